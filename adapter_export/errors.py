@@ -1,0 +1,207 @@
+"""Every error that this package raises on purpose.
+
+::
+
+    AdapterExportError                    exit code 5
+    ├── UsageError                        exit code 2: the call itself is wrong
+    │   └── MissingExtraError             a part that needs a package which is not installed
+    ├── InputError                        exit code 3: what was handed in is wrong
+    │   ├── GraphError                    an adapter graph that is not well formed
+    │   │   └── NotNeutralError           a graph without neutral parameters
+    │   ├── FileError                     a file that cannot be read or written
+    │   │   ├── OutputExistsError
+    │   │   └── WriteError
+    │   ├── FormatError                   a file whose contents break the format
+    │   │   ├── VersionError
+    │   │   ├── HashError
+    │   │   └── TensorError
+    │   ├── BaseModelError                a base model that cannot be used
+    │   │   ├── UnsafeArchiveError
+    │   │   └── NoSitesError
+    │   ├── AdapterError                  an adapter that does not fit
+    │   │   └── BaseMismatchError
+    │   ├── DataError                     training data that cannot be used
+    │   ├── TrainingError                 a training run that cannot go on
+    │   └── RequestError                  a call of a session with inputs that do not fit
+    └── NothingComparedError              exit code 4: a check that looked at nothing
+
+A message says what is wrong, where, what was found, what was expected, and what to do next. Code that raises gives those
+five facts; the sentence is put together here, so that every error of the package reads the same.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AdapterExportError(Exception):
+    """The root of the tree.
+
+    Args:
+        what: what is wrong, a short clause without a full stop.
+        where: the file, and the place in it.
+        found: what was there.
+        expected: what should have been there.
+        fix: what the user does next, an imperative clause.
+    """
+
+    exit_code: ClassVar[int] = 5
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object | None = None,
+        found: object | None = None,
+        expected: object | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.found = None if found is None else str(found)
+        self.expected = None if expected is None else str(expected)
+        self.fix = fix
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        facts = [self.what if self.where is None else f"{self.where}: {self.what}"]
+        if self.found is not None:
+            facts.append(f"found {self.found}")
+        if self.expected is not None:
+            facts.append(f"expected {self.expected}")
+        sentence = "; ".join(facts) + "."
+        return sentence if self.fix is None else f"{sentence} {self.fix[0].upper()}{self.fix[1:]}."
+
+    def facts(self) -> dict[str, str]:
+        """The error as data, for `--json`: its class and those of the five facts that are known."""
+        known = {
+            "what": self.what,
+            "where": self.where,
+            "found": self.found,
+            "expected": self.expected,
+            "fix": self.fix,
+        }
+        return {"error": type(self).__name__, **{key: value for key, value in known.items() if value is not None}}
+
+
+class UsageError(AdapterExportError):
+    """The call itself is wrong: an option, a combination of options, an argument."""
+
+    exit_code = 2
+
+
+class MissingExtraError(UsageError):
+    """A part of the package was called whose libraries are not installed."""
+
+    def __init__(self, library: str, *, extra: str, needed_for: str) -> None:
+        super().__init__(
+            f"`{library}` is not installed, and {needed_for} needs it",
+            fix=f"run `pip install 'adapter-export[{extra}]'`",
+        )
+
+
+class InputError(AdapterExportError):
+    """What was handed in is wrong."""
+
+    exit_code = 3
+
+
+class GraphError(InputError):
+    """An adapter graph that is not well formed."""
+
+
+class NotNeutralError(GraphError):
+    """A graph for which no parameters make the result equal `h`, so that it cannot share an exported graph."""
+
+
+class FileError(InputError):
+    """A file that cannot be read or written."""
+
+
+class OutputExistsError(FileError):
+    """The place to write to is taken; what is there is left alone."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__("already exists", where=path, fix="choose another name, or give `--force` to replace it")
+
+
+class WriteError(FileError):
+    """Writing failed midway; what was there before is still there, and nothing half-written stays behind."""
+
+    def __init__(self, path: object, reason: object) -> None:
+        super().__init__(
+            f"could not be written ({reason})",
+            where=path,
+            fix="free some space or choose another place, then run again",
+        )
+
+
+class FormatError(InputError):
+    """A file whose contents break the format."""
+
+
+class VersionError(FormatError):
+    """A file of a format version that this release does not read."""
+
+
+class HashError(FormatError):
+    """A file whose bytes are not those that its record names."""
+
+    def __init__(self, path: object, *, found: str, expected: str) -> None:
+        super().__init__(
+            "has been changed or damaged since it was written",
+            where=path,
+            found=f"sha256 {found[:12]}…",
+            expected=f"sha256 {expected[:12]}…",
+            fix="take the file from its source again",
+        )
+
+
+class TensorError(FormatError):
+    """Tensors that are missing, left over, of a wrong shape or type, or not finite."""
+
+
+class BaseModelError(InputError):
+    """A base model that cannot be used."""
+
+
+class UnsafeArchiveError(BaseModelError):
+    """An archive that could run code when it is loaded."""
+
+
+class NoSitesError(BaseModelError):
+    """A base in which no place for an adapter was found."""
+
+
+class AdapterError(InputError):
+    """An adapter that does not fit."""
+
+
+class BaseMismatchError(AdapterError):
+    """An adapter that was trained on another base."""
+
+    def __init__(self, adapter: str, *, found: str, expected: str) -> None:
+        super().__init__(
+            f"adapter `{adapter}` was trained on another base",
+            found=f"base fingerprint {found}",
+            expected=expected,
+            fix="give the base that it was trained on, or `--allow-base-mismatch` if you know that they compute the same",
+        )
+
+
+class DataError(InputError):
+    """Training data that cannot be used."""
+
+
+class TrainingError(InputError):
+    """A training run that cannot start or cannot go on."""
+
+
+class RequestError(InputError):
+    """A call of a session with an adapter or inputs that do not fit."""
+
+
+class NothingComparedError(AdapterExportError):
+    """A check that looked at nothing, and therefore proved nothing."""
+
+    exit_code = 4

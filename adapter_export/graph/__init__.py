@@ -1,0 +1,1 @@
+"""The language: adapters as small graphs of named ops with named parameters."""

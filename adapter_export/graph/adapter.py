@@ -1,0 +1,150 @@
+"""An adapter: which graph acts at which site, the weights, the prediction head, and where it all came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, TensorError
+from adapter_export.graph.cost import NO_COST, Cost, cost
+from adapter_export.graph.graph import AdapterGraph
+
+HEAD = "head"
+"""The prefix of the head's tensors, where a site's tensors have the site's name."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One graph at one site.
+
+    Attributes:
+        graph: a name in the adapter's `graphs`.
+        widths: a number for each symbol of that graph, such as `{"d": 384, "b": 64}`.
+    """
+
+    graph: str
+    widths: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A prediction head.
+
+    Attributes:
+        graph: from the final hidden state to logits [batch, classes].
+        widths: a number for each symbol of the graph.
+        labels: the name of each class, in the order of the logits.
+    """
+
+    graph: AdapterGraph
+    widths: Mapping[str, int]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter, checked when it is made.
+
+    Attributes:
+        name: what users call it.
+        kind: the kind that its graphs were made by, `custom` for those written by hand.
+        base: the fingerprint of the base that it was trained on.
+        graphs: the graphs by name.
+        placements: what acts where, by site, in the order of the base.
+        weights: float32 tensors `<site>.<parameter>`, and `head.<parameter>` for the head.
+        head: the prediction head, if it has one.
+        training: the training record, any JSON object.
+
+    Raises:
+        AdapterError: placements, graphs and head do not fit together.
+        TensorError: tensors are missing, left over, of a wrong shape, or hold NaN or Inf; all of them are listed.
+    """
+
+    name: str
+    kind: str
+    base: str
+    graphs: Mapping[str, AdapterGraph]
+    placements: Mapping[str, Placement]
+    weights: Weights
+    head: Head | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_structure()
+        check_tensors(self.weights, self.tensor_shapes(), f"adapter `{self.name}`")
+
+    def _check_structure(self) -> None:
+        unknown = sorted({placement.graph for placement in self.placements.values()} ^ set(self.graphs))
+        if unknown:
+            raise AdapterError("graphs and placements differ", where=f"adapter `{self.name}`", found=", ".join(unknown))
+        if not self.placements and self.head is None:
+            raise AdapterError("acts nowhere", where=f"adapter `{self.name}`", expected="a placement or a head")
+        if HEAD in self.placements:
+            raise AdapterError("a site may not be called `head`", where=f"adapter `{self.name}`")
+        if self.head is not None:
+            self._check_head(self.head)
+
+    def _check_head(self, head: Head) -> None:
+        found = len(head.labels)
+        if head.widths.get("classes", found) != found or len(set(head.labels)) != found or not found:
+            raise AdapterError(
+                "labels and classes differ",
+                where=f"adapter `{self.name}`, head",
+                found=f"{found} labels",
+                expected=f"{head.widths.get('classes', 'at least 1')} different ones",
+            )
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that each of its tensors must have."""
+        return {
+            f"{owner}.{name}": shape
+            for owner, graph, widths in self.parts()
+            for name, shape in graph.parameter_shapes(widths).items()
+        }
+
+    def parts(self) -> Iterator[tuple[str, AdapterGraph, Mapping[str, int]]]:
+        """Every site's graph with its widths, then the head's under the name `head`."""
+        for site, placement in self.placements.items():
+            yield site, self.graphs[placement.graph], placement.widths
+        if self.head is not None:
+            yield HEAD, self.head.graph, self.head.widths
+
+    def parameters(self, owner: str) -> Weights:
+        """The tensors of one site, or of the `head`, by the parameter names of its graph."""
+        prefix = f"{owner}."
+        graph = next(graph for name, graph, _ in self.parts() if name == owner)
+        return {name: self.weights[prefix + name] for name in graph.parameters}
+
+    def cost(self) -> Cost:
+        """Parameters, bytes and multiply-accumulates of all its parts together."""
+        return sum((cost(graph, widths) for _, graph, widths in self.parts()), NO_COST)
+
+
+def check_tensors(found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Hold tensors against the shapes that they must have.
+
+    Raises:
+        TensorError: listing every tensor that is missing, left over, misshapen, not float32 or not finite.
+    """
+    faults = [f"`{name}` is missing" for name in expected if name not in found]
+    faults += [f"`{name}` is left over" for name in found if name not in expected]
+    for name, shape in expected.items():
+        if name in found:
+            faults += [f"`{name}` {fault}" for fault in _faults(found[name], shape)]
+    if faults:
+        raise TensorError("tensors do not fit", where=where, found="; ".join(faults), fix="write the adapter again")
+
+
+def _faults(tensor: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
+    if 0 in shape:
+        yield f"has an empty shape {list(shape)}"
+    if tensor.shape != shape:
+        yield f"has shape {list(tensor.shape)}, not {list(shape)}"
+    if tensor.dtype != np.float32:
+        yield f"is {tensor.dtype}, not float32"
+    elif not np.isfinite(tensor).all():
+        yield f"holds {int(np.count_nonzero(~np.isfinite(tensor)))} NaN or Inf"

@@ -1,0 +1,63 @@
+"""Fold constant factors into the weights before them, so that nothing constant is left to compute at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from adapter_export.dtypes import Weights
+from adapter_export.graph.graph import AdapterGraph, Node
+
+_TRANSPARENT = frozenset({"identity", "dropout"})
+
+
+def inference_form(graph: AdapterGraph) -> AdapterGraph:
+    """The graph without what training alone needs and without factors that `fold_weights` puts into the weights."""
+    for node in graph.nodes:
+        if node.op in _TRANSPARENT or _folds(graph, node):
+            return inference_form(_bypass(graph, node))
+    return graph
+
+
+def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> Weights:
+    """The parameters with which `inference_form(graph)` computes what `graph` computes with the given ones.
+
+    The product is taken in float64 and rounded once.
+    """
+    folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
+    current = graph
+    while (node := next((node for node in current.nodes if _folds(current, node)), None)) is not None:
+        source = _producer(current, node.inputs[0])
+        assert source is not None  # `_folds` has seen it
+        for name in source.parameters.values():
+            folded[name] = folded[name] * node.attributes["factor"]
+        current = _bypass(current, node)
+    return {name: value.astype(np.float32) for name, value in folded.items()}
+
+
+def _folds(graph: AdapterGraph, node: Node) -> bool:
+    """Whether it is a factor on a linear that nobody else reads and that shares no parameter."""
+    if node.op != "scale":
+        return False
+    source = _producer(graph, node.inputs[0])
+    if source is None or source.op != "linear":
+        return False
+    names = [name for other in graph.nodes for name in other.parameters.values()]
+    readers = sum(other.inputs.count(source.output) for other in graph.nodes) + (graph.result == source.output)
+    return readers == 1 and all(names.count(name) == 1 for name in source.parameters.values())
+
+
+def _producer(graph: AdapterGraph, value: str) -> Node | None:
+    return next((node for node in graph.nodes if node.output == value), None)
+
+
+def _bypass(graph: AdapterGraph, node: Node) -> AdapterGraph:
+    (source,) = node.inputs
+    rest = tuple(
+        replace(other, inputs=tuple(source if name == node.output else name for name in other.inputs))
+        for other in graph.nodes
+        if other is not node
+    )
+    return replace(graph, nodes=rest, result=source if graph.result == node.output else graph.result)

@@ -1,0 +1,160 @@
+"""An adapter graph: what an adapter computes at one site, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from adapter_export.errors import GraphError
+from adapter_export.graph.ops import OPS, Dim, OpSpec, Shape
+
+SITE_VALUES: Mapping[str, Shape] = {
+    "h": ("batch", "tokens", "d"),
+    "x": ("batch", "tokens", "d"),
+    "u": ("batch", "tokens", "d_in"),
+}
+"""What a graph may read at a site: `h` the sublayer's output before the residual add, `x` the residual stream at the
+sublayer's start, `u` what the sublayer itself reads. `d_in` equals `d` at sublayers."""
+
+HEAD_VALUES: Mapping[str, Shape] = {"hidden": ("batch", "tokens", "d"), "mask": ("batch", "tokens")}
+"""What a prediction head may read: the final hidden state, and the attention mask as numbers (1 real, 0 padding)."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One application of an op.
+
+    Attributes:
+        op: a name in `OPS`.
+        inputs: the values it reads: site values, or outputs of earlier nodes.
+        output: the value it defines.
+        parameters: the graph's parameter for each role of the op.
+        attributes: the op's numbers.
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterGraph:
+    """Nodes in the order of evaluation, checked when the graph is made.
+
+    Attributes:
+        inputs: the values it reads, keys of `SITE_VALUES` or of `HEAD_VALUES`.
+        parameters: the symbolic shape of every tensor it owns.
+        nodes: the ops, each after those whose outputs it reads.
+        result: the value it returns.
+
+    Raises:
+        GraphError: it is not well formed; the message names the node.
+    """
+
+    inputs: tuple[str, ...]
+    parameters: Mapping[str, Shape]
+    nodes: tuple[Node, ...]
+    result: str
+
+    def __post_init__(self) -> None:
+        shapes = self.shapes()
+        if self.result not in shapes:
+            raise GraphError(
+                "the result is not computed", found=f"`{self.result}`", expected=f"one of {sorted(shapes)}"
+            )
+        self._check_nothing_is_idle()
+
+    def shapes(self) -> dict[str, Shape]:
+        """The symbolic shape of every value, by the ops' shape rules."""
+        known = self._input_shapes()
+        for index, node in enumerate(self.nodes):
+            where = f"node {index} (`{node.op}`)"
+            if node.output in known:
+                raise GraphError("a value is defined twice", where=where, found=f"`{node.output}`")
+            known[node.output] = self._output_shape(node, known, where)
+        return known
+
+    def _input_shapes(self) -> dict[str, Shape]:
+        for values in (SITE_VALUES, HEAD_VALUES):
+            if set(self.inputs) <= set(values):
+                return {name: values[name] for name in self.inputs}
+        raise GraphError(
+            "unknown values are read",
+            found=", ".join(self.inputs),
+            expected=f"only {', '.join(SITE_VALUES)} (at a site) or only {', '.join(HEAD_VALUES)} (in a head)",
+        )
+
+    def _output_shape(self, node: Node, known: Mapping[str, Shape], where: str) -> Shape:
+        spec = OPS.get(node.op)
+        if spec is None:
+            raise GraphError("unknown op", where=where, found=f"`{node.op}`", expected=f"one of {', '.join(OPS)}")
+        missing = [name for name in node.inputs if name not in known]
+        if missing:
+            raise GraphError("a value is read before it is defined", where=where, found=", ".join(missing))
+        if len(node.inputs) != spec.arity:
+            raise GraphError("wrong number of values read", where=where, found=len(node.inputs), expected=spec.arity)
+        _check_names("attributes", set(node.attributes), set(spec.attributes), set(), where)
+        inputs = tuple(known[name] for name in node.inputs)
+        try:
+            return spec.shape(inputs, self._bind(node, spec, inputs, where))
+        except GraphError as error:
+            raise GraphError(error.what, where=where, found=error.found, expected=error.expected) from error
+
+    def _bind(self, node: Node, spec: OpSpec, inputs: tuple[Shape, ...], where: str) -> dict[str, Dim]:
+        """The op's own dimensions in the graph's terms, from the shapes of its first input and its parameters."""
+        needed = {parameter.role for parameter in spec.parameters if not parameter.optional}
+        allowed = {parameter.role for parameter in spec.parameters}
+        _check_names("parameters", set(node.parameters), needed, allowed - needed, where)
+        dims: dict[str, Dim] = {"in": inputs[0][-1]}
+        for parameter in spec.parameters:
+            if parameter.role in node.parameters:
+                self._bind_parameter(node.parameters[parameter.role], parameter.shape, dims, where)
+        return dims
+
+    def _bind_parameter(self, name: str, template: tuple[str, ...], dims: dict[str, Dim], where: str) -> None:
+        shape = self.parameters.get(name)
+        if shape is None:
+            raise GraphError(
+                "a parameter has no shape", where=where, found=f"`{name}`", expected="an entry in `parameters`"
+            )
+        bound = tuple(dims.setdefault(symbol, dim) for symbol, dim in zip(template, shape, strict=False))
+        if len(shape) != len(template) or bound != shape:
+            expected = [dims.get(symbol, symbol) for symbol in template]
+            raise GraphError(f"parameter `{name}` has a wrong shape", where=where, found=list(shape), expected=expected)
+
+    def _check_nothing_is_idle(self) -> None:
+        read = {name for node in self.nodes for name in node.inputs} | {self.result}
+        used = {name for node in self.nodes for name in node.parameters.values()}
+        idle = {node.output for node in self.nodes} - read | set(self.parameters) - used | set(self.inputs) - read
+        if idle:
+            raise GraphError("declared but never used", found=", ".join(sorted(idle)), expected="only what is used")
+
+    def symbols(self) -> tuple[str, ...]:
+        """The symbolic dimensions of its parameters, in the order in which they first occur."""
+        return tuple(dict.fromkeys(dim for shape in self.parameters.values() for dim in shape if isinstance(dim, str)))
+
+    def parameter_shapes(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter in numbers.
+
+        Args:
+            widths: a number for each of `symbols()`.
+        """
+        return {name: tuple(resolve(dim, widths) for dim in shape) for name, shape in self.parameters.items()}
+
+
+def resolve(dim: Dim, widths: Mapping[str, int]) -> int:
+    """A dimension as a number."""
+    if isinstance(dim, int):
+        return dim
+    if dim not in widths:
+        raise GraphError("a width is not given", found=", ".join(sorted(widths)) or "none", expected=f"`{dim}`")
+    return widths[dim]
+
+
+def _check_names(what: str, found: set[str], needed: set[str], optional: set[str], where: str) -> None:
+    if not needed <= found <= needed | optional:
+        names = ", ".join(sorted(needed)) or "none"
+        more = f" (and perhaps {', '.join(sorted(optional))})" if optional else ""
+        raise GraphError(f"wrong {what}", where=where, found=", ".join(sorted(found)) or "none", expected=names + more)

@@ -1,0 +1,1 @@
+"""Adapters that other software wrote, and plain tensors, become adapters."""

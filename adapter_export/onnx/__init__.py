@@ -1,0 +1,1 @@
+"""ONNX: bases, sites, slots, bundles."""

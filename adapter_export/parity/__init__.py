@@ -1,0 +1,1 @@
+"""Does the bundle compute what the reference computes?"""

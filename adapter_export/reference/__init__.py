@@ -1,0 +1,1 @@
+"""The NumPy lowering: forward and backward of every op. It defines what an op means."""

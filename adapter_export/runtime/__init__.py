@@ -1,0 +1,1 @@
+"""Bundles in ONNX Runtime, with numpy and onnxruntime alone."""

@@ -1,0 +1,1 @@
+"""The PyTorch backend: bases as archives, adapters as modules at sites, training."""
