@@ -25,8 +25,8 @@
     │   └── RequestError                  a call of a session with inputs that do not fit
     └── NothingComparedError              exit code 4: a check that looked at nothing
 
-A message says what is wrong, where, what was found, what was expected, and what to do next. Code that raises gives those
-five facts; the sentence is put together here, so that every error of the package reads the same.
+A message says what is wrong, where, what was found, what was expected, and what to do next. Code that raises gives
+those five facts; the sentence is put together here, so that every error of the package reads the same.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class BaseMismatchError(AdapterError):
             f"adapter `{adapter}` was trained on another base",
             found=f"base fingerprint {found}",
             expected=expected,
-            fix="give the base that it was trained on, or `--allow-base-mismatch` if you know that they compute the same",
+            fix="give the base that it was trained on, or `--allow-base-mismatch` if you know that both compute the same",
         )
 
 

@@ -9,7 +9,7 @@ from adapter_export.graph.graph import AdapterGraph
 
 Value = TypeVar("Value")
 Lowering = Callable[[tuple[Value, ...], Mapping[str, Value], Mapping[str, float]], Value]
-"""What one op is in one backend: from the values read, the parameters by role and the attributes to the value defined."""
+"""What one op is in one backend: from values read, parameters by role and attributes to the value defined."""
 
 
 def interpret(

@@ -14,7 +14,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Runner(Protocol):
-    """A base with a choice of adapter per call: the torch reference, the cut ONNX reference, an ONNX Runtime session."""
+    """A base with a choice of adapter per call: the torch reference, the cut ONNX reference, a session."""
 
     @property
     def description(self) -> str:
