@@ -1,0 +1,187 @@
+"""`adapter-export`: the group of commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapter_export import __version__
+from adapter_export.errors import AdapterExportError, FileError, InputError
+
+_INTERRUPTED = 130
+_BUG = 5
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A command by name, imported when it is called: `module:attribute`, and its line in the list of commands."""
+
+    target: str
+    help: str
+
+
+_COMMANDS: Mapping[str, _Entry] = {
+    "capture": _Entry("adapter_export.cli.capture:capture", "Make a model archive from a Hugging Face folder."),
+    "sites": _Entry("adapter_export.cli.sites:sites", "Show where adapters can act in a model."),
+    "train": _Entry("adapter_export.cli.train:train", "Train an adapter on a table of labelled texts."),
+    "pack": _Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
+    "build": _Entry("adapter_export.cli.build:build", "Export a model and its adapters as one bundle."),
+    "check": _Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
+    "run": _Entry("adapter_export.cli.run:run", "Run a bundle on texts or arrays."),
+    "inspect": _Entry("adapter_export.cli.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is called and lists its commands without importing any.
+
+    Every error ends here: those of this package with their own exit code, failing disks and memory with 3, an
+    interrupt with 130, anything else, which is a bug of ours, with 5.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order in which a user meets them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, attribute = entry.target.split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names; a near miss is named in the error."""
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(_COMMANDS)}."
+            ctx.fail(f"no command `{args[0]}`; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in _COMMANDS.items()])
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        """Run, and say errors as JSON too where `--json` is among the arguments."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra["obj"] = _Call(json="--json" in arguments, debug="--debug" in arguments)
+        return super().main(arguments, *rest, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        call = ctx.ensure_object(_Call)
+        try:
+            with warnings.catch_warnings():
+                if not call.debug:
+                    warnings.simplefilter("ignore")
+                return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except click.ClickException as error:
+            if call.json:
+                _say_json({"error": "UsageError", "what": error.format_message(), "exit_code": error.exit_code})
+            raise
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted.", err=True)
+            ctx.exit(_INTERRUPTED)
+        except Exception as error:  # noqa: BLE001 - the outermost place; whatever arrives becomes a message
+            ctx.exit(_report(error, call))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How the user wants to hear of errors."""
+
+    json: bool = False
+    debug: bool = False
+
+
+def _report(error: Exception, call: _Call) -> int:
+    """Say an error and return the exit code."""
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        raise error  # the reader of our output left; click ends quietly
+    known = _as_known(error)
+    if known is None:
+        return _report_bug(error, call)
+    if call.debug:
+        traceback.print_exception(error)
+    if call.json:
+        _say_json({**known.facts(), "exit_code": known.exit_code})
+    _say_error(str(known))
+    return known.exit_code
+
+
+def _as_known(error: Exception) -> AdapterExportError | None:
+    """The error as one of ours: failing disks and memory are no bugs."""
+    if isinstance(error, AdapterExportError):
+        return error
+    if isinstance(error, MemoryError):
+        return InputError("there is not enough memory", fix="use a smaller model or batch, or a larger machine")
+    if isinstance(error, OSError):
+        return FileError(
+            f"could not be read or written ({error.strerror or error})",
+            where=error.filename or "a file",
+            fix="check the path, its permissions and the free space, then run again",
+        )
+    return None
+
+
+def _report_bug(error: Exception, call: _Call) -> int:
+    what = f"{type(error).__name__}: {error}"
+    if call.json:
+        _say_json({"error": "InternalError", "what": what, "exit_code": _BUG})
+    if call.debug:
+        traceback.print_exception(error)
+        _say_error(f"{what}. This is a bug in adapter-export.")
+        return _BUG
+    with tempfile.NamedTemporaryFile("w", prefix="adapter-export-", suffix=".txt", delete=False) as file:
+        file.write(f"adapter-export {__version__}\n{' '.join(sys.argv)}\n\n")
+        traceback.print_exception(error, file=file)
+    _say_error(f"{what}. This is a bug in adapter-export. Please report it with `{Path(file.name)}`.")
+    return _BUG
+
+
+def _say_error(message: str) -> None:
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+
+
+def _say_json(document: Mapping[str, object]) -> None:
+    from adapter_export.cli.output import emit_json
+
+    emit_json(document)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="\b\nFrom a model to a service:\n"
+    "  adapter-export capture HF_FOLDER -o model.pt\n"
+    "  adapter-export train model.pt --data train.tsv --kind houlsby --bottleneck 64 -o a\n"
+    "  adapter-export build model.pt --adapters a,b -o bundle\n"
+    "  adapter-export check bundle --against model.pt\n"
+    "  adapter-export run bundle --adapter a --text 'How far is the moon?'\n"
+    "\n\b\nExit codes: 0 done, 1 a comparison failed, 2 wrong call, 3 bad input, 4 nothing was compared,\n"
+    "5 a bug, 130 interrupted. With `--json` every command writes one document to stdout, errors too.",
+)
+@click.version_option(__version__, prog_name="adapter-export", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the warnings of libraries.")
+def main(debug: bool) -> None:
+    """Export a frozen model and its adapters to one ONNX graph with swappable adapter weights."""
