@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.graph import AdapterGraph, Node
 
 Value = TypeVar("Value")
-Lowering = Callable[[tuple[Value, ...], Mapping[str, Value], Mapping[str, float]], Value]
-"""What one op is in one backend: from values read, parameters by role and attributes to the value defined."""
+Lowering = Callable[[Node, tuple[Value, ...], Mapping[str, Value]], Value]
+"""What one op is in one backend: from the node (its attributes, its output's name), the values that it reads and its
+parameters by role to the value that it defines."""
 
 
 def interpret(
@@ -33,5 +34,5 @@ def interpret(
     for node in graph.nodes:
         read = tuple(values[name] for name in node.inputs)
         owned = {role: parameters[name] for role, name in node.parameters.items()}
-        values[node.output] = lowerings[node.op](read, owned, node.attributes)
+        values[node.output] = lowerings[node.op](node, read, owned)
     return values
