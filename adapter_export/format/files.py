@@ -1,0 +1,146 @@
+"""Files: read with named errors, written under a temporary name and renamed, so nothing is half-written or lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from adapter_export.errors import FileError, OutputExistsError, WriteError
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        FileError: it is missing, a folder, or not readable.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes in lower-case hexadecimal, without holding the file in memory.
+
+    Raises:
+        FileError: it is missing, a folder, or not readable.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> FileError:
+    """The named error for a failed read."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return FileError("is not there", where=path, expected="a file", fix="check the path for a typing error")
+    if isinstance(error, IsADirectoryError):
+        return FileError("is a folder", where=path, expected="a file", fix="give the path of the file itself")
+    return FileError(f"cannot be read ({error.strerror or error})", where=path, fix="check its permissions")
+
+
+@contextmanager
+def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path`; the file written there takes its place when the block ends well.
+
+    Args:
+        path: where the file shall be; folders above it are made.
+        force: replace what is there; it stays until the new one is complete.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is not given.
+        WriteError: the operating system refused a write; `path` is as it was before.
+    """
+    with _staged(path, force) as temporary:
+        yield temporary
+
+
+@contextmanager
+def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path`, which takes its place when the block ends well; otherwise nothing stays behind.
+
+    Args:
+        path: where the folder shall be; folders above it are made.
+        force: replace what is there; it stays until the new one is complete.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is not given.
+        FileError: `path` is the current folder or one above it, which nothing may replace.
+        WriteError: the operating system refused a write; `path` is as it was before.
+    """
+    with _staged(path, force) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+@contextmanager
+def _staged(path: Path, force: bool) -> Iterator[Path]:
+    target = Path(os.path.abspath(path))  # noqa: PTH100 `resolve` would follow a link that is to be replaced
+    _check_free(target, path, force)
+    temporary = _beside(target, "tmp")
+    made = [folder for folder in target.parents if not folder.exists()]
+    finished = False
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _check_free(target, path, force)
+        _move_into_place(temporary, target)
+        finished = True
+    except OSError as error:
+        raise WriteError(path, error.strerror or error) from error
+    finally:
+        if not finished:
+            _remove(temporary)
+            _remove_empty(made)
+
+
+def _check_free(target: Path, named: Path, force: bool) -> None:
+    here = Path.cwd()
+    if target == here or target in here.parents:
+        raise FileError("is the folder that you work in, or one above it", where=named, fix="choose another name")
+    if os.path.lexists(target) and not force:
+        raise OutputExistsError(named)
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    """Rename; what is there steps aside first and comes back if the renaming fails."""
+    if temporary.is_file() and not target.is_dir():
+        temporary.replace(target)
+        return
+    aside = _beside(target, "old")
+    occupied = os.path.lexists(target)
+    if occupied:
+        target.rename(aside)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if occupied:
+            aside.rename(target)
+        raise
+    _remove(aside)
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,143 @@
+"""Tensors in safetensors files, with named errors and one layout for each set of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from adapter_export.errors import FormatError, TensorError, WriteError
+from adapter_export.format.canonical import parse_json
+from adapter_export.format.files import read_bytes
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""The element types of safetensors that NumPy has, and its names for them."""
+
+_HEADER_LENGTH_BYTES = 8
+
+_MISTAKEN = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to", "run `git lfs pull`"),
+    (b"PK\x03\x04", "a zip archive, such as `torch.save` writes", "save the tensors with `safetensors`"),
+    (b"\x80", "a pickle, which could run code when it is read", "save the tensors with `safetensors`"),
+    (b"\x89HDF", "an HDF5 file", "save the tensors with `safetensors`"),
+    (b"\x93NUMPY", "a NumPy file", "save the tensors with `safetensors`"),
+)
+"""What other files begin with, what they are, and what to do. A safetensors file begins with the length of its header:
+those that begin with the same byte as a pickle are told apart by the `{` of the header at byte 8."""
+
+
+def tensor_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The one safetensors encoding of these tensors: sorted by element size (largest first), then name; no metadata.
+
+    Raises:
+        TensorError: NumPy's type of a tensor has no counterpart in safetensors.
+    """
+    ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
+    allowed = _DTYPES.values()
+    faults = [f"`{name}` is {tensor.dtype}" for name, tensor in ordered.items() if tensor.dtype.name not in allowed]
+    if faults:
+        raise TensorError(
+            "tensors of a type that cannot be written", found="; ".join(faults), expected=", ".join(_DTYPES)
+        )
+    return save(ordered)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file; the same tensors always give the same bytes.
+
+    Raises:
+        TensorError: NumPy's type of a tensor has no counterpart in safetensors.
+        WriteError: the operating system refused.
+    """
+    data = tensor_bytes(tensors)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise WriteError(path, error.strerror or error) from error
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        FileError: it cannot be read.
+        FormatError: it is not a safetensors file, it is truncated, or a name occurs twice in it.
+        TensorError: a tensor has an element type that NumPy lacks.
+    """
+    return parse_tensors(read_bytes(path), path)
+
+
+def parse_tensors(data: bytes, where: object) -> dict[str, np.ndarray]:
+    """Read tensors from the bytes of a safetensors file; `where` names it in messages.
+
+    Raises:
+        FormatError: it is not a safetensors file, it is truncated, or a name occurs twice in it.
+        TensorError: a tensor has an element type that NumPy lacks.
+    """
+    _check_types(_header(data, where), where)
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise FormatError(
+            "is not a valid safetensors file",
+            where=where,
+            found=f"{len(data)} bytes; {error}",
+            fix="take the file from its source again",
+        ) from error
+    return {name: tensors[name] for name in sorted(tensors)}
+
+
+def _check_types(header: object, where: object) -> None:
+    records = header.items() if isinstance(header, dict) else ()
+    types = {name: record["dtype"] for name, record in records if isinstance(record, dict) and "dtype" in record}
+    faults = [f"`{name}` is {dtype}" for name, dtype in types.items() if dtype not in _DTYPES]
+    if faults:
+        raise TensorError(
+            "tensors of a type that is not read", where=where, found="; ".join(faults), expected=", ".join(_DTYPES)
+        )
+
+
+def _header(data: bytes, where: object) -> object:
+    """The header, read strictly: the library keeps the last of two tensors of one name."""
+    rest = data[_HEADER_LENGTH_BYTES:]
+    if not rest.startswith(b"{"):
+        raise _not_safetensors(data, where)
+    length = int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little")
+    if length > len(rest):
+        raise FormatError(
+            "is truncated",
+            where=where,
+            found=f"{len(rest)} bytes after the length",
+            expected=f"a header of {length} bytes and the tensors",
+            fix="take the file from its source again",
+        )
+    return parse_json(rest[:length], f"{where}, header")
+
+
+def _not_safetensors(data: bytes, where: object) -> FormatError:
+    for start, name, fix in _MISTAKEN:
+        if data.startswith(start):
+            return FormatError(f"is {name}", where=where, expected="a safetensors file", fix=fix)
+    return FormatError(
+        "is not a safetensors file",
+        where=where,
+        found=f"{len(data)} bytes that begin with `{data[:16]!r}`",
+        expected="the length of a header and the header",
+        fix="take the file from its source again",
+    )
