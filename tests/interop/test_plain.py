@@ -86,9 +86,9 @@ def test_other_float_types_are_converted_with_a_word(dtype: str, word: str) -> N
     tensors = _tensors(dtype=dtype)
     packed = _pack(tensors)
     assert all(weight.dtype == np.float32 for weight in packed.adapter.weights.values())
-    assert packed.notes == (
-        f"16 tensors are {dtype} and were converted to float32, {packed.notes[0][-len(word) :]}",
-    ) or (word in packed.notes[0])
+    (note,) = packed.notes
+    assert note.startswith(f"16 tensors are {dtype} and were converted")
+    assert note.endswith(word)
     assert np.array_equal(packed.adapter.weights["layers.0.ffn.up.bias"], tensors["layers.0.ffn.up.bias"].astype("f4"))
 
 
@@ -154,7 +154,7 @@ def test_a_width_of_zero_is_refused() -> None:
 
 
 def test_labels_and_head_belong_together() -> None:
-    with pytest.raises(UsageError, match="give `--labels`|Give `--labels`"):
+    with pytest.raises(UsageError, match="Give `--labels`"):
         _pack(_tensors() | _head())
     with pytest.raises(UsageError, match="no head"):
         _pack(_tensors(), labels=("a", "b"))
