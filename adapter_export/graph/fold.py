@@ -15,9 +15,8 @@ _TRANSPARENT = frozenset({"identity", "dropout"})
 
 def inference_form(graph: AdapterGraph) -> AdapterGraph:
     """The graph without what training alone needs and without factors that `fold_weights` puts into the weights."""
-    for node in graph.nodes:
-        if node.op in _TRANSPARENT or _folds(graph, node):
-            return inference_form(_bypass(graph, node))
+    while (node := _next_to_remove(graph)) is not None:
+        graph = _bypass(graph, node)
     return graph
 
 
@@ -27,14 +26,17 @@ def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> W
     The product is taken in float64 and rounded once.
     """
     folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
-    current = graph
-    while (node := next((node for node in current.nodes if _folds(current, node)), None)) is not None:
-        source = _producer(current, node.inputs[0])
-        assert source is not None  # `_folds` has seen it
-        for name in source.parameters.values():
-            folded[name] = folded[name] * node.attributes["factor"]
-        current = _bypass(current, node)
+    while (node := _next_to_remove(graph)) is not None:
+        source = _producer(graph, node.inputs[0])
+        if node.op == "scale" and source is not None:
+            for name in source.parameters.values():
+                folded[name] = folded[name] * node.attributes["factor"]
+        graph = _bypass(graph, node)
     return {name: value.astype(np.float32) for name, value in folded.items()}
+
+
+def _next_to_remove(graph: AdapterGraph) -> Node | None:
+    return next((node for node in graph.nodes if node.op in _TRANSPARENT or _folds(graph, node)), None)
 
 
 def _folds(graph: AdapterGraph, node: Node) -> bool:
