@@ -31,6 +31,8 @@ those five facts; the sentence is put together here, so that every error of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -61,9 +63,10 @@ class AdapterExportError(Exception):
         self.found = None if found is None else str(found)
         self.expected = None if expected is None else str(expected)
         self.fix = fix
-        super().__init__(self._sentence())
+        super().__init__(self.sentence())
 
-    def _sentence(self) -> str:
+    def sentence(self) -> str:
+        """The five facts in words."""
         facts = [self.what if self.where is None else f"{self.where}: {self.what}"]
         if self.found is not None:
             facts.append(f"found {self.found}")
@@ -82,6 +85,17 @@ class AdapterExportError(Exception):
             "fix": self.fix,
         }
         return {"error": type(self).__name__, **{key: value for key, value in known.items() if value is not None}}
+
+
+@contextmanager
+def within(place: object) -> Iterator[None]:
+    """Errors of this package that the block raises name `place`, such as a file, before their own `where`."""
+    try:
+        yield
+    except AdapterExportError as error:
+        error.where = str(place) if error.where is None else f"{place}, {error.where}"
+        error.args = (error.sentence(),)
+        raise
 
 
 class UsageError(AdapterExportError):
@@ -147,13 +161,15 @@ class VersionError(FormatError):
 class HashError(FormatError):
     """A file whose bytes are not those that its record names."""
 
-    def __init__(self, path: object, *, found: str, expected: str) -> None:
+    def __init__(
+        self, path: object, *, found: str, expected: str, fix: str = "take the file from its source again"
+    ) -> None:
         super().__init__(
             "has been changed or damaged since it was written",
             where=path,
             found=f"sha256 {found[:12]}…",
             expected=f"sha256 {expected[:12]}…",
-            fix="take the file from its source again",
+            fix=fix,
         )
 
 
@@ -185,7 +201,7 @@ class BaseMismatchError(AdapterError):
             f"adapter `{adapter}` was trained on another base",
             found=f"base fingerprint {found}",
             expected=expected,
-            fix="give the base that it was trained on, or `--allow-base-mismatch` if you know that both compute the same",
+            fix="give the base that it was trained on, or `--allow-base-mismatch` if you know that both are the same",
         )
 
 

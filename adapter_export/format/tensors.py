@@ -106,7 +106,7 @@ def parse_tensors(data: bytes, where: object) -> dict[str, np.ndarray]:
 def _check_types(header: object, where: object) -> None:
     records = header.items() if isinstance(header, dict) else ()
     types = {name: record["dtype"] for name, record in records if isinstance(record, dict) and "dtype" in record}
-    faults = [f"`{name}` is {dtype}" for name, dtype in types.items() if dtype not in _DTYPES]
+    faults = [f"`{name}` is {dtype}" for name, dtype in types.items() if str(dtype) not in _DTYPES]
     if faults:
         raise TensorError(
             "tensors of a type that is not read", where=where, found="; ".join(faults), expected=", ".join(_DTYPES)

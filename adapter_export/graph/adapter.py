@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +13,15 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError
 from adapter_export.graph.cost import NO_COST, Cost, cost
-from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph
 
 HEAD = "head"
 """The prefix of the head's tensors, where a site's tensors have the site's name."""
+
+_LOGITS = ("batch", "classes")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What an adapter may be called: its name becomes the name of files, on every operating system."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class Adapter:
         check_tensors(self.weights, self.tensor_shapes(), f"adapter `{self.name}`")
 
     def _check_structure(self) -> None:
+        check_name(self.name)
         unknown = sorted({placement.graph for placement in self.placements.values()} ^ set(self.graphs))
         if unknown:
             raise AdapterError("graphs and placements differ", where=f"adapter `{self.name}`", found=", ".join(unknown))
@@ -87,6 +95,35 @@ class Adapter:
             raise AdapterError("a site may not be called `head`", where=f"adapter `{self.name}`")
         if self.head is not None:
             self._check_head(self.head)
+        self._check_ends()
+        self._check_tensor_names()
+
+    def _check_ends(self) -> None:
+        """A site's graph reads site values and returns what replaces `h`; a head's reads its own and returns logits."""
+        for owner, graph, _ in self.parts():
+            values, result = (HEAD_VALUES, _LOGITS) if owner == HEAD else (SITE_VALUES, SITE_VALUES["h"])
+            where = f"adapter `{self.name}`, `{owner}`"
+            if not set(graph.inputs) <= set(values):
+                raise AdapterError(
+                    "a graph reads values that are not there",
+                    where=where,
+                    found=", ".join(graph.inputs),
+                    expected=", ".join(values),
+                )
+            if graph.shapes()[graph.result] != result:
+                found = list(graph.shapes()[graph.result])
+                raise AdapterError("a graph returns a wrong shape", where=where, found=found, expected=list(result))
+
+    def _check_tensor_names(self) -> None:
+        names = Counter(f"{owner}.{name}" for owner, graph, _ in self.parts() for name in graph.parameters)
+        twice = sorted(name for name, count in names.items() if count > 1)
+        if twice:
+            raise AdapterError(
+                "two tensors have one name",
+                where=f"adapter `{self.name}`",
+                found=", ".join(f"`{name}`" for name in twice),
+                fix="rename a parameter of its graphs",
+            )
 
     def _check_head(self, head: Head) -> None:
         found = len(head.labels)
@@ -122,6 +159,22 @@ class Adapter:
     def cost(self) -> Cost:
         """Parameters, bytes and multiply-accumulates of all its parts together."""
         return sum((cost(graph, widths) for _, graph, widths in self.parts()), NO_COST)
+
+
+def check_name(name: str) -> str:
+    """Return the name of an adapter if it may be one.
+
+    Raises:
+        AdapterError: it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise AdapterError(
+            "a name that no adapter may have",
+            found=f"`{name}`",
+            expected="letters, digits, `.`, `_` and `-`, a letter or digit first",
+            fix="choose another name",
+        )
+    return name
 
 
 def check_tensors(found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
