@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-Axis = int | str
+from adapter_export.format.rules import check_not_empty, check_not_negative, check_path, check_positive, check_sha256
+from adapter_export.graph.adapter import check_name
+
+Count = Annotated[int, check_not_negative]
+Positive = Annotated[int, check_positive]
+RelativePath = Annotated[str, check_path]
+"""From the bundle's folder, with `/` between parts."""
+
+Axis = Positive | str
 """The length of an axis: a number, or the name of a dynamic axis such as `batch`."""
 
 
@@ -26,7 +34,7 @@ class InputRecord:
     dtype: str
     axes: tuple[Axis, ...]
     role: Literal["ids", "mask", "values"]
-    limit: int | None = None
+    limit: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,8 @@ class SiteRecord:
 
     name: str
     role: str
-    layer: int
-    width: int
+    layer: Count
+    width: Positive
     path: str | None
     tensor: str
 
@@ -77,7 +85,7 @@ class SlotRecord:
     graph: str
     parameter: str
     axes: tuple[Axis, ...]
-    neutral: tuple[int, ...]
+    neutral: tuple[Positive, ...]
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,9 @@ class GoldenRecord:
         reference: what computed the outputs, such as `torch 2.13.0 float32`; never the exported graph.
     """
 
-    path: str
-    cases: tuple[str, ...]
-    absolute: Mapping[str, float]
+    path: RelativePath
+    cases: Annotated[tuple[str, ...], check_not_empty]
+    absolute: Mapping[str, Annotated[float, check_not_negative]]
     reference: str
 
 
@@ -117,13 +125,13 @@ class AdapterRecord:
         golden: its golden vectors.
     """
 
-    name: str
+    name: Annotated[str, check_name]
     kind: str
-    labels: tuple[str, ...] | None
-    parameters: int
-    onnx_adapter: str
-    safetensors: str
-    source: str
+    labels: Annotated[tuple[str, ...], check_not_empty] | None
+    parameters: Count
+    onnx_adapter: RelativePath
+    safetensors: RelativePath
+    source: RelativePath
     base: str
     golden: GoldenRecord
 
@@ -137,17 +145,17 @@ class TextRecord:
         max_tokens: longer texts are cut to this many tokens; the most that the base takes.
     """
 
-    tokenizer: str
-    max_tokens: int
+    tokenizer: RelativePath
+    max_tokens: Positive
 
 
 @dataclass(frozen=True)
 class FileRecord:
     """A file of the bundle, by its path from the bundle's folder with `/` between parts."""
 
-    path: str
-    sha256: str
-    bytes: int
+    path: RelativePath
+    sha256: Annotated[str, check_sha256]
+    bytes: Count
 
 
 @dataclass(frozen=True)
@@ -175,9 +183,9 @@ class Manifest:
     version: str
     producer: str
     minimum_onnxruntime: str
-    opset: int
+    opset: Positive
     base: str
-    graphs: Mapping[str, str]
+    graphs: Annotated[Mapping[str, RelativePath], check_not_empty]
     inputs: tuple[InputRecord, ...]
     outputs: tuple[OutputRecord, ...]
     head_output: str | None

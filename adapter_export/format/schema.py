@@ -55,8 +55,8 @@ def _folder() -> Traversable:
 def _describe(fault: ValidationError, others: int, name: str, where: object) -> FormatError:
     more = f" (and {others} more)" if others else ""
     return FormatError(
-        f"breaks the format at `{fault.json_path}`{more}",
-        where=where,
+        f"breaks the format{more}",
+        where=f"{where}, `{fault.json_path}`",
         found=_found(fault),
         expected=_expected(fault),
         fix=f"correct it by `schemas/{name}.schema.json`",

@@ -1,0 +1,121 @@
+"""A bundle's manifest as JSON: `manifest.json`. Specified in `docs/format.md`, schema `bundle-manifest`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from adapter_export.errors import FileError, FormatError, within
+from adapter_export.format.canonical import canonical_json, parse_json, read_json
+from adapter_export.format.files import new_file
+from adapter_export.format.inventory import MANIFEST_FILE
+from adapter_export.format.manifest import GoldenRecord, Manifest
+from adapter_export.format.records import record_from_json
+from adapter_export.format.version import version_checked
+
+MANIFEST_VERSION = "1.0.0"
+"""The version of the manifest format that is written, and the newest that is read."""
+
+_SOURCE_FILES = ("adapter_graph.json", "weights.safetensors")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a bundle. The files that it lists are not looked at: `verify_files` does that.
+
+    Raises:
+        FileError: the folder or the manifest is missing or cannot be read.
+        FormatError: it breaks the format; the message gives the JSON path. `VersionError` is a kind of it.
+        AdapterError: an adapter has a name that no adapter may have.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.exists():
+        raise FileError(
+            "is not a bundle", where=folder, expected=f"a folder with `{MANIFEST_FILE}`", fix="check the path"
+        )
+    return _from_json(read_json(path), path)
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write the manifest of a bundle, after all other files of it; the same manifest always gives the same bytes.
+
+    Raises:
+        FormatError: the manifest says what its reader would refuse.
+        AdapterError: an adapter has a name that no adapter may have.
+        WriteError: the operating system refused.
+    """
+    path = folder / MANIFEST_FILE
+    data = canonical_json(asdict(manifest))
+    _from_json(parse_json(data, path), path)
+    with new_file(path, force=True) as temporary:
+        temporary.write_bytes(data)
+
+
+def _from_json(document: object, path: Path) -> Manifest:
+    with version_checked(document, MANIFEST_VERSION, path), within(path):
+        manifest = record_from_json(Manifest, document)
+        _check_names(manifest)
+        _check_references(manifest)
+        _check_files(manifest)
+    return manifest
+
+
+def _check_names(manifest: Manifest) -> None:
+    _check_unique("adapters", (adapter.name.casefold() for adapter in manifest.adapters))
+    _check_unique("files", (file.path.casefold() for file in manifest.files))
+    _check_unique("inputs", (record.name for record in manifest.inputs))
+    _check_unique("outputs", (record.name for record in manifest.outputs))
+    _check_unique("sites", (site.name for site in manifest.sites))
+    _check_unique("slots", (slot.name for slot in manifest.slots))
+
+
+def _check_unique(key: str, names: Iterable[str]) -> None:
+    """Names that become file names may not even differ in case alone: not every file system tells them apart."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise FormatError("a name occurs twice", where=f"`$.{key}`", found=", ".join(f"`{name}`" for name in twice))
+
+
+def _check_references(manifest: Manifest) -> None:
+    outputs = {output.name for output in manifest.outputs}
+    sites = {site.name for site in manifest.sites} | {"head"}
+    heads = [adapter.name for adapter in manifest.adapters if adapter.labels is not None]
+    _check_known("head_output", {manifest.head_output} - {None}, outputs)
+    _check_known("slots", {slot.site for slot in manifest.slots}, sites)
+    for place, golden in _golden(manifest):
+        _check_known(f"{place}.absolute", golden.absolute, outputs)
+    if heads and manifest.head_output is None:
+        raise FormatError("no output for the heads", where="`$.head_output`", found=f"labels of {', '.join(heads)}")
+
+
+def _golden(manifest: Manifest) -> Iterator[tuple[str, GoldenRecord]]:
+    yield "golden", manifest.golden
+    for index, adapter in enumerate(manifest.adapters):
+        yield f"adapters[{index}].golden", adapter.golden
+
+
+def _check_files(manifest: Manifest) -> None:
+    """What the manifest names without a hash could be exchanged unseen."""
+    listed = {file.path for file in manifest.files}
+    if MANIFEST_FILE in listed:
+        raise FormatError("the manifest lists itself", where="`$.files`", found=f"`{MANIFEST_FILE}`")
+    _check_known("graphs", manifest.graphs.values(), listed)
+    for place, golden in _golden(manifest):
+        _check_known(f"{place}.path", [golden.path], listed)
+    for index, adapter in enumerate(manifest.adapters):
+        source = [f"{adapter.source}/{name}" for name in _SOURCE_FILES]
+        _check_known(f"adapters[{index}]", [adapter.onnx_adapter, adapter.safetensors, *source], listed)
+    if manifest.text is not None:
+        _check_known("text.tokenizer", [manifest.text.tokenizer], listed)
+
+
+def _check_known(key: str, found: Iterable[str | None], known: set[str]) -> None:
+    unknown = sorted(f"`{name}`" for name in found if name not in known)
+    if unknown:
+        raise FormatError(
+            "a name that stands nowhere else in the manifest",
+            where=f"`$.{key}`",
+            found=", ".join(unknown),
+            expected=f"one of {', '.join(sorted(known)) or 'none'}",
+        )
