@@ -22,7 +22,7 @@ _UNIONS = (Union, types.UnionType)
 def record_from_json(kind: type[Record], document: object, path: str = "$") -> Record:
     """Make a dataclass of a JSON object.
 
-    Its type hints may be `str`, `int`, `float`, `bool`, `Literal`, `tuple[X, …]`, `Mapping[str, X]`, unions, dataclasses
+    Its type hints may be `str`, `int`, `float`, `bool`, `Literal`, `tuple[X, …]`, `Mapping[str, X]`, unions, records
     and `Annotated[X, rule]` with a rule that raises an error of this package. A field with a default may be absent.
 
     Args:
