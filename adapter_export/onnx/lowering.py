@@ -74,7 +74,7 @@ class Writer:
 
     def _constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         full_name = f"{self.prefix}/{name}"
-        output = ir.Value(name=full_name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+        output = ir.Value(name=full_name, type=ir.TensorType(tensor.dtype))
         return self.tape.op(
             "Constant", (), {"value": tensor}, name=full_name, output=output, metadata_props=dict(self.metadata)
         )
