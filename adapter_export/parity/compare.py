@@ -1,0 +1,234 @@
+"""Compare two arrays: every measure that a reader may want, and one verdict.
+
+The verdict fails closed. A comparison passes only if shapes and types are equal, at least one finite element was
+compared, NaN and Inf stand at the same places on both sides, and no error is over the budget.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.parity.measures import absolute_difference, cosine, relative_difference, ulp_distance
+from adapter_export.parity.top_class import TopClass, compare_top_class
+from adapter_export.reference.budget import Budget
+
+Number = int | float
+_EXACT_KINDS = "iub"
+_FLOAT_TYPES = ("float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Where one kind of non-finite value stands, as counts of elements.
+
+    Attributes:
+        agree: on both sides.
+        only_found: in the candidate, where the reference has another value.
+        only_expected: in the reference, where the candidate has another value.
+    """
+
+    agree: int = 0
+    only_found: int = 0
+    only_expected: int = 0
+
+    def __add__(self, other: Masks) -> Masks:
+        return Masks(
+            self.agree + other.agree,
+            self.only_found + other.only_found,
+            self.only_expected + other.only_expected,
+        )
+
+    @property
+    def differ(self) -> int:
+        """The elements on which the two sides do not agree."""
+        return self.only_found + self.only_expected
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The element that is furthest from the reference; one that is NaN or Inf on one side only comes first.
+
+    Attributes:
+        index: its place in the output.
+        found: the candidate's value.
+        expected: the reference's value.
+    """
+
+    index: tuple[int, ...]
+    found: Number
+    expected: Number
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the finite elements say.
+
+    Attributes:
+        absolute: the largest |found − expected|.
+        relative: the largest |found − expected| / max(|found|, |expected|), at most 2, where 0/0 counts as 0.
+        ulp: the largest number of representable values between the two sides, in their own type; none for integers.
+        cosine: of the two sides as vectors; none where one of them is zero.
+    """
+
+    absolute: Number = 0
+    relative: float = 0.0
+    ulp: int | None = None
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out of one comparison.
+
+    Attributes:
+        elements: how many there were to compare.
+        compared: how many were finite on both sides; the measures are over these.
+        budget: the allowed absolute error and its reason; 0 for integers.
+        measures: over the finite elements.
+        nan: where NaN stands.
+        inf: where +Inf and −Inf stand.
+        worst: the worst element, if anything was compared.
+        top_class: whether the highest logit is the same, where asked for.
+        faults: why it does not pass, one short clause each; empty if it passes.
+    """
+
+    elements: int
+    compared: int
+    budget: Budget
+    measures: Measures = field(default_factory=Measures)
+    nan: Masks = field(default_factory=Masks)
+    inf: Masks = field(default_factory=Masks)
+    worst: Worst | None = None
+    top_class: TopClass | None = None
+    faults: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the candidate computes what the reference computes."""
+        return not self.faults
+
+    @property
+    def ratio(self) -> float:
+        """Error over budget: 1 is the limit. An error where none is allowed counts as the largest number."""
+        if not self.measures.absolute:
+            return 0.0
+        limit = self.budget.absolute
+        return min(float(self.measures.absolute) / limit, sys.float_info.max) if limit else sys.float_info.max
+
+
+def compare(
+    found: np.ndarray,
+    expected: np.ndarray,
+    budget: Budget,
+    *,
+    where: npt.NDArray[np.bool_] | None = None,
+    logits: bool = False,
+) -> Comparison:
+    """Compare a candidate with its reference.
+
+    Args:
+        found: the candidate, float16, float32, float64, an integer type or bool, of any shape.
+        expected: the reference, of the same type and shape.
+        budget: how far they may be apart; integers and bools must be equal whatever it says.
+        where: the elements to look at, of a shape that broadcasts to that of `expected`; all of them if not given.
+        logits: whether the last axis holds one number per class, so that the highest is compared too.
+    """
+    exact = expected.dtype.kind in _EXACT_KINDS
+    budget = Budget(0.0, "integers are compared exactly") if exact else budget
+    faults = tuple(_structure_faults(found, expected))
+    if faults:
+        return Comparison(expected.size, 0, budget, faults=faults)
+    positions = _positions(where, expected.shape)
+    comparison = _compare_vectors(found.reshape(-1)[positions], expected.reshape(-1)[positions], budget)
+    comparison = replace(comparison, worst=_worst(found, expected, positions))
+    if logits and expected.ndim and expected.size and not comparison.nan.agree + comparison.nan.differ:
+        comparison = replace(comparison, top_class=compare_top_class(found, expected, budget.absolute))
+    return replace(comparison, faults=tuple(_faults(comparison)))
+
+
+def missing(budget: Budget) -> Comparison:
+    """The outcome for an output that the candidate does not return."""
+    return Comparison(0, 0, budget, faults=("the output is missing",))
+
+
+def unexpected(found: np.ndarray) -> Comparison:
+    """The outcome for an output that the reference does not have."""
+    return Comparison(found.size, 0, Budget(0.0, "there is no reference"), faults=("the reference has no such output",))
+
+
+def _structure_faults(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
+    if found.shape != expected.shape:
+        yield f"the shape is {list(found.shape)}, not {list(expected.shape)}"
+    if found.dtype != expected.dtype:
+        yield f"the type is {found.dtype}, not {expected.dtype}"
+    elif expected.dtype.kind not in _EXACT_KINDS and expected.dtype.name not in _FLOAT_TYPES:
+        yield f"values of type {expected.dtype} cannot be compared"
+
+
+def _positions(where: npt.NDArray[np.bool_] | None, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    everywhere = np.broadcast_to(True if where is None else where, shape)
+    return np.flatnonzero(everywhere)
+
+
+def _compare_vectors(found: np.ndarray, expected: np.ndarray, budget: Budget) -> Comparison:
+    finite = np.isfinite(found) & np.isfinite(expected)
+    return Comparison(
+        elements=found.size,
+        compared=int(np.count_nonzero(finite)),
+        budget=budget,
+        measures=_measures(found[finite], expected[finite]),
+        nan=_masks(np.isnan, found, expected),
+        inf=_masks(np.isposinf, found, expected) + _masks(np.isneginf, found, expected),
+    )
+
+
+def _masks(test: Callable[[np.ndarray], npt.NDArray[np.bool_]], found: np.ndarray, expected: np.ndarray) -> Masks:
+    if expected.dtype.kind != "f":
+        return Masks()
+    first, second = test(found), test(expected)
+    counts = (first & second, first & ~second, second & ~first)
+    return Masks(*(int(np.count_nonzero(mask)) for mask in counts))
+
+
+def _measures(found: np.ndarray, expected: np.ndarray) -> Measures:
+    """The measures over two vectors of finite numbers."""
+    if not found.size:
+        return Measures()
+    absolute = absolute_difference(found, expected).max().item()
+    relative = float(relative_difference(found, expected).max())
+    ulp = int(ulp_distance(found, expected).max()) if expected.dtype.kind == "f" else None
+    return Measures(absolute, relative, ulp, cosine(found, expected))
+
+
+def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.int64]) -> Worst | None:
+    if not positions.size:
+        return None
+    first, second = found.reshape(-1)[positions], expected.reshape(-1)[positions]
+    with np.errstate(invalid="ignore"):
+        distance = np.where(_same(first, second), 0.0, absolute_difference(first, second).astype(np.float64))
+    place = positions[int(np.argmax(np.where(np.isfinite(distance), distance, np.inf)))]
+    index = np.unravel_index(place, expected.shape)
+    return Worst(tuple(map(int, index)), found[index].item(), expected[index].item())
+
+
+def _same(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.bool_]:
+    return np.logical_or(found == expected, np.isnan(found) & np.isnan(expected))
+
+
+def _faults(comparison: Comparison) -> Iterator[str]:
+    """Why a comparison does not pass."""
+    if not comparison.compared:
+        yield "there is nothing to compare" if not comparison.elements else "no element is finite on both sides"
+    for name, masks in (("NaN", comparison.nan), ("Inf", comparison.inf)):
+        if masks.only_found:
+            yield f"{masks.only_found} {name} where the reference has none"
+        if masks.only_expected:
+            yield f"{masks.only_expected} {name} of the reference are not there"
+    absolute, limit = comparison.measures.absolute, comparison.budget.absolute
+    if not absolute <= limit:
+        yield f"the largest error {absolute:.3g} is over the budget {limit:.3g}"
