@@ -61,7 +61,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return record_from_json(hint, value, path)
     if not _fits(hint, value):
         raise _fault(path, value, _JSON_NAMES[hint])
-    return float(value) if hint is float else value
+    return hint(value) if hint in (int, float) else value
 
 
 def _annotated(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -115,13 +115,14 @@ def _plain(hint: Any) -> Any:
 
 
 def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value has the JSON type of a hint; JSON has one kind of number, so `64.0` is an integer."""
     kind = _plain(hint)
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     if kind in (str, type(None)):
         return isinstance(value, kind)
     if kind in (int, float):
-        return isinstance(value, int) or (kind is float and isinstance(value, float))
+        return isinstance(value, int) or (isinstance(value, float) and (kind is float or value.is_integer()))
     return isinstance(value, list) if kind is tuple else isinstance(value, dict)
 
 

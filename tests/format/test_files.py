@@ -1,0 +1,160 @@
+"""Writing: whole or not at all, and nothing that was there is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from adapter_export.errors import FileError, OutputExistsError, WriteError
+from adapter_export.format.files import new_file, new_folder, read_bytes, sha256_of
+
+FULL_DISK = Path("/dev/full")
+needs_full_disk = pytest.mark.skipif(not FULL_DISK.exists(), reason="this system has no /dev/full")
+New = Callable[..., AbstractContextManager[Path]]
+
+
+def fill(temporary: Path, text: str) -> None:
+    (temporary / "part" if temporary.is_dir() else temporary).write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_and(then: Callable[[], object], new: New, target: Path, *, force: bool = False) -> None:
+    with new(target, force=force) as temporary:
+        fill(temporary, "half")
+        then()
+
+
+def fail(error: type[BaseException]) -> None:
+    raise error
+
+
+def content(path: Path) -> str:
+    return (path / "part" if path.is_dir() else path).read_text()
+
+
+@pytest.fixture(params=[new_file, new_folder])
+def new(request: pytest.FixtureRequest) -> New:
+    return request.param
+
+
+def test_takes_its_place_at_the_end(new: New, tmp_path: Path) -> None:
+    target = tmp_path / "made/on/the/way/out"
+    with new(target) as temporary:
+        fill(temporary, "new")
+        assert not target.exists()
+        assert temporary.parent == target.parent
+    assert content(target) == "new"
+    assert names(target.parent) == ["out"]
+
+
+def test_a_folder_has_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").mkdir()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_leaves_what_is_there_alone(new: New, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_text("old")
+    with pytest.raises(OutputExistsError, match="--force"), new(target):
+        pytest.fail("the block must not run")
+    assert content(target) == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_leaves_what_appears_meanwhile_alone(new: New, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(OutputExistsError):
+        write_and(lambda: target.write_text("someone else's"), new, target)
+    assert content(target) == "someone else's"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("old", ["a file", "a folder", "a link to a file", "a link to a folder", "a broken link"])
+def test_force_replaces_at_the_end(new: New, tmp_path: Path, old: str) -> None:
+    target, other = tmp_path / "out", tmp_path / "other"
+    if old.endswith("file"):
+        other.write_text("old")
+    elif old.endswith("folder"):
+        other.mkdir()
+        fill(other, "old")
+    if "link" in old:
+        target.symlink_to(other)
+    else:
+        other.rename(target)
+    before = sorted({*names(tmp_path), "out"})
+    with new(target, force=True) as temporary:
+        fill(temporary, "new")
+        assert os.path.lexists(target)
+    assert content(target) == "new"
+    assert not target.is_symlink()
+    assert names(tmp_path) == before
+    assert not other.exists() or content(other) == "old"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("force", [False, True])
+def test_any_failure_leaves_everything_as_it_was(
+    new: New, tmp_path: Path, force: bool, error: type[BaseException]
+) -> None:
+    target = tmp_path / "made/out"
+    if force:
+        target.mkdir(parents=True)
+        fill(target, "old")
+    with pytest.raises(error):
+        write_and(lambda: fail(error), new, target, force=force)
+    assert names(tmp_path) == (["made"] if force else [])
+    assert not force or content(target) == "old"
+
+
+@needs_full_disk
+def test_a_full_disk_is_named(new: New, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_text("old")
+    with pytest.raises(WriteError, match="No space left on device") as caught:
+        write_and(lambda: FULL_DISK.write_bytes(b"rest"), new, target, force=True)
+    assert caught.value.where == str(target)
+    assert content(target) == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_place_that_cannot_be_written_is_named(new: New, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(WriteError), new(tmp_path / "file/out") as temporary:
+        fill(temporary, "new")
+    assert content(tmp_path / "file") == "not a folder"
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_force_does_not_replace_the_folder_that_you_work_in(
+    new: New, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FileError, match="folder that you work in"), new(Path(name), force=True):
+        pytest.fail("the block must not run")
+
+
+def test_hash(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("read", [read_bytes, sha256_of])
+def test_what_cannot_be_read_is_named(read: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="is not there"):
+        read(tmp_path / "nothing")
+    with pytest.raises(FileError, match="is a folder"):
+        read(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(FileError, match="cannot be read"):
+        read(tmp_path / "loop")
