@@ -1,0 +1,105 @@
+"""Whole graphs in float64: their values and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.dtypes import Array
+from adapter_export.errors import AdapterError
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.interpret import interpret
+from adapter_export.reference.backward import BACKWARD
+from adapter_export.reference.lowering import LOWERINGS
+
+Named = dict[str, Array]
+
+
+def evaluate(
+    graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
+) -> Array:
+    """The result of a graph, in float64.
+
+    Args:
+        graph: the graph.
+        inputs: the values that it reads, such as `h` [batch, tokens, d]; more may be there.
+        parameters: its tensors by the graph's names.
+    """
+    return _values(graph, inputs, parameters)[graph.result]
+
+
+def gradients(
+    graph: AdapterGraph,
+    inputs: Mapping[str, npt.ArrayLike],
+    parameters: Mapping[str, npt.ArrayLike],
+    gradient: npt.ArrayLike,
+) -> tuple[Named, Named]:
+    """The gradients of Σ gradient·result, in float64, by going through the graph backwards.
+
+    Args:
+        graph: the graph.
+        inputs: the values that it reads.
+        parameters: its tensors.
+        gradient: the gradient of the result, of its shape.
+
+    Returns:
+        The gradient of each value that the graph reads, and of each parameter, by name.
+    """
+    values = _values(graph, inputs, parameters)
+    of_values = {name: np.zeros_like(value) for name, value in values.items()}
+    of_parameters = {name: np.zeros_like(value) for name, value in _float64(parameters).items()}
+    of_values[graph.result] += np.asarray(gradient, np.float64)
+    for node in reversed(graph.nodes):
+        read = tuple(values[name] for name in node.inputs)
+        owned = {role: np.asarray(parameters[name], np.float64) for role, name in node.parameters.items()}
+        of_read, of_owned = BACKWARD[node.op](node, read, owned, of_values[node.output])
+        for name, part in zip(node.inputs, of_read, strict=True):
+            of_values[name] += part
+        for role, part in of_owned.items():
+            of_parameters[node.parameters[role]] += part
+    return {name: of_values[name] for name in graph.inputs}, of_parameters
+
+
+def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike]) -> Array:
+    """What an adapter puts in the place of `h` at a site, in float64.
+
+    Args:
+        adapter: the adapter.
+        site: a site at which it acts.
+        values: the site values `h`, `x`, `u` that its graph reads, [batch, tokens, d].
+
+    Raises:
+        AdapterError: the adapter does not act at this site.
+    """
+    placement = adapter.placements.get(site)
+    if placement is None:
+        known = ", ".join(adapter.placements) or "none"
+        raise AdapterError("does not act here", where=f"adapter `{adapter.name}`", found=f"`{site}`", expected=known)
+    return evaluate(adapter.graphs[placement.graph], values, adapter.parameters(site))
+
+
+def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) -> Array:
+    """The logits [batch, classes] of an adapter's head, in float64.
+
+    Args:
+        adapter: the adapter.
+        hidden: the final hidden state [batch, tokens, d].
+        mask: the attention mask [batch, tokens], 1 for real tokens and 0 for padding.
+
+    Raises:
+        AdapterError: the adapter has no head.
+    """
+    if adapter.head is None:
+        raise AdapterError("has no head", where=f"adapter `{adapter.name}`")
+    return evaluate(adapter.head.graph, {"hidden": hidden, "mask": mask}, adapter.parameters(HEAD))
+
+
+def _values(graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]) -> Named:
+    return interpret(graph, LOWERINGS, _float64(inputs), _float64(parameters))
+
+
+def _float64(arrays: Mapping[str, npt.ArrayLike]) -> Named:
+    return {name: np.asarray(array, np.float64) for name, array in arrays.items()}

@@ -1,0 +1,139 @@
+"""Inputs to try a base with: a matrix of shapes, and values that the base can take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.errors import UsageError
+from adapter_export.format.manifest import InputRecord
+
+BATCHES = (1, 3)
+LENGTHS = (1, 7, 65)
+"""One token, an odd number, and one more than 64, so that no kernel's block size divides it."""
+
+Lengths = Mapping[str, int]
+"""A length for each named axis."""
+
+
+@dataclass(frozen=True)
+class InputCase:
+    """One set of inputs.
+
+    Attributes:
+        name: says the shape, such as `batch3_tokens7`; unique among the cases.
+        arrays: an array for each input of the base.
+    """
+
+    name: str
+    arrays: Mapping[str, np.ndarray]
+
+
+def input_cases(
+    inputs: Sequence[InputRecord],
+    *,
+    seed: int,
+    max_tokens: int | None = None,
+    shapes: Sequence[Lengths] | None = None,
+) -> list[InputCase]:
+    """Make inputs for every shape, then one case more with rows of different lengths, padded at their ends.
+
+    The first axis of an input counts as the batch, every other named axis as a length. Axes of one name have one
+    length; numbers stay as they are. Equal arguments give equal inputs.
+
+    Args:
+        inputs: the inputs of the base.
+        seed: of the random numbers.
+        max_tokens: the longest that the base takes.
+        shapes: the length of every named axis, case by case; `BATCHES` × `LENGTHS` where it is not given.
+
+    Returns:
+        The cases. The padded one is there if the base reads a mask over more than one token.
+
+    Raises:
+        UsageError: a named axis has no length, or a length below 1.
+    """
+    chosen = list(shapes) if shapes is not None else _shape_matrix(inputs, max_tokens)
+    for lengths in chosen:
+        _check(inputs, lengths)
+    cases = [
+        InputCase(_name(lengths), _arrays(inputs, lengths, np.random.default_rng([seed, index])))
+        for index, lengths in enumerate(chosen)
+    ]
+    return _unique([*cases, *_padded(inputs, cases)])
+
+
+def _shape_matrix(inputs: Sequence[InputRecord], max_tokens: int | None) -> list[Lengths]:
+    batch_axes = {record.axes[0] for record in inputs if record.axes and isinstance(record.axes[0], str)}
+    named = dict.fromkeys(axis for record in inputs for axis in record.axes if isinstance(axis, str))
+    tokens = [axis for axis in named if axis not in batch_axes]
+    longest = max_tokens or max(LENGTHS)
+    sizes = dict.fromkeys(min(length, longest) for length in LENGTHS) if tokens else (1,)
+    batches = BATCHES if batch_axes else (1,)
+    return [{axis: batch if axis in batch_axes else size for axis in named} for size in sizes for batch in batches]
+
+
+def _check(inputs: Sequence[InputRecord], lengths: Lengths) -> None:
+    for axis in (axis for record in inputs for axis in record.axes if isinstance(axis, str)):
+        if lengths.get(axis, 0) < 1:
+            found = lengths.get(axis, "no length")
+            raise UsageError("a named axis needs a length", where=f"axis `{axis}`", found=found, expected="at least 1")
+
+
+def _arrays(inputs: Sequence[InputRecord], lengths: Lengths, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        record.name: _draw(record, tuple(axis if isinstance(axis, int) else lengths[axis] for axis in record.axes), rng)
+        for record in inputs
+    }
+
+
+def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    dtype = np.dtype(record.dtype)
+    if record.role == "mask":
+        return np.ones(shape, dtype)
+    if record.role == "ids":
+        return rng.integers(0, record.limit or 1, shape).astype(dtype)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return np.zeros(shape, dtype)  # a number whose meaning is unknown: 0 is the one that is safest to take
+
+
+def _padded(inputs: Sequence[InputRecord], cases: Sequence[InputCase]) -> Iterator[InputCase]:
+    """The case with the most rows, and among those the one of middle length, with its rows cut short."""
+    mask = next((record.name for record in inputs if record.role == "mask" and len(record.axes) == 2), None)
+    if mask is None:
+        return
+    able = [case for case in cases if case.arrays[mask].shape[1] > 1]
+    if not able:
+        return
+    most_rows = max(case.arrays[mask].shape[0] for case in able)
+    able = [case for case in able if case.arrays[mask].shape[0] == most_rows]
+    case = able[(len(able) - 1) // 2]
+    real = _real_tokens(*case.arrays[mask].shape)
+    arrays = {record.name: _cut(record, case.arrays[record.name], real) for record in inputs}
+    yield InputCase(f"{case.name}_padded", arrays)
+
+
+def _real_tokens(batch: int, tokens: int) -> npt.NDArray[np.bool_]:
+    """Which tokens are real, [batch, tokens]: the first row whole, the last one a single token, evenly between."""
+    lengths = np.linspace(tokens, 1, batch).round() if batch > 1 else np.array([(tokens + 1) // 2])
+    return np.arange(tokens) < lengths[:, None]
+
+
+def _cut(record: InputRecord, array: np.ndarray, real: npt.NDArray[np.bool_]) -> np.ndarray:
+    """Masks and ids are 0 at the padding; other values stay, because a masked token must not matter."""
+    if record.role == "values" or array.shape != real.shape:
+        return array
+    return (array * real).astype(array.dtype)
+
+
+def _name(lengths: Lengths) -> str:
+    return "_".join(f"{axis}{length}" for axis, length in lengths.items()) or "fixed"
+
+
+def _unique(cases: Sequence[InputCase]) -> list[InputCase]:
+    """Without cases whose names came up before: they have the same shapes."""
+    return list({case.name: case for case in reversed(cases)}.values())[::-1]
