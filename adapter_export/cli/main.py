@@ -24,22 +24,27 @@ _BUG = 5
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A command by name, imported when it is called: `module:attribute`, and its line in the list of commands."""
+class Entry:
+    """A command that is imported when it is called.
+
+    Attributes:
+        target: where it is, `module:attribute`.
+        help: its line in the list of commands.
+    """
 
     target: str
     help: str
 
 
-_COMMANDS: Mapping[str, _Entry] = {
-    "capture": _Entry("adapter_export.cli.capture:capture", "Make a model archive from a Hugging Face folder."),
-    "sites": _Entry("adapter_export.cli.sites:sites", "Show where adapters can act in a model."),
-    "train": _Entry("adapter_export.cli.train:train", "Train an adapter on a table of labelled texts."),
-    "pack": _Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
-    "build": _Entry("adapter_export.cli.build:build", "Export a model and its adapters as one bundle."),
-    "check": _Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
-    "run": _Entry("adapter_export.cli.run:run", "Run a bundle on texts or arrays."),
-    "inspect": _Entry("adapter_export.cli.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
+COMMANDS: Mapping[str, Entry] = {
+    "capture": Entry("adapter_export.cli.capture:capture", "Make a model archive from a Hugging Face folder."),
+    "sites": Entry("adapter_export.cli.sites:sites", "Show where adapters can act in a model."),
+    "train": Entry("adapter_export.cli.train:train", "Train an adapter on a table of labelled texts."),
+    "pack": Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
+    "build": Entry("adapter_export.cli.build:build", "Export a model and its adapters as one bundle."),
+    "check": Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
+    "run": Entry("adapter_export.cli.run:run", "Run a bundle on texts or arrays."),
+    "inspect": Entry("adapter_export.cli.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
 }
 
 
@@ -48,15 +53,24 @@ class LazyGroup(click.Group):
 
     Every error ends here: those of this package with their own exit code, failing disks and memory with 3, an
     interrupt with 130, anything else, which is a bug of ours, with 5.
+
+    Args:
+        table: the commands, in the order in which they are listed.
+        args: what `click.Group` takes.
+        rest: likewise.
     """
+
+    def __init__(self, *args: Any, table: Mapping[str, Entry], **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order in which a user meets them."""
-        return list(_COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now."""
-        entry = _COMMANDS.get(cmd_name)
+        entry = self._table.get(cmd_name)
         if entry is None:
             return None
         module, attribute = entry.target.split(":")
@@ -68,16 +82,16 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that the first argument names; a near miss is named in the error."""
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            near = get_close_matches(args[0], _COMMANDS, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(_COMMANDS)}."
+        if args and args[0] not in self._table and not args[0].startswith("-"):
+            near = get_close_matches(args[0], self._table, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(self._table)}."
             ctx.fail(f"no command `{args[0]}`; {hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from the table."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.help) for name, entry in _COMMANDS.items()])
+            formatter.write_dl([(name, entry.help) for name, entry in self._table.items()])
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run, and say errors as JSON too where `--json` is among the arguments."""
@@ -171,6 +185,7 @@ def _say_json(document: Mapping[str, object]) -> None:
 
 @click.group(
     cls=LazyGroup,
+    table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="\b\nFrom a model to a service:\n"
     "  adapter-export capture HF_FOLDER -o model.pt\n"

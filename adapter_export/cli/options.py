@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from adapter_export.errors import OutputExistsError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,3 +44,13 @@ def trust_pickle_option(command: Command) -> Command:
 def examples(*lines: str) -> str:
     """The end of a help page: examples, kept line by line."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def check_free(output: Path, *, force: bool) -> None:
+    """Look at the output's place before the work begins; it is looked at again when the work is done.
+
+    Raises:
+        OutputExistsError: it is taken, and `force` is not given.
+    """
+    if os.path.lexists(output) and not force:
+        raise OutputExistsError(output)

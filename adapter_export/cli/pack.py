@@ -1,0 +1,121 @@
+"""`adapter-export pack`: plain tensors of any framework become an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapter_export.cli.options import (
+    PATH,
+    check_free,
+    examples,
+    force_option,
+    json_option,
+    output_option,
+    trust_pickle_option,
+)
+from adapter_export.graph.kinds import KINDS
+from adapter_export.graph.ops import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter
+
+
+@click.command(
+    epilog=examples(
+        "adapter-export pack weights.safetensors --kind houlsby --activation relu --base model.pt -o a",
+        "adapter-export pack w.safetensors --kind pfeiffer --activation gelu --base model.onnx \\",
+        "    --labels negative,positive --pooling first -o sentiment",
+    )
+)
+@click.argument("weights", type=PATH)
+@click.option("--base", type=PATH, required=True, metavar="MODEL", help="The model that the adapter was trained on.")
+@click.option("--kind", type=click.Choice(tuple(KINDS)), required=True, help="Where it acts.")
+@click.option(
+    "--activation", type=click.Choice(ACTIVATIONS), required=True, help="The function between the projections."
+)
+@click.option("--scaling", type=float, default=1.0, show_default=True, help="The factor on the up-projection's output.")
+@click.option("--labels", metavar="A,B,…", help="The names of the head's classes, in the order of the logits.")
+@click.option(
+    "--pooling",
+    type=click.Choice(("mean", "first")),
+    default="mean",
+    show_default=True,
+    help="What the head reads: the mean over the tokens, or the first token.",
+)
+@click.option("--name", help="What users will call it; the output's name if not given.")
+@output_option("The adapter folder")
+@force_option
+@trust_pickle_option
+@json_option
+def pack(
+    weights: Path,
+    base: Path,
+    kind: str,
+    activation: str,
+    scaling: float,
+    labels: str | None,
+    pooling: str,
+    name: str | None,
+    output: Path,
+    force: bool,
+    trust_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Make an adapter from plain tensors in the safetensors file WEIGHTS.
+
+    The tensors of each site are `<site>.down.weight` [d, b], `<site>.down.bias` [b], `<site>.up.weight` [b, d] and
+    `<site>.up.bias` [d]; the biases may be left out at all sites together. Layer norms are `<site>.norm_before.weight`
+    and `.bias` [d], and `<site>.norm_after.…`. A head is `head.classifier.weight` [d, classes] and
+    `head.classifier.bias` [classes]. Weights are stored [in, out]; torch's `nn.Linear` stores the transpose.
+
+    `adapter-export sites MODEL` lists the names of the sites.
+    """
+    from adapter_export.cli.output import warn
+    from adapter_export.cli.sources import open_source
+    from adapter_export.format.adapter_files import write_adapter
+    from adapter_export.format.tensors import read_tensors
+    from adapter_export.interop.plain import fitting_options
+    from adapter_export.interop.plain import pack as make
+
+    check_free(output, force=force)
+    tensors = read_tensors(weights)
+    source = open_source(base, trust_pickle=trust_pickle)
+    packed = make(
+        tensors,
+        KINDS[kind](fitting_options(tensors, activation, scaling)),
+        source.sites(),
+        name=name or output.resolve().name,
+        base=source.fingerprint,
+        labels=None if labels is None else tuple(label.strip() for label in labels.split(",")),
+        pooling=pooling,
+    )
+    write_adapter(packed.adapter, output, force=force)
+    for note in packed.notes:
+        warn(f"{note}.")
+    _report(packed.adapter, packed.notes, output, as_json)
+
+
+def _report(adapter: Adapter, notes: tuple[str, ...], output: Path, as_json: bool) -> None:
+    from adapter_export.cli.output import emit_json, say
+
+    parameters = adapter.cost().parameters
+    if as_json:
+        emit_json(
+            {
+                "adapter": str(output),
+                "name": adapter.name,
+                "kind": adapter.kind,
+                "parameters": parameters,
+                "sites": list(adapter.placements),
+                "labels": None if adapter.head is None else list(adapter.head.labels),
+                "notes": list(notes),
+            }
+        )
+        return
+    say(
+        f"wrote {output}: `{adapter.name}`, {adapter.kind}, {len(adapter.placements)} sites, {parameters:,} parameters."
+    )
+    say(f"Next: adapter-export build MODEL --adapters {output} -o bundle")

@@ -1,0 +1,203 @@
+"""Opens a base, whichever of its forms a path leads to; what the form needs is imported only then."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from adapter_export.errors import BaseModelError, FileError, MissingExtraError
+from adapter_export.sites.site import SiteMap
+
+if TYPE_CHECKING:
+    from adapter_export.onnx.base import OnnxBase
+    from adapter_export.torch.base import TorchBase
+
+Form = Literal["archive", "folder", "onnx"]
+"""A torch archive, a Hugging Face folder, an ONNX file."""
+
+FORM_NAMES: dict[Form, str] = {"archive": "torch archive", "folder": "Hugging Face folder", "onnx": "ONNX graph"}
+
+_ZIP = b"PK"
+_NOT_MODELS = (
+    (b"\x80\x02", "a pickle, which could run code when it is read"),
+    (b"\x80\x03", "a pickle, which could run code when it is read"),
+    (b"\x80\x04", "a pickle, which could run code when it is read"),
+    (b"\x80\x05", "a pickle, which could run code when it is read"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to"),
+)
+_SAFETENSORS_HEADER_AT = 8
+
+
+@dataclass(frozen=True)
+class TorchSource:
+    """A base that torch can train and run.
+
+    Attributes:
+        path: where it is.
+        form: what it is.
+        base: the base.
+    """
+
+    path: Path
+    form: Form
+    base: TorchBase
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the base's weights."""
+        return self.base.fingerprint
+
+    def sites(self) -> SiteMap:
+        """Where adapters can act.
+
+        Raises:
+            NoSitesError: nowhere.
+        """
+        from adapter_export.sites.discover import discover
+        from adapter_export.torch.flow import flow_graph
+
+        return discover(flow_graph(self.base.module()))
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """A base as an ONNX graph.
+
+    Attributes:
+        path: where it is.
+        form: what it is.
+        base: the base.
+    """
+
+    path: Path
+    form: Form
+    base: OnnxBase
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the base's weights."""
+        return self.base.fingerprint
+
+    def sites(self) -> SiteMap:
+        """Where adapters can act."""
+        return self.base.sites
+
+
+Source = TorchSource | OnnxSource
+
+
+def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
+    """Open a base.
+
+    Raises:
+        FileError: it is not there.
+        BaseModelError: it is no base, or a damaged one.
+        NoSitesError: an ONNX base in which no place for an adapter was found.
+        MissingExtraError: what its form needs is not installed.
+    """
+    form = form_of(path)
+    if form == "onnx":
+        from adapter_export.onnx.base import open_onnx
+
+        return OnnxSource(path, form, open_onnx(path))
+    return TorchSource(path, form, _open_torch(path, form, trust_pickle))
+
+
+def open_torch(path: Path, *, trust_pickle: bool = False) -> TorchBase:
+    """Open a base that torch can train.
+
+    Raises:
+        BaseModelError: it is an ONNX graph, which has no gradients; or no base, or a damaged one.
+        FileError, MissingExtraError: as `open_source`.
+    """
+    form = form_of(path)
+    if form == "onnx":
+        raise BaseModelError(
+            "is an ONNX graph, which torch cannot train",
+            where=path,
+            expected="a torch archive (`.pt`, `.pt2`) or a Hugging Face folder",
+            fix="give the model that the graph was exported from",
+        )
+    return _open_torch(path, form, trust_pickle)
+
+
+def form_of(path: Path) -> Form:
+    """What a path holds, by its contents, not by its name.
+
+    Raises:
+        FileError: nothing is there, or it cannot be read.
+        BaseModelError: something else than a base.
+    """
+    if path.is_dir():
+        return _form_of_folder(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except FileNotFoundError as error:
+        raise FileError("is not there", where=path, expected="a model", fix="check the path") from error
+    except OSError as error:
+        raise FileError(f"cannot be read ({error.strerror})", where=path, fix="check its permissions") from error
+    if start.startswith(_ZIP):
+        return "archive"
+    _refuse_others(path, start)
+    return "onnx"
+
+
+def _form_of_folder(path: Path) -> Form:
+    if (path / "config.json").is_file():
+        return "folder"
+    others = {"manifest.json": "a bundle", "adapter_graph.json": "an adapter"}
+    found = next((f"{name}: its `{file}` is there" for file, name in others.items() if (path / file).is_file()), None)
+    raise _not_a_base(path, found or "a folder without `config.json`")
+
+
+def _refuse_others(path: Path, start: bytes) -> None:
+    """Say what a file is where that is plain; protobuf has no mark of its own, so the rest is tried as ONNX."""
+    found = next((name for mark, name in _NOT_MODELS if start.startswith(mark)), None)
+    if start[_SAFETENSORS_HEADER_AT:].startswith(b"{"):
+        found = "a safetensors file: weights without the model that they belong to"
+    if not start:
+        found = "an empty file"
+    if found is not None:
+        raise _not_a_base(path, found)
+
+
+def _not_a_base(path: Path, found: str) -> BaseModelError:
+    return BaseModelError(
+        "is not a model that can be opened",
+        where=path,
+        found=found,
+        expected="a torch archive (`.pt`, `.pt2`), a Hugging Face folder or an ONNX file",
+        fix="save a torch model with `save_base`, or run `adapter-export capture HF_FOLDER -o model.pt`",
+    )
+
+
+def _open_torch(path: Path, form: Form, trust_pickle: bool) -> TorchBase:
+    require("torch", "torch", "opening this model")
+    if form == "folder":
+        require("transformers", "hf", "opening a Hugging Face folder")
+        from adapter_export.torch.huggingface import open_folder
+
+        return open_folder(path)
+    from adapter_export.torch.base import load_base
+
+    return load_base(path, trust_pickle=trust_pickle)
+
+
+def require(library: str, extra: str, needed_for: str) -> ModuleType:
+    """Import a library that is an extra.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        if error.name != library:
+            raise
+        raise MissingExtraError(library, extra=extra, needed_for=needed_for) from error

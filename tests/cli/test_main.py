@@ -1,0 +1,141 @@
+"""The group: its help, and what becomes of every sort of error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from adapter_export import __version__
+from adapter_export.cli.main import COMMANDS, Entry, LazyGroup, main
+
+FAILURES = '''
+import errno, os, warnings
+import click
+from adapter_export.errors import FormatError, NothingComparedError, UsageError
+
+@click.command()
+@click.argument("what")
+@click.option("--json", "as_json", is_flag=True)
+def fail(what, as_json):
+    """Fail."""
+    warnings.warn("a library's word", stacklevel=1)
+    match what:
+        case "format": raise FormatError("is odd", where="a.json", found="1", expected="2", fix="write it again")
+        case "usage": raise UsageError("no such pair of options")
+        case "nothing": raise NothingComparedError("nothing was compared")
+        case "disk": raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.bin")
+        case "memory": raise MemoryError
+        case "interrupt": raise KeyboardInterrupt
+        case "bug": raise KeyError("slot")
+        case "exit": click.get_current_context().exit(1)
+'''
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs a group with one command that fails as it is told to."""
+    (tmp_path / "failing_command.py").write_text(FAILURES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    group = LazyGroup("tool", table={"fail": Entry("failing_command:fail", "Fail.")})
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(group, arguments)
+
+    return call
+
+
+CODES = {"format": 3, "usage": 2, "nothing": 4, "disk": 3, "memory": 3, "interrupt": 130, "bug": 5, "exit": 1}
+
+
+@pytest.mark.parametrize(("what", "code"), CODES.items())
+def test_every_error_has_its_exit_code_and_no_traceback(run, what: str, code: int) -> None:
+    found = run("fail", what)
+    assert found.exit_code == code
+    assert "Traceback" not in found.output
+    assert "a library's word" not in found.output
+    assert found.stdout == ""
+
+
+def test_the_message_has_the_five_facts(run) -> None:
+    assert run("fail", "format").stderr == "error: a.json: is odd; found 1; expected 2. Write it again.\n"
+
+
+def test_a_full_disk_names_the_file(run) -> None:
+    found = run("fail", "disk").stderr
+    assert "out.bin: could not be read or written (No space left on device)" in found
+
+
+@pytest.mark.parametrize("what", ["format", "usage", "nothing", "disk", "memory", "bug"])
+def test_errors_are_json_on_stdout_where_json_is_asked_for(run, what: str) -> None:
+    found = run("fail", what, "--json")
+    document = json.loads(found.stdout)
+    assert document["exit_code"] == found.exit_code == CODES[what]
+    assert document["error"]
+    assert document["what"]
+    assert found.stderr.startswith("error: ")
+
+
+def test_the_json_of_an_error_has_its_facts(run) -> None:
+    assert json.loads(run("fail", "format", "--json").stdout) == {
+        "error": "FormatError",
+        "what": "is odd",
+        "where": "a.json",
+        "found": "1",
+        "expected": "2",
+        "fix": "write it again",
+        "exit_code": 3,
+    }
+
+
+def test_a_wrong_call_is_json_too(run) -> None:
+    found = run("fail", "--json")
+    assert found.exit_code == 2
+    assert json.loads(found.stdout)["error"] == "UsageError"
+    assert "Missing argument" in found.stderr
+
+
+def test_a_bug_leaves_its_traceback_in_a_file(run, tmp_path: Path) -> None:
+    found = run("fail", "bug")
+    assert "This is a bug in adapter-export." in found.stderr
+    (report,) = tmp_path.glob("adapter-export-*.txt")
+    assert str(report) in found.stderr
+    text = report.read_text()
+    assert "KeyError: 'slot'" in text
+    assert __version__ in text
+
+
+def test_debug_shows_the_traceback_and_the_warnings() -> None:
+    found = CliRunner().invoke(main, ["--debug", "inspect", "nowhere"])
+    assert found.exit_code == 3
+    assert "Traceback" in found.stderr
+
+
+def test_the_help_names_every_command_and_has_examples() -> None:
+    found = CliRunner().invoke(main, ["--help"])
+    assert found.exit_code == 0
+    assert all(f"  {name} " in found.output for name in COMMANDS)
+    assert "adapter-export build model.pt --adapters a,b -o bundle" in found.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_json_and_examples(name: str) -> None:
+    found = CliRunner().invoke(main, [name, "--help"])
+    assert found.exit_code == 0, found.output
+    assert "--json" in found.output
+    assert f"adapter-export {name} " in found.output.split("Examples:")[1]
+
+
+def test_a_near_miss_is_named() -> None:
+    found = CliRunner().invoke(main, ["bild"])
+    assert found.exit_code == 2
+    assert "did you mean `build`?" in found.stderr
+    assert "train" in CliRunner().invoke(main, ["xyz"]).stderr
+
+
+def test_the_version() -> None:
+    assert CliRunner().invoke(main, ["--version"]).output == f"adapter-export {__version__}\n"

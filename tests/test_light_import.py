@@ -1,0 +1,60 @@
+"""What is not imported: the package and its help pages answer at once, the runtime needs two libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMANDS = ("capture", "sites", "train", "pack", "build", "check", "run", "inspect")
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "numpy", "matplotlib", "jsonschema")
+LIMIT_S = 0.5
+TRIES = 5
+
+
+def _loaded(code: str, names: tuple[str, ...]) -> str:
+    """Which of the modules are loaded after the code has run well, in a fresh interpreter."""
+    show = f"print(); print(*(name for name in {names!r} if name in sys.modules))"
+    program = f"import sys\ntry:\n    {code}\nexcept SystemExit as end:\n    assert not end.code, end.code\n{show}"
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
+    return found.stdout.splitlines()[-1]
+
+
+def _help(*arguments: str) -> str:
+    return f"from adapter_export.cli.main import main; main([*{arguments!r}, '--help'])"
+
+
+def _best_time(code: str) -> float:
+    """Seconds of the fastest of several fresh interpreters: what the code needs when nothing else is in its way."""
+    times = []
+    for _ in range(TRIES):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        times.append(time.perf_counter() - began)
+        if times[-1] < LIMIT_S:
+            break
+    return min(times)
+
+
+@pytest.mark.parametrize("code", ["import adapter_export", _help()], ids=["import", "help"])
+def test_the_package_and_its_help_load_nothing_heavy(code: str) -> None:
+    assert _loaded(code, HEAVY) == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_loads_no_framework(command: str) -> None:
+    assert _loaded(_help(command), ("torch", "onnx", "onnxruntime", "transformers")) == ""
+
+
+@pytest.mark.parametrize("code", ["import adapter_export", _help()], ids=["import", "help"])
+def test_the_package_and_its_help_answer_at_once(code: str) -> None:
+    assert _best_time(code) < LIMIT_S
+
+
+def test_the_runtime_needs_numpy_and_onnxruntime_alone() -> None:
+    unwanted = ("torch", "onnx", "onnx_ir", "safetensors", "jsonschema", "rich", "click", "tokenizers")
+    assert _loaded("import adapter_export.runtime", unwanted) == ""
+    assert _loaded("import adapter_export.runtime", ("numpy", "onnxruntime")) == "numpy onnxruntime"
