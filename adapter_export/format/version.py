@@ -29,22 +29,23 @@ def version_checked(document: object, supported: str, where: object) -> Iterator
     """
     found, known = _version_of(document, where), _numbers(supported)
     if found[0] != known[0]:
-        raise _version_error("is of a format version that this release does not read", where, found, supported)
+        raise _version_error("is of a format version that this release does not read", where, found, supported, "")
     try:
         yield
     except (FormatError, GraphError) as error:
         if found[1] <= known[1]:
             raise
-        what = f"is of a newer format version and holds what this release does not know ({error})"
-        raise _version_error(what, where, found, supported) from error
+        what = "is of a newer format version and holds what this release does not know"
+        reason = f" with, in {error.where}, {error.found or error.what}"
+        raise _version_error(what, where, found, supported, reason) from error
 
 
-def _version_error(what: str, where: object, found: tuple[int, ...], supported: str) -> VersionError:
+def _version_error(what: str, where: object, found: tuple[int, ...], supported: str, reason: str) -> VersionError:
     newer = found > _numbers(supported)
     return VersionError(
         what,
         where=where,
-        found=".".join(map(str, found)),
+        found=f"version {'.'.join(map(str, found))}{reason}",
         expected=f"{supported.partition('.')[0]}.x.x, at most {supported}",
         fix="run `pip install --upgrade adapter-export`" if newer else "write it again with this release",
     )
