@@ -1,0 +1,216 @@
+"""A base as an ONNX file: opened without reading its weights, checked, described."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from adapter_export.errors import BaseModelError
+from adapter_export.format.files import read_bytes
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+from adapter_export.onnx.external import check_external_data, tensor_bytes
+from adapter_export.onnx.flow import flow_graph
+from adapter_export.onnx.lowering import MINIMUM_OPSET
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+
+FINGERPRINT_KEY = "adapter_export.base_fingerprint"
+"""Where in `metadata_props` the fingerprint of the base stands."""
+
+_IR_VERSION = 10
+"""The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
+
+_RESHAPING = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_WRAPPING = frozenset({"Cast", "Identity", "DequantizeLinear"})
+
+
+@dataclass(frozen=True)
+class OnnxBase:
+    """A base, its large weights still on disk.
+
+    Attributes:
+        path: the file.
+        model: its graph; not to be changed, `onnx.insert` works on copies.
+        fingerprint: of the weights, `sha256:<hex>`; where the file was exported from an archive, that of the archive.
+        inputs: the data inputs.
+        outputs: the outputs.
+        opset: of the standard ONNX domain.
+        sites: where adapters can act.
+    """
+
+    path: Path
+    model: ir.Model
+    fingerprint: str
+    inputs: tuple[InputRecord, ...]
+    outputs: tuple[OutputRecord, ...]
+    opset: int
+    sites: SiteMap
+
+    @property
+    def folder(self) -> Path:
+        """The folder to which the locations of its external data are relative."""
+        return self.path.parent
+
+    @property
+    def mask(self) -> str | None:
+        """The input that says which tokens are real, if there is one.
+
+        Raises:
+            BaseModelError: there are several.
+        """
+        masks = [record.name for record in self.inputs if record.role == "mask"]
+        if len(masks) > 1:
+            raise BaseModelError(
+                "has several inputs that may be the attention mask",
+                where=self.path,
+                found=", ".join(f"`{name}`" for name in masks),
+                expected="one integer or bool input [batch, tokens] that indexes no embedding",
+                fix="export the base with one of them only",
+            )
+        return masks[0] if masks else None
+
+
+def open_onnx(path: Path) -> OnnxBase:
+    """Open a base.
+
+    Raises:
+        FileError: the file cannot be read.
+        BaseModelError: it is not an ONNX model, it is truncated, its external data are missing, truncated or outside of
+            its folder, or its opset is too old.
+        NoSitesError: no place for an adapter was found in it.
+    """
+    model = _load(path)
+    opset = _opset(model, path)
+    check_external_data(model, path)
+    _normalise(model)
+    return OnnxBase(
+        path=path,
+        model=model,
+        fingerprint=model.metadata_props.get(FINGERPRINT_KEY) or _fingerprint(model),
+        inputs=tuple(_input_record(value) for value in model.graph.inputs),
+        outputs=tuple(OutputRecord(_name(value), _dtype(value), axes(value)) for value in model.graph.outputs),
+        opset=opset,
+        sites=discover(flow_graph(model)),
+    )
+
+
+def axes(value: ir.Value) -> tuple[Axis, ...]:
+    """The shape of a graph's input or output; an axis without a name gets one from its place."""
+    shape = () if value.shape is None else value.shape
+    return tuple(
+        dim if isinstance(dim, int) else str(dim.value or f"{value.name}.{index}") for index, dim in enumerate(shape)
+    )
+
+
+def _load(path: Path) -> ir.Model:
+    _check_readable(path)
+    try:
+        model = ir.load(path)
+    except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        raise _not_onnx(path, str(error).partition("\n")[0]) from error
+    if not len(model.graph) or not model.graph.outputs:
+        raise _not_onnx(path, "a graph without nodes or outputs")
+    return model
+
+
+def _check_readable(path: Path) -> None:
+    """An empty file is a valid empty message of protobuf."""
+    if not path.is_file() or path.stat().st_size == 0:
+        found = read_bytes(path)
+        raise _not_onnx(path, f"{len(found)} bytes")
+
+
+def _not_onnx(path: Path, found: str) -> BaseModelError:
+    return BaseModelError(
+        "is not an ONNX model, or is truncated",
+        where=path,
+        found=found,
+        expected="a model as `torch.onnx.export` or another exporter writes it",
+        fix="export it again, or copy it again as a whole",
+    )
+
+
+def _opset(model: ir.Model, path: Path) -> int:
+    opset = model.opset_imports.get("", 0)
+    if opset < MINIMUM_OPSET:
+        raise BaseModelError(
+            "is of an opset that is too old for slots",
+            where=path,
+            found=f"opset {opset}",
+            expected=f"opset {MINIMUM_OPSET} or newer",
+            fix=f"export it again with `opset_version={MINIMUM_OPSET}`, or convert it with `onnx.version_converter`",
+        )
+    return opset
+
+
+def _normalise(model: ir.Model) -> None:
+    """Make the base's own weights constants, so that the overridable initializers of a build are its slots alone."""
+    model.ir_version = _IR_VERSION
+    for value in [value for value in model.graph.inputs if value.is_initializer()]:
+        model.graph.inputs.remove(value)
+
+
+def _fingerprint(model: ir.Model) -> str:
+    """The sha256 over the sorted facts of all initializers; one tensor in memory at a time."""
+    digest = hashlib.sha256()
+    for fact in sorted(fact for graph in model.graphs() for fact in _facts(graph)):
+        digest.update(fact.encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _facts(graph: ir.Graph) -> Iterator[str]:
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None:
+            contents = hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+            yield f"{name} {tensor.dtype.name} {list(tensor.shape.numpy())} {contents}\n"
+
+
+def _input_record(value: ir.Value) -> InputRecord:
+    limits = list(_embedding_rows(value))
+    integer = value.dtype is not None and (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL)
+    record = InputRecord(_name(value), _dtype(value), axes(value), "values")
+    if limits:
+        return InputRecord(record.name, record.dtype, record.axes, "ids", min(limits))
+    if integer and len(record.axes) == 2:
+        return InputRecord(record.name, record.dtype, record.axes, "mask")
+    return record
+
+
+def _embedding_rows(value: ir.Value) -> Iterator[int]:
+    """The number of rows of each weight that is indexed by this value."""
+    for node, index in value.uses():
+        if node.op_type == "Gather" and index == 1 and node.attributes.get_int("axis", 0) == 0:
+            yield from _rows(node.inputs[0])
+        elif node.op_type in _RESHAPING and index == 0:
+            yield from _embedding_rows(node.outputs[0])
+
+
+def _rows(table: ir.Value | None) -> Iterator[int]:
+    while table is not None:
+        producer = table.producer()
+        if table.const_value is not None and len(table.const_value.shape) > 1:
+            yield int(table.const_value.shape.numpy()[0])
+            return
+        table = producer.inputs[0] if producer is not None and producer.op_type in _WRAPPING else None
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None  # the deserialiser names every value
+    return value.name
+
+
+def _dtype(value: ir.Value) -> str:
+    if value.dtype is None:
+        raise BaseModelError(
+            "has an input or output of unknown type",
+            where=f"`{value.name}`",
+            expected="a tensor with an element type",
+            fix="run `onnx.shape_inference` over the model, or export it again",
+        )
+    return value.dtype.numpy().name

@@ -1,0 +1,135 @@
+"""Surgery on a copy of a base's graph: values looked up by name, replaced, made inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from adapter_export.errors import BaseModelError
+from adapter_export.onnx.base import OnnxBase
+from adapter_export.onnx.slots import first_free
+
+
+@dataclass
+class Graft:
+    """A copy of a base's graph on which is worked.
+
+    Attributes:
+        model: the copy.
+        values: its values by the names that they have in the base; a replaced one gives what replaced it.
+        names: every name that is taken.
+    """
+
+    model: ir.Model
+    values: dict[str, ir.Value]
+    names: set[str] = field(default_factory=set)
+
+    @classmethod
+    def onto(cls, base: OnnxBase) -> Graft:
+        """Copy a base's graph; the weights are shared with it, not copied."""
+        model = base.model.clone()
+        graph = model.graph
+        own = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+        values = {value.name: value for value in own if value.name}
+        inner = {value.name for node in graph.all_nodes() for value in node.outputs if value.name}
+        return cls(model, values, set(values) | inner)
+
+    def value(self, name: str) -> ir.Value:
+        """What now stands for a value of the base."""
+        return self.values[name]
+
+    def is_free(self, name: str) -> bool:
+        """Whether no value has this name."""
+        return name not in self.names
+
+    def take_name(self, name: str) -> str:
+        """Reserve a name.
+
+        Raises:
+            BaseModelError: a value of the base has it.
+        """
+        if name in self.names:
+            raise BaseModelError(
+                "has a value with a name that the exported graph needs",
+                found=f"`{name}`",
+                expected="no value whose name begins with `adapter.` or `cut.`",
+                fix="rename it in the base; is this a graph that has slots already?",
+            )
+        self.names.add(name)
+        return name
+
+    def add_slot(self, name: str, shape: ir.Shape, default: ir.TensorProtocol) -> ir.Value:
+        """A new initializer that is an input as well, and so can be overridden."""
+        value = ir.Value(name=self.take_name(name), shape=shape, type=ir.TensorType(default.dtype), const_value=default)
+        self.model.graph.inputs.append(value)
+        self.model.graph.register_initializer(value)
+        return value
+
+    def add_input(self, name: str, like: ir.Value) -> ir.Value:
+        """A new data input with the type and the shape of another value."""
+        value = ir.Value(name=self.take_name(name), shape=like.shape, type=like.type)
+        self.model.graph.inputs.append(value)
+        return value
+
+    def replace(self, old: ir.Value, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
+        """Let everyone who reads `old` read `new`, but the `nodes` that compute `new`, which go in behind `old`.
+
+        An output of the graph keeps its name: `old` gets another one.
+        """
+        if new is old:
+            return
+        self._insert(nodes, old)
+        new.shape, new.type = new.shape or old.shape, new.type or old.type
+        for node, index in [use for use in old.uses() if use.node not in nodes]:
+            node.replace_input_with(index, new)
+        if old.is_graph_output():
+            self._hand_over_output(old, new)
+        for name in [name for name, value in self.values.items() if value is old]:
+            self.values[name] = new
+
+    def append_output(self, tape: ir.tape.Tape, value: ir.Value, name: str, shape: ir.Shape) -> None:
+        """Put the nodes of a tape at the end, and make a value an output of this name."""
+        self.model.graph.extend(tape.nodes)
+        self._take_names(tape.nodes)
+        value.name, value.shape = self.take_name(name), shape
+        self.model.graph.outputs.append(value)
+
+    def expose(self, value: ir.Value, name: str) -> None:
+        """Make a copy of a value an output of this name, so that the value keeps its own."""
+        output = ir.Value(name=self.take_name(name), type=value.type, shape=value.shape)
+        if output.type is None:
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+        self.model.graph.append(ir.Node("", "Identity", [value], outputs=[output], name=name))
+        self.model.graph.outputs.append(output)
+
+    def finish(self) -> ir.Model:
+        """Bring the nodes into the order of evaluation."""
+        self.model.graph.sort()
+        return self.model
+
+    def _insert(self, nodes: Sequence[ir.Node], behind: ir.Value) -> None:
+        producer = behind.producer()
+        first = next(iter(self.model.graph), None)
+        if producer is not None:
+            self.model.graph.insert_after(producer, nodes)
+        elif first is not None:
+            self.model.graph.insert_before(first, nodes)
+        self._take_names(nodes)
+
+    def _take_names(self, nodes: Collection[ir.Node]) -> None:
+        for node in nodes:
+            for value in node.outputs:
+                if value.name:
+                    self.take_name(value.name)
+
+    def _hand_over_output(self, old: ir.Value, new: ir.Value) -> None:
+        for index, output in enumerate(self.model.graph.outputs):
+            if output is old:
+                self.model.graph.outputs[index] = new
+        name = old.name
+        assert name is not None  # an output has a name
+        old.name = first_free(f"{name}.base", self.names)
+        new.name = name
+        self.names.add(old.name)

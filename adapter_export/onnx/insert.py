@@ -1,0 +1,217 @@
+"""Put slots into a copy of a base: adapter nodes at its sites, reading initializers that can be overridden."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from adapter_export import __version__
+from adapter_export.errors import AdapterExportError, BaseModelError
+from adapter_export.format.manifest import SlotRecord
+from adapter_export.graph.adapter import HEAD
+from adapter_export.onnx.base import FINGERPRINT_KEY, OnnxBase
+from adapter_export.onnx.graft import Graft
+from adapter_export.onnx.lowering import Writer, emit
+from adapter_export.onnx.slots import SLOT_PREFIX, Part, SlotPlan, first_free
+from adapter_export.sites.site import Site
+
+GRAPH_VERSION = "1.0.0"
+"""The version of the conventions of an exported graph: names of slots and keys of `metadata_props`."""
+
+VERSION_KEY = "adapter_export.format_version"
+TOPOLOGY_KEY = "adapter_export.topology"
+SITES_KEY = "adapter_export.sites"
+"""JSON: for each site with slots the names of its values `h`, `x`, `u` and `result` in the graph."""
+
+HEAD_OUTPUT_KEY = "adapter_export.head_output"
+NODE_SITE_KEY = "adapter_export.site"
+NODE_GRAPH_KEY = "adapter_export.graph"
+NODE_PATH_KEY = "adapter_export.torch_path"
+
+_STACK_TRACE = "pkg.torch.onnx.stack_trace"
+
+
+def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
+    """The base's graph with a slot for everything that an adapter of the plan needs.
+
+    With no slot overridden it computes what the base computes; its head, if it has one, then gives zeros [batch, 1].
+
+    Raises:
+        BaseModelError: the base computes in another type than float32, has a name that a slot needs, or has several
+            inputs that may be the mask of a head.
+    """
+    graft = Graft.onto(base)
+    insertion = _Insertion(base, graft)
+    for site in base.sites:
+        if plan.at(site.name):
+            insertion.adapt(site, plan.at(site.name))
+    head = insertion.add_heads(plan.at(HEAD)) if plan.has_head else None
+    model = graft.finish()
+    _describe(model, base, plan, head, insertion.values)
+    verify_slots(model, plan.slots)
+    return model
+
+
+def head_output(model: ir.Model) -> str | None:
+    """The name of the output that holds the logits [batch, classes], in a graph that `insert_slots` made."""
+    return model.metadata_props.get(HEAD_OUTPUT_KEY)
+
+
+def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
+    """The names of `h`, `x`, `u` and `result` at each site with slots, in a graph that `insert_slots` made."""
+    values: dict[str, dict[str, str]] = json.loads(model.metadata_props.get(SITES_KEY, "{}"))
+    return values
+
+
+@dataclass
+class _Insertion:
+    """The work on one graph.
+
+    Attributes:
+        base: the base.
+        graft: the copy of its graph that is changed.
+        values: what `site_values` will give.
+    """
+
+    base: OnnxBase
+    graft: Graft
+    values: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def adapt(self, site: Site, parts: Sequence[Part]) -> None:
+        """Put adapter nodes behind `h`, one part after the other, each reading the result of the one before as `h`."""
+        read = {name: self.graft.value(getattr(site, name)) for name in ("h", "x", "u")}
+        _check_float32(read, site.name)
+        tape, result = ir.tape.Tape(), read["h"]
+        for part in parts:
+            inputs = {**read, "h": result}
+            result = emit(part.graph, inputs, self._slots(part), self._writer(tape, part, site.path))
+        self.graft.replace(read["h"], result, tape.nodes)
+        names = {name: _name(value) for name, value in read.items()}
+        self.values[site.name] = {**names, "result": _name(result)}
+
+    def add_heads(self, parts: Sequence[Part]) -> str:
+        """Put the heads behind the final hidden state; their logits are summed, those of idle heads are zeros."""
+        tape = ir.tape.Tape()
+        inputs = {"hidden": self.graft.value(self.base.sites.final)}
+        _check_float32(inputs, HEAD)
+        if any("mask" in part.graph.inputs for part in parts):
+            inputs["mask"] = self._mask(tape, inputs["hidden"])
+        results = [emit(part.graph, inputs, self._slots(part), self._writer(tape, part, None)) for part in parts]
+        name = first_free("logits" if self.graft.is_free("logits") else "adapter_logits", self.graft.names)
+        self.graft.append_output(tape, _sum(tape, results), name, self._logits_axes(inputs["hidden"], parts))
+        return name
+
+    def _mask(self, tape: ir.tape.Tape, hidden: ir.Value) -> ir.Value:
+        """The mask as numbers [batch, tokens]; a base without a mask keeps every token."""
+        prefix = f"{SLOT_PREFIX}{HEAD}/mask"
+        if self.base.mask is not None:
+            return _typed(tape.op("Cast", [self.graft.value(self.base.mask)], {"to": ir.DataType.FLOAT}), prefix)
+        shape = tape.op("Shape", [hidden], {"start": 0, "end": 2})
+        shape.name = f"{prefix}/shape"
+        return _typed(tape.op("ConstantOfShape", [shape], {"value": ir.tensor([1.0], ir.DataType.FLOAT)}), prefix)
+
+    def _slots(self, part: Part) -> Mapping[str, ir.Value]:
+        """Register the slots of a part: inputs of the graph that are initializers as well."""
+        neutral = part.neutral()
+        slots = {}
+        for record in part.records():
+            shape = ir.Shape([part.axis_name(axis) for axis in record.axes])
+            tensor = ir.Tensor(neutral[record.parameter], name=record.name)
+            slots[record.parameter] = self.graft.add_slot(record.name, shape, tensor)
+        return slots
+
+    def _writer(self, tape: ir.tape.Tape, part: Part, path: str | None) -> Writer:
+        metadata = {NODE_SITE_KEY: part.owner, NODE_GRAPH_KEY: part.graph_name}
+        if path is not None:
+            metadata[NODE_PATH_KEY] = path
+        return Writer(tape, part.prefix, self.base.opset, metadata)
+
+    def _logits_axes(self, hidden: ir.Value, parts: Sequence[Part]) -> ir.Shape:
+        batch = hidden.shape[0] if hidden.shape else None
+        known = batch if isinstance(batch, int) else getattr(batch, "value", None)
+        classes = parts[0].axis_name("classes") if len(parts) == 1 else "classes"
+        return ir.Shape([known if known is not None else "batch", classes])
+
+
+def verify_slots(model: ir.Model, slots: Sequence[SlotRecord]) -> None:
+    """Hold an exported graph against its plan: every slot can be overridden, and feeds its operation directly.
+
+    Raises:
+        AdapterExportError: it is not so. Whoever changed the graph after the slots went in has a bug.
+    """
+    inputs = {value.name for value in model.graph.inputs}
+    faults = []
+    for slot in slots:
+        value = model.graph.initializers.get(slot.name)
+        if value is None or slot.name not in inputs:
+            faults.append(f"`{slot.name}` cannot be overridden")
+        else:
+            faults += _slot_faults(value, slot)
+    extra = [name for name in model.graph.initializers if name in inputs and name not in {slot.name for slot in slots}]
+    faults += [f"`{name}` can be overridden and is no slot" for name in extra]
+    if faults:
+        raise AdapterExportError("the exported graph is not what was planned", found="; ".join(faults))
+
+
+def _slot_faults(value: ir.Value, slot: SlotRecord) -> list[str]:
+    faults = []
+    tensor = value.const_value
+    if tensor is None or tuple(tensor.shape.numpy()) != slot.neutral or tensor.dtype != ir.DataType.FLOAT:
+        faults.append(f"`{slot.name}` has another default than {list(slot.neutral)} float32")
+    sizes = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
+    if sizes != [axis if isinstance(axis, int) else None for axis in slot.axes]:
+        faults.append(f"`{slot.name}` has shape {value.shape}")
+    uses = [(node.op_type, index) for node, index in value.uses()]
+    if not uses or (len(slot.axes) == 2 and any(use != ("MatMul", 1) for use in uses)):
+        faults.append(f"`{slot.name}` feeds {uses or 'nothing'}")
+    return faults
+
+
+def _describe(
+    model: ir.Model, base: OnnxBase, plan: SlotPlan, head: str | None, values: Mapping[str, Mapping[str, str]]
+) -> None:
+    model.producer_name, model.producer_version = "adapter-export", __version__
+    model.metadata_props.update(
+        {
+            FINGERPRINT_KEY: base.fingerprint,
+            VERSION_KEY: GRAPH_VERSION,
+            TOPOLOGY_KEY: plan.digest,
+            SITES_KEY: json.dumps(values, sort_keys=True),
+        }
+    )
+    if head is not None:
+        model.metadata_props[HEAD_OUTPUT_KEY] = head
+    for node in model.graph.all_nodes():
+        node.metadata_props.pop(_STACK_TRACE, None)
+
+
+def _sum(tape: ir.tape.Tape, values: Sequence[ir.Value]) -> ir.Value:
+    total, *rest = values
+    for index, value in enumerate(rest):
+        total = _typed(tape.op("Add", [total, value]), f"{SLOT_PREFIX}{HEAD}/sum_{index}")
+    return total
+
+
+def _typed(value: ir.Value, name: str) -> ir.Value:
+    value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
+    return value
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None  # every value of a loaded graph and of a writer has one
+    return value.name
+
+
+def _check_float32(values: Mapping[str, ir.Value], where: str) -> None:
+    other = {value.dtype.name for value in values.values() if value.dtype not in (None, ir.DataType.FLOAT)}
+    if other:
+        raise BaseModelError(
+            "computes in a type that adapters do not have",
+            where=f"site `{where}`",
+            found=", ".join(sorted(other)),
+            expected="FLOAT (float32)",
+            fix="export the base in float32",
+        )

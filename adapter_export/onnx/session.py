@@ -1,0 +1,79 @@
+"""Sessions of ONNX Runtime on models in memory whose weights lie in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from adapter_export.errors import BaseModelError, RequestError
+
+FAILURES: tuple[type[Exception], ...] = (
+    ort.capi.onnxruntime_pybind11_state.Fail,
+    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+    ort.capi.onnxruntime_pybind11_state.InvalidGraph,
+    ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+    ort.capi.onnxruntime_pybind11_state.NotImplemented,
+    ort.capi.onnxruntime_pybind11_state.RuntimeException,
+    RuntimeError,
+)
+"""What ONNX Runtime raises when a model or a call is not to its liking."""
+
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_ERRORS_ONLY = 3
+
+
+def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:
+    """Open a model on the CPU.
+
+    Args:
+        model: the model; its external data are not read here.
+        folder: where its external data lie.
+        optimize: whether ONNX Runtime may rewrite the graph.
+
+    Raises:
+        BaseModelError: ONNX Runtime refuses it.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY  # a warning for each overridable initializer otherwise
+    options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        data = ir.to_proto(model).SerializeToString()
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except FAILURES as error:
+        raise BaseModelError(
+            "ONNX Runtime cannot open the graph",
+            where=folder,
+            found=str(error).partition("\n")[0],
+            fix="open the base itself with ONNX Runtime; if that fails too, export it again",
+        ) from error
+
+
+def run_session(
+    session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], outputs: list[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Run once; outputs by name.
+
+    Args:
+        session: the session.
+        feeds: the inputs, and tensors for overridable initializers.
+        outputs: which outputs; all of them if not given.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute these inputs.
+    """
+    names = outputs or [output.name for output in session.get_outputs()]
+    try:
+        values = session.run(names, dict(feeds))
+    except FAILURES as error:
+        raise RequestError(
+            "ONNX Runtime cannot compute these inputs",
+            found=str(error).partition("\n")[0],
+            fix="check names, shapes and values against the inputs of the base",
+        ) from error
+    return dict(zip(names, values, strict=True))
