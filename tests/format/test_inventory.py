@@ -1,0 +1,84 @@
+"""The files of a bundle are those that the manifest lists, or an error says which is not."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from adapter_export.errors import FileError, FormatError, HashError
+from adapter_export.format.inventory import list_files, verify_files
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest_json import write_manifest
+
+
+def test_lists_every_file_but_the_manifest(manifest: Manifest, bundle: Path) -> None:
+    write_manifest(manifest, bundle)
+    found = list_files(bundle)
+    assert found == manifest.files
+    assert [record.path for record in found] == [
+        "adapters/tiny-1.0.onnx_adapter",
+        "adapters/tiny-1.0.safetensors",
+        "adapters/tiny-1.0/adapter_graph.json",
+        "adapters/tiny-1.0/weights.safetensors",
+        "base.bin",
+        "golden/base.safetensors",
+        "golden/tiny-1.0.safetensors",
+        "model.onnx",
+        "tokenizer.json",
+    ]
+    data = (bundle / "base.bin").read_bytes()
+    record = next(record for record in found if record.path == "base.bin")
+    assert (record.sha256, record.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
+
+
+def test_whole(manifest: Manifest, bundle: Path) -> None:
+    verify_files(manifest, bundle)
+
+
+@pytest.mark.parametrize("path", ["base.bin", "adapters/tiny-1.0/weights.safetensors"])
+def test_missing(manifest: Manifest, bundle: Path, path: str) -> None:
+    (bundle / path).unlink()
+    with pytest.raises(FileError, match="is missing in the bundle") as caught:
+        verify_files(manifest, bundle)
+    assert caught.value.where == str(bundle / path)
+
+
+def test_a_folder_in_place_of_a_file(manifest: Manifest, bundle: Path) -> None:
+    (bundle / "base.bin").unlink()
+    (bundle / "base.bin").mkdir()
+    with pytest.raises(FileError, match="is missing in the bundle"):
+        verify_files(manifest, bundle)
+
+
+def test_truncated(manifest: Manifest, bundle: Path) -> None:
+    (bundle / "base.bin").write_bytes((bundle / "base.bin").read_bytes()[:-1])
+    with pytest.raises(FormatError, match="another size"):
+        verify_files(manifest, bundle)
+
+
+def test_damaged(manifest: Manifest, bundle: Path) -> None:
+    data = bytearray((bundle / "model.onnx").read_bytes())
+    data[0] ^= 1
+    (bundle / "model.onnx").write_bytes(data)
+    with pytest.raises(HashError) as caught:
+        verify_files(manifest, bundle)
+    assert caught.value.where == str(bundle / "model.onnx")
+
+
+def test_links(manifest: Manifest, bundle: Path, tmp_path: Path) -> None:
+    """A link within the bundle is a file like others; one that leads out could change what runs."""
+    (bundle / "base.bin").rename(bundle / "shared.bin")
+    (bundle / "base.bin").symlink_to("shared.bin")
+    verify_files(manifest, bundle)
+    (bundle / "shared.bin").rename(tmp_path / "outside.bin")
+    (bundle / "base.bin").unlink()
+    (bundle / "base.bin").symlink_to(tmp_path / "outside.bin")
+    with pytest.raises(FileError, match="leads out of the bundle"):
+        verify_files(manifest, bundle)
+
+
+def test_a_bundle_behind_a_link_is_whole(manifest: Manifest, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(bundle)
+    verify_files(manifest, tmp_path / "link")
