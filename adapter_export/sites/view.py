@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-NodeKind = Literal["add", "product", "attention", "norm", "other"]
+NodeKind = Literal["add", "product", "convolution", "attention", "norm", "layout", "other"]
+
+Dim = int | str | None
+"""The length of an axis: a number, the graph's own name for an unknown number, or nothing known."""
+
+_MULTIPLYING = frozenset({"product", "convolution", "attention"})
 
 
 @dataclass(frozen=True)
 class FlowNode:
-    """One operation.
+    """One operation on activations.
 
     Attributes:
         name: unique in the graph.
-        kind: `add` for an element-wise sum of two activations; `product` for a matrix product or convolution;
-            `attention` for a softmax or a fused attention; `norm` for a layer or RMS norm in one node; else `other`.
+        kind: `add` for an element-wise sum of two activations; `product` for a matrix product; `convolution`;
+            `attention` for an attention fused into one node; `norm` for a layer or RMS norm in one node; `layout` for
+            a transposition or a reshape, which moves axes and keeps the numbers; else `other`.
         op: the framework's own name of it, for tables.
-        inputs: the activations it reads, in order; weights and constants are left out.
+        inputs: the activations it reads, in order. Weights, constants, and what is computed from these and from the
+            lengths of axes alone are left out.
         outputs: the values it defines.
-        weighted: whether it reads a trained weight.
+        weighted: whether one of the factors of a product is a trained weight.
         path: the module path that the exporter recorded, if any.
     """
 
@@ -32,19 +39,44 @@ class FlowNode:
     weighted: bool
     path: str | None = None
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether it mixes the features of a token or the tokens of a text: a product of any kind."""
+        return self.kind in _MULTIPLYING
+
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether it multiplies activations with activations, as attention alone does."""
+        return self.kind == "attention" or (self.kind == "product" and not self.weighted)
+
 
 @dataclass(frozen=True)
 class FlowGraph:
     """A base seen as dataflow.
 
     Attributes:
-        nodes: in the order of evaluation.
-        widths: the size of the last axis of each value, where it is a known number.
-        ranks: the number of axes of each value, where it is known.
+        nodes: in the order of evaluation; those that compute no activation are left out.
+        shapes: the axes of each value, where their number is known.
         outputs: the values that the base returns.
     """
 
     nodes: Sequence[FlowNode]
-    widths: dict[str, int]
-    ranks: dict[str, int]
+    shapes: Mapping[str, tuple[Dim, ...]]
     outputs: tuple[str, ...]
+
+    def rank(self, value: str) -> int | None:
+        """The number of axes, if known."""
+        shape = self.shapes.get(value)
+        return None if shape is None else len(shape)
+
+    def width(self, value: str) -> int | None:
+        """The length of the last axis, if it is a known number."""
+        shape = self.shapes.get(value)
+        return shape[-1] if shape and isinstance(shape[-1], int) else None
+
+    def alike(self, one: str, other: str) -> bool:
+        """Whether both have the same number of axes, of lengths that agree as far as both are known."""
+        first, second = self.shapes.get(one), self.shapes.get(other)
+        if first is None or second is None or len(first) != len(second):
+            return False
+        return all(a is None or b is None or a == b for a, b in zip(first, second, strict=True))

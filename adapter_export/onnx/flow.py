@@ -1,0 +1,164 @@
+"""An ONNX graph as a neutral dataflow graph."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping, Set
+
+import onnx_ir as ir
+
+from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
+
+_FACTORS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "FusedGemm"), (0, 1)),
+    **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (0, 1)),
+    **dict.fromkeys(("QLinearMatMul", "QGemm"), (0, 3)),
+    "Einsum": tuple(range(8)),
+}
+"""The products, and which of their inputs are multiplied; the others are biases, scales and zero points."""
+
+_CONVOLUTIONS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "FusedConv", "NhwcConv"), (0, 1)),
+    "QLinearConv": (0, 3),
+}
+
+_PROJECTING = frozenset({("com.microsoft", "Attention"), ("com.microsoft", "QAttention")})
+"""The fused attentions that hold the weights of query, key and value, as their second input."""
+
+_NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
+
+_RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
+"""Moves that leave every number where it is as long as the shape stays."""
+
+_PICKS = frozenset({"Slice", "Split", "Gather", "GatherElements", "GatherND"})
+_JOINS = frozenset({"Concat", "Pad", "Tile"})
+_MOVES = _RESHAPES | _PICKS | _JOINS | {"Transpose", "ReverseSequence", "SpaceToDepth", "DepthToSpace"}
+
+_SHAPES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
+"""What reads the shape of a tensor and none of its numbers."""
+
+
+def flow_graph(model: ir.Model) -> FlowGraph:
+    """View the main graph of a model as dataflow.
+
+    The values have their names in the graph. Shapes are those that the model records.
+    """
+    graph = model.graph
+    activations = _activations(graph)
+    names = _node_names(graph)
+    return FlowGraph(
+        nodes=[
+            _flow_node(node, name, activations)
+            for node, name in names.items()
+            if any(value.name in activations for value in node.outputs)
+        ],
+        shapes=dict(_shapes(graph, activations)),
+        outputs=tuple(_name(value) for value in graph.outputs),
+    )
+
+
+def _name(value: ir.Value) -> str:
+    return value.name or ""
+
+
+def _activations(graph: ir.Graph) -> set[str]:
+    """The values that are computed from the numbers of an input."""
+    found = {_name(value) for value in graph.inputs if value.name not in graph.initializers}
+    for node in graph:
+        if node.op_type not in _SHAPES_ALONE and any(value.name in found for value in _read(node)):
+            found.update(_name(value) for value in node.outputs)
+    return found
+
+
+def _read(node: ir.Node) -> list[ir.Value]:
+    """The inputs that are there; an optional input may be left out."""
+    return [value for value in node.inputs if value is not None]
+
+
+def _node_names(graph: ir.Graph) -> dict[ir.Node, str]:
+    """A unique name for each node: its own, or that of its first output where it has none or shares it."""
+    names: dict[ir.Node, str] = {}
+    taken: set[str] = set()
+    for node in graph:
+        name = node.name if node.name and node.name not in taken else _name(node.outputs[0])
+        names[node] = name
+        taken.add(name)
+    return names
+
+
+def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
+    inputs = tuple(_name(value) for value in _read(node) if value.name in activations)
+    return FlowNode(
+        name=name,
+        kind=_kind(node, inputs),
+        op=node.op_type,
+        inputs=inputs,
+        outputs=tuple(value.name for value in node.outputs if value.name),
+        weighted=_is_weighted(node, activations),
+        path=_path(node),
+    )
+
+
+def _kind(node: ir.Node, inputs: tuple[str, ...]) -> NodeKind:
+    op = node.op_type
+    if op in ("Add", "Sum") and len(inputs) == 2 and len(node.inputs) == 2:
+        return "add"
+    if op in _FACTORS:
+        return "product"
+    if op in _CONVOLUTIONS:
+        return "convolution"
+    if op.endswith("Attention"):
+        return "attention"
+    if op in _NORMS:
+        return "norm"
+    return "layout" if op in _MOVES and not _keeps_places(node) else "other"
+
+
+def _keeps_places(node: ir.Node) -> bool:
+    source, result = node.inputs[0], node.outputs[0]
+    if node.op_type not in _RESHAPES or source is None:
+        return False
+    shape = _shape(source)
+    return shape is not None and None not in shape and shape == _shape(result)
+
+
+def _is_weighted(node: ir.Node, activations: Set[str]) -> bool:
+    values = [node.inputs[at] for at in _factors(node) if at < len(node.inputs)]
+    return any(value is not None and value.name not in activations for value in values)
+
+
+def _factors(node: ir.Node) -> tuple[int, ...]:
+    if (node.domain, node.op_type) in _PROJECTING:
+        return (0, 1)
+    return _FACTORS.get(node.op_type) or _CONVOLUTIONS.get(node.op_type, ())
+
+
+def _path(node: ir.Node) -> str | None:
+    """The module path that torch's exporter stamps on a node: the scopes, from the root to the node itself."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if scopes is None:
+        return None
+    try:
+        *modules, _ = ast.literal_eval(scopes)
+    except (ValueError, SyntaxError, TypeError):  # a note for people; another tool may have written what it likes
+        return None
+    return next((str(module) for module in reversed(modules) if module), None)
+
+
+def _shapes(graph: ir.Graph, activations: Set[str]) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+    for value in _values(graph):
+        shape = _shape(value)
+        if value.name in activations and shape is not None:
+            yield _name(value), shape
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _shape(value: ir.Value) -> tuple[Dim, ...] | None:
+    if value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
