@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 from rich.text import Text
 
-_PLAIN_WIDTH = 110
+_PLAIN_WIDTH = 160
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 _KILO = 1000
 
@@ -56,7 +57,9 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[obj
         rows: the cells; anything but rich text is written with `str`, and markup in it is left as it is.
         numbers: a letter per column: `r` sets it to the right, anything else to the left.
     """
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    made = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, show_edge=False
+    )
     for index, column in enumerate(columns):
         right = index < len(numbers) and numbers[index] == "r"
         made.add_column(column, justify="right" if right else "left", overflow="fold")

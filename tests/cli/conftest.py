@@ -1,29 +1,42 @@
-"""What the tests of the commands have in common."""
+"""What the tests of the commands have in common: the commands as processes, and a small real model."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+WORDS = "how many far is the moon who wrote this play where was she born good bad film great awful dull fine".split()
+WIDTH = 16
+LAYERS = 2
+
+Finished = subprocess.CompletedProcess[str]
 
 
-@pytest.fixture(scope="session")
-def cli() -> Cli:
-    """Runs `adapter-export` as a user would: another process, real streams, a real exit code.
+class Cli:
+    """`adapter-export` as a user runs it: another process, real streams, a real exit code."""
 
-    `folder` is where it runs; `file_size` is the most bytes that it may write to one file, as on a disk that fills up.
-    """
+    def __call__(
+        self, *arguments: object, folder: Path | None = None, file_size: int | None = None, stdin: str | None = None
+    ) -> Finished:
+        """Run a command.
 
-    def call(
-        *arguments: object, folder: Path | None = None, file_size: int | None = None, stdin: str | None = None
-    ) -> subprocess.CompletedProcess[str]:
+        Args:
+            arguments: after `adapter-export`.
+            folder: where it runs.
+            file_size: the most bytes that it may write to one file, as on a disk that fills up.
+            stdin: what it reads.
+        """
+
         def limit() -> None:
             if file_size is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
@@ -35,18 +48,117 @@ def cli() -> Cli:
             capture_output=True,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": ""},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
             preexec_fn=limit,
             timeout=300,
             check=False,
         )
 
-    return call
+    def done(self, *arguments: object, **settings: Any) -> Finished:
+        """Run a command that must succeed."""
+        found = self(*arguments, **settings)
+        assert found.returncode == 0, found.stdout + found.stderr
+        return found
+
+    def json(self, *arguments: object, **settings: Any) -> dict[str, Any]:
+        """Run a command that must succeed and write one JSON document to stdout."""
+        made = json.loads(self.done(*arguments, "--json", **settings).stdout)
+        assert isinstance(made, dict)
+        return made
+
+    def refused(self, code: int, words: str, *arguments: object, **settings: Any) -> Finished:
+        """Run a command that must end with an error: its exit code, its words, never a traceback."""
+        found = self(*arguments, **settings)
+        assert found.returncode == code, found.stdout + found.stderr
+        assert "Traceback" not in found.stderr
+        assert "This is a bug" not in found.stderr
+        assert words in found.stderr, found.stderr
+        return found
 
 
-def assert_refused(found: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """Hold an error against its exit code and its words; a traceback is never one."""
-    assert found.returncode == code, found.stdout + found.stderr
-    assert "Traceback" not in found.stderr
-    for word in words:
-        assert word in found.stderr
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """`adapter-export`."""
+    return Cli()
+
+
+@pytest.fixture(scope="session")
+def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a small BERT with random weights, and its tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("hf")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS) + 4,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=24,
+        initializer_range=0.2,
+    )
+    BertModel(config).eval().save_pretrained(folder)
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(cli: Cli, hf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small BERT as an archive, made by `capture`."""
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    cli.done("capture", hf_folder, "-o", path)
+    return path
+
+
+PlainTensors = Callable[..., dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="session")
+def plain_tensors() -> PlainTensors:
+    """Makes plain tensors of a bottleneck adapter of the small BERT, with a head if there are classes."""
+
+    def make(kind: str, width: int = 4, seed: int = 0, classes: int | None = None) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(seed)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(LAYERS):
+            for role in ("attention", "ffn") if kind == "houlsby" else ("ffn",):
+                site = f"layers.{layer}.{role}"
+                shapes |= {f"{site}.down.weight": (WIDTH, width), f"{site}.down.bias": (width,)}
+                shapes |= {f"{site}.up.weight": (width, WIDTH), f"{site}.up.bias": (WIDTH,)}
+        if classes is not None:
+            shapes |= {"head.classifier.weight": (WIDTH, classes), "head.classifier.bias": (classes,)}
+        return {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def adapters(cli: Cli, model: Path, plain_tensors: PlainTensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two adapters, made by `pack`: `topic` (Houlsby, 3 classes) and `tone` (Pfeiffer, 2 classes)."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, kind, activation, labels in (
+        ("topic", "houlsby", "gelu", "a,b,c"),
+        ("tone", "pfeiffer", "relu", "bad,good"),
+    ):
+        file = folder / f"{name}.safetensors"
+        save_file(plain_tensors(kind, 4, seed=len(name), classes=labels.count(",") + 1), file)
+        options = ("--kind", kind, "--activation", activation, "--labels", labels, "--base", model)
+        cli.done("pack", file, *options, "-o", folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(cli: Cli, model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small BERT and both adapters, made by `build`."""
+    path = tmp_path_factory.mktemp("bundle") / "bundle"
+    cli.done("build", model, "--adapters", f"{adapters / 'topic'},{adapters / 'tone'}", "-o", path)
+    return path
