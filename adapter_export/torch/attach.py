@@ -1,0 +1,184 @@
+"""An adapter attached to a base: a module that computes both, in which the adapter alone is trainable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from adapter_export.errors import AdapterError, BaseMismatchError, RequestError
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch.base import TorchBase
+from adapter_export.torch.flow import flow_graph
+from adapter_export.torch.layer import GraphLayer
+from adapter_export.torch.splice import splice
+
+LOGITS = "logits"
+"""The name of a head's output, [batch, classes]."""
+
+
+@dataclass(frozen=True)
+class SiteCall:
+    """What one graph did in one pass.
+
+    Attributes:
+        read: the values that it read, by name.
+        result: what it returned.
+    """
+
+    read: Mapping[str, Tensor]
+    result: Tensor
+
+
+def attach(
+    base: TorchBase, adapter: Adapter | None, *, sites: SiteMap | None = None, allow_mismatch: bool = False
+) -> AdaptedModel:
+    """Put an adapter into a base; the base itself is left as it is, and its weights are shared.
+
+    Args:
+        base: the base.
+        adapter: the adapter; `None` gives the base alone.
+        sites: the base's sites, if they are known already.
+        allow_mismatch: take an adapter that was trained on another base.
+
+    Raises:
+        BaseMismatchError: the adapter was trained on another base.
+        AdapterError: the base lacks a site of the adapter, or has another width there.
+        NoSitesError: the base has no sites.
+    """
+    sites = discover(flow_graph(base.module())) if sites is None else sites
+    if adapter is not None:
+        if adapter.base != base.fingerprint and not allow_mismatch:
+            raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint)
+        _check_places(adapter, sites)
+    return AdaptedModel(base, adapter, sites)
+
+
+class AdaptedModel(nn.Module):
+    """A base with at most one adapter.
+
+    The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. Only the
+    adapter's and the head's tensors are parameters that want gradients. It starts in `eval` mode; `train()` turns on
+    the adapter's dropout and changes nothing in the base.
+
+    Attributes:
+        base: the base.
+        adapter: the adapter as it was attached; `to_adapter` gives it with the present weights.
+        sites: the sites of the base.
+    """
+
+    def __init__(self, base: TorchBase, adapter: Adapter | None, sites: SiteMap) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+        self.sites = sites
+        self._layers = {} if adapter is None else _layers(adapter)
+        self._names = tuple(record.name for record in base.outputs)
+        mask = next((record.name for record in base.inputs if record.role == "mask"), None)
+        self._body = splice(base.module(), mask, sites, self._layers)
+        self.eval()
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Compute every output of the base by its name and, with a head, `logits` [batch, classes].
+
+        Args:
+            inputs: the base's inputs by name.
+
+        Raises:
+            RequestError: an input is missing or unknown.
+        """
+        *outputs, _ = self._values(inputs)
+        return dict(zip(self.output_names, outputs, strict=True))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of what `forward` returns."""
+        return (*self._names, LOGITS) if HEAD in self._layers else self._names
+
+    def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs on the device of the model's weights."""
+        device = next((tensor.device for tensor in self.parameters()), None)
+        return {name: value.to(device) for name, value in inputs.items()}
+
+    def hidden(self, **inputs: Tensor) -> Tensor:
+        """Compute the final hidden state, [batch, tokens, d], which a head reads."""
+        hidden: Tensor = self._values(inputs)[-1]
+        return hidden
+
+    def _values(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        names = [record.name for record in self.base.inputs]
+        if set(names) != set(inputs):
+            raise RequestError(
+                "the inputs are not those of the base",
+                found=", ".join(sorted(inputs)) or "none",
+                expected=", ".join(names),
+            )
+        values: tuple[Tensor, ...] = self._body(*(inputs[name] for name in names))
+        return values
+
+    def observe(self, **inputs: Tensor) -> dict[str, SiteCall]:
+        """Compute, and keep what each site's graph and the head's read and returned, by site or `head`."""
+        calls: dict[str, SiteCall] = {}
+
+        def keep(layer: nn.Module, values: tuple[Tensor, ...], result: Tensor) -> None:
+            assert isinstance(layer, GraphLayer)
+            calls[layer.owner] = SiteCall(dict(zip(layer.graph.inputs, values, strict=True)), result)
+
+        handles = [layer.register_forward_hook(keep) for layer in self._layers.values()]
+        try:
+            self._values(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The trainable tensors by their names in an adapter's file, `<site>.<parameter>` and `head.<parameter>`."""
+        return {
+            f"{owner}.{name}": tensor
+            for owner, layer in self._layers.items()
+            for name, tensor in layer.named_tensors().items()
+        }
+
+    def to_adapter(self, *, training: Mapping[str, Any] | None = None) -> Adapter:
+        """The adapter with the present weights.
+
+        Args:
+            training: the training record; the adapter's own if none is given.
+
+        Raises:
+            AdapterError: no adapter is attached.
+            TensorError: a weight is NaN or Inf.
+        """
+        if self.adapter is None:
+            raise AdapterError("no adapter is attached", fix="attach one first")
+        weights = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in self.tensors().items()}
+        return replace(self.adapter, weights=weights, training=self.adapter.training if training is None else training)
+
+
+def _layers(adapter: Adapter) -> dict[str, GraphLayer]:
+    return {owner: GraphLayer(owner, graph, adapter.parameters(owner)) for owner, graph, _ in adapter.parts()}
+
+
+def _check_places(adapter: Adapter, sites: SiteMap) -> None:
+    widths = {site.name: site.width for site in sites} | {HEAD: sites.width}
+    for owner, _, given in adapter.parts():
+        if owner not in widths:
+            raise AdapterError(
+                f"the base has no site `{owner}`",
+                where=f"adapter `{adapter.name}`",
+                found=", ".join(site.name for site in sites),
+                fix="see the sites with `adapter-export sites MODEL`",
+            )
+        found = {symbol: given[symbol] for symbol in ("d", "d_in") if symbol in given}
+        if any(width != widths[owner] for width in found.values()):
+            raise AdapterError(
+                "a width differs from the base's",
+                where=f"adapter `{adapter.name}`, `{owner}`",
+                found=", ".join(f"{symbol} = {width}" for symbol, width in found.items()),
+                expected=widths[owner],
+            )

@@ -1,0 +1,47 @@
+"""The learning curve as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from adapter_export.format.files import new_file
+from adapter_export.torch.progress import EpochRecord
+
+CURVE_FILE = "learning_curve.png"
+
+
+def draw_curve(history: Sequence[EpochRecord], best_epoch: int, title: str, path: Path) -> None:
+    """Draw loss, accuracy and macro-F1 over the epochs; replaces what is at `path`.
+
+    Args:
+        history: the epochs.
+        best_epoch: is marked, counted from 1.
+        title: stands above.
+        path: a PNG file.
+
+    Raises:
+        WriteError: the operating system refused.
+    """
+    figure = Figure(figsize=(8, 3.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, scores = figure.subplots(1, 2)
+    epochs = [record.epoch for record in history]
+    losses.plot(epochs, [record.training_loss for record in history], "o-", label="training")
+    losses.plot(epochs, [record.validation.loss for record in history], "o-", label="validation")
+    losses.set_ylabel("cross-entropy (nats)")
+    scores.plot(epochs, [record.validation.accuracy for record in history], "o-", label="accuracy")
+    scores.plot(epochs, [record.validation.macro_f1 for record in history], "o-", label="macro-F1")
+    scores.set_ylabel("validation")
+    for axes in (losses, scores):
+        axes.axvline(best_epoch, color="0.7", linestyle=":", label="best epoch")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    with new_file(path, force=True) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,70 @@
+"""The torch reference: a base that runs with any adapter, arrays in and arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from adapter_export.errors import RequestError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.reference.runner import Arrays
+from adapter_export.sites.discover import discover
+from adapter_export.torch.attach import AdaptedModel, attach
+from adapter_export.torch.base import TorchBase
+from adapter_export.torch.flow import flow_graph
+
+
+class TorchRunner:
+    """Computes with torch what a bundle must compute; a `reference.runner.Runner`.
+
+    Each adapter is attached once, when it is first asked for.
+
+    Args:
+        base: the base.
+        allow_mismatch: take adapters that were trained on another base.
+
+    Raises:
+        NoSitesError: the base has no sites.
+    """
+
+    def __init__(self, base: TorchBase, *, allow_mismatch: bool = False) -> None:
+        self._base = base
+        self._sites = discover(flow_graph(base.module()))
+        self._allow_mismatch = allow_mismatch
+        self._models: dict[int, AdaptedModel] = {}
+
+    @property
+    def description(self) -> str:
+        """What computes: `torch 2.13.0 float32`."""
+        return f"torch {torch.__version__.partition('+')[0]} float32"
+
+    def model(self, adapter: Adapter | None) -> AdaptedModel:
+        """The base with an adapter attached.
+
+        Raises:
+            AdapterError: the adapter does not fit the base.
+        """
+        known = self._models.get(id(adapter))
+        if known is None:
+            # the model holds the adapter, so that its id is not given to another one
+            known = attach(self._base, adapter, sites=self._sites, allow_mismatch=self._allow_mismatch)
+            self._models[id(adapter)] = known
+        return known
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
+        """All outputs of the base by name and, for an adapter with a head, its logits [batch, classes] at `logits`.
+
+        Raises:
+            AdapterError: the adapter does not fit the base.
+            RequestError: the inputs are not those of the base.
+        """
+        model = self.model(adapter)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        try:
+            with torch.inference_mode():
+                outputs = model(**tensors)
+        except (RuntimeError, IndexError) as error:
+            raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
+        return {name: value.numpy() for name, value in outputs.items()}

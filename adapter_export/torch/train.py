@@ -1,0 +1,221 @@
+"""The training loop: an adapter and its head learn a classification, the base stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import TrainingError
+from adapter_export.torch.attach import LOGITS, AdaptedModel
+from adapter_export.torch.checkpoint import CHECKPOINT_FILE, RunState, read_checkpoint, write_checkpoint
+from adapter_export.torch.data import Examples, Rows, training_batches
+from adapter_export.torch.metrics import evaluate
+from adapter_export.torch.progress import EpochRecord, Progress, Silent, TrainingResult
+from adapter_export.torch.schedule import rate_factor
+from adapter_export.torch.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows to learn from and those to measure by."""
+
+    training: Examples
+    validation: Examples
+
+
+def train(
+    model: AdaptedModel,
+    data: TrainingData,
+    settings: TrainingSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    checkpoints: Path | None = None,
+) -> TrainingResult:
+    """Train the attached adapter; afterwards the model holds the weights of the best epoch, in `eval` mode.
+
+    The same model, data, settings and number of threads give the same weights bit for bit, interrupted or not. torch's
+    own generator is as it was before.
+
+    Args:
+        model: a base with an adapter and a head.
+        data: what to learn.
+        settings: how; the defaults if none are given.
+        progress: hears of every step.
+        checkpoints: a folder for checkpoints; a run that was interrupted goes on from the one that it finds there.
+
+    Raises:
+        TrainingError: there is no head, the loss or the gradient became NaN or Inf, or the folder holds a checkpoint
+            of another run.
+        WriteError: a checkpoint could not be written.
+    """
+    if LOGITS not in model.output_names:
+        raise TrainingError("the adapter has no head, so there is nothing to train on labels", fix="give it labels")
+    run = _Run(model, data, settings or TrainingSettings(), progress or Silent(), checkpoints)
+    with torch.random.fork_rng(devices=[]):
+        return run.finish()
+
+
+class _Run:
+    """A run: its state, and how it takes the next step."""
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        data: TrainingData,
+        settings: TrainingSettings,
+        progress: Progress,
+        folder: Path | None,
+    ) -> None:
+        self._model = model
+        self._data = data
+        self._settings = settings
+        self._progress = progress
+        self._tensors = model.tensors()
+        self._optimizer = _optimizer(self._tensors.values(), settings)
+        self._steps_per_epoch = len(self._batches(0))
+        self._path = None if folder is None else folder / CHECKPOINT_FILE
+        self._digest = run_digest(model, data, settings)
+        self._state = RunState()
+
+    def finish(self) -> TrainingResult:
+        resumed_at = self._resume()
+        self._progress.started(self._steps_per_epoch * self._settings.epochs, self._state.step)
+        while not self._is_over():
+            self._finish_epoch()
+        _load(self._tensors, self._state.best)
+        self._model.eval()
+        return TrainingResult(self._state.history, self._state.best_epoch, self._state.step, resumed_at)
+
+    def _is_over(self) -> bool:
+        done = len(self._state.history)
+        return done == self._settings.epochs or done - self._state.best_epoch >= self._settings.patience
+
+    def _batches(self, epoch: int) -> list[Rows]:
+        return training_batches(self._data.training.lengths, self._settings.batch_size, (self._settings.seed, epoch))
+
+    def _finish_epoch(self) -> None:
+        state = self._state
+        began = time.monotonic() - state.seconds
+        self._model.train()
+        for rows in self._batches(len(state.history))[state.step_in_epoch :]:
+            loss = self._take_step(rows)
+            state.loss_sum += loss * len(rows)
+            state.step += 1
+            state.step_in_epoch += 1
+            state.seconds = time.monotonic() - began
+            self._progress.stepped(loss)
+            if state.step % self._settings.checkpoint_steps == 0 and state.step_in_epoch < self._steps_per_epoch:
+                self._save()
+        self._close_epoch(began)
+        self._save()
+
+    def _close_epoch(self, began: float) -> None:
+        state = self._state
+        scores = evaluate(self._model, self._data.validation, self._settings.batch_size)
+        loss = state.loss_sum / len(self._data.training.classes)
+        record = EpochRecord(len(state.history) + 1, loss, scores, time.monotonic() - began)
+        state.history.append(record)
+        if not state.best_epoch or scores.is_better_than(state.history[state.best_epoch - 1].validation):
+            state.best_epoch = record.epoch
+            state.best = _copy(self._tensors)
+        state.step_in_epoch, state.loss_sum, state.seconds = 0, 0.0, 0.0
+        self._progress.epoch_finished(record)
+
+    def _take_step(self, rows: Rows) -> float:
+        """One update; the loss of its batch before it."""
+        torch.manual_seed(_seed(self._settings.seed, self._state.step))
+        factor = rate_factor(self._state.step, self._steps_per_epoch * self._settings.epochs, self._settings.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.learning_rate * factor
+        examples = self._data.training
+        logits = self._model(**self._model.placed(examples.inputs(rows)))[LOGITS]
+        loss = F.cross_entropy(logits, torch.from_numpy(examples.classes[rows]).to(logits.device))
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_grad_norm_(self._tensors.values(), self._settings.clip)
+        self._check_finite(float(loss), float(norm))
+        self._optimizer.step()
+        return float(loss)
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        for name, value in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the {name} is not finite",
+                    where=f"step {self._state.step + 1}, epoch {len(self._state.history) + 1}",
+                    found=value,
+                    fix="lower the learning rate with `--learning-rate`, or look for broken rows in the data",
+                )
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        moments = {name: self._optimizer.state[tensor] for name, tensor in self._tensors.items()}
+        self._state.weights = _copy(self._tensors)
+        self._state.first_moments = _copy({name: found["exp_avg"] for name, found in moments.items()})
+        self._state.second_moments = _copy({name: found["exp_avg_sq"] for name, found in moments.items()})
+        write_checkpoint(self._state, self._digest, self._path)
+
+    def _resume(self) -> int | None:
+        """Take up the checkpoint, if there is one; the step that it was written after."""
+        state = None if self._path is None else read_checkpoint(self._path, self._digest)
+        if state is None:
+            return None
+        self._state = state
+        _load(self._tensors, state.weights)
+        for name, tensor in self._tensors.items():
+            moments = self._optimizer.state[tensor]
+            moments["step"].fill_(state.step)
+            _load(moments, {"exp_avg": state.first_moments[name], "exp_avg_sq": state.second_moments[name]})
+        return state.step
+
+
+def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettings) -> str:
+    """What tells one run from another: base, first weights, rows and settings, as a sha256."""
+    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+    for text in (model.base.fingerprint, repr(model.adapter and model.adapter.graphs)):
+        digest.update(text.encode())
+    for name, tensor in _copy(model.tensors()).items():
+        digest.update(name.encode() + tensor.tobytes())
+    for examples in (data.training, data.validation):
+        digest.update(examples.fingerprint.encode())
+    return digest.hexdigest()
+
+
+def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW over the adapter's tensors, its moments at zero; biases and norms, which have one axis, do not decay."""
+    decays = ((settings.weight_decay, [tensor for tensor in tensors if tensor.ndim > 1]),)
+    decays += ((0.0, [tensor for tensor in tensors if tensor.ndim <= 1]),)
+    groups = [{"params": group, "weight_decay": decay} for decay, group in decays if group]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    for tensor in tensors:
+        moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[tensor] = {"step": torch.tensor(0.0), **moments}
+    return optimizer
+
+
+def _seed(seed: int, step: int) -> int:
+    """A seed for the dropout of one step."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> Weights:
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+
+
+def _load(tensors: Mapping[str, Tensor], weights: Weights) -> None:
+    with torch.no_grad():
+        for name, weight in weights.items():
+            tensors[name].copy_(torch.from_numpy(weight))
