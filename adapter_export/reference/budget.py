@@ -14,8 +14,8 @@ sum: torch's and onnxruntime's float32 activations alone are off by up to 2.3·e
 
 Both were then calibrated against float64 by `benchmarks/calibrate_budget.py`: single activations, adapters, heads and
 stacks of up to 24 adapters with random weights, widths 32 to 4096, 12 networks of each, in NumPy, torch and
-onnxruntime. With ROUNDING 3, the worst of them would have needed ACCUMULATION 0.247; it is 0.28. Trained bases use less:
-MiniLM with a random adapter at every site a quarter of its budget. What is wrong rather than rounded stands out:
+onnxruntime. With ROUNDING 3, the worst of them would have needed ACCUMULATION 0.247; it is 0.28. Trained bases use
+less: MiniLM with a random adapter at every site a quarter of its budget. What is wrong rather than rounded stands out:
 MiniLM's budget is about 1e-5 of the scale, so a scaling of 1.001 in the place of 1 fails.
 """
 
