@@ -19,6 +19,9 @@ sublayer's start, `u` what the sublayer itself reads. `d_in` equals `d` at subla
 HEAD_VALUES: Mapping[str, Shape] = {"hidden": ("batch", "tokens", "d"), "mask": ("batch", "tokens")}
 """What a prediction head may read: the final hidden state, and the attention mask as numbers (1 real, 0 padding)."""
 
+DATA_AXES = ("batch", "tokens")
+"""The axes whose length comes with the data; no parameter can have them."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -59,6 +62,7 @@ class AdapterGraph:
     result: str
 
     def __post_init__(self) -> None:
+        self._check_parameter_shapes()
         shapes = self.shapes()
         if self.result not in shapes:
             raise GraphError(
@@ -76,13 +80,25 @@ class AdapterGraph:
             known[node.output] = self._output_shape(node, known, where)
         return known
 
+    def _check_parameter_shapes(self) -> None:
+        for name, shape in self.parameters.items():
+            wrong = [dim for dim in shape if dim in DATA_AXES or (isinstance(dim, int) and dim < 1)]
+            if wrong or not shape:
+                raise GraphError(
+                    f"parameter `{name}` has a shape that no tensor can have",
+                    found=list(shape),
+                    expected=f"numbers from 1, or symbols other than {' and '.join(DATA_AXES)}",
+                )
+
     def _input_shapes(self) -> dict[str, Shape]:
+        if len(set(self.inputs)) != len(self.inputs):
+            raise GraphError("an input is declared twice", found=", ".join(self.inputs))
         for values in (SITE_VALUES, HEAD_VALUES):
-            if set(self.inputs) <= set(values):
+            if self.inputs and set(self.inputs) <= set(values):
                 return {name: values[name] for name in self.inputs}
         raise GraphError(
             "unknown values are read",
-            found=", ".join(self.inputs),
+            found=", ".join(self.inputs) or "none",
             expected=f"only {', '.join(SITE_VALUES)} (at a site) or only {', '.join(HEAD_VALUES)} (in a head)",
         )
 
@@ -95,7 +111,7 @@ class AdapterGraph:
             raise GraphError("a value is read before it is defined", where=where, found=", ".join(missing))
         if len(node.inputs) != spec.arity:
             raise GraphError("wrong number of values read", where=where, found=len(node.inputs), expected=spec.arity)
-        _check_names("attributes", set(node.attributes), set(spec.attributes), set(), where)
+        _check_attributes(node, spec, where)
         inputs = tuple(known[name] for name in node.inputs)
         try:
             return spec.shape(inputs, self._bind(node, spec, inputs, where))
@@ -131,6 +147,10 @@ class AdapterGraph:
         if idle:
             raise GraphError("declared but never used", found=", ".join(sorted(idle)), expected="only what is used")
 
+    def reads_head_values(self) -> bool:
+        """Whether it is the graph of a prediction head, not of a site."""
+        return set(self.inputs) <= set(HEAD_VALUES)
+
     def symbols(self) -> tuple[str, ...]:
         """The symbolic dimensions of its parameters, in the order in which they first occur."""
         return tuple(dict.fromkeys(dim for shape in self.parameters.values() for dim in shape if isinstance(dim, str)))
@@ -151,6 +171,14 @@ def resolve(dim: Dim, widths: Mapping[str, int]) -> int:
     if dim not in widths:
         raise GraphError("a width is not given", found=", ".join(sorted(widths)) or "none", expected=f"`{dim}`")
     return widths[dim]
+
+
+def _check_attributes(node: Node, spec: OpSpec, where: str) -> None:
+    _check_names("attributes", set(node.attributes), set(spec.attributes), set(), where)
+    for name, interval in spec.attributes.items():
+        number = node.attributes[name]
+        if number not in interval:
+            raise GraphError(f"attribute `{name}` is out of range", where=where, found=number, expected=interval)
 
 
 def _check_names(what: str, found: set[str], needed: set[str], optional: set[str], where: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import UsageError
-from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph
+from adapter_export.graph.graph import AdapterGraph
 
 SMALL_STD = 0.01
 HEAD_STD = 0.02
@@ -84,8 +84,7 @@ def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng:
     """
     if scheme not in SCHEMES:
         raise UsageError("unknown initialisation", found=f"`{scheme}`", expected=", ".join(SCHEMES))
-    is_head = bool(graph.inputs) and set(graph.inputs) <= set(HEAD_VALUES)
-    draws = _draws(graph, _HEAD_SCHEME if is_head else SCHEMES[scheme])
+    draws = _draws(graph, _HEAD_SCHEME if graph.reads_head_values() else SCHEMES[scheme])
     shapes = graph.parameter_shapes(widths)
     return {name: draws[name](rng, shape).astype(np.float32) for name, shape in shapes.items()}
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from adapter_export.errors import UsageError
-from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.ops import ACTIVATIONS, Shape
+from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
+from adapter_export.graph.ops import ACTIVATIONS, OPS, Dim, Shape
 
 DEFAULT_BOTTLENECK = 64
 """The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
@@ -89,7 +89,7 @@ def bottleneck(source: str, options: BottleneckOptions) -> AdapterGraph:
         UsageError: an option has a value that it cannot have.
     """
     _check(options)
-    width = "d" if source == "h" else "d_in"
+    width = SITE_VALUES[source][-1]
     chain = _Chain(source)
     if options.norm_before:
         chain.norm("norm_before", width)
@@ -141,7 +141,7 @@ class _Chain:
         self.nodes.append(Node(op, (self.value,), output, parameters or {}, attributes or {}))
         self.value = output
 
-    def linear(self, name: str, width_in: str, width_out: str, bias: bool) -> None:
+    def linear(self, name: str, width_in: Dim, width_out: Dim, bias: bool) -> None:
         roles = {"weight": f"{name}.weight"}
         self.parameters[f"{name}.weight"] = (width_in, width_out)
         if bias:
@@ -149,7 +149,7 @@ class _Chain:
             self.parameters[f"{name}.bias"] = (width_out,)
         self.op("linear", name, roles)
 
-    def norm(self, name: str, width: str) -> None:
+    def norm(self, name: str, width: Dim) -> None:
         roles = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
         self.parameters.update(dict.fromkeys(roles.values(), (width,)))
         self.op("layer_norm", name, roles, {"epsilon": _LAYER_NORM_EPSILON})
@@ -163,7 +163,7 @@ def _graph_name(family: str, options: BottleneckOptions) -> str:
 def _check(options: BottleneckOptions) -> None:
     if options.activation not in ACTIVATIONS:
         raise UsageError("unknown activation", found=f"`{options.activation}`", expected=", ".join(ACTIVATIONS))
-    if not 0.0 <= options.dropout < 1.0:
+    if options.dropout not in OPS["dropout"].attributes["rate"]:
         raise UsageError("a dropout rate is a probability below 1", found=options.dropout, expected="0 ≤ rate < 1")
-    if not abs(options.scaling) < float("inf"):
+    if options.scaling not in OPS["scale"].attributes["factor"]:
         raise UsageError("the scaling is not a finite number", found=options.scaling)

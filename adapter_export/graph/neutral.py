@@ -20,7 +20,7 @@ NEUTRAL_WIDTH = 1
 _ZERO = "zero"
 _UNKNOWN = "unknown"
 _ZERO_KEEPING = frozenset(
-    {"relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "leaky_relu", "identity", "scale"}
+    {"relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "leaky_relu", "scale", "first_token", "mean_pool"}
 )
 _ALWAYS_ZERO_WHEN_NEUTRAL = frozenset({"linear", "layer_norm"})
 
@@ -37,7 +37,7 @@ def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weight
         NotNeutralError: the graph has none; the message says what arrives at its result instead.
     """
     reached = _follow_zero(graph)[graph.result]
-    wanted = "h" if "h" in graph.inputs else _ZERO
+    wanted = _ZERO if graph.reads_head_values() else "h"
     if reached != wanted:
         raise NotNeutralError(
             "an adapter graph has no neutral parameters",
@@ -67,4 +67,4 @@ def _transfer(node: Node, inputs: list[str]) -> str:
         return _ZERO if _ZERO in inputs else _UNKNOWN
     if node.op in {"identity", "dropout"}:
         return inputs[0]
-    return _ZERO if node.op in _ZERO_KEEPING and inputs == [_ZERO] else _UNKNOWN
+    return _ZERO if node.op in _ZERO_KEEPING and inputs[0] == _ZERO else _UNKNOWN

@@ -10,7 +10,7 @@ bottleneck). Ops work on the last axis and leave the axes before it alone, unles
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapter_export.errors import GraphError
 
@@ -33,6 +33,23 @@ class ParameterSpec:
     shape: tuple[str, ...]
     optional: bool = False
 
+
+@dataclass(frozen=True)
+class Interval:
+    """The numbers from `low` to `high`, without `high` where the interval is half open. NaN is in none."""
+
+    low: float
+    high: float
+    half_open: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number < self.high or (number == self.high and not self.half_open)
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {'below ' if self.half_open else ''}{self.high:g}"
+
+
+_FLOAT32_RANGE = Interval(-3.4e38, 3.4e38)
 
 ShapeRule = Callable[[tuple[Shape, ...], Mapping[str, Dim]], Shape]
 CostRule = Callable[[Mapping[str, int]], int]
@@ -84,7 +101,7 @@ class OpSpec:
         summary: its formula.
         arity: how many values it reads.
         parameters: the tensors it owns.
-        attributes: the numbers that a node must state.
+        attributes: the numbers that a node must state, and where each must lie.
         shape: shape rule, from the shapes read and the bound dimensions to the shape returned.
         multiply_accumulates: cost rule, multiply-accumulates of matrix products per token (or per row after pooling).
     """
@@ -93,7 +110,7 @@ class OpSpec:
     summary: str
     arity: int = 1
     parameters: tuple[ParameterSpec, ...] = ()
-    attributes: tuple[str, ...] = ()
+    attributes: Mapping[str, Interval] = field(default_factory=dict)
     shape: ShapeRule = _same
     multiply_accumulates: CostRule = _free
 
@@ -113,11 +130,13 @@ _ROWS = (
     OpSpec("silu", "x·σ(x) (Elfwing et al. 2017, §2)"),
     OpSpec("tanh", "tanh(x)"),
     OpSpec("sigmoid", "σ(x) = 1/(1 + exp(−x))"),
-    OpSpec("leaky_relu", "x where x ≥ 0, slope·x elsewhere", attributes=("slope",)),
+    OpSpec("leaky_relu", "x where x ≥ 0, slope·x elsewhere", attributes={"slope": _FLOAT32_RANGE}),
     OpSpec("identity", "x"),
-    OpSpec("scale", "factor·x", attributes=("factor",)),
+    OpSpec("scale", "factor·x", attributes={"factor": _FLOAT32_RANGE}),
     OpSpec(
-        "dropout", "x; in training each element is 0 with probability rate, else x/(1 − rate)", attributes=("rate",)
+        "dropout",
+        "x; in training each element is 0 with probability rate, else x/(1 − rate)",
+        attributes={"rate": Interval(0, 1, half_open=True)},
     ),
     OpSpec("add", "x + y", arity=2, shape=_all_equal),
     OpSpec("multiply", "x·y", arity=2, shape=_all_equal),
@@ -125,7 +144,7 @@ _ROWS = (
         "layer_norm",
         "(x − mean)/√(var + epsilon)·w + b over the last axis (Ba et al. 2016, §3)",
         parameters=(ParameterSpec("weight", ("in",)), ParameterSpec("bias", ("in",))),
-        attributes=("epsilon",),
+        attributes={"epsilon": Interval(1e-12, 1)},
     ),
     OpSpec("first_token", "x[:, 0], from [batch, tokens, width] to [batch, width]", shape=_without_tokens),
     OpSpec(
