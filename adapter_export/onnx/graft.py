@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.slots import first_free
 
 
 @dataclass
 class Graft:
-    """A copy of a base's graph on which is worked.
+    """A copy of a graph on which is worked.
 
     Attributes:
         model: the copy.
-        values: its values by the names that they have in the base; a replaced one gives what replaced it.
+        values: its values by the names that they have in the original; a replaced one gives what replaced it.
         names: every name that is taken.
     """
 
@@ -27,9 +26,9 @@ class Graft:
     names: set[str] = field(default_factory=set)
 
     @classmethod
-    def onto(cls, base: OnnxBase) -> Graft:
-        """Copy a base's graph; the weights are shared with it, not copied."""
-        model = base.model.clone()
+    def onto(cls, original: ir.Model) -> Graft:
+        """Copy a graph; the weights are shared with it, not copied."""
+        model = original.clone()
         graph = model.graph
         own = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
         values = {value.name: value for value in own if value.name}
@@ -40,9 +39,12 @@ class Graft:
         """What now stands for a value of the base."""
         return self.values[name]
 
-    def is_free(self, name: str) -> bool:
-        """Whether no value has this name."""
-        return name not in self.names
+    def vacate(self, name: str) -> None:
+        """Give an inner value of the base that has this name another one."""
+        value = self.values.get(name)
+        if value is not None and not value.is_graph_output() and not value.is_graph_input():
+            value.name = first_free(f"{name}.base", self.names)
+            self.names = self.names - {name} | {value.name}
 
     def take_name(self, name: str) -> str:
         """Reserve a name.

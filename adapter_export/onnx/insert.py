@@ -15,7 +15,8 @@ from adapter_export.graph.adapter import HEAD
 from adapter_export.onnx.base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx.graft import Graft
 from adapter_export.onnx.lowering import Writer, emit
-from adapter_export.onnx.slots import SLOT_PREFIX, Part, SlotPlan, first_free
+from adapter_export.onnx.slots import SLOT_PREFIX, Part, SlotPlan
+from adapter_export.reference.runner import head_output
 from adapter_export.sites.site import Site
 
 GRAPH_VERSION = "1.0.0"
@@ -24,7 +25,7 @@ GRAPH_VERSION = "1.0.0"
 VERSION_KEY = "adapter_export.format_version"
 TOPOLOGY_KEY = "adapter_export.topology"
 SITES_KEY = "adapter_export.sites"
-"""JSON: for each site with slots the names of its values `h`, `x`, `u` and `result` in the graph."""
+"""JSON: what `site_values` gives."""
 
 HEAD_OUTPUT_KEY = "adapter_export.head_output"
 NODE_SITE_KEY = "adapter_export.site"
@@ -43,7 +44,7 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
         BaseModelError: the base computes in another type than float32, has a name that a slot needs, or has several
             inputs that may be the mask of a head.
     """
-    graft = Graft.onto(base)
+    graft = Graft.onto(base.model)
     insertion = _Insertion(base, graft)
     for site in base.sites:
         if plan.at(site.name):
@@ -55,13 +56,12 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
     return model
 
 
-def head_output(model: ir.Model) -> str | None:
-    """The name of the output that holds the logits [batch, classes], in a graph that `insert_slots` made."""
-    return model.metadata_props.get(HEAD_OUTPUT_KEY)
-
-
 def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
-    """The names of `h`, `x`, `u` and `result` at each site with slots, in a graph that `insert_slots` made."""
+    """The names of values in a graph that `insert_slots` made.
+
+    Returns:
+        `h`, `x`, `u` and `result` of each site with slots, and `hidden` of the `head` if there is one.
+    """
     values: dict[str, dict[str, str]] = json.loads(model.metadata_props.get(SITES_KEY, "{}"))
     return values
 
@@ -100,8 +100,10 @@ class _Insertion:
         if any("mask" in part.graph.inputs for part in parts):
             inputs["mask"] = self._mask(tape, inputs["hidden"])
         results = [emit(part.graph, inputs, self._slots(part), self._writer(tape, part, None)) for part in parts]
-        name = first_free("logits" if self.graft.is_free("logits") else "adapter_logits", self.graft.names)
+        name = head_output([record.name for record in self.base.outputs])
+        self.graft.vacate(name)
         self.graft.append_output(tape, _sum(tape, results), name, self._logits_axes(inputs["hidden"], parts))
+        self.values[HEAD] = {"hidden": _name(inputs["hidden"])}
         return name
 
     def _mask(self, tape: ir.tape.Tape, hidden: ir.Value) -> ir.Value:

@@ -1,0 +1,76 @@
+"""The reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime as ort
+
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.onnx.base import OnnxBase
+from adapter_export.onnx.expose import SITE_VALUE_NAMES, cut, cut_input, exposed, with_base_outputs
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots
+from adapter_export.reference.evaluate import evaluate_head, evaluate_site
+from adapter_export.reference.runner import Arrays, head_output
+from adapter_export.sites.site import Site
+
+
+class CutRunner:
+    """Computes what a bundle must compute, without the exported graph; a `reference.runner.Runner`.
+
+    The base is cut open at its sites. Run by run, the values of one more site are known, the adapter is evaluated on
+    them in float64, and its result goes into the next run: one run per site and one for the outputs. The base runs in
+    float32 as it is, not optimised.
+
+    Args:
+        base: the base.
+
+    Raises:
+        BaseModelError: ONNX Runtime cannot open it.
+    """
+
+    def __init__(self, base: OnnxBase) -> None:
+        self._base = base
+        self._outputs = [record.name for record in base.outputs]
+        self._plain = open_session(with_base_outputs(base), base.folder, optimize=False)
+        self._cut = open_session(cut(base), base.folder, optimize=False)
+
+    @property
+    def description(self) -> str:
+        """What computes."""
+        return f"onnxruntime {ort.__version__} float32 for the base, numpy {np.__version__} float64 for adapters"
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
+        """All outputs of the base by name and, for an adapter with a head, its logits [batch, classes].
+
+        Raises:
+            AdapterError: the adapter does not fit the base.
+            RequestError: the base cannot compute these inputs.
+        """
+        plain = run_session(self._plain, inputs)
+        if adapter is None:
+            return {name: plain[name] for name in self._outputs}
+        plan_slots([adapter], self._base.sites)
+        feeds = dict(inputs)
+        feeds |= {cut_input(site.name): np.zeros_like(plain[exposed(site.name, "h")]) for site in self._base.sites}
+        for site in self._base.sites:
+            feeds[cut_input(site.name)] = self._adapted(site, feeds, adapter)
+        return self._finish(feeds, inputs, adapter)
+
+    def _adapted(self, site: Site, feeds: Mapping[str, np.ndarray], adapter: Adapter) -> np.ndarray:
+        shown = run_session(self._cut, feeds, [exposed(site.name, value) for value in SITE_VALUE_NAMES])
+        values = {value: shown[exposed(site.name, value)] for value in SITE_VALUE_NAMES}
+        if site.name not in adapter.placements:
+            return values["h"]
+        return evaluate_site(adapter, site.name, values).astype(values["h"].dtype)
+
+    def _finish(self, feeds: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], adapter: Adapter) -> Arrays:
+        hidden_output = exposed(HEAD, "hidden")
+        outputs = run_session(self._cut, feeds, [*self._outputs, hidden_output])
+        hidden = outputs.pop(hidden_output)
+        if adapter.head is not None:
+            mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
+            outputs[head_output(self._outputs)] = evaluate_head(adapter, hidden, mask).astype(hidden.dtype)
+        return outputs
