@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
+from adapter_export.errors import BaseModelError
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 
 _FACTORS: Mapping[str, tuple[int, ...]] = {
@@ -41,9 +44,13 @@ _SHAPES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
 def flow_graph(model: ir.Model) -> FlowGraph:
     """View the main graph of a model as dataflow.
 
-    The values have their names in the graph. Shapes are those that the model records.
+    The values have their names in the graph. Shapes that the model does not record are inferred; it stays as it is.
+
+    Raises:
+        BaseModelError: it has operators that hold a residual sum inside, so that what is added has no name.
     """
-    graph = model.graph
+    _check_sums_are_visible(model.graph)
+    graph = (model if _has_shapes(model.graph) else _with_shapes(model)).graph
     activations = _activations(graph)
     names = _node_names(graph)
     return FlowGraph(
@@ -55,6 +62,27 @@ def flow_graph(model: ir.Model) -> FlowGraph:
         shapes=dict(_shapes(graph, activations)),
         outputs=tuple(_name(value) for value in graph.outputs),
     )
+
+
+def _check_sums_are_visible(graph: ir.Graph) -> None:
+    fused = Counter(node.op_type for node in graph if node.op_type.startswith("Skip"))
+    if fused:
+        raise BaseModelError(
+            "the residual sums of this graph are hidden inside fused operators",
+            where=f"graph `{graph.name}`",
+            found=", ".join(f"{count} `{op}`" for op, count in fused.items()),
+            expected="an `Add` for each of them",
+            fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+        )
+
+
+def _has_shapes(graph: ir.Graph) -> bool:
+    return all(value.shape is not None for node in graph if node.op_type == "Add" for value in node.outputs)
+
+
+def _with_shapes(model: ir.Model) -> ir.Model:
+    """A copy with the shapes that ONNX can infer; its tensors are those of the original."""
+    return ShapeInferencePass(check_type=False, strict_mode=False)(model.clone()).model
 
 
 def _name(value: ir.Value) -> str:

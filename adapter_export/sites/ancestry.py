@@ -96,8 +96,8 @@ class Ancestry:
 
 
 def is_stream(flow: FlowGraph, value: str) -> bool:
-    """Whether it has the shape of a residual stream: [batch, tokens, d] with a known d."""
-    return flow.rank(value) == 3 and flow.width(value) is not None
+    """Whether it has the shape of a residual stream: [batch, tokens, d] or [batch·tokens, d], with a known d."""
+    return flow.rank(value) in (2, 3) and flow.width(value) is not None
 
 
 def _inputs(flow: FlowGraph) -> Iterator[str]:

@@ -9,7 +9,7 @@ inside a sublayer is not on the chain.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.ancestry import is_stream
@@ -23,10 +23,10 @@ def discover(flow: FlowGraph) -> SiteMap:
     """Find the sites of a base.
 
     A sublayer is attention if a product of activations with activations lies on its way, else ffn. A new layer starts
-    at each attention, and at an ffn whose layer has one already. Of several streams, the longest is taken.
+    at each attention, and at an ffn whose layer has one already.
 
     Raises:
-        NoSitesError: it has no residual stream; the message says what was looked at.
+        NoSitesError: it has no residual stream, or several; the message says what was looked at.
     """
     index = FlowIndex(flow)
     stream = residual_stream(index)
@@ -34,9 +34,19 @@ def discover(flow: FlowGraph) -> SiteMap:
         raise _no_sites(flow)
     sublayers = list(_sublayers(index, stream))
     sites = tuple(_site(index, sublayer, layer) for sublayer, layer in zip(sublayers, _layers(sublayers), strict=True))
-    total = stream[-1].total
-    final = index.last_before_product(total, index.computed_from(total))
+    final = _final(index, stream[-1].total)
+    if flow.rank(final) != 3:  # a stream without tokens, such as that of a network for tables
+        raise _no_sites(flow)
     return SiteMap(sites, final, _width(flow, final))
+
+
+def _final(index: FlowIndex, total: str) -> str:
+    """The final hidden state [batch, tokens, d]: the last sum, after the norm where one follows."""
+    final = index.last_before_product(total, index.computed_from(total))
+    restored = [node.outputs[0] for node in index.readers(final) if node.kind == "layout" and node.inputs == (final,)]
+    if index.flow.rank(final) == 2 and len(restored) == 1:  # the tokens of the batch were in one row
+        return _final(index, restored[0])
+    return final
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,8 @@ def _sublayers(index: FlowIndex, stream: Iterable[Residual]) -> Iterator[_Sublay
     for residual in stream:
         groups.setdefault(residual.x, []).extend(_split(index, residual, residual.h, residual.add))
     for group in groups.values():
-        yield from sorted(group, key=lambda sublayer: sublayer.role != "attention")
+        ordered = sorted(group, key=lambda sublayer: sublayer.role != "attention")
+        yield from (replace(sublayer, total=group[-1].total) for sublayer in ordered)
 
 
 def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Iterator[_Sublayer]:
@@ -103,13 +114,24 @@ def _site(index: FlowIndex, sublayer: _Sublayer, layer: int) -> Site:
         u=index.last_before_product(sublayer.x, positions, readers=set(positions)),
         residual=sublayer.add.name,
         path=_path([index.nodes[at] for at in positions]),
-        followed_by=next((node.op for node in index.readers(sublayer.total)), "output"),
+        followed_by=_follower(index, sublayer.total),
     )
 
 
 def _path(nodes: Iterable[FlowNode]) -> str | None:
-    """The module of the last product with trained weights, which users know as the output projection."""
-    return [node for node in nodes if node.multiplies and node.weighted][-1].path
+    """The module of the last product, which users know as the output projection."""
+    return [node for node in nodes if node.multiplies][-1].path
+
+
+def _follower(index: FlowIndex, total: str) -> str:
+    """The kind of what reads the sum first, casts, dropouts and reshapes aside."""
+    for at in index.computed_from(total):
+        node = index.nodes[at]
+        if node.kind not in ("other", "layout"):
+            return node.kind
+        if node.kind == "other" and not index.flow.alike(node.inputs[0], node.outputs[0]):
+            return "norm"  # one in small pieces begins with a statistic of the features
+    return next((node.kind for node in index.readers(total)), "output")
 
 
 def _width(flow: FlowGraph, value: str) -> int:
@@ -119,14 +141,14 @@ def _width(flow: FlowGraph, value: str) -> int:
 
 
 def _no_sites(flow: FlowGraph) -> NoSitesError:
-    adds = [node for node in flow.nodes if node.kind == "add"]
-    streams = [node for node in adds if is_stream(flow, node.outputs[0])]
     products = sum(node.multiplies and node.weighted for node in flow.nodes)
+    sums = [node.outputs[0] for node in flow.nodes if node.kind == "add"]
+    shaped = sum(is_stream(flow, value) and flow.rank(value) == 3 for value in sums)
     return NoSitesError(
-        "no place for an adapter was found in this base",
-        found=f"{products} products with trained weights and {len(adds)} sums of two activations, {len(streams)} of "
-        "them of shape [batch, tokens, width], none of which adds to a value something computed from it by weights",
-        expected="a residual stream: sums `x + sublayer(x)`, as every transformer has them",
-        fix="give a base with residual sublayers; if it is a transformer, capture it with its layers visible "
-        "(in torch: `torch.backends.mha.set_fastpath_enabled(False)`) and with three axes [batch, tokens, width]",
+        "no residual stream was found in this base, and with it no place for an adapter",
+        found=f"{products} products with trained weights and {len(sums)} sums of two activations, {shaped} of them of "
+        "shape [batch, tokens, width] with a known width",
+        expected="sums `x + h` of that shape, `h` computed from `x` through trained weights, as in every transformer",
+        fix="give a base with residual sublayers; if it is a transformer, capture it with its layers visible (in torch: "
+        "`torch.backends.mha.set_fastpath_enabled(False)`) and its width fixed",
     )

@@ -33,6 +33,10 @@ class FlowIndex:
         at = self._producers.get(value)
         return None if at is None else self.nodes[at]
 
+    def position(self, value: str) -> int:
+        """The position of the node that defines it; before all of them for an input of the graph."""
+        return self._producers.get(value, -1)
+
     def readers(self, value: str) -> list[FlowNode]:
         """The nodes that read it, in the order of evaluation."""
         return [self.nodes[at] for at in self._readers.get(value, ())]

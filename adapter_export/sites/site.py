@@ -15,15 +15,17 @@ class Site:
 
     Attributes:
         name: canonical, such as `layers.3.attention`.
-        role: `attention` if the sublayer mixes tokens, else `ffn`.
+        role: `attention` if the sublayer multiplies activations with activations, else `ffn`.
         layer: counted from 0.
         width: the width `d` of the residual stream.
-        h: the sublayer's output, before the residual add.
+        h: the sublayer's output, before the residual add; like `x` and `u` [batch, tokens, d], or [batch·tokens, d] in
+            a base that flattens them there.
         x: the residual stream at the sublayer's start.
         u: what the sublayer itself reads: `x` after the pre-norm where there is one, else `x`.
-        residual: the node that adds `h` to `x`.
-        path: the module path that the exporter recorded for the producer of `h`, if it did.
-        followed_by: the op that reads the sum first, such as `layer_norm`, or `output`.
+        residual: the node that adds `h`: to `x`, or to the sublayer beside it in a parallel block.
+        path: the path of the module with the sublayer's last product, its output projection, if the exporter recorded
+            it. A module that is called once per layer gives several sites the same path.
+        followed_by: the kind of what reads the sum first, such as `norm`, or `output`.
     """
 
     name: str

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import dropwhile, pairwise
 
+from adapter_export.errors import NoSitesError
 from adapter_export.sites.ancestry import is_stream
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.view import FlowNode
@@ -15,7 +18,7 @@ class Residual:
 
     Attributes:
         add: the node.
-        x: what `h` is computed from, [batch, tokens, d].
+        x: what `h` is computed from, [batch, tokens, d] or [batch·tokens, d].
         h: the other summand.
         total: the sum.
         previous: the sum before it on the stream.
@@ -31,7 +34,23 @@ class Residual:
 
 
 def residual_stream(index: FlowIndex) -> list[Residual]:
-    """The sums of the longest residual stream, in order; none if there is no such sum."""
+    """The sums of the residual stream, in order; none if there is no such sum.
+
+    A base in stages has a chain of sums per stage, each computed from the one before; they are put together.
+
+    Raises:
+        NoSitesError: it has several streams, such as an encoder and a decoder.
+    """
+    main, *others = _chains(_residuals(index)) or [[]]
+    stages = [main, *(chain for chain in others if len(chain) > 1 and not _is_inside(index, chain, main))]
+    stages.sort(key=lambda chain: index.position(chain[0].total) if chain else 0)
+    for before, after in pairwise(stages):
+        if not index.ancestry.depends(after[0].x, on=before[-1].total):
+            raise _several_streams([len(chain) for chain in stages])
+    return _without_position_convolutions(index, [residual for chain in stages for residual in chain])
+
+
+def _residuals(index: FlowIndex) -> list[Residual]:
     found: dict[str, Residual] = {}
     totals = 0
     for node in index.nodes:
@@ -39,15 +58,7 @@ def residual_stream(index: FlowIndex) -> list[Residual]:
         if residual is not None:
             found[residual.total] = residual
             totals |= index.ancestry.bit(residual.total)
-    return _chain(max(reversed(found.values()), key=lambda residual: residual.length, default=None))
-
-
-def _chain(last: Residual | None) -> list[Residual]:
-    chain = []
-    while last is not None:
-        chain.append(last)
-        last = last.previous
-    return chain[::-1]
+    return list(found.values())
 
 
 def _residual(index: FlowIndex, add: FlowNode, found: dict[str, Residual], totals: int) -> Residual | None:
@@ -68,13 +79,13 @@ def _origin(index: FlowIndex, side: str, h: str, found: dict[str, Residual]) -> 
 
     In `(x + a) + b` with `a` and `b` both computed from `x`, `side` is the inner sum and `x` is what is looked for.
     """
-    if index.flow.width(side) != index.flow.width(h):
+    if not index.flow.alike(side, h):
         return None
     if _is_inner_sum(index, side, found):
         inner = found[side]
         return inner.x if index.ancestry.is_weighted(inner.x, h) else None
     x = index.ancestry.latest(index.ancestry.of(side).unmultiplied & index.ancestry.of(h).weighted)
-    return x if x is not None and index.flow.width(x) == index.flow.width(h) else None
+    return x if x is not None and index.flow.alike(x, h) else None
 
 
 def _is_inner_sum(index: FlowIndex, value: str, found: dict[str, Residual]) -> bool:
@@ -93,3 +104,50 @@ def _features_come_last(index: FlowIndex, x: str, h: str) -> bool:
     """Whether the last axis is that of the features; convolutions alone leave them on the second."""
     kinds = {index.nodes[at].kind for at in index.between(x, h)}
     return not kinds.isdisjoint({"product", "attention", "layout"})
+
+
+def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
+    """The chains that the sums form, the longest first; each sum is in one of them."""
+    taken: set[str] = set()
+    chains = []
+    for last in sorted(residuals, key=lambda residual: residual.length, reverse=True):
+        chain = list(_back(last, taken))[::-1]
+        if chain:
+            chains.append(chain)
+            taken.update(residual.total for residual in chain)
+    return sorted(chains, key=len, reverse=True)
+
+
+def _back(last: Residual | None, taken: set[str]) -> Iterator[Residual]:
+    while last is not None and last.total not in taken:
+        yield last
+        last = last.previous
+
+
+def _is_inside(index: FlowIndex, chain: list[Residual], main: Iterable[Residual]) -> bool:
+    """Whether the chain lies within one sublayer of another, as those of adapters do that a base has built in."""
+    first, last = chain[0], chain[-1]
+    depends = index.ancestry.depends
+    return any(depends(first.x, on=outer.x) and depends(outer.h, on=last.total) for outer in main)
+
+
+def _without_position_convolutions(index: FlowIndex, stream: list[Residual]) -> list[Residual]:
+    """The stream from its first sublayer on.
+
+    A convolution before all of them is a position embedding (Baevski et al. 2020, §2), not a sublayer.
+    """
+    return list(dropwhile(lambda residual: _convolves(index, residual), stream)) or stream
+
+
+def _convolves(index: FlowIndex, residual: Residual) -> bool:
+    products = [index.nodes[at] for at in index.between(residual.x, residual.h) if index.nodes[at].multiplies]
+    return all(node.kind == "convolution" for node in products)
+
+
+def _several_streams(lengths: list[int]) -> NoSitesError:
+    return NoSitesError(
+        "this base has several residual streams, and a site's name says nothing about which one it is in",
+        found=f"{len(lengths)} streams, of {', '.join(map(str, lengths))} sublayers",
+        expected="one, as an encoder or a decoder has it",
+        fix="capture the part that the adapters are for, such as the encoder, as a base of its own",
+    )

@@ -75,8 +75,15 @@ class FlowGraph:
         return shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def alike(self, one: str, other: str) -> bool:
-        """Whether both have the same number of axes, of lengths that agree as far as both are known."""
+        """Whether both have as many axes, of lengths that do not contradict each other.
+
+        A number and a name do: the mean over the tokens is [batch, 1, d]. Two names may stand for one length.
+        """
         first, second = self.shapes.get(one), self.shapes.get(other)
         if first is None or second is None or len(first) != len(second):
             return False
-        return all(a is None or b is None or a == b for a, b in zip(first, second, strict=True))
+        return not any(_contradict(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _contradict(one: Dim, other: Dim) -> bool:
+    return one != other and None not in (one, other) and (isinstance(one, int) or isinstance(other, int))

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 
 _FACTORS: Mapping[str, slice] = {
-    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "_grouped_mm", "_scaled_mm"), slice(0, 2)),
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "_scaled_mm", "_grouped_mm", "grouped_mm_fallback"), slice(0, 2)),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm"), slice(1, 3)),
     **dict.fromkeys(("_weight_int8pack_mm", "_weight_int4pack_mm"), slice(0, 2)),
     "einsum": slice(0, None),
