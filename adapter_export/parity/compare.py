@@ -217,7 +217,8 @@ def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.in
 
 
 def _same(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.bool_]:
-    return np.logical_or(found == expected, np.isnan(found) & np.isnan(expected))
+    same: npt.NDArray[np.bool_] = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    return same
 
 
 def _faults(comparison: Comparison) -> Iterator[str]:

@@ -1,0 +1,94 @@
+"""The files of a bundle: whole, listed, and in agreement with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from adapter_export.errors import AdapterError, FormatError
+from adapter_export.format.adapter_files import GRAPH_FILE, WEIGHTS_FILE, read_adapter
+from adapter_export.format.inventory import verify_files
+from adapter_export.format.manifest import AdapterRecord, Manifest
+from adapter_export.format.tensors import read_tensors
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx.session import FAILURES
+from adapter_export.parity.report import InvariantResult
+
+
+def check_files(folder: Path, manifest: Manifest) -> InvariantResult:
+    """Every file has the hash that the manifest gives, and every file that the manifest needs has one.
+
+    Raises:
+        FileError: a file is missing.
+        HashError: a file has other bytes.
+        FormatError: the manifest gives no hash for a file that it needs.
+    """
+    listed = {record.path for record in manifest.files}
+    for path in _needed(manifest):
+        if path not in listed:
+            raise FormatError(
+                "names a file without its hash", where=folder / "manifest.json", found=path, fix="build it again"
+            )
+    verify_files(manifest, folder)
+    return InvariantResult("files", "bundle", True, f"{len(listed)} files, all as their hashes say")
+
+
+def _needed(manifest: Manifest) -> Iterator[str]:
+    yield from manifest.graphs.values()
+    yield manifest.golden.path
+    for record in manifest.adapters:
+        yield from (record.onnx_adapter, record.safetensors, record.golden.path)
+        yield from (f"{record.source}/{name}" for name in (GRAPH_FILE, WEIGHTS_FILE))
+
+
+def read_source(folder: Path, record: AdapterRecord) -> Adapter:
+    """The adapter as it was given to the build.
+
+    Raises:
+        FileError, FormatError: it cannot be read.
+        AdapterError: it is not the one that the manifest describes.
+    """
+    adapter = read_adapter(folder / record.source)
+    labels = None if adapter.head is None else tuple(adapter.head.labels)
+    for what, found, expected in (("base", adapter.base, record.base), ("labels", labels, record.labels)):
+        if found != expected:
+            raise AdapterError(
+                f"has another {what} than the manifest says",
+                where=folder / record.source,
+                found=found,
+                expected=expected,
+                fix="build the bundle again",
+            )
+    return adapter
+
+
+def check_twins(folder: Path, record: AdapterRecord) -> InvariantResult:
+    """The two files of an adapter, for ONNX Runtime and for everyone else, hold the same tensors, bit for bit."""
+    own, others = _native_tensors(folder / record.onnx_adapter), read_tensors(folder / record.safetensors)
+    apart = [name for name in own.keys() | others.keys() if not _same(own.get(name), others.get(name))]
+    detail = f"{len(own)} tensors, bit for bit" if not apart else f"different: {', '.join(sorted(apart))}"
+    return InvariantResult("adapter files", record.name, not apart and bool(own), detail)
+
+
+def _native_tensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        parameters = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
+        return {name: value.numpy() for name, value in parameters.items()}
+    except FAILURES as error:
+        raise FormatError(
+            "is not an adapter file of ONNX Runtime",
+            where=path,
+            found=str(error).partition("\n")[0],
+            fix="build the bundle again",
+        ) from error
+
+
+def _same(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    return (
+        first is not None
+        and second is not None
+        and (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
+    )

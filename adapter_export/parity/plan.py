@@ -1,0 +1,120 @@
+"""What a check of a bundle will run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapter_export.errors import UsageError
+from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest
+from adapter_export.format.manifest_json import read_manifest
+from adapter_export.graph.adapter import Adapter
+from adapter_export.parity.cases import Case, check_cases
+from adapter_export.parity.failure import BASE
+from adapter_export.parity.files import check_files, check_twins, read_source
+from adapter_export.parity.golden import GoldenCase, golden_cases
+from adapter_export.parity.report import InvariantResult
+
+LEVELS = ("none", "basic", "all")
+"""The optimization levels of ONNX Runtime that are tried: every fusion is a chance to lose a slot."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The base alone, or one adapter of the bundle.
+
+    Attributes:
+        record: the adapter in the manifest; none for the base alone.
+        adapter: as it was given to the build.
+        golden: its golden vectors.
+    """
+
+    record: AdapterRecord | None
+    adapter: Adapter | None
+    golden: tuple[GoldenCase, ...]
+
+    @property
+    def name(self) -> str | None:
+        """The adapter's name in the bundle; none for the base alone."""
+        return None if self.record is None else self.record.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run.
+
+    Attributes:
+        folder: the bundle.
+        manifest: its manifest.
+        subjects: the base and the adapters.
+        cases: the matrix of shapes.
+        files: what the files of the bundle have shown.
+    """
+
+    folder: Path
+    manifest: Manifest
+    subjects: tuple[Subject, ...]
+    cases: tuple[Case, ...]
+    files: tuple[InvariantResult, ...]
+
+    @property
+    def probe(self) -> Case:
+        """The one case for what is not tried at every shape: the padded one, or else the largest."""
+        stored = [golden.case for subject in self.subjects for golden in subject.golden]
+        return max(
+            self.cases or stored, key=lambda case: (case.real is not None, sum(a.size for a in case.arrays.values()))
+        )
+
+
+def plan_check(folder: Path, *, only: Sequence[str] = (), cases: Sequence[str] = ()) -> Plan:
+    """Open a bundle, hold its files against their hashes, and choose what to run.
+
+    Args:
+        folder: the bundle.
+        only: the adapters to check, and `base` for the base alone; everything if not given.
+        cases: the cases to check; all of them if not given.
+
+    Raises:
+        UsageError: `only` or `cases` names what is not there.
+        InputError: the bundle cannot be read, or its files are not those that were written.
+    """
+    manifest = read_manifest(folder)
+    files = [check_files(folder, manifest)]
+    records: list[AdapterRecord | None] = [None, *manifest.adapters]
+    chosen = [record for record in records if not only or _name(record) in only]
+    _check_known("adapter", only, [_name(record) for record in records])
+    files += [check_twins(folder, record) for record in chosen if record is not None]
+    subjects = tuple(_subject(folder, manifest, record) for record in chosen)
+    matrix = check_cases(manifest)
+    stored = [golden.case.name for subject in subjects for golden in subject.golden]
+    _check_known("case", cases, [*(case.name for case in matrix), *stored])
+    return Plan(
+        folder,
+        manifest,
+        tuple(_with_cases(subject, cases) for subject in subjects),
+        tuple(case for case in matrix if not cases or case.name in cases),
+        tuple(files),
+    )
+
+
+def _subject(folder: Path, manifest: Manifest, record: AdapterRecord | None) -> Subject:
+    golden: GoldenRecord = manifest.golden if record is None else record.golden
+    adapter = None if record is None else read_source(folder, record)
+    return Subject(record, adapter, tuple(golden_cases(folder, golden, manifest.inputs)))
+
+
+def _with_cases(subject: Subject, cases: Sequence[str]) -> Subject:
+    kept = tuple(golden for golden in subject.golden if not cases or golden.case.name in cases)
+    return Subject(subject.record, subject.adapter, kept)
+
+
+def _name(record: AdapterRecord | None) -> str:
+    return BASE if record is None else record.name
+
+
+def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(known))
+        raise UsageError(f"no such {what}", found=", ".join(f"`{name}`" for name in unknown), expected=f"of {names}")

@@ -1,0 +1,98 @@
+"""Every adapter at every site: what the exported graph makes of the values that arrive there, against float64.
+
+The graph itself shows `h`, `x`, `u` and the result of each site, and what the head reads. So each site is judged on
+the values that it was given: an error before it does not count against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from adapter_export.format.manifest import AdapterRecord, Manifest
+from adapter_export.format.tensors import read_tensors
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.onnx.expose import SITE_VALUE_NAMES, exposed
+from adapter_export.onnx.session import run_session
+from adapter_export.parity.allowance import scale
+from adapter_export.parity.cases import Case
+from adapter_export.parity.compare import Comparison, compare, missing
+from adapter_export.parity.report import SiteResult
+from adapter_export.reference.budget import Budget, graph_budget
+from adapter_export.reference.evaluate import evaluate_head, evaluate_site
+from adapter_export.reference.runner import Arrays
+
+IDLE = Budget(0.0, "an idle slot returns `h` itself")
+
+
+@dataclass(frozen=True)
+class SiteProbe:
+    """A bundle's graph that shows its inner values.
+
+    Attributes:
+        session: on the graph of `with_site_outputs`, not optimised.
+        folder: the bundle.
+        manifest: its manifest.
+    """
+
+    session: ort.InferenceSession
+    folder: Path
+    manifest: Manifest
+
+    def check(self, case: Case, adapter: Adapter, record: AdapterRecord) -> list[SiteResult]:
+        """Compare every site of the graph in the order of evaluation, then the head.
+
+        Args:
+            case: the inputs.
+            adapter: the adapter as it was given to the build.
+            record: the files that the build made of it.
+        """
+        tensors = read_tensors(self.folder / record.safetensors)
+        values = run_session(self.session, {**case.arrays, **tensors})
+        paths = {site.name: site.path for site in self.manifest.sites}
+        return [
+            SiteResult(record.name, case.name, owner, paths.get(owner), comparison)
+            for owner, comparison in self._comparisons(values, case, adapter)
+        ]
+
+    def _comparisons(self, values: Arrays, case: Case, adapter: Adapter) -> Iterator[tuple[str, Comparison]]:
+        slots = {slot.site for slot in self.manifest.slots}
+        for site in self.manifest.sites:
+            if site.name in slots or site.name in adapter.placements:
+                yield site.name, _compare_site(values, adapter, site.name)
+        if adapter.head is not None:
+            yield HEAD, self._compare_head(values, case, adapter)
+
+    def _compare_head(self, values: Arrays, case: Case, adapter: Adapter) -> Comparison:
+        hidden, found = values.get(exposed(HEAD, "hidden")), values.get(self.manifest.head_output or "")
+        if hidden is None or found is None:
+            return missing(IDLE)
+        mask = self._mask(case.arrays, hidden)
+        expected = evaluate_head(adapter, hidden, mask)
+        return compare(found, expected.astype(found.dtype), _budget(adapter, HEAD, found, expected, hidden.shape[1]))
+
+    def _mask(self, arrays: Mapping[str, np.ndarray], hidden: np.ndarray) -> np.ndarray:
+        masks = [arrays[record.name] for record in self.manifest.inputs if record.role == "mask"]
+        fitting = [mask for mask in masks if mask.shape == hidden.shape[:2]]
+        return fitting[0] if fitting else np.ones(hidden.shape[:2])
+
+
+def _compare_site(values: Arrays, adapter: Adapter, site: str) -> Comparison:
+    shown = {name: values.get(exposed(site, name)) for name in (*SITE_VALUE_NAMES, "result")}
+    there = {name: value for name, value in shown.items() if value is not None}
+    if len(there) < len(shown):
+        return missing(IDLE)
+    found = there.pop("result")
+    if site not in adapter.placements:
+        return compare(found, there["h"], IDLE)
+    expected = evaluate_site(adapter, site, there)
+    return compare(found, expected.astype(found.dtype), _budget(adapter, site, found, expected))
+
+
+def _budget(adapter: Adapter, owner: str, found: np.ndarray, expected: np.ndarray, tokens: int = 1) -> Budget:
+    graph, widths = next((graph, widths) for name, graph, widths in adapter.parts() if name == owner)
+    return graph_budget(found.dtype.name, graph, widths, scale=scale(expected), tokens=tokens)
