@@ -47,21 +47,22 @@ def flow_graph(model: ir.Model) -> FlowGraph:
     The values have their names in the graph. Shapes that the model does not record are inferred; it stays as it is.
 
     Raises:
-        BaseModelError: it has operators that hold a residual sum inside, so that what is added has no name.
+        BaseModelError: a residual sum is hidden inside an operator, or the shape of a sum cannot be known.
     """
     _check_sums_are_visible(model.graph)
     graph = (model if _has_shapes(model.graph) else _with_shapes(model)).graph
     activations = _activations(graph)
-    names = _node_names(graph)
-    return FlowGraph(
+    flow = FlowGraph(
         nodes=[
             _flow_node(node, name, activations)
-            for node, name in names.items()
+            for node, name in _node_names(graph).items()
             if any(value.name in activations for value in node.outputs)
         ],
         shapes=dict(_shapes(graph, activations)),
         outputs=tuple(_name(value) for value in graph.outputs),
     )
+    _check_sums_have_shapes(flow)
+    return flow
 
 
 def _check_sums_are_visible(graph: ir.Graph) -> None:
@@ -74,6 +75,21 @@ def _check_sums_are_visible(graph: ir.Graph) -> None:
             expected="an `Add` for each of them",
             fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
         )
+
+
+def _check_sums_have_shapes(flow: FlowGraph) -> None:
+    """Refuse a graph of which only the first part is understood: the rest of its sites would be missing."""
+    if all(node.outputs[0] in flow.shapes for node in flow.nodes if node.kind == "add"):
+        return
+    opaque = Counter(
+        node.op for node in flow.nodes if node.outputs[0] not in flow.shapes and flow.shapes.keys() >= set(node.inputs)
+    )
+    raise BaseModelError(
+        "the shapes of this graph are not recorded, and not all of them can be inferred",
+        found=", ".join(f"{count} `{op}`" for op, count in opaque.items()) + " of unknown output shape",
+        expected="operators of the ONNX standard, or shapes recorded in the graph",
+        fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+    )
 
 
 def _has_shapes(graph: ir.Graph) -> bool:
