@@ -23,6 +23,7 @@
     │   ├── DataError                     training data that cannot be used
     │   ├── TrainingError                 a training run that cannot go on
     │   └── RequestError                  a call of a session with inputs that do not fit
+    ├── ParityError                       exit code 1: an exported graph that does not compute what it should
     └── NothingComparedError              exit code 4: a check that looked at nothing
 
 A message says what is wrong, where, what was found, what was expected, and what to do next. Code that raises gives
@@ -215,6 +216,21 @@ class TrainingError(InputError):
 
 class RequestError(InputError):
     """A call of a session with an adapter or inputs that do not fit."""
+
+
+class ParityError(AdapterExportError):
+    """An exported graph that does not compute what the reference computes."""
+
+    exit_code = 1
+
+    def __init__(self, where: object, *, found: str, expected: str) -> None:
+        super().__init__(
+            "the exported graph does not compute what the reference computes",
+            where=where,
+            found=found,
+            expected=expected,
+            fix="report this with the base and the adapter; nothing was written",
+        )
 
 
 class NothingComparedError(AdapterExportError):

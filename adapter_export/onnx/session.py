@@ -55,7 +55,11 @@ def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort
 
 
 def run_session(
-    session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], outputs: list[str] | None = None
+    session: ort.InferenceSession,
+    feeds: Mapping[str, np.ndarray],
+    outputs: list[str] | None = None,
+    *,
+    options: ort.RunOptions | None = None,
 ) -> dict[str, np.ndarray]:
     """Run once; outputs by name.
 
@@ -63,13 +67,14 @@ def run_session(
         session: the session.
         feeds: the inputs, and tensors for overridable initializers.
         outputs: which outputs; all of them if not given.
+        options: such as an active adapter; the caller keeps the adapter alive.
 
     Raises:
         RequestError: ONNX Runtime cannot compute these inputs.
     """
     names = outputs or [output.name for output in session.get_outputs()]
     try:
-        values = session.run(names, dict(feeds))
+        values = session.run(names, dict(feeds), options)
     except FAILURES as error:
         raise RequestError(
             "ONNX Runtime cannot compute these inputs",

@@ -1,0 +1,211 @@
+"""Build a bundle: one graph with slots, the base's weights, small adapter files, golden vectors, a manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from adapter_export import __version__
+from adapter_export.errors import AdapterError, BaseMismatchError, UsageError
+from adapter_export.format.adapter_files import write_adapter
+from adapter_export.format.files import new_folder
+from adapter_export.format.inventory import list_files
+from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest, OutputRecord, SiteRecord, TextRecord
+from adapter_export.format.manifest_json import MANIFEST_VERSION, write_manifest
+from adapter_export.format.tensors import write_tensors
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx.adapter_file import write_adapter_file
+from adapter_export.onnx.base import OnnxBase, axes
+from adapter_export.onnx.flow import flow_graph
+from adapter_export.onnx.golden import Golden, compute_golden
+from adapter_export.onnx.insert import insert_slots, site_values
+from adapter_export.onnx.self_check import self_check
+from adapter_export.onnx.slots import SlotPlan, plan_slots, slot_tensors
+from adapter_export.onnx.weights import write_model
+from adapter_export.reference.inputs import InputCase
+from adapter_export.reference.runner import Runner, head_output
+from adapter_export.sites.extent import extent
+from adapter_export.sites.site import Site
+
+GRAPH_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+
+BASE_NAME = "base"
+"""What stands for no adapter, in file names and in reports."""
+
+_TESTED_RUNTIME = "1.21"
+_TESTED_OPSET = 22
+"""The oldest supported runtime, and the newest opset that it knows."""
+
+
+_ADAPTERS, _GOLDEN = "adapters", "golden"
+
+
+def build_bundle(
+    base: OnnxBase,
+    adapters: Sequence[Adapter],
+    out: Path,
+    *,
+    references: Runner,
+    cases: Sequence[InputCase],
+    tokenizer: str | None = None,
+    max_tokens: int | None = None,
+    allow_base_mismatch: bool = False,
+    force: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Manifest:
+    """Build a bundle and prove it: it is held against its golden vectors in ONNX Runtime before it is there.
+
+    Args:
+        base: the base.
+        adapters: at least one, of any kinds, widths and numbers of classes.
+        out: the folder to make.
+        references: computes the golden vectors; never the exported graph.
+        cases: the inputs of the golden vectors.
+        tokenizer: the text of a `tokenizer.json`, if the base reads text.
+        max_tokens: the most that the base takes; needed with a tokenizer.
+        allow_base_mismatch: take adapters that were trained on another base.
+        force: replace what is at `out`.
+        progress: is told each step before it begins.
+
+    Raises:
+        UsageError: there are no adapters, or a tokenizer without `max_tokens`.
+        AdapterError: two adapters have one name, or an adapter does not fit; `BaseMismatchError` is a kind of it.
+        NotNeutralError: an adapter cannot share a graph with others.
+        BaseModelError: the base cannot be exported.
+        ParityError: the exported graph does not compute what the reference computes.
+        OutputExistsError: `out` exists and `force` is not given.
+        WriteError: the operating system refused a write. Nothing stays behind then, nor after any other error.
+    """
+    _check_request(adapters, tokenizer, max_tokens)
+    _check_bases(adapters, base, allow_base_mismatch)
+    plan = plan_slots(adapters, base.sites)
+    tell = progress or (lambda _: None)
+    with new_folder(out, force=force) as folder:
+        tell(f"putting {len(plan.slots)} slots into the graph")
+        model = insert_slots(base, plan)
+        tell("writing the graph and the weights of the base")
+        write_model(model, folder / GRAPH_FILE)
+        build = _Build(folder, base, plan, model, references, cases)
+        golden = build.golden(None, tell)
+        records = [build.adapter(adapter, tell) for adapter in adapters]
+        manifest = build.manifest(golden, records, build.text(tokenizer, max_tokens))
+        write_manifest(manifest, folder)
+        tell("holding the bundle against its golden vectors")
+        self_check(folder, manifest, build.vectors)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What the steps of one build share.
+
+    Attributes:
+        folder: the bundle, under its temporary name.
+        vectors: the golden vectors that were computed, by adapter; none stands for the base.
+    """
+
+    folder: Path
+    base: OnnxBase
+    plan: SlotPlan
+    model: ir.Model
+    references: Runner
+    cases: Sequence[InputCase]
+    vectors: dict[str | None, Golden] = field(default_factory=dict)
+
+    def golden(self, adapter: Adapter | None, tell: Callable[[str], None]) -> GoldenRecord:
+        """Compute and write golden vectors."""
+        name = BASE_NAME if adapter is None else adapter.name
+        tell(f"computing golden vectors of `{name}` with {self.references.description}")
+        size = extent(flow_graph(self.model))
+        golden = compute_golden(self.references, self.base, size, self.cases, adapter)
+        self.vectors[None if adapter is None else adapter.name] = golden
+        path = f"{_GOLDEN}/{name}.safetensors"
+        return golden.write(self._new(path), path)
+
+    def adapter(self, adapter: Adapter, tell: Callable[[str], None]) -> AdapterRecord:
+        """Write everything about one adapter."""
+        golden = self.golden(adapter, tell)
+        tensors = slot_tensors(self.plan, adapter)
+        source = f"{_ADAPTERS}/{adapter.name}"
+        write_adapter_file(self._new(f"{source}.onnx_adapter"), tensors)
+        write_tensors(self._new(f"{source}.safetensors"), tensors)
+        write_adapter(adapter, self.folder / source)
+        return AdapterRecord(
+            name=adapter.name,
+            kind=adapter.kind,
+            labels=None if adapter.head is None else adapter.head.labels,
+            parameters=adapter.cost().parameters,
+            onnx_adapter=f"{source}.onnx_adapter",
+            safetensors=f"{source}.safetensors",
+            source=source,
+            base=adapter.base,
+            golden=golden,
+        )
+
+    def text(self, tokenizer: str | None, max_tokens: int | None) -> TextRecord | None:
+        """Write the tokenizer."""
+        if tokenizer is None or max_tokens is None:
+            return None
+        self._new(TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8", newline="")
+        return TextRecord(TOKENIZER_FILE, max_tokens)
+
+    def manifest(self, golden: GoldenRecord, records: Sequence[AdapterRecord], text: TextRecord | None) -> Manifest:
+        """Describe all that was written."""
+        head = head_output([record.name for record in self.base.outputs]) if self.plan.has_head else None
+        outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in self.model.graph.outputs)
+        return Manifest(
+            version=MANIFEST_VERSION,
+            producer=f"adapter-export {__version__}",
+            minimum_onnxruntime=_TESTED_RUNTIME if self.base.opset <= _TESTED_OPSET else ort.__version__,
+            opset=self.base.opset,
+            base=self.base.fingerprint,
+            graphs={"slots": GRAPH_FILE},
+            inputs=self.base.inputs,
+            outputs=(*self.base.outputs, *(output for output in outputs if output.name == head)),
+            head_output=head,
+            sites=tuple(self._site(site) for site in self.base.sites),
+            slots=self.plan.slots,
+            adapters=tuple(records),
+            golden=golden,
+            text=text,
+            files=list_files(self.folder),
+        )
+
+    def _site(self, site: Site) -> SiteRecord:
+        tensor = site_values(self.model).get(site.name, {}).get("h", site.h)
+        return SiteRecord(site.name, site.role, site.layer, site.width, site.path, tensor)
+
+    def _new(self, path: str) -> Path:
+        file = self.folder / path
+        file.parent.mkdir(exist_ok=True)
+        return file
+
+
+def _check_request(adapters: Sequence[Adapter], tokenizer: str | None, max_tokens: int | None) -> None:
+    if not adapters:
+        raise UsageError("there is nothing to build", found="no adapters", expected="at least one")
+    if tokenizer is not None and max_tokens is None:
+        raise UsageError("a tokenizer needs the most tokens that the base takes", fix="give `max_tokens`")
+    counts = Counter(adapter.name.casefold() for adapter in adapters)
+    twice = [adapter.name for adapter in adapters if counts[adapter.name.casefold()] > 1]
+    if twice:
+        raise AdapterError(
+            "two adapters have one name",
+            found=", ".join(f"`{name}`" for name in twice),
+            expected="names that differ in more than case",
+            fix="rename the folder of one of them",
+        )
+    if BASE_NAME in counts:
+        raise AdapterError(f"`{BASE_NAME}` stands for no adapter", fix="rename the adapter")
+
+
+def _check_bases(adapters: Sequence[Adapter], base: OnnxBase, allow_mismatch: bool) -> None:
+    for adapter in adapters:
+        if adapter.base != base.fingerprint and not allow_mismatch:
+            raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint)

@@ -1,0 +1,123 @@
+"""Golden vectors: inputs and reference outputs by which any program, in any language, can prove itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.errors import BaseModelError, NothingComparedError, ParityError
+from adapter_export.format.manifest import GoldenRecord
+from adapter_export.format.tensors import write_tensors
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx.base import OnnxBase
+from adapter_export.reference.budget import budget
+from adapter_export.reference.inputs import InputCase
+from adapter_export.reference.runner import Arrays, Runner, head_output
+from adapter_export.sites.extent import Extent
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The golden vectors of a base, or of one adapter on it.
+
+    Attributes:
+        cases: the inputs.
+        outputs: what the reference gives for each case, by output.
+        absolute: the allowed absolute deviation of each output.
+        reference: what computed the outputs.
+    """
+
+    cases: Sequence[InputCase]
+    outputs: Sequence[Arrays]
+    absolute: Mapping[str, float]
+    reference: str
+
+    def write(self, path: Path, name: str) -> GoldenRecord:
+        """Write the tensors; `name` is the file's path in the bundle.
+
+        Raises:
+            WriteError: the operating system refused.
+        """
+        write_tensors(path, dict(self._tensors()))
+        return GoldenRecord(name, tuple(case.name for case in self.cases), self.absolute, self.reference)
+
+    def _tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        for case, outputs in zip(self.cases, self.outputs, strict=True):
+            yield from ((f"{case.name}.input.{name}", array) for name, array in case.arrays.items())
+            yield from ((f"{case.name}.output.{name}", array) for name, array in outputs.items())
+
+    def verify(self, run: Callable[[Mapping[str, np.ndarray]], Arrays], where: str) -> None:
+        """Hold a program against the golden vectors.
+
+        Args:
+            run: the program, from inputs to outputs.
+            where: names it in messages.
+
+        Raises:
+            ParityError: an output is missing, has another shape or type, or deviates by more than is allowed.
+        """
+        for case, outputs in zip(self.cases, self.outputs, strict=True):
+            found = run(case.arrays)
+            for name, expected in outputs.items():
+                _compare(found.get(name), expected, self.absolute[name], f"{where}, case `{case.name}`, `{name}`")
+
+
+def compute_golden(
+    references: Runner, base: OnnxBase, extent: Extent, cases: Sequence[InputCase], adapter: Adapter | None
+) -> Golden:
+    """Let the reference compute the outputs.
+
+    Args:
+        references: what computes.
+        base: the base.
+        extent: that of the exported graph, from which the allowed deviations follow.
+        cases: the inputs.
+        adapter: the adapter; none for the base alone.
+
+    Raises:
+        BaseModelError: the reference lacks an output of the base, or gives NaN or Inf.
+        NothingComparedError: there are no cases.
+    """
+    if not cases:
+        raise NothingComparedError("no golden vectors: there are no inputs to compute them from")
+    names = [record.name for record in base.outputs]
+    if adapter is not None and adapter.head is not None:
+        names.append(head_output(names))
+    outputs = [_checked(references.run(case.arrays, adapter), names, references, case) for case in cases]
+    inner = max([extent.inner, *(size for case in cases for array in case.arrays.values() for size in array.shape)])
+    allowed = {name: _allowed([output[name] for output in outputs], inner, extent.depth) for name in names}
+    return Golden(cases, outputs, allowed, references.description)
+
+
+def _allowed(values: Sequence[np.ndarray], inner: int, depth: int) -> float:
+    """The budget of an output, by its largest value in any case; whole numbers must be equal."""
+    dtype = values[0].dtype.name
+    scale = max(float(np.abs(value).max(initial=0.0)) for value in values)
+    return budget(dtype, inner=inner, depth=depth, scale=scale).absolute if dtype in FLOAT_TYPES else 0.0
+
+
+def _checked(outputs: Arrays, names: Sequence[str], references: Runner, case: InputCase) -> Arrays:
+    missing = [name for name in names if name not in outputs]
+    broken = [name for name in names if name in outputs and not np.isfinite(outputs[name]).all()]
+    if missing or broken:
+        raise BaseModelError(
+            "the reference gives no golden vectors",
+            where=f"`{references.description}`, case `{case.name}`",
+            found="; ".join([f"no output `{name}`" for name in missing] + [f"NaN or Inf in `{n}`" for n in broken]),
+            expected=", ".join(f"`{name}`" for name in names),
+            fix="check the base and the adapter's weights",
+        )
+    return {name: np.ascontiguousarray(outputs[name]) for name in names}
+
+
+def _compare(found: np.ndarray | None, expected: np.ndarray, absolute: float, where: str) -> None:
+    if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
+        facts = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+        raise ParityError(where, found=facts, expected=f"{expected.dtype} {list(expected.shape)}")
+    deviation = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0)
+    if not deviation <= absolute:  # NaN fails
+        raise ParityError(where, found=f"a deviation of {deviation:.2e}", expected=f"at most {absolute:.2e}")
