@@ -1,0 +1,228 @@
+"""Bases as torch archives: saved, loaded, described."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from adapter_export.errors import BaseModelError, RequestError, WriteError, within
+from adapter_export.format.files import new_file
+from adapter_export.format.manifest import InputRecord, OutputRecord
+from adapter_export.torch.archive import readable, screen, write_clean
+from adapter_export.torch.capture import AxisNames, capture
+from adapter_export.torch.fingerprint import fingerprint
+from adapter_export.torch.note import NOTE, TOKENIZER, CaptureNote, read_note
+from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch.signature import Signature
+
+
+@dataclass(frozen=True)
+class TorchBase:
+    """A frozen pretrained model.
+
+    Attributes:
+        program: its graph and weights.
+        fingerprint: of its weights, `sha256:<hex>`.
+        inputs: what it takes, in the order of the program.
+        outputs: what it returns, in the order of the program.
+        max_tokens: the longest input for which it is right, if that is known.
+        tokenizer: the text of its `tokenizer.json`, if it was saved with one.
+    """
+
+    program: ExportedProgram
+    fingerprint: str
+    inputs: tuple[InputRecord, ...]
+    outputs: tuple[OutputRecord, ...]
+    max_tokens: int | None
+    tokenizer: str | None
+
+    def module(self) -> fx.GraphModule:
+        """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
+        module = self.program.module(check_guards=False)
+        for node, record in zip(module.graph.find_nodes(op="placeholder"), self.inputs, strict=True):
+            if node.name != record.name:
+                node._rename(record.name)
+        return module
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute every output by its name.
+
+        Raises:
+            RequestError: an input is missing or unknown, or its shape or type is one that the base cannot take.
+        """
+        names = [record.name for record in self.inputs]
+        if set(names) != set(inputs):
+            found = ", ".join(sorted(inputs)) or "none"
+            raise RequestError("the inputs are not those of the base", found=found, expected=", ".join(names))
+        args, kwargs = pytree.tree_unflatten([inputs[name] for name in names], self.program.call_spec.in_spec)
+        try:
+            values = pytree.tree_leaves(self.module()(*args, **kwargs))
+        except (RuntimeError, IndexError) as error:
+            raise RequestError("the base cannot compute these inputs", found=first_line(error)) from error
+        return {record.name: value for record, value in zip(self.outputs, values, strict=True)}
+
+
+def save_base(
+    module: nn.Module,
+    example_inputs: Mapping[str, Tensor] | Sequence[Tensor],
+    path: Path | str,
+    *,
+    axes: AxisNames | None = None,
+    tokenizer: str | None = None,
+    max_tokens: int | None = None,
+    force: bool = False,
+) -> None:
+    """Save a module as a base: graph, weights, names of inputs, outputs and axes; no sample inputs, no pickle.
+
+    The module is exported in `eval` mode and left as it is. Outputs of transformers, tuples and dataclasses become
+    tensors by name (`last_hidden_state`, `output_0`).
+
+    Args:
+        module: the model, with float32 weights on the CPU.
+        example_inputs: by name, or in the order of the arguments of `forward`; one row is enough.
+        path: where to write, such as `model.pt`.
+        axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; all others are fixed. If
+            none are given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input of two axes is
+            `sequence`.
+        tokenizer: the text of a `tokenizer.json`, kept beside the program.
+        max_tokens: the longest input that the model was made for, in tokens.
+        force: replace what is there.
+
+    Raises:
+        UsageError: the inputs or axes are not those of the module.
+        BaseModelError: torch cannot export the module, or it is no base (other types than float32, for example).
+        OutputExistsError: the path is taken and `force` is not given.
+        WriteError: the file cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    with new_file(path, force=force) as temporary:
+        captured = capture(module, example_inputs, axes)
+        note = CaptureNote(inputs=captured.axes, max_tokens=max_tokens)
+        _describe(captured.program, note, None)
+        extra = {NOTE: note.to_text()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+        _write(captured.program, temporary, path, extra)
+        _check_loads(temporary, path)
+
+
+def _write(program: ExportedProgram, temporary: Path, path: Path, extra: Mapping[str, str]) -> None:
+    try:
+        with quiet(), temporary.open("wb") as file:
+            torch.export.save(program, file, extra_files=dict(extra))
+    except LIBRARY_ERRORS as error:
+        raise WriteError(path, first_line(error)) from error
+
+
+def _check_loads(temporary: Path, path: Path) -> None:
+    """What is written must pass the screening, or nobody could load it."""
+    try:
+        screen(temporary)
+    except BaseModelError as error:
+        raise BaseModelError(
+            f"cannot be saved as a base: the archive {error.what}",
+            where=path,
+            found=error.found,
+            expected=error.expected,
+            fix="take that out of the model, which `torch.export.export` wrote into its program",
+        ) from error
+
+
+def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
+    """Load a base from an archive of `save_base` or `torch.export.save`; nothing in the file is run or unpickled.
+
+    Args:
+        path: the archive.
+        trust_pickle: give the file to torch as it is. It can then run any code: only for files whose maker you trust.
+
+    Raises:
+        FileError: the file cannot be read.
+        BaseModelError: it is not an archive, it is truncated or damaged, or it is no base.
+        UnsafeArchiveError: it could run code.
+    """
+    path = Path(path)
+    program, extra = _load_trusted(path) if trust_pickle else _load_screened(path)
+    with within(path):
+        note = read_note(extra[NOTE], f"`extra/{NOTE}`") if extra.get(NOTE) else None
+        return _describe(program, note, extra.get(TOKENIZER) or None)
+
+
+def _load_screened(path: Path) -> tuple[ExportedProgram, Mapping[str, str]]:
+    """Load a copy that holds only what was screened: torch reads zip files in its own way, and would read more."""
+    archive = screen(path)
+    try:
+        with TemporaryDirectory(prefix="adapter-export-") as folder:
+            copy = Path(folder) / "base.pt2"
+            write_clean(archive, copy)
+            return _load(copy, path), archive.extra
+    except OSError as error:
+        raise WriteError(error.filename or "the folder for temporary files", error.strerror or error) from error
+
+
+def _load_trusted(path: Path) -> tuple[ExportedProgram, Mapping[str, str]]:
+    readable(path)
+    # torch fills the dict that it is given, unless that is empty
+    extra = {NOTE: ""}
+    return _load(path, path, extra), extra
+
+
+def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
+    with quiet() as lines:
+        try:
+            return torch.export.load(file, extra_files=extra)
+        except LIBRARY_ERRORS as error:
+            raise _not_loaded(path, _logged_cause(lines) or error) from error
+
+
+def _logged_cause(lines: Sequence[logging.LogRecord]) -> BaseException | None:
+    """Why torch could not read a file: it logs the reason, and raises that there was one."""
+    return next((line.exc_info[1] for line in lines if line.exc_info and line.exc_info[1] is not None), None)
+
+
+def _not_loaded(path: Path, cause: BaseException) -> BaseModelError:
+    return BaseModelError(
+        "torch cannot load the program",
+        where=path,
+        found=first_line(cause),
+        expected=f"a program that torch {torch.__version__.partition('+')[0]} can read",
+        fix="save it again with `save_base`, with the torch that loads it",
+    )
+
+
+def _describe(program: ExportedProgram, note: CaptureNote | None, tokenizer: str | None) -> TorchBase:
+    _check_types(program)
+    signature = Signature(program, None if note is None else note.inputs)
+    bounds = [bound for bound in (signature.longest(), None if note is None else note.max_tokens) if bound is not None]
+    return TorchBase(
+        program=program,
+        fingerprint=fingerprint(program),
+        inputs=signature.inputs(),
+        outputs=signature.outputs(),
+        max_tokens=min(bounds, default=None),
+        tokenizer=tokenizer,
+    )
+
+
+def _check_types(program: ExportedProgram) -> None:
+    for name, tensor in (*program.named_parameters(), *program.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise BaseModelError(
+                "has weights of a type that adapters cannot be trained on yet",
+                where=f"`{name}`",
+                found=f"`{str(tensor.dtype).removeprefix('torch.')}`",
+                expected="`float32`",
+                fix="convert the model with `.float()` and save it again",
+            )
+        if tensor.device.type != "cpu":
+            raise BaseModelError(
+                "has weights on another device than the CPU",
+                where=f"`{name}`",
+                found=f"`{tensor.device}`",
+                fix="move the model with `.to('cpu')` and save it again",
+            )

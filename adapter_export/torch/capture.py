@@ -1,0 +1,224 @@
+"""A module becomes an exported program with dynamic axes, and plain tensors going in and out by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from adapter_export.errors import BaseModelError, UsageError
+from adapter_export.format.manifest import Axis
+from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
+
+AxisNames = Mapping[str, Mapping[int, str]]
+"""The names of the dynamic axes of each input, by their place."""
+
+_BATCH, _SEQUENCE = "batch", "sequence"
+
+
+@dataclasses.dataclass(frozen=True)
+class Captured:
+    """A module as a program.
+
+    Attributes:
+        program: without sample inputs and stack traces.
+        axes: the shape of each input, with the names of its dynamic axes.
+    """
+
+    program: ExportedProgram
+    axes: Mapping[str, tuple[Axis, ...]]
+
+
+def capture(
+    module: nn.Module, example_inputs: Mapping[str, Tensor] | Sequence[Tensor], axes: AxisNames | None = None
+) -> Captured:
+    """Export a module in `eval` mode; the module itself is left as it is.
+
+    Args:
+        module: takes tensors; returns tensors in tuples, lists, dicts, dataclasses or the outputs of transformers.
+        example_inputs: by name, or in the order of the arguments of `forward`. Their numbers do not matter, and an axis
+            of length 1 is widened where it shall be dynamic.
+        axes: the dynamic axes; all others are fixed. If none are given, axis 0 of every input is `batch`, and axis 1 of
+            every integer or bool input of two axes is `sequence`.
+
+    Raises:
+        UsageError: the inputs or axes are not those of the module.
+        BaseModelError: torch cannot export the module; the message says why and what to do.
+    """
+    inputs = _named_inputs(module, example_inputs)
+    names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
+    inputs = _widened(inputs, names)
+    shapes = {name: dict.fromkeys(names.get(name, {}), Dim.DYNAMIC) for name in inputs}
+    with _settled(module), quiet():
+        try:
+            program = torch.export.export(module, (), inputs, dynamic_shapes=shapes)
+        except LIBRARY_ERRORS as error:
+            raise _not_exported(error) from error
+    _strip(program)
+    return Captured(program, {name: _named_shape(tensor, names.get(name, {})) for name, tensor in inputs.items()})
+
+
+def _named_inputs(module: nn.Module, given: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
+    """By name, in the order of `forward`."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    known = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
+    inputs = given if isinstance(given, Mapping) else dict(zip(known, given, strict=False))
+    unknown = sorted(set(inputs) - set(known))
+    if unknown or not inputs or len(inputs) != len(given):
+        raise UsageError(
+            "the example inputs are not arguments of the model",
+            where=f"`{type(module).__name__}.forward`",
+            found=", ".join(unknown) or f"{len(given)} inputs",
+            expected=f"some of {', '.join(known) or 'its arguments by name'}",
+            fix="give a dict of tensors by the names of the arguments",
+        )
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise UsageError("an example input is no tensor", where=f"`{name}`", found=f"`{type(value).__name__}`")
+    return {name: inputs[name] for name in known if name in inputs}
+
+
+def _default_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    return {name: _axes_by_place(tensor) for name, tensor in inputs.items()}
+
+
+def _axes_by_place(tensor: Tensor) -> dict[int, str]:
+    if tensor.dim() == 2 and not tensor.is_floating_point():
+        return {0: _BATCH, 1: _SEQUENCE}
+    return {0: _BATCH} if tensor.dim() else {}
+
+
+def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, dict[int, str]]:
+    for name, places in axes.items():
+        if name not in inputs or any(not 0 <= place < inputs[name].dim() for place in places):
+            raise UsageError(
+                "an axis is named that the example inputs do not have",
+                where=f"`{name}`",
+                found=", ".join(str(place) for place in places),
+                expected=", ".join(f"`{key}` with {tensor.dim()} axes" for key, tensor in inputs.items()),
+            )
+    return {name: dict(axes.get(name, {})) for name in inputs}
+
+
+def _widened(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, Tensor]:
+    """Copies, repeated along dynamic axes of length 1, which torch would take for constants.
+
+    Each is a tensor of its own: where one tensor is given twice, torch takes both inputs for the same one.
+    """
+    lengths = _lengths(inputs, axes)
+    widened = {}
+    for name, tensor in inputs.items():
+        repeats = [1] * tensor.dim()
+        for place, axis in axes.get(name, {}).items():
+            repeats[place] = lengths[axis] if tensor.shape[place] == 1 else 1
+        widened[name] = tensor.detach().repeat(repeats)
+    return widened
+
+
+def _lengths(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, int]:
+    """A length of at least 2 for each dynamic axis."""
+    found: dict[str, int] = {}
+    for name, places in axes.items():
+        for place, axis in places.items():
+            length = inputs[name].shape[place]
+            if length == 0 or (length > 1 and found.get(axis, 1) not in {1, length}):
+                raise UsageError(
+                    f"the axis `{axis}` of the example inputs has no one length",
+                    where=f"`{name}`",
+                    found=f"{length}, and {found.get(axis, 'no other')} elsewhere",
+                    expected="one length of 1 or more for all axes of one name",
+                )
+            found[axis] = max(length, found.get(axis, 1))
+    return {axis: length if length > 1 else index + 2 for index, (axis, length) in enumerate(found.items())}
+
+
+def _named_shape(tensor: Tensor, names: Mapping[int, str]) -> tuple[Axis, ...]:
+    return tuple(names.get(place, size) for place, size in enumerate(tensor.shape))
+
+
+@contextmanager
+def _settled(module: nn.Module) -> Iterator[None]:
+    """The module in `eval` mode, without a cache, returning tensors by name; afterwards it is as it was."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            stack.callback(setattr, part, "training", part.training)
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", None) is not None:
+            stack.callback(setattr, config, "use_cache", config.use_cache)
+            config.use_cache = False
+        fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(module.register_forward_hook(_return_named_tensors).remove)
+        module.eval()
+        yield
+
+
+def _return_named_tensors(_module: nn.Module, _inputs: object, output: object) -> dict[str, Tensor]:
+    found = dict(_named_tensors(output, ""))
+    if not found:
+        raise BaseModelError("returns no tensor", found=f"`{type(output).__name__}`", expected="tensors")
+    return found
+
+
+def _named_tensors(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield prefix or "output_0", value
+        return
+    for key, item in _members(value, prefix):
+        if item is not None:
+            yield from _named_tensors(item, f"{prefix}.{key}" if prefix else key)
+
+
+def _members(value: Any, prefix: str) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(key), item) for key, item in value.items()]
+    if hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, tuple | list):
+        return [(str(index) if prefix else f"output_{index}", item) for index, item in enumerate(value)]
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    raise BaseModelError(
+        "returns something that is no tensor",
+        where=f"output `{prefix}`" if prefix else None,
+        found=f"`{type(value).__name__}`",
+        expected="tensors, alone or in tuples, lists, dicts and dataclasses",
+        fix="wrap the model so that it returns tensors only",
+    )
+
+
+_REMEDIES = (
+    ("specialized", "make that axis fixed (leave it out of `axes`), or take the constant length out of the model"),
+    ("Constraints violated", "make that axis fixed (leave it out of `axes`)"),
+    ("data-dependent", "take the branch on the values of a tensor out of the model"),
+    ("DataDependent", "take the branch on the values of a tensor out of the model"),
+    ("Cache", "turn the cache off (`use_cache=False`), or wrap the model so that it returns tensors only"),
+    ("required positional argument", "give an example for every input that the model needs"),
+)
+
+
+def _not_exported(error: Exception) -> BaseModelError:
+    text = f"{type(error).__name__} {error}"
+    remedy = next((remedy for mark, remedy in _REMEDIES if mark in text), None)
+    return BaseModelError(
+        "torch cannot export the model",
+        found=first_line(error),
+        expected="a model that `torch.export.export` takes",
+        fix=remedy or "wrap the model so that it computes with tensors only, and try `torch.export.export` on it",
+    )
+
+
+def _strip(program: ExportedProgram) -> None:
+    """Drop sample inputs, and stack traces, which show the folders of this machine."""
+    program.example_inputs = None
+    for graph_module in program.graph_module.modules():
+        if isinstance(graph_module, torch.fx.GraphModule):
+            for node in graph_module.graph.nodes:
+                node.meta.pop("stack_trace", None)

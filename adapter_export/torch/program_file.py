@@ -1,0 +1,241 @@
+"""The program in a torch archive (`models/model.json`): every string in it is held against a grammar.
+
+torch makes Python of many of them: it resolves operators by name, evaluates sizes and guards, imports what a pytree's
+context names, and writes the names of values into the source text of a function. What is not known to be harmless is
+refused (the schema is that of `torch/_export/serde/schema.py`, major version 8).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from adapter_export.errors import BaseModelError, UnsafeArchiveError
+from adapter_export.torch.expressions import SYMBOL, is_bound_or_equality, is_guard, is_size_expression
+
+_TRUST = "load it with `--trust-pickle` only if you trust whoever made it; otherwise ask them for one of `save_base`"
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PATH = re.compile(r"[A-Za-z0-9_.@\-]*")
+_KEY = re.compile(r"[\w.\-/ ]+")
+_ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
+_MODULE_STACK = re.compile(r"""[\w.,;@\-\[\]'<>() :]*""")
+
+_FILE_OPERATORS = frozenset({"from_file"})
+_REGIONS = frozenset({"torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.wrap_with_autocast"})
+_ON_NUMBERS = frozenset(
+    {
+        "_operator.add",
+        "_operator.sub",
+        "_operator.mul",
+        "_operator.floordiv",
+        "_operator.truediv",
+        "_operator.mod",
+        "_operator.pow",
+        "_operator.neg",
+        "_operator.pos",
+        "_operator.eq",
+        "_operator.ne",
+        "_operator.lt",
+        "_operator.le",
+        "_operator.gt",
+        "_operator.ge",
+        "_operator.and_",
+        "_operator.or_",
+        "torch.sym_not",
+        "torch.sym_int",
+        "torch.sym_float",
+        "torch.sym_ite",
+        "torch.sym_max",
+        "torch.sym_min",
+        "torch.sym_sqrt",
+        "math.trunc",
+    }
+)
+
+_PLAIN_CONTAINERS = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
+_OBJECTS = frozenset({"custom_obj", "as_custom_obj", "custom_obj_values", "token"})
+_NAMED_VALUES = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "opset_version"})
+_KEPT_METADATA = ("nn_module_stack", "torch_fn")
+
+
+def check_program(document: object, where: str) -> dict[str, Any]:
+    """Hold every string of a program against its grammar.
+
+    Args:
+        document: the parsed `models/model.json`.
+        where: the file, for messages.
+
+    Raises:
+        UnsafeArchiveError: a string could run code, or is in a place where none is known.
+        BaseModelError: it is no program, or one that is right for some lengths of its inputs only.
+    """
+    if not isinstance(document, dict) or "graph_module" not in document:
+        raise BaseModelError(
+            "holds no program", where=f"{where}, `models/model.json`", fix="save it again with `save_base`"
+        )
+    _check(document, "", "", where)
+    _check_guards(document.get("guards_code") or [], where)
+    return document
+
+
+def _check(value: object, key: str, path: str, where: str) -> None:
+    if isinstance(value, str):
+        _check_string(value, key, path, where)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check(item, key, f"{path}[{index}]", where)
+    elif isinstance(value, dict):
+        _check_object(value, key, path, where)
+
+
+def _check_object(value: Mapping[str, object], key: str, path: str, where: str) -> None:
+    if key == "metadata":
+        return  # what is kept of it is chosen in `cleaned`
+    for name, item in value.items():
+        if key in _TABLES and not _TABLES[key](name):
+            raise _unsafe("holds a name that is no identifier", where, path, name)
+        if key not in _TABLES and name in _OBJECTS and item:
+            raise _unsafe("holds Python objects beside its tensors", where, path, name)
+        _check(item, _field(key, name), f"{path}.{name}" if path else name, where)
+
+
+def _field(key: str, name: str) -> str:
+    """The field that a value stands for: the entries of a table have names of their own, not names of fields."""
+    return "" if key in _TABLES else name
+
+
+def _check_string(text: str, key: str, path: str, where: str) -> None:
+    rule = _RULES.get(key)
+    if rule is None:
+        raise _unsafe("holds text where none is known", where, path, text)
+    if key in {"in_spec", "out_spec"}:
+        _check_containers(text, path, where)
+    if not rule(text):
+        raise _unsafe(_REASONS.get(key, "holds a name that is no identifier"), where, path, text)
+
+
+def _unsafe(what: str, where: str, path: str, found: str) -> UnsafeArchiveError:
+    shown = found if len(found) <= 120 else f"{found[:120]}…"
+    return UnsafeArchiveError(what, where=f"{where}, `models/model.json` at `{path}`", found=f"`{shown}`", fix=_TRUST)
+
+
+def _is_identifier(text: str) -> bool:
+    return text == "" or _IDENTIFIER.fullmatch(text) is not None
+
+
+def _is_operator(text: str) -> bool:
+    """Whether it names one of torch's own tensor functions, arithmetic on sizes, or a region without autograd."""
+    aten = _ATEN.fullmatch(text)
+    return text in _ON_NUMBERS or text in _REGIONS or (aten is not None and _is_aten(*aten.groups()))
+
+
+def _is_aten(name: str, overload: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None)
+    known = (
+        isinstance(packet, torch._ops.OpOverloadPacket) and overload.removeprefix("default") in packet._overload_names
+    )
+    return known and name not in _FILE_OPERATORS
+
+
+def _is_treespec(text: str, keys: re.Pattern[str]) -> bool:
+    try:
+        protocol, spec = json.loads(text)
+        return protocol == 1 and _is_plain_tree(spec, keys)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _is_plain_tree(spec: Mapping[str, Any], keys: re.Pattern[str]) -> bool:
+    if set(spec) != {"type", "context", "children_spec"} or not isinstance(spec["children_spec"], list):
+        return False
+    context = None if spec["context"] is None else json.loads(spec["context"])
+    mapping = spec["type"] in {"builtins.dict", "collections.OrderedDict"}
+    named = isinstance(context, list) and all(isinstance(key, str) and keys.fullmatch(key) for key in context)
+    known = spec["type"] is None or spec["type"] in _PLAIN_CONTAINERS
+    return (
+        known
+        and (named if mapping else context is None)
+        and all(_is_plain_tree(c, keys) for c in spec["children_spec"])
+    )
+
+
+def _check_containers(text: str, path: str, where: str) -> None:
+    """Name a class that torch would look up, such as the outputs of transformers: harmless, but not portable."""
+    for name in re.findall(r'"type": "([\w.]+)"', text):
+        if name not in _PLAIN_CONTAINERS and not name.startswith("collections."):
+            raise BaseModelError(
+                "takes or returns objects of a class instead of plain tensors",
+                where=f"{where}, `models/model.json` at `{path}`",
+                found=f"`{name}`",
+                expected="tensors in tuples, lists and dicts",
+                fix="capture the model with `save_base`, which writes plain tensors",
+            )
+
+
+def _check_guards(guards: object, where: str) -> None:
+    for guard in guards if isinstance(guards, list) else []:
+        if not (isinstance(guard, str) and is_bound_or_equality(guard)):
+            raise BaseModelError(
+                "was captured for some lengths only, and would be wrong at others",
+                where=where,
+                found=f"the condition `{guard}`",
+                expected="a program without a branch on the length of an input",
+                fix="take the branch out of the model, or make that axis fixed when you capture it",
+            )
+
+
+_Rule = Callable[[str], object]
+
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(("name", "as_name", "forward_arg_names", "type", "user_input_name"), _is_identifier),
+    **dict.fromkeys(("fqn", "parameter_name", "buffer_name", "tensor_constant_name"), _PATH.fullmatch),
+    **dict.fromkeys(("target", "as_operator"), _is_operator),
+    **dict.fromkeys(("as_string", "as_strings"), lambda text: len(text) < 10_000),
+    **dict.fromkeys(
+        ("as_float", "as_floats", "as_float_lists", "real", "imag"), {"Infinity", "-Infinity", "NaN"}.__contains__
+    ),
+    "expr_str": is_size_expression,
+    "guards_code": is_guard,
+    "in_spec": lambda text: _is_treespec(text, _IDENTIFIER),
+    "out_spec": lambda text: _is_treespec(text, _KEY),
+    "torch_version": re.compile(r"[\w.+\-<= ]*").fullmatch,
+    "verifiers": re.compile(r"[A-Z_]*").fullmatch,
+}
+"""What the text under each key may be; torch keeps the text of `as_string` a string."""
+
+_TABLES: Mapping[str, _Rule] = {
+    **dict.fromkeys(_NAMED_VALUES | {"as_string_to_argument"}, _is_identifier),
+    "range_constraints": SYMBOL.fullmatch,
+    "treespec_namedtuple_fields": lambda _: False,
+}
+"""The objects whose keys are names, and what these may be."""
+
+_REASONS = {
+    **dict.fromkeys(("target", "as_operator"), "calls a function that is not one of torch's own on tensors"),
+    "expr_str": "holds a size that is not plain arithmetic, which torch would evaluate as Python",
+    "guards_code": "holds a condition that is no comparison of lengths, which torch would run as Python",
+    **dict.fromkeys(("in_spec", "out_spec"), "has inputs or outputs in containers that torch would import"),
+}
+
+
+def cleaned(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A program without what it does not need: guards, stack traces, paths of the machine that it was made on."""
+    result: dict[str, Any] = _cleaned(document, "")
+    return result | {"guards_code": []}
+
+
+def _cleaned(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        if key == "metadata":
+            return {name: value[name] for name in _KEPT_METADATA if _is_module_stack(value.get(name))}
+        return {name: _cleaned(item, _field(key, name)) for name, item in value.items()}
+    return [_cleaned(item, key) for item in value] if isinstance(value, list) else value
+
+
+def _is_module_stack(text: object) -> bool:
+    return isinstance(text, str) and _MODULE_STACK.fullmatch(text) is not None

@@ -1,0 +1,65 @@
+"""torch's own log lines and warnings, kept off the screen and at hand."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LIBRARIES = ("torch", "onnxscript", "onnx_ir")
+
+LIBRARY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What torch raises where a model or a file is not what it expects: it has no error classes of its own for that."""
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def _loggers() -> list[logging.Logger]:
+    """The libraries' loggers that print or pass on: torch gives some of its modules handlers of their own."""
+    known = [*_LIBRARIES, *(name for name in logging.root.manager.loggerDict if name.startswith("torch."))]
+    loggers = [logging.getLogger(name) for name in known]
+    return [logger for logger in loggers if logger.handlers or logger.name in _LIBRARIES]
+
+
+@contextmanager
+def quiet() -> Iterator[list[logging.LogRecord]]:
+    """Keep the log lines and warnings of torch and its exporter off the screen; yields the lines as they come."""
+    collector = _Collector()
+    loggers = _loggers()
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [collector], False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield collector.records
+    finally:
+        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or the name of its class."""
+    lines = (line.strip() for line in str(error).splitlines())
+    text = next((line for line in lines if line), type(error).__name__)
+    return text if len(text) <= 300 else f"{text[:300]}…"

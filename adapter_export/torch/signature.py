@@ -1,0 +1,204 @@
+"""The inputs and outputs of an exported program: names, types, shapes, roles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from adapter_export.errors import BaseModelError
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+
+_CONSTANT_INPUTS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
+_PASSED_ON = frozenset(
+    {
+        "to",
+        "_to_copy",
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "expand",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "long",
+        "int",
+    }
+)
+"""Ops that leave indices what they are."""
+
+_SMALLEST = 2
+"""torch's lower bound of a dynamic axis in every program; such a program is right for length 1, too."""
+
+
+class Signature:
+    """What goes into a program and comes out, by the names that its users know.
+
+    Args:
+        program: an exported program.
+        axes: the names of the axes of each input as they were given at capture; those of an unknown program come from
+            their place: axis 0 is `batch`, axis 1 of an integer matrix `sequence`.
+
+    Raises:
+        BaseModelError: an input or output is no tensor, or the program changes its own weights.
+    """
+
+    def __init__(self, program: ExportedProgram, axes: Mapping[str, Sequence[Axis]] | None = None) -> None:
+        self._program = program
+        self._nodes = {node.name: node for node in program.graph.nodes}
+        self._given = axes or {}
+        self._symbols: dict[str, str] = {}
+        _check_kinds(program)
+        self._names = dict(zip(_user_inputs(program), _input_names(program), strict=True))
+        for placeholder, name in self._names.items():
+            self._name_axes(name, self._nodes[placeholder].meta["val"])
+
+    @property
+    def symbols(self) -> Mapping[str, str]:
+        """The name that torch gives each dynamic axis, such as `s18`, and ours for it."""
+        return self._symbols
+
+    def inputs(self) -> tuple[InputRecord, ...]:
+        """The inputs, in the order of the program."""
+        return tuple(self._input(placeholder, name) for placeholder, name in self._names.items())
+
+    def outputs(self) -> tuple[OutputRecord, ...]:
+        """The outputs, in the order of the program."""
+        values = [self._nodes[name].meta["val"] for name in _user_outputs(self._program)]
+        names = list(_leaf_names(self._program.call_spec.out_spec, "")) if values else []
+        if not names or len(names) != len(values) or len(set(names)) != len(names):
+            raise _unusable("has outputs that cannot be told apart", ", ".join(names) or "no outputs")
+        return tuple(OutputRecord(name, _dtype(v), self._axes(v)) for name, v in zip(names, values, strict=True))
+
+    def longest(self) -> int | None:
+        """The largest length of the token axis for which the program is right, if it has such a bound."""
+        for record, placeholder in zip(self.inputs(), self._names, strict=True):
+            if record.role != "values" and len(record.axes) == 2:
+                return self._upper_bound(self._nodes[placeholder].meta["val"].shape[1])
+        return None
+
+    def _upper_bound(self, size: Any) -> int | None:
+        if isinstance(size, int):
+            return size
+        constraint = self._program.range_constraints.get(size.node.expr)
+        return int(constraint.upper) if constraint is not None and constraint.upper.is_Integer else None
+
+    def _name_axes(self, name: str, value: Tensor) -> None:
+        given = self._given.get(name, ())
+        sizes: Sequence[Any] = value.shape
+        for index, size in enumerate(sizes):
+            if isinstance(size, torch.SymInt):
+                wanted = given[index] if index < len(given) else None
+                label = wanted if isinstance(wanted, str) else self._by_place(name, value, index)
+                self._symbols.setdefault(str(size.node.expr), label)
+                self._check_lower_bound(name, label, size)
+
+    def _by_place(self, name: str, value: Tensor, index: int) -> str:
+        matrix = value.dim() == 2 and not value.is_floating_point()
+        label = "batch" if index == 0 else "sequence" if index == 1 and matrix else f"{name}_axis_{index}"
+        # an axis of another length than the `sequence` that is there already needs a name of its own
+        return f"{name}_{label}" if label == "sequence" and label in self._symbols.values() else label
+
+    def _check_lower_bound(self, name: str, label: str, size: torch.SymInt) -> None:
+        constraint = self._program.range_constraints.get(size.node.expr)
+        if constraint is not None and constraint.lower.is_Integer and int(constraint.lower) > _SMALLEST:
+            raise BaseModelError(
+                "was captured for long inputs only, and would be wrong for shorter ones",
+                where=f"input `{name}`, axis `{label}`",
+                found=f"at least {constraint.lower}",
+                expected="no lower bound",
+                fix="take the branch on the length out of the model, and capture it again",
+            )
+
+    def _axes(self, value: Tensor) -> tuple[Axis, ...]:
+        return tuple(size if isinstance(size, int) else self.renamed(str(size.node.expr)) for size in value.shape)
+
+    def renamed(self, expression: str) -> str:
+        """A size in terms of the names of the axes: `2*s18` becomes `2*batch`."""
+        return re.sub(r"\b[su]\d+\b", lambda match: self._symbols.get(match[0], match[0]), expression)
+
+    def _input(self, placeholder: str, name: str) -> InputRecord:
+        value = self._nodes[placeholder].meta["val"]
+        record = InputRecord(name, _dtype(value), self._axes(value), "values")
+        limits = list(self._embedding_rows(self._nodes[placeholder]))
+        if limits:
+            return InputRecord(record.name, record.dtype, record.axes, "ids", min(limits))
+        if value.dim() == 2 and not value.is_floating_point():
+            return InputRecord(record.name, record.dtype, record.axes, "mask")
+        return record
+
+    def _embedding_rows(self, node: fx.Node) -> Iterator[int]:
+        """The number of rows of each weight that is indexed by this value."""
+        for user in node.users:
+            op = str(user.target).removeprefix("aten.").partition(".")[0]
+            if op == "embedding" and user.args[1] is node and isinstance(user.args[0], fx.Node):
+                yield int(user.args[0].meta["val"].shape[0])
+            elif op in _PASSED_ON and user.args[0] is node:
+                yield from self._embedding_rows(user)
+
+
+def _check_kinds(program: ExportedProgram) -> None:
+    for spec in program.graph_signature.input_specs:
+        if spec.kind not in _CONSTANT_INPUTS and not isinstance(spec.arg, TensorArgument):
+            raise _unusable("takes an input that is no tensor", f"`{spec.arg.name}`")
+    for output in program.graph_signature.output_specs:
+        if output.kind != OutputKind.USER_OUTPUT:
+            raise _unusable("changes its own weights or inputs when it runs", f"`{output.target}`")
+        if not isinstance(output.arg, TensorArgument):
+            raise _unusable("returns something that is no tensor", f"`{getattr(output.arg, 'value', None)}`")
+
+
+def _unusable(what: str, found: str) -> BaseModelError:
+    return BaseModelError(
+        what,
+        found=found,
+        expected="a model in `eval` mode that takes and returns tensors",
+        fix="wrap the model so that it does, and save it with `save_base`",
+    )
+
+
+def _user_inputs(program: ExportedProgram) -> list[str]:
+    specs = program.graph_signature.input_specs
+    return [spec.arg.name for spec in specs if spec.kind == InputKind.USER_INPUT]
+
+
+def _user_outputs(program: ExportedProgram) -> list[str]:
+    return [spec.arg.name for spec in program.graph_signature.output_specs]
+
+
+def _input_names(program: ExportedProgram) -> list[str]:
+    """The names of the arguments; where they lie inside containers, torch's own names for them."""
+    placeholders = _user_inputs(program)
+    args, kwargs = pytree.tree_unflatten(placeholders, program.call_spec.in_spec)
+    known = program.module_call_graph[0].signature
+    forward = (known.forward_arg_names if known is not None else None) or []
+    named = dict(zip(forward, args, strict=False)) | dict(kwargs)
+    names = {placeholder: name for name, placeholder in named.items() if isinstance(placeholder, str)}
+    return [names.get(placeholder, placeholder) for placeholder in placeholders]
+
+
+def _leaf_names(spec: Any, prefix: str) -> Iterator[str]:
+    """Dict keys and places, joined by dots; what has no key is an `output`."""
+    if spec.is_leaf():
+        yield prefix or "output_0"
+        return
+    keys = spec.context if spec.type is not tuple and spec.type is not list else range(spec.num_children)
+    for key, child in zip(keys, spec.children(), strict=True):
+        if prefix:
+            yield from _leaf_names(child, f"{prefix}.{key}")
+        else:
+            yield from _leaf_names(child, key if isinstance(key, str) else f"output_{key}")
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

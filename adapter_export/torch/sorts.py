@@ -1,0 +1,96 @@
+"""What a file is that is not a torch archive, and what its owner can do."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapter_export.errors import BaseModelError
+from adapter_export.torch.pickles import ZIP_ERRORS, foreign_globals
+
+_SAVE = "load the model in Python and save it with `save_base(model, example_inputs, path)`"
+_WHOLE = "copy the file again as a whole, or save it again"
+
+_MARKS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to", "run `git lfs pull`"),
+    (b"\x80\x02", "a pickle, which could run code when it is read", _SAVE),
+    (b"\x80\x03", "a pickle, which could run code when it is read", _SAVE),
+    (b"\x80\x04", "a pickle, which could run code when it is read", _SAVE),
+    (b"\x80\x05", "a pickle, which could run code when it is read", _SAVE),
+    (b"GGUF", "a GGUF file: weights without a program", _SAVE),
+    (b"\x89HDF", "an HDF5 file: weights without a program", _SAVE),
+    (b"\x1f\x8b", "a gzip file", "unpack it first"),
+    (b"<", "a page of HTML or XML, not a model", "download the file itself"),
+    (b"{", "a text file", _SAVE),
+)
+_SAFETENSORS = "a safetensors file: weights without a program"
+_FOLDER = "give the Hugging Face folder that it is from, which has a `config.json` beside it"
+_ONNX = "an ONNX graph, which torch cannot load"
+
+_LARGEST_PICKLE = 64 * 2**20
+
+
+def not_an_archive(path: Path) -> BaseModelError:
+    """The error for a file that is no readable zip."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    found, fix = _describe_start(start, path)
+    return _error(path, found, fix)
+
+
+def _error(path: Path, found: str, fix: str) -> BaseModelError:
+    return BaseModelError(
+        "is not a torch archive",
+        where=path,
+        found=found,
+        expected="a file of `save_base` or of `torch.export.save`",
+        fix=fix,
+    )
+
+
+def _describe_start(start: bytes, path: Path) -> tuple[str, str]:
+    if not start:
+        return "an empty file", _WHOLE
+    if start.startswith(b"PK"):
+        return "a zip file that is truncated or damaged", _WHOLE
+    if start[8:].startswith(b"{"):
+        return _SAFETENSORS, _FOLDER
+    if path.suffix == ".onnx" or (start[:1] == b"\x08" and b"\x12" in start[:4]):
+        return _ONNX, "give the `.onnx` file to `adapter-export build`, which takes it as it is"
+    known = next(((found, fix) for mark, found, fix in _MARKS if start.startswith(mark)), None)
+    return known or (f"a file that begins with `{start[:8].hex(' ')}`", _SAVE)
+
+
+def another_zip(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> BaseModelError:
+    """The error for a zip that is no archive of `torch.export`."""
+    found, fix = _describe_zip(archive, names)
+    return _error(path, found, fix)
+
+
+def _describe_zip(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[str, str]:
+    lasts = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in lasts or any("/code/" in name for name in names):
+        return "a TorchScript archive", _SAVE
+    if "serialized_exported_program.json" in lasts:
+        return "an archive of torch 2.7 or older", "load it with that torch, export the model again and save it"
+    if any("/data/aotinductor/" in name for name in names):
+        return "a compiled package of AOTInductor, which holds machine code", _SAVE
+    if "data.pkl" in lasts:
+        return _describe_pickle(archive, next(name for name in names if name.endswith("data.pkl")))
+    if any(name.endswith(".npy") for name in names):
+        return "a NumPy file: arrays without a program", _SAVE
+    return "a zip file of another kind", _SAVE
+
+
+def _describe_pickle(archive: zipfile.ZipFile, name: str) -> tuple[str, str]:
+    """A `torch.save` of weights refers to tensors only; one of a module to its class."""
+    try:
+        if archive.getinfo(name).file_size > _LARGEST_PICKLE:
+            return "a file of `torch.save`", _SAVE
+        foreign = sorted(foreign_globals(archive.read(name)))
+    except ZIP_ERRORS:
+        return "a file of `torch.save` that is damaged", _WHOLE
+    if foreign:
+        return f"a pickled module or object (`{foreign[0]}`), which could run code when it is read", _SAVE
+    return "the weights of a model (a state dict of `torch.save`) without its program", _SAVE
