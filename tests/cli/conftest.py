@@ -15,7 +15,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-WORDS = "how many far is the moon who wrote this play where was she born good bad film great awful dull fine".split()
+WORDS = (
+    "how",
+    "many",
+    "far",
+    "is",
+    "the",
+    "moon",
+    "who",
+    "wrote",
+    "this",
+    "play",
+    "good",
+    "bad",
+    "film",
+    "dull",
+    "fine",
+)
 WIDTH = 16
 LAYERS = 2
 

@@ -1,0 +1,199 @@
+"""`adapter-export build`: a base and its adapters become one bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from adapter_export.cli.options import (
+    PATH,
+    check_free,
+    examples,
+    force_option,
+    json_option,
+    output_option,
+    trust_pickle_option,
+)
+from adapter_export.errors import FileError, UsageError
+
+if TYPE_CHECKING:
+    from adapter_export.cli.sources import Source
+    from adapter_export.format.manifest import Manifest
+    from adapter_export.onnx.base import OnnxBase
+    from adapter_export.onnx.bundle import TextInput
+    from adapter_export.reference.runner import Runner
+
+Tell = Callable[[str], None]
+
+_GOLDEN_SEED = 0
+
+
+@click.command(
+    epilog=examples(
+        "adapter-export build model.pt --adapters trec,sentiment -o bundle",
+        "adapter-export build huggingface-folder --adapters adapters/trec -o bundle",
+        "adapter-export build model.onnx --adapters a --tokenizer tokenizer.json --max-tokens 512 -o bundle",
+        "adapter-export build model.pt --adapters old=runs/1/trec,new=runs/2/trec -o bundle --force",
+    )
+)
+@click.argument("model", type=PATH)
+@click.option(
+    "--adapters",
+    required=True,
+    metavar="A,B,…",
+    help="Adapter folders, or names looked up in the current folder, beside the model and in `./adapters`. "
+    "`NAME=FOLDER` renames one.",
+)
+@output_option("The bundle")
+@click.option(
+    "--tokenizer",
+    type=PATH,
+    metavar="PATH",
+    help="A `tokenizer.json`, or a folder with one; the one that was saved with the model if not given.",
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), help="The longest text; what the model takes if not given.")
+@click.option(
+    "--allow-base-mismatch", is_flag=True, help="Take adapters that were trained on other weights of the base."
+)
+@force_option
+@trust_pickle_option
+@json_option
+def build(
+    model: Path,
+    adapters: str,
+    output: Path,
+    tokenizer: Path | None,
+    max_tokens: int | None,
+    allow_base_mismatch: bool,
+    force: bool,
+    trust_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Export MODEL and its adapters as one bundle.
+
+    MODEL is a torch archive, a Hugging Face folder or an ONNX file. The bundle holds one ONNX graph with slots, the
+    base's weights once, a small file per adapter, golden vectors computed by the reference, and a manifest. It is held
+    against its golden vectors before it is put in its place; if anything fails, nothing is left behind.
+    """
+    from adapter_export.cli.output import emit_json, steps
+    from adapter_export.cli.places import read_adapters
+    from adapter_export.cli.sources import open_source
+    from adapter_export.onnx.bundle import build_bundle
+    from adapter_export.reference.inputs import input_cases
+
+    check_free(output, force=force)
+    chosen = read_adapters(adapters, model)
+    with steps() as tell:
+        tell(f"opening {model}")
+        source = open_source(model, trust_pickle=trust_pickle)
+        longest = _max_tokens(source, max_tokens)
+        text = _text(source, tokenizer, longest)
+        with _exported(source, allow_base_mismatch, tell) as (base, references):
+            manifest = build_bundle(
+                base,
+                chosen,
+                output,
+                references=references,
+                cases=input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest),
+                text=text,
+                allow_base_mismatch=allow_base_mismatch,
+                force=force,
+                progress=tell,
+            )
+    if as_json:
+        emit_json({"bundle": str(output), "manifest": asdict(manifest)})
+    else:
+        _report(manifest, model, output)
+
+
+@contextmanager
+def _exported(source: Source, allow_mismatch: bool, tell: Tell) -> Iterator[tuple[OnnxBase, Runner]]:
+    """The base as ONNX, and what computes its golden vectors: torch where there is a torch model."""
+    from adapter_export.cli.sources import OnnxSource
+    from adapter_export.onnx.base import open_onnx
+
+    if isinstance(source, OnnxSource):
+        from adapter_export.onnx.cut_runner import CutRunner
+
+        yield source.base, CutRunner(source.base)
+        return
+    from adapter_export.torch.runner import TorchRunner
+    from adapter_export.torch.to_onnx import export_onnx
+
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        tell("exporting the base to ONNX")
+        path = Path(folder) / "base.onnx"
+        export_onnx(source.base, path)
+        yield open_onnx(path), TorchRunner(source.base, allow_mismatch=allow_mismatch)
+
+
+def _max_tokens(source: Source, given: int | None) -> int | None:
+    """The longest text: what is asked for, but never more than the base takes."""
+    from adapter_export.cli.sources import TorchSource
+
+    known = source.base.max_tokens if isinstance(source, TorchSource) else None
+    if given is not None and known is not None and given > known:
+        raise UsageError(
+            "more tokens than the base takes", where="`--max-tokens`", found=given, expected=f"at most {known}"
+        )
+    return given or known
+
+
+def _text(source: Source, tokenizer: Path | None, max_tokens: int | None) -> TextInput | None:
+    from adapter_export.cli.sources import TorchSource, require
+
+    text = source.base.tokenizer if isinstance(source, TorchSource) else None
+    if tokenizer is not None:
+        text = _read_text(tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer)
+    if text is None:
+        return None
+    if max_tokens is None:
+        raise UsageError(
+            "the base does not say how many tokens it takes",
+            expected="`--max-tokens N` beside a tokenizer",
+            fix="give the number of positions that the base was trained with",
+        )
+    require("tokenizers", "text", "a bundle with a tokenizer")
+    from adapter_export.onnx.bundle import TextInput
+    from adapter_export.text import Tokenizer
+
+    Tokenizer.from_json(text, max_tokens)
+    return TextInput(text, max_tokens)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(
+            f"no tokenizer can be read ({error})",
+            where=path,
+            expected="a `tokenizer.json` of the tokenizers library",
+            fix="save one with `tokenizer.save_pretrained(folder)`",
+        ) from error
+
+
+def _report(manifest: Manifest, model: Path, output: Path) -> None:
+    from adapter_export.cli.output import console, say, size, table
+
+    sizes = {file.path: file.bytes for file in manifest.files}
+    rows = [(path, "the graph", size(sizes[path])) for path in manifest.graphs.values()]
+    rows += [
+        (
+            adapter.onnx_adapter,
+            f"`{adapter.name}`, {adapter.kind}, {adapter.parameters:,} parameters",
+            size(sizes[adapter.onnx_adapter]),
+        )
+        for adapter in manifest.adapters
+    ]
+    rows += [(path, "the base's weights", size(count)) for path, count in sizes.items() if path.endswith(".bin")]
+    rest = sum(sizes.values()) - sum(sizes[path] for path, *_ in rows)
+    rows.append(("…", "golden vectors, the same tensors for other programs, the adapters as given", size(rest)))
+    console().print(table(f"{output}  {size(sum(sizes.values()))}", ("file", "what", "size"), rows, numbers="llr"))
+    say(f"Next: adapter-export check {output} --against {model}")
