@@ -1,0 +1,177 @@
+"""The report of a check, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from rich.table import Table
+from rich.text import Text
+
+from adapter_export.cli.output import console, table
+from adapter_export.parity.compare import Comparison, Number
+from adapter_export.parity.failure import BASE, Failure, failures
+from adapter_export.parity.report import InvariantResult, OutputResult, Report, SiteResult
+
+_COLUMNS = (
+    "adapter",
+    "case",
+    "against",
+    "max error",
+    "budget",
+    "error/budget",
+    "ulp",
+    "cosine",
+    "top class",
+    "verdict",
+)
+_MOST_FAILURES = 5
+_NONE = "–"
+
+
+def show(report: Report) -> None:
+    """Print a report to stdout."""
+    out = console()
+    out.print(Text(f"{report.bundle}: {report.runtime} against {report.reference or 'the golden vectors'}", "bold"))
+    out.print(_outputs(report.outputs))
+    for reason in _reasons(report):
+        out.print(Text(reason, "dim"), soft_wrap=True)
+    for line in (_sites_line(report.sites), *_invariant_lines(report.invariants), _coverage_line(report)):
+        out.print(line, soft_wrap=True)
+    found = failures(report)
+    for failure in found[:_MOST_FAILURES]:
+        out.print(Text("\n").join(_failure_lines(failure)), soft_wrap=True)
+    if len(found) > _MOST_FAILURES:
+        out.print(Text(f"… and {len(found) - _MOST_FAILURES} more, see `--json`", "dim"))
+    out.print(Text("passed", "bold green") if report.passed else Text("failed", "bold red"))
+
+
+def _place(result: OutputResult) -> tuple[str, str, str]:
+    return result.adapter or BASE, result.case, result.against
+
+
+def _outputs(results: Sequence[OutputResult]) -> Table:
+    """One line per adapter and case: the worst over outputs, their parts and optimization levels."""
+    order = {place: number for number, place in enumerate(dict.fromkeys(map(_place, results)))}
+    ordered = sorted(results, key=lambda result: order[_place(result)])
+    rows = [_row(place, [result.comparison for result in group]) for place, group in groupby(ordered, key=_place)]
+    return table(None, _COLUMNS, rows, numbers="lllrrrrrr")
+
+
+def _row(place: tuple[str, str, str], comparisons: Sequence[Comparison]) -> tuple[str | Text, ...]:
+    worst = max(comparisons, key=_badness)
+    ulps = [found.measures.ulp for found in comparisons if found.measures.ulp is not None]
+    cosines = [found.measures.cosine for found in comparisons if found.measures.cosine is not None]
+    return (
+        *place,
+        f"{worst.measures.absolute:.1e}" if worst.compared else _NONE,
+        f"{worst.budget.absolute:.1e}",
+        f"{worst.ratio:.2f}" if worst.compared else _NONE,
+        f"{max(ulps):,}" if ulps else _NONE,
+        f"{min(cosines):.7f}" if cosines else _NONE,
+        _top_class(comparisons),
+        _mark(all(found.passed for found in comparisons)),
+    )
+
+
+def _badness(comparison: Comparison) -> tuple[bool, float]:
+    return not comparison.passed, comparison.ratio
+
+
+def _top_class(comparisons: Sequence[Comparison]) -> str:
+    seen = [found.top_class for found in comparisons if found.top_class is not None]
+    if not seen:
+        return _NONE
+    ties = sum(flip.within_budget for found in seen for flip in found.flips)
+    agree = f"{sum(found.agree for found in seen)}/{sum(found.rows for found in seen)}"
+    return f"{agree} ({ties} ties)" if ties else agree
+
+
+def _mark(passed: bool) -> Text:
+    return Text("pass", "green") if passed else Text("FAIL", "bold red")
+
+
+def _reasons(report: Report) -> Iterator[str]:
+    """The reason of the largest budget of each kind; the others differ in the scale of their output alone."""
+    for against in dict.fromkeys(result.against for result in report.outputs):
+        alike = [result for result in report.outputs if result.against == against]
+        largest = max(alike, key=lambda result: result.comparison.budget.absolute)
+        others = "" if len(alike) == 1 else "; likewise for the others, each by its own scale"
+        yield f"budget against {against}: {largest.comparison.budget.reason} (`{largest.output}`{others})"
+
+
+def _sites_line(results: Sequence[SiteResult]) -> Text:
+    if not results:
+        return Text("sites: no adapter was checked")
+    worst = max(results, key=lambda result: _badness(result.comparison))
+    bad = sum(not result.comparison.passed for result in results)
+    summary = f"{len(results)} sites and heads against float64, worst {worst.comparison.ratio:.2f} of its budget"
+    return Text.assemble(
+        _mark(not bad), f"  {summary} ({worst.adapter}, `{worst.site}`)", f", {bad} over their budgets" if bad else ""
+    )
+
+
+def _invariant_lines(results: Sequence[InvariantResult]) -> Iterator[Text]:
+    """One line for all of a name that hold, one for each that does not."""
+    for name, group in groupby(sorted(results, key=lambda result: result.name), key=lambda result: result.name):
+        found = list(group)
+        for bad in (result for result in found if not result.passed):
+            yield Text.assemble(_mark(False), f"  {name}, {bad.subject}: {bad.detail}")
+        good = [result for result in found if result.passed]
+        if good:
+            yield Text.assemble(_mark(True), f"  {name}: {_all_of(good)}")
+
+
+def _all_of(results: Sequence[InvariantResult]) -> str:
+    subjects = [result.subject for result in results]
+    more = f", … {len(subjects)} in all" if len(subjects) > 3 else ""
+    return f"{', '.join(subjects[:3])}{more} ({results[0].detail})"
+
+
+def _coverage_line(report: Report) -> Text:
+    coverage = report.coverage()
+    line = f"compared {coverage.compared} of {coverage.planned} values, {coverage.elements:,} elements"
+    left_out = f"; not compared: {'; '.join(coverage.left_out[:3])}" if coverage.left_out else ""
+    return Text(line + left_out + (" …" if len(coverage.left_out) > 3 else ""))
+
+
+def _failure_lines(failure: Failure) -> Iterator[Text]:
+    yield Text.assemble(("FAIL ", "bold red"), f"{failure.adapter or BASE}, {failure.case}: {_where(failure)}")
+    yield Text(f"  {'; '.join(failure.comparison.faults)}")
+    worst = failure.comparison.worst
+    if worst is not None:
+        ratio = f", {failure.comparison.ratio:.3g} × the budget" if failure.comparison.compared else ""
+        yield Text(f"  found {_number(worst.found)}, expected {_number(worst.expected)}{ratio}")
+    if failure.levels_failed:
+        yield Text(f"  {_levels(failure)}")
+    yield Text(f"  {_culprit(failure)}")
+    yield Text(f"  repeat: {failure.command}")
+
+
+def _where(failure: Failure) -> str:
+    name = failure.output or "a site"
+    worst = failure.comparison.worst
+    return name if worst is None or failure.output is None else f"{name}{list(worst.index)}"
+
+
+def _levels(failure: Failure) -> str:
+    failed = f"fails at {', '.join(failure.levels_failed)}"
+    return f"{failed}; passes at {', '.join(failure.levels_passed)}" if failure.levels_passed else failed
+
+
+def _culprit(failure: Failure) -> str:
+    site = failure.culprit
+    if site is None:
+        return "culprit: no site of an adapter; look at the base or at rounding that adds up"
+    path = "" if site.path is None else f" (torch: {site.path})"
+    worst = site.comparison.worst
+    values = (
+        "; ".join(site.comparison.faults)
+        if worst is None
+        else f"found {_number(worst.found)}, float64 gives {_number(worst.expected)}"
+    )
+    return f"culprit: {site.site}{path}: {values}, {site.comparison.ratio:.3g} × its own budget"
+
+
+def _number(value: Number) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.8g}"
