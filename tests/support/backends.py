@@ -1,0 +1,129 @@
+"""Every way in which a graph can be computed, behind one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Node
+from adapter_export.graph.interpret import interpret
+from adapter_export.graph.ops import OPS
+from adapter_export.onnx.lowering import Writer, emit
+from adapter_export.reference import lowering as numpy_ops
+from adapter_export.torch import lowering as torch_ops
+
+Arrays = Mapping[str, np.ndarray]
+Compute = Callable[[AdapterGraph, Arrays, Arrays], np.ndarray]
+
+LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+ATTRIBUTES = {"slope": 0.3, "factor": 1.7, "rate": 0.5, "epsilon": 1e-5}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A name for test ids, the type it computes in, and how."""
+
+    name: str
+    dtype: str
+    compute: Compute = field(repr=False)
+
+    def __call__(self, graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndarray:
+        groups = ({name: array.astype(self.dtype) for name, array in group.items()} for group in (inputs, parameters))
+        return self.compute(graph, *groups)
+
+
+def by_numpy(graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndarray:
+    return interpret(graph, numpy_ops.LOWERINGS, inputs, parameters)[graph.result]
+
+
+def by_torch(graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndarray:
+    tensors = ({name: torch.from_numpy(array) for name, array in group.items()} for group in (inputs, parameters))
+    with torch.inference_mode():
+        return interpret(graph, torch_ops.lowerings(training=False), *tensors)[graph.result].numpy()
+
+
+def by_onnxruntime(opset: int, level: str) -> Compute:
+    def compute(graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndarray:
+        (result,) = session(onnx_model(graph, opset), level).run(None, {**inputs, **parameters})
+        return np.asarray(result)
+
+    return compute
+
+
+def onnx_model(graph: AdapterGraph, opset: int) -> onnx.ModelProto:
+    """The graph with its inputs and its parameters as inputs, every axis symbolic."""
+    shapes = {**SITE_VALUES, **HEAD_VALUES}
+    inputs = {name: _value(name, shapes[name]) for name in graph.inputs}
+    parameters = {name: _value(name, shape) for name, shape in graph.parameters.items()}
+    tape = ir.tape.Tape()
+    result = emit(graph, inputs, parameters, Writer(tape, "place", opset))
+    if result in inputs.values():
+        result = tape.op("Identity", (result,), name="place/result", output=_value("place/result", ()))
+    result.shape = ir.Shape(graph.shapes()[graph.result])
+    body = ir.Graph(
+        [*inputs.values(), *parameters.values()], [result], nodes=tape.nodes, opset_imports={"": opset}, name="one"
+    )
+    model = ir.to_proto(ir.Model(body, ir_version=10))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def session(model: onnx.ModelProto, level: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = LEVELS[level]
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _value(name: str, shape: tuple[int | str, ...]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+
+
+FLOAT32 = (Backend("numpy-float32", "float32", by_numpy), Backend("torch-float32", "float32", by_torch))
+TORCH_FLOAT64 = Backend("torch-float64", "float64", by_torch)
+ONNXRUNTIME = tuple(
+    Backend(f"onnx-{opset}-{level}", "float32", by_onnxruntime(opset, level))
+    for opset in (18, 20, 22)
+    for level in LEVELS
+)
+BACKENDS = (*FLOAT32, TORCH_FLOAT64, *ONNXRUNTIME)
+
+
+def single_op(op: str) -> AdapterGraph:
+    """The graph of one op alone, with all of its parameters."""
+    spec = OPS[op]
+    inputs = ("hidden", "mask") if op == "mean_pool" else ("h", "x")[: spec.arity]
+    width = {"in": "d", "out": "b"}
+    parameters = {one.role: tuple(width[dim] for dim in one.shape) for one in spec.parameters}
+    attributes = {name: ATTRIBUTES[name] for name in spec.attributes}
+    return AdapterGraph(
+        inputs, parameters, (Node(op, inputs, "result", {role: role for role in parameters}, attributes),), "result"
+    )
+
+
+def draw_parameters(graph: AdapterGraph, widths: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Normal with standard deviation 0.2, float32: never near the identity."""
+    return {
+        name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in graph.parameter_shapes(widths).items()
+    }
+
+
+def draw_inputs(
+    graph: AdapterGraph, batch: int, tokens: int, width: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Standard normal values; the mask leaves out about a third of the tokens, and all of the last row of several."""
+    inputs = {name: rng.standard_normal((batch, tokens, width)).astype(np.float32) for name in graph.inputs}
+    if "mask" in inputs:
+        inputs["mask"] = (rng.random((batch, tokens)) < 0.67).astype(np.float32)
+        inputs["mask"][1:][-1:] = 0
+    return inputs

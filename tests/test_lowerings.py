@@ -1,0 +1,237 @@
+"""The lowerings agree: NumPy in float64 defines what an op means, and all others stay within the budget of their type.
+
+Weights have a standard deviation of 0.2, so that no lowering can pass by doing nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from backends import (
+    BACKENDS,
+    FLOAT32,
+    ONNXRUNTIME,
+    TORCH_FLOAT64,
+    Backend,
+    draw_inputs,
+    draw_parameters,
+    onnx_model,
+    session,
+    single_op,
+)
+from hypothesis import given, settings
+from random_graphs import WIDTHS, graphs, residual_graphs
+
+from adapter_export.errors import NotNeutralError
+from adapter_export.graph.fold import fold_weights, inference_form
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.interpret import interpret
+from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
+from adapter_export.graph.neutral import neutral_parameters, neutral_widths
+from adapter_export.graph.ops import ACTIVATIONS, OPS
+from adapter_export.onnx.lowering import MINIMUM_OPSET, Writer, emit, lowerings
+from adapter_export.reference import lowering as numpy_ops
+from adapter_export.reference.backward import BACKWARD
+from adapter_export.reference.budget import graph_budget
+from adapter_export.reference.evaluate import evaluate
+from adapter_export.torch import lowering as torch_ops
+
+SHAPES = ((1, 1), (3, 7), (2, 64))
+OPTIONS = {
+    "plain": {},
+    "scaled": {"scaling": 2.5, "dropout": 0.1},
+    "norms": {"norm_before": True, "norm_after": True},
+    "no_bias": {"bias": False, "scaling": -0.5},
+}
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+
+
+def assert_agrees(backend: Backend, graph: AdapterGraph, widths: dict[str, int], seed: int = 0) -> None:
+    """Hold a backend against float64 on every shape; the scale is that of all shapes together."""
+    rng = np.random.default_rng(seed)
+    parameters = draw_parameters(graph, widths, rng)
+    cases = [draw_inputs(graph, batch, tokens, widths["d"], rng) for batch, tokens in SHAPES]
+    expected = [evaluate(graph, inputs, parameters) for inputs in cases]
+    scale = max(np.abs(result).max() for result in expected)
+    allowed = graph_budget(backend.dtype, graph, widths, scale=scale, tokens=max(tokens for _, tokens in SHAPES))
+    for inputs, result in zip(cases, expected, strict=True):
+        found = backend(graph, inputs, parameters)
+        assert found.shape == result.shape
+        assert found.dtype == backend.dtype
+        np.testing.assert_allclose(found, result, rtol=0, atol=allowed.absolute, err_msg=allowed.reason)
+
+
+def test_every_op_has_every_lowering() -> None:
+    onnx_ops = lowerings(Writer(ir.tape.Tape(), "place", MINIMUM_OPSET))
+    for table in (numpy_ops.LOWERINGS, BACKWARD, torch_ops.LOWERINGS, torch_ops.TRAINING_LOWERINGS, onnx_ops):
+        assert set(table) == set(OPS)
+
+
+@every_backend
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("width", "other"), [(1, 1), (16, 3), (33, 64), (384, 16)])
+def test_an_op_is_the_same_everywhere(op: str, width: int, other: int, backend: Backend) -> None:
+    assert_agrees(backend, single_op(op), {"d": width, "b": other}, seed=width)
+
+
+@every_backend
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_the_same_everywhere(kind: str, activation: str, options: str, backend: Backend) -> None:
+    graph = KINDS[kind](BottleneckOptions(activation=activation, **OPTIONS[options])).graph
+    assert_agrees(backend, graph, {"d": 24, "d_in": 24, "b": 6})
+
+
+@every_backend
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_a_head_is_the_same_everywhere(pooling: str, backend: Backend) -> None:
+    assert_agrees(backend, classification_head(pooling), {"d": 24, "classes": 5})
+
+
+def test_a_budget_does_not_let_a_missing_factor_through() -> None:
+    graph = KINDS["houlsby"](BottleneckOptions(scaling=1.001)).graph
+    unscaled = KINDS["houlsby"](BottleneckOptions()).graph
+    widths, rng = {"d": 384, "b": 64}, np.random.default_rng(0)
+    parameters, inputs = draw_parameters(graph, widths, rng), draw_inputs(graph, 1, 1, 384, rng)
+    expected = evaluate(graph, inputs, parameters)
+    allowed = graph_budget("float32", graph, widths, scale=np.abs(expected).max())
+    assert np.abs(evaluate(unscaled, inputs, parameters) - expected).max() > 10 * allowed.absolute
+
+
+@pytest.mark.parametrize("x", [0.0, -0.0, 40.0, -40.0, 1e4, -1e4])
+@pytest.mark.parametrize("op", ACTIVATIONS)
+@pytest.mark.parametrize("backend", [*FLOAT32, TORCH_FLOAT64, *ONNXRUNTIME], ids=lambda backend: backend.name)
+def test_activations_do_not_overflow(op: str, x: float, backend: Backend) -> None:
+    inputs = {"h": np.full((1, 1, 4), x, np.float32)}
+    expected = evaluate(single_op(op), inputs, {})
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(backend(single_op(op), inputs, {}), expected, rtol=1e-6, atol=1e-6)
+
+
+class TestTraining:
+    """Dropout acts in training and only there."""
+
+    VALUES = (torch.ones(100_000, dtype=torch.float64),)
+
+    def run(self, *, training: bool, rate: float) -> torch.Tensor:
+        graph = AdapterGraph(("h",), {}, (single_op("dropout").nodes[0],), "result")
+        (node,) = graph.nodes
+        node.attributes["rate"] = rate
+        return interpret(graph, torch_ops.lowerings(training=training), {"h": self.VALUES[0]}, {})["result"]
+
+    def test_dropout_does_nothing_at_inference(self) -> None:
+        assert torch.equal(self.run(training=False, rate=0.4), self.VALUES[0])
+
+    def test_dropout_drops_its_rate_and_keeps_the_mean(self) -> None:
+        torch.manual_seed(0)
+        result = self.run(training=True, rate=0.4)
+        assert set(result.unique().tolist()) == {0.0, 1 / 0.6}
+        assert (result == 0).double().mean().item() == pytest.approx(0.4, abs=0.01)
+
+    def test_all_other_ops_are_those_of_inference(self) -> None:
+        different = {op for op in OPS if torch_ops.TRAINING_LOWERINGS[op] is not torch_ops.LOWERINGS[op]}
+        assert different == {"dropout"}
+
+
+class TestOnnxNodes:
+    """What other tools see of an emitted graph."""
+
+    @pytest.mark.parametrize("opset", [17, 18, 20, 22])
+    @pytest.mark.parametrize("op", OPS)
+    def test_nodes_and_values_have_speaking_names(self, op: str, opset: int) -> None:
+        model = onnx_model(single_op(op), opset)
+        names = [node.name for node in model.graph.node]
+        assert all(name == "place/result" or name.startswith("place/result/") for name in names)
+        assert len(set(names)) == len(names)
+        assert [list(node.output) for node in model.graph.node] == [[name] for name in names]
+
+    @pytest.mark.parametrize("op", ["identity", "dropout"])
+    def test_what_does_nothing_writes_nothing(self, op: str) -> None:
+        tape, value = ir.tape.Tape(), ir.Value(name="h")
+        assert emit(single_op(op), {"h": value}, {}, Writer(tape, "place", 20)) is value
+        assert not tape.nodes
+
+    def test_a_weight_feeds_its_product_and_a_bias_its_sum(self) -> None:
+        product, add = onnx_model(single_op("linear"), 20).graph.node
+        assert (product.op_type, list(product.input)) == ("MatMul", ["h", "weight"])
+        assert (add.op_type, list(add.input)) == ("Add", ["place/result/product", "bias"])
+
+    def test_every_node_carries_the_metadata(self) -> None:
+        tape = ir.tape.Tape()
+        graph = KINDS["houlsby"](BottleneckOptions(activation="gelu_tanh")).graph
+        values = {name: ir.Value(name=name) for name in (*graph.inputs, *graph.parameters)}
+        emit(graph, values, values, Writer(tape, "place", 18, {"site": "layers.0.ffn"}))
+        assert all(node.metadata_props == {"site": "layers.0.ffn"} for node in tape.nodes)
+
+    @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.DOUBLE])
+    def test_constants_have_the_type_of_the_values(self, dtype: ir.DataType) -> None:
+        tape = ir.tape.Tape()
+        value = ir.Value(name="h", type=ir.TensorType(dtype))
+        result = emit(single_op("quick_gelu"), {"h": value}, {}, Writer(tape, "place", 20))
+        assert {node.outputs[0].dtype for node in tape.nodes} == {dtype}
+        assert result.dtype == dtype
+
+
+class TestNeutral:
+    """An idle slot changes nothing, at any optimisation level."""
+
+    @pytest.mark.parametrize("level", ["disabled", "basic", "all"])
+    @pytest.mark.parametrize("activation", ["gelu", "sigmoid", "leaky_relu"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_an_idle_adapter_returns_h(self, kind: str, activation: str, level: str) -> None:
+        options = BottleneckOptions(activation=activation, norm_after=True)
+        graph = inference_form(KINDS[kind](options).graph)
+        parameters = neutral_parameters(graph, neutral_widths(graph, {"d": 16, "d_in": 16}))
+        inputs = draw_inputs(graph, 2, 5, 16, np.random.default_rng(0))
+        (result,) = session(onnx_model(graph, 20), level).run(None, {**inputs, **parameters})
+        np.testing.assert_array_equal(result, inputs["h"])
+
+
+class TestRandomGraphs:
+    """Graphs that nobody thought of."""
+
+    @staticmethod
+    def sample(graph: AdapterGraph) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
+        """Inputs, parameters and the largest value on the way, to which rounding errors are relative."""
+        rng = np.random.default_rng(0)
+        inputs, parameters = draw_inputs(graph, 2, 5, WIDTHS["d"], rng), draw_parameters(graph, WIDTHS, rng)
+        wide = ({name: array.astype(np.float64) for name, array in group.items()} for group in (inputs, parameters))
+        values = interpret(graph, numpy_ops.LOWERINGS, *wide)
+        return inputs, parameters, max(1.0, *(np.abs(value).max() for value in values.values()))
+
+    @given(graph=graphs())
+    @settings(deadline=None, max_examples=400)
+    def test_torch_agrees_in_float64(self, graph: AdapterGraph) -> None:
+        inputs, parameters, largest = self.sample(graph)
+        expected = evaluate(graph, inputs, parameters)
+        np.testing.assert_allclose(TORCH_FLOAT64(graph, inputs, parameters), expected, rtol=0, atol=1e-11 * largest)
+
+    @given(graph=graphs())
+    @settings(deadline=None, max_examples=120)
+    def test_onnxruntime_agrees_in_float32(self, graph: AdapterGraph) -> None:
+        inputs, parameters, largest = self.sample(graph)
+        expected = evaluate(graph, inputs, parameters)
+        for backend in ONNXRUNTIME[::4]:
+            np.testing.assert_allclose(backend(graph, inputs, parameters), expected, rtol=0, atol=1e-4 * largest)
+
+    @given(graph=graphs())
+    @settings(deadline=None, max_examples=400)
+    def test_folding_leaves_the_value_unchanged(self, graph: AdapterGraph) -> None:
+        inputs, parameters, largest = self.sample(graph)
+        folded = fold_weights(graph, parameters)
+        found = evaluate(inference_form(graph), inputs, folded)
+        np.testing.assert_allclose(found, evaluate(graph, inputs, parameters), rtol=0, atol=1e-12 * largest)
+
+    @given(graph=residual_graphs())
+    @settings(deadline=None, max_examples=400)
+    def test_neutral_parameters_give_h(self, graph: AdapterGraph) -> None:
+        inputs, _, _ = self.sample(graph)
+        try:
+            neutral = neutral_parameters(graph, WIDTHS)
+        except NotNeutralError:
+            return
+        np.testing.assert_array_equal(evaluate(graph, inputs, neutral), inputs["h"])
