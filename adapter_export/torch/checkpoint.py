@@ -111,4 +111,4 @@ def _state(numbers: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> RunSta
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
         groups[group][name] = tensor
-    return RunState(**numbers, **groups, history=epochs)
+    return RunState(**{**numbers, **groups, "history": epochs})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -79,6 +79,7 @@ class TextExamples:
         lengths: the number of tokens of each row.
         tokenizer: makes the tokens.
         names: the base's inputs.
+        cut: how many texts were longer than the tokenizer's limit.
     """
 
     texts: Sequence[str]
@@ -86,6 +87,7 @@ class TextExamples:
     lengths: Rows
     tokenizer: Tokenizer
     names: tuple[str, ...]
+    cut: int = 0
 
     @classmethod
     def of(cls, texts: Sequence[str], classes: Rows, tokenizer: Tokenizer, names: tuple[str, ...]) -> TextExamples:
@@ -94,10 +96,18 @@ class TextExamples:
         Raises:
             RequestError: the base has an input that text cannot fill, or a text has no tokens.
         """
-        chunks = [texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK)]
-        lengths = [sum(encoding.attention_mask) for chunk in chunks for encoding in tokenizer.encode(chunk)]
         tokenizer.batch(texts[:1], names)
-        return cls(texts, classes, np.array(lengths, np.int64), tokenizer, names)
+        lengths, cut = [], 0
+        for start in range(0, len(texts), _CHUNK):
+            for encoding in tokenizer.encode(texts[start : start + _CHUNK]):
+                lengths.append(sum(encoding.attention_mask))
+                cut += bool(encoding.overflowing)
+        return cls(texts, classes, np.array(lengths, np.int64), tokenizer, names, cut)
+
+    def only(self, rows: Rows) -> TextExamples:
+        """Some of the rows, in the order given."""
+        texts = [self.texts[row] for row in rows]
+        return replace(self, texts=texts, classes=self.classes[rows], lengths=self.lengths[rows])
 
     @property
     def fingerprint(self) -> str:

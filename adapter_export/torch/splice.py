@@ -84,7 +84,9 @@ def _last(graph: fx.Graph, nodes: set[fx.Node]) -> fx.Node:
 
 
 def _output(graph: fx.Graph) -> fx.Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    (found,) = graph.find_nodes(op="output")
+    assert isinstance(found, fx.Node)
+    return found
 
 
 def _flatten_outputs(graph: fx.Graph, more: Sequence[fx.Node]) -> None:

@@ -63,13 +63,15 @@ def read_table(path: Path, text: str, label: str, *, skip_incomplete: bool = Fal
     if incomplete and not skip_incomplete:
         _refuse_incomplete(incomplete, path)
     complete = [(words, name) for _, words, name in pairs if words is not None and name is not None]
+    if not complete:
+        raise DataError("no row has both a text and a label", where=path)
     return _without_repeats(complete, len(incomplete))
 
 
 def _without_repeats(pairs: list[tuple[str, str]], incomplete: int) -> LabelledTexts:
     unique = tuple(dict.fromkeys(pairs))
     contradicting = sum(count > 1 for count in Counter(text for text, _ in unique).values())
-    texts, labels = zip(*unique, strict=True) if unique else ((), ())
+    texts, labels = zip(*unique, strict=True)
     return LabelledTexts(texts, labels, len(pairs) - len(unique), incomplete, contradicting)
 
 

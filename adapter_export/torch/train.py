@@ -196,8 +196,9 @@ def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettin
 
 def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:
     """AdamW over the adapter's tensors, its moments at zero; biases and norms, which have one axis, do not decay."""
-    decays = ((settings.weight_decay, [tensor for tensor in tensors if tensor.ndim > 1]),)
-    decays += ((0.0, [tensor for tensor in tensors if tensor.ndim <= 1]),)
+    matrices = [tensor for tensor in tensors if tensor.ndim > 1]
+    vectors = [tensor for tensor in tensors if tensor.ndim <= 1]
+    decays = ((settings.weight_decay, matrices), (0.0, vectors))
     groups = [{"params": group, "weight_decay": decay} for decay, group in decays if group]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
     for tensor in tensors:

@@ -1,0 +1,92 @@
+"""What `train` shows: a bar while it runs, and a table of its epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapter_export.cli.output import Bar, console, duration, emit_json, progress_bar, say, size, table
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.torch.progress import EpochRecord
+
+_SMOOTHING = 0.95
+
+
+class TrainingBar:
+    """A bar with the running mean of the loss and the last accuracy."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._bar: Bar | None = None
+        self._loss: float | None = None
+        self._accuracy = ""
+
+    def started(self, steps: int, done: int) -> None:
+        """Show the bar, and say so if an interrupted run goes on."""
+        if done:
+            say(f"going on with the interrupted run, after step {done:,} of {steps:,}.")
+        self._bar = self._stack.enter_context(progress_bar("training", steps))
+        self._bar.advance(done)
+
+    def stepped(self, loss: float) -> None:
+        """Advance the bar."""
+        assert self._bar is not None
+        self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
+        self._bar.advance(note=f"loss {self._loss:.3f}{self._accuracy}")
+
+    def epoch_finished(self, record: EpochRecord) -> None:
+        """Show the accuracy from now on."""
+        assert self._bar is not None
+        self._accuracy = f"  accuracy {record.validation.accuracy:.3f}"
+        self._bar.describe(f"training, {record.epoch} epoch{'s' if record.epoch > 1 else ''} done")
+
+
+@contextmanager
+def bar() -> Iterator[TrainingBar]:
+    """A bar for a run; it ends when the block ends."""
+    with ExitStack() as stack:
+        yield TrainingBar(stack)
+
+
+def report(adapter: Adapter, output: Path, notes: tuple[str, ...], *, as_json: bool) -> None:
+    """Tell what was made: one JSON document, or a table and lines."""
+    from adapter_export.torch.curve import CURVE_FILE
+
+    cost, record = adapter.cost(), adapter.training
+    if as_json:
+        made = {"adapter": str(output), "name": adapter.name, "kind": adapter.kind}
+        sizes = {"parameters": cost.parameters, "bytes": cost.bytes, "sites": list(adapter.placements)}
+        assert adapter.head is not None
+        labels = list(adapter.head.labels)
+        emit_json(
+            {**made, **sizes, "labels": labels, "notes": list(notes), "curve": str(output / CURVE_FILE), **record}
+        )
+        return
+    console().print(_epochs(record))
+    if "test" in record:
+        console().print(f"test accuracy {record['test']['accuracy']:.3f}, macro-F1 {record['test']['macro_f1']:.3f}")
+    say(
+        f"wrote {output}: `{adapter.name}`, {adapter.kind}, {len(adapter.placements)} sites, "
+        f"{cost.parameters:,} parameters, {size(cost.bytes)}; its learning curve is {output / CURVE_FILE}."
+    )
+    say(f"Next: adapter-export build MODEL --adapters {output} -o bundle")
+
+
+def _epochs(record: Mapping[str, Any]) -> object:
+    rows = [
+        (
+            f"{epoch['epoch']}{' *' if epoch['epoch'] == record['best_epoch'] else ''}",
+            f"{epoch['training_loss']:.4f}",
+            f"{epoch['validation']['loss']:.4f}",
+            f"{epoch['validation']['accuracy']:.4f}",
+            f"{epoch['validation']['macro_f1']:.4f}",
+            duration(epoch["seconds"]),
+        )
+        for epoch in record["history"]
+    ]
+    columns = ("epoch", "training loss", "validation loss", "accuracy", "macro-F1", "time")
+    return table("Epochs (* kept)", columns, rows, numbers="lrrrrr")
