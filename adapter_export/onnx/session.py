@@ -8,22 +8,24 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from adapter_export.errors import BaseModelError, RequestError
 
 FAILURES: tuple[type[Exception], ...] = (
-    ort.capi.onnxruntime_pybind11_state.Fail,
-    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
-    ort.capi.onnxruntime_pybind11_state.InvalidGraph,
-    ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-    ort.capi.onnxruntime_pybind11_state.NotImplemented,
-    ort.capi.onnxruntime_pybind11_state.RuntimeException,
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NotImplemented,
+    state.RuntimeException,
     RuntimeError,
 )
 """What ONNX Runtime raises when a model or a call is not to its liking."""
 
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
+"""What goes wrong is raised; nothing need be logged as well, least of all a warning for each overridable initializer."""
 
 
 def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:
@@ -38,7 +40,7 @@ def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort
         BaseModelError: ONNX Runtime refuses it.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY  # a warning for each overridable initializer otherwise
+    options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

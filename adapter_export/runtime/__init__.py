@@ -1,1 +1,7 @@
-"""Bundles in ONNX Runtime, with numpy and onnxruntime alone."""
+"""Run bundles: numpy and onnxruntime are all that is needed."""
+
+from adapter_export.runtime.bundle import Bundle
+from adapter_export.runtime.predict import Prediction
+from adapter_export.runtime.session import Session
+
+__all__ = ["Bundle", "Prediction", "Session"]

@@ -1,0 +1,75 @@
+"""The inputs of a call, held against the manifest before ONNX Runtime sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from adapter_export.errors import RequestError
+from adapter_export.format.manifest import InputRecord
+
+
+def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord]) -> dict[str, np.ndarray]:
+    """The inputs as contiguous arrays.
+
+    Raises:
+        RequestError: an input is missing, unknown, of a wrong type or shape, empty, or has ids out of range.
+    """
+    expected = {record.name for record in records}
+    if set(inputs) != expected:
+        wrong = [f"no `{name}`" for name in sorted(expected - set(inputs))]
+        wrong += [f"unknown `{name}`" for name in sorted(set(inputs) - expected)]
+        raise RequestError(
+            "the inputs are not those of the graph",
+            found="; ".join(wrong),
+            expected=", ".join(f"`{record.name}`" for record in records),
+        )
+    arrays = {record.name: np.ascontiguousarray(inputs[record.name]) for record in records}
+    sizes: dict[str, int] = {}
+    for record in records:
+        _check_type(arrays[record.name], record)
+        _check_shape(np.shape(inputs[record.name]), record, sizes)
+        _check_ids(arrays[record.name], record)
+    return arrays
+
+
+def _check_type(array: np.ndarray, record: InputRecord) -> None:
+    if array.dtype != record.dtype:
+        raise RequestError(
+            "an input has a wrong type",
+            where=f"`{record.name}`",
+            found=array.dtype,
+            expected=record.dtype,
+            fix=f'give `{record.name}.astype("{record.dtype}")`',
+        )
+
+
+def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, int]) -> None:
+    """ONNX Runtime does not see it when an axis of one name has two lengths."""
+    fits = len(shape) == len(record.axes) and 0 not in shape
+    for axis, size in zip(record.axes, shape, strict=False):
+        fits = fits and size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))
+    if not fits:
+        named = [f"{axis} = {sizes[axis]}" if axis in sizes else axis for axis in record.axes]
+        raise RequestError(
+            "an input has a wrong shape",
+            where=f"`{record.name}`",
+            found=list(shape),
+            expected=f"[{', '.join(map(str, named))}], at least 1 along each axis",
+        )
+
+
+def _check_ids(array: np.ndarray, record: InputRecord) -> None:
+    """Negative ids count from the end of the table without a word."""
+    if record.limit is None:
+        return
+    lowest, highest = int(array.min()), int(array.max())
+    if lowest < 0 or highest >= record.limit:
+        raise RequestError(
+            "an id is out of range",
+            where=f"`{record.name}`",
+            found=lowest if lowest < 0 else highest,
+            expected=f"0 to {record.limit - 1}",
+            fix="use the tokenizer that belongs to the base",
+        )
