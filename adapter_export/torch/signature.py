@@ -73,9 +73,11 @@ class Signature:
         return tuple(self._input(placeholder, name) for placeholder, name in self._names.items())
 
     def outputs(self) -> tuple[OutputRecord, ...]:
-        """The outputs, in the order of the program."""
+        """The outputs, in the order of the program; one with the name of an input is called `<name>_output`."""
         values = [self._nodes[name].meta["val"] for name in _user_outputs(self._program)]
-        names = list(_leaf_names(self._program.call_spec.out_spec, "")) if values else []
+        leaves = _leaf_names(self._program.call_spec.out_spec, "") if values else ()
+        taken = set(self._names.values())
+        names = [f"{name}_output" if name in taken else name for name in leaves]
         if not names or len(names) != len(values) or len(set(names)) != len(names):
             raise _unusable("has outputs that cannot be told apart", ", ".join(names) or "no outputs")
         return tuple(OutputRecord(name, _dtype(v), self._axes(v)) for name, v in zip(names, values, strict=True))
