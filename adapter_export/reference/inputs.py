@@ -95,7 +95,8 @@ def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator)
     if record.role == "mask":
         return np.ones(shape, dtype)
     if record.role == "ids":
-        return rng.integers(0, record.limit or 1, shape).astype(dtype)
+        limit = 1 if record.limit is None else record.limit  # 0 is the one index that every table has
+        return rng.integers(0, limit, shape).astype(dtype)
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
     return np.zeros(shape, dtype)  # a number whose meaning is unknown: 0 is the one that is safest to take

@@ -1,0 +1,142 @@
+"""A graph is checked when it is made; every fault has a message of its own that names the node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adapter_export.errors import GraphError
+from adapter_export.graph.graph import AdapterGraph, Node, resolve
+from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
+
+DOWN = {"weight": "down.weight", "bias": "down.bias"}
+SHAPES = {"down.weight": ("d", "b"), "down.bias": ("b",)}
+
+
+def graph(
+    *nodes: Node,
+    inputs: tuple[str, ...] = ("h",),
+    parameters: Mapping[str, tuple[Any, ...]] | None = None,
+    result: str | None = None,
+) -> AdapterGraph:
+    return AdapterGraph(inputs, parameters or {}, nodes, result or nodes[-1].output)
+
+
+def linear(**changes: Any) -> Node:
+    return replace(Node("linear", ("h",), "down", DOWN), **changes)
+
+
+FAULTS = {
+    "the result is not computed": lambda: graph(Node("relu", ("h",), "r"), result="y"),
+    "node 1 (`relu`): a value is defined twice; found `r`": lambda: graph(
+        Node("relu", ("h",), "r"), Node("relu", ("r",), "r")
+    ),
+    "node 0 (`relu`): a value is defined twice; found `h`": lambda: graph(Node("relu", ("h",), "h")),
+    "unknown values are read; found y; expected only h, x, u (at a site) or only hidden, mask (in a head)": lambda: (
+        graph(Node("relu", ("y",), "r"), inputs=("y",))
+    ),
+    "unknown values are read; found h, hidden": lambda: graph(
+        Node("add", ("h", "hidden"), "r"), inputs=("h", "hidden")
+    ),
+    "unknown values are read; found none": lambda: graph(Node("relu", ("h",), "r"), inputs=()),
+    "an input is declared twice; found h, h": lambda: graph(Node("relu", ("h",), "r"), inputs=("h", "h")),
+    "node 0 (`softmax`): unknown op": lambda: graph(Node("softmax", ("h",), "r")),
+    "node 0 (`relu`): a value is read before it is defined; found x": lambda: graph(Node("relu", ("x",), "r")),
+    "node 0 (`add`): wrong number of values read; found 1; expected 2": lambda: graph(Node("add", ("h",), "r")),
+    "node 0 (`scale`): wrong attributes; found none; expected factor": lambda: graph(Node("scale", ("h",), "r")),
+    "node 0 (`relu`): wrong attributes; found slope; expected none": lambda: graph(
+        Node("relu", ("h",), "r", {}, {"slope": 0.1})
+    ),
+    "node 0 (`scale`): attribute `factor` is out of range; found nan": lambda: graph(
+        Node("scale", ("h",), "r", {}, {"factor": float("nan")})
+    ),
+    "node 0 (`dropout`): attribute `rate` is out of range; found 1.0; expected 0 to below 1": lambda: graph(
+        Node("dropout", ("h",), "r", {}, {"rate": 1.0})
+    ),
+    "node 0 (`linear`): wrong parameters; found bias; expected weight (and perhaps bias)": lambda: graph(
+        linear(parameters={"bias": "down.bias"}), parameters=SHAPES
+    ),
+    "node 0 (`linear`): wrong parameters; found gain, weight": lambda: graph(
+        linear(parameters={"weight": "down.weight", "gain": "down.bias"}), parameters=SHAPES
+    ),
+    "node 0 (`linear`): a parameter has no shape; found `down.bias`": lambda: graph(
+        linear(), parameters={"down.weight": ("d", "b")}
+    ),
+    "node 0 (`linear`): parameter `down.weight` has a wrong shape; found ['b', 'd']; expected ['d', 'd']": lambda: (
+        graph(linear(), parameters={"down.weight": ("b", "d"), "down.bias": ("b",)})
+    ),
+    "parameter `down.weight` has a wrong shape; found ['d']; expected ['d', 'out']": lambda: graph(
+        linear(), parameters={"down.weight": ("d",), "down.bias": ("b",)}
+    ),
+    "parameter `down.bias` has a wrong shape; found ['c']; expected ['b']": lambda: graph(
+        linear(), parameters={"down.weight": ("d", "b"), "down.bias": ("c",)}
+    ),
+    "parameter `down.weight` has a shape that no tensor can have; found ['d', 'tokens']": lambda: graph(
+        linear(), parameters={"down.weight": ("d", "tokens"), "down.bias": ("tokens",)}
+    ),
+    "parameter `down.bias` has a shape that no tensor can have; found [0]": lambda: graph(
+        linear(), parameters={"down.weight": ("d", 4), "down.bias": (0,)}
+    ),
+    "parameter `down.bias` has a shape that no tensor can have; found []": lambda: graph(
+        linear(), parameters={"down.weight": ("d", 4), "down.bias": ()}
+    ),
+    "node 1 (`add`): values of different shapes meet": lambda: graph(
+        linear(), Node("add", ("h", "down"), "r"), parameters=SHAPES
+    ),
+    "node 1 (`first_token`): pooling reads one value per token": lambda: graph(
+        Node("first_token", ("h",), "first"), Node("first_token", ("first",), "r")
+    ),
+    "node 1 (`mean_pool`): the mask does not cover the tokens": lambda: graph(
+        Node("relu", ("hidden",), "m"), Node("mean_pool", ("hidden", "m"), "r"), inputs=("hidden",)
+    ),
+    "declared but never used; found down.bias": lambda: graph(
+        linear(parameters={"weight": "down.weight"}), parameters=SHAPES
+    ),
+    "declared but never used; found x": lambda: graph(Node("relu", ("h",), "r"), inputs=("h", "x")),
+    "declared but never used; found s": lambda: graph(
+        Node("sigmoid", ("h",), "s"), Node("relu", ("h",), "r"), result="r"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_a_malformed_graph_is_refused(message: str) -> None:
+    with pytest.raises(GraphError) as caught:
+        FAULTS[message]()
+    assert message in str(caught.value)
+
+
+def test_a_graph_without_ops_returns_what_it_reads() -> None:
+    assert AdapterGraph(("h",), {}, (), "h").shapes() == {"h": ("batch", "tokens", "d")}
+
+
+def test_shapes_follow_the_ops() -> None:
+    shapes = bottleneck("u", BottleneckOptions()).shapes()
+    assert shapes["down"] == shapes["activated"] == ("batch", "tokens", "b")
+    assert shapes["up"] == shapes["result"] == ("batch", "tokens", "d")
+    assert classification_head().shapes()["logits"] == ("batch", "classes")
+
+
+def test_symbols_come_in_the_order_in_which_they_occur() -> None:
+    assert bottleneck("h", BottleneckOptions()).symbols() == ("d", "b")
+    assert bottleneck("u", BottleneckOptions()).symbols() == ("d_in", "b", "d")
+
+
+def test_fixed_widths_may_stand_in_the_place_of_symbols() -> None:
+    fixed = graph(linear(), parameters={"down.weight": ("d", 4), "down.bias": (4,)})
+    assert fixed.parameter_shapes({"d": 8}) == {"down.weight": (8, 4), "down.bias": (4,)}
+
+
+def test_heads_are_told_from_sites() -> None:
+    assert classification_head("first").reads_head_values()
+    assert not bottleneck("u", BottleneckOptions()).reads_head_values()
+
+
+def test_a_missing_width_is_named() -> None:
+    with pytest.raises(GraphError, match="a width is not given; found d; expected `b`"):
+        bottleneck("h", BottleneckOptions()).parameter_shapes({"d": 8})
+    with pytest.raises(GraphError, match="found none"):
+        resolve("b", {})

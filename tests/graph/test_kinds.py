@@ -1,0 +1,99 @@
+"""The published kinds against their formulas, written out with plain NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from backends import draw_inputs, draw_parameters
+
+from adapter_export.errors import UsageError
+from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head, houlsby, pfeiffer
+from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.reference.evaluate import evaluate
+
+WIDTHS = {"d": 12, "d_in": 12, "b": 5}
+RNG = np.random.default_rng(0)
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
+
+
+@pytest.mark.parametrize("source", ["h", "x", "u"])
+def test_a_bottleneck_is_its_formula(source: str) -> None:
+    graph = bottleneck(source, BottleneckOptions(activation="relu", scaling=0.5))
+    p, values = draw_parameters(graph, WIDTHS, RNG), draw_inputs(graph, 2, 3, 12, RNG)
+    inner = np.maximum(values[source].astype(float) @ p["down.weight"] + p["down.bias"], 0)
+    expected = values["h"] + 0.5 * (inner @ p["up.weight"] + p["up.bias"])
+    np.testing.assert_allclose(evaluate(graph, values, p), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_norms_stand_before_the_down_and_behind_the_up_projection() -> None:
+    graph = bottleneck("h", BottleneckOptions(activation="tanh", scaling=3.0, norm_before=True, norm_after=True))
+    p, values = draw_parameters(graph, WIDTHS, RNG), draw_inputs(graph, 2, 3, 12, RNG)
+    h = values["h"].astype(float)
+    normal = layer_norm(h, p["norm_before.weight"], p["norm_before.bias"])
+    up = 3.0 * (np.tanh(normal @ p["down.weight"] + p["down.bias"]) @ p["up.weight"] + p["up.bias"])
+    expected = h + layer_norm(up, p["norm_after.weight"], p["norm_after.bias"])
+    np.testing.assert_allclose(evaluate(graph, values, p), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_mean_pooling_ignores_padding_and_survives_a_row_of_it() -> None:
+    graph = classification_head("mean")
+    p = draw_parameters(graph, {"d": 12, "classes": 3}, RNG)
+    hidden = RNG.standard_normal((2, 4, 12))
+    mask = np.array([[1, 1, 0, 0], [0, 0, 0, 0]])
+    logits = evaluate(graph, {"hidden": hidden, "mask": mask}, p)
+    np.testing.assert_allclose(logits[0], hidden[0, :2].mean(0) @ p["classifier.weight"] + p["classifier.bias"])
+    np.testing.assert_allclose(logits[1], p["classifier.bias"])
+
+
+def test_first_pooling_reads_the_first_token() -> None:
+    graph = classification_head("first")
+    p = draw_parameters(graph, {"d": 12, "classes": 3}, RNG)
+    hidden = RNG.standard_normal((2, 4, 12))
+    expected = hidden[:, 0] @ p["classifier.weight"] + p["classifier.bias"]
+    np.testing.assert_allclose(evaluate(graph, {"hidden": hidden}, p), expected)
+
+
+def test_where_the_kinds_act() -> None:
+    assert {name: kind(None).roles for name, kind in KINDS.items()} == {
+        "houlsby": ("attention", "ffn"),
+        "pfeiffer": ("ffn",),
+        "parallel": ("ffn",),
+    }
+    assert KINDS["parallel"](None).graph.inputs == ("h", "u")
+    assert houlsby().graph.inputs == pfeiffer().graph.inputs == ("h",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_makes_every_activation(kind: str) -> None:
+    names = {KINDS[kind](BottleneckOptions(activation=activation)).graph_name for activation in ACTIVATIONS}
+    assert len(names) == len(ACTIVATIONS)
+
+
+def test_what_is_folded_away_does_not_name_a_topology() -> None:
+    assert houlsby(BottleneckOptions(scaling=2.0, dropout=0.1)).graph_name == houlsby().graph_name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "swish"}, "unknown activation; found `swish`"),
+        ({"dropout": 1.0}, "a dropout rate is a probability below 1; found 1.0"),
+        ({"dropout": -0.1}, "a dropout rate is a probability below 1"),
+        ({"dropout": float("nan")}, "a dropout rate is a probability below 1"),
+        ({"scaling": float("nan")}, "the scaling is not a finite number; found nan"),
+        ({"scaling": float("inf")}, "the scaling is not a finite number"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        houlsby(BottleneckOptions(**options))
+
+
+def test_an_unknown_pooling_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown pooling; found `max`; expected `mean` or `first`"):
+        classification_head("max")

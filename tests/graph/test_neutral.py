@@ -1,0 +1,101 @@
+"""Which graphs can lie idle, and which cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from backends import draw_inputs
+
+from adapter_export.errors import NotNeutralError
+from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head
+from adapter_export.graph.neutral import NEUTRAL_WIDTH, neutral_parameters, neutral_widths
+from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.reference.evaluate import evaluate
+
+WIDTHS = {"d": 8, "d_in": 8}
+PRODUCT = Node("linear", ("h",), "p", {"weight": "w"})
+SQUARE = {"w": ("d", "d")}
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_published_kind_returns_h(kind: str, activation: str, norms: bool) -> None:
+    options = BottleneckOptions(activation=activation, scaling=2.0, norm_before=norms, norm_after=norms)
+    graph = KINDS[kind](options).graph
+    widths = neutral_widths(graph, WIDTHS)
+    parameters = neutral_parameters(graph, widths)
+    inputs = draw_inputs(graph, 2, 3, 8, np.random.default_rng(0))
+    np.testing.assert_array_equal(evaluate(graph, inputs, parameters), inputs["h"])
+    assert widths["b"] == NEUTRAL_WIDTH == 1
+    assert {name: tensor.shape for name, tensor in parameters.items()} == graph.parameter_shapes(widths)
+    assert all(tensor.dtype == np.float32 and not tensor.any() for tensor in parameters.values())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_a_head_returns_zeros(pooling: str) -> None:
+    graph = classification_head(pooling)
+    parameters = neutral_parameters(graph, neutral_widths(graph, {"d": 8}))
+    inputs = draw_inputs(graph, 2, 3, 8, np.random.default_rng(0))
+    np.testing.assert_array_equal(evaluate(graph, inputs, parameters), np.zeros((2, 1)))
+
+
+def test_a_head_that_pools_last_returns_zeros() -> None:
+    nodes = (
+        Node("linear", ("hidden",), "each", {"weight": "w"}),
+        Node("mean_pool", ("each", "mask"), "result"),
+    )
+    graph = AdapterGraph(("hidden", "mask"), {"w": ("d", "classes")}, nodes, "result")
+    assert not neutral_parameters(graph, {"d": 8, "classes": 1})["w"].any()
+
+
+NOT_NEUTRAL = {
+    "no residual": ("zero", AdapterGraph(("h",), SQUARE, (PRODUCT,), "p")),
+    "h not read": (
+        "zero",
+        AdapterGraph(("u",), {"w": ("d_in", "d")}, (Node("linear", ("u",), "p", {"weight": "w"}),), "p"),
+    ),
+    "another residual": (
+        "x",
+        AdapterGraph(("h", "x"), SQUARE, (PRODUCT, Node("add", ("x", "p"), "r")), "r"),
+    ),
+    "a sum with what is not zero at zero": (
+        "unknown",
+        AdapterGraph(("h",), SQUARE, (PRODUCT, Node("sigmoid", ("p",), "s"), Node("add", ("h", "s"), "r")), "r"),
+    ),
+    "a gate on h": (
+        "unknown",
+        AdapterGraph(("h",), SQUARE, (PRODUCT, Node("sigmoid", ("p",), "s"), Node("multiply", ("h", "s"), "r")), "r"),
+    ),
+    "h through an activation": ("unknown", AdapterGraph(("h",), {}, (Node("gelu", ("h",), "r"),), "r")),
+    "h twice": (
+        "unknown",
+        AdapterGraph(("h",), SQUARE, (PRODUCT, Node("add", ("h", "p"), "a"), Node("add", ("a", "h"), "r")), "r"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_NEUTRAL)
+def test_what_cannot_return_h_is_refused(name: str) -> None:
+    found, graph = NOT_NEUTRAL[name]
+    with pytest.raises(NotNeutralError) as caught:
+        neutral_parameters(graph, WIDTHS)
+    assert caught.value.found == f"{found} with all projections and norms at zero"
+    assert str(caught.value).endswith("expected `h`. Build this adapter on its own.")
+
+
+def test_a_gated_bottleneck_can_lie_idle() -> None:
+    """h + σ(G h)·U(f(D h)): half of nothing is nothing."""
+    inner = bottleneck("h", BottleneckOptions())
+    nodes = (
+        *inner.nodes[:-1],
+        Node("linear", ("h",), "g", {"weight": "gate"}),
+        Node("sigmoid", ("g",), "s"),
+        Node("multiply", ("s", "up"), "gated"),
+        Node("add", ("gated", "h"), "result"),
+    )
+    graph = AdapterGraph(("h",), {**inner.parameters, "gate": ("d", "d")}, nodes, "result")
+    inputs = draw_inputs(graph, 1, 2, 8, np.random.default_rng(0))
+    neutral = neutral_parameters(graph, neutral_widths(graph, WIDTHS))
+    np.testing.assert_array_equal(evaluate(graph, inputs, neutral), inputs["h"])
