@@ -149,6 +149,6 @@ def _no_sites(flow: FlowGraph) -> NoSitesError:
         found=f"{products} products with trained weights and {len(sums)} sums of two activations, {shaped} of them of "
         "shape [batch, tokens, width] with a known width",
         expected="sums `x + h` of that shape, `h` computed from `x` through trained weights, as in every transformer",
-        fix="give a base with residual sublayers; if it is a transformer, capture it with its layers visible, in torch by "
-        "`torch.backends.mha.set_fastpath_enabled(False)`, and with a fixed width",
+        fix="give a base with residual sublayers; if it is a transformer, capture it with a fixed width and with its "
+        "layers visible (in torch: `torch.backends.mha.set_fastpath_enabled(False)`)",
     )

@@ -36,6 +36,9 @@ _LIKE = frozenset(
 _SHAPES_ALONE = _LIKE | {"sym_size", "sym_numel", "sym_stride"}
 """What reads the shape of a tensor and none of its numbers."""
 
+_SECOND_IS_SHAPE = frozenset({"expand_as", "view_as", "reshape_as", "type_as"})
+"""What reads the numbers of its first tensor and the shape or type of its second."""
+
 
 def flow_graph(module: GraphModule) -> FlowGraph:
     """View the flat module of an exported program (`torch.export.load(path).module()`) as dataflow.
@@ -55,10 +58,15 @@ def _activations(nodes: Iterable[Node]) -> dict[Node, None]:
     """The nodes that compute something from the numbers of an input, in order."""
     found: dict[Node, None] = {}
     for node in nodes:
-        fed = node.op == "placeholder" or any(source in found for source in node.all_input_nodes)
+        fed = node.op == "placeholder" or any(source in found for source in _sources(node))
         if fed and node.op != "output" and _op(node) not in _SHAPES_ALONE and not _is_scalar(node):
             found[node] = None
     return found
+
+
+def _sources(node: Node) -> list[Node]:
+    """The nodes whose results it reads, without those of which it reads the shape alone."""
+    return node.all_input_nodes[:1] if _op(node) in _SECOND_IS_SHAPE else node.all_input_nodes
 
 
 def _is_scalar(node: Node) -> bool:
@@ -74,7 +82,7 @@ def _op(node: Node) -> str:
 
 def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
     op = _op(node)
-    read = [source for source in node.all_input_nodes if source in activations]
+    read = [source for source in _sources(node) if source in activations]
     return FlowNode(
         name=node.name,
         kind=_kind(node, op, read),

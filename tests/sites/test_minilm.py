@@ -1,0 +1,42 @@
+"""The real base: twelve sublayers of width 384 in both of its graphs."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapter_export.onnx.flow import flow_graph as onnx_flow
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch.flow import flow_graph as torch_flow
+
+
+@pytest.fixture(scope="module", params=["torch", "onnx"])
+def sites(minilm, request) -> SiteMap:
+    return discover(torch_flow(minilm.torch_graph()) if request.param == "torch" else onnx_flow(minilm.onnx_graph()))
+
+
+def test_it_has_attention_and_ffn_in_each_of_six_layers(sites):
+    assert [site.name for site in sites] == [
+        "layers.0.attention",
+        "layers.0.ffn",
+        "layers.1.attention",
+        "layers.1.ffn",
+        "layers.2.attention",
+        "layers.2.ffn",
+        "layers.3.attention",
+        "layers.3.ffn",
+        "layers.4.attention",
+        "layers.4.ffn",
+        "layers.5.attention",
+        "layers.5.ffn",
+    ]
+
+
+def test_all_of_it_is_384_wide(sites):
+    assert {site.width for site in sites} == {sites.width} == {384}
+
+
+def test_the_paths_are_those_of_the_output_projections(sites):
+    assert [site.path for site in sites.of_roles(("ffn",))] == [
+        f"model.encoder.layer.{layer}.output.dense" for layer in range(6)
+    ]

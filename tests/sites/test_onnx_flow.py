@@ -1,0 +1,174 @@
+"""What the neutral view makes of an ONNX graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from adapter_export.errors import BaseModelError
+from adapter_export.onnx.flow import flow_graph
+from adapter_export.sites.discover import discover
+from adapter_export.sites.view import FlowGraph, FlowNode
+
+
+def view(body: str, *, weights: str = "", domain: str = "", inputs: str = "float[batch, tokens, 8] x") -> FlowGraph:
+    """The view of a graph in ONNX's text syntax, from `inputs` to `out`; `weights` are initializers."""
+    declared = ", ".join(f"float{shape} {name}" for name, shape in (item.split("=") for item in weights.split()))
+    imports = '"" : 20' + (f', "{domain}" : 1' if domain else "")
+    head = f"<ir_version: 10, opset_import: [{imports}]> g ({inputs}) => (float[batch, tokens, 8] out)"
+    model = onnx.parser.parse_model(f"{head} <{declared}> {{{body}}}")
+    return flow_graph(ir.from_proto(_with_values(model)))
+
+
+def _with_values(model: onnx.ModelProto) -> onnx.ModelProto:
+    for declared in list(model.graph.value_info):
+        shape = [axis.dim_value for axis in declared.type.tensor_type.shape.dim]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), declared.name))
+    del model.graph.value_info[:]
+    return model
+
+
+def node(flow: FlowGraph, output: str) -> FlowNode:
+    return next(node for node in flow.nodes if output in node.outputs)
+
+
+def test_a_product_with_an_initializer_is_weighted():
+    product = node(view("out = MatMul(x, w)", weights="w=[8,8]"), "out")
+    assert (product.kind, product.weighted, product.inputs) == ("product", True, ("x",))
+
+
+def test_a_product_of_activations_is_not():
+    product = node(view("t = Transpose<perm=[0,2,1]>(x) s = MatMul(x, t) out = MatMul(s, x)"), "s")
+    assert (product.kind, product.weighted, product.mixes_tokens) == ("product", False, True)
+
+
+def test_what_is_computed_from_weights_alone_is_a_weight():
+    flow = view("t = Transpose(w) r = Relu(t) out = MatMul(x, r)", weights="w=[8,8]")
+    assert [node.op for node in flow.nodes] == ["MatMul"]
+    assert node(flow, "out").weighted
+
+
+def test_a_bias_of_a_gemm_is_no_factor():
+    body = "a = Reshape(x, s) b = Transpose(a) c = Gemm(a, b, bias) out = MatMul(x, w)"
+    flow = view(f"s = Constant<value_ints=[-1,8]>() {body} d = Identity(c)", weights="bias=[1] w=[8,8]")
+    assert not node(flow, "c").weighted
+
+
+def test_the_sum_with_a_bias_is_no_sum_of_activations():
+    assert node(view("out = Add(x, b)", weights="b=[8]"), "out").kind == "other"
+
+
+def test_the_sum_of_two_activations_is_an_add():
+    assert node(view("y = Relu(x) out = Add(x, y)"), "out").kind == "add"
+
+
+def test_what_depends_on_a_shape_alone_is_no_activation():
+    """Position ids made from the number of tokens do not make their embeddings depend on the text."""
+    flow = view(
+        """
+        shape = Shape<start=1, end=2>(x)
+        n = Squeeze(shape)
+        zero = Constant<value_int=0>()
+        one = Constant<value_int=1>()
+        ids = Range(zero, n, one)
+        position = Gather(table, ids)
+        out = Add(x, position)
+        """,
+        weights="table=[16,8]",
+    )
+    assert [node.op for node in flow.nodes] == ["Add"]
+    assert node(flow, "out").kind == "other"
+
+
+def test_a_reshape_to_the_same_shape_moves_nothing():
+    assert node(view("s = Shape(x) out = Reshape(x, s)"), "out").kind == "other"
+
+
+def test_weights_behind_dequantisation_are_weights():
+    flow = view(
+        "q = Cast<to=3>(w) s = Constant<value_float=0.1>() d = DequantizeLinear(q, s) out = MatMul(x, d)",
+        weights="w=[8,8]",
+    )
+    assert node(flow, "out").weighted
+
+
+def test_an_initializer_that_is_an_input_too_is_a_weight():
+    flow = view("out = MatMul(x, w)", weights="w=[8,8]", inputs="float[batch, tokens, 8] x, float[8,8] w")
+    assert node(flow, "out").weighted
+
+
+def test_nodes_without_a_name_are_called_by_their_output():
+    assert [node.name for node in view("y = Relu(x) out = Tanh(y)").nodes] == ["y", "out"]
+
+
+def test_nodes_that_share_a_name_are_told_apart():
+    model = ir.from_proto(
+        onnx.parser.parse_model(
+            '<ir_version: 10, opset_import: ["" : 20]> g (float[2] x) => (float[2] out) { y = Relu(x) out = Tanh(y) }'
+        )
+    )
+    for each in model.graph:
+        each.name = "same"
+    assert [node.name for node in flow_graph(model).nodes] == ["same", "out"]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "path"),
+    [
+        ("['', 'encoder', 'encoder.0', 'linear_3']", "encoder.0"),
+        ("['', 'linear_3']", None),
+        ("not a list", None),
+        ("7", None),
+        ("[]", None),
+    ],
+)
+def test_module_paths_come_from_the_scopes_that_torch_notes(scopes, path):
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[2] x) => (float[2] out) { out = Relu(x) }'
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    model.graph[0].metadata_props["pkg.torch.onnx.name_scopes"] = scopes
+    assert flow_graph(model).nodes[0].path == path
+
+
+def test_shapes_that_are_not_recorded_are_inferred_without_touching_the_model():
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[batch, tokens, 8] x) => (float[batch, tokens, 8] out) { y = Relu(x) z = Add(x, y) out = Tanh(z) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    assert flow_graph(model).shapes["z"] == ("batch", "tokens", 8)
+    assert model.graph[1].outputs[0].shape is None
+
+
+def test_sums_hidden_in_fused_operators_are_refused():
+    body = "h = MatMul(x, w) out = com.microsoft.SkipLayerNormalization(x, h, g)"
+    with pytest.raises(BaseModelError, match=r"hidden inside fused operators.*1 `SkipLayerNormalization`"):
+        view(body, weights="w=[8,8] g=[8]", domain="com.microsoft")
+
+
+def test_sums_of_unknown_shape_are_refused_with_the_operator_that_hides_it():
+    body = "i = MatMul(x, w) f = com.microsoft.BiasGelu(i, b) h = MatMul(f, w) s = Add(x, h) out = Identity(s)"
+    with pytest.raises(BaseModelError, match=r"1 `BiasGelu` of unknown output shape"):
+        view(body, weights="w=[8,8] b=[8]", domain="com.microsoft")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # tracing warns of what it makes constant
+def test_the_older_exporter_of_torch_gives_the_same_sites(views, tmp_path):
+    """It records neither shapes nor module paths, and decomposes less."""
+    base = views("bert")
+    inputs = base.exported.architecture.inputs(2, 7)
+    torch.onnx.export(
+        base.exported.module,
+        tuple(inputs.values()),
+        tmp_path / "legacy.onnx",
+        dynamo=False,
+        input_names=list(inputs),
+        output_names=["out"],
+        dynamic_axes={name: {0: "batch", 1: "tokens"} for name in inputs},
+        opset_version=18,
+    )
+    sites = discover(flow_graph(ir.load(tmp_path / "legacy.onnx")))
+    assert [(site.name, site.width) for site in sites] == [(site.name, site.width) for site in base.in_torch]
+    assert sites.final == "out"
+    assert {site.path for site in sites} == {None}
