@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from adapter_export.dtypes import Weights
+from adapter_export.errors import GraphError
 from adapter_export.graph.graph import AdapterGraph, Node
 
 _TRANSPARENT = frozenset({"identity", "dropout"})
@@ -24,6 +26,9 @@ def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> W
     """The parameters with which `inference_form(graph)` computes what `graph` computes with the given ones.
 
     The product is taken in float64 and rounded once.
+
+    Raises:
+        GraphError: a factor takes a parameter out of the range of float32.
     """
     folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     while (node := _next_to_remove(graph)) is not None:
@@ -32,7 +37,20 @@ def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> W
             for name in source.parameters.values():
                 folded[name] = folded[name] * node.attributes["factor"]
         graph = _bypass(graph, node)
-    return {name: value.astype(np.float32) for name, value in folded.items()}
+    return {name: _float32(name, value) for name, value in folded.items()}
+
+
+def _float32(name: str, value: np.ndarray) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        narrow = value.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise GraphError(
+            f"the factors behind parameter `{name}` take it out of the range of float32",
+            found=f"{np.abs(value).max():.3g}",
+            expected=f"at most {np.finfo(np.float32).max:.3g}",
+            fix="train with a smaller `scale`",
+        )
+    return narrow
 
 
 def _next_to_remove(graph: AdapterGraph) -> Node | None:

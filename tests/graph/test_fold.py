@@ -8,6 +8,7 @@ from backends import draw_inputs, draw_parameters
 from hypothesis import given, settings
 from random_graphs import graphs
 
+from adapter_export.errors import GraphError
 from adapter_export.graph.fold import fold_weights, inference_form
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck
@@ -100,6 +101,12 @@ def test_a_factor_stays_where(why: str) -> None:
 def test_a_graph_that_only_drops_out_becomes_empty() -> None:
     graph = AdapterGraph(("h",), {}, (Node("dropout", ("h",), "r", {}, {"rate": 0.5}),), "r")
     assert inference_form(graph) == AdapterGraph(("h",), {}, (), "h")
+
+
+def test_a_factor_out_of_range_is_refused() -> None:
+    graph = AdapterGraph(("h",), SQUARE, (UP, scale("up", "result", 3e38)), "result")
+    with pytest.raises(GraphError, match="the factors behind parameter `w` take it out of the range of float32"):
+        fold_weights(graph, {"w": np.full((8, 8), 2, np.float32)})
 
 
 @given(graph=graphs())
