@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -108,12 +109,11 @@ class _Insertion:
 
     def _mask(self, tape: ir.tape.Tape, hidden: ir.Value) -> ir.Value:
         """The mask as numbers [batch, tokens]; a base without a mask keeps every token."""
-        prefix = f"{SLOT_PREFIX}{HEAD}/mask"
         if self.base.mask is not None:
-            return _typed(tape.op("Cast", [self.graft.value(self.base.mask)], {"to": ir.DataType.FLOAT}), prefix)
-        shape = tape.op("Shape", [hidden], {"start": 0, "end": 2})
-        shape.name = f"{prefix}/shape"
-        return _typed(tape.op("ConstantOfShape", [shape], {"value": ir.tensor([1.0], ir.DataType.FLOAT)}), prefix)
+            return _head_op(tape, "mask", "Cast", [self.graft.value(self.base.mask)], to=ir.DataType.FLOAT)
+        shape = _head_op(tape, "shape", "Shape", [hidden], start=0, end=2)
+        shape.dtype = ir.DataType.INT64
+        return _head_op(tape, "mask", "ConstantOfShape", [shape], value=ir.tensor([1.0], ir.DataType.FLOAT))
 
     def _slots(self, part: Part) -> Mapping[str, ir.Value]:
         """Register the slots of a part: inputs of the graph that are initializers as well."""
@@ -193,13 +193,15 @@ def _describe(
 def _sum(tape: ir.tape.Tape, values: Sequence[ir.Value]) -> ir.Value:
     total, *rest = values
     for index, value in enumerate(rest):
-        total = _typed(tape.op("Add", [total, value]), f"{SLOT_PREFIX}{HEAD}/sum_{index}")
+        total = _head_op(tape, f"sum_{index}", "Add", [total, value])
     return total
 
 
-def _typed(value: ir.Value, name: str) -> ir.Value:
-    value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
-    return value
+def _head_op(tape: ir.tape.Tape, name: str, op: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
+    """A node that all heads share."""
+    full_name = f"{SLOT_PREFIX}{HEAD}/{name}"
+    output = ir.Value(name=full_name, type=ir.TensorType(ir.DataType.FLOAT))
+    return tape.op(op, inputs, attributes, name=full_name, output=output, metadata_props={NODE_SITE_KEY: HEAD})
 
 
 def _name(value: ir.Value) -> str:

@@ -25,7 +25,7 @@ FAILURES: tuple[type[Exception], ...] = (
 
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _FATAL_ONLY = 4
-"""What goes wrong is raised; nothing need be logged as well, least of all a warning for each overridable initializer."""
+"""What goes wrong is raised, and need not be logged; a session warns of each overridable initializer otherwise."""
 
 
 def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:

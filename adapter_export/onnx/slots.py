@@ -11,7 +11,7 @@ from itertools import count
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, NotNeutralError, TensorError
+from adapter_export.errors import AdapterError, NotNeutralError
 from adapter_export.format.manifest import Axis, SlotRecord
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.fold import fold_weights, inference_form
@@ -161,7 +161,7 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
 
     Raises:
         AdapterError: it does something for which the plan has no slots.
-        TensorError: a folded weight is not finite.
+        GraphError: a factor takes a weight out of the range of float32.
     """
     own = {(owner, topology_key(graph)): graph for owner, graph, _ in adapter.parts()}
     unplanned = own.keys() - {(part.owner, part.key) for part in plan.parts}
@@ -177,19 +177,7 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
         graph = own.get((part.owner, part.key))
         filled = part.neutral() if graph is None else fold_weights(graph, adapter.parameters(part.owner))
         tensors.update({part.slot(name): np.ascontiguousarray(filled[name]) for name in part.graph.parameters})
-    _check_finite(tensors, adapter)
     return tensors
-
-
-def _check_finite(tensors: Weights, adapter: Adapter) -> None:
-    broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
-    if broken:
-        raise TensorError(
-            "weights overflow float32 when their constant factor is folded in",
-            where=f"adapter `{adapter.name}`",
-            found=", ".join(broken),
-            fix="train again with a smaller scaling",
-        )
 
 
 def _forms(adapters: Sequence[Adapter]) -> dict[str, dict[str, AdapterGraph]]:

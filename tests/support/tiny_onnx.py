@@ -1,0 +1,142 @@
+"""A tiny transformer as ONNX, and random adapters for it: real parts that are fast to build and to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser, shape_inference
+
+from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.kinds import Kind, classification_head
+from adapter_export.onnx.base import OnnxBase
+
+WIDTH, VOCABULARY, LAYERS = 16, 40, 2
+
+_LAYER = """
+    q{i} = MatMul({x}, l{i}_query)
+    k{i} = MatMul({x}, l{i}_key)
+    v{i} = MatMul({x}, l{i}_value)
+    kt{i} = Transpose <perm = [0, 2, 1]> (k{i})
+    scores{i} = MatMul(q{i}, kt{i})
+    masked{i} = Add(scores{i}, bias)
+    weights{i} = Softmax <axis = -1> (masked{i})
+    context{i} = MatMul(weights{i}, v{i})
+    attended{i} = MatMul(context{i}, l{i}_output)
+    attention{i} = Add(attended{i}, l{i}_output_bias)
+    after{i} = Add(attention{i}, {x})
+    normed{i} = LayerNormalization <epsilon = 1e-5> (after{i}, l{i}_norm1, l{i}_norm1_bias)
+    up{i} = MatMul(normed{i}, l{i}_up)
+    upb{i} = Add(up{i}, l{i}_up_bias)
+    act{i} = Relu(upb{i})
+    down{i} = MatMul(act{i}, l{i}_down)
+    ffn{i} = Add(down{i}, l{i}_down_bias)
+    sum{i} = Add(ffn{i}, normed{i})
+    {y} = LayerNormalization <epsilon = 1e-5> (sum{i}, l{i}_norm2, l{i}_norm2_bias)
+"""
+
+_INPUTS = "int64[batch, tokens] input_ids, int64[batch, tokens] attention_mask"
+
+_MASK = """
+    real = Cast <to = 1> (attention_mask)
+    missing = Sub(one, real)
+    penalty = Mul(missing, lowest)
+    axis = Constant <value = int64[1] {1}> ()
+    bias = Unsqueeze(penalty, axis)
+"""
+
+
+def tiny_model(
+    *, opset: int = 17, seed: int = 0, inputs: str = _INPUTS, mask: str = _MASK, hidden: str = "hidden", more: str = ""
+) -> onnx.ModelProto:
+    """A transformer with post-norm of 2 layers, width 16, one attention head, 40 ids.
+
+    Args:
+        opset: of the ONNX domain.
+        seed: of the weights.
+        inputs: the inputs of the graph.
+        mask: the nodes that compute `bias` [batch, 1, tokens], added to the attention scores.
+        hidden: the name of the final hidden state, an output.
+        more: further outputs, each with its type, after a comma.
+    """
+    names = ["embedded", *(f"y{i}" for i in range(LAYERS - 1)), hidden]
+    layers = "".join(_LAYER.format(i=i, x=names[i], y=names[i + 1]) for i in range(LAYERS))
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        tiny ({inputs}) => (float[batch, tokens, {WIDTH}] {hidden}{more}) {{
+            embedded = Gather(table, input_ids)
+            {mask}
+            {layers}
+        }}"""
+    model = parser.parse_model(text)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in _weights(seed).items())
+    return shape_inference.infer_shapes(model)
+
+
+def _weights(seed: int) -> dict[str, np.ndarray]:
+    shapes: dict[str, tuple[int, ...]] = {"table": (VOCABULARY, WIDTH)}
+    for i in range(LAYERS):
+        shapes |= {f"l{i}_{name}": (WIDTH, WIDTH) for name in ("query", "key", "value", "output")}
+        shapes |= {f"l{i}_up": (WIDTH, 2 * WIDTH), f"l{i}_up_bias": (2 * WIDTH,), f"l{i}_down": (2 * WIDTH, WIDTH)}
+        vectors = ("output_bias", "down_bias", "norm1", "norm1_bias", "norm2", "norm2_bias")
+        shapes |= {f"l{i}_{name}": (WIDTH,) for name in vectors}
+    rng = np.random.default_rng(seed)
+    weights = {name: (rng.standard_normal(shape) * 0.4).astype(np.float32) for name, shape in shapes.items()}
+    return {**weights, "one": np.array(1.0, np.float32), "lowest": np.array(-1e9, np.float32)}
+
+
+def save_tiny(folder: Path, model: onnx.ModelProto | None = None) -> Path:
+    """Write a tiny model with external data as `tiny.onnx` and `tiny.onnx.data`."""
+    path = folder / "tiny.onnx"
+    data = "tiny.onnx.data"
+    onnx.save(model or tiny_model(), path, save_as_external_data=True, location=data, size_threshold=0)
+    return path
+
+
+def random_adapter(
+    name: str,
+    kind: Kind,
+    base: OnnxBase,
+    *,
+    bottleneck: int = 8,
+    labels: Sequence[str] = (),
+    head: AdapterGraph | None = None,
+    fingerprint: str | None = None,
+) -> Adapter:
+    """An adapter at all sites of the kind's roles, random weights of standard deviation 0.2.
+
+    Args:
+        name: its name, which also seeds the weights.
+        kind: what acts where.
+        base: the base.
+        bottleneck: the width of the bottleneck.
+        labels: those of a head; no head without them.
+        head: the head's graph; mean pooling and one linear if not given.
+        fingerprint: another base's than this one's.
+    """
+    width = base.sites.width
+    sizes = {symbol: {"d": width, "d_in": width, "b": bottleneck}[symbol] for symbol in kind.graph.symbols()}
+    placements = {site.name: Placement(kind.graph_name, sizes) for site in base.sites.of_roles(kind.roles)}
+    shapes = {
+        f"{site}.{parameter}": shape
+        for site in placements
+        for parameter, shape in kind.graph.parameter_shapes(sizes).items()
+    }
+    full_head = None
+    if labels:
+        full_head = Head(head or classification_head(), {"d": width, "classes": len(labels)}, tuple(labels))
+        shapes |= {f"{HEAD}.{p}": s for p, s in full_head.graph.parameter_shapes(full_head.widths).items()}
+    rng = np.random.default_rng([*name.encode()])
+    weights = {key: (rng.standard_normal(shape) * 0.2).astype(np.float32) for key, shape in shapes.items()}
+    graphs = {kind.graph_name: kind.graph}
+    return Adapter(name, kind.name, fingerprint or base.fingerprint, graphs, placements, weights, full_head)
+
+
+def token_inputs(*lengths: int, tokens: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+    """Ids and mask for rows of these lengths, padded to the longest or to `tokens`."""
+    width = tokens or max(lengths)
+    mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.random.default_rng(seed).integers(1, VOCABULARY, mask.shape)
+    return {"input_ids": ids * mask, "attention_mask": mask}
