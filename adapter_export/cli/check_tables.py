@@ -33,11 +33,12 @@ def show(report: Report) -> None:
     """Print a report to stdout."""
     out = console()
     out.print(Text(f"{report.bundle}: {report.runtime} against {report.reference or 'the golden vectors'}", "bold"))
-    out.print(_outputs(report.outputs))
-    for reason in _reasons(report):
-        out.print(Text(reason, "dim"), soft_wrap=True)
-    for line in (_sites_line(report.sites), *_invariant_lines(report.invariants), _coverage_line(report)):
+    shown = [result for result in report.outputs if result.against == ("reference" if report.reference else "golden")]
+    out.print(_outputs(shown))
+    out.print(Text(_reason(shown), "dim"), soft_wrap=True)
+    for line in (*_golden_lines(report), _sites_line(report.sites), *_invariant_lines(report.invariants)):
         out.print(line, soft_wrap=True)
+    out.print(_coverage_line(report), soft_wrap=True)
     found = failures(report)
     for failure in found[:_MOST_FAILURES]:
         out.print(Text("\n").join(_failure_lines(failure)), soft_wrap=True)
@@ -46,8 +47,8 @@ def show(report: Report) -> None:
     out.print(Text("passed", "bold green") if report.passed else Text("failed", "bold red"))
 
 
-def _place(result: OutputResult) -> tuple[str, str, str]:
-    return result.adapter or BASE, result.case, result.against
+def _place(result: OutputResult) -> tuple[str, str]:
+    return result.adapter or BASE, result.case
 
 
 def _outputs(results: Sequence[OutputResult]) -> Table:
@@ -55,10 +56,10 @@ def _outputs(results: Sequence[OutputResult]) -> Table:
     order = {place: number for number, place in enumerate(dict.fromkeys(map(_place, results)))}
     ordered = sorted(results, key=lambda result: order[_place(result)])
     rows = [_row(place, [result.comparison for result in group]) for place, group in groupby(ordered, key=_place)]
-    return table(None, _COLUMNS, rows, numbers="lllrrrrrr")
+    return table(None, _COLUMNS, rows, numbers="llrrrrrr")
 
 
-def _row(place: tuple[str, str, str], comparisons: Sequence[Comparison]) -> tuple[str | Text, ...]:
+def _row(place: tuple[str, str], comparisons: Sequence[Comparison]) -> tuple[str | Text, ...]:
     worst = max(comparisons, key=_badness)
     ulps = [found.measures.ulp for found in comparisons if found.measures.ulp is not None]
     cosines = [found.measures.cosine for found in comparisons if found.measures.cosine is not None]
@@ -91,13 +92,23 @@ def _mark(passed: bool) -> Text:
     return Text("pass", "green") if passed else Text("FAIL", "bold red")
 
 
-def _reasons(report: Report) -> Iterator[str]:
-    """The reason of the largest budget of each kind; the others differ in the scale of their output alone."""
-    for against in dict.fromkeys(result.against for result in report.outputs):
-        alike = [result for result in report.outputs if result.against == against]
-        largest = max(alike, key=lambda result: result.comparison.budget.absolute)
-        others = "" if len(alike) == 1 else "; likewise for the others, each by its own scale"
-        yield f"budget against {against}: {largest.comparison.budget.reason} (`{largest.output}`{others})"
+def _reason(results: Sequence[OutputResult]) -> str:
+    """The reason of the largest budget; the others differ in the scale of their output alone."""
+    if not results:
+        return "no outputs were compared"
+    largest = max(results, key=lambda result: result.comparison.budget.absolute)
+    reason = largest.comparison.budget.reason
+    return f"budget of `{largest.output}`, the others likewise by their own scale: {reason}"
+
+
+def _golden_lines(report: Report) -> Iterator[Text]:
+    """The golden vectors in one line, where the table shows the reference."""
+    found = [result for result in report.outputs if result.against == "golden"]
+    if report.reference is not None and found:
+        worst = max(found, key=lambda result: _badness(result.comparison))
+        bad = sum(not result.comparison.passed for result in found)
+        summary = f"  golden vectors: {len(found)} outputs, worst {worst.comparison.ratio:.2f} of its budget"
+        yield Text.assemble(_mark(not bad), summary, f", {bad} do not pass" if bad else "")
 
 
 def _sites_line(results: Sequence[SiteResult]) -> Text:

@@ -75,8 +75,8 @@ def check_twins(folder: Path, record: AdapterRecord) -> InvariantResult:
 
 def _native_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        parameters = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
-        return {name: value.numpy() for name, value in parameters.items()}
+        adapter = ort.AdapterFormat.read_adapter(str(path))  # the values point into it, so it must outlive them
+        return {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
     except FAILURES as error:
         raise FormatError(
             "is not an adapter file of ONNX Runtime",

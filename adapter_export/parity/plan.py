@@ -15,8 +15,9 @@ from adapter_export.parity.failure import BASE
 from adapter_export.parity.files import check_files, check_twins, read_source
 from adapter_export.parity.golden import GoldenCase, golden_cases
 from adapter_export.parity.report import InvariantResult
+from adapter_export.runtime.providers import Optimization
 
-LEVELS = ("none", "basic", "all")
+LEVELS: tuple[Optimization, ...] = ("none", "basic", "all")
 """The optimization levels of ONNX Runtime that are tried: every fusion is a chance to lose a slot."""
 
 

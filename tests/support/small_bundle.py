@@ -1,0 +1,123 @@
+"""A small bundle whose base is an ONNX graph, so that nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser, shape_inference
+
+from adapter_export.format.manifest import Manifest
+from adapter_export.graph.adapter import Adapter, Head, Placement
+from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.reference.inputs import input_cases
+
+WIDTH, INNER, WORDS, LAYERS = 16, 32, 20, 2
+
+_LAYER = """
+    q{n} = MatMul({x}, q{n}_weight)
+    k{n} = MatMul({x}, k{n}_weight)
+    v{n} = MatMul({x}, v{n}_weight)
+    kt{n} = Transpose <perm = [0, 2, 1]> (k{n})
+    scores{n} = MatMul(q{n}, kt{n})
+    masked{n} = Add(scores{n}, mask_bias)
+    weights{n} = Softmax <axis = -1> (masked{n})
+    mixed{n} = MatMul(weights{n}, v{n})
+    out{n} = MatMul(mixed{n}, o{n}_weight)
+    attention{n} = Add(out{n}, o{n}_bias)
+    sum{n} = Add({x}, attention{n})
+    norm{n} = LayerNormalization <axis = -1> (sum{n}, norm{n}_weight, norm{n}_bias)
+    up{n} = MatMul(norm{n}, up{n}_weight)
+    wide{n} = Add(up{n}, up{n}_bias)
+    act{n} = Gelu(wide{n})
+    down{n} = MatMul(act{n}, down{n}_weight)
+    ffn{n} = Add(down{n}, down{n}_bias)
+    total{n} = Add(norm{n}, ffn{n})
+    {y} = LayerNormalization <axis = -1> (total{n}, final{n}_weight, final{n}_bias)
+"""
+
+
+def _base_text() -> str:
+    layers = "".join(
+        _LAYER.format(n=n, x=f"x{n}", y="hidden" if n == LAYERS - 1 else f"x{n + 1}") for n in range(LAYERS)
+    )
+    return f"""
+    <ir_version: 9, opset_import: ["" : 20]>
+    base (int64[batch, tokens] ids, int64[batch, tokens] mask) => (float[batch, tokens, {WIDTH}] hidden) {{
+    mask_number = Cast <to = 1> (mask)
+    one = Constant <value = float {{1}}> ()
+    low = Constant <value = float {{-10000}}> ()
+    axis = Constant <value = int64[1] {{1}}> ()
+    padding = Sub(one, mask_number)
+    bias = Mul(padding, low)
+    mask_bias = Unsqueeze(bias, axis)
+    x0 = Gather(words, ids)
+    {layers}
+    }}
+    """
+
+
+def _weights(random: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes: dict[str, tuple[int, ...]] = {"words": (WORDS, WIDTH)}
+    for n in range(LAYERS):
+        shapes |= {f"{name}{n}_weight": (WIDTH, WIDTH) for name in "qkvo"}
+        shapes |= {f"up{n}_weight": (WIDTH, INNER), f"down{n}_weight": (INNER, WIDTH)}
+        shapes |= {f"o{n}_bias": (WIDTH,), f"up{n}_bias": (INNER,), f"down{n}_bias": (WIDTH,)}
+        shapes |= {f"{name}{n}_{part}": (WIDTH,) for name in ("norm", "final") for part in ("weight", "bias")}
+    made = {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    return {name: value + 1 if name.startswith(("norm", "final")) else value for name, value in made.items()}
+
+
+def make_adapter(name: str, kind: str, activation: str, classes: int, base: OnnxBase, scaling: float = 1.0) -> Adapter:
+    """An adapter with random weights at every site that its kind is for."""
+    random = np.random.default_rng([*name.encode()])
+    made = KINDS[kind](BottleneckOptions(activation=activation, scaling=scaling))
+    sites = [site.name for site in base.sites.of_roles(made.roles)]
+    widths = {"d": WIDTH, "d_in": WIDTH, "b": 4}
+    used = {symbol: widths[symbol] for symbol in made.graph.symbols()}
+    head = Head(classification_head(), {"d": WIDTH, "classes": classes}, tuple("abcdef"[:classes]))
+    shapes = {f"{site}.{key}": shape for site in sites for key, shape in made.graph.parameter_shapes(used).items()}
+    shapes |= {f"head.{key}": shape for key, shape in head.graph.parameter_shapes(head.widths).items()}
+    return Adapter(
+        name=name,
+        kind=kind,
+        base=base.fingerprint,
+        graphs={made.graph_name: made.graph},
+        placements={site: Placement(made.graph_name, used) for site in sites},
+        weights={key: random.normal(0, 0.2, shape).astype(np.float32) for key, shape in shapes.items()},
+        head=head,
+    )
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bundle and what it was built from."""
+
+    folder: Path
+    model: Path
+    base: OnnxBase
+    manifest: Manifest
+
+
+def build_small(folder: Path) -> Built:
+    """Two layers with random weights; `topic` is a Houlsby adapter, `tone` and `mood` are Pfeiffer adapters that fit
+    the same slots, scaled by 2; each has a head.
+    """
+    model = parser.parse_model(_base_text())
+    weights = _weights(np.random.default_rng(0))
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    onnx.save(shape_inference.infer_shapes(model), folder / "base.onnx")
+    base = open_onnx(folder / "base.onnx")
+    adapters = [
+        make_adapter("topic", "houlsby", "gelu", 3, base),
+        make_adapter("tone", "pfeiffer", "relu", 2, base, 2.0),
+        make_adapter("mood", "pfeiffer", "relu", 2, base, 2.0),
+    ]
+    cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}])
+    manifest = build_bundle(base, adapters, folder / "bundle", references=CutRunner(base), cases=cases)
+    return Built(folder / "bundle", folder / "base.onnx", base, manifest)
