@@ -222,6 +222,22 @@ class Exported:
         with _quiet():
             return torch.onnx.export(self.program, dynamo=True, verbose=False).model
 
+    def legacy_onnx_graph(self, path: Path) -> ir.Model:
+        """What torch's older exporter makes of it, by running it once."""
+        inputs = self.architecture.inputs(2, 7)
+        with _quiet():
+            torch.onnx.export(
+                self.module,
+                tuple(inputs.values()),
+                path,
+                dynamo=False,
+                input_names=list(inputs),
+                output_names=["out"],
+                dynamic_axes={name: {0: "batch", 1: "tokens"} for name in inputs},
+                opset_version=18,
+            )
+        return ir.load(path)
+
 
 @contextmanager
 def _quiet() -> Iterator[None]:

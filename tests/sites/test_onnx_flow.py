@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
 
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx.flow import flow_graph
@@ -152,23 +151,10 @@ def test_sums_of_unknown_shape_are_refused_with_the_operator_that_hides_it():
         view(body, weights="w=[8,8] b=[8]", domain="com.microsoft")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::UserWarning")  # tracing warns of what it makes constant
 def test_the_older_exporter_of_torch_gives_the_same_sites(views, tmp_path):
-    """It records neither shapes nor module paths, and decomposes less."""
+    """It records neither shapes nor module paths."""
     base = views("bert")
-    inputs = base.exported.architecture.inputs(2, 7)
-    torch.onnx.export(
-        base.exported.module,
-        tuple(inputs.values()),
-        tmp_path / "legacy.onnx",
-        dynamo=False,
-        input_names=list(inputs),
-        output_names=["out"],
-        dynamic_axes={name: {0: "batch", 1: "tokens"} for name in inputs},
-        opset_version=18,
-    )
-    sites = discover(flow_graph(ir.load(tmp_path / "legacy.onnx")))
+    sites = discover(flow_graph(base.exported.legacy_onnx_graph(tmp_path / "legacy.onnx")))
     assert [(site.name, site.width) for site in sites] == [(site.name, site.width) for site in base.in_torch]
     assert sites.final == "out"
     assert {site.path for site in sites} == {None}
