@@ -28,10 +28,10 @@ def write_adapter_file(path: Path, tensors: Weights) -> None:
     adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(tensors[name]) for name in sorted(tensors)})
     try:
         adapter.export_adapter(str(path))
-        written = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
+        written = ort.AdapterFormat.read_adapter(str(path))  # its values point into it, so it must outlive them
     except FAILURES as error:
         raise WriteError(path, str(error).partition("\n")[0]) from error
-    if not _same(written, tensors):
+    if not _same(written.get_parameters(), tensors):
         raise WriteError(path, "what was written is not what is there")
 
 

@@ -55,7 +55,7 @@ def _golden_case(
     arrays = _under(f"{name}.input.", tensors)
     outputs = _under(f"{name}.output.", tensors)
     wanted = {record.name for record in inputs}
-    if set(arrays) != wanted or not outputs or not set(outputs) <= set(budgets):
+    if set(arrays) != wanted or not outputs or set(outputs) != set(budgets):
         raise TensorError(
             f"golden case `{name}` is not complete",
             where=path,
