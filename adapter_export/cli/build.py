@@ -20,13 +20,12 @@ from adapter_export.cli.options import (
     output_option,
     trust_pickle_option,
 )
-from adapter_export.errors import FileError, UsageError
+from adapter_export.errors import UsageError
 
 if TYPE_CHECKING:
     from adapter_export.cli.sources import Source
     from adapter_export.format.manifest import Manifest
     from adapter_export.onnx.base import OnnxBase
-    from adapter_export.onnx.bundle import TextInput
     from adapter_export.reference.runner import Runner
 
 Tell = Callable[[str], None]
@@ -101,7 +100,8 @@ def build(
                 output,
                 references=references,
                 cases=input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest),
-                text=text,
+                tokenizer=text,
+                max_tokens=None if text is None else longest,
                 allow_base_mismatch=allow_base_mismatch,
                 force=force,
                 progress=tell,
@@ -145,12 +145,12 @@ def _max_tokens(source: Source, given: int | None) -> int | None:
     return given or known
 
 
-def _text(source: Source, tokenizer: Path | None, max_tokens: int | None) -> TextInput | None:
-    from adapter_export.cli.sources import TorchSource, require
+def _text(source: Source, tokenizer: Path | None, max_tokens: int | None) -> str | None:
+    from adapter_export.cli.sources import TorchSource, read_tokenizer, require
 
     text = source.base.tokenizer if isinstance(source, TorchSource) else None
     if tokenizer is not None:
-        text = _read_text(tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer)
+        text = read_tokenizer(tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer)
     if text is None:
         return None
     if max_tokens is None:
@@ -160,23 +160,10 @@ def _text(source: Source, tokenizer: Path | None, max_tokens: int | None) -> Tex
             fix="give the number of positions that the base was trained with",
         )
     require("tokenizers", "text", "a bundle with a tokenizer")
-    from adapter_export.onnx.bundle import TextInput
     from adapter_export.text import Tokenizer
 
     Tokenizer.from_json(text, max_tokens)
-    return TextInput(text, max_tokens)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(
-            f"no tokenizer can be read ({error})",
-            where=path,
-            expected="a `tokenizer.json` of the tokenizers library",
-            fix="save one with `tokenizer.save_pretrained(folder)`",
-        ) from error
+    return text
 
 
 def _report(manifest: Manifest, model: Path, output: Path) -> None:

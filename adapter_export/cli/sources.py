@@ -201,3 +201,20 @@ def require(library: str, extra: str, needed_for: str) -> ModuleType:
         if error.name != library:
             raise
         raise MissingExtraError(library, extra=extra, needed_for=needed_for) from error
+
+
+def read_tokenizer(path: Path) -> str:
+    """The text of a `tokenizer.json`.
+
+    Raises:
+        FileError: it cannot be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(
+            f"no tokenizer can be read ({error})",
+            where=path,
+            expected="a `tokenizer.json` of the tokenizers library",
+            fix="save one with `tokenizer.save_pretrained(folder)`",
+        ) from error

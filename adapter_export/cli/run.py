@@ -1,0 +1,252 @@
+"""`adapter-export run`: a bundle on texts or arrays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from adapter_export.cli.options import PATH, check_free, examples, force_option, json_option
+from adapter_export.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adapter_export.runtime import Bundle, Prediction, Session
+    from adapter_export.text import Tokenizer
+
+Arrays = dict[str, "np.ndarray"]
+
+_ROWS_AT_ONCE = 32
+_FEW = 3
+_BAR = 24
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+
+
+@click.command(
+    epilog=examples(
+        "adapter-export run bundle --adapter trec --text 'How far is the moon?' --text 'Who wrote Faust?'",
+        "adapter-export run bundle --adapter sentiment < sentences.txt",
+        "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
+        "adapter-export run bundle --adapter-file new.onnx_adapter --labels no,yes --text 'Is it new?'",
+    )
+)
+@click.argument("bundle", type=PATH)
+@click.option("--adapter", metavar="NAME", help="An adapter of the bundle; the base alone if not given.")
+@click.option(
+    "--adapter-file", type=PATH, metavar="FILE", help="Load this `.onnx_adapter` file, built for the same graph, too."
+)
+@click.option("--labels", metavar="A,B,…", help="The names of its classes, in the order of its logits.")
+@click.option("--text", "texts", multiple=True, help="A text; may be repeated. Without it, each line of stdin is one.")
+@click.option("--arrays", type=PATH, metavar="FILE", help="An `.npz` with an array for each input, instead of texts.")
+@click.option("--out", type=PATH, metavar="FILE", help="Write all outputs to this `.npz`.")
+@click.option(
+    "--provider", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where to compute."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of one operation; ONNX Runtime's choice if not given."
+)
+@force_option
+@json_option
+def run(**given: Any) -> None:
+    """Run BUNDLE on texts or arrays, with one of its adapters or with the base alone.
+
+    An adapter with labels prints them with their probabilities; anything else prints a summary of the outputs.
+    """
+    _run(_Call(**given))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The options, by their names on the command line."""
+
+    bundle: Path
+    adapter: str | None
+    adapter_file: Path | None
+    labels: str | None
+    texts: tuple[str, ...]
+    arrays: Path | None
+    out: Path | None
+    provider: Literal["cpu", "cuda"]
+    threads: int | None
+    force: bool
+    as_json: bool
+
+
+def _run(call: _Call) -> None:
+    from adapter_export.runtime import Bundle
+
+    _check(call)
+    bundle = Bundle.open(call.bundle)
+    texts = () if call.arrays else _texts(call)
+    batches = _batches(bundle, call, texts)
+    session = bundle.session(provider=call.provider, threads=call.threads)
+    adapter = _chosen(session, call)
+    outputs = [session.run(batch, adapter) for batch in batches]
+    if call.out:
+        _write(outputs[0], call.out, call.force)
+    labels = None if adapter is None else session.labels(adapter)
+    if labels is not None and bundle.manifest.head_output is not None:
+        _show_predictions(call, adapter, texts, _predictions(outputs, bundle.manifest.head_output, labels))
+    else:
+        _show_outputs(call, adapter, outputs)
+
+
+def _check(call: _Call) -> None:
+    if call.texts and call.arrays:
+        raise UsageError("texts and arrays do not go together", fix="give `--text` or `--arrays`")
+    if call.labels is not None and call.adapter_file is None:
+        raise UsageError("`--labels` names the classes of `--adapter-file`, which is not given")
+    if call.out is not None:
+        check_free(call.out, force=call.force)
+
+
+def _chosen(session: Session, call: _Call) -> str | None:
+    """The adapter to run with; a file that is given without `--adapter` is meant to be used."""
+    if call.adapter_file is None:
+        return call.adapter
+    labels = None if call.labels is None else [label.strip() for label in call.labels.split(",")]
+    name = call.adapter_file.name.partition(".")[0]
+    name = f"{name}.loaded" if name in session.adapters else name
+    session.load(name, call.adapter_file, labels=labels)
+    return call.adapter or name
+
+
+def _texts(call: _Call) -> tuple[str, ...]:
+    if call.texts:
+        return call.texts
+    if sys.stdin.isatty():
+        raise UsageError("there is nothing to run on", fix="give `--text`, `--arrays`, or lines on stdin")
+    lines = tuple(line.rstrip("\r\n") for line in sys.stdin if line.strip())
+    if not lines:
+        raise UsageError("there is nothing to run on", found="no lines on stdin", fix="give `--text` or `--arrays`")
+    return lines
+
+
+def _batches(bundle: Bundle, call: _Call, texts: Sequence[str]) -> list[Arrays]:
+    """The inputs; all texts at once where the outputs are wanted, since those of one batch have one length."""
+    if call.arrays:
+        return [_read(call.arrays)]
+    tokenizer = _tokenizer(bundle)
+    names = tuple(record.name for record in bundle.manifest.inputs)
+    rows = len(texts) if call.out else _ROWS_AT_ONCE
+    return [dict(tokenizer.batch(texts[start : start + rows], names)) for start in range(0, len(texts), rows)]
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    from adapter_export.cli.sources import read_tokenizer, require
+
+    record = bundle.manifest.text
+    if record is None:
+        raise UsageError(
+            "the bundle has no tokenizer, so it cannot read texts",
+            fix="give `--arrays`, or build it again with `--tokenizer`",
+        )
+    require("tokenizers", "text", "reading texts")
+    from adapter_export.text import Tokenizer
+
+    return Tokenizer.from_json(read_tokenizer(bundle.folder / record.tokenizer), record.max_tokens)
+
+
+def _read(path: Path) -> Arrays:
+    import zipfile
+
+    import numpy as np
+
+    from adapter_export.errors import FormatError
+    from adapter_export.format.files import unreadable
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if isinstance(file, np.ndarray):
+                raise ValueError("one array without a name")
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise FormatError(
+            "is not an `.npz` of arrays", where=path, found=error, fix="write it with `numpy.savez(path, name=array)`"
+        ) from error
+
+
+def _write(outputs: Mapping[str, np.ndarray], path: Path, force: bool) -> None:
+    import numpy as np
+
+    from adapter_export.format.files import new_file
+
+    with new_file(path, force=force) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **outputs)
+
+
+def _predictions(outputs: Sequence[Arrays], head: str, labels: Sequence[str]) -> list[Prediction]:
+    from adapter_export.runtime.predict import predict
+
+    return [one for arrays in outputs for one in predict(arrays[head], labels)]
+
+
+def _show_predictions(call: _Call, adapter: str | None, texts: Sequence[str], found: Sequence[Prediction]) -> None:
+    from adapter_export.cli.output import console, emit_json
+
+    names = texts or [f"row {index}" for index in range(len(found))]
+    if call.as_json:
+        rows = [
+            {"text": name, "label": one.label, "probability": one.probability, "probabilities": dict(one.probabilities)}
+            for name, one in zip(names, found, strict=True)
+        ]
+        emit_json({"adapter": adapter, "predictions": rows})
+        return
+    out = console()
+    if len(found) > _FEW:
+        out.print(_short_table(names, found))
+        return
+    for name, one in zip(names, found, strict=True):
+        out.print(_full_table(name, one))
+        out.print()
+
+
+def _short_table(names: Sequence[str], found: Sequence[Prediction]) -> Any:
+    from adapter_export.cli.output import table
+
+    rows = [
+        (name, one.label, f"{one.probability:.3f}", bar(one.probability))
+        for name, one in zip(names, found, strict=True)
+    ]
+    return table(None, ("text", "label", "probability", ""), rows, numbers="llr")
+
+
+def _full_table(name: str, found: Prediction) -> Any:
+    from adapter_export.cli.output import table
+
+    ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
+    rows = [(label, f"{probability:.3f}", bar(probability)) for label, probability in ranked]
+    return table(name, ("label", "probability", ""), rows, numbers="lr")
+
+
+def bar(probability: float) -> str:
+    """A bar whose length is a probability, in eighths of a character."""
+    full, eighths = divmod(round(probability * _BAR * 8), 8)
+    return "█" * full + _EIGHTHS[eighths]
+
+
+def _show_outputs(call: _Call, adapter: str | None, outputs: Sequence[Arrays]) -> None:
+    from adapter_export.cli.output import console, emit_json, table
+
+    rows = [summary for index, arrays in enumerate(outputs) for summary in _summaries(arrays, index)]
+    if call.as_json:
+        emit_json({"adapter": adapter, "outputs": rows})
+        return
+    cells = [
+        (r["output"], r["dtype"], r["shape"], f"{r['min']:.4g}", f"{r['mean']:.4g}", f"{r['max']:.4g}") for r in rows
+    ]
+    title = "the base alone" if adapter is None else f"adapter `{adapter}`"
+    console().print(table(title, ("output", "type", "shape", "min", "mean", "max"), cells, numbers="lllrrr"))
+
+
+def _summaries(arrays: Arrays, batch: int) -> Iterator[dict[str, Any]]:
+    for name, array in arrays.items():
+        numbers = {"min": float(array.min()), "mean": float(array.mean()), "max": float(array.max())}
+        yield {"output": name, "batch": batch, "dtype": array.dtype.name, "shape": list(array.shape), **numbers}
