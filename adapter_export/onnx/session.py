@@ -20,6 +20,7 @@ FAILURES: tuple[type[Exception], ...] = (
     state.NotImplemented,
     state.RuntimeException,
     RuntimeError,
+    ValueError,  # a missing input
 )
 """What ONNX Runtime raises when a model or a call is not to its liking."""
 

@@ -11,10 +11,14 @@ from onnx import numpy_helper, parser, shape_inference
 
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds import Kind, classification_head
-from adapter_export.onnx.base import OnnxBase
+from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.reference.inputs import input_cases
 
 WIDTH, VOCABULARY, LAYERS = 16, 40, 2
+FIRST_TOKEN = classification_head("first")
 
 _LAYER = """
     q{i} = MatMul({x}, l{i}_query)
@@ -140,3 +144,22 @@ def token_inputs(*lengths: int, tokens: int | None = None, seed: int = 0) -> dic
     mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
     ids = np.random.default_rng(seed).integers(1, VOCABULARY, mask.shape)
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def mixed_adapters(base: OnnxBase) -> list[Adapter]:
+    """Adapters of different topologies, widths and numbers of classes, one of them without a head."""
+    gelu, relu = BottleneckOptions("gelu"), BottleneckOptions("relu", scaling=0.5)
+    return [
+        random_adapter("wide", houlsby(gelu), base, bottleneck=64, labels=("yes", "no")),
+        random_adapter("narrow", houlsby(gelu), base, bottleneck=8, labels=("red", "green", "blue")),
+        random_adapter("pfeiffer", pfeiffer(relu), base, bottleneck=4, labels=("a", "b"), head=FIRST_TOKEN),
+        random_adapter("plain", parallel(BottleneckOptions("tanh")), base, bottleneck=3),
+    ]
+
+
+def build_tiny(folder: Path) -> Path:
+    """Build a bundle of a tiny base and `mixed_adapters` in a folder; returns the bundle's folder."""
+    base = open_onnx(save_tiny(folder))
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}])
+    build_bundle(base, mixed_adapters(base), folder / "bundle", references=CutRunner(base), cases=cases)
+    return folder / "bundle"
