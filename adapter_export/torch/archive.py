@@ -55,6 +55,7 @@ class Archive:
     Attributes:
         path: the file.
         program: `models/model.json`, without guards and stack traces.
+        guards: the conditions on the lengths of its inputs under which the program is right.
         payloads: the configs of weights and constants, by the name of their entry.
         tensors: the entries that hold tensors, by their name below the root.
         versions: the small entries by which torch knows an archive.
@@ -63,6 +64,7 @@ class Archive:
 
     path: Path
     program: Mapping[str, Any]
+    guards: tuple[str, ...]
     payloads: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, str]
     versions: Mapping[str, bytes]
@@ -85,9 +87,11 @@ def screen(path: Path) -> Archive:
         _check_sample_inputs(texts.get(SAMPLE_INPUTS, b""), path)
         payloads = {name: _json(texts, name, path) for name in (WEIGHTS, CONSTANTS)}
         used = [tensor for name, config in payloads.items() for tensor in check_payloads(name, config, sizes, path)]
+        program = check_program(_json(texts, PROGRAM, path), str(path))
         return Archive(
             path=path,
-            program=cleaned(check_program(_json(texts, PROGRAM, path), str(path))),
+            program=cleaned(program),
+            guards=tuple(guard for guard in program.get("guards_code") or () if isinstance(guard, str)),
             payloads=payloads,
             tensors={name: entries[name].filename for name in used},
             versions={name: data for name, data in texts.items() if name in _VERSION_ENTRIES},

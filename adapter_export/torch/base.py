@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 from adapter_export.errors import BaseModelError, RequestError, WriteError, within
 from adapter_export.format.files import new_file
 from adapter_export.format.manifest import InputRecord, OutputRecord
-from adapter_export.torch.archive import readable, screen, write_clean
+from adapter_export.torch.archive import Archive, readable, screen, write_clean
 from adapter_export.torch.capture import AxisNames, capture
+from adapter_export.torch.expressions import is_harmless
 from adapter_export.torch.fingerprint import fingerprint
 from adapter_export.torch.note import NOTE, TOKENIZER, CaptureNote, read_note
 from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
@@ -106,10 +107,10 @@ def save_base(
     with new_file(path, force=force) as temporary:
         captured = capture(module, example_inputs, axes)
         note = CaptureNote(inputs=captured.axes, max_tokens=max_tokens)
-        _describe(captured.program, note, None)
         extra = {NOTE: note.to_text()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
         _write(captured.program, temporary, path, extra)
-        _check_loads(temporary, path)
+        with within(path):
+            _describe(captured.program, note, None, _screened(temporary).guards)
 
 
 def _write(program: ExportedProgram, temporary: Path, path: Path, extra: Mapping[str, str]) -> None:
@@ -120,17 +121,16 @@ def _write(program: ExportedProgram, temporary: Path, path: Path, extra: Mapping
         raise WriteError(path, first_line(error)) from error
 
 
-def _check_loads(temporary: Path, path: Path) -> None:
+def _screened(temporary: Path) -> Archive:
     """What is written must pass the screening, or nobody could load it."""
     try:
-        screen(temporary)
+        return screen(temporary)
     except BaseModelError as error:
         raise BaseModelError(
             f"cannot be saved as a base: the archive {error.what}",
-            where=path,
             found=error.found,
             expected=error.expected,
-            fix="take that out of the model, which `torch.export.export` wrote into its program",
+            fix="take that out of the model; `torch.export.export` wrote it into the program",
         ) from error
 
 
@@ -147,29 +147,33 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
         UnsafeArchiveError: it could run code.
     """
     path = Path(path)
-    program, extra = _load_trusted(path) if trust_pickle else _load_screened(path)
+    program, extra, guards = _load_trusted(path) if trust_pickle else _load_screened(path)
     with within(path):
         note = read_note(extra[NOTE], f"`extra/{NOTE}`") if extra.get(NOTE) else None
-        return _describe(program, note, extra.get(TOKENIZER) or None)
+        return _describe(program, note, extra.get(TOKENIZER) or None, guards)
 
 
-def _load_screened(path: Path) -> tuple[ExportedProgram, Mapping[str, str]]:
+_Loaded = tuple[ExportedProgram, Mapping[str, str], Sequence[str]]
+"""A program, the texts beside it, the conditions on the lengths of its inputs."""
+
+
+def _load_screened(path: Path) -> _Loaded:
     """Load a copy that holds only what was screened: torch reads zip files in its own way, and would read more."""
     archive = screen(path)
     try:
         with TemporaryDirectory(prefix="adapter-export-") as folder:
             copy = Path(folder) / "base.pt2"
             write_clean(archive, copy)
-            return _load(copy, path), archive.extra
+            return _load(copy, path), archive.extra, archive.guards
     except OSError as error:
         raise WriteError(error.filename or "the folder for temporary files", error.strerror or error) from error
 
 
-def _load_trusted(path: Path) -> tuple[ExportedProgram, Mapping[str, str]]:
+def _load_trusted(path: Path) -> _Loaded:
     readable(path)
     # torch fills the dict that it is given, unless that is empty
     extra = {NOTE: ""}
-    return _load(path, path, extra), extra
+    return _load(path, path, extra), extra, ()
 
 
 def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
@@ -195,14 +199,18 @@ def _not_loaded(path: Path, cause: BaseException) -> BaseModelError:
     )
 
 
-def _describe(program: ExportedProgram, note: CaptureNote | None, tokenizer: str | None) -> TorchBase:
+def _describe(
+    program: ExportedProgram, note: CaptureNote | None, tokenizer: str | None, guards: Sequence[str]
+) -> TorchBase:
     _check_types(program)
     signature = Signature(program, None if note is None else note.inputs)
+    inputs = signature.inputs()
+    _check_guards(guards, inputs)
     bounds = [bound for bound in (signature.longest(), None if note is None else note.max_tokens) if bound is not None]
     return TorchBase(
         program=program,
         fingerprint=fingerprint(program),
-        inputs=signature.inputs(),
+        inputs=inputs,
         outputs=signature.outputs(),
         max_tokens=min(bounds, default=None),
         tokenizer=tokenizer,
@@ -225,4 +233,16 @@ def _check_types(program: ExportedProgram) -> None:
                 where=f"`{name}`",
                 found=f"`{tensor.device}`",
                 fix="move the model with `.to('cpu')` and save it again",
+            )
+
+
+def _check_guards(guards: Sequence[str], inputs: Sequence[InputRecord]) -> None:
+    axes = {record.name: record.axes for record in inputs}
+    for guard in guards:
+        if not is_harmless(guard, axes):
+            raise BaseModelError(
+                "was captured for some lengths only, and would be wrong at others",
+                found=f"the condition `{guard}`",
+                expected="a program without a branch on the length of an input",
+                fix="take the branch out of the model, or make that axis fixed when you capture it",
             )

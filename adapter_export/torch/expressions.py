@@ -7,7 +7,12 @@ Guards are comparisons of the sizes of inputs, such as `L['ids'].size()[1] <= 51
 from __future__ import annotations
 
 import ast
+import operator
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sympy
 
 SYMBOL = re.compile(r"[su]\d{1,6}")
 """The name of a symbolic size: `s` if it comes from an input, `u` if it comes from data."""
@@ -165,17 +170,61 @@ def _is_input(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "L"
 
 
-def is_bound_or_equality(guard: str) -> bool:
-    """Whether a guard says no more than a largest or smallest length, or that two lengths are the same.
+def is_harmless(guard: str, axes: Mapping[str, Sequence[int | str]]) -> bool:
+    """Whether a guard says no more than a bound, that two lengths are the same, or what always holds.
 
     Other guards (`length % 8 == 0`) come from a branch on a length: the program computes one side of it only.
+
+    Args:
+        guard: what `is_guard` accepts.
+        axes: the names of the axes of each input; axes of one name have one length.
     """
     tree = _parse(guard)
-    if not isinstance(tree, ast.Compare) or any(isinstance(node, ast.Mod | ast.FloorDiv) for node in ast.walk(tree)):
+    if not isinstance(tree, ast.Compare):
         return False
+    if any(isinstance(node, ast.Mod | ast.FloorDiv | ast.Div) for node in ast.walk(tree)):
+        return _always_holds(tree, axes)
     sides = [tree.left, *tree.comparators]
     pairs = zip(sides[:-1], tree.ops, sides[1:], strict=True)
     return not any(isinstance(op, ast.Eq | ast.NotEq) and _fixes(left, right) for left, op, right in pairs)
+
+
+def _always_holds(tree: ast.Compare, axes: Mapping[str, Sequence[int | str]]) -> bool:
+    """Whether both sides of an equation are the same number for all lengths."""
+    if len(tree.ops) != 1 or not isinstance(tree.ops[0], ast.Eq):
+        return False
+    left, right = _symbolic(tree.left, axes), _symbolic(tree.comparators[0], axes)
+    return left is not None and right is not None and bool(left == right)
+
+
+def _symbolic(node: ast.expr, axes: Mapping[str, Sequence[int | str]]) -> sympy.Expr | None:
+    if isinstance(node, ast.Constant):
+        return sympy.Integer(node.value)
+    if isinstance(node, ast.Subscript):
+        return _length(node, axes)
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _ARITHMETIC:
+        return None
+    left, right = _symbolic(node.left, axes), _symbolic(node.right, axes)
+    return None if left is None or right is None else _ARITHMETIC[type(node.op)](left, right)
+
+
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Mod: sympy.Mod,
+    ast.FloorDiv: lambda left, right: sympy.floor(left / right),
+}
+
+
+def _length(node: ast.Subscript, axes: Mapping[str, Sequence[int | str]]) -> sympy.Expr | None:
+    """The length of an axis: a symbol with the axis's name, or a number."""
+    match = re.fullmatch(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]", ast.unparse(node))
+    shape = axes.get(match[1], ()) if match is not None else ()
+    if match is None or int(match[2]) >= len(shape):
+        return None
+    axis = shape[int(match[2])]
+    return sympy.Symbol(axis, integer=True, positive=True) if isinstance(axis, str) else sympy.Integer(axis)
 
 
 def _fixes(left: ast.expr, right: ast.expr) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from adapter_export.errors import BaseModelError, UnsafeArchiveError
-from adapter_export.torch.expressions import SYMBOL, is_bound_or_equality, is_guard, is_size_expression
+from adapter_export.torch.expressions import SYMBOL, is_guard, is_size_expression
 
 _TRUST = "load it with `--trust-pickle` only if you trust whoever made it; otherwise ask them for one of `save_base`"
 
@@ -72,14 +72,13 @@ def check_program(document: object, where: str) -> dict[str, Any]:
 
     Raises:
         UnsafeArchiveError: a string could run code, or is in a place where none is known.
-        BaseModelError: it is no program, or one that is right for some lengths of its inputs only.
+        BaseModelError: it is no program, or one with inputs or outputs of a class.
     """
     if not isinstance(document, dict) or "graph_module" not in document:
         raise BaseModelError(
             "holds no program", where=f"{where}, `models/model.json`", fix="save it again with `save_base`"
         )
     _check(document, "", "", where)
-    _check_guards(document.get("guards_code") or [], where)
     return document
 
 
@@ -174,18 +173,6 @@ def _check_containers(text: str, path: str, where: str) -> None:
                 found=f"`{name}`",
                 expected="tensors in tuples, lists and dicts",
                 fix="capture the model with `save_base`, which writes plain tensors",
-            )
-
-
-def _check_guards(guards: object, where: str) -> None:
-    for guard in guards if isinstance(guards, list) else []:
-        if not (isinstance(guard, str) and is_bound_or_equality(guard)):
-            raise BaseModelError(
-                "was captured for some lengths only, and would be wrong at others",
-                where=where,
-                found=f"the condition `{guard}`",
-                expected="a program without a branch on the length of an input",
-                fix="take the branch out of the model, or make that axis fixed when you capture it",
             )
 
 

@@ -135,10 +135,8 @@ def _named(dim: ir.SymbolicDim, signature: Signature) -> str | None:
 
 def _name_values(graph: ir.Graph, base: TorchBase) -> None:
     """Give the inputs and outputs the names that they have in the base; the exporter names them after ops."""
-    wanted = {record.name for record in (*base.inputs, *base.outputs)}
-    taken: list[ir.Value] = [value for node in graph for value in node.outputs]
-    taken.extend(graph.initializers.values())
-    for value in taken:
+    wanted = {record.name for record in base.inputs} | {record.name for record in base.outputs}
+    for value in [*(value for node in graph for value in node.outputs), *graph.initializers.values()]:
         if value.name in wanted:
             value.name = f"{value.name}.value"
     for placeholder, record in zip(graph.inputs, base.inputs, strict=True):

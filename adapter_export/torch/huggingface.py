@@ -1,0 +1,197 @@
+"""Hugging Face folders as bases. Importing this module needs transformers; nothing is fetched from the Hub."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.utils import logging as transformers_log
+
+from adapter_export.errors import BaseModelError, FileError
+from adapter_export.torch.base import TorchBase, load_base, save_base
+from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_BATCH, _TOKENS = 2, 7
+"""The lengths of the example inputs; nothing depends on them."""
+
+
+def capture_folder(folder: Path, path: Path, *, force: bool = False) -> None:
+    """Save the model of a Hugging Face folder as a base, with its tokenizer; needs no network.
+
+    The model is the bare one of its architecture, in float32. Inputs are those of `input_ids`, `attention_mask` and
+    `token_type_ids` that it takes, or `pixel_values`. A part whose weights the folder lacks, such as the pooler of a
+    model that was trained without one, is left out.
+
+    Args:
+        folder: has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`.
+        path: where to write, such as `model.pt`.
+        force: replace what is there.
+
+    Raises:
+        FileError: the folder or a file in it is missing.
+        BaseModelError: the model cannot be opened or exported, or weights are missing that it needs.
+        OutputExistsError, WriteError: as `save_base`.
+    """
+    _check_files(folder)
+    model = _open(folder)
+    tokenizer = folder / "tokenizer.json"
+    save_base(
+        model,
+        _example_inputs(model, folder),
+        path,
+        tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
+        max_tokens=_max_tokens(model),
+        force=force,
+    )
+
+
+def open_folder(folder: Path) -> TorchBase:
+    """Open the model of a Hugging Face folder as a base, as it would be after `capture_folder`.
+
+    Raises:
+        FileError, BaseModelError: as `capture_folder`.
+    """
+    with TemporaryDirectory(prefix="adapter-export-") as temporary:
+        path = Path(temporary) / "base.pt"
+        capture_folder(folder, path)
+        return load_base(path)
+
+
+def _check_files(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileError(
+            "is no Hugging Face folder",
+            where=folder,
+            found="no `config.json`" if folder.is_dir() else "no folder",
+            expected="a folder with `config.json` and `model.safetensors`",
+            fix="check the path",
+        )
+    if any((folder / name).is_file() for name in _WEIGHTS):
+        return
+    pickles = sorted(file.name for file in folder.glob("*.bin"))
+    raise BaseModelError(
+        "has no weights that are safe to read",
+        where=folder,
+        found=f"`{pickles[0]}`, a pickle, which could run code" if pickles else "no weights",
+        expected="`model.safetensors`",
+        fix="save the model again with `model.save_pretrained(folder)`, which writes safetensors",
+    )
+
+
+def _open(folder: Path) -> nn.Module:
+    """The model with every weight from the folder: what transformers would start at random is not in it."""
+    model, missing = _load(folder)
+    if missing:
+        model, missing = _without_pooler(folder) or (model, missing)
+    if missing:
+        raise BaseModelError(
+            "lacks weights that the model needs, which would be random numbers",
+            where=folder,
+            found=", ".join(f"`{name}`" for name in missing[:3])
+            + (f" and {len(missing) - 3} more" * (len(missing) > 3)),
+            expected="all weights of the model in `model.safetensors`",
+            fix="save the part of the model that has weights with `save_base`",
+        )
+    return model
+
+
+def _without_pooler(folder: Path) -> tuple[nn.Module, list[str]] | None:
+    """The model without the part that most models lack weights for; none for an architecture that has no such part."""
+    try:
+        return _load(folder, add_pooling_layer=False)
+    except BaseModelError:
+        return None
+
+
+def _load(folder: Path, **options: bool) -> tuple[nn.Module, list[str]]:
+    with quiet(), _quiet_transformers():
+        try:
+            model, info = AutoModel.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=torch.float32,
+                **options,
+            )
+        except (*LIBRARY_ERRORS, SafetensorError) as error:
+            raise BaseModelError(
+                "transformers cannot open the folder",
+                where=folder,
+                found=first_line(error),
+                expected="a model of an architecture that the installed transformers knows, whole",
+                fix="copy the folder again as a whole, or upgrade transformers",
+            ) from error
+    return model.eval(), sorted(info["missing_keys"])
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    log: Any = transformers_log
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _example_inputs(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise BaseModelError(
+            "is an encoder with a decoder",
+            where=folder,
+            found=f"`{type(model).__name__}`",
+            expected="an encoder or a decoder alone",
+            fix="load the model in Python and save the part that you want: `save_base(model.get_encoder(), …)`",
+        )
+    taken = inspect.signature(model.forward).parameters
+    if "input_ids" in taken:
+        ids = torch.ones(_BATCH, _TOKENS, dtype=torch.int64)
+        # without a table of token types, models add the embedding of a token instead
+        typed = (getattr(config, "type_vocab_size", 0) or 0) > 0
+        offered = {"input_ids": ids, "attention_mask": ids, **({"token_type_ids": ids * 0} if typed else {})}
+        return {name: tensor for name, tensor in offered.items() if name in taken}
+    size = getattr(config, "image_size", None)
+    if "pixel_values" in taken and size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.zeros(_BATCH, getattr(config, "num_channels", 3), height, width)}
+    raise BaseModelError(
+        "takes inputs that are neither tokens nor images",
+        where=folder,
+        found=", ".join(taken),
+        expected="`input_ids` or `pixel_values`",
+        fix="load the model in Python and save it with `save_base`, which takes any inputs",
+    )
+
+
+def _max_tokens(model: nn.Module) -> int | None:
+    """The number of positions, less those that a table with a padding row skips (RoBERTa and its relatives)."""
+    config: Any = model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    skipped = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        and "position" in name
+        and module.num_embeddings == positions
+        and module.padding_idx is not None
+    ]
+    return positions - max(skipped, default=0)
