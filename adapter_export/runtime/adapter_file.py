@@ -78,7 +78,8 @@ def _parameters(root: Table, where: object) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _parameter(table: Table, where: object) -> tuple[str, np.ndarray]:
-    name = table.String(table.Pos + _place(table, _NAME)).decode()
+    # a string has the layout of a vector of bytes, and vectors are held against the end of the file
+    name = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _NAME)).tobytes().decode()
     dims = [int(dim) for dim in table.GetVectorAsNumpy(number_types.Int64Flags, _place(table, _DIMS))]
     raw = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _RAW_DATA))
     kind = table.GetSlot(_DATA_TYPE, 0, number_types.Int32Flags)
