@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.initialise import initialise
@@ -47,9 +48,13 @@ def fresh_adapter(
         AdapterError: the base has no site of these roles.
         UsageError: an unknown scheme or pooling.
     """
+    places = sites.of_roles(kind.roles)
+    if not places:
+        roles = " or ".join(kind.roles)
+        raise AdapterError(f"the base has no site for kind `{kind.name}`", expected=roles, fix="choose another kind")
     placements = {
         site.name: Placement(kind.graph_name, _widths(kind.graph, {"d": site.width, "d_in": site.width}, bottleneck))
-        for site in sites.of_roles(kind.roles)
+        for site in places
     }
     head = None if labels is None else _head(tuple(labels), pooling, sites.width)
     rng = np.random.default_rng(seed)

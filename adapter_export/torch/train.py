@@ -145,9 +145,9 @@ class _Run:
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self._tensors.values(), self._settings.clip)
-        self._check_finite(float(loss), float(norm))
+        self._check_finite(loss.item(), norm.item())
         self._optimizer.step()
-        return float(loss)
+        return loss.item()
 
     def _check_finite(self, loss: float, norm: float) -> None:
         for name, value in (("loss", loss), ("gradient", norm)):

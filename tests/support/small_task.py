@@ -1,0 +1,91 @@
+"""Adapters of the small encoder, and a task that they can learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from small_encoder import BAD, GOOD, OTHER
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import KINDS, BottleneckOptions
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.text import Tokenizer
+from adapter_export.torch.attach import AdaptedModel, attach
+from adapter_export.torch.base import TorchBase
+from adapter_export.torch.data import TextExamples, class_indices
+from adapter_export.torch.flow import flow_graph
+from adapter_export.torch.fresh import fresh_adapter
+from adapter_export.torch.train import TrainingData
+
+LABELS = ("bad", "good")
+
+
+def sites_of(base: TorchBase) -> SiteMap:
+    return discover(flow_graph(base.module()))
+
+
+def make_adapter(
+    base: TorchBase,
+    kind: str = "houlsby",
+    options: BottleneckOptions | None = None,
+    *,
+    name: str = "a",
+    bottleneck: int = 4,
+    scheme: str = "small_normal",
+    labels: tuple[str, ...] | None = LABELS,
+    pooling: str = "mean",
+    seed: int = 0,
+) -> Adapter:
+    return fresh_adapter(
+        KINDS[kind](options),
+        sites_of(base),
+        name=name,
+        base=base.fingerprint,
+        bottleneck=bottleneck,
+        scheme=scheme,
+        labels=labels,
+        pooling=pooling,
+        seed=seed,
+    )
+
+
+def prepared(base: TorchBase, *, dropout: float = 0.0) -> AdaptedModel:
+    """A model ready to be trained."""
+    return attach(base, make_adapter(base, options=BottleneckOptions("gelu", dropout=dropout)))
+
+
+def with_random_weights(adapter: Adapter, seed: int = 0) -> Adapter:
+    """The adapter with weights of standard deviation 0.2, so that nothing in it is near the identity."""
+    rng = np.random.default_rng(seed)
+    shapes = adapter.tensor_shapes()
+    return replace(
+        adapter, weights={name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    )
+
+
+def reviews(rows: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Texts with one telling word among others, each only once."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, str] = {}
+    while len(found) < rows:
+        label, telling = (("good", GOOD), ("bad", BAD))[int(rng.integers(2))]
+        words = list(rng.choice(OTHER, int(rng.integers(1, 5))))
+        words.insert(int(rng.integers(len(words) + 1)), str(rng.choice(telling)))
+        found[" ".join(words)] = label
+    return list(found.items())
+
+
+def examples(base: TorchBase, rows: list[tuple[str, str]]) -> TextExamples:
+    assert base.tokenizer is not None
+    assert base.max_tokens is not None
+    tokenizer = Tokenizer.from_json(base.tokenizer, base.max_tokens)
+    classes = class_indices([label for _, label in rows], LABELS, "reviews")
+    return TextExamples.of([text for text, _ in rows], classes, tokenizer, tuple(one.name for one in base.inputs))
+
+
+def review_data(base: TorchBase, rows: int = 90) -> TrainingData:
+    found = reviews(rows)
+    third = rows // 3
+    return TrainingData(examples(base, found[third:]), examples(base, found[:third]))

@@ -1,0 +1,81 @@
+"""Training on the real base: the loss falls, the base stays, the start is near it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapter_export.graph.initialise import SCHEMES
+from adapter_export.graph.kinds import KINDS
+from adapter_export.sites.discover import discover
+from adapter_export.text import Tokenizer
+from adapter_export.torch.attach import AdaptedModel, attach
+from adapter_export.torch.base import TorchBase
+from adapter_export.torch.data import TextExamples
+from adapter_export.torch.fingerprint import fingerprint
+from adapter_export.torch.flow import flow_graph
+from adapter_export.torch.fresh import fresh_adapter, relative_change
+from adapter_export.torch.huggingface import open_folder
+from adapter_export.torch.settings import TrainingSettings
+from adapter_export.torch.train import TrainingData, train
+
+QUESTIONS = (
+    "Who wrote Hamlet ?",
+    "Who was the first man on the moon ?",
+    "Who invented the telephone ?",
+    "What president served two terms in the twenties ?",
+    "Who painted the Mona Lisa ?",
+    "Who is the author of the play Faust ?",
+    "Who discovered penicillin ?",
+    "What actor played the king ?",
+)
+PLACES = (
+    "Where is the highest mountain ?",
+    "What country borders France in the south ?",
+    "What is the capital of Peru ?",
+    "Where do penguins live ?",
+    "Which city hosted the games of 1936 ?",
+    "Where was Mozart born ?",
+    "What river flows through Cairo ?",
+    "What state has the most lakes ?",
+)
+
+
+@pytest.fixture(scope="module")
+def base(minilm_folder: Path) -> TorchBase:
+    return open_folder(minilm_folder)
+
+
+@pytest.fixture(scope="module")
+def examples(base: TorchBase) -> TextExamples:
+    assert base.tokenizer is not None
+    tokenizer = Tokenizer.from_json(base.tokenizer, 64)
+    classes = np.repeat(np.arange(2), len(PLACES))
+    return TextExamples.of([*QUESTIONS, *PLACES], classes, tokenizer, tuple(one.name for one in base.inputs))
+
+
+def adapted(base: TorchBase, kind: str, scheme: str) -> AdaptedModel:
+    sites = discover(flow_graph(base.module()))
+    made = fresh_adapter(
+        KINDS[kind](None), sites, name="a", base=base.fingerprint, scheme=scheme, labels=("person", "place")
+    )
+    return attach(base, made, sites=sites)
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_every_scheme_starts_near_the_base(base, examples, scheme: str) -> None:
+    change = relative_change(adapted(base, "houlsby", scheme), examples.inputs(np.arange(16)))
+    assert change < 0.03
+    assert (change == 0) == ("zero_up" in scheme)
+
+
+def test_a_few_steps_on_real_questions(base, examples) -> None:
+    model = adapted(base, "houlsby", "small_normal")
+    data = TrainingData(examples, examples)
+    result = train(model, data, TrainingSettings(epochs=4, batch_size=8, learning_rate=2e-3))
+    losses = [record.training_loss for record in result.history]
+    assert losses[-1] < 0.5 * losses[0]
+    assert result.best.validation.accuracy > 0.9
+    assert fingerprint(base.program) == base.fingerprint
