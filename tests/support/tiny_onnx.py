@@ -157,9 +157,17 @@ def mixed_adapters(base: OnnxBase) -> list[Adapter]:
     ]
 
 
-def build_tiny(folder: Path) -> Path:
+def build_tiny(folder: Path, *, tokenizer: str | None = None) -> Path:
     """Build a bundle of a tiny base and `mixed_adapters` in a folder; returns the bundle's folder."""
     base = open_onnx(save_tiny(folder))
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}])
-    build_bundle(base, mixed_adapters(base), folder / "bundle", references=CutRunner(base), cases=cases)
+    build_bundle(
+        base,
+        mixed_adapters(base),
+        folder / "bundle",
+        references=CutRunner(base),
+        cases=cases,
+        tokenizer=tokenizer,
+        max_tokens=None if tokenizer is None else 20,
+    )
     return folder / "bundle"
