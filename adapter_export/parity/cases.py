@@ -46,11 +46,24 @@ class Case:
         yield "padding", ~rows
 
 
-def check_cases(manifest: Manifest, seed: int = SEED) -> tuple[Case, ...]:
-    """The matrix of shapes for a bundle: batch 1 and odd, one token, an odd number, many, and padded rows."""
-    max_tokens = None if manifest.text is None else manifest.text.max_tokens
+def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> tuple[Case, ...]:
+    """The matrix of shapes for a bundle: batch 1 and odd, one token, an odd number, many, and padded rows.
+
+    Args:
+        manifest: the bundle's.
+        known: cases that the base is known to take; where the manifest does not say how long a text may be, none is
+            longer than the longest of them.
+        seed: of the random numbers.
+    """
+    max_tokens = _longest(manifest.inputs, known) if manifest.text is None else manifest.text.max_tokens
     cases = input_cases(manifest.inputs, seed=seed, max_tokens=max_tokens)
     return tuple(case_of(case.name, case.arrays, manifest.inputs) for case in cases)
+
+
+def _longest(records: Sequence[InputRecord], known: Sequence[Case]) -> int | None:
+    """The longest of all axes but the batch."""
+    batches = {record.axes[0] for record in records if record.axes}
+    return max((length for case in known for axis, length in case.axes.items() if axis not in batches), default=None)
 
 
 def case_of(name: str, arrays: Mapping[str, np.ndarray], records: Sequence[InputRecord]) -> Case:

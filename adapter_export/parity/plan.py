@@ -87,9 +87,9 @@ def plan_check(folder: Path, *, only: Sequence[str] = (), cases: Sequence[str] =
     _check_known("adapter", only, [_name(record) for record in records])
     files += [check_twins(folder, record) for record in chosen if record is not None]
     subjects = tuple(_subject(folder, manifest, record) for record in chosen)
-    matrix = check_cases(manifest)
-    stored = [golden.case.name for subject in subjects for golden in subject.golden]
-    _check_known("case", cases, [*(case.name for case in matrix), *stored])
+    stored = [golden.case for subject in subjects for golden in subject.golden]
+    matrix = check_cases(manifest, stored)
+    _check_known("case", cases, [case.name for case in (*matrix, *stored)])
     return Plan(
         folder,
         manifest,

@@ -16,7 +16,8 @@ import onnxruntime as ort
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import HEAD, Adapter
-from adapter_export.onnx.expose import SITE_VALUE_NAMES, exposed
+from adapter_export.onnx.expose import exposed
+from adapter_export.onnx.graft import SITE_VALUE_NAMES
 from adapter_export.onnx.session import run_session
 from adapter_export.parity.allowance import scale
 from adapter_export.parity.cases import Case

@@ -118,6 +118,6 @@ def build_small(folder: Path) -> Built:
         make_adapter("tone", "pfeiffer", "relu", 2, base, 2.0),
         make_adapter("mood", "pfeiffer", "relu", 2, base, 2.0),
     ]
-    cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}])
+    cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 1, "tokens": 65}, {"batch": 3, "tokens": 7}])
     manifest = build_bundle(base, adapters, folder / "bundle", references=CutRunner(base), cases=cases)
     return Built(folder / "bundle", folder / "base.onnx", base, manifest)

@@ -1,0 +1,161 @@
+"""`adapter-export check` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from adapter_export.format.inventory import list_files
+from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.schema import validate
+
+
+@pytest.fixture
+def tampered(bundle: Path, tmp_path: Path) -> Path:
+    """The bundle with a golden vector that is off, and right hashes."""
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    path = copy / "golden/topic.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("output.logits"))
+    tensors[name] = tensors[name] + np.float32(0.5)
+    save_file(tensors, path)
+    manifest = replace(read_manifest(copy), files=list_files(copy))
+    (copy / "manifest.json").unlink()
+    write_manifest(manifest, copy)
+    return copy
+
+
+def test_a_bundle_is_what_its_archive_computes(cli, bundle: Path, model: Path) -> None:
+    done = cli.done("check", bundle, "--against", model)
+    rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["base"], ["topic"], ["tone"])]
+    assert {row[0] for row in rows} == {"base", "topic", "tone"}
+    assert all("pass" in row for row in rows)
+    assert "against torch" in done.stdout
+    assert "budget of" in done.stdout
+    assert done.stdout.rstrip().endswith("passed")
+    assert "compared" in done.stdout
+
+
+def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path) -> None:
+    document = cli.json("check", bundle, "--against", hf_folder, "--only", "topic")
+    assert document["verdict"] == "passed"
+    assert document["against"] == str(hf_folder)
+    assert document["reference"].startswith("torch")
+
+
+def test_a_bundle_of_an_onnx_base_is_what_the_base_computes(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+    from adapter_export.torch.base import load_base
+    from adapter_export.torch.to_onnx import export_onnx
+
+    base = tmp_path / "base.onnx"
+    export_onnx(load_base(model), base)
+    options = ("--max-tokens", 24, "-o", tmp_path / "bundle")  # more than the base's 24 positions cannot be computed
+    cli.done("build", base, "--adapters", adapters / "topic", *options)
+    document = cli.json("check", tmp_path / "bundle", "--against", base)
+    assert document["verdict"] == "passed"
+    assert "numpy" in document["reference"]
+
+
+def test_the_document_keeps_to_its_schema(cli, bundle: Path, model: Path) -> None:
+    document = cli.json("check", bundle, "--against", model, "--only", "base", "--only", "tone")
+    validate(document, "check-report", "report")
+    assert {result["against"] for result in document["outputs"]} == {"reference", "golden"}
+    assert {result["adapter"] for result in document["outputs"]} == {None, "tone"}
+    assert document["coverage"]["compared"] == document["coverage"]["planned"]
+    assert {result["level"] for result in document["outputs"]} == {"none", "basic", "all"}
+
+
+def test_without_a_model_torch_is_not_needed(bundle: Path) -> None:
+    code = """
+import sys
+for name in ("torch", "transformers", "onnxscript"):
+    sys.modules[name] = None  # importing it fails
+from adapter_export.cli.main import main
+main(["check", sys.argv[1]])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "against the golden vectors" in done.stdout
+
+
+def test_a_mismatch_ends_with_1_and_says_where(cli, tampered: Path) -> None:
+    done = cli("check", tampered)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    start = done.stdout.index("FAIL topic, ")
+    block = done.stdout[start:].splitlines()
+    assert "logits[" in block[0]
+    assert any("found" in line and "expected" in line for line in block[1:4])
+    assert any(line.startswith("  fails at none, basic, all") for line in block)
+    assert any(line.startswith("  culprit: no site") for line in block)
+    (repeat,) = [line for line in block if line.startswith("  repeat: ")]
+    assert "--only topic --case" in repeat
+    assert block.index(repeat) < 8
+    assert block[-1] == "failed"
+
+
+def test_the_command_of_a_failure_repeats_it(cli, tampered: Path) -> None:
+    done = cli("check", tampered, "--json")
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    validate(document, "check-report", "report")
+    (failure,) = document["failures"]
+    again = cli(*failure["command"].split()[1:], "--json")
+    assert again.returncode == 1
+    assert json.loads(again.stdout)["failures"] == [failure]
+
+
+def test_another_model_is_refused(cli, bundle: Path, model: Path, tmp_path: Path, adapters: Path) -> None:
+    from adapter_export.torch.base import load_base
+    from adapter_export.torch.to_onnx import export_onnx
+
+    path = tmp_path / "other.onnx"
+    export_onnx(load_base(model), path)
+    graph = onnx.load(path)
+    kept = [entry for entry in graph.metadata_props if not entry.key.endswith("base_fingerprint")]
+    del graph.metadata_props[:]
+    graph.metadata_props.extend(kept)
+    onnx.save(graph, tmp_path / "another.onnx")
+    cli.refused(3, "is another base than the bundle's", "check", bundle, "--against", tmp_path / "another.onnx")
+
+
+def test_a_changed_file_is_refused(cli, bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    path = copy / "adapters/topic.onnx_adapter"
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 255
+    path.write_bytes(data)
+    cli.refused(3, "has been changed or damaged", "check", copy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--only", "nobody"), 2, "no such adapter"),
+        (("--case", "batch7_tokens7"), 2, "no such case"),
+        (("--against", "nothing.pt"), 3, "nothing.pt"),
+    ],
+)
+def test_what_is_not_there_is_refused(cli, bundle: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    cli.refused(code, words, "check", bundle, *arguments)
+
+
+def test_a_folder_that_is_no_bundle_is_refused(cli, tmp_path: Path) -> None:
+    cli.refused(3, "manifest.json", "check", tmp_path)
