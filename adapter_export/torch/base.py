@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from adapter_export.torch.fingerprint import fingerprint
 from adapter_export.torch.note import NOTE, TOKENIZER, CaptureNote, read_note
 from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch.signature import Signature
+from adapter_export.torch.sorts import not_an_archive
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,8 @@ def _load_screened(path: Path) -> _Loaded:
 
 def _load_trusted(path: Path) -> _Loaded:
     readable(path)
+    if not zipfile.is_zipfile(path):
+        raise not_an_archive(path)
     # torch fills the dict that it is given, unless that is empty
     extra = {NOTE: ""}
     return _load(path, path, extra), extra, ()

@@ -53,6 +53,7 @@ _ON_NUMBERS = frozenset(
         "torch.sym_max",
         "torch.sym_min",
         "torch.sym_sqrt",
+        "torch.sym_sum",
         "math.trunc",
     }
 )

@@ -6,10 +6,18 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import PickleError  # noqa: TID251 the class of error alone: torch lets it through
+
+from torch._export.error import ExportError, InternalError
+from torch._export.verifier import SpecViolationError
 
 _LIBRARIES = ("torch", "onnxscript", "onnx_ir")
 
-LIBRARY_ERRORS = (
+LIBRARY_ERRORS: tuple[type[Exception], ...] = (
+    ExportError,
+    InternalError,
+    PickleError,
+    SpecViolationError,
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -22,7 +30,7 @@ LIBRARY_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What torch raises where a model or a file is not what it expects: it has no error classes of its own for that."""
+"""What torch raises where a model or a file is not what it expects: few of its errors have classes of their own."""
 
 
 class _Collector(logging.Handler):
