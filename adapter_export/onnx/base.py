@@ -14,7 +14,8 @@ from adapter_export.errors import BaseModelError
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.onnx.external import check_external_data, tensor_bytes
-from adapter_export.onnx.flow import flow_graph
+from adapter_export.onnx.flow import flow_graph, node_names
+from adapter_export.onnx.fused import check_biases
 from adapter_export.onnx.lowering import MINIMUM_OPSET
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
@@ -26,6 +27,9 @@ _IR_VERSION = 10
 """The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
 
 _RESHAPING = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
+"""The ops that look rows up in a table, and the attribute with its axis and that attribute's default."""
+
 _WRAPPING = frozenset({"Cast", "Identity", "DequantizeLinear"})
 
 
@@ -88,6 +92,8 @@ def open_onnx(path: Path) -> OnnxBase:
     opset = _opset(model, path)
     check_external_data(model, path)
     _normalise(model)
+    sites = discover(flow_graph(model))
+    check_biases({name: node for node, name in node_names(model.graph).items()}, sites)
     return OnnxBase(
         path=path,
         model=model,
@@ -95,7 +101,7 @@ def open_onnx(path: Path) -> OnnxBase:
         inputs=tuple(_input_record(value) for value in model.graph.inputs),
         outputs=tuple(OutputRecord(_name(value), _dtype(value), axes(value)) for value in model.graph.outputs),
         opset=opset,
-        sites=discover(flow_graph(model)),
+        sites=sites,
     )
 
 
@@ -185,7 +191,7 @@ def _input_record(value: ir.Value) -> InputRecord:
 def _embedding_rows(value: ir.Value) -> Iterator[int]:
     """The number of rows of each weight that is indexed by this value."""
     for node, index in value.uses():
-        if node.op_type == "Gather" and index == 1 and node.attributes.get_int("axis", 0) == 0:
+        if node.op_type in _LOOKUPS and index == 1 and node.attributes.get_int(*_LOOKUPS[node.op_type]) == 0:
             yield from _rows(node.inputs[0])
         elif node.op_type in _RESHAPING and index == 0:
             yield from _embedding_rows(node.outputs[0])

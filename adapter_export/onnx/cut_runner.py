@@ -9,7 +9,8 @@ import onnxruntime as ort
 
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.onnx.base import OnnxBase
-from adapter_export.onnx.expose import SITE_VALUE_NAMES, cut, cut_input, exposed, with_base_outputs
+from adapter_export.onnx.expose import cut, cut_input, exposed, with_base_outputs
+from adapter_export.onnx.graft import SITE_VALUE_NAMES
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots
 from adapter_export.reference.evaluate import evaluate_head, evaluate_site

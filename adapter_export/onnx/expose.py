@@ -9,8 +9,6 @@ from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.graft import Graft
 from adapter_export.onnx.insert import site_values
 
-SITE_VALUE_NAMES = ("h", "x", "u")
-
 
 def exposed(owner: str, value: str) -> str:
     """The output that shows a value of a site, such as `layers.0.ffn/h`, or `head/hidden`."""
@@ -39,7 +37,7 @@ def with_base_outputs(base: OnnxBase) -> ir.Model:
     """A copy of a base with each site's `h` as one more output, named by `exposed`."""
     graft = Graft.onto(base.model)
     for site in base.sites:
-        graft.expose(graft.value(site.h), exposed(site.name, "h"))
+        graft.expose(graft.site_values(site)["h"], exposed(site.name, "h"))
     return graft.finish()
 
 
@@ -51,7 +49,7 @@ def cut(base: OnnxBase) -> ir.Model:
     """
     graft = Graft.onto(base.model)
     for site in base.sites:
-        values = {value: graft.value(getattr(site, value)) for value in SITE_VALUE_NAMES}
+        values = graft.site_values(site)
         _cut_at(graft, values["h"], cut_input(site.name))
         for value, shown in values.items():
             graft.expose(shown, exposed(site.name, value))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import replace
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from adapter_export.errors import BaseModelError
+from adapter_export.onnx.fused import SUMMANDS, is_skip_norm, sum_output
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 
 _FACTORS: Mapping[str, tuple[int, ...]] = {
@@ -45,20 +47,22 @@ def flow_graph(model: ir.Model) -> FlowGraph:
     """View the main graph of a model as dataflow.
 
     The values have their names in the graph. Shapes that the model does not record are inferred; it stays as it is.
+    A sum that is fused with its norm is shown as two nodes: the sum, with the name of the fused node, and the norm.
 
     Raises:
         BaseModelError: a residual sum is hidden inside an operator, or the shape of a sum cannot be known.
     """
     _check_sums_are_visible(model.graph)
     graph = (model if _has_shapes(model.graph) else _with_shapes(model)).graph
-    activations = _activations(graph)
+    activations, names = _activations(graph), node_names(graph)
     flow = FlowGraph(
         nodes=[
-            _flow_node(node, name, activations)
-            for node, name in _node_names(graph).items()
+            seen
+            for node, name in names.items()
             if any(value.name in activations for value in node.outputs)
+            for seen in _seen(node, name, activations)
         ],
-        shapes=dict(_shapes(graph, activations)),
+        shapes=dict(_shapes(graph, activations)) | dict(_shapes_of_sums(names)),
         outputs=tuple(_name(value) for value in graph.outputs),
     )
     _check_sums_have_shapes(flow)
@@ -66,7 +70,7 @@ def flow_graph(model: ir.Model) -> FlowGraph:
 
 
 def _check_sums_are_visible(graph: ir.Graph) -> None:
-    fused = Counter(node.op_type for node in graph if node.op_type.startswith("Skip"))
+    fused = Counter(node.op_type for node in graph if node.op_type.startswith("Skip") and not is_skip_norm(node))
     if fused:
         raise BaseModelError(
             "the residual sums of this graph are hidden inside fused operators",
@@ -93,7 +97,8 @@ def _check_sums_have_shapes(flow: FlowGraph) -> None:
 
 
 def _has_shapes(graph: ir.Graph) -> bool:
-    return all(value.shape is not None for node in graph if node.op_type == "Add" for value in node.outputs)
+    sums = (node.outputs[0] for node in graph if node.op_type == "Add" or is_skip_norm(node))
+    return all(value.shape is not None for value in sums)
 
 
 def _with_shapes(model: ir.Model) -> ir.Model:
@@ -119,7 +124,7 @@ def _read(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs if value is not None]
 
 
-def _node_names(graph: ir.Graph) -> dict[ir.Node, str]:
+def node_names(graph: ir.Graph) -> dict[ir.Node, str]:
     """A unique name for each node: its own, or that of its first output where it has none or shares it."""
     names: dict[ir.Node, str] = {}
     taken: set[str] = set()
@@ -128,6 +133,24 @@ def _node_names(graph: ir.Graph) -> dict[ir.Node, str]:
         names[node] = name
         taken.add(name)
     return names
+
+
+def _seen(node: ir.Node, name: str, activations: Set[str]) -> Iterator[FlowNode]:
+    """The node as the view shows it: a fused sum and norm as two nodes."""
+    seen = _flow_node(node, name, activations)
+    if not is_skip_norm(node):
+        yield seen
+        return
+    summands = tuple(value for value in map(_name, _read(node)[:SUMMANDS]) if value in activations)
+    total = _sum_name(node, name)
+    yield replace(seen, kind="add" if len(summands) == SUMMANDS else "other", inputs=summands, outputs=(total,))
+    normed = tuple(value for value in seen.outputs if value != total)
+    yield replace(seen, name=f"{name}/norm", kind="norm", inputs=(total,), outputs=normed)
+
+
+def _sum_name(node: ir.Node, name: str) -> str:
+    """The sum inside a fused node, by a name of its own where nobody else reads it."""
+    return sum_output(node) or f"{name}/sum"
 
 
 def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
@@ -194,6 +217,14 @@ def _shapes(graph: ir.Graph, activations: Set[str]) -> Iterator[tuple[str, tuple
         shape = _shape(value)
         if value.name in activations and shape is not None:
             yield _name(value), shape
+
+
+def _shapes_of_sums(names: Mapping[ir.Node, str]) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+    """A sum that is fused with its norm has the norm's shape."""
+    for node, name in names.items():
+        shape = _shape(node.outputs[0]) if is_skip_norm(node) else None
+        if shape is not None:
+            yield _sum_name(node, name), shape
 
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx.slots import first_free
+from adapter_export.onnx.flow import node_names
+from adapter_export.onnx.fused import take_bias
+from adapter_export.onnx.slots import SLOT_PREFIX, first_free
+from adapter_export.sites.site import Site
+
+SITE_VALUE_NAMES = ("h", "x", "u")
 
 
 @dataclass
@@ -18,11 +23,13 @@ class Graft:
     Attributes:
         model: the copy.
         values: its values by the names that they have in the original; a replaced one gives what replaced it.
+        nodes: its nodes by the names that discovery gives them.
         names: every name that is taken.
     """
 
     model: ir.Model
     values: dict[str, ir.Value]
+    nodes: dict[str, ir.Node]
     names: set[str] = field(default_factory=set)
 
     @classmethod
@@ -33,11 +40,31 @@ class Graft:
         own = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
         values = {value.name: value for value in own if value.name}
         inner = {value.name for node in graph.all_nodes() for value in node.outputs if value.name}
-        return cls(model, values, set(values) | inner)
+        nodes = {name: node for node, name in node_names(graph).items()}
+        return cls(model, values, nodes, set(values) | inner)
 
     def value(self, name: str) -> ir.Value:
         """What now stands for a value of the base."""
         return self.values[name]
+
+    def site_values(self, site: Site) -> dict[str, ir.Value]:
+        """What now stands for `h`, `x` and `u` of a site; to be asked before its `h` is replaced.
+
+        A bias of `h` that is fused into the sum behind it is taken out there and added to `h` first.
+        """
+        residual = self.nodes[site.residual]
+        bias = take_bias(residual)
+        if bias is not None:
+            self._add_bias(site, residual, bias)
+        return {name: self.value(getattr(site, name)) for name in SITE_VALUE_NAMES}
+
+    def _add_bias(self, site: Site, residual: ir.Node, bias: ir.Value) -> None:
+        bare = self.value(site.h)
+        name = self.take_name(f"{SLOT_PREFIX}{site.name}/h")
+        whole = ir.Value(name=name, type=bare.type, shape=bare.shape)
+        self.model.graph.insert_before(residual, ir.Node("", "Add", [bare, bias], outputs=[whole], name=name))
+        residual.replace_input_with(residual.inputs.index(bare), whole)
+        self.values[site.h] = whole
 
     def vacate(self, name: str) -> None:
         """Give an inner value of the base that has this name another one."""

@@ -83,7 +83,7 @@ class _Insertion:
 
     def adapt(self, site: Site, parts: Sequence[Part]) -> None:
         """Put adapter nodes behind `h`, one part after the other, each reading the result of the one before as `h`."""
-        read = {name: self.graft.value(getattr(site, name)) for name in ("h", "x", "u")}
+        read = self.graft.site_values(site)
         _check_float32(read, site.name)
         tape, result = ir.tape.Tape(), read["h"]
         for part in parts:

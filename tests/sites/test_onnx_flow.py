@@ -13,13 +13,21 @@ from adapter_export.sites.discover import discover
 from adapter_export.sites.view import FlowGraph, FlowNode
 
 
-def view(body: str, *, weights: str = "", domain: str = "", inputs: str = "float[batch, tokens, 8] x") -> FlowGraph:
-    """The view of a graph in ONNX's text syntax, from `inputs` to `out`; `weights` are initializers."""
+def view(
+    body: str, *, weights: str = "", domain: str = "", inputs: str = "float[batch, tokens, 8] x", shapes: str = ""
+) -> FlowGraph:
+    """The view of a graph in ONNX's text syntax, from `inputs` to `out`.
+
+    `weights` are initializers; `shapes` names values whose shape, that of `out`, the graph records.
+    """
     declared = ", ".join(f"float{shape} {name}" for name, shape in (item.split("=") for item in weights.split()))
     imports = '"" : 20' + (f', "{domain}" : 1' if domain else "")
     head = f"<ir_version: 10, opset_import: [{imports}]> g ({inputs}) => (float[batch, tokens, 8] out)"
     model = onnx.parser.parse_model(f"{head} <{declared}> {{{body}}}")
-    return flow_graph(ir.from_proto(_with_values(model)))
+    graph = ir.from_proto(_with_values(model))
+    for value in [value for node in graph.graph for value in node.outputs if value.name in shapes.split()]:
+        value.shape = ir.Shape(["batch", "tokens", 8])
+    return flow_graph(graph)
 
 
 def _with_values(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -139,10 +147,31 @@ def test_shapes_that_are_not_recorded_are_inferred_without_touching_the_model():
     assert model.graph[1].outputs[0].shape is None
 
 
-def test_sums_hidden_in_fused_operators_are_refused():
-    body = "h = MatMul(x, w) out = com.microsoft.SkipLayerNormalization(x, h, g)"
-    with pytest.raises(BaseModelError, match=r"hidden inside fused operators.*1 `SkipLayerNormalization`"):
-        view(body, weights="w=[8,8] g=[8]", domain="com.microsoft")
+def test_a_sum_that_is_fused_with_its_norm_is_shown_as_two_nodes():
+    body = "h = MatMul(x, w) out = com.microsoft.SkipLayerNormalization(x, h, g, b, c)"
+    flow = view(body, weights="w=[8,8] g=[8] b=[8] c=[8]", domain="com.microsoft")
+    total, norm = flow.nodes[1:]
+    assert (total.name, total.kind, total.inputs, total.outputs) == ("out", "add", ("x", "h"), ("out/sum",))
+    assert (norm.name, norm.kind, norm.inputs, norm.outputs) == ("out/norm", "norm", ("out/sum",), ("out",))
+    assert flow.shapes["out/sum"] == ("batch", "tokens", 8)
+
+
+def test_a_fused_sum_that_is_an_output_has_the_name_of_that_output():
+    body = "h = MatMul(x, w) n, u, v, s = com.microsoft.SkipSimplifiedLayerNormalization(x, h, g) out = Add(n, s)"
+    flow = view(body, weights="w=[8,8] g=[8]", domain="com.microsoft", shapes="n s")
+    assert node(flow, "s").kind == "add"
+    assert node(flow, "n").inputs == ("s",)
+
+
+def test_a_fused_sum_with_a_weight_is_no_sum_of_activations():
+    flow = view("out = com.microsoft.SkipLayerNormalization(x, b, g)", weights="b=[8] g=[8]", domain="com.microsoft")
+    assert [node.kind for node in flow.nodes] == ["other", "norm"]
+
+
+def test_sums_hidden_in_operators_of_unknown_makeup_are_refused():
+    body = "h = MatMul(x, w) out = com.microsoft.SkipGroupNorm(x, g, b, h)"
+    with pytest.raises(BaseModelError, match=r"hidden inside fused operators.*1 `SkipGroupNorm`"):
+        view(body, weights="w=[8,8] g=[8] b=[8]", domain="com.microsoft")
 
 
 def test_sums_of_unknown_shape_are_refused_with_the_operator_that_hides_it():

@@ -1,0 +1,68 @@
+"""Operators that hold a residual sum inside, as ONNX Runtime and its tools fuse them: the sum, and how it is opened.
+
+`SkipLayerNormalization` and `SkipSimplifiedLayerNormalization` (domain com.microsoft, opset 1) add two activations and
+normalise the sum; the sum is their fourth output. A bias of theirs was fused into them from the sublayer that they add,
+so it belongs to `h`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from adapter_export.errors import BaseModelError
+from adapter_export.sites.site import SiteMap
+
+_BIAS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
+"""The operators, and which of their inputs is the bias."""
+
+SUMMANDS = 2
+"""Their first inputs are what they add."""
+
+_SUM_OUTPUT = 3
+
+
+def is_skip_norm(node: ir.Node) -> bool:
+    """Whether it adds two activations and normalises the sum."""
+    return node.op_type in _BIAS
+
+
+def sum_output(node: ir.Node) -> str | None:
+    """The name of the sum inside such a node; none if the node keeps it to itself."""
+    return (node.outputs[_SUM_OUTPUT].name or None) if len(node.outputs) > _SUM_OUTPUT else None
+
+
+def take_bias(node: ir.Node) -> ir.Value | None:
+    """Take the bias out of a node; the caller adds it to `h`. None for any other node, or one without a bias."""
+    at = _BIAS.get(node.op_type)
+    bias = _bias(node)
+    if at is not None and bias is not None:
+        node.replace_input_with(at, None)
+    return bias
+
+
+def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
+    """Every fused bias belongs to one sublayer.
+
+    Args:
+        nodes: those of the graph by the names that `sites` uses.
+        sites: what was found in it.
+
+    Raises:
+        BaseModelError: a bias was fused behind the sum of two parallel sublayers, and nothing says whose it is.
+    """
+    residuals = {site.residual for site in sites}
+    sums = {value for name in residuals for value in nodes[name].outputs}
+    for name, node in nodes.items():
+        if name not in residuals and _bias(node) is not None and not sums.isdisjoint(node.inputs[:SUMMANDS]):
+            raise BaseModelError(
+                "a bias was fused behind the sum of two sublayers, and nothing says to which it belongs",
+                where=f"`{name}`, {node.op_type}",
+                fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+            )
+
+
+def _bias(node: ir.Node) -> ir.Value | None:
+    at = _BIAS.get(node.op_type)
+    return node.inputs[at] if at is not None and at < len(node.inputs) else None
