@@ -75,6 +75,7 @@ def relative_change(model: AdaptedModel, inputs: Mapping[str, torch.Tensor]) -> 
         model: the adapted model.
         inputs: the base's inputs.
     """
+    inputs = model.placed(inputs)
     with torch.inference_mode():
         alone = attach(model.base, None, sites=model.sites).hidden(**inputs).double()
         return float((model.hidden(**inputs).double() - alone).norm() / alone.norm())

@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_named(base, data, tmp_path: Path, damage: str) 
     path = interrupted(base, data, tmp_path)
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[:-10], "flipped": b"\xff" + whole[1:], "empty": b""}[damage])
-    with pytest.raises(TrainingError, match="the checkpoint is damaged.*--restart"):
+    with pytest.raises(TrainingError, match=r"the checkpoint is damaged.*--restart"):
         train(prepared(base), data, replace(QUICK, checkpoint_steps=2), checkpoints=tmp_path)
 
 

@@ -1,0 +1,239 @@
+"""`train`: a table of labelled texts in, an adapter with its record out; every fault by its name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+
+from adapter_export.cli.main import main
+from adapter_export.format.adapter_files import read_adapter
+
+GOOD = ("good film", "the film is good", "this play is fine", "fine play", "good good play", "the moon is fine")
+BAD = ("bad film", "the film is bad", "this play is dull", "dull play", "bad bad play", "the moon is dull")
+QUICK = ("--epochs", "2", "--batch-size", "4", "--bottleneck", "4")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def rows(label_of_good: str = "good") -> list[tuple[str, str]]:
+    """Each text with three beginnings, so that there are enough of them."""
+    pairs = [(text, label_of_good) for text in GOOD] + [(text, "bad") for text in BAD]
+    return [(f"{start} {text}", label) for start, (text, label) in itertools.product(("who", "how", "many"), pairs)]
+
+
+def write(path: Path, table: list[tuple[str, str]], columns: tuple[str, str] = ("text", "label")) -> Path:
+    path.write_text("\n".join("\t".join(row) for row in [columns, *table]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "train.tsv", rows())
+
+
+def test_a_table_becomes_an_adapter(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    test = write(tmp_path / "test.tsv", rows()[:5])
+    made = cli.json("train", model, "--data", data, "--test-data", test, *QUICK, "-o", tmp_path / "tone")
+    adapter = read_adapter(tmp_path / "tone")
+    assert (adapter.name, adapter.kind, made["kind"]) == ("tone", "houlsby", "houlsby")
+    assert adapter.head is not None
+    assert list(adapter.head.labels) == made["labels"] == ["bad", "good"]
+    assert (
+        made["sites"] == list(adapter.placements) == [f"layers.{n}.{at}" for n in (0, 1) for at in ("attention", "ffn")]
+    )
+    assert (tmp_path / "tone" / "learning_curve.png").read_bytes().startswith(PNG)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["test.tsv", "tone", "train.tsv"]
+
+
+def test_the_record_says_where_the_adapter_came_from(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    test = write(tmp_path / "test.tsv", rows()[:5])
+    options = ("--validation", "0.25", "--seed", "3", "--pooling", "first", "--init", "zero_up", "--max-tokens", "9")
+    cli.done("train", model, "--data", data, "--test-data", test, *QUICK, *options, "-o", tmp_path / "a")
+    record = json.loads((tmp_path / "a" / "adapter_graph.json").read_text(encoding="utf-8"))["training"]
+    settings = record["settings"]
+    assert (settings["epochs"], settings["seed"], settings["pooling"], settings["max_tokens"]) == (2, 3, "first", 9)
+    assert (settings["initialisation"], settings["initial_change"], settings["bottleneck"]) == ("zero_up", 0.0, 4)
+    assert record["data"]["training"]["file"] == "train.tsv"
+    assert len(record["data"]["training"]["sha256"]) == 64
+    assert (record["data"]["training_rows"], record["data"]["validation_rows"]) == (28, 8)
+    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2]
+    assert record["best_epoch"] in (1, 2)
+    assert 0 <= record["test"]["accuracy"] <= 1
+    assert record["versions"]["torch"]
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_people_get_a_table_and_the_next_step(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    found = cli.done("train", model, "--data", data, "--test-data", data, *QUICK, "-o", tmp_path / "a")
+    assert "macro-F1" in found.stdout
+    assert "test accuracy" in found.stdout
+    assert "Next: adapter-export build" in found.stderr
+    assert "`small_normal` moves the final hidden state by" in found.stderr
+    assert "36 texts of the test data are in the training data, too" in found.stderr
+
+
+@pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
+def test_options_reach_the_graph(cli, model: Path, data: Path, tmp_path: Path, kind: str) -> None:
+    options = (
+        "--kind",
+        kind,
+        "--activation",
+        "silu",
+        "--scaling",
+        "2",
+        "--dropout",
+        "0.1",
+        "--norm-before",
+        "--no-bias",
+    )
+    cli.done("train", model, "--data", data, *QUICK, *options, "--name", "tone", "-o", tmp_path / "a")
+    adapter = read_adapter(tmp_path / "a")
+    (graph,) = adapter.graphs.values()
+    ops = [node.op for node in graph.nodes]
+    assert ops == ["layer_norm", "linear", "silu", "linear", "scale", "dropout", "add"]
+    assert set(graph.parameters) == {"norm_before.weight", "norm_before.bias", "down.weight", "up.weight"}
+    assert (adapter.name, adapter.kind) == ("tone", kind)
+
+
+def test_other_forms_columns_and_bases(cli, hf_folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"sentence": text, "stars": 5 if label == "good" else 1}) for text, label in rows()]
+    table.write_text("\n".join(lines), encoding="utf-8")
+    columns = ("--text", "sentence", "--label", "stars", "--tokenizer", hf_folder)
+    made = cli.json("train", hf_folder, "--data", table, *columns, *QUICK, "-o", tmp_path / "a")
+    assert made["labels"] == ["1", "5"]
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "weights.safetensors")
+
+
+def kill_at_first_checkpoint(arguments: list[object], partial: Path) -> None:
+    command = [sys.executable, "-m", "adapter_export", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (partial / "checkpoint.safetensors").exists():
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_goes_on_when_the_command_is_repeated(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    options = ("--data", data, *QUICK, "--epochs", "25", "--patience", "25", "--dropout", "0.2", "-o")
+    cli.done("train", model, *options, tmp_path / "whole")
+    kill_at_first_checkpoint(["train", model, *options, tmp_path / "a"], tmp_path / "a.partial")
+    assert not (tmp_path / "a").exists()
+    changed = ("--learning-rate", "0.1")
+    cli.refused(3, "an interrupted run with other data", "train", model, *options, tmp_path / "a", *changed)
+    found = cli.done("train", model, *options, tmp_path / "a", "--resume")
+    assert "going on with the interrupted run" in found.stderr
+    assert not (tmp_path / "a.partial").exists()
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "a")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_restart_forgets_the_interrupted_run(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / "checkpoint.safetensors").write_bytes(b"half")
+    options = ("--data", data, *QUICK, "-o", tmp_path / "a")
+    cli.refused(3, "the checkpoint is damaged", "train", model, *options)
+    cli.done("train", model, *options, "--restart")
+    assert not (tmp_path / "a.partial").exists()
+
+
+def test_what_was_there_is_kept_without_force(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "precious").touch()
+    options = ("--data", data, *QUICK, "-o", tmp_path / "a")
+    cli.refused(3, "already exists", "train", model, *options)
+    assert (tmp_path / "a" / "precious").exists()
+    cli.done("train", model, *options, "--force")
+    assert read_adapter(tmp_path / "a").name == "a"
+
+
+def test_a_full_disk_leaves_nothing(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    options = ("--data", data, *QUICK, "-o", tmp_path / "a")
+    cli.refused(3, "could not be written", "train", model, *options, file_size=1000)
+    assert not (tmp_path / "a").exists()
+
+
+def refused(code: int, words: str, *arguments: object) -> None:
+    """As `cli.refused`, in this process, which has loaded torch already."""
+    found = CliRunner().invoke(main, ["train", *map(str, arguments)])
+    assert found.exit_code == code, found.output
+    assert words in found.stderr, found.output
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "options"),
+    [
+        (3, "there is no column `words`; found `text`, `label`", ("--text", "words")),
+        (3, "there is no interrupted run", ("--resume",)),
+        (2, "`--resume` and `--restart` exclude each other", ("--resume", "--restart")),
+        (2, "`--validation` and `--validation-data` exclude", ("--validation", "0.2", "--validation-data", "x.tsv")),
+        (2, "the part kept for validation is a fraction", ("--validation", "1.5")),
+        (2, "`--max-tokens` is more than the model takes", ("--max-tokens", "10000")),
+        (2, "`--bottleneck` is too small", ("--bottleneck", "0")),
+        (2, "`learning_rate` has a value", ("--learning-rate", "-1")),
+        (2, "a dropout rate is a probability", ("--dropout", "1")),
+        (2, "'lucky' is not one of", ("--init", "lucky")),
+        (3, "the loss is not finite", ("--learning-rate", "1e30", "--epochs", "5")),
+        (3, "no tokenizer can be read", ("--tokenizer", "nowhere")),
+        (3, "cannot be read", ("--test-data", "nowhere.tsv")),
+        (3, "name", ("--name", "no/slash")),
+    ],
+)
+def test_wrong_calls_and_bad_input(model: Path, data: Path, tmp_path: Path, code: int, words: str, options) -> None:
+    refused(code, words, model, "--data", data, *QUICK, "-o", tmp_path / "a", *options)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ([*rows(), ("one of a kind", "new")], "a class has one row only"),
+        (rows(label_of_good="bad"), "holds fewer than two classes"),
+        ([*rows(), ("", "bad")], "1 rows have no text or no label; found lines 38"),
+        ([*rows(), ("text", "")], "1 rows have no text or no label; found lines 38"),
+    ],
+)
+def test_data_that_cannot_be_learnt_from(model: Path, tmp_path: Path, table, words: str) -> None:
+    data = write(tmp_path / "train.tsv", table)
+    refused(3, words, model, "--data", data, *QUICK, "-o", tmp_path / "a")
+
+
+def test_doubtful_data_is_reported(cli, model: Path, tmp_path: Path) -> None:
+    table = [*rows(), *rows()[:2], (rows()[0][0], "bad"), ("", "bad"), ("the " * 200, "bad")]
+    data = write(tmp_path / "train.tsv", table)
+    found = cli.done("train", model, "--data", data, "--skip-incomplete", *QUICK, "-o", tmp_path / "a")
+    for words in (
+        "2 rows of the training data repeat another row",
+        "1 rows of the training data have no text or no label and were left out",
+        "1 texts of the training data occur with more than one label",
+        "1 texts of the training data are longer than",
+    ):
+        assert words in found.stderr
+
+
+def test_labels_of_the_test_data_must_be_known(model: Path, data: Path, tmp_path: Path) -> None:
+    test = write(tmp_path / "test.tsv", [("good film", "new")])
+    words = "holds labels that the training data does not; found `new`"
+    refused(3, words, model, "--data", data, "--test-data", test, *QUICK, "-o", tmp_path / "a")
+
+
+def test_a_graph_without_gradients_is_refused(data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"\x08\x0a\x12\x00")
+    refused(3, "which torch cannot train", model, "--data", data, *QUICK, "-o", tmp_path / "a")
