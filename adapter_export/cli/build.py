@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +20,13 @@ from adapter_export.cli.options import (
     output_option,
     trust_pickle_option,
 )
-from adapter_export.errors import UsageError
+from adapter_export.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from adapter_export.cli.sources import Source
     from adapter_export.format.manifest import Manifest
     from adapter_export.onnx.base import OnnxBase
+    from adapter_export.reference.inputs import InputCase
     from adapter_export.reference.runner import Runner
 
 Tell = Callable[[str], None]
@@ -94,12 +95,15 @@ def build(
         longest = _max_tokens(source, max_tokens)
         text = _text(source, tokenizer, longest)
         with _exported(source, allow_base_mismatch, tell) as (base, references):
+            cases = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest)
+            if longest is None:
+                _try(references, cases)
             manifest = build_bundle(
                 base,
                 chosen,
                 output,
                 references=references,
-                cases=input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest),
+                cases=cases,
                 tokenizer=text,
                 max_tokens=None if text is None else longest,
                 allow_base_mismatch=allow_base_mismatch,
@@ -143,6 +147,20 @@ def _max_tokens(source: Source, given: int | None) -> int | None:
             "more tokens than the base takes", where="`--max-tokens`", found=given, expected=f"at most {known}"
         )
     return given or known
+
+
+def _try(references: Runner, cases: Sequence[InputCase]) -> None:
+    """Whether a base that does not say how many tokens it takes can compute the golden vectors' inputs."""
+    for case in cases:
+        try:
+            references.run(case.arrays, None)
+        except RequestError as error:
+            raise RequestError(
+                "the base cannot compute an input of this length",
+                where=f"`{case.name}`",
+                found=error.found,
+                fix="if it takes fewer tokens, give their number as `--max-tokens`",
+            ) from error
 
 
 def _text(source: Source, tokenizer: Path | None, max_tokens: int | None) -> str | None:

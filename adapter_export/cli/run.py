@@ -161,10 +161,11 @@ def _read(path: Path) -> Arrays:
     from adapter_export.format.files import unreadable
 
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray):
+        with path.open("rb") as file:  # NumPy leaves a file open that it cannot read
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
                 raise ValueError("one array without a name")
-            return {name: file[name] for name in file.files}
+            return {name: found[name] for name in found.files}
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:

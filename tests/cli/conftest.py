@@ -8,12 +8,17 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import save_file
+
+from adapter_export.cli.main import main
 
 WORDS = (
     "how",
@@ -35,11 +40,18 @@ WORDS = (
 WIDTH = 16
 LAYERS = 2
 
-Finished = subprocess.CompletedProcess[str]
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: its exit code and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Cli:
-    """`adapter-export` as a user runs it: another process, real streams, a real exit code."""
+    """`adapter-export`: the real command, in this process, or in one of its own where that matters."""
 
     def __call__(
         self, *arguments: object, folder: Path | None = None, file_size: int | None = None, stdin: str | None = None
@@ -49,26 +61,15 @@ class Cli:
         Args:
             arguments: after `adapter-export`.
             folder: where it runs.
-            file_size: the most bytes that it may write to one file, as on a disk that fills up.
+            file_size: the most bytes that it may write to one file, as on a disk that fills up; in its own process.
             stdin: what it reads.
         """
-
-        def limit() -> None:
-            if file_size is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-
-        return subprocess.run(
-            [sys.executable, "-m", "adapter_export", *map(str, arguments)],
-            cwd=folder,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
-            preexec_fn=limit,
-            timeout=300,
-            check=False,
-        )
+        words = [str(argument) for argument in arguments]
+        if file_size is not None:
+            return _in_a_process(words, file_size)
+        with chdir(folder or Path.cwd()):
+            found = CliRunner().invoke(main, words, input=stdin)
+        return Finished(found.exit_code, found.stdout, found.stderr)
 
     def done(self, *arguments: object, **settings: Any) -> Finished:
         """Run a command that must succeed."""
@@ -92,6 +93,23 @@ class Cli:
         return found
 
 
+def _in_a_process(words: list[str], file_size: int) -> Finished:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
+    found = subprocess.run(
+        [sys.executable, "-m", "adapter_export", *words],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        preexec_fn=limit,
+        timeout=300,
+        check=False,
+    )
+    return Finished(found.returncode, found.stdout, found.stderr)
+
+
 @pytest.fixture(scope="session")
 def cli() -> Cli:
     """`adapter-export`."""
@@ -113,7 +131,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=LAYERS,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=24,
+        max_position_embeddings=80,
         initializer_range=0.2,
     )
     BertModel(config).eval().save_pretrained(folder)

@@ -1,0 +1,174 @@
+"""`build`: a bundle, or an error and nothing at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+
+def _left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_bundle_is_complete(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert [adapter["name"] for adapter in manifest["adapters"]] == ["topic", "tone"]
+    assert [adapter["labels"] for adapter in manifest["adapters"]] == [["a", "b", "c"], ["bad", "good"]]
+    assert manifest["golden"]["reference"].startswith("torch ")
+    assert manifest["text"]["max_tokens"] == 80
+    assert all((bundle / file["path"]).stat().st_size == file["bytes"] for file in manifest["files"])
+    assert {"model.onnx", "base.bin", "adapters/topic.onnx_adapter"} <= {file["path"] for file in manifest["files"]}
+
+
+def test_names_are_looked_up_beside_the_model_and_in_adapters(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+    shutil.copy(model, tmp_path / "model.pt")
+    shutil.copytree(adapters / "topic", tmp_path / "topic")
+    work = tmp_path / "work"
+    shutil.copytree(adapters / "tone", work / "adapters" / "tone")
+    made = cli.json("build", "../model.pt", "--adapters", "topic,tone,again=tone", "-o", "out/bundle", folder=work)
+    assert [adapter["name"] for adapter in made["manifest"]["adapters"]] == ["topic", "tone", "again"]
+    assert (work / "out" / "bundle" / "manifest.json").is_file()
+
+
+def test_the_table_shows_the_sizes_and_the_next_step(cli, hf_folder: Path, adapters: Path, tmp_path: Path) -> None:
+    found = cli.done("build", hf_folder, "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
+    assert "base.bin" in found.stdout
+    assert "`tone`, pfeiffer" in found.stdout
+    assert "Next: adapter-export check" in found.stderr
+    assert "exporting the base to ONNX" in found.stderr
+
+
+def test_an_onnx_base_is_built_with_the_cut_base_as_reference(
+    cli, model: Path, adapters: Path, plain_tensors, tmp_path: Path
+) -> None:
+    from adapter_export.torch.base import load_base
+    from adapter_export.torch.to_onnx import export_onnx
+
+    export_onnx(load_base(model), tmp_path / "model.onnx")
+    made = cli.json("build", tmp_path / "model.onnx", "--adapters", adapters / "topic", "-o", tmp_path / "bundle")
+    assert "float64 for adapters" in made["manifest"]["golden"]["reference"]
+    assert made["manifest"]["text"] is None
+
+
+def test_an_onnx_base_that_takes_fewer_tokens_must_say_so(
+    cli, model: Path, adapters: Path, plain_tensors, tmp_path: Path
+) -> None:
+    """A graph with 40 positions, whose file does not say that there are no more."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from adapter_export.torch.base import load_base
+    from adapter_export.torch.to_onnx import export_onnx
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=30, max_position_embeddings=40, **sizes)).eval().save_pretrained(tmp_path / "hf")
+    cli.done("capture", tmp_path / "hf", "-o", tmp_path / "short.pt")
+    export_onnx(load_base(tmp_path / "short.pt"), tmp_path / "short.onnx")
+    call = ("build", tmp_path / "short.onnx", "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
+    found = cli.refused(3, "`batch1_sequence65`", *call, "--allow-base-mismatch")
+    assert "--max-tokens" in found.stderr
+    assert not (tmp_path / "bundle").exists()
+    cli.done(*call, "--allow-base-mismatch", "--max-tokens", 40)
+
+
+def test_a_name_that_occurs_twice_is_refused(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+    twice = f"{adapters / 'tone'},{adapters / 'tone'}"
+    cli.refused(3, "two adapters have one name", "build", model, "--adapters", twice, "-o", tmp_path / "bundle")
+    assert _left(tmp_path) == []
+
+
+def test_a_name_that_leads_to_several_adapters_is_refused(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+    for place in (tmp_path / "tone", tmp_path / "adapters" / "tone"):
+        shutil.copytree(adapters / "tone", place)
+    cli.refused(
+        3, "the name of several adapters", "build", model, "--adapters", "tone", "-o", "bundle", folder=tmp_path
+    )
+
+
+@pytest.mark.parametrize("listed", ["", "a,,b", "x="])
+def test_an_empty_name_is_a_wrong_call(cli, model: Path, adapters: Path, tmp_path: Path, listed: str) -> None:
+    shutil.copytree(adapters / "tone", tmp_path / "a")
+    cli.refused(2, "an adapter without a name", "build", model, "--adapters", listed, "-o", "bundle", folder=tmp_path)
+
+
+def test_an_adapter_that_is_not_there_is_named_with_the_places_looked_at(cli, model: Path, tmp_path: Path) -> None:
+    found = cli.refused(3, "`nobody`", "build", model, "--adapters", "nobody", "-o", "bundle", folder=tmp_path)
+    assert "adapters/nobody" in found.stderr
+    assert _left(tmp_path) == []
+
+
+@pytest.fixture
+def spoiled(adapters: Path, tmp_path: Path) -> Path:
+    """A copy of an adapter, to be spoiled."""
+    return Path(shutil.copytree(adapters / "tone", tmp_path / "work" / "tone"))
+
+
+def test_an_adapter_without_weights_is_refused(cli, model: Path, spoiled: Path, tmp_path: Path) -> None:
+    (spoiled / "weights.safetensors").unlink()
+    cli.refused(3, "weights.safetensors", "build", model, "--adapters", spoiled, "-o", tmp_path / "out" / "bundle")
+    assert _left(tmp_path) == ["work"]
+
+
+@pytest.mark.parametrize("how", ["nan", "shape"])
+def test_weights_that_were_changed_are_refused(cli, model: Path, spoiled: Path, tmp_path: Path, how: str) -> None:
+    tensors = load_file(spoiled / "weights.safetensors")
+    name = "layers.0.ffn.up.weight"
+    tensors[name] = np.full_like(tensors[name], np.nan) if how == "nan" else tensors[name][:, :-1].copy()
+    save_file(tensors, spoiled / "weights.safetensors")
+    cli.refused(3, "weights.safetensors", "build", model, "--adapters", spoiled, "-o", tmp_path / "out" / "bundle")
+    assert _left(tmp_path) == ["work"]
+
+
+def test_another_base_is_refused_unless_it_is_allowed(
+    cli, model: Path, plain_tensors, adapters: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    other = BertModel(BertConfig(vocab_size=30, max_position_embeddings=80, initializer_range=0.2, **sizes)).eval()
+    other.save_pretrained(tmp_path / "hf")
+    cli.done("capture", tmp_path / "hf", "-o", tmp_path / "other.pt")
+    call = ("build", tmp_path / "other.pt", "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
+    found = cli.refused(3, "adapter `tone` was trained on another base", *call)
+    assert "--allow-base-mismatch" in found.stderr
+    assert not (tmp_path / "bundle").exists()
+    cli.done(*call, "--allow-base-mismatch")
+    assert "no" in cli.done("inspect", tmp_path / "bundle").stdout
+
+
+def test_what_is_there_is_replaced_only_by_force(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine.txt").write_text("keep")
+    call = ("build", model, "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
+    cli.refused(3, "already exists", *call)
+    assert _left(tmp_path / "bundle") == ["mine.txt"]
+    cli.done(*call, "--force")
+    assert "mine.txt" not in _left(tmp_path / "bundle")
+    assert _left(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("limit", [1_000, 12_000, 40_000])
+def test_a_full_disk_leaves_what_was_there(cli, model: Path, adapters: Path, tmp_path: Path, limit: int) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine.txt").write_text("keep")
+    call = ("build", model, "--adapters", adapters / "tone", "-o", tmp_path / "bundle", "--force")
+    cli.refused(3, "error:", *call, file_size=limit)
+    assert _left(tmp_path / "bundle") == ["mine.txt"]
+    assert _left(tmp_path) == ["bundle"]
+
+
+def test_a_torch_archive_of_something_else_is_refused(cli, adapters: Path, tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"weight": torch.ones(3)}, tmp_path / "model.pt")
+    call = ("build", tmp_path / "model.pt", "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
+    cli.refused(3, "model.pt", *call)
+    assert _left(tmp_path) == ["model.pt"]

@@ -1,0 +1,55 @@
+"""`inspect`: what is in a bundle, an adapter, a model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+
+def test_a_bundle(cli, bundle: Path) -> None:
+    found = cli.json("inspect", bundle)
+    assert found["what"] == "bundle"
+    assert [adapter["name"] for adapter in found["manifest"]["adapters"]] == ["topic", "tone"]
+    shown = cli.done("inspect", bundle).stdout
+    for words in (
+        "bad, good",
+        "adapters/topic.onnx_adapter",
+        "last_hidden_state",
+        "[batch, sequence]",
+        "golden vectors",
+    ):
+        assert words in shown
+
+
+def test_an_adapter(cli, adapters: Path) -> None:
+    found = cli.json("inspect", adapters / "tone")
+    assert found["labels"] == ["bad", "good"]
+    per_site = 2 * 16 * 4 + 4 + 16
+    assert found["cost"]["parameters"] == 2 * per_site + 16 * 2 + 2
+    assert found["cost"]["multiply_accumulates"] == 2 * 2 * 16 * 4 + 16 * 2
+    shown = cli.done("inspect", adapters / "tone").stdout
+    assert "linear → relu → linear → add" in shown
+    assert "layers.1.ffn" in shown
+
+
+def test_a_model(cli, model: Path, hf_folder: Path) -> None:
+    archive, folder = cli.json("inspect", model), cli.json("inspect", hf_folder)
+    assert archive["fingerprint"] == folder["fingerprint"]
+    assert [record["role"] for record in archive["inputs"]] == ["ids", "mask", "ids"]
+    assert archive["sites"] == 4
+    assert "ids below 19" in cli.done("inspect", model).stdout
+
+
+def test_damage_is_seen(cli, bundle: Path, adapters: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    data = bytearray((copy / "base.bin").read_bytes())
+    data[100] ^= 1
+    (copy / "base.bin").write_bytes(data)
+    cli.refused(3, "base.bin: has been changed or damaged", "inspect", copy)
+    (copy / "base.bin").unlink()
+    cli.refused(3, "base.bin: is missing in the bundle", "inspect", copy)
+    lone = tmp_path / "adapter"
+    lone.mkdir()
+    shutil.copy(adapters / "tone" / "weights.safetensors", lone)
+    cli.refused(3, "adapter_graph.json: is missing in an adapter folder", "inspect", lone)
+    cli.refused(3, "is not there", "inspect", tmp_path / "nothing")

@@ -1,0 +1,114 @@
+"""`run`: labels for texts, outputs for arrays, and what cannot run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapter_export.runtime import Bundle
+
+TEXTS = ("how far is the moon", "who wrote this play")
+
+
+def _text_options(texts=TEXTS) -> list[str]:
+    return [word for text in texts for word in ("--text", text)]
+
+
+def test_labels_have_their_probabilities(cli, bundle: Path) -> None:
+    found = cli.json("run", bundle, "--adapter", "topic", *_text_options())
+    assert [row["text"] for row in found["predictions"]] == list(TEXTS)
+    for row in found["predictions"]:
+        assert set(row["probabilities"]) == {"a", "b", "c"}
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+        assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["label"]]
+
+
+def test_the_probabilities_are_those_of_the_session(cli, bundle: Path) -> None:
+    from adapter_export.text import Tokenizer
+
+    opened = Bundle.open(bundle)
+    tokenizer = Tokenizer.from_folder(bundle, opened.manifest.text.max_tokens)
+    arrays = tokenizer.batch(TEXTS, [record.name for record in opened.manifest.inputs])
+    expected = opened.session().classify(arrays, "tone")
+    found = cli.json("run", bundle, "--adapter", "tone", *_text_options())["predictions"]
+    assert [row["label"] for row in found] == [one.label for one in expected]
+    assert [row["probabilities"] for row in found] == [pytest.approx(dict(one.probabilities)) for one in expected]
+
+
+def test_few_texts_show_every_class_and_many_one_line_each(cli, bundle: Path) -> None:
+    few = cli.done("run", bundle, "--adapter", "topic", *_text_options()).stdout
+    assert few.count("█") > 0
+    assert all(text in few for text in TEXTS)
+    assert few.count("probability") == 2
+    many = cli.done("run", bundle, "--adapter", "topic", stdin="\n".join([*TEXTS, "", *TEXTS]) + "\n").stdout
+    assert many.count("probability") == 1
+    assert many.count(TEXTS[0]) == 2
+
+
+def test_the_base_alone_shows_its_outputs(cli, bundle: Path) -> None:
+    (hidden, *_) = cli.json("run", bundle, "--text", TEXTS[0])["outputs"]
+    assert hidden["output"] == "last_hidden_state"
+    assert hidden["shape"] == [1, 7, 16]
+    assert "the base alone" in cli.done("run", bundle, "--text", TEXTS[0]).stdout
+
+
+def test_arrays_in_and_arrays_out(cli, bundle: Path, tmp_path: Path) -> None:
+    ids = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
+    arrays = {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+    np.savez(tmp_path / "in.npz", **arrays)
+    call = (
+        "run",
+        bundle,
+        "--adapter",
+        "topic",
+        "--arrays",
+        tmp_path / "in.npz",
+        "--out",
+        tmp_path / "deep" / "out.npz",
+    )
+    assert [row["text"] for row in cli.json(*call)["predictions"]] == ["row 0", "row 1"]
+    expected = Bundle.open(bundle).session().run(arrays, "topic")
+    with np.load(tmp_path / "deep" / "out.npz") as found:
+        assert set(found.files) == set(expected)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    cli.refused(3, "already exists", *call)
+    cli.done(*call, "--force")
+
+
+def test_another_adapter_file_is_loaded_at_run_time(cli, bundle: Path) -> None:
+    file = bundle / "adapters" / "topic.onnx_adapter"
+    own = cli.json("run", bundle, "--adapter", "topic", *_text_options())["predictions"]
+    loaded = cli.json("run", bundle, "--adapter-file", file, "--labels", "a,b,c", *_text_options())["predictions"]
+    assert loaded == own
+    unnamed = cli.json("run", bundle, "--adapter-file", file, *_text_options())
+    assert "logits" in [row["output"] for row in unnamed["outputs"]]
+    cli.refused(3, "labels and classes differ", "run", bundle, "--adapter-file", file, "--labels", "a", "--text", "x")
+
+
+def test_wrong_calls(cli, bundle: Path, tmp_path: Path) -> None:
+    cli.refused(2, "do not go together", "run", bundle, "--text", "x", "--arrays", tmp_path / "in.npz")
+    cli.refused(2, "no lines on stdin", "run", bundle, "--adapter", "topic", stdin="\n \n")
+    cli.refused(2, "which is not given", "run", bundle, "--labels", "a,b", "--text", "x")
+
+
+def test_what_cannot_run_is_named(cli, bundle: Path, tmp_path: Path) -> None:
+    cli.refused(3, "one of `topic`, `tone`", "run", bundle, "--adapter", "nobody", "--text", "x")
+    cli.refused(3, "is not there", "run", bundle, "--arrays", tmp_path / "none.npz")
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no arrays")
+    cli.refused(3, "is not an `.npz` of arrays", "run", bundle, "--arrays", tmp_path / "bad.npz")
+    np.savez(tmp_path / "objects.npz", input_ids=np.array([{}], dtype=object))
+    cli.refused(3, "is not an `.npz` of arrays", "run", bundle, "--arrays", tmp_path / "objects.npz")
+    np.savez(tmp_path / "few.npz", input_ids=np.ones((1, 3), np.int64))
+    cli.refused(3, "attention_mask", "run", bundle, "--arrays", tmp_path / "few.npz")
+    cli.refused(3, "is not a bundle", "run", tmp_path, "--text", "x")
+
+
+def test_cuda_is_refused_with_a_word_where_there_is_none(cli, bundle: Path) -> None:
+    import onnxruntime as ort
+
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        assert cli.json("run", bundle, "--provider", "cuda", "--adapter", "topic", "--text", "x")["predictions"]
+    else:
+        cli.refused(2, "cuda", "run", bundle, "--provider", "cuda", "--adapter", "topic", "--text", "x")
