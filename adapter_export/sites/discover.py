@@ -73,7 +73,7 @@ def _sublayers(index: FlowIndex, stream: Iterable[Residual]) -> Iterator[_Sublay
 def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Iterator[_Sublayer]:
     """One sublayer, or attention and ffn where `h` is the sum of both (parallel blocks)."""
     inner = index.producer(h)
-    if inner is not None and index.read_once(h) and _is_parallel(index, residual.x, inner):
+    if inner is not None and _is_parallel(index, residual.x, inner):
         for part in inner.inputs:
             yield from _split(index, residual, part, inner)
     else:

@@ -41,10 +41,6 @@ class FlowIndex:
         """The nodes that read it, in the order of evaluation."""
         return [self.nodes[at] for at in self._readers.get(value, ())]
 
-    def read_once(self, value: str) -> bool:
-        """Whether one node reads it and nobody else sees it."""
-        return len(self._readers.get(value, ())) == 1 and value not in self.flow.outputs
-
     def between(self, x: str, h: str) -> list[int]:
         """The positions of the nodes on all ways from `x` to `h`, in the order of evaluation."""
         found: set[int] = set()

@@ -79,22 +79,21 @@ def _origin(index: FlowIndex, side: str, h: str, found: dict[str, Residual]) -> 
 
     In `(x + a) + b` with `a` and `b` both computed from `x`, `side` is the inner sum and `x` is what is looked for.
     """
-    if not index.flow.alike(side, h):
-        return None
-    if _is_inner_sum(index, side, found):
-        inner = found[side]
-        return inner.x if index.ancestry.is_weighted(inner.x, h) else None
+    if _is_inner_sum(index, side, h, found):
+        return found[side].x
     x = index.ancestry.latest(index.ancestry.of(side).unmultiplied & index.ancestry.of(h).weighted)
     return x if x is not None and index.flow.alike(x, h) else None
 
 
-def _is_inner_sum(index: FlowIndex, value: str, found: dict[str, Residual]) -> bool:
-    return value in found and index.read_once(value)
+def _is_inner_sum(index: FlowIndex, side: str, h: str, found: dict[str, Residual]) -> bool:
+    """Whether `side` is a sum that `h` does not read, though it is computed from the same `x`."""
+    inner = found.get(side)
+    return inner is not None and index.ancestry.is_weighted(inner.x, h) and not index.ancestry.depends(h, on=side)
 
 
 def _previous(index: FlowIndex, side: str, x: str, found: dict[str, Residual], totals: int) -> Residual | None:
     """The sum before: the one that is added to, or the last one that `x` follows without a product between."""
-    if _is_inner_sum(index, side, found):
+    if side in found and found[side].x == x:
         return found[side]
     before = index.ancestry.latest(index.ancestry.of(x).unmultiplied & totals)
     return None if before is None else found[before]
@@ -107,11 +106,12 @@ def _features_come_last(index: FlowIndex, x: str, h: str) -> bool:
 
 
 def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
-    """The chains that the sums form, the longest first; each sum is in one of them."""
+    """The chains that the sums form, the longest first, of equals the last; each sum is in one of them."""
+    by_length = sorted(residuals, key=lambda residual: residual.length)
     taken: set[str] = set()
     chains = []
-    for last in sorted(residuals, key=lambda residual: residual.length, reverse=True):
-        chain = list(_back(last, taken))[::-1]
+    while by_length:
+        chain = list(_back(by_length.pop(), taken))[::-1]
         if chain:
             chains.append(chain)
             taken.update(residual.total for residual in chain)

@@ -96,6 +96,7 @@ def test_the_softmax_of_a_router_does_not_make_it_attention():
         ),
         pytest.param("cube = pow x \n scaled = mul cube \n out = add x scaled", id="polynomial of GELU: no weights"),
         pytest.param("y = matmul x x \n out = add x y", id="product without weights"),
+        pytest.param("a = linear x \n b = linear x \n out = add a b", id="two branches of x, but not x itself"),
         pytest.param("y = linear x \n out = linear y", id="no sum at all"),
         pytest.param("y = conv x \n z = relu y \n w = conv z \n out = add x w", id="convolutions: last axis is space"),
     ],
@@ -150,6 +151,20 @@ def test_a_sum_inside_a_sublayer_is_none():
     """
     sites = discover(flow(layer.format(n=0, x="x", out="y") + layer.format(n=1, x="y", out="out")))
     assert [(site.name, site.h) for site in sites] == [("layers.0.ffn", "h0"), ("layers.1.ffn", "h1")]
+
+
+def test_a_chain_of_sums_inside_a_sublayer_is_no_second_stream():
+    layer = """
+        i{n} = linear {x}
+        j{n} = linear i{n}
+        a{n} = add i{n} j{n}
+        k{n} = linear a{n}
+        h{n} = add a{n} k{n}
+        {out} = add {x} h{n}
+    """
+    ends = ["x", "p", "q", "out"]
+    text = "".join(layer.format(n=n, x=ends[n], out=ends[n + 1]) for n in range(3))
+    assert [site.h for site in discover(flow(text))] == ["h0", "h1", "h2"]
 
 
 def test_what_nothing_depends_on_is_not_looked_at():
@@ -242,6 +257,16 @@ def test_parallel_sublayers_added_one_after_the_other(first, second):
     assert attention.followed_by == ffn.followed_by == "output"
 
 
+def test_parallel_sublayers_are_seen_though_their_sums_are_results():
+    text = "q = linear x \n s = matmul q q \n c = linear s \n part = add x c \n f = linear x \n out = add part f"
+    assert names(flow(text, outputs=("part", "out"))) == ["layers.0.attention", "layers.0.ffn"]
+
+
+def test_a_sublayer_with_an_attention_upon_its_own_result_is_one():
+    text = "g = linear x \n q = linear g \n s = matmul q q \n c = linear s \n h = add g c \n out = add x h"
+    assert [(site.role, site.h) for site in discover(flow(text))] == [("attention", "h")]
+
+
 def test_a_low_rank_branch_is_part_of_its_sublayer():
     text = "wide = linear x \n low = linear x \n high = linear low \n h = add wide high \n out = add x h"
     assert [site.h for site in discover(flow(text))] == ["h"]
@@ -277,6 +302,11 @@ def test_final_is_the_last_norm():
 def test_final_is_the_last_norm_where_the_sum_is_a_result_too():
     text = "h = linear x \n sum = add x h \n out = norm sum \n logits = linear out"
     assert discover(flow(text, outputs=("sum", "logits"))).final == "out"
+
+
+def test_final_is_the_sum_where_two_results_go_different_ways():
+    text = "h = linear x \n sum = add x h \n one = norm sum \n two = norm sum"
+    assert discover(flow(text, outputs=("one", "two"))).final == "sum"
 
 
 def test_final_stops_before_something_else_comes_in():
