@@ -13,18 +13,7 @@ from adapter_export.parity.compare import Comparison, Number
 from adapter_export.parity.failure import BASE, Failure, failures
 from adapter_export.parity.report import InvariantResult, OutputResult, Report, SiteResult
 
-_COLUMNS = (
-    "adapter",
-    "case",
-    "against",
-    "max error",
-    "budget",
-    "error/budget",
-    "ulp",
-    "cosine",
-    "top class",
-    "verdict",
-)
+_COLUMNS = ("adapter", "case", "max error", "budget", "error/budget", "ulp", "cosine", "top class", "verdict")
 _MOST_FAILURES = 5
 _NONE = "–"
 
@@ -61,14 +50,14 @@ def _outputs(results: Sequence[OutputResult]) -> Table:
 
 def _row(place: tuple[str, str], comparisons: Sequence[Comparison]) -> tuple[str | Text, ...]:
     worst = max(comparisons, key=_badness)
-    ulps = [found.measures.ulp for found in comparisons if found.measures.ulp is not None]
+    ulp = None if worst.worst is None else worst.worst.ulp
     cosines = [found.measures.cosine for found in comparisons if found.measures.cosine is not None]
     return (
         *place,
         f"{worst.measures.absolute:.1e}" if worst.compared else _NONE,
         f"{worst.budget.absolute:.1e}",
         f"{worst.ratio:.2f}" if worst.compared else _NONE,
-        f"{max(ulps):,}" if ulps else _NONE,
+        _NONE if ulp is None else f"{ulp:,}",
         f"{min(cosines):.7f}" if cosines else _NONE,
         _top_class(comparisons),
         _mark(all(found.passed for found in comparisons)),
@@ -80,12 +69,14 @@ def _badness(comparison: Comparison) -> tuple[bool, float]:
 
 
 def _top_class(comparisons: Sequence[Comparison]) -> str:
+    """Rows that agree, at the level where the fewest do."""
     seen = [found.top_class for found in comparisons if found.top_class is not None]
     if not seen:
         return _NONE
-    ties = sum(flip.within_budget for found in seen for flip in found.flips)
-    agree = f"{sum(found.agree for found in seen)}/{sum(found.rows for found in seen)}"
-    return f"{agree} ({ties} ties)" if ties else agree
+    worst = min(seen, key=lambda found: found.agree / found.rows)
+    ties = sum(flip.within_budget for flip in worst.flips)
+    agree = f"{worst.agree}/{worst.rows}"
+    return f"{agree} ({ties} tied)" if ties else agree
 
 
 def _mark(passed: bool) -> Text:

@@ -57,11 +57,13 @@ class Worst:
         index: its place in the output.
         found: the candidate's value.
         expected: the reference's value.
+        ulp: the number of representable values between the two; none for integers, NaN and Inf.
     """
 
     index: tuple[int, ...]
     found: Number
     expected: Number
+    ulp: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Measures:
         absolute: the largest |found − expected|.
         relative: the largest |found − expected| / max(|found|, |expected|), at most 2, where 0/0 counts as 0.
         ulp: the largest number of representable values between the two sides, in their own type; none for integers.
+            It is huge near zero, where it means little; that of the worst element is the one to look at.
         cosine: of the two sides as vectors; none where one of them is zero.
     """
 
@@ -213,7 +216,9 @@ def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.in
         distance = np.where(_same(first, second), 0.0, absolute_difference(first, second).astype(np.float64))
     place = positions[int(np.argmax(np.where(np.isfinite(distance), distance, np.inf)))]
     index = np.unravel_index(place, expected.shape)
-    return Worst(tuple(map(int, index)), found[index].item(), expected[index].item())
+    values = found[index], expected[index]
+    ulp = int(ulp_distance(*values).max()) if expected.dtype.kind == "f" and np.isfinite(values).all() else None
+    return Worst(tuple(map(int, index)), values[0].item(), values[1].item(), ulp)
 
 
 def _same(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.bool_]:

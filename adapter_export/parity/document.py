@@ -91,7 +91,8 @@ def _top_class(top_class: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _worst(worst: Worst) -> dict[str, Any]:
-    return {"index": list(worst.index), "found": _number(worst.found), "expected": _number(worst.expected)}
+    values = {"found": _number(worst.found), "expected": _number(worst.expected)}
+    return {"index": list(worst.index), **values, "ulp": worst.ulp}
 
 
 def _number(value: Number) -> Number | str:

@@ -201,9 +201,11 @@ def test_the_worst_element_has_its_index_in_the_whole_output() -> None:
     found[0, 2, 1], found[1, 1, 3] = 9.0, -2.0
     real = np.array([[True, True, False], [True, True, True]])
     comparison = compare(found, expected, TENTH, where=real[..., None])
-    assert comparison.worst == Worst((1, 1, 3), -2.0, 0.0)
+    assert comparison.worst == Worst((1, 1, 3), -2.0, 0.0, 2**30)
     assert comparison.elements == 5 * 4
-    assert compare(found, expected, TENTH, where=~real[..., None]).worst == Worst((0, 2, 1), 9.0, 0.0)
+    assert compare(found, expected, TENTH, where=~real[..., None]).worst == Worst(
+        (0, 2, 1), 9.0, 0.0, int(np.float32(9).view(np.uint32))
+    )
 
 
 def test_the_top_class_is_compared_for_logits() -> None:
