@@ -1,0 +1,34 @@
+"""How much a base multiplies, counted on graphs small enough to count by hand."""
+
+from __future__ import annotations
+
+from adapter_export.sites.extent import Extent, extent
+from adapter_export.sites.view import FlowGraph, FlowNode, NodeKind
+
+
+def node(name: str, kind: NodeKind, *inputs: str) -> FlowNode:
+    return FlowNode(name, kind, kind, inputs, (name,), weighted=True)
+
+
+def flow(*nodes: FlowNode, **widths: int) -> FlowGraph:
+    return FlowGraph(nodes, {name: (None, None, width) for name, width in widths.items()}, (nodes[-1].name,))
+
+
+def test_products_one_after_the_other_count_and_those_beside_do_not() -> None:
+    nodes = (
+        node("q", "product", "x"),
+        node("k", "product", "x"),
+        node("scores", "product", "q", "k"),
+        node("sum", "add", "scores", "x"),
+        node("norm", "norm", "sum"),
+        node("out", "convolution", "norm"),
+    )
+    assert extent(flow(*nodes, x=8, q=4, norm=16)) == Extent(inner=16, depth=3)
+
+
+def test_a_fused_attention_holds_two_products() -> None:
+    assert extent(flow(node("mixed", "attention", "x"), x=8)) == Extent(inner=8, depth=2)
+
+
+def test_a_graph_without_products_has_the_smallest_extent() -> None:
+    assert extent(flow(node("sum", "add", "x", "y"))) == Extent(inner=1, depth=1)
