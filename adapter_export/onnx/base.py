@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
-from adapter_export.onnx.external import check_external_data, tensor_bytes
+from adapter_export.onnx.external import settle_external_data, tensor_bytes
 from adapter_export.onnx.flow import flow_graph, node_names
 from adapter_export.onnx.fused import check_biases
 from adapter_export.onnx.lowering import MINIMUM_OPSET
@@ -39,6 +39,7 @@ class OnnxBase:
 
     Attributes:
         path: the file.
+        folder: where its external data lie; their locations are relative to it.
         model: its graph; not to be changed, `onnx.insert` works on copies.
         fingerprint: of the weights, `sha256:<hex>`; where the file was exported from an archive, that of the archive.
         inputs: the data inputs.
@@ -48,17 +49,13 @@ class OnnxBase:
     """
 
     path: Path
+    folder: Path
     model: ir.Model
     fingerprint: str
     inputs: tuple[InputRecord, ...]
     outputs: tuple[OutputRecord, ...]
     opset: int
     sites: SiteMap
-
-    @property
-    def folder(self) -> Path:
-        """The folder to which the locations of its external data are relative."""
-        return self.path.parent
 
     @property
     def mask(self) -> str | None:
@@ -90,12 +87,13 @@ def open_onnx(path: Path) -> OnnxBase:
     """
     model = _load(path)
     opset = _opset(model, path)
-    check_external_data(model, path)
+    folder = settle_external_data(model, path)
     _normalise(model)
     sites = discover(flow_graph(model))
     check_biases({name: node for node, name in node_names(model.graph).items()}, sites)
     return OnnxBase(
         path=path,
+        folder=folder,
         model=model,
         fingerprint=model.metadata_props.get(FINGERPRINT_KEY) or _fingerprint(model),
         inputs=tuple(_input_record(value) for value in model.graph.inputs),

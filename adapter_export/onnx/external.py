@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,62 +11,76 @@ import onnx_ir as ir
 from adapter_export.errors import BaseModelError
 
 
-def check_external_data(model: ir.Model, path: Path) -> None:
-    """Hold every external tensor against the file that it names.
+def settle_external_data(model: ir.Model, path: Path) -> Path:
+    """Hold every external tensor against the file that it names, then let it name that file without links.
 
-    Links are followed: a model cache keeps the model and its data as links into one folder.
+    A model cache keeps a model and its data as links into one folder, which ONNX Runtime does not follow.
+
+    Returns:
+        The folder to which the tensors' locations are relative from now on.
 
     Raises:
         BaseModelError: a file is missing, lies outside of the model's folder, or is too short.
     """
-    for tensor in external_tensors(model):
-        file = path.parent / tensor.location
-        if not _is_inside(file, path):
-            raise _outside(path, tensor)
-        if not file.is_file():
-            raise BaseModelError(
-                "is missing, and the model keeps weights in it",
-                where=file,
-                found="no such file",
-                expected=f"the data of `{tensor.name}`",
-                fix=f"put it beside `{path.name}`",
-            )
-        needed = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes)
-        if file.stat().st_size < needed:
-            raise BaseModelError(
-                "is truncated",
-                where=file,
-                found=f"{file.stat().st_size} bytes",
-                expected=f"at least {needed}, for `{tensor.name}`",
-                fix="copy it again as a whole",
-            )
+    values = list(_external_values(model))
+    files = {}
+    for _, tensor in values:
+        _check(tensor, path)
+        files[tensor.location] = (path.parent / tensor.location).resolve()
+    folder = _folder(path, files)
+    for value, tensor in values:
+        location = files[tensor.location].relative_to(folder).as_posix()
+        value.const_value = _relocated(tensor, location, folder)
+    return folder
 
 
-def _is_inside(file: Path, model: Path) -> bool:
-    """Whether a file lies in the model's folder, as it is written and as the links in it lead."""
-    written = Path(os.path.abspath(file))  # noqa: PTH100 `resolve` would follow links
-    folders = (model.parent.resolve(), model.resolve().parent)
-    return written.is_relative_to(os.path.abspath(model.parent)) and any(  # noqa: PTH100
-        file.resolve().is_relative_to(folder) for folder in folders
-    )
+def _check(tensor: ir.ExternalTensor, path: Path) -> None:
+    file = path.parent / tensor.location
+    if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(path.parent)):  # noqa: PTH100 `resolve` follows links
+        raise _outside(path, tensor.location)
+    if not file.is_file():
+        raise BaseModelError(
+            "is missing, and the model keeps weights in it",
+            where=file,
+            found="no such file",
+            expected=f"the data of `{tensor.name}`",
+            fix=f"put it beside `{path.name}`",
+        )
+    needed = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes)
+    if file.stat().st_size < needed:
+        raise BaseModelError(
+            "is truncated",
+            where=file,
+            found=f"{file.stat().st_size} bytes",
+            expected=f"at least {needed}, for `{tensor.name}`",
+            fix="copy it again as a whole",
+        )
 
 
-def _outside(model: Path, tensor: ir.ExternalTensor) -> BaseModelError:
+def _folder(path: Path, files: Mapping[str | os.PathLike[str], Path]) -> Path:
+    """The folder of the model, or of the file that the model is a link to, in which all data lie."""
+    candidates = (path.parent.resolve(), path.resolve().parent)
+    for folder in candidates:
+        if all(file.is_relative_to(folder) for file in files.values()):
+            return folder
+    raise _outside(path, next(name for name, file in files.items() if not file.is_relative_to(candidates[0])))
+
+
+def _outside(model: Path, location: str | os.PathLike[str]) -> BaseModelError:
     return BaseModelError(
         "keeps weights outside of its folder",
         where=model,
-        found=f"`{tensor.location}` for `{tensor.name}`",
+        found=f"`{location}`",
         expected="files in the folder of the model",
         fix="save the model and its weights into one folder",
     )
 
 
-def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Every external tensor of the model, those of subgraphs included."""
+def _external_values(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
+                yield value, value.const_value
 
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> bytes:
@@ -81,12 +95,16 @@ def readable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
+    return _relocated(tensor, os.path.abspath(tensor.path), "")  # noqa: PTH100
+
+
+def _relocated(tensor: ir.ExternalTensor, location: str, folder: Path | str) -> ir.ExternalTensor:
     return ir.ExternalTensor(
-        os.path.abspath(tensor.path),  # noqa: PTH100
+        location,
         tensor.offset,
         tensor.length,
         tensor.dtype,
         shape=tensor.shape,
         name=tensor.name,
-        base_dir="",
+        base_dir=folder,
     )

@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tiny_onnx import VOCABULARY, WIDTH, save_tiny, tiny_model
+from tiny_onnx import VOCABULARY, WIDTH, save_tiny, tiny_model, token_inputs
 
 from adapter_export.errors import BaseModelError, FileError, InputError
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.onnx.base import FINGERPRINT_KEY, OnnxBase, open_onnx
+from adapter_export.onnx.cut_runner import CutRunner
 
 
 class TestDescription:
@@ -162,7 +163,11 @@ class TestLinks:
         save_tiny(tmp_path / "blobs")
         for name in ("tiny.onnx", "tiny.onnx.data"):
             (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
-        assert open_onnx(tmp_path / "snapshot" / "tiny.onnx").fingerprint == base.fingerprint
+        linked = open_onnx(tmp_path / "snapshot" / "tiny.onnx")
+        assert linked.fingerprint == base.fingerprint
+        inputs = token_inputs(4, 2)
+        found = CutRunner(linked).run(inputs, None)["hidden"]
+        np.testing.assert_array_equal(found, CutRunner(base).run(inputs, None)["hidden"])
 
     def test_data_with_a_second_hard_link_are_read(self, base: OnnxBase, tmp_path: Path) -> None:
         path = save_tiny(tmp_path)
