@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,16 +17,20 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from adapter_export.errors import BaseModelError, RequestError, WriteError, within
+from adapter_export.format.axes import with_caches
 from adapter_export.format.files import new_file
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.torch.archive import Archive, readable, screen, write_clean
-from adapter_export.torch.capture import AxisNames, capture
+from adapter_export.torch.capture import AxisNames, Inputs, capture
 from adapter_export.torch.expressions import is_harmless
 from adapter_export.torch.fingerprint import fingerprint
 from adapter_export.torch.note import NOTE, TOKENIZER, CaptureNote, read_note
 from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch.signature import Signature
 from adapter_export.torch.sorts import not_an_archive
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class TorchBase:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
         module = self.program.module(check_guards=False)
         for node, record in zip(module.graph.find_nodes(op="placeholder"), self.inputs, strict=True):
-            if node.name != record.name:
-                node._rename(record.name)
+            # not by `_rename`: names of Python's builtins, such as `input`, are fine here
+            node.name = record.name
         return module
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -75,7 +81,7 @@ class TorchBase:
 
 def save_base(
     module: nn.Module,
-    example_inputs: Mapping[str, Tensor] | Sequence[Tensor],
+    example_inputs: Inputs,
     path: Path | str,
     *,
     axes: AxisNames | None = None,
@@ -90,7 +96,8 @@ def save_base(
 
     Args:
         module: the model, with float32 weights on the CPU.
-        example_inputs: by name, or in the order of the arguments of `forward`; one row is enough.
+        example_inputs: by name, or in the order of the arguments of `forward`; one row is enough. Tensors in lists,
+            tuples and dicts become inputs with the keys and places in their names, `past_key_values.0.key`.
         path: where to write, such as `model.pt`.
         axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; all others are fixed. If
             none are given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input of two axes is
@@ -116,11 +123,45 @@ def save_base(
 
 
 def _write(program: ExportedProgram, temporary: Path, path: Path, extra: Mapping[str, str]) -> None:
-    try:
-        with quiet(), temporary.open("wb") as file:
-            torch.export.save(program, file, extra_files=dict(extra))
-    except LIBRARY_ERRORS as error:
-        raise WriteError(path, first_line(error)) from error
+    with temporary.open("wb") as file, quiet():
+        sink = _Sink(file)
+        try:
+            torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(extra))
+        except LIBRARY_ERRORS as error:
+            raise BaseModelError(
+                "torch cannot save the program", where=path, found=first_line(error), expected="plain tensors"
+            ) from error
+    if sink.failure is not None:
+        raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
+
+
+class _Sink(io.RawIOBase):
+    """Hands on what torch writes. It keeps a failure for later: torch's writer ends the process at an exception."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Write; after the first failure, pretend to."""
+        if self.failure is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.failure = error
+        return memoryview(data).nbytes
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Torch asks, and goes back to the start when it is done."""
+        return True
+
+    def seek(self, offset: int, _whence: int = 0, /) -> int:
+        """Do nothing: everything was written in order."""
+        return offset
 
 
 def _screened(temporary: Path) -> Archive:
@@ -210,6 +251,7 @@ def _describe(
     signature = Signature(program, None if note is None else note.inputs)
     inputs = signature.inputs()
     _check_guards(guards, inputs)
+    inputs, outputs = with_caches(signature.inputs(), signature.outputs())
     bounds = [bound for bound in (signature.longest(), None if note is None else note.max_tokens) if bound is not None]
     return TorchBase(
         program=program,

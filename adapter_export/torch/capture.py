@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.manifest import Axis
 from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
 
 AxisNames = Mapping[str, Mapping[int, str]]
-"""The names of the dynamic axes of each input, by their place."""
+"""The names of the dynamic axes of each input, by their place. A sum of names, `past + sequence`, is such a name."""
+
+Inputs = Mapping[str, Any] | Sequence[Any]
+"""Tensors, alone or in lists, tuples and dicts, whose tensors are then inputs on their own: `past.0.key`."""
 
 _BATCH, _SEQUENCE = "batch", "sequence"
 
@@ -35,15 +39,14 @@ class Captured:
     axes: Mapping[str, tuple[Axis, ...]]
 
 
-def capture(
-    module: nn.Module, example_inputs: Mapping[str, Tensor] | Sequence[Tensor], axes: AxisNames | None = None
-) -> Captured:
+def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None) -> Captured:
     """Export a module in `eval` mode; the module itself is left as it is.
 
     Args:
         module: takes tensors; returns tensors in tuples, lists, dicts, dataclasses or the outputs of transformers.
         example_inputs: by name, or in the order of the arguments of `forward`. Their numbers do not matter, and an axis
-            of length 1 is widened where it shall be dynamic.
+            of length 1 is widened where it shall be dynamic. Tensors in lists, tuples and dicts have the keys and
+            places in their names: `past_key_values.0.key`.
         axes: the dynamic axes; all others are fixed. If none are given, axis 0 of every input is `batch`, and axis 1 of
             every integer or bool input of two axes is `sequence`.
 
@@ -51,20 +54,27 @@ def capture(
         UsageError: the inputs or axes are not those of the module.
         BaseModelError: torch cannot export the module; the message says why and what to do.
     """
-    inputs = _named_inputs(module, example_inputs)
+    given = _named_inputs(module, example_inputs)
+    inputs = dict(_input_tensors(given))
     names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
     inputs = _widened(inputs, names)
-    shapes = {name: dict.fromkeys(names.get(name, {}), Dim.DYNAMIC) for name in inputs}
+    shapes = [dict.fromkeys(names.get(name, {}), Dim.DYNAMIC) for name in inputs]
+    structure = pytree.tree_structure(given)
     with _settled(module), quiet():
         try:
-            program = torch.export.export(module, (), inputs, dynamic_shapes=shapes)
+            program = torch.export.export(
+                module,
+                (),
+                pytree.tree_unflatten(inputs.values(), structure),
+                dynamic_shapes=pytree.tree_unflatten(shapes, structure),
+            )
         except LIBRARY_ERRORS as error:
             raise _not_exported(error) from error
     _strip(program)
     return Captured(program, {name: _named_shape(tensor, names.get(name, {})) for name, tensor in inputs.items()})
 
 
-def _named_inputs(module: nn.Module, given: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
+def _named_inputs(module: nn.Module, given: Inputs) -> dict[str, Any]:
     """By name, in the order of `forward`."""
     parameters = inspect.signature(module.forward).parameters.values()
     known = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
@@ -78,10 +88,23 @@ def _named_inputs(module: nn.Module, given: Mapping[str, Tensor] | Sequence[Tens
             expected=f"some of {', '.join(known) or 'its arguments by name'}",
             fix="give a dict of tensors by the names of the arguments",
         )
-    for name, value in inputs.items():
-        if not isinstance(value, Tensor):
-            raise UsageError("an example input is no tensor", where=f"`{name}`", found=f"`{type(value).__name__}`")
     return {name: inputs[name] for name in known if name in inputs}
+
+
+def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in the order in which torch flattens containers, by their keys and places joined by dots."""
+    if isinstance(value, Tensor):
+        yield prefix, value
+    elif isinstance(value, dict | list | tuple) and value:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _input_tensors(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        raise UsageError(
+            "an example input is no tensor",
+            where=f"`{prefix}`",
+            found=f"`{type(value).__name__}`",
+            expected="a tensor, or tensors in a list, a tuple or a dict",
+        )
 
 
 def _default_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
@@ -209,15 +232,27 @@ def _not_exported(error: Exception) -> BaseModelError:
     remedy = next((remedy for mark, remedy in _REMEDIES if mark in text), None)
     return BaseModelError(
         "torch cannot export the model",
-        found=first_line(error),
+        found=_cause(error),
         expected="a model that `torch.export.export` takes",
         fix=remedy or "wrap the model so that it computes with tensors only, and try `torch.export.export` on it",
     )
 
 
+def _cause(error: Exception) -> str:
+    """The line that names the axis or the op: where torch lists several causes, it marks each with a dash."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line.removeprefix("- ") for line in lines if line.startswith("- ")), first_line(error))
+
+
 def _strip(program: ExportedProgram) -> None:
-    """Drop sample inputs, and stack traces, which show the folders of this machine."""
+    """Drop sample inputs, and stack traces, which show the folders of this machine.
+
+    Bounds of sums of lengths go too: they follow from those of the lengths, and torch does not read them back.
+    """
     program.example_inputs = None
+    bounds = program.range_constraints
+    for size in [size for size in bounds if not size.is_symbol]:
+        del bounds[size]
     for graph_module in program.graph_module.modules():
         if isinstance(graph_module, torch.fx.GraphModule):
             for node in graph_module.graph.nodes:

@@ -13,28 +13,36 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging as transformers_log
 
-from adapter_export.errors import BaseModelError, FileError
+from adapter_export.errors import BaseModelError, FileError, within
 from adapter_export.torch.base import TorchBase, load_base, save_base
+from adapter_export.torch.capture import AxisNames
+from adapter_export.torch.decoder import CachedDecoder, cache_axes
 from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_FOLDER_ERRORS: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, SafetensorError)
 _BATCH, _TOKENS = 2, 7
 """The lengths of the example inputs; nothing depends on them."""
 
 
-def capture_folder(folder: Path, path: Path, *, force: bool = False) -> None:
+def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force: bool = False) -> None:
     """Save the model of a Hugging Face folder as a base, with its tokenizer; needs no network.
 
     The model is the bare one of its architecture, in float32. Inputs are those of `input_ids`, `attention_mask` and
     `token_type_ids` that it takes, or `pixel_values`. A part whose weights the folder lacks, such as the pooler of a
     model that was trained without one, is left out.
 
+    With a cache, the model is a decoder with its language head, as `torch.decoder.CachedDecoder` describes it: inputs
+    `input_ids`, `attention_mask` and `past_key_values.N.key` and `.value` of each layer N, outputs `logits` and
+    `present.N.key` and `.value`.
+
     Args:
         folder: has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`.
         path: where to write, such as `model.pt`.
+        with_cache: capture the model that generates text.
         force: replace what is there.
 
     Raises:
@@ -43,12 +51,14 @@ def capture_folder(folder: Path, path: Path, *, force: bool = False) -> None:
         OutputExistsError, WriteError: as `save_base`.
     """
     _check_files(folder)
-    model = _open(folder)
+    model = _open(folder, AutoModelForCausalLM if with_cache else AutoModel)
     tokenizer = folder / "tokenizer.json"
+    module, inputs, axes = _with_cache(model, folder) if with_cache else (model, _example_inputs(model, folder), None)
     save_base(
-        model,
-        _example_inputs(model, folder),
+        module,
+        inputs,
         path,
+        axes=axes,
         tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
         max_tokens=_max_tokens(model),
         force=force,
@@ -88,10 +98,10 @@ def _check_files(folder: Path) -> None:
     )
 
 
-def _open(folder: Path) -> nn.Module:
+def _open(folder: Path, auto: Any = AutoModel) -> nn.Module:
     """The model with every weight from the folder: what transformers would start at random is not in it."""
-    model, missing = _load(folder)
-    if missing:
+    model, missing = _load(folder, auto)
+    if missing and auto is AutoModel:
         model, missing = _without_pooler(folder) or (model, missing)
     if missing:
         raise BaseModelError(
@@ -113,10 +123,10 @@ def _without_pooler(folder: Path) -> tuple[nn.Module, list[str]] | None:
         return None
 
 
-def _load(folder: Path, **options: bool) -> tuple[nn.Module, list[str]]:
+def _load(folder: Path, auto: Any = AutoModel, **options: bool) -> tuple[nn.Module, list[str]]:
     with quiet(), _quiet_transformers():
         try:
-            model, info = AutoModel.from_pretrained(
+            model, info = auto.from_pretrained(
                 str(folder),
                 local_files_only=True,
                 use_safetensors=True,
@@ -125,7 +135,7 @@ def _load(folder: Path, **options: bool) -> tuple[nn.Module, list[str]]:
                 dtype=torch.float32,
                 **options,
             )
-        except (*LIBRARY_ERRORS, SafetensorError) as error:
+        except _FOLDER_ERRORS as error:
             raise BaseModelError(
                 "transformers cannot open the folder",
                 where=folder,
@@ -148,6 +158,14 @@ def _quiet_transformers() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+
+
+def _with_cache(model: nn.Module, folder: Path) -> tuple[nn.Module, dict[str, Any], AxisNames]:
+    """A decoder with its cache, example inputs for it, and the names of their axes."""
+    decoder = CachedDecoder(model)
+    with within(folder), quiet(), _quiet_transformers():
+        inputs = decoder.example_inputs()
+    return decoder, inputs, cache_axes(len(inputs["past_key_values"]))
 
 
 def _example_inputs(model: nn.Module, folder: Path) -> dict[str, Tensor]:

@@ -86,7 +86,9 @@ class Signature:
         """The largest length of the token axis for which the program is right, if it has such a bound."""
         for record, placeholder in zip(self.inputs(), self._names, strict=True):
             if record.role != "values" and len(record.axes) == 2:
-                return self._upper_bound(self._nodes[placeholder].meta["val"].shape[1])
+                size = self._nodes[placeholder].meta["val"].shape[1]
+                bounds = [*_rows_of_positions(self._program.graph, str(size)), self._upper_bound(size)]
+                return min((bound for bound in bounds if bound is not None), default=None)
         return None
 
     def _upper_bound(self, size: Any) -> int | None:
@@ -112,7 +114,7 @@ class Signature:
         return f"{name}_{label}" if label == "sequence" and label in self._symbols.values() else label
 
     def _check_lower_bound(self, name: str, label: str, size: torch.SymInt) -> None:
-        constraint = self._program.range_constraints.get(size.node.expr)
+        constraint = self._program.range_constraints.get(size.node.expr) if size.node.expr.is_symbol else None
         if constraint is not None and constraint.lower.is_Integer and int(constraint.lower) > _SMALLEST:
             raise BaseModelError(
                 "was captured for long inputs only, and would be wrong for shorter ones",
@@ -142,11 +144,27 @@ class Signature:
     def _embedding_rows(self, node: fx.Node) -> Iterator[int]:
         """The number of rows of each weight that is indexed by this value."""
         for user in node.users:
-            op = str(user.target).removeprefix("aten.").partition(".")[0]
+            op = _op(user)
             if op == "embedding" and user.args[1] is node and isinstance(user.args[0], fx.Node):
                 yield int(user.args[0].meta["val"].shape[0])
             elif op in _PASSED_ON and user.args[0] is node:
                 yield from self._embedding_rows(user)
+
+
+def _rows_of_positions(graph: fx.Graph, length: str) -> Iterator[int]:
+    """The number of rows of each weight that is indexed by the numbers from 0 to a length."""
+    for node in graph.nodes:
+        if _op(node) == "embedding":
+            index = node.args[1]
+            while _op(index) in _PASSED_ON:
+                index = index.args[0]
+            if _op(index) == "arange" and str(index.meta["val"].shape[0]) == length:
+                yield int(node.args[0].meta["val"].shape[0])
+
+
+def _op(node: fx.Node) -> str:
+    """The name of an operator without namespace and overload."""
+    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def _check_kinds(program: ExportedProgram) -> None:
@@ -158,6 +176,31 @@ def _check_kinds(program: ExportedProgram) -> None:
             raise _unusable("changes its own weights or inputs when it runs", f"`{output.target}`")
         if not isinstance(output.arg, TensorArgument):
             raise _unusable("returns something that is no tensor", f"`{getattr(output.arg, 'value', None)}`")
+    for node in program.graph.nodes:
+        changed = _changed_in_place(node)
+        if changed is not None:
+            raise _unusable("changes its own weights or inputs when it runs", f"`{changed.name}`")
+
+
+def _changed_in_place(node: fx.Node) -> fx.Node | None:
+    """The weight or input that an op writes into, directly or through a view of it."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return None
+    arguments = zip(node.target._schema.arguments, node.args, strict=False)
+    written = [value for schema, value in arguments if schema.alias_info is not None and schema.alias_info.is_write]
+    roots = (_root(value) for value in written if isinstance(value, fx.Node))
+    return next((root for root in roots if root.op == "placeholder"), None)
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """What a view shows."""
+    while isinstance(node.target, torch._ops.OpOverload) and isinstance(node.args[0], fx.Node):
+        aliases = any(value.alias_info is not None for value in node.target._schema.returns)
+        source = node.args[0]
+        if not aliases or source.meta["val"].dtype != node.meta["val"].dtype:
+            return node
+        node = source
+    return node
 
 
 def _unusable(what: str, found: str) -> BaseModelError:
@@ -179,14 +222,24 @@ def _user_outputs(program: ExportedProgram) -> list[str]:
 
 
 def _input_names(program: ExportedProgram) -> list[str]:
-    """The names of the arguments; where they lie inside containers, torch's own names for them."""
-    placeholders = _user_inputs(program)
-    args, kwargs = pytree.tree_unflatten(placeholders, program.call_spec.in_spec)
+    """The names of the arguments, with keys and places behind dots where they lie inside containers.
+
+    Where the names of arguments or keys are not known, they are torch's own.
+    """
+    args, kwargs = program.call_spec.in_spec.children()
     known = program.module_call_graph[0].signature
     forward = (known.forward_arg_names if known is not None else None) or []
-    named = dict(zip(forward, args, strict=False)) | dict(kwargs)
-    names = {placeholder: name for name, placeholder in named.items() if isinstance(placeholder, str)}
-    return [names.get(placeholder, placeholder) for placeholder in placeholders]
+    names = [*forward[: args.num_children], *kwargs.context]
+    placeholders = _user_inputs(program)
+    specs = [*args.children(), *kwargs.children()]
+    if len(names) != len(specs) or not all(map(_is_plain, specs)):
+        return placeholders
+    return [leaf for name, spec in zip(names, specs, strict=True) for leaf in _leaf_names(spec, name)]
+
+
+def _is_plain(spec: Any) -> bool:
+    """Whether the containers are those of Python, whose keys are known."""
+    return spec.is_leaf() or (spec.type in (dict, list, tuple) and all(map(_is_plain, spec.children())))
 
 
 def _leaf_names(spec: Any, prefix: str) -> Iterator[str]:

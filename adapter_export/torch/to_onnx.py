@@ -77,7 +77,7 @@ def _exported(program: ExportedProgram) -> ir.Model:
     try:
         with quiet():
             exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
-    except (*LIBRARY_ERRORS, torch.onnx.errors.OnnxExporterError) as error:
+    except LIBRARY_ERRORS as error:
         raise BaseModelError(
             "torch cannot export the base to ONNX",
             found=_reason(error),
