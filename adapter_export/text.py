@@ -71,14 +71,14 @@ class Tokenizer:
         return cls(tokenizer, max_tokens)
 
     @classmethod
-    def from_folder(cls, path: Path, max_tokens: int) -> Tokenizer:
+    def from_folder(cls, path: Path | str, max_tokens: int) -> Tokenizer:
         """From the `tokenizer.json` in a folder.
 
         Raises:
             FileError: there is none, or it cannot be read.
             BaseModelError: it is not a tokenizer, or `max_tokens` leaves no room for text.
         """
-        file = path / TOKENIZER_FILE
+        file = Path(path) / TOKENIZER_FILE
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -23,8 +23,8 @@ def capture(folder: Path, output: Path, force: bool, as_json: bool) -> None:
     """Make a model archive from HF_FOLDER: a folder with `config.json` and `model.safetensors`.
 
     The archive holds the graph, the weights, the module paths and the tokenizer. It needs none of the model's code, it
-    trains, and it exports. Models that are in no such folder are saved from Python:
-    `adapter_export.torch.save_base(module, example_inputs, "model.pt")`.
+    trains, and it exports. A model that is in no such folder is saved from Python, with
+    `adapter_export.torch.base.save_base(module, example_inputs, "model.pt")`.
     """
     from adapter_export.cli.output import emit_json, say, size, steps
     from adapter_export.cli.sources import require

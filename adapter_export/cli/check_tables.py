@@ -11,7 +11,7 @@ from rich.text import Text
 from adapter_export.cli.output import console, table
 from adapter_export.parity.compare import Comparison, Number
 from adapter_export.parity.failure import BASE, Failure, failures
-from adapter_export.parity.report import InvariantResult, OutputResult, Report, SiteResult
+from adapter_export.parity.report import Agreement, Agreements, InvariantResult, OutputResult, Report, SiteResult
 
 _COLUMNS = ("adapter", "case", "max error", "budget", "error/budget", "ulp", "cosine", "top class", "verdict")
 _MOST_FAILURES = 5
@@ -28,12 +28,34 @@ def show(report: Report) -> None:
     for line in (*_golden_lines(report), _sites_line(report.sites), *_invariant_lines(report.invariants)):
         out.print(line, soft_wrap=True)
     out.print(_coverage_line(report), soft_wrap=True)
+    if report.agreements is not None:
+        out.print(_agreements(report.agreements))
     found = failures(report)
     for failure in found[:_MOST_FAILURES]:
         out.print(Text("\n").join(_failure_lines(failure)), soft_wrap=True)
     if len(found) > _MOST_FAILURES:
         out.print(Text(f"… and {len(found) - _MOST_FAILURES} more, see `--json`", "dim"))
     out.print(Text("passed", "bold green") if report.passed else Text("failed", "bold red"))
+
+
+def _agreements(found: Agreements) -> Table:
+    """What the precision costs, one line per output."""
+    rows = [_agreement(result) for result in found.results]
+    title = f"against {found.original}, on {found.inputs}"
+    return table(title, ("adapter", "output", "rows", "same class", "max difference", "cosine"), rows, numbers="llrrrr")
+
+
+def _agreement(result: Agreement) -> tuple[str, ...]:
+    same = _NONE if result.agree is None else f"{result.agree} ({result.agree / result.rows:.1%})"
+    relative = f"{result.absolute:.1e} of {result.scale:.3g}"
+    return (
+        result.adapter or BASE,
+        result.output,
+        f"{result.rows:,}",
+        same,
+        relative,
+        _NONE if result.cosine is None else f"{result.cosine:.5f}",
+    )
 
 
 def _place(result: OutputResult) -> tuple[str, str]:

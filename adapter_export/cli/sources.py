@@ -173,7 +173,7 @@ def _not_a_base(path: Path, found: str) -> BaseModelError:
         where=path,
         found=found,
         expected="a torch archive (`.pt`, `.pt2`), a Hugging Face folder or an ONNX file",
-        fix="save a torch model with `save_base`, or run `adapter-export capture HF_FOLDER -o model.pt`",
+        fix="run `adapter-export capture HF_FOLDER -o model.pt`, or save a torch module with `save_base`",
     )
 
 

@@ -1,0 +1,91 @@
+"""What users may rely on: the error tree, the commands, the names that the documents show."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import adapter_export
+from adapter_export import errors, runtime
+from adapter_export.cli.main import COMMANDS
+from adapter_export.graph.kinds import KINDS, houlsby
+from adapter_export.graph.ops import ACTIVATIONS
+
+ROOT = Path(__file__).parents[1]
+
+
+def _tree(error: type[errors.AdapterExportError], depth: int = 0) -> Iterator[tuple[int, str]]:
+    yield depth, error.__name__
+    for child in error.__subclasses__():
+        yield from _tree(child, depth + 1)
+
+
+def _drawn() -> Iterator[tuple[int, str]]:
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"^    ([ │├└─]*)([A-Z]\w+Error)\b", line)
+        if found:
+            yield len(found[1]) // 4, found[2]
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    """A new error: draw it in the docstring of `errors.py`, in the order of the classes."""
+    assert sorted(_drawn()) == sorted(_tree(errors.AdapterExportError))
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("AdapterExportError", 5),
+        ("UsageError", 2),
+        ("MissingExtraError", 2),
+        ("InputError", 3),
+        ("FormatError", 3),
+        ("WriteError", 3),
+        ("BaseMismatchError", 3),
+        ("NothingComparedError", 4),
+    ],
+)
+def test_exit_codes_stay(name: str, code: int) -> None:
+    assert getattr(errors, name).exit_code == code
+
+
+def test_the_commands_stay() -> None:
+    assert list(COMMANDS) == ["capture", "sites", "train", "pack", "build", "check", "run", "inspect"]
+
+
+def test_the_runtime_gives_bundles_and_sessions() -> None:
+    assert runtime.__all__ == ["Bundle", "Prediction", "Session"]
+    public = {name for name in dir(runtime.Session) if not name.startswith("_")}
+    assert public == {"adapters", "classify", "labels", "load", "load_bytes", "run", "unload"}
+
+
+def test_kinds_and_activations_stay() -> None:
+    assert list(KINDS) == ["houlsby", "pfeiffer", "parallel"]
+    assert set(ACTIVATIONS) >= {
+        "relu",
+        "gelu",
+        "gelu_tanh",
+        "silu",
+        "tanh",
+        "sigmoid",
+        "leaky_relu",
+        "quick_gelu",
+        "identity",
+    }
+    assert houlsby().roles == ("attention", "ffn")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f'\nversion = "{adapter_export.__version__}"\n' in pyproject
+
+
+@pytest.mark.parametrize("made", [runtime.Bundle, runtime.Session], ids=lambda made: made.__name__)
+def test_the_public_classes_say_what_they_do(made: type) -> None:
+    for name, member in inspect.getmembers(made):
+        if not name.startswith("_") and callable(member):
+            assert inspect.getdoc(member), f"{made.__name__}.{name}"
