@@ -15,7 +15,7 @@ RelativePath = Annotated[str, check_path]
 """From the bundle's folder, with `/` between parts."""
 
 Axis = Positive | str
-"""The length of an axis: a number, or the name of a dynamic axis such as `batch`."""
+"""The length of an axis: a number, the name of a dynamic axis such as `batch`, or a sum such as `past + sequence`."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,21 @@ class InputRecord:
         name: its name in the graph.
         dtype: NumPy's name of its type, such as `int64`.
         axes: its shape.
-        role: `ids` if it indexes an embedding, `mask` if it says which tokens are real, else `values`.
+        role: `ids` if it indexes an embedding, `mask` if it says which tokens are real, `cache` if it is what a decoder
+            keeps of the tokens before, else `values`.
         limit: for `ids`, the number of rows of that embedding; valid ids are 0 to limit − 1.
     """
 
     name: str
+        next: for `cache`, the output that it is in the next call; in the first one it is empty.
     dtype: str
     axes: tuple[Axis, ...]
-    role: Literal["ids", "mask", "values"]
+    role: Literal["ids", "mask", "cache", "values"]
     limit: Positive | None = None
 
 
 @dataclass(frozen=True)
+    next: str | None = None
 class OutputRecord:
     """One output of the graph."""
 

@@ -82,6 +82,7 @@ def _check_references(manifest: Manifest) -> None:
     sites = {site.name for site in manifest.sites} | {"head"}
     heads = [adapter.name for adapter in manifest.adapters if adapter.labels is not None]
     _check_known("head_output", {manifest.head_output} - {None}, outputs)
+    _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
     for place, golden in _golden(manifest):
         _check_known(f"{place}.absolute", golden.absolute, outputs)

@@ -11,8 +11,10 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from adapter_export.errors import BaseModelError
+from adapter_export.format.axes import with_caches
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+from adapter_export.onnx.cache import fix_cache_widths
 from adapter_export.onnx.external import settle_external_data, tensor_bytes
 from adapter_export.onnx.flow import flow_graph, node_names
 from adapter_export.onnx.fused import check_biases
@@ -91,13 +93,17 @@ def open_onnx(path: Path) -> OnnxBase:
     _normalise(model)
     sites = discover(flow_graph(model))
     check_biases({name: node for node, name in node_names(model.graph).items()}, sites)
+    inputs, outputs = with_caches(
+        [_input_record(value) for value in model.graph.inputs],
+        [OutputRecord(_name(value), _dtype(value), axes(value)) for value in model.graph.outputs],
+    )
     return OnnxBase(
         path=path,
         folder=folder,
         model=model,
         fingerprint=model.metadata_props.get(FINGERPRINT_KEY) or _fingerprint(model),
-        inputs=tuple(_input_record(value) for value in model.graph.inputs),
-        outputs=tuple(OutputRecord(_name(value), _dtype(value), axes(value)) for value in model.graph.outputs),
+        inputs=inputs,
+        outputs=outputs,
         opset=opset,
         sites=sites,
     )
@@ -155,6 +161,7 @@ def _opset(model: ir.Model, path: Path) -> int:
 def _normalise(model: ir.Model) -> None:
     """Make the base's own weights constants, so that the overridable initializers of a build are its slots alone."""
     model.ir_version = _IR_VERSION
+    fix_cache_widths(model.graph)
     for value in [value for value in model.graph.inputs if value.is_initializer()]:
         model.graph.inputs.remove(value)
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.errors import UsageError
+from adapter_export.format.axes import length, names
 from adapter_export.format.manifest import InputRecord
 
 BATCHES = (1, 3)
@@ -44,6 +45,8 @@ def input_cases(
     The first axis of an input counts as the batch, every other named axis as a length. Axes of one name have one
     length; numbers stay as they are. Equal arguments give equal inputs.
 
+    A decoder with a cache gets what it is for: texts with nothing in the cache, then single tokens behind a past.
+
     Args:
         inputs: the inputs of the base.
         seed: of the random numbers.
@@ -51,10 +54,11 @@ def input_cases(
         shapes: the length of every named axis, case by case; `BATCHES` × `LENGTHS` where it is not given.
 
     Returns:
-        The cases. The padded one is there if the base reads a mask over more than one token.
+        The cases. The padded one is there if the base reads a mask over more than one token, and has no cache: there,
+        where the padding goes is a convention of each decoder.
 
     Raises:
-        UsageError: a named axis has no length, or a length below 1.
+        UsageError: a named axis has no length, or a length below 1; 0 is the length of an empty cache.
     """
     chosen = list(shapes) if shapes is not None else _shape_matrix(inputs, max_tokens)
     for lengths in chosen:
@@ -68,24 +72,42 @@ def input_cases(
 
 def _shape_matrix(inputs: Sequence[InputRecord], max_tokens: int | None) -> list[Lengths]:
     batch_axes = {record.axes[0] for record in inputs if record.axes and isinstance(record.axes[0], str)}
-    named = dict.fromkeys(axis for record in inputs for axis in record.axes if isinstance(axis, str))
-    tokens = [axis for axis in named if axis not in batch_axes]
+    named = _named(inputs)
+    past = _past_axes(inputs)
     longest = max_tokens or max(LENGTHS)
-    sizes = dict.fromkeys(min(length, longest) for length in LENGTHS) if tokens else (1,)
+    sizes = dict.fromkeys(min(length, longest) for length in LENGTHS) if set(named) - batch_axes else (1,)
     batches = BATCHES if batch_axes else (1,)
-    return [{axis: batch if axis in batch_axes else size for axis in named} for size in sizes for batch in batches]
+    steps = [(0, size) for size in sizes] + [(size, 1) for size in sizes if past and size < longest]
+    return [
+        {axis: batch if axis in batch_axes else behind if axis in past else size for axis in named}
+        for behind, size in steps
+        for batch in batches
+    ]
+
+
+def _named(inputs: Sequence[InputRecord]) -> list[str]:
+    """Every name that needs a length, once."""
+    return list(dict.fromkeys(name for record in inputs for axis in record.axes for name in names(axis)))
+
+
+def _past_axes(inputs: Sequence[InputRecord]) -> set[str]:
+    """The axes that only caches have, and the mask as a part of a sum: the lengths of the past."""
+    caches = {axis for record in inputs if record.role == "cache" for axis in record.axes[1:]}
+    others = {axis for record in inputs if record.role != "cache" for axis in record.axes}
+    return {axis for axis in caches - others if isinstance(axis, str)}
 
 
 def _check(inputs: Sequence[InputRecord], lengths: Lengths) -> None:
-    for axis in (axis for record in inputs for axis in record.axes if isinstance(axis, str)):
-        if lengths.get(axis, 0) < 1:
+    past = _past_axes(inputs)
+    for axis in _named(inputs):
+        if lengths.get(axis, -1) < (0 if axis in past else 1):
             found = lengths.get(axis, "no length")
             raise UsageError("a named axis needs a length", where=f"axis `{axis}`", found=found, expected="at least 1")
 
 
 def _arrays(inputs: Sequence[InputRecord], lengths: Lengths, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {
-        record.name: _draw(record, tuple(axis if isinstance(axis, int) else lengths[axis] for axis in record.axes), rng)
+        record.name: _draw(record, tuple(length(axis, lengths) for axis in record.axes), rng)
         for record in inputs
     }
 
@@ -105,7 +127,7 @@ def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator)
 def _padded(inputs: Sequence[InputRecord], cases: Sequence[InputCase]) -> Iterator[InputCase]:
     """The case with the most rows, and among those the one of middle length, with its rows cut short."""
     mask = next((record.name for record in inputs if record.role == "mask" and len(record.axes) == 2), None)
-    if mask is None:
+    if mask is None or any(record.role == "cache" for record in inputs):
         return
     able = [case for case in cases if case.arrays[mask].shape[1] > 1]
     if not able:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from adapter_export.errors import RequestError
-from adapter_export.format.manifest import InputRecord
+from adapter_export.format.axes import length, names
+from adapter_export.format.manifest import Axis, InputRecord
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord]) -> dict[str, np.ndarray]:
@@ -31,6 +32,8 @@ def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord
         _check_type(arrays[record.name], record)
         _check_shape(np.shape(inputs[record.name]), record, sizes)
         _check_ids(arrays[record.name], record)
+    for record in records:  # once more: now the names in every sum have their lengths
+        _check_shape(np.shape(inputs[record.name]), record, sizes)
     return arrays
 
 
@@ -46,18 +49,32 @@ def _check_type(array: np.ndarray, record: InputRecord) -> None:
 
 
 def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, int]) -> None:
-    """ONNX Runtime does not see it when an axis of one name has two lengths."""
-    fits = len(shape) == len(record.axes) and 0 not in shape
+    """ONNX Runtime does not see it when an axis of one name has two lengths; a cache may hold nothing yet."""
+    fits = len(shape) == len(record.axes) and (0 not in shape or record.role == "cache")
     for axis, size in zip(record.axes, shape, strict=False):
-        fits = fits and size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))
+        fits = fits and size == _expected(axis, size, sizes)
     if not fits:
-        named = [f"{axis} = {sizes[axis]}" if axis in sizes else axis for axis in record.axes]
+        named = [f"{axis} = {length(axis, sizes)}" if _is_known(axis, sizes) else str(axis) for axis in record.axes]
+        least = "" if record.role == "cache" else ", at least 1 along each axis"
         raise RequestError(
             "an input has a wrong shape",
             where=f"`{record.name}`",
             found=list(shape),
-            expected=f"[{', '.join(map(str, named))}], at least 1 along each axis",
+            expected=f"[{', '.join(named)}]{least}",
         )
+
+
+def _expected(axis: Axis, found: int, sizes: dict[str, int]) -> int:
+    """The length that an axis must have: whatever was found, if its name or a name in its sum comes up first here."""
+    if isinstance(axis, int):
+        return axis
+    if names(axis) == (axis,):
+        return sizes.setdefault(axis, found)
+    return length(axis, sizes) if _is_known(axis, sizes) else found
+
+
+def _is_known(axis: Axis, sizes: Mapping[str, int]) -> bool:
+    return isinstance(axis, str) and all(name in sizes for name in names(axis))
 
 
 def _check_ids(array: np.ndarray, record: InputRecord) -> None:

@@ -75,9 +75,8 @@ class Signature:
     def outputs(self) -> tuple[OutputRecord, ...]:
         """The outputs, in the order of the program; one with the name of an input is called `<name>_output`."""
         values = [self._nodes[name].meta["val"] for name in _user_outputs(self._program)]
-        leaves = _leaf_names(self._program.call_spec.out_spec, "") if values else ()
         taken = set(self._names.values())
-        names = [f"{name}_output" if name in taken else name for name in leaves]
+        names = [f"{name}_output" if name in taken else name for name in _output_names(self._program)]
         if not names or len(names) != len(values) or len(set(names)) != len(names):
             raise _unusable("has outputs that cannot be told apart", ", ".join(names) or "no outputs")
         return tuple(OutputRecord(name, _dtype(v), self._axes(v)) for name, v in zip(names, values, strict=True))
@@ -226,33 +225,31 @@ def _input_names(program: ExportedProgram) -> list[str]:
 
     Where the names of arguments or keys are not known, they are torch's own.
     """
-    args, kwargs = program.call_spec.in_spec.children()
+    placeholders = _user_inputs(program)
+    args, kwargs = pytree.tree_unflatten(placeholders, program.call_spec.in_spec)
     known = program.module_call_graph[0].signature
     forward = (known.forward_arg_names if known is not None else None) or []
-    names = [*forward[: args.num_children], *kwargs.context]
-    placeholders = _user_inputs(program)
-    specs = [*args.children(), *kwargs.children()]
-    if len(names) != len(specs) or not all(map(_is_plain, specs)):
-        return placeholders
-    return [leaf for name, spec in zip(names, specs, strict=True) for leaf in _leaf_names(spec, name)]
+    arguments = [*zip(forward, args, strict=False), *kwargs.items()]
+    names = [leaf for name, value in arguments for leaf in _leaf_names(value, name)]
+    return names if len(names) == len(placeholders) else placeholders
 
 
-def _is_plain(spec: Any) -> bool:
-    """Whether the containers are those of Python, whose keys are known."""
-    return spec.is_leaf() or (spec.type in (dict, list, tuple) and all(map(_is_plain, spec.children())))
-
-
-def _leaf_names(spec: Any, prefix: str) -> Iterator[str]:
+def _output_names(program: ExportedProgram) -> list[str]:
     """Dict keys and places, joined by dots; what has no key is an `output`."""
-    if spec.is_leaf():
+    places = range(len(_user_outputs(program)))
+    return list(_leaf_names(pytree.tree_unflatten(list(places), program.call_spec.out_spec), ""))
+
+
+def _leaf_names(value: Any, prefix: str) -> Iterator[str]:
+    if not isinstance(value, Mapping | tuple | list):
         yield prefix or "output_0"
         return
-    keys = spec.context if spec.type is not tuple and spec.type is not list else range(spec.num_children)
-    for key, child in zip(keys, spec.children(), strict=True):
+    members = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, member in members:
         if prefix:
-            yield from _leaf_names(child, f"{prefix}.{key}")
+            yield from _leaf_names(member, f"{prefix}.{key}")
         else:
-            yield from _leaf_names(child, key if isinstance(key, str) else f"output_{key}")
+            yield from _leaf_names(member, key if isinstance(key, str) else f"output_{key}")
 
 
 def _dtype(value: Tensor) -> str:

@@ -1,0 +1,93 @@
+"""The lengths of axes: numbers, names, and sums of names such as `past_sequence + sequence`; a decoder's caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+
+_PLUS = " + "
+
+
+def names(axis: Axis) -> tuple[str, ...]:
+    """The names whose lengths make up that of an axis: none for a number, several for a sum."""
+    return () if isinstance(axis, int) else tuple(axis.split(_PLUS))
+
+
+def length(axis: Axis, lengths: Mapping[str, int]) -> int:
+    """The length of an axis.
+
+    Args:
+        axis: the axis.
+        lengths: a length for each of its names.
+    """
+    return axis if isinstance(axis, int) else sum(lengths[name] for name in names(axis))
+
+
+def with_caches(
+    inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]
+) -> tuple[tuple[InputRecord, ...], tuple[OutputRecord, ...]]:
+    """Tell a decoder's caches from other inputs, by what comes out again and has grown by the new tokens.
+
+    An input with an axis `past` is a cache if an output has its shape, but for that axis, and there `past + tokens`, or
+    the second axis of the mask: a mask covers the past and the new tokens. That axis is given its length as a sum
+    wherever it occurs. Several caches of one shape are told apart by their order, which is that of the outputs.
+
+    Args:
+        inputs: of a base; those with the role `ids` say what the axis of the new tokens is called.
+        outputs: of the base.
+
+    Returns:
+        Both, the caches with the role `cache` and the output that each of them is `next`; as they were if there are
+        none.
+    """
+    tokens, masks = _second_axes(inputs, "ids"), _second_axes(inputs, "mask")
+    following: dict[str, str] = {}
+    sums: dict[Axis, Axis] = {}
+    for group in _groups(inputs):
+        for past in {axis for axis in group[0].axes[1:] if isinstance(axis, str)} if len(tokens) == 1 else ():
+            (new,) = tokens
+            grown = [(output, _grown(group[0], output, past)) for output in outputs]
+            fitting = [(output.name, axis) for output, axis in grown if _is_total(axis, past, new, masks)]
+            if len(fitting) == len(group):
+                following.update({record.name: name for record, (name, _) in zip(group, fitting, strict=True)})
+                sums.update({axis: axis if _PLUS in axis else f"{past}{_PLUS}{new}" for _, axis in fitting})
+    return (
+        tuple(_described(record, following.get(record.name), sums) for record in inputs),
+        tuple(replace(record, axes=tuple(sums.get(axis, axis) for axis in record.axes)) for record in outputs),
+    )
+
+
+def _second_axes(inputs: Iterable[InputRecord], role: str) -> set[str]:
+    """The names of the token axes of the inputs of a role."""
+    return {axis for record in inputs if record.role == role for axis in record.axes[1:2] if isinstance(axis, str)}
+
+
+def _groups(inputs: Iterable[InputRecord]) -> Iterable[list[InputRecord]]:
+    """The inputs of one type and shape, in order, for those of no other role."""
+    groups: dict[tuple[str, tuple[Axis, ...]], list[InputRecord]] = {}
+    for record in inputs:
+        if record.role == "values":
+            groups.setdefault((record.dtype, record.axes), []).append(record)
+    return groups.values()
+
+
+def _grown(record: InputRecord, output: OutputRecord, past: str) -> str:
+    """The axis of an output that stands in the place of `past`, if it is as the input otherwise; else nothing."""
+    if record.dtype != output.dtype or len(record.axes) != len(output.axes):
+        return ""
+    apart = [(one, other) for one, other in zip(record.axes, output.axes, strict=True) if one != other]
+    return str(apart[0][1]) if len(apart) == 1 and apart[0][0] == past and isinstance(apart[0][1], str) else ""
+
+
+def _is_total(axis: str, past: str, new: str, masks: set[str]) -> bool:
+    """Whether an axis is as long as the past and the new tokens together."""
+    return past != new and (axis in masks - {new} or sorted(names(axis)) == sorted((past, new)))
+
+
+def _described(record: InputRecord, following: str | None, sums: Mapping[Axis, Axis]) -> InputRecord:
+    axes = tuple(sums.get(axis, axis) for axis in record.axes)
+    if following is None:
+        return replace(record, axes=axes)
+    return replace(record, axes=axes, role="cache", next=following)
