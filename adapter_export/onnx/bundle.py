@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export import __version__
-from adapter_export.errors import AdapterError, BaseMismatchError, UsageError
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.format.files import new_folder
-from adapter_export.format.inventory import list_files
+from adapter_export.format.files import new_folder, read_bytes
+from adapter_export.format.inventory import MANIFEST_FILE, list_files
 from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest, OutputRecord, SiteRecord, TextRecord
 from adapter_export.format.manifest_json import MANIFEST_VERSION, write_manifest
 from adapter_export.format.tensors import write_tensors
@@ -56,6 +56,7 @@ def build_bundle(
     tokenizer: str | None = None,
     max_tokens: int | None = None,
     allow_base_mismatch: bool = False,
+    kept: Mapping[str, Path | bytes] | None = None,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -70,6 +71,7 @@ def build_bundle(
         tokenizer: the text of a `tokenizer.json`, if the base reads text.
         max_tokens: the most that the base takes; needed with a tokenizer.
         allow_base_mismatch: take adapters that were trained on another base.
+        kept: more files for the bundle, by name: what another program needs to load it.
         force: replace what is at `out`.
         progress: is told each step before it begins.
 
@@ -94,7 +96,9 @@ def build_bundle(
         build = _Build(folder, base, plan, model, references, cases)
         golden = build.golden(None, tell)
         records = [build.adapter(adapter, tell) for adapter in adapters]
-        manifest = build.manifest(golden, records, build.text(tokenizer, max_tokens))
+        text = build.text(tokenizer, max_tokens)
+        build.keep(kept or {})
+        manifest = build.manifest(golden, records, text)
         write_manifest(manifest, folder)
         tell("holding the bundle against its golden vectors")
         self_check(folder, manifest, build.vectors)
@@ -156,6 +160,21 @@ class _Build:
         return TextRecord(TOKENIZER_FILE, max_tokens)
 
     def manifest(self, golden: GoldenRecord, records: Sequence[AdapterRecord], text: TextRecord | None) -> Manifest:
+    def keep(self, files: Mapping[str, Path | bytes]) -> None:
+        """Write files of the base's own, but a tokenizer that was written already.
+
+        Raises:
+            BaseModelError: one has the name of a file of the bundle.
+        """
+        for name, content in files.items():
+            path = self.folder / name
+            if name == MANIFEST_FILE or (name != TOKENIZER_FILE and path.exists()):
+                raise BaseModelError(
+                    "has a file with a name that the bundle needs", where=name, fix="rename it in the base's folder"
+                )
+            if not path.exists():
+                path.write_bytes(content if isinstance(content, bytes) else read_bytes(content))
+
         """Describe all that was written."""
         head = head_output([record.name for record in self.base.outputs]) if self.plan.has_head else None
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in self.model.graph.outputs)

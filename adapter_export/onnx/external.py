@@ -76,6 +76,11 @@ def _outside(model: Path, location: str | os.PathLike[str]) -> BaseModelError:
     )
 
 
+def external_files(model: ir.Model, folder: Path) -> set[Path]:
+    """The files with the external data of a settled model, whose locations are relative to `folder`."""
+    return {(folder / tensor.location).resolve() for _, tensor in _external_values(model)}
+
+
 def _external_values(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
     for graph in model.graphs():
         for value in graph.initializers.values():

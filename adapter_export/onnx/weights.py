@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from adapter_export.errors import BaseModelError
 from adapter_export.onnx.external import readable
 
 WEIGHTS_FILE = "base.bin"
+
+_RUNTIME_DOMAIN = "com.microsoft"
 
 _EMBEDDED_BYTES = 1024
 """Smaller tensors stay in the graph's own file."""
@@ -56,7 +60,8 @@ def _embedded(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
 
 def _check(path: Path) -> None:
     try:
-        onnx.checker.check_model(str(path))
+        with _checkable(path) as file:
+            onnx.checker.check_model(str(file))
     except onnx.checker.ValidationError as error:
         raise BaseModelError(
             "breaks a rule of ONNX",
@@ -64,3 +69,26 @@ def _check(path: Path) -> None:
             found=str(error).partition("\n")[0],
             fix="check the base with `onnx.checker`; if it passes, report this",
         ) from error
+
+
+@contextmanager
+def _checkable(path: Path) -> Iterator[Path]:
+    """The file, or for a while a copy of it in which every operator stands in the domain that it belongs to.
+
+    ONNX Runtime has operators of its own in the standard domain (`SimplifiedLayerNormalization`), and tools write them.
+    """
+    model = onnx.load(path, load_external_data=False)
+    own = [node for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)]
+    if not own:
+        yield path
+        return
+    for node in own:
+        node.domain = _RUNTIME_DOMAIN
+    if all(known.domain != _RUNTIME_DOMAIN for known in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(_RUNTIME_DOMAIN, 1))
+    copy = path.with_name(f".{path.name}.check")
+    try:
+        onnx.save(model, copy)
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
