@@ -29,18 +29,18 @@ class InputRecord:
         role: `ids` if it indexes an embedding, `mask` if it says which tokens are real, `cache` if it is what a decoder
             keeps of the tokens before, else `values`.
         limit: for `ids`, the number of rows of that embedding; valid ids are 0 to limit − 1.
+        next: for `cache`, the output that it is in the next call; in the first one it is empty.
     """
 
     name: str
-        next: for `cache`, the output that it is in the next call; in the first one it is empty.
     dtype: str
     axes: tuple[Axis, ...]
     role: Literal["ids", "mask", "cache", "values"]
     limit: Positive | None = None
+    next: str | None = None
 
 
 @dataclass(frozen=True)
-    next: str | None = None
 class OutputRecord:
     """One output of the graph."""
 

@@ -55,8 +55,8 @@ def build_bundle(
     cases: Sequence[InputCase],
     tokenizer: str | None = None,
     max_tokens: int | None = None,
-    allow_base_mismatch: bool = False,
     kept: Mapping[str, Path | bytes] | None = None,
+    allow_base_mismatch: bool = False,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -70,8 +70,8 @@ def build_bundle(
         cases: the inputs of the golden vectors.
         tokenizer: the text of a `tokenizer.json`, if the base reads text.
         max_tokens: the most that the base takes; needed with a tokenizer.
-        allow_base_mismatch: take adapters that were trained on another base.
         kept: more files for the bundle, by name: what another program needs to load it.
+        allow_base_mismatch: take adapters that were trained on another base.
         force: replace what is at `out`.
         progress: is told each step before it begins.
 
@@ -159,7 +159,6 @@ class _Build:
         self._new(TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8", newline="")
         return TextRecord(TOKENIZER_FILE, max_tokens)
 
-    def manifest(self, golden: GoldenRecord, records: Sequence[AdapterRecord], text: TextRecord | None) -> Manifest:
     def keep(self, files: Mapping[str, Path | bytes]) -> None:
         """Write files of the base's own, but a tokenizer that was written already.
 
@@ -175,6 +174,7 @@ class _Build:
             if not path.exists():
                 path.write_bytes(content if isinstance(content, bytes) else read_bytes(content))
 
+    def manifest(self, golden: GoldenRecord, records: Sequence[AdapterRecord], text: TextRecord | None) -> Manifest:
         """Describe all that was written."""
         head = head_output([record.name for record in self.base.outputs]) if self.plan.has_head else None
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in self.model.graph.outputs)
