@@ -8,17 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adapter_export.errors import AdapterError, BaseMismatchError, RequestError
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, RequestError
 from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.reference.runner import head_output
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch.base import TorchBase
 from adapter_export.torch.flow import flow_graph
 from adapter_export.torch.layer import GraphLayer
 from adapter_export.torch.splice import splice
-
-LOGITS = "logits"
-"""The name of a head's output, [batch, classes]."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,11 @@ class AdaptedModel(nn.Module):
         self.sites = sites
         self._layers = {} if adapter is None else _layers(adapter)
         self._names = tuple(record.name for record in base.outputs)
-        mask = next((record.name for record in base.inputs if record.role == "mask"), None)
-        self._body = splice(base.module(), mask, sites, self._layers)
+        self._body = splice(base.module(), _mask(base, self._layers), sites, self._layers)
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Compute every output of the base by its name and, with a head, `logits` [batch, classes].
+        """Compute every output of the base by its name and, with a head, its logits [batch, classes].
 
         Args:
             inputs: the base's inputs by name.
@@ -97,7 +94,22 @@ class AdaptedModel(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         """The names of what `forward` returns."""
-        return (*self._names, LOGITS) if HEAD in self._layers else self._names
+        return self._names if self.logits_name is None else (*self._names, self.logits_name)
+
+    @property
+    def logits_name(self) -> str | None:
+        """The name of the head's logits among the outputs, as `head_output` gives it; none without a head."""
+        return head_output(self._names) if HEAD in self._layers else None
+
+    def logits(self, **inputs: Tensor) -> Tensor:
+        """Compute the head's logits, [batch, classes].
+
+        Raises:
+            AdapterError: there is no head.
+        """
+        if self.logits_name is None:
+            raise AdapterError("the adapter has no head", fix="attach one with a head")
+        return self(**inputs)[self.logits_name]  # type: ignore[no-any-return]
 
     def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Inputs on the device of the model's weights."""
@@ -158,6 +170,19 @@ class AdaptedModel(nn.Module):
             raise AdapterError("no adapter is attached", fix="attach one first")
         weights = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in self.tensors().items()}
         return replace(self.adapter, weights=weights, training=self.adapter.training if training is None else training)
+
+
+def _mask(base: TorchBase, layers: Mapping[str, GraphLayer]) -> str | None:
+    """The input that says which tokens are real, if there is one; a head that reads it must not have to guess."""
+    masks = [record.name for record in base.inputs if record.role == "mask"]
+    if len(masks) > 1 and HEAD in layers and "mask" in layers[HEAD].graph.inputs:
+        raise BaseModelError(
+            "has several inputs that may be the attention mask",
+            found=", ".join(f"`{name}`" for name in masks),
+            expected="one integer or bool input [batch, tokens] that indexes no embedding",
+            fix="capture the base with one of them only",
+        )
+    return masks[0] if masks else None
 
 
 def _layers(adapter: Adapter) -> dict[str, GraphLayer]:

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import TrainingError
-from adapter_export.torch.attach import LOGITS, AdaptedModel
+from adapter_export.torch.attach import AdaptedModel
 from adapter_export.torch.checkpoint import CHECKPOINT_FILE, RunState, read_checkpoint, write_checkpoint
 from adapter_export.torch.data import Examples, Rows, training_batches
 from adapter_export.torch.metrics import evaluate
@@ -60,7 +60,7 @@ def train(
             of another run.
         WriteError: a checkpoint could not be written.
     """
-    if LOGITS not in model.output_names:
+    if model.logits_name is None:
         raise TrainingError("the adapter has no head, so there is nothing to train on labels", fix="give it labels")
     run = _Run(model, data, settings or TrainingSettings(), progress or Silent(), checkpoints)
     with torch.random.fork_rng(devices=[]):
@@ -140,7 +140,7 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * factor
         examples = self._data.training
-        logits = self._model(**self._model.placed(examples.inputs(rows)))[LOGITS]
+        logits = self._model.logits(**self._model.placed(examples.inputs(rows)))
         loss = F.cross_entropy(logits, torch.from_numpy(examples.classes[rows]).to(logits.device))
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

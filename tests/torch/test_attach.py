@@ -265,3 +265,23 @@ def test_missing_and_unknown_inputs_are_refused(base, inputs) -> None:
 def test_without_an_adapter_there_is_none_to_give(base) -> None:
     with pytest.raises(AdapterError, match="no adapter is attached"):
         attach(base, None).to_adapter()
+
+
+class ScoringEncoder(Encoder):
+    """An encoder whose own output is called `logits`."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        return {"logits": super().forward(input_ids, attention_mask)["hidden"]}
+
+
+def test_a_head_takes_another_name_where_the_base_has_logits_of_its_own(
+    tmp_path: Path, inputs: dict[str, Tensor]
+) -> None:
+    save_base(ScoringEncoder().eval(), inputs, tmp_path / "model.pt")
+    base = load_base(tmp_path / "model.pt")
+    model = attach(base, make_adapter(base, "houlsby"))
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    assert set(outputs) == {"logits", "adapter_logits"}
+    assert outputs["logits"].shape[-1] == WIDTH
+    assert torch.equal(outputs["adapter_logits"], model.logits(**inputs))
