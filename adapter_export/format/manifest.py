@@ -14,6 +14,9 @@ Positive = Annotated[int, check_positive]
 RelativePath = Annotated[str, check_path]
 """From the bundle's folder, with `/` between parts."""
 
+Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
+"""How a base computes its products: in floats, in integers (`int8`), or in floats with weights of so many bits."""
+
 Axis = Positive | str
 """The length of an axis: a number, the name of a dynamic axis such as `batch`, or a sum such as `past + sequence`."""
 
@@ -170,7 +173,10 @@ class Manifest:
         producer: the tool and version that wrote it.
         minimum_onnxruntime: the oldest runtime that loads it.
         opset: of the ONNX domain.
-        base: the fingerprint of the base.
+        base: the fingerprint of the base, as it was before its precision was changed: what adapters are trained on.
+        base_precision: how the graphs compute the base; adapters and heads are float32 in any case.
+        batch_invariant: whether a row's outputs do not depend on the other rows of its batch, rounding aside. Where
+            they do, the rows of different users do not belong into one call.
         graphs: the ONNX files by flavour; `slots` has overridable initializers.
         inputs: the data inputs, in the order of the base.
         outputs: the base's outputs, then the head's.
@@ -188,6 +194,8 @@ class Manifest:
     minimum_onnxruntime: str
     opset: Positive
     base: str
+    base_precision: Precision
+    batch_invariant: bool
     graphs: Annotated[Mapping[str, RelativePath], check_not_empty]
     inputs: tuple[InputRecord, ...]
     outputs: tuple[OutputRecord, ...]

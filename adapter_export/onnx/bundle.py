@@ -24,6 +24,7 @@ from adapter_export.onnx.base import OnnxBase, axes
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.golden import Golden, compute_golden
 from adapter_export.onnx.insert import insert_slots, site_values
+from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.self_check import self_check
 from adapter_export.onnx.slots import SlotPlan, plan_slots, slot_tensors
 from adapter_export.onnx.weights import write_model
@@ -177,6 +178,7 @@ class _Build:
     def manifest(self, golden: GoldenRecord, records: Sequence[AdapterRecord], text: TextRecord | None) -> Manifest:
         """Describe all that was written."""
         head = head_output([record.name for record in self.base.outputs]) if self.plan.has_head else None
+        computing = numerics(self.model)
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in self.model.graph.outputs)
         return Manifest(
             version=MANIFEST_VERSION,
@@ -184,6 +186,8 @@ class _Build:
             minimum_onnxruntime=_TESTED_RUNTIME if self.base.opset <= _TESTED_OPSET else ort.__version__,
             opset=self.base.opset,
             base=self.base.fingerprint,
+            base_precision=computing.precision,
+            batch_invariant=computing.batch_invariant,
             graphs={"slots": GRAPH_FILE},
             inputs=self.base.inputs,
             outputs=(*self.base.outputs, *(output for output in outputs if output.name == head)),

@@ -7,15 +7,25 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime as ort
 
+from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.expose import cut, cut_input, exposed, with_base_outputs
 from adapter_export.onnx.graft import SITE_VALUE_NAMES
+from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots
 from adapter_export.reference.evaluate import evaluate_head, evaluate_site
 from adapter_export.reference.runner import Arrays, head_output
 from adapter_export.sites.site import Site
+
+_NAMES: dict[Precision, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "int8-weights": "float32 with 8-bit weights",
+    "int4-weights": "float32 with 4-bit weights",
+}
 
 
 class CutRunner:
@@ -23,7 +33,7 @@ class CutRunner:
 
     The base is cut open at its sites. Run by run, the values of one more site are known, the adapter is evaluated on
     them in float64, and its result goes into the next run: one run per site and one for the outputs. The base runs in
-    float32 as it is, not optimised.
+    its own precision as it is, not optimised.
 
     Args:
         base: the base.
@@ -41,7 +51,8 @@ class CutRunner:
     @property
     def description(self) -> str:
         """What computes."""
-        return f"onnxruntime {ort.__version__} float32 for the base, numpy {np.__version__} float64 for adapters"
+        base = f"onnxruntime {ort.__version__} {_NAMES[numerics(self._base.model).precision]}"
+        return f"{base} for the base, numpy {np.__version__} float64 for adapters"
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
         """All outputs of the base by name and, for an adapter with a head, its logits [batch, classes].
@@ -73,5 +84,5 @@ class CutRunner:
         hidden = outputs.pop(hidden_output)
         if adapter.head is not None:
             mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
-            outputs[head_output(self._outputs)] = evaluate_head(adapter, hidden, mask).astype(hidden.dtype)
+            outputs[head_output(self._outputs)] = evaluate_head(adapter, hidden, mask).astype(np.float32)
         return outputs

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.errors import BaseModelError, NothingComparedError, ParityError
 from adapter_export.format.manifest import GoldenRecord
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx.base import OnnxBase
+from adapter_export.onnx.numerics import numerics
 from adapter_export.reference.budget import budget
 from adapter_export.reference.inputs import InputCase
 from adapter_export.reference.runner import Arrays, Runner, head_output
@@ -89,15 +90,18 @@ def compute_golden(
         names.append(head_output(names))
     outputs = [_checked(references.run(case.arrays, adapter), names, references, case) for case in cases]
     inner = max([extent.inner, *(size for case in cases for array in case.arrays.values() for size in array.shape)])
-    allowed = {name: _allowed([output[name] for output in outputs], inner, extent.depth) for name in names}
+    size, stored = Extent(inner, extent.depth), numerics(base.model).stored
+    allowed = {name: _allowed([output[name] for output in outputs], size, stored) for name in names}
     return Golden(cases, outputs, allowed, references.description)
 
 
-def _allowed(values: Sequence[np.ndarray], inner: int, depth: int) -> float:
+def _allowed(values: Sequence[np.ndarray], size: Extent, stored: Stored) -> float:
     """The budget of an output, by its largest value in any case; whole numbers must be equal."""
     dtype = values[0].dtype.name
     scale = max(float(np.abs(value).max(initial=0.0)) for value in values)
-    return budget(dtype, inner=inner, depth=depth, scale=scale).absolute if dtype in FLOAT_TYPES else 0.0
+    if dtype not in FLOAT_TYPES:
+        return 0.0
+    return budget(dtype, inner=size.inner, depth=size.depth, scale=scale, rounded_to=stored).absolute
 
 
 def _checked(outputs: Arrays, names: Sequence[str], references: Runner, case: InputCase) -> Arrays:

@@ -33,6 +33,9 @@ NODE_SITE_KEY = "adapter_export.site"
 NODE_GRAPH_KEY = "adapter_export.graph"
 NODE_PATH_KEY = "adapter_export.torch_path"
 
+_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+"""What a base may compute in at a site."""
+
 _STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
 
@@ -42,8 +45,8 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
     With no slot overridden it computes what the base computes; its head, if it has one, then gives zeros [batch, 1].
 
     Raises:
-        BaseModelError: the base computes in another type than float32, has a name that a slot needs, or has several
-            inputs that may be the mask of a head.
+        BaseModelError: the base computes in another type than float32 or float16, has a name that a slot needs, or has
+            several inputs that may be the mask of a head.
     """
     graft = Graft.onto(base.model)
     insertion = _Insertion(base, graft)
@@ -82,13 +85,17 @@ class _Insertion:
     values: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def adapt(self, site: Site, parts: Sequence[Part]) -> None:
-        """Put adapter nodes behind `h`, one part after the other, each reading the result of the one before as `h`."""
+        """Put adapter nodes behind `h`, one part after the other, each reading the result of the one before as `h`.
+
+        They compute in float32; where the base does not, casts stand around them.
+        """
         read = self.graft.site_values(site)
-        _check_float32(read, site.name)
-        tape, result = ir.tape.Tape(), read["h"]
+        _check_floats(read, site.name)
+        tape = ir.tape.Tape()
+        inputs = {name: _cast(tape, value, ir.DataType.FLOAT, site.name, name) for name, value in read.items()}
         for part in parts:
-            inputs = {**read, "h": result}
-            result = emit(part.graph, inputs, self._slots(part), self._writer(tape, part, site.path))
+            inputs["h"] = emit(part.graph, inputs, self._slots(part), self._writer(tape, part, site.path))
+        result = _cast(tape, inputs["h"], read["h"].dtype, site.name, "result")
         self.graft.replace(read["h"], result, tape.nodes)
         names = {name: _name(value) for name, value in read.items()}
         self.values[site.name] = {**names, "result": _name(result)}
@@ -96,15 +103,16 @@ class _Insertion:
     def add_heads(self, parts: Sequence[Part]) -> str:
         """Put the heads behind the final hidden state; their logits are summed, those of idle heads are zeros."""
         tape = ir.tape.Tape()
-        inputs = {"hidden": self.graft.value(self.base.sites.final)}
-        _check_float32(inputs, HEAD)
+        hidden = self.graft.value(self.base.sites.final)
+        _check_floats({"hidden": hidden}, HEAD)
+        inputs = {"hidden": _cast(tape, hidden, ir.DataType.FLOAT, HEAD, "hidden")}
         if any("mask" in part.graph.inputs for part in parts):
             inputs["mask"] = self._mask(tape, inputs["hidden"])
         results = [emit(part.graph, inputs, self._slots(part), self._writer(tape, part, None)) for part in parts]
         name = head_output([record.name for record in self.base.outputs])
         self.graft.vacate(name)
-        self.graft.append_output(tape, _sum(tape, results), name, self._logits_axes(inputs["hidden"], parts))
-        self.values[HEAD] = {"hidden": _name(inputs["hidden"])}
+        self.graft.append_output(tape, _sum(tape, results), name, self._logits_axes(hidden, parts))
+        self.values[HEAD] = {"hidden": _name(hidden)}
         return name
 
     def _mask(self, tape: ir.tape.Tape, hidden: ir.Value) -> ir.Value:
@@ -197,6 +205,16 @@ def _sum(tape: ir.tape.Tape, values: Sequence[ir.Value]) -> ir.Value:
     return total
 
 
+def _cast(tape: ir.tape.Tape, value: ir.Value, to: ir.DataType | None, owner: str, name: str) -> ir.Value:
+    """The value in another type; itself where it has that type, or none that is known: most bases are float32."""
+    if to is None or value.dtype in (None, to):
+        return value
+    full_name = f"{SLOT_PREFIX}{owner}/{name}.{to.name.lower()}"
+    output = ir.Value(name=full_name, type=ir.TensorType(to), shape=value.shape)
+    metadata = {NODE_SITE_KEY: owner}
+    return tape.op("Cast", [value], {"to": to}, name=full_name, output=output, metadata_props=metadata)
+
+
 def _head_op(tape: ir.tape.Tape, name: str, op: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
     """A node that all heads share."""
     full_name = f"{SLOT_PREFIX}{HEAD}/{name}"
@@ -209,13 +227,13 @@ def _name(value: ir.Value) -> str:
     return value.name
 
 
-def _check_float32(values: Mapping[str, ir.Value], where: str) -> None:
-    other = {value.dtype.name for value in values.values() if value.dtype not in (None, ir.DataType.FLOAT)}
+def _check_floats(values: Mapping[str, ir.Value], where: str) -> None:
+    other = {value.dtype.name for value in values.values() if value.dtype not in (None, *_TYPES)}
     if other:
         raise BaseModelError(
             "computes in a type that adapters do not have",
             where=f"site `{where}`",
             found=", ".join(sorted(other)),
-            expected="FLOAT (float32)",
-            fix="export the base in float32",
+            expected=" or ".join(kind.name for kind in _TYPES),
+            fix="export the base in float32; `--base-precision` makes it smaller",
         )

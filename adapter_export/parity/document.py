@@ -9,7 +9,7 @@ from typing import Any
 
 from adapter_export.parity.compare import Comparison, Number, Worst
 from adapter_export.parity.failure import Failure, failures
-from adapter_export.parity.report import OutputResult, Report, SiteResult
+from adapter_export.parity.report import Agreements, OutputResult, Report, SiteResult
 
 VERSION = "1.0.0"
 
@@ -32,7 +32,12 @@ def to_document(report: Report) -> dict[str, Any]:
             for item in report.invariants
         ],
         "failures": [_failure(failure) for failure in failures(report)],
+        "agreements": None if report.agreements is None else _agreements(report.agreements),
     }
+
+
+def _agreements(found: Agreements) -> dict[str, Any]:
+    return asdict(found) | {"results": [asdict(result) for result in found.results]}
 
 
 def _output(result: OutputResult) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from adapter_export.onnx.expose import with_site_outputs
 from adapter_export.onnx.flow import flow_graph
+from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.session import open_session
 from adapter_export.parity.allowance import Allowance
 from adapter_export.parity.failure import BASE
@@ -61,7 +62,7 @@ def prove(plan: Plan, reference: Reference | None, on_step: OnStep) -> Report:
     """
     bundle = Bundle.open(plan.folder)
     model = ir.load(plan.folder / plan.manifest.graphs["slots"])
-    allowance = Allowance.of(extent(flow_graph(model)), plan.cases or (plan.probe,))
+    allowance = Allowance.of(extent(flow_graph(model)), plan.cases or (plan.probe,), numerics(model).stored)
     expectations = list(stored(plan))
     if reference is not None:
         expectations += computed(plan, reference.runner, allowance, on_step)

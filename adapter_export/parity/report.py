@@ -88,6 +88,44 @@ class InvariantResult:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """One output, or the logits, over all inputs.
+
+    Attributes:
+        adapter: the active adapter; none for the base alone.
+        output: the name of the output.
+        rows: how many were looked at; tokens, for an output with one row per token.
+        agree: in how many of them both sides choose the same class; none for outputs that are not logits.
+        absolute: the largest difference of an element, padding left out.
+        scale: the largest absolute value of the output in float32.
+        cosine: the smallest cosine of a batch's output as a vector; none where one side is zero.
+    """
+
+    adapter: str | None
+    output: str
+    rows: int
+    agree: int | None
+    absolute: float
+    scale: float
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class Agreements:
+    """What was found.
+
+    Attributes:
+        original: what computed the outputs in float32.
+        inputs: what the inputs were: random ids of many shapes, or texts.
+        results: every output of the base and of every adapter.
+    """
+
+    original: str
+    inputs: str
+    results: tuple[Agreement, ...]
+
+
+@dataclass(frozen=True)
 class Coverage:
     """How much was looked at.
 
@@ -117,6 +155,7 @@ class Report:
         outputs: every output of every run.
         sites: every adapter at every site.
         invariants: everything else.
+        agreements: how the bundle differs from the base in float32, where that was asked for; no part of the verdict.
     """
 
     bundle: str
@@ -127,6 +166,7 @@ class Report:
     outputs: tuple[OutputResult, ...]
     sites: tuple[SiteResult, ...]
     invariants: tuple[InvariantResult, ...]
+    agreements: Agreements | None = None
 
     @property
     def passed(self) -> bool:

@@ -68,6 +68,22 @@ def read_table(path: Path, text: str, label: str, *, skip_incomplete: bool = Fal
     return _without_repeats(complete, len(incomplete))
 
 
+def read_texts(path: Path, text: str) -> tuple[str, ...]:
+    """Read the texts of a table, labelled or not; rows without a text are left out.
+
+    Raises:
+        DataError: the file cannot be read, a line is broken, the column is missing, or no row has a text.
+    """
+    found = []
+    for line, cells in _rows(path):
+        _check_columns(cells, (text,), path, line)
+        found.append(_text(cells[text]))
+    texts = tuple(words for words in found if words is not None)
+    if not texts:
+        raise DataError("no row has a text", where=path, expected=f"texts in the column `{text}`")
+    return texts
+
+
 def _without_repeats(pairs: list[tuple[str, str]], incomplete: int) -> LabelledTexts:
     unique = tuple(dict.fromkeys(pairs))
     contradicting = sum(count > 1 for count in Counter(text for text, _ in unique).values())

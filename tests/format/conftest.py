@@ -100,6 +100,8 @@ def manifest(bundle: Path) -> Manifest:
         minimum_onnxruntime="1.21",
         opset=18,
         base="sha256:0123",
+        base_precision="fp32",
+        batch_invariant=True,
         graphs={"slots": "model.onnx"},
         inputs=(
             InputRecord("input_ids", "int64", ("batch", "sequence"), "ids", 30522),

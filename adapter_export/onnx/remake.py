@@ -1,0 +1,125 @@
+"""A base remade as a whole, by a quantiser or an optimiser: written, opened again, and held against what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.errors import BaseModelError, NothingComparedError
+from adapter_export.onnx.base import FINGERPRINT_KEY, OnnxBase, open_onnx
+from adapter_export.onnx.external import readable
+from adapter_export.onnx.flow import flow_graph
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.reference.budget import budget
+from adapter_export.reference.inputs import InputCase
+from adapter_export.sites.extent import extent
+from adapter_export.sites.site import Site, SiteMap
+
+_EXTERNAL_BYTES = 1024
+"""Smaller tensors stay in the graph's own file."""
+
+
+def in_memory(base: OnnxBase) -> ir.Model:
+    """A copy of a base that holds its weights."""
+    model = base.model.clone()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                tensor = readable(value.const_value)
+                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
+    return model
+
+
+def write_remade(model: ir.Model, base: OnnxBase, folder: Path, done: str) -> OnnxBase:
+    """Write a remade base into a folder as `base.onnx` and `base.bin`, and open it.
+
+    It keeps the fingerprint, so that adapters of the base fit it, and the module paths of its sites, which tools that
+    remake graphs drop.
+
+    Args:
+        model: the remade graph.
+        base: the base that it was made of.
+        folder: where it goes.
+        done: what was done to it, for messages, such as `optimised`.
+
+    Raises:
+        BaseModelError: its inputs, outputs or sites are no longer those of the base.
+        OSError: the operating system refused a write.
+    """
+    model.metadata_props.clear()
+    model.metadata_props.update({**base.model.metadata_props, FINGERPRINT_KEY: base.fingerprint})
+    path = folder / "base.onnx"
+    ir.save(model, path, external_data="base.bin", size_threshold_bytes=_EXTERNAL_BYTES)
+    made = open_onnx(path)
+    _check_same("inputs", made.inputs, base.inputs, base, done)
+    _check_same("outputs", made.outputs, base.outputs, base, done)
+    _check_same("sites", _identities(made.sites), _identities(base.sites), base, done)
+    return replace(made, sites=_with_paths(made.sites, base.sites))
+
+
+def _identities(sites: SiteMap) -> tuple[tuple[str, str, int], ...]:
+    return tuple((site.name, site.role, site.width) for site in sites)
+
+
+def _with_paths(made: SiteMap, known: SiteMap) -> SiteMap:
+    sites: list[Site] = [replace(site, path=before.path) for site, before in zip(made, known, strict=True)]
+    return replace(made, sites=tuple(sites))
+
+
+def _check_same(what: str, found: Sequence[object], expected: Sequence[object], base: OnnxBase, done: str) -> None:
+    if tuple(found) != tuple(expected):
+        raise BaseModelError(
+            f"has other {what} when it is {done}",
+            where=base.path,
+            found=", ".join(map(str, found)) or "none",
+            expected=", ".join(map(str, expected)),
+            fix="build it without that, and report this with the base",
+        )
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far an output of a remade base lies from that of the base that it was made of.
+
+    Attributes:
+        output: its name.
+        absolute: the largest difference of an element.
+        scale: the largest absolute value of the output.
+        allowed: by how much two correct computations in float32 may differ.
+    """
+
+    output: str
+    absolute: float
+    scale: float
+    allowed: float
+
+
+def deviations(base: OnnxBase, made: OnnxBase, cases: Sequence[InputCase]) -> list[Deviation]:
+    """Run a base and what was made of it on the same inputs, and compare each output of floats.
+
+    Raises:
+        NothingComparedError: there are no cases.
+        RequestError: one of the two cannot compute these inputs.
+    """
+    if not cases:
+        raise NothingComparedError("the remade base was not compared with the base: there are no inputs")
+    before, after = open_session(base.model, base.folder), open_session(made.model, made.folder)
+    pairs = [(run_session(before, case.arrays), run_session(after, case.arrays)) for case in cases]
+    size = extent(flow_graph(base.model))
+    longest = max(length for case in cases for array in case.arrays.values() for length in array.shape)
+    names = [record.name for record in base.outputs if record.dtype in FLOAT_TYPES]
+    return [_deviation(name, pairs, max(size.inner, longest), size.depth) for name in names]
+
+
+def _deviation(
+    name: str, pairs: Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]], inner: int, depth: int
+) -> Deviation:
+    absolute = max(float(np.abs(after[name] - before[name]).max(initial=0)) for before, after in pairs)
+    scale = max(float(np.abs(before[name]).max(initial=0)) for before, _ in pairs)
+    allowed = budget(pairs[0][0][name].dtype.name, inner=inner, depth=depth, scale=scale).absolute
+    return Deviation(name, absolute, scale, allowed)
