@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -77,9 +77,10 @@ def build(
 ) -> None:
     """Export MODEL and its adapters as one bundle.
 
-    MODEL is a torch archive, a Hugging Face folder or an ONNX file. The bundle holds one ONNX graph with slots, the
-    base's weights once, a small file per adapter, golden vectors computed by the reference, and a manifest. It is held
-    against its golden vectors before it is put in its place; if anything fails, nothing is left behind.
+    MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder; the bundle of such a
+    folder is one as well. The bundle holds one ONNX graph with slots, the base's weights once, a small file per
+    adapter, golden vectors computed by the reference, and a manifest. It is held against its golden vectors before it
+    is put in its place; if anything fails, nothing is left behind.
     """
     from adapter_export.cli.output import emit_json, steps
     from adapter_export.cli.places import read_adapters
@@ -106,6 +107,7 @@ def build(
                 cases=cases,
                 tokenizer=text,
                 max_tokens=None if text is None else longest,
+                kept=_kept(source),
                 allow_base_mismatch=allow_base_mismatch,
                 force=force,
                 progress=tell,
@@ -139,9 +141,7 @@ def _exported(source: Source, allow_mismatch: bool, tell: Tell) -> Iterator[tupl
 
 def _max_tokens(source: Source, given: int | None) -> int | None:
     """The longest text: what is asked for, but never more than the base takes."""
-    from adapter_export.cli.sources import TorchSource
-
-    known = source.base.max_tokens if isinstance(source, TorchSource) else None
+    known = source.max_tokens
     if given is not None and known is not None and given > known:
         raise UsageError(
             "more tokens than the base takes", where="`--max-tokens`", found=given, expected=f"at most {known}"
@@ -164,9 +164,9 @@ def _try(references: Runner, cases: Sequence[InputCase]) -> None:
 
 
 def _text(source: Source, tokenizer: Path | None, max_tokens: int | None) -> str | None:
-    from adapter_export.cli.sources import TorchSource, read_tokenizer, require
+    from adapter_export.cli.sources import read_tokenizer, require
 
-    text = source.base.tokenizer if isinstance(source, TorchSource) else None
+    text = source.tokenizer
     if tokenizer is not None:
         text = read_tokenizer(tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer)
     if text is None:
@@ -182,6 +182,14 @@ def _text(source: Source, tokenizer: Path | None, max_tokens: int | None) -> str
 
     Tokenizer.from_json(text, max_tokens)
     return text
+
+
+def _kept(source: Source) -> Mapping[str, Path | bytes]:
+    """What onnxruntime-genai needs to load the bundle of one of its folders."""
+    from adapter_export.cli.sources import OnnxSource
+    from adapter_export.onnx.bundle import GRAPH_FILE
+
+    return source.genai.kept(GRAPH_FILE) if isinstance(source, OnnxSource) and source.genai else {}
 
 
 def _report(manifest: Manifest, model: Path, output: Path) -> None:

@@ -13,12 +13,19 @@ from adapter_export.sites.site import SiteMap
 
 if TYPE_CHECKING:
     from adapter_export.onnx.base import OnnxBase
+    from adapter_export.onnx.genai import GenaiFolder
     from adapter_export.torch.base import TorchBase
 
-Form = Literal["archive", "folder", "onnx"]
-"""A torch archive, a Hugging Face folder, an ONNX file."""
+Form = Literal["archive", "folder", "onnx", "genai"]
+"""A torch archive, a Hugging Face folder, an ONNX file, a folder of onnxruntime-genai."""
 
-FORM_NAMES: dict[Form, str] = {"archive": "torch archive", "folder": "Hugging Face folder", "onnx": "ONNX graph"}
+FORM_NAMES: dict[Form, str] = {
+    "archive": "torch archive",
+    "folder": "Hugging Face folder",
+    "onnx": "ONNX graph",
+    "genai": "onnxruntime-genai folder",
+}
+_GENAI_CONFIG = "genai_config.json"
 
 _ZIP = b"PK"
 _NOT_MODELS = (
@@ -52,6 +59,16 @@ class TorchSource:
         """Of the base's weights."""
         return self.base.fingerprint
 
+    @property
+    def tokenizer(self) -> str | None:
+        """The text of its `tokenizer.json`, if it is known."""
+        return self.base.tokenizer
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that it takes, if that is known."""
+        return self.base.max_tokens
+
     def sites(self) -> SiteMap:
         """Where adapters can act.
 
@@ -72,16 +89,28 @@ class OnnxSource:
         path: where it is.
         form: what it is.
         base: the base.
+        genai: the folder of onnxruntime-genai that it lies in, where that was given.
     """
 
     path: Path
     form: Form
     base: OnnxBase
+    genai: GenaiFolder | None = None
 
     @property
     def fingerprint(self) -> str:
         """Of the base's weights."""
         return self.base.fingerprint
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The text of its `tokenizer.json`, if it is known."""
+        return self.genai.tokenizer if self.genai else None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that it takes, if that is known."""
+        return self.genai.max_tokens if self.genai else None
 
     def sites(self) -> SiteMap:
         """Where adapters can act."""
@@ -105,6 +134,11 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
         from adapter_export.onnx.base import open_onnx
 
         return OnnxSource(path, form, open_onnx(path))
+    if form == "genai":
+        from adapter_export.onnx.genai import open_genai
+
+        folder = open_genai(path)
+        return OnnxSource(path, form, folder.base, folder)
     return TorchSource(path, form, _open_torch(path, form, trust_pickle))
 
 
@@ -116,9 +150,9 @@ def open_torch(path: Path, *, trust_pickle: bool = False) -> TorchBase:
         FileError, MissingExtraError: as `open_source`.
     """
     form = form_of(path)
-    if form == "onnx":
+    if form in ("onnx", "genai"):
         raise BaseModelError(
-            "is an ONNX graph, which torch cannot train",
+            f"is an {FORM_NAMES[form]}, which torch cannot train",
             where=path,
             expected="a torch archive (`.pt`, `.pt2`) or a Hugging Face folder",
             fix="give the model that the graph was exported from",
@@ -149,11 +183,13 @@ def form_of(path: Path) -> Form:
 
 
 def _form_of_folder(path: Path) -> Form:
-    if (path / "config.json").is_file():
-        return "folder"
     others = {"manifest.json": "a bundle", "adapter_graph.json": "an adapter"}
     found = next((f"{name}: its `{file}` is there" for file, name in others.items() if (path / file).is_file()), None)
-    raise _not_a_base(path, found or "a folder without `config.json`")
+    if found is None and (path / _GENAI_CONFIG).is_file():  # the bundle of such a folder has that file, too
+        return "genai"
+    if (path / "config.json").is_file():
+        return "folder"
+    raise _not_a_base(path, found or f"a folder without `config.json` or `{_GENAI_CONFIG}`")
 
 
 def _refuse_others(path: Path, start: bytes) -> None:
@@ -172,7 +208,7 @@ def _not_a_base(path: Path, found: str) -> BaseModelError:
         "is not a model that can be opened",
         where=path,
         found=found,
-        expected="a torch archive (`.pt`, `.pt2`), a Hugging Face folder or an ONNX file",
+        expected="a torch archive (`.pt`, `.pt2`), a Hugging Face folder, an ONNX file or an onnxruntime-genai folder",
         fix="run `adapter-export capture HF_FOLDER -o model.pt`, or save a torch module with `save_base`",
     )
 
