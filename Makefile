@@ -6,8 +6,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-# one thread per process: the tests and the demo are compared with each other, and two workers share two cores
-export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help setup demo test lint format clean
@@ -30,9 +28,8 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python examples/demo_data.py
 	@touch $@
 
-# the demo keeps both cores busy with one process
 demo: $(STAMP)
-	@OMP_NUM_THREADS= PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -40,8 +37,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# one thread per process: the workers share the cores
 test: lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
