@@ -30,6 +30,13 @@ def minilm_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def genai_is_there() -> None:
+    """onnxruntime-genai, with its model builder."""
+    if importlib.util.find_spec("onnxruntime_genai") is None:
+        skip_or_fail("onnxruntime-genai is missing: run `make setup`, or `pip install onnxruntime-genai`")
+
+
+@pytest.fixture(scope="session")
 def minilm_archive(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real base as an archive."""
     # torch and transformers take seconds to import: only for the tests that need them

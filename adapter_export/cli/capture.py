@@ -13,13 +13,20 @@ from adapter_export.cli.options import PATH, check_free, examples, force_option,
     epilog=examples(
         "adapter-export capture path/to/all-MiniLM-L6-v2 -o model.pt",
         "adapter-export capture path/to/vit -o vit.pt --force",
+        "adapter-export capture path/to/llama --with-cache -o llama.pt",
     )
 )
 @click.argument("folder", type=PATH, metavar="HF_FOLDER")
 @output_option("The archive")
+@click.option(
+    "--with-cache",
+    is_flag=True,
+    help="Capture a causal language model as it generates: with its language head, and with keys and values of the "
+    "tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`.",
+)
 @force_option
 @json_option
-def capture(folder: Path, output: Path, force: bool, as_json: bool) -> None:
+def capture(folder: Path, output: Path, with_cache: bool, force: bool, as_json: bool) -> None:
     """Make a model archive from HF_FOLDER: a folder with `config.json` and `model.safetensors`.
 
     The archive holds the graph, the weights, the module paths and the tokenizer. It needs none of the model's code, it
@@ -37,7 +44,7 @@ def capture(folder: Path, output: Path, force: bool, as_json: bool) -> None:
 
     with steps() as tell:
         tell(f"opening and capturing {folder}")
-        capture_folder(folder, output, force=force)
+        capture_folder(folder, output, with_cache=with_cache, force=force)
         tell("loading the archive as others will")
         base = load_base(output)
     written = output.stat().st_size
@@ -55,4 +62,5 @@ def capture(folder: Path, output: Path, force: bool, as_json: bool) -> None:
         )
         return
     say(f"wrote {output}: {size(written)}, {'with' if base.tokenizer else 'without'} a tokenizer.")
-    say(f"Next: adapter-export train {output} --data train.tsv -o adapter, or adapter-export sites {output}")
+    train = "" if with_cache else f"adapter-export train {output} --data train.tsv -o adapter, or "
+    say(f"Next: {train}adapter-export sites {output}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.errors import BaseModelError, NothingComparedError, ParityError
-from adapter_export.format.manifest import GoldenRecord
+from adapter_export.format.manifest import GoldenRecord, InputRecord
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx.base import OnnxBase
@@ -80,7 +80,8 @@ def compute_golden(
         adapter: the adapter; none for the base alone.
 
     Raises:
-        BaseModelError: the reference lacks an output of the base, or gives NaN or Inf.
+        BaseModelError: the reference lacks an output of the base, or gives NaN or Inf; or an output is not the cache
+            that it seems to be.
         NothingComparedError: there are no cases.
     """
     if not cases:
@@ -89,6 +90,8 @@ def compute_golden(
     if adapter is not None and adapter.head is not None:
         names.append(head_output(names))
     outputs = [_checked(references.run(case.arrays, adapter), names, references, case) for case in cases]
+    for case, given in zip(cases, outputs, strict=True):
+        _check_caches(base.inputs, case.arrays, given)
     inner = max([extent.inner, *(size for case in cases for array in case.arrays.values() for size in array.shape)])
     size, stored = Extent(inner, extent.depth), numerics(base.model).stored
     allowed = {name: _allowed([output[name] for output in outputs], size, stored) for name in names}
@@ -116,6 +119,20 @@ def _checked(outputs: Arrays, names: Sequence[str], references: Runner, case: In
             fix="check the base and the adapter's weights",
         )
     return {name: np.ascontiguousarray(outputs[name]) for name in names}
+
+
+def _check_caches(records: Sequence[InputRecord], inputs: Mapping[str, np.ndarray], outputs: Arrays) -> None:
+    """What a cache is in the next call begins with what it was: outputs are assigned to caches by their order alone."""
+    for record in records:
+        if record.next is not None:
+            past = inputs[record.name]
+            if not np.array_equal(outputs[record.next][tuple(map(slice, past.shape))], past):
+                raise BaseModelError(
+                    "an output is not the cache that it seems to be",
+                    where=f"output `{record.next}`",
+                    expected=f"what is given as `{record.name}`, and then the new tokens",
+                    fix="export the base with the caches among its outputs in the order of its inputs",
+                )
 
 
 def _compare(found: np.ndarray | None, expected: np.ndarray, absolute: float, where: str) -> None:

@@ -45,8 +45,8 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
     With no slot overridden it computes what the base computes; its head, if it has one, then gives zeros [batch, 1].
 
     Raises:
-        BaseModelError: the base computes in another type than float32 or float16, has a name that a slot needs, or has
-            several inputs that may be the mask of a head.
+        BaseModelError: the base computes in another type than float32 or float16, has a name that a slot needs, has
+            several inputs that may be the mask of a head, or one that covers more than the head reads.
     """
     graft = Graft.onto(base.model)
     insertion = _Insertion(base, graft)
@@ -117,6 +117,13 @@ class _Insertion:
 
     def _mask(self, tape: ir.tape.Tape, hidden: ir.Value) -> ir.Value:
         """The mask as numbers [batch, tokens]; a base without a mask keeps every token."""
+        if any(record.role == "cache" for record in self.base.inputs):
+            raise BaseModelError(
+                "has a cache, and its mask covers the tokens before as well as those that a head reads",
+                where=self.base.path,
+                expected="a mask of the tokens alone, for a head that averages over them",
+                fix="capture the base without its cache",
+            )
         if self.base.mask is not None:
             return _head_op(tape, "mask", "Cast", [self.graft.value(self.base.mask)], to=ir.DataType.FLOAT)
         shape = _head_op(tape, "shape", "Shape", [hidden], start=0, end=2)

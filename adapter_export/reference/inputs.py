@@ -106,10 +106,7 @@ def _check(inputs: Sequence[InputRecord], lengths: Lengths) -> None:
 
 
 def _arrays(inputs: Sequence[InputRecord], lengths: Lengths, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {
-        record.name: _draw(record, tuple(length(axis, lengths) for axis in record.axes), rng)
-        for record in inputs
-    }
+    return {record.name: _draw(record, tuple(length(axis, lengths) for axis in record.axes), rng) for record in inputs}
 
 
 def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

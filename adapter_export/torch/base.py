@@ -249,15 +249,14 @@ def _describe(
 ) -> TorchBase:
     _check_types(program)
     signature = Signature(program, None if note is None else note.inputs)
-    inputs = signature.inputs()
-    _check_guards(guards, inputs)
     inputs, outputs = with_caches(signature.inputs(), signature.outputs())
+    _check_guards(guards, inputs)
     bounds = [bound for bound in (signature.longest(), None if note is None else note.max_tokens) if bound is not None]
     return TorchBase(
         program=program,
         fingerprint=fingerprint(program),
         inputs=inputs,
-        outputs=signature.outputs(),
+        outputs=outputs,
         max_tokens=min(bounds, default=None),
         tokenizer=tokenizer,
     )

@@ -14,6 +14,9 @@ from typing import Any
 
 import sympy
 
+from adapter_export.format.axes import names
+from adapter_export.format.manifest import Axis
+
 SYMBOL = re.compile(r"[su]\d{1,6}")
 """The name of a symbolic size: `s` if it comes from an input, `u` if it comes from data."""
 
@@ -170,7 +173,7 @@ def _is_input(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "L"
 
 
-def is_harmless(guard: str, axes: Mapping[str, Sequence[int | str]]) -> bool:
+def is_harmless(guard: str, axes: Mapping[str, Sequence[Axis]]) -> bool:
     """Whether a guard says no more than a bound, that two lengths are the same, or what always holds.
 
     Other guards (`length % 8 == 0`) come from a branch on a length: the program computes one side of it only.
@@ -189,7 +192,7 @@ def is_harmless(guard: str, axes: Mapping[str, Sequence[int | str]]) -> bool:
     return not any(isinstance(op, ast.Eq | ast.NotEq) and _fixes(left, right) for left, op, right in pairs)
 
 
-def _always_holds(tree: ast.Compare, axes: Mapping[str, Sequence[int | str]]) -> bool:
+def _always_holds(tree: ast.Compare, axes: Mapping[str, Sequence[Axis]]) -> bool:
     """Whether both sides of an equation are the same number for all lengths."""
     if len(tree.ops) != 1 or not isinstance(tree.ops[0], ast.Eq):
         return False
@@ -197,7 +200,7 @@ def _always_holds(tree: ast.Compare, axes: Mapping[str, Sequence[int | str]]) ->
     return left is not None and right is not None and bool(left == right)
 
 
-def _symbolic(node: ast.expr, axes: Mapping[str, Sequence[int | str]]) -> sympy.Expr | None:
+def _symbolic(node: ast.expr, axes: Mapping[str, Sequence[Axis]]) -> sympy.Expr | None:
     if isinstance(node, ast.Constant):
         return sympy.Integer(node.value)
     if isinstance(node, ast.Subscript):
@@ -217,14 +220,16 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
-def _length(node: ast.Subscript, axes: Mapping[str, Sequence[int | str]]) -> sympy.Expr | None:
-    """The length of an axis: a symbol with the axis's name, or a number."""
-    match = re.fullmatch(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]", ast.unparse(node))
-    shape = axes.get(match[1], ()) if match is not None else ()
+def _length(node: ast.Subscript, axes: Mapping[str, Sequence[Axis]]) -> sympy.Expr | None:
+    """The length of an axis: a number, a symbol with the axis's name, or a sum of such symbols."""
+    match = re.fullmatch(r"L((?:\[[\w']+\])+)\.size\(\)\[(\d+)\]", ast.unparse(node))
+    shape = axes.get(".".join(re.findall(r"\w+", match[1])), ()) if match is not None else ()
     if match is None or int(match[2]) >= len(shape):
         return None
     axis = shape[int(match[2])]
-    return sympy.Symbol(axis, integer=True, positive=True) if isinstance(axis, str) else sympy.Integer(axis)
+    if isinstance(axis, int):
+        return sympy.Integer(axis)
+    return sympy.Add(*(sympy.Symbol(name, integer=True, positive=True) for name in names(axis)))
 
 
 def _fixes(left: ast.expr, right: ast.expr) -> bool:

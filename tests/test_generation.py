@@ -1,0 +1,303 @@
+"""Decoders that generate: bundles of onnxruntime-genai's folders and of captured models write what torch writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from tiny_llama import EXAMPLE, example, save_rounded
+
+from adapter_export.errors import BaseModelError
+from adapter_export.format.manifest import InputRecord
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx.base import open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.genai import GenaiFolder, open_genai
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.reference.inputs import input_cases
+from adapter_export.runtime import Bundle
+from adapter_export.sites.discover import discover
+from adapter_export.torch.base import load_base
+from adapter_export.torch.flow import flow_graph
+from adapter_export.torch.huggingface import capture_folder
+from adapter_export.torch.runner import TorchRunner
+from adapter_export.torch.to_onnx import export_onnx
+
+PROMPT, TOKENS = [5, 9, 33, 71], 16
+PLANS = {
+    "none": [None] * TOKENS,
+    "a": ["a"] * TOKENS,
+    "b": ["b"] * TOKENS,
+    "a, then b": ["a"] * 8 + ["b"] * 8,
+    "a, then none": ["a"] * 8 + [None] * 8,
+}
+TOLERANCE = 1e-5
+"""Of logits around 5: float32 rounds them, and 4-bit weights are the same numbers on both sides."""
+
+Arrays = dict[str, np.ndarray]
+Step = Callable[[Arrays, str | None], Arrays]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was generated: the new tokens, and the logits [tokens, words] by which each of them was chosen."""
+
+    tokens: list[int]
+    logits: np.ndarray
+
+
+def generate(step: Step, inputs: Sequence[InputRecord], plan: Sequence[str | None]) -> Text:
+    """Choose the most likely token again and again: the prompt at once, then one token at a time with the cache."""
+    tokens, fresh, chosen = list(PROMPT), list(PROMPT), []
+    cache = {
+        record.name: np.zeros([1, *(axis if isinstance(axis, int) else 0 for axis in record.axes[1:])], np.float32)
+        for record in inputs
+        if record.role == "cache"
+    }
+    for adapter in plan:
+        mask = np.ones((1, len(tokens)), np.int64)
+        outputs = step({"input_ids": np.array([fresh]), "attention_mask": mask, **cache}, adapter)
+        cache = {record.name: outputs[record.next] for record in inputs if record.next is not None}
+        chosen.append(outputs["logits"][0, -1])
+        fresh = [int(chosen[-1].argmax())]
+        tokens += fresh
+    return Text(tokens[len(PROMPT) :], np.array(chosen))
+
+
+@dataclass(frozen=True)
+class Llama:
+    """One precision of the tiny Llama, built by onnxruntime-genai's builder, and its bundle.
+
+    Attributes:
+        genai: the builder's folder; none for the model that was captured from torch.
+        bundle: its bundle with `adapters`.
+        reference: torch, with the weights that the builder's graph computes with.
+        adapters: by name.
+        records: the inputs of the reference.
+    """
+
+    genai: GenaiFolder | None
+    bundle: Path
+    reference: TorchRunner
+    adapters: Mapping[str, Adapter]
+    records: Sequence[InputRecord]
+
+    def in_torch(self, plan: Sequence[str | None]) -> Text:
+        return generate(
+            lambda arrays, name: self.reference.run(arrays, self.adapters.get(name or "")), self.records, plan
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny(genai_is_there: None) -> ModuleType:
+    """The example's program that makes the model."""
+    return example("make_tiny")
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("generation") / "llama"
+    tiny.save_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archive(llama_folder: Path) -> Path:
+    """The Llama captured from torch."""
+    path = llama_folder.with_name("llama.pt")
+    capture_folder(llama_folder, path, with_cache=True)
+    return path
+
+
+@pytest.fixture(scope="session", params=["fp32", "int4"])
+def llama(
+    request: pytest.FixtureRequest,
+    tiny: ModuleType,
+    llama_folder: Path,
+    archive: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Llama:
+    work = tmp_path_factory.mktemp(request.param)
+    tiny.run_builder(llama_folder, work / "model", request.param)
+    genai = open_genai(work / "model")
+    if request.param == "int4":
+        save_rounded(llama_folder, genai.base.model, work / "rounded")
+        archive = work / "rounded.pt"
+        capture_folder(work / "rounded", archive, with_cache=True)
+    base = load_base(archive)
+    adapters = tiny.random_adapters(discover(flow_graph(base.module())), base.fingerprint)
+    _build(genai, adapters, work / "bundle")
+    return Llama(
+        genai, work / "bundle", TorchRunner(base), {adapter.name: adapter for adapter in adapters}, base.inputs
+    )
+
+
+def _build(genai: GenaiFolder, adapters: Sequence[Adapter], out: Path) -> None:
+    build_bundle(
+        genai.base,
+        adapters,
+        out,
+        references=CutRunner(genai.base),
+        cases=input_cases(genai.base.inputs, seed=0, max_tokens=9),
+        tokenizer=genai.tokenizer,
+        max_tokens=genai.max_tokens,
+        kept=genai.kept("model.onnx"),
+        allow_base_mismatch=True,
+    )
+
+
+def check_equal(found: Text, expected: Text) -> None:
+    assert found.tokens == expected.tokens
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=TOLERANCE)
+
+
+def test_each_choice_of_adapters_writes_its_own_text(llama):
+    """Or equal texts would show nothing."""
+    texts = {name: tuple(llama.in_torch(plan).tokens) for name, plan in PLANS.items()}
+    assert len(set(texts.values())) == len(PLANS)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_session_with_the_cache_writes_what_torch_writes(llama, plan):
+    session = Bundle.open(llama.bundle).session()
+    found = generate(session.run, Bundle.open(llama.bundle).manifest.inputs, plan)
+    check_equal(found, llama.in_torch(plan))
+
+
+@pytest.mark.parametrize("name", ["none", "a", "b", "a, then b"])
+def test_onnxruntime_genai_writes_what_torch_writes(llama, name):
+    check_equal(in_genai(llama.bundle, PLANS[name]), llama.in_torch(PLANS[name]))
+
+
+def in_genai(folder: Path, plan: Sequence[str | None]) -> Text:
+    """Generate with onnxruntime-genai, which takes no adapter off again."""
+    import onnxruntime_genai as genai
+
+    model = genai.Model(str(folder))
+    adapters = genai.Adapters(model)
+    for name in {name for name in plan if name is not None}:
+        adapters.load(str(folder / "adapters" / f"{name}.onnx_adapter"), name)
+    options = genai.GeneratorParams(model)
+    options.set_search_options(do_sample=False, max_length=len(PROMPT) + len(plan))
+    generator = genai.Generator(model, options)
+    chosen = []
+    for index, name in enumerate(plan):
+        if name is not None and name != (plan[index - 1] if index else None):
+            generator.set_active_adapter(adapters, name)
+        if index == 0:
+            generator.append_tokens(np.array([PROMPT], np.int32))
+        chosen.append(np.array(generator.get_logits()).reshape(-1))
+        generator.generate_next_token()
+    return Text([int(token) for token in generator.get_sequence(0)][len(PROMPT) :], np.array(chosen))
+
+
+def test_with_nothing_active_no_bit_differs_from_the_base(llama):
+    base, bundle = (in_genai(folder, PLANS["none"]) for folder in (llama.genai.folder, llama.bundle))
+    np.testing.assert_array_equal(base.logits, bundle.logits)
+    untouched = open_session(ir.load(llama.genai.base.path), llama.genai.folder)
+    exported = open_session(ir.load(llama.bundle / "model.onnx"), llama.bundle)
+    for case in input_cases(llama.genai.base.inputs, seed=1, max_tokens=9):
+        expected, found = run_session(untouched, case.arrays), run_session(exported, case.arrays)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_the_builders_graph_has_the_sites_and_caches_of_the_torch_model(llama):
+    base = llama.genai.base
+    in_torch = discover(flow_graph(llama.reference.model(None).base.module()))
+    assert [(site.name, site.width) for site in base.sites] == [(site.name, site.width) for site in in_torch]
+    caches = {record.name: (record.next, record.axes) for record in base.inputs if record.role == "cache"}
+    names = [f"{layer}.{name}" for layer in (0, 1) for name in ("key", "value")]
+    axes = ("batch_size", 2, "past_sequence_length", 16)
+    assert caches == {f"past_key_values.{name}": (f"present.{name}", axes) for name in names}
+    (mask,) = (record.axes for record in base.inputs if record.role == "mask")
+    assert mask == ("batch_size", "past_sequence_length + sequence_length")
+
+
+def test_the_bundle_keeps_what_genai_needs_and_lists_it(llama):
+    manifest = Bundle.open(llama.bundle).manifest
+    kept = {"genai_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert kept <= {record.path for record in manifest.files}
+    assert not list(llama.bundle.glob("*.data"))
+    for name in kept:
+        assert (llama.bundle / name).read_bytes() == (llama.genai.folder / name).read_bytes()
+
+
+@pytest.fixture(scope="session")
+def captured(tiny: ModuleType, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Llama:
+    """The same Llama captured from torch, and its bundle."""
+    work = tmp_path_factory.mktemp("captured")
+    base = load_base(archive)
+    adapters = tiny.random_adapters(discover(flow_graph(base.module())), base.fingerprint)
+    export_onnx(base, work / "base.onnx")
+    runner = TorchRunner(base)
+    exported = open_onnx(work / "base.onnx")
+    cases = input_cases(exported.inputs, seed=0, max_tokens=9)
+    build_bundle(exported, adapters, work / "bundle", references=runner, cases=cases)
+    return Llama(None, work / "bundle", runner, {adapter.name: adapter for adapter in adapters}, base.inputs)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_captured_decoder_writes_what_torch_writes(captured, plan):
+    bundle = Bundle.open(captured.bundle)
+    check_equal(generate(bundle.session().run, bundle.manifest.inputs, plan), captured.in_torch(plan))
+
+
+def test_the_example_writes_the_same_with_both_programs(llama):
+    command = [
+        sys.executable,
+        EXAMPLE / "generate.py",
+        llama.bundle,
+        "--prompt",
+        "w5 w9 w33 w71",
+        "--tokens",
+        str(TOKENS),
+    ]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    *texts, last = (line.partition(": ") for line in printed)
+    expected = {("no adapter" if name == "none" else name): plan for name, plan in PLANS.items()}
+    for name, _, text in texts:
+        assert text.split() == [f"w{token}" for token in llama.in_torch(expected[name]).tokens]
+    assert len(texts) == 4
+    assert last[0] == "the same with onnxruntime and onnxruntime-genai"
+
+
+def test_a_graph_of_another_name_is_renamed_in_the_configuration(llama, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in llama.genai.folder.iterdir():
+        name = "decoder.onnx" if path.name == "model.onnx" else path.name
+        (folder / name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["filename"] = "decoder.onnx"
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    _build(open_genai(folder), list(llama.adapters.values()), tmp_path / "bundle")
+    assert not (tmp_path / "bundle" / "decoder.onnx").exists()
+    np.testing.assert_array_equal(
+        in_genai(tmp_path / "bundle", PLANS["a"]).logits, in_genai(llama.bundle, PLANS["a"]).logits
+    )
+
+
+@pytest.mark.parametrize("name", ["base.bin", "manifest.json", "golden"])
+def test_a_file_with_the_name_of_one_of_the_bundle_is_refused(llama, tmp_path, name):
+    kept = {**llama.genai.kept("model.onnx"), name: b"{}"}
+    with pytest.raises(BaseModelError, match=rf"{name}: has a file with a name that the bundle needs"):
+        build_bundle(
+            llama.genai.base,
+            list(llama.adapters.values()),
+            tmp_path / "bundle",
+            references=CutRunner(llama.genai.base),
+            cases=input_cases(llama.genai.base.inputs, seed=0, max_tokens=3),
+            kept=kept,
+            allow_base_mismatch=True,
+        )
+    assert not (tmp_path / "bundle").exists()
