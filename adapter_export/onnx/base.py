@@ -159,9 +159,15 @@ def _opset(model: ir.Model, path: Path) -> int:
 
 
 def _normalise(model: ir.Model) -> None:
-    """Make the base's own weights constants, so that the overridable initializers of a build are its slots alone."""
+    """Make the base's own weights constants, so that the overridable initializers of a build are its slots alone.
+
+    Caches get their widths, and nodes lose inputs that are left out at their ends.
+    """
     model.ir_version = _IR_VERSION
     fix_cache_widths(model.graph)
+    for node in model.graph.all_nodes():
+        while node.inputs and node.inputs[-1] is None:  # older runtimes know fewer optional inputs of an operator
+            node.resize_inputs(len(node.inputs) - 1)
     for value in [value for value in model.graph.inputs if value.is_initializer()]:
         model.graph.inputs.remove(value)
 
