@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
 
+from adapter_export.cli.bases import PRECISIONS, Treatment, prepared
 from adapter_export.cli.options import (
     PATH,
     check_free,
@@ -24,12 +23,9 @@ from adapter_export.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from adapter_export.cli.sources import Source
-    from adapter_export.format.manifest import Manifest
-    from adapter_export.onnx.base import OnnxBase
+    from adapter_export.format.manifest import Manifest, Precision
     from adapter_export.reference.inputs import InputCase
     from adapter_export.reference.runner import Runner
-
-Tell = Callable[[str], None]
 
 _GOLDEN_SEED = 0
 
@@ -39,6 +35,7 @@ _GOLDEN_SEED = 0
         "adapter-export build model.pt --adapters trec,sentiment -o bundle",
         "adapter-export build huggingface-folder --adapters adapters/trec -o bundle",
         "adapter-export build model.onnx --adapters a --tokenizer tokenizer.json --max-tokens 512 -o bundle",
+        "adapter-export build model.pt --adapters trec --base-precision int8-weights --int8-embeddings -o bundle",
         "adapter-export build model.pt --adapters old=runs/1/trec,new=runs/2/trec -o bundle --force",
     )
 )
@@ -61,6 +58,16 @@ _GOLDEN_SEED = 0
 @click.option(
     "--allow-base-mismatch", is_flag=True, help="Take adapters that were trained on other weights of the base."
 )
+@click.option(
+    "--base-precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="How the base computes: floats, integers (`int8`), or floats with weights of 8 or 4 bits. Adapters and heads "
+    "stay in float32. In `int8` the rows of a batch depend on each other.",
+)
+@click.option("--int8-embeddings", is_flag=True, help="Keep embeddings in 8 bits beside weights of 8 or 4 bits.")
+@click.option("--optimize", is_flag=True, help="Fuse attention, norms and activations before the slots go in.")
 @force_option
 @trust_pickle_option
 @json_option
@@ -71,6 +78,9 @@ def build(
     tokenizer: Path | None,
     max_tokens: int | None,
     allow_base_mismatch: bool,
+    base_precision: Precision,
+    int8_embeddings: bool,
+    optimize: bool,
     force: bool,
     trust_pickle: bool,
     as_json: bool,
@@ -88,6 +98,8 @@ def build(
     from adapter_export.onnx.bundle import build_bundle
     from adapter_export.reference.inputs import input_cases
 
+    treatment = Treatment(base_precision, int8_embeddings, optimize)
+    treatment.check()
     check_free(output, force=force)
     chosen = read_adapters(adapters, model)
     with steps() as tell:
@@ -95,7 +107,7 @@ def build(
         source = open_source(model, trust_pickle=trust_pickle)
         longest = _max_tokens(source, max_tokens)
         text = _text(source, tokenizer, longest)
-        with _exported(source, allow_base_mismatch, tell) as (base, references):
+        with prepared(source, treatment, allow_base_mismatch, tell) as (base, references):
             cases = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest)
             if longest is None:
                 _try(references, cases)
@@ -116,27 +128,6 @@ def build(
         emit_json({"bundle": str(output), "manifest": asdict(manifest)})
     else:
         _report(manifest, model, output)
-
-
-@contextmanager
-def _exported(source: Source, allow_mismatch: bool, tell: Tell) -> Iterator[tuple[OnnxBase, Runner]]:
-    """The base as ONNX, and what computes its golden vectors: torch where there is a torch model."""
-    from adapter_export.cli.sources import OnnxSource
-    from adapter_export.onnx.base import open_onnx
-
-    if isinstance(source, OnnxSource):
-        from adapter_export.onnx.cut_runner import CutRunner
-
-        yield source.base, CutRunner(source.base)
-        return
-    from adapter_export.torch.runner import TorchRunner
-    from adapter_export.torch.to_onnx import export_onnx
-
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        tell("exporting the base to ONNX")
-        path = Path(folder) / "base.onnx"
-        export_onnx(source.base, path)
-        yield open_onnx(path), TorchRunner(source.base, allow_mismatch=allow_mismatch)
 
 
 def _max_tokens(source: Source, given: int | None) -> int | None:

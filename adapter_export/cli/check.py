@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from adapter_export.cli.options import PATH, examples, json_option, trust_pickle_option
+from adapter_export.errors import UsageError
 
 if TYPE_CHECKING:
     from adapter_export.cli.sources import Source
     from adapter_export.format.manifest import Manifest
+    from adapter_export.parity.agreement import Original
+    from adapter_export.parity.cases import Case
+    from adapter_export.parity.plan import Plan
     from adapter_export.parity.prove import Reference
-    from adapter_export.reference.runner import Runner
+    from adapter_export.parity.report import Report
 
 _MISMATCH = 1
+_ROWS_AT_ONCE = 16
 
 
 @click.command(
     epilog=examples(
         "adapter-export check bundle --against model.pt",
         "adapter-export check bundle",
+        "adapter-export check bundle --against model.pt --data test.tsv --text text",
         "adapter-export check bundle --against model.pt --only trec --case batch3_tokens7_padded",
         "adapter-export check bundle --json > report.json",
     )
@@ -36,10 +44,24 @@ _MISMATCH = 1
 )
 @click.option("--only", multiple=True, metavar="ADAPTER", help="Check this adapter alone, or `base`; may be repeated.")
 @click.option("--case", "cases", multiple=True, metavar="CASE", help="Try this shape alone; may be repeated.")
+@click.option(
+    "--data",
+    type=PATH,
+    metavar="FILE",
+    help="A table (csv, tsv, jsonl) with texts, on which the bundle's classes are compared with those of MODEL.",
+)
+@click.option("--text", metavar="COLUMN", help="The column of FILE that holds the texts.")
 @trust_pickle_option
 @json_option
 def check(
-    bundle: Path, against: Path | None, only: tuple[str, ...], cases: tuple[str, ...], trust_pickle: bool, as_json: bool
+    bundle: Path,
+    against: Path | None,
+    only: tuple[str, ...],
+    cases: tuple[str, ...],
+    data: Path | None,
+    text: str | None,
+    trust_pickle: bool,
+    as_json: bool,
 ) -> None:
     """Prove that BUNDLE computes what it should, for the base and every adapter.
 
@@ -48,18 +70,22 @@ def check(
     slots change nothing, all files are as they were written. What is allowed follows from the computation, and is
     printed with its reason.
 
+    A bundle whose base has another precision than MODEL is held against MODEL in that same precision; how far that is
+    from MODEL itself is reported beside, on random inputs or on the texts of FILE.
+
     Exit codes: 0 everything is within its budget, 1 something is not, 3 the bundle or the model cannot be used,
     4 nothing was compared.
     """
-    from adapter_export.cli.output import emit_json, progress_bar
+    from adapter_export.cli.output import emit_json
     from adapter_export.parity.document import to_document
     from adapter_export.parity.plan import plan_check
-    from adapter_export.parity.prove import prove, steps
 
+    if (data is None) != (text is None) or (data is not None and against is None):
+        raise UsageError("`--data`, `--text` and `--against` go together", fix="give all three, or `--against` alone")
     plan = plan_check(bundle, only=only, cases=cases)
-    reference = None if against is None else _reference(against, plan.manifest, trust_pickle)
-    with progress_bar("checking", steps(plan, reference)) as bar:
-        report = prove(plan, reference, lambda note: bar.advance(note=note))
+    texts = None if data is None or text is None else _texts(data, text)
+    with _sides(plan, against, texts, trust_pickle) as (reference, original):
+        report = _prove(plan, reference, original)
     report.require_compared()
     if as_json:
         emit_json(to_document(report))
@@ -71,10 +97,73 @@ def check(
         raise click.exceptions.Exit(_MISMATCH)
 
 
-def _reference(path: Path, manifest: Manifest, trust_pickle: bool) -> Reference:
+def _prove(plan: Plan, reference: Reference | None, original: Original | None) -> Report:
+    from adapter_export.cli.output import progress_bar
+    from adapter_export.parity.agreement import with_agreements
+    from adapter_export.parity.prove import prove, steps
+
+    total = steps(plan, reference) + (0 if original is None else original.steps(plan))
+    with progress_bar("checking", total) as bar:
+        report = prove(plan, reference, lambda note: bar.advance(note=note))
+        if original is not None:
+            report = with_agreements(report, plan, original, lambda note: bar.advance(note=note))
+    return report
+
+
+def _texts(data: Path, column: str) -> tuple[str, ...]:
+    from adapter_export.torch.table import read_texts
+
+    return read_texts(data, column)
+
+
+@contextmanager
+def _sides(
+    plan: Plan, against: Path | None, texts: Sequence[str] | None, trust_pickle: bool
+) -> Iterator[tuple[Reference | None, Original | None]]:
+    """The reference in the bundle's precision, and the model as it is where the two differ or texts are given."""
+    if against is None:
+        yield None, None
+        return
+    import onnx_ir as ir
+
+    from adapter_export.cli.bases import precision_of, runner_of, same_precision
+    from adapter_export.onnx.numerics import numerics
+    from adapter_export.parity.agreement import Original
+    from adapter_export.parity.prove import Reference
+
+    source = _source(against, plan.manifest, trust_pickle)
+    wanted = numerics(ir.load(plan.folder / plan.manifest.graphs["slots"]))
+    with same_precision(source, wanted) as runner:
+        if texts is None and wanted.precision == precision_of(source):
+            yield Reference(str(against), runner), None
+            return
+        cases = plan.cases if texts is None else _text_cases(plan, texts)
+        inputs = "random inputs" if texts is None else f"{len(texts):,} texts"
+        yield Reference(str(against), runner), Original(runner_of(source, allow_mismatch=True), cases, inputs)
+
+
+def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
+    from adapter_export.cli.sources import read_tokenizer, require
+    from adapter_export.parity.cases import case_of
+
+    record = plan.manifest.text
+    if record is None:
+        raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix="leave `--data` out")
+    require("tokenizers", "text", "reading texts")
+    from adapter_export.text import Tokenizer
+
+    tokenizer = Tokenizer.from_json(read_tokenizer(plan.folder / record.tokenizer), record.max_tokens)
+    names = [each.name for each in plan.manifest.inputs]
+    batches = [texts[start : start + _ROWS_AT_ONCE] for start in range(0, len(texts), _ROWS_AT_ONCE)]
+    return [
+        case_of(f"texts {number * _ROWS_AT_ONCE + 1}…", tokenizer.batch(batch, names), plan.manifest.inputs)
+        for number, batch in enumerate(batches)
+    ]
+
+
+def _source(path: Path, manifest: Manifest, trust_pickle: bool) -> Source:
     from adapter_export.cli.sources import open_source
     from adapter_export.errors import BaseModelError
-    from adapter_export.parity.prove import Reference
 
     source = open_source(path, trust_pickle=trust_pickle)
     if source.fingerprint != manifest.base:
@@ -85,16 +174,4 @@ def _reference(path: Path, manifest: Manifest, trust_pickle: bool) -> Reference:
             expected=manifest.base,
             fix="give the model that the bundle was built from, or leave `--against` out",
         )
-    return Reference(str(path), _runner(source))
-
-
-def _runner(source: Source) -> Runner:
-    from adapter_export.cli.sources import OnnxSource
-
-    if isinstance(source, OnnxSource):
-        from adapter_export.onnx.cut_runner import CutRunner
-
-        return CutRunner(source.base)
-    from adapter_export.torch.runner import TorchRunner
-
-    return TorchRunner(source.base, allow_mismatch=True)
+    return source

@@ -87,7 +87,7 @@ def _real(case: Case, found: np.ndarray, expected: np.ndarray) -> tuple[np.ndarr
 def _agreement(
     adapter: str | None, name: str, sides: Sequence[tuple[np.ndarray, np.ndarray]], *, is_logits: bool
 ) -> Agreement:
-    cosines = [value for value in (cosine(found, expected) for found, expected in sides) if value is not None]
+    cosines = [cosine(found.ravel(), expected.ravel()) for found, expected in sides]
     agree = sum(int((found.argmax(-1) == expected.argmax(-1)).sum()) for found, expected in sides)
     return Agreement(
         adapter,
@@ -96,5 +96,5 @@ def _agreement(
         agree=agree if is_logits else None,
         absolute=max(float(np.abs(found - expected).max(initial=0)) for found, expected in sides),
         scale=max(float(np.abs(expected).max(initial=0)) for _, expected in sides),
-        cosine=min(cosines, default=None),
+        cosine=min((value for value in cosines if value is not None), default=None),
     )
