@@ -12,6 +12,8 @@ from pathlib import Path
 
 from adapter_export.errors import FileError, OutputExistsError, WriteError
 
+_BLOCK_BYTES = 2**20
+
 
 def read_bytes(path: Path) -> bytes:
     """Read a whole file.
@@ -36,6 +38,24 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def sha256_of_part(path: Path, start: int, size: int) -> str:
+    """The sha256 of `size` bytes of a file from `start` on, without holding them in memory.
+
+    Raises:
+        FileError: it is missing, a folder, or not readable.
+    """
+    digest, block = hashlib.sha256(), memoryview(bytearray(min(size, _BLOCK_BYTES)))
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while size and (read := file.readinto(block[:size])):
+                digest.update(block[:read])
+                size -= read
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest()
 
 
 def unreadable(path: Path, error: OSError) -> FileError:

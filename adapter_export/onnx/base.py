@@ -15,7 +15,7 @@ from adapter_export.format.axes import with_caches
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.onnx.cache import fix_cache_widths
-from adapter_export.onnx.external import settle_external_data, tensor_bytes
+from adapter_export.onnx.external import settle_external_data, sha256_of_tensor
 from adapter_export.onnx.flow import flow_graph, node_names
 from adapter_export.onnx.fused import check_biases
 from adapter_export.onnx.lowering import MINIMUM_OPSET
@@ -173,7 +173,10 @@ def _normalise(model: ir.Model) -> None:
 
 
 def _fingerprint(model: ir.Model) -> str:
-    """The sha256 over the sorted facts of all initializers; one tensor in memory at a time."""
+    """The sha256 over the sorted facts of all weights, initializers or constant nodes; none is held in memory.
+
+    It does not depend on where the weights lie, inside the file or beside it, nor on the order of anything.
+    """
     digest = hashlib.sha256()
     for fact in sorted(fact for graph in model.graphs() for fact in _facts(graph)):
         digest.update(fact.encode())
@@ -181,11 +184,12 @@ def _fingerprint(model: ir.Model) -> str:
 
 
 def _facts(graph: ir.Graph) -> Iterator[str]:
-    for name, value in graph.initializers.items():
-        tensor = value.const_value
+    constants = [node.outputs[0] for node in graph if node.op_type == "Constant" and node.outputs]
+    for value in (*graph.initializers.values(), *constants):
+        tensor = ir.convenience.get_const_tensor(value)
         if tensor is not None:
-            contents = hashlib.sha256(tensor_bytes(tensor)).hexdigest()
-            yield f"{name} {tensor.dtype.name} {list(tensor.shape.numpy())} {contents}\n"
+            contents = sha256_of_tensor(tensor)
+            yield f"{value.name} {tensor.dtype.name} {list(tensor.shape.numpy())} {contents}\n"
 
 
 def _input_record(value: ir.Value) -> InputRecord:

@@ -58,6 +58,7 @@ def build_bundle(
     max_tokens: int | None = None,
     kept: Mapping[str, Path | bytes] | None = None,
     allow_base_mismatch: bool = False,
+    copy_weights: bool = False,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -73,6 +74,7 @@ def build_bundle(
         max_tokens: the most that the base takes; needed with a tokenizer.
         kept: more files for the bundle, by name: what another program needs to load it.
         allow_base_mismatch: take adapters that were trained on another base.
+        copy_weights: write weights of the bundle's own, where they could be a hard link to the file of the base.
         force: replace what is at `out`.
         progress: is told each step before it begins.
 
@@ -93,7 +95,7 @@ def build_bundle(
         tell(f"putting {len(plan.slots)} slots into the graph")
         model = insert_slots(base, plan)
         tell("writing the graph and the weights of the base")
-        write_model(model, folder / GRAPH_FILE)
+        write_model(model, folder / GRAPH_FILE, copy_weights=copy_weights)
         build = _Build(folder, base, plan, model, references, cases)
         golden = build.golden(None, tell)
         records = [build.adapter(adapter, tell) for adapter in adapters]

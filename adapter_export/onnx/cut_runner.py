@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.onnx.base import OnnxBase
-from adapter_export.onnx.expose import cut, cut_input, exposed, with_base_outputs
+from adapter_export.onnx.expose import cut, cut_input, exposed, piece
 from adapter_export.onnx.graft import SITE_VALUE_NAMES
 from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.session import open_session, run_session
@@ -31,22 +32,22 @@ _NAMES: dict[Precision, str] = {
 class CutRunner:
     """Computes what a bundle must compute, without the exported graph; a `reference.runner.Runner`.
 
-    The base is cut open at its sites. Run by run, the values of one more site are known, the adapter is evaluated on
-    them in float64, and its result goes into the next run: one run per site and one for the outputs. The base runs in
-    its own precision as it is, not optimised.
+    The base is cut at its sites. Piece by piece, one more site's values are known, the adapter is evaluated on them
+    in float64, and its result goes into the next piece; the last one gives the outputs. Together the pieces do the work
+    of one run, and only one of them is open at a time. The base runs in its own precision as it is, not optimised.
 
     Args:
         base: the base.
 
     Raises:
-        BaseModelError: ONNX Runtime cannot open it.
+        BaseModelError: it cannot be cut.
     """
 
     def __init__(self, base: OnnxBase) -> None:
         self._base = base
         self._outputs = [record.name for record in base.outputs]
-        self._plain = open_session(with_base_outputs(base), base.folder, optimize=False)
-        self._cut = open_session(cut(base), base.folder, optimize=False)
+        self._whole = cut(base)
+        self._pieces: dict[tuple[str, ...], ir.Model] = {}
 
     @property
     def description(self) -> str:
@@ -61,18 +62,16 @@ class CutRunner:
             AdapterError: the adapter does not fit the base.
             RequestError: the base cannot compute these inputs.
         """
-        plain = run_session(self._plain, inputs)
         if adapter is None:
-            return {name: plain[name] for name in self._outputs}
+            return run_session(open_session(self._base.model, self._base.folder, optimize=False), inputs, self._outputs)
         plan_slots([adapter], self._base.sites)
         feeds = dict(inputs)
-        feeds |= {cut_input(site.name): np.zeros_like(plain[exposed(site.name, "h")]) for site in self._base.sites}
         for site in self._base.sites:
             feeds[cut_input(site.name)] = self._adapted(site, feeds, adapter)
         return self._finish(feeds, inputs, adapter)
 
     def _adapted(self, site: Site, feeds: Mapping[str, np.ndarray], adapter: Adapter) -> np.ndarray:
-        shown = run_session(self._cut, feeds, [exposed(site.name, value) for value in SITE_VALUE_NAMES])
+        shown = self._run(feeds, [exposed(site.name, value) for value in SITE_VALUE_NAMES])
         values = {value: shown[exposed(site.name, value)] for value in SITE_VALUE_NAMES}
         if site.name not in adapter.placements:
             return values["h"]
@@ -80,9 +79,19 @@ class CutRunner:
 
     def _finish(self, feeds: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], adapter: Adapter) -> Arrays:
         hidden_output = exposed(HEAD, "hidden")
-        outputs = run_session(self._cut, feeds, [*self._outputs, hidden_output])
+        outputs = self._run(feeds, [*self._outputs, hidden_output])
         hidden = outputs.pop(hidden_output)
         if adapter.head is not None:
             mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
             outputs[head_output(self._outputs)] = evaluate_head(adapter, hidden, mask).astype(np.float32)
         return outputs
+
+    def _run(self, feeds: Mapping[str, np.ndarray], outputs: list[str]) -> Arrays:
+        key = tuple(outputs)
+        if key not in self._pieces:
+            self._pieces[key] = piece(self._whole, outputs)
+        model = self._pieces[key]
+        session = open_session(model, self._base.folder, optimize=False)
+        return run_session(
+            session, {value.name: feeds[value.name] for value in model.graph.inputs if value.name}, outputs
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from adapter_export.graph.adapter import HEAD
@@ -33,14 +35,6 @@ def with_site_outputs(model: ir.Model) -> ir.Model:
     return graft.finish()
 
 
-def with_base_outputs(base: OnnxBase) -> ir.Model:
-    """A copy of a base with each site's `h` as one more output, named by `exposed`."""
-    graft = Graft.onto(base.model)
-    for site in base.sites:
-        graft.expose(graft.site_values(site)["h"], exposed(site.name, "h"))
-    return graft.finish()
-
-
 def cut(base: OnnxBase) -> ir.Model:
     """A copy of a base in which every site's adapted value is an input, `cut_input(site)`.
 
@@ -55,6 +49,17 @@ def cut(base: OnnxBase) -> ir.Model:
             graft.expose(shown, exposed(site.name, value))
     graft.expose(graft.value(base.sites.final), exposed(HEAD, "hidden"))
     return graft.finish()
+
+
+def piece(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
+    """The part of a graph that computes some of its outputs; its inputs are those that this part reads.
+
+    The weights are shared with the graph, not copied.
+    """
+    graph = ir.convenience.extract(model.graph, list(model.graph.inputs), list(outputs))
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+        graph.inputs.remove(value)
+    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
 
 
 def _cut_at(graft: Graft, value: ir.Value, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
+from adapter_export.format.files import sha256_of_part
 
 
 def settle_external_data(model: ir.Model, path: Path) -> Path:
@@ -30,7 +32,7 @@ def settle_external_data(model: ir.Model, path: Path) -> Path:
     folder = _folder(path, files)
     for value, tensor in values:
         location = files[tensor.location].relative_to(folder).as_posix()
-        value.const_value = _relocated(tensor, location, folder)
+        value.const_value = relocated(tensor, location, folder)
     return folder
 
 
@@ -93,6 +95,17 @@ def tensor_bytes(tensor: ir.TensorProtocol) -> bytes:
     return readable(tensor).tobytes()
 
 
+def sha256_of_tensor(tensor: ir.TensorProtocol) -> str:
+    """The sha256 of `tensor_bytes`, in lower-case hexadecimal, without holding external data in memory.
+
+    Raises:
+        FileError: the file with the data cannot be read.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+    return sha256_of_part(Path(tensor.path), tensor.offset or 0, tensor.nbytes)
+
+
 def readable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """A view of a checked tensor that reads its file.
 
@@ -100,10 +113,11 @@ def readable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
-    return _relocated(tensor, os.path.abspath(tensor.path), "")  # noqa: PTH100
+    return relocated(tensor, os.path.abspath(tensor.path), "")  # noqa: PTH100
 
 
-def _relocated(tensor: ir.ExternalTensor, location: str, folder: Path | str) -> ir.ExternalTensor:
+def relocated(tensor: ir.ExternalTensor, location: str, folder: Path | str) -> ir.ExternalTensor:
+    """The same tensor, found by another path."""
     return ir.ExternalTensor(
         location,
         tensor.offset,

@@ -25,12 +25,18 @@ FAILURES: tuple[type[Exception], ...] = (
 """What ONNX Runtime raises when a model or a call is not to its liking."""
 
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_NO_PACKING_KEY = "session.disable_prepacking"
+_PACKED_BYTES = 128 * 2**20
+"""The most weights of which ONNX Runtime may make a second copy, in the order that suits its kernels."""
+
 _FATAL_ONLY = 4
 """What goes wrong is raised, and need not be logged; a session warns of each overridable initializer otherwise."""
 
 
 def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:
     """Open a model on the CPU.
+
+    Large weights are mapped from their file, not read: they stay what the operating system can take out of memory.
 
     Args:
         model: the model; its external data are not read here.
@@ -43,6 +49,8 @@ def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
+    if _has_large_weights(model):
+        options.add_session_config_entry(_NO_PACKING_KEY, "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -55,6 +63,14 @@ def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort
             found=str(error).partition("\n")[0],
             fix="open the base itself with ONNX Runtime; if that fails too, export it again",
         ) from error
+
+
+def _has_large_weights(model: ir.Model) -> bool:
+    """Whether the weights are many, and floats: quantised ones compute something else when they are not packed."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    quantised = any(tensor.dtype.itemsize <= 1 and tensor.dtype != ir.DataType.BOOL for tensor in external)
+    return not quantised and sum(tensor.nbytes for tensor in external) > _PACKED_BYTES
 
 
 def run_session(

@@ -1,17 +1,19 @@
-"""A model and its weights on disk: one file for all large weights, written tensor by tensor."""
+"""A model and its weights on disk: one file for all large weights, linked or written tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx.external import readable
+from adapter_export.onnx.external import readable, relocated
 
 WEIGHTS_FILE = "base.bin"
 
@@ -20,11 +22,20 @@ _RUNTIME_DOMAIN = "com.microsoft"
 _EMBEDDED_BYTES = 1024
 """Smaller tensors stay in the graph's own file."""
 
+_LEAST_USED = 0.9
+"""The least part of a file that a graph must use for the file to be linked as a whole."""
 
-def write_model(model: ir.Model, path: Path) -> None:
+
+def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> None:
     """Write a graph, and the weights of its base beside it in `base.bin`; the slots stay in the graph's file.
 
-    The weights are streamed: not the whole base is in memory at any time. The model refers to the new file afterwards.
+    Where the weights lie in one file on the same file system, `base.bin` is one more name of that file (a hard link).
+    Otherwise they are streamed: not the whole base is in memory at any time. The model refers to `base.bin` afterwards.
+
+    Args:
+        model: the graph.
+        path: where its file goes.
+        copy_weights: write a file of our own in any case.
 
     Raises:
         BaseModelError: the graph breaks a rule of ONNX.
@@ -38,15 +49,39 @@ def write_model(model: ir.Model, path: Path) -> None:
         if value.const_value is not None and value.name not in overridable
     ]
     large = [value for value in values if _is_large(value)]
-    tensors = [readable(value.const_value) for value in large if value.const_value is not None]
-    written = ir.external_data.convert_tensors_to_external(tensors, path.parent, WEIGHTS_FILE)
-    for value, tensor in zip(large, written, strict=True):
-        value.const_value = tensor
+    if copy_weights or not _link(large, path.with_name(WEIGHTS_FILE)):
+        _stream(large, path.parent)
     for value in values:
         if value not in large and isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = _embedded(value.const_value)
     ir.save(model, path)
     _check(path)
+
+
+def _link(values: Sequence[ir.Value], target: Path) -> bool:
+    """Give the file that holds the values, and hardly anything else, one more name; false where that cannot be."""
+    tensors = [value.const_value for value in values]
+    external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    files = {Path(tensor.path).resolve() for tensor in external}
+    if len(external) < len(tensors) or len(files) != 1:
+        return False
+    file = files.pop()
+    if sum(tensor.nbytes for tensor in external) < _LEAST_USED * file.stat().st_size:
+        return False
+    try:
+        os.link(file, target)
+    except OSError:  # another file system, one without hard links, or a file that is not the user's
+        return False
+    for value, tensor in zip(values, external, strict=True):
+        value.const_value = relocated(tensor, WEIGHTS_FILE, target.parent)
+    return True
+
+
+def _stream(values: Sequence[ir.Value], folder: Path) -> None:
+    tensors = [readable(value.const_value) for value in values if value.const_value is not None]
+    written = ir.external_data.convert_tensors_to_external(tensors, folder, WEIGHTS_FILE)
+    for value, tensor in zip(values, written, strict=True):
+        value.const_value = tensor
 
 
 def _is_large(value: ir.Value) -> bool:
@@ -73,22 +108,21 @@ def _check(path: Path) -> None:
 
 @contextmanager
 def _checkable(path: Path) -> Iterator[Path]:
-    """The file, or for a while a copy of it in which every operator stands in the domain that it belongs to.
+    """For a while, a copy of the graph in which every operator stands in the domain that it belongs to.
 
     ONNX Runtime has operators of its own in the standard domain (`SimplifiedLayerNormalization`), and tools write them.
+    Beside it lies a file of the size of the weights: the checker refuses files with several hard links.
     """
     model = onnx.load(path, load_external_data=False)
     own = [node for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)]
-    if not own:
-        yield path
-        return
     for node in own:
         node.domain = _RUNTIME_DOMAIN
-    if all(known.domain != _RUNTIME_DOMAIN for known in model.opset_import):
+    if own and all(known.domain != _RUNTIME_DOMAIN for known in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(_RUNTIME_DOMAIN, 1))
-    copy = path.with_name(f".{path.name}.check")
-    try:
-        onnx.save(model, copy)
-        yield copy
-    finally:
-        copy.unlink(missing_ok=True)
+    weights = path.with_name(WEIGHTS_FILE)
+    with TemporaryDirectory(prefix=".check-", dir=path.parent) as folder:
+        if weights.exists():
+            with (Path(folder) / WEIGHTS_FILE).open("wb") as hole:
+                hole.truncate(weights.stat().st_size)
+        onnx.save(model, Path(folder) / path.name)
+        yield Path(folder) / path.name
