@@ -148,6 +148,7 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "wrong type": (lambda d: d.update(opset="18"), FormatError, "`$.opset`: breaks the format; found `18`"),
     "axis of length 0": (lambda d: d["inputs"][0]["axes"].append(0), FormatError, "`$.inputs[0].axes[2]`"),
     "wrong role": (lambda d: d["inputs"][0].update(role="id"), FormatError, "`ids`, `mask`, `cache`, `values`"),
+    "cache that nothing feeds": (lambda d: d["inputs"][0].update(next="nowhere"), FormatError, "`nowhere`"),
     "path that leaves": (lambda d: d["files"][0].update(path="../x"), FormatError, "`$.files[0].path`"),
     "absolute path": (lambda d: d["graphs"].update(slots="/model.onnx"), FormatError, "`$.graphs.slots`"),
     "drive letter": (lambda d: d["text"].update(tokenizer="C:/t.json"), FormatError, "`$.text.tokenizer`"),

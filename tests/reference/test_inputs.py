@@ -109,6 +109,31 @@ def test_an_axis_without_a_length_is_named(lengths: dict[str, int], found: str) 
         input_cases(TEXT, seed=0, shapes=[lengths])
 
 
+CACHED = (
+    InputRecord("ids", "int64", ("batch", "new"), "ids", 1000),
+    InputRecord("mask", "int64", ("batch", "past + new"), "mask"),
+    InputRecord("key", "float32", ("batch", 2, "past", 4), "cache", next="present"),
+)
+
+
+def test_a_decoder_with_a_cache_gets_texts_and_then_single_tokens() -> None:
+    cases = input_cases(CACHED, seed=0, max_tokens=9)
+    lengths = [(one[1], two[2]) for one, two in zip(shapes(cases, "ids"), shapes(cases, "key"), strict=True)]
+    assert lengths[::2] == lengths[1::2] == [(1, 0), (7, 0), (9, 0), (1, 1), (1, 7)]
+    for each in cases:
+        rows, new = each.arrays["ids"].shape
+        assert each.arrays["mask"].shape == (rows, each.arrays["key"].shape[2] + new)
+        assert each.arrays["mask"].all()
+    assert case(cases, "batch3_new1_past7").arrays["key"].std() == pytest.approx(1, abs=0.2)
+
+
+def test_only_a_cache_may_be_empty() -> None:
+    (empty,) = input_cases(CACHED, seed=0, shapes=[{"batch": 1, "new": 2, "past": 0}])
+    assert empty.arrays["key"].shape == (1, 2, 0, 4)
+    with pytest.raises(UsageError, match="axis `new`: a named axis needs a length; found 0"):
+        input_cases(CACHED, seed=0, shapes=[{"batch": 1, "new": 0, "past": 2}])
+
+
 def test_equal_seeds_give_equal_inputs() -> None:
     first, again, other = (input_cases(TEXT, seed=seed) for seed in (1, 1, 2))
     for left, right in zip(first, again, strict=True):

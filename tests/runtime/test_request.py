@@ -53,3 +53,38 @@ def test_each_fault_is_named(change: dict[str, Any], message: str) -> None:
     inputs = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
     with pytest.raises(RequestError, match=message):
         check_inputs(inputs, RECORDS)
+
+
+CACHED = (
+    InputRecord("ids", "int64", ("batch", "new"), "ids", 10),
+    InputRecord("mask", "int64", ("batch", "past + new"), "mask"),
+    InputRecord("key", "float32", ("batch", 2, "past", 4), "cache", next="present"),
+)
+
+
+def _cached(past: int, new: int, total: int, rows: int = 1) -> dict[str, Any]:
+    return {
+        "ids": np.zeros((1, new), np.int64),
+        "mask": np.ones((1, total), np.int64),
+        "key": np.zeros((rows, 2, past, 4), np.float32),
+    }
+
+
+@pytest.mark.parametrize(("past", "new"), [(0, 3), (5, 1)])
+def test_a_cache_may_be_empty_and_the_mask_is_as_long_as_both(past: int, new: int) -> None:
+    found = check_inputs(_cached(past, new, past + new), CACHED)
+    assert found["key"].shape == (1, 2, past, 4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (_cached(5, 1, 5), r"`mask`.*found \[1, 5\]; expected \[batch = 1, past \+ new = 6\]"),
+        (_cached(0, 3, 4), r"`mask`.*expected \[batch = 1, past \+ new = 3\]"),
+        (_cached(5, 1, 6, rows=2), r"`key`.*expected \[batch = 1, 2, past, 4\]"),
+        (_cached(0, 0, 0), r"`ids`.*at least 1 along each axis"),
+    ],
+)
+def test_lengths_that_do_not_add_up_are_named(inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        check_inputs(inputs, CACHED)

@@ -439,3 +439,26 @@ def test_a_transformer_of_torch_with_its_fast_path(tmp_path: Path) -> None:
     base = round_trip(module, (torch.randn(1, 3, 8),), tmp_path, axes={"src": {0: "batch", 1: "sequence"}})
     x = torch.randn(3, 7, 8)
     torch.testing.assert_close(base.run({"src": x})["output_0"], module(x), rtol=0, atol=1e-5)
+
+
+class Nested(nn.Module):
+    """Reads tensors inside of containers."""
+
+    def forward(self, x: Tensor, past: list[dict[str, Tensor]], pair: tuple[Tensor, Tensor]) -> Tensor:
+        return x + 10 * past[0]["a"] + 100 * past[1]["a"] + 1000 * pair[0] + 10000 * pair[1]
+
+
+def test_tensors_in_containers_are_inputs_with_keys_and_places_in_their_names(tmp_path):
+    ones = [torch.full((2, 3), float(value)) for value in range(1, 6)]
+    inputs = {"x": ones[0], "past": [{"a": ones[1]}, {"a": ones[2]}], "pair": (ones[3], ones[4])}
+    names = ["x", "past.0.a", "past.1.a", "pair.0", "pair.1"]
+    base = round_trip(Nested(), inputs, tmp_path, axes={name: {0: "batch"} for name in names})
+    assert [(record.name, record.axes) for record in base.inputs] == [(name, ("batch", 3)) for name in names]
+    found = base.run({name: value[:1] for name, value in zip(names, ones, strict=True)})
+    assert found["output_0"].tolist() == [[54321.0] * 3]
+
+
+def test_an_example_input_in_a_container_that_is_no_tensor_is_named(tmp_path):
+    inputs = {"x": torch.ones(2), "past": [{"a": 3}, {"a": torch.ones(2)}], "pair": (torch.ones(2), torch.ones(2))}
+    with pytest.raises(UsageError, match=r"`past.0.a`: an example input is no tensor; found `int`"):
+        save_base(Nested(), inputs, tmp_path / "model.pt")
