@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import InlinePass
 
 from adapter_export.errors import BaseModelError
 from adapter_export.format.axes import with_caches
@@ -16,9 +18,12 @@ from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.onnx.cache import fix_cache_widths
 from adapter_export.onnx.external import settle_external_data, sha256_of_tensor
-from adapter_export.onnx.flow import flow_graph, node_names
+from adapter_export.onnx.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx.fused import check_biases
 from adapter_export.onnx.lowering import MINIMUM_OPSET
+from adapter_export.onnx.observe import complete_shapes, small_cases
+from adapter_export.onnx.opset import OLDEST_OPSET, check_converted, with_opset
+from adapter_export.onnx.sums import open_sums
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 
@@ -28,11 +33,18 @@ FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 _IR_VERSION = 10
 """The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
 
+_DOMAINS = ("ai.onnx", "com.microsoft")
+"""What the domains of ONNX Runtime's operators begin with."""
+
 _RESHAPING = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
 """The ops that look rows up in a table, and the attribute with its axis and that attribute's default."""
 
-_WRAPPING = frozenset({"Cast", "Identity", "DequantizeLinear"})
+_FUSED_LOOKUPS = frozenset({"EmbedLayerNormalization", "QEmbedLayerNormalization"})
+_FUSED_TABLES = {0: 2, 1: 4}
+"""Of com.microsoft's fused embeddings: the inputs with ids, and the input with the table of each."""
+
+_WRAPPING = frozenset({"Cast", "Identity", "DequantizeLinear", "Mul"})
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class OnnxBase:
         outputs: the outputs.
         opset: of the standard ONNX domain.
         sites: where adapters can act.
+        notes: what was changed so that slots can go in, for the user.
     """
 
     path: Path
@@ -58,6 +71,7 @@ class OnnxBase:
     outputs: tuple[OutputRecord, ...]
     opset: int
     sites: SiteMap
+    notes: tuple[str, ...] = ()
 
     @property
     def mask(self) -> str | None:
@@ -88,25 +102,19 @@ def open_onnx(path: Path) -> OnnxBase:
         NoSitesError: no place for an adapter was found in it.
     """
     model = _load(path)
-    opset = _opset(model, path)
     folder = settle_external_data(model, path)
+    _check_operators(model, path)
     _normalise(model)
+    fingerprint = model.metadata_props.get(FINGERPRINT_KEY) or _fingerprint(model)
+    inputs, outputs = _signature(model)
+    check_layers_are_visible(model.graph)
+    model, notes = _with_slot_opset(model, path, folder, inputs)
+    open_sums(model.graph)
+    complete_shapes(model, folder, inputs)
     sites = discover(flow_graph(model))
     check_biases({name: node for node, name in node_names(model.graph).items()}, sites)
-    inputs, outputs = with_caches(
-        [_input_record(value) for value in model.graph.inputs],
-        [OutputRecord(_name(value), _dtype(value), axes(value)) for value in model.graph.outputs],
-    )
-    return OnnxBase(
-        path=path,
-        folder=folder,
-        model=model,
-        fingerprint=model.metadata_props.get(FINGERPRINT_KEY) or _fingerprint(model),
-        inputs=inputs,
-        outputs=outputs,
-        opset=opset,
-        sites=sites,
-    )
+    opset = model.opset_imports[""]
+    return OnnxBase(path, folder, model, fingerprint, inputs, outputs, opset, sites, notes)
 
 
 def axes(value: ir.Value) -> tuple[Axis, ...]:
@@ -114,6 +122,13 @@ def axes(value: ir.Value) -> tuple[Axis, ...]:
     shape = () if value.shape is None else value.shape
     return tuple(
         dim if isinstance(dim, int) else str(dim.value or f"{value.name}.{index}") for index, dim in enumerate(shape)
+    )
+
+
+def _signature(model: ir.Model) -> tuple[tuple[InputRecord, ...], tuple[OutputRecord, ...]]:
+    return with_caches(
+        [_input_record(value) for value in model.graph.inputs],
+        [OutputRecord(_name(value), _dtype(value), axes(value)) for value in model.graph.outputs],
     )
 
 
@@ -145,17 +160,44 @@ def _not_onnx(path: Path, found: str) -> BaseModelError:
     )
 
 
-def _opset(model: ir.Model, path: Path) -> int:
+def _with_slot_opset(
+    model: ir.Model, path: Path, folder: Path, inputs: Sequence[InputRecord]
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """The model in an opset that slots can be written in, and what was done for that."""
     opset = model.opset_imports.get("", 0)
-    if opset < MINIMUM_OPSET:
+    if opset >= MINIMUM_OPSET:
+        return model, ()
+    if opset < OLDEST_OPSET:
         raise BaseModelError(
             "is of an opset that is too old for slots",
             where=path,
             found=f"opset {opset}",
-            expected=f"opset {MINIMUM_OPSET} or newer",
-            fix=f"export it again with `opset_version={MINIMUM_OPSET}`, or convert it with `onnx.version_converter`",
+            expected=f"opset {OLDEST_OPSET} or newer",
+            fix=f"export it again with `opset_version={MINIMUM_OPSET}`",
         )
-    return opset
+    converted = with_opset(model, MINIMUM_OPSET)
+    converted.metadata_props.update(model.metadata_props)
+    converted.ir_version = _IR_VERSION
+    check_converted(model, converted, folder, small_cases(inputs)[0])
+    return converted, (f"converted from opset {opset} to {MINIMUM_OPSET}, which slots need; its outputs are unchanged",)
+
+
+def _check_operators(model: ir.Model, path: Path) -> None:
+    """Refuse operators that ONNX Runtime does not have."""
+    own = {domain for domain, *_ in model.functions}
+    foreign = Counter(
+        f"`{node.op_type}` of `{node.domain}`"
+        for node in model.graph.all_nodes()
+        if not node.domain.startswith(_DOMAINS) and node.domain not in own | {""}
+    )
+    if foreign:
+        raise BaseModelError(
+            "has operators that ONNX Runtime does not have",
+            where=path,
+            found=", ".join(f"{count} {name}" for name, count in foreign.items()),
+            expected="operators of the domains `ai.onnx` and `com.microsoft`",
+            fix="export it again without operators of your own",
+        )
 
 
 def _normalise(model: ir.Model) -> None:
@@ -164,6 +206,8 @@ def _normalise(model: ir.Model) -> None:
     Caches get their widths, and nodes lose inputs that are left out at their ends.
     """
     model.ir_version = _IR_VERSION
+    if model.functions:
+        InlinePass()(model)
     fix_cache_widths(model.graph)
     for node in model.graph.all_nodes():
         while node.inputs and node.inputs[-1] is None:  # older runtimes know fewer optional inputs of an operator
@@ -208,6 +252,8 @@ def _embedding_rows(value: ir.Value) -> Iterator[int]:
     for node, index in value.uses():
         if node.op_type in _LOOKUPS and index == 1 and node.attributes.get_int(*_LOOKUPS[node.op_type]) == 0:
             yield from _rows(node.inputs[0])
+        elif node.op_type in _FUSED_LOOKUPS and index in _FUSED_TABLES:
+            yield from _rows(node.inputs[_FUSED_TABLES[index]])
         elif node.op_type in _RESHAPING and index == 0:
             yield from _embedding_rows(node.outputs[0])
 

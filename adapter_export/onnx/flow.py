@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx.fused import SUMMANDS, is_skip_norm, sum_output
+from adapter_export.onnx.fused import SUMMANDS, hides_sum, is_skip_norm, sum_output
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 
 _FACTORS: Mapping[str, tuple[int, ...]] = {
@@ -42,6 +42,12 @@ _MOVES = _RESHAPES | _PICKS | _JOINS | {"Transpose", "ReverseSequence", "SpaceTo
 _SHAPES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
 """What reads the shape of a tensor and none of its numbers."""
 
+_QUANTISED = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
+"""What products may read in the place of an activation; no adapter can, so that these are given no shapes."""
+
+_INVENTED = "unk__"
+"""What the names begin with that ONNX's shape inference gives to lengths it does not know."""
+
 
 def flow_graph(model: ir.Model) -> FlowGraph:
     """View the main graph of a model as dataflow.
@@ -52,9 +58,9 @@ def flow_graph(model: ir.Model) -> FlowGraph:
     Raises:
         BaseModelError: a residual sum is hidden inside an operator, or the shape of a sum cannot be known.
     """
-    _check_sums_are_visible(model.graph)
-    graph = (model if _has_shapes(model.graph) else _with_shapes(model)).graph
-    activations, names = _activations(graph), node_names(graph)
+    graph = (model if has_shapes(model.graph) else with_inferred_shapes(model)).graph
+    activations, names = activations_of(graph), node_names(graph)
+    _check_sums_are_visible(graph, activations)
     flow = FlowGraph(
         nodes=[
             seen
@@ -69,8 +75,8 @@ def flow_graph(model: ir.Model) -> FlowGraph:
     return flow
 
 
-def _check_sums_are_visible(graph: ir.Graph) -> None:
-    fused = Counter(node.op_type for node in graph if node.op_type.startswith("Skip") and not is_skip_norm(node))
+def _check_sums_are_visible(graph: ir.Graph, activations: Set[str]) -> None:
+    fused = Counter(node.op_type for node in graph if hides_sum(node, activations))
     if fused:
         raise BaseModelError(
             "the residual sums of this graph are hidden inside fused operators",
@@ -79,6 +85,35 @@ def _check_sums_are_visible(graph: ir.Graph) -> None:
             expected="an `Add` for each of them",
             fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
         )
+
+
+def check_layers_are_visible(graph: ir.Graph) -> None:
+    """Refuse layers in the branches of an `If` or the body of a loop, where no slot can stand.
+
+    Raises:
+        BaseModelError: there are some.
+    """
+    hiding = Counter(node.op_type for node in graph if any(_has_products(body) for body in _bodies(node)))
+    if hiding:
+        raise BaseModelError(
+            "layers of this graph lie inside its control flow, where adapters cannot act",
+            where=f"graph `{graph.name}`",
+            found=", ".join(f"{count} `{op}` with products inside" for op, count in hiding.items()),
+            expected="a graph whose layers all lie in the open",
+            fix="export it again for one case, without `If`, `Loop` and `Scan`",
+        )
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _has_products(body: ir.Graph) -> bool:
+    return any(node.op_type in _FACTORS or node.op_type in _CONVOLUTIONS for node in body.all_nodes())
 
 
 def _check_sums_have_shapes(flow: FlowGraph) -> None:
@@ -96,12 +131,25 @@ def _check_sums_have_shapes(flow: FlowGraph) -> None:
     )
 
 
-def _has_shapes(graph: ir.Graph) -> bool:
-    sums = (node.outputs[0] for node in graph if node.op_type == "Add" or is_skip_norm(node))
-    return all(value.shape is not None for value in sums)
+def has_shapes(graph: ir.Graph) -> bool:
+    """Whether the shapes of all sums of floats are recorded, and of what they add."""
+    return all(_is_complete(node) for node in graph if node.op_type == "Add" or is_skip_norm(node))
 
 
-def _with_shapes(model: ir.Model) -> ir.Model:
+def _is_complete(node: ir.Node) -> bool:
+    values = [node.outputs[0], *(value for value in _read(node)[:SUMMANDS] if value.producer() is not None)]
+    return all(is_known(value.shape) or (value.dtype is not None and value.dtype.is_integer()) for value in values)
+
+
+def is_known(shape: ir.Shape | None) -> bool:
+    """Whether it says all that discovery needs: the number of axes, and for two or three the length of the last."""
+    if shape is None:
+        return False
+    last = shape[-1] if len(shape) in (2, 3) else 0
+    return isinstance(last, int) or (last.value is not None and not last.value.startswith(_INVENTED))
+
+
+def with_inferred_shapes(model: ir.Model) -> ir.Model:
     """A copy with the shapes that ONNX can infer; its tensors are those of the original."""
     return ShapeInferencePass(check_type=False, strict_mode=False)(model.clone()).model
 
@@ -110,11 +158,11 @@ def _name(value: ir.Value) -> str:
     return value.name or ""
 
 
-def _activations(graph: ir.Graph) -> set[str]:
+def activations_of(graph: ir.Graph) -> set[str]:
     """The values that are computed from the numbers of an input."""
     found = {_name(value) for value in graph.inputs if value.name not in graph.initializers}
     for node in graph:
-        if node.op_type not in _SHAPES_ALONE and any(value.name in found for value in _read(node)):
+        if node.op_type not in _SHAPES_ALONE and any(value.name in found for value in _all_read(node)):
             found.update(_name(value) for value in node.outputs)
     return found
 
@@ -122,6 +170,14 @@ def _activations(graph: ir.Graph) -> set[str]:
 def _read(node: ir.Node) -> list[ir.Value]:
     """The inputs that are there; an optional input may be left out."""
     return [value for value in node.inputs if value is not None]
+
+
+def _all_read(node: ir.Node) -> Iterator[ir.Value]:
+    """The inputs, and what the bodies of control flow read from outside."""
+    yield from _read(node)
+    for body in _bodies(node):
+        for inner in body.all_nodes():
+            yield from (value for value in _read(inner) if value.graph is not body)
 
 
 def node_names(graph: ir.Graph) -> dict[ir.Node, str]:
@@ -215,7 +271,7 @@ def _path(node: ir.Node) -> str | None:
 def _shapes(graph: ir.Graph, activations: Set[str]) -> Iterator[tuple[str, tuple[Dim, ...]]]:
     for value in _values(graph):
         shape = _shape(value)
-        if value.name in activations and shape is not None:
+        if value.name in activations and shape is not None and value.dtype not in _QUANTISED:
             yield _name(value), shape
 
 

@@ -7,7 +7,7 @@ so it belongs to `h`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import onnx_ir as ir
 
@@ -22,10 +22,21 @@ SUMMANDS = 2
 
 _SUM_OUTPUT = 3
 
+_ADDED = {"QLinearAdd": (0, 3), "FusedConv": (3,), "QOrderedMatMul": (6,), "BiasDropout": (2,)}
+"""Operators of com.microsoft that add activations to what they compute, and the inputs that are such sums' parts."""
+
 
 def is_skip_norm(node: ir.Node) -> bool:
     """Whether it adds two activations and normalises the sum."""
     return node.op_type in _BIAS
+
+
+def hides_sum(node: ir.Node, activations: Set[str]) -> bool:
+    """Whether it may hold a residual sum that cannot be opened; `activations` are those of the graph, by name."""
+    if node.op_type.startswith("Skip"):
+        return not is_skip_norm(node)
+    added = [node.inputs[at] for at in _ADDED.get(node.op_type, ()) if at < len(node.inputs)]
+    return bool(added) and all(value is not None and value.name in activations for value in added)
 
 
 def sum_output(node: ir.Node) -> str | None:
