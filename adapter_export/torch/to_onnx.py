@@ -15,6 +15,7 @@ from adapter_export.errors import BaseModelError
 from adapter_export.format.files import new_file
 from adapter_export.format.manifest import OutputRecord
 from adapter_export.torch.base import TorchBase
+from adapter_export.torch.layouts import contiguous_attention
 from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch.signature import Signature
 
@@ -76,7 +77,7 @@ def _exported(program: ExportedProgram) -> ir.Model:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with quiet():
-            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+            return _converted(program)
     except LIBRARY_ERRORS as error:
         raise BaseModelError(
             "torch cannot export the base to ONNX",
@@ -85,6 +86,21 @@ def _exported(program: ExportedProgram) -> ir.Model:
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _converted(program: ExportedProgram) -> ir.Model:
+    """Torch's conversion; where it fails and there is fused attention, once more with copies behind it."""
+    try:
+        return _convert(program)
+    except LIBRARY_ERRORS:
+        with contiguous_attention(program) as changed:
+            if not changed:
+                raise
+            return _convert(program)
+
+
+def _convert(program: ExportedProgram) -> ir.Model:
+    exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     assert exported is not None  # only the legacy exporter returns nothing
     return exported.model
 
