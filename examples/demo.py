@@ -154,7 +154,7 @@ class Service:
                 times.append(seconds(lambda: self.session.run(arrays, one)))
         loading = seconds(lambda: self.session.load("again", BUNDLE / "adapters" / f"{one}.onnx_adapter"))
         opening = median(seconds(self.bundle.session) for _ in range(SESSIONS))
-        cost = max(median(switched) - median(same), 0.0)
+        cost = max(median(after - before for before, after in zip(same, switched, strict=True)), 0.0)
         for what, time_taken, more in (
             ("one call, same adapter as before", median(same), ""),
             ("one call, another adapter than before", median(switched), f", so the switch takes {cost * 1e6:.0f} µs"),

@@ -205,7 +205,8 @@ def _show_predictions(call: _Call, adapter: str | None, texts: Sequence[str], fo
         out.print(_short_table(names, found))
         return
     for name, one in zip(names, found, strict=True):
-        out.print(_full_table(name, one))
+        out.print(name, style="bold", markup=False, soft_wrap=True)
+        out.print(_full_table(one))
         out.print()
 
 
@@ -219,12 +220,12 @@ def _short_table(names: Sequence[str], found: Sequence[Prediction]) -> Any:
     return table(None, ("text", "label", "probability", ""), rows, numbers="llr")
 
 
-def _full_table(name: str, found: Prediction) -> Any:
+def _full_table(found: Prediction) -> Any:
     from adapter_export.cli.output import table
 
     ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
     rows = [(label, f"{probability:.3f}", bar(probability)) for label, probability in ranked]
-    return table(name, ("label", "probability", ""), rows, numbers="lr")
+    return table(None, ("label", "probability", ""), rows, numbers="lr")
 
 
 def bar(probability: float) -> str:
