@@ -1,0 +1,66 @@
+"""What the commands say, and how often."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapter_export.cli.output import console, duration, emit_json, progress_bar, size, steps, table
+from adapter_export.cli.run import bar
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (91_400_000, "91.4 MB"), (4e12, "4000.0 GB")]
+)
+def test_sizes_are_read_by_people(count: int, words: str) -> None:
+    assert size(count) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (12.4, "12 s"), (125.0, "2:05"), (3725, "62:05")]
+)
+def test_durations_are_read_by_people(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(("probability", "length"), [(0.0, 0), (1.0, 24), (0.5, 12), (0.01, 1)])
+def test_a_bar_is_as_long_as_its_probability(probability: float, length: int) -> None:
+    assert len(bar(probability)) == length
+
+
+def test_json_is_one_document_with_plain_values(capsys: pytest.CaptureFixture[str]) -> None:
+    emit_json({"path": Path("a/b"), "number": np.float32(0.5), "count": np.int64(3), "names": ("ä", "b")})
+    assert json.loads(capsys.readouterr().out) == {"path": "a/b", "number": 0.5, "count": 3, "names": ["ä", "b"]}
+
+
+def test_json_never_holds_nan() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        emit_json({"loss": float("nan")})
+
+
+def test_markup_in_cells_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print(table(None, ("text",), [("[bold]not markup[/bold]",)]))
+    assert "[bold]not markup[/bold]" in capsys.readouterr().out
+
+
+def test_a_bar_outside_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("training", 1000) as progress:
+        for _ in range(1000):
+            progress.advance(note="loss 0.1")
+    found = capsys.readouterr()
+    assert found.out == ""
+    (line,) = found.err.splitlines()
+    assert line.startswith("training  1000/1000  in ")
+    assert line.endswith("loss 0.1")
+
+
+def test_steps_outside_a_terminal_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with steps() as tell:
+        tell("first")
+        tell("second")
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert [line.split("  ")[0] for line in found.err.splitlines()] == ["• first", "• second"]

