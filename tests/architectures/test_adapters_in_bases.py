@@ -36,6 +36,7 @@ from adapter_export.torch.to_onnx import export_onnx
 
 SHAPES = ((3, 5), (1, 9))
 TOLERANCE = 1e-4
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "bases.md"
 
 # The modules whose results are the `h` of attention and of ffn in layer `n`; each base has two layers.
 BERT = ("model.encoder.layer.{n}.attention.output.dense", "model.encoder.layer.{n}.output.dense")
@@ -142,6 +143,13 @@ def test_a_graph_of_the_older_exporter_does_so_as_well(name: str, tmp_path: Path
     for shape in SHAPES:
         inputs = architecture.inputs(*shape)
         close(in_onnxruntime(base, adapter, inputs), with_hooks(module, name, adapter, inputs), inputs)
+
+
+def test_the_documentation_lists_these_architectures() -> None:
+    lines = DOCUMENTATION.read_text(encoding="utf-8").partition("## Tested architectures")[2].partition("##")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines.splitlines() if line.startswith("| `")]
+    assert [row[0].split("`")[1] for row in rows] == list(LISTED)
+    assert {row[0].split("`")[1] for row in rows if row[2]} == set(LEGACY)
 
 
 def close(found: np.ndarray, wanted: np.ndarray, inputs: Mapping[str, Tensor]) -> None:
