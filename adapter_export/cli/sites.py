@@ -30,12 +30,12 @@ _Layer = tuple[int, tuple["Site", ...]]
 @trust_pickle_option
 @json_option
 def sites(model: Path, trust_pickle: bool, as_json: bool) -> None:
-    """Show where adapters can act in MODEL: a torch archive, a Hugging Face folder, an ONNX file or an
-    onnxruntime-genai folder.
+    """Show where adapters can act in MODEL.
 
-    Sites are found by the structure of the base's dataflow. The table gives the name by which adapters know a site,
-    the width of the residual stream there, the module in the torch model, the value that an adapter replaces, and what
-    reads the sum of that value and the residual stream.
+    MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder. Sites are found by
+    the structure of the base's dataflow. The table gives the name by which adapters know a site, the width of the
+    residual stream there, the module in the torch model, the value that an adapter replaces, and what reads the sum
+    of that value and the residual stream.
     """
     from adapter_export.cli.output import emit_json
     from adapter_export.cli.sources import FORM_NAMES, open_source
