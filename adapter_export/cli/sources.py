@@ -34,9 +34,13 @@ _NOT_MODELS = (
     (b"\x80\x04", "a pickle, which could run code when it is read"),
     (b"\x80\x05", "a pickle, which could run code when it is read"),
     (b"GGUF", "a GGUF file"),
-    (b"\x89HDF", "an HDF5 file"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes it; `tf2onnx` converts Keras models"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to"),
 )
+_FLATBUFFERS = {
+    b"ORTM": "a model in ONNX Runtime's own format (`.ort`), which takes no slots; give the `.onnx` it was made of",
+    b"TFL3": "a TensorFlow Lite model; `tf2onnx` converts it",
+}
 _SAFETENSORS_HEADER_AT = 8
 
 
@@ -131,9 +135,13 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
     """
     form = form_of(path)
     if form == "onnx":
+        from adapter_export.cli.output import say
         from adapter_export.onnx.base import open_onnx
 
-        return OnnxSource(path, form, open_onnx(path))
+        base = open_onnx(path)
+        for note in base.notes:
+            say(f"{path.name}: {note}")
+        return OnnxSource(path, form, base)
     if form == "genai":
         from adapter_export.onnx.genai import open_genai
 
@@ -195,6 +203,7 @@ def _form_of_folder(path: Path) -> Form:
 def _refuse_others(path: Path, start: bytes) -> None:
     """Say what a file is where that is plain; protobuf has no mark of its own, so the rest is tried as ONNX."""
     found = next((name for mark, name in _NOT_MODELS if start.startswith(mark)), None)
+    found = _FLATBUFFERS.get(start[4:8], found)
     if start[_SAFETENSORS_HEADER_AT:].startswith(b"{"):
         found = "a safetensors file: weights without the model that they belong to"
     if not start:

@@ -210,7 +210,7 @@ def _sum_name(node: ir.Node, name: str) -> str:
 
 
 def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
-    inputs = tuple(_name(value) for value in _read(node) if value.name in activations)
+    inputs = tuple(_name(value) for value in _all_read(node) if value.name in activations)
     return FlowNode(
         name=name,
         kind=_kind(node, inputs),
