@@ -154,11 +154,17 @@ def _write_weights(shapes: dict[str, Shape], path: Path) -> list[TensorProto]:
     tensors = []
     with path.open("wb") as file:
         for name, shape in shapes.items():
-            deviation = 1.0 if name == "table" else shape[0] ** -0.5 if len(shape) == 2 else 0.1
-            array = rng.standard_normal(shape, np.float32) * np.float32(deviation)
+            array = rng.standard_normal(shape, np.float32) * np.float32(_deviation(name, shape))
             tensors.append(_external(name, shape, path.name, file.tell(), array.nbytes))
             file.write((array + 1 if name.endswith(("norm", "norm1", "norm2")) else array).data)
     return tensors
+
+
+def _deviation(name: str, shape: Shape) -> float:
+    """That of the weights: activations stay near 1, and so do attention scores, which nothing else scales."""
+    if len(shape) == 1:
+        return 0.1
+    return 1.0 if name == "table" else 1 / shape[0] if name.endswith("query") else shape[0] ** -0.5
 
 
 def _external(name: str, shape: Shape, location: str, offset: int, length: int) -> TensorProto:

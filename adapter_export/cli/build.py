@@ -24,10 +24,15 @@ from adapter_export.errors import RequestError, UsageError
 if TYPE_CHECKING:
     from adapter_export.cli.sources import Source
     from adapter_export.format.manifest import Manifest, Precision
+    from adapter_export.onnx.base import OnnxBase
     from adapter_export.reference.inputs import InputCase
     from adapter_export.reference.runner import Runner
 
 _GOLDEN_SEED = 0
+
+_LARGE_BYTES = 2**30
+_FEW_TOKENS = 7
+"""How long the golden vectors of a base with more weights than that are."""
 
 
 @click.command(
@@ -68,6 +73,12 @@ _GOLDEN_SEED = 0
 )
 @click.option("--int8-embeddings", is_flag=True, help="Keep embeddings in 8 bits beside weights of 8 or 4 bits.")
 @click.option("--optimize", is_flag=True, help="Fuse attention, norms and activations before the slots go in.")
+@click.option(
+    "--copy-weights",
+    is_flag=True,
+    help="Copy the weights of an ONNX base. Without this the bundle's file is a hard link to them where it can be: no "
+    "time, no room, but who writes into one file changes both.",
+)
 @force_option
 @trust_pickle_option
 @json_option
@@ -81,6 +92,7 @@ def build(
     base_precision: Precision,
     int8_embeddings: bool,
     optimize: bool,
+    copy_weights: bool,
     force: bool,
     trust_pickle: bool,
     as_json: bool,
@@ -108,7 +120,7 @@ def build(
         longest = _max_tokens(source, max_tokens)
         text = _text(source, tokenizer, longest)
         with prepared(source, treatment, allow_base_mismatch, tell) as (base, references):
-            cases = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest)
+            cases = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=_golden_tokens(base, longest))
             if longest is None:
                 _try(references, cases)
             manifest = build_bundle(
@@ -121,6 +133,7 @@ def build(
                 max_tokens=None if text is None else longest,
                 kept=_kept(source),
                 allow_base_mismatch=allow_base_mismatch,
+                copy_weights=copy_weights,
                 force=force,
                 progress=tell,
             )
@@ -140,18 +153,27 @@ def _max_tokens(source: Source, given: int | None) -> int | None:
     return given or known
 
 
+def _golden_tokens(base: OnnxBase, longest: int | None) -> int | None:
+    """The longest golden vector: short ones for a large base, whose outputs take seconds to compute."""
+    from adapter_export.onnx.weights import weight_bytes
+
+    if weight_bytes(base.model) < _LARGE_BYTES:
+        return longest
+    return min(longest or _FEW_TOKENS, _FEW_TOKENS)
+
+
 def _try(references: Runner, cases: Sequence[InputCase]) -> None:
-    """Whether a base that does not say how many tokens it takes can compute the golden vectors' inputs."""
-    for case in cases:
-        try:
-            references.run(case.arrays, None)
-        except RequestError as error:
-            raise RequestError(
-                "the base cannot compute an input of this length",
-                where=f"`{case.name}`",
-                found=error.found,
-                fix="if it takes fewer tokens, give their number as `--max-tokens`",
-            ) from error
+    """Whether a base that does not say how many tokens it takes can compute the longest of the inputs."""
+    case = max(cases, key=lambda case: max(size for array in case.arrays.values() for size in array.shape))
+    try:
+        references.run(case.arrays, None)
+    except RequestError as error:
+        raise RequestError(
+            "the base cannot compute an input of this length",
+            where=f"`{case.name}`",
+            found=error.found,
+            fix="if it takes fewer tokens, give their number as `--max-tokens`",
+        ) from error
 
 
 def _text(source: Source, tokenizer: Path | None, max_tokens: int | None) -> str | None:

@@ -49,7 +49,8 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
         if value.const_value is not None and value.name not in overridable
     ]
     large = [value for value in values if _is_large(value)]
-    if copy_weights or not _link(large, path.with_name(WEIGHTS_FILE)):
+    used = sum(value.const_value.nbytes for value in values if isinstance(value.const_value, ir.ExternalTensor))
+    if copy_weights or not _link(large, used, path.with_name(WEIGHTS_FILE)):
         _stream(large, path.parent)
     for value in values:
         if value not in large and isinstance(value.const_value, ir.ExternalTensor):
@@ -58,15 +59,21 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
     _check(path)
 
 
-def _link(values: Sequence[ir.Value], target: Path) -> bool:
-    """Give the file that holds the values, and hardly anything else, one more name; false where that cannot be."""
+def weight_bytes(model: ir.Model) -> int:
+    """How many bytes the weights of a model take."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _link(values: Sequence[ir.Value], used: int, target: Path) -> bool:
+    """Give the file that holds the values one more name; false where that cannot be, or most of it is not used."""
     tensors = [value.const_value for value in values]
     external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
     files = {Path(tensor.path).resolve() for tensor in external}
     if len(external) < len(tensors) or len(files) != 1:
         return False
     file = files.pop()
-    if sum(tensor.nbytes for tensor in external) < _LEAST_USED * file.stat().st_size:
+    if used < _LEAST_USED * file.stat().st_size:
         return False
     try:
         os.link(file, target)

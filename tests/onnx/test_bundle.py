@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -98,8 +99,9 @@ class TestContents:
         slots = {slot.name for slot in read_manifest(bundle).slots}
         assert not [t.name for t in model.graph.initializer if t.name in slots and t.external_data]
 
-    def test_the_checker_of_onnx_passes(self, bundle: Path) -> None:
-        onnx.checker.check_model(str(bundle / "model.onnx"), full_check=True)
+    def test_the_checker_of_onnx_passes(self, bundle: Path, tmp_path: Path) -> None:
+        copy = shutil.copytree(bundle, tmp_path / "copy")  # the checker refuses weights that are a hard link
+        onnx.checker.check_model(str(copy / "model.onnx"), full_check=True)
 
     def test_the_same_build_gives_the_same_bytes(self, bundle: Path, tmp_path: Path) -> None:
         assert _everything(build_tiny(tmp_path)) == _everything(bundle)
