@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
-import onnxruntime as ort
 
 from adapter_export import __version__
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError
@@ -25,6 +24,7 @@ from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.golden import Golden, compute_golden
 from adapter_export.onnx.insert import insert_slots, site_values
 from adapter_export.onnx.numerics import numerics
+from adapter_export.onnx.oldest_runtime import oldest_runtime
 from adapter_export.onnx.self_check import self_check
 from adapter_export.onnx.slots import SlotPlan, plan_slots, slot_tensors
 from adapter_export.onnx.weights import write_model
@@ -38,11 +38,6 @@ TOKENIZER_FILE = "tokenizer.json"
 
 BASE_NAME = "base"
 """What stands for no adapter, in file names and in reports."""
-
-_TESTED_RUNTIME = "1.21"
-_TESTED_OPSET = 22
-"""The oldest supported runtime, and the newest opset that it knows."""
-
 
 _ADAPTERS, _GOLDEN = "adapters", "golden"
 
@@ -185,7 +180,7 @@ class _Build:
         return Manifest(
             version=MANIFEST_VERSION,
             producer=f"adapter-export {__version__}",
-            minimum_onnxruntime=_TESTED_RUNTIME if self.base.opset <= _TESTED_OPSET else ort.__version__,
+            minimum_onnxruntime=oldest_runtime(self.model),
             opset=self.base.opset,
             base=self.base.fingerprint,
             base_precision=computing.precision,

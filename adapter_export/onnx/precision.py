@@ -68,7 +68,7 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_e
     with _quiet():
         proto = _CONVERSIONS[precision](_with_shapes(base))
         if int8_embeddings and precision != "int8":
-            proto = _dynamic(proto, _LOOKUPS)
+            proto = _int8_tables(proto)
     made = write_remade(ir.from_proto(proto), base, folder, f"in {precision}")
     _check_quantised(made, base, precision)
     return made
@@ -86,7 +86,19 @@ def _half(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _int8(proto: onnx.ModelProto) -> onnx.ModelProto:
-    return _dynamic(proto, (*_PRODUCTS, *_LOOKUPS))
+    """Embeddings, then products: at once, a product would read an embedding packed, around the residual stream."""
+    return _dynamic(_int8_tables(proto), _PRODUCTS)
+
+
+def _int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Embeddings in 8 bits, unpacked behind the `Gather`, the packed rows under names that no later pass gives."""
+    made = _dynamic(proto, _LOOKUPS)
+    packed = {node.input[0] for node in made.graph.node if node.op_type == "DequantizeLinear"}
+    for node in made.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = f"{name}.packed" if name in packed else name
+    return made
 
 
 def _dynamic(proto: onnx.ModelProto, ops: tuple[str, ...]) -> onnx.ModelProto:

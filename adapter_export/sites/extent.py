@@ -34,4 +34,5 @@ def extent(flow: FlowGraph) -> Extent:
 
 
 def _products(node: FlowNode) -> int:
-    return _PRODUCTS_IN_ATTENTION if node.kind == "attention" else int(node.multiplies)
+    """Those of one node, one after the other; a fused attention may hold the projections in front of it as well."""
+    return _PRODUCTS_IN_ATTENTION + node.weighted if node.kind == "attention" else int(node.multiplies)

@@ -6,8 +6,8 @@ from adapter_export.sites.extent import Extent, extent
 from adapter_export.sites.view import FlowGraph, FlowNode, NodeKind
 
 
-def node(name: str, kind: NodeKind, *inputs: str) -> FlowNode:
-    return FlowNode(name, kind, kind, inputs, (name,), weighted=True)
+def node(name: str, kind: NodeKind, *inputs: str, weighted: bool = True) -> FlowNode:
+    return FlowNode(name, kind, kind, inputs, (name,), weighted=weighted)
 
 
 def flow(*nodes: FlowNode, **widths: int) -> FlowGraph:
@@ -26,8 +26,9 @@ def test_products_one_after_the_other_count_and_those_beside_do_not() -> None:
     assert extent(flow(*nodes, x=8, q=4, norm=16)) == Extent(inner=16, depth=3)
 
 
-def test_a_fused_attention_holds_two_products() -> None:
-    assert extent(flow(node("mixed", "attention", "x"), x=8)) == Extent(inner=8, depth=2)
+def test_a_fused_attention_holds_two_products_and_its_projections() -> None:
+    assert extent(flow(node("mixed", "attention", "x", weighted=False), x=8)) == Extent(inner=8, depth=2)
+    assert extent(flow(node("mixed", "attention", "x"), x=8)) == Extent(inner=8, depth=3)
 
 
 def test_a_graph_without_products_has_the_smallest_extent() -> None:
