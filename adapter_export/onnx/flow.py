@@ -91,8 +91,9 @@ def check_layers_are_visible(graph: ir.Graph) -> None:
     """Refuse layers in the branches of an `If` or the body of a loop, where no slot can stand.
 
     Raises:
-        BaseModelError: there are some.
+        BaseModelError: there are some, or residual sums are hidden inside an operator.
     """
+    _check_sums_are_visible(graph, activations_of(graph))
     hiding = Counter(node.op_type for node in graph if any(_has_products(body) for body in _bodies(node)))
     if hiding:
         raise BaseModelError(
