@@ -28,11 +28,12 @@ FORM_NAMES: dict[Form, str] = {
 _GENAI_CONFIG = "genai_config.json"
 
 _ZIP = b"PK"
+_PICKLE = "a pickle, which could run code when it is read"
 _NOT_MODELS = (
-    (b"\x80\x02", "a pickle, which could run code when it is read"),
-    (b"\x80\x03", "a pickle, which could run code when it is read"),
-    (b"\x80\x04", "a pickle, which could run code when it is read"),
-    (b"\x80\x05", "a pickle, which could run code when it is read"),
+    (b"\x80\x02", _PICKLE),
+    (b"\x80\x03", _PICKLE),
+    (b"\x80\x04", _PICKLE),
+    (b"\x80\x05", _PICKLE),
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file, as Keras writes it; `tf2onnx` converts Keras models"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to"),
@@ -213,12 +214,18 @@ def _refuse_others(path: Path, start: bytes) -> None:
 
 
 def _not_a_base(path: Path, found: str) -> BaseModelError:
+    fix = "run `adapter-export capture HF_FOLDER -o model.pt`, or save a torch module with `save_base`"
+    if found == _PICKLE:
+        fix = (
+            "only if you trust whoever made it, run in Python "
+            "`save_base(torch.load(path, weights_only=False), example_inputs, 'model.pt')`, and use `model.pt`"
+        )
     return BaseModelError(
         "is not a model that can be opened",
         where=path,
         found=found,
         expected="a torch archive (`.pt`, `.pt2`), a Hugging Face folder, an ONNX file or an onnxruntime-genai folder",
-        fix="run `adapter-export capture HF_FOLDER -o model.pt`, or save a torch module with `save_base`",
+        fix=fix,
     )
 
 

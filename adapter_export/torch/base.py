@@ -27,7 +27,7 @@ from adapter_export.torch.fingerprint import fingerprint
 from adapter_export.torch.note import NOTE, TOKENIZER, CaptureNote, read_note
 from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch.signature import Signature
-from adapter_export.torch.sorts import not_an_archive
+from adapter_export.torch.sorts import check_sort, not_an_archive
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -216,6 +216,7 @@ def _load_trusted(path: Path) -> _Loaded:
     readable(path)
     if not zipfile.is_zipfile(path):
         raise not_an_archive(path)
+    check_sort(path)
     # torch fills the dict that it is given, unless that is empty
     extra = {NOTE: ""}
     return _load(path, path, extra), extra, ()

@@ -10,14 +10,18 @@ from adapter_export.errors import BaseModelError
 from adapter_export.torch.pickles import ZIP_ERRORS, foreign_globals
 
 _SAVE = "load the model in Python and save it with `save_base(model, example_inputs, path)`"
+_PICKLE = (
+    "only if you trust whoever made it, run in Python "
+    "`save_base(torch.load(path, weights_only=False), example_inputs, 'model.pt')`, and use `model.pt`"
+)
 _WHOLE = "copy the file again as a whole, or save it again"
 
 _MARKS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to", "run `git lfs pull`"),
-    (b"\x80\x02", "a pickle, which could run code when it is read", _SAVE),
-    (b"\x80\x03", "a pickle, which could run code when it is read", _SAVE),
-    (b"\x80\x04", "a pickle, which could run code when it is read", _SAVE),
-    (b"\x80\x05", "a pickle, which could run code when it is read", _SAVE),
+    (b"\x80\x02", "a pickle, which could run code when it is read", _PICKLE),
+    (b"\x80\x03", "a pickle, which could run code when it is read", _PICKLE),
+    (b"\x80\x04", "a pickle, which could run code when it is read", _PICKLE),
+    (b"\x80\x05", "a pickle, which could run code when it is read", _PICKLE),
     (b"GGUF", "a GGUF file: weights without a program", _SAVE),
     (b"\x89HDF", "an HDF5 file: weights without a program", _SAVE),
     (b"\x1f\x8b", "a gzip file", "unpack it first"),
@@ -69,6 +73,21 @@ def another_zip(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> B
     return _error(path, found, fix)
 
 
+def check_sort(path: Path) -> None:
+    """Refuse a zip that has no program of `torch.export`: trust does not make a model with inputs of it.
+
+    Raises:
+        BaseModelError: it is another sort of file, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if not any(name.endswith("models/model.json") for name in names):
+                raise another_zip(path, archive, names)
+    except ZIP_ERRORS as error:
+        raise not_an_archive(path) from error
+
+
 def _describe_zip(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[str, str]:
     lasts = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in lasts or any("/code/" in name for name in names):
@@ -89,10 +108,14 @@ def _describe_pickle(archive: zipfile.ZipFile, name: str) -> tuple[str, str]:
     try:
         if archive.getinfo(name).file_size > _LARGEST_PICKLE:
             return "a file of `torch.save`", _SAVE
-        # the user's own class says more than those of torch and Python
-        foreign = sorted(foreign_globals(archive.read(name)), key=lambda name: (name.startswith(_LIBRARIES), name))
+        foreign = sorted(foreign_globals(archive.read(name)), key=_likely_the_model)
     except ZIP_ERRORS:
         return "a file of `torch.save` that is damaged", _WHOLE
     if foreign:
-        return f"a pickled module or object (`{foreign[0]}`), which could run code when it is read", _SAVE
+        return f"a pickled module or object (`{foreign[0]}`), which could run code when it is read", _PICKLE
     return "the weights of a model (a state dict of `torch.save`) without its program", _SAVE
+
+
+def _likely_the_model(name: str) -> tuple[bool, bool, str]:
+    """Orders names of classes: the user's own say more than those of torch, and those more than Python's."""
+    return name.startswith(_LIBRARIES), not name.startswith("torch.nn."), name

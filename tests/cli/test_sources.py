@@ -1,0 +1,158 @@
+"""Files that are no base, or not the one that their name says: by content, one sentence each, in every command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from tiny_onnx import save_tiny, tiny_model
+from torch import nn
+
+
+def _module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+
+def _script(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own word on TorchScript
+        torch.jit.trace(_module(), torch.zeros(1, 4)).save(str(path))
+
+
+def _zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+
+
+def _checkpoint(path: Path) -> None:
+    torch.save({"model": _module().state_dict(), "epoch": 3}, path)
+
+
+def _half(dtype: torch.dtype) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        program = torch.export.export(_module().to(dtype), (torch.zeros(2, 4, dtype=dtype),))
+        with path.open("wb") as file:
+            torch.export.save(program, file)
+
+    return write
+
+
+def _old_pickle(path: Path) -> None:
+    torch.save(_module(), path, _use_new_zipfile_serialization=False)
+
+
+def _bin_only(path: Path) -> None:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 16}))
+    torch.save({}, path / "pytorch_model.bin")
+
+
+def _onnx_without_data(path: Path) -> None:
+    path.mkdir()
+    file = save_tiny(path)
+    file.with_name("tiny.onnx.data").unlink()
+    shutil.move(file, path.with_name("gone.onnx"))
+    shutil.rmtree(path)
+    path.with_name("gone.onnx").rename(path)
+
+
+def _onnx_with_data_outside(path: Path) -> None:
+    onnx.save(tiny_model(), path, save_as_external_data=True, location="data", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "../data" if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+
+
+_SAFE_WAY = ("could run code when it is read", "only if you trust", "save_base(torch.load(", "example_inputs")
+
+BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "a pickled module": (
+        lambda path: torch.save(_module(), path),
+        ("`torch.nn.modules.", *_SAFE_WAY),
+    ),
+    "an old pickled module": (_old_pickle, ("a pickle", *_SAFE_WAY)),
+    "a TorchScript file": (_script, ("a TorchScript archive", "save_base(model, example_inputs, path)")),
+    "a state dict": (lambda path: torch.save(_module().state_dict(), path), ("a state dict", "without its program")),
+    "a checkpoint of weights": (_checkpoint, ("a state dict", "without its program", "save_base")),
+    "another zip": (_zip, ("a zip file of another kind", "save_base")),
+    "an archive in float16": (_half(torch.float16), ("`float16`", "`float32`", ".float()")),
+    "an archive in bfloat16": (_half(torch.bfloat16), ("`bfloat16`", "`float32`", ".float()")),
+    "a folder with weights as a pickle": (_bin_only, ("`pytorch_model.bin`, a pickle", "save_pretrained(folder)")),
+    "a folder with nothing": (lambda path: path.mkdir(), ("a folder without `config.json`", "capture")),
+}
+BAD_GRAPHS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "a graph whose weights are gone": (_onnx_without_data, ("is missing", "put it beside")),
+    "a graph with weights elsewhere": (
+        _onnx_with_data_outside,
+        ("outside of its folder", "../data", "into one folder"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("table") / "data.csv"
+    path.write_text("text,label\n" + "good film,good\nbad film,bad\n" * 8)
+    return path
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_every_command_says_what_it_is_and_what_to_do(
+    cli, adapters: Path, table: Path, tmp_path: Path, what: str
+) -> None:
+    write, words = BAD[what]
+    path = tmp_path / "model"
+    write(path)
+    out = tmp_path / "out"
+    for call in (
+        ("sites", path),
+        ("build", path, "--adapters", adapters / "tone", "-o", out),
+        ("train", path, "--data", table, "-o", out),
+    ):
+        found = cli.refused(3, words[0], *call)
+        assert [word for word in words if word.casefold() not in found.stderr.casefold()] == []
+        assert not out.exists()
+
+
+@pytest.mark.parametrize("what", BAD_GRAPHS)
+def test_graphs_without_their_weights(cli, adapters: Path, tmp_path: Path, what: str) -> None:
+    write, words = BAD_GRAPHS[what]
+    path = tmp_path / "model"
+    write(path)
+    for call in (("sites", path), ("build", path, "--adapters", adapters / "tone", "-o", tmp_path / "out")):
+        found = cli.refused(3, words[0], *call)
+        assert [word for word in words if word.casefold() not in found.stderr.casefold()] == []
+
+
+@pytest.mark.parametrize("what", ["a pickled module", "a TorchScript file", "a state dict", "another zip"])
+def test_trust_makes_no_base_of_what_has_no_program(cli, tmp_path: Path, what: str) -> None:
+    write, words = BAD[what]
+    write(tmp_path / "model")
+    found = cli.refused(3, words[0], "sites", tmp_path / "model", "--trust-pickle")
+    assert "save_base" in found.stderr
+
+
+def test_a_truncated_archive_in_every_command(cli, model: Path, adapters: Path, table: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(model.read_bytes()[:-1000])
+    words = "a zip file that is truncated or damaged"
+    cli.refused(3, words, "sites", path)
+    cli.refused(3, words, "build", path, "--adapters", adapters / "tone", "-o", tmp_path / "out")
+    cli.refused(3, words, "train", path, "--data", table, "-o", tmp_path / "out")
+
+
+def test_contents_count_not_names(cli, model: Path, tmp_path: Path) -> None:
+    shutil.copy(model, tmp_path / "archive.onnx")
+    (tmp_path / "graph.pt").write_bytes(tiny_model().SerializeToString())
+    assert cli.json("sites", tmp_path / "archive.onnx")["sites"] == cli.json("sites", model)["sites"]
+    assert len(cli.json("sites", tmp_path / "graph.pt")["sites"]) == 4
