@@ -1,0 +1,93 @@
+"""`build --base-precision` and `--optimize`, and what `check` says about such bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.tsv"
+    rows = ["how far is the moon", "who wrote this play", "good film", "dull bad film", "fine"] * 4
+    path.write_text("sentence\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(cli, model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("int8") / "bundle"
+    both = f"{adapters / 'topic'},{adapters / 'tone'}"
+    found = cli.done("build", model, "--adapters", both, "--base-precision", "int8", "-o", path)
+    assert "bringing the base into int8" in found.stderr
+    assert "deviates from the plain base by" in found.stderr
+    return path
+
+
+def test_a_bundle_is_held_against_the_model_in_its_own_precision(
+    cli, model: Path, int8_bundle: Path, texts: Path
+) -> None:
+    found = cli.json("check", int8_bundle, "--against", model, "--data", texts, "--text", "sentence")
+    assert found["verdict"] == "passed"
+    assert "int8 for the base" in found["reference"]
+    assert found["agreements"]["original"].startswith("torch ")
+    assert found["agreements"]["inputs"] == "20 texts"
+    logits = {result["adapter"]: result for result in found["agreements"]["results"] if result["output"] == "logits"}
+    assert {name: result["rows"] for name, result in logits.items()} == {"topic": 20, "tone": 20}
+    assert all(result["agree"] >= 15 for result in logits.values())
+
+
+def test_the_table_shows_what_the_precision_costs(cli, model: Path, int8_bundle: Path) -> None:
+    found = cli.done("check", int8_bundle, "--against", model, "--only", "tone")
+    assert "same class" in found.stdout
+    assert "on random inputs" in found.stdout
+    assert "passed" in found.stdout
+
+
+def test_without_the_model_the_golden_vectors_are_of_its_precision(cli, int8_bundle: Path) -> None:
+    found = cli.json("check", int8_bundle)
+    assert (found["verdict"], found["agreements"]) == ("passed", None)
+
+
+def test_a_float32_bundle_agrees_on_texts(cli, model: Path, bundle: Path, texts: Path) -> None:
+    found = cli.json("check", bundle, "--against", model, "--only", "topic", "--data", texts, "--text", "sentence")
+    logits = next(result for result in found["agreements"]["results"] if result["output"] == "logits")
+    assert (logits["agree"], logits["rows"]) == (20, 20)
+
+
+def test_small_weights_and_embeddings(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+    options = ("--base-precision", "int4-weights", "--int8-embeddings")
+    made = cli.json("build", model, "--adapters", adapters / "tone", *options, "-o", tmp_path / "bundle")
+    assert made["manifest"]["base_precision"] == "int4-weights"
+    assert made["manifest"]["batch_invariant"] is True
+    assert "4-bit weights" in made["manifest"]["golden"]["reference"]
+    cli.done("check", tmp_path / "bundle", "--against", model)
+
+
+def test_fused_operators(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+    found = cli.done("build", model, "--adapters", adapters / "topic", "--optimize", "-o", tmp_path / "bundle")
+    assert "4 skip_layer_normalization" in found.stderr
+    assert "deviates from the plain base by" in found.stderr
+    assert "passed" in cli.done("check", tmp_path / "bundle", "--against", model).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--optimize", "--base-precision", "int8"), "do not go together"),
+        (("--int8-embeddings",), "goes with quantised weights"),
+        (("--int8-embeddings", "--base-precision", "fp16"), "goes with quantised weights"),
+        (("--base-precision", "int2"), "'int2' is not one of"),
+    ],
+)
+def test_what_does_not_go_together_is_a_wrong_call(
+    cli, model: Path, adapters: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    cli.refused(2, words, "build", model, "--adapters", adapters / "tone", *options, "-o", tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [("--data", "t.tsv"), ("--text", "a"), ("--data", "t.tsv", "--text", "a")])
+def test_texts_need_their_column_and_a_model(cli, bundle: Path, options: tuple[str, ...]) -> None:
+    cli.refused(2, "go together", "check", bundle, *options)

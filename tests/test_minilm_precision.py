@@ -1,0 +1,104 @@
+"""The real MiniLM in 8 bits and with fused operators: slots, switching, parity and what the precision costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_onnx import random_adapter
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.insert import insert_slots
+from adapter_export.onnx.optimize import check_deviation, optimized
+from adapter_export.onnx.precision import with_precision
+from adapter_export.onnx.remake import deviations
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.parity.agreement import Original, with_agreements
+from adapter_export.parity.plan import plan_check
+from adapter_export.parity.prove import Reference, prove
+from adapter_export.reference.inputs import input_cases
+from adapter_export.runtime.bundle import Bundle
+from adapter_export.torch.huggingface import open_folder
+from adapter_export.torch.to_onnx import export_onnx
+
+CASE = "batch3_sequence7_padded"
+SHAPES = [{"batch": 3, "sequence": 7}]
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
+    path = tmp_path_factory.mktemp("minilm") / "base.onnx"
+    export_onnx(open_folder(minilm_folder), path)
+    return open_onnx(path)
+
+
+def two_adapters(base: OnnxBase) -> list[Adapter]:
+    """Of the size that training gives them: what they add is a fraction of `h`."""
+    made = [
+        random_adapter("a", houlsby(BottleneckOptions("gelu")), base, bottleneck=16, labels="abcdef"),
+        random_adapter("b", pfeiffer(BottleneckOptions("relu")), base, labels="ab"),
+    ]
+    quarter = np.float32(0.25)
+    return [replace(each, weights={name: value * quarter for name, value in each.weights.items()}) for each in made]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-weights"])
+def test_in_8_bits(minilm: OnnxBase, tmp_path: Path, precision: str) -> None:
+    (tmp_path / "base").mkdir()
+    made = with_precision(minilm, precision, tmp_path / "base", int8_embeddings=precision != "int8")
+    assert (tmp_path / "base" / "base.bin").stat().st_size < 26e6
+    adapters, reference = two_adapters(made), CutRunner(made)
+    cases = input_cases(made.inputs, seed=1, shapes=SHAPES)
+    manifest = build_bundle(made, adapters, tmp_path / "bundle", references=reference, cases=cases)
+    assert (manifest.base, manifest.base_precision) == (minilm.fingerprint, precision)
+    assert len(manifest.slots) == (12 + 6) * 4 + 2
+    _switch(tmp_path / "bundle", cases[-1].arrays)
+    plan = plan_check(tmp_path / "bundle", cases=[CASE])
+    report = prove(plan, Reference("base.onnx", reference), lambda step: None)
+    report = with_agreements(report, plan, Original(CutRunner(minilm), plan.cases, "random inputs"), lambda step: None)
+    assert report.passed
+    assert report.agreements is not None
+    least = {"int8": 0.95, "int8-weights": 0.995}[precision]
+    assert all(result.cosine is not None and result.cosine > least for result in report.agreements.results)
+
+
+def _switch(folder: Path, inputs: dict[str, np.ndarray]) -> None:
+    """A → B → A, bit for bit."""
+    session = Bundle.open(folder).session()
+    first, other, again = (session.run(inputs, name) for name in ("a", "b", "a"))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["last_hidden_state"], other["last_hidden_state"])
+
+
+def test_every_slot_of_int8_moves_the_logits(minilm: OnnxBase, tmp_path: Path) -> None:
+    made = with_precision(minilm, "int8", tmp_path)
+    adapter, _ = two_adapters(made)
+    plan = plan_slots([adapter], made.sites)
+    session, tensors = open_session(insert_slots(made, plan), made.folder), slot_tensors(plan, adapter)
+    inputs = input_cases(made.inputs, seed=1, shapes=SHAPES)[0].arrays
+    before = run_session(session, {**inputs, **tensors})["logits"]
+    for name, tensor in tensors.items():
+        after = run_session(session, {**inputs, **tensors, name: tensor + np.float32(0.1)})["logits"]
+        assert not np.array_equal(before, after), name
+
+
+def test_with_fused_operators(minilm: OnnxBase, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    made, fusions = optimized(minilm, tmp_path / "base")
+    assert (fusions["skip_layer_normalization"], fusions["attention"], fusions["bias_gelu"]) == (12, 6, 6)
+    cases = input_cases(made.inputs, seed=1, shapes=SHAPES)
+    for found in deviations(minilm, made, cases):
+        check_deviation(found)
+    adapters, reference = two_adapters(made), CutRunner(minilm)
+    manifest = build_bundle(made, adapters, tmp_path / "bundle", references=reference, cases=cases)
+    assert manifest.minimum_onnxruntime == "1.22"
+    _switch(tmp_path / "bundle", cases[-1].arrays)
+    report = prove(plan_check(tmp_path / "bundle", cases=[CASE]), Reference("x", reference), lambda step: None)
+    assert report.passed
