@@ -140,7 +140,11 @@ def test_another_base_is_refused_unless_it_is_allowed(
     found = cli.refused(3, "adapter `tone` was trained on another base", *call)
     assert "--allow-base-mismatch" in found.stderr
     assert not (tmp_path / "bundle").exists()
-    cli.done(*call, "--allow-base-mismatch")
+    manifest = cli.json(*call, "--allow-base-mismatch")["manifest"]
+    (trained_on,) = [adapter["base"] for adapter in manifest["adapters"]]
+    assert trained_on != manifest["base"]
+    assert trained_on in found.stderr
+    assert manifest["base"] in found.stderr
     assert "no" in cli.done("inspect", tmp_path / "bundle").stdout
 
 
