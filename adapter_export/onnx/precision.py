@@ -42,6 +42,18 @@ _PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")
 
 _Convert = Callable[[onnx.ModelProto], onnx.ModelProto]
 
+_QUANTISER_LOG = "%(asctime)s %(name)s [%(levelname)s] - %(message)s"
+
+
+def _undo_logging(form: str) -> None:
+    """Take back what the quantiser's module does to the root logger when it is imported: all libraries would talk."""
+    for handler in [each for each in logging.root.handlers if each.formatter and each.formatter._fmt == form]:
+        logging.root.removeHandler(handler)
+        logging.root.setLevel(logging.WARNING)
+
+
+_undo_logging(_QUANTISER_LOG)
+
 
 def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_embeddings: bool = False) -> OnnxBase:
     """Write a base in another precision, and open it.

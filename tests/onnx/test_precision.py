@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +69,13 @@ def report(made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]) -> Rep
 
 def test_the_command_line_offers_the_precisions_of_the_format() -> None:
     assert get_args(Precision) == PRECISIONS
+
+
+def test_the_root_logger_is_left_alone() -> None:
+    """ONNX Runtime's quantiser configures it when it is imported."""
+    code = "import logging, adapter_export.onnx.precision; print(logging.root.handlers, logging.root.level)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (found.stdout.split(), found.stderr) == (["[]", str(logging.WARNING)], "")
 
 
 class TestBase:
