@@ -97,7 +97,13 @@ def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
         ("golden vectors", f"{cases} cases by {manifest.golden.reference}"),
         ("text", "none" if manifest.text is None else f"tokenizer, at most {manifest.text.max_tokens} tokens"),
         ("needs", f"onnxruntime {manifest.minimum_onnxruntime} or newer (opset {manifest.opset})"),
+        ("precision", _precision(manifest)),
     )
+
+
+def _precision(manifest: Manifest) -> str:
+    apart = "" if manifest.batch_invariant else "; the rows of a batch depend on each other"
+    return f"{manifest.base_precision}{apart}"
 
 
 def _inspect_adapter(path: Path, as_json: bool) -> None:

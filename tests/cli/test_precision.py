@@ -38,6 +38,11 @@ def test_a_bundle_is_held_against_the_model_in_its_own_precision(
     assert all(result["agree"] >= 15 for result in logits.values())
 
 
+def test_inspect_warns_of_rows_that_depend_on_each_other(cli, int8_bundle: Path, bundle: Path) -> None:
+    assert "int8; the rows of a batch depend on each other" in cli.done("inspect", int8_bundle).stdout
+    assert "depend on each other" not in cli.done("inspect", bundle).stdout
+
+
 def test_the_table_shows_what_the_precision_costs(cli, model: Path, int8_bundle: Path) -> None:
     found = cli.done("check", int8_bundle, "--against", model, "--only", "tone")
     assert "same class" in found.stdout
