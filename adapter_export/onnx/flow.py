@@ -119,7 +119,7 @@ def _has_products(body: ir.Graph) -> bool:
 
 def _check_sums_have_shapes(flow: FlowGraph) -> None:
     """Refuse a graph of which only the first part is understood: the rest of its sites would be missing."""
-    if all(node.outputs[0] in flow.shapes for node in flow.nodes if node.kind == "add"):
+    if all(flow.shapes.keys() >= {*node.inputs, *node.outputs} for node in flow.nodes if node.kind == "add"):
         return
     opaque = Counter(
         node.op for node in flow.nodes if node.outputs[0] not in flow.shapes and flow.shapes.keys() >= set(node.inputs)

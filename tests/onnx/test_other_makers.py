@@ -208,3 +208,21 @@ class TestOldOpsets:
         assert {type(value.const_value).__name__ for value in base.model.graph.initializers.values()} >= {
             "ExternalTensor"
         }
+
+
+class TestUnknownShapes:
+    """ONNX knows nothing of the results of ONNX Runtime's own operators; a run does."""
+
+    BODY = "u = MatMul(x, w) a = com.microsoft.BiasGelu(u, scale) f = MatMul(a, w) y = Add(x, f)"
+
+    def test_are_read_off_two_runs(self, tmp_path: Path) -> None:
+        base = open_onnx(saved(tmp_path, parsed(self.BODY, opset=17, more=', "com.microsoft" : 1')))
+        assert [(site.name, site.h, site.width) for site in base.sites] == [("layers.0.ffn", "f", 16)]
+        gelu = next(node for node in base.model.graph if node.op_type == "BiasGelu").outputs[0]
+        assert [dim if isinstance(dim, int) else None for dim in gelu.shape or ()] == [None, None, 16]
+        adapted(base, {"x": X})
+
+    def test_stay_unknown_where_the_graph_cannot_be_run(self, tmp_path: Path) -> None:
+        body = self.BODY.replace("BiasGelu", "NobodyKnows")
+        with pytest.raises(BaseModelError, match="1 `NobodyKnows` of unknown output shape"):
+            open_onnx(saved(tmp_path, parsed(body, opset=17, more=', "com.microsoft" : 1')))
