@@ -41,12 +41,13 @@ class Treatment:
     int8_embeddings: bool = False
     optimize: bool = False
 
-    def check(self) -> None:
+    def check(self, site_map: Path | None) -> None:
         """Refuse what does not go together.
 
         Raises:
             UsageError: fused operators in another precision: their weights would stay in float32, and none but the
-                fused graph itself could be the reference.
+                fused graph itself could be the reference. Or a site map with either, because it names values of the
+                base as it is.
             MissingExtraError: onnxscript is not installed.
         """
         if self.optimize and self.precision != "fp32":
@@ -60,6 +61,12 @@ class Treatment:
                 "`--int8-embeddings` goes with quantised weights",
                 found=f"`--base-precision {self.precision}`",
                 fix="give `--base-precision int8-weights` or `int4-weights` with it",
+            )
+        if site_map is not None and (self.optimize or self.precision != "fp32"):
+            raise UsageError(
+                "a site map names values of the base as it is",
+                found="`--site-map` with `--optimize`" if self.optimize else f"`--base-precision {self.precision}`",
+                fix="leave one of them out",
             )
         if self.optimize:
             require("onnxscript", "torch", "`--optimize`")
@@ -75,7 +82,7 @@ def prepared(
     float32 says nothing about rounding in 8 bits.
     """
     with TemporaryDirectory(prefix="adapter-export-") as folder:
-        plain = _as_onnx(source, Path(folder), tell)
+        plain = as_onnx(source, Path(folder), tell)
         if treatment.optimize:
             yield _optimized(plain, Path(folder), tell), runner_of(source, allow_mismatch)
         elif treatment.precision != "fp32":
@@ -93,7 +100,7 @@ def same_precision(source: Source, wanted: Numerics) -> Iterator[Runner]:
         yield runner_of(source, allow_mismatch=True)
         return
     with TemporaryDirectory(prefix="adapter-export-") as folder:
-        plain = _as_onnx(source, Path(folder), lambda _: None)
+        plain = as_onnx(source, Path(folder), lambda _: None)
         embeddings = wanted.int8_tables and wanted.precision != "int8"
         treatment = Treatment(wanted.precision, int8_embeddings=embeddings)
         yield _cut_runner(_in_precision(plain, treatment, Path(folder), lambda _: None))
@@ -114,7 +121,7 @@ def runner_of(source: Source, allow_mismatch: bool) -> Runner:
         return _cut_runner(source.base)
     from adapter_export.torch.runner import TorchRunner
 
-    return TorchRunner(source.base, allow_mismatch=allow_mismatch)
+    return TorchRunner(source.base, sites=source.sites(), allow_mismatch=allow_mismatch)
 
 
 def _cut_runner(base: OnnxBase) -> Runner:
@@ -123,7 +130,8 @@ def _cut_runner(base: OnnxBase) -> Runner:
     return CutRunner(base)
 
 
-def _as_onnx(source: Source, folder: Path, tell: Tell) -> OnnxBase:
+def as_onnx(source: Source, folder: Path, tell: Tell) -> OnnxBase:
+    """The base as an ONNX graph, exported into a folder if it is none, with its site map if it has one."""
     if isinstance(source, OnnxSource):
         return source.base
     from adapter_export.onnx.base import open_onnx
@@ -133,7 +141,7 @@ def _as_onnx(source: Source, folder: Path, tell: Tell) -> OnnxBase:
     path = folder / "exported" / "base.onnx"
     path.parent.mkdir()
     export_onnx(source.base, path)
-    return open_onnx(path)
+    return open_onnx(path, given=source.given)
 
 
 def _in_precision(plain: OnnxBase, treatment: Treatment, folder: Path, tell: Tell) -> OnnxBase:

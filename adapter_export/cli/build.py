@@ -17,6 +17,7 @@ from adapter_export.cli.options import (
     force_option,
     json_option,
     output_option,
+    site_map_option,
     trust_pickle_option,
 )
 from adapter_export.errors import RequestError, UsageError
@@ -24,6 +25,7 @@ from adapter_export.errors import RequestError, UsageError
 if TYPE_CHECKING:
     from adapter_export.cli.sources import Source
     from adapter_export.format.manifest import Manifest, Precision
+    from adapter_export.graph.adapter import Adapter
     from adapter_export.onnx.base import OnnxBase
     from adapter_export.reference.inputs import InputCase
     from adapter_export.reference.runner import Runner
@@ -79,6 +81,7 @@ _FEW_TOKENS = 7
     help="Copy the weights of an ONNX base. Without this the bundle's file is a hard link to them where it can be: no "
     "time, no room, but who writes into one file changes both.",
 )
+@site_map_option
 @force_option
 @trust_pickle_option
 @json_option
@@ -93,6 +96,7 @@ def build(
     int8_embeddings: bool,
     optimize: bool,
     copy_weights: bool,
+    site_map: Path | None,
     force: bool,
     trust_pickle: bool,
     as_json: bool,
@@ -106,16 +110,15 @@ def build(
     """
     from adapter_export.cli.output import emit_json, steps
     from adapter_export.cli.places import read_adapters
-    from adapter_export.cli.sources import open_source
     from adapter_export.onnx.bundle import build_bundle
 
     treatment = Treatment(base_precision, int8_embeddings, optimize)
-    treatment.check()
+    treatment.check(site_map)
     check_free(output, force=force)
     chosen = read_adapters(adapters, model)
     with steps() as tell:
         tell(f"opening {model}")
-        source = open_source(model, trust_pickle=trust_pickle)
+        source = _open(model, chosen, trust_pickle, site_map)
         longest = _max_tokens(source, max_tokens)
         text = _text(source, tokenizer, longest)
         with prepared(source, treatment, allow_base_mismatch, tell) as (base, references):
@@ -140,6 +143,16 @@ def build(
         emit_json({"bundle": str(output), "manifest": asdict(manifest)})
     else:
         _report(manifest, model, output)
+
+
+def _open(model: Path, adapters: Sequence[Adapter], trust_pickle: bool, site_map: Path | None) -> Source:
+    """The base, with the site map that the adapters were trained with."""
+    from adapter_export.cli.places import check_site_map
+    from adapter_export.cli.sources import open_source
+
+    source = open_source(model, trust_pickle=trust_pickle, site_map=site_map)
+    check_site_map(adapters, source)
+    return source
 
 
 def _max_tokens(source: Source, given: int | None) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapter_export.cli.options import PATH, examples, json_option, trust_pickle_option
+from adapter_export.cli.options import PATH, examples, json_option, site_map_option, trust_pickle_option
 from adapter_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ _ROWS_AT_ONCE = 16
     help="A table (csv, tsv, jsonl) with texts, on which the bundle's classes are compared with those of MODEL.",
 )
 @click.option("--text", metavar="COLUMN", help="The column of FILE that holds the texts.")
+@site_map_option
 @trust_pickle_option
 @json_option
 def check(
@@ -60,6 +61,7 @@ def check(
     cases: tuple[str, ...],
     data: Path | None,
     text: str | None,
+    site_map: Path | None,
     trust_pickle: bool,
     as_json: bool,
 ) -> None:
@@ -84,7 +86,7 @@ def check(
         raise UsageError("`--data`, `--text` and `--against` go together", fix="give all three, or `--against` alone")
     plan = plan_check(bundle, only=only, cases=cases)
     texts = None if data is None or text is None else _texts(data, text)
-    with _sides(plan, against, texts, trust_pickle) as (reference, original):
+    with _sides(plan, against, texts, trust_pickle, site_map) as (reference, original):
         report = _prove(plan, reference, original)
     report.require_compared()
     if as_json:
@@ -118,7 +120,7 @@ def _texts(data: Path, column: str) -> tuple[str, ...]:
 
 @contextmanager
 def _sides(
-    plan: Plan, against: Path | None, texts: Sequence[str] | None, trust_pickle: bool
+    plan: Plan, against: Path | None, texts: Sequence[str] | None, trust_pickle: bool, site_map: Path | None
 ) -> Iterator[tuple[Reference | None, Original | None]]:
     """The reference in the bundle's precision, and the model as it is where the two differ or texts are given."""
     if against is None:
@@ -131,7 +133,7 @@ def _sides(
     from adapter_export.parity.agreement import Original
     from adapter_export.parity.prove import Reference
 
-    source = _source(against, plan.manifest, trust_pickle)
+    source = _source(against, plan.manifest, trust_pickle, site_map)
     wanted = numerics(ir.load(plan.folder / plan.manifest.graphs["slots"]))
     with same_precision(source, wanted) as runner:
         if texts is None and wanted.precision == precision_of(source):
@@ -161,11 +163,11 @@ def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
     ]
 
 
-def _source(path: Path, manifest: Manifest, trust_pickle: bool) -> Source:
+def _source(path: Path, manifest: Manifest, trust_pickle: bool, site_map: Path | None) -> Source:
     from adapter_export.cli.sources import open_source
     from adapter_export.errors import BaseModelError
 
-    source = open_source(path, trust_pickle=trust_pickle)
+    source = open_source(path, trust_pickle=trust_pickle, site_map=site_map)
     if source.fingerprint != manifest.base:
         raise BaseModelError(
             "is another base than the bundle's",

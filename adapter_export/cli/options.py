@@ -41,6 +41,16 @@ def trust_pickle_option(command: Command) -> Command:
     )(command)
 
 
+def site_map_option(command: Command) -> Command:
+    """`--site-map`."""
+    return click.option(
+        "--site-map",
+        type=PATH,
+        metavar="FILE",
+        help="Sites that override or complete those that are found; `sites --write-site-map` writes such a file.",
+    )(command)
+
+
 def examples(*lines: str) -> str:
     """The end of a help page: examples, kept line by line."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

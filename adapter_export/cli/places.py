@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter_export.errors import AdapterError, FileError, UsageError
+from adapter_export.sites.given import SITE_MAP_KEY
 
 if TYPE_CHECKING:
+    from adapter_export.cli.sources import Source
     from adapter_export.graph.adapter import Adapter
 
 _FILES = ("adapter_graph.json", "weights.safetensors")
@@ -39,6 +42,27 @@ def read_adapters(listed: str, model: Path) -> list[Adapter]:
             fix=f"leave one out, or rename it: `--adapters {twice[0]},other={twice[0]}`",
         )
     return adapters
+
+
+def check_site_map(adapters: Iterable[Adapter], source: Source) -> None:
+    """Refuse an adapter that was trained with another site map: its sites may be other places of the same names.
+
+    Nothing is known of adapters without the training record of `adapter-export train`.
+
+    Raises:
+        AdapterError: there is one.
+    """
+    given = None if source.given is None else source.given.digest
+    for adapter in adapters:
+        settings = adapter.training.get("settings")
+        if isinstance(settings, Mapping) and settings.get(SITE_MAP_KEY) != given:
+            raise AdapterError(
+                "was trained with another site map, or without one",
+                where=f"adapter `{adapter.name}`",
+                found=settings.get(SITE_MAP_KEY) or "no site map",
+                expected=given or "no site map",
+                fix="give the site map that it was trained with: `--site-map FILE`",
+            )
 
 
 def _read(item: str, model: Path) -> Adapter:

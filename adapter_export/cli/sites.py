@@ -6,15 +6,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
 
-from adapter_export.cli.options import PATH, examples, json_option, trust_pickle_option
+from adapter_export.cli.options import (
+    PATH,
+    check_free,
+    examples,
+    force_option,
+    json_option,
+    site_map_option,
+    trust_pickle_option,
+)
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from adapter_export.cli.sources import Source
+    from adapter_export.sites.given import View
     from adapter_export.sites.site import Site, SiteMap
 
 _Layer = tuple[int, tuple["Site", ...]]
@@ -23,13 +34,25 @@ _Layer = tuple[int, tuple["Site", ...]]
 @click.command(
     epilog=examples(
         "adapter-export sites model.pt",
+        "adapter-export sites model.pt --write-site-map sites.json",
         "adapter-export sites model.onnx --json | jq '.sites[].name'",
     )
 )
 @click.argument("model", type=PATH)
+@site_map_option
+@click.option(
+    "--write-site-map",
+    "written",
+    type=PATH,
+    metavar="FILE",
+    help="Write the sites as a site map, to be edited; that of a torch base has the names in its ONNX graph as well.",
+)
+@force_option
 @trust_pickle_option
 @json_option
-def sites(model: Path, trust_pickle: bool, as_json: bool) -> None:
+def sites(
+    model: Path, site_map: Path | None, written: Path | None, force: bool, trust_pickle: bool, as_json: bool
+) -> None:
     """Show where adapters can act in MODEL.
 
     MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder. Sites are found by
@@ -40,8 +63,12 @@ def sites(model: Path, trust_pickle: bool, as_json: bool) -> None:
     from adapter_export.cli.output import emit_json
     from adapter_export.cli.sources import FORM_NAMES, open_source
 
-    source = open_source(model, trust_pickle=trust_pickle)
+    if written is not None:
+        check_free(written, force=force)
+    source = open_source(model, trust_pickle=trust_pickle, site_map=site_map)
     found = source.sites()
+    if written is not None:
+        _write(source, found, written, force)
     if as_json:
         emit_json(
             {
@@ -55,6 +82,22 @@ def sites(model: Path, trust_pickle: bool, as_json: bool) -> None:
         )
         return
     _show(found, f"{model}  {FORM_NAMES[source.form]}, {len(found.sites)} sites, width {found.width}")
+
+
+def _write(source: Source, found: SiteMap, path: Path, force: bool) -> None:
+    """Write a site map; for a torch base with the names of both views, as training and building need them."""
+    from adapter_export.cli.bases import as_onnx
+    from adapter_export.cli.output import say
+    from adapter_export.cli.sources import OnnxSource
+    from adapter_export.format.site_map_json import write_site_map
+
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        in_onnx = as_onnx(source, Path(folder), lambda _: None).sites
+    views: dict[View, SiteMap] = {"onnx": in_onnx}
+    if not isinstance(source, OnnxSource):
+        views["torch"] = found
+    write_site_map(views, path, force=force)
+    say(f"Next: edit {path}, then give it as --site-map {path} to `sites`, `train`, `build` and `check`")
 
 
 def _show(found: SiteMap, title: str) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from adapter_export.errors import BaseModelError, FileError, MissingExtraError
+from adapter_export.errors import BaseModelError, FileError, MissingExtraError, UsageError
 from adapter_export.sites.site import SiteMap
 
 if TYPE_CHECKING:
     from adapter_export.onnx.base import OnnxBase
     from adapter_export.onnx.genai import GenaiFolder
+    from adapter_export.sites.given import GivenSites
     from adapter_export.torch.base import TorchBase
 
 Form = Literal["archive", "folder", "onnx", "genai"]
@@ -53,11 +54,13 @@ class TorchSource:
         path: where it is.
         form: what it is.
         base: the base.
+        given: sites that override or complete those that are found.
     """
 
     path: Path
     form: Form
     base: TorchBase
+    given: GivenSites | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -79,11 +82,12 @@ class TorchSource:
 
         Raises:
             NoSitesError: nowhere.
+            UsageError: the given sites do not fit.
         """
-        from adapter_export.sites.discover import discover
+        from adapter_export.sites.given import sites_of
         from adapter_export.torch.flow import flow_graph
 
-        return discover(flow_graph(self.base.module()))
+        return sites_of(flow_graph(self.base.module()), "torch", self.given)
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,14 @@ class OnnxSource:
         path: where it is.
         form: what it is.
         base: the base.
+        given: sites that override or complete those that are found.
         genai: the folder of onnxruntime-genai that it lies in, where that was given.
     """
 
     path: Path
     form: Form
     base: OnnxBase
+    given: GivenSites | None = None
     genai: GenaiFolder | None = None
 
     @property
@@ -125,8 +131,8 @@ class OnnxSource:
 Source = TorchSource | OnnxSource
 
 
-def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
-    """Open a base.
+def open_source(path: Path, *, trust_pickle: bool = False, site_map: Path | None = None) -> Source:
+    """Open a base, with the sites of a site map if one is given.
 
     Raises:
         FileError: it is not there.
@@ -134,21 +140,36 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
         NoSitesError: an ONNX base in which no place for an adapter was found.
         MissingExtraError: what its form needs is not installed.
     """
-    form = form_of(path)
+    form, given = form_of(path), None if site_map is None else read_given(site_map)
     if form == "onnx":
         from adapter_export.cli.output import say
         from adapter_export.onnx.base import open_onnx
 
-        base = open_onnx(path)
+        base = open_onnx(path, given=given)
         for note in base.notes:
             say(f"{path.name}: {note}")
-        return OnnxSource(path, form, base)
+        return OnnxSource(path, form, base, given)
     if form == "genai":
         from adapter_export.onnx.genai import open_genai
 
+        if given is not None:
+            raise UsageError(
+                "`--site-map` is not for folders of onnxruntime-genai", where=path, fix="give the ONNX file in it"
+            )
         folder = open_genai(path)
-        return OnnxSource(path, form, folder.base, folder)
-    return TorchSource(path, form, _open_torch(path, form, trust_pickle))
+        return OnnxSource(path, form, folder.base, genai=folder)
+    return TorchSource(path, form, _open_torch(path, form, trust_pickle), given)
+
+
+def read_given(site_map: Path) -> GivenSites:
+    """Read a site map.
+
+    Raises:
+        FileError, FormatError: as `format.site_map_json.read_site_map`.
+    """
+    from adapter_export.format.site_map_json import read_site_map
+
+    return read_site_map(site_map)
 
 
 def open_torch(path: Path, *, trust_pickle: bool = False) -> TorchBase:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,18 @@ from adapter_export.cli.options import (
     force_option,
     json_option,
     output_option,
+    site_map_option,
     trust_pickle_option,
 )
+from adapter_export.cli.sources import read_given
 from adapter_export.errors import TrainingError, UsageError
 from adapter_export.graph.initialise import SCHEMES
 from adapter_export.graph.kinds import DEFAULT_BOTTLENECK, KINDS, BottleneckOptions, Kind
 from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.sites.given import SITE_MAP_KEY
 
 if TYPE_CHECKING:
+    from adapter_export.sites.given import GivenSites
     from adapter_export.sites.site import SiteMap
     from adapter_export.text import Tokenizer
     from adapter_export.torch.attach import AdaptedModel
@@ -97,6 +102,7 @@ _ROWS_MEASURED = 32
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run, and stop if there is none.")
 @click.option("--restart", is_flag=True, help="Forget an interrupted run.")
 @output_option("The adapter folder")
+@site_map_option
 @force_option
 @trust_pickle_option
 @json_option
@@ -145,6 +151,7 @@ class _Call:
     resume: bool
     restart: bool
     output: Path
+    site_map: Path | None
     force: bool
     trust_pickle: bool
     as_json: bool
@@ -156,6 +163,11 @@ class _Call:
                 raise UsageError(f"{names[0]} and {names[1]} exclude each other", fix="give one of them")
         if self.bottleneck < 1:
             raise UsageError("`--bottleneck` is too small", found=self.bottleneck, expected="at least 1")
+
+    @cached_property
+    def given(self) -> GivenSites | None:
+        """The site map, if there is one."""
+        return None if self.site_map is None else read_given(self.site_map)
 
     @property
     def checkpoints(self) -> Path:
@@ -250,7 +262,7 @@ def _attached(call: _Call, kind: Kind, base: TorchBase, task: TextTask) -> Adapt
     from adapter_export.torch.attach import attach
     from adapter_export.torch.fresh import fresh_adapter
 
-    sites = _sites(base)
+    sites = _sites(call, base)
     adapter = fresh_adapter(
         kind,
         sites,
@@ -265,11 +277,11 @@ def _attached(call: _Call, kind: Kind, base: TorchBase, task: TextTask) -> Adapt
     return attach(base, adapter, sites=sites)
 
 
-def _sites(base: TorchBase) -> SiteMap:
-    from adapter_export.sites.discover import discover
+def _sites(call: _Call, base: TorchBase) -> SiteMap:
+    from adapter_export.sites.given import sites_of
     from adapter_export.torch.flow import flow_graph
 
-    return discover(flow_graph(base.module()))
+    return sites_of(flow_graph(base.module()), "torch", call.given)
 
 
 def _first_change(model: AdaptedModel, task: TextTask) -> float:
@@ -312,4 +324,5 @@ def _options(call: _Call, task: TextTask, change: float) -> dict[str, Any]:
         "initial_change": change,
         "pooling": call.pooling,
         "max_tokens": task.training.tokenizer.max_tokens,
+        **({} if call.given is None else {SITE_MAP_KEY: call.given.digest}),
     }

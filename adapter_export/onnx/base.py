@@ -24,7 +24,7 @@ from adapter_export.onnx.lowering import MINIMUM_OPSET
 from adapter_export.onnx.observe import complete_shapes, small_cases
 from adapter_export.onnx.opset import OLDEST_OPSET, check_converted, with_opset
 from adapter_export.onnx.sums import open_sums
-from adapter_export.sites.discover import discover
+from adapter_export.sites.given import GivenSites, sites_of
 from adapter_export.sites.site import SiteMap
 
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
@@ -92,14 +92,19 @@ class OnnxBase:
         return masks[0] if masks else None
 
 
-def open_onnx(path: Path) -> OnnxBase:
+def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
     """Open a base.
+
+    Args:
+        path: the file.
+        given: sites that override or complete those that are found.
 
     Raises:
         FileError: the file cannot be read.
         BaseModelError: it is not an ONNX model, it is truncated, its external data are missing, truncated or outside of
             its folder, or its opset is too old.
         NoSitesError: no place for an adapter was found in it.
+        UsageError: the given sites do not fit the graph.
     """
     model = _load(path)
     folder = settle_external_data(model, path)
@@ -111,7 +116,7 @@ def open_onnx(path: Path) -> OnnxBase:
     model, notes = _with_slot_opset(model, path, folder, inputs)
     open_sums(model.graph)
     complete_shapes(model, folder, inputs)
-    sites = discover(flow_graph(model))
+    sites = sites_of(flow_graph(model), "onnx", given)
     check_biases({name: node for node, name in node_names(model.graph).items()}, sites)
     opset = model.opset_imports[""]
     return OnnxBase(path, folder, model, fingerprint, inputs, outputs, opset, sites, notes)

@@ -113,17 +113,17 @@ def _site(index: FlowIndex, sublayer: _Sublayer, layer: int) -> Site:
         x=sublayer.x,
         u=index.last_before_product(sublayer.x, positions, readers=set(positions)),
         residual=sublayer.add.name,
-        path=_path([index.nodes[at] for at in positions]),
-        followed_by=_follower(index, sublayer.total),
+        path=path_of([index.nodes[at] for at in positions]),
+        followed_by=follower_of(index, sublayer.total),
     )
 
 
-def _path(nodes: Iterable[FlowNode]) -> str | None:
+def path_of(nodes: Iterable[FlowNode]) -> str | None:
     """The module of the last product, which users know as the output projection."""
-    return [node for node in nodes if node.multiplies][-1].path
+    return next((node.path for node in reversed(list(nodes)) if node.multiplies), None)
 
 
-def _follower(index: FlowIndex, total: str) -> str:
+def follower_of(index: FlowIndex, total: str) -> str:
     """The kind of what reads the sum first, casts, dropouts and reshapes aside."""
     for at in index.computed_from(total):
         node = index.nodes[at]

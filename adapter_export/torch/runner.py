@@ -11,6 +11,7 @@ from adapter_export.errors import RequestError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.reference.runner import Arrays
 from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
 from adapter_export.torch.attach import AdaptedModel, attach
 from adapter_export.torch.base import TorchBase
 from adapter_export.torch.flow import flow_graph
@@ -23,15 +24,16 @@ class TorchRunner:
 
     Args:
         base: the base.
+        sites: its sites, if they are known already.
         allow_mismatch: take adapters that were trained on another base.
 
     Raises:
         NoSitesError: the base has no sites.
     """
 
-    def __init__(self, base: TorchBase, *, allow_mismatch: bool = False) -> None:
+    def __init__(self, base: TorchBase, *, sites: SiteMap | None = None, allow_mismatch: bool = False) -> None:
         self._base = base
-        self._sites = discover(flow_graph(base.module()))
+        self._sites = discover(flow_graph(base.module())) if sites is None else sites
         self._allow_mismatch = allow_mismatch
         self._models: dict[int, AdaptedModel] = {}
 

@@ -185,7 +185,7 @@ class _Run:
 def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettings) -> str:
     """What tells one run from another: base, first weights, rows and settings, as a sha256."""
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
-    for text in (model.base.fingerprint, repr(model.adapter and model.adapter.graphs)):
+    for text in (model.base.fingerprint, repr(model.adapter and model.adapter.graphs), repr(model.sites)):
         digest.update(text.encode())
     for name, tensor in _copy(model.tensors()).items():
         digest.update(name.encode() + tensor.tobytes())

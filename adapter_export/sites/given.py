@@ -1,0 +1,173 @@
+"""Sites that a person gives, beside or instead of those that are found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from adapter_export.errors import NoSitesError, UsageError
+from adapter_export.sites.ancestry import is_stream
+from adapter_export.sites.discover import discover, follower_of, path_of
+from adapter_export.sites.index import FlowIndex
+from adapter_export.sites.site import Role, Site, SiteMap
+from adapter_export.sites.view import FlowGraph, FlowNode
+
+View = Literal["torch", "onnx"]
+"""The graph in which values are named: FX nodes of a torch base, or values of an ONNX graph."""
+
+
+SITE_MAP_KEY = "site_map"
+"""Where the settings in a training record say which site map an adapter was trained with: its digest."""
+
+
+@dataclass(frozen=True)
+class SiteValues:
+    """The names of a site's values in one view, as in `Site`."""
+
+    h: str
+    x: str
+    u: str
+
+
+@dataclass(frozen=True)
+class GivenSite:
+    """A site as a person gives it: what it is, and its values in each view."""
+
+    role: Role
+    layer: int
+    values: Mapping[View, SiteValues]
+
+
+@dataclass(frozen=True)
+class GivenSites:
+    """A site map.
+
+    Attributes:
+        source: where it is from, for messages.
+        digest: of its contents, `sha256:<hex>`.
+        sites: the sites by name; none leaves out a site that was found.
+        final: the final hidden state in each view; where it is missing, the one that was found.
+    """
+
+    source: str
+    digest: str
+    sites: Mapping[str, GivenSite | None]
+    final: Mapping[View, str]
+
+
+def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> SiteMap:
+    """The sites of a base: those that are found, overridden and completed by those that are given.
+
+    Where nothing is found, those that are given are all; `final` must then be among them.
+
+    Raises:
+        NoSitesError: nothing is found, and a site map does not say it all.
+        UsageError: the site map does not fit the graph.
+    """
+    if given is None:
+        return discover(flow)
+    found = _found(flow, given.final.get(view))
+    chosen = {site.name: site for site in found.sites}
+    check = _Check(given.source, view, FlowIndex(flow))
+    for name, site in given.sites.items():
+        if site is not None:
+            chosen[name] = check.site(name, site)
+        elif chosen.pop(name, None) is None:
+            raise check.unfit(name, "nothing was found there", f"one of {', '.join(found_names(found))}")
+    check.final(found.final)
+    check.differ(chosen.values())
+    if not chosen:
+        raise check.unfit("sites", "every site is left out", "at least one site")
+    ordered = sorted(chosen.values(), key=lambda site: check.index.position(site.h))
+    return SiteMap(tuple(ordered), found.final, flow.width(found.final) or 0)
+
+
+def found_names(sites: SiteMap) -> list[str]:
+    """The names of sites, or a word for none."""
+    return [site.name for site in sites] or ["no site"]
+
+
+def _found(flow: FlowGraph, final: str | None) -> SiteMap:
+    try:
+        found = discover(flow)
+    except NoSitesError:
+        if final is None:
+            raise
+        return SiteMap((), final, 0)
+    return found if final is None else SiteMap(found.sites, final, found.width)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Holds what is given against a graph."""
+
+    source: str
+    view: View
+    index: FlowIndex
+
+    def unfit(self, place: str, found: object, expected: str) -> UsageError:
+        return UsageError(
+            "the site map does not fit the base",
+            where=f"{self.source}, `{place}`, view `{self.view}`",
+            found=found,
+            expected=expected,
+            fix="see the names with `adapter-export sites MODEL --json`",
+        )
+
+    def site(self, name: str, given: GivenSite) -> Site:
+        """The site as this graph has it."""
+        values = given.values.get(self.view)
+        if values is None:
+            raise self.unfit(name, "no values in this view", f"`{self.view}` with `h` and `x`")
+        for key in ("h", "x", "u"):
+            self._stream(f"{name}.{key}", getattr(values, key))
+        self._computed(name, values)
+        add = self._reader(name, values.h)
+        width = self.index.flow.width(values.h)
+        assert width is not None  # a stream has a known width
+        nodes = [self.index.nodes[at] for at in self.index.between(values.x, values.h)]
+        path, follower = path_of(nodes), follower_of(self.index, add.outputs[0])
+        return Site(
+            name, given.role, given.layer, width, values.h, values.x, values.u, add.name, path, followed_by=follower
+        )
+
+    def final(self, value: str) -> None:
+        """The final hidden state must be [batch, tokens, d]."""
+        self._stream("final", value)
+        if self.index.flow.rank(value) != 3:
+            raise self.unfit("final", self._shape(value), "the shape [batch, tokens, width]")
+
+    def differ(self, sites: Iterable[Site]) -> None:
+        """Two sites may not be one value: the second adapter would act on what the first one made."""
+        taken: dict[str, str] = {}
+        for site in sites:
+            if site.h in taken:
+                raise self.unfit(f"{site.name}.h", f"`{site.h}`, which `{taken[site.h]}` has", "a value of its own")
+            taken[site.h] = site.name
+
+    def _stream(self, place: str, value: str) -> None:
+        flow = self.index.flow
+        known = {name for node in self.index.nodes for name in (*node.inputs, *node.outputs)}
+        if value not in known:
+            raise self.unfit(place, f"`{value}`, which is not in the graph", "a value on the way to a result")
+        if not is_stream(flow, value):
+            raise self.unfit(place, self._shape(value), "[batch, tokens, width] or [tokens, width], the width a number")
+
+    def _computed(self, name: str, values: SiteValues) -> None:
+        depends, alike = self.index.ancestry.depends, self.index.flow.alike
+        for late, early in (("h", "x"), ("h", "u"), ("u", "x")):
+            one, other = getattr(values, late), getattr(values, early)
+            if not depends(one, on=other) or (late == "h" and one == other):
+                raise self.unfit(f"{name}.{late}", f"`{one}`", f"a value that is computed from `{early}`, `{other}`")
+            if not alike(one, other):
+                raise self.unfit(f"{name}.{late}", self._shape(one), f"the shape of `{early}`, {self._shape(other)}")
+
+    def _reader(self, name: str, h: str) -> FlowNode:
+        if self.index.producer(h) is None or not self.index.readers(h):
+            raise self.unfit(f"{name}.h", f"`{h}`, an input or a last result", "a value that is computed and read")
+        return self.index.readers(h)[0]
+
+    def _shape(self, value: str) -> str:
+        shape = self.index.flow.shapes.get(value)
+        return f"`{value}` of unknown shape" if shape is None else f"`{value}` of shape {list(shape)}"

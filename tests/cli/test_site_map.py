@@ -1,0 +1,70 @@
+"""`--site-map`: written, edited, and given to every command that looks for sites."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def written(cli, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("map") / "sites.json"
+    assert f"--site-map {path}" in cli.done("sites", model, "--write-site-map", path).stderr
+    return path
+
+
+@pytest.fixture
+def edited(written: Path, tmp_path: Path) -> Path:
+    """Only one site, at the attention of the first layer, by another name."""
+    document = json.loads(written.read_text())
+    attention = document["sites"]["layers.0.attention"]
+    document["sites"] = dict.fromkeys(document["sites"]) | {"mine": attention}
+    path = tmp_path / "edited.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_what_was_written_gives_the_same_sites(cli, model: Path, written: Path) -> None:
+    assert cli.json("sites", model, "--site-map", written) == cli.json("sites", model)
+    document = json.loads(written.read_text())
+    assert all(site.keys() == {"role", "layer", "torch", "onnx"} for site in document["sites"].values())
+
+
+def test_it_is_not_written_over(cli, model: Path, written: Path) -> None:
+    cli.refused(3, "already", "sites", model, "--write-site-map", written)
+
+
+def test_an_adapter_is_trained_built_and_checked_at_given_sites(cli, model: Path, edited: Path, tmp_path: Path) -> None:
+    rows = [("good film", "good"), ("fine play", "good"), ("bad film", "bad"), ("dull play", "bad")] * 6
+    data = tmp_path / "data.tsv"
+    data.write_text("\n".join("\t".join(row) for row in [("text", "label"), *rows]) + "\n")
+    options = ("--epochs", "1", "--bottleneck", "4", "-o", tmp_path / "tone")
+    made = cli.json("train", model, "--data", data, "--site-map", edited, *options)
+    assert made["sites"] == ["mine"]
+    build = ("build", model, "--adapters", tmp_path / "tone", "-o", tmp_path / "bundle")
+    cli.refused(3, "another site map, or without one", *build)
+    cli.done(*build, "--site-map", edited)
+    cli.done("check", tmp_path / "bundle", "--against", model, "--site-map", edited)
+    cli.refused(
+        2,
+        "a site map names values of the base as it is",
+        *build,
+        "--site-map",
+        edited,
+        "--base-precision",
+        "int8",
+        "--force",
+    )
+
+
+def test_a_map_that_does_not_fit_is_refused(cli, model: Path, edited: Path, tmp_path: Path) -> None:
+    document = json.loads(edited.read_text())
+    document["sites"]["mine"]["torch"]["h"] = "nowhere"
+    edited.write_text(json.dumps(document))
+    cli.refused(2, "the site map does not fit the base", "sites", model, "--site-map", edited)
+    document["sites"]["mine"]["role"] = "router"
+    edited.write_text(json.dumps(document))
+    cli.refused(3, "breaks the format", "sites", model, "--site-map", edited)
+    cli.refused(3, "is not there", "sites", model, "--site-map", tmp_path / "none.json")
