@@ -17,7 +17,7 @@ def contiguous_attention(program: ExportedProgram) -> Iterator[bool]:
     """A copy behind each attention of a program, for as long as the context lasts; whether there is any.
 
     Torch traces a fused attention whose result lies in memory as a kernel leaves it, and replaces it by products whose
-    result lies otherwise; a `view` of it then fails (T5, BEiT). A copy has one layout in both.
+    result lies otherwise; a `view` of it then fails (T5). A copy has one layout in both.
     """
     graph = program.graph
     copies = [_copied(graph, node) for node in graph.find_nodes(op="call_function", target=_ATTENTION)]
