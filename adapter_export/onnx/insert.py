@@ -92,7 +92,8 @@ class _Insertion:
         read = self.graft.site_values(site)
         _check_floats(read, site.name)
         tape = ir.tape.Tape()
-        inputs = {name: _cast(tape, value, ir.DataType.FLOAT, site.name, name) for name, value in read.items()}
+        needed = {"h"}.union(*(part.graph.inputs for part in parts))
+        inputs = {name: _cast(tape, read[name], ir.DataType.FLOAT, site.name, name) for name in sorted(needed)}
         for part in parts:
             inputs["h"] = emit(part.graph, inputs, self._slots(part), self._writer(tape, part, site.path))
         result = _cast(tape, inputs["h"], read["h"].dtype, site.name, "result")
@@ -217,9 +218,27 @@ def _cast(tape: ir.tape.Tape, value: ir.Value, to: ir.DataType | None, owner: st
     if to is None or value.dtype in (None, to):
         return value
     full_name = f"{SLOT_PREFIX}{owner}/{name}.{to.name.lower()}"
-    output = ir.Value(name=full_name, type=ir.TensorType(to), shape=value.shape)
-    metadata = {NODE_SITE_KEY: owner}
-    return tape.op("Cast", [value], {"to": to}, name=full_name, output=output, metadata_props=metadata)
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
+        # a `MatMul` of a cast of a transpose kills the process, in MatmulTransposeFusion of onnxruntime 1.32
+        turned = _typed_op(tape, "Cast", producer.inputs[0], {"to": to}, f"{full_name}.turned", to, owner)
+        return _typed_op(tape, "Transpose", turned, producer.attributes, full_name, to, owner, value.shape)
+    return _typed_op(tape, "Cast", value, {"to": to}, full_name, to, owner, value.shape)
+
+
+def _typed_op(
+    tape: ir.tape.Tape,
+    op: str,
+    value: ir.Value,
+    attributes: Mapping[str, Any],
+    name: str,
+    kind: ir.DataType,
+    owner: str,
+    shape: ir.Shape | None = None,
+) -> ir.Value:
+    output = ir.Value(name=name, type=ir.TensorType(kind), shape=shape)
+    plain = {key: each.value if isinstance(each, ir.Attr) else each for key, each in attributes.items()}
+    return tape.op(op, [value], plain, name=name, output=output, metadata_props={NODE_SITE_KEY: owner})
 
 
 def _head_op(tape: ir.tape.Tape, name: str, op: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:

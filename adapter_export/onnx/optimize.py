@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx_ir as ir
+from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
 from adapter_export.errors import BaseModelError
@@ -35,7 +37,7 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Fusions]:
         OSError: the operating system refused a write.
     """
     try:
-        model, counts = optimize_for_ort(in_memory(base))
+        model, counts = optimize_for_ort(_without_gemm(in_memory(base)))
     except _RULES_THAT_FAIL as error:
         raise BaseModelError(
             "onnxscript cannot fuse the operators of the base",
@@ -44,6 +46,14 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Fusions]:
             fix="build it without `--optimize`; ONNX Runtime fuses what it can when it loads the graph",
         ) from error
     return write_remade(model, base, folder, "optimised"), {name: count for name, count in counts.items() if count}
+
+
+def _without_gemm(model: ir.Model) -> ir.Model:
+    """Fused attention loses the reshape to two axes behind it, which `Gemm` needs and `MatMul` does not."""
+    whole = ONNXModel(ir.to_proto(model))
+    whole.replace_gemm_with_matmul()
+    made: ir.Model = ir.from_proto(whole.model)
+    return made
 
 
 def check_deviation(found: Deviation) -> None:

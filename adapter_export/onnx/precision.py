@@ -93,8 +93,32 @@ def _half(proto: onnx.ModelProto) -> onnx.ModelProto:
         disable_shape_infer=True,
         min_positive_val=_SMALLEST_HALF,
         max_finite_val=_LARGEST_HALF,
+        node_block_list=_kept_in_float32(proto.graph),
     )
     return converted
+
+
+def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
+    """The names of products that read a transpose of the batch, and of those transposes.
+
+    On a CPU, ONNX Runtime puts a cast between the two where they are float16, and then its MatmulTransposeFusion kills
+    the process (seen with 1.32). torch's own `nn.TransformerEncoder` has them.
+    """
+    for index, node in enumerate(graph.node):
+        node.name = node.name or f"node_{index}"
+    turns = {node.output[0]: node.name for node in graph.node if node.op_type == "Transpose" and _moves_batch(node)}
+    products = [
+        node for node in graph.node if node.op_type in ("MatMul", "Gemm") and not turns.keys().isdisjoint(node.input)
+    ]
+    return [
+        *(node.name for node in products),
+        *(turns[name] for node in products for name in node.input if name in turns),
+    ]
+
+
+def _moves_batch(node: onnx.NodeProto) -> bool:
+    perm = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
+    return not perm or perm[0] != 0
 
 
 def _int8(proto: onnx.ModelProto) -> onnx.ModelProto:

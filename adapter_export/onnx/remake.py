@@ -51,6 +51,7 @@ def write_remade(model: ir.Model, base: OnnxBase, folder: Path, done: str) -> On
         BaseModelError: its inputs, outputs or sites are no longer those of the base.
         OSError: the operating system refused a write.
     """
+    model.graph.sort()  # the float16 converter puts the casts of inputs at the end
     model.metadata_props.clear()
     model.metadata_props.update({**base.model.metadata_props, FINGERPRINT_KEY: base.fingerprint})
     path = folder / "base.onnx"

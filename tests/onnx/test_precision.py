@@ -177,11 +177,12 @@ class TestBundle:
         adapter, *_ = adapters_of(made)
         plan = plan_slots([adapter], made.sites)
         session = open_session(insert_slots(made, plan), made.folder)
-        tensors, inputs = slot_tensors(plan, adapter), token_inputs(5, 3)
+        tensors, inputs, random = slot_tensors(plan, adapter), token_inputs(5, 3), np.random.default_rng(0)
         before = run_session(session, {**inputs, **tensors})["logits"]
         assert len(tensors) == len(plan.slots) == 4 * 4 + 2
         for name, tensor in tensors.items():
-            after = run_session(session, {**inputs, **tensors, name: tensor + np.float32(0.5)})["logits"]
+            moved = tensor + random.standard_normal(tensor.shape).astype(np.float32)
+            after = run_session(session, {**inputs, **tensors, name: moved})["logits"]
             assert not np.array_equal(before, after), name
 
     def test_the_manifest_says_what_it_is(self, made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]) -> None:

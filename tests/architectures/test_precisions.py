@@ -1,0 +1,62 @@
+"""Architectures whose graphs the quantisers and fusions of others stumble over, each through a whole build.
+
+float16 once killed the process in two of them: ONNX Runtime 1.32 cannot take a cast between a transpose of the batch
+and a product, in the base or in front of an adapter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_bases import ARCHITECTURES
+from tiny_onnx import random_adapter
+
+from adapter_export.graph.kinds import houlsby
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.optimize import check_deviation, optimized
+from adapter_export.onnx.precision import with_precision
+from adapter_export.onnx.remake import deviations
+from adapter_export.reference.inputs import input_cases
+from adapter_export.runtime import Bundle
+from adapter_export.torch.base import load_base, save_base
+from adapter_export.torch.to_onnx import export_onnx
+
+
+def export(name: str, folder: Path) -> OnnxBase:
+    architecture = ARCHITECTURES[name]
+    inputs = architecture.inputs(3, 7)
+    axes = dict.fromkeys(inputs, {0: "batch", 1: "tokens"} if architecture.stretches else {0: "batch"})
+    save_base(architecture.build(0.15), inputs, folder / "model.pt", axes=axes)
+    export_onnx(load_base(folder / "model.pt"), folder / "base.onnx")
+    return open_onnx(folder / "base.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "treatment"),
+    [
+        ("torch_post_norm", "fp16"),  # the batch is turned behind attention: what an adapter reads
+        ("torch_pre_norm", "fp16"),  # and behind a norm: what a product of the base reads
+        ("vit", "fp16"),  # a float input, cast before the first node
+        ("gpt2", "optimize"),  # `Gemm` behind attention
+        ("gpt2", "int4-weights"),  # all products are `Gemm`
+    ],
+)
+def test_a_bundle_is_built_and_loads_at_every_level(name: str, treatment: str, tmp_path: Path) -> None:
+    base = export(name, tmp_path)
+    (tmp_path / "made").mkdir()
+    cases = input_cases(base.inputs, seed=0, max_tokens=7)
+    if treatment == "optimize":
+        made, _ = optimized(base, tmp_path / "made")
+        for found in deviations(base, made, cases):
+            check_deviation(found)
+    else:
+        made = with_precision(base, treatment, tmp_path / "made")
+    adapter = random_adapter("a", houlsby(), made, labels="abc")
+    manifest = build_bundle(made, [adapter], tmp_path / "bundle", references=CutRunner(made), cases=cases)
+    assert manifest.base_precision == treatment.replace("optimize", "fp32")
+    for level in ("none", "basic", "all"):
+        found = Bundle.open(tmp_path / "bundle").session(optimization=level).run(cases[-1].arrays, "a")
+        assert found["logits"].shape[1] == 3
