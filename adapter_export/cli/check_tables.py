@@ -13,7 +13,7 @@ from adapter_export.parity.compare import Comparison, Number
 from adapter_export.parity.failure import BASE, Failure, failures
 from adapter_export.parity.report import Agreement, Agreements, InvariantResult, OutputResult, Report, SiteResult
 
-_COLUMNS = ("adapter", "case", "max error", "budget", "error/budget", "ulp", "cosine", "top class", "verdict")
+_COLUMNS = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
 _MOST_FAILURES = 5
 _NONE = "–"
 
@@ -59,25 +59,26 @@ def _agreement(result: Agreement) -> tuple[str, ...]:
 
 
 def _place(result: OutputResult) -> tuple[str, str]:
-    return result.adapter or BASE, result.case
+    """A line of its own for what stands at padding, which nobody reads and which must not hide what is read."""
+    return result.adapter or BASE, f"{result.case}, padding" if result.part == "padding" else result.case
 
 
 def _outputs(results: Sequence[OutputResult]) -> Table:
-    """One line per adapter and case: the worst over outputs, their parts and optimization levels."""
+    """One line per adapter and case: the largest error and the worst ratio over outputs and optimization levels."""
     order = {place: number for number, place in enumerate(dict.fromkeys(map(_place, results)))}
     ordered = sorted(results, key=lambda result: order[_place(result)])
     rows = [_row(place, [result.comparison for result in group]) for place, group in groupby(ordered, key=_place)]
-    return table(None, _COLUMNS, rows, numbers="llrrrrrr")
+    return table(None, _COLUMNS, rows, numbers="llrrrrr")
 
 
 def _row(place: tuple[str, str], comparisons: Sequence[Comparison]) -> tuple[str | Text, ...]:
     worst = max(comparisons, key=_badness)
     ulp = None if worst.worst is None else worst.worst.ulp
+    errors = [found.measures.absolute for found in comparisons if found.compared]
     cosines = [found.measures.cosine for found in comparisons if found.measures.cosine is not None]
     return (
         *place,
-        f"{worst.measures.absolute:.1e}" if worst.compared else _NONE,
-        f"{worst.budget.absolute:.1e}",
+        f"{max(errors):.1e}" if errors else _NONE,
         f"{worst.ratio:.2f}" if worst.compared else _NONE,
         _NONE if ulp is None else f"{ulp:,}",
         f"{min(cosines):.7f}" if cosines else _NONE,
