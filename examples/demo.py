@@ -64,7 +64,7 @@ def main() -> None:
         Task("sentiment", demo_data.sentiment(), ("--kind", "pfeiffer", "--epochs", "2")),
     )
     step("The base: all-MiniLM-L6-v2, 22.7 million parameters")
-    unless(MODEL, "adapter-export", "capture", demo_data.base_folder(), "-o", MODEL)
+    unless(MODEL, "adapter-export", "capture", nearby(demo_data.base_folder()), "-o", MODEL)
     for task in tasks:
         step(f"The adapter `{task.name}`")
         prepare(task)
@@ -168,6 +168,11 @@ def seconds(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
+
+
+def nearby(path: Path) -> Path:
+    """A path from here, if it lies below here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def step(title: str) -> None:
