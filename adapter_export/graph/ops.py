@@ -16,7 +16,6 @@ from adapter_export.errors import GraphError
 
 Dim = int | str
 Shape = tuple[Dim, ...]
-Attributes = Mapping[str, float]
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,9 @@ class Session:
     def load(self, name: str, path: Path | str, *, labels: Sequence[str] | None = None) -> None:
         """Load another adapter that was built for this graph.
 
+        ONNX Runtime's file says neither which base nor which graph it was made for: names, shapes and finiteness are
+        held here, and an adapter of the same shapes from another bundle is not told apart.
+
         Args:
             name: what `run` will call it.
             path: its `.onnx_adapter` file; it is read now and never again.
