@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.graph.adapter import Adapter, Placement
+from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import houlsby
 from adapter_export.onnx.base import open_onnx
 
@@ -178,16 +178,13 @@ def write_random_adapter(model: Path, folder: Path) -> Path:
     """Write a Houlsby adapter of the base at all sites, with random weights."""
     base = open_onnx(model)
     kind, rng = houlsby(), np.random.default_rng(SEED)
-    widths = {"d": base.sites.width, "b": BOTTLENECK}
-    placements = {site.name: Placement(kind.graph_name, widths) for site in base.sites.of_roles(kind.roles)}
-    shapes = kind.graph.parameter_shapes(widths)
+    placements = kind.with_widths(b=BOTTLENECK).placements(base.sites)
     weights = {
         f"{site}.{name}": (rng.standard_normal(shape) * 0.02).astype(np.float32)
-        for site in placements
-        for name, shape in shapes.items()
+        for site, placement in placements.items()
+        for name, shape in kind.graph.parameter_shapes(placement.widths).items()
     }
-    graphs = {kind.graph_name: kind.graph}
-    write_adapter(Adapter("random", kind.name, base.fingerprint, graphs, placements, weights, None), folder)
+    write_adapter(Adapter("random", kind.name, base.fingerprint, kind.graphs, placements, weights, None), folder)
     return folder
 
 

@@ -25,7 +25,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.dtypes import Weights
-from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
+from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.kinds import classification_head, houlsby
 from adapter_export.onnx.adapter_file import write_adapter_file
 from adapter_export.onnx.base import OnnxBase, open_onnx
@@ -93,15 +93,18 @@ def _open(model: Path, folder: Path) -> OnnxBase:
 
 def _random_houlsby(base: OnnxBase, bottleneck: int) -> Adapter:
     kind, head = houlsby(), classification_head()
-    sizes = {"d": base.sites.width, "b": bottleneck}
-    placements = {site.name: Placement(kind.graph_name, sizes) for site in base.sites.of_roles(kind.roles)}
+    placements = kind.with_widths(b=bottleneck).placements(base.sites)
     head_sizes = {"d": base.sites.width, "classes": len(LABELS)}
-    shapes = {f"{s}.{name}": shape for s in placements for name, shape in kind.graph.parameter_shapes(sizes).items()}
+    shapes = {
+        f"{site}.{name}": shape
+        for site, placement in placements.items()
+        for name, shape in kind.graph.parameter_shapes(placement.widths).items()
+    }
     shapes |= {f"{HEAD}.{name}": shape for name, shape in head.parameter_shapes(head_sizes).items()}
     rng = np.random.default_rng(0)
     weights = {name: (rng.standard_normal(shape) * 0.05).astype(np.float32) for name, shape in shapes.items()}
-    graphs = {kind.graph_name: kind.graph}
-    return Adapter("a", kind.name, base.fingerprint, graphs, placements, weights, Head(head, head_sizes, LABELS))
+    full_head = Head(head, head_sizes, LABELS)
+    return Adapter("a", kind.name, base.fingerprint, kind.graphs, placements, weights, full_head)
 
 
 def _variants(base: OnnxBase, adapter: Adapter, folder: Path, threads: int) -> list[Variant]:
@@ -146,7 +149,7 @@ def _open_session(folder: Path, threads: int) -> ort.InferenceSession:
 def _print_machine(base: OnnxBase, bottleneck: int, threads: int) -> None:
     print(f"{platform.platform()}, {platform.machine()}, {_processor()}, {os.cpu_count()} cores, {threads} thread(s)")
     print(f"onnxruntime {ort.__version__}, python {platform.python_version()}")
-    print(f"{base.path.name}: {len(base.sites.sites)} sites of width {base.sites.width}, Houlsby {bottleneck}")
+    print(f"{base.path.name}: {len(base.sites.sublayers)} sites of width {base.sites.width}, Houlsby {bottleneck}")
 
 
 def _processor() -> str:

@@ -32,6 +32,7 @@ class _Part:
     """What one owner of tensors, a site or the head, must bring."""
 
     owner: str
+    graph_name: str
     graph: AdapterGraph
     widths: dict[str, int]
 
@@ -69,7 +70,7 @@ def pack(
     Args:
         tensors: the weights of every site of the kind and, where `labels` are given, `head.classifier.weight`
             [d, classes] and `head.classifier.bias` [classes].
-        kind: which graph acts at the sites of which roles.
+        kind: which graph acts at which sites.
         sites: the sites of the base.
         name: what users will call it.
         base: the fingerprint of the base.
@@ -84,11 +85,13 @@ def pack(
     head = _head(tensors, sites, labels, pooling)
     parts = list(_site_parts(tensors, kind, sites))
     if head is not None:
-        parts.append(_Part(HEAD, head.graph, dict(head.widths)))
+        parts.append(_Part(HEAD, HEAD, head.graph, dict(head.widths)))
     _check(tensors, parts)
     weights = _as_float32(tensors)
-    placements = {part.owner: Placement(kind.graph_name, part.widths) for part in parts if part.owner != HEAD}
-    adapter = Adapter(name, kind.name, base, {kind.graph_name: kind.graph}, placements, weights, head)
+    at_sites = [part for part in parts if part.owner != HEAD]
+    placements = {part.owner: Placement(part.graph_name, part.widths) for part in at_sites}
+    graphs = {part.graph_name: part.graph for part in at_sites}
+    adapter = Adapter(name, kind.name, base, graphs, placements, weights, head)
     return Packed(adapter, tuple(_notes(tensors)))
 
 
@@ -110,20 +113,18 @@ def _head(tensors: Tensors, sites: SiteMap, labels: tuple[str, ...] | None, pool
 
 
 def _site_parts(tensors: Tensors, kind: Kind, sites: SiteMap) -> Iterator[_Part]:
-    places = sites.of_roles(kind.roles)
+    places = list(kind.at(sites))
     if not places:
         raise AdapterError(
             f"the base has no site at which `{kind.name}` acts",
             found=", ".join(site.name for site in sites),
-            expected=f"sites of the role {' or '.join(kind.roles)}",
+            expected=kind.places(),
             fix="choose another `--kind`",
         )
-    for site in places:
-        known = {"d": site.width, "d_in": site.width}
-        bound = _bind(tensors, site.name, kind.graph, known)
-        yield _Part(
-            site.name, kind.graph, {symbol: bound[symbol] for symbol in kind.graph.symbols() if symbol in bound}
-        )
+    for site, part in places:
+        bound = _bind(tensors, site.name, part.graph, {"d": site.width, "d_in": site.width_in})
+        widths = {symbol: bound[symbol] for symbol in part.graph.symbols() if symbol in bound}
+        yield _Part(site.name, part.graph_name, part.graph, widths)
 
 
 def _bind(tensors: Tensors, owner: str, graph: AdapterGraph, known: Mapping[str, int]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.graph.adapter import Adapter, Placement
+from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, Kind, houlsby, pfeiffer
 from adapter_export.onnx.genai import open_genai
 from adapter_export.sites.site import SiteMap
@@ -74,14 +74,13 @@ def run_builder(llama: Path, folder: Path, precision: str) -> None:
 def random_adapter(name: str, kind: Kind, bottleneck: int, sites: SiteMap, base: str) -> Adapter:
     """An adapter with weights of standard deviation 0.2 at the sites of its kind."""
     rng = np.random.default_rng([*name.encode()])
-    sizes = {"d": sites.width, "b": bottleneck}
-    placements = {site.name: Placement(kind.graph_name, sizes) for site in sites.of_roles(kind.roles)}
+    placements = kind.with_widths(b=bottleneck).placements(sites)
     weights = {
         f"{site}.{parameter}": (rng.standard_normal(shape) * 0.2).astype(np.float32)
-        for site in placements
-        for parameter, shape in kind.graph.parameter_shapes(sizes).items()
+        for site, placement in placements.items()
+        for parameter, shape in kind.graph.parameter_shapes(placement.widths).items()
     }
-    return Adapter(name, kind.name, base, {kind.graph_name: kind.graph}, placements, weights)
+    return Adapter(name, kind.name, base, kind.graphs, placements, weights)
 
 
 def random_adapters(sites: SiteMap, base: str) -> list[Adapter]:

@@ -59,7 +59,7 @@ def test_first_pooling_reads_the_first_token() -> None:
 
 
 def test_where_the_kinds_act() -> None:
-    assert {name: kind(None).roles for name, kind in KINDS.items()} == {
+    assert {name: kind(None).parts[0].places.roles for name, kind in KINDS.items()} == {
         "houlsby": ("attention", "ffn"),
         "pfeiffer": ("ffn",),
         "parallel": ("ffn",),

@@ -9,7 +9,7 @@ from tiny_onnx import WIDTH, random_adapter
 from adapter_export.errors import AdapterError, GraphError, NotNeutralError
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.kinds import BottleneckOptions, classification_head, houlsby, parallel, pfeiffer
+from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.slots import plan_slots, slot_tensors, topology_key
 
@@ -18,6 +18,10 @@ RELU, GELU = BottleneckOptions("relu"), BottleneckOptions("gelu")
 
 def _names(plan: object) -> list[str]:
     return [slot.name for slot in plan.slots]  # type: ignore[attr-defined]
+
+
+def _renamed(kind: Kind, name: str) -> Kind:
+    return replace(kind, parts=tuple(replace(part, graph_name=name) for part in kind.parts))
 
 
 class TestNames:
@@ -35,7 +39,7 @@ class TestNames:
         assert "adapter.layers.0.ffn.bottleneck_relu.down.weight" in names
 
     def test_equal_names_of_different_topologies_are_numbered(self, base: OnnxBase) -> None:
-        kinds = [replace(pfeiffer(BottleneckOptions(name)), graph_name="mine") for name in ("relu", "tanh")]
+        kinds = [_renamed(pfeiffer(BottleneckOptions(name)), "mine") for name in ("relu", "tanh")]
         adapters = [random_adapter(name, kind, base) for name, kind in zip("ab", kinds, strict=True)]
         graphs = {slot.graph for slot in plan_slots(adapters, base.sites).slots}
         assert graphs == {"mine", "mine_2"}

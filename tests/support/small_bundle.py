@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper, parser, shape_inference
 
 from adapter_export.format.manifest import Manifest
-from adapter_export.graph.adapter import Adapter, Head, Placement
+from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
 from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.bundle import build_bundle
@@ -77,18 +77,20 @@ def make_adapter(name: str, kind: str, activation: str, classes: int, base: Onnx
     """An adapter with random weights at every site that its kind is for."""
     random = np.random.default_rng([*name.encode()])
     made = KINDS[kind](BottleneckOptions(activation=activation, scaling=scaling))
-    sites = [site.name for site in base.sites.of_roles(made.roles)]
-    widths = {"d": WIDTH, "d_in": WIDTH, "b": 4}
-    used = {symbol: widths[symbol] for symbol in made.graph.symbols()}
+    placements = made.with_widths(b=4).placements(base.sites)
     head = Head(classification_head(), {"d": WIDTH, "classes": classes}, tuple("abcdef"[:classes]))
-    shapes = {f"{site}.{key}": shape for site in sites for key, shape in made.graph.parameter_shapes(used).items()}
+    shapes = {
+        f"{site}.{key}": shape
+        for site, placement in placements.items()
+        for key, shape in made.graph.parameter_shapes(placement.widths).items()
+    }
     shapes |= {f"head.{key}": shape for key, shape in head.graph.parameter_shapes(head.widths).items()}
     return Adapter(
         name=name,
         kind=kind,
         base=base.fingerprint,
-        graphs={made.graph_name: made.graph},
-        placements={site: Placement(made.graph_name, used) for site in sites},
+        graphs=made.graphs,
+        placements=placements,
         weights={key: random.normal(0, 0.2, shape).astype(np.float32) for key, shape in shapes.items()},
         head=head,
     )

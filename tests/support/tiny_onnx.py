@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser, shape_inference
 
-from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
+from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.onnx.base import OnnxBase, open_onnx
@@ -121,12 +121,11 @@ def random_adapter(
         fingerprint: another base's than this one's.
     """
     width = base.sites.width
-    sizes = {symbol: {"d": width, "d_in": width, "b": bottleneck}[symbol] for symbol in kind.graph.symbols()}
-    placements = {site.name: Placement(kind.graph_name, sizes) for site in base.sites.of_roles(kind.roles)}
+    placements = kind.with_widths(b=bottleneck).placements(base.sites)
     shapes = {
         f"{site}.{parameter}": shape
-        for site in placements
-        for parameter, shape in kind.graph.parameter_shapes(sizes).items()
+        for site, placement in placements.items()
+        for parameter, shape in kind.graphs[placement.graph].parameter_shapes(placement.widths).items()
     }
     full_head = None
     if labels:
@@ -134,8 +133,7 @@ def random_adapter(
         shapes |= {f"{HEAD}.{p}": s for p, s in full_head.graph.parameter_shapes(full_head.widths).items()}
     rng = np.random.default_rng([*name.encode()])
     weights = {key: (rng.standard_normal(shape) * 0.2).astype(np.float32) for key, shape in shapes.items()}
-    graphs = {kind.graph_name: kind.graph}
-    return Adapter(name, kind.name, fingerprint or base.fingerprint, graphs, placements, weights, full_head)
+    return Adapter(name, kind.name, fingerprint or base.fingerprint, kind.graphs, placements, weights, full_head)
 
 
 def token_inputs(*lengths: int, tokens: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,36 +1,17 @@
-"""The published kinds of adapter, each a function that returns its graph."""
+"""Bottlenecks: `h` plus a down-projection, an activation and an up-projection."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
+from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Places
 from adapter_export.graph.ops import ACTIVATIONS, OPS, Dim, Shape
-
-DEFAULT_BOTTLENECK = 64
-"""The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
 
 _LEAKY_RELU_SLOPE = 0.01
 _LAYER_NORM_EPSILON = 1e-5
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What acts where.
-
-    Attributes:
-        name: the kind's name.
-        graph_name: names the graph in files and, where two topologies meet at one site, in slot names.
-        graph: what is computed at each site.
-        roles: the roles of the sites at which it acts, of `attention` and `ffn`.
-    """
-
-    name: str
-    graph_name: str
-    graph: AdapterGraph
-    roles: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,27 +37,23 @@ class BottleneckOptions:
 
 def houlsby(options: BottleneckOptions | None = None) -> Kind:
     """`h + s·U(f(D h))` after attention and after the FFN (Houlsby et al. 2019, §2.1, figure 2)."""
-    options = options or BottleneckOptions(activation="gelu")
-    return Kind("houlsby", _graph_name("bottleneck", options), bottleneck("h", options), ("attention", "ffn"))
+    return _kind("houlsby", "h", options or BottleneckOptions(activation="gelu"), ("attention", "ffn"))
 
 
 def pfeiffer(options: BottleneckOptions | None = None) -> Kind:
     """`h + s·U(f(D h))` after the FFN alone (Pfeiffer et al. 2021, §3.1)."""
-    options = options or BottleneckOptions(activation="relu")
-    return Kind("pfeiffer", _graph_name("bottleneck", options), bottleneck("h", options), ("ffn",))
+    return _kind("pfeiffer", "h", options or BottleneckOptions(activation="relu"), ("ffn",))
 
 
 def parallel(options: BottleneckOptions | None = None) -> Kind:
     """`h + s·U(f(D u))` beside the FFN, `u` what the FFN reads (He et al. 2022, §3.3, table 1)."""
-    options = options or BottleneckOptions(activation="relu")
-    return Kind("parallel", _graph_name("parallel", options), bottleneck("u", options), ("ffn",))
+    return _kind("parallel", "u", options or BottleneckOptions(activation="relu"), ("ffn",))
 
 
-KINDS: Mapping[str, Callable[[BottleneckOptions | None], Kind]] = {
-    "houlsby": houlsby,
-    "pfeiffer": pfeiffer,
-    "parallel": parallel,
-}
+def _kind(name: str, source: str, options: BottleneckOptions, roles: tuple[str, ...]) -> Kind:
+    graph_name = _graph_name("bottleneck" if source == "h" else "parallel", options)
+    part = KindPart(graph_name, bottleneck(source, options), Places(roles), {"b": DEFAULT_BOTTLENECK})
+    return Kind(name, (part,))
 
 
 def bottleneck(source: str, options: BottleneckOptions) -> AdapterGraph:

@@ -1,0 +1,236 @@
+"""What a kind of adapter is: graphs, where they act, and how wide they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from adapter_export.errors import UsageError
+from adapter_export.graph.adapter import Placement
+from adapter_export.graph.graph import AdapterGraph
+
+DEFAULT_BOTTLENECK = 64
+"""The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
+
+LINEAR = "linear"
+"""The role of the sites around one linear layer, which `Places` selects by their names."""
+
+_DEFAULT = "default"
+
+
+class Place(Protocol):
+    """What a kind must know of a site."""
+
+    @property
+    def name(self) -> str:
+        """Canonical, such as `layers.3.ffn`."""
+
+    @property
+    def role(self) -> str:
+        """`attention`, `ffn`, `linear` or `embeddings`."""
+
+    @property
+    def layer(self) -> int | None:
+        """Counted from 0; none for the embeddings."""
+
+    @property
+    def width(self) -> int:
+        """Of `h`."""
+
+    @property
+    def width_in(self) -> int:
+        """Of `u`."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which sites.
+
+    Attributes:
+        roles: those of the roles `attention`, `ffn` or `embeddings`.
+        linears: those around linear layers with these names, or ends of names: `query`, `attention.output`.
+        leave_out: the layers that are left out (AdapterDrop, Rücklé et al. 2021, §3).
+    """
+
+    roles: tuple[str, ...] = ()
+    linears: tuple[str, ...] = ()
+    leave_out: tuple[int, ...] = ()
+
+    def hold(self, site: Place) -> bool:
+        """Whether a site is one of them."""
+        if site.layer is not None and site.layer in self.leave_out:
+            return False
+        if site.role == LINEAR:
+            return any(site.name.endswith(f".{name}") for name in self.linears)
+        return site.role in self.roles
+
+    def __str__(self) -> str:
+        names = " or ".join([*self.roles, *(f"`{name}`" for name in self.linears)])
+        left_out = ", ".join(map(str, self.leave_out))
+        return f"{names} outside the layers {left_out}" if left_out else names
+
+
+@dataclass(frozen=True)
+class Share:
+    """A width that follows from another one: `⌊of / factor⌋`, at least 1.
+
+    Attributes:
+        of: the symbol of the other width.
+        factor: what it is divided by; below 1 widens. None where `by_layer` names every layer.
+        by_layer: other factors for some layers.
+        exact: whether it must divide without rest.
+    """
+
+    of: str
+    factor: float | None
+    by_layer: Mapping[int, float] = field(default_factory=dict)
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        factors = [factor for factor in (self.factor, *self.by_layer.values()) if factor is not None]
+        wrong = [factor for factor in factors if not 0 < factor < float("inf")]
+        if wrong:
+            raise UsageError("a reduction factor is not a positive number", found=wrong[0])
+
+    def at(self, layer: int | None, widths: Mapping[str, int]) -> int:
+        """The width in one layer.
+
+        Raises:
+            UsageError: the layer has no factor, or it must divide and does not.
+        """
+        whole = widths[self.of]
+        factor = self.factor if layer is None else self.by_layer.get(layer, self.factor)
+        if factor is None:
+            raise UsageError(f"layer {layer} has no reduction factor", fix="name it, or give one for `default`")
+        if self.exact and whole % factor:
+            raise UsageError(
+                f"the width `{self.of}` cannot be cut into equal blocks",
+                found=whole,
+                expected=f"a multiple of {factor:g}",
+                fix="choose another bottleneck or reduction factor",
+            )
+        return max(1, int(whole // factor))
+
+
+Width = int | Share
+
+
+@dataclass(frozen=True)
+class KindPart:
+    """One graph of a kind.
+
+    Attributes:
+        graph_name: names the graph in files and, where two topologies meet at one site, in slot names.
+        graph: what is computed at each site.
+        places: the sites at which it acts.
+        widths: the widths of its symbols beside the site's own, in an order in which each follows from those before.
+    """
+
+    graph_name: str
+    graph: AdapterGraph
+    places: Places
+    widths: Mapping[str, Width] = field(default_factory=dict)
+
+    def widths_at(self, site: Place) -> dict[str, int]:
+        """A number for each symbol of the graph.
+
+        Raises:
+            UsageError: a width is not known, too small, or does not divide as it must.
+        """
+        found = {"d": site.width, "d_in": site.width_in}
+        for symbol, width in self.widths.items():
+            found[symbol] = width if isinstance(width, int) else width.at(site.layer, found)
+        unknown = [symbol for symbol in self.graph.symbols() if symbol not in found]
+        if unknown:
+            raise UsageError(f"graph `{self.graph_name}` has a width that is not given", found=", ".join(unknown))
+        return {symbol: found[symbol] for symbol in self.graph.symbols()}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What acts where.
+
+    Attributes:
+        name: the kind's name.
+        parts: its graphs; the first one whose places hold a site acts there.
+        scheme: how its weights are drawn where nobody says otherwise, a name in `initialise.SCHEMES`.
+    """
+
+    name: str
+    parts: tuple[KindPart, ...]
+    scheme: str = "small_normal"
+
+    @property
+    def graph(self) -> AdapterGraph:
+        """The graph of its first part."""
+        return self.parts[0].graph
+
+    @property
+    def graph_name(self) -> str:
+        """The name of its first graph."""
+        return self.parts[0].graph_name
+
+    @property
+    def graphs(self) -> dict[str, AdapterGraph]:
+        """Its graphs by name."""
+        return {part.graph_name: part.graph for part in self.parts}
+
+    def part_at(self, site: Place) -> KindPart | None:
+        """What acts at a site, if anything does."""
+        return next((part for part in self.parts if part.places.hold(site)), None)
+
+    def at(self, sites: Iterable[Place]) -> Iterator[tuple[Place, KindPart]]:
+        """The sites at which it acts, with what acts there."""
+        for site in sites:
+            part = self.part_at(site)
+            if part is not None:
+                yield site, part
+
+    def placements(self, sites: Iterable[Place]) -> dict[str, Placement]:
+        """What acts where in a base, with its widths; empty if the base has none of the places.
+
+        Raises:
+            UsageError: a width is not known, or does not divide as it must.
+        """
+        return {site.name: Placement(part.graph_name, part.widths_at(site)) for site, part in self.at(sites)}
+
+    def with_widths(self, **widths: Width) -> Kind:
+        """The kind with other widths, such as `b=32`, in those of its parts that have them."""
+        return replace(self, parts=tuple(_rewidened(part, widths) for part in self.parts))
+
+    def leaving_out(self, *layers: int) -> Kind:
+        """The kind without the sites of some layers."""
+        left_out = [replace(part.places, leave_out=(*part.places.leave_out, *layers)) for part in self.parts]
+        return replace(
+            self, parts=tuple(replace(part, places=places) for part, places in zip(self.parts, left_out, strict=True))
+        )
+
+    def places(self) -> str:
+        """Where it acts, in words."""
+        return "; ".join(dict.fromkeys(str(part.places) for part in self.parts))
+
+
+def _rewidened(part: KindPart, widths: Mapping[str, Width]) -> KindPart:
+    changed = {symbol: widths.get(symbol, width) for symbol, width in part.widths.items()}
+    return replace(part, widths=changed)
+
+
+def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
+    """A reduction factor, or a factor by layer number with `default` for the others, as AdapterHub writes them.
+
+    Raises:
+        UsageError: a key is neither a number nor `default`, or a factor is not positive.
+    """
+    if not isinstance(factors, Mapping):
+        return Share(of, factors)
+    layers = {key: factor for key, factor in factors.items() if key != _DEFAULT}
+    wrong = [key for key in layers if not key.isdecimal()]
+    if wrong:
+        raise UsageError(
+            "a reduction factor is given for something that is not a layer",
+            found=", ".join(f"`{key}`" for key in wrong),
+            expected="layer numbers, or `default`",
+        )
+    by_layer = {int(key): factor for key, factor in layers.items()}
+    return Share(of, factors.get(_DEFAULT), by_layer)
