@@ -170,7 +170,7 @@ def _inspect_model(path: Path, trust_pickle: bool, as_json: bool) -> None:
         return
     facts = _facts(
         ("fingerprint", _short(source.fingerprint)),
-        ("sites", f"{len(source.sites().sites)}, see `adapter-export sites {path}`"),
+        ("sites", f"{len(source.sites().sublayers)}, see `adapter-export sites {path}`"),
     )
     _show(f"{path}  {FORM_NAMES[source.form]}", [_signature(source.base.inputs, source.base.outputs), facts])
 
@@ -181,7 +181,7 @@ def _model_document(source: Source) -> dict[str, object]:
         "fingerprint": source.fingerprint,
         "inputs": [asdict(record) for record in source.base.inputs],
         "outputs": [asdict(record) for record in source.base.outputs],
-        "sites": len(source.sites().sites),
+        "sites": len(source.sites().sublayers),
     }
 
 

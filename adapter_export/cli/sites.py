@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from adapter_export.sites.given import View
     from adapter_export.sites.site import Site, SiteMap
 
-_Layer = tuple[int, tuple["Site", ...]]
+_Layer = tuple[int | None, tuple["Site", ...]]
 
 
 @click.command(
@@ -77,11 +77,11 @@ def sites(
                 "fingerprint": source.fingerprint,
                 "width": found.width,
                 "final": found.final,
-                "sites": [asdict(site) for site in found],
+                "sites": [asdict(site) for site in found.sublayers],
             }
         )
         return
-    _show(found, f"{model}  {FORM_NAMES[source.form]}, {len(found.sites)} sites, width {found.width}")
+    _show(found, f"{model}  {FORM_NAMES[source.form]}, {len(found.sublayers)} sites, width {found.width}")
 
 
 def _write(source: Source, found: SiteMap, path: Path, force: bool) -> None:
@@ -103,7 +103,9 @@ def _write(source: Source, found: SiteMap, path: Path, force: bool) -> None:
 def _show(found: SiteMap, title: str) -> None:
     from adapter_export.cli.output import console, table
 
-    rows = [(site.name, site.role, site.width, site.path or "", f"{site.h}", site.followed_by) for site in found]
+    rows = [
+        (site.name, site.role, site.width, site.path or "", f"{site.h}", site.followed_by) for site in found.sublayers
+    ]
     out = console()
     columns = ("site", "role", "width", "torch path", "value", "followed by")
     out.print(table(None, columns, rows, numbers="llr"))
@@ -117,7 +119,7 @@ def _drawing(found: SiteMap, title: str) -> Tree:
     from rich.tree import Tree
 
     tree = Tree(Text(title, style="bold"), guide_style="dim")
-    for group in _alike(found.sites):
+    for group in _alike(found.sublayers):
         (first, members), last = group[0], group[-1][0]
         name = f"layers.{first}" if first == last else f"layers.{first} … layers.{last}  ({len(group)} alike)"
         branch = tree.add(Text(name))

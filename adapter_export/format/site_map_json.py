@@ -48,7 +48,7 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
     """
     sites: dict[str, dict[str, object]] = {}
     for view, found in views.items():
-        for site in found:
+        for site in found.sublayers:
             entry = sites.setdefault(site.name, {"role": site.role, "layer": site.layer})
             entry[view] = {"h": site.h, "x": site.x, "u": site.u}
     final = {view: found.final for view, found in views.items()}

@@ -189,7 +189,7 @@ class _Build:
             inputs=self.base.inputs,
             outputs=(*self.base.outputs, *(output for output in outputs if output.name == head)),
             head_output=head,
-            sites=tuple(self._site(site) for site in self.base.sites),
+            sites=tuple(self._site(site) for site in self.base.sites.sublayers),
             slots=self.plan.slots,
             adapters=tuple(records),
             golden=golden,
@@ -199,6 +199,7 @@ class _Build:
 
     def _site(self, site: Site) -> SiteRecord:
         tensor = site_values(self.model).get(site.name, {}).get("h", site.h)
+        assert site.layer is not None  # a sublayer is in a layer
         return SiteRecord(site.name, site.role, site.layer, site.width, site.path, tensor)
 
     def _new(self, path: str) -> Path:

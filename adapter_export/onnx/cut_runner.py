@@ -66,7 +66,7 @@ class CutRunner:
             return run_session(open_session(self._base.model, self._base.folder, optimize=False), inputs, self._outputs)
         plan_slots([adapter], self._base.sites)
         feeds = dict(inputs)
-        for site in self._base.sites:
+        for site in self._base.sites.sublayers:
             feeds[cut_input(site.name)] = self._adapted(site, feeds, adapter)
         return self._finish(feeds, inputs, adapter)
 

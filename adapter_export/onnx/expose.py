@@ -42,7 +42,7 @@ def cut(base: OnnxBase) -> ir.Model:
     it, and the final hidden state at `head/hidden`.
     """
     graft = Graft.onto(base.model)
-    for site in base.sites:
+    for site in base.sites.sublayers:
         values = graft.site_values(site)
         _cut_at(graft, values["h"], cut_input(site.name))
         for value, shown in values.items():

@@ -12,6 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx.fused import SUMMANDS, hides_sum, is_skip_norm, sum_output
+from adapter_export.onnx.norms import NORMS, norm_of
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 
 _FACTORS: Mapping[str, tuple[int, ...]] = {
@@ -29,8 +30,6 @@ _CONVOLUTIONS: Mapping[str, tuple[int, ...]] = {
 
 _PROJECTING = frozenset({("com.microsoft", "Attention"), ("com.microsoft", "QAttention")})
 """The fused attentions that hold the weights of query, key and value, as their second input."""
-
-_NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
 """Moves that leave every number where it is as long as the shape stays."""
@@ -200,7 +199,9 @@ def _seen(node: ir.Node, name: str, activations: Set[str]) -> Iterator[FlowNode]
         return
     summands = tuple(value for value in map(_name, _read(node)[:SUMMANDS]) if value in activations)
     total = _sum_name(node, name)
-    yield replace(seen, kind="add" if len(summands) == SUMMANDS else "other", inputs=summands, outputs=(total,))
+    yield replace(
+        seen, kind="add" if len(summands) == SUMMANDS else "other", inputs=summands, outputs=(total,), norm=None
+    )
     normed = tuple(value for value in seen.outputs if value != total)
     yield replace(seen, name=f"{name}/norm", kind="norm", inputs=(total,), outputs=normed)
 
@@ -220,6 +221,7 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         outputs=tuple(value.name for value in node.outputs if value.name),
         weighted=_is_weighted(node, activations),
         path=_path(node),
+        norm=norm_of(node),
     )
 
 
@@ -233,7 +235,7 @@ def _kind(node: ir.Node, inputs: tuple[str, ...]) -> NodeKind:
         return "convolution"
     if op.endswith("Attention"):
         return "attention"
-    if op in _NORMS:
+    if op in NORMS:
         return "norm"
     return "layout" if op in _MOVES and not _keeps_places(node) else "other"
 

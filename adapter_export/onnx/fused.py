@@ -63,7 +63,7 @@ def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
     Raises:
         BaseModelError: a bias was fused behind the sum of two parallel sublayers, and nothing says whose it is.
     """
-    residuals = {site.residual for site in sites}
+    residuals = {site.residual for site in sites.sublayers if site.residual is not None}
     sums = {value for name in residuals for value in nodes[name].outputs}
     for name, node in nodes.items():
         if name not in residuals and _bias(node) is not None and not sums.isdisjoint(node.inputs[:SUMMANDS]):

@@ -52,6 +52,7 @@ class Graft:
 
         A bias of `h` that is fused into the sum behind it is taken out there and added to `h` first.
         """
+        assert site.residual is not None  # a sublayer has one
         residual = self.nodes[site.residual]
         bias = take_bias(residual)
         if bias is not None:

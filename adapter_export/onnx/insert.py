@@ -50,7 +50,7 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
     """
     graft = Graft.onto(base.model)
     insertion = _Insertion(base, graft)
-    for site in base.sites:
+    for site in base.sites.sublayers:
         if plan.at(site.name):
             insertion.adapt(site, plan.at(site.name))
     head = insertion.add_heads(plan.at(HEAD)) if plan.has_head else None

@@ -18,7 +18,7 @@ from adapter_export.onnx.session import open_session, run_session
 from adapter_export.reference.budget import budget
 from adapter_export.reference.inputs import InputCase
 from adapter_export.sites.extent import extent
-from adapter_export.sites.site import Site, SiteMap
+from adapter_export.sites.site import SiteMap
 
 _EXTERNAL_BYTES = 1024
 """Smaller tensors stay in the graph's own file."""
@@ -64,12 +64,12 @@ def write_remade(model: ir.Model, base: OnnxBase, folder: Path, done: str) -> On
 
 
 def _identities(sites: SiteMap) -> tuple[tuple[str, str, int], ...]:
-    return tuple((site.name, site.role, site.width) for site in sites)
+    return tuple((site.name, site.role, site.width) for site in sites.sublayers)
 
 
 def _with_paths(made: SiteMap, known: SiteMap) -> SiteMap:
-    sites: list[Site] = [replace(site, path=before.path) for site, before in zip(made, known, strict=True)]
-    return replace(made, sites=tuple(sites))
+    paths = {site.name: site.path for site in known}
+    return replace(made, sites=tuple(replace(site, path=paths.get(site.name, site.path)) for site in made))
 
 
 def _check_same(what: str, found: Sequence[object], expected: Sequence[object], base: OnnxBase, done: str) -> None:

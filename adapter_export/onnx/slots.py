@@ -145,7 +145,7 @@ def plan_slots(adapters: Sequence[Adapter], sites: SiteMap) -> SlotPlan:
     forms = _forms(adapters)
     names = _graph_names(adapters)
     parts = []
-    for owner, width in [*((site.name, site.width) for site in sites), (HEAD, sites.width)]:
+    for owner, width in [*((site.name, site.width) for site in sites.sublayers), (HEAD, sites.width)]:
         here = sorted((names[key], key) for key in forms.get(owner, {}))
         for name, key in here:
             form = forms[owner][key]
@@ -221,7 +221,7 @@ def first_free(name: str, taken: Collection[str]) -> str:
 
 
 def _check_fit(adapters: Sequence[Adapter], sites: SiteMap) -> None:
-    widths = {**{site.name: site.width for site in sites}, HEAD: sites.width}
+    widths = {**{site.name: site.width for site in sites.sublayers}, HEAD: sites.width}
     faults = [fault for adapter in adapters for fault in _misfits(adapter, widths)]
     if faults:
         raise AdapterError(

@@ -8,13 +8,13 @@ inside a sublayer is not on the chain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.ancestry import is_stream
 from adapter_export.sites.index import FlowIndex
-from adapter_export.sites.site import Role, Site, SiteMap
+from adapter_export.sites.site import Norm, Role, Site, SiteMap
 from adapter_export.sites.stream import Residual, residual_stream
 from adapter_export.sites.view import FlowGraph, FlowNode
 
@@ -51,23 +51,29 @@ def _final(index: FlowIndex, total: str) -> str:
 
 @dataclass(frozen=True)
 class _Sublayer:
-    """What computes one `h` from `x`; `add` is the node that reads `h`, `total` the sum with the stream."""
+    """What computes one `h` from `x`.
+
+    `add` is the node that reads `h`, `total` the sum with the stream, which ends there if the sublayer `is_last`.
+    """
 
     role: Role
     x: str
     h: str
     add: FlowNode
     total: str
+    is_last: bool = False
 
 
-def _sublayers(index: FlowIndex, stream: Iterable[Residual]) -> Iterator[_Sublayer]:
+def _sublayers(index: FlowIndex, stream: Sequence[Residual]) -> Iterator[_Sublayer]:
     """The sublayers in order; of those that read the same `x`, attention first."""
     groups: dict[str, list[_Sublayer]] = {}
     for residual in stream:
         groups.setdefault(residual.x, []).extend(_split(index, residual, residual.h, residual.add))
+    continued = {residual.previous.total for residual in stream if residual.previous is not None}
     for group in groups.values():
         ordered = sorted(group, key=lambda sublayer: sublayer.role != "attention")
-        yield from (replace(sublayer, total=group[-1].total) for sublayer in ordered)
+        total = group[-1].total
+        yield from (replace(sublayer, total=total, is_last=total not in continued) for sublayer in ordered)
 
 
 def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Iterator[_Sublayer]:
@@ -104,18 +110,42 @@ def _layers(sublayers: Iterable[_Sublayer]) -> Iterator[int]:
 
 def _site(index: FlowIndex, sublayer: _Sublayer, layer: int) -> Site:
     positions = index.between(sublayer.x, sublayer.h)
+    u = index.last_before_product(sublayer.x, positions, readers=set(positions))
+    y, norm = block_output(index, sublayer.total, ends=sublayer.is_last and u != sublayer.x)
+    width = _width(index.flow, sublayer.h)
     return Site(
         name=f"layers.{layer}.{sublayer.role}",
         role=sublayer.role,
         layer=layer,
-        width=_width(index.flow, sublayer.h),
+        width=width,
+        width_in=width,
         h=sublayer.h,
         x=sublayer.x,
-        u=index.last_before_product(sublayer.x, positions, readers=set(positions)),
+        u=u,
+        y=y,
+        norm=norm,
         residual=sublayer.add.name,
         path=path_of([index.nodes[at] for at in positions]),
         followed_by=follower_of(index, sublayer.total),
     )
+
+
+def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm | None]:
+    """The block's output `y`, and the norm that makes it of the sum `total`.
+
+    A norm counts if everything that is computed from the sum goes through it. Where the stream `ends` behind blocks
+    with norms of their own before them, the norm that follows is that of the whole base, and no block's.
+    """
+    positions = [] if ends else list(index.computed_from(total))
+    through = index.last_before_product(total, positions)
+    inside = [at for at in positions if at <= index.position(through)]
+    for count, at in enumerate(inside, 1):
+        node = index.nodes[at]
+        if node.norm is not None and index.last_before_product(total, inside[:count]) in node.outputs:
+            return index.last_before_product(total, inside[:count]), node.norm
+    if any(_is_statistic(index, index.nodes[at]) for at in inside):
+        return through, Norm("unknown", 0.0, None, None)
+    return total, None
 
 
 def path_of(nodes: Iterable[FlowNode]) -> str | None:
@@ -129,9 +159,14 @@ def follower_of(index: FlowIndex, total: str) -> str:
         node = index.nodes[at]
         if node.kind not in ("other", "layout"):
             return node.kind
-        if node.kind == "other" and not index.flow.alike(node.inputs[0], node.outputs[0]):
-            return "norm"  # one in small pieces begins with a statistic of the features
+        if _is_statistic(index, node):
+            return "norm"
     return next((node.kind for node in index.readers(total)), "output")
+
+
+def _is_statistic(index: FlowIndex, node: FlowNode) -> bool:
+    """Whether it reduces the features of each token, as a norm in small pieces begins."""
+    return node.kind == "other" and not index.flow.alike(node.inputs[0], node.outputs[0])
 
 
 def _width(flow: FlowGraph, value: str) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from adapter_export.errors import NoSitesError, UsageError
 from adapter_export.sites.ancestry import is_stream
-from adapter_export.sites.discover import discover, follower_of, path_of
+from adapter_export.sites.discover import block_output, discover, follower_of, path_of
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import Role, Site, SiteMap
 from adapter_export.sites.view import FlowGraph, FlowNode
@@ -127,9 +127,21 @@ class _Check:
         width = self.index.flow.width(values.h)
         assert width is not None  # a stream has a known width
         nodes = [self.index.nodes[at] for at in self.index.between(values.x, values.h)]
-        path, follower = path_of(nodes), follower_of(self.index, add.outputs[0])
+        y, norm = block_output(self.index, add.outputs[0], ends=values.u != values.x)
         return Site(
-            name, given.role, given.layer, width, values.h, values.x, values.u, add.name, path, followed_by=follower
+            name=name,
+            role=given.role,
+            layer=given.layer,
+            width=width,
+            width_in=width,
+            h=values.h,
+            x=values.x,
+            u=values.u,
+            y=y,
+            norm=norm,
+            residual=add.name,
+            path=path_of(nodes),
+            followed_by=follower_of(self.index, add.outputs[0]),
         )
 
     def final(self, value: str) -> None:

@@ -2,42 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-Role = Literal["attention", "ffn"]
+Role = Literal["attention", "ffn", "linear", "embeddings"]
+
+SUBLAYERS: tuple[Role, ...] = ("attention", "ffn")
+"""The roles of what adds its output to the residual stream."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over the features of each token.
+
+    Attributes:
+        kind: `layer` or `rms`; `unknown` where a norm stands that cannot be read.
+        epsilon: what is added to the variance, or to the mean of the squares.
+        weight: the trained factor [d], by its name in the view that found it; none if there is none.
+        bias: the trained summand [d], likewise.
+    """
+
+    kind: Literal["layer", "rms", "unknown"]
+    epsilon: float
+    weight: str | None
+    bias: str | None
 
 
 @dataclass(frozen=True)
 class Site:
-    """One sublayer of the base, as values of its dataflow graph (names of the view that found it).
+    """One place in the base, as values of its dataflow graph (names of the view that found it).
+
+    A sublayer has all values. A linear layer inside it has `u` and `h` alone, the embeddings have `h` alone; each value
+    is [batch, tokens, width], or [batch·tokens, width] in a base that flattens them there.
 
     Attributes:
-        name: canonical, such as `layers.3.attention`.
-        role: `attention` if the sublayer multiplies activations with activations, else `ffn`.
-        layer: counted from 0.
-        width: the width `d` of the residual stream.
-        h: the sublayer's output, before the residual add; like `x` and `u` [batch, tokens, d], or [batch·tokens, d] in
-            a base that flattens them there.
+        name: canonical, such as `layers.3.attention`, `layers.3.attention.query` or `embeddings`.
+        role: `attention` if the sublayer multiplies activations with activations, else `ffn`; `linear` or `embeddings`.
+        layer: counted from 0; none for the embeddings.
+        width: the width `d` of `h`; at a sublayer that of the residual stream.
+        width_in: the width `d_in` of `u`; `d` where there is no `u`.
+        h: the sublayer's output, before the residual add; a linear layer's output with its bias; what the first
+            sublayer's stream starts from.
         x: the residual stream at the sublayer's start.
-        u: what the sublayer itself reads: `x` after the pre-norm where there is one, else `x`.
+        u: what the sublayer itself reads: `x` after the pre-norm where there is one, else `x`; a linear layer's input.
+        y: the block's output after the add, and after the norm where the base normalises the sum.
+        norm: the norm between that sum and `y`; none where there is none.
         residual: the node that adds `h`: to `x`, or to the sublayer beside it in a parallel block.
-        path: the path of the module with the sublayer's last product, its output projection, if the exporter recorded
-            it. A module that is called once per layer gives several sites the same path.
-        followed_by: the kind of what reads the sum first, such as `norm`, or `output`.
+        path: the path of the module with the last product, at a sublayer its output projection, if the exporter
+            recorded it. A module that is called once per layer gives several sites the same path.
+        followed_by: the kind of what reads the sum first, such as `norm`, or `output`; at a linear layer, what reads
+            `h` first.
+        parts: the slices [start, end) of `h` that are layers of their own, in a fused linear layer.
     """
 
     name: str
     role: Role
-    layer: int
+    layer: int | None
     width: int
+    width_in: int
     h: str
-    x: str
-    u: str
-    residual: str
+    x: str | None
+    u: str | None
+    y: str | None
+    norm: Norm | None
+    residual: str | None
     path: str | None
     followed_by: str
+    parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,7 +77,7 @@ class SiteMap:
     """All sites of a base, in the order of evaluation.
 
     Attributes:
-        sites: the sublayers.
+        sites: the sublayers, the linear layers inside them, and the embeddings.
         final: the value that holds the final hidden state, [batch, tokens, d], which a head reads.
         width: the width of the final hidden state.
     """
@@ -56,6 +88,11 @@ class SiteMap:
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
+
+    @property
+    def sublayers(self) -> tuple[Site, ...]:
+        """The sites of the roles `attention` and `ffn`, which have all values."""
+        return self.of_roles(SUBLAYERS)
 
     def of_roles(self, roles: tuple[str, ...]) -> tuple[Site, ...]:
         """The sites whose role is one of `roles`."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from adapter_export.sites.site import Norm
+
 NodeKind = Literal["add", "product", "convolution", "attention", "norm", "layout", "other"]
 
 Dim = int | str | None
@@ -29,6 +31,7 @@ class FlowNode:
         outputs: the values it defines.
         weighted: whether one of the factors of a product is a trained weight.
         path: the module path that the exporter recorded, if any.
+        norm: of a norm, and of the last piece of one that is written out: which one it is.
     """
 
     name: str
@@ -38,6 +41,7 @@ class FlowNode:
     outputs: tuple[str, ...]
     weighted: bool
     path: str | None = None
+    norm: Norm | None = None
 
     @property
     def multiplies(self) -> bool:

@@ -190,13 +190,13 @@ def _layers(adapter: Adapter) -> dict[str, GraphLayer]:
 
 
 def _check_places(adapter: Adapter, sites: SiteMap) -> None:
-    widths = {site.name: site.width for site in sites} | {HEAD: sites.width}
+    widths = {site.name: site.width for site in sites.sublayers} | {HEAD: sites.width}
     for owner, _, given in adapter.parts():
         if owner not in widths:
             raise AdapterError(
                 f"the base has no site `{owner}`",
                 where=f"adapter `{adapter.name}`",
-                found=", ".join(site.name for site in sites),
+                found=", ".join(site.name for site in sites.sublayers),
                 fix="see the sites with `adapter-export sites MODEL`",
             )
         found = {symbol: given[symbol] for symbol in ("d", "d_in") if symbol in given}

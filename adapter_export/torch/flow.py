@@ -8,6 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
+from adapter_export.torch.norms import NORMS, norm_of
 
 _FACTORS: Mapping[str, slice] = {
     **dict.fromkeys(("linear", "matmul", "mm", "bmm", "_scaled_mm", "_grouped_mm", "grouped_mm_fallback"), slice(0, 2)),
@@ -18,7 +19,6 @@ _FACTORS: Mapping[str, slice] = {
 """The products, and which of the tensors they read are multiplied; the others are biases."""
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv_transpose1d", "conv_transpose2d")
-_NORMS = ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 
 _RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "view_as", "reshape_as", "flatten", "unflatten"}) | frozenset(
     {"squeeze", "unsqueeze", "expand", "expand_as", "slice", "narrow"}
@@ -91,6 +91,7 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
         outputs=(node.name,),
         weighted=_is_weighted(node, op, activations),
         path=_path(node),
+        norm=norm_of(node, op),
     )
 
 
@@ -103,7 +104,7 @@ def _kind(node: Node, op: str, read: list[Node]) -> NodeKind:
         return "convolution"
     if "attention" in op:
         return "attention"
-    if op in _NORMS:
+    if op in NORMS:
         return "norm"
     return "layout" if op in _MOVES and not _keeps_places(node, op) else "other"
 

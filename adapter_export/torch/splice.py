@@ -29,7 +29,7 @@ def splice(base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mappi
     graph, copies = _copied(base.graph)
     modules = {_target(index): layer for index, layer in enumerate(layers.values())}
     owners = {owner: _target(index) for index, owner in enumerate(layers)}
-    for site in sites:
+    for site in sites.sublayers:
         if site.name in owners:
             _insert(graph, copies, site, layers[site.name], owners[site.name])
     results = [copies[sites.final]]

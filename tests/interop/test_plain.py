@@ -15,7 +15,8 @@ D, B = 6, 3
 
 def _site(layer: int, role: str) -> Site:
     name = f"layers.{layer}.{role}"
-    return Site(name, role, layer, D, f"{name}.h", f"{name}.x", f"{name}.x", f"{name}.add", None, "layer_norm")
+    values = [f"{name}.h", f"{name}.x", f"{name}.x", f"{name}.y"]
+    return Site(name, role, layer, D, D, *values, None, f"{name}.add", None, "norm")
 
 
 SITES = SiteMap(tuple(_site(layer, role) for layer in range(2) for role in ("attention", "ffn")), "final", D)
