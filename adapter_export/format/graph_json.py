@@ -10,12 +10,16 @@ from adapter_export.graph.ops import Dim
 
 
 def graph_to_json(graph: AdapterGraph) -> dict[str, Any]:
-    """The graph as a JSON object; a node's `parameters` and `attributes` are left out where it has none."""
+    """The graph as a JSON object; what is empty or has its default is left out."""
+    place = {"replaces": graph.replaces} if graph.replaces != "h" else {}
+    shared = {"shared": list(graph.shared)} if graph.shared else {}
     return {
         "inputs": list(graph.inputs),
         "parameters": {name: list(shape) for name, shape in graph.parameters.items()},
         "nodes": [_node_to_json(node) for node in graph.nodes],
         "result": graph.result,
+        **place,
+        **shared,
     }
 
 
@@ -30,6 +34,8 @@ def graph_from_json(document: Mapping[str, Any]) -> AdapterGraph:
         parameters={name: tuple(map(_dim, shape)) for name, shape in document["parameters"].items()},
         nodes=tuple(map(_node_from_json, document["nodes"])),
         result=document["result"],
+        replaces=document.get("replaces", "h"),
+        shared=tuple(document.get("shared", ())),
     )
 
 

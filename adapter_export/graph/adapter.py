@@ -12,11 +12,14 @@ import numpy as np
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError
-from adapter_export.graph.cost import NO_COST, Cost, cost
+from adapter_export.graph.cost import NO_COST, Cost, cost, stored
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph
 
 HEAD = "head"
 """The prefix of the head's tensors, where a site's tensors have the site's name."""
+
+SHARED = "shared"
+"""The prefix of tensors that all sites of one graph have in common: `shared.<graph>.<parameter>`."""
 
 _LOGITS = ("batch", "classes")
 
@@ -62,7 +65,8 @@ class Adapter:
         base: the fingerprint of the base that it was trained on.
         graphs: the graphs by name.
         placements: what acts where, by site, in the order of the base.
-        weights: float32 tensors `<site>.<parameter>`, and `head.<parameter>` for the head.
+        weights: float32 tensors `<site>.<parameter>`, `shared.<graph>.<parameter>` for what the graph shares, and
+            `head.<parameter>` for the head.
         head: the prediction head, if it has one.
         training: the training record, any JSON object.
 
@@ -91,17 +95,19 @@ class Adapter:
             raise AdapterError("graphs and placements differ", where=f"adapter `{self.name}`", found=", ".join(unknown))
         if not self.placements and self.head is None:
             raise AdapterError("acts nowhere", where=f"adapter `{self.name}`", expected="a placement or a head")
-        if HEAD in self.placements:
-            raise AdapterError("a site may not be called `head`", where=f"adapter `{self.name}`")
+        for reserved in (HEAD, SHARED):
+            if reserved in self.placements:
+                raise AdapterError(f"a site may not be called `{reserved}`", where=f"adapter `{self.name}`")
         if self.head is not None:
             self._check_head(self.head)
         self._check_ends()
         self._check_tensor_names()
+        self._check_shared_shapes()
 
     def _check_ends(self) -> None:
-        """A site's graph reads site values and returns what replaces `h`; a head's reads its own and returns logits."""
+        """A site's graph reads site values and replaces one of them; a head's reads its own and returns logits."""
         for owner, graph, _ in self.parts():
-            values, result = (HEAD_VALUES, _LOGITS) if owner == HEAD else (SITE_VALUES, SITE_VALUES["h"])
+            values, result = (HEAD_VALUES, _LOGITS) if owner == HEAD else (SITE_VALUES, SITE_VALUES[graph.replaces])
             where = f"adapter `{self.name}`, `{owner}`"
             if not set(graph.inputs) <= set(values):
                 raise AdapterError(
@@ -115,7 +121,8 @@ class Adapter:
                 raise AdapterError("a graph returns a wrong shape", where=where, found=found, expected=list(result))
 
     def _check_tensor_names(self) -> None:
-        names = Counter(f"{owner}.{name}" for owner, graph, _ in self.parts() for name in graph.parameters)
+        tensors = {(prefix, name) for owner, _, _ in self.parts() for name, prefix in self._prefixes(owner).items()}
+        names = Counter(f"{prefix}.{name}" for prefix, name in tensors)
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
             raise AdapterError(
@@ -124,6 +131,18 @@ class Adapter:
                 found=", ".join(f"`{name}`" for name in twice),
                 fix="rename a parameter of its graphs",
             )
+
+    def _check_shared_shapes(self) -> None:
+        """What places share has one shape, whatever their widths."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in self._shapes():
+            if shapes.setdefault(name, shape) != shape:
+                raise AdapterError(
+                    "a shared tensor has different shapes in different places",
+                    where=f"adapter `{self.name}`, `{name}`",
+                    found=f"{list(shapes[name])} and {list(shape)}",
+                    fix="give those places the same widths, or graphs of their own",
+                )
 
     def _check_head(self, head: Head) -> None:
         found = len(head.labels)
@@ -137,11 +156,21 @@ class Adapter:
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape that each of its tensors must have."""
-        return {
-            f"{owner}.{name}": shape
-            for owner, graph, widths in self.parts()
-            for name, shape in graph.parameter_shapes(widths).items()
-        }
+        return dict(self._shapes())
+
+    def tensor_names(self, owner: str) -> dict[str, str]:
+        """The tensor behind each parameter of one site, or of the `head`; what is shared has one name everywhere."""
+        return {name: f"{prefix}.{name}" for name, prefix in self._prefixes(owner).items()}
+
+    def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for owner, graph, widths in self.parts():
+            names = self.tensor_names(owner)
+            yield from ((names[name], shape) for name, shape in graph.parameter_shapes(widths).items())
+
+    def _prefixes(self, owner: str) -> dict[str, str]:
+        graph = next(graph for name, graph, _ in self.parts() if name == owner)
+        common = f"{SHARED}.{self.placements[owner].graph}" if graph.shared else owner
+        return {name: common if name in graph.shared else owner for name in graph.parameters}
 
     def parts(self) -> Iterator[tuple[str, AdapterGraph, Mapping[str, int]]]:
         """Every site's graph with its widths, then the head's under the name `head`."""
@@ -152,13 +181,12 @@ class Adapter:
 
     def parameters(self, owner: str) -> Weights:
         """The tensors of one site, or of the `head`, by the parameter names of its graph."""
-        prefix = f"{owner}."
-        graph = next(graph for name, graph, _ in self.parts() if name == owner)
-        return {name: self.weights[prefix + name] for name in graph.parameters}
+        return {name: self.weights[tensor] for name, tensor in self.tensor_names(owner).items()}
 
     def cost(self) -> Cost:
-        """Parameters, bytes and multiply-accumulates of all its parts together."""
-        return sum((cost(graph, widths) for _, graph, widths in self.parts()), NO_COST)
+        """Parameters, bytes and multiply-accumulates of all its parts together; what is shared is stored once."""
+        total = sum((cost(graph, widths) for _, graph, widths in self.parts()), NO_COST)
+        return stored(self.tensor_shapes().values(), total.multiply_accumulates)
 
 
 def check_name(name: str) -> str:

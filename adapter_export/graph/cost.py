@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adapter_export.graph.graph import AdapterGraph, resolve
@@ -44,8 +44,13 @@ def cost(graph: AdapterGraph, widths: Mapping[str, int]) -> Cost:
         graph: the graph.
         widths: a number for each of its symbols, such as `{"d": 384, "b": 64}`.
     """
-    parameters = sum(math.prod(shape) for shape in graph.parameter_shapes(widths).values())
-    return Cost(parameters, parameters * _FLOAT32_BYTES, _multiply_accumulates(graph, widths))
+    return stored(graph.parameter_shapes(widths).values(), _multiply_accumulates(graph, widths))
+
+
+def stored(shapes: Iterable[tuple[int, ...]], multiply_accumulates: int) -> Cost:
+    """The price of float32 tensors of these shapes, and of the work that is done with them."""
+    parameters = sum(map(math.prod, shapes))
+    return Cost(parameters, parameters * _FLOAT32_BYTES, multiply_accumulates)
 
 
 def _multiply_accumulates(graph: AdapterGraph, widths: Mapping[str, int]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from adapter_export.dtypes import Weights
 from adapter_export.errors import GraphError
 from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.graph.rewire import bypass, producer
 
 _TRANSPARENT = frozenset({"identity", "dropout"})
 
@@ -18,7 +18,7 @@ _TRANSPARENT = frozenset({"identity", "dropout"})
 def inference_form(graph: AdapterGraph) -> AdapterGraph:
     """The graph without what training alone needs and without factors that `fold_weights` puts into the weights."""
     while (node := _next_to_remove(graph)) is not None:
-        graph = _bypass(graph, node)
+        graph = bypass(graph, node)
     return graph
 
 
@@ -32,11 +32,11 @@ def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> W
     """
     folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     while (node := _next_to_remove(graph)) is not None:
-        source = _producer(graph, node.inputs[0])
+        source = producer(graph, node.inputs[0])
         if node.op == "scale" and source is not None:
             for name in source.parameters.values():
                 folded[name] = folded[name] * node.attributes["factor"]
-        graph = _bypass(graph, node)
+        graph = bypass(graph, node)
     return {name: _float32(name, value) for name, value in folded.items()}
 
 
@@ -61,23 +61,9 @@ def _folds(graph: AdapterGraph, node: Node) -> bool:
     """Whether it is a factor on a linear that nobody else reads and that shares no parameter."""
     if node.op != "scale":
         return False
-    source = _producer(graph, node.inputs[0])
+    source = producer(graph, node.inputs[0])
     if source is None or source.op != "linear":
         return False
     names = [name for other in graph.nodes for name in other.parameters.values()]
     readers = sum(other.inputs.count(source.output) for other in graph.nodes) + (graph.result == source.output)
     return readers == 1 and all(names.count(name) == 1 for name in source.parameters.values())
-
-
-def _producer(graph: AdapterGraph, value: str) -> Node | None:
-    return next((node for node in graph.nodes if node.output == value), None)
-
-
-def _bypass(graph: AdapterGraph, node: Node) -> AdapterGraph:
-    (source,) = node.inputs
-    rest = tuple(
-        replace(other, inputs=tuple(source if name == node.output else name for name in other.inputs))
-        for other in graph.nodes
-        if other is not node
-    )
-    return replace(graph, nodes=rest, result=source if graph.result == node.output else graph.result)

@@ -12,9 +12,14 @@ SITE_VALUES: Mapping[str, Shape] = {
     "h": ("batch", "tokens", "d"),
     "x": ("batch", "tokens", "d"),
     "u": ("batch", "tokens", "d_in"),
+    "y": ("batch", "tokens", "d"),
 }
 """What a graph may read at a site: `h` the sublayer's output before the residual add, `x` the residual stream at the
-sublayer's start, `u` what the sublayer itself reads. `d_in` equals `d` at sublayers."""
+sublayer's start, `u` what the sublayer itself reads, `y` the block's output after add and norm. `d_in` equals `d` at
+sublayers."""
+
+READABLE: Mapping[str, tuple[str, ...]] = {"u": ("x", "u"), "h": ("h", "x", "u"), "y": ("h", "x", "u", "y")}
+"""For each site value that a result may replace: what is computed by then, so that the graph may read it."""
 
 HEAD_VALUES: Mapping[str, Shape] = {"hidden": ("batch", "tokens", "d"), "mask": ("batch", "tokens")}
 """What a prediction head may read: the final hidden state, and the attention mask as numbers (1 real, 0 padding)."""
@@ -51,6 +56,8 @@ class AdapterGraph:
         parameters: the symbolic shape of every tensor it owns.
         nodes: the ops, each after those whose outputs it reads.
         result: the value it returns.
+        replaces: the site value that the result stands for, a key of `READABLE`; of no meaning in a head.
+        shared: the parameters that all places of one adapter with this graph have in common.
 
     Raises:
         GraphError: it is not well formed; the message names the node.
@@ -60,8 +67,11 @@ class AdapterGraph:
     parameters: Mapping[str, Shape]
     nodes: tuple[Node, ...]
     result: str
+    replaces: str = "h"
+    shared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_place()
         self._check_parameter_shapes()
         shapes = self.shapes()
         if self.result not in shapes:
@@ -79,6 +89,26 @@ class AdapterGraph:
                 raise GraphError("a value is defined twice", where=where, found=f"`{node.output}`")
             known[node.output] = self._output_shape(node, known, where)
         return known
+
+    def _check_place(self) -> None:
+        if self.replaces not in READABLE:
+            raise GraphError("nothing that can be replaced", found=f"`{self.replaces}`", expected=", ".join(READABLE))
+        if self.reads_head_values() and (self.replaces != "h" or self.shared):
+            raise GraphError("a head replaces nothing and shares nothing", found=f"`{self.replaces}`, {self.shared}")
+        late = sorted(set(self.inputs) & set(SITE_VALUES) - set(READABLE[self.replaces]))
+        if late:
+            raise GraphError(
+                f"values are read that are computed after `{self.replaces}`, which the result replaces",
+                found=", ".join(late),
+                expected=", ".join(READABLE[self.replaces]),
+            )
+        unknown = sorted(set(self.shared) - set(self.parameters))
+        if unknown or len(set(self.shared)) != len(self.shared):
+            raise GraphError(
+                "what is shared are different parameters of the graph",
+                found=", ".join(self.shared),
+                expected=", ".join(self.parameters),
+            )
 
     def _check_parameter_shapes(self) -> None:
         for name, shape in self.parameters.items():

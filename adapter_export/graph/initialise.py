@@ -65,7 +65,7 @@ SCHEMES: Mapping[str, Scheme] = {
 is `h` plus something: only the closing projection learns in the first step (He et al. 2022; LoRA does the same)."""
 
 _HEAD_SCHEME = Scheme(head_normal, head_normal)
-_CLOSING_PATH = frozenset({"add", "scale", "dropout", "identity", "layer_norm"})
+_CLOSING_PATH = frozenset({"add", "scale", "dropout", "identity", "layer_norm", "rms_norm"})
 
 
 def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng: np.random.Generator) -> Weights:

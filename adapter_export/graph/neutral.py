@@ -1,7 +1,7 @@
-"""Neutral parameters: those for which a graph returns `h` itself, so that its slots can lie idle in a shared graph.
+"""Neutral parameters: a graph returns what it replaces, so that its slots can lie idle in a shared ONNX graph.
 
 Found by reasoning about the graph, not by a list of kinds: every linear and every norm is set to zero, and zero is
-followed through the ops. What arrives at the result is `h`, or there are no neutral parameters of this form.
+followed through the ops. What arrives at the result is the replaced value, or no parameters of this form are neutral.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNKNOWN = "unknown"
 _ZERO_KEEPING = frozenset(
     {"relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "leaky_relu", "scale", "first_token", "mean_pool"}
 )
-_ALWAYS_ZERO_WHEN_NEUTRAL = frozenset({"linear", "layer_norm"})
+_ALWAYS_ZERO_WHEN_NEUTRAL = frozenset({"linear", "layer_norm", "rms_norm"})
 
 
 def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[str, int]:
@@ -31,13 +31,13 @@ def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[
 
 
 def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weights:
-    """Parameters for which a site's graph returns `h`, or a head's graph returns zeros.
+    """Parameters for which a site's graph returns the value that it replaces, or a head's graph returns zeros.
 
     Raises:
         NotNeutralError: the graph has none; the message says what arrives at its result instead.
     """
     reached = _follow_zero(graph)[graph.result]
-    wanted = _ZERO if graph.reads_head_values() else "h"
+    wanted = _ZERO if graph.reads_head_values() else graph.replaces
     if reached != wanted:
         raise NotNeutralError(
             "an adapter graph has no neutral parameters",

@@ -70,6 +70,12 @@ def _linear(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
     return (*inputs[0][:-1], dims["out"])
 
 
+def _base_norm(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
+    if inputs[0] != ("batch", "tokens", "d"):
+        raise GraphError("the base's norm is of width `d`", found=inputs[0], expected="[batch, tokens, d]")
+    return inputs[0]
+
+
 def _without_tokens(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
     batch, _tokens, width = _three_axes(inputs[0])
     return (batch, width)
@@ -142,9 +148,16 @@ _ROWS = (
     OpSpec(
         "layer_norm",
         "(x − mean)/√(var + epsilon)·w + b over the last axis (Ba et al. 2016, §3)",
-        parameters=(ParameterSpec("weight", ("in",)), ParameterSpec("bias", ("in",))),
+        parameters=(ParameterSpec("weight", ("in",)), ParameterSpec("bias", ("in",), optional=True)),
         attributes={"epsilon": Interval(1e-12, 1)},
     ),
+    OpSpec(
+        "rms_norm",
+        "x/√(mean(x²) + epsilon)·w over the last axis (Zhang & Sennrich 2019, §3)",
+        parameters=(ParameterSpec("weight", ("in",)),),
+        attributes={"epsilon": Interval(1e-12, 1)},
+    ),
+    OpSpec("base_norm", "the norm that the base itself applies to x + h here, with its weights", shape=_base_norm),
     OpSpec("first_token", "x[:, 0], from [batch, tokens, width] to [batch, width]", shape=_without_tokens),
     OpSpec(
         "mean_pool",
@@ -155,6 +168,9 @@ _ROWS = (
 )
 
 OPS: Mapping[str, OpSpec] = {row.name: row for row in _ROWS}
+
+BOUND_OPS = frozenset({"base_norm"})
+"""Ops that no lowering has: `adapter_export.graph.bind` replaces them by others, as the base at hand says."""
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
 """The element-wise ops that may stand between the two projections of a bottleneck."""

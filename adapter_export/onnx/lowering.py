@@ -15,6 +15,7 @@ MINIMUM_OPSET = 17
 """The first opset with `LayerNormalization`."""
 
 _GELU_OPSET = 20
+_REDUCE_AXES_OPSET = 18
 
 Values = tuple[ir.Value, ...]
 Owned = Mapping[str, ir.Value]
@@ -55,7 +56,11 @@ class Writer:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def op(
-        self, name: str, op_type: str, inputs: Sequence[ir.Value], attributes: Mapping[str, float | str] | None = None
+        self,
+        name: str,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, float | str | list[int]] | None = None,
     ) -> ir.Value:
         """Write one node whose output has the type of its first input."""
         full_name = f"{self.prefix}/{name}"
@@ -162,8 +167,26 @@ def _scale(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
 
 
 def _layer_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    inputs = (values[0], owned["weight"], owned["bias"])
+    inputs = (values[0], owned["weight"], *([owned["bias"]] if "bias" in owned else []))
     return writer.op(node.output, "LayerNormalization", inputs, {"epsilon": float(node.attributes["epsilon"])})
+
+
+def _rms_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    """In the spelling that onnxruntime's SimplifiedLayerNormFusion knows; `RMSNormalization` is of opset 23."""
+    (x,) = values
+    name = node.output
+    square = writer.op(f"{name}/square", "Pow", (x, writer.number(f"{name}/two", 2.0, x)))
+    epsilon = writer.number(f"{name}/epsilon", node.attributes["epsilon"], x)
+    shifted = writer.op(f"{name}/shifted", "Add", (_mean(writer, f"{name}/mean", square, -1), epsilon))
+    normal = writer.op(f"{name}/normal", "Div", (x, writer.op(f"{name}/root", "Sqrt", (shifted,))))
+    return writer.op(name, "Mul", (normal, owned["weight"]))
+
+
+def _mean(writer: Writer, name: str, x: ir.Value, axis: int) -> ir.Value:
+    """The mean over one axis, which stays; its number is an attribute before opset 18 and an input from there on."""
+    if writer.opset < _REDUCE_AXES_OPSET:
+        return writer.op(name, "ReduceMean", (x,), {"axes": [axis], "keepdims": 1})
+    return writer.op(name, "ReduceMean", (x, writer.integers(f"{name}/axis", [axis])), {"keepdims": 1})
 
 
 def _first_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
@@ -199,6 +222,7 @@ _WRITE: Mapping[str, Write] = {
     "add": _one("Add"),
     "multiply": _one("Mul"),
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "first_token": _first_token,
     "mean_pool": _mean_pool,
 }

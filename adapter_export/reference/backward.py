@@ -21,6 +21,7 @@ from adapter_export.reference.lowering import (
     Values,
     gelu_tanh_argument,
     normal_distribution,
+    root_mean_square,
     sigmoid,
     standardised,
     token_shares,
@@ -90,9 +91,20 @@ def _layer_norm(node: Node, values: Values, owned: Owned, gradient: Array) -> Gr
     inner: Array = gradient * owned["weight"]
     mean = inner.mean(-1, keepdims=True)
     along = (inner * normal).mean(-1, keepdims=True)
-    of_parameters = {"weight": _rows(gradient * normal).sum(0), "bias": _rows(gradient).sum(0)}
+    of_parameters: dict[str, Array] = {"weight": _rows(gradient * normal).sum(0)}
+    if "bias" in owned:
+        of_parameters["bias"] = _rows(gradient).sum(0)
     of_x: Array = (inner - mean - normal * along) / deviation
     return (of_x,), of_parameters
+
+
+def _rms_norm(node: Node, values: Values, owned: Owned, gradient: Array) -> Gradients:
+    (x,) = values
+    root = root_mean_square(x, node.attributes["epsilon"])
+    normal = x / root
+    inner: Array = gradient * owned["weight"]
+    of_x: Array = (inner - normal * (inner * normal).mean(-1, keepdims=True)) / root
+    return (of_x,), {"weight": _rows(gradient * normal).sum(0)}
 
 
 def _first_token(_: Node, values: Values, __: Owned, gradient: Array) -> Gradients:
@@ -133,6 +145,7 @@ BACKWARD: Mapping[str, Backward] = {
     "add": _add,
     "multiply": _multiply,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "first_token": _first_token,
     "mean_pool": _mean_pool,
 }

@@ -42,6 +42,12 @@ def standardised(x: Array, epsilon: float) -> tuple[Array, Array]:
     return centred / deviation, deviation
 
 
+def root_mean_square(x: Array, epsilon: float) -> Array:
+    """√(mean(x²) + epsilon) over the last axis, which has length 1 in the result."""
+    root: Array = np.sqrt(np.square(x).mean(-1, keepdims=True) + epsilon)
+    return root
+
+
 def token_shares(mask: Array) -> Array:
     """The share of each token in its row's mean, mask/max(Σ mask, 1): [batch, tokens]."""
     shares: Array = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
@@ -68,7 +74,13 @@ def _scale(node: Node, values: Values, _: Owned) -> Array:
 
 def _layer_norm(node: Node, values: Values, owned: Owned) -> Array:
     normal, _ = standardised(values[0], node.attributes["epsilon"])
-    return normal * owned["weight"] + owned["bias"]
+    scaled = normal * owned["weight"]
+    return scaled + owned["bias"] if "bias" in owned else scaled
+
+
+def _rms_norm(node: Node, values: Values, owned: Owned) -> Array:
+    (x,) = values
+    return x / root_mean_square(x, node.attributes["epsilon"]) * owned["weight"]
 
 
 def _mean_pool(_: Node, values: Values, __: Owned) -> Array:
@@ -93,6 +105,7 @@ LOWERINGS: Mapping[str, Lowering[Array]] = {
     "add": lambda _node, values, _owned: values[0] + values[1],
     "multiply": lambda _node, values, _owned: values[0] * values[1],
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "first_token": _elementwise(lambda x: x[:, 0]),
     "mean_pool": _mean_pool,
 }

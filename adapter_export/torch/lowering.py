@@ -37,7 +37,12 @@ def _dropout(node: Node, values: Values, _: Owned) -> Tensor:
 
 def _layer_norm(node: Node, values: Values, owned: Owned) -> Tensor:
     weight = owned["weight"]
-    return F.layer_norm(values[0], tuple(weight.shape), weight, owned["bias"], node.attributes["epsilon"])
+    return F.layer_norm(values[0], tuple(weight.shape), weight, owned.get("bias"), node.attributes["epsilon"])
+
+
+def _rms_norm(node: Node, values: Values, owned: Owned) -> Tensor:
+    weight = owned["weight"]
+    return F.rms_norm(values[0], tuple(weight.shape), weight, node.attributes["epsilon"])
 
 
 def _mean_pool(_: Node, values: Values, __: Owned) -> Tensor:
@@ -62,6 +67,7 @@ LOWERINGS: Mapping[str, Lowering[Tensor]] = {
     "add": lambda _node, values, _owned: values[0] + values[1],
     "multiply": lambda _node, values, _owned: values[0] * values[1],
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "first_token": _elementwise(lambda x: x[:, 0]),
     "mean_pool": _mean_pool,
 }

@@ -21,8 +21,9 @@ def graph(
     inputs: tuple[str, ...] = ("h",),
     parameters: Mapping[str, tuple[Any, ...]] | None = None,
     result: str | None = None,
+    **place: Any,
 ) -> AdapterGraph:
-    return AdapterGraph(inputs, parameters or {}, nodes, result or nodes[-1].output)
+    return AdapterGraph(inputs, parameters or {}, nodes, result or nodes[-1].output, **place)
 
 
 def linear(**changes: Any) -> Node:
@@ -35,8 +36,27 @@ FAULTS = {
         Node("relu", ("h",), "r"), Node("relu", ("r",), "r")
     ),
     "node 0 (`relu`): a value is defined twice; found `h`": lambda: graph(Node("relu", ("h",), "h")),
-    "unknown values are read; found y; expected only h, x, u (at a site) or only hidden, mask (in a head)": lambda: (
-        graph(Node("relu", ("y",), "r"), inputs=("y",))
+    "unknown values are read; found v; expected only h, x, u, y (at a site) or only hidden, mask (in a head)": lambda: (
+        graph(Node("relu", ("v",), "r"), inputs=("v",))
+    ),
+    "nothing that can be replaced; found `x`; expected u, h, y": lambda: graph(Node("relu", ("h",), "r"), replaces="x"),
+    "computed after `h`, which the result replaces; found y; expected h, x, u": lambda: graph(
+        Node("relu", ("y",), "r"), inputs=("y",)
+    ),
+    "computed after `u`, which the result replaces; found h; expected x, u": lambda: graph(
+        Node("relu", ("h",), "r"), replaces="u"
+    ),
+    "a head replaces nothing and shares nothing": lambda: graph(
+        Node("first_token", ("hidden",), "r"), inputs=("hidden",), replaces="y"
+    ),
+    "what is shared are different parameters of the graph; found down.gain": lambda: graph(
+        linear(), parameters=SHAPES, shared=("down.gain",)
+    ),
+    "what is shared are different parameters of the graph; found down.bias, down.bias": lambda: graph(
+        linear(), parameters=SHAPES, shared=("down.bias", "down.bias")
+    ),
+    "node 0 (`base_norm`): the base's norm is of width `d`": lambda: graph(
+        Node("base_norm", ("u",), "r"), inputs=("u",)
     ),
     "unknown values are read; found h, hidden": lambda: graph(
         Node("add", ("h", "hidden"), "r"), inputs=("h", "hidden")

@@ -36,6 +36,7 @@ class _Grower:
                     "add",
                     "multiply",
                     "layer_norm",
+                    "rms_norm",
                     "first_token",
                     "mean_pool",
                 ]

@@ -1,0 +1,81 @@
+"""Binding: what a graph leaves to the base is replaced by ordinary ops, as the base at hand has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from adapter_export.errors import GraphError
+from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.graph.rewire import bypass
+
+NormKind = Literal["layer", "rms", "unknown"]
+
+BASE_NORM = "base_norm"
+"""The op, and the prefix of the borrowed parameters."""
+
+BORROWED_WEIGHT, BORROWED_BIAS = f"{BASE_NORM}.weight", f"{BASE_NORM}.bias"
+"""The parameters [d] of a bound graph that are the base's tensors: no adapter holds them, no slot is made for them."""
+
+_OPS = {"layer": "layer_norm", "rms": "rms_norm"}
+
+
+def needs_base_norm(graph: AdapterGraph) -> bool:
+    """Whether the graph applies the base's own norm, so that it must be bound."""
+    return any(node.op == BASE_NORM for node in graph.nodes)
+
+
+def bind_base_norm(
+    graph: AdapterGraph, kind: NormKind | None, epsilon: float = 1e-5, *, bias: bool = True
+) -> AdapterGraph:
+    """Replace `base_norm` by the base's norm, whose tensors the caller adds to the parameters.
+
+    Args:
+        graph: a site's graph; one without `base_norm` is returned as it is.
+        kind: the norm between the residual sum and `y` at the site; none where the base has none there, as in pre-norm
+            bases, where `base_norm` then is the identity.
+        epsilon: of the norm.
+        bias: whether the norm has one; an `rms` norm has none.
+
+    Returns:
+        The graph with the parameters `base_norm.weight` [d] and `base_norm.bias` [d] besides its own, where they are
+        needed. A norm without a weight is given ones.
+
+    Raises:
+        GraphError: the base's norm is `unknown`, or the graph has a parameter of a borrowed name.
+    """
+    if not needs_base_norm(graph):
+        return graph
+    if kind is None:
+        return _without_norm(graph)
+    if kind == "unknown":
+        raise GraphError(
+            "a graph applies the base's norm, which could not be read",
+            found=f"`{BASE_NORM}`",
+            expected="a layer norm or an RMS norm behind the residual sum",
+            fix="give the base in a form that has the norm as one op, or choose a kind of adapter without it",
+        )
+    return _with_norm(graph, kind, epsilon, bias and kind == "layer")
+
+
+def _without_norm(graph: AdapterGraph) -> AdapterGraph:
+    while (node := next((node for node in graph.nodes if node.op == BASE_NORM), None)) is not None:
+        graph = bypass(graph, node)
+    return graph
+
+
+def _with_norm(graph: AdapterGraph, kind: Literal["layer", "rms"], epsilon: float, bias: bool) -> AdapterGraph:
+    roles = {"weight": BORROWED_WEIGHT, **({"bias": BORROWED_BIAS} if bias else {})}
+    taken = sorted(set(roles.values()) & set(graph.parameters))
+    if taken:
+        raise GraphError(
+            "a parameter has a name that is kept for the base's norm", found=", ".join(taken), fix="rename it"
+        )
+
+    def bound(node: Node) -> Node:
+        if node.op != BASE_NORM:
+            return node
+        return replace(node, op=_OPS[kind], parameters=roles, attributes={"epsilon": epsilon})
+
+    borrowed = dict.fromkeys(roles.values(), ("d",))
+    return replace(graph, nodes=tuple(map(bound, graph.nodes)), parameters={**graph.parameters, **borrowed})
