@@ -1,0 +1,76 @@
+#include "arrays.hpp"
+
+#include <cstring>
+#include <functional>
+#include <numeric>
+
+#include "fault.hpp"
+
+namespace {
+
+struct Type {
+  ONNXTensorElementDataType code;
+  std::size_t bytes;
+};
+
+const std::map<std::string, Type> kTypes = {
+    {"float32", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4}}, {"float16", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2}},
+    {"float64", {ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, 8}}, {"int64", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8}},
+    {"int32", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, 4}},    {"bool", {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, 1}},
+};
+
+const Type& type_of(const std::string& dtype) {
+  const auto found = kTypes.find(dtype);
+  if (found == kTypes.end()) throw Fault({"a type that this client does not know", "", "`" + dtype + "`"});
+  return found->second;
+}
+
+}  // namespace
+
+std::size_t Array::count() const {
+  return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
+}
+
+std::size_t bytes_of(const std::string& dtype) { return type_of(dtype).bytes; }
+
+std::string dtype_of(ONNXTensorElementDataType code) {
+  for (const auto& [name, type] : kTypes) {
+    if (type.code == code) return name;
+  }
+  throw Fault({"ONNX Runtime returned a type that this client does not know", "", std::to_string(code)});
+}
+
+std::string to_text(const Shape& shape) {
+  std::string text = "[";
+  for (std::size_t axis = 0; axis < shape.size(); ++axis) text += (axis ? ", " : "") + std::to_string(shape[axis]);
+  return text + "]";
+}
+
+Array make_array(const std::string& dtype, const Shape& shape) {
+  Array array{dtype, shape, {}};
+  array.bytes.resize(array.count() * bytes_of(dtype));
+  return array;
+}
+
+Array int64_array(const std::vector<std::int64_t>& numbers, const Shape& shape) {
+  Array array = make_array("int64", shape);
+  if (array.count() != numbers.size()) {
+    throw RequestFault({"rows of different lengths", "", std::to_string(numbers.size()) + " numbers", to_text(shape)});
+  }
+  std::memcpy(array.bytes.data(), numbers.data(), array.bytes.size());
+  return array;
+}
+
+Ort::Value view(const Array& array) {
+  static const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  auto* bytes = const_cast<std::byte*>(array.bytes.data());  // ONNX Runtime does not write to its inputs
+  return Ort::Value::CreateTensor(memory, bytes, array.bytes.size(), array.shape.data(), array.shape.size(),
+                                  type_of(array.dtype).code);
+}
+
+Array copy_of(const Ort::Value& value) {
+  const auto info = value.GetTensorTypeAndShapeInfo();
+  Array array = make_array(dtype_of(info.GetElementType()), info.GetShape());
+  if (!array.bytes.empty()) std::memcpy(array.bytes.data(), value.GetTensorRawData(), array.bytes.size());
+  return array;
+}

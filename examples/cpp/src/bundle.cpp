@@ -1,0 +1,52 @@
+#include "bundle.hpp"
+
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+#include "fault.hpp"
+#include "files.hpp"
+#include "safetensors.hpp"
+
+namespace {
+
+std::pair<int, int> release(const std::string& version) {
+  std::pair<int, int> found{0, 0};
+  std::sscanf(version.c_str(), "%d.%d", &found.first, &found.second);
+  return found;
+}
+
+}  // namespace
+
+Bundle::Bundle(const std::filesystem::path& folder) : folder_(folder), manifest_(read_manifest(folder)) {
+  const std::string runtime = OrtGetApiBase()->GetVersionString();
+  if (release(runtime) < release(manifest_.minimum_onnxruntime)) {
+    throw Fault({"needs a newer ONNX Runtime", folder.string(), runtime, manifest_.minimum_onnxruntime + " or newer"});
+  }
+  for (const auto& file : manifest_.files) verify_file(folder, file.path, file.bytes, file.sha256);
+}
+
+std::filesystem::path Bundle::graph(const std::string& flavour) const {
+  const auto found = manifest_.graphs.find(flavour);
+  if (found == manifest_.graphs.end()) {
+    throw Fault({"has no graph of flavour `" + flavour + "`", folder_.string(), "", "",
+                 "build it with `--flavours " + flavour + "`"});
+  }
+  return path(found->second);
+}
+
+std::filesystem::path Bundle::path(const std::string& path) const { return inside(folder_, path); }
+
+std::string Bundle::read(const std::string& file) const {
+  auto bytes = read_file(path(file));
+  const auto& files = manifest_.files;
+  const auto record = std::find_if(files.begin(), files.end(), [&](const auto& each) { return each.path == file; });
+  if (record == files.end() || sha256(bytes) != record->sha256) {  // what is hashed is what is used
+    throw Fault({"has been changed since the bundle was opened", path(file).string()});
+  }
+  return bytes;
+}
+
+Arrays Bundle::tensors(const std::string& file) const { return parse_safetensors(read(file), path(file).string()); }

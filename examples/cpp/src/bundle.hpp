@@ -1,0 +1,28 @@
+// A bundle on disk: every file is held against its hash when it is opened.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "arrays.hpp"
+#include "manifest.hpp"
+
+class Bundle {
+ public:
+  // Throws Fault if a file is missing, damaged or outside the folder, or onnxruntime is too old for the graphs.
+  explicit Bundle(const std::filesystem::path& folder);
+
+  const Manifest& manifest() const { return manifest_; }
+
+  // The file of a graph. Throws Fault if the bundle was built without this flavour.
+  std::filesystem::path graph(const std::string& flavour) const;
+
+  // A file of the bundle, and the tensors in one; read now, and held against the hash once more.
+  std::string read(const std::string& path) const;
+  Arrays tensors(const std::string& path) const;
+  std::filesystem::path path(const std::string& path) const;
+
+ private:
+  std::filesystem::path folder_;
+  Manifest manifest_;
+};

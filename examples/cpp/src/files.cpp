@@ -1,0 +1,104 @@
+#include "files.hpp"
+
+#include <openssl/evp.h>
+
+#include <array>
+#include <fstream>
+#include <memory>
+#include <sstream>
+
+#include "fault.hpp"
+
+namespace fs = std::filesystem;
+
+namespace {
+
+class Hash {
+ public:
+  Hash() { EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr); }
+
+  void update(const char* bytes, std::size_t count) { EVP_DigestUpdate(context_.get(), bytes, count); }
+
+  std::string hex() {
+    std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+    unsigned int length = 0;
+    EVP_DigestFinal_ex(context_.get(), digest.data(), &length);
+    std::string text;
+    for (unsigned int i = 0; i < length; ++i) {
+      text += "0123456789abcdef"[digest[i] >> 4];
+      text += "0123456789abcdef"[digest[i] & 15];
+    }
+    return text;
+  }
+
+ private:
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_{EVP_MD_CTX_new(), EVP_MD_CTX_free};
+};
+
+std::ifstream opened(const fs::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream || fs::is_directory(path)) throw Fault({"cannot be read", path.string(), "", "a file"});
+  return stream;
+}
+
+bool is_inside(const fs::path& path, const fs::path& folder) {
+  const auto relative = fs::relative(fs::canonical(path), fs::canonical(folder));
+  return !relative.empty() && *relative.begin() != "..";
+}
+
+}  // namespace
+
+std::string read_file(const fs::path& path) {
+  std::ostringstream text;
+  text << opened(path).rdbuf();
+  return text.str();
+}
+
+std::string sha256(const std::string& bytes) {
+  Hash hash;
+  hash.update(bytes.data(), bytes.size());
+  return hash.hex();
+}
+
+std::string sha256_of_file(const fs::path& path) {
+  auto stream = opened(path);
+  Hash hash;
+  std::array<char, 1 << 16> buffer{};
+  while (stream.read(buffer.data(), buffer.size()) || stream.gcount() > 0) {
+    hash.update(buffer.data(), static_cast<std::size_t>(stream.gcount()));
+  }
+  return hash.hex();
+}
+
+fs::path inside(const fs::path& folder, const std::string& path) {
+  bool good = !path.empty() && path.find_first_of("\\:") == std::string::npos && path.back() != '/';
+  std::istringstream parts(path);
+  for (std::string part; std::getline(parts, part, '/');) good = good && !part.empty() && part != "." && part != "..";
+  if (!good) {
+    throw Fault({"a path that may leave its folder", (folder / "manifest.json").string(), "`" + path + "`",
+                 "a relative path without `.`, `..`, `:` and `\\`"});
+  }
+  return folder / path;
+}
+
+void verify_file(const fs::path& folder, const std::string& path, std::uintmax_t bytes, const std::string& hash) {
+  const auto file = inside(folder, path);
+  if (!fs::is_regular_file(file)) {
+    throw Fault({"is missing in the bundle", file.string(), "", std::to_string(bytes) + " bytes",
+                 "copy the whole bundle again"});
+  }
+  if (!is_inside(file, folder)) {
+    throw Fault({"is a link that leads out of the bundle", file.string(), fs::canonical(file).string(),
+                 "a file in " + folder.string(), "put the file itself in its place"});
+  }
+  if (fs::file_size(file) != bytes) {
+    throw Fault({"has another size than when it was written", file.string(),
+                 std::to_string(fs::file_size(file)) + " bytes", std::to_string(bytes) + " bytes",
+                 "take the file from its source again"});
+  }
+  const auto found = sha256_of_file(file);
+  if (found != hash) {
+    throw Fault({"has been changed or damaged since it was written", file.string(), "sha256 " + found,
+                 "sha256 " + hash, "take the file from its source again"});
+  }
+}

@@ -1,0 +1,20 @@
+// Files of a bundle: read whole, held against their hashes, never outside the bundle's folder.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+// The bytes of a file. Throws Fault if it cannot be read.
+std::string read_file(const std::filesystem::path& path);
+
+// The sha256 of some bytes, or of a file that is read in pieces, as 64 lower-case hexadecimal digits.
+std::string sha256(const std::string& bytes);
+std::string sha256_of_file(const std::filesystem::path& path);
+
+// A path of the manifest in its folder. Throws Fault if it may leave it: `..`, `.`, an absolute path, `\`, `:`.
+std::filesystem::path inside(const std::filesystem::path& folder, const std::string& path);
+
+// Hold a file against its size and hash. Throws Fault if it is missing, is a link out of the folder, or differs.
+void verify_file(const std::filesystem::path& folder, const std::string& path, std::uintmax_t bytes,
+                 const std::string& hash);

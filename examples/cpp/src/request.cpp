@@ -1,0 +1,99 @@
+#include "request.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "fault.hpp"
+
+namespace {
+
+using Sizes = std::map<std::string, std::int64_t>;
+
+// Whether a shape has these axes; names get their lengths where they come up first. ONNX Runtime does not look at it.
+bool fits(const Shape& shape, const std::vector<Axis>& axes, Sizes& sizes, const std::string& scope = "") {
+  if (shape.size() != axes.size()) return false;
+  for (std::size_t i = 0; i < axes.size(); ++i) {
+    const auto expected = axes[i].name.empty() ? axes[i].size : sizes.emplace(scope + axes[i].name, shape[i]).first->second;
+    if (shape[i] != expected || shape[i] < 1) return false;
+  }
+  return true;
+}
+
+std::string to_text(const std::vector<Axis>& axes) {
+  std::string text = "[";
+  for (const auto& axis : axes) text += (text == "[" ? "" : ", ") + (axis.name.empty() ? std::to_string(axis.size) : axis.name);
+  return text + "]";
+}
+
+template <typename T>
+bool in_range(const Array& array, std::int64_t limit) {
+  const T* ids = array.data<T>();
+  return std::all_of(ids, ids + array.count(), [&](T id) { return id >= 0 && static_cast<std::int64_t>(id) < limit; });
+}
+
+void check_ids(const Array& array, const InputRecord& record) {
+  const bool good = array.dtype == "int32" ? in_range<std::int32_t>(array, *record.limit)
+                                           : in_range<std::int64_t>(array, *record.limit);
+  if (!good) {
+    throw RequestFault({"an id is out of range", "`" + record.name + "`", "",
+                        "0 to " + std::to_string(*record.limit - 1), "use the tokenizer that belongs to the base"});
+  }
+}
+
+bool is_finite(const Array& array) {
+  const auto* numbers = array.data<float>();
+  return std::all_of(numbers, numbers + array.count(), [](float number) { return std::isfinite(number); });
+}
+
+}  // namespace
+
+void check_inputs(const Arrays& inputs, const Manifest& manifest) {
+  Sizes sizes;
+  for (const auto& record : manifest.inputs) {
+    const auto found = inputs.find(record.name);
+    if (found == inputs.end()) throw RequestFault({"an input is missing", "`" + record.name + "`"});
+    const auto& array = found->second;
+    if (array.dtype != record.dtype) {
+      throw RequestFault({"an input has a wrong type", "`" + record.name + "`", array.dtype, record.dtype});
+    }
+    if (!fits(array.shape, record.axes, sizes)) {
+      throw RequestFault({"an input has a wrong shape", "`" + record.name + "`", to_text(array.shape),
+                          to_text(record.axes) + ", at least 1 along each axis, equal where the name is"});
+    }
+    if (record.limit) check_ids(array, record);
+  }
+  if (inputs.size() != manifest.inputs.size()) throw RequestFault({"an input that the graph does not have"});
+}
+
+void check_adapter(const Arrays& tensors, const Manifest& manifest, const std::string& where) {
+  std::string faults;
+  Sizes sizes;
+  for (const auto& slot : manifest.slots) {
+    const auto found = tensors.find(slot.name);
+    if (found == tensors.end()) {
+      faults += "`" + slot.name + "` is missing; ";
+    } else if (found->second.dtype != "float32" || !fits(found->second.shape, slot.axes, sizes, slot.scope)) {
+      faults += "`" + slot.name + "` is " + found->second.dtype + " " + to_text(found->second.shape) + "; ";
+    } else if (!is_finite(found->second)) {
+      faults += "`" + slot.name + "` holds NaN or Inf; ";
+    }
+  }
+  if (tensors.size() > manifest.slots.size()) faults += std::to_string(tensors.size()) + " tensors; ";
+  if (!faults.empty()) {
+    faults.resize(faults.size() - 2);
+    throw RequestFault({"does not fit this bundle's graph", where, faults,
+                        "a float32 tensor for each of " + std::to_string(manifest.slots.size()) + " slots",
+                        "build the adapter for this bundle"});
+  }
+}
+
+Arrays neutral_tensors(const Manifest& manifest) {
+  Arrays tensors;
+  for (const auto& slot : manifest.slots) {
+    Array array = make_array("float32", slot.neutral);
+    std::fill_n(array.data<float>(), array.count(), slot.neutral_value);
+    tensors.emplace(slot.name, std::move(array));
+  }
+  return tensors;
+}

@@ -1,0 +1,16 @@
+// The bundle held against its golden vectors, in every way that this machine can run it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "switchboard.hpp"
+
+struct Finding {
+  std::string flavour;  // `slots` (native adapters), `slots, fed`, `inputs`, `bank`, `baked`
+  Choice adapter;       // none: the base
+  bool mixed;           // rows of one batch through different adapters
+  double worst;         // the largest deviation as a part of the allowed one; at most 1 is good
+};
+
+std::vector<Finding> self_check(const Bundle& bundle);
