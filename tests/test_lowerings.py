@@ -81,7 +81,7 @@ def test_an_op_is_the_same_everywhere(op: str, width: int, other: int, backend: 
 @every_backend
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
 def test_a_kind_is_the_same_everywhere(kind: str, activation: str, options: str, backend: Backend) -> None:
     graph = KINDS[kind](BottleneckOptions(activation=activation, **OPTIONS[options])).graph
     assert_agrees(backend, graph, {"d": 24, "d_in": 24, "b": 6})
@@ -182,7 +182,7 @@ class TestNeutral:
 
     @pytest.mark.parametrize("level", ["disabled", "basic", "all"])
     @pytest.mark.parametrize("activation", ["gelu", "sigmoid", "leaky_relu"])
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
     def test_an_idle_adapter_returns_h(self, kind: str, activation: str, level: str) -> None:
         options = BottleneckOptions(activation=activation, norm_after=True)
         graph = inference_form(KINDS[kind](options).graph)

@@ -64,7 +64,11 @@ def test_the_runtime_gives_bundles_and_sessions() -> None:
 
 
 def test_kinds_and_activations_stay() -> None:
-    assert list(KINDS) == ["houlsby", "pfeiffer", "parallel"]
+    assert list(KINDS) == [
+        *("houlsby", "pfeiffer", "parallel"),
+        *("seq_bn", "double_seq_bn", "par_bn", "scaled_par_bn", "adapter_plus", "compacter", "compacter++"),
+        *("nice", "lora", "ia3"),
+    ]
     assert set(ACTIVATIONS) >= {
         "relu",
         "gelu",

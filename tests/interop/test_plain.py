@@ -47,7 +47,7 @@ def _pack(tensors: dict[str, np.ndarray], kind: str = "houlsby", labels: tuple[s
     return pack(tensors, made, SITES, name="a", base="f" * 64, labels=labels)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
 def test_the_tensors_are_the_adapters_weights(kind: str) -> None:
     tensors = _tensors(kind)
     adapter = _pack(tensors, kind).adapter

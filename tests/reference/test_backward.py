@@ -106,7 +106,7 @@ def test_an_op_has_the_gradients_of_finite_differences(op: str) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
 def test_a_kind_has_the_gradients_of_autograd(kind: str, activation: str, options: str) -> None:
     graph = KINDS[kind](BottleneckOptions(activation=activation, **OPTIONS[options])).graph
     inputs, parameters, gradient = sample(graph, {"d": 24, "d_in": 24, "b": 6})
@@ -114,7 +114,7 @@ def test_a_kind_has_the_gradients_of_autograd(kind: str, activation: str, option
     assert_equal(gradients(graph, inputs, parameters, gradient), expected, 1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
 def test_a_kind_has_the_gradients_of_finite_differences(kind: str) -> None:
     graph = KINDS[kind](BottleneckOptions(activation="gelu", scaling=1.5, norm_before=True, norm_after=True)).graph
     inputs, parameters, gradient = sample(graph, {"d": 5, "d_in": 5, "b": 3}, tokens=2)

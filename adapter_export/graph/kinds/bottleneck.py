@@ -1,146 +1,241 @@
-"""Bottlenecks: `h` plus a down-projection, an activation and an up-projection."""
+"""Bottlenecks: a down-projection, an activation and an up-projection, added to what the base computes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from adapter_export.errors import UsageError
-from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
-from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Places
-from adapter_export.graph.ops import ACTIVATIONS, OPS, Dim, Shape
+from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
+from adapter_export.graph.kinds.chain import Chain
+from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Places, Share, Width
+from adapter_export.graph.ops import Dim
 
-_LEAKY_RELU_SLOPE = 0.01
-_LAYER_NORM_EPSILON = 1e-5
+Scaling = float | Literal["learned", "channel"]
+"""The factor on the up-projection's output: a constant, one learned number, or one learned number per feature."""
+
+Source = Literal["h", "x", "u", "y", "normed"]
+"""What a bottleneck reads: a site value, or `normed`, which is `base_norm(h + x)`."""
+
+_SYMBOLS = {"d": "p", "d_in": "p", "b": "q"}
+"""The symbol of the n-th part of a width."""
+
+
+@dataclass(frozen=True)
+class PhmOptions:
+    """Projections as sums of n Kronecker products (PHM layers; Zhang et al. 2021, §3; Mahabadi et al. 2021, §3.1).
+
+    Attributes:
+        n: how many products; it divides both widths.
+        rank: of the factors of each product.
+        shared_rule: whether all projections of the adapter have one rule [n, n, n].
+        shared_weights: whether all places have the same factors.
+    """
+
+    n: int = 4
+    rank: int = 1
+    shared_rule: bool = True
+    shared_weights: bool = False
 
 
 @dataclass(frozen=True)
 class BottleneckOptions:
-    """What the bottleneck kinds have in common.
+    """What lies between the value that is read and the sum.
 
     Attributes:
         activation: one of `ACTIVATIONS`.
-        scaling: the factor on the up-projection's output.
-        bias: whether the two projections have biases.
+        scaling: the factor on the up-projection's output: a number, `learned`, or `channel` for one per feature.
+        bias: whether the two projections have biases; those of Kronecker products always have.
         norm_before: a trainable layer norm before the down-projection.
         norm_after: a trainable layer norm after the up-projection.
         dropout: the rate on the up-projection's output, in training.
+        drop_path: the rate at which the whole bottleneck is left out for a row, in training.
+        gate: whether its output is multiplied by a learned gate, one number per text.
+        phm: projections of Kronecker products instead of dense ones.
     """
 
     activation: str = "gelu"
-    scaling: float = 1.0
+    scaling: Scaling = 1.0
     bias: bool = True
     norm_before: bool = False
     norm_after: bool = False
     dropout: float = 0.0
+    drop_path: float = 0.0
+    gate: bool = False
+    phm: PhmOptions | None = None
 
 
-def houlsby(options: BottleneckOptions | None = None) -> Kind:
-    """`h + s·U(f(D h))` after attention and after the FFN (Houlsby et al. 2019, §2.1, figure 2)."""
-    return _kind("houlsby", "h", options or BottleneckOptions(activation="gelu"), ("attention", "ffn"))
+@dataclass(frozen=True)
+class Wiring:
+    """How a bottleneck hangs in the base.
+
+    Attributes:
+        reads: what goes into the down-projection.
+        residual: what its output is added to: `h`, the `sum` h + x, or `read` for what it reads.
+        replaces: the site value that the sum stands for.
+        residual_inside: whether `norm_after` normalises the sum with the residual, and not the output alone.
+    """
+
+    reads: Source = "h"
+    residual: Literal["h", "sum", "read"] = "h"
+    replaces: Literal["h", "y"] = "h"
+    residual_inside: bool = False
 
 
-def pfeiffer(options: BottleneckOptions | None = None) -> Kind:
-    """`h + s·U(f(D h))` after the FFN alone (Pfeiffer et al. 2021, §3.1)."""
-    return _kind("pfeiffer", "h", options or BottleneckOptions(activation="relu"), ("ffn",))
-
-
-def parallel(options: BottleneckOptions | None = None) -> Kind:
-    """`h + s·U(f(D u))` beside the FFN, `u` what the FFN reads (He et al. 2022, §3.3, table 1)."""
-    return _kind("parallel", "u", options or BottleneckOptions(activation="relu"), ("ffn",))
-
-
-def _kind(name: str, source: str, options: BottleneckOptions, roles: tuple[str, ...]) -> Kind:
-    graph_name = _graph_name("bottleneck" if source == "h" else "parallel", options)
-    part = KindPart(graph_name, bottleneck(source, options), Places(roles), {"b": DEFAULT_BOTTLENECK})
-    return Kind(name, (part,))
-
-
-def bottleneck(source: str, options: BottleneckOptions) -> AdapterGraph:
+def bottleneck(source: Source | str, options: BottleneckOptions) -> AdapterGraph:
     """`h + s·U(f(D v))` with `v` the site value named `source`.
 
     Parameters `down.weight` [d, b], `down.bias` [b], `up.weight` [b, d], `up.bias` [d] and, where the options ask for
-    them, `norm_before.*` and `norm_after.*`.
+    them, `norm_before.*` and `norm_after.*` [d], `scaling.weight` [1] or [d], `gate.weight` [d, 1], `gate.bias` [1].
 
     Raises:
         UsageError: an option has a value that it cannot have.
     """
-    _check(options)
-    width = SITE_VALUES[source][-1]
-    chain = _Chain(source)
-    if options.norm_before:
-        chain.norm("norm_before", width)
-    chain.linear("down", width, "b", options.bias)
-    slope = {"slope": _LEAKY_RELU_SLOPE} if options.activation == "leaky_relu" else {}
-    chain.op(options.activation, "activated", attributes=slope)
-    chain.linear("up", "b", "d", options.bias)
-    if options.scaling != 1.0:
-        chain.op("scale", "scaled", attributes={"factor": options.scaling})
-    if options.dropout:
-        chain.op("dropout", "dropped", attributes={"rate": options.dropout})
-    if options.norm_after:
-        chain.norm("norm_after", "d")
-    chain.nodes.append(Node("add", ("h", chain.value), "result"))
-    inputs = tuple(dict.fromkeys(("h", source)))
-    return AdapterGraph(inputs, chain.parameters, tuple(chain.nodes), "result")
+    return wired(Wiring(reads=source), options)  # type: ignore[arg-type]
 
 
-def classification_head(pooling: str = "mean") -> AdapterGraph:
-    """`W·pool(hidden) + b`: logits [batch, classes] from the final hidden state.
+def wired(wiring: Wiring, options: BottleneckOptions) -> AdapterGraph:
+    """`r + s·U(f(D v))`, with `v` and `r` as the wiring says.
 
-    Args:
-        pooling: `mean` over the tokens that the mask keeps, or the `first` token.
+    Raises:
+        UsageError: an option has a value that it cannot have.
     """
-    pools = {"mean": ("mean_pool", ("hidden", "mask")), "first": ("first_token", ("hidden",))}
-    if pooling not in pools:
-        raise UsageError("unknown pooling", found=f"`{pooling}`", expected=" or ".join(f"`{name}`" for name in pools))
-    op, inputs = pools[pooling]
-    classify = Node("linear", ("pooled",), "logits", {"weight": "classifier.weight", "bias": "classifier.bias"})
-    parameters: dict[str, Shape] = {"classifier.weight": ("d", "classes"), "classifier.bias": ("classes",)}
-    return AdapterGraph(inputs, parameters, (Node(op, inputs, "pooled"), classify), "logits")
+    chain = Chain("h")
+    read = _read(chain, wiring)
+    residual = {"h": "h", "sum": "sum", "read": read}[wiring.residual]
+    if residual == "sum" and not any(node.output == "sum" for node in chain.nodes):
+        chain.value = "h"
+        chain.op("add", "sum", "x")
+    chain.value = read
+    shared = _projections(chain, SITE_VALUES.get(read, SITE_VALUES["h"])[-1], options)
+    if options.gate:
+        chain.gate(read, SITE_VALUES.get(read, SITE_VALUES["h"])[-1])
+    if wiring.residual_inside and options.norm_after:
+        chain.op("add", "whole", residual)
+        chain.layer_norm("norm_after", "d")
+    else:
+        if options.norm_after:
+            chain.layer_norm("norm_after", "d")
+        delta, chain.value = chain.value, residual
+        chain.op("add", "result", delta)
+    return chain.graph(wiring.replaces, shared)
 
 
-class _Chain:
-    """Nodes one after the other, each reading the one before."""
-
-    def __init__(self, value: str) -> None:
-        self.value = value
-        self.nodes: list[Node] = []
-        self.parameters: dict[str, Shape] = {}
-
-    def op(
-        self,
-        op: str,
-        output: str,
-        parameters: Mapping[str, str] | None = None,
-        attributes: Mapping[str, float] | None = None,
-    ) -> None:
-        self.nodes.append(Node(op, (self.value,), output, parameters or {}, attributes or {}))
-        self.value = output
-
-    def linear(self, name: str, width_in: Dim, width_out: Dim, bias: bool) -> None:
-        roles = {"weight": f"{name}.weight"}
-        self.parameters[f"{name}.weight"] = (width_in, width_out)
-        if bias:
-            roles["bias"] = f"{name}.bias"
-            self.parameters[f"{name}.bias"] = (width_out,)
-        self.op("linear", name, roles)
-
-    def norm(self, name: str, width: Dim) -> None:
-        roles = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
-        self.parameters.update(dict.fromkeys(roles.values(), (width,)))
-        self.op("layer_norm", name, roles, {"epsilon": _LAYER_NORM_EPSILON})
+def _read(chain: Chain, wiring: Wiring) -> str:
+    """The value that the bottleneck reads; the base's own `y` is `base_norm(h + x)`, where it may be read."""
+    if wiring.reads != "normed":
+        return wiring.reads
+    if wiring.replaces == "y":
+        return "y"
+    chain.op("add", "sum", "x")
+    return chain.op("base_norm", "normed")
 
 
-def _graph_name(family: str, options: BottleneckOptions) -> str:
-    norms = [name for name in ("norm_before", "norm_after") if getattr(options, name)]
-    return "_".join([family, options.activation, *norms, *([] if options.bias else ["no_bias"])])
+def _projections(chain: Chain, width: Dim, options: BottleneckOptions) -> tuple[str, ...]:
+    """`s·U(f(D v))`, without the gate; returns what of it is shared by all places."""
+    if options.norm_before:
+        chain.layer_norm("norm_before", width)
+    shared = _projection(chain, "down", width, "b", options)
+    chain.activation(options.activation)
+    shared += _projection(chain, "up", "b", "d", options)
+    chain.dropout(options.drop_path, "kept", "drop_path")
+    if options.scaling == "learned":
+        chain.owned("learned_scale", "scaling", {"weight": (1,)})
+    elif options.scaling == "channel":
+        chain.owned("scale_features", "scaling", {"weight": ("d",)})
+    else:
+        chain.scale(options.scaling)
+    chain.dropout(options.dropout)
+    return tuple(dict.fromkeys(shared))
 
 
-def _check(options: BottleneckOptions) -> None:
-    if options.activation not in ACTIVATIONS:
-        raise UsageError("unknown activation", found=f"`{options.activation}`", expected=", ".join(ACTIVATIONS))
-    if options.dropout not in OPS["dropout"].attributes["rate"]:
-        raise UsageError("a dropout rate is a probability below 1", found=options.dropout, expected="0 ≤ rate < 1")
-    if options.scaling not in OPS["scale"].attributes["factor"]:
-        raise UsageError("the scaling is not a finite number", found=options.scaling)
+def _projection(chain: Chain, name: str, width_in: Dim, width_out: Dim, options: BottleneckOptions) -> tuple[str, ...]:
+    phm = options.phm
+    if phm is None:
+        chain.linear(name, width_in, width_out, bias=options.bias)
+        return ()
+    left, right = (f"{name}.{side}" for side in ("left", "right"))
+    rule, bias = "rule" if phm.shared_rule else f"{name}.rule", f"{name}.bias"
+    roles = {"rule": rule, "left": left, "right": right, "bias": bias}
+    part_in, part_out = _SYMBOLS[str(width_in)], _SYMBOLS[str(width_out)]
+    chain.parameters |= {rule: ("n",) * 3, left: ("n", part_in, "k"), right: ("n", "k", part_out)}
+    chain.parameters[bias] = (width_out,)
+    chain.op("phm_linear", name, parameters=roles)
+    return (*((rule,) if phm.shared_rule else ()), *((left, right) if phm.shared_weights else ()))
+
+
+def bottleneck_widths(options: BottleneckOptions, width: Width = DEFAULT_BOTTLENECK) -> dict[str, Width]:
+    """The widths of a bottleneck's symbols beside `d`, `width` being that of `b`."""
+    if options.phm is None:
+        return {"b": width}
+    parts = {"p": Share("d", "n", exact=True), "q": Share("b", "n", exact=True)}
+    return {"b": width, "n": options.phm.n, "k": options.phm.rank, **parts}
+
+
+@dataclass(frozen=True)
+class BottleneckKind:
+    """A kind whose wiring is given and whose other options are free.
+
+    Attributes:
+        name: the kind's name.
+        wiring: how it hangs in the base.
+        roles: the roles of the sites at which it acts.
+        defaults: its options where none are given.
+        width: that of `b` where none is given.
+        scheme: how its weights are drawn where nobody says otherwise.
+    """
+
+    name: str
+    wiring: Wiring
+    roles: tuple[str, ...]
+    defaults: BottleneckOptions = field(default_factory=BottleneckOptions)
+    width: Width = DEFAULT_BOTTLENECK
+    scheme: str = "small_normal"
+
+    def __call__(self, options: BottleneckOptions | None = None) -> Kind:
+        """The kind with these options, or with its own.
+
+        Raises:
+            UsageError: an option has a value that it cannot have.
+        """
+        options = options or self.defaults
+        graph = wired(self.wiring, options)
+        name = graph_name(self.wiring, options)
+        part = KindPart(name, graph, Places(self.roles), bottleneck_widths(options, self.width))
+        return Kind(self.name, (part,), self.scheme)
+
+
+def graph_name(wiring: Wiring, options: BottleneckOptions) -> str:
+    """A name for the topology: what is folded away does not count."""
+    family = {"h": "bottleneck", "u": "parallel", "x": "parallel_x", "y": "block", "normed": "normed"}[wiring.reads]
+    if wiring.replaces == "y":
+        family = {"normed": "block"}.get(wiring.reads, f"{family}_at_y")
+    flags = {
+        f"onto_{wiring.residual}": wiring.residual != ("read" if family == "block" else "h"),
+        "norm_before": options.norm_before,
+        "norm_after": options.norm_after,
+        "over_sum": options.norm_after and wiring.residual_inside,
+        "gate": options.gate,
+        "phm": options.phm is not None,
+        "no_bias": not options.bias and options.phm is None,
+    }
+    return "_".join([family, options.activation, *(name for name, there in flags.items() if there)])
+
+
+HOULSBY = BottleneckKind("houlsby", Wiring(), ("attention", "ffn"), BottleneckOptions("gelu"))
+PFEIFFER = BottleneckKind("pfeiffer", Wiring(), ("ffn",), BottleneckOptions("relu"))
+PARALLEL = BottleneckKind("parallel", Wiring(reads="u"), ("ffn",), BottleneckOptions("relu"))
+
+
+def houlsby(options: BottleneckOptions | None = None) -> Kind:
+    """`h + s·U(f(D h))` after attention and after the FFN (Houlsby et al. 2019, §2.1, figure 2)."""
+    return HOULSBY(options)
+
+
+def pfeiffer(options: BottleneckOptions | None = None) -> Kind:
+    """`h + s·U(f(D h))` after the FFN alone (Pfeiffer et al. 2021, §3.1)."""
+    return PFEIFFER(options)
+
+
+def parallel(options: BottleneckOptions | None = None) -> Kind:
+    """`h + s·U(f(D u))` beside the FFN, `u` what the FFN reads (He et al. 2022, §3.3, table 1)."""
+    return PARALLEL(options)

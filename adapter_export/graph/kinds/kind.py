@@ -77,19 +77,20 @@ class Share:
 
     Attributes:
         of: the symbol of the other width.
-        factor: what it is divided by; below 1 widens. None where `by_layer` names every layer.
+        factor: what it is divided by, a number or another symbol; below 1 widens. None where `by_layer` names every
+            layer.
         by_layer: other factors for some layers.
         exact: whether it must divide without rest.
     """
 
     of: str
-    factor: float | None
+    factor: float | str | None
     by_layer: Mapping[int, float] = field(default_factory=dict)
     exact: bool = False
 
     def __post_init__(self) -> None:
         factors = [factor for factor in (self.factor, *self.by_layer.values()) if factor is not None]
-        wrong = [factor for factor in factors if not 0 < factor < float("inf")]
+        wrong = [factor for factor in factors if not isinstance(factor, str) and not 0 < factor < float("inf")]
         if wrong:
             raise UsageError("a reduction factor is not a positive number", found=wrong[0])
 
@@ -100,7 +101,8 @@ class Share:
             UsageError: the layer has no factor, or it must divide and does not.
         """
         whole = widths[self.of]
-        factor = self.factor if layer is None else self.by_layer.get(layer, self.factor)
+        chosen = self.factor if layer is None else self.by_layer.get(layer, self.factor)
+        factor = widths[chosen] if isinstance(chosen, str) else chosen
         if factor is None:
             raise UsageError(f"layer {layer} has no reduction factor", fix="name it, or give one for `default`")
         if self.exact and whole % factor:

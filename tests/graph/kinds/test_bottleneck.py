@@ -9,7 +9,15 @@ import pytest
 from backends import draw_inputs, draw_parameters
 
 from adapter_export.errors import UsageError
-from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head, houlsby, pfeiffer
+from adapter_export.graph.kinds import (
+    BOTTLENECK_KINDS,
+    KINDS,
+    BottleneckOptions,
+    bottleneck,
+    classification_head,
+    houlsby,
+    pfeiffer,
+)
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.reference.evaluate import evaluate
 
@@ -58,17 +66,12 @@ def test_first_pooling_reads_the_first_token() -> None:
     np.testing.assert_allclose(evaluate(graph, {"hidden": hidden}, p), expected)
 
 
-def test_where_the_kinds_act() -> None:
-    assert {name: kind(None).parts[0].places.roles for name, kind in KINDS.items()} == {
-        "houlsby": ("attention", "ffn"),
-        "pfeiffer": ("ffn",),
-        "parallel": ("ffn",),
-    }
-    assert KINDS["parallel"](None).graph.inputs == ("h", "u")
+def test_what_the_kinds_read() -> None:
+    assert KINDS["parallel"]().graph.inputs == ("h", "u")
     assert houlsby().graph.inputs == pfeiffer().graph.inputs == ("h",)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BOTTLENECK_KINDS)
 def test_a_kind_makes_every_activation(kind: str) -> None:
     names = {KINDS[kind](BottleneckOptions(activation=activation)).graph_name for activation in ACTIVATIONS}
     assert len(names) == len(ACTIVATIONS)

@@ -1,0 +1,287 @@
+"""AdapterHub's bottlenecks: its named kinds, and every field of its configuration (adapters 1.3, `BnConfig`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from adapter_export.errors import UsageError
+from adapter_export.graph.kinds.bottleneck import (
+    BottleneckKind,
+    BottleneckOptions,
+    PhmOptions,
+    Scaling,
+    Source,
+    Wiring,
+    bottleneck_widths,
+    graph_name,
+    wired,
+)
+from adapter_export.graph.kinds.kind import Kind, KindPart, Places, Share, per_layer
+from adapter_export.graph.kinds.nice import NICE_PLACES, nice_graph, nice_widths
+from adapter_export.graph.ops import ACTIVATIONS
+
+_PHM = PhmOptions()
+_NORMED = Wiring(reads="normed")
+
+SEQ_BN = BottleneckKind("seq_bn", _NORMED, ("ffn",), BottleneckOptions("relu"), Share("d", 16), "normal")
+DOUBLE_SEQ_BN = BottleneckKind(
+    "double_seq_bn", Wiring(), ("attention", "ffn"), BottleneckOptions("silu"), Share("d", 16), "normal"
+)
+PAR_BN = BottleneckKind(
+    "par_bn", Wiring(reads="x"), ("ffn",), BottleneckOptions("relu", 4.0), Share("d", 2), "kaiming_zero_up"
+)
+SCALED_PAR_BN = BottleneckKind(
+    "scaled_par_bn", Wiring(reads="x"), ("ffn",), BottleneckOptions("relu", "learned"), Share("d", 2), "kaiming_zero_up"
+)
+ADAPTER_PLUS = BottleneckKind(
+    "adapter_plus",
+    Wiring(reads="normed", residual="read", replaces="y"),
+    ("ffn",),
+    BottleneckOptions("gelu", "channel", drop_path=0.1),
+    Share("d", 96),
+)
+COMPACTER = BottleneckKind(
+    "compacter", Wiring(), ("attention", "ffn"), BottleneckOptions("gelu", phm=_PHM), Share("d", 32), "normal"
+)
+COMPACTER_PLUS_PLUS = BottleneckKind(
+    "compacter++", _NORMED, ("ffn",), BottleneckOptions("gelu", phm=_PHM), Share("d", 32), "normal"
+)
+
+
+def seq_bn(options: BottleneckOptions | None = None) -> Kind:
+    """`h + s·U(f(D base_norm(h + x)))` after the FFN: AdapterHub's `seq_bn`, once called `pfeiffer`."""
+    return SEQ_BN(options)
+
+
+def double_seq_bn(options: BottleneckOptions | None = None) -> Kind:
+    """`h + s·U(f(D h))` after attention and after the FFN: AdapterHub's `double_seq_bn`, once called `houlsby`."""
+    return DOUBLE_SEQ_BN(options)
+
+
+def par_bn(options: BottleneckOptions | None = None) -> Kind:
+    """`h + 4·U(f(D x))` beside the FFN: AdapterHub's `par_bn`; it reads `x` where the paper's reads `u`."""
+    return PAR_BN(options)
+
+
+def scaled_par_bn(options: BottleneckOptions | None = None) -> Kind:
+    """`h + s·U(f(D x))` beside the FFN, `s` learned: AdapterHub's `scaled_par_bn` (He et al. 2022, §3.3)."""
+    return SCALED_PAR_BN(options)
+
+
+def adapter_plus(options: BottleneckOptions | None = None) -> Kind:
+    """`y + c⊙U(f(D y))` in the place of the block's output `y` (Steitz & Roth 2024, §3.3)."""
+    return ADAPTER_PLUS(options)
+
+
+def compacter(options: BottleneckOptions | None = None) -> Kind:
+    """`double_seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3.2)."""
+    return COMPACTER(options)
+
+
+def compacter_plus_plus(options: BottleneckOptions | None = None) -> Kind:
+    """`seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3.3)."""
+    return COMPACTER_PLUS_PLUS(options)
+
+
+_RENAMED: Mapping[str, str] = {
+    **dict.fromkeys(("gelu_new", "gelu_accurate", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
+    "gelu_python": "gelu",
+    "swish": "silu",
+    "linear": "identity",
+    "leakyrelu": "leaky_relu",
+    "relu2": "relu_squared",
+}
+"""The activations of transformers under other names; those that compute the same are one op here."""
+
+_INITIALISATIONS: Mapping[str, str] = {"bert": "normal", "mam_adapter": "kaiming_zero_up", "houlsby": "small_normal"}
+
+
+def activation_named(non_linearity: str) -> str:
+    """The op of an activation by the name that AdapterHub and transformers give it.
+
+    Raises:
+        UsageError: there is no such op, as for `gelu_10`, `laplace`, `prelu` and `xielu`.
+    """
+    name = non_linearity.lower()
+    op = _RENAMED.get(name, name)
+    if op not in ACTIVATIONS:
+        known = ", ".join(sorted({*ACTIVATIONS, *_RENAMED}))
+        raise UsageError("an activation that has no op here", found=f"`{non_linearity}`", expected=f"one of {known}")
+    return op
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """AdapterHub's `BnConfig`: its fields by their own names, with its defaults.
+
+    What decides the first weights alone (`init_weights_seed`, `phm_c_init`, `phm_init_range`, `learn_phm`,
+    `hypercomplex_nonlinearity`) is taken and has no effect on what is computed. Whoever brings the weights brings them
+    into the form of `phm_linear`: a factorised rule multiplied out, a full factor W as `left` W and `right` the
+    identity, missing biases as zeros.
+
+    Attributes:
+        mh_adapter: whether one acts after attention.
+        output_adapter: whether one acts after the FFN.
+        reduction_factor: `d` over the bottleneck; by layer number, with `default`, where layers differ.
+        non_linearity: the activation, by its name in transformers.
+        original_ln_before: whether it reads `base_norm(h + x)` instead of `h`.
+        original_ln_after: whether the base adds `x` and applies its norm afterwards; else the result is the block's.
+        ln_before: a trainable norm before the down-projection.
+        ln_after: a trainable norm after the up-projection.
+        init_weights: `bert`, `mam_adapter` or `houlsby`.
+        init_weights_seed: of the first weights.
+        is_parallel: whether it reads `x` and stands beside the sublayer.
+        scaling: a number, `learned`, or `channel`.
+        use_gating: whether a learned gate multiplies its output.
+        residual_before_ln: True: the residual is `h`; False: what it reads; `post_add`: `h + x`.
+        adapter_residual_before_ln: whether `ln_after` normalises the sum with the residual.
+        inv_adapter: `nice`, or none.
+        inv_adapter_reduction_factor: of the invertible adapter.
+        cross_adapter: one after cross-attention, which no base here has.
+        leave_out: layers without adapters.
+        dropout: the rate in training.
+        phm_layer: projections of Kronecker products.
+        phm_dim: how many.
+        factorized_phm_W: whether their right factors are products of two thin ones.
+        shared_W_phm: whether all layers have the same.
+        shared_phm_rule: whether all projections have the same left factors.
+        factorized_phm_rule: whether the left factors are products of two thin ones.
+        phm_c_init: of the first weights.
+        phm_init_range: of the first weights.
+        learn_phm: whether the rule is trained.
+        hypercomplex_nonlinearity: of the first weights.
+        phm_rank: of the thin factors.
+        phm_bias: whether projections of Kronecker products have biases; without, theirs are zeros.
+        stochastic_depth: the rate at which it is left out in training.
+    """
+
+    mh_adapter: bool
+    output_adapter: bool
+    reduction_factor: float | Mapping[str, float]
+    non_linearity: str
+    original_ln_before: bool = False
+    original_ln_after: bool = True
+    ln_before: bool = False
+    ln_after: bool = False
+    init_weights: str = "bert"
+    init_weights_seed: int | None = None
+    is_parallel: bool = False
+    scaling: float | str = 1.0
+    use_gating: bool = False
+    residual_before_ln: bool | str = True
+    adapter_residual_before_ln: bool = False
+    inv_adapter: str | None = None
+    inv_adapter_reduction_factor: float | None = None
+    cross_adapter: bool = False
+    leave_out: tuple[int, ...] = ()
+    dropout: float = 0.0
+    phm_layer: bool = False
+    phm_dim: int = 4
+    factorized_phm_W: bool = True  # noqa: N815 - AdapterHub's name
+    shared_W_phm: bool = False  # noqa: N815
+    shared_phm_rule: bool = True
+    factorized_phm_rule: bool = False
+    phm_c_init: str = "normal"
+    phm_init_range: float = 1e-4
+    learn_phm: bool = True
+    hypercomplex_nonlinearity: str = "glorot-uniform"
+    phm_rank: int = 1
+    phm_bias: bool = True
+    stochastic_depth: float = 0.0
+
+    def wiring(self) -> Wiring:
+        """How it hangs in the base: `methods/bottleneck.py`, `pre_forward` and `post_forward`.
+
+        Raises:
+            UsageError: the residual is taken after a sum that this configuration does not make.
+        """
+        replaces: Literal["h", "y"] = "h" if self.original_ln_after else "y"
+        if self.is_parallel:
+            return Wiring("x", "h", replaces)
+        reads: Source = "normed" if self.original_ln_before else "h"
+        inside = self.adapter_residual_before_ln
+        if self.residual_before_ln == "post_add":
+            if not self.original_ln_before:
+                raise UsageError(
+                    "`residual_before_ln` is `post_add`, and nothing is added before the adapter",
+                    expected="`original_ln_before`",
+                    fix="AdapterHub cannot run this configuration either; choose another residual",
+                )
+            return Wiring(reads, "sum", replaces, inside)
+        return Wiring(reads, "h" if self.residual_before_ln is True else "read", replaces, inside)
+
+    def options(self) -> BottleneckOptions:
+        """What lies between the value that is read and the sum."""
+        phm = PhmOptions(self.phm_dim, self.phm_rank, self.shared_phm_rule, self.shared_W_phm)
+        return BottleneckOptions(
+            activation=activation_named(self.non_linearity),
+            scaling=self._scaling(),
+            norm_before=self.ln_before,
+            norm_after=self.ln_after,
+            dropout=self.dropout,
+            drop_path=0.0 if self.is_parallel else self.stochastic_depth,
+            gate=self.use_gating,
+            phm=phm if self.phm_layer else None,
+        )
+
+    def _scaling(self) -> Scaling:
+        if self.scaling == "learned":
+            return "learned"
+        if self.scaling == "channel":
+            return "channel"
+        if isinstance(self.scaling, str):
+            raise UsageError("unknown scaling", found=f"`{self.scaling}`", expected="a number, `learned` or `channel`")
+        return float(self.scaling)
+
+
+def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kind:
+    """The kind that an AdapterHub configuration describes: `bottleneck` parts and, before them, an invertible one.
+
+    Args:
+        config: the configuration.
+        name: the kind's name.
+
+    Raises:
+        UsageError: the configuration contradicts itself, or asks for what has no graph here; the message names it.
+    """
+    _check(config)
+    wiring, options = config.wiring(), config.options()
+    parts: list[KindPart] = []
+    if config.inv_adapter is not None:
+        parts.append(_invertible(config, options.activation))
+    roles = [role for role, there in (("attention", config.mh_adapter), ("ffn", config.output_adapter)) if there]
+    if roles:
+        places = Places(tuple(roles), leave_out=tuple(config.leave_out))
+        widths = bottleneck_widths(options, per_layer(config.reduction_factor))
+        parts.append(KindPart(graph_name(wiring, options), wired(wiring, options), places, widths))
+    return Kind(name, tuple(parts), _INITIALISATIONS[config.init_weights])
+
+
+def _invertible(config: BottleneckConfig, activation: str) -> KindPart:
+    if config.inv_adapter_reduction_factor is None:
+        raise UsageError("an invertible adapter has no `inv_adapter_reduction_factor`", expected="a number, such as 2")
+    widths = nice_widths(config.inv_adapter_reduction_factor)
+    return KindPart(f"nice_{activation}", nice_graph(activation), NICE_PLACES, widths)
+
+
+def _check(config: BottleneckConfig) -> None:
+    if config.inv_adapter not in (None, "nice"):
+        raise UsageError(
+            "an invertible adapter that cannot be computed",
+            found=f"`inv_adapter`: `{config.inv_adapter}`",
+            expected="`nice`",
+            fix="AdapterHub's own `glow` fails in every forward pass" if config.inv_adapter == "glow" else None,
+        )
+    if config.cross_adapter:
+        raise UsageError("`cross_adapter` acts after cross-attention, where no site is found", expected="false")
+    if not (config.mh_adapter or config.output_adapter or config.inv_adapter):
+        raise UsageError("the configuration acts nowhere", expected="`mh_adapter`, `output_adapter` or `inv_adapter`")
+    if config.init_weights not in _INITIALISATIONS:
+        known = ", ".join(f"`{name}`" for name in _INITIALISATIONS)
+        raise UsageError("unknown `init_weights`", found=f"`{config.init_weights}`", expected=known)
+    if config.residual_before_ln not in (True, False, "post_add"):
+        raise UsageError(
+            "unknown `residual_before_ln`", found=f"`{config.residual_before_ln}`", expected="true, false or `post_add`"
+        )

@@ -1,0 +1,98 @@
+"""Graphs written down as a chain: each op reads the value before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapter_export.errors import UsageError
+from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
+from adapter_export.graph.ops import ACTIVATIONS, OPS, Dim, Shape
+
+_CONSTANTS: Mapping[str, float] = {"slope": 0.01}
+"""The numbers of those activations that have one: torch's own."""
+
+_LAYER_NORM_EPSILON = 1e-5
+
+
+class Chain:
+    """Nodes one after the other; `value` names the last one's output, which the next one reads."""
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+        self.nodes: list[Node] = []
+        self.parameters: dict[str, Shape] = {}
+
+    def op(
+        self,
+        op: str,
+        output: str,
+        *others: str,
+        parameters: Mapping[str, str] | None = None,
+        attributes: Mapping[str, float] | None = None,
+    ) -> str:
+        """Apply an op to the last value and to `others`; returns its output."""
+        self.nodes.append(Node(op, (self.value, *others), output, parameters or {}, attributes or {}))
+        self.value = output
+        return output
+
+    def owned(
+        self, op: str, name: str, shapes: Mapping[str, Shape], attributes: Mapping[str, float] | None = None
+    ) -> str:
+        """Apply an op with parameters `<name>.<role>`."""
+        self.parameters |= {f"{name}.{role}": shape for role, shape in shapes.items()}
+        return self.op(op, name, parameters={role: f"{name}.{role}" for role in shapes}, attributes=attributes)
+
+    def linear(self, name: str, width_in: Dim, width_out: Dim, *, bias: bool = True) -> str:
+        """A projection with parameters `<name>.weight` [in, out] and, if it has one, `<name>.bias` [out]."""
+        return self.owned("linear", name, {"weight": (width_in, width_out), **({"bias": (width_out,)} if bias else {})})
+
+    def layer_norm(self, name: str, width: Dim) -> str:
+        """A trainable layer norm, with torch's epsilon 1e-5."""
+        return self.owned(
+            "layer_norm", name, dict.fromkeys(("weight", "bias"), (width,)), {"epsilon": _LAYER_NORM_EPSILON}
+        )
+
+    def activation(self, name: str, output: str = "activated") -> str:
+        """One of `ACTIVATIONS`.
+
+        Raises:
+            UsageError: there is no such activation.
+        """
+        if name not in ACTIVATIONS:
+            raise UsageError("unknown activation", found=f"`{name}`", expected=", ".join(ACTIVATIONS))
+        return self.op(name, output, attributes={key: _CONSTANTS[key] for key in OPS[name].attributes})
+
+    def dropout(self, rate: float, output: str = "dropped", op: str = "dropout") -> str:
+        """Dropout in training, or another op with a rate; nothing at rate 0.
+
+        Raises:
+            UsageError: the rate is not a probability below 1.
+        """
+        if rate not in OPS[op].attributes["rate"]:
+            name = op.replace("_", " ")
+            raise UsageError(f"a {name} rate is a probability below 1", found=rate, expected="0 ≤ rate < 1")
+        return self.op(op, output, attributes={"rate": rate}) if rate else self.value
+
+    def gate(self, source: str, width: Dim = "d") -> str:
+        """`value · mean over the tokens of σ(W g + b)`, `g` the value named `source`, W [width, 1] (AdapterHub)."""
+        gated, self.value = self.value, source
+        self.linear("gate", width, 1)
+        opened = self.op("sigmoid", "gate_open")
+        self.value = gated
+        return self.op("gate", "gated", opened)
+
+    def scale(self, factor: float) -> str:
+        """A constant factor; nothing at 1.
+
+        Raises:
+            UsageError: it is not a finite number.
+        """
+        if factor not in OPS["scale"].attributes["factor"]:
+            raise UsageError("the scaling is not a finite number", found=factor)
+        return self.op("scale", "scaled", attributes={"factor": factor}) if factor != 1.0 else self.value
+
+    def graph(self, replaces: str = "h", shared: tuple[str, ...] = ()) -> AdapterGraph:
+        """The graph that returns the last value in the place of the site value `replaces`."""
+        read = {name for node in self.nodes for name in node.inputs}
+        inputs = tuple(name for name in SITE_VALUES if name in read)
+        return AdapterGraph(inputs, self.parameters, tuple(self.nodes), self.value, replaces, shared)

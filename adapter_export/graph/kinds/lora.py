@@ -1,0 +1,109 @@
+"""LoRA: a product of two thin matrices beside a linear layer (Hu et al. 2022, §4.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from adapter_export.errors import UsageError
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.kinds.chain import Chain
+from adapter_export.graph.kinds.kind import Kind, KindPart, Places
+
+DEFAULT_RANK = 8
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """What LoRA can vary.
+
+    Attributes:
+        on: the linear layers, by their names or ends of names: `query`, `value`, `attention.output`.
+        rank: the width r between the two matrices.
+        alpha: the factor is `alpha/r`; the rank itself, so that the factor is 1, if not given.
+        ranks: other ranks for some of `on`.
+        alphas: other alphas for some of `on`.
+        rs_lora: whether the factor is `alpha/√r` (Kalajdzievski 2023, §3).
+        bias: whether the second matrix has a bias.
+        dropout: the rate on what the first matrix reads, in training.
+        gate: whether a learned gate, one number per text, stands in the place of the factor (AdapterHub).
+    """
+
+    on: tuple[str, ...] = ("query", "value")
+    rank: int = DEFAULT_RANK
+    alpha: float | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    rs_lora: bool = False
+    bias: bool = False
+    dropout: float = 0.0
+    gate: bool = False
+
+    def factor(self, name: str) -> float:
+        """What the product is multiplied by at one of `on`."""
+        if self.gate:
+            return 1.0
+        rank = self.ranks.get(name, self.rank)
+        alpha = self.alphas.get(name, rank if self.alpha is None else self.alpha)
+        return alpha / (math.sqrt(rank) if self.rs_lora else rank)
+
+
+def lora(options: LoraOptions | None = None) -> Kind:
+    """`h + (alpha/r)·B(A u)` at linear layers, `u` what the layer reads and `h` what it returns (Hu et al. 2022, §4.1).
+
+    One part for each different pair of rank and factor.
+
+    Raises:
+        UsageError: a rank below 1, no linear layer, a rank or alpha for one that is not named, a wrong rate.
+    """
+    options = options or LoraOptions()
+    _check(options)
+    groups: dict[tuple[int, float], list[str]] = {}
+    for name in options.on:
+        groups.setdefault((options.ranks.get(name, options.rank), options.factor(name)), []).append(name)
+    factors = list(dict.fromkeys(factor for _, factor in groups))
+    parts = []
+    for (rank, factor), names in groups.items():
+        graph = lora_graph(factor, bias=options.bias, dropout=options.dropout, gate=options.gate)
+        number = factors.index(factor) + 1
+        flags = [flag for flag in ("bias", "gate") if getattr(options, flag)]
+        graph_name = "_".join(["lora", *flags, *([str(number)] if number > 1 else [])])
+        parts.append(KindPart(graph_name, graph, Places(linears=tuple(names)), {"r": rank}))
+    return Kind("lora", tuple(parts), "kaiming_zero_up")
+
+
+def lora_graph(factor: float, *, bias: bool = False, dropout: float = 0.0, gate: bool = False) -> AdapterGraph:
+    """`h + factor·B(A dropout(u))`, or with a gate `h + g·B(A dropout(u))`, `g` the mean over tokens of σ(W_g u + b_g).
+
+    Parameters `lora_A.weight` [d_in, r], `lora_B.weight` [r, d], with a bias `lora_B.bias` [d], with a gate
+    `gate.weight` [d_in, 1] and `gate.bias` [1].
+
+    Raises:
+        UsageError: a factor that is not finite, or a rate that is not a probability below 1.
+    """
+    chain = Chain("u")
+    chain.dropout(dropout)
+    chain.linear("lora_A", "d_in", "r", bias=False)
+    chain.linear("lora_B", "r", "d", bias=bias)
+    chain.scale(factor)
+    if gate:
+        chain.gate("u", "d_in")
+    delta, chain.value = chain.value, "h"
+    chain.op("add", "result", delta)
+    return chain.graph()
+
+
+def _check(options: LoraOptions) -> None:
+    if not options.on:
+        raise UsageError("LoRA acts nowhere", expected="names of linear layers, such as `query,value`")
+    strangers = sorted({*options.ranks, *options.alphas} - set(options.on))
+    if strangers:
+        raise UsageError(
+            "a rank or an alpha is given for a layer at which LoRA does not act",
+            found=", ".join(f"`{name}`" for name in strangers),
+            expected=", ".join(f"`{name}`" for name in options.on),
+        )
+    small = [rank for rank in (options.rank, *options.ranks.values()) if rank < 1]
+    if small:
+        raise UsageError("the rank is too small", found=small[0], expected="at least 1")

@@ -1,0 +1,68 @@
+"""The table of kinds: every kind makes its graphs, takes its options and no others."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from adapter_export.errors import UsageError
+from adapter_export.graph.kinds import BOTTLENECK_KINDS, KINDS, REFUSED, BottleneckOptions, LoraOptions, kind_named
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_has_its_name_and_its_places(name: str) -> None:
+    kind = KINDS[name]()
+    assert kind.name == name
+    assert kind.places()
+    assert kind.graphs.keys() == {part.graph_name for part in kind.parts}
+    assert kind == KINDS[name].changed()
+
+
+def test_where_the_kinds_act() -> None:
+    assert {name: kind().places() for name, kind in KINDS.items()} == {
+        "houlsby": "attention or ffn",
+        "pfeiffer": "ffn",
+        "parallel": "ffn",
+        "seq_bn": "ffn",
+        "double_seq_bn": "attention or ffn",
+        "par_bn": "ffn",
+        "scaled_par_bn": "ffn",
+        "adapter_plus": "ffn",
+        "compacter": "attention or ffn",
+        "compacter++": "ffn",
+        "nice": "embeddings",
+        "lora": "`query` or `value`",
+        "ia3": "`key` or `value`; `ffn.down`",
+    }
+
+
+@pytest.mark.parametrize("name", BOTTLENECK_KINDS)
+def test_a_changed_option_leaves_the_others(name: str) -> None:
+    maker = KINDS[name]
+    assert maker.changed(norm_before=True) == maker(BottleneckOptions(**{**_values(name), "norm_before": True}))
+    assert "norm_before.weight" in maker.changed(norm_before=True).graph.parameters
+
+
+def _values(name: str) -> dict[str, object]:
+    defaults = KINDS[name].defaults
+    return {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+
+
+def test_options_that_a_kind_does_not_have_are_refused() -> None:
+    with pytest.raises(UsageError, match="`lora` has no such option; found `activation`; expected on, rank, alpha"):
+        KINDS["lora"].changed(activation="relu")
+    with pytest.raises(UsageError, match="options of another kind; found LoraOptions; expected BottleneckOptions"):
+        KINDS["houlsby"](LoraOptions())
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "DoRA", "prefix-tuning"])
+def test_kinds_without_a_graph_are_refused_by_name(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"`{name}` cannot be expressed yet: it "):
+        kind_named(name)
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    assert kind_named("ia3") is KINDS["ia3"]
+    with pytest.raises(UsageError, match="unknown kind; found `magic`; expected `houlsby`, `pfeiffer`"):
+        kind_named("magic")
