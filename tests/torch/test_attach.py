@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapter_export.errors import AdapterError, BaseMismatchError, RequestError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.kinds import KINDS, BottleneckOptions
+from adapter_export.graph.kinds import BottleneckOptions
 from adapter_export.reference.evaluate import evaluate
 from adapter_export.torch.attach import attach
 from adapter_export.torch.base import TorchBase, load_base, save_base
@@ -61,7 +61,7 @@ def by_hand(module: Encoder, adapter: Adapter, kind: str, activation: str, input
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
 def test_it_computes_the_published_formula(base, pre_norm: bool, inputs, kind: str, activation: str) -> None:
     original = Encoder(pre_norm)
     original.load_state_dict(base.program.state_dict)
@@ -73,7 +73,7 @@ def test_it_computes_the_published_formula(base, pre_norm: bool, inputs, kind: s
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
 def test_every_site_agrees_with_the_reference(base, inputs, kind: str) -> None:
     options = BottleneckOptions("gelu", scaling=1.5, norm_before=True, norm_after=True)
     adapter = with_random_weights(make_adapter(base, kind, options))
