@@ -10,13 +10,14 @@ import numpy as np
 
 from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import UsageError
-from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.graph import AdapterGraph, Node
 
 SMALL_STD = 0.01
 HEAD_STD = 0.02
+SHARED_RULE_STD, OWN_RULE_STD = 1e-4, 1e-2
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
-"""Draws a weight [in, out]."""
+"""Draws a weight [in, out], or what else the name says."""
 
 
 def small_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -38,9 +39,19 @@ def zero(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.zeros(shape)
 
 
-def head_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """N(0, 0.02²) (Devlin et al. 2019, the reference implementation of BERT)."""
     return HEAD_STD * rng.standard_normal(shape)
+
+
+def glorot(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Factors [n, rows, columns], each slice N(0, 2/(rows + columns)) (Glorot & Bengio 2010, §4.2.1)."""
+    return math.sqrt(2 / (shape[-2] + shape[-1])) * rng.standard_normal(shape)
+
+
+def rule(std: float) -> Draw:
+    """N(0, std²) for the rule [n, n, n] of Kronecker products (adapters 1.3)."""
+    return lambda rng, shape: std * rng.standard_normal(shape)
 
 
 @dataclass(frozen=True)
@@ -50,28 +61,37 @@ class Scheme:
     Attributes:
         inner: of every projection but the closing ones.
         closing: of those whose output goes into the result with nothing but sums, factors and norms on the way.
+        gate: of those that open a gate, which start open by half; AdapterHub's `houlsby` leaves them to torch.
     """
 
     inner: Draw
     closing: Draw
+    gate: Draw = normal
 
 
 SCHEMES: Mapping[str, Scheme] = {
-    "small_normal": Scheme(small_normal, small_normal),
+    "small_normal": Scheme(small_normal, small_normal, kaiming),
+    "normal": Scheme(normal, normal),
     "zero_up": Scheme(small_normal, zero),
     "kaiming_zero_up": Scheme(kaiming, zero),
 }
-"""`small_normal` starts near the identity (Houlsby et al. 2019, §2); the other two start at it exactly where a graph
-is `h` plus something: only the closing projection learns in the first step (He et al. 2022; LoRA does the same)."""
+"""`small_normal` starts near the identity (Houlsby et al. 2019, §2), `normal` is AdapterHub's `bert`; the other two
+start at the identity exactly where a graph is `h` plus something: only the closing projection learns in the first step
+(He et al. 2022, AdapterHub's `mam_adapter`; LoRA does the same)."""
 
-_HEAD_SCHEME = Scheme(head_normal, head_normal)
-_CLOSING_PATH = frozenset({"add", "scale", "dropout", "identity", "layer_norm", "rms_norm"})
+_HEAD_SCHEME = Scheme(normal, normal)
+_CLOSING_PATH = frozenset(
+    {"add", "scale", "learned_scale", "scale_features", "dropout", "drop_path", "identity", "layer_norm", "rms_norm"}
+    | {"keep_first_half", "keep_second_half", "gate"}
+)
+_PROJECTIONS = frozenset({"linear", "phm_linear"})
 
 
 def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng: np.random.Generator) -> Weights:
-    """Draw the parameters of a graph: projections by the scheme, norm weights 1, biases 0.
+    """Draw the parameters of a graph: projections by the scheme, norm weights and learned factors 1, biases 0.
 
-    The projections of a head are drawn from N(0, 0.02²) whatever the scheme.
+    The projections of a head are drawn from N(0, 0.02²) whatever the scheme; the factors of Kronecker products by
+    Glorot & Bengio, but zero where the scheme makes the projection zero.
 
     Args:
         graph: a site's graph or a head's.
@@ -91,26 +111,53 @@ def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng:
 
 def _draws(graph: AdapterGraph, scheme: Scheme) -> dict[str, Draw]:
     """How each parameter is drawn; one that a closing and an inner projection share counts as closing."""
+    closing, gates = _closing(graph, graph.result), _gates(graph)
     draws: dict[str, Draw] = {}
-    for node in graph.nodes:
+    for node in sorted(graph.nodes, key=lambda node: node in closing):
+        draw = scheme.closing if node in closing else scheme.gate if node in gates else scheme.inner
         for role, name in node.parameters.items():
-            draws[name] = zero
-            if role == "weight":
-                draws[name] = scheme.inner if node.op == "linear" else _one
-    closing = _closing_weights(graph, graph.result)
-    return {name: scheme.closing if name in closing else draw for name, draw in draws.items()}
+            if node.op == "phm_linear" and role != "bias":
+                draws[name] = _phm_draw(role, draw, shared=name in graph.shared)
+            elif role == "bias":
+                draws[name] = zero
+            elif node.op == "linear":
+                draws[name] = draw
+            else:
+                draws[name] = _one
+    return draws
+
+
+def _phm_draw(role: str, projection: Draw, *, shared: bool) -> Draw:
+    if role == "rule":
+        return rule(SHARED_RULE_STD if shared else OWN_RULE_STD)
+    return zero if role == "right" and projection is zero else glorot
 
 
 def _one(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.ones(shape)
 
 
-def _closing_weights(graph: AdapterGraph, value: str) -> set[str]:
-    node = next((node for node in graph.nodes if node.output == value), None)
-    if node is None:
-        return set()
-    if node.op == "linear":
-        return {node.parameters["weight"]}
+def _closing(graph: AdapterGraph, value: str) -> list[Node]:
+    """The projections from which a value comes with nothing but sums, factors and norms on the way."""
+    node = _producer(graph, value)
+    if node is None or node.op in _PROJECTIONS:
+        return [] if node is None else [node]
     if node.op not in _CLOSING_PATH:
-        return set()
-    return {name for source in node.inputs for name in _closing_weights(graph, source)}
+        return []
+    sources = node.inputs[:1] if node.op == "gate" else node.inputs
+    return [found for source in sources for found in _closing(graph, source)]
+
+
+def _gates(graph: AdapterGraph) -> list[Node]:
+    """The linears whose activation opens a gate."""
+    found = []
+    for gate in graph.nodes:
+        opened = _producer(graph, gate.inputs[1]) if gate.op == "gate" else None
+        source = None if opened is None else _producer(graph, opened.inputs[0])
+        if source is not None and source.op == "linear":
+            found.append(source)
+    return found
+
+
+def _producer(graph: AdapterGraph, value: str) -> Node | None:
+    return next((node for node in graph.nodes if node.output == value), None)

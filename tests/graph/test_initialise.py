@@ -11,7 +11,16 @@ from backends import draw_inputs
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.initialise import HEAD_STD, SCHEMES, SMALL_STD, initialise
-from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head
+from adapter_export.graph.kinds import (
+    KINDS,
+    BottleneckOptions,
+    PhmOptions,
+    bottleneck,
+    classification_head,
+    ia3_graph,
+    lora_graph,
+    nice_graph,
+)
 from adapter_export.reference.evaluate import evaluate
 
 WIDTHS = {"d": 384, "d_in": 384, "b": 64}
@@ -47,6 +56,64 @@ def test_kaiming_is_uniform_within_the_inverse_root_of_its_inputs() -> None:
     assert weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.02)
     counts, _ = np.histogram(weight, bins=8, range=(-bound, bound))
     np.testing.assert_allclose(counts / weight.size, 1 / 8, atol=0.01)
+
+
+def test_normal_has_no_bounds() -> None:
+    weight = drawn(bottleneck("h", BottleneckOptions()), "normal")["up.weight"].astype(np.float64)
+    assert weight.std() == pytest.approx(0.02, rel=0.02)
+    assert (np.abs(weight) > 0.04).mean() == pytest.approx(0.0455, abs=0.005)
+
+
+@pytest.mark.parametrize("scheme", ["small_normal", "normal"])
+def test_factors_of_kronecker_products_are_glorots_and_rules_small(scheme: str) -> None:
+    """adapters 1.3: each slice of a factor has variance 2/(rows + columns); the rule's depends on who owns it."""
+    widths = {"d": 2048, "b": 1024, "n": 4, "k": 1, "p": 512, "q": 256}
+    for shared, std in ((True, 1e-4), (False, 1e-2)):
+        graph = bottleneck("h", BottleneckOptions(phm=PhmOptions(shared_rule=shared)))
+        tensors = initialise(graph, widths, scheme, np.random.default_rng(0))
+        assert tensors["down.left"].std() == pytest.approx(math.sqrt(2 / 513), rel=0.05)
+        assert tensors["up.right"].std() == pytest.approx(math.sqrt(2 / 513), rel=0.05)
+        assert tensors["down.right"].std() == pytest.approx(math.sqrt(2 / 257), rel=0.05)
+        assert tensors["rule" if shared else "up.rule"].std() == pytest.approx(std, rel=0.2)
+        assert not tensors["down.bias"].any()
+
+
+def test_learned_factors_start_at_one_and_gates_half_open() -> None:
+    options = BottleneckOptions(scaling="channel", gate=True)
+    tensors = drawn(bottleneck("h", options), "normal")
+    assert (tensors["scaling.weight"] == 1).all()
+    assert tensors["gate.weight"].std() == pytest.approx(0.02, rel=0.1)
+    assert not tensors["gate.bias"].any()
+    tensors = drawn(bottleneck("h", options), "small_normal")
+    assert np.abs(tensors["gate.weight"]).max() == pytest.approx(1 / math.sqrt(384), rel=0.02)
+    assert (drawn(ia3_graph(), "normal")["scaling.weight"] == 1).all()
+
+
+@pytest.mark.parametrize("scheme", ZERO_UP)
+@pytest.mark.parametrize(
+    "graph",
+    [
+        bottleneck("h", BottleneckOptions(scaling="channel", gate=True, drop_path=0.1, norm_after=True)),
+        bottleneck("h", BottleneckOptions(scaling="learned", gate=True)),
+        lora_graph(4.0, bias=True, gate=True),
+        nice_graph("relu"),
+    ],
+)
+def test_zero_up_starts_at_h_through_gates_factors_and_halves(graph: AdapterGraph, scheme: str) -> None:
+    widths = {**WIDTHS, "r": 8, "f": 8, "g": 8}
+    tensors = initialise(graph, widths, scheme, np.random.default_rng(0))
+    inputs = draw_inputs(graph, 2, 16, 384, np.random.default_rng(1))
+    assert np.array_equal(evaluate(graph, inputs, tensors), inputs["h"])
+    assert sum(tensor.any() for tensor in tensors.values()) >= 2
+
+
+def test_zero_up_makes_a_kronecker_product_zero() -> None:
+    graph = bottleneck("h", BottleneckOptions(phm=PhmOptions()))
+    widths = {"d": 384, "b": 64, "n": 4, "k": 1, "p": 96, "q": 16}
+    tensors = initialise(graph, widths, "zero_up", np.random.default_rng(0))
+    assert {name for name, tensor in tensors.items() if not tensor.any()} == {"up.right", "down.bias", "up.bias"}
+    inputs = draw_inputs(graph, 2, 16, 384, np.random.default_rng(1))
+    assert np.array_equal(evaluate(graph, inputs, tensors), inputs["h"])
 
 
 def test_a_head_is_normal_whatever_the_scheme() -> None:
@@ -115,5 +182,7 @@ def test_equal_seeds_give_equal_weights() -> None:
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(UsageError, match="unknown initialisation; found `xavier`; expected small_normal, zero_up"):
+    with pytest.raises(
+        UsageError, match="unknown initialisation; found `xavier`; expected small_normal, normal, zero_up"
+    ):
         drawn(bottleneck("h", BottleneckOptions()), "xavier")
