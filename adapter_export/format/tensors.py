@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from adapter_export.errors import FormatError, TensorError, WriteError
 from adapter_export.format.canonical import parse_json
@@ -28,6 +28,8 @@ _DTYPES = {
     "BOOL": "bool",
 }
 """The element types of safetensors that NumPy has, and its names for them."""
+
+_BFLOAT16 = "BF16"
 
 _HEADER_LENGTH_BYTES = 8
 
@@ -72,27 +74,31 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         raise WriteError(path, error.strerror or error) from error
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, *, widen: bool = False) -> dict[str, np.ndarray]:
     """Read all tensors of a safetensors file.
+
+    Args:
+        path: the file.
+        widen: read bfloat16, which NumPy lacks, as float32, without loss.
 
     Raises:
         FileError: it cannot be read.
         FormatError: it is not a safetensors file, it is truncated, or a name occurs twice in it.
         TensorError: a tensor has an element type that NumPy lacks.
     """
-    return parse_tensors(read_bytes(path), path)
+    return parse_tensors(read_bytes(path), path, widen=widen)
 
 
-def parse_tensors(data: bytes, where: object) -> dict[str, np.ndarray]:
-    """Read tensors from the bytes of a safetensors file; `where` names it in messages.
+def parse_tensors(data: bytes, where: object, *, widen: bool = False) -> dict[str, np.ndarray]:
+    """Read tensors from the bytes of a safetensors file; `where` names it in messages, `widen` as in `read_tensors`.
 
     Raises:
         FormatError: it is not a safetensors file, it is truncated, or a name occurs twice in it.
         TensorError: a tensor has an element type that NumPy lacks.
     """
-    _check_types(_header(data, where), where)
+    _check_types(_header(data, where), where, {*_DTYPES, _BFLOAT16} if widen else {*_DTYPES})
     try:
-        tensors = load(data)
+        tensors = {name: _array(**record) for name, record in deserialize(data)}  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise FormatError(
             "is not a valid safetensors file",
@@ -103,13 +109,23 @@ def parse_tensors(data: bytes, where: object) -> dict[str, np.ndarray]:
     return {name: tensors[name] for name in sorted(tensors)}
 
 
-def _check_types(header: object, where: object) -> None:
+def _array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    """An array of its own; a bfloat16 is the upper half of a float32."""
+    if dtype == _BFLOAT16:
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+    return np.frombuffer(data, np.dtype(_DTYPES[dtype]).newbyteorder("<")).reshape(shape)
+
+
+def _check_types(header: object, where: object, allowed: set[str]) -> None:
     records = header.items() if isinstance(header, dict) else ()
     types = {name: record["dtype"] for name, record in records if isinstance(record, dict) and "dtype" in record}
-    faults = [f"`{name}` is {dtype}" for name, dtype in types.items() if str(dtype) not in _DTYPES]
+    faults = [f"`{name}` is {dtype}" for name, dtype in types.items() if str(dtype) not in allowed]
     if faults:
         raise TensorError(
-            "tensors of a type that is not read", where=where, found="; ".join(faults), expected=", ".join(_DTYPES)
+            "tensors of a type that is not read",
+            where=where,
+            found="; ".join(faults),
+            expected=", ".join(code for code in (*_DTYPES, _BFLOAT16) if code in allowed),
         )
 
 

@@ -1,0 +1,171 @@
+"""A folder that PEFT wrote becomes an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adapter_export.errors import AdapterError, TensorError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.interop.peft.folder import PeftFolder, read_folder
+from adapter_export.interop.peft.head import BaseTensor, HeadChoice, HeadParts, make_head_parts
+from adapter_export.interop.peft.options import Options
+from adapter_export.interop.peft.parts import Update, make_parts
+from adapter_export.interop.peft.paths import Renaming, find_renaming
+from adapter_export.interop.peft.targets import targeted
+from adapter_export.interop.peft.tensors import Sorted, sort_tensors
+from adapter_export.sites.site import Site, SiteMap
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An adapter, and what was decided on the way to it."""
+
+    adapter: Adapter
+    notes: tuple[str, ...]
+
+
+def import_peft(
+    folder: Path,
+    sites: SiteMap,
+    *,
+    base: str,
+    name: str,
+    base_tensor: BaseTensor = lambda _: None,
+    member: str | None = None,
+    head: HeadChoice | None = None,
+) -> Imported:
+    """Import a LoRA or an IA3.
+
+    Args:
+        folder: has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`.
+        sites: the sites of the base; its linear ones must have module paths.
+        base: the base's fingerprint.
+        name: what users will call the adapter.
+        base_tensor: the base's tensors by their names there, such as `encoder.layer.0.output.dense.bias`. Needed where
+            biases of the base were trained, and for heads that read a layer of the base.
+        member: which adapter, in a folder of several.
+        head: what is known of the head beside the folder.
+
+    Raises:
+        FileError, FormatError: as `folder.read_folder`.
+        AdapterError: the adapter is of a kind, or has options, modules or a head, that cannot be expressed, or acts on
+            modules that the base lacks; all of them are listed.
+        TensorError: tensors are missing, left over or do not fit; all of them are listed.
+        UsageError: what is said of the head does not fit.
+    """
+    read = read_folder(folder, member)
+    found = sort_tensors(read.tensors, read.options, read.path)
+    linear = _by_path(sites)
+    renaming = find_renaming(found.adapted.keys(), linear.keys(), read.path)
+
+    def tensor(key: str) -> np.ndarray | None:
+        known = renaming(key)
+        return None if known is None else base_tensor(known)
+
+    parts = make_head_parts(found, read.options, tensor, sites.width, head or HeadChoice(), read.path)
+    updates = _updates(found, _Base(linear, renaming, tensor), parts, read)
+    _check_complete(found, read.options, renaming, linear, read.path)
+    made = make_parts(_in_order(updates, sites), read.options, read.path)
+    adapter = Adapter(
+        name,
+        read.options.kind,
+        base,
+        made.graphs,
+        made.placements,
+        made.weights | parts.weights,
+        parts.head,
+        {"imported": {"from": "peft", "config": dict(read.config)}},
+    )
+    return Imported(adapter, (*_renamed(renaming), *parts.notes))
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The base as the adapter sees it."""
+
+    linear: Mapping[str, Sequence[Site]]
+    renaming: Renaming
+    tensor: BaseTensor
+
+    def sites(self, path: str) -> Sequence[Site]:
+        """The calls of a module of the adapter's model."""
+        known = self.renaming(path)
+        return () if known is None else self.linear.get(known, ())
+
+
+def _by_path(sites: SiteMap) -> dict[str, list[Site]]:
+    """The linear sites by module path; a module that is called several times has several."""
+    found: dict[str, list[Site]] = {}
+    for site in sites.of_roles(("linear",)):
+        if site.path is not None:
+            found.setdefault(site.path, []).append(site)
+    return found
+
+
+def _updates(found: Sorted, base: _Base, head: HeadParts, read: PeftFolder) -> list[Update]:
+    shifts = dict(_shifts(found, base, head, read.path))
+    paths = dict.fromkeys([*found.adapted, *shifts])
+    missing = [path for path in paths if not base.sites(path) and path not in head.used]
+    if missing:
+        raise AdapterError(
+            "acts on modules that the base does not have",
+            where=read.path,
+            found=", ".join(f"`{path}`" for path in missing),
+            expected=f"some of its {len(base.linear)} linear layers",
+            fix="run `adapter-export sites MODEL` for what the base has, and give the one that it was trained on",
+        )
+    return [
+        Update(path, site, found.adapted.get(path, {}), shifts.get(path)) for path in paths for site in base.sites(path)
+    ]
+
+
+def _shifts(found: Sorted, base: _Base, head: HeadParts, where: object) -> Iterator[tuple[str, np.ndarray]]:
+    """What each trained bias adds to that of the base, where it differs."""
+    faults = []
+    for path, bias in found.biases.items():
+        own = base.tensor(f"{path}.bias")
+        if own is not None and own.shape == bias.shape:
+            shift = bias.astype(np.float64) - own
+            if base.sites(path):
+                yield path, shift
+            elif path not in head.used and shift.any():
+                faults.append(f"`{path}.bias` belongs to no linear layer")
+        else:
+            faults.append(f"the base has no `{path}.bias` {list(bias.shape)} to compare with")
+    if faults:
+        raise AdapterError(
+            "has trained biases of the base that cannot be expressed",
+            where=where,
+            found="; ".join(faults),
+            expected="biases of linear layers",
+            fix="train it with `bias='none'` or `'lora_only'`",
+        )
+
+
+def _check_complete(found: Sorted, options: Options, renaming: Renaming, linear: Iterable[str], where: object) -> None:
+    """A file that lost the tensors of some layers would be read as an adapter that leaves them alone."""
+    known = [path for path in map(renaming.back, linear) if path is not None]
+    lost = [path for path in targeted(options, known) if path not in found.adapted]
+    if lost:
+        raise TensorError(
+            "tensors are missing for modules that the config names",
+            where=where,
+            found=", ".join(f"`{path}`" for path in lost),
+            fix="take the file from its source again; if it is right, name these in `exclude_modules` of the config",
+        )
+
+
+def _in_order(updates: Iterable[Update], sites: SiteMap) -> list[Update]:
+    order = {site.name: number for number, site in enumerate(sites)}
+    return sorted(updates, key=lambda update: order[update.site.name])
+
+
+def _renamed(renaming: Renaming) -> Iterator[str]:
+    if renaming.drop:
+        yield f"the adapter's modules `{renaming.drop}.…` are the base's without that beginning"
+    if renaming.add:
+        yield f"the adapter's modules are the base's behind `{renaming.add}.`"

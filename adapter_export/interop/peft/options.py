@@ -1,0 +1,294 @@
+"""`adapter_config.json`: what is read, what may stand there, and what is refused by name.
+
+The rule for its keys, which grow in number with every version of PEFT:
+
+1. Keys that say what is computed are read (`r`, `lora_alpha`, …).
+2. Keys that only say how it was trained, where from, and by which version may have any value.
+3. Keys that change what is computed in a way that is not read must be off, and are refused with the reason otherwise.
+4. Keys that are not known must be off. Off is `null`, `false`, or an empty text, list or object: so PEFT writes what is
+   not used.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adapter_export.errors import AdapterError, FormatError
+from adapter_export.interop.peft.refusals import IA3, KINDS, LORA, OPTIONS, PLAIN_STARTS, START, START_FIX
+
+Kind = Literal["lora", "ia3"]
+Biases = Literal["none", "all", "lora_only"]
+Names = str | tuple[str, ...] | None
+"""Modules, as PEFT writes them: a regular expression that matches all of a path, or the ends of paths."""
+
+_KINDS: Mapping[str, Kind] = {LORA: "lora", IA3: "ia3"}
+
+_READ = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "bias",
+        "lora_bias",
+        "target_modules",
+        "exclude_modules",
+        "feedforward_modules",
+        "modules_to_save",
+        "layers_to_transform",
+        "layers_pattern",
+        "init_lora_weights",
+    }
+)
+_NO_MATTER = frozenset(
+    {
+        "base_model_name_or_path",
+        "revision",
+        "peft_version",
+        "inference_mode",
+        "fan_in_fan_out",  # the layout of the base's weights; the adapter's own do not depend on it
+        "megatron_core",
+        "qalora_group_size",
+        "eva_config",
+        "velora_config",  # another backward pass
+        "init_ia3_weights",
+        "enable_lora",
+        "merge_weights",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `adapter_config.json` says of what is computed.
+
+    Attributes:
+        kind: `lora` or `ia3`.
+        task_type: PEFT's name of the task, such as `SEQ_CLS`.
+        model_class: the class of the model that it was trained in, if the folder says it.
+        rank: `r`.
+        alpha: `lora_alpha`.
+        dropout: on what LoRA reads, in training.
+        ranks: other ranks, by regular expressions over module paths.
+        alphas: other alphas, likewise.
+        rank_stabilised: whether the factor is `alpha/√r` (Kalajdzievski 2023, §3), not `alpha/r`.
+        bias: which of the base's biases were trained, too.
+        targets: the modules that it acts on.
+        excluded: those of them that it leaves out.
+        saved: the ends of the paths of modules that were trained as a whole.
+        layers: the layers that it acts on; all if none are named.
+        layer_lists: what the lists of layers are called.
+        feedforward: the modules of IA3 whose input is scaled.
+    """
+
+    kind: Kind
+    task_type: str | None = None
+    model_class: str | None = None
+    rank: int = 0
+    alpha: float = 0.0
+    dropout: float = 0.0
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    rank_stabilised: bool = False
+    bias: Biases = "none"
+    targets: Names = None
+    excluded: Names = None
+    saved: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    layer_lists: tuple[str, ...] = ()
+    feedforward: Names = ()
+
+    def rank_at(self, path: str) -> int:
+        """The rank at a module."""
+        return self.ranks.get(_pattern(self.ranks, path), self.rank)
+
+    def factor_at(self, path: str) -> float:
+        """The factor on LoRA's update at a module, from the rank that the config gives it."""
+        rank = self.rank_at(path)
+        alpha = self.alphas.get(_pattern(self.alphas, path), self.alpha)
+        return alpha / math.sqrt(rank) if self.rank_stabilised else alpha / rank
+
+
+def _pattern(patterns: Mapping[str, object], path: str) -> str:
+    """The first pattern that matches a module (`peft.utils.other.get_pattern_key`), else the path itself."""
+    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), path)
+
+
+def read_options(config: object, where: object) -> Options:
+    """Read the document of an `adapter_config.json`; `where` names it in messages.
+
+    Raises:
+        FormatError: it is not what PEFT writes, or a value has a wrong type.
+        AdapterError: a kind, or options that are not known or cannot be expressed; all of these are listed.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise FormatError(
+            "is not the config of a PEFT adapter",
+            where=where,
+            found="no text for `peft_type`",
+            expected="a JSON object as `save_pretrained` of PEFT writes it",
+            fix="give the folder that PEFT wrote",
+        )
+    _check_kind(config["peft_type"], where)
+    _check_keys(config, where)
+    _check_start(config.get("init_lora_weights", True), where)
+    return _Reader(config, where).options()
+
+
+def _check_kind(kind: str, where: object) -> None:
+    if kind in _KINDS:
+        return
+    raise AdapterError(
+        f"is an adapter of the kind {kind}, which cannot be imported",
+        where=where,
+        found=KINDS.get(kind, "a kind that this release does not know"),
+        expected=" or ".join(_KINDS),
+        fix="train a LoRA, an IA3 or a bottleneck adapter instead",
+    )
+
+
+def _check_keys(config: Mapping[str, Any], where: object) -> None:
+    faults = list(_faults(config))
+    if faults:
+        raise AdapterError(
+            "has options that cannot be imported",
+            where=where,
+            found="; ".join(faults),
+            fix="train it without them; if you know that an unknown one changes nothing, delete its key there",
+        )
+
+
+def _faults(config: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in config.items():
+        if key in _READ or key in _NO_MATTER or is_off(value):
+            continue
+        yield f"`{key}` is {value!r}: {OPTIONS.get(key, 'it is not known to this release')}"
+
+
+def is_off(value: object) -> bool:
+    """Whether a value is how PEFT writes an option that is not used."""
+    return value is None or value is False or value in ("", [], {})
+
+
+def _check_start(start: object, where: object) -> None:
+    if isinstance(start, bool) or start is None or start in PLAIN_STARTS:
+        return
+    raise AdapterError(
+        f"was started by `init_lora_weights` {start!r}, and cannot be imported as it is",
+        where=where,
+        found=START,
+        expected=f"true, false, {', '.join(PLAIN_STARTS)}",
+        fix=START_FIX,
+    )
+
+
+class _Reader:
+    """Reads values of known types."""
+
+    def __init__(self, config: Mapping[str, Any], where: object) -> None:
+        self._config = config
+        self._where = where
+
+    def options(self) -> Options:
+        shared: dict[str, Any] = {
+            "task_type": self._text("task_type"),
+            "model_class": self._model_class(),
+            "targets": self._names("target_modules"),
+            "excluded": self._names("exclude_modules"),
+            "saved": self._list("modules_to_save", str),
+        }
+        if self._config["peft_type"] == IA3:
+            return Options("ia3", feedforward=self._names("feedforward_modules"), **shared)
+        return Options(
+            "lora",
+            rank=int(self._number("r", 8, at_least=1, whole=True)),
+            alpha=self._number("lora_alpha", 8),
+            dropout=self._number("lora_dropout", 0.0, at_least=0.0),
+            ranks={key: int(number) for key, number in self._patterns("rank_pattern", at_least=1, whole=True).items()},
+            alphas=self._patterns("alpha_pattern"),
+            rank_stabilised=self._flag("use_rslora"),
+            bias=self._bias(),
+            layers=self._list("layers_to_transform", int),
+            layer_lists=self._list("layers_pattern", str),
+            **shared,
+        )
+
+    def _text(self, key: str) -> str | None:
+        value = self._config.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self._wrong(key, value, "a text")
+        return value
+
+    def _flag(self, key: str) -> bool:
+        value = self._config.get(key, False)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def _number(self, key: str, default: float, *, at_least: float = -math.inf, whole: bool = False) -> float:
+        return self._checked_number(key, self._config.get(key, default), at_least, whole)
+
+    def _patterns(self, key: str, *, at_least: float = -math.inf, whole: bool = False) -> dict[str, float]:
+        value = self._config.get(key) or {}
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "an object of numbers by pattern")
+        for pattern in value:
+            self._check_pattern(key, pattern)
+        return {name: self._checked_number(f"{key}.{name}", one, at_least, whole) for name, one in value.items()}
+
+    def _checked_number(self, key: str, value: object, at_least: float, whole: bool) -> float:
+        sort = "a whole number" if whole else "a number"
+        expected = sort if at_least == -math.inf else f"{sort} of at least {at_least:g}"
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < at_least:
+            raise self._wrong(key, value, expected)
+        return value
+
+    def _names(self, key: str) -> Names:
+        value = self._config.get(key)
+        if isinstance(value, str):
+            self._check_pattern(key, value)
+            return value
+        return None if value is None else self._list(key, str)
+
+    def _list(self, key: str, sort: type) -> tuple[Any, ...]:
+        value = self._config.get(key)
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(one, sort) and not isinstance(one, bool) for one in values):
+            raise self._wrong(key, value, f"a list of {'texts' if sort is str else 'whole numbers'}")
+        return tuple(values)
+
+    def _bias(self) -> Biases:
+        value = self._config.get("bias", "none")
+        for known in ("none", "all", "lora_only"):
+            if value == known:
+                return known
+        raise self._wrong("bias", value, "none, all or lora_only")
+
+    def _model_class(self) -> str | None:
+        mapping = self._config.get("auto_mapping") or {}
+        name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+        return name if isinstance(name, str) else None
+
+    def _check_pattern(self, key: str, pattern: str) -> None:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise self._wrong(key, f"{pattern} ({error})", "a regular expression") from error
+
+    def _wrong(self, key: str, found: object, expected: str) -> FormatError:
+        return FormatError(
+            f"`{key}` has a value that PEFT does not write",
+            where=self._where,
+            found=found,
+            expected=expected,
+            fix="take the file from its source again, or correct it there",
+        )
