@@ -1,0 +1,76 @@
+/** What a caller hands in, held against the manifest before ONNX Runtime sees it. */
+import { Tensor } from "onnxruntime-common";
+
+import { Fault } from "./fault.js";
+import type { Axis, InputRecord, Manifest } from "./manifest.js";
+
+export type Inputs = Record<string, Tensor>;
+
+/** Throws a Fault if an input is missing, unknown, of a wrong type or shape, empty, or has ids out of range. */
+export function checkInputs(inputs: Inputs, manifest: Manifest): void {
+  const sizes = new Map<string, number>();
+  for (const record of manifest.inputs) {
+    const tensor = inputs[record.name];
+    const where = `\`${record.name}\``;
+    if (!tensor) throw new Fault({ what: "an input is missing", where });
+    if (tensor.type !== record.dtype) {
+      throw new Fault({ what: "an input has a wrong type", where, found: tensor.type, expected: record.dtype });
+    }
+    if (!fits(tensor.dims, record.axes, sizes)) {
+      const expected = `[${record.axes.join(", ")}], at least 1 along each axis, equal where the name is`;
+      throw new Fault({ what: "an input has a wrong shape", where, found: `[${tensor.dims.join(", ")}]`, expected });
+    }
+    checkIds(tensor, record);
+  }
+  const unknown = Object.keys(inputs).filter((name) => !manifest.inputs.some((record) => record.name === name));
+  if (unknown.length) throw new Fault({ what: "inputs that the graph does not have", found: unknown.join(", ") });
+}
+
+/** Throws a Fault that lists every tensor of an adapter that is missing, left over, misshapen, or not finite. */
+export function checkAdapter(tensors: Map<string, Tensor>, manifest: Manifest, where: string): void {
+  const known = new Set(manifest.slots.map((slot) => slot.name));
+  const faults = [...tensors.keys()].filter((name) => !known.has(name)).map((name) => `\`${name}\` is left over`);
+  const sizes = new Map<string, number>();
+  for (const slot of manifest.slots) {
+    const tensor = tensors.get(slot.name);
+    if (!tensor) faults.push(`\`${slot.name}\` is missing`);
+    else if (tensor.type !== "float32" || !fits(tensor.dims, slot.axes, sizes, `${slot.site}/${slot.graph}/`)) {
+      faults.push(`\`${slot.name}\` is ${tensor.type} [${tensor.dims.join(", ")}]`);
+    } else if (!(tensor.data as Float32Array).every(Number.isFinite)) faults.push(`\`${slot.name}\` holds NaN or Inf`);
+  }
+  if (faults.length) throw new Fault({ what: "does not fit this bundle's graph", where, found: faults.join("; ") });
+}
+
+/** The tensors with which the graph is the base. */
+export function neutralTensors(manifest: Manifest): Map<string, Tensor> {
+  return new Map(
+    manifest.slots.map((slot) => {
+      const count = slot.neutral.reduce((product, size) => product * size, 1);
+      const numbers = new Float32Array(count).fill(slot.neutral_value ?? 0);
+      return [slot.name, new Tensor("float32", numbers, slot.neutral)];
+    }),
+  );
+}
+
+/** Names get their lengths where they come up first. */
+function fits(dims: readonly number[], axes: Axis[], sizes: Map<string, number>, scope = ""): boolean {
+  if (dims.length !== axes.length) return false;
+  return axes.every((axis, at) => {
+    const size = dims[at]!;
+    if (typeof axis === "number") return size === axis;
+    const name = scope + axis;
+    if (!sizes.has(name)) sizes.set(name, size);
+    return size >= 1 && size === sizes.get(name);
+  });
+}
+
+/** Negative ids count from the end of the table without a word. */
+function checkIds(tensor: Tensor, record: InputRecord): void {
+  if (record.limit === null) return;
+  const limit = record.limit;
+  const wrong = Array.from(tensor.data as BigInt64Array | Int32Array, Number).find((id) => id < 0 || id >= limit);
+  if (wrong === undefined) return;
+  const fix = "use the tokenizer that belongs to the base";
+  const [where, expected] = [`\`${record.name}\``, `0 to ${limit - 1}`];
+  throw new Fault({ what: "an id is out of range", where, found: String(wrong), expected, fix });
+}
