@@ -5,14 +5,15 @@
 
 A transformer of random weights is streamed to disk as ONNX with external data, a bundle with one adapter is built from
 it by the command, in a process of its own, and everything is removed again. `VmHWM` is the most memory that was
-resident. It has two parts: anonymous memory, which the process needs, and pages of files, which the operating system
-keeps while nobody needs the room and takes back otherwise. The parts are read every 20 ms.
+resident, pages of mapped files among it. It and its two parts, anonymous memory and pages of files, are read every
+20 ms; the largest of one part need not fall together with that of the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -73,9 +74,13 @@ def main() -> None:
         print(f"base: {weights.stat().st_size / GIGABYTE:.2f} GB of weights, width {arguments.width}")
         adapter = write_random_adapter(model, folder / "adapter")
         print(f"plain copy of the weights: {copy_seconds(weights):.1f} s")
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds, peak = build(model, adapter, folder / "bundle", arguments.options)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        computing = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         linked = (folder / "bundle" / "base.bin").samefile(weights)
-        print(f"build: {seconds:.1f} s, base.bin {'is a hard link' if linked else 'is a copy'}")
+        print(f"build: {seconds:.1f} s, of all processors {computing:.1f} s")
+        print(f"base.bin {'is a hard link' if linked else 'is a copy'}")
         print(f"peak anonymous memory: {peak.anonymous / 1e6:.0f} MB")
         print(f"peak resident memory: {peak.resident / 1e6:.0f} MB, of files at most {peak.of_files / 1e6:.0f} MB")
         print(f"again, plain copy of the weights: {copy_seconds(weights):.1f} s")

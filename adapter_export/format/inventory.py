@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from adapter_export.errors import FileError, FormatError, HashError
@@ -11,15 +12,23 @@ from adapter_export.format.manifest import FileRecord, Manifest
 MANIFEST_FILE = "manifest.json"
 
 
-def list_files(folder: Path) -> tuple[FileRecord, ...]:
+def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[FileRecord, ...]:
     """Every file in a folder but its manifest, sorted by path.
+
+    Args:
+        folder: the folder.
+        hashed: the sha256 of files that were hashed already, by path.
 
     Raises:
         FileError: a file cannot be read.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     paths.pop(MANIFEST_FILE, None)
-    return tuple(FileRecord(name, sha256_of(paths[name]), paths[name].stat().st_size) for name in sorted(paths))
+    known = hashed or {}
+    return tuple(
+        FileRecord(name, known.get(name) or sha256_of(paths[name]), paths[name].stat().st_size)
+        for name in sorted(paths)
+    )
 
 
 def verify_files(manifest: Manifest, folder: Path) -> None:

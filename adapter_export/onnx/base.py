@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,18 +229,23 @@ def _fingerprint(model: ir.Model) -> str:
     It does not depend on where the weights lie, inside the file or beside it, nor on the order of anything.
     """
     digest = hashlib.sha256()
-    for fact in sorted(fact for graph in model.graphs() for fact in _facts(graph)):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves the interpreter to others
+        facts = sorted(pool.map(_fact, (value for graph in model.graphs() for value in _weights(graph))))
+    for fact in facts:
         digest.update(fact.encode())
     return f"sha256:{digest.hexdigest()}"
 
 
-def _facts(graph: ir.Graph) -> Iterator[str]:
-    constants = [node.outputs[0] for node in graph if node.op_type == "Constant" and node.outputs]
-    for value in (*graph.initializers.values(), *constants):
-        tensor = ir.convenience.get_const_tensor(value)
-        if tensor is not None:
-            contents = sha256_of_tensor(tensor)
-            yield f"{value.name} {tensor.dtype.name} {list(tensor.shape.numpy())} {contents}\n"
+def _weights(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.initializers.values()
+    yield from (node.outputs[0] for node in graph if node.op_type == "Constant" and node.outputs)
+
+
+def _fact(value: ir.Value) -> str:
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        return ""
+    return f"{value.name} {tensor.dtype.name} {list(tensor.shape.numpy())} {sha256_of_tensor(tensor)}\n"
 
 
 def _input_record(value: ir.Value) -> InputRecord:

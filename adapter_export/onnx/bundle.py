@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import onnx_ir as ir
 from adapter_export import __version__
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.format.files import new_folder, read_bytes
+from adapter_export.format.files import new_folder, read_bytes, sha256_of
 from adapter_export.format.inventory import MANIFEST_FILE, list_files
 from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest, OutputRecord, SiteRecord, TextRecord
 from adapter_export.format.manifest_json import MANIFEST_VERSION, write_manifest
@@ -27,7 +28,7 @@ from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.oldest_runtime import oldest_runtime
 from adapter_export.onnx.self_check import self_check
 from adapter_export.onnx.slots import SlotPlan, plan_slots, slot_tensors
-from adapter_export.onnx.weights import write_model
+from adapter_export.onnx.weights import WEIGHTS_FILE, write_model
 from adapter_export.reference.inputs import InputCase
 from adapter_export.reference.runner import Runner, head_output
 from adapter_export.sites.extent import extent
@@ -86,17 +87,18 @@ def build_bundle(
     _check_bases(adapters, base, allow_base_mismatch)
     plan = plan_slots(adapters, base.sites)
     tell = progress or (lambda _: None)
-    with new_folder(out, force=force) as folder:
+    with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
         tell(f"putting {len(plan.slots)} slots into the graph")
         model = insert_slots(base, plan)
         tell("writing the graph and the weights of the base")
         write_model(model, folder / GRAPH_FILE, copy_weights=copy_weights)
+        hashed = pool.submit(_hash_weights, folder)  # seconds for a large base, beside the golden vectors
         build = _Build(folder, base, plan, model, references, cases)
         golden = build.golden(None, tell)
         records = [build.adapter(adapter, tell) for adapter in adapters]
         text = build.text(tokenizer, max_tokens)
         build.keep(kept or {})
-        manifest = build.manifest(golden, records, text)
+        manifest = build.manifest(golden, records, text, hashed.result())
         write_manifest(manifest, folder)
         tell("holding the bundle against its golden vectors")
         self_check(folder, manifest, build.vectors)
@@ -172,8 +174,14 @@ class _Build:
             if not path.exists():
                 path.write_bytes(content if isinstance(content, bytes) else read_bytes(content))
 
-    def manifest(self, golden: GoldenRecord, records: Sequence[AdapterRecord], text: TextRecord | None) -> Manifest:
-        """Describe all that was written."""
+    def manifest(
+        self,
+        golden: GoldenRecord,
+        records: Sequence[AdapterRecord],
+        text: TextRecord | None,
+        hashed: Mapping[str, str],
+    ) -> Manifest:
+        """Describe all that was written; `hashed` has the sha256 of files that need not be hashed again."""
         head = head_output([record.name for record in self.base.outputs]) if self.plan.has_head else None
         computing = numerics(self.model)
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in self.model.graph.outputs)
@@ -194,7 +202,7 @@ class _Build:
             adapters=tuple(records),
             golden=golden,
             text=text,
-            files=list_files(self.folder),
+            files=list_files(self.folder, hashed),
         )
 
     def _site(self, site: Site) -> SiteRecord:
@@ -206,6 +214,11 @@ class _Build:
         file = self.folder / path
         file.parent.mkdir(exist_ok=True)
         return file
+
+
+def _hash_weights(folder: Path) -> dict[str, str]:
+    path = folder / WEIGHTS_FILE
+    return {WEIGHTS_FILE: sha256_of(path)} if path.exists() else {}
 
 
 def _check_request(adapters: Sequence[Adapter], tokenizer: str | None, max_tokens: int | None) -> None:

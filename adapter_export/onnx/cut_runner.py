@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.format.manifest import Precision
@@ -14,7 +13,7 @@ from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.expose import cut, cut_input, exposed, piece
 from adapter_export.onnx.graft import SITE_VALUE_NAMES
 from adapter_export.onnx.numerics import numerics
-from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.pieces import Pieces
 from adapter_export.onnx.slots import plan_slots
 from adapter_export.reference.evaluate import evaluate_head, evaluate_site
 from adapter_export.reference.runner import Arrays, head_output
@@ -47,7 +46,7 @@ class CutRunner:
         self._base = base
         self._outputs = [record.name for record in base.outputs]
         self._whole = cut(base)
-        self._pieces: dict[tuple[str, ...], ir.Model] = {}
+        self._pieces: dict[tuple[str, ...], Pieces] = {}
 
     @property
     def description(self) -> str:
@@ -63,7 +62,7 @@ class CutRunner:
             RequestError: the base cannot compute these inputs.
         """
         if adapter is None:
-            return run_session(open_session(self._base.model, self._base.folder, optimize=False), inputs, self._outputs)
+            return Pieces(self._base.model, self._base.folder, optimize=False).run(inputs)
         plan_slots([adapter], self._base.sites)
         feeds = dict(inputs)
         for site in self._base.sites.sublayers:
@@ -89,9 +88,5 @@ class CutRunner:
     def _run(self, feeds: Mapping[str, np.ndarray], outputs: list[str]) -> Arrays:
         key = tuple(outputs)
         if key not in self._pieces:
-            self._pieces[key] = piece(self._whole, outputs)
-        model = self._pieces[key]
-        session = open_session(model, self._base.folder, optimize=False)
-        return run_session(
-            session, {value.name: feeds[value.name] for value in model.graph.inputs if value.name}, outputs
-        )
+            self._pieces[key] = Pieces(piece(self._whole, outputs), self._base.folder, optimize=False)
+        return self._pieces[key].run(feeds)

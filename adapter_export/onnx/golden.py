@@ -59,10 +59,21 @@ class Golden:
             where: names it in messages.
 
         Raises:
+            ParityError: as `compare`.
+        """
+        self.compare([run(case.arrays) for case in self.cases], where)
+
+    def compare(self, results: Sequence[Arrays], where: str) -> None:
+        """Hold the outputs of a program, case by case, against the golden vectors.
+
+        Args:
+            results: what the program gives for each case.
+            where: names it in messages.
+
+        Raises:
             ParityError: an output is missing, has another shape or type, or deviates by more than is allowed.
         """
-        for case, outputs in zip(self.cases, self.outputs, strict=True):
-            found = run(case.arrays)
+        for case, outputs, found in zip(self.cases, self.outputs, results, strict=True):
             for name, expected in outputs.items():
                 _compare(found.get(name), expected, self.absolute[name], f"{where}, case `{case.name}`, `{name}`")
 

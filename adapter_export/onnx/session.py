@@ -26,6 +26,7 @@ FAILURES: tuple[type[Exception], ...] = (
 
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _NO_PACKING_KEY = "session.disable_prepacking"
+_SPINNING_KEY = "session.intra_op.allow_spinning"
 _PACKED_BYTES = 128 * 2**20
 """The most weights of which ONNX Runtime may make a second copy, in the order that suits its kernels."""
 
@@ -33,7 +34,7 @@ _FATAL_ONLY = 4
 """What goes wrong is raised, and need not be logged; a session warns of each overridable initializer otherwise."""
 
 
-def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:
+def open_session(model: ir.Model, folder: Path, *, optimize: bool = True, pack: bool = True) -> ort.InferenceSession:
     """Open a model on the CPU.
 
     Large weights are mapped from their file, not read: they stay what the operating system can take out of memory.
@@ -42,14 +43,18 @@ def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort
         model: the model; its external data are not read here.
         folder: where its external data lie.
         optimize: whether ONNX Runtime may rewrite the graph.
+        pack: whether it may copy weights into the order that suits its kernels, which many runs are worth; quantised
+            ones are copied in any case.
 
     Raises:
         BaseModelError: ONNX Runtime refuses it.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
+    if not pack:
+        options.add_session_config_entry(_SPINNING_KEY, "0")
     options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
-    if _has_large_weights(model):
+    if not _is_quantised(model) and (not pack or _has_large_weights(model)):
         options.add_session_config_entry(_NO_PACKING_KEY, "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -66,11 +71,17 @@ def open_session(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort
 
 
 def _has_large_weights(model: ir.Model) -> bool:
-    """Whether the weights are many, and floats: quantised ones compute something else when they are not packed."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
-    quantised = any(tensor.dtype.itemsize <= 1 and tensor.dtype != ir.DataType.BOOL for tensor in external)
-    return not quantised and sum(tensor.nbytes for tensor in external) > _PACKED_BYTES
+    return sum(tensor.nbytes for tensor in _external_tensors(model)) > _PACKED_BYTES
+
+
+def _is_quantised(model: ir.Model) -> bool:
+    """Quantised weights compute something else when they are not packed."""
+    return any(tensor.dtype.itemsize <= 1 and tensor.dtype != ir.DataType.BOOL for tensor in _external_tensors(model))
+
+
+def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
 
 
 def run_session(

@@ -1,4 +1,4 @@
-"""A large base is linked and mapped, never in memory; `benchmarks/large_base.py` measures the same with 4 GB."""
+"""A large base is linked and mapped piece by piece, never in memory; see also `benchmarks/large_base.py`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ PROGRAM = Path(__file__).parents[2] / "benchmarks" / "large_base.py"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_bundle_is_built_in_less_memory_than_its_base_takes(tmp_path: Path) -> None:
+    """Of 300 MB no more than one piece is mapped at a time. Time is that of processors, not of the clock."""
     options = ["--gigabytes", "0.3", "--width", "1024", "--folder", str(tmp_path), "--", "--max-tokens", "2"]
     done = subprocess.run([sys.executable, str(PROGRAM), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "base.bin is a hard link" in done.stdout
     assert _megabytes(done.stdout, "base: ([\\d.]+) GB") * 1000 > 280
     assert 60 < _megabytes(done.stdout, "anonymous memory: (\\d+) MB") < 210
+    assert 40 < _megabytes(done.stdout, "of files at most (\\d+) MB") < 240
+    assert _megabytes(done.stdout, "of all processors ([\\d.]+) s") < _megabytes(done.stdout, "copy.*: ([\\d.]+) s") + 5
     assert not list(tmp_path.iterdir())
 
 
