@@ -17,6 +17,18 @@ from adapter_export.sites.site import SiteMap
 _BIAS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
 """The operators, and which of their inputs is the bias."""
 
+_NORM = {
+    "SkipLayerNormalization": "LayerNormalization",
+    "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
+}
+"""What is left of them when the sum is taken out."""
+
+_BIASED = {"BiasGelu": "Gelu", "FastGelu": "FastGelu"}
+"""Activations of com.microsoft whose second input is a bias of what they read, and the same without a bias."""
+
+UNNAMED_SUM = "/sum"
+"""What stands behind the name of such a node in the name of its sum, where nobody else reads it."""
+
 SUMMANDS = 2
 """Their first inputs are what they add."""
 
@@ -45,12 +57,47 @@ def sum_output(node: ir.Node) -> str | None:
 
 
 def take_bias(node: ir.Node) -> ir.Value | None:
-    """Take the bias out of a node; the caller adds it to `h`. None for any other node, or one without a bias."""
-    at = _BIAS.get(node.op_type)
+    """Take the bias out of a node; the caller adds it to `h`. None for any other node, or one without a bias.
+
+    Beside the sums, activations hold one: that of the linear layer before them.
+    """
     bias = _bias(node)
-    if at is not None and bias is not None:
-        node.replace_input_with(at, None)
+    if bias is not None:
+        node.replace_input_with(node.inputs.index(bias, 1), None)
+    if bias is not None and node.op_type in _BIASED:
+        node.resize_inputs(1)
+        node.op_type = _BIASED[node.op_type]
     return bias
+
+
+def open_sum(node: ir.Node) -> ir.Value:
+    """Take the sum out of a node, which then is the norm alone.
+
+    Returns:
+        The sum. Whoever read it before reads it now; it has the name that it had, or none if it had none.
+    """
+    graph = node.graph
+    assert graph is not None
+    assert _bias(node) is None  # it belongs to `h`, and was put there before
+    named = node.outputs[_SUM_OUTPUT] if len(node.outputs) > _SUM_OUTPUT else None
+    add = ir.Node("", "Add", node.inputs[:SUMMANDS])
+    total = add.outputs[0]
+    total.shape, total.type = node.outputs[0].shape, node.outputs[0].type
+    graph.insert_before(node, add)
+    if named is not None:
+        name = named.name
+        for at, output in enumerate(graph.outputs):
+            if output is named:
+                graph.outputs[at] = total
+        named.replace_all_uses_with(total)
+        node.resize_outputs(1)
+        total.name = name
+    for at, value in enumerate([total, *node.inputs[SUMMANDS:]]):
+        node.replace_input_with(at, value)
+    node.resize_inputs(len(node.inputs) - 1)
+    node.resize_outputs(1)
+    node.op_type, node.domain = _NORM[node.op_type], ""
+    return total
 
 
 def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
@@ -75,5 +122,5 @@ def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
 
 
 def _bias(node: ir.Node) -> ir.Value | None:
-    at = _BIAS.get(node.op_type)
+    at = 1 if node.op_type in _BIASED and node.domain == "com.microsoft" else _BIAS.get(node.op_type)
     return node.inputs[at] if at is not None and at < len(node.inputs) else None
