@@ -108,7 +108,7 @@ def classify(bundle: PlainBundle, text: str) -> None:
     print(text)
     for record in bundle.manifest["adapters"]:
         if record["labels"]:
-            logits = bundle.run(inputs, record["name"])[bundle.manifest["head_output"]][0]
+            logits = bundle.run(inputs, record["name"])[record["output"]][0]
             probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
             best = int(probabilities.argmax())
             print(f"{record['name']:>12}  {record['labels'][best]}  {probabilities[best]:.2f}")

@@ -34,7 +34,7 @@ def test_the_bundle_gives_what_the_module_with_its_adapter_gives(made: tuple[Pat
     folder, names = made
     ids = torch.randint(100, (3, 11))
     with torch.inference_mode():
-        expected = names["model"].logits(input_ids=ids).numpy()
+        expected = names["model"].head(input_ids=ids).numpy()
     found = Bundle.open(folder / "bundle").session().run({"input_ids": ids.numpy()}, "mine")
     np.testing.assert_allclose(found["logits"], expected, rtol=0, atol=1e-5)
     assert np.abs(expected).max() > 1e-3

@@ -60,7 +60,8 @@ def test_the_commands_stay() -> None:
 def test_the_runtime_gives_bundles_and_sessions() -> None:
     assert runtime.__all__ == ["Bundle", "Prediction", "Session"]
     public = {name for name in dir(runtime.Session) if not name.startswith("_")}
-    assert public == {"adapters", "classify", "labels", "load", "load_bytes", "run", "unload"}
+    tasks = {"classify", "classify_tokens", "predict", "embed"}
+    assert public == tasks | {"adapters", "labels", "load", "load_bytes", "output", "run", "task", "unload"}
 
 
 def test_kinds_and_activations_stay() -> None:

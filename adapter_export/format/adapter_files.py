@@ -17,9 +17,15 @@ from adapter_export.format.tensors import parse_tensors, tensor_bytes
 from adapter_export.format.version import version_checked
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.tasks import DEFAULT_TASK
 
-ADAPTER_VERSION = "1.0.0"
-"""The version of the adapter format that is written, and the newest that is read."""
+ADAPTER_VERSION = "1.1.0"
+"""The newest version of the adapter format that is read; written where the first one cannot say what an adapter is."""
+
+_FIRST_VERSION = "1.0.0"
+_FIRST_ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
+_FIRST_OTHERS = ("linear", "scale", "dropout", "add", "multiply", "layer_norm", "first_token", "mean_pool")
+_FIRST_OPS = {*_FIRST_ACTIVATIONS, *_FIRST_OTHERS}
 
 GRAPH_FILE = "adapter_graph.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -77,7 +83,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 def _to_json(adapter: Adapter, sha256: str) -> dict[str, Any]:
     document: dict[str, Any] = {
-        "version": ADAPTER_VERSION,
+        "version": _version(adapter),
         "checksum": _NO_CHECKSUM,
         "name": adapter.name,
         "kind": adapter.kind,
@@ -91,12 +97,27 @@ def _to_json(adapter: Adapter, sha256: str) -> dict[str, Any]:
         "weights": {"file": WEIGHTS_FILE, "sha256": sha256},
     }
     if adapter.head is not None:
-        document["head"] = {
-            "graph": graph_to_json(adapter.head.graph),
-            "widths": dict(adapter.head.widths),
-            "labels": list(adapter.head.labels),
-        }
+        document["head"] = _head_to_json(adapter.head)
     return document
+
+
+def _version(adapter: Adapter) -> str:
+    """The oldest version that says all of it, so that old readers read whatever they can."""
+    first = adapter.head is None or adapter.head.task == DEFAULT_TASK
+    for _, graph, _ in adapter.parts():
+        ops = {node.op for node in graph.nodes}
+        first = first and ops <= _FIRST_OPS and graph.replaces == "h" and not graph.shared and "y" not in graph.inputs
+    return _FIRST_VERSION if first else ADAPTER_VERSION
+
+
+def _head_to_json(head: Head) -> dict[str, Any]:
+    """The head; the task that files without one mean is left out, and so are labels where there are none."""
+    return {
+        "graph": graph_to_json(head.graph),
+        "widths": dict(head.widths),
+        **({} if head.task == DEFAULT_TASK else {"task": head.task}),
+        **({"labels": list(head.labels)} if head.labels else {}),
+    }
 
 
 def _parts(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -137,7 +158,8 @@ def _placements(sites: list[dict[str, Any]], path: Path) -> dict[str, Placement]
 def _head(document: Mapping[str, Any], path: Path) -> Head:
     with within(f"{path}, the head's graph"):
         graph = graph_from_json(document["graph"])
-    return Head(graph, _widths(document["widths"]), tuple(document["labels"]))
+    labels = tuple(document.get("labels", ()))
+    return Head(graph, _widths(document["widths"]), labels, document.get("task", DEFAULT_TASK))
 
 
 def _widths(document: Mapping[str, Any]) -> dict[str, int]:

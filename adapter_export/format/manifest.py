@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from adapter_export.format.rules import check_not_empty, check_not_negative, check_path, check_positive, check_sha256
 from adapter_export.graph.adapter import check_name
+from adapter_export.graph.tasks import HeadOutput, Task
 
 Count = Annotated[int, check_not_negative]
 Positive = Annotated[int, check_positive]
@@ -121,7 +122,7 @@ class AdapterRecord:
     Attributes:
         name: what `run` calls it.
         kind: the kind of its graphs.
-        labels: the classes in the order of the logits; none for an adapter without a head.
+        labels: the classes in the order of the logits; none for an adapter whose head has no classes, or without one.
         parameters: how many numbers it has, the idle slots not counted.
         onnx_adapter: ONNX Runtime's adapter file: a tensor for every slot, idle ones at their neutral values.
         safetensors: the same tensors, for everyone else.
@@ -129,6 +130,8 @@ class AdapterRecord:
         base: the fingerprint of the base that it was trained on; differs from the bundle's only where the build was
             told to allow it.
         golden: its golden vectors.
+        task: what its head is for; none without a head.
+        output: the output of the graph that holds the result of its head; none without one.
     """
 
     name: Annotated[str, check_name]
@@ -140,6 +143,23 @@ class AdapterRecord:
     source: RelativePath
     base: str
     golden: GoldenRecord
+    task: Task | None = None
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """One topology of prediction head.
+
+    Attributes:
+        graph: its name, as slots of the site `head` say it.
+        output: the output of the graph that it fills.
+        result: what that holds.
+    """
+
+    graph: str
+    output: str
+    result: HeadOutput
 
 
 @dataclass(frozen=True)
@@ -179,14 +199,16 @@ class Manifest:
             they do, the rows of different users do not belong into one call.
         graphs: the ONNX files by flavour; `slots` has overridable initializers.
         inputs: the data inputs, in the order of the base.
-        outputs: the base's outputs, then the head's.
-        head_output: the name of the head's output, logits [batch, classes]; none if no adapter has a head.
+        outputs: the base's outputs, then the heads'.
+        head_output: the first output with logits [batch, classes]; none if no adapter has such a head. Format 1.0 knew
+            no other; what an adapter's task uses is its own `output`.
         sites: every site of the base.
         slots: every overridable initializer.
         adapters: the adapters.
         golden: golden vectors of the base alone.
         text: how text becomes inputs, if known.
         files: every file of the bundle but the manifest itself.
+        heads: every topology of prediction head.
     """
 
     version: str
@@ -206,3 +228,10 @@ class Manifest:
     golden: GoldenRecord
     text: TextRecord | None
     files: tuple[FileRecord, ...]
+    heads: tuple[HeadRecord, ...] = ()
+
+    @property
+    def base_outputs(self) -> tuple[OutputRecord, ...]:
+        """The outputs that are not those of heads."""
+        heads = {head.output for head in self.heads}
+        return tuple(output for output in self.outputs if output.name not in heads)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from adapter_export.errors import FileError, FormatError, within
 from adapter_export.format.canonical import canonical_json, parse_json, read_json
 from adapter_export.format.files import new_file
 from adapter_export.format.inventory import MANIFEST_FILE
-from adapter_export.format.manifest import GoldenRecord, Manifest
+from adapter_export.format.manifest import AdapterRecord, GoldenRecord, HeadRecord, Manifest
 from adapter_export.format.records import record_from_json
 from adapter_export.format.version import version_checked
+from adapter_export.graph.adapter import HEAD
+from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED
 
-MANIFEST_VERSION = "1.0.0"
+MANIFEST_VERSION = "1.1.0"
 """The version of the manifest format that is written, and the newest that is read."""
 
 _SOURCE_FILES = ("adapter_graph.json", "weights.safetensors")
@@ -54,11 +56,24 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def _from_json(document: object, path: Path) -> Manifest:
     with version_checked(document, MANIFEST_VERSION, path), within(path):
-        manifest = record_from_json(Manifest, document)
+        manifest = _completed(record_from_json(Manifest, document))
         _check_names(manifest)
         _check_references(manifest)
         _check_files(manifest)
     return manifest
+
+
+def _completed(manifest: Manifest) -> Manifest:
+    """A manifest of format 1.0, where every head classifies texts at `head_output`, with what later ones say."""
+    output = manifest.head_output
+    if output is None or manifest.heads or any(adapter.task for adapter in manifest.adapters):
+        return manifest
+    graphs = dict.fromkeys(slot.graph for slot in manifest.slots if slot.site == HEAD)
+    adapters = tuple(
+        adapter if adapter.labels is None else replace(adapter, task=DEFAULT_TASK, output=output)
+        for adapter in manifest.adapters
+    )
+    return replace(manifest, heads=tuple(HeadRecord(graph, output, "logits") for graph in graphs), adapters=adapters)
 
 
 def _check_names(manifest: Manifest) -> None:
@@ -68,6 +83,7 @@ def _check_names(manifest: Manifest) -> None:
     _check_unique("outputs", (record.name for record in manifest.outputs))
     _check_unique("sites", (site.name for site in manifest.sites))
     _check_unique("slots", (slot.name for slot in manifest.slots))
+    _check_unique("heads", (head.graph for head in manifest.heads))
 
 
 def _check_unique(key: str, names: Iterable[str]) -> None:
@@ -79,15 +95,32 @@ def _check_unique(key: str, names: Iterable[str]) -> None:
 
 def _check_references(manifest: Manifest) -> None:
     outputs = {output.name for output in manifest.outputs}
-    sites = {site.name for site in manifest.sites} | {"head"}
-    heads = [adapter.name for adapter in manifest.adapters if adapter.labels is not None]
+    sites = {site.name for site in manifest.sites} | {HEAD}
     _check_known("head_output", {manifest.head_output} - {None}, outputs)
     _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
     for place, golden in _golden(manifest):
         _check_known(f"{place}.absolute", golden.absolute, outputs)
-    if heads and manifest.head_output is None:
-        raise FormatError("no output for the heads", where="`$.head_output`", found=f"labels of {', '.join(heads)}")
+    _check_known("heads", {head.output for head in manifest.heads}, outputs)
+    _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, _graphs(manifest))
+    for index, adapter in enumerate(manifest.adapters):
+        _check_head(manifest, adapter, f"adapters[{index}]")
+
+
+def _graphs(manifest: Manifest) -> set[str]:
+    return {head.graph for head in manifest.heads}
+
+
+def _check_head(manifest: Manifest, adapter: AdapterRecord, place: str) -> None:
+    """Task, output and labels of an adapter go together."""
+    _check_known(f"{place}.output", {adapter.output} - {None}, {head.output for head in manifest.heads})
+    if (adapter.task is None) != (adapter.output is None) or (adapter.task in LABELLED) != (adapter.labels is not None):
+        raise FormatError(
+            "task, output and labels do not go together",
+            where=f"`$.{place}`",
+            found=f"task {adapter.task}, output {adapter.output}, labels {adapter.labels}",
+            expected=f"a task and an output, or neither; labels for {' and '.join(LABELLED)}",
+        )
 
 
 def _golden(manifest: Manifest) -> Iterator[tuple[str, GoldenRecord]]:

@@ -104,8 +104,12 @@ def _alternative(hint: Any, value: Any, path: str) -> Any:
     for member in get_args(hint):
         if _fits(member, value):
             return member
-    names = [_JSON_NAMES.get(_plain(member), "an object or list") for member in get_args(hint)]
+    names = [_name(member) for member in get_args(hint)]
     raise _fault(path, value, " or ".join(names))
+
+
+def _name(hint: Any) -> str:
+    return "a string" if get_origin(hint) is Literal else _JSON_NAMES.get(_plain(hint), "an object or list")
 
 
 def _plain(hint: Any) -> Any:
@@ -119,6 +123,8 @@ def _fits(hint: Any, value: Any) -> bool:
     kind = _plain(hint)
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
+    if kind is Literal:
+        return isinstance(value, str)
     if kind in (str, type(None)):
         return isinstance(value, kind)
     if kind in (int, float):

@@ -14,14 +14,23 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError
 from adapter_export.graph.cost import NO_COST, Cost, cost, stored
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph
+from adapter_export.graph.tasks import (
+    CLASSES,
+    DEFAULT_TASK,
+    LABELLED,
+    OUTPUT_SHAPES,
+    TASK_OUTPUTS,
+    TASKS,
+    HeadOutput,
+    Task,
+    head_result,
+)
 
 HEAD = "head"
 """The prefix of the head's tensors, where a site's tensors have the site's name."""
 
 SHARED = "shared"
 """The prefix of tensors that all sites of one graph have in common: `shared.<graph>.<parameter>`."""
-
-_LOGITS = ("batch", "classes")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What an adapter may be called: its name becomes the name of files, on every operating system."""
@@ -45,14 +54,23 @@ class Head:
     """A prediction head.
 
     Attributes:
-        graph: from the final hidden state to logits [batch, classes].
+        graph: from the final hidden state to the result of the task: logits [batch, classes] of a sequence
+            classification, numbers [batch, classes] of a regression, logits [batch, tokens, classes] of a token
+            classification, vectors [batch, width] of an embedding.
         widths: a number for each symbol of the graph.
-        labels: the name of each class, in the order of the logits.
+        labels: the name of each class, in the order of the logits; empty for a regression and an embedding.
+        task: what it is for.
     """
 
     graph: AdapterGraph
     widths: Mapping[str, int]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    task: Task = DEFAULT_TASK
+
+    @property
+    def output(self) -> HeadOutput:
+        """What it gives."""
+        return TASK_OUTPUTS[self.task]
 
 
 @dataclass(frozen=True)
@@ -98,17 +116,16 @@ class Adapter:
         for reserved in (HEAD, SHARED):
             if reserved in self.placements:
                 raise AdapterError(f"a site may not be called `{reserved}`", where=f"adapter `{self.name}`")
+        self._check_ends()
         if self.head is not None:
             self._check_head(self.head)
-        self._check_ends()
         self._check_tensor_names()
         self._check_shared_shapes()
 
     def _check_ends(self) -> None:
-        """A site's graph reads site values and replaces one of them; a head's reads its own and returns logits."""
+        """A site's graph reads site values and replaces one of them; a head's reads its own, for its task."""
         for owner, graph, _ in self.parts():
-            values, result = (HEAD_VALUES, _LOGITS) if owner == HEAD else (SITE_VALUES, SITE_VALUES[graph.replaces])
-            where = f"adapter `{self.name}`, `{owner}`"
+            values, where = HEAD_VALUES if owner == HEAD else SITE_VALUES, f"adapter `{self.name}`, `{owner}`"
             if not set(graph.inputs) <= set(values):
                 raise AdapterError(
                     "a graph reads values that are not there",
@@ -116,9 +133,9 @@ class Adapter:
                     found=", ".join(graph.inputs),
                     expected=", ".join(values),
                 )
-            if graph.shapes()[graph.result] != result:
-                found = list(graph.shapes()[graph.result])
-                raise AdapterError("a graph returns a wrong shape", where=where, found=found, expected=list(result))
+            if owner != HEAD and graph.shapes()[graph.result] != SITE_VALUES[graph.replaces]:
+                found, expected = list(graph.shapes()[graph.result]), list(SITE_VALUES[graph.replaces])
+                raise AdapterError("a graph returns a wrong shape", where=where, found=found, expected=expected)
 
     def _check_tensor_names(self) -> None:
         tensors = {(prefix, name) for owner, _, _ in self.parts() for name, prefix in self._prefixes(owner).items()}
@@ -145,13 +162,22 @@ class Adapter:
                 )
 
     def _check_head(self, head: Head) -> None:
+        where = f"adapter `{self.name}`, head"
+        if head.task not in TASKS:
+            raise AdapterError("unknown task", where=where, found=f"`{head.task}`", expected=", ".join(TASKS))
+        shape = head.graph.shapes()[head.graph.result]
+        if head_result(shape) != head.output:
+            expected = f"{OUTPUT_SHAPES[head.output]} for the task `{head.task}`"
+            raise AdapterError("a graph returns a wrong shape", where=where, found=list(shape), expected=expected)
         found = len(head.labels)
-        if head.widths.get("classes", found) != found or len(set(head.labels)) != found or not found:
+        classes = head.widths.get(CLASSES, found) if head.task in LABELLED else 0
+        if found != classes or len(set(head.labels)) != found or (head.task in LABELLED and not found):
             raise AdapterError(
                 "labels and classes differ",
-                where=f"adapter `{self.name}`, head",
+                where=where,
                 found=f"{found} labels",
-                expected=f"{head.widths.get('classes', 'at least 1')} different ones",
+                expected=f"{classes or 'at least 1'} different ones" if head.task in LABELLED else "no labels",
+                fix=None if head.task in LABELLED else f"leave the labels out: the task is `{head.task}`",
             )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

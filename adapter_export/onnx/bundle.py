@@ -15,7 +15,15 @@ from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelErro
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.files import new_folder, read_bytes, sha256_of
 from adapter_export.format.inventory import MANIFEST_FILE, list_files
-from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest, OutputRecord, SiteRecord, TextRecord
+from adapter_export.format.manifest import (
+    AdapterRecord,
+    GoldenRecord,
+    HeadRecord,
+    Manifest,
+    OutputRecord,
+    SiteRecord,
+    TextRecord,
+)
 from adapter_export.format.manifest_json import MANIFEST_VERSION, write_manifest
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
@@ -23,6 +31,7 @@ from adapter_export.onnx.adapter_file import write_adapter_file
 from adapter_export.onnx.base import OnnxBase, axes
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.golden import Golden, compute_golden
+from adapter_export.onnx.head_outputs import HeadSum, adapter_output, head_sums
 from adapter_export.onnx.insert import insert_slots, site_values
 from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.oldest_runtime import oldest_runtime
@@ -30,7 +39,7 @@ from adapter_export.onnx.self_check import self_check
 from adapter_export.onnx.slots import SlotPlan, plan_slots, slot_tensors
 from adapter_export.onnx.weights import WEIGHTS_FILE, write_model
 from adapter_export.reference.inputs import InputCase
-from adapter_export.reference.runner import Runner, head_output
+from adapter_export.reference.runner import Runner
 from adapter_export.sites.extent import extent
 from adapter_export.sites.site import Site
 
@@ -122,12 +131,18 @@ class _Build:
     cases: Sequence[InputCase]
     vectors: dict[str | None, Golden] = field(default_factory=dict)
 
+    @property
+    def heads(self) -> tuple[HeadSum, ...]:
+        """The outputs that heads fill."""
+        return head_sums(self.plan, [record.name for record in self.base.outputs])
+
     def golden(self, adapter: Adapter | None, tell: Callable[[str], None]) -> GoldenRecord:
         """Compute and write golden vectors."""
         name = BASE_NAME if adapter is None else adapter.name
         tell(f"computing golden vectors of `{name}` with {self.references.description}")
         size = extent(flow_graph(self.model))
-        golden = compute_golden(self.references, self.base, size, self.cases, adapter)
+        output = adapter_output(self.heads, adapter)
+        golden = compute_golden(self.references, self.base, size, self.cases, adapter, output)
         self.vectors[None if adapter is None else adapter.name] = golden
         path = f"{_GOLDEN}/{name}.safetensors"
         return golden.write(self._new(path), path)
@@ -143,13 +158,15 @@ class _Build:
         return AdapterRecord(
             name=adapter.name,
             kind=adapter.kind,
-            labels=None if adapter.head is None else adapter.head.labels,
+            labels=None if adapter.head is None else adapter.head.labels or None,
             parameters=adapter.cost().parameters,
             onnx_adapter=f"{source}.onnx_adapter",
             safetensors=f"{source}.safetensors",
             source=source,
             base=adapter.base,
             golden=golden,
+            task=None if adapter.head is None else adapter.head.task,
+            output=adapter_output(self.heads, adapter),
         )
 
     def text(self, tokenizer: str | None, max_tokens: int | None) -> TextRecord | None:
@@ -182,7 +199,7 @@ class _Build:
         hashed: Mapping[str, str],
     ) -> Manifest:
         """Describe all that was written; `hashed` has the sha256 of files that need not be hashed again."""
-        head = head_output([record.name for record in self.base.outputs]) if self.plan.has_head else None
+        heads = {head.output for head in self.heads}
         computing = numerics(self.model)
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in self.model.graph.outputs)
         return Manifest(
@@ -195,14 +212,15 @@ class _Build:
             batch_invariant=computing.batch_invariant,
             graphs={"slots": GRAPH_FILE},
             inputs=self.base.inputs,
-            outputs=(*self.base.outputs, *(output for output in outputs if output.name == head)),
-            head_output=head,
+            outputs=(*self.base.outputs, *(output for output in outputs if output.name in heads)),
+            head_output=next((head.output for head in self.heads if head.result == "logits"), None),
             sites=tuple(self._site(site) for site in self.base.sites.sublayers),
             slots=self.plan.slots,
             adapters=tuple(records),
             golden=golden,
             text=text,
             files=list_files(self.folder, hashed),
+            heads=tuple(HeadRecord(p.graph_name, head.output, head.result) for head in self.heads for p in head.parts),
         )
 
     def _site(self, site: Site) -> SiteRecord:

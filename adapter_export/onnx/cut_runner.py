@@ -55,7 +55,7 @@ class CutRunner:
         return f"{base} for the base, numpy {np.__version__} float64 for adapters"
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
-        """All outputs of the base by name and, for an adapter with a head, its logits [batch, classes].
+        """All outputs of the base by name and, for an adapter with a head, the result of its task.
 
         Raises:
             AdapterError: the adapter does not fit the base.
@@ -82,7 +82,8 @@ class CutRunner:
         hidden = outputs.pop(hidden_output)
         if adapter.head is not None:
             mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
-            outputs[head_output(self._outputs)] = evaluate_head(adapter, hidden, mask).astype(np.float32)
+            name = head_output(self._outputs, adapter.head.output)
+            outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
         return outputs
 
     def _run(self, feeds: Mapping[str, np.ndarray], outputs: list[str]) -> Arrays:

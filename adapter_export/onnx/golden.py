@@ -17,7 +17,7 @@ from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.numerics import numerics
 from adapter_export.reference.budget import budget
 from adapter_export.reference.inputs import InputCase
-from adapter_export.reference.runner import Arrays, Runner, head_output
+from adapter_export.reference.runner import Arrays, Runner, run
 from adapter_export.sites.extent import Extent
 
 
@@ -79,7 +79,12 @@ class Golden:
 
 
 def compute_golden(
-    references: Runner, base: OnnxBase, extent: Extent, cases: Sequence[InputCase], adapter: Adapter | None
+    references: Runner,
+    base: OnnxBase,
+    extent: Extent,
+    cases: Sequence[InputCase],
+    adapter: Adapter | None,
+    output: str | None = None,
 ) -> Golden:
     """Let the reference compute the outputs.
 
@@ -89,6 +94,7 @@ def compute_golden(
         extent: that of the exported graph, from which the allowed deviations follow.
         cases: the inputs.
         adapter: the adapter; none for the base alone.
+        output: the output of the graph that holds the result of the adapter's head, if it has one.
 
     Raises:
         BaseModelError: the reference lacks an output of the base, or gives NaN or Inf; or an output is not the cache
@@ -98,11 +104,11 @@ def compute_golden(
     if not cases:
         raise NothingComparedError("no golden vectors: there are no inputs to compute them from")
     names = [record.name for record in base.outputs]
-    if adapter is not None and adapter.head is not None:
-        names.append(head_output(names))
-    outputs = [_checked(references.run(case.arrays, adapter), names, references, case) for case in cases]
-    for case, given in zip(cases, outputs, strict=True):
-        _check_caches(base.inputs, case.arrays, given)
+    given = [run(references, case.arrays, adapter, names, output) for case in cases]
+    names += [] if output is None else [output]
+    outputs = [_checked(found, names, references, case) for case, found in zip(cases, given, strict=True)]
+    for case, found in zip(cases, outputs, strict=True):
+        _check_caches(base.inputs, case.arrays, found)
     inner = max([extent.inner, *(size for case in cases for array in case.arrays.values() for size in array.shape)])
     size, stored = Extent(inner, extent.depth), numerics(base.model).stored
     allowed = {name: _allowed([output[name] for output in outputs], size, stored) for name in names}

@@ -15,9 +15,9 @@ from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD
 from adapter_export.onnx.base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx.graft import Graft
+from adapter_export.onnx.head_outputs import HeadSum, head_graphs, head_sums
 from adapter_export.onnx.lowering import Writer, emit
 from adapter_export.onnx.slots import SLOT_PREFIX, Part, SlotPlan
-from adapter_export.reference.runner import head_output
 from adapter_export.sites.site import Site
 
 GRAPH_VERSION = "1.0.0"
@@ -28,7 +28,9 @@ TOPOLOGY_KEY = "adapter_export.topology"
 SITES_KEY = "adapter_export.sites"
 """JSON: what `site_values` gives."""
 
-HEAD_OUTPUT_KEY = "adapter_export.head_output"
+HEAD_OUTPUTS_KEY = "adapter_export.head_outputs"
+"""JSON: the output of each topology of head, by the name of its graph."""
+
 NODE_SITE_KEY = "adapter_export.site"
 NODE_GRAPH_KEY = "adapter_export.graph"
 NODE_PATH_KEY = "adapter_export.torch_path"
@@ -42,7 +44,7 @@ _STACK_TRACE = "pkg.torch.onnx.stack_trace"
 def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
     """The base's graph with a slot for everything that an adapter of the plan needs.
 
-    With no slot overridden it computes what the base computes; its head, if it has one, then gives zeros [batch, 1].
+    With no slot overridden it computes what the base computes; what its heads then give means nothing.
 
     Raises:
         BaseModelError: the base computes in another type than float32 or float16, has a name that a slot needs, has
@@ -53,9 +55,11 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
     for site in base.sites.sublayers:
         if plan.at(site.name):
             insertion.adapt(site, plan.at(site.name))
-    head = insertion.add_heads(plan.at(HEAD)) if plan.has_head else None
+    sums = head_sums(plan, [record.name for record in base.outputs])
+    if sums:
+        insertion.add_heads(sums)
     model = graft.finish()
-    _describe(model, base, plan, head, insertion.values)
+    _describe(model, base, plan, sums, insertion.values)
     verify_slots(model, plan.slots)
     return model
 
@@ -101,20 +105,20 @@ class _Insertion:
         names = {name: _name(value) for name, value in read.items()}
         self.values[site.name] = {**names, "result": _name(result)}
 
-    def add_heads(self, parts: Sequence[Part]) -> str:
-        """Put the heads behind the final hidden state; their logits are summed, those of idle heads are zeros."""
+    def add_heads(self, sums: Sequence[HeadSum]) -> None:
+        """Put the heads behind the final hidden state; the results of those that share an output are added up."""
         tape = ir.tape.Tape()
         hidden = self.graft.value(self.base.sites.final)
         _check_floats({"hidden": hidden}, HEAD)
         inputs = {"hidden": _cast(tape, hidden, ir.DataType.FLOAT, HEAD, "hidden")}
-        if any("mask" in part.graph.inputs for part in parts):
+        if any("mask" in part.graph.inputs for head in sums for part in head.parts):
             inputs["mask"] = self._mask(tape, inputs["hidden"])
-        results = [emit(part.graph, inputs, self._slots(part), self._writer(tape, part, None)) for part in parts]
-        name = head_output([record.name for record in self.base.outputs])
-        self.graft.vacate(name)
-        self.graft.append_output(tape, _sum(tape, results), name, self._logits_axes(hidden, parts))
         self.values[HEAD] = {"hidden": _name(hidden)}
-        return name
+        for head in sums:
+            results = [emit(p.graph, inputs, self._slots(p), self._writer(tape, p, None)) for p in head.parts]
+            self.graft.vacate(head.output)
+            self.graft.append_output(tape, _sum(tape, head.output, results), head.output, _head_axes(hidden, head))
+            tape = ir.tape.Tape()
 
     def _mask(self, tape: ir.tape.Tape, hidden: ir.Value) -> ir.Value:
         """The mask as numbers [batch, tokens]; a base without a mask keeps every token."""
@@ -146,12 +150,6 @@ class _Insertion:
         if path is not None:
             metadata[NODE_PATH_KEY] = path
         return Writer(tape, part.prefix, self.base.opset, metadata)
-
-    def _logits_axes(self, hidden: ir.Value, parts: Sequence[Part]) -> ir.Shape:
-        batch = hidden.shape[0] if hidden.shape else None
-        known = batch if isinstance(batch, int) else getattr(batch, "value", None)
-        classes = parts[0].axis_name("classes") if len(parts) == 1 else "classes"
-        return ir.Shape([known if known is not None else "batch", classes])
 
 
 def verify_slots(model: ir.Model, slots: Sequence[SlotRecord]) -> None:
@@ -189,7 +187,7 @@ def _slot_faults(value: ir.Value, slot: SlotRecord) -> list[str]:
 
 
 def _describe(
-    model: ir.Model, base: OnnxBase, plan: SlotPlan, head: str | None, values: Mapping[str, Mapping[str, str]]
+    model: ir.Model, base: OnnxBase, plan: SlotPlan, sums: Sequence[HeadSum], values: Mapping[str, Mapping[str, str]]
 ) -> None:
     model.producer_name, model.producer_version = "adapter-export", __version__
     model.metadata_props.update(
@@ -200,17 +198,32 @@ def _describe(
             SITES_KEY: json.dumps(values, sort_keys=True),
         }
     )
-    if head is not None:
-        model.metadata_props[HEAD_OUTPUT_KEY] = head
+    if sums:
+        model.metadata_props[HEAD_OUTPUTS_KEY] = json.dumps(head_graphs(sums), sort_keys=True)
     for node in model.graph.all_nodes():
         node.metadata_props.pop(_STACK_TRACE, None)
 
 
-def _sum(tape: ir.tape.Tape, values: Sequence[ir.Value]) -> ir.Value:
+def _sum(tape: ir.tape.Tape, name: str, values: Sequence[ir.Value]) -> ir.Value:
     total, *rest = values
     for index, value in enumerate(rest):
-        total = _head_op(tape, f"sum_{index}", "Add", [total, value])
+        total = _head_op(tape, f"{name}/sum_{index}", "Add", [total, value])
     return total
+
+
+def _head_axes(hidden: ir.Value, head: HeadSum) -> ir.Shape:
+    """The axes of a head's output; one name means one size in a graph, so those of different outputs differ."""
+    leading = [_axis(hidden, index, name) for index, name in enumerate(("batch", "tokens"))]
+    last = head.parts[0].axis_name(head.width) if len(head.parts) == 1 else head.width
+    if isinstance(last, str) and len(head.parts) > 1 and head.output != "logits":
+        last = f"{head.output}.{last}"
+    return ir.Shape([*(leading if head.result == "token_logits" else leading[:1]), last])
+
+
+def _axis(value: ir.Value, index: int, default: str) -> int | str:
+    axis = value.shape[index] if value.shape is not None and len(value.shape) > index else None
+    known = axis if isinstance(axis, int) else getattr(axis, "value", None)
+    return default if known is None else known
 
 
 def _cast(tape: ir.tape.Tape, value: ir.Value, to: ir.DataType | None, owner: str, name: str) -> ir.Value:

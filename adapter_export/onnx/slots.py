@@ -17,6 +17,8 @@ from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.fold import fold_weights, inference_form
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.neutral import neutral_parameters, neutral_widths
+from adapter_export.graph.ops import Dim
+from adapter_export.graph.tasks import HeadOutput, head_result
 from adapter_export.sites.site import SiteMap
 
 SLOT_PREFIX = "adapter."
@@ -64,14 +66,40 @@ class Part:
             axes = tuple(self.site_widths.get(dim, dim) if isinstance(dim, str) else dim for dim in shape)
             yield SlotRecord(self.slot(parameter), self.owner, self.graph_name, parameter, axes, neutral.shape)
 
+    @property
+    def result(self) -> HeadOutput:
+        """What it gives, if it is a head."""
+        found = head_result(self.graph.shapes()[self.graph.result])
+        assert found is not None  # adapters are checked
+        return found
+
+    @property
+    def result_width(self) -> Dim:
+        """The last axis of what it gives: a number if the base fixes it."""
+        width = self.graph.shapes()[self.graph.result][-1]
+        return self.site_widths.get(width, width) if isinstance(width, str) else width
+
+    @property
+    def gives_zeros_idle(self) -> bool:
+        """Whether its result is zero with its neutral parameters, if it is a head."""
+        try:
+            neutral_parameters(self.graph, neutral_widths(self.graph, self.site_widths))
+        except NotNeutralError:
+            return False
+        return True
+
     def neutral(self) -> Weights:
-        """Its neutral parameters, by parameter.
+        """Its neutral parameters, by parameter; zeros for a head that has none, whose output nobody reads then.
 
         Raises:
-            NotNeutralError: it has none, so that it cannot lie idle in a shared graph.
+            NotNeutralError: a site's graph has none, so that it cannot lie idle in a shared graph.
         """
+        widths = neutral_widths(self.graph, self.site_widths)
+        if self.owner == HEAD and not self.gives_zeros_idle:
+            shapes = self.graph.parameter_shapes(widths)
+            return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         try:
-            return neutral_parameters(self.graph, neutral_widths(self.graph, self.site_widths))
+            return neutral_parameters(self.graph, widths)
         except NotNeutralError as error:
             where = f"graph `{self.graph_name}` at `{self.owner}`"
             raise NotNeutralError(
@@ -102,7 +130,7 @@ class SlotPlan:
 
     @property
     def has_head(self) -> bool:
-        """Whether the graph gives logits."""
+        """Whether the graph has a head."""
         return any(part.owner == HEAD for part in self.parts)
 
     @property

@@ -5,6 +5,7 @@ Parity is held against the reference of the same precision. What is found here h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from adapter_export.parity.outputs import OnStep
 from adapter_export.parity.plan import Plan, Subject
 from adapter_export.parity.report import Agreement, Agreements, Report
 from adapter_export.reference.runner import Arrays, Runner
+from adapter_export.reference.runner import run as run_reference
 from adapter_export.runtime.bundle import Bundle
 
 
@@ -53,19 +55,19 @@ def with_agreements(report: Report, plan: Plan, original: Original, on_step: OnS
     run = Bundle.open(plan.folder).session().run
     found: list[Agreement] = []
     for subject in plan.subjects:
-        found += _of_subject(subject, run, original, plan.manifest.head_output, on_step)
+        found += _of_subject(subject, run, original, plan.base_outputs, on_step)
     return replace(report, agreements=Agreements(original.runner.description, original.inputs, tuple(found)))
 
 
 def _of_subject(
-    subject: Subject, run: Run, original: Original, head_output: str | None, on_step: OnStep
+    subject: Subject, run: Run, original: Original, base_outputs: Sequence[str], on_step: OnStep
 ) -> Iterator[Agreement]:
     pairs = []
     for case in original.cases:
-        pairs.append((case, run(case.arrays, subject.name), original.runner.run(case.arrays, subject.adapter)))
+        expected = run_reference(original.runner, case.arrays, subject.adapter, base_outputs, subject.output)
+        pairs.append((case, run(case.arrays, subject.name), expected))
         on_step(f"{subject.name or BASE}, {case.name}: against float32")
-    has_head = subject.adapter is not None and subject.adapter.head is not None
-    yield from _outputs(subject.name, pairs, head_output if has_head else None)
+    yield from _outputs(subject.name, pairs, subject.output if subject.classifies else None)
 
 
 def _outputs(
@@ -92,7 +94,7 @@ def _agreement(
     return Agreement(
         adapter,
         name,
-        rows=sum(len(expected) for _, expected in sides),
+        rows=sum(math.prod(expected.shape[:-1]) if is_logits else len(expected) for _, expected in sides),
         agree=agree if is_logits else None,
         absolute=max(float(np.abs(found - expected).max(initial=0)) for found, expected in sides),
         scale=max(float(np.abs(expected).max(initial=0)) for _, expected in sides),

@@ -150,7 +150,7 @@ def compare(
     comparison = _compare_vectors(found.reshape(-1)[positions], expected.reshape(-1)[positions], budget)
     comparison = replace(comparison, worst=_worst(found, expected, positions))
     if logits and expected.ndim and expected.size and not comparison.nan.agree + comparison.nan.differ:
-        comparison = replace(comparison, top_class=compare_top_class(found, expected, budget.absolute))
+        comparison = replace(comparison, top_class=compare_top_class(found, expected, budget.absolute, where))
     return replace(comparison, faults=tuple(_faults(comparison)))
 
 

@@ -14,7 +14,7 @@ from adapter_export.parity.failure import BASE
 from adapter_export.parity.plan import Plan, Subject
 from adapter_export.parity.report import Against, OutputResult, Part
 from adapter_export.reference.budget import Budget
-from adapter_export.reference.runner import Arrays, Runner
+from adapter_export.reference.runner import Arrays, Runner, run
 
 OnStep = Callable[[str], None]
 """Called after each step with what was done."""
@@ -45,7 +45,8 @@ def stored(plan: Plan) -> Iterator[Expectation]:
     """The golden vectors."""
     for subject in plan.subjects:
         for golden in subject.golden:
-            yield Expectation("golden", subject, golden.case, golden.outputs, golden.budgets, _logits(plan))
+            logits = _logits(plan, subject)
+            yield Expectation("golden", subject, golden.case, golden.outputs, golden.budgets, logits)
 
 
 def computed(plan: Plan, runner: Runner, allowance: Allowance, on_step: OnStep) -> Iterator[Expectation]:
@@ -53,11 +54,11 @@ def computed(plan: Plan, runner: Runner, allowance: Allowance, on_step: OnStep) 
     for subject in plan.subjects:
         outputs = []
         for case in plan.cases:
-            outputs.append(runner.run(case.arrays, subject.adapter))
+            outputs.append(run(runner, case.arrays, subject.adapter, plan.base_outputs, subject.output))
             on_step(f"{subject.name or BASE}, {case.name}: reference")
         budgets = _budgets(outputs, allowance)
         for case, expected in zip(plan.cases, outputs, strict=True):
-            yield Expectation("reference", subject, case, expected, budgets, _logits(plan))
+            yield Expectation("reference", subject, case, expected, budgets, _logits(plan, subject))
 
 
 def _budgets(outputs: list[Arrays], allowance: Allowance) -> dict[str, Budget]:
@@ -65,8 +66,10 @@ def _budgets(outputs: list[Arrays], allowance: Allowance) -> dict[str, Budget]:
     return {name: allowance.budget(*(found[name] for found in outputs if name in found)) for name in names}
 
 
-def _logits(plan: Plan) -> frozenset[str]:
-    return frozenset({"logits", plan.manifest.head_output or "logits"})
+def _logits(plan: Plan, subject: Subject) -> frozenset[str]:
+    """The outputs with one number per class: that of the adapter's classification, and what the base calls logits."""
+    own = {subject.output} if subject.classifies else set()
+    return frozenset({name for name in own | {"logits"} & set(plan.base_outputs) if name is not None})
 
 
 def compare_outputs(found: Arrays, expectation: Expectation, level: str) -> Iterator[OutputResult]:

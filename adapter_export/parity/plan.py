@@ -10,6 +10,7 @@ from adapter_export.errors import UsageError
 from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.tasks import LABELLED
 from adapter_export.parity.cases import Case, check_cases
 from adapter_export.parity.failure import BASE
 from adapter_export.parity.files import check_files, check_twins, read_source
@@ -40,6 +41,16 @@ class Subject:
         """The adapter's name in the bundle; none for the base alone."""
         return None if self.record is None else self.record.name
 
+    @property
+    def output(self) -> str | None:
+        """The output that holds the result of the adapter's head; none without a head."""
+        return None if self.record is None else self.record.output
+
+    @property
+    def classifies(self) -> bool:
+        """Whether that output holds one number per class."""
+        return self.record is not None and self.record.task in LABELLED
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -58,6 +69,11 @@ class Plan:
     subjects: tuple[Subject, ...]
     cases: tuple[Case, ...]
     files: tuple[InvariantResult, ...]
+
+    @property
+    def base_outputs(self) -> tuple[str, ...]:
+        """The names of the base's outputs."""
+        return tuple(record.name for record in self.manifest.base_outputs)
 
     @property
     def probe(self) -> Case:

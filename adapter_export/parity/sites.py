@@ -57,19 +57,21 @@ class SiteProbe:
         paths = {site.name: site.path for site in self.manifest.sites}
         return [
             SiteResult(record.name, case.name, owner, paths.get(owner), comparison)
-            for owner, comparison in self._comparisons(values, case, adapter)
+            for owner, comparison in self._comparisons(values, case, adapter, record.output)
         ]
 
-    def _comparisons(self, values: Arrays, case: Case, adapter: Adapter) -> Iterator[tuple[str, Comparison]]:
+    def _comparisons(
+        self, values: Arrays, case: Case, adapter: Adapter, output: str | None
+    ) -> Iterator[tuple[str, Comparison]]:
         slots = {slot.site for slot in self.manifest.slots}
         for site in self.manifest.sites:
             if site.name in slots or site.name in adapter.placements:
                 yield site.name, _compare_site(values, adapter, site.name)
         if adapter.head is not None:
-            yield HEAD, self._compare_head(values, case, adapter)
+            yield HEAD, self._compare_head(values, case, adapter, output)
 
-    def _compare_head(self, values: Arrays, case: Case, adapter: Adapter) -> Comparison:
-        hidden, found = values.get(exposed(HEAD, "hidden")), values.get(self.manifest.head_output or "")
+    def _compare_head(self, values: Arrays, case: Case, adapter: Adapter, output: str | None) -> Comparison:
+        hidden, found = values.get(exposed(HEAD, "hidden")), values.get(output or "")
         if hidden is None or found is None:
             return missing(IDLE)
         mask = self._mask(case.arrays, hidden)

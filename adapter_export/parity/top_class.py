@@ -42,21 +42,25 @@ class TopClass:
     flips: tuple[Flip, ...]
 
 
-def compare_top_class(found: np.ndarray, expected: np.ndarray, absolute: float) -> TopClass:
+def compare_top_class(
+    found: np.ndarray, expected: np.ndarray, absolute: float, where: npt.NDArray[np.bool_] | None = None
+) -> TopClass:
     """Compare the argmax over the last axis, the first one where two are equal.
 
     Args:
         found: the candidate's logits [..., classes], without NaN.
         expected: the reference's, of the same shape.
         absolute: the allowed absolute error of a logit.
+        where: the rows to look at, of a shape that broadcasts to that of `expected` and does not tell classes apart.
     """
     rows = expected.reshape(-1, expected.shape[-1]).astype(np.float64)
     top = rows.argmax(axis=1)
     other = found.reshape(rows.shape).argmax(axis=1)
-    flips = tuple(
-        _flip(rows[row], int(row), int(other[row]), int(top[row]), absolute) for row in np.flatnonzero(top != other)
-    )
-    return TopClass(len(rows), len(rows) - len(flips), flips)
+    seen = np.ones(len(rows), bool) if where is None else np.broadcast_to(where, expected.shape)[..., 0].reshape(-1)
+    differ = np.flatnonzero((top != other) & seen)
+    flips = tuple(_flip(rows[row], int(row), int(other[row]), int(top[row]), absolute) for row in differ)
+    count = int(seen.sum())
+    return TopClass(count, count - len(flips), flips)
 
 
 def _flip(logits: npt.NDArray[np.float64], row: int, found: int, expected: int, absolute: float) -> Flip:

@@ -82,7 +82,7 @@ def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLik
 
 
 def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) -> Array:
-    """The logits [batch, classes] of an adapter's head, in float64.
+    """The result of an adapter's head, of the shape that its task gives it, in float64.
 
     Args:
         adapter: the adapter.

@@ -8,16 +8,22 @@ from typing import Protocol
 import numpy as np
 
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.tasks import HeadOutput
 
 Arrays = dict[str, np.ndarray]
 """Inputs or outputs by name."""
 
-_HEAD_OUTPUTS = ("logits", "adapter_logits", "adapter_head_logits")
+_PREFIXES = ("", "adapter_", "adapter_head_")
 
 
-def head_output(base_outputs: Collection[str]) -> str:
-    """The name of a head's output beside those of a base: `logits`, or `adapter_logits` if the base has `logits`."""
-    return next(name for name in _HEAD_OUTPUTS if name not in base_outputs)
+def head_output(base_outputs: Collection[str], result: HeadOutput = "logits") -> str:
+    """The name of a head's output beside those of a base: `logits`, or `adapter_logits` if the base has `logits`.
+
+    Args:
+        base_outputs: the names of the base's outputs.
+        result: what the head gives.
+    """
+    return next(f"{prefix}{result}" for prefix in _PREFIXES if f"{prefix}{result}" not in base_outputs)
 
 
 class Runner(Protocol):
@@ -28,7 +34,31 @@ class Runner(Protocol):
         """What computes, for reports: `torch 2.13.0 float32`."""
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays:
-        """All outputs of the base by name and, for an adapter with a head, its logits [batch, classes].
+        """All outputs of the base by name and, for an adapter with a head, the result of its task.
 
-        The logits have the name that `head_output` gives: `logits`, unless the base has such an output.
+        That has the name that `head_output` gives: `logits`, `token_logits` or `embedding`, unless the base has such
+        an output.
         """
+
+
+def run(
+    runner: Runner,
+    inputs: Mapping[str, np.ndarray],
+    adapter: Adapter | None,
+    base_outputs: Collection[str],
+    output: str | None,
+) -> Arrays:
+    """What `runner.run` gives, with the result of the adapter's head under the name that it has in a graph.
+
+    Args:
+        runner: computes.
+        inputs: an array for each input of the base.
+        adapter: the adapter; none for the base alone.
+        base_outputs: the names of the base's outputs.
+        output: the output of the graph that the head fills; none without a head.
+    """
+    outputs = runner.run(inputs, adapter)
+    if adapter is None or adapter.head is None or output is None:
+        return outputs
+    own = head_output(base_outputs, adapter.head.output)
+    return {output if name == own else name: value for name, value in outputs.items()}

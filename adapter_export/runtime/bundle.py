@@ -13,6 +13,7 @@ from adapter_export.format.files import read_bytes
 from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest
+from adapter_export.runtime.loaded import Claim
 from adapter_export.runtime.providers import Optimization, Provider, open_session
 from adapter_export.runtime.session import Session
 
@@ -69,7 +70,8 @@ class Bundle:
         session = Session(open_session(path, provider, optimization, threads), self.manifest, provider)
         for record in self.manifest.adapters:
             file = self.folder / record.onnx_adapter
-            session.load_bytes(record.name, self._adapter_bytes(record), labels=record.labels, where=file)
+            claim = Claim(record.labels, record.task, record.output)
+            session.load_bytes(record.name, self._adapter_bytes(record), claim, where=file)
         return session
 
     def _adapter_bytes(self, record: AdapterRecord) -> bytes:

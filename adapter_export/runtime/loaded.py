@@ -9,10 +9,9 @@ import numpy as np
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError
-from adapter_export.format.manifest import Manifest, SlotRecord
+from adapter_export.format.manifest import HeadRecord, Manifest, SlotRecord
 from adapter_export.graph.adapter import HEAD
-
-_CLASSES = "classes"
+from adapter_export.graph.tasks import CLASSES, LABELLED, TASK_OUTPUTS, Task
 
 Scope = tuple[str, str, str]
 """What one free size belongs to: a site, a graph at it, and a symbol of that graph."""
@@ -24,28 +23,45 @@ class LoadedAdapter:
 
     Attributes:
         tensors: one for every slot.
-        classes: how many classes its head has; none if it has no head.
-        labels: the names of the classes; none if it has no head, or none were given.
+        output: the output that holds the result of its head; none if it has no head.
+        task: what its head is for; none if it has no head, or nobody said it.
+        labels: the names of its classes; none if it has no head, or none were given.
     """
 
     tensors: Weights
-    classes: int | None
+    output: str | None
+    task: Task | None
     labels: tuple[str, ...] | None
 
 
-def check_adapter(tensors: Weights, manifest: Manifest, labels: Sequence[str] | None, where: object) -> LoadedAdapter:
+@dataclass(frozen=True)
+class Claim:
+    """What is said about the head of an adapter; its file says nothing.
+
+    Attributes:
+        labels: the names of its classes.
+        task: what it is for; with labels and without a task, the classification that its head can do.
+        output: the output that it fills, where its file holds no tensors of it.
+    """
+
+    labels: Sequence[str] | None = None
+    task: Task | None = None
+    output: str | None = None
+
+
+def check_adapter(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> LoadedAdapter:
     """Hold an adapter against the graph.
 
     Args:
         tensors: what its file holds.
         manifest: that of the bundle.
-        labels: the names of its classes.
+        claim: what is said about its head.
         where: names the file in messages.
 
     Raises:
         TensorError: a tensor is missing, left over, misshapen, named like a data input, or holds NaN or Inf; all faults
             are listed.
-        AdapterError: the labels are not as many as the classes.
+        AdapterError: the labels are not as many as the classes, or the task is not one that its head can do.
     """
     faults = list(_faults(tensors, manifest))
     if faults:
@@ -56,12 +72,18 @@ def check_adapter(tensors: Weights, manifest: Manifest, labels: Sequence[str] | 
             expected=f"a float32 tensor for each of {len(manifest.slots)} slots, as `manifest.json` lists them",
             fix="build the adapter for this bundle",
         )
-    classes = _classes(tensors, manifest.slots)
-    if labels is not None and len(labels) != (classes or 0):
+    head = _head(tensors, manifest, claim)
+    task = claim.task or _classification(head, claim)
+    _check_task(task, head, where)
+    labels = claim.labels
+    classes = 0 if head is None else _classes(tensors, manifest.slots, head)
+    if labels is not None and (len(labels) != classes or task not in LABELLED):
         raise AdapterError(
-            "labels and classes differ", where=where, found=f"{len(labels)} labels", expected=f"{classes or 0} classes"
+            "labels and classes differ", where=where, found=f"{len(labels)} labels", expected=f"{classes} classes"
         )
-    return LoadedAdapter(tensors, classes, None if labels is None else tuple(labels))
+    return LoadedAdapter(
+        tensors, None if head is None else head.output, task, None if labels is None else tuple(labels)
+    )
 
 
 def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
@@ -98,11 +120,43 @@ def _size_faults(tensors: Weights, slots: Sequence[SlotRecord]) -> Iterator[str]
                 yield f"`{slot.name}` has `{axis}` = {size}, another tensor there {sizes[slot.site, slot.graph, axis]}"
 
 
-def _classes(tensors: Mapping[str, np.ndarray], slots: Sequence[SlotRecord]) -> int | None:
-    """The classes of the head that is in use; an idle head has the neutral shape and zeros alone."""
-    heads = [slot for slot in slots if slot.site == HEAD]
-    busy = {slot.graph for slot in heads if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
-    for slot in heads:
-        if slot.graph in busy and _CLASSES in slot.axes:
-            return int(tensors[slot.name].shape[slot.axes.index(_CLASSES)])
-    return None
+def _head(tensors: Mapping[str, np.ndarray], manifest: Manifest, claim: Claim) -> HeadRecord | None:
+    """The head that the adapter fills; an idle one has the neutral shape and zeros alone.
+
+    One without tensors cannot be seen in a file: it is taken if it is the only one that fits what is said.
+    """
+    slots = [slot for slot in manifest.slots if slot.site == HEAD]
+    busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
+    seen = [head for head in manifest.heads if head.graph in busy]
+    if seen:
+        return seen[0]
+    said = [head for head in manifest.heads if claim.output == head.output]
+    bare = [head for head in manifest.heads if head.graph not in {slot.graph for slot in slots}]
+    fitting = said or [head for head in bare if claim.task is not None and head.result == TASK_OUTPUTS[claim.task]]
+    return fitting[0] if len(fitting) == 1 or said else None
+
+
+def _classification(head: HeadRecord | None, claim: Claim) -> Task | None:
+    """The classification that a head with labels does."""
+    if head is None or claim.labels is None:
+        return None
+    return next((task for task in LABELLED if TASK_OUTPUTS[task] == head.result), None)
+
+
+def _check_task(task: Task | None, head: HeadRecord | None, where: object) -> None:
+    if task is not None and (head is None or head.result != TASK_OUTPUTS[task]):
+        raise AdapterError(
+            f"has no head for the task `{task}`",
+            where=where,
+            found="no head" if head is None else f"a head that gives `{head.result}`",
+            expected=f"a head that gives `{TASK_OUTPUTS[task]}`",
+            fix="say another task, or give the file of another adapter",
+        )
+
+
+def _classes(tensors: Mapping[str, np.ndarray], slots: Sequence[SlotRecord], head: HeadRecord) -> int:
+    """How many classes or numbers a head gives; 0 if it gives neither."""
+    for slot in slots:
+        if slot.site == HEAD and slot.graph == head.graph and CLASSES in slot.axes:
+            return int(tensors[slot.name].shape[slot.axes.index(CLASSES)])
+    return 0

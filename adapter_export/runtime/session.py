@@ -14,13 +14,21 @@ from adapter_export.errors import RequestError
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import check_name
+from adapter_export.graph.tasks import Task
 from adapter_export.runtime.adapter_file import parse_adapter
-from adapter_export.runtime.loaded import LoadedAdapter, check_adapter
-from adapter_export.runtime.predict import Prediction, predict
+from adapter_export.runtime.loaded import Claim, LoadedAdapter, check_adapter
+from adapter_export.runtime.predict import Prediction, predict, predict_tokens
 from adapter_export.runtime.providers import FAILURES, Provider
 from adapter_export.runtime.request import check_inputs
 
 _FATAL_ONLY = 4
+
+_METHODS: Mapping[Task, str] = {
+    "sequence_classification": "classify",
+    "token_classification": "classify_tokens",
+    "regression": "predict",
+    "embedding": "embed",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,22 @@ class Session:
         """
         return self._resident(adapter).adapter.labels
 
+    def task(self, adapter: str) -> Task | None:
+        """What an adapter's head is for; none if it has no head or nobody said it.
+
+        Raises:
+            RequestError: it is not loaded.
+        """
+        return self._resident(adapter).adapter.task
+
+    def output(self, adapter: str) -> str | None:
+        """The output that holds the result of an adapter's head; none if it has no head.
+
+        Raises:
+            RequestError: it is not loaded.
+        """
+        return self._resident(adapter).adapter.output
+
     def run(self, inputs: Mapping[str, np.ndarray], adapter: str | None = None) -> dict[str, np.ndarray]:
         """Compute the outputs.
 
@@ -69,8 +93,7 @@ class Session:
             adapter: the adapter to run with; none is the base as it is.
 
         Returns:
-            The base's outputs by name and, for an adapter with a head, its logits [batch, classes] at the manifest's
-            `head_output`.
+            The base's outputs by name and, for an adapter with a head, the result of its task at `output(adapter)`.
 
         Raises:
             RequestError: the adapter is not loaded, the inputs do not fit, or ONNX Runtime cannot compute them.
@@ -91,21 +114,44 @@ class Session:
         return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
     def classify(self, inputs: Mapping[str, np.ndarray], adapter: str) -> list[Prediction]:
-        """Compute the labels, one for each row.
+        """Compute the labels of texts, one for each row.
 
         Raises:
-            RequestError: as `run`; or the adapter has no head, or its labels are not known.
+            RequestError: as `run`; or the adapter's task is not `sequence_classification`.
         """
-        labels, output = self.labels(adapter), self._manifest.head_output
-        if labels is None or output is None:
-            raise RequestError(
-                "an adapter without labels cannot classify",
-                where=f"adapter `{adapter}`",
-                fix="give `labels` to `load`, or use `run` for an adapter without a head",
-            )
-        return predict(self.run(inputs, adapter)[output], labels)
+        logits = self._result(inputs, adapter, "sequence_classification")
+        return predict(logits, self.labels(adapter) or ())
 
-    def load(self, name: str, path: Path | str, *, labels: Sequence[str] | None = None) -> None:
+    def classify_tokens(self, inputs: Mapping[str, np.ndarray], adapter: str) -> list[list[Prediction | None]]:
+        """Compute the labels of tokens, for each row one for each token; none where the mask says that it is padding.
+
+        Raises:
+            RequestError: as `run`; or the adapter's task is not `token_classification`.
+        """
+        logits = self._result(inputs, adapter, "token_classification")
+        masks = [inputs[record.name] != 0 for record in self._manifest.inputs if record.role == "mask"]
+        fitting = [mask for mask in masks if mask.shape == logits.shape[:2]]
+        return predict_tokens(logits, self.labels(adapter) or (), fitting[0] if fitting else None)
+
+    def predict(self, inputs: Mapping[str, np.ndarray], adapter: str) -> np.ndarray:
+        """Compute the numbers of a regression, [batch, numbers] in float32.
+
+        Raises:
+            RequestError: as `run`; or the adapter's task is not `regression`.
+        """
+        return self._result(inputs, adapter, "regression")
+
+    def embed(self, inputs: Mapping[str, np.ndarray], adapter: str) -> np.ndarray:
+        """Compute vectors, [batch, width] in float32.
+
+        Raises:
+            RequestError: as `run`; or the adapter's task is not `embedding`.
+        """
+        return self._result(inputs, adapter, "embedding")
+
+    def load(
+        self, name: str, path: Path | str, *, labels: Sequence[str] | None = None, task: Task | None = None
+    ) -> None:
         """Load another adapter that was built for this graph.
 
         ONNX Runtime's file says neither which base nor which graph it was made for: names, shapes and finiteness are
@@ -115,26 +161,31 @@ class Session:
             name: what `run` will call it.
             path: its `.onnx_adapter` file; it is read now and never again.
             labels: the names of its classes.
+            task: what its head is for; with labels, the classification that its head can do if not given.
 
         Raises:
             FileError: the file cannot be read.
             FormatError: it is not an adapter file, or is damaged; `TensorError` is a kind of it: it does not fit the
                 slots of the graph.
-            AdapterError: no adapter may have this name, or labels and classes differ.
+            AdapterError: no adapter may have this name, labels and classes differ, or its head is for another task.
             RequestError: an adapter of this name is loaded already.
         """
-        self.load_bytes(name, read_bytes(Path(path)), labels=labels, where=path)
+        self.load_bytes(name, read_bytes(Path(path)), Claim(labels, task), where=path)
 
-    def load_bytes(
-        self, name: str, data: bytes, *, labels: Sequence[str] | None = None, where: object = "adapter"
-    ) -> None:
-        """Load another adapter from the bytes of an `.onnx_adapter` file; `where` names it in messages.
+    def load_bytes(self, name: str, data: bytes, claim: Claim | None = None, *, where: object = "adapter") -> None:
+        """Load another adapter from the bytes of an `.onnx_adapter` file.
+
+        Args:
+            name: what `run` will call it.
+            data: the bytes.
+            claim: what is said about its head.
+            where: names it in messages.
 
         Raises:
             FormatError, AdapterError, RequestError: as `load`.
         """
         check_name(name)
-        adapter = check_adapter(parse_adapter(data, where), self._manifest, labels, where)
+        adapter = check_adapter(parse_adapter(data, where), self._manifest, claim or Claim(), where)
         feeds = {slot: self._on_device(tensor) for slot, tensor in adapter.tensors.items()}
         with self._lock:
             if name in self._residents:
@@ -168,6 +219,22 @@ class Session:
         return ort.OrtValue.ortvalue_from_numpy(tensor, self._provider, 0)
 
     def _outputs(self, resident: _Resident | None) -> list[str]:
-        head = self._manifest.head_output
-        with_head = resident is not None and resident.adapter.classes is not None
-        return [record.name for record in self._manifest.outputs if record.name != head or with_head]
+        head = None if resident is None else resident.adapter.output
+        return [*(record.name for record in self._manifest.base_outputs), *([] if head is None else [head])]
+
+    def _result(self, inputs: Mapping[str, np.ndarray], adapter: str, task: Task) -> np.ndarray:
+        """What the adapter's head gives, if it is for this task.
+
+        Raises:
+            RequestError: it is for another one.
+        """
+        found, output = self.task(adapter), self.output(adapter)
+        unknown = "call `run`, or give `labels` or `task` to `load`"
+        if found != task or output is None:
+            raise RequestError(
+                f"an adapter with another task cannot do `{task}`",
+                where=f"adapter `{adapter}`",
+                found="no known task" if found is None else f"the task `{found}`",
+                fix=unknown if found is None else f"call `{_METHODS[found]}`",
+            )
+        return self.run(inputs, adapter)[output]

@@ -80,7 +80,7 @@ class AdaptedModel(nn.Module):
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Compute every output of the base by its name and, with a head, its logits [batch, classes].
+        """Compute every output of the base by its name and, with a head, the result of its task.
 
         Args:
             inputs: the base's inputs by name.
@@ -94,22 +94,23 @@ class AdaptedModel(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         """The names of what `forward` returns."""
-        return self._names if self.logits_name is None else (*self._names, self.logits_name)
+        return self._names if self.head_name is None else (*self._names, self.head_name)
 
     @property
-    def logits_name(self) -> str | None:
-        """The name of the head's logits among the outputs, as `head_output` gives it; none without a head."""
-        return head_output(self._names) if HEAD in self._layers else None
+    def head_name(self) -> str | None:
+        """The name of the head's result among the outputs, as `head_output` gives it; none without a head."""
+        head = None if self.adapter is None else self.adapter.head
+        return None if head is None else head_output(self._names, head.output)
 
-    def logits(self, **inputs: Tensor) -> Tensor:
-        """Compute the head's logits, [batch, classes].
+    def head(self, **inputs: Tensor) -> Tensor:
+        """Compute the head's result, of the shape that its task gives it.
 
         Raises:
             AdapterError: there is no head.
         """
-        if self.logits_name is None:
+        if self.head_name is None:
             raise AdapterError("the adapter has no head", fix="attach one with a head")
-        return self(**inputs)[self.logits_name]  # type: ignore[no-any-return]
+        return self(**inputs)[self.head_name]  # type: ignore[no-any-return]
 
     def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Inputs on the device of the model's weights."""

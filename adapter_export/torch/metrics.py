@@ -39,7 +39,7 @@ def evaluate(model: AdaptedModel, examples: Examples, batch_size: int) -> Scores
     loss = 0.0
     with torch.inference_mode():
         for rows in evaluation_batches(examples.lengths, batch_size):
-            logits = model.logits(**model.placed(examples.inputs(rows))).cpu()
+            logits = model.head(**model.placed(examples.inputs(rows))).cpu()
             loss += float(F.cross_entropy(logits, torch.from_numpy(examples.classes[rows]), reduction="sum"))
             predicted[rows] = logits.argmax(-1).numpy()
     model.train(was_training)

@@ -56,7 +56,7 @@ class TorchRunner:
         return known
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
-        """All outputs of the base by name and, for an adapter with a head, its logits [batch, classes] at `logits`.
+        """All outputs of the base by name and, for an adapter with a head, the result of its task.
 
         Raises:
             AdapterError: the adapter does not fit the base.

@@ -17,7 +17,7 @@ def splice(base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mappi
     """A module that computes the base with a layer called at each of some sites.
 
     The module shares the base's weights, frozen, and leaves the base's graph as it is. It takes the base's inputs by
-    position and returns a flat tuple: the base's outputs, the head's logits if `layers` has a `head`, and the final
+    position and returns a flat tuple: the base's outputs, the head's result if `layers` has a `head`, and the final
     hidden state.
 
     Args:

@@ -60,7 +60,7 @@ def train(
             of another run.
         WriteError: a checkpoint could not be written.
     """
-    if model.logits_name is None:
+    if model.head_name is None:
         raise TrainingError("the adapter has no head, so there is nothing to train on labels", fix="give it labels")
     run = _Run(model, data, settings or TrainingSettings(), progress or Silent(), checkpoints)
     with torch.random.fork_rng(devices=[]):
@@ -140,7 +140,7 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * factor
         examples = self._data.training
-        logits = self._model.logits(**self._model.placed(examples.inputs(rows)))
+        logits = self._model.head(**self._model.placed(examples.inputs(rows)))
         loss = F.cross_entropy(logits, torch.from_numpy(examples.classes[rows]).to(logits.device))
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

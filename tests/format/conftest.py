@@ -14,6 +14,7 @@ from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest import (
     AdapterRecord,
     GoldenRecord,
+    HeadRecord,
     InputRecord,
     Manifest,
     OutputRecord,
@@ -93,6 +94,8 @@ def manifest(bundle: Path) -> Manifest:
         source="adapters/tiny-1.0",
         base="sha256:0123",
         golden=replace(golden, path="golden/tiny-1.0.safetensors", absolute={"logits": 1e-5, "hidden": 2e-5}),
+        task="sequence_classification",
+        output="logits",
     )
     return Manifest(
         version=MANIFEST_VERSION,
@@ -121,4 +124,5 @@ def manifest(bundle: Path) -> Manifest:
         golden=golden,
         text=TextRecord("tokenizer.json", 512),
         files=list_files(bundle),
+        heads=(HeadRecord("head", "logits", "logits"),),
     )

@@ -40,7 +40,7 @@ def test_round_trip(manifest: Manifest, bundle: Path) -> None:
 
 def test_the_least_that_a_manifest_says(manifest: Manifest, bundle: Path) -> None:
     least = replace(
-        manifest, head_output=None, sites=(), slots=(), adapters=(), text=None, outputs=manifest.outputs[:1]
+        manifest, head_output=None, heads=(), sites=(), slots=(), adapters=(), text=None, outputs=manifest.outputs[:1]
     )
     write_manifest(least, bundle)
     assert read_manifest(bundle) == least
@@ -142,7 +142,7 @@ def test_reader_and_schema_agree_on_every_mutant(manifest: Manifest) -> None:
 BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "no version": (lambda d: d.pop("version"), FormatError, "states no format version"),
     "newer major": (lambda d: d.update(version="2.0.0"), VersionError, "found version 2.0.0"),
-    "newer minor, unknown key": (lambda d: d.update(version="1.1.0", bank={}), VersionError, "unknown key `bank`"),
+    "newer minor, unknown key": (lambda d: d.update(version="1.2.0", bank={}), VersionError, "unknown key `bank`"),
     "unknown key": (lambda d: d["slots"][0].update(bank=1), FormatError, "`$.slots[0]`: breaks the format"),
     "missing key": (lambda d: d["text"].pop("max_tokens"), FormatError, "no key `max_tokens`"),
     "wrong type": (lambda d: d.update(opset="18"), FormatError, "`$.opset`: breaks the format; found `18`"),
@@ -167,7 +167,18 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "site twice": (lambda d: d["sites"].append(d["sites"][0]), FormatError, "`$.sites`"),
     "slot at no site": (lambda d: d["slots"][0].update(site="nowhere"), FormatError, "`nowhere`"),
     "head output that is none": (lambda d: d.update(head_output="other"), FormatError, "`$.head_output`"),
-    "labels without an output": (lambda d: d.update(head_output=None), FormatError, "labels of tiny-1.0"),
+    "labels without a task": (
+        lambda d: d["adapters"][0].update(task=None, output=None),
+        FormatError,
+        "`$.adapters[0]`: task, output and labels do not go together",
+    ),
+    "a task without an output": (lambda d: d["adapters"][0].update(output=None), FormatError, "`$.adapters[0]`: task"),
+    "a regression with labels": (lambda d: d["adapters"][0].update(task="regression"), FormatError, "task regression"),
+    "output of no head": (lambda d: d["adapters"][0].update(output="hidden"), FormatError, "`$.adapters[0].output`"),
+    "unknown task": (lambda d: d["adapters"][0].update(task="rank"), FormatError, "found `rank`"),
+    "head of no output": (lambda d: d["heads"][0].update(output="other"), FormatError, "`$.heads`"),
+    "head twice": (lambda d: d["heads"].append(d["heads"][0]), FormatError, "`$.heads`"),
+    "slot of no head": (lambda d: d["heads"][0].update(graph="other"), FormatError, "`$.heads`"),
     "golden of no output": (lambda d: d["golden"]["absolute"].update(other=1.0), FormatError, "`$.golden.absolute`"),
     "graph without hash": (lambda d: d["graphs"].update(slots="other.onnx"), FormatError, "`other.onnx`"),
     "golden without hash": (
@@ -192,6 +203,13 @@ def test_names_what_is_wrong(
         read_manifest(tmp_path)
     assert place in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "manifest.json"))
+
+
+def test_what_format_1_0_says_of_heads(manifest: Manifest, bundle: Path) -> None:
+    old = as_json(manifest)
+    del old["heads"], old["adapters"][0]["task"], old["adapters"][0]["output"]
+    (bundle / "manifest.json").write_text(json.dumps({**old, "version": "1.0.0"}), encoding="utf-8")
+    assert read_manifest(bundle) == replace(manifest, version="1.0.0")
 
 
 def test_a_newer_minor_version_that_holds_nothing_new_is_read(manifest: Manifest, bundle: Path) -> None:

@@ -103,6 +103,6 @@ def test_the_errors_are_those_of_the_package() -> None:
 
 
 def test_the_versions_are_those_of_the_code() -> None:
-    assert ADAPTER_VERSION == MANIFEST_VERSION == "1.0.0"
+    assert ADAPTER_VERSION == MANIFEST_VERSION == "1.1.0"
     assert f"`{ADAPTER_VERSION}` of both" in DOCUMENT
     assert f'`"{ADAPTER_VERSION}"`' in DOCUMENT

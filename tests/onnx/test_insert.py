@@ -227,7 +227,7 @@ class TestGraph:
         props = model.metadata_props
         assert props["adapter_export.base_fingerprint"] == base.fingerprint
         assert props["adapter_export.topology"] == plan_slots(_mixed(base), base.sites).digest
-        assert props["adapter_export.head_output"] == "logits"
+        assert json.loads(props["adapter_export.head_outputs"]) == {"mean_pool_linear": "logits"}
         assert json.loads(props["adapter_export.sites"])["layers.0.ffn"]["h"] == "ffn0"
 
     def test_each_adapter_node_says_what_it_belongs_to(self, model: ir.Model) -> None:

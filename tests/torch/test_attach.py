@@ -284,4 +284,4 @@ def test_a_head_takes_another_name_where_the_base_has_logits_of_its_own(
         outputs = model(**inputs)
     assert set(outputs) == {"logits", "adapter_logits"}
     assert outputs["logits"].shape[-1] == WIDTH
-    assert torch.equal(outputs["adapter_logits"], model.logits(**inputs))
+    assert torch.equal(outputs["adapter_logits"], model.head(**inputs))
