@@ -1,0 +1,30 @@
+/** A bundle on a web server. */
+import { InferenceSession, env } from "onnxruntime-web/wasm";
+
+import type { Place } from "../../node/src/core/bundle.js";
+import { Fault } from "../../node/src/core/fault.js";
+
+env.wasm.wasmPaths = "./";
+env.wasm.numThreads = 1; // more need a page that is cross-origin isolated
+env.logLevel = "error";
+
+export class Site implements Place {
+  /** @param name the address of the bundle's folder, without a slash at the end. */
+  constructor(readonly name: string) {}
+
+  async read(path: string): Promise<Uint8Array> {
+    const address = `${this.name}/${path.split("/").map(encodeURIComponent).join("/")}`;
+    const response = await fetch(address).catch((error: unknown) => String(error));
+    if (typeof response === "string" || !response.ok) {
+      const found = typeof response === "string" ? response : `status ${response.status}`;
+      throw new Fault({ what: "cannot be read", where: address, found, fix: "copy the whole bundle to the server again" });
+    }
+    return new Uint8Array(await response.arrayBuffer());
+  }
+
+  async open(graph: string, weights: string[], read: (path: string) => Promise<Uint8Array>): Promise<InferenceSession> {
+    const externalData = [];
+    for (const path of weights) externalData.push({ path, data: await read(path) });
+    return InferenceSession.create(await read(graph), { externalData, executionProviders: ["wasm"] });
+  }
+}
