@@ -18,6 +18,7 @@ from backends import (
     draw_inputs,
     draw_parameters,
     onnx_model,
+    op_widths,
     session,
     single_op,
 )
@@ -75,7 +76,7 @@ def test_every_op_has_every_lowering() -> None:
 @pytest.mark.parametrize("op", LOWERED)
 @pytest.mark.parametrize(("width", "other"), [(1, 1), (16, 3), (33, 64), (384, 16)])
 def test_an_op_is_the_same_everywhere(op: str, width: int, other: int, backend: Backend) -> None:
-    assert_agrees(backend, single_op(op), {"d": width, "b": other}, seed=width)
+    assert_agrees(backend, single_op(op), op_widths(width, other), seed=width)
 
 
 @every_backend
@@ -135,7 +136,7 @@ class TestTraining:
 
     def test_all_other_ops_are_those_of_inference(self) -> None:
         different = {op for op in LOWERED if torch_ops.TRAINING_LOWERINGS[op] is not torch_ops.LOWERINGS[op]}
-        assert different == {"dropout"}
+        assert different == {"dropout", "drop_path"}
 
 
 class TestOnnxNodes:
@@ -144,9 +145,11 @@ class TestOnnxNodes:
     @pytest.mark.parametrize("opset", [17, 18, 20, 22])
     @pytest.mark.parametrize("op", LOWERED)
     def test_nodes_and_values_have_speaking_names(self, op: str, opset: int) -> None:
-        model = onnx_model(single_op(op), opset)
+        graph = single_op(op)
+        model = onnx_model(graph, opset)
         names = [node.name for node in model.graph.node]
-        assert all(name == "place/result" or name.startswith("place/result/") for name in names)
+        assert {name.split("/")[0] for name in names} == {"place"}
+        assert {name.split("/")[1] for name in names} == {node.output for node in graph.nodes}
         assert len(set(names)) == len(names)
         assert [list(node.output) for node in model.graph.node] == [[name] for name in names]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, TensorError
+from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.cost import NO_COST, Cost, cost, stored
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph
 from adapter_export.graph.tasks import (
@@ -121,6 +121,7 @@ class Adapter:
             self._check_head(self.head)
         self._check_tensor_names()
         self._check_shared_shapes()
+        self._check_widths()
 
     def _check_ends(self) -> None:
         """A site's graph reads site values and replaces one of them; a head's reads its own, for its task."""
@@ -148,6 +149,11 @@ class Adapter:
                 found=", ".join(f"`{name}`" for name in twice),
                 fix="rename a parameter of its graphs",
             )
+
+    def _check_widths(self) -> None:
+        for owner, graph, widths in self.parts():
+            with within(f"adapter `{self.name}`, `{owner}`"):
+                graph.check_widths(widths)
 
     def _check_shared_shapes(self) -> None:
         """What places share has one shape, whatever their widths."""

@@ -61,6 +61,7 @@ def _multiply_accumulates(graph: AdapterGraph, widths: Mapping[str, int]) -> int
         for parameter in spec.parameters:
             if parameter.role in node.parameters:
                 shape = graph.parameters[node.parameters[parameter.role]]
-                dims.update({name: resolve(dim, widths) for name, dim in zip(parameter.shape, shape, strict=True)})
+                pairs = zip(parameter.shape, shape, strict=True)
+                dims.update({name: resolve(dim, widths) for name, dim in pairs if isinstance(name, str)})
         total += spec.multiply_accumulates(dims)
     return total

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapter_export.errors import GraphError
-from adapter_export.graph.ops import OPS, Dim, OpSpec, Shape
+from adapter_export.errors import GraphError, within
+from adapter_export.graph.op_check import bind_dimensions, broken_products, check_attributes
+from adapter_export.graph.ops import OPS, Dim, Shape
 
 SITE_VALUES: Mapping[str, Shape] = {
     "h": ("batch", "tokens", "d"),
@@ -139,36 +140,19 @@ class AdapterGraph:
         missing = [name for name in node.inputs if name not in known]
         if missing:
             raise GraphError("a value is read before it is defined", where=where, found=", ".join(missing))
-        if len(node.inputs) != spec.arity:
+        if len(node.inputs) not in spec.arity:
             raise GraphError("wrong number of values read", where=where, found=len(node.inputs), expected=spec.arity)
-        _check_attributes(node, spec, where)
+        check_attributes(spec, node.attributes, where)
         inputs = tuple(known[name] for name in node.inputs)
-        try:
-            return spec.shape(inputs, self._bind(node, spec, inputs, where))
-        except GraphError as error:
-            raise GraphError(error.what, where=where, found=error.found, expected=error.expected) from error
+        dims = bind_dimensions(spec, inputs, node.parameters, self.parameters, where)
+        with within(where):
+            return spec.shape(inputs, dims)
 
-    def _bind(self, node: Node, spec: OpSpec, inputs: tuple[Shape, ...], where: str) -> dict[str, Dim]:
-        """The op's own dimensions in the graph's terms, from the shapes of its first input and its parameters."""
-        needed = {parameter.role for parameter in spec.parameters if not parameter.optional}
-        allowed = {parameter.role for parameter in spec.parameters}
-        _check_names("parameters", set(node.parameters), needed, allowed - needed, where)
-        dims: dict[str, Dim] = {"in": inputs[0][-1]}
-        for parameter in spec.parameters:
-            if parameter.role in node.parameters:
-                self._bind_parameter(node.parameters[parameter.role], parameter.shape, dims, where)
-        return dims
-
-    def _bind_parameter(self, name: str, template: tuple[str, ...], dims: dict[str, Dim], where: str) -> None:
-        shape = self.parameters.get(name)
-        if shape is None:
-            raise GraphError(
-                "a parameter has no shape", where=where, found=f"`{name}`", expected="an entry in `parameters`"
-            )
-        bound = tuple(dims.setdefault(symbol, dim) for symbol, dim in zip(template, shape, strict=False))
-        if len(shape) != len(template) or bound != shape:
-            expected = [dims.get(symbol, symbol) for symbol in template]
-            raise GraphError(f"parameter `{name}` has a wrong shape", where=where, found=list(shape), expected=expected)
+    def dimensions(self, node: Node) -> dict[str, Dim]:
+        """The own dimensions of a node's op in the graph's terms: `in` is the last axis of what it reads first."""
+        shapes = self.shapes()
+        inputs = tuple(shapes[name] for name in node.inputs)
+        return bind_dimensions(OPS[node.op], inputs, node.parameters, self.parameters, f"`{node.output}`")
 
     def _check_nothing_is_idle(self) -> None:
         read = {name for node in self.nodes for name in node.inputs} | {self.result}
@@ -193,6 +177,19 @@ class AdapterGraph:
         """
         return {name: tuple(resolve(dim, widths) for dim in shape) for name, shape in self.parameters.items()}
 
+    def check_widths(self, widths: Mapping[str, int]) -> None:
+        """Hold the widths against what the ops ask of them, such as that one is a multiple of another.
+
+        Raises:
+            GraphError: they do not fit; the message names the node.
+        """
+        for index, node in enumerate(self.nodes):
+            spec = OPS[node.op]
+            names = {name for product, factors in spec.products.items() for name in (product, *factors)}
+            dims = self.dimensions(node) if names else {}
+            for fault in broken_products(spec, {name: resolve(dims[name], widths) for name in names}):
+                raise GraphError("widths do not fit", where=f"node {index} (`{node.op}`)", found=fault)
+
 
 def resolve(dim: Dim, widths: Mapping[str, int]) -> int:
     """A dimension as a number."""
@@ -201,18 +198,3 @@ def resolve(dim: Dim, widths: Mapping[str, int]) -> int:
     if dim not in widths:
         raise GraphError("a width is not given", found=", ".join(sorted(widths)) or "none", expected=f"`{dim}`")
     return widths[dim]
-
-
-def _check_attributes(node: Node, spec: OpSpec, where: str) -> None:
-    _check_names("attributes", set(node.attributes), set(spec.attributes), set(), where)
-    for name, interval in spec.attributes.items():
-        number = node.attributes[name]
-        if number not in interval:
-            raise GraphError(f"attribute `{name}` is out of range", where=where, found=number, expected=interval)
-
-
-def _check_names(what: str, found: set[str], needed: set[str], optional: set[str], where: str) -> None:
-    if not needed <= found <= needed | optional:
-        names = ", ".join(sorted(needed)) or "none"
-        more = f" (and perhaps {', '.join(sorted(optional))})" if optional else ""
-        raise GraphError(f"wrong {what}", where=where, found=", ".join(sorted(found)) or "none", expected=names + more)

@@ -82,13 +82,15 @@ start at the identity exactly where a graph is `h` plus something: only the clos
 _HEAD_SCHEME = Scheme(normal, normal)
 _CLOSING_PATH = frozenset(
     {"add", "scale", "learned_scale", "scale_features", "dropout", "drop_path", "identity", "layer_norm", "rms_norm"}
-    | {"keep_first_half", "keep_second_half", "gate"}
+    | {"keep_first_half", "keep_second_half", "gate", "mix", "softmax_mix"}
 )
 _PROJECTIONS = frozenset({"linear", "phm_linear"})
 
 
 def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng: np.random.Generator) -> Weights:
     """Draw the parameters of a graph: projections by the scheme, norm weights and learned factors 1, biases 0.
+
+    The weights of a mix are equal and add up to 1.
 
     The projections of a head are drawn from N(0, 0.02²) whatever the scheme; the factors of Kronecker products by
     Glorot & Bengio, but zero where the scheme makes the projection zero.
@@ -123,7 +125,7 @@ def _draws(graph: AdapterGraph, scheme: Scheme) -> dict[str, Draw]:
             elif node.op == "linear":
                 draws[name] = draw
             else:
-                draws[name] = _one
+                draws[name] = _equal if node.op == "mix" else _one
     return draws
 
 
@@ -137,6 +139,11 @@ def _one(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.ones(shape)
 
 
+def _equal(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Weights [rows, N] of a mix: the mean."""
+    return np.full(shape, 1 / shape[-1])
+
+
 def _closing(graph: AdapterGraph, value: str) -> list[Node]:
     """The projections from which a value comes with nothing but sums, factors and norms on the way."""
     node = _producer(graph, value)
@@ -144,8 +151,14 @@ def _closing(graph: AdapterGraph, value: str) -> list[Node]:
         return [] if node is None else [node]
     if node.op not in _CLOSING_PATH:
         return []
-    sources = node.inputs[:1] if node.op == "gate" else node.inputs
-    return [found for source in sources for found in _closing(graph, source)]
+    return [found for source in _carried(node) for found in _closing(graph, source)]
+
+
+def _carried(node: Node) -> tuple[str, ...]:
+    """What goes into the output, and not only steers it."""
+    if node.op == "softmax_mix":
+        return node.inputs[len(node.inputs) // 2 :]
+    return node.inputs[:1] if node.op == "gate" else node.inputs
 
 
 def _gates(graph: AdapterGraph) -> list[Node]:

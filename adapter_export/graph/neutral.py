@@ -1,7 +1,8 @@
 """Neutral parameters: a graph returns what it replaces, so that its slots can lie idle in a shared ONNX graph.
 
-Found by reasoning about the graph, not by a list of kinds: every linear and every norm is set to zero, and zero is
-followed through the ops. What arrives at the result is the replaced value, or no parameters of this form are neutral.
+Found by reasoning about the graph, not by a list of kinds: every projection and every norm is set to zero, learned
+factors to one or to zero, and what is zero and what is a site value is followed through the ops. What arrives at the
+result is the replaced value, or no parameters of this form are neutral.
 """
 
 from __future__ import annotations
@@ -20,9 +21,20 @@ NEUTRAL_WIDTH = 1
 _ZERO = "zero"
 _UNKNOWN = "unknown"
 _ZERO_KEEPING = frozenset(
-    {"relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "leaky_relu", "scale", "first_token", "mean_pool"}
+    {"relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "leaky_relu", "relu6", "relu_squared", "mish", "elu"}
+    | {"scale", "learned_scale", "scale_features", "keep_first_half", "keep_second_half", "gate"}
+    | {"l2_normalise", "first_token", "mean_pool"}
 )
-_ALWAYS_ZERO_WHEN_NEUTRAL = frozenset({"linear", "layer_norm", "rms_norm"})
+"""Ops that return zero where their first value is zero."""
+
+_ZERO_WITH_ZERO_PARAMETERS = frozenset(
+    {"linear", "phm_linear", "layer_norm", "rms_norm", "mix", "learned_scale", "scale_features"}
+)
+_ZERO_WITH_ANY_ZERO = frozenset({"multiply", "dot"})
+_PASSING = frozenset({"identity", "dropout", "drop_path"})
+
+_ONES = (frozenset({"scale_features", "learned_scale"}), frozenset({"scale_features"}), frozenset[str]())
+"""Which learned factors are one, tried in this order; the others are zero."""
 
 
 def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[str, int]:
@@ -36,35 +48,46 @@ def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weight
     Raises:
         NotNeutralError: the graph has none; the message says what arrives at its result instead.
     """
-    reached = _follow_zero(graph)[graph.result]
     wanted = _ZERO if graph.reads_head_values() else graph.replaces
-    if reached != wanted:
+    choices = [_parameters_of(graph, ops) for ops in _ONES]
+    reached = [_follow(graph, ones)[graph.result] for ones in choices]
+    if wanted not in reached:
         raise NotNeutralError(
             "an adapter graph has no neutral parameters",
             where=f"result `{graph.result}`",
-            found=f"{reached} with all projections and norms at zero",
+            found=f"{reached[-1]} with all projections and norms at zero",
             expected=f"`{wanted}`",
             fix="build this adapter on its own",
         )
+    ones = choices[reached.index(wanted)]
     shapes = graph.parameter_shapes(widths)
-    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return {name: (np.ones if name in ones else np.zeros)(shape, np.float32) for name, shape in shapes.items()}
 
 
-def _follow_zero(graph: AdapterGraph) -> dict[str, str]:
-    """What each value is when all parameters are zero: the name of a site value, zero, or unknown."""
+def _parameters_of(graph: AdapterGraph, ops: frozenset[str]) -> frozenset[str]:
+    """Those that nothing but these ops use."""
+    inside, outside = (
+        {name for node in graph.nodes if (node.op in ops) is wanted for name in node.parameters.values()}
+        for wanted in (True, False)
+    )
+    return frozenset(inside - outside)
+
+
+def _follow(graph: AdapterGraph, ones: frozenset[str]) -> dict[str, str]:
+    """What each value is when the other parameters are zero: the name of a site value, zero, or unknown."""
     known = {name: name for name in graph.inputs}
     for node in graph.nodes:
-        known[node.output] = _transfer(node, [known[name] for name in node.inputs])
+        known[node.output] = _transfer(node, [known[name] for name in node.inputs], ones)
     return known
 
 
-def _transfer(node: Node, inputs: list[str]) -> str:
-    if node.op in _ALWAYS_ZERO_WHEN_NEUTRAL:
+def _transfer(node: Node, inputs: list[str], ones: frozenset[str]) -> str:
+    if node.op in _PASSING or (node.parameters and set(node.parameters.values()) <= ones):
+        return inputs[0]
+    if node.op in _ZERO_WITH_ZERO_PARAMETERS or (node.op in _ZERO_WITH_ANY_ZERO and _ZERO in inputs):
         return _ZERO
     if node.op == "add" and _ZERO in inputs:
         return inputs[1] if inputs[0] == _ZERO else inputs[0]
-    if node.op == "multiply":
-        return _ZERO if _ZERO in inputs else _UNKNOWN
-    if node.op in {"identity", "dropout"}:
-        return inputs[0]
+    if node.op == "softmax_mix":
+        return _ZERO if set(inputs[len(inputs) // 2 :]) == {_ZERO} else _UNKNOWN
     return _ZERO if node.op in _ZERO_KEEPING and inputs[0] == _ZERO else _UNKNOWN

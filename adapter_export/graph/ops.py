@@ -9,125 +9,43 @@ bottleneck). Ops work on the last axis and leave the axes before it alone, unles
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
-from adapter_export.errors import GraphError
+from adapter_export.graph import shape_rules
+from adapter_export.graph.op_spec import Arity, Dim, Interval, OpSpec, ParameterSpec, Shape
 
-Dim = int | str
-Shape = tuple[Dim, ...]
-
-
-@dataclass(frozen=True)
-class ParameterSpec:
-    """A tensor that an op owns.
-
-    Attributes:
-        role: what it is to the op: `weight`, `bias`.
-        shape: its dimensions in the op's own terms; `in` is the last axis of the first value that the op reads.
-        optional: whether a node may leave it out.
-    """
-
-    role: str
-    shape: tuple[str, ...]
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The numbers from `low` to `high`, without `high` where the interval is half open. NaN is in none."""
-
-    low: float
-    high: float
-    half_open: bool = False
-
-    def __contains__(self, number: float) -> bool:
-        return self.low <= number < self.high or (number == self.high and not self.half_open)
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {'below ' if self.half_open else ''}{self.high:g}"
-
+__all__ = ["ACTIVATIONS", "BOUND_OPS", "OPS", "THREE_AXES_OPS", "Dim", "Interval", "OpSpec", "Shape"]
 
 _FLOAT32_RANGE = Interval(-3.4e38, 3.4e38)
+_PROBABILITY = Interval(0, 1, half_open=True)
+_EPSILON = Interval(1e-12, 1)
+_TWO = Arity(2)
 
-ShapeRule = Callable[[tuple[Shape, ...], Mapping[str, Dim]], Shape]
-CostRule = Callable[[Mapping[str, int]], int]
-
-
-def _same(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    return inputs[0]
-
-
-def _all_equal(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    if len(set(inputs)) != 1:
-        raise GraphError(
-            "values of different shapes meet", found=" and ".join(map(str, inputs)), expected="equal shapes"
-        )
-    return inputs[0]
-
-
-def _linear(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
-    return (*inputs[0][:-1], dims["out"])
-
-
-def _base_norm(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    if inputs[0] != ("batch", "tokens", "d"):
-        raise GraphError("the base's norm is of width `d`", found=inputs[0], expected="[batch, tokens, d]")
-    return inputs[0]
-
-
-def _without_tokens(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    batch, _tokens, width = _three_axes(inputs[0])
-    return (batch, width)
-
-
-def _masked_mean(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
-    if inputs[1] != _three_axes(inputs[0])[:2]:
-        raise GraphError("the mask does not cover the tokens", found=inputs[1], expected=inputs[0][:2])
-    return _without_tokens(inputs, dims)
-
-
-def _three_axes(shape: Shape) -> tuple[Dim, Dim, Dim]:
-    if len(shape) != 3:
-        raise GraphError("pooling reads one value per token", found=shape, expected="[batch, tokens, width]")
-    return shape[0], shape[1], shape[2]
-
-
-def _free(_: Mapping[str, int]) -> int:
-    return 0
-
-
-@dataclass(frozen=True)
-class OpSpec:
-    """One op.
-
-    Attributes:
-        name: its name in files.
-        summary: its formula.
-        arity: how many values it reads.
-        parameters: the tensors it owns.
-        attributes: the numbers that a node must state, and where each must lie.
-        shape: shape rule, from the shapes read and the bound dimensions to the shape returned.
-        multiply_accumulates: cost rule, multiply-accumulates of matrix products per token (or per row after pooling).
-    """
-
-    name: str
-    summary: str
-    arity: int = 1
-    parameters: tuple[ParameterSpec, ...] = ()
-    attributes: Mapping[str, Interval] = field(default_factory=dict)
-    shape: ShapeRule = _same
-    multiply_accumulates: CostRule = _free
-
-
-_ROWS = (
+_PROJECTIONS = (
     OpSpec(
         "linear",
         "x @ W + b, W [in, out], b [out]",
         parameters=(ParameterSpec("weight", ("in", "out")), ParameterSpec("bias", ("out",), optional=True)),
-        shape=_linear,
+        shape=shape_rules.linear,
         multiply_accumulates=lambda dims: dims["in"] * dims["out"],
     ),
+    OpSpec(
+        "phm_linear",
+        "x @ W + b, W = Σᵢ rule[i] ⊗ (left[i] @ right[i]) of shape [n·p, n·q], ⊗ the Kronecker product "
+        "(Mahabadi et al. 2021, §3.1)",
+        parameters=(
+            ParameterSpec("rule", ("n", "n", "n")),
+            ParameterSpec("left", ("n", "p", "k")),
+            ParameterSpec("right", ("n", "k", "q")),
+            ParameterSpec("bias", ("out",)),
+        ),
+        shape=shape_rules.linear,
+        products={"in": ("n", "p"), "out": ("n", "q")},
+        multiply_accumulates=lambda dims: dims["n"] * dims["p"] * dims["n"] * dims["q"],
+    ),
+)
+
+_ELEMENTWISE = (
     OpSpec("relu", "max(x, 0)"),
     OpSpec("gelu", "x·Φ(x), Φ the normal distribution function (Hendrycks & Gimpel 2016, §2)"),
     OpSpec("gelu_tanh", "x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel 2016, §2)"),
@@ -136,41 +54,98 @@ _ROWS = (
     OpSpec("tanh", "tanh(x)"),
     OpSpec("sigmoid", "σ(x) = 1/(1 + exp(−x))"),
     OpSpec("leaky_relu", "x where x ≥ 0, slope·x elsewhere", attributes={"slope": _FLOAT32_RANGE}),
+    OpSpec("relu6", "min(max(x, 0), 6) (Krizhevsky 2010, §3)"),
+    OpSpec("relu_squared", "max(x, 0)² (So et al. 2021, §3)"),
+    OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)"),
+    OpSpec("elu", "x where x > 0, exp(x) − 1 elsewhere (Clevert et al. 2015, §3)"),
     OpSpec("identity", "x"),
+)
+
+_FACTORS = (
     OpSpec("scale", "factor·x", attributes={"factor": _FLOAT32_RANGE}),
+    OpSpec("learned_scale", "x·w, w [1]", parameters=(ParameterSpec("weight", (1,)),)),
+    OpSpec("scale_features", "x·w, w [in]", parameters=(ParameterSpec("weight", ("in",)),)),
+    OpSpec("keep_first_half", "x in the first ⌊in/2⌋ features, 0 in the others"),
+    OpSpec("keep_second_half", "0 in the first ⌊in/2⌋ features, x in the others"),
+    OpSpec(
+        "gate",
+        "x·meanₜ(y), y [batch, tokens, 1] and the mean over all tokens, padding included",
+        arity=_TWO,
+        shape=shape_rules.gated,
+    ),
     OpSpec(
         "dropout",
         "x; in training each element is 0 with probability rate, else x/(1 − rate)",
-        attributes={"rate": Interval(0, 1, half_open=True)},
+        attributes={"rate": _PROBABILITY},
     ),
-    OpSpec("add", "x + y", arity=2, shape=_all_equal),
-    OpSpec("multiply", "x·y", arity=2, shape=_all_equal),
+    OpSpec(
+        "drop_path",
+        "x; in training each row is 0 with probability rate, else x/(1 − rate) (Huang et al. 2016, §3)",
+        attributes={"rate": _PROBABILITY},
+    ),
+)
+
+_SUMS = (
+    OpSpec("add", "x + y", arity=_TWO, shape=shape_rules.all_equal),
+    OpSpec("multiply", "x·y", arity=_TWO, shape=shape_rules.all_equal),
+    OpSpec("dot", "Σ x·y over the last axis, which becomes 1", arity=_TWO, shape=shape_rules.one_number),
+    OpSpec(
+        "mix",
+        "Σᵢ weights[:, i]·vᵢ of the values v read; one row of weights, or at run time one for each row of the batch",
+        arity=Arity(1, 1),
+        parameters=(ParameterSpec("weights", ("rows", "values")),),
+        shape=shape_rules.equal_per_token,
+        products={"rows": ()},
+    ),
+    OpSpec(
+        "softmax_mix",
+        "Σᵢ pᵢ·vᵢ, p = softmax(s/temperature), of as many scores s [batch, tokens, 1] and then values v",
+        arity=Arity(2, 2),
+        attributes={"temperature": Interval(1e-6, 1e6)},
+        shape=shape_rules.mixed_by_scores,
+    ),
+)
+
+_NORMS = (
     OpSpec(
         "layer_norm",
         "(x − mean)/√(var + epsilon)·w + b over the last axis (Ba et al. 2016, §3)",
         parameters=(ParameterSpec("weight", ("in",)), ParameterSpec("bias", ("in",), optional=True)),
-        attributes={"epsilon": Interval(1e-12, 1)},
+        attributes={"epsilon": _EPSILON},
     ),
     OpSpec(
         "rms_norm",
         "x/√(mean(x²) + epsilon)·w over the last axis (Zhang & Sennrich 2019, §3)",
         parameters=(ParameterSpec("weight", ("in",)),),
-        attributes={"epsilon": Interval(1e-12, 1)},
+        attributes={"epsilon": _EPSILON},
     ),
-    OpSpec("base_norm", "the norm that the base itself applies to x + h here, with its weights", shape=_base_norm),
-    OpSpec("first_token", "x[:, 0], from [batch, tokens, width] to [batch, width]", shape=_without_tokens),
+    OpSpec(
+        "base_norm",
+        "the norm that the base itself applies to x + h here, with its weights",
+        shape=shape_rules.of_base_norm,
+    ),
+    OpSpec("l2_normalise", "x/max(‖x‖, 1e-12), ‖x‖ the root of the sum of squares over the last axis"),
+)
+
+_POOLING = (
+    OpSpec("first_token", "x[:, 0], from [batch, tokens, width] to [batch, width]", shape=shape_rules.without_tokens),
     OpSpec(
         "mean_pool",
         "Σₜ mask·x / max(Σₜ mask, 1), from [batch, tokens, width] and [batch, tokens] to [batch, width]",
-        arity=2,
-        shape=_masked_mean,
+        arity=_TWO,
+        shape=shape_rules.masked,
     ),
 )
 
-OPS: Mapping[str, OpSpec] = {row.name: row for row in _ROWS}
+OPS: Mapping[str, OpSpec] = {
+    row.name: row for row in (*_PROJECTIONS, *_ELEMENTWISE, *_FACTORS, *_SUMS, *_NORMS, *_POOLING)
+}
+
+THREE_AXES_OPS = frozenset({"gate", "mix", "drop_path", "first_token", "mean_pool"})
+"""Ops that tell rows from tokens: where a base flattens both to one axis, they compute something else."""
 
 BOUND_OPS = frozenset({"base_norm"})
 """Ops that no lowering has: `adapter_export.graph.bind` replaces them by others, as the base at hand says."""
 
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
+ACTIVATIONS = tuple(row.name for row in _ELEMENTWISE)
 """The element-wise ops that may stand between the two projections of a bottleneck."""

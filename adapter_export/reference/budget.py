@@ -29,12 +29,13 @@ sites, which are each compared in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adapter_export.dtypes import FLOAT_TYPES, ROUNDING_STEPS, Stored
 from adapter_export.errors import UsageError
-from adapter_export.graph.graph import AdapterGraph, resolve
+from adapter_export.graph.graph import AdapterGraph, Node, resolve
+from adapter_export.graph.ops import Dim
 
 ROUNDING = 3.0
 ACCUMULATION = 0.28
@@ -98,17 +99,38 @@ def graph_budget(
         dtype: the type that values are stored in.
         graph: the graph.
         widths: a number for each of its symbols.
-        scale: the largest absolute value of the reference result.
-        tokens: how many a pooling adds up.
+        scale: the largest absolute value of the reference result, or what `evaluate.rounding_scale` gives.
+        tokens: how many a pooling or a gate adds up.
     """
-    sums = list(_sums(graph, widths, tokens))
+    sums = [terms for node in graph.nodes for terms in _sums(graph, node, widths, tokens)]
     return budget(dtype, inner=max(sums, default=1), depth=max(len(sums), 1), scale=scale)
 
 
-def _sums(graph: AdapterGraph, widths: Mapping[str, int], tokens: int) -> Iterator[int]:
-    """The number of terms that each node adds up, where it adds up any."""
-    for node in graph.nodes:
-        if node.op == "mean_pool":
-            yield tokens
-        elif "weight" in node.parameters:
-            yield resolve(graph.parameters[node.parameters["weight"]][0], widths)
+def _sums(graph: AdapterGraph, node: Node, widths: Mapping[str, int], tokens: int) -> tuple[int, ...]:
+    """The number of terms of each sum that a node takes, one after the other."""
+    if node.op in _OVER_TOKENS:
+        return (tokens,)
+    if node.op == "softmax_mix":
+        return (len(node.inputs) // 2,) * 2
+    dims = graph.dimensions(node) if node.op in _SUMS else {}
+    return tuple(_number(dims[name], widths) for name in _SUMS.get(node.op, ()))
+
+
+def _number(dim: Dim, widths: Mapping[str, int]) -> int:
+    """A width of which no parameter is, which needs no number elsewhere, counts as the widest that is known."""
+    if isinstance(dim, str) and dim not in widths:
+        return max(widths.values(), default=1)
+    return resolve(dim, widths)
+
+
+_OVER_TOKENS = frozenset({"mean_pool", "gate"})
+_SUMS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("in",),
+    "phm_linear": ("k", "n", "in"),
+    "layer_norm": ("in",),
+    "rms_norm": ("in",),
+    "l2_normalise": ("in",),
+    "dot": ("in",),
+    "mix": ("values",),
+}
+"""The dimensions over which each op adds up, one after the other."""

@@ -31,6 +31,30 @@ def evaluate(
     return _values(graph, inputs, parameters)[graph.result]
 
 
+def rounding_scale(
+    graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
+) -> float:
+    """The scale to which the rounding errors of a graph's result are relative: `scale` of `graph_budget`.
+
+    That is the largest absolute value of the result; with a `softmax_mix` also the largest score over the temperature,
+    times the largest value that is mixed, since an error of a score changes the shares by as much as it is.
+    """
+    values = _values(graph, inputs, parameters)
+    scales = [_largest(values[graph.result])]
+    for node in graph.nodes:
+        if node.op == "softmax_mix":
+            count = len(node.inputs) // 2
+            score, value = (
+                max(_largest(values[name]) for name in names) for names in (node.inputs[:count], node.inputs[count:])
+            )
+            scales.append(score / node.attributes["temperature"] * value)
+    return max(scales)
+
+
+def _largest(array: Array) -> float:
+    return float(np.abs(array).max(initial=0))
+
+
 def gradients(
     graph: AdapterGraph,
     inputs: Mapping[str, npt.ArrayLike],
@@ -82,7 +106,7 @@ def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLik
 
 
 def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) -> Array:
-    """The result of an adapter's head, of the shape that its task gives it, in float64.
+    """The logits [batch, classes] of an adapter's head, in float64.
 
     Args:
         adapter: the adapter.

@@ -75,7 +75,7 @@ def test_the_worked_example_gives_the_values(worked: Path) -> None:
 
 
 def op_row(op: OpSpec) -> list[str]:
-    parameters = [f"`{spec.role}` [{', '.join(spec.shape)}]{' (optional)' * spec.optional}" for spec in op.parameters]
+    parameters = [f"`{spec.role}` [{', '.join(map(str, spec.shape))}]{' (optional)' * spec.optional}" for spec in op.parameters]
     attributes = [f"`{name}`" for name in op.attributes]
     return [f"`{op.name}`", str(op.arity), ", ".join(parameters) or "–", ", ".join(attributes) or "–", op.summary]
 

@@ -106,7 +106,7 @@ FAULTS = {
     "node 1 (`add`): values of different shapes meet": lambda: graph(
         linear(), Node("add", ("h", "down"), "r"), parameters=SHAPES
     ),
-    "node 1 (`first_token`): pooling reads one value per token": lambda: graph(
+    "node 1 (`first_token`): an op over tokens reads one value per token": lambda: graph(
         Node("first_token", ("h",), "first"), Node("first_token", ("first",), "r")
     ),
     "node 1 (`mean_pool`): the mask does not cover the tokens": lambda: graph(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from backends import draw_inputs, draw_parameters, single_op
+from backends import draw_inputs, draw_parameters, op_widths, single_op
 from hypothesis import given, settings
 from random_graphs import WIDTHS, graphs
 
@@ -89,7 +89,7 @@ def assert_equal(found: tuple[Arrays, Arrays], expected: tuple[Arrays, Arrays], 
 
 @pytest.mark.parametrize("op", sorted(set(OPS) - BOUND_OPS))
 def test_an_op_has_the_gradients_of_autograd(op: str) -> None:
-    graph, widths = single_op(op), {"d": 24, "b": 5}
+    graph, widths = single_op(op), op_widths(24, 6)
     inputs, parameters, gradient = sample(graph, widths)
     found = gradients(graph, inputs, parameters, gradient)
     assert all(np.abs(array).max() > 0 for group in found for array in group.values())
@@ -99,7 +99,7 @@ def test_an_op_has_the_gradients_of_autograd(op: str) -> None:
 @pytest.mark.parametrize("op", sorted(set(OPS) - BOUND_OPS))
 def test_an_op_has_the_gradients_of_finite_differences(op: str) -> None:
     graph = single_op(op)
-    inputs, parameters, gradient = sample(graph, {"d": 5, "b": 3}, tokens=3)
+    inputs, parameters, gradient = sample(graph, op_widths(4, 2), tokens=3)
     found = gradients(graph, inputs, parameters, gradient)
     assert_equal(found, by_differences(graph, inputs, parameters, gradient), 1e-8)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +27,7 @@ LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-ATTRIBUTES = {"slope": 0.3, "factor": 1.7, "rate": 0.5, "epsilon": 1e-5}
+ATTRIBUTES = {"slope": 0.3, "factor": 1.7, "rate": 0.5, "epsilon": 1e-5, "temperature": 0.7}
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,43 @@ BACKENDS = (*FLOAT32, TORCH_FLOAT64, *ONNXRUNTIME)
 def single_op(op: str) -> AdapterGraph:
     """The graph of one op alone, with all of its parameters."""
     spec = OPS[op]
-    inputs = ("hidden", "mask") if op == "mean_pool" else ("h", "x")[: spec.arity]
-    width = {"in": "d", "out": "b"}
-    parameters = {one.role: tuple(width[dim] for dim in one.shape) for one in spec.parameters}
-    attributes = {name: ATTRIBUTES[name] for name in spec.attributes}
-    return AdapterGraph(
-        inputs, parameters, (Node(op, inputs, "result", {role: role for role in parameters}, attributes),), "result"
-    )
+    if op in _SINGLE:
+        return _SINGLE[op]
+    inputs = ("h", "x")[: spec.arity.least]
+    parameters = {one.role: tuple(_WIDTHS.get(dim, dim) for dim in one.shape) for one in spec.parameters}
+    return AdapterGraph(inputs, parameters, (_node(op, inputs, parameters),), "result")
+
+
+def _node(op: str, inputs: tuple[str, ...], roles: Iterable[str] = ()) -> Node:
+    attributes = {name: ATTRIBUTES[name] for name in OPS[op].attributes}
+    return Node(op, inputs, "result", {role: role for role in roles}, attributes)
+
+
+def _to_one_number(source: str, name: str) -> Node:
+    return Node("linear", (source,), name, {"weight": f"{name}.weight"})
+
+
+_WIDTHS = {"in": "d", "out": "b"}
+_SINGLE = {
+    "mean_pool": AdapterGraph(("hidden", "mask"), {}, (_node("mean_pool", ("hidden", "mask")),), "result"),
+    "gate": AdapterGraph(
+        ("h", "x"), {"g.weight": ("d", 1)}, (_to_one_number("x", "g"), _node("gate", ("h", "g"))), "result"
+    ),
+    "mix": AdapterGraph(("h", "x"), {"weights": ("rows", 3)}, (_node("mix", ("h", "x", "h"), ["weights"]),), "result"),
+    "softmax_mix": AdapterGraph(
+        ("h", "x"),
+        {"s.weight": ("d", 1), "t.weight": ("d", 1)},
+        (_to_one_number("h", "s"), _to_one_number("x", "t"), _node("softmax_mix", ("s", "t", "h", "x"))),
+        "result",
+    ),
+}
+"""The graphs of ops that do not read site values alone."""
+
+
+def op_widths(d: int, b: int) -> dict[str, int]:
+    """A number for every symbol of the graphs of single ops."""
+    n = math.gcd(d, b)
+    return {"d": d, "b": b, "n": n, "p": d // n, "q": b // n, "k": 2, "rows": 1}
 
 
 def draw_parameters(graph: AdapterGraph, widths: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
