@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapter_export.cli.kind_options import PACKED, kind_option, kind_options, placed, with_options
 from adapter_export.cli.options import (
     PATH,
     check_free,
@@ -16,8 +17,7 @@ from adapter_export.cli.options import (
     output_option,
     trust_pickle_option,
 )
-from adapter_export.graph.kinds import KINDS
-from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.kinds import kind_named
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
@@ -28,15 +28,13 @@ if TYPE_CHECKING:
         "adapter-export pack weights.safetensors --kind houlsby --activation relu --base model.pt -o a",
         "adapter-export pack w.safetensors --kind pfeiffer --activation gelu --base model.onnx \\",
         "    --labels negative,positive --pooling first -o sentiment",
+        "adapter-export pack w.safetensors --kind lora --alpha 16 --base model.pt -o b",
     )
 )
 @click.argument("weights", type=PATH)
 @click.option("--base", type=PATH, required=True, metavar="MODEL", help="The model that the adapter was trained on.")
-@click.option("--kind", type=click.Choice(tuple(KINDS)), required=True, help="Where it acts.")
-@click.option(
-    "--activation", type=click.Choice(ACTIVATIONS), required=True, help="The function between the projections."
-)
-@click.option("--scaling", type=float, default=1.0, show_default=True, help="The factor on the up-projection's output.")
+@kind_option(required=True)
+@with_options(PACKED)
 @click.option("--labels", metavar="A,B,…", help="The names of the head's classes, in the order of the logits.")
 @click.option(
     "--pooling",
@@ -54,8 +52,6 @@ def pack(
     weights: Path,
     base: Path,
     kind: str,
-    activation: str,
-    scaling: float,
     labels: str | None,
     pooling: str,
     name: str | None,
@@ -63,13 +59,16 @@ def pack(
     force: bool,
     trust_pickle: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Make an adapter from plain tensors in the safetensors file WEIGHTS.
 
-    The tensors of each site are `<site>.down.weight` [d, b], `<site>.down.bias` [b], `<site>.up.weight` [b, d] and
-    `<site>.up.bias` [d]; the biases may be left out at all sites together. Layer norms are `<site>.norm_before.weight`
-    and `.bias` [d], and `<site>.norm_after.…`. A head is `head.classifier.weight` [d, classes] and
-    `head.classifier.bias` [classes]. Weights are stored [in, out]; torch's `nn.Linear` stores the transpose.
+    The tensors of each site of a bottleneck are `<site>.down.weight` [d, b], `<site>.down.bias` [b], `<site>.up.weight`
+    [b, d] and `<site>.up.bias` [d]; the biases may be left out at all sites together. Layer norms are
+    `<site>.norm_before.weight` and `.bias` [d], and `<site>.norm_after.…`. LoRA's are `<site>.lora_A.weight` [d_in, r]
+    and `<site>.lora_B.weight` [r, d]. A head is `head.classifier.weight` [d, classes] and `head.classifier.bias`
+    [classes]. Weights are stored [in, out]; torch's `nn.Linear` stores the transpose. `docs/adapters.md` has the
+    tensors of every kind. What they do not show must be given: the activation of bottlenecks, LoRA's alpha.
 
     `adapter-export sites MODEL` lists the names of the sites.
     """
@@ -77,15 +76,17 @@ def pack(
     from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
     from adapter_export.format.tensors import read_tensors
-    from adapter_export.interop.plain import fitting_options
+    from adapter_export.interop.fitting import fitting_kind
     from adapter_export.interop.plain import pack as make
 
     check_free(output, force=force)
     tensors = read_tensors(weights)
     source = open_source(base, trust_pickle=trust_pickle)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = kind_options(kind_named(kind), chosen)
     packed = make(
         tensors,
-        KINDS[kind](fitting_options(tensors, activation, scaling)),
+        placed(fitting_kind(tensors, kind, **options), chosen),
         source.sites(),
         name=name or output.resolve().name,
         base=source.fingerprint,

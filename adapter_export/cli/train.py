@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapter_export.cli.kind_options import TRAINED, kind_option, make_kind, names_of, with_options
 from adapter_export.cli.options import (
     PATH,
     check_free,
@@ -23,8 +25,7 @@ from adapter_export.cli.options import (
 from adapter_export.cli.sources import read_given
 from adapter_export.errors import TrainingError, UsageError
 from adapter_export.graph.initialise import SCHEMES
-from adapter_export.graph.kinds import DEFAULT_BOTTLENECK, KINDS, BottleneckOptions, Kind
-from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.kinds import Kind
 from adapter_export.sites.given import SITE_MAP_KEY
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _ROWS_MEASURED = 32
         "adapter-export train model.pt --data train.csv --validation-data dev.csv --test-data test.csv \\",
         "    --kind pfeiffer --bottleneck 32 --epochs 2 -o sentiment",
         "adapter-export train HF_FOLDER --data rows.jsonl --tokenizer HF_FOLDER --kind parallel -o b",
+        "adapter-export train model.pt --data train.tsv --kind lora --on query,value --rank 8 --alpha 16 -o c",
     )
 )
 @click.argument("model", type=PATH)
@@ -64,24 +66,12 @@ _ROWS_MEASURED = 32
 @click.option(
     "--max-tokens", type=int, help=f"Cut texts there.  [default: {_MAX_TOKENS}, or less if the model says so]"
 )
-@click.option("--kind", type=click.Choice(tuple(KINDS)), default="houlsby", show_default=True, help="Where it acts.")
-@click.option(
-    "--bottleneck", type=int, default=DEFAULT_BOTTLENECK, show_default=True, help="The width between the projections."
-)
-@click.option(
-    "--activation", type=click.Choice(ACTIVATIONS), help="The function between the projections; by kind if not given."
-)
-@click.option("--scaling", type=float, default=1.0, show_default=True, help="The factor on the up-projection's output.")
-@click.option("--dropout", type=float, default=0.0, show_default=True, help="The rate in training, on the same output.")
-@click.option("--norm-before", is_flag=True, help="A layer norm before the down-projection.")
-@click.option("--norm-after", is_flag=True, help="A layer norm after the up-projection.")
-@click.option("--no-bias", is_flag=True, help="Projections without biases.")
+@kind_option(default="houlsby", show_default=True)
+@with_options(TRAINED)
 @click.option(
     "--init",
     type=click.Choice(tuple(SCHEMES)),
-    default="small_normal",
-    show_default=True,
-    help="How the first weights are drawn.",
+    help="How the first weights are drawn; by kind if not given, `small_normal` for `houlsby`.",
 )
 @click.option(
     "--pooling",
@@ -112,7 +102,8 @@ def train(**given: Any) -> None:
     The model stays as it is. The epoch with the best validation accuracy is kept. A run that was interrupted goes on
     when the same command is given again, and ends with the same weights.
     """
-    _train(_Call(**given))
+    options = {name: given.pop(name) for name in names_of(TRAINED)}
+    _train(_Call(kind_options={name: value for name, value in options.items() if value is not None}, **given))
 
 
 @dataclass(frozen=True)
@@ -130,14 +121,8 @@ class _Call:
     tokenizer: Path | None
     max_tokens: int | None
     kind: str
-    bottleneck: int
-    activation: str | None
-    scaling: float
-    dropout: float
-    norm_before: bool
-    norm_after: bool
-    no_bias: bool
-    init: str
+    kind_options: Mapping[str, Any]
+    init: str | None
     pooling: str
     epochs: int
     batch_size: int
@@ -161,8 +146,6 @@ class _Call:
             if getattr(self, one) not in (None, False) and getattr(self, other) not in (None, False):
                 names = [f"`--{name.replace('_', '-')}`" for name in (one, other)]
                 raise UsageError(f"{names[0]} and {names[1]} exclude each other", fix="give one of them")
-        if self.bottleneck < 1:
-            raise UsageError("`--bottleneck` is too small", found=self.bottleneck, expected="at least 1")
 
     @cached_property
     def given(self) -> GivenSites | None:
@@ -175,13 +158,7 @@ class _Call:
         return self.output.with_name(f"{self.output.name}.partial")
 
     def made_kind(self) -> Kind:
-        plain = KINDS[self.kind](None).graph
-        activation = self.activation or next(node.op for node in plain.nodes if node.op in ACTIVATIONS)
-        return KINDS[self.kind](
-            BottleneckOptions(
-                activation, self.scaling, not self.no_bias, self.norm_before, self.norm_after, self.dropout
-            )
-        )
+        return make_kind(self.kind, self.kind_options)
 
     def settings(self) -> TrainingSettings:
         from adapter_export.torch.settings import TrainingSettings
@@ -215,9 +192,10 @@ def _train(call: _Call) -> None:
     change = _first_change(model, task)
     say(
         f"{len(task.training.texts):,} rows to learn from, {len(task.validation.texts):,} to validate by, "
-        f"{len(task.labels)} classes; `{call.init}` moves the final hidden state by {change:.2%} at the start."
+        f"{len(task.labels)} classes; `{call.init or kind.scheme}` moves the final hidden state by {change:.2%} at the "
+        "start."
     )
-    _finish(call, settings, model, task, change)
+    _finish(call, settings, model, task, {"initialisation": call.init or kind.scheme, "initial_change": change})
 
 
 def _prepare_checkpoints(call: _Call) -> None:
@@ -268,7 +246,6 @@ def _attached(call: _Call, kind: Kind, base: TorchBase, task: TextTask) -> Adapt
         sites,
         name=call.name or call.output.resolve().name,
         base=base.fingerprint,
-        bottleneck=call.bottleneck,
         scheme=call.init,
         seed=call.seed,
         labels=task.labels,
@@ -294,7 +271,9 @@ def _first_change(model: AdaptedModel, task: TextTask) -> float:
     return relative_change(model, task.training.inputs(rows))
 
 
-def _finish(call: _Call, settings: TrainingSettings, model: AdaptedModel, task: TextTask, change: float) -> None:
+def _finish(
+    call: _Call, settings: TrainingSettings, model: AdaptedModel, task: TextTask, start: Mapping[str, Any]
+) -> None:
     """Train, measure, write, and tell."""
     from adapter_export.cli.training_report import bar, report
     from adapter_export.format.adapter_files import write_adapter
@@ -308,7 +287,7 @@ def _finish(call: _Call, settings: TrainingSettings, model: AdaptedModel, task: 
         data = TrainingData(task.training, task.validation)
         result = learn(model, data, settings, progress=progress, checkpoints=call.checkpoints)
     test = None if task.test is None else evaluate(model, task.test, call.batch_size)
-    record = training_record(settings, _options(call, task, change), task, result, test)
+    record = training_record(settings, _options(call, task, start), task, result, test)
     adapter = model.to_adapter(training=record)
     write_adapter(adapter, call.output, force=call.force)
     draw_curve(result.history, result.best_epoch, f"{adapter.name} ({adapter.kind})", call.output / CURVE_FILE)
@@ -316,12 +295,11 @@ def _finish(call: _Call, settings: TrainingSettings, model: AdaptedModel, task: 
     report(adapter, call.output, task.notes, as_json=call.as_json)
 
 
-def _options(call: _Call, task: TextTask, change: float) -> dict[str, Any]:
+def _options(call: _Call, task: TextTask, start: Mapping[str, Any]) -> dict[str, Any]:
     """What the record says beside the settings of the loop."""
     return {
-        "bottleneck": call.bottleneck,
-        "initialisation": call.init,
-        "initial_change": change,
+        **call.kind_options,
+        **start,
         "pooling": call.pooling,
         "max_tokens": task.training.tokenizer.max_tokens,
         **({} if call.given is None else {SITE_MAP_KEY: call.given.digest}),

@@ -9,10 +9,10 @@ from difflib import get_close_matches
 import numpy as np
 
 from adapter_export.dtypes import FLOAT_TYPES, Weights
-from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.errors import TensorError, UsageError
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head
+from adapter_export.graph.kinds import Kind, classification_head
 from adapter_export.graph.ops import Dim
 from adapter_export.sites.site import SiteMap
 
@@ -35,24 +35,8 @@ class _Part:
     graph_name: str
     graph: AdapterGraph
     widths: dict[str, int]
-
-
-def fitting_options(tensors: Tensors, activation: str, scaling: float = 1.0) -> BottleneckOptions:
-    """The options of a bottleneck whose biases and norms are those that the tensors' names show.
-
-    Args:
-        tensors: `<site>.down.weight` [d, b] and so on.
-        activation: one of `ACTIVATIONS`; nothing in the tensors shows it.
-        scaling: the factor on the up-projection's output; nothing shows it either.
-    """
-    names = tuple(name for name in tensors if not name.startswith(f"{HEAD}."))
-    return BottleneckOptions(
-        activation=activation,
-        scaling=scaling,
-        bias=any(name.endswith((".down.bias", ".up.bias")) for name in names),
-        norm_before=any(".norm_before." in name for name in names),
-        norm_after=any(".norm_after." in name for name in names),
-    )
+    names: Mapping[str, str]
+    """The tensor behind each parameter of the graph."""
 
 
 def pack(
@@ -68,8 +52,8 @@ def pack(
     """Make an adapter of tensors `<site>.<parameter>`, such as `layers.0.ffn.down.weight` [d, b].
 
     Args:
-        tensors: the weights of every site of the kind and, where `labels` are given, `head.classifier.weight`
-            [d, classes] and `head.classifier.bias` [classes].
+        tensors: the weights of every site of the kind; what all sites share as `shared.<graph>.<parameter>`; and, where
+            `labels` are given, `head.classifier.weight` [d, classes] and `head.classifier.bias` [classes].
         kind: which graph acts at which sites.
         sites: the sites of the base.
         name: what users will call it.
@@ -78,14 +62,15 @@ def pack(
         pooling: what the head reads: the `mean` over the tokens or the `first` token.
 
     Raises:
-        AdapterError: the base has no site at which the kind acts.
+        AdapterError: the base has no site at which the kind acts, or widths contradict each other.
         UsageError: labels without a head, or a head without labels.
         TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
     """
     head = _head(tensors, sites, labels, pooling)
     parts = list(_site_parts(tensors, kind, sites))
     if head is not None:
-        parts.append(_Part(HEAD, HEAD, head.graph, dict(head.widths)))
+        names = {name: f"{HEAD}.{name}" for name in head.graph.parameters}
+        parts.append(_Part(HEAD, HEAD, head.graph, dict(head.widths), names))
     _check(tensors, parts)
     weights = _as_float32(tensors)
     at_sites = [part for part in parts if part.owner != HEAD]
@@ -113,41 +98,36 @@ def _head(tensors: Tensors, sites: SiteMap, labels: tuple[str, ...] | None, pool
 
 
 def _site_parts(tensors: Tensors, kind: Kind, sites: SiteMap) -> Iterator[_Part]:
-    places = list(kind.at(sites))
-    if not places:
-        raise AdapterError(
-            f"the base has no site at which `{kind.name}` acts",
-            found=", ".join(site.name for site in sites),
-            expected=kind.places(),
-            fix="choose another `--kind`",
-        )
-    for site, part in places:
-        bound = _bind(tensors, site.name, part.graph, {"d": site.width, "d_in": site.width_in})
+    for site, part in kind.placed(sites):
+        names = part.tensor_names(site.name)
+        bound = _bind(tensors, names, part.graph, {"d": site.width, "d_in": site.width_in})
         widths = {symbol: bound[symbol] for symbol in part.graph.symbols() if symbol in bound}
-        yield _Part(site.name, part.graph_name, part.graph, widths)
+        yield _Part(site.name, part.graph_name, part.graph, widths, names)
 
 
-def _bind(tensors: Tensors, owner: str, graph: AdapterGraph, known: Mapping[str, int]) -> dict[str, int]:
-    """A number for each symbol that the shapes of the owner's tensors show."""
+def _bind(tensors: Tensors, names: Mapping[str, str], graph: AdapterGraph, known: Mapping[str, int]) -> dict[str, int]:
+    """A number for each symbol that the shapes of a part's tensors show."""
     bound = dict(known)
     for parameter, symbols in graph.parameters.items():
-        tensor = tensors.get(f"{owner}.{parameter}")
+        tensor = tensors.get(names[parameter])
         if tensor is None or tensor.ndim != len(symbols):
             continue
         straight = _agrees(tensor.shape, symbols, bound)
         shape = tensor.shape if straight or not _agrees(tensor.shape[::-1], symbols, bound) else tensor.shape[::-1]
         for symbol, number in zip(symbols, shape, strict=True):
-            bound.setdefault(str(symbol), number)
+            if isinstance(symbol, str):
+                bound.setdefault(symbol, number)
     return bound
 
 
 def _agrees(shape: tuple[int, ...], symbols: tuple[Dim, ...], bound: Mapping[str, int]) -> bool:
-    return all(bound.get(str(symbol), number) == number for symbol, number in zip(symbols, shape, strict=True))
+    wanted = (bound.get(symbol) if isinstance(symbol, str) else symbol for symbol in symbols)
+    return all(want in (None, number) for want, number in zip(wanted, shape, strict=True))
 
 
 def _check(tensors: Tensors, parts: list[_Part]) -> None:
-    expected = {f"{part.owner}.{name}": (part, name) for part in parts for name in part.graph.parameters}
-    faults = list(_missing(tensors, parts))
+    expected = {tensor: (part, name) for part in parts for name, tensor in part.names.items()}
+    faults = list(dict.fromkeys(_missing(tensors, parts)))
     faults += [f"`{name}` {_why_left_over(name, list(expected))}" for name in tensors if name not in expected]
     for name, (part, parameter) in expected.items():
         if name in tensors:
@@ -162,12 +142,12 @@ def _check(tensors: Tensors, parts: list[_Part]) -> None:
 
 def _missing(tensors: Tensors, parts: list[_Part]) -> Iterator[str]:
     for part in parts:
-        names = [f"{part.owner}.{name}" for name in part.graph.parameters]
-        absent = [name for name in names if name not in tensors]
-        if len(absent) == len(names):
-            yield f"every tensor of `{part.owner}` is missing ({', '.join(part.graph.parameters)})"
-        else:
-            yield from (f"`{name}` is missing" for name in absent)
+        own = {name: tensor for name, tensor in part.names.items() if tensor.startswith(f"{part.owner}.")}
+        absent = [tensor for tensor in part.names.values() if tensor not in tensors]
+        if len(own) > 1 and not any(tensor in tensors for tensor in own.values()):
+            yield f"every tensor of `{part.owner}` is missing ({', '.join(own)})"
+            absent = [tensor for tensor in absent if tensor not in own.values()]
+        yield from (f"`{tensor}` is missing" for tensor in absent)
 
 
 def _why_left_over(name: str, expected: list[str]) -> str:
@@ -184,7 +164,7 @@ def _faults(tensor: np.ndarray, part: _Part, parameter: str) -> Iterator[str]:
         yield f"has an empty shape {list(tensor.shape)}"
     elif tensor.ndim != len(symbols) or not _agrees(tensor.shape, symbols, part.widths):
         wanted = [part.widths.get(str(symbol), symbol) for symbol in symbols]
-        transposed = tensor.ndim == len(symbols) > 1 and _agrees(tensor.shape[::-1], symbols, part.widths)
+        transposed = tensor.ndim == len(symbols) == 2 and _agrees(tensor.shape[::-1], symbols, part.widths)
         hint = "; it looks transposed: weights are stored [in, out]" if transposed else ""
         yield f"has shape {list(tensor.shape)}, not {wanted}{hint}"
     with np.errstate(over="ignore"):

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.initialise import initialise
 from adapter_export.graph.kinds import Kind, classification_head
@@ -42,26 +41,22 @@ def fresh_adapter(
         pooling: what the head reads, `mean` or `first`.
 
     Raises:
-        AdapterError: the base has none of these sites.
+        AdapterError: the base has none of the sites of a part.
         UsageError: an unknown scheme or pooling, or a width that the kind cannot have in this base.
     """
     kind = kind if bottleneck is None else kind.with_widths(b=bottleneck)
-    placements = kind.placements(sites)
-    if not placements:
-        raise AdapterError(
-            f"the base has no site for kind `{kind.name}`", expected=kind.places(), fix="choose another kind"
-        )
+    placed = kind.placed(sites)
     head = None if labels is None else _head(tuple(labels), pooling, sites.width)
-    rng = np.random.default_rng(seed)
+    rng, scheme = np.random.default_rng(seed), scheme or kind.scheme
     weights: Weights = {}
-    for site, placement in placements.items():
-        drawn = initialise(kind.graphs[placement.graph], placement.widths, scheme or kind.scheme, rng)
-        weights |= _named(site, drawn)
+    for site, part in placed:
+        drawn, names = initialise(part.graph, part.widths_at(site), scheme, rng), part.tensor_names(site.name)
+        weights = {names[parameter]: tensor for parameter, tensor in drawn.items()} | weights
     if head is not None:
-        weights |= _named(HEAD, initialise(head.graph, head.widths, scheme or kind.scheme, rng))
-    used = {placement.graph for placement in placements.values()}
-    graphs = {name: graph for name, graph in kind.graphs.items() if name in used}
-    return Adapter(name, kind.name, base, graphs, placements, weights, head)
+        drawn = initialise(head.graph, head.widths, scheme, rng)
+        weights |= {f"{HEAD}.{parameter}": tensor for parameter, tensor in drawn.items()}
+    graphs = {part.graph_name: part.graph for _, part in placed}
+    return Adapter(name, kind.name, base, graphs, kind.placements(sites), weights, head)
 
 
 def relative_change(model: AdaptedModel, inputs: Mapping[str, torch.Tensor]) -> float:
@@ -82,7 +77,3 @@ def relative_change(model: AdaptedModel, inputs: Mapping[str, torch.Tensor]) -> 
 def _head(labels: tuple[str, ...], pooling: str, width: int) -> Head:
     graph = classification_head(pooling)
     return Head(graph, {"d": width, "classes": len(labels)}, labels)
-
-
-def _named(owner: str, weights: Weights) -> Weights:
-    return {f"{owner}.{name}": tensor for name, tensor in weights.items()}

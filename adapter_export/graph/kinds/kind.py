@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from adapter_export.errors import UsageError
-from adapter_export.graph.adapter import Placement
+from adapter_export.errors import AdapterError, UsageError
+from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
 
 DEFAULT_BOTTLENECK = 64
@@ -64,6 +64,15 @@ class Places:
         if site.role == LINEAR:
             return any(site.name.endswith(f".{name}") for name in self.linears)
         return site.role in self.roles
+
+    def absent(self, sites: Iterable[Place]) -> list[str]:
+        """What of it the sites lack, in words: a linear layer of each name, and a site of one of the roles."""
+        held = [site for site in sites if self.hold(site)]
+        names = [name for name in self.linears if not any(site.name.endswith(f".{name}") for site in held)]
+        roles = (
+            [str(replace(self, linears=()))] if self.roles and not any(site.role in self.roles for site in held) else []
+        )
+        return [*roles, *(f"`{name}`" for name in names)]
 
     def __str__(self) -> str:
         names = " or ".join([*self.roles, *(f"`{name}`" for name in self.linears)])
@@ -148,6 +157,11 @@ class KindPart:
             raise UsageError(f"graph `{self.graph_name}` has a width that is not given", found=", ".join(unknown))
         return {symbol: found[symbol] for symbol in self.graph.symbols()}
 
+    def tensor_names(self, site: str) -> dict[str, str]:
+        """The tensor behind each parameter of the graph at a site; what is shared has one name at all sites."""
+        common = f"{SHARED}.{self.graph_name}"
+        return {name: f"{common if name in self.graph.shared else site}.{name}" for name in self.graph.parameters}
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -189,6 +203,31 @@ class Kind:
             if part is not None:
                 yield site, part
 
+    def placed(self, sites: Iterable[Place]) -> list[tuple[Place, KindPart]]:
+        """Likewise, where each of its places must be there.
+
+        Raises:
+            AdapterError: the base has none of the sites of a part, no linear layer of one of its names, or not the
+                layers that are left out.
+        """
+        sites = list(sites)
+        absent = [name for part in self.parts for name in part.places.absent(sites)]
+        left_out = {layer for part in self.parts for layer in part.places.leave_out} - {site.layer for site in sites}
+        if left_out:
+            raise AdapterError(
+                "a layer is left out that the base does not have",
+                found=", ".join(map(str, sorted(left_out))),
+                expected=f"below {1 + max((site.layer for site in sites if site.layer is not None), default=-1)}",
+            )
+        if absent:
+            raise AdapterError(
+                f"the base has no site for kind `{self.name}`",
+                found=", ".join(dict.fromkeys(_without_layer(site) for site in sites)) or None,
+                expected=", ".join(absent),
+                fix="choose other places or another kind; `adapter-export sites MODEL` lists what a base has",
+            )
+        return list(self.at(sites))
+
     def placements(self, sites: Iterable[Place]) -> dict[str, Placement]:
         """What acts where in a base, with its widths; empty if the base has none of the places.
 
@@ -203,14 +242,23 @@ class Kind:
 
     def leaving_out(self, *layers: int) -> Kind:
         """The kind without the sites of some layers."""
-        left_out = [replace(part.places, leave_out=(*part.places.leave_out, *layers)) for part in self.parts]
-        return replace(
-            self, parts=tuple(replace(part, places=places) for part, places in zip(self.parts, left_out, strict=True))
-        )
+        return self._elsewhere(lambda places: replace(places, leave_out=(*places.leave_out, *layers)))
+
+    def at_roles(self, *roles: str) -> Kind:
+        """The kind at sublayers of other roles, in those of its parts that act at sublayers."""
+        sublayers = {"attention", "ffn"}
+        return self._elsewhere(lambda places: replace(places, roles=roles) if sublayers & {*places.roles} else places)
+
+    def _elsewhere(self, moved: Callable[[Places], Places]) -> Kind:
+        return replace(self, parts=tuple(replace(part, places=moved(part.places)) for part in self.parts))
 
     def places(self) -> str:
         """Where it acts, in words."""
         return "; ".join(dict.fromkeys(str(part.places) for part in self.parts))
+
+
+def _without_layer(site: Place) -> str:
+    return site.name if site.layer is None else site.name.removeprefix(f"layers.{site.layer}.")
 
 
 def _rewidened(part: KindPart, widths: Mapping[str, Width]) -> KindPart:
