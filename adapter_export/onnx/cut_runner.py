@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.bind import needs_base_norm
 from adapter_export.onnx.base import OnnxBase
-from adapter_export.onnx.expose import cut, cut_input, exposed, piece
-from adapter_export.onnx.graft import SITE_VALUE_NAMES
+from adapter_export.onnx.expose import Cut, cut, cut_input, exposed, piece
 from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.pieces import Pieces
-from adapter_export.onnx.slots import plan_slots
+from adapter_export.reference.bound import BORROWED
 from adapter_export.reference.evaluate import evaluate_head, evaluate_site
+from adapter_export.reference.fit import check_fit
 from adapter_export.reference.runner import Arrays, head_output
 from adapter_export.sites.site import Site
 
@@ -31,22 +34,18 @@ _NAMES: dict[Precision, str] = {
 class CutRunner:
     """Computes what a bundle must compute, without the exported graph; a `reference.runner.Runner`.
 
-    The base is cut at its sites. Piece by piece, one more site's values are known, the adapter is evaluated on them
-    in float64, and its result goes into the next piece; the last one gives the outputs. Together the pieces do the work
-    of one run, and only one of them is open at a time. The base runs in its own precision as it is, not optimised.
+    The base is cut where an adapter acts. Piece by piece, one more site's values are known, the adapter is evaluated on
+    them in float64, and its result goes into the next piece; the last one gives the outputs. Together the pieces do the
+    work of one run, and only one of them is open at a time. The base runs in its own precision as it is, not optimised.
 
     Args:
         base: the base.
-
-    Raises:
-        BaseModelError: it cannot be cut.
     """
 
     def __init__(self, base: OnnxBase) -> None:
         self._base = base
         self._outputs = [record.name for record in base.outputs]
-        self._whole = cut(base)
-        self._pieces: dict[tuple[str, ...], Pieces] = {}
+        self._cuts: dict[frozenset[tuple[str, str]], _Pieces] = {}
 
     @property
     def description(self) -> str:
@@ -63,22 +62,26 @@ class CutRunner:
         """
         if adapter is None:
             return Pieces(self._base.model, self._base.folder, optimize=False).run(inputs)
-        plan_slots([adapter], self._base.sites)
-        feeds = dict(inputs)
-        for site in self._base.sites.sublayers:
-            feeds[cut_input(site.name)] = self._adapted(site, feeds, adapter)
-        return self._finish(feeds, inputs, adapter)
+        check_fit([adapter], self._base.sites)
+        pieces, feeds = self._pieces(adapter), dict(inputs)
+        for (site, replaced), shown in pieces.cut.places:
+            feeds[cut_input(site.name, replaced)] = _adapted(pieces, site, shown, feeds, adapter)
+        return self._finish(pieces, feeds, inputs, adapter)
 
-    def _adapted(self, site: Site, feeds: Mapping[str, np.ndarray], adapter: Adapter) -> np.ndarray:
-        shown = self._run(feeds, [exposed(site.name, value) for value in SITE_VALUE_NAMES])
-        values = {value: shown[exposed(site.name, value)] for value in SITE_VALUE_NAMES}
-        if site.name not in adapter.placements:
-            return values["h"]
-        return evaluate_site(adapter, site.name, values).astype(values["h"].dtype)
+    def _pieces(self, adapter: Adapter) -> _Pieces:
+        """The base cut where an adapter acts, and nowhere else."""
+        replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
+        key = frozenset(replaced.items())
+        if key not in self._cuts:
+            places = [(site, replaced[site.name]) for site in self._base.sites if site.name in replaced]
+            self._cuts[key] = _Pieces(self._base.folder, cut(self._base, places))
+        return self._cuts[key]
 
-    def _finish(self, feeds: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], adapter: Adapter) -> Arrays:
+    def _finish(
+        self, pieces: _Pieces, feeds: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], adapter: Adapter
+    ) -> Arrays:
         hidden_output = exposed(HEAD, "hidden")
-        outputs = self._run(feeds, [*self._outputs, hidden_output])
+        outputs = pieces.run(feeds, [*self._outputs, hidden_output])
         hidden = outputs.pop(hidden_output)
         if adapter.head is not None:
             mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
@@ -86,8 +89,30 @@ class CutRunner:
             outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
         return outputs
 
-    def _run(self, feeds: Mapping[str, np.ndarray], outputs: list[str]) -> Arrays:
+
+@dataclass
+class _Pieces:
+    """The pieces of a cut base, each made when it is first needed; the weights are in memory once."""
+
+    folder: Path
+    cut: Cut
+    made: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
+        """Run the piece that computes some outputs."""
         key = tuple(outputs)
-        if key not in self._pieces:
-            self._pieces[key] = Pieces(piece(self._whole, outputs), self._base.folder, optimize=False)
-        return self._pieces[key].run(feeds)
+        if key not in self.made:
+            self.made[key] = Pieces(piece(self.cut.model, outputs), self.folder, optimize=False)
+        return self.made[key].run(feeds)
+
+
+def _adapted(
+    pieces: _Pieces, site: Site, shown: Sequence[str], feeds: Mapping[str, np.ndarray], adapter: Adapter
+) -> np.ndarray:
+    """What the adapter puts in the place of a site's value, in that value's type."""
+    graph = adapter.graphs[adapter.placements[site.name].graph]
+    borrows = BORROWED if needs_base_norm(graph) else ()
+    needed = [name for name in shown if name in (*graph.inputs, graph.replaces, *borrows)]
+    names = {exposed(f"{site.name}.{graph.replaces}", name): name for name in needed}
+    values = {names[output]: array for output, array in pieces.run(feeds, list(names)).items()}
+    return evaluate_site(adapter, site.name, values, site.norm).astype(values[graph.replaces].dtype)

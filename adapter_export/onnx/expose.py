@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from adapter_export.graph.adapter import HEAD
+from adapter_export.graph.graph import READABLE
 from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.graft import Graft
 from adapter_export.onnx.insert import site_values
+from adapter_export.onnx.site_graft import SiteGraft
+from adapter_export.sites.order import Place
 
 
 def exposed(owner: str, value: str) -> str:
@@ -17,16 +21,15 @@ def exposed(owner: str, value: str) -> str:
     return f"{owner}/{value}"
 
 
-def cut_input(site: str) -> str:
-    """The input of a cut base that stands for a site's adapted value."""
-    return f"cut.{site}"
+def cut_input(site: str, replaced: str) -> str:
+    """The input of a cut base that stands in the place of a site's `u`, `h` or `y`."""
+    return f"cut.{site}.{replaced}"
 
 
 def with_site_outputs(model: ir.Model) -> ir.Model:
     """A copy of a graph that `insert_slots` made, with more outputs, named by `exposed`.
 
-    For each site with slots they show `h`, `x`, `u` and `result`, [batch, tokens, d]; for the head `hidden`, what it
-    reads. Its logits are an output already.
+    They show what `site_values` names.
     """
     graft = Graft.onto(model)
     for owner, names in site_values(model).items():
@@ -35,20 +38,42 @@ def with_site_outputs(model: ir.Model) -> ir.Model:
     return graft.finish()
 
 
-def cut(base: OnnxBase) -> ir.Model:
-    """A copy of a base in which every site's adapted value is an input, `cut_input(site)`.
+@dataclass(frozen=True)
+class Cut:
+    """A base cut open.
 
-    More outputs, named by `exposed`, show `h`, `x` and `u` of each site, computed from the inputs of the sites before
-    it, and the final hidden state at `head/hidden`.
+    Attributes:
+        model: a copy of it in which the values of some sites are inputs, `cut_input(site, replaced)`. More outputs,
+            named by `exposed`, show what an adapter may read there, computed from the inputs that come before it, and
+            the final hidden state at `head/hidden`.
+        places: where it is cut, in the order of evaluation, each with the outputs that show what is there: site values,
+            and the tensors of the base's norm that a bound graph borrows.
     """
-    graft = Graft.onto(base.model)
-    for site in base.sites.sublayers:
-        values = graft.site_values(site)
-        _cut_at(graft, values["h"], cut_input(site.name))
-        for value, shown in values.items():
-            graft.expose(shown, exposed(site.name, value))
-    graft.expose(graft.value(base.sites.final), exposed(HEAD, "hidden"))
-    return graft.finish()
+
+    model: ir.Model
+    places: tuple[tuple[Place, tuple[str, ...]], ...]
+
+
+def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
+    """Cut a base open at some places.
+
+    Raises:
+        NoSitesError: what a site's layer reads cannot be replaced.
+    """
+    sites = SiteGraft(base)
+    shown = []
+    for site, replaced in sites.ordered(places):
+        values = sites.values(site, READABLE[replaced])
+        there = {**values, **sites.norm_tensors(site)}
+        fed = cut_input(site.name, replaced)
+        copy = ir.Node("", "Identity", [sites.graft.add_input(fed, values[replaced])], name=f"{fed}/copy")
+        copy.outputs[0].name = f"{fed}/value"
+        sites.replace(site, replaced, copy.outputs[0], [copy])
+        for name, value in there.items():  # only now: what shows a value would read what is fed in its place
+            sites.graft.expose(value, exposed(f"{site.name}.{replaced}", name))
+        shown.append(((site, replaced), tuple(there)))
+    sites.graft.expose(sites.graft.value(base.sites.final), exposed(HEAD, "hidden"))
+    return Cut(sites.graft.finish(), tuple(shown))
 
 
 def piece(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
@@ -60,10 +85,3 @@ def piece(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
     for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
         graph.inputs.remove(value)
     return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
-
-
-def _cut_at(graft: Graft, value: ir.Value, name: str) -> None:
-    """A node between the new input and its readers: where `value` is an output, the node's result takes its name."""
-    copy = ir.Node("", "Identity", [graft.add_input(name, value)], name=f"{name}/copy")
-    copy.outputs[0].name = f"{name}/value"
-    graft.replace(value, copy.outputs[0], [copy])

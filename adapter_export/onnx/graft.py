@@ -9,11 +9,7 @@ import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx.flow import node_names
-from adapter_export.onnx.fused import take_bias
-from adapter_export.onnx.slots import SLOT_PREFIX, first_free
-from adapter_export.sites.site import Site
-
-SITE_VALUE_NAMES = ("h", "x", "u")
+from adapter_export.onnx.slots import first_free
 
 
 @dataclass
@@ -47,26 +43,6 @@ class Graft:
         """What now stands for a value of the base."""
         return self.values[name]
 
-    def site_values(self, site: Site) -> dict[str, ir.Value]:
-        """What now stands for `h`, `x` and `u` of a site; to be asked before its `h` is replaced.
-
-        A bias of `h` that is fused into the sum behind it is taken out there and added to `h` first.
-        """
-        assert site.residual is not None  # a sublayer has one
-        residual = self.nodes[site.residual]
-        bias = take_bias(residual)
-        if bias is not None:
-            self._add_bias(site, residual, bias)
-        return {name: self.value(getattr(site, name)) for name in SITE_VALUE_NAMES}
-
-    def _add_bias(self, site: Site, residual: ir.Node, bias: ir.Value) -> None:
-        bare = self.value(site.h)
-        name = self.take_name(f"{SLOT_PREFIX}{site.name}/h")
-        whole = ir.Value(name=name, type=bare.type, shape=bare.shape)
-        self.model.graph.insert_before(residual, ir.Node("", "Add", [bare, bias], outputs=[whole], name=name))
-        residual.replace_input_with(residual.inputs.index(bare), whole)
-        self.values[site.h] = whole
-
     def vacate(self, name: str) -> None:
         """Give an inner value of the base that has this name another one."""
         value = self.values.get(name)
@@ -90,6 +66,10 @@ class Graft:
         self.names.add(name)
         return name
 
+    def free_name(self, name: str) -> str:
+        """Reserve a name that is not taken: this one, or this one with a number."""
+        return self.take_name(first_free(name, self.names))
+
     def add_slot(self, name: str, shape: ir.Shape, default: ir.TensorProtocol) -> ir.Value:
         """A new initializer that is an input as well, and so can be overridden."""
         value = ir.Value(name=self.take_name(name), shape=shape, type=ir.TensorType(default.dtype), const_value=default)
@@ -110,7 +90,7 @@ class Graft:
         """
         if new is old:
             return
-        self._insert(nodes, old)
+        self.insert(nodes, old)
         new.shape, new.type = new.shape or old.shape, new.type or old.type
         for node, index in [use for use in old.uses() if use.node not in nodes]:
             node.replace_input_with(index, new)
@@ -118,6 +98,16 @@ class Graft:
             self._hand_over_output(old, new)
         for name in [name for name, value in self.values.items() if value is old]:
             self.values[name] = new
+
+    def insert(self, nodes: Sequence[ir.Node], behind: ir.Value) -> None:
+        """Put nodes behind a value."""
+        producer = behind.producer()
+        first = next(iter(self.model.graph), None)
+        if producer is not None:
+            self.model.graph.insert_after(producer, nodes)
+        elif first is not None:
+            self.model.graph.insert_before(first, nodes)
+        self._take_names(nodes)
 
     def append_output(self, tape: ir.tape.Tape, value: ir.Value, name: str, shape: ir.Shape) -> None:
         """Put the nodes of a tape at the end, and make a value an output of this name."""
@@ -138,15 +128,6 @@ class Graft:
         """Bring the nodes into the order of evaluation."""
         self.model.graph.sort()
         return self.model
-
-    def _insert(self, nodes: Sequence[ir.Node], behind: ir.Value) -> None:
-        producer = behind.producer()
-        first = next(iter(self.model.graph), None)
-        if producer is not None:
-            self.model.graph.insert_after(producer, nodes)
-        elif first is not None:
-            self.model.graph.insert_before(first, nodes)
-        self._take_names(nodes)
 
     def _take_names(self, nodes: Collection[ir.Node]) -> None:
         for node in nodes:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from adapter_export import __version__
-from adapter_export.errors import AdapterExportError, BaseModelError
-from adapter_export.format.manifest import SlotRecord
+from adapter_export.errors import BaseModelError
 from adapter_export.graph.adapter import HEAD
+from adapter_export.graph.bind import BORROWED_WEIGHT, needs_base_norm
+from adapter_export.graph.graph import READABLE
 from adapter_export.onnx.base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx.graft import Graft
 from adapter_export.onnx.head_outputs import HeadSum, head_graphs, head_sums
 from adapter_export.onnx.lowering import Writer, emit
+from adapter_export.onnx.site_graft import SiteGraft
 from adapter_export.onnx.slots import SLOT_PREFIX, Part, SlotPlan
-from adapter_export.sites.site import Site
+from adapter_export.onnx.verify import verify_slots
+from adapter_export.reference.bound import bound_to
+from adapter_export.reference.fit import check_tokens
+from adapter_export.sites.site import Norm, Site
 
 GRAPH_VERSION = "1.0.0"
 """The version of the conventions of an exported graph: names of slots and keys of `metadata_props`."""
@@ -27,6 +33,9 @@ VERSION_KEY = "adapter_export.format_version"
 TOPOLOGY_KEY = "adapter_export.topology"
 SITES_KEY = "adapter_export.sites"
 """JSON: what `site_values` gives."""
+
+NORMS_KEY = "adapter_export.norms"
+"""JSON: what `site_norms` gives."""
 
 HEAD_OUTPUTS_KEY = "adapter_export.head_outputs"
 """JSON: the output of each topology of head, by the name of its graph."""
@@ -50,16 +59,16 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
         BaseModelError: the base computes in another type than float32 or float16, has a name that a slot needs, has
             several inputs that may be the mask of a head, or one that covers more than the head reads.
     """
-    graft = Graft.onto(base.model)
-    insertion = _Insertion(base, graft)
-    for site in base.sites.sublayers:
-        if plan.at(site.name):
-            insertion.adapt(site, plan.at(site.name))
+    sites = SiteGraft(base)
+    insertion = _Insertion(base, sites)
+    places = {(site.name, part.graph.replaces): site for site in base.sites for part in plan.at(site.name)}
+    for site, replaced in sites.ordered((site, replaced) for (_, replaced), site in places.items()):
+        insertion.adapt(site, replaced, [part for part in plan.at(site.name) if part.graph.replaces == replaced])
     sums = head_sums(plan, [record.name for record in base.outputs])
     if sums:
         insertion.add_heads(sums)
-    model = graft.finish()
-    _describe(model, base, plan, sums, insertion.values)
+    model = sites.graft.finish()
+    _describe(model, base, plan, sums, insertion)
     verify_slots(model, plan.slots)
     return model
 
@@ -68,10 +77,23 @@ def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
     """The names of values in a graph that `insert_slots` made.
 
     Returns:
-        `h`, `x`, `u` and `result` of each site with slots, and `hidden` of the `head` if there is one.
+        For each site with slots the values of the base that its adapters may read, of `h`, `x`, `u` and `y`; what
+        stands in the place of one of them, by `result_of`; and the base's tensors that its adapters borrow. For the
+        `head`, if there is one, `hidden`.
     """
     values: dict[str, dict[str, str]] = json.loads(model.metadata_props.get(SITES_KEY, "{}"))
     return values
+
+
+def result_of(replaced: str) -> str:
+    """What `site_values` calls the value that stands in the place of another."""
+    return f"result_{replaced}"
+
+
+def site_norms(model: ir.Model) -> dict[str, Norm]:
+    """The norms of the base that adapters apply in a graph that `insert_slots` made, by site."""
+    norms = json.loads(model.metadata_props.get(NORMS_KEY, "{}"))
+    return {site: Norm(**norm) for site, norm in norms.items()}
 
 
 @dataclass
@@ -80,30 +102,58 @@ class _Insertion:
 
     Attributes:
         base: the base.
-        graft: the copy of its graph that is changed.
-        values: what `site_values` will give.
+        sites: the copy of its graph that is changed.
+        values: what `site_values` will name.
+        norms: what `site_norms` will give.
+        shared: the slots that several sites have in common.
     """
 
     base: OnnxBase
-    graft: Graft
-    values: dict[str, dict[str, str]] = field(default_factory=dict)
+    sites: SiteGraft
+    values: dict[str, dict[str, ir.Value]] = field(default_factory=dict)
+    norms: dict[str, Norm] = field(default_factory=dict)
+    shared: dict[str, ir.Value] = field(default_factory=dict)
 
-    def adapt(self, site: Site, parts: Sequence[Part]) -> None:
-        """Put adapter nodes behind `h`, one part after the other, each reading the result of the one before as `h`.
+    @property
+    def graft(self) -> Graft:
+        """The copy of the graph that is changed."""
+        return self.sites.graft
+
+    def adapt(self, site: Site, replaced: str, parts: Sequence[Part]) -> None:
+        """Put adapter nodes behind one of a site's values, each part reading the result of the one before in its place.
 
         They compute in float32; where the base does not, casts stand around them.
         """
-        read = self.graft.site_values(site)
+        read = self.sites.values(site, READABLE[replaced])
         _check_floats(read, site.name)
-        tape = ir.tape.Tape()
-        needed = {"h"}.union(*(part.graph.inputs for part in parts))
-        inputs = {name: _cast(tape, read[name], ir.DataType.FLOAT, site.name, name) for name in sorted(needed)}
+        shape = read[replaced].shape
         for part in parts:
-            inputs["h"] = emit(part.graph, inputs, self._slots(part), self._writer(tape, part, site.path))
-        result = _cast(tape, inputs["h"], read["h"].dtype, site.name, "result")
-        self.graft.replace(read["h"], result, tape.nodes)
-        names = {name: _name(value) for name, value in read.items()}
-        self.values[site.name] = {**names, "result": _name(result)}
+            check_tokens(part.graph, site, None if shape is None else len(shape))
+        tape = ir.tape.Tape()
+        needed = {replaced}.union(*(part.graph.inputs for part in parts))
+        place = "" if replaced == "h" else f"{replaced}/"
+        inputs = {name: self._float(tape, read[name], site.name, f"{place}{name}") for name in sorted(needed)}
+        norm = self._norm(tape, site, place) if any(needs_base_norm(part.graph) for part in parts) else {}
+        for part in parts:
+            parameters = {**self._slots(part), **norm}
+            graph, writer = bound_to(part.graph, site.norm), self._writer(tape, part, site.path)
+            inputs[replaced] = emit(graph, inputs, parameters, writer)
+        result = _cast(tape, inputs[replaced], read[replaced].dtype, site.name, f"{place}result")
+        self.sites.replace(site, replaced, result, tape.nodes)
+        self.values[site.name] = {**read, **self.values.get(site.name, {}), result_of(replaced): result}
+
+    def _float(self, tape: ir.tape.Tape, value: ir.Value, owner: str, name: str) -> ir.Value:
+        return _cast(tape, value, ir.DataType.FLOAT, owner, name)
+
+    def _norm(self, tape: ir.tape.Tape, site: Site, place: str) -> dict[str, ir.Value]:
+        """The tensors of the base's own norm, in float32."""
+        tensors = self.sites.norm_tensors(site)
+        if site.norm is not None:
+            self.norms[site.name] = site.norm
+        self.values.setdefault(site.name, {}).update(tensors)
+        if site.norm is not None and site.norm.weight is None:
+            tensors[BORROWED_WEIGHT] = _ones(tape, site, f"{place}{BORROWED_WEIGHT}.ones")
+        return {name: self._float(tape, value, site.name, f"{place}{name}") for name, value in tensors.items()}
 
     def add_heads(self, sums: Sequence[HeadSum]) -> None:
         """Put the heads behind the final hidden state; the results of those that share an output are added up."""
@@ -113,7 +163,7 @@ class _Insertion:
         inputs = {"hidden": _cast(tape, hidden, ir.DataType.FLOAT, HEAD, "hidden")}
         if any("mask" in part.graph.inputs for head in sums for part in head.parts):
             inputs["mask"] = self._mask(tape, inputs["hidden"])
-        self.values[HEAD] = {"hidden": _name(hidden)}
+        self.values[HEAD] = {"hidden": hidden}
         for head in sums:
             results = [emit(p.graph, inputs, self._slots(p), self._writer(tape, p, None)) for p in head.parts]
             self.graft.vacate(head.output)
@@ -140,9 +190,14 @@ class _Insertion:
         neutral = part.neutral()
         slots = {}
         for record in part.records():
-            shape = ir.Shape([part.axis_name(axis) for axis in record.axes])
+            if record.name in self.shared:
+                slots[record.parameter] = self.shared[record.name]
+                continue
+            shape = ir.Shape([part.axis_name(axis, record.parameter) for axis in record.axes])
             tensor = ir.Tensor(neutral[record.parameter], name=record.name)
             slots[record.parameter] = self.graft.add_slot(record.name, shape, tensor)
+            if record.parameter in part.graph.shared:
+                self.shared[record.name] = slots[record.parameter]
         return slots
 
     def _writer(self, tape: ir.tape.Tape, part: Part, path: str | None) -> Writer:
@@ -152,43 +207,8 @@ class _Insertion:
         return Writer(tape, part.prefix, self.base.opset, metadata)
 
 
-def verify_slots(model: ir.Model, slots: Sequence[SlotRecord]) -> None:
-    """Hold an exported graph against its plan: every slot can be overridden, and feeds its operation directly.
-
-    Raises:
-        AdapterExportError: it is not so. Whoever changed the graph after the slots went in has a bug.
-    """
-    inputs = {value.name for value in model.graph.inputs}
-    faults = []
-    for slot in slots:
-        value = model.graph.initializers.get(slot.name)
-        if value is None or slot.name not in inputs:
-            faults.append(f"`{slot.name}` cannot be overridden")
-        else:
-            faults += _slot_faults(value, slot)
-    extra = [name for name in model.graph.initializers if name in inputs and name not in {slot.name for slot in slots}]
-    faults += [f"`{name}` can be overridden and is no slot" for name in extra]
-    if faults:
-        raise AdapterExportError("the exported graph is not what was planned", found="; ".join(faults))
-
-
-def _slot_faults(value: ir.Value, slot: SlotRecord) -> list[str]:
-    faults = []
-    tensor = value.const_value
-    if tensor is None or tuple(tensor.shape.numpy()) != slot.neutral or tensor.dtype != ir.DataType.FLOAT:
-        faults.append(f"`{slot.name}` has another default than {list(slot.neutral)} float32")
-    sizes = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
-    if sizes != [axis if isinstance(axis, int) else None for axis in slot.axes]:
-        faults.append(f"`{slot.name}` has shape {value.shape}")
-    uses = [(node.op_type, index) for node, index in value.uses()]
-    if not uses or (len(slot.axes) == 2 and any(use != ("MatMul", 1) for use in uses)):
-        faults.append(f"`{slot.name}` feeds {uses or 'nothing'}")
-    return faults
-
-
-def _describe(
-    model: ir.Model, base: OnnxBase, plan: SlotPlan, sums: Sequence[HeadSum], values: Mapping[str, Mapping[str, str]]
-) -> None:
+def _describe(model: ir.Model, base: OnnxBase, plan: SlotPlan, sums: Sequence[HeadSum], insertion: _Insertion) -> None:
+    values = {owner: {name: _name(value) for name, value in there.items()} for owner, there in insertion.values.items()}
     model.producer_name, model.producer_version = "adapter-export", __version__
     model.metadata_props.update(
         {
@@ -198,6 +218,9 @@ def _describe(
             SITES_KEY: json.dumps(values, sort_keys=True),
         }
     )
+    if insertion.norms:
+        norms = {site: asdict(norm) for site, norm in insertion.norms.items()}
+        model.metadata_props[NORMS_KEY] = json.dumps(norms, sort_keys=True)
     if sums:
         model.metadata_props[HEAD_OUTPUTS_KEY] = json.dumps(head_graphs(sums), sort_keys=True)
     for node in model.graph.all_nodes():
@@ -237,6 +260,14 @@ def _cast(tape: ir.tape.Tape, value: ir.Value, to: ir.DataType | None, owner: st
         turned = _typed_op(tape, "Cast", producer.inputs[0], {"to": to}, f"{full_name}.turned", to, owner)
         return _typed_op(tape, "Transpose", turned, producer.attributes, full_name, to, owner, value.shape)
     return _typed_op(tape, "Cast", value, {"to": to}, full_name, to, owner, value.shape)
+
+
+def _ones(tape: ir.tape.Tape, site: Site, name: str) -> ir.Value:
+    """The weight of a norm that has none."""
+    full_name = f"{SLOT_PREFIX}{site.name}/{name}"
+    tensor = ir.tensor(np.ones(site.width, np.float32))
+    output = ir.Value(name=full_name, type=ir.TensorType(tensor.dtype))
+    return tape.op("Constant", (), {"value": tensor}, name=full_name, output=output)
 
 
 def _typed_op(

@@ -13,18 +13,22 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, NotNeutralError
 from adapter_export.format.manifest import Axis, SlotRecord
-from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.adapter import HEAD, SHARED, Adapter
 from adapter_export.graph.fold import fold_weights, inference_form
-from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.graph import READABLE, SITE_VALUES, AdapterGraph
 from adapter_export.graph.neutral import neutral_parameters, neutral_widths
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.tasks import HeadOutput, head_result
+from adapter_export.reference.bound import bound_to
+from adapter_export.reference.evaluate import evaluate
+from adapter_export.reference.fit import check_fit, site_widths
 from adapter_export.sites.site import SiteMap
 
 SLOT_PREFIX = "adapter."
 """What the name of every slot begins with."""
 
-_SITE_SYMBOLS = ("d", "d_in")
+REPLACED = tuple(READABLE)
+"""The values of a site that graphs replace, in the order of evaluation: `u`, `h`, `y`."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,17 @@ class Part:
         return topology_key(self.graph)
 
     def slot(self, parameter: str) -> str:
-        """The slot of one of the graph's parameters."""
-        return f"{self.prefix}.{parameter}"
+        """The slot of one of the graph's parameters; sites have one slot for what they share."""
+        prefix = f"{SLOT_PREFIX}{SHARED}.{self.graph_name}" if parameter in self.graph.shared else self.prefix
+        return f"{prefix}.{parameter}"
 
     def records(self) -> Iterator[SlotRecord]:
         """Its slots, in the order of the graph's parameters."""
         for parameter, neutral in self.neutral().items():
             shape = self.graph.parameters[parameter]
             axes = tuple(self.site_widths.get(dim, dim) if isinstance(dim, str) else dim for dim in shape)
-            yield SlotRecord(self.slot(parameter), self.owner, self.graph_name, parameter, axes, neutral.shape)
+            owner = SHARED if parameter in self.graph.shared else self.owner
+            yield SlotRecord(self.slot(parameter), owner, self.graph_name, parameter, axes, neutral.shape)
 
     @property
     def result(self) -> HeadOutput:
@@ -106,11 +112,12 @@ class Part:
                 error.what, where=where, found=error.found, expected=error.expected, fix=error.fix
             ) from error
 
-    def axis_name(self, axis: Axis) -> Axis:
+    def axis_name(self, axis: Axis, parameter: str | None = None) -> Axis:
         """The name of a slot's free axis in the ONNX graph, where one name means one size: `layers.0.ffn.b`."""
         if isinstance(axis, int) or (self.owner == HEAD and self.alone and axis == "classes"):
             return axis
-        return f"{self.prefix.removeprefix(SLOT_PREFIX)}.{axis}"
+        prefix = self.prefix if parameter is None else self.slot(parameter).removesuffix(f".{parameter}")
+        return f"{prefix.removeprefix(SLOT_PREFIX)}.{axis}"
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,8 @@ class SlotPlan:
 
     @property
     def slots(self) -> tuple[SlotRecord, ...]:
-        """Every slot of the graph."""
-        return tuple(record for part in self.parts for record in part.records())
+        """Every slot of the graph; one that sites share is there once."""
+        return tuple(dict.fromkeys(record for part in self.parts for record in part.records()))
 
     @property
     def has_head(self) -> bool:
@@ -155,7 +162,8 @@ def topology_key(graph: AdapterGraph) -> str:
         asdict(replace(node, output=names[node.output], inputs=tuple(names.get(name, name) for name in node.inputs)))
         for node in form.nodes
     ]
-    return json.dumps([nodes, dict(form.parameters), names.get(form.result, form.result)], sort_keys=True)
+    result = names.get(form.result, form.result)
+    return json.dumps([nodes, dict(form.parameters), result, form.replaces, sorted(form.shared)], sort_keys=True)
 
 
 def plan_slots(adapters: Sequence[Adapter], sites: SiteMap) -> SlotPlan:
@@ -169,15 +177,16 @@ def plan_slots(adapters: Sequence[Adapter], sites: SiteMap) -> SlotPlan:
         AdapterError: adapters act where the base has no site, or are of other widths; all of them are listed.
         NotNeutralError: a graph that cannot lie idle.
     """
-    _check_fit(adapters, sites)
+    check_fit(adapters, sites)
     forms = _forms(adapters)
     names = _graph_names(adapters)
     parts = []
-    for owner, width in [*((site.name, site.width) for site in sites.sublayers), (HEAD, sites.width)]:
-        here = sorted((names[key], key) for key in forms.get(owner, {}))
-        for name, key in here:
+    owners = {**{site.name: site_widths(site) for site in sites}, HEAD: {"d": sites.width}}
+    for owner, fixed in owners.items():
+        here = sorted((REPLACED.index(form.replaces), names[key], key) for key, form in forms.get(owner, {}).items())
+        for _, name, key in here:
             form = forms[owner][key]
-            widths = {symbol: width for symbol in form.symbols() if symbol in _SITE_SYMBOLS}
+            widths = {symbol: fixed[symbol] for symbol in form.symbols() if symbol in fixed}
             parts.append(Part(owner, name, form, widths, alone=len(here) == 1))
     plan = SlotPlan(tuple(parts))
     _check_names(plan)
@@ -203,9 +212,43 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
     tensors: Weights = {}
     for part in plan.parts:
         graph = own.get((part.owner, part.key))
-        filled = part.neutral() if graph is None else fold_weights(graph, adapter.parameters(part.owner))
-        tensors.update({part.slot(name): np.ascontiguousarray(filled[name]) for name in part.graph.parameters})
-    return tensors
+        if graph is not None:
+            _fill(tensors, part, fold_weights(graph, adapter.parameters(part.owner)), adapter)
+    for part in plan.parts:
+        if (part.owner, part.key) not in own:
+            neutral = part.neutral()
+            shared = {name: tensors[part.slot(name)] for name in part.graph.shared if part.slot(name) in tensors}
+            _check_idle(part, neutral, shared, adapter)
+            _fill(tensors, part, neutral | shared, adapter)
+    return {slot.name: tensors[slot.name] for slot in plan.slots}
+
+
+def _fill(tensors: Weights, part: Part, filled: Weights, adapter: Adapter) -> None:
+    for name in part.graph.parameters:
+        tensor = np.ascontiguousarray(filled[name])
+        if not np.array_equal(tensors.setdefault(part.slot(name), tensor), tensor):
+            raise AdapterError(
+                "has two graphs that compute the same and share other tensors, for which a graph has one slot",
+                where=f"adapter `{adapter.name}`, `{part.owner}`",
+                found=f"two values of `{part.slot(name)}`",
+                fix="give the places of both graphs tensors of their own, not shared ones",
+            )
+
+
+def _check_idle(part: Part, neutral: Weights, shared: Weights, adapter: Adapter) -> None:
+    """An idle part must do nothing whatever the adapter shares among its other places: tried out on random values."""
+    if not shared:
+        return
+    graph, rng = bound_to(part.graph, None), np.random.default_rng(0)
+    widths = {"d": 1, **part.site_widths, "batch": 1, "tokens": 2}
+    values = {name: rng.standard_normal([widths[str(axis)] for axis in SITE_VALUES[name]]) for name in graph.inputs}
+    if not np.array_equal(evaluate(graph, values, neutral | shared), values[graph.replaces]):
+        raise NotNeutralError(
+            "what an adapter shares among its sites would act where the adapter does not",
+            where=f"adapter `{adapter.name}`, graph `{part.graph_name}` at `{part.owner}`",
+            found=", ".join(f"`{name}`" for name in shared),
+            fix="build this adapter on its own",
+        )
 
 
 def _forms(adapters: Sequence[Adapter]) -> dict[str, dict[str, AdapterGraph]]:
@@ -248,37 +291,15 @@ def first_free(name: str, taken: Collection[str]) -> str:
     return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
-def _check_fit(adapters: Sequence[Adapter], sites: SiteMap) -> None:
-    widths = {**{site.name: site.width for site in sites.sublayers}, HEAD: sites.width}
-    faults = [fault for adapter in adapters for fault in _misfits(adapter, widths)]
-    if faults:
-        raise AdapterError(
-            "adapters do not fit the base",
-            found="; ".join(faults),
-            expected=f"sites {_listed(list(widths)[:-1])} of width {sites.width}",
-            fix="give the base that they were trained on; `adapter-export sites` lists what a base has",
-        )
-
-
-def _misfits(adapter: Adapter, widths: Mapping[str, int]) -> Iterator[str]:
-    for owner, _, found in adapter.parts():
-        if owner not in widths:
-            yield f"`{adapter.name}` acts at `{owner}`, which the base does not have"
-            continue
-        for symbol in _SITE_SYMBOLS:
-            if found.get(symbol, widths[owner]) != widths[owner]:
-                yield f"`{adapter.name}` has `{symbol}` = {found[symbol]} at `{owner}`, the base {widths[owner]}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = [f"`{name}`" for name in names]
-    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "…", *shown[-2:]])
-
-
 def _check_names(plan: SlotPlan) -> None:
-    names = [slot.name for slot in plan.slots]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise AdapterError(
-            "two slots would have one name", found=", ".join(twice), fix="rename the graphs or the parameters"
-        )
+    slots: dict[str, SlotRecord] = {}
+    for slot in plan.slots:
+        other = slots.setdefault(slot.name, slot)
+        if other is not slot:
+            shared = slot.site == other.site == SHARED and slot.graph == other.graph
+            raise AdapterError(
+                "what sites share is of different widths there" if shared else "two slots would have one name",
+                where=f"slot `{slot.name}`",
+                found=f"{list(other.axes)} and {list(slot.axes)}" if shared else f"`{other.site}` and `{slot.site}`",
+                fix="build these adapters one by one" if shared else "rename the graphs or the parameters",
+            )

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from adapter_export.onnx.expose import with_site_outputs
 from adapter_export.onnx.flow import flow_graph
+from adapter_export.onnx.insert import site_norms
 from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.session import open_session
 from adapter_export.parity.allowance import Allowance
@@ -98,7 +99,7 @@ def _invariants(plan: Plan, run: Run, allowance: Allowance, on_step: OnStep) -> 
 
 def _sites(plan: Plan, model: ir.Model, on_step: OnStep) -> Iterator[SiteResult]:
     session = open_session(with_site_outputs(model), plan.folder, optimize=False)
-    probe = SiteProbe(session, plan.folder, plan.manifest)
+    probe = SiteProbe(session, plan.folder, plan.manifest, site_norms(model))
     for subject in plan.subjects:
         if subject.adapter is not None and subject.record is not None:
             yield from probe.check(plan.probe, subject.adapter, subject.record)

@@ -1,7 +1,7 @@
 """Every adapter at every site: what the exported graph makes of the values that arrive there, against float64.
 
-The graph itself shows `h`, `x`, `u` and the result of each site, and what the head reads. So each site is judged on
-the values that it was given: an error before it does not count against it.
+The graph itself shows what adapters may read at each site and the result there, and what the head reads. So each site
+is judged on the values that it was given: an error before it does not count against it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.onnx.expose import exposed
-from adapter_export.onnx.graft import SITE_VALUE_NAMES
+from adapter_export.onnx.insert import result_of
 from adapter_export.onnx.session import run_session
+from adapter_export.onnx.slots import REPLACED
 from adapter_export.parity.allowance import scale
 from adapter_export.parity.cases import Case
 from adapter_export.parity.compare import Comparison, compare, missing
 from adapter_export.parity.report import SiteResult
+from adapter_export.reference.bound import BORROWED
 from adapter_export.reference.budget import Budget, graph_budget
 from adapter_export.reference.evaluate import evaluate_head, evaluate_site
 from adapter_export.reference.runner import Arrays
+from adapter_export.sites.site import Norm
 
-IDLE = Budget(0.0, "an idle slot returns `h` itself")
+IDLE = Budget(0.0, "an idle slot returns what it replaces")
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,13 @@ class SiteProbe:
         session: on the graph of `with_site_outputs`, not optimised.
         folder: the bundle.
         manifest: its manifest.
+        norms: the norms of the base that adapters apply, by site.
     """
 
     session: ort.InferenceSession
     folder: Path
     manifest: Manifest
+    norms: Mapping[str, Norm]
 
     def check(self, case: Case, adapter: Adapter, record: AdapterRecord) -> list[SiteResult]:
         """Compare every site of the graph in the order of evaluation, then the head.
@@ -63,12 +68,20 @@ class SiteProbe:
     def _comparisons(
         self, values: Arrays, case: Case, adapter: Adapter, output: str | None
     ) -> Iterator[tuple[str, Comparison]]:
-        slots = {slot.site for slot in self.manifest.slots}
-        for site in self.manifest.sites:
-            if site.name in slots or site.name in adapter.placements:
-                yield site.name, _compare_site(values, adapter, site.name)
+        for site, replaced in self._places(values, adapter):
+            yield site, _compare_site(values, adapter, site, replaced, self.norms.get(site))
         if adapter.head is not None:
             yield HEAD, self._compare_head(values, case, adapter, output)
+
+    def _places(self, values: Arrays, adapter: Adapter) -> Iterator[tuple[str, str]]:
+        """What an adapter replaces, and what has slots, in the order of evaluation."""
+        replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
+        slots = {slot.site for slot in self.manifest.slots}
+        for site in self.manifest.sites:
+            shown = [name for name in REPLACED if exposed(site.name, result_of(name)) in values]
+            lost = site.name in slots and not shown
+            acts = {replaced[site.name]} if site.name in replaced else {"h"} if lost else set[str]()
+            yield from ((site.name, name) for name in REPLACED if name in {*shown, *acts})
 
     def _compare_head(self, values: Arrays, case: Case, adapter: Adapter, output: str | None) -> Comparison:
         hidden, found = values.get(exposed(HEAD, "hidden")), values.get(output or "")
@@ -84,15 +97,20 @@ class SiteProbe:
         return fitting[0] if fitting else np.ones(hidden.shape[:2])
 
 
-def _compare_site(values: Arrays, adapter: Adapter, site: str) -> Comparison:
-    shown = {name: values.get(exposed(site, name)) for name in (*SITE_VALUE_NAMES, "result")}
+def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, norm: Norm | None) -> Comparison:
+    """Compare what stands in the place of one of a site's values."""
+    placement = adapter.placements.get(site)
+    graph = None if placement is None else adapter.graphs[placement.graph]
+    acts = graph is not None and graph.replaces == replaced
+    needed = (*graph.inputs, replaced) if graph is not None and acts else (replaced,)
+    shown = {name: values.get(exposed(site, name)) for name in (*needed, *BORROWED, result_of(replaced))}
     there = {name: value for name, value in shown.items() if value is not None}
-    if len(there) < len(shown):
+    if not there.keys() >= {*needed, result_of(replaced)}:
         return missing(IDLE)
-    found = there.pop("result")
-    if site not in adapter.placements:
-        return compare(found, there["h"], IDLE)
-    expected = evaluate_site(adapter, site, there)
+    found = there.pop(result_of(replaced))
+    if not acts:
+        return compare(found, there[replaced], IDLE)
+    expected = evaluate_site(adapter, site, there, norm)
     return compare(found, expected.astype(found.dtype), _budget(adapter, site, found, expected))
 
 

@@ -13,7 +13,9 @@ from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.interpret import interpret
 from adapter_export.reference.backward import BACKWARD
+from adapter_export.reference.bound import borrowed, bound_to
 from adapter_export.reference.lowering import LOWERINGS
+from adapter_export.sites.site import Norm
 
 Named = dict[str, Array]
 
@@ -87,26 +89,31 @@ def gradients(
     return {name: of_values[name] for name in graph.inputs}, of_parameters
 
 
-def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike]) -> Array:
-    """What an adapter puts in the place of `h` at a site, in float64.
+def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None = None) -> Array:
+    """What an adapter puts in the place of `u`, `h` or `y` at a site, in float64.
 
     Args:
         adapter: the adapter.
         site: a site at which it acts.
-        values: the site values `h`, `x`, `u` that its graph reads, [batch, tokens, d].
+        values: the site values that its graph reads, [batch, tokens, width]; where the graph applies the base's norm,
+            the norm's tensors as well, by their names in `BORROWED`.
+        norm: the norm before the site's `y`, if there is one.
 
     Raises:
         AdapterError: the adapter does not act at this site.
+        GraphError: its graph applies the base's norm, which could not be read.
     """
     placement = adapter.placements.get(site)
     if placement is None:
         known = ", ".join(adapter.placements) or "none"
         raise AdapterError("does not act here", where=f"adapter `{adapter.name}`", found=f"`{site}`", expected=known)
-    return evaluate(adapter.graphs[placement.graph], values, adapter.parameters(site))
+    graph = bound_to(adapter.graphs[placement.graph], norm)
+    width = placement.widths.get("d") or np.shape(values[graph.inputs[0]])[-1]
+    return evaluate(graph, values, {**adapter.parameters(site), **borrowed(graph, values, width)})
 
 
 def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) -> Array:
-    """The logits [batch, classes] of an adapter's head, in float64.
+    """The result of an adapter's head, of the shape that its task gives it, in float64.
 
     Args:
         adapter: the adapter.

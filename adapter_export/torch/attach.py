@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, RequestError
 from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.reference.fit import check_fit
 from adapter_export.reference.runner import head_output
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
@@ -45,14 +47,14 @@ def attach(
 
     Raises:
         BaseMismatchError: the adapter was trained on another base.
-        AdapterError: the base lacks a site of the adapter, or has another width there.
+        AdapterError: the base lacks a site of the adapter or what its graph needs there, or has another width.
         NoSitesError: the base has no sites.
     """
     sites = discover(flow_graph(base.module())) if sites is None else sites
     if adapter is not None:
         if adapter.base != base.fingerprint and not allow_mismatch:
             raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint)
-        _check_places(adapter, sites)
+        check_fit([adapter], sites)
     return AdaptedModel(base, adapter, sites)
 
 
@@ -74,7 +76,7 @@ class AdaptedModel(nn.Module):
         self.base = base
         self.adapter = adapter
         self.sites = sites
-        self._layers = {} if adapter is None else _layers(adapter)
+        self._layers = {} if adapter is None else _layers(adapter, sites)
         self._names = tuple(record.name for record in base.outputs)
         self._body = splice(base.module(), _mask(base, self._layers), sites, self._layers)
         self.eval()
@@ -150,9 +152,12 @@ class AdaptedModel(nn.Module):
         return calls
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """The trainable tensors by their names in an adapter's file, `<site>.<parameter>` and `head.<parameter>`."""
+        """The trainable tensors by their names in an adapter's file, such as `<site>.<parameter>`."""
+        if self.adapter is None:
+            return {}
+        names = {owner: self.adapter.tensor_names(owner) for owner in self._layers}
         return {
-            f"{owner}.{name}": tensor
+            names[owner][name]: tensor
             for owner, layer in self._layers.items()
             for name, tensor in layer.named_tensors().items()
         }
@@ -186,25 +191,12 @@ def _mask(base: TorchBase, layers: Mapping[str, GraphLayer]) -> str | None:
     return masks[0] if masks else None
 
 
-def _layers(adapter: Adapter) -> dict[str, GraphLayer]:
-    return {owner: GraphLayer(owner, graph, adapter.parameters(owner)) for owner, graph, _ in adapter.parts()}
-
-
-def _check_places(adapter: Adapter, sites: SiteMap) -> None:
-    widths = {site.name: site.width for site in sites.sublayers} | {HEAD: sites.width}
-    for owner, _, given in adapter.parts():
-        if owner not in widths:
-            raise AdapterError(
-                f"the base has no site `{owner}`",
-                where=f"adapter `{adapter.name}`",
-                found=", ".join(site.name for site in sites.sublayers),
-                fix="see the sites with `adapter-export sites MODEL`",
-            )
-        found = {symbol: given[symbol] for symbol in ("d", "d_in") if symbol in given}
-        if any(width != widths[owner] for width in found.values()):
-            raise AdapterError(
-                "a width differs from the base's",
-                where=f"adapter `{adapter.name}`, `{owner}`",
-                found=", ".join(f"{symbol} = {width}" for symbol, width in found.items()),
-                expected=widths[owner],
-            )
+def _layers(adapter: Adapter, sites: SiteMap) -> dict[str, GraphLayer]:
+    """A layer for each place; what places share is one parameter."""
+    norms = {site.name: site.norm for site in sites}
+    tensors = {name: nn.Parameter(torch.from_numpy(array.copy())) for name, array in adapter.weights.items()}
+    layers = {}
+    for owner, graph, _ in adapter.parts():
+        owned = {name: tensors[tensor] for name, tensor in adapter.tensor_names(owner).items()}
+        layers[owner] = GraphLayer(owner, graph, owned, norms.get(owner))
+    return layers

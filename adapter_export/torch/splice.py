@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from adapter_export.graph.adapter import HEAD
+from adapter_export.reference.fit import check_tokens
+from adapter_export.sites.entrance import Entrance, entrance
+from adapter_export.sites.index import FlowIndex
+from adapter_export.sites.order import in_order
 from adapter_export.sites.site import Site, SiteMap
+from adapter_export.torch.flow import flow_graph
 from adapter_export.torch.layer import GraphLayer
 
 
@@ -25,19 +30,23 @@ def splice(base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mappi
         mask: the placeholder that says which tokens are real; if there is none, all of them are.
         sites: the sites of the base.
         layers: what acts at each site, by its name, and at the `head`.
+
+    Raises:
+        NoSitesError: a layer replaces what a site's layer reads, and nothing there reads it.
+        AdapterError: a layer takes the tokens of a text together where the base has no axis of tokens.
     """
-    graph, copies = _copied(base.graph)
+    work = _Work(base)
     modules = {_target(index): layer for index, layer in enumerate(layers.values())}
     owners = {owner: _target(index) for index, owner in enumerate(layers)}
-    for site in sites.sublayers:
-        if site.name in owners:
-            _insert(graph, copies, site, layers[site.name], owners[site.name])
-    results = [copies[sites.final]]
+    places = ((site, layers[site.name].graph.replaces) for site in sites if site.name in layers)
+    for site, replaced in in_order(places, work.index):
+        work.insert(site, replaced, layers[site.name], owners[site.name])
+    results = [work.values[sites.final]]
     if HEAD in layers:
-        results.insert(0, _insert_head(graph, copies, mask, sites.final, layers[HEAD], owners[HEAD]))
-    _flatten_outputs(graph, results)
-    graph.lint()
-    return fx.GraphModule({**_frozen(base), **modules}, graph)
+        results.insert(0, work.insert_head(mask, sites.final, layers[HEAD], owners[HEAD]))
+    _flatten_outputs(work.graph, results)
+    work.graph.lint()
+    return fx.GraphModule({**_frozen(base), **modules}, work.graph)
 
 
 def _target(index: int) -> str:
@@ -45,42 +54,86 @@ def _target(index: int) -> str:
     return f"adapter_layer_{index}"
 
 
-def _copied(source: fx.Graph) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """A copy, and its nodes by their names in the source."""
-    graph = fx.Graph()
-    copies: dict[str, fx.Node] = {}
-    for node in source.nodes:
-        copies[node.name] = graph.node_copy(node, lambda used: copies[used.name])
-    return graph, copies
+class _Work:
+    """A copy of a base's graph in which values are replaced, in the order of evaluation.
 
+    Attributes:
+        graph: the copy.
+        index: of the graph as it was.
+        values: what now stands for each node, by its name in the graph as it was.
+    """
 
-def _insert(graph: fx.Graph, values: dict[str, fx.Node], site: Site, layer: GraphLayer, target: str) -> None:
-    """Call a layer on the site's values; what it returns takes the place of `h`, in `values`, too."""
-    read = tuple(values[getattr(site, name)] for name in layer.graph.inputs)
-    h = values[site.h]
-    with graph.inserting_after(_last(graph, {*read, h})):
-        call = graph.call_module(target, read)
-    h.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
-    values[site.h] = call
+    def __init__(self, base: fx.GraphModule) -> None:
+        self.graph = fx.Graph()
+        self.index = FlowIndex(flow_graph(base))
+        self.values: dict[str, fx.Node] = {}
+        self._origins: dict[fx.Node, str] = {}
+        self._names: dict[fx.Node, str] = {}
+        self._inputs: dict[str, fx.Node] = {}
+        for node in base.graph.nodes:
+            copy = self.graph.node_copy(node, lambda used: self.values[used.name])
+            self.values[node.name] = copy
+            self._names[copy] = self._origins[copy] = node.name
 
+    def insert(self, site: Site, replaced: str, layer: GraphLayer, target: str) -> None:
+        """Call a layer on a site's values; what it returns takes the place of one of them.
 
-def _insert_head(
-    graph: fx.Graph, values: Mapping[str, fx.Node], mask: str | None, final: str, layer: GraphLayer, target: str
-) -> fx.Node:
-    hidden = values[final]
-    with graph.inserting_before(_output(graph)):
-        tokens = values[mask] if mask is not None else graph.call_function(_every_token, (hidden,))
-        offered = {"hidden": hidden, "mask": tokens}
-        return graph.call_module(target, tuple(offered[name] for name in layer.graph.inputs))
+        In the place of `h` and of `y` everyone reads it, in the place of `u` the site's layer alone.
+        """
+        read = [self._value(site, name) for name in layer.graph.inputs]
+        old = self._value(site, replaced)
+        check_tokens(layer.graph, site, old.meta["val"].dim() if "val" in old.meta else None)
+        with self.graph.inserting_after(self._last({*read, old})):
+            call = self.graph.call_module(target, tuple(read))
+        with self.graph.inserting_before(call):
+            call.args = (*read, *(self.graph.get_attr(name) for name in layer.borrows))
+        call.meta, self._origins[call] = dict(old.meta), self._origins[old]
+        if replaced == "u":
+            self._redirect(old, call, entrance(self.index, site))
+            self._inputs[site.name] = call
+            return
+        old.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+        for name in [name for name, value in self.values.items() if value is old]:
+            self.values[name] = call
+
+    def insert_head(self, mask: str | None, final: str, layer: GraphLayer, target: str) -> fx.Node:
+        """Call the head on the final hidden state."""
+        hidden = self.values[final]
+        with self.graph.inserting_before(_output(self.graph)):
+            tokens = self.values[mask] if mask is not None else self.graph.call_function(_every_token, (hidden,))
+            offered = {"hidden": hidden, "mask": tokens}
+            return self.graph.call_module(target, tuple(offered[name] for name in layer.graph.inputs))
+
+    def _value(self, site: Site, name: str) -> fx.Node:
+        """What now stands for one of a site's values."""
+        original = getattr(site, name)
+        if name != "u" or site.role != "linear":
+            return self._inputs[site.name] if name == "u" and site.name in self._inputs else self.values[original]
+        within = entrance(self.index, site)
+        node = self.values[within.reader]
+        for value in within.back:  # a sublayer around a linear layer may have made something else of its input
+            node = next(read for read in node.all_input_nodes if self._origins.get(read) == value)
+        return node
+
+    def _redirect(self, old: fx.Node, new: fx.Node, within: Entrance) -> None:
+        """Let a layer read `new`; what prepares `old` for others as well gets a copy that prepares `new`."""
+        for user in list(old.users):
+            name = self._names.get(user)
+            if name in within.readers:
+                user.replace_input_with(old, new)
+            elif name in within.copied:
+                with self.graph.inserting_after(user):
+                    copy = self.graph.node_copy(user, lambda used: new if used is old else used)
+                self._names[copy], self._origins[copy] = self._names[user], self._origins[user]
+                self._redirect(user, copy, within)
+
+    def _last(self, nodes: set[fx.Node]) -> fx.Node:
+        return max(nodes, key=list(self.graph.nodes).index)
 
 
 def _every_token(hidden: Tensor) -> Tensor:
     """A mask that keeps every token of `hidden` [batch, tokens, d]."""
     return torch.ones_like(hidden[..., 0])
-
-
-def _last(graph: fx.Graph, nodes: set[fx.Node]) -> fx.Node:
-    return max(nodes, key=list(graph.nodes).index)
 
 
 def _output(graph: fx.Graph) -> fx.Node:

@@ -27,12 +27,12 @@ class TestSiteOutputs:
         plan = plan_slots(adapters, base.sites)
         session = open_session(with_site_outputs(insert_slots(base, plan)), base.folder)
         shown = run_session(session, {**INPUTS, **slot_tensors(plan, adapter)})
-        for site in base.sites:
+        for site in base.sites.sublayers:
             values = {name: shown[exposed(site.name, name)] for name in ("h", "x", "u")}
             acts = site.name in adapter.placements
             expected = evaluate_site(adapter, site.name, values) if acts else values["h"]
-            np.testing.assert_allclose(shown[exposed(site.name, "result")], expected, rtol=0, atol=1e-5)
-            assert acts == (np.abs(shown[exposed(site.name, "result")] - values["h"]).max() > 0.01)
+            np.testing.assert_allclose(shown[exposed(site.name, "result_h")], expected, rtol=0, atol=1e-5)
+            assert acts == (np.abs(shown[exposed(site.name, "result_h")] - values["h"]).max() > 0.01)
         if adapter.head is not None:
             expected = evaluate_head(adapter, shown["head/hidden"], INPUTS["attention_mask"])
             np.testing.assert_allclose(shown["logits"], expected, rtol=0, atol=1e-5)
@@ -52,19 +52,21 @@ class TestSiteOutputs:
 class TestCut:
     def test_a_base_fed_its_own_values_is_the_base(self, base: OnnxBase) -> None:
         runner = CutRunner(base)
-        session = open_session(cut(base), base.folder, optimize=False)
-        feeds = {**INPUTS, **{cut_input(s.name): np.zeros((2, 5, WIDTH), np.float32) for s in base.sites}}
-        for site in base.sites:
-            feeds[cut_input(site.name)] = run_session(session, feeds, [exposed(site.name, "h")])[
-                exposed(site.name, "h")
-            ]
+        places = [(site, replaced) for site in base.sites.sublayers for replaced in ("u", "h", "y")]
+        opened = cut(base, places)
+        session = open_session(opened.model, base.folder, optimize=False)
+        feeds = {**INPUTS, **{cut_input(s.name, value): np.zeros((2, 5, WIDTH), np.float32) for s, value in places}}
+        for (site, replaced), _ in opened.places:
+            shown = exposed(f"{site.name}.{replaced}", replaced)
+            feeds[cut_input(site.name, replaced)] = run_session(session, feeds, [shown])[shown]
         found = run_session(session, feeds, ["hidden"])["hidden"]
         np.testing.assert_array_equal(found, runner.run(INPUTS, None)["hidden"])
 
     def test_an_output_that_is_cut_shows_what_was_fed(self, tmp_path: Path) -> None:
         base = open_onnx(save_tiny(tmp_path, tiny_model(more=f", float[batch, tokens, {WIDTH}] ffn0")))
-        session = open_session(cut(base), base.folder)
-        feeds = {**INPUTS, **{cut_input(s.name): np.ones((2, 5, WIDTH), np.float32) for s in base.sites}}
+        places = [(site, "h") for site in base.sites.sublayers]
+        session = open_session(cut(base, places).model, base.folder)
+        feeds = {**INPUTS, **{cut_input(s.name, "h"): np.ones((2, 5, WIDTH), np.float32) for s, _ in places}}
         np.testing.assert_array_equal(run_session(session, feeds, ["ffn0"])["ffn0"], np.ones((2, 5, WIDTH)))
 
 

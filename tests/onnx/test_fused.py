@@ -70,10 +70,12 @@ def bases(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[OnnxBase, Onn
 
 def test_the_same_sites_are_found(bases):
     plain, fused = bases
-    facts = [[(site.name, site.width, site.x, site.u, site.followed_by) for site in base.sites] for base in bases]
+    facts = [
+        [(site.name, site.width, site.x, site.u, site.followed_by) for site in base.sites.sublayers] for base in bases
+    ]
     assert facts[0] == facts[1]
     assert fused.sites.final == plain.sites.final == "hidden"
-    assert [site.h for site in fused.sites] == ["attended0", "down0", "attended1", "down1"]
+    assert [site.h for site in fused.sites.sublayers] == ["attended0", "down0", "attended1", "down1"]
 
 
 def test_the_bias_of_a_fused_sum_belongs_to_h(bases):

@@ -15,19 +15,20 @@ from tiny_onnx import WIDTH, random_adapter, save_tiny, tiny_model, token_inputs
 from adapter_export.errors import AdapterExportError, BaseModelError
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.kinds import (
-    ACTIVATIONS,
     BottleneckOptions,
     classification_head,
     houlsby,
     parallel,
     pfeiffer,
 )
+from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.insert import insert_slots, site_values, verify_slots
+from adapter_export.onnx.insert import insert_slots, site_values
 from adapter_export.onnx.remake import in_memory
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.onnx.verify import verify_slots
 from adapter_export.onnx.weights import write_model
 
 RELU, GELU = BottleneckOptions("relu"), BottleneckOptions("gelu")
@@ -134,7 +135,7 @@ class TestSpecialBases:
         adapter = random_adapter("a", pfeiffer(RELU), base)
         model = insert_slots(base, plan_slots([adapter], base.sites))
         assert [value.name for value in model.graph.outputs] == ["hidden", "ffn0"]
-        assert site_values(model)["layers.0.ffn"]["result"] == "ffn0"
+        assert site_values(model)["layers.0.ffn"]["result_h"] == "ffn0"
         found = _runner(base, [adapter])(adapter)
         for name, expected in CutRunner(base).run(INPUTS, adapter).items():
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=TOLERANCE)
@@ -227,7 +228,10 @@ class TestGraph:
         props = model.metadata_props
         assert props["adapter_export.base_fingerprint"] == base.fingerprint
         assert props["adapter_export.topology"] == plan_slots(_mixed(base), base.sites).digest
-        assert json.loads(props["adapter_export.head_outputs"]) == {"mean_pool_linear": "logits"}
+        assert json.loads(props["adapter_export.head_outputs"]) == {
+            "first_token_linear": "logits",
+            "mean_pool_linear": "logits",
+        }
         assert json.loads(props["adapter_export.sites"])["layers.0.ffn"]["h"] == "ffn0"
 
     def test_each_adapter_node_says_what_it_belongs_to(self, model: ir.Model) -> None:

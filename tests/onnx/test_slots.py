@@ -119,7 +119,7 @@ class TestTensors:
             Node("add", ("h", "scaled"), "sum"),
         )
         graph = AdapterGraph(("h",), {"w": ("d", "d")}, nodes, "sum")
-        site = base.sites.sites[0].name
+        site = base.sites.sublayers[0].name
         weight = np.full((WIDTH, WIDTH), 0.5, np.float32)
         placement = {site: Placement("g", {"d": WIDTH})}
         adapter = Adapter("a", "custom", base.fingerprint, {"g": graph}, placement, {f"{site}.w": weight})
@@ -156,7 +156,7 @@ class TestMisfits:
 
     def test_a_graph_without_neutral_parameters_is_refused(self, base: OnnxBase) -> None:
         graph = AdapterGraph(("h",), {"w": ("d", "d")}, (Node("linear", ("h",), "y", {"weight": "w"}),), "y")
-        site = base.sites.sites[0].name
+        site = base.sites.sublayers[0].name
         weights = {f"{site}.w": np.ones((WIDTH, WIDTH), np.float32)}
         placement = {site: Placement("plain", {"d": WIDTH})}
         adapter = Adapter("a", "custom", base.fingerprint, {"plain": graph}, placement, weights)
