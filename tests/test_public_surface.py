@@ -54,7 +54,7 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 
 
 def test_the_commands_stay() -> None:
-    assert list(COMMANDS) == ["capture", "sites", "train", "pack", "build", "check", "run", "inspect"]
+    assert list(COMMANDS) == ["capture", "sites", "train", "pack", "import", "build", "check", "run", "inspect"]
 
 
 def test_the_runtime_gives_bundles_and_sessions() -> None:

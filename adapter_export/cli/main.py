@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, Entry] = {
     "sites": Entry("adapter_export.cli.sites:sites", "Show where adapters can act in a model."),
     "train": Entry("adapter_export.cli.train:train", "Train an adapter on a table of labelled texts."),
     "pack": Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
+    "import": Entry("adapter_export.cli.import_:import_", "Make an adapter of one that another library trained."),
     "build": Entry("adapter_export.cli.build:build", "Export a model and its adapters as one bundle."),
     "check": Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
     "run": Entry("adapter_export.cli.run:run", "Run a bundle on texts or arrays."),

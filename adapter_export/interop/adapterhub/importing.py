@@ -1,0 +1,147 @@
+"""A folder of AdapterHub becomes an adapter for a base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapter_export.errors import AdapterError, UsageError, within
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds.adapterhub import BottleneckConfig
+from adapter_export.interop.adapterhub.bottleneck import Parts, import_bottleneck
+from adapter_export.interop.adapterhub.config import Config, LoraConfig, read_config
+from adapter_export.interop.adapterhub.folder import AdapterFolder, contents_of, members, read_adapter_folder
+from adapter_export.interop.adapterhub.heads import ImportedHead, import_head
+from adapter_export.interop.adapterhub.interface import check_interface
+from adapter_export.interop.adapterhub.keys import Key, parse_key
+from adapter_export.interop.adapterhub.low_rank import import_low_rank
+from adapter_export.interop.adapterhub.naming import kind_of
+from adapter_export.interop.adapterhub.tensors import Taken
+from adapter_export.sites.site import SiteMap
+
+_SWAPPED = "AdapterHub hands this model's attention adapters the residual in the place of the output, and the other way"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An adapter, and what was done on the way."""
+
+    adapter: Adapter
+    notes: tuple[str, ...]
+
+
+def choose(path: Path, name: str | None = None) -> Path:
+    """The folder of one adapter: the given one, or the one called `name` among several.
+
+    Raises:
+        FileError: nothing of AdapterHub's is there.
+        UsageError: there are several and none is named, or there is none of that name.
+    """
+    contents = contents_of(path)
+    if contents == "adapter":
+        return path
+    if contents == "fusion":
+        raise UsageError(
+            "a fusion layer has no meaning without the adapters that it fuses",
+            where=path,
+            fix="save the whole setup with `model.save_adapter_setup(folder, Fuse(…))`, and import that",
+        )
+    found = members(path)
+    if name is None or name not in found:
+        raise UsageError(
+            "holds several adapters" if name is None else "holds no adapter of this name",
+            where=path,
+            found=", ".join(f"`{one}`" for one in found) if name is None else f"`{name}`",
+            expected=None if name is None else ", ".join(f"`{one}`" for one in found),
+            fix="give `--name` with one of them",
+        )
+    return found[name]
+
+
+def import_adapter(path: Path, sites: SiteMap, *, name: str, base: str, with_head: bool = True) -> Imported:
+    """Make an adapter of the folder of one.
+
+    Args:
+        path: the folder.
+        sites: of the base.
+        name: what users will call it.
+        base: the fingerprint of the base.
+        with_head: whether its head is imported, where it has one.
+
+    Raises:
+        FileError, FormatError, VersionError, TensorError: the folder's files break their format.
+        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+    """
+    folder = read_adapter_folder(path)
+    with within(folder.adapter.path):
+        config = read_config(folder.adapter.document)
+        _check_base(config, sites)
+        check_interface(folder.interface, config.method, sites)
+    with within(path):
+        parts = _parts(config, folder, sites)
+    head = import_head(folder.head, sites.width) if folder.head is not None and with_head else None
+    weights = {**parts.weights, **(head.weights if head else {})}
+    record = _record(config, folder)
+    adapter = Adapter(
+        name, parts.kind, base, parts.graphs, parts.placements, weights, head.head if head else None, record
+    )
+    return Imported(adapter, (*config.notes, *parts.notes, *_head_notes(folder, head, with_head)))
+
+
+def _parts(config: Config, folder: AdapterFolder, sites: SiteMap) -> Parts:
+    parsed = {full: parse_key(full, config.name) for full in folder.adapter.tensors}
+    keys = tuple(key for key in parsed.values() if key is not None)
+    taken = Taken(folder.adapter.tensors, f"`{folder.adapter.weights.name}`")
+    if isinstance(config.method, LoraConfig):
+        return import_low_rank(config.method, keys, taken, sites)
+    method, note = _without_unused_inverse(config.method, folder.adapter.document, keys)
+    parts = import_bottleneck(method, keys, taken, sites, kind_of(method))
+    return replace(parts, notes=(*parts.notes, *note))
+
+
+def _without_unused_inverse(
+    config: BottleneckConfig, document: Mapping[str, Any], keys: tuple[Key, ...]
+) -> tuple[BottleneckConfig, tuple[str, ...]]:
+    """Old task adapters name invertible adapters that they never had (`AdapterLoader._fix_legacy_config`)."""
+    unused = document.get("type") == "text_task" and not any(key.container == "invertible_adapters" for key in keys)
+    if config.inv_adapter is None or not unused:
+        return config, ()
+    note = "the config names an invertible adapter, which old task adapters do not use: it was left out"
+    return replace(config, inv_adapter=None, inv_adapter_reduction_factor=None), (note,)
+
+
+def _check_base(config: Config, sites: SiteMap) -> None:
+    if config.hidden_size != sites.width:
+        raise AdapterError(
+            "was trained on a base of another width",
+            found=f"`hidden_size`: {config.hidden_size}",
+            expected=f"{sites.width}",
+            fix="give the model that it was trained on as `--base`",
+        )
+    method = config.method
+    if isinstance(method, LoraConfig):
+        return
+    if config.model_type == "albert" and method.mh_adapter:
+        raise AdapterError(f"{_SWAPPED} round, which cannot be expressed", found="`model_type`: `albert`, `mh_adapter`")
+    if config.model_type == "gptj" and method.original_ln_before:
+        raise AdapterError(
+            "AdapterHub hands this model's output adapters the attention's output for the residual, "
+            "which cannot be expressed",
+            found="`model_type`: `gptj`, `original_ln_before`",
+        )
+
+
+def _head_notes(folder: AdapterFolder, head: ImportedHead | None, with_head: bool) -> Iterator[str]:
+    if head is not None:
+        yield from head.notes
+    elif folder.head is not None and not with_head:
+        yield "its head was left out"
+
+
+def _record(config: Config, folder: AdapterFolder) -> dict[str, Any]:
+    """Where the adapter came from, for its training record."""
+    document = folder.adapter.document
+    kept = {key: document[key] for key in ("model_name", "model_class", "model_type", "version") if document.get(key)}
+    return {"imported_from": {"library": "adapters", "name": config.name, "config": dict(document["config"]), **kept}}

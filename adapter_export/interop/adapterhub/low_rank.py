@@ -1,0 +1,179 @@
+"""LoRA and IA3 of AdapterHub (`methods/lora.py`), around single linear layers and around fused ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapter_export.errors import AdapterError
+from adapter_export.graph.adapter import Placement
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.kinds.chain import Chain
+from adapter_export.graph.kinds.lora import lora_graph
+from adapter_export.interop.adapterhub.bottleneck import Parts
+from adapter_export.interop.adapterhub.config import LoraConfig
+from adapter_export.interop.adapterhub.keys import Key, Module, modules_of
+from adapter_export.interop.adapterhub.places import place_linears
+from adapter_export.interop.adapterhub.tensors import Recipe, Source, Taken, as_it_is, transposed
+from adapter_export.sites.site import Site, SiteMap
+
+_FUSED = {"q": "query", "k": "key", "v": "value"}
+"""The parts of a fused layer, in their order, by the names that the config has for them."""
+
+Recipes = Mapping[str, Recipe]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is computed at one linear layer, and how its parameters are made."""
+
+    graph_name: str
+    graph: AdapterGraph
+    recipes: Recipes
+    widths: Mapping[str, int]
+
+
+def import_low_rank(config: LoraConfig, keys: Iterable[Key], taken: Taken, sites: SiteMap) -> Parts:
+    """Bring LoRA or IA3 to the linear layers of a base.
+
+    Raises:
+        AdapterError: the base lacks its places, or it cannot be expressed.
+        TensorError: tensors are missing, left over or misshapen; all of them are listed.
+    """
+    placed = place_linears(modules_of(keys, "loras"), sites)
+    _check_layers(config, placed.sites, sites, taken)
+    graphs: dict[str, AdapterGraph] = {}
+    placements: dict[str, Placement] = {}
+    for site in sites:
+        module = placed.sites.get(site.name)
+        if module is not None and site.layer not in config.leave_out:
+            form = _form(config, site)
+            graphs[form.graph_name] = form.graph
+            placements[site.name] = Placement(
+                form.graph_name, {symbol: form.widths[symbol] for symbol in form.graph.symbols()}
+            )
+            names = {name: f"{site.name}.{name}" for name in form.graph.parameters}
+            taken.take(names, form.recipes, form.widths, module)
+    taken.check()
+    kind = "lora" if config.composition_mode == "add" else "ia3"
+    return Parts(kind, graphs, placements, taken.weights, (*placed.notes, *taken.notes()))
+
+
+def _form(config: LoraConfig, site: Site) -> _Form:
+    fused = _enabled(config, site) if site.parts else ()
+    if fused and config.use_gating and len(fused) < len(site.parts) + 1:
+        _refuse_fused_gates(site)
+    if config.composition_mode == "scale":
+        return _ia3(config, site, fused)
+    return _lora(config, site, fused)
+
+
+def _enabled(config: LoraConfig, site: Site) -> tuple[int, ...]:
+    """Which thirds of a fused layer take part; the library cuts it into three equal ones."""
+    third = site.width // len(_FUSED)
+    expected = {name: (third * at, third * (at + 1)) for at, name in enumerate(_FUSED.values())}
+    if dict(site.parts) != expected:
+        raise AdapterError(
+            "AdapterHub cuts a fused layer into equal parts for query, key and value, which this one has not",
+            where=f"`{site.name}`",
+            found=", ".join(f"{name} {start}:{end}" for name, (start, end) in site.parts.items()),
+        )
+    return tuple(at for at, letter in enumerate(_FUSED) if letter in config.attn_matrices)
+
+
+def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
+    """`h + (alpha/r)·B(A u)`; of a fused layer's products side by side, each writes its own part."""
+    factor = 1.0 if config.use_gating else config.alpha / config.r
+    graph = lora_graph(factor, dropout=config.dropout, gate=config.use_gating)
+    recipes = {"lora_A.weight": transposed("lora_A", ("d_in", "r")), "lora_B.weight": transposed("lora_B", ("r", "d"))}
+    rank = config.r * (len(fused) or 1)
+    widths = {"d": site.width, "d_in": site.width_in, "r": rank, "r1": config.r}
+    if fused:
+        third = site.width // len(_FUSED)
+        source = Source("lora_B", (third * len(fused), "r1"))
+        recipes["lora_B.weight"] = Recipe((source,), lambda stacked: _spread(stacked, fused, third, site.width))
+    return _Form("lora_gate" if config.use_gating else "lora", graph, {**recipes, **_gate()}, widths)
+
+
+def _spread(stacked: np.ndarray, fused: tuple[int, ...], third: int, width: int) -> np.ndarray:
+    """[n·d/3, r] as [n·r, d]: each product's columns in its own part, zeros elsewhere."""
+    rank = stacked.shape[1]
+    whole = np.zeros((rank * len(fused), width), stacked.dtype)
+    for at, part in enumerate(fused):
+        block = stacked[third * at : third * (at + 1)]
+        whole[rank * at : rank * (at + 1), third * part : third * (part + 1)] = block.T
+    return whole
+
+
+def _ia3(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
+    """`alpha·l⊙h`, with a gate `g·l⊙h`."""
+    chain = Chain("h")
+    chain.owned("scale_features", "scaling", {"weight": ("d",)})
+    if config.use_gating:
+        chain.gate("u", "d_in")
+    else:
+        chain.scale(config.alpha)
+    recipe = Recipe((Source("lora_B", ("d", 1)),), lambda factors: factors[:, 0])
+    if fused:
+        third = site.width // len(_FUSED)
+        source = Source("lora_B", (third * len(fused), 1))
+        recipe = Recipe((source,), lambda factors: _among_ones(factors[:, 0], fused, third, site.width))
+    name = "ia3_gate" if config.use_gating else "ia3"
+    widths = {"d": site.width, "d_in": site.width_in}
+    return _Form(name, chain.graph(), {"scaling.weight": recipe, **_gate()}, widths)
+
+
+def _among_ones(factors: np.ndarray, fused: tuple[int, ...], third: int, width: int) -> np.ndarray:
+    whole = np.ones(width, factors.dtype)
+    for at, part in enumerate(fused):
+        whole[third * part : third * (part + 1)] = factors[third * at : third * (at + 1)]
+    return whole
+
+
+def _gate() -> dict[str, Recipe]:
+    return {"gate.weight": transposed("gate.weight", ("d_in", 1)), "gate.bias": as_it_is("gate.bias", (1,))}
+
+
+def _refuse_fused_gates(site: Site) -> None:
+    raise AdapterError(
+        "has a gate for each part of a fused layer, which cannot be expressed",
+        where=f"`{site.name}`",
+        found="`use_gating`",
+        fix="train without gates, or on a base whose query, key and value are separate layers",
+    )
+
+
+def _check_layers(config: LoraConfig, placed: Mapping[str, Module], sites: SiteMap, taken: Taken) -> None:
+    """Every layer that is not left out must have what the others have, and as many as the config asks for."""
+    within = {site.name: _inside(site) for site in sites.of_roles(("linear",))}
+    by_layer: dict[int, set[str]] = {
+        layer: set() for layer in _layers(sites) if layer is not None and layer not in config.leave_out
+    }
+    for site in sites.of_roles(("linear",)):
+        if site.name in placed and site.layer in by_layer:
+            by_layer[site.layer].add(within[site.name])
+    everywhere = sorted(set().union(*by_layer.values()))
+    for layer, names in by_layer.items():
+        for name in everywhere:
+            if name not in names:
+                taken.fault(f"every tensor of `{name}` in layer {layer} is missing")
+    fused = any(site.parts for site in sites.of_roles(("linear",)) if site.name in placed)
+    wanted = _modules_per_layer(config, fused)
+    if len(everywhere) != wanted:
+        taken.fault(f"there are {len(everywhere)} linear layers in each layer, and the config asks for {wanted}")
+
+
+def _layers(sites: SiteMap) -> Iterator[int | None]:
+    yield from dict.fromkeys(site.layer for site in sites.of_roles(("linear",)))
+
+
+def _inside(site: Site) -> str:
+    """A site's name without its layer: `attention.query` of `layers.3.attention.query`."""
+    return site.name.partition(f"{site.layer}.")[2]
+
+
+def _modules_per_layer(config: LoraConfig, fused: bool) -> int:
+    attention = (1 if fused else len(_FUSED.keys() & set(config.attn_matrices))) if config.selfattn_lora else 0
+    return attention + config.intermediate_lora + config.output_lora

@@ -1,0 +1,165 @@
+"""Where the modules of AdapterHub's adapters are in a base: by their paths, else by the numbers of their layers.
+
+A path in a file may have a prefix that the base's paths lack (`bert.`), and the base's a prefix that the file's lack. A
+module that the base calls several times, as ALBERT calls its one layer, is several sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from adapter_export.errors import AdapterError
+from adapter_export.interop.adapterhub.keys import Module
+from adapter_export.sites.site import Role, Site, SiteMap
+
+_ENDS: tuple[tuple[str, Role | None], ...] = (
+    ("attention_adapters", "attention"),
+    ("output_adapters", "ffn"),
+    ("cross_attention_adapters", None),
+    ("crossattention.output", None),
+    ("attention.output", "attention"),
+    ("output", "ffn"),
+)
+"""How the path of a bottleneck's module ends, and what it acts behind: the library's own modules have the first names,
+those of BERT and its kin are the base's. After cross-attention there is no site."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A bottleneck's place, from the path of its module.
+
+    Attributes:
+        module: the module.
+        path: of what it lies in: `bert.encoder.layer.0`.
+        role: of the sublayer behind which it acts.
+    """
+
+    module: Module
+    path: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The site of each module, and how it was found."""
+
+    sites: Mapping[str, Module]
+    notes: tuple[str, ...] = ()
+
+
+def place_blocks(modules: Iterable[Module], sites: SiteMap) -> Placed:
+    """Find the sublayers behind which the bottlenecks of some modules act.
+
+    Returns:
+        The module of each site, by the site's name.
+
+    Raises:
+        AdapterError: the base has no site for some of them; all are listed.
+    """
+    blocks = [_block(module) for module in modules]
+    for dropped in range(_longest(block.path for block in blocks)):
+        found = {block.module.path: _sublayers(block, sites, dropped) for block in blocks}
+        if blocks and all(found.values()):
+            return _placed({block.module.path: block.module for block in blocks}, found)
+    return _by_layer(blocks, sites)
+
+
+def place_linears(modules: Iterable[Module], sites: SiteMap) -> Placed:
+    """Find the linear layers around which LoRA or IA3 act in some modules.
+
+    Returns:
+        The module of each site, by the site's name.
+
+    Raises:
+        AdapterError: the base has no site for some of them; all are listed.
+    """
+    modules = tuple(modules)
+    nearest: dict[str, tuple[Site, ...]] = {}
+    for dropped in range(_longest(module.path for module in modules)):
+        found = {module.path: _linears(module.path, sites, dropped) for module in modules}
+        if all(found.values()):
+            return _placed({module.path: module for module in modules}, found)
+        nearest = max(nearest, found, key=lambda one: sum(map(bool, one.values())))
+    missing = [path for path in (module.path for module in modules) if not nearest.get(path)]
+    known = sorted({site.path for site in sites.of_roles(("linear",)) if site.path})
+    raise _not_there(missing, "linear layers", known)
+
+
+def _block(module: Module) -> Block:
+    for end, role in _ENDS:
+        if module.path == end or module.path.endswith(f".{end}"):
+            if role is None:
+                raise AdapterError(
+                    "acts after cross-attention, where no site is found", where=f"`{module.path}`", fix="leave it out"
+                )
+            return Block(module, module.path[: -len(end)].rstrip("."), role)
+    raise AdapterError(
+        "a bottleneck in a module of an unknown name",
+        found=f"`{module.path}`",
+        expected=", ".join(f"`….{end}`" for end, role in _ENDS if role),
+    )
+
+
+def _longest(paths: Iterable[str]) -> int:
+    """How many leading parts of the paths can be dropped, at least one number left behind."""
+    return max((path.count(".") for path in paths), default=0)
+
+
+def _tail(path: str, dropped: int) -> str:
+    return ".".join(path.split(".")[dropped:])
+
+
+def _sublayers(block: Block, sites: SiteMap, dropped: int) -> tuple[Site, ...]:
+    tail = f".{_tail(block.path, dropped)}."
+    if not any(part.isdecimal() for part in tail.split(".")) or tail.count(".") < 3:
+        return ()
+    return tuple(site for site in sites.of_roles((block.role,)) if site.path and tail in f".{site.path}.")
+
+
+def _linears(path: str, sites: SiteMap, dropped: int) -> tuple[Site, ...]:
+    tail = f".{_tail(path, dropped)}"
+    if not any(part.isdecimal() for part in tail.split(".")):
+        return ()
+    return tuple(site for site in sites.of_roles(("linear",)) if site.path and f".{site.path}".endswith(tail))
+
+
+def _placed(modules: Mapping[str, Module], found: Mapping[str, tuple[Site, ...]]) -> Placed:
+    placed: dict[str, Module] = {}
+    for path, places in found.items():
+        for site in places:
+            if site.name in placed:
+                raise AdapterError(
+                    "two modules of the adapter act at one site",
+                    found=f"`{placed[site.name].path}` and `{path}`",
+                    where=f"`{site.name}`",
+                    expected="one bottleneck at each site",
+                )
+            placed[site.name] = modules[path]
+    return Placed(placed)
+
+
+def _by_layer(blocks: Iterable[Block], sites: SiteMap) -> Placed:
+    """The last number in the path is the layer's, where the base's modules have other names or none."""
+    placed: dict[str, Module] = {}
+    missing = []
+    for block in blocks:
+        numbers = [int(part) for part in block.path.split(".") if part.isdecimal()]
+        places = [site for site in sites.of_roles((block.role,)) if numbers and site.layer == numbers[-1]]
+        if len(places) == 1 and places[0].name not in placed:
+            placed[places[0].name] = block.module
+        else:
+            missing.append(block.module.path)
+    if missing:
+        known = [f"{site.name} ({site.path})" if site.path else site.name for site in sites.sublayers]
+        raise _not_there(missing, "sublayers", known)
+    return Placed(placed, ("the base's modules have other names: layers were matched by their numbers",))
+
+
+def _not_there(missing: list[str], what: str, known: list[str]) -> AdapterError:
+    return AdapterError(
+        f"acts where the base has no {what} of these names",
+        found=", ".join(f"`{path}`" for path in missing),
+        expected=", ".join(known) or f"a base with {what} that are found",
+        fix="give the model that it was trained on; `adapter-export sites MODEL` lists what was found",
+    )
