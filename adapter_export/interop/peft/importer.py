@@ -80,7 +80,7 @@ def import_peft(
         parts.head,
         {"imported": {"from": "peft", "config": dict(read.config)}},
     )
-    return Imported(adapter, (*_renamed(renaming), *parts.notes))
+    return Imported(adapter, (*_renamed(renaming), *_idle(found, read.options), *parts.notes))
 
 
 @dataclass(frozen=True)
@@ -169,3 +169,8 @@ def _renamed(renaming: Renaming) -> Iterator[str]:
         yield f"the adapter's modules `{renaming.drop}.…` are the base's without that beginning"
     if renaming.add:
         yield f"the adapter's modules are the base's behind `{renaming.add}.`"
+
+
+def _idle(found: Sorted, options: Options) -> Iterator[str]:
+    for pattern in options.idle_patterns(found.adapted):
+        yield f"the pattern `{pattern}` matches no module of the adapter, in PEFT neither"

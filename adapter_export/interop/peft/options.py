@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -88,6 +88,7 @@ class Options:
         layers: the layers that it acts on; all if none are named.
         layer_lists: what the lists of layers are called.
         feedforward: the modules of IA3 whose input is scaled.
+        versioned: whether the config names the version of PEFT, as those since 0.18 do.
     """
 
     kind: Kind
@@ -106,6 +107,7 @@ class Options:
     layers: tuple[int, ...] = ()
     layer_lists: tuple[str, ...] = ()
     feedforward: Names = ()
+    versioned: bool = True
 
     def rank_at(self, path: str) -> int:
         """The rank at a module."""
@@ -113,8 +115,24 @@ class Options:
 
     def factor_at(self, path: str) -> float:
         """The factor on LoRA's update at a module, from the rank that the config gives it."""
+        return self._factor(path, self.alphas.get(_pattern(self.alphas, path), self.alpha))
+
+    def idle_patterns(self, paths: Collection[str]) -> tuple[str, ...]:
+        """Patterns for ranks or alphas that no module matches, where perhaps one was meant to."""
+        used = {_pattern(patterns, path) for patterns in (self.ranks, self.alphas) for path in paths}
+        return tuple(pattern for pattern in dict.fromkeys([*self.ranks, *self.alphas]) if pattern not in used)
+
+    def older_factor_at(self, path: str) -> float:
+        """The factor as PEFT read the patterns before 0.15.
+
+        It looked for one pattern among those for ranks and those for alphas together, without a group around it, and
+        behind a dot only.
+        """
+        patterns = (pattern for pattern in (*self.ranks, *self.alphas) if re.match(rf".*\.{pattern}$", path))
+        return self._factor(path, self.alphas.get(next(patterns, path), self.alpha))
+
+    def _factor(self, path: str, alpha: float) -> float:
         rank = self.rank_at(path)
-        alpha = self.alphas.get(_pattern(self.alphas, path), self.alpha)
         return alpha / math.sqrt(rank) if self.rank_stabilised else alpha / rank
 
 
@@ -205,6 +223,7 @@ class _Reader:
             "targets": self._names("target_modules"),
             "excluded": self._names("exclude_modules"),
             "saved": self._list("modules_to_save", str),
+            "versioned": self._text("peft_version") is not None,
         }
         if self._config["peft_type"] == IA3:
             return Options("ia3", feedforward=self._names("feedforward_modules"), **shared)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import TensorError
+from adapter_export.errors import AdapterError, TensorError
 from adapter_export.graph.adapter import Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.ia3 import ia3_graph
@@ -59,6 +59,7 @@ def make_parts(updates: Sequence[Update], options: Options, where: object) -> Pa
 
     Raises:
         TensorError: tensors have other shapes than the base's layers or the config's ranks; all of them are listed.
+        AdapterError: the factors depend on the version of PEFT, and the config does not say it.
     """
     faults = dict.fromkeys(fault for update in updates for fault in _faults(update, options))
     if faults:
@@ -68,7 +69,10 @@ def make_parts(updates: Sequence[Update], options: Options, where: object) -> Pa
             found="; ".join(faults),
             fix="give the base that the adapter was trained on, and the config that was saved with it",
         )
-    return _lora_parts(updates, options) if options.kind == "lora" else _ia3_parts(updates, options)
+    if options.kind == "ia3":
+        return _ia3_parts(updates, options)
+    _check_patterns(updates, options, where)
+    return _lora_parts(updates, options)
 
 
 def _faults(update: Update, options: Options) -> Iterator[str]:
@@ -86,6 +90,25 @@ def _expected_shapes(update: Update, options: Options) -> dict[str, tuple[int, .
         return {"ia3_l": (1, width_in) if _scales_input(update, options) else (width, 1)}
     rank = options.rank_at(update.path)
     return {"lora_A.weight": (rank, width_in), "lora_B.weight": (width, rank), "lora_B.bias": (width,)}
+
+
+def _check_patterns(updates: Sequence[Update], options: Options, where: object) -> None:
+    """Refuse patterns that versions of PEFT read differently, where nothing says which one wrote them."""
+    paths = dict.fromkeys(update.path for update in updates if update.tensors and not options.versioned)
+    factors = {path: (options.older_factor_at(path), options.factor_at(path)) for path in paths}
+    faults = [
+        f"`{path}`: the factor {older:g} before version 0.15 and {newer:g} since"
+        for path, (older, newer) in factors.items()
+        if older != newer
+    ]
+    if faults:
+        raise AdapterError(
+            "has an `alpha_pattern` that versions of PEFT read differently, and names no version",
+            where=where,
+            found="; ".join(faults),
+            fix="add the `peft_version` that trained it to the config if it is 0.15 or newer; else write whole paths "
+            "in the pattern, with the alphas that were used",
+        )
 
 
 def _lora_parts(updates: Sequence[Update], options: Options) -> Parts:

@@ -1,0 +1,97 @@
+"""The folders that PEFT wrote (`tests/fixtures/peft`), copies of them with something changed, and sites for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from adapter_export.sites.site import Site, SiteMap
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "peft"
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CASES = tuple(sorted(path.name for path in (FIXTURES / "adapters").iterdir()))
+
+Arrays = dict[str, np.ndarray]
+
+
+def adapter_folder(name: str) -> Path:
+    """Where the files of an adapter lie: one whose name is not PEFT's default has a folder of its own inside."""
+    (config,) = (FIXTURES / "adapters" / name).rglob(CONFIG)
+    return config.parent
+
+
+def refused_folder(name: str) -> Path:
+    return FIXTURES / "refused" / name
+
+
+def base_folder(name: str) -> Path:
+    """The base of an adapter."""
+    return FIXTURES / "bases" / read_config(adapter_folder(name))["base_model_name_or_path"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    return config
+
+
+def expected(name: str) -> Arrays:
+    """Inputs, outputs and what some layers read and returned, by the names that `make.py` explains."""
+    (path,) = (FIXTURES / "adapters" / name).rglob("expected.safetensors")
+    return load_file(path)
+
+
+def changed(
+    folder: Path,
+    to: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    tensors: Callable[[Arrays], Arrays] | None = None,
+) -> Path:
+    """A copy of an adapter's folder with other values in its config, and other tensors."""
+    shutil.copytree(folder, to)
+    (to / CONFIG).write_text(json.dumps(read_config(folder) | dict(config or {})))
+    if tensors is not None:
+        save_file(tensors(load_file(to / TENSORS)), to / TENSORS)
+    return to
+
+
+def bare_bert() -> tuple[SiteMap, Arrays]:
+    """The linear sites of the small BERT by a person's list, and its tensors; no graph is behind them."""
+    tensors = load_file(FIXTURES / "bases" / "bert" / "model.safetensors")
+    sites = tuple(
+        linear_site(f"layers.{layer}.{name}", f"encoder.layer.{layer}.{path}", *widths)
+        for layer in range(2)
+        for name, path, widths in (
+            ("attention.query", "attention.self.query", (32, 32)),
+            ("attention.key", "attention.self.key", (32, 32)),
+            ("attention.value", "attention.self.value", (32, 32)),
+            ("attention.output", "attention.output.dense", (32, 32)),
+            ("ffn.up", "intermediate.dense", (32, 48)),
+            ("ffn.down", "output.dense", (48, 32)),
+        )
+    )
+    return SiteMap(sites, "final", 32), tensors
+
+
+def linear_site(name: str, path: str | None, width_in: int, width: int) -> Site:
+    return Site(
+        name=name,
+        role="linear",
+        layer=int(name.split(".")[1]),
+        width=width,
+        width_in=width_in,
+        h=f"{name}/h",
+        x=None,
+        u=f"{name}/u",
+        y=None,
+        norm=None,
+        residual=None,
+        path=path,
+        followed_by="other",
+    )
