@@ -238,8 +238,8 @@ def _not_a_base(path: Path, found: str) -> BaseModelError:
     fix = "run `adapter-export capture HF_FOLDER -o model.pt`, or save a torch module with `save_base`"
     if found == _PICKLE:
         fix = (
-            "only if you trust whoever made it, run in Python "
-            "`save_base(torch.load(path, weights_only=False), example_inputs, 'model.pt')`, and use `model.pt`"
+            f"only if you trust whoever made it, run `adapter-export capture --trust-pickle {path} -o model.pt`, which "
+            "runs its code once, and use `model.pt`, which holds none"
         )
     return BaseModelError(
         "is not a model that can be opened",

@@ -20,12 +20,11 @@ from adapter_export.errors import BaseModelError, FileError, within
 from adapter_export.torch.base import TorchBase, load_base, save_base
 from adapter_export.torch.capture import AxisNames
 from adapter_export.torch.decoder import CachedDecoder, cache_axes
+from adapter_export.torch.example_inputs import most_tokens, obvious_inputs
 from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _FOLDER_ERRORS: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, SafetensorError)
-_BATCH, _TOKENS = 2, 7
-"""The lengths of the example inputs; nothing depends on them."""
 
 
 def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force: bool = False) -> None:
@@ -60,7 +59,7 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
         path,
         axes=axes,
         tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
-        max_tokens=_max_tokens(model),
+        max_tokens=most_tokens(model),
         force=force,
     )
 
@@ -178,38 +177,13 @@ def _example_inputs(model: nn.Module, folder: Path) -> dict[str, Tensor]:
             expected="an encoder or a decoder alone",
             fix="load the model in Python and save the part that you want: `save_base(model.get_encoder(), …)`",
         )
-    taken = inspect.signature(model.forward).parameters
-    if "input_ids" in taken:
-        ids = torch.ones(_BATCH, _TOKENS, dtype=torch.int64)
-        # without a table of token types, models add the embedding of a token instead
-        typed = (getattr(config, "type_vocab_size", 0) or 0) > 0
-        offered = {"input_ids": ids, "attention_mask": ids, **({"token_type_ids": ids * 0} if typed else {})}
-        return {name: tensor for name, tensor in offered.items() if name in taken}
-    size = getattr(config, "image_size", None)
-    if "pixel_values" in taken and size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.zeros(_BATCH, getattr(config, "num_channels", 3), height, width)}
-    raise BaseModelError(
-        "takes inputs that are neither tokens nor images",
-        where=folder,
-        found=", ".join(taken),
-        expected="`input_ids` or `pixel_values`",
-        fix="load the model in Python and save it with `save_base`, which takes any inputs",
-    )
-
-
-def _max_tokens(model: nn.Module) -> int | None:
-    """The number of positions, less those that a table with a padding row skips (RoBERTa and its relatives)."""
-    config: Any = model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
-    skipped = [
-        module.padding_idx + 1
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-        and "position" in name
-        and module.num_embeddings == positions
-        and module.padding_idx is not None
-    ]
-    return positions - max(skipped, default=0)
+    found = obvious_inputs(model)
+    if found is None:
+        raise BaseModelError(
+            "takes inputs that are neither tokens nor images",
+            where=folder,
+            found=", ".join(inspect.signature(model.forward).parameters),
+            expected="`input_ids` or `pixel_values`",
+            fix="load the model in Python and save it with `save_base`, which takes any inputs",
+        )
+    return found

@@ -11,17 +11,15 @@ from adapter_export.torch.pickles import ZIP_ERRORS, foreign_globals
 
 _SAVE = "load the model in Python and save it with `save_base(model, example_inputs, path)`"
 _PICKLE = (
-    "only if you trust whoever made it, run in Python "
-    "`save_base(torch.load(path, weights_only=False), example_inputs, 'model.pt')`, and use `model.pt`"
+    "only if you trust whoever made it, run `adapter-export capture --trust-pickle FILE -o model.pt`, which runs its "
+    "code once, and use `model.pt`, which holds none"
 )
 _WHOLE = "copy the file again as a whole, or save it again"
 
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _MARKS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to", "run `git lfs pull`"),
-    (b"\x80\x02", "a pickle, which could run code when it is read", _PICKLE),
-    (b"\x80\x03", "a pickle, which could run code when it is read", _PICKLE),
-    (b"\x80\x04", "a pickle, which could run code when it is read", _PICKLE),
-    (b"\x80\x05", "a pickle, which could run code when it is read", _PICKLE),
+    *((mark, "a pickle, which could run code when it is read", _PICKLE) for mark in _PICKLES),
     (b"GGUF", "a GGUF file: weights without a program", _SAVE),
     (b"\x89HDF", "an HDF5 file: weights without a program", _SAVE),
     (b"\x1f\x8b", "a gzip file", "unpack it first"),
@@ -32,6 +30,7 @@ _SAFETENSORS = "a safetensors file: weights without a program"
 _FOLDER = "give the Hugging Face folder that it is from, which has a `config.json` beside it"
 _ONNX = "an ONNX graph, which torch cannot load"
 
+_PROGRAM = "models/model.json"
 _LIBRARIES = ("torch.", "builtins.", "__builtin__.", "collections.", "_codecs.", "numpy.", "?")
 _LARGEST_PICKLE = 64 * 2**20
 
@@ -42,6 +41,11 @@ def not_an_archive(path: Path) -> BaseModelError:
         start = file.read(64)
     found, fix = _describe_start(start, path)
     return _error(path, found, fix)
+
+
+def untrusted(path: Path) -> BaseModelError:
+    """The error for a pickled module that nobody said to trust."""
+    return _error(path, "a pickled module or object, which could run code when it is read", _PICKLE)
 
 
 def _error(path: Path, found: str, fix: str) -> BaseModelError:
@@ -82,16 +86,38 @@ def check_sort(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            if not any(name.endswith("models/model.json") for name in names):
+            if not any(name.endswith(_PROGRAM) for name in names):
                 raise another_zip(path, archive, names)
     except ZIP_ERRORS as error:
         raise not_an_archive(path) from error
+
+
+def check_pickled(path: Path) -> None:
+    """Refuse a readable file that is no pickled module or object; nothing of it is run.
+
+    Raises:
+        BaseModelError: it is another sort of file, or damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(2) in _PICKLES:
+                return
+        raise not_an_archive(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found, fix = _describe_zip(archive, archive.namelist())
+    except ZIP_ERRORS as error:
+        raise not_an_archive(path) from error
+    if fix != _PICKLE:
+        raise BaseModelError("is no pickled module", where=path, found=found, fix=fix)
 
 
 def _describe_zip(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[str, str]:
     lasts = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in lasts or any("/code/" in name for name in names):
         return "a TorchScript archive", _SAVE
+    if any(name.endswith(_PROGRAM) for name in names):
+        return "an archive of `torch.export` already", "use it as it is; every command takes it"
     if "serialized_exported_program.json" in lasts:
         return "an archive of torch 2.7 or older", "load it with that torch, export the model again and save it"
     if any("/data/aotinductor/" in name for name in names):

@@ -73,7 +73,7 @@ def _onnx_with_data_outside(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-_SAFE_WAY = ("could run code when it is read", "only if you trust", "save_base(torch.load(", "example_inputs")
+_SAFE_WAY = ("could run code when it is read", "only if you trust", "capture --trust-pickle", "runs its code once")
 
 BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a pickled module": (
@@ -139,7 +139,7 @@ def test_trust_makes_no_base_of_what_has_no_program(cli, tmp_path: Path, what: s
     write, words = BAD[what]
     write(tmp_path / "model")
     found = cli.refused(3, words[0], "sites", tmp_path / "model", "--trust-pickle")
-    assert "save_base" in found.stderr
+    assert words[-1] in found.stderr
 
 
 def test_a_truncated_archive_in_every_command(cli, model: Path, adapters: Path, table: Path, tmp_path: Path) -> None:
