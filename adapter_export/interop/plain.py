@@ -106,10 +106,10 @@ def _site_parts(tensors: Tensors, kind: Kind, sites: SiteMap) -> Iterator[_Part]
 
 
 def _bind(tensors: Tensors, names: Mapping[str, str], graph: AdapterGraph, known: Mapping[str, int]) -> dict[str, int]:
-    """A number for each symbol that the shapes of a part's tensors show."""
+    """A number for each symbol that the shapes of a part's tensors show, its own before those that all sites share."""
     bound = dict(known)
-    for parameter, symbols in graph.parameters.items():
-        tensor = tensors.get(names[parameter])
+    for parameter in sorted(graph.parameters, key=graph.shared.__contains__):
+        symbols, tensor = graph.parameters[parameter], tensors.get(names[parameter])
         if tensor is None or tensor.ndim != len(symbols):
             continue
         straight = _agrees(tensor.shape, symbols, bound)

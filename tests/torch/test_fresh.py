@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hand_made_sites import encoder
 from small_encoder import load_encoder
 from small_task import make_adapter
 
@@ -45,10 +46,42 @@ def test_without_labels_there_is_no_head(base) -> None:
     assert make_adapter(base, labels=None).head is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_weights_for_all_its_places(kind: str) -> None:
+    """Which tensors there must be, and of which shapes, is checked by `Adapter`."""
+    made = KINDS[kind]()
+    made = made.with_widths(b=8) if "b" in made.parts[0].widths else made
+    adapter = fresh_adapter(made, encoder(), name="a", base="f" * 64)
+    assert set(adapter.placements) == {site.name for site, _ in made.at(encoder())}
+    assert adapter.graphs == made.graphs
+    zero = {name for name, tensor in adapter.weights.items() if not tensor.any()}
+    assert {name.rsplit(".", 1)[1] for name in zero} <= {"bias", "weight"}
+
+
+def test_what_is_shared_is_drawn_once() -> None:
+    adapter = fresh_adapter(KINDS["compacter"]().with_widths(b=8), encoder(), name="a", base="f" * 64)
+    shared = [name for name in adapter.weights if name.startswith("shared.")]
+    assert shared == ["shared.bottleneck_gelu_phm.rule"]
+    rules = [adapter.parameters(site)["rule"] for site in adapter.placements]
+    assert len(rules) == 4
+    assert all(rule is rules[0] for rule in rules)
+
+
+def test_the_scheme_is_the_kinds_own_unless_another_is_given() -> None:
+    made = [
+        fresh_adapter(KINDS["lora"](), encoder(), name="a", base="f" * 64, scheme=scheme)
+        for scheme in (None, "kaiming_zero_up", "normal")
+    ]
+    own, same, other = (adapter.weights["layers.0.attention.query.lora_B.weight"] for adapter in made)
+    assert not own.any()
+    assert not same.any()
+    assert other.any()
+
+
 def test_what_cannot_be_made_is_refused(base) -> None:
     with pytest.raises(UsageError, match="unknown initialisation"):
         make_adapter(base, scheme="lucky")
     with pytest.raises(UsageError, match="unknown pooling"):
         make_adapter(base, pooling="last")
     with pytest.raises(AdapterError, match="no site for kind `houlsby`; expected attention or ffn"):
-        fresh_adapter(KINDS["houlsby"](None), SiteMap((), "h", 16), name="a", base=base.fingerprint)
+        fresh_adapter(KINDS["houlsby"](), SiteMap((), "h", 16), name="a", base=base.fingerprint)

@@ -104,6 +104,9 @@ def _check(options: LoraOptions) -> None:
             found=", ".join(f"`{name}`" for name in strangers),
             expected=", ".join(f"`{name}`" for name in options.on),
         )
+    broken = [rank for rank in (options.rank, *options.ranks.values()) if rank != int(rank)]
+    if broken:
+        raise UsageError("the rank is a whole number", found=broken[0])
     small = [rank for rank in (options.rank, *options.ranks.values()) if rank < 1]
     if small:
         raise UsageError("the rank is too small", found=small[0], expected="at least 1")

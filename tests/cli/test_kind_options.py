@@ -1,0 +1,162 @@
+"""The options of kinds: each means what it says, and one that a kind does not have is an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hand_made_sites import encoder
+
+from adapter_export.cli.kind_options import PACKED, TRAINED, make_kind, names_of
+from adapter_export.cli.main import main
+from adapter_export.errors import AdapterError, UsageError
+from adapter_export.graph.kinds import KINDS, BottleneckOptions, Ia3Options, LoraOptions, PhmOptions
+
+SITES = encoder()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_without_options_a_kind_is_as_published(name: str) -> None:
+    assert make_kind(name, dict.fromkeys(names_of(TRAINED))) == KINDS[name]()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "options"),
+    [
+        (
+            "houlsby",
+            {"activation": "silu", "no_bias": True, "gate": True},
+            BottleneckOptions("silu", bias=False, gate=True),
+        ),
+        ("par_bn", {"norm_after": True}, BottleneckOptions("relu", 4.0, norm_after=True)),
+        ("adapter_plus", {"drop_path": 0.3, "scaling": 2.0}, BottleneckOptions("gelu", 2.0, drop_path=0.3)),
+        ("houlsby", {"phm_dim": 2, "phm_rank": 3}, BottleneckOptions("gelu", phm=PhmOptions(2, 3))),
+        ("compacter", {"phm_rank": 2}, BottleneckOptions("gelu", phm=PhmOptions(4, 2))),
+        ("lora", {"rank": 4, "alpha": 8, "on": ("value",)}, LoraOptions(("value",), 4, 8)),
+        ("lora", {"rank": {"query": 2}, "alpha": {"value": 1}}, LoraOptions(ranks={"query": 2}, alphas={"value": 1})),
+        ("lora", {"rs_lora": True, "lora_bias": True}, LoraOptions(rs_lora=True, bias=True)),
+        ("ia3", {"on": ("key",), "inputs": ("ffn.down",)}, Ia3Options(("key",))),
+    ],
+)
+def test_options_change_the_graph(name: str, given: dict[str, Any], options: Any) -> None:
+    assert make_kind(name, given) == KINDS[name](options)
+
+
+def widths(name: str, symbol: str = "b", **given: Any) -> dict[str, int]:
+    placements = make_kind(name, given).placements(SITES)
+    return {site.removeprefix("layers."): placement.widths[symbol] for site, placement in placements.items()}
+
+
+def test_widths_are_numbers_or_parts_of_the_width() -> None:
+    assert widths("pfeiffer") == {"0.ffn": 64, "1.ffn": 64}
+    assert widths("pfeiffer", bottleneck=3) == {"0.ffn": 3, "1.ffn": 3}
+    assert widths("seq_bn", reduction_factor=5) == {"0.ffn": 3, "1.ffn": 3}
+    assert widths("seq_bn", reduction_factor={"1": 8, "default": 2}) == {"0.ffn": 8, "1.ffn": 2}
+    assert widths("nice", "f", reduction_factor=4) == {"embeddings": 2}
+    assert set(widths("lora", "r", rank={"query": 2}).values()) == {2, 8}
+
+
+def test_places_are_sublayers_and_layers() -> None:
+    assert list(widths("houlsby", at=("attention",), leave_out=("0",))) == ["1.attention"]
+    assert list(widths("pfeiffer", at=("attention", "ffn"))) == ["0.attention", "0.ffn", "1.attention", "1.ffn"]
+    assert list(widths("lora", "r", on=("ffn.up",), leave_out=("1",))) == ["0.ffn.up"]
+
+
+def flag(name: str) -> str:
+    return f"`--{name.replace('_', '-')}`"
+
+
+VALUES: dict[str, Any] = {
+    **dict.fromkeys(names_of(TRAINED), True),
+    **dict.fromkeys(("bottleneck", "reduction_factor", "rank", "alpha", "phm_dim", "phm_rank", "scaling"), 3),
+    **dict.fromkeys(("dropout", "drop_path"), 0.1),
+    **{"at": ("ffn",), "leave_out": ("0",), "on": ("query",), "inputs": ("value",), "activation": "elu"},
+}
+HAVE = {
+    "houlsby": "activation scaling dropout drop_path norm_before norm_after gate no_bias phm_dim phm_rank at leave_out "
+    "bottleneck reduction_factor",
+    "lora": "dropout gate on rank alpha rs_lora lora_bias leave_out",
+    "ia3": "on inputs leave_out",
+    "nice": "activation reduction_factor",
+}
+
+
+@pytest.mark.parametrize("option", names_of(TRAINED))
+@pytest.mark.parametrize("name", HAVE)
+def test_an_option_that_a_kind_does_not_have_is_an_error(name: str, option: str) -> None:
+    given = {option: VALUES[option]}
+    if option in HAVE[name].split():
+        made = make_kind(name, given | ({"on": ("query",)} if option == "inputs" else {}))
+        assert made != KINDS[name](), "the option changes nothing"
+    else:
+        with pytest.raises(UsageError, match=f"kind `{name}` has no such option; found {flag(option)}; expected `--"):
+            make_kind(name, given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("houlsby", {"bottleneck": 0}, "`--bottleneck` is too small"),
+        ("houlsby", {"bottleneck": 4, "reduction_factor": 4}, "exclude each other"),
+        ("houlsby", {"at": ("head",)}, "`--at` names no sublayer; found `head`"),
+        ("houlsby", {"leave_out": ("first",)}, "`--leave-out` names no layer; found `first`"),
+        ("houlsby", {"phm_dim": 0}, "`--phm-dim` is too small"),
+        ("houlsby", {"reduction_factor": {"one": 2}}, "not a layer; found `one`"),
+        ("nice", {"reduction_factor": {"0": 2}}, "has one reduction factor"),
+        ("lora", {"rank": 1.5}, "`--rank` is a whole number; found 1.5"),
+        ("lora", {"rank": {"key": 2}}, "at which LoRA does not act; found `key`"),
+        ("lora", {"rank": {"query": 1.5}}, "the rank is a whole number; found 1.5"),
+    ],
+)
+def test_values_that_cannot_be(name: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_kind(name, given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        (
+            "lora",
+            {"on": ("query", "qurey")},
+            "no site for kind `lora`; found embeddings, attention.query.*expected `qurey`",
+        ),
+        ("ia3", {"inputs": ("ffn.gate",)}, "no site for kind `ia3`.*expected `ffn.gate`"),
+        (
+            "houlsby",
+            {"leave_out": ("0", "2")},
+            "a layer is left out that the base does not have; found 2; expected below 2",
+        ),
+        (
+            "houlsby",
+            {"leave_out": ("0", "1")},
+            "no site for kind `houlsby`.*expected attention or ffn outside the layers 0, 1",
+        ),
+    ],
+)
+def test_places_that_the_base_does_not_have(name: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        make_kind(name, given).placed(SITES)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--kind", "vera"), "`vera` cannot be expressed yet: it shares frozen random projections"),
+        (("--kind", "magic"), "unknown kind; found `magic`"),
+        (("--kind", "lora", "--alpha", "much"), "is neither a number nor a list such as `query=8,value=4`"),
+        (("--kind", "houlsby", "--scaling", "big"), "is neither a number nor `learned` or `channel`"),
+        (("--kind", "houlsby", "--at", "attention,"), "has an empty item"),
+    ],
+)
+def test_the_command_line_reads_them(options: tuple[str, ...], words: str) -> None:
+    found = CliRunner().invoke(main, ["pack", "w", "--base", "b", *options, "-o", "a"])
+    assert found.exit_code == 2, found.output
+    assert words in " ".join(found.stderr.split())
+
+
+def test_packing_asks_for_what_tensors_do_not_show() -> None:
+    assert set(names_of(PACKED)) == {
+        *("at", "leave_out", "on", "inputs", "activation", "scaling", "alpha", "rs_lora"),
+    }
