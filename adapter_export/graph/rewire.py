@@ -49,7 +49,9 @@ def exchange(
         shared: those of them that all places share.
     """
     nodes = tuple(new if node is old else node for node in graph.nodes)
-    return _with_nodes(graph, nodes, {**graph.parameters, **added}, graph.result, (*graph.shared, *shared))
+    shapes = {**graph.parameters, **added}
+    in_order_of_use = {name: shapes[name] for node in nodes for name in node.parameters.values()}
+    return _with_nodes(graph, nodes, in_order_of_use, graph.result, (*graph.shared, *shared))
 
 
 def _with_nodes(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from backends import draw_inputs, draw_parameters
 from hypothesis import given, settings
+from random_graphs import WIDTHS as ANY_WIDTHS
 from random_graphs import graphs
 
 from adapter_export.errors import GraphError
@@ -111,8 +112,13 @@ def test_a_factor_out_of_range_is_refused() -> None:
 
 @given(graph=graphs())
 @settings(deadline=None, max_examples=200)
-def test_the_form_is_final_and_keeps_the_parameters(graph: AdapterGraph) -> None:
+def test_the_form_is_final(graph: AdapterGraph) -> None:
     form = inference_form(graph)
     assert inference_form(form) == form
-    assert form.parameters == graph.parameters
-    assert not {"identity", "dropout"} & set(ops(form))
+    assert not {"identity", "dropout", "drop_path", "phm_linear"} & set(ops(form))
+    assert {name for name in form.parameters if name not in graph.parameters} <= {
+        f"{node.output}.weight" for node in graph.nodes if node.op == "phm_linear"
+    }
+    assert set(fold_weights(graph, draw_parameters(graph, ANY_WIDTHS, np.random.default_rng(0)))) == set(
+        form.parameters
+    )
