@@ -17,6 +17,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("tokenizers", extra="text", needed_for="turning text into tokens") from error
 
+Text = str | Sequence[str]
+"""A text, or its words where they are known."""
+
 Tokens = dict[str, npt.NDArray[np.int64]]
 """Arrays [batch, tokens] by input name."""
 
@@ -90,23 +93,28 @@ class Tokenizer:
             ) from error
         return cls.from_json(text, max_tokens)
 
-    def encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+    def encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
         """The library's encodings, cut at `max_tokens` and padded to the longest of them.
+
+        Args:
+            texts: texts, or the words of each; `word_ids` of an encoding then counts these words.
 
         Raises:
             RequestError: there is no text, or one of them is no Unicode text.
         """
         if isinstance(texts, str) or not texts:
             raise RequestError("no texts", found=repr(texts), expected="a list of at least one text")
+        are_words = isinstance(texts[0], list | tuple)
         for index, text in enumerate(texts):
-            _check_text(text, index)
-        return list(self._tokenizer.encode_batch(list(texts)))
+            for part in text if are_words and isinstance(text, list | tuple) else [text]:
+                _check_text(part, index)
+        return list(self._tokenizer.encode_batch(list(texts), is_pretokenized=are_words))
 
-    def batch(self, texts: Sequence[str], input_names: Sequence[str]) -> Tokens:
+    def batch(self, texts: Sequence[Text], input_names: Sequence[str]) -> Tokens:
         """Token arrays for the inputs of a base.
 
         Args:
-            texts: at least one text; the empty text is one.
+            texts: at least one text, or the words of each; the empty text is one.
             input_names: the inputs that are wanted, of `input_ids`, `attention_mask` and `token_type_ids`.
 
         Returns:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapter_export.cli.head_options import head_of, head_options, take_head_options
 from adapter_export.cli.kind_options import TRAINED, kind_option, make_kind, names_of, with_options
 from adapter_export.cli.options import (
     PATH,
@@ -48,6 +49,8 @@ _ROWS_MEASURED = 32
         "    --kind pfeiffer --bottleneck 32 --epochs 2 -o sentiment",
         "adapter-export train HF_FOLDER --data rows.jsonl --tokenizer HF_FOLDER --kind parallel -o b",
         "adapter-export train model.pt --data train.tsv --kind lora --on query,value --rank 8 --alpha 16 -o c",
+        "adapter-export train model.pt --data ner.jsonl --task token_classification --text tokens --label tags -o ner",
+        "adapter-export train model.pt --data scores.csv --task regression --head-layers 1 -o grade",
     )
 )
 @click.argument("model", type=PATH)
@@ -73,13 +76,7 @@ _ROWS_MEASURED = 32
     type=click.Choice(tuple(SCHEMES)),
     help="How the first weights are drawn; by kind if not given, `small_normal` for `houlsby`.",
 )
-@click.option(
-    "--pooling",
-    type=click.Choice(("mean", "first")),
-    default="mean",
-    show_default=True,
-    help="What the head reads: the mean over the tokens, or the first token.",
-)
+@head_options
 @click.option("--epochs", type=int, default=4, show_default=True, help="Passes over the data, at most.")
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Rows in a step.")
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="The highest one.")
@@ -99,11 +96,18 @@ _ROWS_MEASURED = 32
 def train(**given: Any) -> None:
     """Train an adapter for MODEL, a torch archive or a Hugging Face folder, on a table of labelled texts.
 
-    The model stays as it is. The epoch with the best validation accuracy is kept. A run that was interrupted goes on
-    when the same command is given again, and ends with the same weights.
+    For `--task token_classification` the column of the texts holds words and that of the labels a label for each word:
+    lists in a jsonl file, or words with spaces between them. For `--task regression` the labels are numbers, one or a
+    list. An embedding learns from labels: texts of one label shall be near each other.
+
+    The model stays as it is. The epoch that does best on the validation rows is kept: the best accuracy, the macro-F1
+    of tokens, the least error of numbers, the accuracy of nearest neighbours. A run that was interrupted goes on when
+    the same command is given again, and ends with the same weights.
     """
+    head = take_head_options(given)
     options = {name: given.pop(name) for name in names_of(TRAINED)}
-    _train(_Call(kind_options={name: value for name, value in options.items() if value is not None}, **given))
+    kind_options = {name: value for name, value in options.items() if value is not None}
+    _train(_Call(kind_options=kind_options, head_options=head, **given))
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class _Call:
     kind: str
     kind_options: Mapping[str, Any]
     init: str | None
-    pooling: str
+    head_options: Mapping[str, Any]
     epochs: int
     batch_size: int
     learning_rate: float
@@ -190,9 +194,10 @@ def _train(call: _Call) -> None:
         warn(f"{note}.")
     model = _attached(call, kind, base, task)
     change = _first_change(model, task)
+    learnt = f"{len(task.labels)} classes" if task.labels else f"{task.numbers} numbers"
     say(
         f"{len(task.training.texts):,} rows to learn from, {len(task.validation.texts):,} to validate by, "
-        f"{len(task.labels)} classes; `{call.init or kind.scheme}` moves the final hidden state by {change:.2%} at the "
+        f"{learnt}; `{call.init or kind.scheme}` moves the final hidden state by {change:.2%} at the "
         "start."
     )
     _finish(call, settings, model, task, {"initialisation": call.init or kind.scheme, "initial_change": change})
@@ -211,7 +216,8 @@ def _read_task(call: _Call, base: TorchBase) -> TextTask:
     from adapter_export.torch.task import TaskFiles, read_task
 
     validation = call.validation_data or (0.1 if call.validation is None else call.validation)
-    files = TaskFiles(call.data, validation, call.test_data, call.text, call.label, call.skip_incomplete)
+    learnt = call.head_options["task"]
+    files = TaskFiles(call.data, validation, call.test_data, call.text, call.label, call.skip_incomplete, learnt)
     return read_task(files, _tokenizer(call, base), tuple(record.name for record in base.inputs), call.seed)
 
 
@@ -248,8 +254,7 @@ def _attached(call: _Call, kind: Kind, base: TorchBase, task: TextTask) -> Adapt
         base=base.fingerprint,
         scheme=call.init,
         seed=call.seed,
-        labels=task.labels,
-        pooling=call.pooling,
+        head=head_of(call.head_options, task, sites.width),
     )
     return attach(base, adapter, sites=sites)
 
@@ -279,6 +284,7 @@ def _finish(
     from adapter_export.format.adapter_files import write_adapter
     from adapter_export.torch.curve import CURVE_FILE, draw_curve
     from adapter_export.torch.metrics import evaluate
+    from adapter_export.torch.objectives import OBJECTIVES
     from adapter_export.torch.record import training_record
     from adapter_export.torch.train import TrainingData
     from adapter_export.torch.train import train as learn
@@ -290,7 +296,13 @@ def _finish(
     record = training_record(settings, _options(call, task, start), task, result, test)
     adapter = model.to_adapter(training=record)
     write_adapter(adapter, call.output, force=call.force)
-    draw_curve(result.history, result.best_epoch, f"{adapter.name} ({adapter.kind})", call.output / CURVE_FILE)
+    draw_curve(
+        result.history,
+        result.best_epoch,
+        f"{adapter.name} ({adapter.kind})",
+        call.output / CURVE_FILE,
+        loss_name=OBJECTIVES[task.task].loss_name,
+    )
     shutil.rmtree(call.checkpoints, ignore_errors=True)
     report(adapter, call.output, task.notes, as_json=call.as_json)
 
@@ -300,7 +312,7 @@ def _options(call: _Call, task: TextTask, start: Mapping[str, Any]) -> dict[str,
     return {
         **call.kind_options,
         **start,
-        "pooling": call.pooling,
+        **call.head_options,
         "max_tokens": task.training.tokenizer.max_tokens,
         **({} if call.given is None else {SITE_MAP_KEY: call.given.digest}),
     }

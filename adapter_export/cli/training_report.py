@@ -17,13 +17,13 @@ _SMOOTHING = 0.95
 
 
 class TrainingBar:
-    """A bar with the running mean of the loss and the last accuracy."""
+    """A bar with the running mean of the loss and the last value of the first metric."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._bar: Bar | None = None
         self._loss: float | None = None
-        self._accuracy = ""
+        self._metric = ""
 
     def started(self, steps: int, done: int) -> None:
         """Show the bar, and say so if an interrupted run goes on."""
@@ -36,12 +36,15 @@ class TrainingBar:
         """Advance the bar."""
         assert self._bar is not None
         self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
-        self._bar.advance(note=f"loss {self._loss:.3f}{self._accuracy}")
+        self._bar.advance(note=f"loss {self._loss:.3f}{self._metric}")
 
     def epoch_finished(self, record: EpochRecord) -> None:
-        """Show the accuracy from now on."""
+        """Show the metric from now on."""
+        from adapter_export.torch.objectives import metric_name
+
         assert self._bar is not None
-        self._accuracy = f"  accuracy {record.validation.accuracy:.3f}"
+        name, value = next(iter(record.validation.metrics.items()))
+        self._metric = f"  {metric_name(name)} {value:.3f}"
         self._bar.describe(f"training, {record.epoch} epoch{'s' if record.epoch > 1 else ''} done")
 
 
@@ -61,14 +64,14 @@ def report(adapter: Adapter, output: Path, notes: tuple[str, ...], *, as_json: b
         made = {"adapter": str(output), "name": adapter.name, "kind": adapter.kind}
         sizes = {"parameters": cost.parameters, "bytes": cost.bytes, "sites": list(adapter.placements)}
         assert adapter.head is not None
-        labels = list(adapter.head.labels)
+        labels = list(adapter.head.labels) or None
         emit_json(
             {**made, **sizes, "labels": labels, "notes": list(notes), "curve": str(output / CURVE_FILE), **record}
         )
         return
     console().print(_epochs(record))
     if "test" in record:
-        console().print(f"test accuracy {record['test']['accuracy']:.3f}, macro-F1 {record['test']['macro_f1']:.3f}")
+        console().print(f"test {', '.join(f'{name} {value:.3f}' for name, value in _metrics(record['test']))}")
     say(
         f"wrote {output}: `{adapter.name}`, {adapter.kind}, {len(adapter.placements)} sites, "
         f"{cost.parameters:,} parameters, {size(cost.bytes)}; its learning curve is {output / CURVE_FILE}."
@@ -82,11 +85,18 @@ def _epochs(record: Mapping[str, Any]) -> object:
             f"{epoch['epoch']}{' *' if epoch['epoch'] == record['best_epoch'] else ''}",
             f"{epoch['training_loss']:.4f}",
             f"{epoch['validation']['loss']:.4f}",
-            f"{epoch['validation']['accuracy']:.4f}",
-            f"{epoch['validation']['macro_f1']:.4f}",
+            *(f"{value:.4f}" for _, value in _metrics(epoch["validation"])),
             duration(epoch["seconds"]),
         )
         for epoch in record["history"]
     ]
-    columns = ("epoch", "training loss", "validation loss", "accuracy", "macro-F1", "time")
-    return table("Epochs (* kept)", columns, rows, numbers="lrrrrr")
+    names = [name for name, _ in _metrics(record["validation"])]
+    columns = ("epoch", "training loss", "validation loss", *names, "time")
+    return table("Epochs (* kept)", columns, rows, numbers="l" + "r" * (len(columns) - 1))
+
+
+def _metrics(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The metrics among scores, each by its name for people."""
+    from adapter_export.torch.objectives import metric_name
+
+    return [(metric_name(name), value) for name, value in scores.items() if name != "loss"]

@@ -15,7 +15,6 @@ POOLINGS = ("mean", "first")
 """What stands for a text: the mean over the tokens that the mask keeps, or the first token."""
 
 _POOLS = {"mean": ("mean_pool", ("hidden", "mask")), "first": ("first_token", ("hidden",))}
-_EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
     elif options.projection:
         chain.linear("projection", "projected", "width")
     if options.l2_normalise:
-        chain.put(Node("l2_normalise", (chain.value,), "embedding", attributes={"epsilon": _EPSILON}))
+        chain.put(Node("l2_normalise", (chain.value,), "embedding"))
     return chain.graph()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, RequestError
 from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.tasks import Task
 from adapter_export.reference.fit import check_fit
 from adapter_export.reference.runner import head_output
 from adapter_export.sites.discover import discover
@@ -103,6 +104,17 @@ class AdaptedModel(nn.Module):
         """The name of the head's result among the outputs, as `head_output` gives it; none without a head."""
         head = None if self.adapter is None else self.adapter.head
         return None if head is None else head_output(self._names, head.output)
+
+    @property
+    def task(self) -> Task:
+        """What the head is for.
+
+        Raises:
+            AdapterError: there is no head.
+        """
+        if self.adapter is None or self.adapter.head is None:
+            raise AdapterError("the adapter has no head", fix="attach one with a head")
+        return self.adapter.head.task
 
     def head(self, **inputs: Tensor) -> Tensor:
         """Compute the head's result, of the shape that its task gives it.

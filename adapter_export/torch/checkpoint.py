@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from adapter_export.dtypes import Weights
 from adapter_export.errors import TrainingError
 from adapter_export.format.files import new_file
-from adapter_export.torch.metrics import Scores
+from adapter_export.torch.objectives import Scores
 from adapter_export.torch.progress import EpochRecord
 
 CHECKPOINT_FILE = "checkpoint.safetensors"

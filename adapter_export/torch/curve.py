@@ -10,19 +10,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adapter_export.format.files import new_file
+from adapter_export.torch.objectives import metric_name
 from adapter_export.torch.progress import EpochRecord
 
 CURVE_FILE = "learning_curve.png"
 
 
-def draw_curve(history: Sequence[EpochRecord], best_epoch: int, title: str, path: Path) -> None:
-    """Draw loss, accuracy and macro-F1 over the epochs; replaces what is at `path`.
+def draw_curve(
+    history: Sequence[EpochRecord], best_epoch: int, title: str, path: Path, *, loss_name: str = "loss"
+) -> None:
+    """Draw the loss and the metrics over the epochs; replaces what is at `path`.
 
     Args:
         history: the epochs.
         best_epoch: is marked, counted from 1.
         title: stands above.
         path: a PNG file.
+        loss_name: what the loss is, and its unit.
 
     Raises:
         WriteError: the operating system refused.
@@ -33,9 +37,9 @@ def draw_curve(history: Sequence[EpochRecord], best_epoch: int, title: str, path
     epochs = [record.epoch for record in history]
     losses.plot(epochs, [record.training_loss for record in history], "o-", label="training")
     losses.plot(epochs, [record.validation.loss for record in history], "o-", label="validation")
-    losses.set_ylabel("cross-entropy (nats)")
-    scores.plot(epochs, [record.validation.accuracy for record in history], "o-", label="accuracy")
-    scores.plot(epochs, [record.validation.macro_f1 for record in history], "o-", label="macro-F1")
+    losses.set_ylabel(loss_name)
+    for metric in history[0].validation.metrics:
+        scores.plot(epochs, [record.validation.metrics[metric] for record in history], "o-", label=metric_name(metric))
     scores.set_ylabel("validation")
     for axes in (losses, scores):
         axes.axvline(best_epoch, color="0.7", linestyle=":", label="best epoch")

@@ -1,10 +1,11 @@
-"""Labelled examples as a training loop wants them: split by class, cut into batches of like length."""
+"""Examples as a training loop wants them: with their targets, split in two, cut into batches of like length."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from adapter_export.errors import DataError
-from adapter_export.text import Tokenizer
+from adapter_export.text import Text, Tokenizer
+from adapter_export.torch.objectives import IGNORED
 
 Rows = npt.NDArray[np.int64]
 """Indices of rows, or one number per row."""
@@ -24,11 +26,7 @@ _CHUNK = 256
 
 
 class Examples(Protocol):
-    """Inputs of a base with a class for each row."""
-
-    @property
-    def classes(self) -> Rows:
-        """The class of each row, counted from 0."""
+    """Inputs of a base with what is to be learnt of each row."""
 
     @property
     def lengths(self) -> Rows:
@@ -41,6 +39,12 @@ class Examples(Protocol):
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """The base's inputs for some rows, by name."""
 
+    def targets(self, rows: Rows) -> Tensor:
+        """What is to be learnt of some rows: classes [rows] or, of each token, [rows, tokens]; numbers [rows, numbers].
+
+        Classes count from 0; `IGNORED` stands at tokens that have none.
+        """
+
 
 @dataclass(frozen=True)
 class ArrayExamples:
@@ -48,21 +52,25 @@ class ArrayExamples:
 
     Attributes:
         arrays: each of the base's inputs, [rows, …].
-        classes: the class of each row.
+        answers: what is to be learnt: int64 classes [rows] or [rows, tokens], or float32 numbers [rows, numbers].
     """
 
     arrays: Mapping[str, np.ndarray]
-    classes: Rows
+    answers: np.ndarray
 
     @property
     def lengths(self) -> Rows:
         """The same for every row."""
-        return np.ones_like(self.classes)
+        return np.ones(len(self.answers), np.int64)
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the arrays and classes."""
-        return _sha256([*(self.arrays[name].tobytes() for name in sorted(self.arrays)), self.classes.tobytes()])
+        """The sha256 of the arrays and answers."""
+        return _sha256([*(self.arrays[name].tobytes() for name in sorted(self.arrays)), self.answers.tobytes()])
+
+    def targets(self, rows: Rows) -> Tensor:
+        """What is to be learnt of some rows."""
+        return torch.from_numpy(self.answers[rows])
 
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """The base's inputs for some rows, by name."""
@@ -74,23 +82,29 @@ class TextExamples:
     """Texts, made tokens batch by batch as the runtime makes them; a batch is padded to its own longest row.
 
     Attributes:
-        texts: the texts.
-        classes: the class of each row.
+        texts: the texts, or the words of each.
+        answers: classes [rows], numbers [rows, numbers], or the classes of the words of each row.
         lengths: the number of tokens of each row.
         tokenizer: makes the tokens.
         names: the base's inputs.
         cut: how many texts were longer than the tokenizer's limit.
     """
 
-    texts: Sequence[str]
-    classes: Rows
+    texts: Sequence[Text]
+    answers: np.ndarray | Sequence[Rows]
     lengths: Rows
     tokenizer: Tokenizer
     names: tuple[str, ...]
     cut: int = 0
 
     @classmethod
-    def of(cls, texts: Sequence[str], classes: Rows, tokenizer: Tokenizer, names: tuple[str, ...]) -> TextExamples:
+    def of(
+        cls,
+        texts: Sequence[Text],
+        answers: np.ndarray | Sequence[Rows],
+        tokenizer: Tokenizer,
+        names: tuple[str, ...],
+    ) -> TextExamples:
         """Count the tokens of each text and keep all together.
 
         Raises:
@@ -102,22 +116,39 @@ class TextExamples:
             for encoding in tokenizer.encode(texts[start : start + _CHUNK]):
                 lengths.append(sum(encoding.attention_mask))
                 cut += bool(encoding.overflowing)
-        return cls(texts, classes, np.array(lengths, np.int64), tokenizer, names, cut)
+        return cls(texts, answers, np.array(lengths, np.int64), tokenizer, names, cut)
 
     def only(self, rows: Rows) -> TextExamples:
         """Some of the rows, in the order given."""
         texts = [self.texts[row] for row in rows]
-        return replace(self, texts=texts, classes=self.classes[rows], lengths=self.lengths[rows])
+        of_words = [] if isinstance(self.answers, np.ndarray) else [self.answers[row] for row in rows]
+        answers = self.answers[rows] if isinstance(self.answers, np.ndarray) else of_words
+        return replace(self, texts=texts, answers=answers, lengths=self.lengths[rows])
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the texts, their numbers of tokens and classes."""
-        return _sha256([*map(str.encode, self.texts), self.lengths.tobytes(), self.classes.tobytes()])
+        """The sha256 of the texts, their numbers of tokens and the answers."""
+        answers = [self.answers] if isinstance(self.answers, np.ndarray) else self.answers
+        texts = [text.encode() if isinstance(text, str) else json.dumps(text).encode() for text in self.texts]
+        return _sha256([*texts, self.lengths.tobytes(), *(one.tobytes() for one in answers)])
 
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """The base's inputs for some rows, by name, [rows, tokens]."""
         arrays = self.tokenizer.batch([self.texts[row] for row in rows], self.names)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def targets(self, rows: Rows) -> Tensor:
+        """What is to be learnt of some rows; the class of a word is at its first token (Devlin et al. 2019, §5.3)."""
+        if isinstance(self.answers, np.ndarray):
+            return torch.from_numpy(self.answers[rows])
+        encodings = self.tokenizer.encode([self.texts[row] for row in rows])
+        targets = np.full((len(rows), len(encodings[0].ids)), IGNORED, np.int64)
+        for target, encoding, row in zip(targets, encodings, rows, strict=True):
+            words = encoding.word_ids
+            for place, word in enumerate(words):
+                if word is not None and word not in words[:place]:
+                    target[place] = self.answers[row][word]
+        return torch.from_numpy(targets)
 
 
 def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> Rows:
@@ -145,8 +176,7 @@ def label_names(labels: Sequence[str], where: str) -> tuple[str, ...]:
         DataError: there are fewer than two, or one has a single row, which cannot be in both halves of a split.
     """
     counts = Counter(labels)
-    if len(counts) < 2:
-        raise DataError("holds fewer than two classes", where=where, found=", ".join(map("`{}`".format, counts)))
+    names = _ordered(counts, where)
     single = sorted(label for label, count in counts.items() if count == 1)
     if single:
         raise DataError(
@@ -156,8 +186,38 @@ def label_names(labels: Sequence[str], where: str) -> tuple[str, ...]:
             expected="at least two rows of each class",
             fix="add rows of that class, or take it out",
         )
-    numbers = all(label.removeprefix("-").isdecimal() for label in counts)
-    return tuple(sorted(counts, key=int if numbers else str))
+    return names
+
+
+def word_label_names(labels: Sequence[Sequence[str]], where: str) -> tuple[str, ...]:
+    """The different labels of words in order, numbers by value, words by letter.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    return _ordered({label for row in labels for label in row}, where)
+
+
+def _ordered(labels: Collection[str], where: str) -> tuple[str, ...]:
+    if len(labels) < 2:
+        found = ", ".join(f"`{label}`" for label in labels)
+        raise DataError("holds fewer than two classes", where=where, found=found)
+    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
+    return tuple(sorted(labels, key=int if numbers else str))
+
+
+def number_rows(rows: Sequence[Sequence[float]], where: str) -> np.ndarray:
+    """Numbers as float32 [rows, numbers].
+
+    Raises:
+        DataError: a row has more or fewer than the first.
+    """
+    counts = sorted({len(row) for row in rows})
+    if len(counts) > 1:
+        raise DataError(
+            "rows have different numbers of numbers", where=where, found=", ".join(map(str, counts)), expected="one"
+        )
+    return np.array(rows, np.float32)
 
 
 def split(classes: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:

@@ -9,8 +9,9 @@ import torch
 
 from adapter_export.dtypes import Weights
 from adapter_export.graph.adapter import HEAD, Adapter, Head
+from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.initialise import initialise
-from adapter_export.graph.kinds import Kind, classification_head
+from adapter_export.graph.kinds import Kind
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch.attach import AdaptedModel, attach
 
@@ -26,6 +27,7 @@ def fresh_adapter(
     seed: int = 0,
     labels: Sequence[str] | None = None,
     pooling: str = "mean",
+    head: Head | None = None,
 ) -> Adapter:
     """Make an adapter with drawn weights at every site that the kind asks for.
 
@@ -37,8 +39,9 @@ def fresh_adapter(
         bottleneck: the width `b`; the kind's own if none is given.
         scheme: how the weights are drawn, a name in `SCHEMES`; the kind's own if none is given.
         seed: the same seed draws the same weights.
-        labels: the classes of its head; no head if there are none.
-        pooling: what the head reads, `mean` or `first`.
+        labels: the classes of a head that classifies texts.
+        pooling: what that head reads, `mean` or `first`.
+        head: a head of another look or for another task, in the place of that one; no head without this and labels.
 
     Raises:
         AdapterError: the base has none of the sites of a part.
@@ -46,7 +49,8 @@ def fresh_adapter(
     """
     kind = kind if bottleneck is None else kind.with_widths(b=bottleneck)
     placed = kind.placed(sites)
-    head = None if labels is None else _head(tuple(labels), pooling, sites.width)
+    if head is None and labels is not None:
+        head = make_head(width=sites.width, labels=labels, options=HeadOptions(pooling))
     rng, scheme = np.random.default_rng(seed), scheme or kind.scheme
     weights: Weights = {}
     for site, part in placed:
@@ -72,8 +76,3 @@ def relative_change(model: AdaptedModel, inputs: Mapping[str, torch.Tensor]) -> 
     with torch.inference_mode():
         alone = attach(model.base, None, sites=model.sites).hidden(**inputs).double()
         return float((model.hidden(**inputs).double() - alone).norm() / alone.norm())
-
-
-def _head(labels: tuple[str, ...], pooling: str, width: int) -> Head:
-    graph = classification_head(pooling)
-    return Head(graph, {"d": width, "classes": len(labels)}, labels)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from adapter_export.torch.metrics import Scores
+from adapter_export.torch.objectives import Scores
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class EpochRecord:
 
     Attributes:
         epoch: counted from 1.
-        training_loss: the mean cross-entropy of a row, each at the step that saw it.
+        training_loss: the mean loss of a row, each at the step that saw it.
         validation: the scores after the pass.
         seconds: how long pass and validation took.
     """

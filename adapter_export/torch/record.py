@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from adapter_export import __version__
-from adapter_export.torch.metrics import Scores
+from adapter_export.torch.objectives import Scores
 from adapter_export.torch.progress import TrainingResult
 from adapter_export.torch.settings import TrainingSettings
 from adapter_export.torch.task import TextTask
@@ -30,19 +30,19 @@ def training_record(
     """
     record: dict[str, Any] = {
         "producer": f"adapter-export {__version__}",
-        "task": "text classification",
+        "task": task.task,
         "settings": {**asdict(settings), **options},
         "data": {
             **task.sources,
             "training_rows": len(task.training.texts),
             "validation_rows": len(task.validation.texts),
         },
-        "history": [asdict(record) for record in result.history],
+        "history": [{**asdict(record), "validation": record.validation.document()} for record in result.history],
         "best_epoch": result.best_epoch,
-        "validation": asdict(result.best.validation),
+        "validation": result.best.validation.document(),
         "steps": result.steps,
         "seconds": round(sum(record.seconds for record in result.history), 3),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
         "threads": torch.get_num_threads(),
     }
-    return record if test is None else {**record, "test": asdict(test)}
+    return record if test is None else {**record, "test": test.document()}

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import DataError
+from adapter_export.graph.tasks import DEFAULT_TASK, Task
+from adapter_export.torch.cells import pair
+from adapter_export.torch.cells import text as text_cell
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _LINES_NAMED = 5
@@ -27,27 +30,30 @@ class LabelledTexts:
     """The rows of a file.
 
     Attributes:
-        texts: one text per row.
-        labels: the label of each.
+        texts: one text per row, or its words.
+        labels: the label of each; the labels of its words; or its numbers.
         repeated: how many rows were left out because they repeat another one, text and label.
         incomplete: how many rows were left out because they have no text or no label.
         contradicting: how many texts occur with more than one label; their rows are kept.
     """
 
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
+    texts: tuple[Any, ...]
+    labels: tuple[Any, ...]
     repeated: int
     incomplete: int
     contradicting: int
 
 
-def read_table(path: Path, text: str, label: str, *, skip_incomplete: bool = False) -> LabelledTexts:
+def read_table(
+    path: Path, text: str, label: str, *, task: Task = DEFAULT_TASK, skip_incomplete: bool = False
+) -> LabelledTexts:
     """Read labelled texts; a row that repeats another one is left out, so that no split can hold both.
 
     Args:
         path: a csv, tsv or jsonl file in UTF-8, told apart by its suffix or else by its first line.
         text: the column that holds the texts.
-        label: the column that holds the labels.
+        label: the column that holds the labels, or what else the task learns.
+        task: what the columns mean: a text and its label, words and their labels, or a text and its numbers.
         skip_incomplete: leave rows without text or label out, instead of refusing the file.
 
     Raises:
@@ -58,8 +64,8 @@ def read_table(path: Path, text: str, label: str, *, skip_incomplete: bool = Fal
         raise DataError("holds no rows", where=path, expected="a line with the column names, then one row a line")
     for line, cells in rows:
         _check_columns(cells, (text, label), path, line)
-    pairs = [(line, _text(cells[text]), _label(cells[label], path, line)) for line, cells in rows]
-    incomplete = [line for line, *pair in pairs if None in pair]
+    pairs = [(line, *pair(task, cells[text], cells[label], f"{path}, line {line}")) for line, cells in rows]
+    incomplete = [line for line, *said in pairs if None in said]
     if incomplete and not skip_incomplete:
         _refuse_incomplete(incomplete, path)
     complete = [(words, name) for _, words, name in pairs if words is not None and name is not None]
@@ -77,14 +83,14 @@ def read_texts(path: Path, text: str) -> tuple[str, ...]:
     found = []
     for line, cells in _rows(path):
         _check_columns(cells, (text,), path, line)
-        found.append(_text(cells[text]))
+        found.append(text_cell(cells[text], f"{path}, line {line}"))
     texts = tuple(words for words in found if words is not None)
     if not texts:
         raise DataError("no row has a text", where=path, expected=f"texts in the column `{text}`")
     return texts
 
 
-def _without_repeats(pairs: list[tuple[str, str]], incomplete: int) -> LabelledTexts:
+def _without_repeats(pairs: list[tuple[Any, Any]], incomplete: int) -> LabelledTexts:
     unique = tuple(dict.fromkeys(pairs))
     contradicting = sum(count > 1 for count in Counter(text for text, _ in unique).values())
     texts, labels = zip(*unique, strict=True)
@@ -111,20 +117,6 @@ def _check_columns(cells: Mapping[str, Any], wanted: Iterable[str], path: Path, 
                 found=", ".join(f"`{column}`" for column in cells) or "no columns",
                 fix="name the columns with `--text` and `--label`",
             )
-
-
-def _text(cell: object) -> str | None:
-    return cell if isinstance(cell, str) and cell.strip() else None
-
-
-def _label(cell: object, path: Path, line: int) -> str | None:
-    """A label as text; `None` where there is none, NaN included, which is how tables spell an empty cell."""
-    if cell is None or cell != cell:  # NaN alone differs from itself
-        return None
-    if not isinstance(cell, str | int | float):
-        raise DataError("a label is not a word or a number", where=f"{path}, line {line}", found=type(cell).__name__)
-    label = str(cell).strip()
-    return None if label.lower() in {"", "nan"} else label
 
 
 def _rows(path: Path) -> Iterator[Row]:

@@ -1,16 +1,27 @@
-"""A classification of texts out of files: classes, rows to learn from, to validate by and to test with."""
+"""A task out of files: classes or numbers, rows to learn from, to validate by and to test with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import UsageError
+import numpy as np
+
+from adapter_export.errors import DataError, UsageError
 from adapter_export.format.files import sha256_of
+from adapter_export.graph.tasks import DEFAULT_TASK, Task
 from adapter_export.text import Tokenizer
-from adapter_export.torch.data import TextExamples, class_indices, label_names, split
+from adapter_export.torch.data import (
+    Rows,
+    TextExamples,
+    class_indices,
+    label_names,
+    number_rows,
+    split,
+    word_label_names,
+)
 from adapter_export.torch.table import LabelledTexts, read_table
 
 
@@ -23,8 +34,9 @@ class TaskFiles:
         validation: a file to validate by, or the fraction of each class of `training` that is kept for it.
         test: a file that is looked at once, at the end.
         text: the column that holds the texts.
-        label: the column that holds the labels.
+        label: the column that holds the labels, or what else is to be learnt.
         skip_incomplete: leave rows without text or label out, instead of refusing the file.
+        task: what is to be learnt. An embedding learns from labels: texts of one label shall be near each other.
     """
 
     training: Path
@@ -33,6 +45,7 @@ class TaskFiles:
     text: str = "text"
     label: str = "label"
     skip_incomplete: bool = False
+    task: Task = DEFAULT_TASK
 
     def __post_init__(self) -> None:
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
@@ -42,7 +55,7 @@ class TaskFiles:
 
     def read(self, path: Path) -> LabelledTexts:
         """Read one of the files."""
-        return read_table(path, self.text, self.label, skip_incomplete=self.skip_incomplete)
+        return read_table(path, self.text, self.label, task=self.task, skip_incomplete=self.skip_incomplete)
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,9 @@ class TextTask:
     """What `read_task` returns.
 
     Attributes:
-        labels: the name of each class.
+        task: what is to be learnt.
+        labels: the name of each class; empty for a regression.
+        numbers: how many numbers a regression learns; 0 for other tasks.
         training: the rows to learn from.
         validation: the rows that decide which epoch is the best.
         test: rows that decide nothing.
@@ -58,7 +73,9 @@ class TextTask:
         notes: what a user should know about the data, each a clause.
     """
 
+    task: Task
     labels: tuple[str, ...]
+    numbers: int
     training: TextExamples
     validation: TextExamples
     test: TextExamples | None
@@ -84,23 +101,61 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
         tables["validation"] = files.read(files.validation)
     if files.test is not None:
         tables["test"] = files.read(files.test)
-    labels = label_names(tables["training"].labels, str(files.training))
+    labels = _names(files.task, tables["training"], str(files.training))
     paths = {name: getattr(files, name) for name in tables}
-    examples = {name: _examples(table, labels, paths[name], tokenizer, names) for name, table in tables.items()}
+    answers = {name: _answers(files.task, table, labels, str(paths[name])) for name, table in tables.items()}
+    numbers = _numbers(answers, files.task)
+    examples = {name: TextExamples.of(tables[name].texts, answers[name], tokenizer, names) for name in tables}
     notes = tuple(note for name in tables for note in _notes(name, tables, examples[name]))
     sources: dict[str, Any] = {name: _source(paths[name], table) for name, table in tables.items()}
     if isinstance(files.validation, float):
-        kept, held_out = split(examples["training"].classes, files.validation, seed)
         whole = examples["training"]
+        kept, held_out = split(_strata(files.task, whole), files.validation, seed)
         examples |= {"training": whole.only(kept), "validation": whole.only(held_out)}
         sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
-    return TextTask(labels, examples["training"], examples["validation"], examples.get("test"), sources, notes)
+    return TextTask(
+        files.task,
+        labels,
+        numbers,
+        examples["training"],
+        examples["validation"],
+        examples.get("test"),
+        sources,
+        notes,
+    )
 
 
-def _examples(
-    table: LabelledTexts, labels: tuple[str, ...], path: Path, tokenizer: Tokenizer, names: tuple[str, ...]
-) -> TextExamples:
-    return TextExamples.of(table.texts, class_indices(table.labels, labels, str(path)), tokenizer, names)
+def _names(task: Task, table: LabelledTexts, where: str) -> tuple[str, ...]:
+    if task == "regression":
+        return ()
+    return word_label_names(table.labels, where) if task == "token_classification" else label_names(table.labels, where)
+
+
+def _answers(task: Task, table: LabelledTexts, labels: tuple[str, ...], where: str) -> np.ndarray | list[Rows]:
+    if task == "regression":
+        return number_rows(table.labels, where)
+    if task == "token_classification":
+        return [class_indices(row, labels, where) for row in table.labels]
+    return class_indices(table.labels, labels, where)
+
+
+def _numbers(answers: Mapping[str, np.ndarray | list[Rows]], task: Task) -> int:
+    """How many numbers every row of every file has."""
+    if task != "regression":
+        return 0
+    counts = {name: int(rows.shape[1]) for name, rows in answers.items() if isinstance(rows, np.ndarray)}
+    if len(set(counts.values())) > 1:
+        raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")
+    return counts["training"]
+
+
+def _strata(task: Task, examples: TextExamples) -> Rows:
+    """What both halves of a split must have: every class, where rows have one."""
+    if task in ("sequence_classification", "embedding"):
+        return np.asarray(examples.answers)
+    if len(examples.lengths) < 2:
+        raise DataError("a single row cannot be both trained on and validated", expected="at least two rows")
+    return np.zeros(len(examples.lengths), np.int64)
 
 
 def _source(path: Path, table: LabelledTexts) -> dict[str, Any]:

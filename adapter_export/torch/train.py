@@ -1,4 +1,4 @@
-"""The training loop: an adapter and its head learn a classification, the base stays as it is."""
+"""The training loop: an adapter and its head learn a task, the base stays as it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from adapter_export.dtypes import Weights
@@ -22,6 +21,7 @@ from adapter_export.torch.attach import AdaptedModel
 from adapter_export.torch.checkpoint import CHECKPOINT_FILE, RunState, read_checkpoint, write_checkpoint
 from adapter_export.torch.data import Examples, Rows, training_batches
 from adapter_export.torch.metrics import evaluate
+from adapter_export.torch.objectives import OBJECTIVES, labelled
 from adapter_export.torch.progress import EpochRecord, Progress, Silent, TrainingResult
 from adapter_export.torch.schedule import rate_factor
 from adapter_export.torch.settings import TrainingSettings
@@ -61,7 +61,7 @@ def train(
         WriteError: a checkpoint could not be written.
     """
     if model.head_name is None:
-        raise TrainingError("the adapter has no head, so there is nothing to train on labels", fix="give it labels")
+        raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
     run = _Run(model, data, settings or TrainingSettings(), progress or Silent(), checkpoints)
     with torch.random.fork_rng(devices=[]):
         return run.finish()
@@ -82,6 +82,7 @@ class _Run:
         self._data = data
         self._settings = settings
         self._progress = progress
+        self._objective = OBJECTIVES[model.task]
         self._tensors = model.tensors()
         self._optimizer = _optimizer(self._tensors.values(), settings)
         self._steps_per_epoch = len(self._batches(0))
@@ -124,7 +125,7 @@ class _Run:
     def _close_epoch(self, began: float) -> None:
         state = self._state
         scores = evaluate(self._model, self._data.validation, self._settings.batch_size)
-        loss = state.loss_sum / len(self._data.training.classes)
+        loss = state.loss_sum / len(self._data.training.lengths)
         record = EpochRecord(len(state.history) + 1, loss, scores, time.monotonic() - began)
         state.history.append(record)
         if not state.best_epoch or scores.is_better_than(state.history[state.best_epoch - 1].validation):
@@ -140,8 +141,8 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * factor
         examples = self._data.training
-        logits = self._model.head(**self._model.placed(examples.inputs(rows)))
-        loss = F.cross_entropy(logits, torch.from_numpy(examples.classes[rows]).to(logits.device))
+        results = self._model.head(**self._model.placed(examples.inputs(rows)))
+        loss = self._objective.loss(*labelled(results, examples.targets(rows).to(results.device)))
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self._tensors.values(), self._settings.clip)
@@ -185,7 +186,8 @@ class _Run:
 def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettings) -> str:
     """What tells one run from another: base, first weights, rows and settings, as a sha256."""
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
-    for text in (model.base.fingerprint, repr(model.adapter and model.adapter.graphs), repr(model.sites)):
+    head = model.adapter and model.adapter.head
+    for text in (model.base.fingerprint, repr(model.adapter and model.adapter.graphs), repr(head), repr(model.sites)):
         digest.update(text.encode())
     for name, tensor in _copy(model.tensors()).items():
         digest.update(name.encode() + tensor.tobytes())

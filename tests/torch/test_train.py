@@ -23,7 +23,8 @@ from adapter_export.torch.attach import attach
 from adapter_export.torch.base import TorchBase
 from adapter_export.torch.checkpoint import CHECKPOINT_FILE
 from adapter_export.torch.fingerprint import fingerprint
-from adapter_export.torch.metrics import Scores, evaluate, macro_f1
+from adapter_export.torch.metrics import evaluate
+from adapter_export.torch.objectives import Scores, macro_f1
 from adapter_export.torch.progress import EpochRecord, Silent
 from adapter_export.torch.settings import TrainingSettings
 from adapter_export.torch.train import TrainingData, train
@@ -64,7 +65,7 @@ def test_it_learns_the_task_and_leaves_the_base_bit_for_bit(base) -> None:
     model = attach(base, make_adapter(base, bottleneck=8))
     settings = TrainingSettings(epochs=15, batch_size=8, learning_rate=0.02, patience=15)
     result = train(model, review_data(base, 300), settings)
-    assert result.best.validation.accuracy >= 0.9
+    assert result.best.validation.metrics["accuracy"] >= 0.9
     assert result.history[-1].training_loss < 0.3 * result.history[0].training_loss
     assert fingerprint(base.program) == before == base.fingerprint
     wanted = {id(tensor) for tensor in model.tensors().values()}
@@ -85,7 +86,8 @@ def test_it_tells_every_step(base, data) -> None:
 def test_the_model_ends_with_the_best_epoch(base, data) -> None:
     model = prepared(base, dropout=0.5)
     result = train(model, data, TrainingSettings(epochs=6, batch_size=8, learning_rate=0.05, patience=6))
-    assert result.best.validation.accuracy == max(record.validation.accuracy for record in result.history)
+    accuracies = [record.validation.metrics["accuracy"] for record in result.history]
+    assert result.best.validation.metrics["accuracy"] == max(accuracies)
     assert evaluate(model, data.validation, 8) == result.best.validation
     assert not model.training
 
@@ -224,7 +226,7 @@ def test_a_loop_of_ones_own(base, data) -> None:
     """What the README shows to those who have a loop already."""
     model = attach(base, make_adapter(base))
     optimizer = torch.optim.AdamW(model.tensors().values(), lr=0.02)
-    batch, classes = data.training.inputs(np.arange(20)), torch.from_numpy(data.training.classes[:20])
+    batch, classes = data.training.inputs(np.arange(20)), data.training.targets(np.arange(20))
     losses = []
     for _ in range(20):
         loss = torch.nn.functional.cross_entropy(model(**batch)["logits"], classes)
@@ -246,10 +248,15 @@ def test_scores_do_not_depend_on_the_batches(base, data) -> None:
     model = attach(base, with_random_weights(make_adapter(base)))
     one, other = (evaluate(model, data.validation, size) for size in (1, 30))
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
-    assert (one.accuracy, one.macro_f1) == (other.accuracy, other.macro_f1)
+    assert one.metrics == other.metrics
+
+
+def scores(loss: float, accuracy: float, macro_f1: float) -> Scores:
+    return Scores(loss, {"accuracy": accuracy, "macro_f1": macro_f1}, "accuracy")
 
 
 def test_better_means_more_accurate_and_then_less_loss() -> None:
-    assert Scores(1.0, 0.9, 0).is_better_than(Scores(0.5, 0.8, 0))
-    assert Scores(0.4, 0.9, 0).is_better_than(Scores(0.5, 0.9, 0))
-    assert not Scores(0.5, 0.9, 0).is_better_than(Scores(0.5, 0.9, 1))
+    assert scores(1.0, 0.9, 0).is_better_than(scores(0.5, 0.8, 0))
+    assert scores(0.4, 0.9, 0).is_better_than(scores(0.5, 0.9, 0))
+    assert not scores(0.5, 0.9, 0).is_better_than(scores(0.5, 0.9, 1))
+    assert Scores(0.4, {"pearson": 0.1}).is_better_than(Scores(0.5, {"pearson": 0.9}))
