@@ -58,17 +58,17 @@ class SiteRecord:
     """A place of the base at which an adapter can act.
 
     Attributes:
-        name: canonical, such as `layers.3.attention`.
-        role: `attention` or `ffn`.
-        layer: counted from 0.
-        width: the width of the residual stream.
+        name: canonical, such as `layers.3.attention` or `layers.3.attention.query`.
+        role: `attention`, `ffn`, `linear` or `embeddings`.
+        layer: counted from 0; none for the embeddings.
+        width: the width of the tensor `h` there: at a sublayer that of the residual stream.
         path: the module path in the torch model, if known.
         tensor: the tensor of the ONNX graph that the adapter replaces.
     """
 
     name: str
     role: str
-    layer: Count
+    layer: Count | None
     width: Positive
     path: str | None
     tensor: str
@@ -80,11 +80,11 @@ class SlotRecord:
 
     Attributes:
         name: its name in the graph, `adapter.<site>.<parameter>`.
-        site: the site it belongs to, or `head`.
+        site: the site it belongs to, `head`, or `shared` for what several sites have in common.
         graph: the name of the adapter graph it belongs to.
         parameter: its name in that graph.
         axes: its shape; the names are those of the adapter's widths (`b`, `classes`), free per adapter.
-        neutral: the shape of its default, which is all zeros.
+        neutral: the shape of its default, with which it does nothing.
     """
 
     name: str
@@ -202,7 +202,7 @@ class Manifest:
         outputs: the base's outputs, then the heads'.
         head_output: the first output with logits [batch, classes]; none if no adapter has such a head. Format 1.0 knew
             no other; what an adapter's task uses is its own `output`.
-        sites: every site of the base.
+        sites: every sublayer of the base, and the other sites that have slots.
         slots: every overridable initializer.
         adapters: the adapters.
         golden: golden vectors of the base alone.

@@ -14,7 +14,7 @@ from adapter_export.format.inventory import MANIFEST_FILE
 from adapter_export.format.manifest import AdapterRecord, GoldenRecord, HeadRecord, Manifest
 from adapter_export.format.records import record_from_json
 from adapter_export.format.version import version_checked
-from adapter_export.graph.adapter import HEAD
+from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED
 
 MANIFEST_VERSION = "1.1.0"
@@ -95,7 +95,7 @@ def _check_unique(key: str, names: Iterable[str]) -> None:
 
 def _check_references(manifest: Manifest) -> None:
     outputs = {output.name for output in manifest.outputs}
-    sites = {site.name for site in manifest.sites} | {HEAD}
+    sites = {site.name for site in manifest.sites} | {HEAD, SHARED}
     _check_known("head_output", {manifest.head_output} - {None}, outputs)
     _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)

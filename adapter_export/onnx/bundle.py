@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ from adapter_export.onnx.weights import WEIGHTS_FILE, write_model
 from adapter_export.reference.inputs import InputCase
 from adapter_export.reference.runner import Runner
 from adapter_export.sites.extent import extent
-from adapter_export.sites.site import Site
+from adapter_export.sites.site import SUBLAYERS
 
 GRAPH_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
@@ -214,7 +214,7 @@ class _Build:
             inputs=self.base.inputs,
             outputs=(*self.base.outputs, *(output for output in outputs if output.name in heads)),
             head_output=next((head.output for head in self.heads if head.result == "logits"), None),
-            sites=tuple(self._site(site) for site in self.base.sites.sublayers),
+            sites=tuple(self._sites()),
             slots=self.plan.slots,
             adapters=tuple(records),
             golden=golden,
@@ -223,10 +223,14 @@ class _Build:
             heads=tuple(HeadRecord(p.graph_name, head.output, head.result) for head in self.heads for p in head.parts),
         )
 
-    def _site(self, site: Site) -> SiteRecord:
-        tensor = site_values(self.model).get(site.name, {}).get("h", site.h)
-        assert site.layer is not None  # a sublayer is in a layer
-        return SiteRecord(site.name, site.role, site.layer, site.width, site.path, tensor)
+    def _sites(self) -> Iterator[SiteRecord]:
+        """The sublayers, and the other sites that have slots."""
+        values = site_values(self.model)
+        for site in self.base.sites:
+            parts = self.plan.at(site.name)
+            if parts or site.role in SUBLAYERS:
+                tensor = values[site.name][parts[0].graph.replaces] if parts else site.h
+                yield SiteRecord(site.name, site.role, site.layer, site.width, site.path, tensor)
 
     def _new(self, path: str) -> Path:
         file = self.folder / path

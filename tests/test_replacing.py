@@ -1,0 +1,199 @@
+"""Adapters that replace `u`, `h` or `y` at any site: torch, ONNX Runtime and NumPy against a forward pass by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
+from small_encoder import Encoder, inputs, save_encoder
+
+from adapter_export.errors import AdapterError, NotNeutralError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.insert import insert_slots
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.reference.inputs import input_cases
+from adapter_export.sites.discover import discover
+from adapter_export.torch.attach import attach
+from adapter_export.torch.base import TorchBase, load_base
+from adapter_export.torch.flow import flow_graph
+from adapter_export.torch.runner import TorchRunner
+from adapter_export.torch.to_onnx import export_onnx
+
+TOLERANCE = 2e-5
+INPUTS = inputs()
+ARRAYS = {name: tensor.numpy() for name, tensor in INPUTS.items()}
+SUBLAYERS = [f"layers.{number}.{role}" for number in range(2) for role in ROLES]
+LINEARS = [f"layers.{n}.{role}.{name}" for n in range(2) for role in ROLES for name in PROJECTIONS[role]]
+
+
+@dataclass(frozen=True)
+class Bases:
+    """The small encoder as a live module, as an archive, and as ONNX."""
+
+    encoder: Encoder
+    in_torch: TorchBase
+    in_onnx: OnnxBase
+
+    def adapter(self, name: str, graph: AdapterGraph, sites: list[str]) -> Adapter:
+        return adapter_at(name, graph, sites, self.in_onnx.sites, self.in_onnx.fingerprint)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
+def bases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    folder = tmp_path_factory.mktemp("bases")
+    in_torch = load_base(save_encoder(folder / "base.pt", pre_norm=request.param))
+    export_onnx(in_torch, folder / "base.onnx")
+    encoder = Encoder(request.param).eval()
+    encoder.load_state_dict(in_torch.module().state_dict())
+    return Bases(encoder, in_torch, open_onnx(folder / "base.onnx"))
+
+
+def graphs_and_sites() -> Iterator[tuple[str, AdapterGraph, list[str]]]:
+    for replaced, other in OTHERS.items():
+        yield f"{replaced} of sublayers", scaled_plus(replaced, other), SUBLAYERS
+        yield f"{replaced} of one sublayer", scaled_plus(replaced, other), SUBLAYERS[2:3]
+        yield f"{replaced} of the last sublayer", scaled_plus(replaced, other), SUBLAYERS[3:]
+    for replaced in ("h", "y"):
+        yield f"{replaced} behind the base's norm", behind_the_norm(replaced), SUBLAYERS
+    yield "u of linear layers", scaled("u"), LINEARS
+    yield "u of values", scaled_plus("u", "u"), [name for name in LINEARS if name.endswith("value")]
+    yield "h of linear layers", scaled_plus("h", "u"), LINEARS
+    yield "h of queries and values", scaled("h"), [name for name in LINEARS if name.endswith(("query", "value"))]
+    yield "shared", scaled_plus("h", "u", shared=True), SUBLAYERS
+    yield "embeddings", scaled_plus("h", "h"), ["embeddings"]
+
+
+CASES = list(graphs_and_sites())
+each_case = pytest.mark.parametrize(("name", "graph", "sites"), CASES, ids=[name for name, _, _ in CASES])
+
+
+def close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=TOLERANCE * max(1.0, np.abs(value).max()))
+
+
+@each_case
+def test_torch_onnxruntime_and_numpy_compute_what_is_written_by_hand(
+    bases: Bases, name: str, graph: AdapterGraph, sites: list[str]
+) -> None:
+    adapter = bases.adapter(name.replace(" ", "_").replace("'", ""), graph, sites)
+    wanted = adapted(bases.encoder, adapter, INPUTS)
+    assert np.abs(wanted["hidden"] - adapted(bases.encoder, None, INPUTS)["hidden"]).max() > 0.01
+    close(TorchRunner(bases.in_torch).run(ARRAYS, adapter), wanted)
+    close(CutRunner(bases.in_onnx).run(ARRAYS, adapter), wanted)
+    plan = plan_slots([adapter], bases.in_onnx.sites)
+    session = open_session(insert_slots(bases.in_onnx, plan), bases.in_onnx.folder)
+    close(run_session(session, {**ARRAYS, **slot_tensors(plan, adapter)}), wanted)
+
+
+@pytest.fixture(scope="module")
+def everything(bases: Bases) -> list[Adapter]:
+    """An adapter of each case; together they replace everything everywhere."""
+    return [bases.adapter(f"case_{at}", graph, sites) for at, (_, graph, sites) in enumerate(CASES)]
+
+
+def test_all_of_them_share_one_graph_and_leave_no_trace_in_each_other(bases: Bases, everything: list[Adapter]) -> None:
+    plan = plan_slots(everything, bases.in_onnx.sites)
+    session = open_session(insert_slots(bases.in_onnx, plan), bases.in_onnx.folder)
+
+    def run(adapter: Adapter | None) -> dict[str, np.ndarray]:
+        return run_session(session, {**ARRAYS, **(slot_tensors(plan, adapter) if adapter else {})})
+
+    alone = run(None)
+    close(alone, adapted(bases.encoder, None, INPUTS))
+    for adapter in everything:
+        close(run(adapter), adapted(bases.encoder, adapter, INPUTS))
+        for name, value in run(None).items():
+            np.testing.assert_array_equal(value, alone[name])
+
+
+def test_idle_slots_change_no_bit(bases: Bases, everything: list[Adapter]) -> None:
+    base = bases.in_onnx
+    idle = open_session(insert_slots(base, plan_slots(everything, base.sites)), base.folder, optimize=False)
+    untouched = run_session(open_session(base.model, base.folder, optimize=False), ARRAYS)
+    for name, value in run_session(idle, ARRAYS).items():
+        np.testing.assert_array_equal(value, untouched[name])
+
+
+def test_a_bundle_of_all_of_them_proves_itself(bases: Bases, everything: list[Adapter], tmp_path: Path) -> None:
+    cases = input_cases(bases.in_onnx.inputs, seed=0, shapes=[{"batch": 2, "sequence": 5}])
+    runner = TorchRunner(bases.in_torch)
+    manifest = build_bundle(bases.in_onnx, everything, tmp_path / "bundle", references=runner, cases=cases)
+    assert {record.name for record in manifest.adapters} == {adapter.name for adapter in everything}
+
+
+@each_case
+def test_gradients_reach_every_tensor_and_those_of_the_base_stay_frozen(
+    bases: Bases, name: str, graph: AdapterGraph, sites: list[str]
+) -> None:
+    adapter = bases.adapter("a", graph, sites)
+    model = attach(bases.in_torch, adapter)
+    assert model.tensors().keys() == adapter.weights.keys()
+    model(**INPUTS)["hidden"].square().sum().backward()
+    for tensor in model.tensors().values():
+        assert tensor.grad is not None
+        assert tensor.grad.abs().max() > 0
+    assert {id(tensor) for tensor in model.parameters() if tensor.requires_grad} == {
+        id(tensor) for tensor in model.tensors().values()
+    }
+    for tensor, given in zip(model.to_adapter().weights.values(), adapter.weights.values(), strict=True):
+        np.testing.assert_array_equal(tensor, given)
+
+
+def test_both_views_find_these_sites(bases: Bases) -> None:
+    found = [site.name for site in bases.in_onnx.sites]
+    assert found == [site.name for site in discover(flow_graph(bases.in_torch.module()))]
+    assert set(found) == {*SUBLAYERS, *LINEARS, "embeddings"}
+
+
+class TestRefusals:
+    def test_what_a_site_does_not_have(self, bases: Bases) -> None:
+        adapter = bases.adapter("a", scaled_plus("h", "x"), ["layers.0.attention.query"])
+        with pytest.raises(AdapterError, match=r"reads `x`, which is not there at `layers\.0\.attention\.query`"):
+            plan_slots([adapter], bases.in_onnx.sites)
+        with pytest.raises(AdapterError, match="reads `x`"):
+            attach(bases.in_torch, adapter)
+        replacing = bases.adapter("a", scaled("y"), ["embeddings"])
+        with pytest.raises(AdapterError, match="reads `y`, which is not there at `embeddings`"):
+            plan_slots([replacing], bases.in_onnx.sites)
+
+    @pytest.mark.parametrize("replaced", ["u", "h", "y"])
+    def test_a_graph_that_cannot_lie_idle(self, bases: Bases, replaced: str) -> None:
+        width, node = "d_in" if replaced == "u" else "d", Node("linear", (replaced,), "r", {"weight": "w"})
+        graph = AdapterGraph((replaced,), {"w": (width, width)}, (node,), "r", replaced)
+        adapter = bases.adapter("a", graph, SUBLAYERS[:1])
+        with pytest.raises(NotNeutralError, match=rf"expected `{replaced}`"):
+            plan_slots([adapter], bases.in_onnx.sites)
+
+    def test_shared_tensors_that_would_act_where_the_adapter_does_not(self, bases: Bases) -> None:
+        nodes = (Node("linear", ("h",), "p", {"weight": "w"}), Node("add", ("h", "p"), "r"))
+        graph = AdapterGraph(("h",), {"w": ("d", "d")}, nodes, "r", shared=("w",))
+        one, other = (bases.adapter(name, graph, [site]) for name, site in (("a", SUBLAYERS[0]), ("b", SUBLAYERS[1])))
+        plan = plan_slots([one, other], bases.in_onnx.sites)
+        with pytest.raises(NotNeutralError, match="would act where the adapter does not"):
+            slot_tensors(plan, one)
+        alone = plan_slots([one], bases.in_onnx.sites)  # as the message says
+        assert list(slot_tensors(alone, one)) == ["adapter.shared.graph.w"]
+
+
+def test_what_is_shared_is_one_slot_and_one_parameter(bases: Bases) -> None:
+    adapter = bases.adapter("a", scaled_plus("h", "u", shared=True), SUBLAYERS)
+    plan = plan_slots([adapter], bases.in_onnx.sites)
+    assert [slot.name for slot in plan.slots if "down" in slot.name] == ["adapter.shared.graph.down.weight"]
+    model = attach(bases.in_torch, adapter)
+    shared = model.tensors()["shared.graph.down.weight"]
+    assert sum(tensor is shared for tensor in model.parameters()) == 1
+    torch.manual_seed(0)
+    model(**INPUTS)["hidden"].square().sum().backward()
+    assert shared.grad is not None
