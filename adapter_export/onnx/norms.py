@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from adapter_export.onnx.fused import is_skip_norm
@@ -25,7 +26,8 @@ def norm_of(node: ir.Node) -> Norm | None:
     tensors = [node.inputs[i] if i < len(node.inputs) else None for i in ((at,) if is_rms else (at, at + 1))]
     if not _is_over_features(node) or not all(map(_is_trained, tensors)):
         return Norm("unknown", 0.0, None, None)
-    epsilon = node.attributes.get_float("epsilon", _DEFAULT_EPSILON.get(node.op_type, 1e-5))
+    stored = node.attributes.get_float("epsilon", _DEFAULT_EPSILON.get(node.op_type, 1e-5))
+    epsilon = float(str(np.float32(stored)))  # as it was written: float32 holds 1e-12 as 9.99999996e-13
     weight, bias = (*(None if tensor is None else tensor.name for tensor in tensors), None)[:2]
     return Norm("rms" if is_rms else "layer", epsilon, weight, bias)
 
