@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from backends import draw_parameters
 
-from adapter_export.errors import AdapterError, TensorError
+from adapter_export.errors import AdapterError, GraphError, TensorError
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.cost import cost
 from adapter_export.graph.graph import AdapterGraph, Node
@@ -126,3 +126,109 @@ def test_a_width_of_zero_is_refused() -> None:
     }
     with pytest.raises(TensorError, match="has an empty shape"):
         adapter(placements={site: Placement("bottleneck", empty) for site in SITES}, weights=tensors, head=None)
+
+
+SHARING = replace(GRAPH, shared=("down.bias", "down.weight"))
+COMMON = ("shared.bottleneck.down.bias", "shared.bottleneck.down.weight")
+
+
+def sharing_weights() -> dict[str, np.ndarray]:
+    """Those of two places and the head, with what both share once."""
+    own = {name: tensor for name, tensor in weights().items() if ".down." not in name}
+    return own | {f"shared.bottleneck.{name}": weights()[f"{SITES[0]}.{name}"] for name in SHARING.shared}
+
+
+def sharing(**changes: Any) -> Adapter:
+    return adapter(**{"graphs": {"bottleneck": SHARING}, "weights": sharing_weights(), **changes})
+
+
+class TestShared:
+    """Parameters that all places of a graph have in common lie there once."""
+
+    def test_every_place_has_them_under_their_plain_names(self) -> None:
+        one = sharing()
+        assert set(one.parameters(SITES[0])) == set(GRAPH.parameters)
+        for name in SHARING.shared:
+            assert one.parameters(SITES[0])[name] is one.parameters(SITES[1])[name]
+        assert one.parameters(SITES[0])["up.bias"] is not one.parameters(SITES[1])["up.bias"]
+
+    def test_they_have_one_name_among_the_tensors(self) -> None:
+        names = {site: sharing().tensor_names(site) for site in SITES}
+        assert [names[SITES[1]][name] for name in SHARING.shared] == list(COMMON)
+        assert names[SITES[1]]["up.bias"] == "layers.0.ffn.up.bias"
+        assert set(sharing().tensor_shapes()) == {name for group in names.values() for name in group.values()} | {
+            "head.classifier.weight",
+            "head.classifier.bias",
+        }
+
+    def test_they_are_paid_for_once_and_used_everywhere(self) -> None:
+        assert sharing().cost().parameters == adapter().cost().parameters - 8 * 2 - 2
+        assert sharing().cost().multiply_accumulates == adapter().cost().multiply_accumulates
+
+    def test_no_site_may_have_their_prefix(self) -> None:
+        with pytest.raises(AdapterError, match="a site may not be called `shared`"):
+            sharing(placements={"shared": Placement("bottleneck", WIDTHS)})
+
+    def test_one_tensor_cannot_have_two_shapes(self) -> None:
+        placements = {SITES[0]: Placement("bottleneck", WIDTHS), SITES[1]: Placement("bottleneck", {**WIDTHS, "b": 3})}
+        with pytest.raises(AdapterError) as caught:
+            sharing(placements=placements)
+        assert "`shared.bottleneck.down.weight`: a shared tensor has different shapes" in str(caught.value)
+        assert "found [8, 2] and [8, 3]" in str(caught.value)
+
+    def test_each_of_them_must_be_there(self) -> None:
+        with pytest.raises(TensorError, match=r"`shared\.bottleneck\.down\.bias` is missing"):
+            sharing(weights={name: tensor for name, tensor in sharing_weights().items() if name != COMMON[0]})
+
+
+@pytest.mark.parametrize(
+    ("replaces", "message"),
+    [("y", None), ("h", None), ("u", "found ['batch', 'tokens', 'd']; expected ['batch', 'tokens', 'd_in']")],
+)
+def test_a_result_has_the_shape_of_what_it_replaces(replaces: str, message: str | None) -> None:
+    source = "u" if replaces == "u" else "h"
+    width = "d_in" if replaces == "u" else "d"
+    nodes = (Node("linear", (source,), "r", {"weight": "w"}),)
+    graph = AdapterGraph((source,), {"w": (width, "d")}, nodes, "r", replaces)
+    placements = {SITES[0]: Placement("one", {"d": 2, "d_in": 2})}
+    given = {"graphs": {"one": graph}, "placements": placements, "head": None}
+    tensors = {f"{SITES[0]}.w": np.ones((2, 2), np.float32)}
+    if message is None:
+        assert adapter(**given, weights=tensors).parameters(SITES[0])["w"].shape == (2, 2)
+    else:
+        with pytest.raises(AdapterError) as caught:
+            adapter(**given, weights=tensors)
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [({"p": 3}, "in = n·p is 8, not 6"), ({"q": 2}, "out = n·q is 6, not 4"), ({}, None)],
+)
+def test_widths_must_fit_each_other(changes: dict[str, int], fault: str | None) -> None:
+    roles = {"rule": ("n", "n", "n"), "left": ("n", "p", "k"), "right": ("n", "k", "q"), "bias": ("b",)}
+    nodes = (
+        Node("phm_linear", ("h",), "v", {role: role for role in roles}),
+        Node("linear", ("v",), "r", {"weight": "w"}),
+    )
+    graph = AdapterGraph(("h",), {**roles, "w": ("b", "d")}, nodes, "r")
+    widths = {"d": 8, "b": 6, "n": 2, "p": 4, "k": 1, "q": 3, **changes}
+    tensors = {
+        f"{SITES[0]}.{name}": np.ones(shape, np.float32) for name, shape in graph.parameter_shapes(widths).items()
+    }
+    given = {"graphs": {"one": graph}, "placements": {SITES[0]: Placement("one", widths)}, "head": None}
+    if fault is None:
+        assert adapter(**given, weights=tensors).cost().multiply_accumulates == 8 * 6 + 6 * 8
+    else:
+        with pytest.raises(GraphError) as caught:
+            adapter(**given, weights=tensors)
+        assert str(caught.value) == (
+            f"adapter `a`, `{SITES[0]}`, node 0 (`phm_linear`): widths do not fit; found {fault}."
+        )
+
+
+def test_a_file_holds_one_row_of_the_weights_of_a_mix() -> None:
+    graph = AdapterGraph(("h", "x"), {"w": ("rows", 2)}, (Node("mix", ("h", "x"), "r", {"weights": "w"}),), "r")
+    placements = {SITES[0]: Placement("one", {"rows": 3})}
+    with pytest.raises(GraphError, match=r"node 0 \(`mix`\): widths do not fit; found rows is 3, not 1"):
+        adapter(graphs={"one": graph}, placements=placements, weights={f"{SITES[0]}.w": np.ones((3, 2))}, head=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from backends import draw_inputs, draw_parameters
@@ -122,3 +124,130 @@ def test_the_form_is_final(graph: AdapterGraph) -> None:
     assert set(fold_weights(graph, draw_parameters(graph, ANY_WIDTHS, np.random.default_rng(0)))) == set(
         form.parameters
     )
+
+
+FACTOR = {
+    "scale": scale("up", "s"),
+    "learned_scale": Node("learned_scale", ("up",), "s", {"weight": "s"}),
+    "scale_features": Node("scale_features", ("up",), "s", {"weight": "s"}),
+    "keep_first_half": Node("keep_first_half", ("up",), "s"),
+    "keep_second_half": Node("keep_second_half", ("up",), "s"),
+}
+FACTOR_SHAPE = {"learned_scale": (1,), "scale_features": ("d",)}
+TAKERS = {
+    "linear": (Node("linear", ("h",), "up", {"weight": "w", "bias": "b"}), {"w": ("d", "d"), "b": ("d",)}),
+    "layer_norm": (
+        Node("layer_norm", ("h",), "up", {"weight": "w", "bias": "b"}, {"epsilon": 1e-5}),
+        {"w": ("d",), "b": ("d",)},
+    ),
+    "rms_norm": (Node("rms_norm", ("h",), "up", {"weight": "w"}, {"epsilon": 1e-5}), {"w": ("d",)}),
+    "scale_features": (Node("scale_features", ("h",), "up", {"weight": "w"}), {"w": ("d",)}),
+}
+
+
+def behind(taker: str, factor: str) -> AdapterGraph:
+    node, shapes = TAKERS[taker]
+    own = {"s": FACTOR_SHAPE[factor]} if factor in FACTOR_SHAPE else {}
+    return AdapterGraph(("h",), {**shapes, **own}, (node, FACTOR[factor]), "s")
+
+
+@pytest.mark.parametrize("factor", FACTOR)
+@pytest.mark.parametrize("taker", TAKERS)
+def test_every_factor_goes_into_what_is_before_it(taker: str, factor: str) -> None:
+    graph = behind(taker, factor)
+    form = inference_form(graph)
+    assert ops(form) == [taker]
+    assert set(form.parameters) == set(TAKERS[taker][1])
+    assert_same_value(graph)
+
+
+@pytest.mark.parametrize("factor", FACTOR)
+def test_every_factor_goes_into_the_rows_of_the_product_behind_it(factor: str) -> None:
+    first = replace(FACTOR[factor], inputs=("h",))
+    product = Node("linear", ("s",), "r", {"weight": "w", "bias": "b"})
+    own = {"s": FACTOR_SHAPE[factor]} if factor in FACTOR_SHAPE else {}
+    graph = AdapterGraph(("h",), {**own, "w": ("d", "b"), "b": ("b",)}, (first, product), "r")
+    assert ops(inference_form(graph)) == ["linear"]
+    rng = np.random.default_rng(0)
+    parameters = draw_parameters(graph, WIDTHS, rng)
+    np.testing.assert_array_equal(fold_weights(graph, parameters)["b"], parameters["b"])
+    assert_same_value(graph)
+
+
+def test_a_learned_factor_may_have_two_readers_before_it_goes() -> None:
+    """h·s + (h @ W)·s: the second goes into W, the first stays, and so does its parameter."""
+    nodes = (
+        Node("learned_scale", ("h",), "a", {"weight": "s"}),
+        UP,
+        Node("learned_scale", ("up",), "b", {"weight": "s"}),
+        Node("add", ("a", "b"), "r"),
+    )
+    graph = AdapterGraph(("h",), {**SQUARE, "s": (1,)}, nodes, "r")
+    assert ops(inference_form(graph)) == ["learned_scale", "linear", "add"]
+    assert_same_value(graph)
+
+
+class TestShared:
+    """What places share stays shared: no factor of one place goes into it."""
+
+    def graph(self, *shared: str) -> AdapterGraph:
+        factor = Node("learned_scale", ("up",), "r", {"weight": "s"})
+        return AdapterGraph(("h",), {**SQUARE, "s": (1,)}, (UP, factor), "r", shared=shared)
+
+    def test_a_factor_of_one_place_stays(self) -> None:
+        assert inference_form(self.graph("w")) == self.graph("w")
+
+    @pytest.mark.parametrize(("shared", "left"), [(("s",), ()), (("s", "w"), ("w",)), ((), ())])
+    def test_a_factor_goes_where_nothing_differs_between_places(
+        self, shared: tuple[str, ...], left: tuple[str]
+    ) -> None:
+        form = inference_form(self.graph(*shared))
+        assert (ops(form), form.shared) == (["linear"], left)
+
+    def test_a_constant_goes_into_what_is_shared(self) -> None:
+        graph = AdapterGraph(("h",), SQUARE, (UP, scale("up", "r")), "r", shared=("w",))
+        assert (ops(inference_form(graph)), inference_form(graph).shared) == (["linear"], ("w",))
+
+
+def test_the_weights_of_a_mix_mean_what_they_say() -> None:
+    nodes = (Node("mix", ("h", "h"), "m", {"weights": "w"}), scale("m", "r"))
+    graph = AdapterGraph(("h",), {"w": (1, 2)}, nodes, "r")
+    assert inference_form(graph) == graph
+
+
+PHM_ROLES = {"rule": "rule", "left": "down.left", "right": "down.right", "bias": "down.bias"}
+PHM_SHAPES = {"rule": ("n", "n", "n"), "down.left": ("n", "p", "k"), "down.right": ("n", "k", "q"), "down.bias": ("b",)}
+PHM_WIDTHS = {"d": 8, "b": 6, "n": 2, "p": 4, "k": 1, "q": 3}
+
+
+class TestKroneckerProducts:
+    """They are for training; at inference a projection is dense."""
+
+    def graph(self, *shared: str) -> AdapterGraph:
+        nodes = (Node("phm_linear", ("h",), "down", PHM_ROLES), scale("down", "r", 2.0))
+        return AdapterGraph(("h",), PHM_SHAPES, nodes, "r", shared=shared)
+
+    def test_the_weight_is_dense_and_takes_the_factor(self) -> None:
+        form = inference_form(self.graph("rule"))
+        assert ops(form) == ["linear"]
+        assert (form.parameters, form.shared) == ({"down.weight": ("d", "b"), "down.bias": ("b",)}, ())
+        rng = np.random.default_rng(0)
+        parameters = draw_parameters(self.graph(), PHM_WIDTHS, rng)
+        inputs = draw_inputs(self.graph(), 2, 3, 8, rng)
+        found = evaluate(form, inputs, fold_weights(self.graph(), parameters))
+        np.testing.assert_allclose(found, evaluate(self.graph(), inputs, parameters), rtol=0, atol=1e-6)
+
+    def test_it_is_the_sum_of_kronecker_products(self) -> None:
+        rng = np.random.default_rng(0)
+        parameters = draw_parameters(self.graph(), PHM_WIDTHS, rng)
+        rule, left, right = (parameters[name].astype(np.float64) for name in ("rule", "down.left", "down.right"))
+        expected = 2 * sum(np.kron(one, a @ b) for one, a, b in zip(rule, left, right, strict=True))
+        np.testing.assert_allclose(fold_weights(self.graph(), parameters)["down.weight"], expected, rtol=1e-6)
+
+    def test_what_is_shared_altogether_stays_shared(self) -> None:
+        assert inference_form(self.graph("rule", "down.left", "down.right")).shared == ("down.weight",)
+
+    def test_the_name_of_another_parameter_is_not_taken(self) -> None:
+        nodes = (*self.graph().nodes, Node("linear", ("r",), "up", {"weight": "down.weight"}))
+        graph = AdapterGraph(("h",), {**PHM_SHAPES, "down.weight": ("b", "d")}, nodes, "up")
+        assert set(inference_form(graph).parameters) == {"down.weight_", "down.bias", "down.weight"}

@@ -103,6 +103,40 @@ FAULTS = {
     "parameter `down.bias` has a shape that no tensor can have; found []": lambda: graph(
         linear(), parameters={"down.weight": ("d", 4), "down.bias": ()}
     ),
+    "node 1 (`dot`): values of different shapes meet": lambda: graph(
+        linear(), Node("dot", ("h", "down"), "r"), parameters=SHAPES
+    ),
+    "node 0 (`mix`): wrong number of values read; found 0; expected 1, 2, …": lambda: graph(
+        Node("mix", (), "r", {"weights": "w"}), parameters={"w": (1, 1)}
+    ),
+    "node 0 (`mix`): parameter `w` has a wrong shape; found [1, 3]; expected [1, 1]": lambda: graph(
+        Node("mix", ("h",), "r", {"weights": "w"}), parameters={"w": (1, 3)}
+    ),
+    "node 1 (`mix`): an op over tokens reads one value per token": lambda: graph(
+        Node("first_token", ("hidden",), "f"),
+        Node("mix", ("f",), "r", {"weights": "w"}),
+        inputs=("hidden",),
+        parameters={"w": (1, 1)},
+    ),
+    "node 0 (`softmax_mix`): wrong number of values read; found 3; expected 2, 4, …": lambda: graph(
+        Node("softmax_mix", ("h", "h", "h"), "r", {}, {"temperature": 1.0})
+    ),
+    "node 0 (`softmax_mix`): a score is one number beside each value; found ('batch', 'tokens', 'd')": lambda: graph(
+        Node("softmax_mix", ("h", "h"), "r", {}, {"temperature": 1.0})
+    ),
+    "node 0 (`softmax_mix`): attribute `temperature` is out of range; found 0.0": lambda: graph(
+        Node("softmax_mix", ("h", "h"), "r", {}, {"temperature": 0.0})
+    ),
+    "node 0 (`gate`): a gate is one number per token; found ('batch', 'tokens', 'd')": lambda: graph(
+        Node("gate", ("h", "h"), "r")
+    ),
+    "node 0 (`learned_scale`): parameter `w` has a wrong shape; found ['d']; expected [1]": lambda: graph(
+        Node("learned_scale", ("h",), "r", {"weight": "w"}), parameters={"w": ("d",)}
+    ),
+    "node 0 (`phm_linear`): parameter `rule` has a wrong shape; found [2, 2, 3]; expected [2, 2, 2]": lambda: graph(
+        Node("phm_linear", ("h",), "r", {role: role for role in ("rule", "left", "right", "bias")}),
+        parameters={"rule": (2, 2, 3), "left": (2, 4, 1), "right": (2, 1, 4), "bias": ("d",)},
+    ),
     "node 1 (`add`): values of different shapes meet": lambda: graph(
         linear(), Node("add", ("h", "down"), "r"), parameters=SHAPES
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adapter_export.graph.op_spec import Arity
 from adapter_export.graph.ops import ACTIVATIONS, OPS, Interval
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "adapter-graph.schema.json").read_text())
@@ -45,3 +46,17 @@ def test_activations_read_one_value_and_own_nothing() -> None:
 def test_intervals_hold_what_they_say(number: float, closed: bool, half_open: bool) -> None:
     assert (number in Interval(0, 1)) is closed
     assert (number in Interval(0, 1, half_open=True)) is half_open
+
+
+@pytest.mark.parametrize(
+    ("arity", "text", "reads"),
+    [
+        (Arity(), "1", {1}),
+        (Arity(2), "2", {2}),
+        (Arity(1, 1), "1, 2, …", {1, 2, 3, 4, 5}),
+        (Arity(2, 2), "2, 4, …", {2, 4}),
+    ],
+)
+def test_arities_say_what_they_take(arity: Arity, text: str, reads: set[int]) -> None:
+    assert {count for count in range(6) if count in arity} == reads
+    assert str(arity) == text

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from adapter_export.errors import UsageError
+from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.graph.interpret import interpret
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
 from adapter_export.reference.budget import ACCUMULATION, ROUNDING, budget, graph_budget
+from adapter_export.reference.evaluate import evaluate, rounding_scale
+from adapter_export.reference.lowering import LOWERINGS
 
 MINILM = {"inner": 1536, "depth": 36}
 MINILM_DEVIATION = 2.2e-6
@@ -66,3 +70,67 @@ def test_a_graph_counts_its_products_and_norms() -> None:
 def test_pooling_adds_up_tokens() -> None:
     found = graph_budget("float32", classification_head(), {"d": 8, "classes": 2}, scale=1.0, tokens=500)
     assert found == budget("float32", inner=500, depth=2, scale=1.0)
+
+
+def one(op: str, *inputs: str, parameters: dict[str, tuple[int | str, ...]] | None = None, **numbers: float) -> Node:
+    return Node(op, inputs, "result", {role: role for role in parameters or {}}, numbers)
+
+
+PHM = {"rule": (4, 4, 4), "left": (4, "p", 3), "right": (4, 3, "q"), "bias": ("b",)}
+
+
+@pytest.mark.parametrize(
+    ("node", "parameters", "inner", "depth"),
+    [
+        (one("dot", "h", "h"), {}, 384, 1),
+        (one("l2_normalise", "h"), {}, 384, 1),
+        (one("rms_norm", "h", parameters={"weight": ("d",)}, epsilon=1e-5), {"weight": ("d",)}, 384, 1),
+        (one("mix", "h", "h", "h", parameters={"weights": (1, 3)}), {"weights": (1, 3)}, 3, 1),
+        (one("phm_linear", "h", parameters=PHM), PHM, 384, 3),
+        (one("scale_features", "h", parameters={"weight": ("d",)}), {"weight": ("d",)}, 1, 1),
+    ],
+)
+def test_sums_are_counted_op_by_op(
+    node: Node, parameters: dict[str, tuple[int | str, ...]], inner: int, depth: int
+) -> None:
+    graph = AdapterGraph(("h",), parameters, (node,), "result")
+    found = graph_budget("float32", graph, {"d": 384, "p": 96, "q": 16, "b": 64}, scale=1.0)
+    assert found == budget("float32", inner=inner, depth=depth, scale=1.0)
+
+
+def fusion(temperature: float) -> AdapterGraph:
+    """Attention over `h` and `x`, with scores h·h and h·x."""
+    nodes = (
+        Node("dot", ("h", "h"), "s"),
+        Node("dot", ("h", "x"), "t"),
+        Node("softmax_mix", ("s", "t", "h", "x"), "result", {}, {"temperature": temperature}),
+    )
+    return AdapterGraph(("h", "x"), {}, nodes, "result")
+
+
+def test_the_scale_of_a_mixture_is_that_of_its_scores() -> None:
+    h, x = np.full((1, 1, 4), 2.0), np.full((1, 1, 4), 3.0)
+    assert rounding_scale(fusion(0.5), {"h": h, "x": x}, {}) == 24 / 0.5 * 3
+    assert rounding_scale(bottleneck("h", BottleneckOptions()), {"h": np.zeros((1, 1, 2))}, ZEROS) == 0
+
+
+ZEROS = {
+    "down.weight": np.zeros((2, 1)),
+    "down.bias": np.zeros(1),
+    "up.weight": np.zeros((1, 2)),
+    "up.bias": np.zeros(2),
+}
+
+
+@pytest.mark.parametrize("width", [16, 384, 4096])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])
+def test_it_bounds_the_rounding_of_sharp_mixtures(width: int, temperature: float) -> None:
+    """Scores of some hundreds or thousands, whose rounding moves the shares by far more than eps."""
+    rng = np.random.default_rng(width)
+    inputs = {name: rng.standard_normal((3, 64, width)).astype(np.float32) for name in ("h", "x")}
+    graph = fusion(temperature)
+    expected = evaluate(graph, inputs, {})
+    scale = rounding_scale(graph, inputs, {})
+    found = interpret(graph, LOWERINGS, inputs, {})["result"]
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() <= graph_budget("float32", graph, {"d": width}, scale=scale).absolute
