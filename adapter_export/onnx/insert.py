@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from adapter_export.onnx.head_outputs import HeadSum, head_graphs, head_sums
 from adapter_export.onnx.lowering import Writer, emit
 from adapter_export.onnx.site_graft import SiteGraft
 from adapter_export.onnx.slots import SLOT_PREFIX, Part, SlotPlan
+from adapter_export.onnx.supply import SlotSupply, Supply
 from adapter_export.onnx.verify import verify_slots
 from adapter_export.reference.bound import bound_to
 from adapter_export.reference.fit import check_tokens
@@ -56,11 +57,27 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
     With no slot overridden it computes what the base computes; what its heads then give means nothing.
 
     Raises:
-        BaseModelError: the base computes in another type than float32 or float16, has a name that a slot needs, has
-            several inputs that may be the mask of a head, or one that covers more than the head reads.
+        BaseModelError: as `insert`.
+    """
+    model = insert(base, plan, SlotSupply)
+    verify_slots(model, plan.slots)
+    return model
+
+
+def insert(base: OnnxBase, plan: SlotPlan, supply: Callable[[Graft], Supply]) -> ir.Model:
+    """The base's graph with the nodes of all adapters of a plan.
+
+    Args:
+        base: the base.
+        plan: what acts where.
+        supply: gives the nodes their tensors, in the copy of the graph that it is given.
+
+    Raises:
+        BaseModelError: the base computes in another type than float32 or float16, has a name that the adapters need,
+            has several inputs that may be the mask of a head, or one that covers more than the head reads.
     """
     sites = SiteGraft(base)
-    insertion = _Insertion(base, sites)
+    insertion = _Insertion(base, sites, supply(sites.graft))
     places = {(site.name, part.graph.replaces): site for site in base.sites for part in plan.at(site.name)}
     for site, replaced in sites.ordered((site, replaced) for (_, replaced), site in places.items()):
         insertion.adapt(site, replaced, [part for part in plan.at(site.name) if part.graph.replaces == replaced])
@@ -69,7 +86,6 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
         insertion.add_heads(sums)
     model = sites.graft.finish()
     _describe(model, base, plan, sums, insertion)
-    verify_slots(model, plan.slots)
     return model
 
 
@@ -103,16 +119,16 @@ class _Insertion:
     Attributes:
         base: the base.
         sites: the copy of its graph that is changed.
+        supply: gives the tensors of adapters.
         values: what `site_values` will name.
         norms: what `site_norms` will give.
-        shared: the slots that several sites have in common.
     """
 
     base: OnnxBase
     sites: SiteGraft
+    supply: Supply
     values: dict[str, dict[str, ir.Value]] = field(default_factory=dict)
     norms: dict[str, Norm] = field(default_factory=dict)
-    shared: dict[str, ir.Value] = field(default_factory=dict)
 
     @property
     def graft(self) -> Graft:
@@ -132,13 +148,16 @@ class _Insertion:
         tape = ir.tape.Tape()
         needed = {replaced}.union(*(part.graph.inputs for part in parts))
         place = "" if replaced == "h" else f"{replaced}/"
+        at_site = self._site_writer(tape, site.name, site.path)
         inputs = {name: self._float(tape, read[name], site.name, f"{place}{name}") for name in sorted(needed)}
+        inputs = {name: self.supply.enter(value, f"{place}{name}", at_site) for name, value in inputs.items()}
         norm = self._norm(tape, site, place) if any(needs_base_norm(part.graph) for part in parts) else {}
         for part in parts:
-            parameters = {**self._slots(part), **norm}
             graph, writer = bound_to(part.graph, site.norm), self._writer(tape, part, site.path)
+            parameters = {**self.supply.parameters(part, writer), **norm}
             inputs[replaced] = emit(graph, inputs, parameters, writer)
-        result = _cast(tape, inputs[replaced], read[replaced].dtype, site.name, f"{place}result")
+        left = self.supply.leave(inputs[replaced], read[replaced], at_site)
+        result = _cast(tape, left, read[replaced].dtype, site.name, f"{place}result")
         self.sites.replace(site, replaced, result, tape.nodes)
         self.values[site.name] = {**read, **self.values.get(site.name, {}), result_of(replaced): result}
 
@@ -160,15 +179,24 @@ class _Insertion:
         tape = ir.tape.Tape()
         hidden = self.graft.value(self.base.sites.final)
         _check_floats({"hidden": hidden}, HEAD)
-        inputs = {"hidden": _cast(tape, hidden, ir.DataType.FLOAT, HEAD, "hidden")}
+        plain = _cast(tape, hidden, ir.DataType.FLOAT, HEAD, "hidden")
+        at_head = self._site_writer(tape, HEAD, None)
+        inputs = {"hidden": self.supply.enter(plain, "hidden", at_head)}
         if any("mask" in part.graph.inputs for head in sums for part in head.parts):
-            inputs["mask"] = self._mask(tape, inputs["hidden"])
+            inputs["mask"] = self.supply.mask(self._mask(tape, plain), at_head)
         self.values[HEAD] = {"hidden": hidden}
         for head in sums:
-            results = [emit(p.graph, inputs, self._slots(p), self._writer(tape, p, None)) for p in head.parts]
+            result = self._head(tape, head, inputs)
             self.graft.vacate(head.output)
-            self.graft.append_output(tape, _sum(tape, head.output, results), head.output, _head_axes(hidden, head))
+            self.graft.append_output(tape, result, head.output, _head_axes(hidden, head))
             tape = ir.tape.Tape()
+
+    def _head(self, tape: ir.tape.Tape, head: HeadSum, inputs: Mapping[str, ir.Value]) -> ir.Value:
+        results = []
+        for part in head.parts:
+            writer = self._writer(tape, part, None)
+            results.append(emit(part.graph, inputs, self.supply.parameters(part, writer), writer))
+        return self.supply.head(head, _sum(tape, head.output, results), self._site_writer(tape, HEAD, None))
 
     def _mask(self, tape: ir.tape.Tape, hidden: ir.Value) -> ir.Value:
         """The mask as numbers [batch, tokens]; a base without a mask keeps every token."""
@@ -185,26 +213,17 @@ class _Insertion:
         shape.dtype = ir.DataType.INT64
         return _head_op(tape, "mask", "ConstantOfShape", [shape], value=ir.tensor([1.0], ir.DataType.FLOAT))
 
-    def _slots(self, part: Part) -> Mapping[str, ir.Value]:
-        """Register the slots of a part: inputs of the graph that are initializers as well."""
-        neutral = part.neutral()
-        slots = {}
-        for record in part.records():
-            if record.name in self.shared:
-                slots[record.parameter] = self.shared[record.name]
-                continue
-            shape = ir.Shape([part.axis_name(axis, record.parameter) for axis in record.axes])
-            tensor = ir.Tensor(neutral[record.parameter], name=record.name)
-            slots[record.parameter] = self.graft.add_slot(record.name, shape, tensor)
-            if record.parameter in part.graph.shared:
-                self.shared[record.name] = slots[record.parameter]
-        return slots
-
     def _writer(self, tape: ir.tape.Tape, part: Part, path: str | None) -> Writer:
-        metadata = {NODE_SITE_KEY: part.owner, NODE_GRAPH_KEY: part.graph_name}
-        if path is not None:
-            metadata[NODE_PATH_KEY] = path
-        return Writer(tape, part.prefix, self.base.opset, metadata)
+        metadata = {**_node_metadata(part.owner, path), NODE_GRAPH_KEY: part.graph_name}
+        return Writer(tape, part.prefix, self.base.opset, metadata, stacked=self.supply.stacked)
+
+    def _site_writer(self, tape: ir.tape.Tape, owner: str, path: str | None) -> Writer:
+        """For what stands around all parts of one place."""
+        return Writer(tape, f"{SLOT_PREFIX}{owner}", self.base.opset, _node_metadata(owner, path))
+
+
+def _node_metadata(owner: str, path: str | None) -> dict[str, str]:
+    return {NODE_SITE_KEY: owner} | ({} if path is None else {NODE_PATH_KEY: path})
 
 
 def _describe(model: ir.Model, base: OnnxBase, plan: SlotPlan, sums: Sequence[HeadSum], insertion: _Insertion) -> None:

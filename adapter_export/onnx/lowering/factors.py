@@ -42,7 +42,7 @@ def _first_half(writer: Writer, name: str, x: ir.Value) -> ir.Value:
 
 def _gate(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     x, gate = values
-    return writer.op(node.output, "Mul", (x, writer.mean(f"{node.output}/mean", gate, 1)))
+    return writer.op(node.output, "Mul", (x, writer.mean(f"{node.output}/mean", gate, -2)))
 
 
 WRITE: Mapping[str, Write] = {

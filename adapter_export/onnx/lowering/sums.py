@@ -15,8 +15,10 @@ def _dot(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
 
 
 def _mix(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    """Weights [rows, N] become [rows, 1, N], beside values [batch, tokens, width]."""
+    """Weights [rows, N] become [rows, 1, N], beside values [batch, tokens, width]; stacked ones are so already."""
     name = node.output
+    if writer.stacked:
+        return _weighted_sum(writer, name, owned["weights"], values)
     axis = writer.integers(f"{name}/axis", [1])
     return _weighted_sum(writer, name, writer.op(f"{name}/weights", "Unsqueeze", (owned["weights"], axis)), values)
 

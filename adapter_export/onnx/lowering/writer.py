@@ -32,12 +32,16 @@ class Writer:
         prefix: the name of the place, such as `adapter.layers.0.ffn`.
         opset: of the graph that the nodes will stand in, at least `MINIMUM_OPSET`.
         metadata: written on each node.
+        stacked: whether the adapter's tensors have an axis of adapters before their own, [adapters, in, out] and
+            [adapters, 1, width], so that each row of the batch has those of its adapter. A value of one row then keeps
+            the axis of the tokens, with length 1; a mask is [batch, 1, tokens].
     """
 
     tape: ir.tape.Tape
     prefix: str
     opset: int
     metadata: Mapping[str, str] = field(default_factory=dict)
+    stacked: bool = False
 
     def op(
         self,
