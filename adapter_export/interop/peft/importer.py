@@ -67,7 +67,7 @@ def import_peft(
         return None if known is None else base_tensor(known)
 
     parts = make_head_parts(found, read.options, tensor, sites.width, head or HeadChoice(), read.path)
-    updates = _updates(found, _Base(linear, renaming, tensor), parts, read)
+    updates = _updates(found, _Base(linear, _norms(sites), renaming, tensor), parts, read)
     _check_complete(found, read.options, renaming, linear, read.path)
     made = make_parts(_in_order(updates, sites), read.options, read.path)
     adapter = Adapter(
@@ -80,14 +80,22 @@ def import_peft(
         parts.head,
         {"imported": {"from": "peft", "config": dict(read.config)}},
     )
-    return Imported(adapter, (*_renamed(renaming), *_idle(found, read.options), *parts.notes))
+    return Imported(adapter, (*_renamed(renaming), *_patterns(found, read.options), *parts.notes))
 
 
 @dataclass(frozen=True)
 class _Base:
-    """The base as the adapter sees it."""
+    """The base as the adapter sees it.
+
+    Attributes:
+        linear: the sites of each linear layer, by module path.
+        norms: the site of each norm that a sum or the embeddings go through, and the value that the norm returns.
+        renaming: from the adapter's paths to the base's.
+        tensor: the base's tensors by the adapter's names.
+    """
 
     linear: Mapping[str, Sequence[Site]]
+    norms: Mapping[str, tuple[Site, str]]
     renaming: Renaming
     tensor: BaseTensor
 
@@ -95,6 +103,10 @@ class _Base:
         """The calls of a module of the adapter's model."""
         known = self.renaming(path)
         return () if known is None else self.linear.get(known, ())
+
+    def norm(self, path: str) -> tuple[Site, str] | None:
+        """The site of a norm of the adapter's model, and the site value that the norm returns."""
+        return self.norms.get(self.renaming(path) or "")
 
 
 def _by_path(sites: SiteMap) -> dict[str, list[Site]]:
@@ -106,10 +118,18 @@ def _by_path(sites: SiteMap) -> dict[str, list[Site]]:
     return found
 
 
+def _norms(sites: SiteMap) -> dict[str, tuple[Site, str]]:
+    """By module path: norms behind the sum of a sublayer, and the one behind the embeddings."""
+    found = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
+    for site in sites.sublayers:
+        if site.norm is not None and site.norm.bias is not None:
+            found[site.norm.bias.removesuffix(".bias")] = (site, "y")
+    return found
+
+
 def _updates(found: Sorted, base: _Base, head: HeadParts, read: PeftFolder) -> list[Update]:
-    shifts = dict(_shifts(found, base, head, read.path))
-    paths = dict.fromkeys([*found.adapted, *shifts])
-    missing = [path for path in paths if not base.sites(path) and path not in head.used]
+    shifts = _shifts(found, base, head, read.path)
+    missing = [path for path in found.adapted if not base.sites(path) and path not in head.used]
     if missing:
         raise AdapterError(
             "acts on modules that the base does not have",
@@ -118,32 +138,38 @@ def _updates(found: Sorted, base: _Base, head: HeadParts, read: PeftFolder) -> l
             expected=f"some of its {len(base.linear)} linear layers",
             fix="run `adapter-export sites MODEL` for what the base has, and give the one that it was trained on",
         )
-    return [
-        Update(path, site, found.adapted.get(path, {}), shifts.get(path)) for path in paths for site in base.sites(path)
+    updates = [
+        Update(path, site, found.adapted.get(path, {}), shifts.get(path))
+        for path in dict.fromkeys([*found.adapted, *shifts])
+        for site in base.sites(path)
     ]
+    norms = {path: base.norm(path) for path in shifts if not base.sites(path)}
+    return updates + [Update(path, norm[0], {}, shifts[path], norm[1]) for path, norm in norms.items() if norm]
 
 
-def _shifts(found: Sorted, base: _Base, head: HeadParts, where: object) -> Iterator[tuple[str, np.ndarray]]:
-    """What each trained bias adds to that of the base, where it differs."""
-    faults = []
+def _shifts(found: Sorted, base: _Base, head: HeadParts, where: object) -> dict[str, np.ndarray]:
+    """What each trained bias adds to that of the base; nothing for those that training left alone."""
+    shifts, faults = {}, []
     for path, bias in found.biases.items():
         own = base.tensor(f"{path}.bias")
-        if own is not None and own.shape == bias.shape:
-            shift = bias.astype(np.float64) - own
-            if base.sites(path):
-                yield path, shift
-            elif path not in head.used and shift.any():
-                faults.append(f"`{path}.bias` belongs to no linear layer")
-        else:
+        if own is None or own.shape != bias.shape:
             faults.append(f"the base has no `{path}.bias` {list(bias.shape)} to compare with")
+        elif (shift := bias.astype(np.float64) - own).any():
+            shifts[path] = shift
+    faults += [
+        f"`{path}.bias` belongs to no linear layer and no norm behind a sum"
+        for path in shifts
+        if not (base.sites(path) or base.norm(path) or path in head.used)
+    ]
     if faults:
         raise AdapterError(
             "has trained biases of the base that cannot be expressed",
             where=where,
             found="; ".join(faults),
-            expected="biases of linear layers",
+            expected="biases of linear layers, and of norms behind sums and embeddings",
             fix="train it with `bias='none'` or `'lora_only'`",
         )
+    return shifts
 
 
 def _check_complete(found: Sorted, options: Options, renaming: Renaming, linear: Iterable[str], where: object) -> None:
@@ -171,6 +197,14 @@ def _renamed(renaming: Renaming) -> Iterator[str]:
         yield f"the adapter's modules are the base's behind `{renaming.add}.`"
 
 
-def _idle(found: Sorted, options: Options) -> Iterator[str]:
+def _patterns(found: Sorted, options: Options) -> Iterator[str]:
+    """Where PEFT itself reads patterns otherwise than their author may have meant."""
     for pattern in options.idle_patterns(found.adapted):
         yield f"the pattern `{pattern}` matches no module of the adapter, in PEFT neither"
+    for path in found.adapted:
+        if rivals := options.rivals(path):
+            yield (
+                f"`{path}` matches the patterns {', '.join(f'`{one}`' for one in rivals)} for alpha: the first is taken, "
+                "as PEFT does when it loads the folder; it saves patterns sorted, so that another may have been the "
+                "first in training"
+            )

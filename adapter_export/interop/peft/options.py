@@ -122,6 +122,14 @@ class Options:
         used = {_pattern(patterns, path) for patterns in (self.ranks, self.alphas) for path in paths}
         return tuple(pattern for pattern in dict.fromkeys([*self.ranks, *self.alphas]) if pattern not in used)
 
+    def rivals(self, path: str) -> tuple[str, ...]:
+        """The patterns for alphas that match a module, where there are several with different alphas.
+
+        PEFT takes the first and saves them sorted: after saving, it may be another one than in training.
+        """
+        found = tuple(pattern for pattern in self.alphas if re.match(rf"(.*\.)?({pattern})$", path))
+        return found if len({self.alphas[pattern] for pattern in found}) > 1 else ()
+
     def older_factor_at(self, path: str) -> float:
         """The factor as PEFT read the patterns before 0.15.
 

@@ -12,6 +12,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError
 from adapter_export.graph.adapter import Placement
 from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.kinds.ia3 import ia3_graph
 from adapter_export.graph.kinds.lora import lora_graph
 from adapter_export.interop.peft.options import Options
@@ -29,12 +30,14 @@ class Update:
         site: a call of that module in the base.
         tensors: as `tensors.Sorted.adapted` has them; empty where a bias alone was trained.
         shift: what a trained bias of the base adds to the module's output [out].
+        value: the site value that a shift alone is added to: `h`, or `y` behind a norm that follows a sum.
     """
 
     path: str
     site: Site
     tensors: Tensors
     shift: np.ndarray | None = None
+    value: str = "h"
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,10 @@ def _lora_parts(updates: Sequence[Update], options: Options) -> Parts:
     parts = Parts()
     names: dict[tuple[float, bool], str] = {}
     for update in updates:
-        factor, tensors = _as_stored(update, options.factor_at(update.path) if update.tensors else 1.0)
+        if not update.tensors:
+            _put_shift(parts, update)
+            continue
+        factor, tensors = _as_stored(update, options.factor_at(update.path))
         bias = "lora_B.bias" in tensors
         name = names.setdefault((factor, bias), _graph_name(bias, [key[1] for key in names].count(bias)))
         graph = lora_graph(factor, bias=bias, dropout=options.dropout)
@@ -138,12 +144,34 @@ def _as_stored(update: Update, factor: float) -> tuple[float, Tensors]:
     stored = {name: tensor.T for name, tensor in tensors.items()}
     if shift is None:
         return factor, stored
-    if not tensors:
-        narrow = {"lora_A.weight": np.zeros((update.site.width_in, 1)), "lora_B.weight": np.zeros((1, len(shift)))}
-        return 1.0, {**narrow, "lora_B.bias": shift}
     bias = tensors["lora_B.bias"].astype(np.float64) * factor if "lora_B.bias" in tensors else 0.0
     scaled = stored["lora_B.weight"].astype(np.float64) * factor
     return 1.0, {**stored, "lora_B.weight": scaled, "lora_B.bias": bias + shift}
+
+
+def _put_shift(parts: Parts, update: Update) -> None:
+    """A bias alone: a LoRA of rank 1 whose matrices are zeros, so that it fills the slots of one with a bias.
+
+    At a linear layer that is the graph of the LoRA beside it; elsewhere a graph reads the value that it replaces.
+    """
+    assert update.shift is not None
+    linear = update.site.role == "linear"
+    name, graph = (
+        ("lora_bias", lora_graph(1.0, bias=True)) if linear else (f"shift_{update.value}", _shift(update.value))
+    )
+    width_in = update.site.width_in if linear else update.site.width
+    zeros = {"lora_A.weight": np.zeros((width_in, 1)), "lora_B.weight": np.zeros((1, update.site.width))}
+    parts.put(update.site, name, graph, {**zeros, "lora_B.bias": update.shift}, r=1)
+
+
+def _shift(value: str) -> AdapterGraph:
+    """`v + B(A v)` in the place of `v`, with a bias on B."""
+    chain = Chain(value)
+    chain.linear("lora_A", "d", "r", bias=False)
+    chain.linear("lora_B", "r", "d")
+    delta, chain.value = chain.value, value
+    chain.op("add", "result", delta)
+    return chain.graph(replaces=value)
 
 
 def _ia3_parts(updates: Sequence[Update], options: Options) -> Parts:

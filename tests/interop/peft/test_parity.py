@@ -1,0 +1,119 @@
+"""Whole models: torch and ONNX Runtime compute with the imported adapter what PEFT computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft_folders import CASES, FIXTURES, Arrays, adapter_folder, base_folder, expected
+from transformers import T5EncoderModel
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.interop.peft.importer import import_peft
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.insert import insert_slots
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch.base import TorchBase, load_base, save_base
+from adapter_export.torch.huggingface import open_folder
+from adapter_export.torch.runner import TorchRunner
+from adapter_export.torch.to_onnx import export_onnx
+
+TOLERANCE = 2e-5
+
+# Nothing here has a head of language: what PEFT computed with it is compared at the layers alone.
+WITH_OUTPUTS = [name for name in CASES if name != "llama_lora_causal"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base in both forms."""
+
+    in_torch: TorchBase
+    in_onnx: OnnxBase
+    runner: TorchRunner
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Base]:
+    @cache
+    def make(name: str) -> Base:
+        in_torch = opened(FIXTURES / "bases" / name, tmp_path_factory.mktemp(name))
+        path = tmp_path_factory.mktemp(name) / "model.onnx"
+        export_onnx(in_torch, path)
+        return Base(in_torch, open_onnx(path), TorchRunner(in_torch))
+
+    return make
+
+
+def test_the_cases_are_all_that_peft_wrote() -> None:
+    assert len(CASES) > 35
+
+
+@pytest.mark.parametrize("name", WITH_OUTPUTS)
+def test_both_compute_what_peft_computed(name: str, bases: Callable[[str], Base]) -> None:
+    base, record = bases(base_folder(name).name), expected(name)
+    inputs = {key.removeprefix("input."): array for key, array in record.items() if key.startswith("input.")}
+    inputs = completed(inputs, base.in_torch)
+    adapter = imported(name, base)
+    found = {"torch": base.runner.run(inputs, adapter), "onnxruntime": in_onnxruntime(base.in_onnx, adapter, inputs)}
+    for runner, outputs in found.items():
+        output, wanted = compared(record, outputs)
+        for dtype in ("float32", "float64"):
+            np.testing.assert_allclose(output, wanted[dtype], rtol=0, atol=TOLERANCE, err_msg=f"{runner}, {dtype}")
+
+
+@pytest.mark.parametrize("name", ["bert_lora", "bert_ia3", "gpt2_lora", "t5_lora", "albert_lora"])
+def test_onnx_and_torch_find_one_adapter(name: str, bases: Callable[[str], Base]) -> None:
+    base = bases(base_folder(name).name)
+    in_onnx = import_peft(adapter_folder(name), base.in_onnx.sites, base=base.in_onnx.fingerprint, name="a").adapter
+    in_torch = imported(name, base)
+    assert in_onnx.placements == in_torch.placements
+    assert all(np.array_equal(in_onnx.weights[key], in_torch.weights[key]) for key in in_torch.weights)
+
+
+def opened(folder: Path, temporary: Path) -> TorchBase:
+    """The base as `capture` makes it; of T5, the encoder alone."""
+    if folder.name != "t5":
+        return open_folder(folder)
+    ids = torch.ones(2, 7, dtype=torch.int64)
+    save_base(T5EncoderModel.from_pretrained(folder), {"input_ids": ids, "attention_mask": ids}, temporary / "model.pt")
+    return load_base(temporary / "model.pt")
+
+
+def imported(name: str, base: Base) -> Adapter:
+    sites: SiteMap = base.runner._sites
+    tensors = {key: value.detach().numpy() for key, value in base.in_torch.program.state_dict.items()}
+    return import_peft(
+        adapter_folder(name), sites, base=base.in_torch.fingerprint, name="a", base_tensor=tensors.get
+    ).adapter
+
+
+def completed(inputs: Arrays, base: TorchBase) -> Arrays:
+    """What the base takes beside what PEFT's model was given: the types of the tokens, all 0."""
+    missing = [record.name for record in base.inputs if record.name not in inputs]
+    assert set(missing) <= {"token_type_ids"}
+    return inputs | {name: np.zeros_like(inputs["input_ids"]) for name in missing}
+
+
+def in_onnxruntime(base: OnnxBase, adapter: Adapter, inputs: Arrays) -> Arrays:
+    plan = plan_slots([adapter], base.sites)
+    session = open_session(insert_slots(base, plan), base.folder)
+    return run_session(session, inputs | dict(slot_tensors(plan, adapter)))
+
+
+def compared(record: Arrays, outputs: Arrays) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """An output and what it should be, at real tokens: what stands at padding means nothing."""
+    output = next(key.partition(".")[2] for key in record if key.startswith("float64."))
+    name = "token_logits" if output == "logits" and "token_logits" in outputs else output
+    wanted = {dtype: record[f"{dtype}.{output}"] for dtype in ("float32", "float64")}
+    if outputs[name].ndim == 2 or "input.attention_mask" not in record:
+        return outputs[name], wanted
+    real = record["input.attention_mask"] == 1
+    return outputs[name][real], {dtype: array[real] for dtype, array in wanted.items()}
