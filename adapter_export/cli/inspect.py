@@ -65,13 +65,14 @@ def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
     sizes = {file.path: file.bytes for file in manifest.files}
     yield table(
         "adapters",
-        ("name", "kind", "parameters", "file", "labels", "trained on this base"),
+        ("name", "kind", "parameters", "file", "task", "labels", "trained on this base"),
         [
             (
                 adapter.name,
                 adapter.kind,
                 f"{adapter.parameters:,}",
                 size(sizes[adapter.onnx_adapter]),
+                _task(adapter.task),
                 _labels(adapter.labels),
                 "yes" if adapter.base == manifest.base else "no",
             )
@@ -124,7 +125,8 @@ def _adapter_document(adapter: Adapter) -> dict[str, object]:
         "name": adapter.name,
         "kind": adapter.kind,
         "base": adapter.base,
-        "labels": None if adapter.head is None else list(adapter.head.labels),
+        "task": None if adapter.head is None else adapter.head.task,
+        "labels": None if adapter.head is None else list(adapter.head.labels) or None,
         "cost": asdict(adapter.cost()),
         "parts": [
             {
@@ -150,10 +152,11 @@ def _adapter_tables(adapter: Adapter) -> Iterator[Table]:
     rows.append(("all", "", "", *_cost_cells(adapter.cost())))
     columns = ("site", "widths", "graph", "parameters", "bytes", "multiply-accumulates per token")
     yield table(None, columns, rows, numbers="lllrrr")
-    labels = None if adapter.head is None else adapter.head.labels
+    labels = () if adapter.head is None else adapter.head.labels
     yield _facts(
         ("base", _short(adapter.base)),
-        ("labels", _labels(labels, many=len(labels or ()))),
+        ("task", _task(None if adapter.head is None else adapter.head.task)),
+        ("labels", _labels(labels, many=len(labels))),
         ("size", size(adapter.cost().bytes)),
     )
     if adapter.training:
@@ -219,9 +222,13 @@ def _facts(*facts: tuple[str, str]) -> Table:
     return table(None, ("what", "value"), facts)
 
 
+def _task(task: str | None) -> str:
+    return "no head" if task is None else task.replace("_", " ")
+
+
 def _labels(labels: Sequence[str] | None, many: int = _MANY_LABELS) -> str:
-    if labels is None:
-        return "no head"
+    if not labels:
+        return "none"
     more = f", … {len(labels)} in all" if len(labels) > many else ""
     return ", ".join(labels[:many]) + more
 

@@ -12,19 +12,19 @@ import click
 
 from adapter_export.cli.options import PATH, check_free, examples, force_option, json_option
 from adapter_export.errors import UsageError
+from adapter_export.graph.tasks import TASKS
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from adapter_export.runtime import Bundle, Prediction, Session
+    from adapter_export.cli.results import Token
+    from adapter_export.graph.tasks import Task
+    from adapter_export.runtime import Bundle, Session
     from adapter_export.text import Tokenizer
 
 Arrays = dict[str, "np.ndarray"]
 
 _ROWS_AT_ONCE = 32
-_FEW = 3
-_BAR = 24
-_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
 @click.command(
@@ -41,6 +41,7 @@ _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
     "--adapter-file", type=PATH, metavar="FILE", help="Load this `.onnx_adapter` file, built for the same graph, too."
 )
 @click.option("--labels", metavar="A,B,…", help="The names of its classes, in the order of its logits.")
+@click.option("--task", type=click.Choice(TASKS), help="What its head is for; by its labels if not given.")
 @click.option("--text", "texts", multiple=True, help="A text; may be repeated. Without it, each line of stdin is one.")
 @click.option("--arrays", type=PATH, metavar="FILE", help="An `.npz` with an array for each input, instead of texts.")
 @click.option("--out", type=PATH, metavar="FILE", help="Write all outputs to this `.npz`.")
@@ -55,7 +56,9 @@ _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 def run(**given: Any) -> None:
     """Run BUNDLE on texts or arrays, with one of its adapters or with the base alone.
 
-    An adapter with labels prints them with their probabilities; anything else prints a summary of the outputs.
+    What an adapter prints is the result of its task: the labels of texts or of their tokens with their probabilities,
+    numbers, or the beginning of each vector. The base alone, and an adapter without a head, print a summary of the
+    outputs.
     """
     _run(_Call(**given))
 
@@ -68,6 +71,7 @@ class _Call:
     adapter: str | None
     adapter_file: Path | None
     labels: str | None
+    task: Task | None
     texts: tuple[str, ...]
     arrays: Path | None
     out: Path | None
@@ -75,6 +79,15 @@ class _Call:
     threads: int | None
     force: bool
     as_json: bool
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """What was run: the texts, if there were any, and the inputs and outputs of each batch."""
+
+    texts: Sequence[str]
+    inputs: Sequence[Arrays]
+    outputs: Sequence[Arrays]
 
 
 def _run(call: _Call) -> None:
@@ -89,9 +102,8 @@ def _run(call: _Call) -> None:
     outputs = [session.run(batch, adapter) for batch in batches]
     if call.out:
         _write(outputs[0], call.out, call.force)
-    labels = None if adapter is None else session.labels(adapter)
-    if labels is not None and bundle.manifest.head_output is not None:
-        _show_predictions(call, adapter, texts, _predictions(outputs, bundle.manifest.head_output, labels))
+    if adapter is not None and session.task(adapter) is not None:
+        _show_results(bundle, session, call, adapter, _Batches(texts, batches, outputs))
     else:
         _show_outputs(call, adapter, outputs)
 
@@ -101,6 +113,8 @@ def _check(call: _Call) -> None:
         raise UsageError("texts and arrays do not go together", fix="give `--text` or `--arrays`")
     if call.labels is not None and call.adapter_file is None:
         raise UsageError("`--labels` names the classes of `--adapter-file`, which is not given")
+    if call.task is not None and call.adapter_file is None:
+        raise UsageError("`--task` is that of `--adapter-file`, which is not given")
     if call.out is not None:
         check_free(call.out, force=call.force)
 
@@ -112,7 +126,7 @@ def _chosen(session: Session, call: _Call) -> str | None:
     labels = None if call.labels is None else [label.strip() for label in call.labels.split(",")]
     name = call.adapter_file.name.partition(".")[0]
     name = f"{name}.loaded" if name in session.adapters else name
-    session.load(name, call.adapter_file, labels=labels)
+    session.load(name, call.adapter_file, labels=labels, task=call.task)
     return call.adapter or name
 
 
@@ -183,55 +197,35 @@ def _write(outputs: Mapping[str, np.ndarray], path: Path, force: bool) -> None:
         np.savez(file, allow_pickle=False, **outputs)
 
 
-def _predictions(outputs: Sequence[Arrays], head: str, labels: Sequence[str]) -> list[Prediction]:
-    from adapter_export.runtime.predict import predict
+def _show_results(bundle: Bundle, session: Session, call: _Call, adapter: str, batches: _Batches) -> None:
+    """Show what the adapter's head gave."""
+    from adapter_export.cli.results import Results, show
 
-    return [one for arrays in outputs for one in predict(arrays[head], labels)]
-
-
-def _show_predictions(call: _Call, adapter: str | None, texts: Sequence[str], found: Sequence[Prediction]) -> None:
-    from adapter_export.cli.output import console, emit_json
-
-    names = texts or [f"row {index}" for index in range(len(found))]
-    if call.as_json:
-        rows = [
-            {"text": name, "label": one.label, "probability": one.probability, "probabilities": dict(one.probabilities)}
-            for name, one in zip(names, found, strict=True)
-        ]
-        emit_json({"adapter": adapter, "predictions": rows})
-        return
-    out = console()
-    if len(found) > _FEW:
-        out.print(_short_table(names, found))
-        return
-    for name, one in zip(names, found, strict=True):
-        out.print(name, style="bold", markup=False, soft_wrap=True)
-        out.print(_full_table(one))
-        out.print()
+    task, output = session.task(adapter), session.output(adapter)
+    assert task is not None  # an adapter with a task has an output
+    assert output is not None
+    rows = [row for outputs in batches.outputs for row in outputs[output]]
+    names = list(batches.texts) or [f"row {index}" for index in range(len(rows))]
+    tokens = _tokens(bundle, batches) if task == "token_classification" else []
+    show(Results(adapter, task, session.labels(adapter) or (), names, rows, tokens), as_json=call.as_json)
 
 
-def _short_table(names: Sequence[str], found: Sequence[Prediction]) -> Any:
-    from adapter_export.cli.output import table
+def _tokens(bundle: Bundle, batches: _Batches) -> list[list[Token]]:
+    """The tokens of every row, batch by batch as they were encoded."""
+    import numpy as np
 
-    rows = [
-        (name, one.label, f"{one.probability:.3f}", bar(one.probability))
-        for name, one in zip(names, found, strict=True)
-    ]
-    return table(None, ("text", "label", "probability", ""), rows, numbers="llr")
+    from adapter_export.cli.results import array_tokens, text_tokens
 
-
-def _full_table(found: Prediction) -> Any:
-    from adapter_export.cli.output import table
-
-    ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
-    rows = [(label, f"{probability:.3f}", bar(probability)) for label, probability in ranked]
-    return table(None, ("label", "probability", ""), rows, numbers="lr")
-
-
-def bar(probability: float) -> str:
-    """A bar whose length is a probability, in eighths of a character."""
-    full, eighths = divmod(round(probability * _BAR * 8), 8)
-    return "█" * full + _EIGHTHS[eighths]
+    if not batches.texts:
+        mask = next((record.name for record in bundle.manifest.inputs if record.role == "mask"), None)
+        shape = next(iter(batches.inputs[0].values())).shape[:2]
+        return array_tokens(np.ones(shape) if mask is None else batches.inputs[0][mask])
+    tokenizer, start, found = _tokenizer(bundle), 0, []
+    for arrays in batches.inputs:
+        end = start + len(next(iter(arrays.values())))
+        found += text_tokens(tokenizer, batches.texts[start:end])
+        start = end
+    return found
 
 
 def _show_outputs(call: _Call, adapter: str | None, outputs: Sequence[Arrays]) -> None:
