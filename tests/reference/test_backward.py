@@ -9,22 +9,18 @@ import pytest
 import torch
 from backends import draw_inputs, draw_parameters, op_widths, single_op
 from hypothesis import given, settings
+from published import OPTIONS, PUBLISHED
+from published import WIDTHS as KIND_WIDTHS
 from random_graphs import WIDTHS, graphs
 
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.interpret import interpret
-from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
+from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
 from adapter_export.graph.ops import ACTIVATIONS, BOUND_OPS, OPS
 from adapter_export.reference.evaluate import evaluate, gradients
 from adapter_export.torch.lowering import LOWERINGS
 
 Arrays = dict[str, np.ndarray]
-OPTIONS = {
-    "plain": {},
-    "scaled": {"scaling": -2.5, "dropout": 0.1},
-    "norms": {"norm_before": True, "norm_after": True},
-    "no_bias": {"bias": False},
-}
 STEP = 1e-6
 
 
@@ -104,19 +100,22 @@ def test_an_op_has_the_gradients_of_finite_differences(op: str) -> None:
     assert_equal(found, by_differences(graph, inputs, parameters, gradient), 1e-8)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
-def test_a_kind_has_the_gradients_of_autograd(kind: str, activation: str, options: str) -> None:
-    graph = KINDS[kind](BottleneckOptions(activation=activation, **OPTIONS[options])).graph
-    inputs, parameters, gradient = sample(graph, {"d": 24, "d_in": 24, "b": 6})
+GRAPHS = {**PUBLISHED, **OPTIONS} | {
+    activation: bottleneck("h", BottleneckOptions(activation=activation)) for activation in ACTIVATIONS
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_kind_has_the_gradients_of_autograd(name: str) -> None:
+    graph = GRAPHS[name]
+    inputs, parameters, gradient = sample(graph, KIND_WIDTHS)
     expected = by_autograd(graph, inputs, parameters, gradient)
     assert_equal(gradients(graph, inputs, parameters, gradient), expected, 1e-12)
 
 
-@pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
-def test_a_kind_has_the_gradients_of_finite_differences(kind: str) -> None:
-    graph = KINDS[kind](BottleneckOptions(activation="gelu", scaling=1.5, norm_before=True, norm_after=True)).graph
+@pytest.mark.parametrize("source", ["h", "u"])
+def test_a_bottleneck_has_the_gradients_of_finite_differences(source: str) -> None:
+    graph = bottleneck(source, BottleneckOptions(activation="gelu", scaling=1.5, norm_before=True, norm_after=True))
     inputs, parameters, gradient = sample(graph, {"d": 5, "d_in": 5, "b": 3}, tokens=2)
     expected = by_differences(graph, inputs, parameters, gradient)
     assert_equal(gradients(graph, inputs, parameters, gradient), expected, 1e-7)
@@ -145,8 +144,8 @@ def test_a_shared_weight_and_a_value_read_twice_collect_all_their_gradients() ->
 
 
 def test_kinks_have_the_slope_that_torch_gives_them() -> None:
-    for op in ("relu", "leaky_relu"):
-        inputs, gradient = {"h": np.zeros((1, 1, 4))}, np.ones((1, 1, 4))
+    for op, kink in (("relu", 0.0), ("leaky_relu", 0.0), ("relu6", 0.0), ("relu6", 6.0), ("elu", 0.0)):
+        inputs, gradient = {"h": np.full((1, 1, 4), kink)}, np.ones((1, 1, 4))
         expected = by_autograd(single_op(op), inputs, {}, gradient)
         assert_equal(gradients(single_op(op), inputs, {}, gradient), expected, 0)
 

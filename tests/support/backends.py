@@ -94,7 +94,7 @@ FLOAT32 = (Backend("numpy-float32", "float32", by_numpy), Backend("torch-float32
 TORCH_FLOAT64 = Backend("torch-float64", "float64", by_torch)
 ONNXRUNTIME = tuple(
     Backend(f"onnx-{opset}-{level}", "float32", by_onnxruntime(opset, level))
-    for opset in (18, 20, 22)
+    for opset in (17, 18, 20, 23)
     for level in LEVELS
 )
 BACKENDS = (*FLOAT32, TORCH_FLOAT64, *ONNXRUNTIME)
