@@ -1,0 +1,139 @@
+"""What AdapterHub's library computes with its adapters, and what is computed here with what was imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from adapterhub_bases import FIXTURES, Made
+from safetensors.numpy import load_file
+
+from adapter_export.errors import NotNeutralError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.interop.adapterhub.importing import import_adapter
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.insert import insert_slots
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.reference.evaluate import evaluate_head
+from adapter_export.sites.site import SiteMap
+
+REFUSED = {"bert/compacter_bare_without_rule", "bert/head_pooler", "bert/plugin_seq_bn"}
+CASES = sorted(
+    str(path.parent.relative_to(FIXTURES))
+    for base in ("bert", "roberta", "distilbert", "gpt2", "llama", "vit")
+    for path in (FIXTURES / base).glob("*/adapter_config.json")
+    if str(path.parent.relative_to(FIXTURES)) not in REFUSED
+)
+IN_NUMPY = [case for case in CASES if not case.startswith(("llama", "vit"))]
+
+ROUNDED_ONCE = {"bert/phm_factorized_rule", "bert/phm_factorized_rule_per_layer"}
+"""A product of two factors is one parameter here, and rounded to float32."""
+
+NOT_NEUTRAL = {
+    "bert/everything",
+    "bert/ia3_gated",
+    "bert/norms___residual_false",
+    "bert/norms___residual_true",
+    "bert/norms_before__residual_post_add",
+    "bert/norms_before__residual_true",
+    "bert/norms_before_after_residual_false",
+    "bert/norms_before_after_residual_post_add",
+    "bert/parallel_without_norm",
+    "bert/residual_before_ln_after",
+    "gpt2/norms_before",
+    "gpt2/without_residual",
+}
+"""No parameters make them the base: they lose `x`, or normalise the sum, or are a gate of nothing else."""
+
+EXACT, ROUNDED, SINGLE = 1e-10, 1e-7, 2e-5
+
+
+def imported(case: str, sites: SiteMap, fingerprint: str) -> Adapter:
+    return import_adapter(FIXTURES / case, sites, name="imported", base=fingerprint).adapter
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    """Relative to the largest number, where that is above 1: blocks without a norm behind them are not near it."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1.0, float(np.abs(expected).max())))
+
+
+@pytest.mark.parametrize("case", IN_NUMPY)
+def test_numpy_computes_it_in_float64(case: str, made: Callable[[str], Made]) -> None:
+    base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
+    adapter = imported(case, base.sites, base.source.fingerprint)
+    hidden = base.float64.run(base.inputs, adapter)
+    tolerance = ROUNDED if case in ROUNDED_ONCE else EXACT
+    assert_close(hidden, expected["hidden_f64"], tolerance)
+    assert (adapter.head is not None) == ("logits_f64" in expected)
+    if adapter.head is not None:
+        logits = evaluate_head(adapter, hidden, base.inputs["attention_mask"])
+        assert_close(logits, expected["logits_f64"], tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_torch_computes_it(case: str, made: Callable[[str], Made]) -> None:
+    base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
+    adapter = imported(case, base.sites, base.source.fingerprint)
+    found = base.torch.run(base.inputs, adapter)
+    assert_close(found["last_hidden_state"], expected["hidden"], SINGLE)
+    if adapter.head is not None:
+        assert_close(found[adapter.head.output], expected["logits"], SINGLE)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in NOT_NEUTRAL])
+def test_onnxruntime_computes_it(case: str, made: Callable[[str], Made]) -> None:
+    base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
+    adapter = imported(case, base.onnx.sites, base.onnx.fingerprint)
+    plan = plan_slots([adapter], base.onnx.sites)
+    session = open_session(insert_slots(base.onnx, plan), base.onnx.folder)
+    found = run_session(session, {**base.inputs, **slot_tensors(plan, adapter)})
+    assert_close(found["last_hidden_state"], expected["hidden"], SINGLE)
+    if adapter.head is not None:
+        assert_close(found[adapter.head.output], expected["logits"], SINGLE)
+
+
+@pytest.mark.parametrize("case", sorted(NOT_NEUTRAL))
+def test_what_is_never_neutral_gets_no_slots_and_is_computed_at_its_sites(
+    case: str, made: Callable[[str], Made]
+) -> None:
+    """ONNX Runtime computes the base, cut at the sites, and the reference what acts there."""
+    base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
+    adapter = imported(case, base.onnx.sites, base.onnx.fingerprint)
+    with pytest.raises(NotNeutralError):
+        plan_slots([adapter], base.onnx.sites)
+    found = CutRunner(base.onnx).run(base.inputs, adapter)
+    assert_close(found["last_hidden_state"], expected["hidden"], SINGLE)
+
+
+@pytest.mark.parametrize("case", ["seq_bn", "double_seq_bn", "lora"])
+@pytest.mark.parametrize("folder", ["task", "task_safetensors", "task_from_BertModel"])
+def test_the_given_adapters(case: str, folder: str, bert: Made) -> None:
+    path = FIXTURES / "given" / case / folder
+    if not path.exists():
+        assert folder == "task_from_BertModel"
+        return
+    with np.load(path.parent / "io.npz") as expected:
+        inputs = {
+            name: expected[name] if name in expected else np.zeros_like(expected["input_ids"]) for name in bert.inputs
+        }
+        adapter = import_adapter(path, bert.sites, name="given", base=bert.source.fingerprint).adapter
+        assert_close(bert.float64.run(inputs, adapter), expected["last_hidden_state_f64"], EXACT)
+        found = bert.torch.run(inputs, adapter)
+        assert_close(found["last_hidden_state"], expected["last_hidden_state"], SINGLE)
+        if adapter.head is not None:
+            assert_close(found["logits"], expected["logits"], SINGLE)
+
+
+def test_the_bases_in_numpy_are_right(made: Callable[[str], Made]) -> None:
+    """Without an adapter they give what torch gives, so that parity says something of adapters."""
+    for name in ("bert", "roberta", "distilbert", "gpt2"):
+        base = made(name)
+        assert_close(base.float64.run(base.inputs), base.torch.run(base.inputs)["last_hidden_state"], SINGLE)
+
+
+def test_every_fixture_is_used() -> None:
+    folders = {path.parent for path in FIXTURES.glob("*/*/expected.safetensors")}
+    alone = {FIXTURES / case for case in (*CASES, *REFUSED)}
+    assert {path.name.partition("_")[0] for path in folders - alone} == {"fusion", "setup"}
