@@ -41,13 +41,12 @@ class Treatment:
     int8_embeddings: bool = False
     optimize: bool = False
 
-    def check(self, site_map: Path | None) -> None:
+    def check(self) -> None:
         """Refuse what does not go together.
 
         Raises:
             UsageError: fused operators in another precision: their weights would stay in float32, and none but the
-                fused graph itself could be the reference. Or a site map with either, because it names values of the
-                base as it is.
+                fused graph itself could be the reference. Or 8-bit embeddings without quantised weights.
             MissingExtraError: onnxscript is not installed.
         """
         if self.optimize and self.precision != "fp32":
@@ -61,12 +60,6 @@ class Treatment:
                 "`--int8-embeddings` goes with quantised weights",
                 found=f"`--base-precision {self.precision}`",
                 fix="give `--base-precision int8-weights` or `int4-weights` with it",
-            )
-        if site_map is not None and (self.optimize or self.precision != "fp32"):
-            raise UsageError(
-                "a site map names values of the base as it is",
-                found="`--site-map` with `--optimize`" if self.optimize else f"`--base-precision {self.precision}`",
-                fix="leave one of them out",
             )
         if self.optimize:
             require("onnxscript", "torch", "`--optimize`")

@@ -113,7 +113,7 @@ def build(
     from adapter_export.onnx.bundle import build_bundle
 
     treatment = Treatment(base_precision, int8_embeddings, optimize)
-    treatment.check(site_map)
+    treatment.check()
     check_free(output, force=force)
     chosen = read_adapters(adapters, model)
     with steps() as tell:

@@ -51,6 +51,7 @@ def adapterhub(
     nor torch's unpickler is needed. What cannot be expressed is refused by name.
     """
     from adapter_export.cli.imported import report_imported
+    from adapter_export.cli.places import with_site_map
     from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
     from adapter_export.interop.adapterhub.importing import choose, import_adapter
@@ -65,5 +66,5 @@ def adapterhub(
         base=source.fingerprint,
         with_head=not without_head,
     )
-    write_adapter(imported.adapter, output, force=force)
+    write_adapter(with_site_map(imported.adapter, source), output, force=force)
     report_imported(imported.adapter, imported.notes, output, as_json)

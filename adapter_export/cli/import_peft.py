@@ -69,6 +69,7 @@ def import_peft(
     read. PEFT need not be installed. What cannot be expressed is refused by name.
     """
     from adapter_export.cli.output import warn
+    from adapter_export.cli.places import with_site_map
     from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
     from adapter_export.interop.peft.importer import import_peft as make
@@ -84,7 +85,7 @@ def import_peft(
         member=name,
         head=_head_choice(base, labels, pooling, activation),
     )
-    write_adapter(imported.adapter, output, force=force)
+    write_adapter(with_site_map(imported.adapter, source), output, force=force)
     for note in imported.notes:
         warn(f"{note}.")
     _report(imported, output, as_json)

@@ -15,6 +15,7 @@ from adapter_export.cli.options import (
     force_option,
     json_option,
     output_option,
+    site_map_option,
     trust_pickle_option,
 )
 from adapter_export.graph.kinds import kind_named
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option("--name", help="What users will call it; the output's name if not given.")
 @output_option("The adapter folder")
+@site_map_option
 @force_option
 @trust_pickle_option
 @json_option
@@ -56,6 +58,7 @@ def pack(
     pooling: str,
     name: str | None,
     output: Path,
+    site_map: Path | None,
     force: bool,
     trust_pickle: bool,
     as_json: bool,
@@ -73,6 +76,7 @@ def pack(
     `adapter-export sites MODEL` lists the names of the sites.
     """
     from adapter_export.cli.output import warn
+    from adapter_export.cli.places import with_site_map
     from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
     from adapter_export.format.tensors import read_tensors
@@ -81,7 +85,7 @@ def pack(
 
     check_free(output, force=force)
     tensors = read_tensors(weights)
-    source = open_source(base, trust_pickle=trust_pickle)
+    source = open_source(base, trust_pickle=trust_pickle, site_map=site_map)
     chosen = {name: value for name, value in given.items() if value is not None}
     options = kind_options(kind_named(kind), chosen)
     packed = make(
@@ -93,7 +97,7 @@ def pack(
         labels=None if labels is None else tuple(label.strip() for label in labels.split(",")),
         pooling=pooling,
     )
-    write_adapter(packed.adapter, output, force=force)
+    write_adapter(with_site_map(packed.adapter, source), output, force=force)
     for note in packed.notes:
         warn(f"{note}.")
     _report(packed.adapter, packed.notes, output, as_json)

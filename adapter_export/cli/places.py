@@ -44,24 +44,30 @@ def read_adapters(listed: str, model: Path) -> list[Adapter]:
     return adapters
 
 
-def check_site_map(adapters: Iterable[Adapter], source: Source) -> None:
-    """Refuse an adapter that was trained with another site map: its sites may be other places of the same names.
+def with_site_map(adapter: Adapter, source: Source) -> Adapter:
+    """An adapter that records the site map that its sites were looked up with, or that there was none."""
+    given = None if source.given is None else source.given.digest
+    return replace(adapter, training={**adapter.training, SITE_MAP_KEY: given})
 
-    Nothing is known of adapters without the training record of `adapter-export train`.
+
+def check_site_map(adapters: Iterable[Adapter], source: Source) -> None:
+    """Refuse an adapter that was made with another site map: its sites may be other places of the same names.
+
+    Nothing is known of adapters that neither `train` nor `pack` nor `import` made.
 
     Raises:
         AdapterError: there is one.
     """
     given = None if source.given is None else source.given.digest
     for adapter in adapters:
-        settings = adapter.training.get("settings")
-        if isinstance(settings, Mapping) and settings.get(SITE_MAP_KEY) != given:
+        record = adapter.training if SITE_MAP_KEY in adapter.training else adapter.training.get("settings")
+        if isinstance(record, Mapping) and record.get(SITE_MAP_KEY) != given:
             raise AdapterError(
-                "was trained with another site map, or without one",
+                "was made with another site map, or without one",
                 where=f"adapter `{adapter.name}`",
-                found=settings.get(SITE_MAP_KEY) or "no site map",
+                found=record.get(SITE_MAP_KEY) or "no site map",
                 expected=given or "no site map",
-                fix="give the site map that it was trained with: `--site-map FILE`",
+                fix="give the site map that it was made with: `--site-map FILE`",
             )
 
 

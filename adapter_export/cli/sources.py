@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from adapter_export.errors import BaseModelError, FileError, MissingExtraError, UsageError
+from adapter_export.errors import BaseModelError, FileError, MissingExtraError
 from adapter_export.sites.site import SiteMap
 
 if TYPE_CHECKING:
@@ -152,12 +152,8 @@ def open_source(path: Path, *, trust_pickle: bool = False, site_map: Path | None
     if form == "genai":
         from adapter_export.onnx.genai import open_genai
 
-        if given is not None:
-            raise UsageError(
-                "`--site-map` is not for folders of onnxruntime-genai", where=path, fix="give the ONNX file in it"
-            )
-        folder = open_genai(path)
-        return OnnxSource(path, form, folder.base, genai=folder)
+        folder = open_genai(path, given=given)
+        return OnnxSource(path, form, folder.base, given, folder)
     return TorchSource(path, form, _open_torch(path, form, trust_pickle), given)
 
 

@@ -7,14 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass
 
-from adapter_export.errors import BaseModelError
+from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.format.axes import with_caches
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
@@ -28,6 +28,7 @@ from adapter_export.onnx.opset import OLDEST_OPSET, check_converted, with_opset
 from adapter_export.onnx.sums import open_sums
 from adapter_export.sites.given import GivenSites, sites_of
 from adapter_export.sites.site import SiteMap
+from adapter_export.sites.view import FlowGraph
 
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 """Where in `metadata_props` the fingerprint of the base stands."""
@@ -63,6 +64,7 @@ class OnnxBase:
         opset: of the standard ONNX domain.
         sites: where adapters can act.
         notes: what was changed so that slots can go in, for the user.
+        given: the site map that `sites` follow, if there is one.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class OnnxBase:
     opset: int
     sites: SiteMap
     notes: tuple[str, ...] = ()
+    given: GivenSites | None = None
 
     @property
     def mask(self) -> str | None:
@@ -118,10 +121,21 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
     model, notes = _with_slot_opset(model, path, folder, inputs)
     open_sums(model.graph)
     complete_shapes(model, folder, inputs)
-    sites = sites_of(flow_graph(model), "onnx", given)
-    check_biases({name: node for node, name in node_names(model.graph).items()}, sites)
+    flow = flow_graph(model)
+    sites = sites_of(flow, "onnx", given)
+    check_biases({name: node for node, name in node_names(model.graph).items()}, _with_found(sites, flow, given))
     opset = model.opset_imports[""]
-    return OnnxBase(path, folder, model, fingerprint, inputs, outputs, opset, sites, notes)
+    return OnnxBase(path, folder, model, fingerprint, inputs, outputs, opset, sites, notes, given)
+
+
+def _with_found(sites: SiteMap, flow: FlowGraph, given: GivenSites | None) -> SiteMap:
+    """With those that a site map leaves out: they own their biases all the same."""
+    if given is None:
+        return sites
+    try:
+        return replace(sites, sites=(*sites, *sites_of(flow, "onnx")))
+    except NoSitesError:
+        return sites
 
 
 def axes(value: ir.Value) -> tuple[Axis, ...]:

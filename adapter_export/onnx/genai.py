@@ -12,6 +12,7 @@ from adapter_export.errors import BaseModelError
 from adapter_export.format.canonical import read_json
 from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.external import external_files
+from adapter_export.sites.given import GivenSites
 
 CONFIG_FILE = "genai_config.json"
 
@@ -67,13 +68,18 @@ class GenaiFolder:
         return files
 
 
-def open_genai(folder: Path) -> GenaiFolder:
+def open_genai(folder: Path, *, given: GivenSites | None = None) -> GenaiFolder:
     """Open a folder of onnxruntime-genai's model builder, of any precision whose sites are float32.
+
+    Args:
+        folder: the folder.
+        given: sites that override or complete those that are found in its decoder.
 
     Raises:
         FileError: a file cannot be read.
         BaseModelError: the configuration names no decoder, or the decoder cannot be opened as an ONNX base.
         NoSitesError: no place for an adapter was found in it.
+        UsageError: the given sites do not fit the decoder.
     """
     path = folder / CONFIG_FILE
     config = read_json(path)
@@ -87,7 +93,7 @@ def open_genai(folder: Path) -> GenaiFolder:
             fix="build the folder again with `python -m onnxruntime_genai.models.builder`",
         )
     assert isinstance(config, dict)  # it has a name of a graph in it
-    return GenaiFolder(folder, config, open_onnx(folder / name))
+    return GenaiFolder(folder, config, open_onnx(folder / name, given=given))
 
 
 def _graph_name(config: object) -> str | None:

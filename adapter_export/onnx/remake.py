@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.dtypes import FLOAT_TYPES
-from adapter_export.errors import BaseModelError, NothingComparedError
+from adapter_export.errors import BaseModelError, NoSitesError, NothingComparedError, UsageError
 from adapter_export.onnx.base import FINGERPRINT_KEY, OnnxBase, open_onnx
+from adapter_export.onnx.carry import carried
 from adapter_export.onnx.external import readable
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.session import open_session, run_session
@@ -38,8 +39,8 @@ def in_memory(base: OnnxBase) -> ir.Model:
 def write_remade(model: ir.Model, base: OnnxBase, folder: Path, done: str) -> OnnxBase:
     """Write a remade base into a folder as `base.onnx` and `base.bin`, and open it.
 
-    It keeps the fingerprint, so that adapters of the base fit it, and the module paths of its sites, which tools that
-    remake graphs drop.
+    It keeps the fingerprint, so that adapters of the base fit it, the site map, and the module paths of its sites,
+    which tools that remake graphs drop.
 
     Args:
         model: the remade graph.
@@ -56,11 +57,34 @@ def write_remade(model: ir.Model, base: OnnxBase, folder: Path, done: str) -> On
     model.metadata_props.update({**base.model.metadata_props, FINGERPRINT_KEY: base.fingerprint})
     path = folder / "base.onnx"
     ir.save(model, path, external_data="base.bin", size_threshold_bytes=_EXTERNAL_BYTES)
-    made = open_onnx(path)
+    made = _opened(path, base, done)
     _check_same("inputs", made.inputs, base.inputs, base, done)
     _check_same("outputs", made.outputs, base.outputs, base, done)
     _check_same("sites", _identities(made.sites), _identities(base.sites), base, done)
     return replace(made, sites=_with_paths(made.sites, base.sites))
+
+
+def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
+    """Open what was remade, with the site map of the base where it has one."""
+    try:
+        found = open_onnx(path)
+    except NoSitesError:
+        if base.given is None:
+            raise
+        found = None
+    if base.given is None:
+        assert found is not None
+        return found
+    try:
+        return open_onnx(path, given=carried(base, None if found is None else found.sites))
+    except UsageError as error:
+        raise BaseModelError(
+            f"has lost a value that the site map names when it is {done}",
+            where=error.where,
+            found=error.found,
+            expected=error.expected,
+            fix="build it without that, or give other values in the site map",
+        ) from error
 
 
 def _identities(sites: SiteMap) -> tuple[tuple[str, str, int], ...]:

@@ -34,6 +34,15 @@ def test_its_decoder_is_a_base_like_any_other(folder):
     assert [site.name for site in source.sites()] == ["layers.0.attention", "layers.0.ffn"]
 
 
+def test_its_sites_follow_a_site_map(folder, tmp_path):
+    document = {"format_version": "1.0.0", "sites": {"layers.0.ffn": None}}
+    (tmp_path / "map.json").write_text(json.dumps(document))
+    source = open_source(folder, site_map=tmp_path / "map.json")
+    assert isinstance(source, OnnxSource)
+    assert source.genai is not None
+    assert [site.name for site in source.sites().sublayers] == ["layers.0.attention"]
+
+
 def test_a_bundle_keeps_all_but_the_graph_and_its_weights(folder):
     kept = open_genai(folder).kept("model.onnx")
     assert set(kept) == {"genai_config.json", "tokenizer.json", "chat_template.jinja"}
