@@ -63,11 +63,16 @@ def import_low_rank(config: LoraConfig, keys: Iterable[Key], taken: Taken, sites
 
 def _form(config: LoraConfig, site: Site) -> _Form:
     fused = _enabled(config, site) if site.parts else ()
-    if fused and config.use_gating and len(fused) < len(site.parts) + 1:
-        _refuse_fused_gates(site)
     if config.composition_mode == "scale":
+        if fused and config.use_gating:
+            raise AdapterError(
+                "is an IA3 with a gate for each part of a fused layer, which cannot be expressed",
+                where=f"`{site.name}`",
+                found="`use_gating`",
+                fix="train without gates, or on a base whose query, key and value are separate layers",
+            )
         return _ia3(config, site, fused)
-    return _lora(config, site, fused)
+    return _gated_parts(config, site, fused) if fused and config.use_gating else _lora(config, site, fused)
 
 
 def _enabled(config: LoraConfig, site: Site) -> tuple[int, ...]:
@@ -95,6 +100,43 @@ def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
         source = Source("lora_B", (third * len(fused), "r1"))
         recipes["lora_B.weight"] = Recipe((source,), lambda stacked: _spread(stacked, fused, third, site.width))
     return _Form("lora_gate" if config.use_gating else "lora", graph, {**recipes, **_gate()}, widths)
+
+
+def _gated_parts(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
+    """`h + Σ gᵢ·Bᵢ(Aᵢ u)`: each part of a fused layer has its own product and its own gate."""
+    chain, third, recipes = Chain("h"), site.width // len(_FUSED), dict[str, Recipe]()
+    for at, part in enumerate(fused):
+        name, total, chain.value = list(_FUSED.values())[part], chain.value, "u"
+        chain.dropout(config.dropout, f"{name}_dropped")
+        chain.linear(f"{name}_A", "d_in", "r", bias=False)
+        delta = chain.linear(f"{name}_B", "r", "d", bias=False)
+        chain.value = "u"
+        chain.linear(f"{name}_gate", "d_in", 1)
+        opened = chain.op("sigmoid", f"{name}_open")
+        chain.value = delta
+        gated = chain.op("gate", f"{name}_gated", opened)
+        chain.value = total
+        chain.op("add", f"{name}_added", gated)
+        recipes |= _part_recipes(f"{name}_", at, part, len(fused), third, config.r)
+    widths = {"d": site.width, "d_in": site.width_in, "r": config.r, "n": len(fused)}
+    return _Form(
+        "lora_gates", chain.graph(), recipes, {**widths, "rn": config.r * len(fused), "dn": third * len(fused)}
+    )
+
+
+def _part_recipes(name: str, at: int, part: int, parts: int, third: int, rank: int) -> dict[str, Recipe]:
+    """The `at`-th of the stacked products, which writes the `part`-th third of the layer."""
+
+    def own(stacked: np.ndarray) -> np.ndarray:
+        block = stacked[third * at : third * (at + 1)].T
+        return np.concatenate([block if one == part else np.zeros_like(block) for one in range(len(_FUSED))], axis=1)
+
+    return {
+        f"{name}A.weight": Recipe((Source("lora_A", ("rn", "d_in")),), lambda a: a[rank * at : rank * (at + 1)].T),
+        f"{name}B.weight": Recipe((Source("lora_B", ("dn", "r")),), own),
+        f"{name}gate.weight": Recipe((Source("gate.weight", (parts, "d_in")),), lambda g: g[at : at + 1].T),
+        f"{name}gate.bias": Recipe((Source("gate.bias", (parts,)),), lambda g: g[at : at + 1]),
+    }
 
 
 def _spread(stacked: np.ndarray, fused: tuple[int, ...], third: int, width: int) -> np.ndarray:
@@ -134,15 +176,6 @@ def _among_ones(factors: np.ndarray, fused: tuple[int, ...], third: int, width: 
 
 def _gate() -> dict[str, Recipe]:
     return {"gate.weight": transposed("gate.weight", ("d_in", 1)), "gate.bias": as_it_is("gate.bias", (1,))}
-
-
-def _refuse_fused_gates(site: Site) -> None:
-    raise AdapterError(
-        "has a gate for each part of a fused layer, which cannot be expressed",
-        where=f"`{site.name}`",
-        found="`use_gating`",
-        fix="train without gates, or on a base whose query, key and value are separate layers",
-    )
 
 
 def _check_layers(config: LoraConfig, placed: Mapping[str, Module], sites: SiteMap, taken: Taken) -> None:

@@ -7,7 +7,7 @@ module that the base calls several times, as ALBERT calls its one layer, is seve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapter_export.errors import AdapterError
 from adapter_export.interop.adapterhub.keys import Module
@@ -23,6 +23,18 @@ _ENDS: tuple[tuple[str, Role | None], ...] = (
 )
 """How the path of a bottleneck's module ends, and what it acts behind: the library's own modules have the first names,
 those of BERT and its kin are the base's. After cross-attention there is no site."""
+
+
+_PARTS: tuple[tuple[str, str], ...] = (
+    (".query", "attention.query"),
+    (".key", "attention.key"),
+    (".value", "attention.value"),
+    (".intermediate.dense", "ffn.up"),
+    (".output.dense", "ffn.down"),
+)
+"""How the paths of linear layers end in BERT and its kin, for files whose modules have been renamed since."""
+
+_BY_NUMBER = "the base's modules have other names than the file's: layers were matched by their numbers"
 
 
 @dataclass(frozen=True)
@@ -74,16 +86,17 @@ def place_linears(modules: Iterable[Module], sites: SiteMap) -> Placed:
     Raises:
         AdapterError: the base has no site for some of them; all are listed.
     """
-    modules = tuple(modules)
-    nearest: dict[str, tuple[Site, ...]] = {}
-    for dropped in range(_longest(module.path for module in modules)):
-        found = {module.path: _linears(module.path, sites, dropped) for module in modules}
-        if all(found.values()):
-            return _placed({module.path: module for module in modules}, found)
-        nearest = max(nearest, found, key=lambda one: sum(map(bool, one.values())))
-    missing = [path for path in (module.path for module in modules) if not nearest.get(path)]
-    known = sorted({site.path for site in sites.of_roles(("linear",)) if site.path})
-    raise _not_there(missing, "linear layers", known)
+    known = {module.path: module for module in modules}
+    for dropped in range(_longest(known)):
+        found = {path: _linears(path, sites, dropped) for path in known}
+        if known and all(found.values()):
+            return _placed(known, found)
+    renamed = {path: _renamed(path, sites) for path in known}
+    missing = [path for path, places in renamed.items() if not places]
+    if missing:
+        names = [f"{site.name} ({site.path})" if site.path else site.name for site in sites.of_roles(("linear",))]
+        raise _not_there(missing, "linear layers", names)
+    return replace(_placed(known, renamed), notes=(_BY_NUMBER,))
 
 
 def _block(module: Module) -> Block:
@@ -124,6 +137,17 @@ def _linears(path: str, sites: SiteMap, dropped: int) -> tuple[Site, ...]:
     return tuple(site for site in sites.of_roles(("linear",)) if site.path and f".{site.path}".endswith(tail))
 
 
+def _renamed(path: str, sites: SiteMap) -> tuple[Site, ...]:
+    """The layer of a number and a part, where the base's modules have other names than the file's, or none."""
+    numbers = [int(part) for part in path.split(".") if part.isdecimal()]
+    parts = [name for ending, name in _PARTS if path.endswith(ending)]
+    return tuple(
+        site
+        for site in sites.of_roles(("linear",))
+        if numbers and parts and site.layer == numbers[-1] and site.name.endswith(f".{parts[0]}")
+    )
+
+
 def _placed(modules: Mapping[str, Module], found: Mapping[str, tuple[Site, ...]]) -> Placed:
     placed: dict[str, Module] = {}
     for path, places in found.items():
@@ -153,7 +177,7 @@ def _by_layer(blocks: Iterable[Block], sites: SiteMap) -> Placed:
     if missing:
         known = [f"{site.name} ({site.path})" if site.path else site.name for site in sites.sublayers]
         raise _not_there(missing, "sublayers", known)
-    return Placed(placed, ("the base's modules have other names: layers were matched by their numbers",))
+    return Placed(placed, (_BY_NUMBER,))
 
 
 def _not_there(missing: list[str], what: str, known: list[str]) -> AdapterError:
