@@ -27,7 +27,7 @@ from adapter_export.reference.evaluate import evaluate, gradients
 from adapter_export.sites.site import Site
 from adapter_export.text import Tokenizer
 
-BOTTLENECK, STEPS, LEARNING_RATE, MAX_TOKENS = 8, 200, 0.02, 64
+BOTTLENECK, STEPS, LEARNING_RATE, MAX_TOKENS = 8, 400, 0.005, 64
 
 Named = dict[str, np.ndarray]
 
