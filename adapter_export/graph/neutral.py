@@ -18,6 +18,9 @@ from adapter_export.graph.graph import AdapterGraph, Node
 NEUTRAL_WIDTH = 1
 """The width of an idle bottleneck. Not 0: an empty tensor through `Gelu` kills onnxruntime 1.21 to 1.28 (SIGFPE)."""
 
+NEUTRAL_NORM_WIDTH = 2
+"""The width of an idle bottleneck that is normalised: onnxruntime 1.21 refuses to normalise over one feature."""
+
 _ZERO = "zero"
 _UNKNOWN = "unknown"
 _ZERO_KEEPING = frozenset(
@@ -38,8 +41,10 @@ _ONES = (frozenset({"scale_features", "learned_scale"}), frozenset({"scale_featu
 
 
 def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[str, int]:
-    """The narrowest widths: the site's own where the site gives them, 1 for everything else."""
-    return {symbol: site_widths.get(symbol, NEUTRAL_WIDTH) for symbol in graph.symbols()}
+    """The narrowest widths: the site's own where the site gives them, 1 for all else, 2 for what is normalised."""
+    normed = {graph.dimensions(node)["in"] for node in graph.nodes if node.op in {"layer_norm", "rms_norm"}}
+    narrowest = {symbol: NEUTRAL_NORM_WIDTH if symbol in normed else NEUTRAL_WIDTH for symbol in graph.symbols()}
+    return {symbol: site_widths.get(symbol, width) for symbol, width in narrowest.items()}
 
 
 def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weights:

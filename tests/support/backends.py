@@ -22,6 +22,9 @@ from adapter_export.torch import lowering as torch_ops
 Arrays = Mapping[str, np.ndarray]
 Compute = Callable[[AdapterGraph, Arrays, Arrays], np.ndarray]
 
+NEWEST_OPSET = 23 if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 23) else 22
+"""The newest that the installed onnxruntime runs."""
+
 LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -94,7 +97,7 @@ FLOAT32 = (Backend("numpy-float32", "float32", by_numpy), Backend("torch-float32
 TORCH_FLOAT64 = Backend("torch-float64", "float64", by_torch)
 ONNXRUNTIME = tuple(
     Backend(f"onnx-{opset}-{level}", "float32", by_onnxruntime(opset, level))
-    for opset in (17, 18, 20, 23)
+    for opset in (17, 18, 20, NEWEST_OPSET)
     for level in LEVELS
 )
 BACKENDS = (*FLOAT32, TORCH_FLOAT64, *ONNXRUNTIME)
