@@ -214,7 +214,9 @@ def test_with_nothing_active_no_bit_differs_from_the_base(llama):
 def test_the_builders_graph_has_the_sites_and_caches_of_the_torch_model(llama):
     base = llama.genai.base
     in_torch = discover(flow_graph(llama.reference.model(None).base.module()))
-    assert [(site.name, site.width) for site in base.sites] == [(site.name, site.width) for site in in_torch]
+    assert [(site.name, site.width) for site in base.sites.sublayers] == [
+        (site.name, site.width) for site in in_torch.sublayers
+    ]
     caches = {record.name: (record.next, record.axes) for record in base.inputs if record.role == "cache"}
     names = [f"{layer}.{name}" for layer in (0, 1) for name in ("key", "value")]
     axes = ("batch_size", 2, "past_sequence_length", 16)

@@ -11,7 +11,7 @@ from adapter_export.format.canonical import canonical_json, read_json
 from adapter_export.format.files import new_file
 from adapter_export.format.schema import validate
 from adapter_export.sites.given import GivenSite, GivenSites, SiteValues, View
-from adapter_export.sites.site import SiteMap
+from adapter_export.sites.site import Site, SiteMap
 
 SITE_MAP_VERSION = "1.0.0"
 """The version of the format of site maps."""
@@ -48,18 +48,30 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
     """
     sites: dict[str, dict[str, object]] = {}
     for view, found in views.items():
-        for site in found.sublayers:
-            entry = sites.setdefault(site.name, {"role": site.role, "layer": site.layer})
-            entry[view] = {"h": site.h, "x": site.x, "u": site.u}
+        for site in found:
+            entry = sites.setdefault(site.name, _described(site))
+            values = {"h": site.h, "x": site.x, "u": site.u, "y": site.y}
+            entry[view] = {key: value for key, value in values.items() if value is not None}
     final = {view: found.final for view, found in views.items()}
     with new_file(path, force=force) as temporary:
         temporary.write_bytes(canonical_json({"format_version": SITE_MAP_VERSION, "sites": sites, "final": final}))
 
 
+def _described(site: Site) -> dict[str, object]:
+    """What a site is in every view; a key that says nothing is left out."""
+    parts = {name: list(bounds) for name, bounds in site.parts.items()}
+    return (
+        {"role": site.role}
+        | ({} if site.layer is None else {"layer": site.layer})
+        | ({"parts": parts} if parts else {})
+    )
+
+
 def _given(site: Mapping[str, Any]) -> GivenSite:
     values = {view: _values(site[view]) for view in _VIEWS if view in site}
-    return GivenSite(site["role"], site["layer"], values)
+    parts = {name: (start, end) for name, (start, end) in site.get("parts", {}).items()}
+    return GivenSite(site["role"], site.get("layer"), values, parts)
 
 
 def _values(values: Mapping[str, str]) -> SiteValues:
-    return SiteValues(values["h"], values["x"], values.get("u", values["x"]))
+    return SiteValues(values["h"], values.get("x"), values.get("u", values.get("x")), values.get("y"))

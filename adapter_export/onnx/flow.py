@@ -11,25 +11,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx.fused import SUMMANDS, hides_sum, is_skip_norm, sum_output
+from adapter_export.onnx.cuts import cuts_of
+from adapter_export.onnx.fused import SUMMANDS, UNNAMED_SUM, hides_sum, is_skip_norm, sum_output
 from adapter_export.onnx.norms import NORMS, norm_of
+from adapter_export.onnx.products import CONVOLUTIONS, finish, is_linear, is_product, is_weighted, operands
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
-
-_FACTORS: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "FusedGemm"), (0, 1)),
-    **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (0, 1)),
-    **dict.fromkeys(("QLinearMatMul", "QGemm"), (0, 3)),
-    "Einsum": tuple(range(8)),
-}
-"""The products, and which of their inputs are multiplied; the others are biases, scales and zero points."""
-
-_CONVOLUTIONS: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "FusedConv", "NhwcConv"), (0, 1)),
-    "QLinearConv": (0, 3),
-}
-
-_PROJECTING = frozenset({("com.microsoft", "Attention"), ("com.microsoft", "QAttention")})
-"""The fused attentions that hold the weights of query, key and value, as their second input."""
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
 """Moves that leave every number where it is as long as the shape stays."""
@@ -37,6 +23,11 @@ _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
 _PICKS = frozenset({"Slice", "Split", "Gather", "GatherElements", "GatherND"})
 _JOINS = frozenset({"Concat", "Pad", "Tile"})
 _MOVES = _RESHAPES | _PICKS | _JOINS | {"Transpose", "ReverseSequence", "SpaceToDepth", "DepthToSpace"}
+
+_ACTIVATIONS = frozenset({"Relu", "Gelu", "Erf", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "LeakyRelu", "PRelu"}) | {
+    *("HardSigmoid", "HardSwish", "Mish", "Softplus", "Softsign", "Swish", "ThresholdedRelu", "Exp", "Clip"),
+    *("Softmax", "LogSoftmax", "BiasSoftmax", "BiasGelu", "FastGelu", "QuickGelu"),
+}
 
 _SHAPES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
 """What reads the shape of a tensor and none of its numbers."""
@@ -113,7 +104,7 @@ def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def _has_products(body: ir.Graph) -> bool:
-    return any(node.op_type in _FACTORS or node.op_type in _CONVOLUTIONS for node in body.all_nodes())
+    return any(is_product(node.op_type) or node.op_type in CONVOLUTIONS for node in body.all_nodes())
 
 
 def _check_sums_have_shapes(flow: FlowGraph) -> None:
@@ -208,7 +199,7 @@ def _seen(node: ir.Node, name: str, activations: Set[str]) -> Iterator[FlowNode]
 
 def _sum_name(node: ir.Node, name: str) -> str:
     """The sum inside a fused node, by a name of its own where nobody else reads it."""
-    return sum_output(node) or f"{name}/sum"
+    return sum_output(node) or f"{name}{UNNAMED_SUM}"
 
 
 def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
@@ -219,9 +210,13 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         op=node.op_type,
         inputs=inputs,
         outputs=tuple(value.name for value in node.outputs if value.name),
-        weighted=_is_weighted(node, activations),
+        weighted=is_weighted(node, activations),
         path=_path(node),
         norm=norm_of(node),
+        linear=is_linear(node, activations),
+        operands=operands(node, activations),
+        finish=finish(node, activations),
+        cuts=cuts_of(node),
     )
 
 
@@ -229,14 +224,16 @@ def _kind(node: ir.Node, inputs: tuple[str, ...]) -> NodeKind:
     op = node.op_type
     if op in ("Add", "Sum") and len(inputs) == 2 and len(node.inputs) == 2:
         return "add"
-    if op in _FACTORS:
+    if is_product(op):
         return "product"
-    if op in _CONVOLUTIONS:
+    if op in CONVOLUTIONS:
         return "convolution"
     if op.endswith("Attention"):
         return "attention"
     if op in NORMS:
         return "norm"
+    if op in _ACTIVATIONS:
+        return "activation"
     return "layout" if op in _MOVES and not _keeps_places(node) else "other"
 
 
@@ -246,17 +243,6 @@ def _keeps_places(node: ir.Node) -> bool:
         return False
     shape = _shape(source)
     return shape is not None and None not in shape and shape == _shape(result)
-
-
-def _is_weighted(node: ir.Node, activations: Set[str]) -> bool:
-    values = [node.inputs[at] for at in _factors(node) if at < len(node.inputs)]
-    return any(value is not None and value.name not in activations for value in values)
-
-
-def _factors(node: ir.Node) -> tuple[int, ...]:
-    if (node.domain, node.op_type) in _PROJECTING:
-        return (0, 1)
-    return _FACTORS.get(node.op_type) or _CONVOLUTIONS.get(node.op_type, ())
 
 
 def _path(node: ir.Node) -> str | None:

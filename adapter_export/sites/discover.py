@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.ancestry import is_stream
+from adapter_export.sites.follow import block_output, follower_of, maker_of, path_of
 from adapter_export.sites.index import FlowIndex
-from adapter_export.sites.site import Norm, Role, Site, SiteMap
+from adapter_export.sites.linear import linear_sites
+from adapter_export.sites.site import Role, Site, SiteMap
 from adapter_export.sites.stream import Residual, residual_stream
 from adapter_export.sites.view import FlowGraph, FlowNode
 
@@ -32,12 +34,47 @@ def discover(flow: FlowGraph) -> SiteMap:
     stream = residual_stream(index)
     if not stream:
         raise _no_sites(flow)
-    sublayers = list(_sublayers(index, stream))
-    sites = tuple(_site(index, sublayer, layer) for sublayer, layer in zip(sublayers, _layers(sublayers), strict=True))
+    found = list(_sublayers(index, stream))
+    sublayers = [_site(index, sublayer, layer) for sublayer, layer in zip(found, _layers(found), strict=True)]
     final = _final(index, stream[-1].total)
     if flow.rank(final) != 3:  # a stream without tokens, such as that of a network for tables
         raise _no_sites(flow)
-    return SiteMap(sites, final, _width(flow, final))
+    return SiteMap(tuple(_with_inner(index, sublayers, stream[0].x)), final, _width(flow, final))
+
+
+def _with_inner(index: FlowIndex, sublayers: Sequence[Site], start: str) -> Iterator[Site]:
+    """The sites in the order of evaluation: the embeddings, and each sublayer behind the linear layers inside it."""
+    if index.producer(start) is not None:  # a base may read the stream itself
+        yield embeddings_site(index, "embeddings", start)
+    ends = stream_values(sublayers)
+    for sublayer in sublayers:
+        yield from linear_sites(index, sublayer, ends - {sublayer.h})
+        yield sublayer
+
+
+def stream_values(sublayers: Iterable[Site]) -> set[str]:
+    """The values at which sublayers begin and end."""
+    return {value for site in sublayers for value in (site.x, site.h, site.y) if value is not None}
+
+
+def embeddings_site(index: FlowIndex, name: str, start: str) -> Site:
+    """The site of what the stream starts from."""
+    width = _width(index.flow, start)
+    return Site(
+        name=name,
+        role="embeddings",
+        layer=None,
+        width=width,
+        width_in=width,
+        h=start,
+        x=None,
+        u=None,
+        y=None,
+        norm=None,
+        residual=None,
+        path=maker_of(index, start),
+        followed_by="",
+    )
 
 
 def _final(index: FlowIndex, total: str) -> str:
@@ -128,45 +165,6 @@ def _site(index: FlowIndex, sublayer: _Sublayer, layer: int) -> Site:
         path=path_of([index.nodes[at] for at in positions]),
         followed_by=follower_of(index, sublayer.total),
     )
-
-
-def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm | None]:
-    """The block's output `y`, and the norm that makes it of the sum `total`.
-
-    A norm counts if everything that is computed from the sum goes through it. Where the stream `ends` behind blocks
-    with norms of their own before them, the norm that follows is that of the whole base, and no block's.
-    """
-    positions = [] if ends else list(index.computed_from(total))
-    through = index.last_before_product(total, positions)
-    inside = [at for at in positions if at <= index.position(through)]
-    for count, at in enumerate(inside, 1):
-        node = index.nodes[at]
-        if node.norm is not None and index.last_before_product(total, inside[:count]) in node.outputs:
-            return index.last_before_product(total, inside[:count]), node.norm
-    if any(_is_statistic(index, index.nodes[at]) for at in inside):
-        return through, Norm("unknown", 0.0, None, None)
-    return total, None
-
-
-def path_of(nodes: Iterable[FlowNode]) -> str | None:
-    """The module of the last product, which users know as the output projection."""
-    return next((node.path for node in reversed(list(nodes)) if node.multiplies), None)
-
-
-def follower_of(index: FlowIndex, total: str) -> str:
-    """The kind of what reads the sum first, casts, dropouts and reshapes aside."""
-    for at in index.computed_from(total):
-        node = index.nodes[at]
-        if node.kind not in ("other", "layout"):
-            return node.kind
-        if _is_statistic(index, node):
-            return "norm"
-    return next((node.kind for node in index.readers(total)), "output")
-
-
-def _is_statistic(index: FlowIndex, node: FlowNode) -> bool:
-    """Whether it reduces the features of each token, as a norm in small pieces begins."""
-    return node.kind == "other" and not index.flow.alike(node.inputs[0], node.outputs[0])
 
 
 def _width(flow: FlowGraph, value: str) -> int:

@@ -51,8 +51,7 @@ class Site:
         residual: the node that adds `h`: to `x`, or to the sublayer beside it in a parallel block.
         path: the path of the module with the last product, at a sublayer its output projection, if the exporter
             recorded it. A module that is called once per layer gives several sites the same path.
-        followed_by: the kind of what reads the sum first, such as `norm`, or `output`; at a linear layer, what reads
-            `h` first.
+        followed_by: the kind of what reads the sum first, such as `norm`, or `output`; empty at other sites.
         parts: the slices [start, end) of `h` that are layers of their own, in a fused linear layer.
     """
 

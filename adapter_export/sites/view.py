@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from adapter_export.sites.site import Norm
 
-NodeKind = Literal["add", "product", "convolution", "attention", "norm", "layout", "other"]
+NodeKind = Literal["add", "product", "convolution", "attention", "norm", "activation", "layout", "other"]
+
+Finish = Literal["bias", "rescale"]
+"""What is left to do behind the product of a linear layer: to add its bias, or to scale integers back."""
 
 Dim = int | str | None
 """The length of an axis: a number, the graph's own name for an unknown number, or nothing known."""
 
 _MULTIPLYING = frozenset({"product", "convolution", "attention"})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A slice [start, end) of one axis, counted from 0."""
+
+    axis: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -23,14 +35,20 @@ class FlowNode:
     Attributes:
         name: unique in the graph.
         kind: `add` for an element-wise sum of two activations; `product` for a matrix product; `convolution`;
-            `attention` for an attention fused into one node; `norm` for a layer or RMS norm in one node; `layout` for
-            a transposition or a reshape, which moves axes and keeps the numbers; else `other`.
+            `attention` for an attention fused into one node; `norm` for a layer or RMS norm in one node;
+            `activation` for a non-linear function of each number, the softmax among them; `layout` for a transposition,
+            a reshape or a cut, which moves axes and keeps the numbers; else `other`.
         op: the framework's own name of it, for tables.
         inputs: the activations it reads, in order. Weights, constants, and what is computed from these and from the
             lengths of axes alone are left out.
         outputs: the values it defines.
         weighted: whether one of the factors of a product is a trained weight.
         path: the module path that the exporter recorded, if any.
+        linear: whether a product is that of a linear layer: of an activation and one trained matrix [in, out].
+        operands: the activations among the factors of a product; query, key and value of a fused attention, or what
+            holds all three.
+        finish: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
+        cuts: of a layout that cuts one axis: the slice of its input that each output is.
         norm: of a norm, and of the last piece of one that is written out: which one it is.
     """
 
@@ -42,6 +60,10 @@ class FlowNode:
     weighted: bool
     path: str | None = None
     norm: Norm | None = None
+    linear: bool = False
+    operands: tuple[str, ...] = ()
+    finish: Finish | None = None
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
 
     @property
     def multiplies(self) -> bool:

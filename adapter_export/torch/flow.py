@@ -8,17 +8,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
+from adapter_export.torch.cuts import cut_of
 from adapter_export.torch.norms import NORMS, norm_of
-
-_FACTORS: Mapping[str, slice] = {
-    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "_scaled_mm", "_grouped_mm", "grouped_mm_fallback"), slice(0, 2)),
-    **dict.fromkeys(("addmm", "baddbmm", "addbmm"), slice(1, 3)),
-    **dict.fromkeys(("_weight_int8pack_mm", "_weight_int4pack_mm"), slice(0, 2)),
-    "einsum": slice(0, None),
-}
-"""The products, and which of the tensors they read are multiplied; the others are biases."""
-
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv_transpose1d", "conv_transpose2d")
+from adapter_export.torch.products import CONVOLUTIONS, finish, is_linear, is_product, is_weighted, operands
 
 _RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "view_as", "reshape_as", "flatten", "unflatten"}) | frozenset(
     {"squeeze", "unsqueeze", "expand", "expand_as", "slice", "narrow"}
@@ -29,6 +21,11 @@ _TURNS = frozenset({"transpose", "permute", "t", "mT", "movedim", "swapaxes", "r
 _PICKS = frozenset({"split", "chunk", "unbind", "select", "index", "index_select", "gather", "unfold"})
 _JOINS = frozenset({"cat", "stack", "repeat", "tile", "pad", "constant_pad_nd"})
 _MOVES = _RESHAPES | _TURNS | _PICKS | _JOINS
+
+_ACTIVATIONS = frozenset({"relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "erf", "elu", "selu", "celu", "glu"}) | {
+    *("leaky_relu", "prelu", "hardtanh", "hardswish", "hardsigmoid", "mish", "softplus", "softsign", "exp"),
+    *("softmax", "_softmax", "_safe_softmax", "log_softmax", "clamp"),
+}
 
 _LIKE = frozenset(
     {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
@@ -82,6 +79,7 @@ def _op(node: Node) -> str:
 
 def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
     op = _op(node)
+    cut = cut_of(node, op)
     read = [source for source in _sources(node) if source in activations]
     return FlowNode(
         name=node.name,
@@ -89,44 +87,35 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
         op=op,
         inputs=tuple(source.name for source in read),
         outputs=(node.name,),
-        weighted=_is_weighted(node, op, activations),
+        weighted=is_weighted(node, op, activations.keys()),
         path=_path(node),
         norm=norm_of(node, op),
+        linear=is_linear(node, op, activations.keys()),
+        operands=operands(node, op, activations.keys()),
+        finish=finish(node, op, activations.keys()),
+        cuts={} if cut is None else {node.name: cut},
     )
 
 
 def _kind(node: Node, op: str, read: list[Node]) -> NodeKind:
     if op == "add" and len(read) == 2 and node.kwargs.get("alpha", 1) == 1:
         return "add"
-    if op in _FACTORS:
+    if is_product(op):
         return "product"
-    if op in _CONVOLUTIONS:
+    if op in CONVOLUTIONS:
         return "convolution"
     if "attention" in op:
         return "attention"
     if op in NORMS:
         return "norm"
+    if op in _ACTIVATIONS:
+        return "activation"
     return "layout" if op in _MOVES and not _keeps_places(node, op) else "other"
 
 
 def _keeps_places(node: Node, op: str) -> bool:
     source = node.all_input_nodes[0]
     return op in _RESHAPES and _shape(source) is not None and _shape(source) == _shape(node)
-
-
-def _is_weighted(node: Node, op: str, activations: Mapping[Node, None]) -> bool:
-    factors = list(_tensors(node.args))[_FACTORS.get(op, slice(0, 2))]
-    multiplies = op in _FACTORS or op in _CONVOLUTIONS
-    return multiplies and any(factor not in activations for factor in factors)
-
-
-def _tensors(arguments: object) -> Iterator[Node]:
-    """The nodes among the arguments of a call, repetitions included."""
-    if isinstance(arguments, Node):
-        yield arguments
-    elif isinstance(arguments, list | tuple):
-        for argument in arguments:
-            yield from _tensors(argument)
 
 
 def _path(node: Node) -> str | None:

@@ -116,7 +116,7 @@ def axes_of(architecture: Architecture) -> dict[int, str]:
 
 
 def names_and_paths(sites: SiteMap) -> list[tuple[str, str | None]]:
-    return [(site.name, site.path) for site in sites]
+    return [(site.name, site.path) for site in sites.sublayers]
 
 
 def test_the_sites_are_those_that_a_person_lists(base: Base) -> None:
@@ -141,7 +141,7 @@ def test_a_graph_of_the_older_exporter_does_so_as_well(name: str, tmp_path: Path
     module = architecture.build(0.15)
     export_by_the_older_exporter(module, architecture, tmp_path / "model.onnx")
     base = open_onnx(tmp_path / "model.onnx")
-    assert [site.name for site in base.sites] == [site for site, _ in listed(name)]
+    assert [site.name for site in base.sites.sublayers] == [site for site, _ in listed(name)]
     adapter = random_adapter("a", houlsby(), base, bottleneck=4)
     for shape in SHAPES:
         inputs = architecture.inputs(*shape)

@@ -31,7 +31,10 @@ def edited(written: Path, tmp_path: Path) -> Path:
 def test_what_was_written_gives_the_same_sites(cli, model: Path, written: Path) -> None:
     assert cli.json("sites", model, "--site-map", written) == cli.json("sites", model)
     document = json.loads(written.read_text())
-    assert all(site.keys() == {"role", "layer", "torch", "onnx"} for site in document["sites"].values())
+    assert document["sites"]["layers.0.ffn"].keys() == {"role", "layer", "torch", "onnx"}
+    assert document["sites"]["layers.0.ffn"]["onnx"].keys() == {"h", "x", "u", "y"}
+    assert document["sites"]["layers.0.ffn.up"]["torch"].keys() == {"h", "u"}
+    assert document["sites"]["embeddings"].keys() == {"role", "torch", "onnx"}
 
 
 def test_it_is_not_written_over(cli, model: Path, written: Path) -> None:

@@ -28,7 +28,7 @@ class TestDescription:
         assert base.outputs == (OutputRecord("hidden", "float32", ("batch", "tokens", WIDTH)),)
 
     def test_sites_are_found(self, base: OnnxBase) -> None:
-        assert [site.name for site in base.sites] == [
+        assert [site.name for site in base.sites.sublayers] == [
             f"layers.{i}.{role}" for i in (0, 1) for role in ("attention", "ffn")
         ]
 

@@ -66,7 +66,7 @@ def test_a_packaged_graph_of_the_older_exporter(foreign_graphs: Path, tmp_path: 
         for layer in range(3)
         for role, part in (("attention", "attention/"), ("ffn", ""))
     }
-    assert {site.name: site.h for site in base.sites} == places
+    assert {site.name: site.h for site in base.sites.sublayers} == places
     assert base.sites.width == 384
     adapter, found = built(base, tmp_path / "bundle", INPUTS)
     hidden = base.sites.final
@@ -85,7 +85,7 @@ def test_a_packaged_graph_with_weights_of_8_bits(foreign_graphs: Path, tmp_path:
     ]
     numbers = (3, 5, 9, 11, 15, 17, 21, 23, 27, 29, 33, 35)
     places = {name: f"linear_{number}" for name, number in zip(names(6), numbers, strict=True)}
-    assert {site.name: site.h for site in base.sites} == places
+    assert {site.name: site.h for site in base.sites.sublayers} == places
     inputs = {**INPUTS, "token_type_ids": np.zeros_like(IDS)}
     adapter, found = built(base, tmp_path / "bundle", inputs)
     (expected,) = run(with_bottlenecks(path, places, adapter.weights), inputs, ["last_hidden_state"])
@@ -179,7 +179,7 @@ def test_minilm_of_the_older_exporter_and_fused_is_what_torch_computes(
 ) -> None:
     base = open_onnx(graphs / f"{name}.onnx")
     assert base.notes == ("converted from opset 14 to 17, which slots need; its outputs are unchanged",)
-    assert {site.name: site.h for site in base.sites} == places
+    assert {site.name: site.h for site in base.sites.sublayers} == places
     adapter, found = built(base, tmp_path / "bundle", INPUTS)
     with torch.no_grad():
         plain = minilm(torch.from_numpy(IDS), torch.from_numpy(MASK)).last_hidden_state.numpy()
@@ -192,8 +192,10 @@ def test_minilm_in_8_bits_is_what_the_graph_edited_by_hand_computes(
 ) -> None:
     path = graphs / f"{name}_int8.onnx"
     base = open_onnx(path)
-    assert {site.name: site.h for site in base.sites} == places
-    assert {site.u for site in base.sites} == {site.x for site in base.sites}, "no adapter can read 8 bits"
+    assert {site.name: site.h for site in base.sites.sublayers} == places
+    assert {site.u for site in base.sites.sublayers} == {site.x for site in base.sites.sublayers}, (
+        "no adapter can read 8 bits"
+    )
     adapter, found = built(base, tmp_path / "bundle", INPUTS)
     plain = onnx.load(path)
     readers = {name: node for node in plain.graph.node for name in node.input}

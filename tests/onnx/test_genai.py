@@ -31,7 +31,7 @@ def test_its_decoder_is_a_base_like_any_other(folder):
     source = open_source(folder)
     assert isinstance(source, OnnxSource)
     assert (source.form, source.max_tokens, source.tokenizer) == ("genai", 40, "{}")
-    assert [site.name for site in source.sites()] == ["layers.0.attention", "layers.0.ffn"]
+    assert [site.name for site in source.sites().sublayers] == ["layers.0.attention", "layers.0.ffn"]
 
 
 def test_its_sites_follow_a_site_map(folder, tmp_path):

@@ -111,8 +111,8 @@ def test_einsum_over_heads_and_dense_layers_over_rows(tmp_path: Path) -> None:
     path = saved(tmp_path, model)
     base = open_onnx(path)
     places = {f"layers.{i}.{role}": f"{role}{i}:0" for i in range(2) for role in ("attention", "ffn")}
-    assert {site.name: site.h for site in base.sites} == places
-    assert [site.u for site in base.sites] == ["normed0:0", "middle0:0", "normed1:0", "middle1:0"]
+    assert {site.name: site.h for site in base.sites.sublayers} == places
+    assert [site.u for site in base.sites.sublayers] == ["normed0:0", "middle0:0", "normed1:0", "middle1:0"]
     adapter, found = adapted(base, {"x": X})
     (expected,) = run(with_bottlenecks(path, places, adapter.weights), {"x": X}, ["y"])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
@@ -124,7 +124,7 @@ def test_a_residual_sum_inside_a_gemm_is_opened(tmp_path: Path) -> None:
     )
     model = parsed(body)
     base = open_onnx(saved(tmp_path, model))
-    assert [(site.name, site.h) for site in base.sites] == [("layers.0.ffn", "s/product")]
+    assert [(site.name, site.h) for site in base.sites.sublayers] == [("layers.0.ffn", "s/product")]
     adapter, found = adapted(base, {"x": X})
     w = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     h = np.maximum(X @ w["up"] + w["up_bias"], 0) @ w["down"]
@@ -136,7 +136,10 @@ def test_a_sum_of_three_is_opened(tmp_path: Path, order: str) -> None:
     attention = "t = Transpose <perm = [0, 2, 1]> (x) s = MatMul(x, t) m = MatMul(s, x) a = MatMul(m, w)"
     model = parsed(f"{attention} f = MatMul(x, w) y = Sum({order})")
     base = open_onnx(saved(tmp_path, model))
-    assert [(site.name, site.h) for site in base.sites] == [("layers.0.attention", "a"), ("layers.0.ffn", "f")]
+    assert [(site.name, site.h) for site in base.sites.sublayers] == [
+        ("layers.0.attention", "a"),
+        ("layers.0.ffn", "f"),
+    ]
     adapter, found = adapted(base, {"x": X})
     w = numpy_helper.to_array(model.graph.initializer[0])
     a, f = X @ X.transpose(0, 2, 1) @ X @ w, X @ w
@@ -180,7 +183,7 @@ def test_functions_are_opened(tmp_path: Path) -> None:
     imports = [helper.make_opsetid("", 17)]
     model.functions.append(helper.make_function("local", "Layer", ["v", "m"], ["o"], nodes, imports))
     base = open_onnx(saved(tmp_path, model))
-    assert [site.name for site in base.sites] == ["layers.0.ffn"]
+    assert [site.name for site in base.sites.sublayers] == ["layers.0.ffn"]
     adapter, found = adapted(base, {"x": X})
     w = numpy_helper.to_array(model.graph.initializer[0])
     np.testing.assert_allclose(found, X + bottleneck(adapter, "layers.0.ffn", X @ w), rtol=0, atol=1e-4)
@@ -197,7 +200,9 @@ class TestOldOpsets:
         base = open_onnx(save_tiny(tmp_path, model))
         assert base.notes == (f"converted from opset {opset} to 17, which slots need; its outputs are unchanged",)
         assert (base.opset, base.fingerprint, base.inputs) == (17, plain.fingerprint, plain.inputs)
-        assert [(site.name, site.h) for site in base.sites] == [(site.name, site.h) for site in plain.sites]
+        assert [(site.name, site.h) for site in base.sites.sublayers] == [
+            (site.name, site.h) for site in plain.sites.sublayers
+        ]
         inputs = token_inputs(5, 3)
         np.testing.assert_array_equal(adapted(base, inputs)[1], adapted(plain, inputs)[1])
 
@@ -217,7 +222,7 @@ class TestUnknownShapes:
 
     def test_are_read_off_two_runs(self, tmp_path: Path) -> None:
         base = open_onnx(saved(tmp_path, parsed(self.BODY, opset=17, more=', "com.microsoft" : 1')))
-        assert [(site.name, site.h, site.width) for site in base.sites] == [("layers.0.ffn", "f", 16)]
+        assert [(site.name, site.h, site.width) for site in base.sites.sublayers] == [("layers.0.ffn", "f", 16)]
         gelu = next(node for node in base.model.graph if node.op_type == "BiasGelu").outputs[0]
         assert [dim if isinstance(dim, int) else None for dim in gelu.shape or ()] == [None, None, 16]
         adapted(base, {"x": X})

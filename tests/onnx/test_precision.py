@@ -81,7 +81,7 @@ def test_the_root_logger_is_left_alone() -> None:
 class TestBase:
     def test_is_the_same_base(self, made: OnnxBase, base: OnnxBase) -> None:
         assert (made.fingerprint, made.inputs, made.outputs) == (base.fingerprint, base.inputs, base.outputs)
-        found, expected = ([(s.name, s.role, s.width, s.path) for s in b.sites] for b in (made, base))
+        found, expected = ([(s.name, s.role, s.width, s.path) for s in b.sites.sublayers] for b in (made, base))
         assert found == expected
 
     def test_computes_nearly_the_same(self, made: OnnxBase, base: OnnxBase) -> None:

@@ -158,7 +158,7 @@ def listed(table: str) -> list[list[str]]:
 
 def found(sites: SiteMap, graph: torch.fx.GraphModule) -> list[list[str]]:
     modules = {node.name: node.path for node in torch_flow(graph).nodes}
-    rows = [[site.name, site.path or "-", modules.get(site.u) or "-"] for site in sites]
+    rows = [[site.name, site.path or "-", modules.get(site.u) or "-"] for site in sites.sublayers]
     return [*rows, ["final", modules[sites.final] or "-"]]
 
 
@@ -177,7 +177,7 @@ def test_the_sites_of_bases_without_an_onnx_graph(exported, name):
 @pytest.mark.parametrize("name", IN_BOTH)
 def test_both_views_agree(views, name):
     def facts(sites: SiteMap) -> list[tuple[object, ...]]:
-        return [(site.name, site.role, site.layer, site.width, site.path, site.followed_by) for site in sites]
+        return [(site.name, site.role, site.layer, site.width, site.path, site.followed_by) for site in sites.sublayers]
 
     base = views(name)
     assert facts(base.in_torch) == facts(base.in_onnx)
@@ -200,20 +200,20 @@ def test_both_views_mean_the_same_values(views, name):
 def test_h_is_what_the_output_projection_of_the_live_module_returns(views, name):
     base = views(name)
     inputs = base.exported.architecture.inputs(3, 5)
-    returned = module_results(base.exported.module, {site.path for site in base.in_torch}, inputs)
-    in_torch = torch_values(base.torch_graph, inputs, [site.h for site in base.in_torch])
-    for site in base.in_torch:
+    returned = module_results(base.exported.module, {site.path for site in base.in_torch.sublayers}, inputs)
+    in_torch = torch_values(base.torch_graph, inputs, [site.h for site in base.in_torch.sublayers])
+    for site in base.in_torch.sublayers:
         np.testing.assert_allclose(in_torch[site.h], returned[site.path].pop(0), rtol=0, atol=1e-5, err_msg=site.name)
 
 
 @pytest.mark.parametrize("name", POST_NORM)
 def test_a_sublayer_without_a_norm_before_it_reads_the_stream_itself(views, name):
-    assert all(site.u == site.x for site in (*views(name).in_torch, *views(name).in_onnx))
+    assert all(site.u == site.x for site in (*views(name).in_torch.sublayers, *views(name).in_onnx.sublayers))
 
 
 @pytest.mark.parametrize("name", PRE_NORM)
 def test_a_sublayer_with_a_norm_before_it_reads_the_norm(views, name):
-    assert all(site.u != site.x for site in (*views(name).in_torch, *views(name).in_onnx))
+    assert all(site.u != site.x for site in (*views(name).in_torch.sublayers, *views(name).in_onnx.sublayers))
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "cohere"])
@@ -225,7 +225,7 @@ def test_parallel_sublayers_start_from_one_value(views, name):
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "cohere", "opt"])
 def test_what_follows_each_sum_is_a_norm_even_in_small_pieces(views, name):
-    assert {site.followed_by for site in views(name).in_torch} == {"norm"}
+    assert {site.followed_by for site in views(name).in_torch.sublayers} == {"norm"}
 
 
 @pytest.mark.parametrize("name", ["resnet", "cnn", "mlp", "linear"])
@@ -248,7 +248,7 @@ def test_a_base_with_two_streams_is_refused_rather_than_half_found(exported):
 
 
 def values(sites: SiteMap) -> list[str]:
-    return [value for site in sites for value in (site.h, site.x, site.u)] + [sites.final]
+    return [value for site in sites.sublayers for value in (site.h, site.x, site.u)] + [sites.final]
 
 
 class _Recorder(torch.fx.Interpreter):

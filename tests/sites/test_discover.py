@@ -39,7 +39,7 @@ def flow(
 
 
 def names(graph: FlowGraph) -> list[str]:
-    return [site.name for site in discover(graph)]
+    return [site.name for site in discover(graph).sublayers]
 
 
 def refused(graph: FlowGraph) -> bool:
@@ -136,7 +136,10 @@ def test_the_mask_inside_attention_is_none_though_earlier_layers_depend_on_it():
     fixed: tuple[Dim, ...] = ("batch", 8, 8)
     graph = flow(text)
     sites = discover(FlowGraph(graph.nodes, dict.fromkeys(graph.shapes, fixed), graph.outputs))
-    assert [(site.name, site.x) for site in sites] == [("layers.0.attention", "x"), ("layers.1.attention", "y")]
+    assert [(site.name, site.x) for site in sites.sublayers] == [
+        ("layers.0.attention", "x"),
+        ("layers.1.attention", "y"),
+    ]
 
 
 def test_a_sum_inside_a_sublayer_is_none():
@@ -150,7 +153,7 @@ def test_a_sum_inside_a_sublayer_is_none():
         {out} = norm sum{n}
     """
     sites = discover(flow(layer.format(n=0, x="x", out="y") + layer.format(n=1, x="y", out="out")))
-    assert [(site.name, site.h) for site in sites] == [("layers.0.ffn", "h0"), ("layers.1.ffn", "h1")]
+    assert [(site.name, site.h) for site in sites.sublayers] == [("layers.0.ffn", "h0"), ("layers.1.ffn", "h1")]
 
 
 def test_a_chain_of_sums_inside_a_sublayer_is_no_second_stream():
@@ -164,12 +167,12 @@ def test_a_chain_of_sums_inside_a_sublayer_is_no_second_stream():
     """
     ends = ["x", "p", "q", "out"]
     text = "".join(layer.format(n=n, x=ends[n], out=ends[n + 1]) for n in range(3))
-    assert [site.h for site in discover(flow(text))] == ["h0", "h1", "h2"]
+    assert [site.h for site in discover(flow(text)).sublayers] == ["h0", "h1", "h2"]
 
 
 def test_what_nothing_depends_on_is_not_looked_at():
     sites = discover(flow("h = linear x \n out = add x h \n g = linear out \n stray = add out g"))
-    assert [site.h for site in sites] == ["h"]
+    assert [site.h for site in sites.sublayers] == ["h"]
 
 
 def test_the_stream_goes_through_norms_and_scales():
@@ -211,13 +214,13 @@ def test_u_is_x_where_the_ways_part_at_once():
         h = linear inner
         out = add x h
     """
-    assert discover(flow(text)).sites[0].u == "x"
+    assert discover(flow(text)).sublayers[0].u == "x"
 
 
 def test_u_keeps_its_axes_where_they_are():
     """Some attentions turn batch and tokens around first; an adapter that read that would be wrong."""
     text = "read = norm x \n turned = view read \n inner = linear turned \n h = view inner \n out = add x h"
-    assert discover(flow(text)).sites[0].u == "read"
+    assert discover(flow(text)).sublayers[0].u == "read"
 
 
 @pytest.mark.parametrize(("first", "second"), [("c", "f"), ("f", "c")])
@@ -264,12 +267,12 @@ def test_parallel_sublayers_are_seen_though_their_sums_are_results():
 
 def test_a_sublayer_with_an_attention_upon_its_own_result_is_one():
     text = "g = linear x \n q = linear g \n s = matmul q q \n c = linear s \n h = add g c \n out = add x h"
-    assert [(site.role, site.h) for site in discover(flow(text))] == [("attention", "h")]
+    assert [(site.role, site.h) for site in discover(flow(text)).sublayers] == [("attention", "h")]
 
 
 def test_a_low_rank_branch_is_part_of_its_sublayer():
     text = "wide = linear x \n low = linear x \n high = linear low \n h = add wide high \n out = add x h"
-    assert [site.h for site in discover(flow(text))] == ["h"]
+    assert [site.h for site in discover(flow(text)).sublayers] == ["h"]
 
 
 def test_layers_start_at_attention_or_at_a_second_ffn():
@@ -319,7 +322,7 @@ def test_final_has_its_tokens_back():
     sites = discover(
         flow("rows = view x \n h = linear rows \n sum = add rows h \n y = view sum \n out = norm y", shapes=flat)
     )
-    assert (sites.final, sites.sites[0].x) == ("out", "rows")
+    assert (sites.final, sites.sublayers[0].x) == ("out", "rows")
 
 
 def test_a_stream_without_tokens_is_refused():
@@ -340,7 +343,7 @@ def test_stages_of_different_width_are_one_stream():
     """
     wide = dict.fromkeys(("wider", "h2", "c", "h3", "out"), ("batch", "tokens", 16))
     sites = discover(flow(text, shapes=wide))
-    assert [(site.layer, site.width) for site in sites] == [(0, 8), (1, 8), (2, 16), (3, 16)]
+    assert [(site.layer, site.width) for site in sites.sublayers] == [(0, 8), (1, 8), (2, 16), (3, 16)]
     assert sites.width == 16
 
 
@@ -360,7 +363,7 @@ def test_a_convolution_before_the_layers_is_a_position_embedding():
         h = linear y
         out = add y h
     """
-    assert [(site.name, site.x) for site in discover(flow(text))] == [("layers.0.ffn", "y")]
+    assert [(site.name, site.x) for site in discover(flow(text)).sublayers] == [("layers.0.ffn", "y")]
 
 
 @given(st.integers(1, 6), st.booleans(), st.randoms(use_true_random=False))
@@ -376,7 +379,7 @@ def test_thousands_of_nodes_take_no_time():
     start = time.perf_counter()
     sites = discover(graph)
     assert time.perf_counter() - start < 1.0
-    assert len(sites.sites) == 400
+    assert len(sites.sublayers) == 400
 
 
 def _stack(layers: int, *, norm_first: bool) -> FlowGraph:

@@ -45,7 +45,7 @@ def test_a_site_overrides_another_completes_a_third_is_left_out(flow: FlowGraph)
     sites = sites_of(
         flow, "onnx", given({"layers.0.ffn": None, "inner": inner, "layers.1.ffn": site("act1", "up1")}, "y0")
     )
-    assert [(s.name, s.h, s.width) for s in sites] == [
+    assert [(s.name, s.h, s.width) for s in sites.sublayers] == [
         ("layers.0.attention", "attention0", WIDTH),
         ("inner", "context1", WIDTH),
         ("layers.1.attention", "attention1", WIDTH),

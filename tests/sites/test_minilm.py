@@ -16,7 +16,7 @@ def sites(minilm, request) -> SiteMap:
 
 
 def test_it_has_attention_and_ffn_in_each_of_six_layers(sites):
-    assert [site.name for site in sites] == [
+    assert [site.name for site in sites.sublayers] == [
         "layers.0.attention",
         "layers.0.ffn",
         "layers.1.attention",
@@ -33,10 +33,10 @@ def test_it_has_attention_and_ffn_in_each_of_six_layers(sites):
 
 
 def test_all_of_it_is_384_wide(sites):
-    assert {site.width for site in sites} == {sites.width} == {384}
+    assert {site.width for site in sites.sublayers} == {sites.width} == {384}
 
 
 def test_the_paths_are_those_of_the_output_projections(sites):
-    assert [site.path for site in sites.of_roles(("ffn",))] == [
+    assert [site.path for site in sites.sublayers.of_roles(("ffn",))] == [
         f"model.encoder.layer.{layer}.output.dense" for layer in range(6)
     ]

@@ -184,6 +184,8 @@ def test_the_older_exporter_of_torch_gives_the_same_sites(views, tmp_path):
     """It records neither shapes nor module paths."""
     base = views("bert")
     sites = discover(flow_graph(base.exported.legacy_onnx_graph(tmp_path / "legacy.onnx")))
-    assert [(site.name, site.width) for site in sites] == [(site.name, site.width) for site in base.in_torch]
+    assert [(site.name, site.width) for site in sites.sublayers] == [
+        (site.name, site.width) for site in base.in_torch.sublayers
+    ]
     assert sites.final == "out"
-    assert {site.path for site in sites} == {None}
+    assert {site.path for site in sites.sublayers} == {None}

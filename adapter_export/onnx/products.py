@@ -1,0 +1,128 @@
+"""The products of an ONNX graph: their factors, which are linear layers, and what is left to do behind those."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+
+import onnx_ir as ir
+
+from adapter_export.sites.view import Finish
+
+_FACTORS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "FusedGemm"), (0, 1)),
+    **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (0, 1)),
+    **dict.fromkeys(("QLinearMatMul", "QGemm"), (0, 3)),
+    "Einsum": tuple(range(8)),
+}
+"""The products, and which of their inputs are multiplied; the others are biases, scales and zero points."""
+
+CONVOLUTIONS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "FusedConv", "NhwcConv"), (0, 1)),
+    "QLinearConv": (0, 3),
+}
+
+_PROJECTING = frozenset({("com.microsoft", "Attention"), ("com.microsoft", "QAttention")})
+"""The fused attentions that hold the weights of query, key and value, as their second input."""
+
+_SEPARATE = frozenset(
+    {"MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention", "SparseAttention"}
+)
+"""Those of com.microsoft whose first inputs are query, key and value, or one value that holds all three."""
+
+_MATRICES = frozenset({"MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "MatMulIntegerToFloat"}) | {
+    "DynamicQuantizeMatMul"
+}
+_PACKED = frozenset({"MatMulNBits", "MatMulBnb4"})
+"""What multiplies with one trained matrix: as a tensor [in, out], or packed in blocks."""
+
+_BIASES = {"Gemm": 2, "MatMulNBits": 5, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6}
+"""The input that is the bias of a linear layer."""
+
+
+def is_product(op: str) -> bool:
+    """Whether operators of this name are matrix products."""
+    return op in _FACTORS
+
+
+def is_weighted(node: ir.Node, activations: Set[str]) -> bool:
+    """Whether one of the factors of a product is no activation."""
+    return any(value is not None and value.name not in activations for value in _factors(node))
+
+
+def operands(node: ir.Node, activations: Set[str]) -> tuple[str, ...]:
+    """The activations that are multiplied: factors of a product; query, key and value of an attention.
+
+    An attention that computes these itself has none.
+    """
+    if holds_weights(node):
+        return ()
+    return tuple(_name(value) for value in _factors(node) if _name(value) in activations)
+
+
+def holds_weights(node: ir.Node) -> bool:
+    """Whether it is a fused attention that computes query, key and value itself."""
+    return (node.domain, node.op_type) in _PROJECTING
+
+
+def _factors(node: ir.Node) -> list[ir.Value | None]:
+    if holds_weights(node):
+        places: tuple[int, ...] = (0, 1)
+    elif node.op_type in _SEPARATE or (node.op_type == "Attention" and not node.domain):
+        places = (0, 1, 2)
+    else:
+        places = _FACTORS.get(node.op_type) or CONVOLUTIONS.get(node.op_type, ())
+    return [node.inputs[at] for at in places if at < len(node.inputs)]
+
+
+def is_linear(node: ir.Node, activations: Set[str]) -> bool:
+    """Whether it multiplies an activation with one trained matrix, and does nothing else that would stay."""
+    if len(operands(node, activations)) != 1 or operands(node, activations)[0] != _name(node.inputs[0]):
+        return False
+    if node.op_type in _PACKED:
+        return True
+    weight = node.inputs[1]
+    return (
+        node.op_type in _MATRICES
+        and weight is not None
+        and weight.shape is not None
+        and len(weight.shape) == 2
+        and node.attributes.get_float("alpha", 1.0) == 1.0
+        and not node.attributes.get_int("transA", 0)
+    )
+
+
+def finish(node: ir.Node, activations: Set[str]) -> Finish | None:
+    """The step of a linear layer that a node is: the addition of a bias, or what scales integers back."""
+    if node.op_type in _BIASES:
+        at = _BIASES[node.op_type]
+        has_bias = at < len(node.inputs) and node.inputs[at] is not None
+        return "bias" if has_bias else None
+    if node.op_type == "Add" and sum(_name(value) in activations for value in node.inputs) == 1:
+        return "bias" if any(_is_vector(value) for value in node.inputs if _name(value) not in activations) else None
+    if node.op_type == "Mul" and any(_is_integer_product(_producer(_producer_input(value))) for value in node.inputs):
+        return "rescale"
+    return "rescale" if node.op_type == "Cast" and _is_integer_product(_producer(node.inputs[0])) else None
+
+
+def _producer_input(value: ir.Value | None) -> ir.Value | None:
+    """What is cast to a value; none for a value that is no cast."""
+    node = _producer(value)
+    return node.inputs[0] if node is not None and node.op_type == "Cast" else None
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
+
+
+def _is_integer_product(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == "MatMulInteger"
+
+
+def _is_vector(value: ir.Value | None) -> bool:
+    """Whether it has one number per feature: [d], or axes of length 1 before it."""
+    shape = [] if value is None or value.shape is None else list(value.shape)
+    return bool(shape) and all(size == 1 for size in shape[:-1]) and shape[-1] != 1
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else value.name or ""

@@ -1,0 +1,61 @@
+"""Layouts of an FX graph that cut one axis of what they read."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from torch.fx import Node
+
+from adapter_export.sites.view import Cut
+
+_UNBIND = 1
+_SPLITS = {"split": 2, "split_with_sizes": 2, "chunk": 2, "unbind": _UNBIND}
+"""What cuts a tensor into parts, and which argument is the axis; 0 if it is not given."""
+
+
+def cut_of(node: Node, op: str) -> Cut | None:
+    """The slice of its input that a node is; none where it is not known, or is not one slice.
+
+    For a part of a `split`, that is the slice of what was split.
+    """
+    if op == "getitem":
+        whole, index = node.args
+        return _part(whole, index) if isinstance(whole, Node) and isinstance(index, int) else None
+    if op not in ("slice", "select", "narrow") or not isinstance(node.args[0], Node):
+        return None
+    axis, start = (*node.args[1:3], 0, 0)[:2]
+    size, length = _size(node.args[0], axis), _size(node, axis)
+    if not isinstance(start, int) or size is None:
+        return None
+    begin = start % size if start < 0 else min(start, size)
+    steps = node.args[4] if op == "slice" and len(node.args) > 4 else 1
+    length = 1 if op == "select" else length
+    return None if length is None or steps != 1 else Cut(_axis(node.args[0], axis), begin, begin + length)
+
+
+def _part(whole: Node, index: int) -> Cut | None:
+    """One of the parts into which a tensor is split."""
+    source, parts = whole.args[0] if whole.args else None, whole.meta.get("val")
+    place = _SPLITS.get(getattr(whole.target, "__name__", "").split(".")[0])
+    if not isinstance(source, Node) or not isinstance(parts, list | tuple) or place is None:
+        return None
+    axis = _axis(source, whole.kwargs.get("dim", whole.args[place] if len(whole.args) > place else 0))
+    ends = list(accumulate(1 if place == _UNBIND else part.shape[axis] for part in parts))
+    start = ends[index - 1] if index else 0
+    return Cut(axis, start, ends[index]) if all(isinstance(end, int) for end in ends) else None
+
+
+def _axis(node: Node, axis: object) -> int:
+    value = node.meta["val"]
+    assert isinstance(value, torch.Tensor)  # the operators take nothing else
+    assert isinstance(axis, int)
+    return axis % value.dim()
+
+
+def _size(node: Node, axis: object) -> int | None:
+    value = node.meta.get("val")
+    size = (
+        value.shape[axis] if isinstance(value, torch.Tensor) and isinstance(axis, int) and value.dim() > axis else None
+    )
+    return size if isinstance(size, int) else None
