@@ -90,11 +90,11 @@ def open_sum(node: ir.Node) -> ir.Value:
             if output is named:
                 graph.outputs[at] = total
         named.replace_all_uses_with(total)
-        node.resize_outputs(1)
         total.name = name
-    for at, value in enumerate([total, *node.inputs[SUMMANDS:]]):
+    read = [total, *(value for value in node.inputs[SUMMANDS:] if value is not None)]
+    for at, value in enumerate(read):
         node.replace_input_with(at, value)
-    node.resize_inputs(len(node.inputs) - 1)
+    node.resize_inputs(len(read))
     node.resize_outputs(1)
     node.op_type, node.domain = _NORM[node.op_type], ""
     return total

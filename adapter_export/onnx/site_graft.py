@@ -161,7 +161,8 @@ class SiteGraft:
         node = self.graft.nodes.get(site.y.removesuffix(UNNAMED_SUM)) if known is None else known.producer()
         if node is not None and is_skip_norm(node) and (known is None or known.name == sum_output(node)):
             total = open_sum(node)
-            total.name = site.y if known is None else total.name
+            if known is None:
+                total.name = self.graft.take_name(site.y)
             self.graft.values[site.y] = total
             self._origins[total] = site.y
 

@@ -1,0 +1,134 @@
+"""Adapters that replace `u`, `h` or `y` in bases of other precisions and in fused ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
+from small_encoder import Encoder, inputs, save_encoder
+
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.tensors import read_tensors
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.expose import exposed, with_site_outputs
+from adapter_export.onnx.insert import insert_slots, site_norms
+from adapter_export.onnx.optimize import optimized
+from adapter_export.onnx.precision import with_precision
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.parity.plan import plan_check
+from adapter_export.parity.sites import SiteProbe
+from adapter_export.reference.inputs import input_cases
+from adapter_export.torch.base import load_base
+from adapter_export.torch.to_onnx import export_onnx
+
+INPUTS = inputs()
+ARRAYS = {name: tensor.numpy() for name, tensor in INPUTS.items()}
+SUBLAYERS = [f"layers.{number}.{role}" for number in range(2) for role in ROLES]
+LINEARS = [f"layers.{n}.{role}.{name}" for n in range(2) for role in ROLES for name in PROJECTIONS[role]]
+CASES: Mapping[str, tuple[AdapterGraph, list[str]]] = {
+    **{replaced: (scaled_plus(replaced, other), SUBLAYERS) for replaced, other in OTHERS.items()},
+    "norm_h": (behind_the_norm("h"), SUBLAYERS),
+    "norm_y": (behind_the_norm("y"), SUBLAYERS),
+    "linear_u": (scaled("u"), LINEARS),
+    "linear_h": (scaled_plus("h", "u"), LINEARS),
+    "embeddings": (scaled_plus("h", "h"), ["embeddings"]),
+}
+REMADE = ("fused", "pre-norm fused", "fp16", "int8", "pre-norm int8", "int8-weights", "int4-weights")
+
+
+@dataclass(frozen=True)
+class Remade:
+    """A base that was remade, and the encoder that it was made of."""
+
+    how: str
+    encoder: Encoder
+    base: OnnxBase
+    adapters: Mapping[str, Adapter]
+
+
+@pytest.fixture(scope="module", params=REMADE)
+def remade(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Remade:
+    _, pre_norm, how = request.param.rpartition("pre-norm ")
+    folder = tmp_path_factory.mktemp("base")
+    in_torch = load_base(save_encoder(folder / "base.pt", pre_norm=bool(pre_norm)))
+    export_onnx(in_torch, folder / "base.onnx")
+    encoder = Encoder(bool(pre_norm)).eval()
+    encoder.load_state_dict(in_torch.module().state_dict())
+    base, folder = open_onnx(folder / "base.onnx"), tmp_path_factory.mktemp("remade")
+    made = optimized(base, folder)[0] if how == "fused" else with_precision(base, how, folder)
+    there = {site.name for site in made.sites}
+    adapters = {
+        name: adapter_at(name, graph, [site for site in sites if site in there], made.sites, made.fingerprint)
+        for name, (graph, sites) in CASES.items()
+        if not there.isdisjoint(sites)
+    }
+    return Remade(how, encoder, made, adapters)
+
+
+@pytest.fixture(scope="module")
+def bundle(remade: Remade, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """One bundle with all adapters; building it holds it against the cut base."""
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    cases = input_cases(remade.base.inputs, seed=1, shapes=[{"batch": 3, "sequence": 7}])
+    adapters = list(remade.adapters.values())
+    return folder, build_bundle(remade.base, adapters, folder, references=CutRunner(remade.base), cases=cases)
+
+
+def test_every_place_is_what_numpy_makes_of_what_arrives_there(remade: Remade, bundle: tuple[Path, Manifest]) -> None:
+    folder, manifest = bundle
+    model = ir.load(folder / manifest.graphs["slots"])
+    session = open_session(with_site_outputs(model), folder, optimize=False)
+    probe = SiteProbe(session, folder, manifest, site_norms(model))
+    case = plan_check(folder).probe
+    for record in manifest.adapters:
+        adapter = remade.adapters[record.name]
+        results = probe.check(case, adapter, record)
+        assert {result.site for result in results} >= set(adapter.placements)
+        assert [result.site for result in results if not result.comparison.passed] == []
+
+
+def test_each_adapter_acts_and_its_absence_leaves_no_trace(remade: Remade, bundle: tuple[Path, Manifest]) -> None:
+    folder, manifest = bundle
+    session = open_session(ir.load(folder / manifest.graphs["slots"]), folder)
+    alone = run_session(session, ARRAYS)["hidden"]
+    for record in manifest.adapters:
+        acting = run_session(session, {**ARRAYS, **read_tensors(folder / record.safetensors)})["hidden"]
+        assert np.abs(acting - alone).max() > 0.01
+        np.testing.assert_array_equal(run_session(session, ARRAYS)["hidden"], alone)
+
+
+def test_fused_bases_compute_what_is_written_by_hand(remade: Remade, bundle: tuple[Path, Manifest]) -> None:
+    if remade.how != "fused":
+        pytest.skip("the others round")
+    folder, manifest = bundle
+    session = open_session(ir.load(folder / manifest.graphs["slots"]), folder)
+    for record in manifest.adapters:
+        found = run_session(session, {**ARRAYS, **read_tensors(folder / record.safetensors)})["hidden"]
+        wanted = adapted(remade.encoder, remade.adapters[record.name], INPUTS)["hidden"]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(1.0, np.abs(wanted).max()))
+
+
+def test_what_one_projection_reads_is_not_what_the_others_read(remade: Remade) -> None:
+    """Three projections of 8 bits read one quantised tensor."""
+    names = [f"layers.0.attention.{name}" for name in ("query", "key", "value")]
+    base = remade.base
+    if names[0] not in {site.name for site in base.sites}:
+        pytest.skip("fused into one operator")
+    reading = adapter_at("reading", scaled_plus("u", "u"), names[:1], base.sites, base.fingerprint)
+    watching = adapter_at("watching", scaled_plus("h", "h"), names, base.sites, base.fingerprint)
+    plan = plan_slots([reading, watching], base.sites)
+    session = open_session(with_site_outputs(insert_slots(base, plan)), base.folder, optimize=False)
+    shown = [exposed(name, "h") for name in names]
+    alone = run_session(session, ARRAYS, shown)
+    acting = run_session(session, {**ARRAYS, **slot_tensors(plan, reading)}, shown)
+    assert [np.array_equal(acting[name], alone[name]) for name in shown] == [False, True, True]
