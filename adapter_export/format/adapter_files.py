@@ -16,16 +16,13 @@ from adapter_export.format.schema import validate
 from adapter_export.format.tensors import parse_tensors, tensor_bytes
 from adapter_export.format.version import version_checked
 from adapter_export.graph.adapter import Adapter, Head, Placement
-from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.graph.op_spec import FIRST_VERSION, SECOND_VERSION
+from adapter_export.graph.ops import OPS
 from adapter_export.graph.tasks import DEFAULT_TASK
 
-ADAPTER_VERSION = "1.1.0"
+ADAPTER_VERSION = SECOND_VERSION
 """The newest version of the adapter format that is read; written where the first one cannot say what an adapter is."""
-
-_FIRST_VERSION = "1.0.0"
-_FIRST_ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
-_FIRST_OTHERS = ("linear", "scale", "dropout", "add", "multiply", "layer_norm", "first_token", "mean_pool")
-_FIRST_OPS = {*_FIRST_ACTIVATIONS, *_FIRST_OTHERS}
 
 GRAPH_FILE = "adapter_graph.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -104,10 +101,18 @@ def _to_json(adapter: Adapter, sha256: str) -> dict[str, Any]:
 def _version(adapter: Adapter) -> str:
     """The oldest version that says all of it, so that old readers read whatever they can."""
     first = adapter.head is None or adapter.head.task == DEFAULT_TASK
-    for _, graph, _ in adapter.parts():
-        ops = {node.op for node in graph.nodes}
-        first = first and ops <= _FIRST_OPS and graph.replaces == "h" and not graph.shared and "y" not in graph.inputs
-    return _FIRST_VERSION if first else ADAPTER_VERSION
+    return FIRST_VERSION if first and all(_is_of_first(graph) for _, graph, _ in adapter.parts()) else SECOND_VERSION
+
+
+def _is_of_first(graph: AdapterGraph) -> bool:
+    """Whether the first version can say it."""
+    return graph.replaces == "h" and not graph.shared and all(map(_is_node_of_first, graph.nodes))
+
+
+def _is_node_of_first(node: Node) -> bool:
+    spec = OPS[node.op]
+    left_out = [one for one in spec.parameters if one.role not in node.parameters]
+    return spec.since == FIRST_VERSION and all(one.optional_since == FIRST_VERSION for one in left_out)
 
 
 def _head_to_json(head: Head) -> dict[str, Any]:

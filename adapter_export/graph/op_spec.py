@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+FIRST_VERSION, SECOND_VERSION = "1.0.0", "1.1.0"
+"""Of the adapter format."""
+
 Dim = int | str
 Shape = tuple[Dim, ...]
 
@@ -23,11 +26,13 @@ class ParameterSpec:
         shape: its dimensions in the op's own terms; `in` is the last axis of the first value that the op reads,
             `values` how many values a variadic op reads.
         optional: whether a node may leave it out.
+        optional_since: the version of the adapter format from which on it may.
     """
 
     role: str
     shape: tuple[Dim, ...]
     optional: bool = False
+    optional_since: str = FIRST_VERSION
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class OpSpec:
         shape: shape rule.
         products: dimensions that are, in numbers, the product of others; 1 where there are none.
         multiply_accumulates: cost rule, multiply-accumulates of matrix products per token (or per row after pooling).
+        since: the version of the adapter format that first had it.
     """
 
     name: str
@@ -98,3 +104,4 @@ class OpSpec:
     shape: ShapeRule = same_shape
     products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     multiply_accumulates: CostRule = no_products
+    since: str = FIRST_VERSION

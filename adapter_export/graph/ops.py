@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapter_export.graph import shape_rules
-from adapter_export.graph.op_spec import Arity, Dim, Interval, OpSpec, ParameterSpec, Shape
+from adapter_export.graph.op_spec import SECOND_VERSION, Arity, Dim, Interval, OpSpec, ParameterSpec, Shape
 
 __all__ = ["ACTIVATIONS", "BOUND_OPS", "OPS", "THREE_AXES_OPS", "Dim", "Interval", "OpSpec", "Shape"]
 
@@ -42,6 +42,7 @@ _PROJECTIONS = (
         shape=shape_rules.linear,
         products={"in": ("n", "p"), "out": ("n", "q")},
         multiply_accumulates=lambda dims: dims["n"] * dims["p"] * dims["n"] * dims["q"],
+        since=SECOND_VERSION,
     ),
 )
 
@@ -54,24 +55,25 @@ _ELEMENTWISE = (
     OpSpec("tanh", "tanh(x)"),
     OpSpec("sigmoid", "σ(x) = 1/(1 + exp(−x))"),
     OpSpec("leaky_relu", "x where x ≥ 0, slope·x elsewhere", attributes={"slope": _FLOAT32_RANGE}),
-    OpSpec("relu6", "min(max(x, 0), 6) (Krizhevsky 2010, §3)"),
-    OpSpec("relu_squared", "max(x, 0)² (So et al. 2021, §3)"),
-    OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)"),
-    OpSpec("elu", "x where x > 0, exp(x) − 1 elsewhere (Clevert et al. 2015, §3)"),
+    OpSpec("relu6", "min(max(x, 0), 6) (Krizhevsky 2010, §3)", since=SECOND_VERSION),
+    OpSpec("relu_squared", "max(x, 0)² (So et al. 2021, §3)", since=SECOND_VERSION),
+    OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)", since=SECOND_VERSION),
+    OpSpec("elu", "x where x > 0, exp(x) − 1 elsewhere (Clevert et al. 2015, §3)", since=SECOND_VERSION),
     OpSpec("identity", "x"),
 )
 
 _FACTORS = (
     OpSpec("scale", "factor·x", attributes={"factor": _FLOAT32_RANGE}),
-    OpSpec("learned_scale", "x·w, w [1]", parameters=(ParameterSpec("weight", (1,)),)),
-    OpSpec("scale_features", "x·w, w [in]", parameters=(ParameterSpec("weight", ("in",)),)),
-    OpSpec("keep_first_half", "x in the first ⌊in/2⌋ features, 0 in the others"),
-    OpSpec("keep_second_half", "0 in the first ⌊in/2⌋ features, x in the others"),
+    OpSpec("learned_scale", "x·w, w [1]", parameters=(ParameterSpec("weight", (1,)),), since=SECOND_VERSION),
+    OpSpec("scale_features", "x·w, w [in]", parameters=(ParameterSpec("weight", ("in",)),), since=SECOND_VERSION),
+    OpSpec("keep_first_half", "x in the first ⌊in/2⌋ features, 0 in the others", since=SECOND_VERSION),
+    OpSpec("keep_second_half", "0 in the first ⌊in/2⌋ features, x in the others", since=SECOND_VERSION),
     OpSpec(
         "gate",
         "x·meanₜ(y), y [batch, tokens, 1] and the mean over all tokens, padding included",
         arity=_TWO,
         shape=shape_rules.gated,
+        since=SECOND_VERSION,
     ),
     OpSpec(
         "dropout",
@@ -82,13 +84,20 @@ _FACTORS = (
         "drop_path",
         "x; in training each row is 0 with probability rate, else x/(1 − rate) (Huang et al. 2016, §3)",
         attributes={"rate": _PROBABILITY},
+        since=SECOND_VERSION,
     ),
 )
 
 _SUMS = (
     OpSpec("add", "x + y", arity=_TWO, shape=shape_rules.all_equal),
     OpSpec("multiply", "x·y", arity=_TWO, shape=shape_rules.all_equal),
-    OpSpec("dot", "Σ x·y over the last axis, which becomes 1", arity=_TWO, shape=shape_rules.one_number),
+    OpSpec(
+        "dot",
+        "Σ x·y over the last axis, which becomes 1",
+        arity=_TWO,
+        shape=shape_rules.one_number,
+        since=SECOND_VERSION,
+    ),
     OpSpec(
         "mix",
         "Σᵢ weights[:, i]·vᵢ of the values v read; one row of weights, or at run time one for each row of the batch",
@@ -96,6 +105,7 @@ _SUMS = (
         parameters=(ParameterSpec("weights", ("rows", "values")),),
         shape=shape_rules.equal_per_token,
         products={"rows": ()},
+        since=SECOND_VERSION,
     ),
     OpSpec(
         "softmax_mix",
@@ -103,6 +113,7 @@ _SUMS = (
         arity=Arity(2, 2),
         attributes={"temperature": Interval(1e-6, 1e6)},
         shape=shape_rules.mixed_by_scores,
+        since=SECOND_VERSION,
     ),
 )
 
@@ -110,7 +121,10 @@ _NORMS = (
     OpSpec(
         "layer_norm",
         "(x − mean)/√(var + epsilon)·w + b over the last axis (Ba et al. 2016, §3)",
-        parameters=(ParameterSpec("weight", ("in",)), ParameterSpec("bias", ("in",), optional=True)),
+        parameters=(
+            ParameterSpec("weight", ("in",)),
+            ParameterSpec("bias", ("in",), optional=True, optional_since=SECOND_VERSION),
+        ),
         attributes={"epsilon": _EPSILON},
     ),
     OpSpec(
@@ -118,13 +132,17 @@ _NORMS = (
         "x/√(mean(x²) + epsilon)·w over the last axis (Zhang & Sennrich 2019, §3)",
         parameters=(ParameterSpec("weight", ("in",)),),
         attributes={"epsilon": _EPSILON},
+        since=SECOND_VERSION,
     ),
     OpSpec(
         "base_norm",
         "the norm that the base itself applies to x + h here, with its weights",
         shape=shape_rules.of_base_norm,
+        since=SECOND_VERSION,
     ),
-    OpSpec("l2_normalise", "x/max(‖x‖, 1e-12), ‖x‖ the root of the sum of squares over the last axis"),
+    OpSpec(
+        "l2_normalise", "x/max(‖x‖, 1e-12), ‖x‖ the root of the sum of squares over the last axis", since=SECOND_VERSION
+    ),
 )
 
 _POOLING = (

@@ -180,6 +180,17 @@ BAD_JSON: dict[str, tuple[Change, type[InputError], str]] = {
         FormatError,
         "factor",
     ),
+    "replaces what is no site value": (lambda d: graph_of(d).update(replaces="x"), FormatError, ".replaces`"),
+    "reads what comes later": (lambda d: graph_of(d).update(replaces="u"), GraphError, "computed after `u`"),
+    "a head that replaces": (lambda d: d["head"]["graph"].update(replaces="y"), GraphError, "a head replaces nothing"),
+    "shares what it has not": (lambda d: graph_of(d).update(shared=["gain"]), GraphError, "found gain"),
+    "shares nothing": (lambda d: graph_of(d).update(shared=[]), FormatError, ".shared`"),
+    "shares tensors of places": (
+        lambda d: graph_of(d).update(shared=["up.bias"]),
+        TensorError,
+        "`shared.bottleneck_leaky_relu_norm_before.up.bias` is missing",
+    ),
+    "site called shared": (lambda d: d["sites"][0].update(site="shared"), AdapterError, "may not be called `shared`"),
     "no labels": (lambda d: d["head"].update(labels=[]), FormatError, "`$.head.labels`"),
     "a label twice": (lambda d: d["head"].update(labels=["a", "a", "b"]), FormatError, "`$.head.labels`"),
     "a label too few": (lambda d: d["head"].update(labels=["a", "b"]), AdapterError, "2 labels"),
@@ -322,3 +333,38 @@ def test_two_tensors_of_one_name(adapter: Adapter) -> None:
 def test_names_that_no_adapter_may_have(adapter: Adapter, name: str) -> None:
     with pytest.raises(AdapterError, match="no adapter may have"):
         replace(adapter, name=name)
+
+
+def only_of_the_second(name: str) -> AdapterGraph:
+    """A graph that nothing but one thing keeps from being of the first version."""
+    norm = Node("layer_norm", ("h",), "r", {"weight": "w"}, {"epsilon": 1e-5})
+    if name == "norm without bias":
+        return AdapterGraph(("h",), {"w": ("d",)}, (norm,), "r")
+    if name == "new op":
+        return AdapterGraph(("h",), {}, (Node("mish", ("h",), "r"),), "r")
+    product = Node("linear", ("h",), "r", {"weight": "w"})
+    place = {"replaces": {"replaces": "y"}, "shared": {"shared": ("w",)}, "nothing": {}}[name]
+    return AdapterGraph(("h",), {"w": ("d", "d")}, (product,), "r", **place)
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("nothing", "1.0.0"),
+        ("replaces", "1.1.0"),
+        ("shared", "1.1.0"),
+        ("new op", "1.1.0"),
+        ("norm without bias", "1.1.0"),
+    ],
+)
+def test_the_oldest_version_that_says_it_is_written(name: str, version: str, tmp_path: Path) -> None:
+    graph = only_of_the_second(name)
+    shapes = {
+        f"{'shared.one' if key in graph.shared else 'a'}.{key}": (2,) * len(graph.parameters[key])
+        for key in graph.parameters
+    }
+    weights = {key: np.full(shape, 0.5, np.float32) for key, shape in shapes.items()}
+    adapter = Adapter("a", "custom", "base", {"one": graph}, {"a": Placement("one", {"d": 2})}, weights)
+    write_adapter(adapter, tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "adapter_graph.json").read_text(encoding="utf-8"))["version"] == version
+    assert_equal(read_adapter(tmp_path / "a"), adapter)

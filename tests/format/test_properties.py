@@ -26,15 +26,31 @@ NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
 FACTORS = st.floats(-1e30, 1e30, allow_nan=False)
 
 
+_OTHERS = (
+    "scale",
+    "scale_features",
+    "dropout",
+    "drop_path",
+    "layer_norm",
+    "linear",
+    "multiply",
+    "gate",
+    "mix",
+    "softmax_mix",
+)
+
+
 class Grower:
     """Makes a graph by adding ops to what is there already, as long as Hypothesis asks for more."""
 
     def __init__(self, draw: Callable[..., object]) -> None:
         self.draw = draw
         self.nodes: list[Node] = []
-        self.parameters: dict[str, tuple[str, ...]] = {}
+        self.parameters: dict[str, tuple[str | int, ...]] = {}
 
-    def add(self, op: str, *inputs: str, roles: dict[str, tuple[str, ...]] | None = None, **numbers: float) -> str:
+    def add(
+        self, op: str, *inputs: str, roles: dict[str, tuple[str | int, ...]] | None = None, **numbers: float
+    ) -> str:
         output = f"v{len(self.nodes)}"
         named = {role: f"{output}.{role}" for role in roles or {}}
         self.parameters.update({named[role]: shape for role, shape in (roles or {}).items()})
@@ -42,11 +58,15 @@ class Grower:
         return output
 
     def step(self, value: str) -> str:
-        op = self.draw(st.sampled_from([*ACTIVATIONS, "scale", "dropout", "layer_norm", "linear", "multiply"]))
+        op = self.draw(st.sampled_from([*ACTIVATIONS, *_OTHERS]))
         if op == "scale":
             return self.add("scale", value, factor=self.draw(FACTORS))
-        if op == "dropout":
-            return self.add("dropout", value, rate=self.draw(st.floats(0, 0.99)))
+        if op in {"dropout", "drop_path"}:
+            return self.add(op, value, rate=self.draw(st.floats(0, 0.99)))
+        if op in {"mix", "softmax_mix"}:
+            return self.mixed(op, value)
+        if op == "scale_features":
+            return self.add(op, value, roles={"weight": ("d",)})
         if op == "layer_norm":
             epsilon = self.draw(st.floats(1e-12, 1))
             return self.add("layer_norm", value, roles={"weight": ("d",), "bias": ("d",)}, epsilon=epsilon)
@@ -55,7 +75,19 @@ class Grower:
             return self.add("linear", middle, roles={"weight": ("b", "d")})
         if op == "multiply":
             return self.add("multiply", value, self.draw(st.sampled_from(["h", value])))
+        if op == "gate":
+            return self.add("gate", value, self.score(value))
         return self.add(op, value, **({"slope": self.draw(FACTORS)} if op == "leaky_relu" else {}))
+
+    def score(self, value: str) -> str:
+        return self.add("linear", value, roles={"weight": ("d", 1)})
+
+    def mixed(self, op: str, value: str) -> str:
+        values = [value, *(["h"] * self.draw(st.integers(0, 2)))]
+        if op == "mix":
+            return self.add("mix", *values, roles={"weights": (1, len(values))})
+        temperature = self.draw(st.floats(1e-6, 1e6))
+        return self.add("softmax_mix", *(self.score(one) for one in values), *values, temperature=temperature)
 
 
 @st.composite
@@ -63,9 +95,12 @@ def graphs(draw: Callable[..., object]) -> AdapterGraph:
     grower, value = Grower(draw), "h"
     for _ in range(draw(st.integers(1, 5))):
         value = grower.step(value)
-    other = draw(st.sampled_from(["h", "x"]))
+    replaces = draw(st.sampled_from(["h", "y"]))
+    other = draw(st.sampled_from(["h", "x"] if replaces == "h" else ["h", "x", "y"]))
     result = grower.add("add", other, value)
-    return AdapterGraph(("h", "x") if other == "x" else ("h",), grower.parameters, tuple(grower.nodes), result)
+    shared = draw(st.lists(st.sampled_from(sorted(grower.parameters)), unique=True)) if grower.parameters else []
+    inputs = ("h",) if other == "h" else ("h", other)
+    return AdapterGraph(inputs, grower.parameters, tuple(grower.nodes), result, replaces, tuple(shared))
 
 
 WIDTHS = st.fixed_dictionaries({"d": st.integers(1, 4), "b": st.integers(1, 3)})
@@ -74,20 +109,26 @@ WIDTHS = st.fixed_dictionaries({"d": st.integers(1, 4), "b": st.integers(1, 3)})
 @st.composite
 def adapters(draw: Callable[..., object]) -> Adapter:
     by_name = draw(st.dictionaries(NAMES, graphs(), min_size=1, max_size=2))
-    sites = draw(st.lists(NAMES.filter(lambda name: name != "head"), min_size=len(by_name), max_size=4, unique=True))
+    free = NAMES.filter(lambda name: name not in {"head", "shared"})
+    sites = draw(st.lists(free, min_size=len(by_name), max_size=4, unique=True))
     used = [*by_name, *(draw(st.sampled_from(sorted(by_name))) for _ in sites[len(by_name) :])]
-    placements = {site: Placement(graph, draw(WIDTHS)) for site, graph in zip(sites, used, strict=True)}
+    widths = {name: draw(WIDTHS) for name in by_name}
+    placements = {site: Placement(graph, widths[graph]) for site, graph in zip(sites, used, strict=True)}
     labels = draw(
         st.none()
         | st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3, unique=True)
     )
     head = None if labels is None else Head(classification_head(), {"d": 3, "classes": len(labels)}, tuple(labels))
-    parts = [(site, by_name[placement.graph], placement.widths) for site, placement in placements.items()]
-    parts += [] if head is None else [("head", head.graph, head.widths)]
+    parts = [
+        (site, placement.graph, by_name[placement.graph], placement.widths) for site, placement in placements.items()
+    ]
+    parts += [] if head is None else [("head", "", head.graph, head.widths)]
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
     weights = {
-        f"{owner}.{name}": (0.2 * generator.standard_normal(shape)).astype(np.float32)
-        for owner, graph, widths in parts
+        f"{f'shared.{key}' if name in graph.shared else owner}.{name}": (0.2 * generator.standard_normal(shape)).astype(
+            np.float32
+        )
+        for owner, key, graph, widths in parts
         for name, shape in graph.parameter_shapes(widths).items()
     }
     return Adapter("any", "custom", "base", by_name, placements, weights, head, {"epochs": draw(st.integers())})

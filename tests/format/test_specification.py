@@ -75,7 +75,9 @@ def test_the_worked_example_gives_the_values(worked: Path) -> None:
 
 
 def op_row(op: OpSpec) -> list[str]:
-    parameters = [f"`{spec.role}` [{', '.join(map(str, spec.shape))}]{' (optional)' * spec.optional}" for spec in op.parameters]
+    parameters = [
+        f"`{spec.role}` [{', '.join(map(str, spec.shape))}]{' (optional)' * spec.optional}" for spec in op.parameters
+    ]
     attributes = [f"`{name}`" for name in op.attributes]
     return [f"`{op.name}`", str(op.arity), ", ".join(parameters) or "–", ", ".join(attributes) or "–", op.summary]
 
@@ -106,3 +108,9 @@ def test_the_versions_are_those_of_the_code() -> None:
     assert ADAPTER_VERSION == MANIFEST_VERSION == "1.1.0"
     assert f"`{ADAPTER_VERSION}` of both" in DOCUMENT
     assert f'`"{ADAPTER_VERSION}"`' in DOCUMENT
+
+
+def test_the_ops_of_the_second_version_are_named() -> None:
+    part = DOCUMENT.split("Version 1.1 added", 1)[1].split("; in manifests", 1)[0]
+    later = [name for name, op in OPS.items() if op.since != "1.0.0"]
+    assert set(re.findall(r"`(\w+)`", part.split("the ops", 1)[1])) == set(later)
