@@ -5,15 +5,17 @@ Numbers that float32 holds exactly, made by integer arithmetic, so that no libra
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.graph.adapter import Adapter, Head, Placement
-from adapter_export.graph.kinds import BottleneckOptions, classification_head, houlsby, parallel
+from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head, houlsby, parallel
 
-GOLDEN = Path(__file__).parent / "golden" / "adapter"
+GOLDEN, SECOND = (Path(__file__).parent / "golden" / name for name in ("adapter", "adapter-1.1"))
 FILES = ("adapter_graph.json", "weights.safetensors")
 
 
@@ -43,6 +45,49 @@ def golden_adapter() -> Adapter:
     weights = {name: exact_numbers(shapes[name], seed) for seed, name in enumerate(sorted(shapes))}
     training = {"epochs": 3, "learning_rate": 1e-05, "note": "für 🙂", "seed": 7}
     return Adapter("golden-1", "custom", "sha256:00ff", graphs, placements, weights, head, training)
+
+
+def second_adapter() -> Adapter:
+    """What the second version of the format can say and the first cannot."""
+    products = replace(KINDS["compacter++"]().graph, shared=("rule", "down.left"))
+    fused = AdapterGraph(
+        ("h", "x", "y"),
+        {"query": ("d", 1), "weights": ("rows", 2), "scaling": ("d",)},
+        (
+            Node("dot", ("h", "x"), "near"),
+            Node("linear", ("y",), "far", {"weight": "query"}),
+            Node("softmax_mix", ("near", "far", "h", "x"), "fused", {}, {"temperature": 2.0}),
+            Node("mix", ("fused", "y"), "mixed", {"weights": "weights"}),
+            Node("scale_features", ("mixed",), "result", {"weight": "scaling"}),
+        ),
+        "result",
+        replaces="y",
+    )
+    widths = {"d": 6, "b": 4, "n": 2, "p": 3, "k": 1, "q": 2}
+    placements = {"layers.0.ffn": Placement("products", widths), "layers.1.ffn": Placement("products", widths)}
+    placements["layers.1.attention"] = Placement("fused", {"d": 6, "rows": 1})
+    graphs = {"products": products, "fused": fused}
+    shapes = {
+        f"{f'shared.{placement.graph}' if name in graphs[placement.graph].shared else site}.{name}": shape
+        for site, placement in placements.items()
+        for name, shape in graphs[placement.graph].parameter_shapes(placement.widths).items()
+    }
+    weights = {name: exact_numbers(shapes[name], seed) for seed, name in enumerate(sorted(shapes))}
+    return Adapter("golden-2", "custom", "sha256:00ff", graphs, placements, weights)
+
+
+def test_writing_gives_the_golden_bytes_of_the_second_version(tmp_path: Path) -> None:
+    write_adapter(second_adapter(), tmp_path / "a")
+    for name in FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (SECOND / name).read_bytes()
+
+
+def test_reading_the_second_version_gives_the_values() -> None:
+    found, expected = read_adapter(SECOND), second_adapter()
+    assert found.graphs == expected.graphs
+    assert found.placements == expected.placements
+    assert sorted(found.weights) == sorted(expected.weights)
+    assert all((found.weights[name] == tensor).all() for name, tensor in expected.weights.items())
 
 
 def test_writing_gives_the_golden_bytes(tmp_path: Path) -> None:
