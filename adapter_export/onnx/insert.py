@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from adapter_export import __version__
@@ -16,6 +15,7 @@ from adapter_export.graph.adapter import HEAD
 from adapter_export.graph.bind import BORROWED_WEIGHT, needs_base_norm
 from adapter_export.graph.graph import READABLE
 from adapter_export.onnx.base import FINGERPRINT_KEY, OnnxBase
+from adapter_export.onnx.casts import NODE_SITE_KEY, cast, check_floats, ones
 from adapter_export.onnx.graft import Graft
 from adapter_export.onnx.head_outputs import HeadSum, head_graphs, head_sums
 from adapter_export.onnx.lowering import Writer, emit
@@ -41,12 +41,8 @@ NORMS_KEY = "adapter_export.norms"
 HEAD_OUTPUTS_KEY = "adapter_export.head_outputs"
 """JSON: the output of each topology of head, by the name of its graph."""
 
-NODE_SITE_KEY = "adapter_export.site"
 NODE_GRAPH_KEY = "adapter_export.graph"
 NODE_PATH_KEY = "adapter_export.torch_path"
-
-_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-"""What a base may compute in at a site."""
 
 _STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
@@ -141,7 +137,7 @@ class _Insertion:
         They compute in float32; where the base does not, casts stand around them.
         """
         read = self.sites.values(site, READABLE[replaced])
-        _check_floats(read, site.name)
+        check_floats(read, site.name)
         shape = read[replaced].shape
         for part in parts:
             check_tokens(part.graph, site, None if shape is None else len(shape))
@@ -149,7 +145,9 @@ class _Insertion:
         needed = {replaced}.union(*(part.graph.inputs for part in parts))
         place = "" if replaced == "h" else f"{replaced}/"
         at_site = self._site_writer(tape, site.name, site.path)
-        inputs = {name: self._float(tape, read[name], site.name, f"{place}{name}") for name in sorted(needed)}
+        inputs = {
+            name: cast(tape, read[name], ir.DataType.FLOAT, site.name, f"{place}{name}") for name in sorted(needed)
+        }
         inputs = {name: self.supply.enter(value, f"{place}{name}", at_site) for name, value in inputs.items()}
         norm = self._norm(tape, site, place) if any(needs_base_norm(part.graph) for part in parts) else {}
         for part in parts:
@@ -157,12 +155,9 @@ class _Insertion:
             parameters = {**self.supply.parameters(part, writer), **norm}
             inputs[replaced] = emit(graph, inputs, parameters, writer)
         left = self.supply.leave(inputs[replaced], read[replaced], at_site)
-        result = _cast(tape, left, read[replaced].dtype, site.name, f"{place}result")
+        result = cast(tape, left, read[replaced].dtype, site.name, f"{place}result")
         self.sites.replace(site, replaced, result, tape.nodes)
         self.values[site.name] = {**read, **self.values.get(site.name, {}), result_of(replaced): result}
-
-    def _float(self, tape: ir.tape.Tape, value: ir.Value, owner: str, name: str) -> ir.Value:
-        return _cast(tape, value, ir.DataType.FLOAT, owner, name)
 
     def _norm(self, tape: ir.tape.Tape, site: Site, place: str) -> dict[str, ir.Value]:
         """The tensors of the base's own norm, in float32."""
@@ -171,15 +166,17 @@ class _Insertion:
             self.norms[site.name] = site.norm
         self.values.setdefault(site.name, {}).update(tensors)
         if site.norm is not None and site.norm.weight is None:
-            tensors[BORROWED_WEIGHT] = _ones(tape, site, f"{place}{BORROWED_WEIGHT}.ones")
-        return {name: self._float(tape, value, site.name, f"{place}{name}") for name, value in tensors.items()}
+            tensors[BORROWED_WEIGHT] = ones(tape, site.width, site.name, f"{place}{BORROWED_WEIGHT}.ones")
+        return {
+            name: cast(tape, value, ir.DataType.FLOAT, site.name, f"{place}{name}") for name, value in tensors.items()
+        }
 
     def add_heads(self, sums: Sequence[HeadSum]) -> None:
         """Put the heads behind the final hidden state; the results of those that share an output are added up."""
         tape = ir.tape.Tape()
         hidden = self.graft.value(self.base.sites.final)
-        _check_floats({"hidden": hidden}, HEAD)
-        plain = _cast(tape, hidden, ir.DataType.FLOAT, HEAD, "hidden")
+        check_floats({"hidden": hidden}, HEAD)
+        plain = cast(tape, hidden, ir.DataType.FLOAT, HEAD, "hidden")
         at_head = self._site_writer(tape, HEAD, None)
         inputs = {"hidden": self.supply.enter(plain, "hidden", at_head)}
         if any("mask" in part.graph.inputs for head in sums for part in head.parts):
@@ -268,42 +265,6 @@ def _axis(value: ir.Value, index: int, default: str) -> int | str:
     return default if known is None else known
 
 
-def _cast(tape: ir.tape.Tape, value: ir.Value, to: ir.DataType | None, owner: str, name: str) -> ir.Value:
-    """The value in another type; itself where it has that type, or none that is known: most bases are float32."""
-    if to is None or value.dtype in (None, to):
-        return value
-    full_name = f"{SLOT_PREFIX}{owner}/{name}.{to.name.lower()}"
-    producer = value.producer()
-    if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
-        # a `MatMul` of a cast of a transpose kills the process, in MatmulTransposeFusion of onnxruntime 1.32
-        turned = _typed_op(tape, "Cast", producer.inputs[0], {"to": to}, f"{full_name}.turned", to, owner)
-        return _typed_op(tape, "Transpose", turned, producer.attributes, full_name, to, owner, value.shape)
-    return _typed_op(tape, "Cast", value, {"to": to}, full_name, to, owner, value.shape)
-
-
-def _ones(tape: ir.tape.Tape, site: Site, name: str) -> ir.Value:
-    """The weight of a norm that has none."""
-    full_name = f"{SLOT_PREFIX}{site.name}/{name}"
-    tensor = ir.tensor(np.ones(site.width, np.float32))
-    output = ir.Value(name=full_name, type=ir.TensorType(tensor.dtype))
-    return tape.op("Constant", (), {"value": tensor}, name=full_name, output=output)
-
-
-def _typed_op(
-    tape: ir.tape.Tape,
-    op: str,
-    value: ir.Value,
-    attributes: Mapping[str, Any],
-    name: str,
-    kind: ir.DataType,
-    owner: str,
-    shape: ir.Shape | None = None,
-) -> ir.Value:
-    output = ir.Value(name=name, type=ir.TensorType(kind), shape=shape)
-    plain = {key: each.value if isinstance(each, ir.Attr) else each for key, each in attributes.items()}
-    return tape.op(op, [value], plain, name=name, output=output, metadata_props={NODE_SITE_KEY: owner})
-
-
 def _head_op(tape: ir.tape.Tape, name: str, op: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
     """A node that all heads share."""
     full_name = f"{SLOT_PREFIX}{HEAD}/{name}"
@@ -314,15 +275,3 @@ def _head_op(tape: ir.tape.Tape, name: str, op: str, inputs: Sequence[ir.Value],
 def _name(value: ir.Value) -> str:
     assert value.name is not None  # every value of a loaded graph and of a writer has one
     return value.name
-
-
-def _check_floats(values: Mapping[str, ir.Value], where: str) -> None:
-    other = {value.dtype.name for value in values.values() if value.dtype not in (None, *_TYPES)}
-    if other:
-        raise BaseModelError(
-            "computes in a type that adapters do not have",
-            where=f"site `{where}`",
-            found=", ".join(sorted(other)),
-            expected=" or ".join(kind.name for kind in _TYPES),
-            fix="export the base in float32; `--base-precision` makes it smaller",
-        )
