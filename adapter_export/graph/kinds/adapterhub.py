@@ -71,17 +71,17 @@ def scaled_par_bn(options: BottleneckOptions | None = None) -> Kind:
 
 
 def adapter_plus(options: BottleneckOptions | None = None) -> Kind:
-    """`y + c⊙U(f(D y))` in the place of the block's output `y` (Steitz & Roth 2024, §3.3)."""
+    """`y + c⊙U(f(D y))` in the place of the block's output `y` (Steitz & Roth 2024, §3)."""
     return ADAPTER_PLUS(options)
 
 
 def compacter(options: BottleneckOptions | None = None) -> Kind:
-    """`double_seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3.2)."""
+    """`double_seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3)."""
     return COMPACTER(options)
 
 
 def compacter_plus_plus(options: BottleneckOptions | None = None) -> Kind:
-    """`seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3.3)."""
+    """`seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3)."""
     return COMPACTER_PLUS_PLUS(options)
 
 

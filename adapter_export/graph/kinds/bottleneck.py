@@ -22,7 +22,7 @@ _SYMBOLS = {"d": "p", "d_in": "p", "b": "q"}
 
 @dataclass(frozen=True)
 class PhmOptions:
-    """Projections as sums of n Kronecker products (PHM layers; Zhang et al. 2021, §3; Mahabadi et al. 2021, §3.1).
+    """Projections as sums of n Kronecker products (PHM layers; Zhang et al. 2021, §3; Mahabadi et al. 2021, §3).
 
     Attributes:
         n: how many products; it divides both widths.

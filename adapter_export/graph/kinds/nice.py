@@ -1,4 +1,4 @@
-"""NICE: an invertible adapter after the embeddings, two coupled bottlenecks (Dinh et al. 2015)."""
+"""NICE: an invertible adapter after the embeddings, two coupled bottlenecks (Dinh et al. 2015, §3.2)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NiceOptions:
 def nice(options: NiceOptions | None = None) -> Kind:
     """`y₁ = h₁ + F(h₂)`, `y₂ = h₂ + G(y₁)` after the embeddings, `h₁` the first half of the features of `h`.
 
-    F and G are bottlenecks. AdapterHub calls it `inv_adapter="nice"` (Pfeiffer et al. 2020, MAD-X, §3.2).
+    F and G are bottlenecks. AdapterHub calls it `inv_adapter="nice"` (Pfeiffer et al. 2020, MAD-X).
 
     Raises:
         UsageError: an unknown activation.
