@@ -27,7 +27,7 @@ from published import OPTIONS, PUBLISHED
 from published import WIDTHS as KIND_WIDTHS
 from random_graphs import WIDTHS, graphs, residual_graphs
 
-from adapter_export.errors import NotNeutralError
+from adapter_export.errors import GraphError, NotNeutralError
 from adapter_export.graph.fold import fold_weights, inference_form
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.interpret import interpret
@@ -118,6 +118,33 @@ def test_activations_do_not_overflow(op: str, x: float, backend: Backend) -> Non
     expected = evaluate(single_op(op), inputs, {})
     assert np.isfinite(expected).all()
     np.testing.assert_allclose(backend(single_op(op), inputs, {}), expected, rtol=1e-6, atol=1e-6)
+
+
+class TestFlattened:
+    """A base that has rows and tokens on one axis would give these ops another meaning."""
+
+    @pytest.mark.parametrize("op", ["gate", "mix"])
+    @pytest.mark.parametrize("backend", [*FLOAT32, TORCH_FLOAT64], ids=lambda backend: backend.name)
+    def test_what_tells_rows_from_tokens_is_refused(self, op: str, backend: Backend) -> None:
+        graph, rng = single_op(op), np.random.default_rng(0)
+        flat = {name: value[0] for name, value in draw_inputs(graph, 1, 6, 8, rng).items()}
+        with pytest.raises(GraphError, match="has both on one axis; found 2 axes"):
+            backend(graph, flat, draw_parameters(graph, op_widths(8, 8), rng))
+
+    @pytest.mark.parametrize("op", ["gate", "mix"])
+    def test_so_it_is_in_onnx_where_the_shape_is_known(self, op: str) -> None:
+        graph = single_op(op)
+        values = {
+            name: ir.Value(name=name, shape=ir.Shape(("rows", 8)), type=ir.TensorType(ir.DataType.FLOAT))
+            for name in (*graph.inputs, *graph.parameters)
+        }
+        with pytest.raises(GraphError, match="has both on one axis; found 2 axes"):
+            emit(graph, values, values, Writer(ir.tape.Tape(), "place", 20))
+
+    def test_rows_are_not_dropped_token_by_token(self) -> None:
+        node = Node("drop_path", ("h",), "r", {}, {"rate": 0.5})
+        with pytest.raises(GraphError, match="has both on one axis"):
+            torch_ops.TRAINING_LOWERINGS["drop_path"](node, (torch.ones(6, 8),), {})
 
 
 class TestTraining:

@@ -58,6 +58,27 @@ def _bind(name: str, template: tuple[Dim, ...], shapes: Mapping[str, Shape], dim
         raise GraphError(f"parameter `{name}` has a wrong shape", where=where, found=list(shape), expected=expected)
 
 
+def check_three_axes(op: str, output: str, rank: int | None) -> None:
+    """Hold what an op of `THREE_AXES_OPS` reads against [batch, tokens, width], as some bases flatten the first two.
+
+    Args:
+        op: the op.
+        output: the value that it defines, for messages.
+        rank: how many axes there are, none where that is unknown.
+
+    Raises:
+        GraphError: not three.
+    """
+    if rank not in {None, 3}:
+        raise GraphError(
+            "an op that tells rows from tokens reads a value that has both on one axis",
+            where=f"`{output}` (`{op}`)",
+            found=f"{rank} axes",
+            expected="[batch, tokens, width]",
+            fix="choose a kind of adapter without this op, or export the base so that it keeps the two apart",
+        )
+
+
 def broken_products(spec: OpSpec, numbers: Mapping[str, int]) -> Iterator[str]:
     """The dimensions that are not the product of others that the op needs them to be, in words.
 

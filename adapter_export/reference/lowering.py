@@ -9,6 +9,7 @@ import numpy as np
 from adapter_export.dtypes import Array
 from adapter_export.graph.graph import Node
 from adapter_export.graph.interpret import Lowering
+from adapter_export.graph.op_check import check_three_axes
 from adapter_export.reference.activations import FUNCTIONS
 
 Values = tuple[Array, ...]
@@ -99,8 +100,9 @@ def _weighted(_: Node, values: Values, owned: Owned) -> Array:
     return values[0] * owned["weight"]
 
 
-def _gate(_: Node, values: Values, __: Owned) -> Array:
+def _gate(node: Node, values: Values, _: Owned) -> Array:
     x, gate = values
+    check_three_axes(node.op, node.output, x.ndim)
     gated: Array = x * gate.mean(1, keepdims=True)
     return gated
 
@@ -110,7 +112,8 @@ def _dot(_: Node, values: Values, __: Owned) -> Array:
     return product
 
 
-def _mix(_: Node, values: Values, owned: Owned) -> Array:
+def _mix(node: Node, values: Values, owned: Owned) -> Array:
+    check_three_axes(node.op, node.output, values[0].ndim)
     return _sum([column(owned["weights"], index) * value for index, value in enumerate(values)])
 
 

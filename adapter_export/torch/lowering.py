@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from adapter_export.graph.graph import Node
 from adapter_export.graph.interpret import Lowering
+from adapter_export.graph.op_check import check_three_axes
 
 Values = tuple[Tensor, ...]
 Owned = Mapping[str, Tensor]
@@ -53,7 +54,8 @@ def _keep_second_half(_: Node, values: Values, __: Owned) -> Tensor:
     return torch.cat([torch.zeros_like(other), kept], -1)
 
 
-def _gate(_: Node, values: Values, __: Owned) -> Tensor:
+def _gate(node: Node, values: Values, _: Owned) -> Tensor:
+    check_three_axes(node.op, node.output, values[0].ndim)
     return values[0] * values[1].mean(1, keepdim=True)
 
 
@@ -63,8 +65,9 @@ def _dropout(node: Node, values: Values, _: Owned) -> Tensor:
 
 def _drop_path(node: Node, values: Values, _: Owned) -> Tensor:
     (x,) = values
+    check_three_axes(node.op, node.output, x.ndim)
     kept = 1 - node.attributes["rate"]
-    rows = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(kept)
+    rows = x.new_empty(x.shape[0], 1, 1).bernoulli_(kept)
     return x * rows / kept
 
 
@@ -72,7 +75,8 @@ def _dot(_: Node, values: Values, __: Owned) -> Tensor:
     return (values[0] * values[1]).sum(-1, keepdim=True)
 
 
-def _mix(_: Node, values: Values, owned: Owned) -> Tensor:
+def _mix(node: Node, values: Values, owned: Owned) -> Tensor:
+    check_three_axes(node.op, node.output, values[0].ndim)
     weights = owned["weights"].T[:, :, None, None]  # [N, rows, 1, 1], beside values [N, batch, tokens, width]
     return (weights * torch.stack(values)).sum(0)
 

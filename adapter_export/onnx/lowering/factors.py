@@ -42,6 +42,7 @@ def _first_half(writer: Writer, name: str, x: ir.Value) -> ir.Value:
 
 def _gate(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     x, gate = values
+    writer.check_three_axes(node, x)
     return writer.op(node.output, "Mul", (x, writer.mean(f"{node.output}/mean", gate, -2)))
 
 

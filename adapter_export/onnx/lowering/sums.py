@@ -16,6 +16,7 @@ def _dot(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
 
 def _mix(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
     """Weights [rows, N] become [rows, 1, N], beside values [batch, tokens, width]; stacked ones are so already."""
+    writer.check_three_axes(node, values[0])
     name = node.output
     if writer.stacked:
         return _weighted_sum(writer, name, owned["weights"], values)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from adapter_export.graph.graph import Node
+from adapter_export.graph.op_check import check_three_axes
 
 MINIMUM_OPSET = 17
 """The first opset with `LayerNormalization`."""
@@ -75,6 +76,10 @@ class Writer:
     def sum(self, name: str, x: ir.Value, axis: int) -> ir.Value:
         """Write the sum over one axis, which stays with length 1."""
         return self.op(name, "ReduceSum", (x, self.integers(f"{name}/axis", [axis])), {"keepdims": 1})
+
+    def check_three_axes(self, node: Node, x: ir.Value) -> None:
+        """Refuse a value that is known to have its rows and tokens on one axis; raises `GraphError`."""
+        check_three_axes(node.op, node.output, None if x.shape is None else len(x.shape))
 
     def width(self, name: str, x: ir.Value) -> ir.Value:
         """Write the length of the last axis, as a list of one integer."""
