@@ -36,8 +36,10 @@ def read_source(folder: Path, record: AdapterRecord) -> Adapter:
         AdapterError: it is not the one that the manifest describes.
     """
     adapter = read_adapter(folder / record.source)
-    labels = None if adapter.head is None else tuple(adapter.head.labels)
-    for what, found, expected in (("base", adapter.base, record.base), ("labels", labels, record.labels)):
+    labels = None if adapter.head is None else adapter.head.labels or None
+    task = None if adapter.head is None else adapter.head.task
+    facts = (("base", adapter.base, record.base), ("task", task, record.task), ("labels", labels, record.labels))
+    for what, found, expected in facts:
         if found != expected:
             raise AdapterError(
                 f"has another {what} than the manifest says",

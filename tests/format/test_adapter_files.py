@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from heads import heads, with_head
 
 from adapter_export.errors import (
     AdapterError,
@@ -191,6 +192,10 @@ BAD_JSON: dict[str, tuple[Change, type[InputError], str]] = {
         "`shared.bottleneck_leaky_relu_norm_before.up.bias` is missing",
     ),
     "site called shared": (lambda d: d["sites"][0].update(site="shared"), AdapterError, "may not be called `shared`"),
+    "an unknown task": (lambda d: d["head"].update(task="ranking"), FormatError, "`$.head.task`"),
+    "a regression with labels": (lambda d: d["head"].update(task="regression"), FormatError, "`$.head`"),
+    "a classification without labels": (lambda d: d["head"].pop("labels"), FormatError, "`$.head`"),
+    "a task of another shape": (lambda d: d["head"].update(task="token_classification"), AdapterError, "wrong shape"),
     "no labels": (lambda d: d["head"].update(labels=[]), FormatError, "`$.head.labels`"),
     "a label twice": (lambda d: d["head"].update(labels=["a", "a", "b"]), FormatError, "`$.head.labels`"),
     "a label too few": (lambda d: d["head"].update(labels=["a", "b"]), AdapterError, "2 labels"),
@@ -368,3 +373,16 @@ def test_the_oldest_version_that_says_it_is_written(name: str, version: str, tmp
     write_adapter(adapter, tmp_path / "a")
     assert json.loads((tmp_path / "a" / "adapter_graph.json").read_text(encoding="utf-8"))["version"] == version
     assert_equal(read_adapter(tmp_path / "a"), adapter)
+
+
+@pytest.mark.parametrize("name", heads(8))
+def test_heads_of_every_task_come_back(adapter: Adapter, tmp_path: Path, name: str) -> None:
+    head = heads(8)[name]
+    written = with_head(adapter, "a", head)
+    write_adapter(written, tmp_path / "a")
+    assert read_adapter(tmp_path / "a").head == head
+    document = json.loads((tmp_path / "a/adapter_graph.json").read_text(encoding="utf-8"))
+    first = head.task == "sequence_classification"
+    assert document["version"] == ("1.0.0" if first else "1.1.0")
+    assert document["head"].get("task") == (None if first else head.task)
+    assert ("labels" in document["head"]) == bool(head.labels)

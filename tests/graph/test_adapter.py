@@ -70,6 +70,16 @@ STRUCTURE = {
         "graphs": {"bottleneck": classification_head("first")}
     },
     "`head`: a graph reads values that are not there; found h": {"head": replace(HEAD_PART, graph=GRAPH)},
+    "head: labels and classes differ; found 3 labels; expected no labels": {
+        "head": replace(HEAD_PART, task="regression")
+    },
+    "head: a graph returns a wrong shape; found ['batch', 'classes']; expected [batch, tokens, classes]": {
+        "head": replace(HEAD_PART, task="token_classification")
+    },
+    "head: a graph returns a wrong shape; found ['batch', 'classes']; expected [batch, width]": {
+        "head": replace(HEAD_PART, task="embedding", labels=())
+    },
+    "head: unknown task; found `ranking`": {"head": replace(HEAD_PART, task="ranking")},
     "`layers.0.attention`: a graph returns a wrong shape; found ['batch', 'tokens', 'b']": {
         "graphs": {
             "bottleneck": AdapterGraph(("h",), {"w": ("d", "b")}, (Node("linear", ("h",), "r", {"weight": "w"}),), "r")
