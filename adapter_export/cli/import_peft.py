@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from adapter_export.cli.sources import Source
     from adapter_export.interop.peft.head import HeadChoice
-    from adapter_export.interop.peft.importer import Imported
 
 
 @click.command(
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--activation", type=click.Choice(ACTIVATIONS), help="The function behind the head's dense layer, likewise."
 )
+@click.option("--without-head", is_flag=True, help="Leave its prediction head out.")
 @output_option("The adapter folder")
 @force_option
 @site_map_option
@@ -57,6 +57,7 @@ def import_peft(
     labels: str | None,
     pooling: str | None,
     activation: str | None,
+    without_head: bool,
     output: Path,
     force: bool,
     site_map: Path | None,
@@ -68,7 +69,7 @@ def import_peft(
     FOLDER has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors are
     read. PEFT need not be installed. What cannot be expressed is refused by name.
     """
-    from adapter_export.cli.output import warn
+    from adapter_export.cli.imported import report_imported
     from adapter_export.cli.places import with_site_map
     from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
@@ -83,12 +84,10 @@ def import_peft(
         name=name or output.resolve().name,
         base_tensor=lambda key: _base_tensor(source, key),
         member=name,
-        head=_head_choice(base, labels, pooling, activation),
+        head=_head_choice(base, labels, pooling, activation, without_head),
     )
     write_adapter(with_site_map(imported.adapter, source), output, force=force)
-    for note in imported.notes:
-        warn(f"{note}.")
-    _report(imported, output, as_json)
+    report_imported(imported.adapter, imported.notes, output, as_json)
 
 
 def _base_tensor(source: Source, key: str) -> np.ndarray | None:
@@ -97,12 +96,15 @@ def _base_tensor(source: Source, key: str) -> np.ndarray | None:
 
     if isinstance(source, TorchSource):
         tensor = source.base.program.state_dict.get(key)
-        return None if tensor is None else tensor.detach().numpy()
-    value = source.base.model.graph.initializers.get(key)
-    return None if value is None or value.const_value is None else value.const_value.numpy()
+        return None if tensor is None else tensor.detach().float().numpy()
+    from adapter_export.onnx.named import named_tensor
+
+    return named_tensor(source.base, key)
 
 
-def _head_choice(base: Path, labels: str | None, pooling: str | None, activation: str | None) -> HeadChoice:
+def _head_choice(
+    base: Path, labels: str | None, pooling: str | None, activation: str | None, without_head: bool
+) -> HeadChoice:
     from adapter_export.interop.peft.head import HeadChoice
     from adapter_export.interop.peft.labels import known_labels
 
@@ -111,29 +113,5 @@ def _head_choice(base: Path, labels: str | None, pooling: str | None, activation
         activation,
         None if labels is None else tuple(label.strip() for label in labels.split(",")),
         known_labels(base / "config.json") if base.is_dir() else (),
+        leave_out=without_head,
     )
-
-
-def _report(imported: Imported, output: Path, as_json: bool) -> None:
-    from adapter_export.cli.output import emit_json, say
-
-    adapter = imported.adapter
-    parameters = adapter.cost().parameters
-    if as_json:
-        emit_json(
-            {
-                "adapter": str(output),
-                "name": adapter.name,
-                "kind": adapter.kind,
-                "parameters": parameters,
-                "sites": list(adapter.placements),
-                "task": None if adapter.head is None else adapter.head.task,
-                "labels": None if adapter.head is None else list(adapter.head.labels),
-                "notes": list(imported.notes),
-            }
-        )
-        return
-    head = "" if adapter.head is None else f", a head for {adapter.head.task.replace('_', ' ')}"
-    places = f"{len(adapter.placements)} sites{head}"
-    say(f"wrote {output}: `{adapter.name}`, {adapter.kind}, {places}, {parameters:,} parameters.")
-    say(f"Next: adapter-export build MODEL --adapters {output} -o bundle")

@@ -41,12 +41,14 @@ class HeadChoice:
         activation: behind the head's dense layer; likewise.
         labels: the names of the classes, in the order of the logits.
         known_labels: the names that the base's config gives, used where their number fits.
+        leave_out: whether the adapter shall have no head.
     """
 
     pooling: str | None = None
     activation: str | None = None
     labels: tuple[str, ...] | None = None
     known_labels: tuple[str, ...] = ()
+    leave_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,23 @@ def make_head_parts(
         UsageError: the user says something of a head, and there is none, or labels of another number.
         TensorError: tensors have shapes that do not go together.
     """
-    if not found.saved:
+    if choice.leave_out or not found.saved:
         if choice.labels or choice.pooling or choice.activation:
-            raise UsageError("something is said of a head, and the adapter has none", where=where)
-        return HeadParts()
+            raise UsageError("something is said of a head, and the adapter has or shall have none", where=where)
+        return _left_out(found, base, where)
     task = _task(found, options, base, choice, where)
     recipe = Recipe(TOKENS) if task == "token_classification" else _recipe(found, choice, where)
     return _Maker(found, options, base, width, where).make(task, recipe, choice)
+
+
+def _left_out(found: Sorted, base: BaseTensor, where: object) -> HeadParts:
+    """No head; what is not in the base was one, and so was the layer of the base that it read."""
+    _refuse([path for path in found.saved if base(f"{path}.weight") is not None], where)
+    if not found.saved:
+        return HeadParts()
+    read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
+    names = ", ".join(f"`{path}`" for path in found.saved)
+    return HeadParts(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
 
 
 def _task(found: Sorted, options: Options, base: BaseTensor, choice: HeadChoice, where: object) -> Task:
@@ -135,7 +147,7 @@ def _recipe(found: Sorted, choice: HeadChoice, where: object) -> Recipe:
             found=f"a model whose base is called `{family}`",
             expected=f"one of {', '.join(f'`{name}`' for name in RECIPES)}",
             fix="say it with `--pooling first` or `mean`; a head that reads the last token, as decoders have it, "
-            "cannot be expressed",
+            "cannot be expressed, and `--without-head` leaves it out",
         )
     return _said(found, choice, where)
 

@@ -203,8 +203,8 @@ def _patterns(found: Sorted, options: Options) -> Iterator[str]:
         yield f"the pattern `{pattern}` matches no module of the adapter, in PEFT neither"
     for path in found.adapted:
         if rivals := options.rivals(path):
+            names = ", ".join(f"`{one}`" for one in rivals)
             yield (
-                f"`{path}` matches the patterns {', '.join(f'`{one}`' for one in rivals)} for alpha: the first is taken, "
-                "as PEFT does when it loads the folder; it saves patterns sorted, so that another may have been the "
-                "first in training"
+                f"`{path}` matches the patterns {names} for alpha: the first counts, as when PEFT loads the folder; "
+                "it saves patterns sorted, so that another may have been the first in training"
             )

@@ -1,0 +1,114 @@
+"""`import peft`: from the folder that PEFT wrote to a bundle that computes the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peft_folders import FIXTURES, adapter_folder, changed, expected, refused_folder
+
+from adapter_export.format.adapter_files import read_adapter
+from adapter_export.runtime import Bundle
+
+BASE = FIXTURES / "bases" / "bert"
+
+
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base as an ONNX graph, whose tensors and paths must do as well."""
+    return exported(BASE, tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(FIXTURES / "bases" / "llama", tmp_path_factory.mktemp("llama"))
+
+
+def exported(folder: Path, to: Path) -> Path:
+    from adapter_export.torch.huggingface import open_folder
+    from adapter_export.torch.to_onnx import export_onnx
+
+    export_onnx(open_folder(folder), to / "model.onnx")
+    return to / "model.onnx"
+
+
+def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:
+    names = ("bert_lora_classify", "bert_lora_bias_all", "bert_ia3_classify", "bert_lora_tag", "bert_lora_regress")
+    for name in names:
+        made = cli.json("import", "peft", adapter_folder(name), "--base", onnx, "-o", tmp_path / name)
+        assert made["name"] == name
+        assert made["kind"] in ("lora", "ia3")
+    folders = ",".join(str(tmp_path / name) for name in names)
+    cli.done("build", onnx, "--adapters", folders, "--max-tokens", 32, "-o", tmp_path / "bundle")
+    session = Bundle.open(tmp_path / "bundle").session()
+    for name in (*names, names[0]):
+        record = expected(name)
+        inputs = {key.removeprefix("input."): record[key] for key in record if key.startswith("input.")}
+        inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])
+        outputs = session.run(inputs, name)
+        tokens = outputs.get("token_logits") if name == "bert_lora_tag" else None
+        real = inputs["attention_mask"] == 1 if tokens is not None else slice(None)
+        found = (outputs["logits"] if tokens is None else tokens)[real]
+        np.testing.assert_allclose(found, record["float32.logits"][real], rtol=0, atol=2e-5)
+
+
+def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
+    found = cli.done("import", "peft", adapter_folder("bert_lora_classify"), "--base", BASE, "-o", tmp_path / "a")
+    assert "`bert.…` are the base's without that beginning" in found.stderr
+    assert "they are called LABEL_0, LABEL_1, LABEL_2; `--labels` names them" in found.stderr
+    assert "lora, 4 sites, a head for sequence classification" in found.stderr
+    assert "Next: adapter-export build" in found.stderr
+
+
+def test_labels(cli, onnx: Path, tmp_path: Path) -> None:
+    folder, base = adapter_folder("bert_lora_classify"), ("--base", onnx)
+    made = cli.json("import", "peft", folder, *base, "--labels", "bad, fair,good", "-o", tmp_path / "a")
+    assert made["labels"] == ["bad", "fair", "good"]
+    cli.refused(2, "of another number", "import", "peft", folder, *base, "--labels", "a,b", "-o", tmp_path / "b")
+
+
+def test_labels_of_the_base(cli, tmp_path: Path) -> None:
+    base = shutil.copytree(BASE, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    names = {"0": "bad", "2": "good", "1": "fair"}
+    (base / "config.json").write_text(json.dumps(config | {"id2label": names}))
+    made = cli.json("import", "peft", adapter_folder("bert_lora_classify"), "--base", base, "-o", tmp_path / "a")
+    assert made["labels"] == ["bad", "fair", "good"]
+    made = cli.json("import", "peft", adapter_folder("bert_lora_tag"), "--base", base, "-o", tmp_path / "b")
+    assert made["labels"] == [f"LABEL_{index}" for index in range(5)]
+
+
+def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        changed(adapter_folder("bert_lora"), tmp_path / "saved" / name)
+    made = cli.json("import", "peft", tmp_path / "saved", "--name", "two", "--base", onnx, "-o", tmp_path / "a")
+    assert made["name"] == "two"
+    assert read_adapter(tmp_path / "a").training["imported"]["from"] == "peft"
+    cli.refused(3, "`one`, `two`", "import", "peft", tmp_path / "saved", "--base", onnx, "-o", tmp_path / "b")
+
+
+def test_without_head(cli, onnx: Path, tmp_path: Path) -> None:
+    folder, base = adapter_folder("bert_lora_classify_pooler"), ("--base", onnx)
+    made = cli.json("import", "peft", folder, *base, "--without-head", "-o", tmp_path / "a")
+    assert made["task"] is None
+    assert len(made["sites"]) == 12
+    assert "the head was left out: `classifier`" in made["notes"]
+    options = ("--without-head", "--pooling", "mean")
+    cli.refused(2, "something is said of a head", "import", "peft", folder, *base, *options, "-o", tmp_path / "b")
+
+
+def test_nothing_is_written_of_what_is_refused(cli, onnx: Path, llama: Path, tmp_path: Path) -> None:
+    cli.refused(3, "DoRA", "import", "peft", refused_folder("dora"), "--base", onnx, "-o", tmp_path / "a")
+    folder = refused_folder("last_token")
+    cli.refused(3, "`--without-head`", "import", "peft", folder, "--base", llama, "-o", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    made = cli.json("import", "peft", folder, "--base", llama, "--without-head", "-o", tmp_path / "a")
+    assert len(made["sites"]) == 2
+
+
+def test_another_base(cli, llama: Path, tmp_path: Path) -> None:
+    words = "acts on modules that the base does not have"
+    cli.refused(3, words, "import", "peft", adapter_folder("bert_lora"), "--base", llama, "-o", tmp_path / "a")
