@@ -153,7 +153,8 @@ class AdaptedModel(nn.Module):
 
         def keep(layer: nn.Module, values: tuple[Tensor, ...], result: Tensor) -> None:
             assert isinstance(layer, GraphLayer)
-            calls[layer.owner] = SiteCall(dict(zip(layer.graph.inputs, values, strict=True)), result)
+            read = values[: len(layer.graph.inputs)]  # behind them stand tensors of the base
+            calls[layer.owner] = SiteCall(dict(zip(layer.graph.inputs, read, strict=True)), result)
 
         handles = [layer.register_forward_hook(keep) for layer in self._layers.values()]
         try:

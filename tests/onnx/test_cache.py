@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from replacing import adapter_at, scaled_plus
 from tiny_decoder import HEADS, WIDTH, cached_graph, open_cached
 from tiny_onnx import random_adapter
 
@@ -15,7 +17,8 @@ from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.insert import insert_slots
-from adapter_export.onnx.slots import plan_slots
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots, slot_tensors
 from adapter_export.reference.inputs import input_cases
 
 HOULSBY = houlsby(BottleneckOptions("relu"))
@@ -60,3 +63,24 @@ def test_a_head_that_averages_over_a_mask_with_a_past_is_refused(tmp_path):
         insert_slots(base, plan_slots([averaging], base.sites))
     first = random_adapter("b", HOULSBY, base, labels="xy", head=classification_head("first"))
     build(base, tmp_path / "bundle", first)
+
+
+def test_a_cache_holds_what_the_layer_computes_of_what_it_reads(tmp_path):
+    """Token by token, with a past, is what all tokens at once are."""
+    base = open_cached(tmp_path)
+    adapter = adapter_at("a", scaled_plus("u", "x"), ["layers.0.attention"], base.sites, base.fingerprint)
+    plan = plan_slots([adapter], base.sites)
+    session = open_session(insert_slots(base, plan), base.folder)
+    ids, past = np.array([[3, 7, 1, 9]]), np.zeros((1, HEADS, 0, WIDTH // HEADS), np.float32)
+
+    def run(tensors, key, value, at, to):
+        inputs = {"ids": ids[:, at:to], "mask": np.ones((1, to), np.int64), "past_key": key, "past_value": value}
+        return run_session(session, {**inputs, **tensors})
+
+    whole = run(slot_tensors(plan, adapter), past, past, 0, 4)
+    key = value = past
+    for at in range(4):
+        step = run(slot_tensors(plan, adapter), key, value, at, at + 1)
+        key, value = step["present_key"], step["present_value"]
+        np.testing.assert_allclose(step["hidden"][:, 0], whole["hidden"][:, at], rtol=0, atol=1e-5)
+    assert np.abs(whole["present_key"] - run({}, past, past, 0, 4)["present_key"]).max() > 0.01
