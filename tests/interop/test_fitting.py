@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hand_made_sites import encoder
+from random_kinds import random_tensors
 
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.adapter import Adapter
@@ -19,13 +20,8 @@ HIDDEN: dict[str, dict[str, Any]] = {"lora": {"alpha": 8}, "ia3": {}}
 """What the tensors of a kind do not show, where it is not the activation."""
 
 
-def tensors_of(kind: Kind, seed: int = 0) -> dict[str, np.ndarray]:
-    rng, shapes = np.random.default_rng(seed), {}
-    for site, part in kind.at(SITES):
-        names = part.tensor_names(site.name)
-        for name, shape in part.graph.parameter_shapes(part.widths_at(site)).items():
-            shapes[names[name]] = shape
-    return {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+def tensors_of(kind: Kind) -> dict[str, np.ndarray]:
+    return random_tensors(kind, SITES)
 
 
 def packed(tensors: dict[str, np.ndarray], kind: Kind) -> Adapter:
