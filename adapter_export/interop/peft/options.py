@@ -49,7 +49,8 @@ _READ = frozenset(
         "init_lora_weights",
     }
 )
-_NO_MATTER = frozenset(
+
+NO_MATTER = frozenset(
     {
         "base_model_name_or_path",
         "revision",
@@ -61,10 +62,10 @@ _NO_MATTER = frozenset(
         "eva_config",
         "velora_config",  # another backward pass
         "init_ia3_weights",
-        "enable_lora",
         "merge_weights",
     }
 )
+"""Keys that only say how an adapter was trained, on what, and by which version."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _check_keys(config: Mapping[str, Any], where: object) -> None:
 
 def _faults(config: Mapping[str, Any]) -> Iterator[str]:
     for key, value in config.items():
-        if key in _READ or key in _NO_MATTER or is_off(value):
+        if key in _READ or key in NO_MATTER or is_off(value):
             continue
         yield f"`{key}` is {value!r}: {OPTIONS.get(key, 'it is not known to this release')}"
 
