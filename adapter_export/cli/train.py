@@ -24,7 +24,7 @@ from adapter_export.cli.options import (
     trust_pickle_option,
 )
 from adapter_export.cli.sources import read_given
-from adapter_export.errors import TrainingError, UsageError
+from adapter_export.errors import BaseModelError, TrainingError, UsageError
 from adapter_export.graph.initialise import SCHEMES
 from adapter_export.graph.kinds import Kind
 from adapter_export.sites.given import SITE_MAP_KEY
@@ -189,6 +189,7 @@ def _train(call: _Call) -> None:
         torch.set_num_threads(call.threads)
     _prepare_checkpoints(call)
     base = open_torch(call.model, trust_pickle=call.trust_pickle)
+    _check_no_cache(call, base)
     task = _read_task(call, base)
     for note in task.notes:
         warn(f"{note}.")
@@ -201,6 +202,20 @@ def _train(call: _Call) -> None:
         "start."
     )
     _finish(call, settings, model, task, {"initialisation": call.init or kind.scheme, "initial_change": change})
+
+
+def _check_no_cache(call: _Call, base: TorchBase) -> None:
+    """Rows of a table have no past, and a head reads the hidden state, not the next word."""
+    caches = [record.name for record in base.inputs if record.role == "cache"]
+    if caches:
+        raise BaseModelError(
+            "was captured with its cache, as it generates, and rows of a table have no past",
+            where=call.model,
+            found=f"{len(caches)} inputs such as `{caches[0]}`",
+            expected="the bare model",
+            fix="capture it again without `--with-cache` and train on that; its fingerprint is another, so build the "
+            "adapter into the decoder with `--allow-base-mismatch`",
+        )
 
 
 def _prepare_checkpoints(call: _Call) -> None:
