@@ -209,6 +209,8 @@ class Manifest:
         text: how text becomes inputs, if known.
         files: every file of the bundle but the manifest itself.
         heads: every topology of prediction head.
+        model_version: the number that the graph and every adapter file for it carry; none in bundles of format 1.0,
+            whose adapter files do not say what they were made for.
     """
 
     version: str
@@ -229,6 +231,7 @@ class Manifest:
     text: TextRecord | None
     files: tuple[FileRecord, ...]
     heads: tuple[HeadRecord, ...] = ()
+    model_version: Positive | None = None
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:

@@ -32,6 +32,7 @@ from adapter_export.onnx.base import OnnxBase, axes
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.golden import Golden, compute_golden
 from adapter_export.onnx.head_outputs import HeadSum, adapter_output, head_sums
+from adapter_export.onnx.identity import model_version
 from adapter_export.onnx.insert import insert_slots, site_values
 from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.oldest_runtime import oldest_runtime
@@ -99,6 +100,7 @@ def build_bundle(
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
         tell(f"putting {len(plan.slots)} slots into the graph")
         model = insert_slots(base, plan)
+        model.model_version = model_version(base, plan)
         tell("writing the graph and the weights of the base")
         write_model(model, folder / GRAPH_FILE, copy_weights=copy_weights)
         hashed = pool.submit(_hash_weights, folder)  # seconds for a large base, beside the golden vectors
@@ -152,7 +154,7 @@ class _Build:
         golden = self.golden(adapter, tell)
         tensors = slot_tensors(self.plan, adapter)
         source = f"{_ADAPTERS}/{adapter.name}"
-        write_adapter_file(self._new(f"{source}.onnx_adapter"), tensors)
+        write_adapter_file(self._new(f"{source}.onnx_adapter"), tensors, model_version(self.base, self.plan))
         write_tensors(self._new(f"{source}.safetensors"), tensors)
         write_adapter(adapter, self.folder / source)
         return AdapterRecord(
@@ -221,6 +223,7 @@ class _Build:
             text=text,
             files=list_files(self.folder, hashed),
             heads=tuple(HeadRecord(p.graph_name, head.output, head.result) for head in self.heads for p in head.parts),
+            model_version=model_version(self.base, self.plan),
         )
 
     def _sites(self) -> Iterator[SiteRecord]:

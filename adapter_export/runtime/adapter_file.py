@@ -23,7 +23,7 @@ _FORMAT_VERSION = 1
 _FLOAT = 1
 
 # A field's place in the table that finds it: 4 bytes of sizes, then 2 bytes per field.
-_FORMAT, _PARAMETERS = 4, 10
+_FORMAT, _MODEL_VERSION, _PARAMETERS = 4, 8, 10
 _NAME, _DIMS, _DATA_TYPE, _RAW_DATA = 4, 6, 8, 10
 
 _BROKEN = (struct.error, ValueError, TypeError, IndexError, OverflowError)
@@ -57,8 +57,17 @@ def parse_adapter(data: bytes, where: object) -> Weights:
         ) from error
 
 
+def model_version_of(data: bytes) -> int:
+    """The number of the graph that an adapter file was made for, of bytes that `parse_adapter` takes."""
+    return int(_root(data).GetSlot(_MODEL_VERSION, 0, number_types.Int32Flags))
+
+
+def _root(data: bytes) -> Table:
+    return Table(data, encode.Get(number_types.UOffsetTFlags.packer_type, data, 0))
+
+
 def _tensors(data: bytes, where: object) -> Weights:
-    root = Table(data, encode.Get(number_types.UOffsetTFlags.packer_type, data, 0))
+    root = _root(data)
     version = root.GetSlot(_FORMAT, 0, number_types.Int32Flags)
     if version != _FORMAT_VERSION:
         raise FormatError("is of an unknown format version", where=where, found=version, expected=_FORMAT_VERSION)

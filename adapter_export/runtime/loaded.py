@@ -86,6 +86,28 @@ def check_adapter(tensors: Weights, manifest: Manifest, claim: Claim, where: obj
     )
 
 
+def check_model_version(found: int, manifest: Manifest, where: object) -> None:
+    """Refuse an adapter of the right shapes that was made for another graph.
+
+    Args:
+        found: what its file says.
+        manifest: that of the bundle; one that states no number comes from before files said theirs, and takes all.
+        where: names the file in messages.
+
+    Raises:
+        AdapterError: the numbers differ: another base, other topologies, another site map, or a file of a program that
+            says nothing.
+    """
+    if manifest.model_version is not None and found != manifest.model_version:
+        raise AdapterError(
+            "was made for another bundle: its base, the topology of its slots or its site map is another",
+            where=where,
+            found=f"`model_version` {found}",
+            expected=manifest.model_version,
+            fix="build the adapter for this bundle",
+        )
+
+
 def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
     slots = {slot.name: slot for slot in manifest.slots}
     inputs = {record.name for record in manifest.inputs}

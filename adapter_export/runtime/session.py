@@ -15,8 +15,8 @@ from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import Task
-from adapter_export.runtime.adapter_file import parse_adapter
-from adapter_export.runtime.loaded import Claim, LoadedAdapter, check_adapter
+from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
+from adapter_export.runtime.loaded import Claim, LoadedAdapter, check_adapter, check_model_version
 from adapter_export.runtime.predict import Prediction, predict, predict_tokens
 from adapter_export.runtime.providers import FAILURES, Provider
 from adapter_export.runtime.request import check_inputs
@@ -154,8 +154,8 @@ class Session:
     ) -> None:
         """Load another adapter that was built for this graph.
 
-        ONNX Runtime's file says neither which base nor which graph it was made for: names, shapes and finiteness are
-        held here, and an adapter of the same shapes from another bundle is not told apart.
+        Names, shapes and finiteness are held against the slots, and the number in the file that says for which base and
+        graph it was made (`model_version`) against the bundle's.
 
         Args:
             name: what `run` will call it.
@@ -167,7 +167,8 @@ class Session:
             FileError: the file cannot be read.
             FormatError: it is not an adapter file, or is damaged; `TensorError` is a kind of it: it does not fit the
                 slots of the graph.
-            AdapterError: no adapter may have this name, labels and classes differ, or its head is for another task.
+            AdapterError: no adapter may have this name, labels and classes differ, its head is for another task, or it
+                was made for another base or graph.
             RequestError: an adapter of this name is loaded already.
         """
         self.load_bytes(name, read_bytes(Path(path)), Claim(labels, task), where=path)
@@ -186,6 +187,7 @@ class Session:
         """
         check_name(name)
         adapter = check_adapter(parse_adapter(data, where), self._manifest, claim or Claim(), where)
+        check_model_version(model_version_of(data), self._manifest, where)
         feeds = {slot: self._on_device(tensor) for slot, tensor in adapter.tensors.items()}
         with self._lock:
             if name in self._residents:

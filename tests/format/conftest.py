@@ -125,4 +125,5 @@ def manifest(bundle: Path) -> Manifest:
         text=TextRecord("tokenizer.json", 512),
         files=list_files(bundle),
         heads=(HeadRecord("head", "logits", "logits"),),
+        model_version=1234567,
     )

@@ -25,14 +25,14 @@ from adapter_export.errors import WriteError
 from adapter_export.onnx.adapter_file import write_adapter_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
-    write_adapter_file(Path(sys.argv[1]), {"w": np.ones((100, 100), np.float32)})
+    write_adapter_file(Path(sys.argv[1]), {"w": np.ones((100, 100), np.float32)}, 5)
 except WriteError:
     print("refused")
 """
 
 
 def test_onnxruntime_reads_what_was_written(tmp_path: Path) -> None:
-    write_adapter_file(tmp_path / "a.onnx_adapter", TENSORS)
+    write_adapter_file(tmp_path / "a.onnx_adapter", TENSORS, 5)
     read = ort.AdapterFormat.read_adapter(str(tmp_path / "a.onnx_adapter")).get_parameters()
     assert set(read) == set(TENSORS)
     for name, value in read.items():
@@ -40,15 +40,15 @@ def test_onnxruntime_reads_what_was_written(tmp_path: Path) -> None:
 
 
 def test_the_order_of_the_tensors_does_not_change_the_bytes(tmp_path: Path) -> None:
-    write_adapter_file(tmp_path / "a", TENSORS)
-    write_adapter_file(tmp_path / "b", dict(reversed(TENSORS.items())))
+    write_adapter_file(tmp_path / "a", TENSORS, 5)
+    write_adapter_file(tmp_path / "b", dict(reversed(TENSORS.items())), 5)
     digests = {hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in "ab"}
     assert len(digests) == 1
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(WriteError):
-        write_adapter_file(tmp_path / "none" / "a.onnx_adapter", TENSORS)
+        write_adapter_file(tmp_path / "none" / "a.onnx_adapter", TENSORS, 5)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of files are a thing of POSIX")

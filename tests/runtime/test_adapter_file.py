@@ -9,8 +9,9 @@ import pytest
 
 from adapter_export.errors import FormatError, TensorError
 from adapter_export.onnx.adapter_file import write_adapter_file
-from adapter_export.runtime.adapter_file import parse_adapter
+from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 
+VERSION = 2**31 - 5
 TENSORS = {
     "adapter.a.down.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
     "adapter.a.down.bias": np.array([0.25, -1.5], np.float32),
@@ -20,7 +21,7 @@ TENSORS = {
 
 @pytest.fixture
 def whole(tmp_path: Path) -> bytes:
-    write_adapter_file(tmp_path / "a", TENSORS)
+    write_adapter_file(tmp_path / "a", TENSORS, VERSION)
     return (tmp_path / "a").read_bytes()
 
 
@@ -39,6 +40,11 @@ def test_what_onnxruntime_writes_is_read(whole: bytes) -> None:
         assert tensor.dtype == np.float32
         assert tensor.flags.aligned
         assert tensor.flags.writeable  # memory of its own, not the file's
+
+
+def test_the_number_of_the_graph_is_read(whole: bytes, tmp_path: Path) -> None:
+    assert model_version_of(whole) == VERSION
+    assert model_version_of(_written(tmp_path / "a", TENSORS)) == 0
 
 
 def test_no_tensors_are_none(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ import gc
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from tiny_onnx import mixed_adapters, random_adapter, save_tiny, token_inputs
+from tiny_onnx import build_tiny, mixed_adapters, random_adapter, save_tiny, tiny_model, token_inputs
 
 from adapter_export.errors import AdapterError, FileError, FormatError, RequestError, TensorError
 from adapter_export.format.tensors import read_tensors
@@ -17,6 +18,7 @@ from adapter_export.graph.kinds import BottleneckOptions, houlsby
 from adapter_export.onnx.adapter_file import write_adapter_file
 from adapter_export.onnx.base import open_onnx
 from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.identity import model_version
 from adapter_export.onnx.slots import plan_slots, slot_tensors
 from adapter_export.runtime import Bundle, Session
 
@@ -30,9 +32,11 @@ def _tensors(bundle: Bundle, name: str) -> Tensors:
     return read_tensors(bundle.folder / f"adapters/{name}.safetensors")
 
 
-def _write(path: Path, tensors: Tensors) -> Path:
+def _write(path: Path, tensors: Tensors, version: int | None = None) -> Path:
     """Any adapter file, sound or not, as ONNX Runtime writes it."""
     adapter = ort.AdapterFormat()
+    if version is not None:
+        adapter.set_model_version(version)
     adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in tensors.items()})
     adapter.export_adapter(str(path))
     return path
@@ -194,7 +198,7 @@ class TestLoad:
         expected = session.run(INPUTS, "narrow")["logits"] - tensors[bias]
         for index in range(500):
             tensors[bias] = np.full(3, index, np.float32)
-            session.load(f"n{index}", _write(tmp_path / "a", tensors))
+            session.load(f"n{index}", _write(tmp_path / "a", tensors, bundle.manifest.model_version))
         for index in (0, 123, 499):
             found = session.run(INPUTS, f"n{index}")["logits"]
             np.testing.assert_allclose(found, expected + index, rtol=0, atol=1e-4)
@@ -206,7 +210,7 @@ def _save_for(bundle: Bundle, adapter: object, folder: Path) -> Path:
     plan = plan_slots([*mixed_adapters(base), adapter], base.sites)  # type: ignore[list-item]
     assert plan.slots == bundle.manifest.slots
     path = folder / "new.onnx_adapter"
-    write_adapter_file(path, slot_tensors(plan, adapter))  # type: ignore[arg-type]
+    write_adapter_file(path, slot_tensors(plan, adapter), model_version(base, plan))  # type: ignore[arg-type]
     return path
 
 
@@ -290,9 +294,30 @@ class TestFilesThatDoNotFit:
         base = open_onnx(save_tiny(tmp_path))
         adapter = random_adapter("a", houlsby(), base)
         plan = plan_slots([adapter], base.sites)
-        write_adapter_file(tmp_path / "a", slot_tensors(plan, adapter))
+        write_adapter_file(tmp_path / "a", slot_tensors(plan, adapter), 5)
         with pytest.raises(TensorError, match="is missing"):
             session.load("a", tmp_path / "a")
+
+    def test_an_adapter_of_the_same_shapes_for_another_base(self, session: Session, tmp_path: Path) -> None:
+        other = Bundle.open(build_tiny(tmp_path, model=tiny_model(seed=1)))
+        assert [asdict(slot) for slot in other.manifest.slots] == [asdict(slot) for slot in session._manifest.slots]
+        path = other.folder / other.manifest.adapters[0].onnx_adapter
+        with pytest.raises(AdapterError, match=r"was made for another bundle.*found `model_version` \d+"):
+            session.load("x", path)
+        assert "x" not in session.adapters
+        other.session().load("x", path)
+
+    @pytest.mark.parametrize("version", [None, 0, 1, -5])
+    def test_a_file_that_does_not_say_what_it_is_for(
+        self, session: Session, bundle: Bundle, tmp_path: Path, version: int | None
+    ) -> None:
+        with pytest.raises(AdapterError, match="was made for another bundle"):
+            session.load("x", _write(tmp_path / "x", _tensors(bundle, "wide"), version))
+
+    def test_a_bundle_of_format_1_0_takes_every_file_of_its_shapes(self, bundle: Bundle, tmp_path: Path) -> None:
+        old = replace(bundle, manifest=replace(bundle.manifest, model_version=None)).session()
+        old.load("x", _write(tmp_path / "x", _tensors(bundle, "wide")))
+        np.testing.assert_array_equal(old.run(INPUTS, "x")["logits"], old.run(INPUTS, "wide")["logits"])
 
     def test_something_else(self, session: Session, bundle: Bundle) -> None:
         with pytest.raises(FormatError, match="not an ONNX Runtime adapter file"):

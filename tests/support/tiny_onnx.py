@@ -155,9 +155,9 @@ def mixed_adapters(base: OnnxBase) -> list[Adapter]:
     ]
 
 
-def build_tiny(folder: Path, *, tokenizer: str | None = None) -> Path:
+def build_tiny(folder: Path, *, tokenizer: str | None = None, model: onnx.ModelProto | None = None) -> Path:
     """Build a bundle of a tiny base and `mixed_adapters` in a folder; returns the bundle's folder."""
-    base = open_onnx(save_tiny(folder))
+    base = open_onnx(save_tiny(folder, model))
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}])
     build_bundle(
         base,
