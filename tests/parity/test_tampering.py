@@ -53,6 +53,7 @@ def edit_adapter(folder: Path, name: str, change: Change) -> None:
     """Change both files of an adapter, and the hashes."""
     tensors = edit(folder / f"adapters/{name}.safetensors", change)
     native = ort.AdapterFormat()
+    native.set_model_version(read_manifest(folder).model_version)
     native.set_parameters({key: ort.OrtValue.ortvalue_from_numpy(value) for key, value in tensors.items()})
     native.export_adapter(str(folder / f"adapters/{name}.onnx_adapter"))
     rehash(folder)
