@@ -24,13 +24,21 @@ from adapter_export.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from adapter_export.cli.sources import Source
-    from adapter_export.format.manifest import Manifest, Precision
+    from adapter_export.format.manifest import Flavour, Manifest, Precision
     from adapter_export.graph.adapter import Adapter
     from adapter_export.onnx.base import OnnxBase
     from adapter_export.reference.inputs import InputCase
     from adapter_export.reference.runner import Runner
 
 _GOLDEN_SEED = 0
+
+_FLAVOUR_WORDS = {
+    "slots": "an adapter may be fed",
+    "inputs": "an adapter must be fed",
+    "bank": "an adapter for each row",
+    "mixture": "a mixture of adapters for each row",
+}
+_WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of the bank"}
 
 _LARGE_BYTES = 2**30
 _FEW_TOKENS = 5
@@ -76,6 +84,18 @@ _FEW_TOKENS = 5
 @click.option("--int8-embeddings", is_flag=True, help="Keep embeddings in 8 bits beside weights of 8 or 4 bits.")
 @click.option("--optimize", is_flag=True, help="Fuse attention, norms and activations before the slots go in.")
 @click.option(
+    "--flavours",
+    metavar="A,B,…",
+    help="Forms of the graph: some of slots, inputs, bank and mixture, or `all`; the first three if not given. The one "
+    "with slots is always there.",
+)
+@click.option(
+    "--bake",
+    multiple=True,
+    metavar="NAME",
+    help="Write a graph in which this adapter is constant, too, for a device that needs no other. Repeatable.",
+)
+@click.option(
     "--copy-weights",
     is_flag=True,
     help="Copy the weights of an ONNX base. Without this the bundle's file is a hard link to them where it can be: no "
@@ -95,6 +115,8 @@ def build(
     base_precision: Precision,
     int8_embeddings: bool,
     optimize: bool,
+    flavours: str | None,
+    bake: tuple[str, ...],
     copy_weights: bool,
     site_map: Path | None,
     force: bool,
@@ -108,7 +130,7 @@ def build(
     adapter, golden vectors computed by the reference, and a manifest. It is held against its golden vectors before it
     is put in its place; if anything fails, nothing is left behind.
     """
-    from adapter_export.cli.output import emit_json, steps
+    from adapter_export.cli.output import emit_json, steps, warn
     from adapter_export.cli.places import read_adapters
     from adapter_export.onnx.bundle import build_bundle
 
@@ -116,6 +138,7 @@ def build(
     treatment.check()
     check_free(output, force=force)
     chosen = read_adapters(adapters, model)
+    notes: list[str] = []
     with steps() as tell:
         tell(f"opening {model}")
         source = _open(model, chosen, trust_pickle, site_map)
@@ -136,9 +159,14 @@ def build(
                 kept=_kept(source),
                 allow_base_mismatch=allow_base_mismatch,
                 copy_weights=copy_weights,
+                flavours=_flavours(flavours, source),
+                bake=bake,
                 force=force,
                 progress=tell,
+                note=notes.append,
             )
+    for each in notes:
+        warn(each)
     if as_json:
         emit_json({"bundle": str(output), "manifest": asdict(manifest)})
     else:
@@ -153,6 +181,24 @@ def _open(model: Path, adapters: Sequence[Adapter], trust_pickle: bool, site_map
     source = open_source(model, trust_pickle=trust_pickle, site_map=site_map)
     check_site_map(adapters, source)
     return source
+
+
+def _flavours(given: str | None, source: Source) -> Sequence[Flavour] | None:
+    """What was asked for; nothing but slots in a folder that onnxruntime-genai loads, unless it was."""
+    from adapter_export.cli.sources import OnnxSource
+    from adapter_export.onnx.flavour_files import FLAVOURS
+
+    if given is None:
+        return ["slots"] if isinstance(source, OnnxSource) and source.genai else None
+    if given == "all":
+        return list(FLAVOURS)
+    names = [name.strip() for name in given.split(",")]
+    known = [flavour for flavour in FLAVOURS if flavour in names]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        expected = f"`all`, or some of {', '.join(FLAVOURS)}"
+        raise UsageError("unknown flavours", where="`--flavours`", found=", ".join(unknown), expected=expected)
+    return known
 
 
 def _max_tokens(source: Source, given: int | None) -> int | None:
@@ -229,7 +275,8 @@ def _report(manifest: Manifest, model: Path, output: Path) -> None:
     from adapter_export.cli.output import console, say, size, table
 
     sizes = {file.path: file.bytes for file in manifest.files}
-    rows = [(path, "the graph", size(sizes[path])) for path in manifest.graphs.values()]
+    rows = [(path, f"the graph: {_FLAVOUR_WORDS[name]}", size(sizes[path])) for name, path in manifest.graphs.items()]
+    rows += [(path, f"`{name}`, constant", size(sizes[path])) for name, path in _baked(manifest).items()]
     rows += [
         (
             adapter.onnx_adapter,
@@ -238,8 +285,12 @@ def _report(manifest: Manifest, model: Path, output: Path) -> None:
         )
         for adapter in manifest.adapters
     ]
-    rows += [(path, "the base's weights", size(count)) for path, count in sizes.items() if path.endswith(".bin")]
+    rows += [(path, _WEIGHTS_WORDS.get(path, ""), size(sizes[path])) for path in sizes if path.endswith(".bin")]
     rest = sum(sizes.values()) - sum(sizes[path] for path, *_ in rows)
     rows.append(("…", "golden vectors, the same tensors for other programs, the adapters as given", size(rest)))
     console().print(table(f"{output}  {size(sum(sizes.values()))}", ("file", "what", "size"), rows, numbers="llr"))
     say(f"Next: adapter-export check {output} --against {model}")
+
+
+def _baked(manifest: Manifest) -> Mapping[str, str]:
+    return {adapter.name: adapter.baked for adapter in manifest.adapters if adapter.baked is not None}

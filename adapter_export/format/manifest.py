@@ -18,6 +18,9 @@ RelativePath = Annotated[str, check_path]
 Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
 """How a base computes its products: in floats, in integers (`int8`), or in floats with weights of so many bits."""
 
+Flavour = Literal["slots", "inputs", "bank", "mixture"]
+"""A form of the exported graph."""
+
 Axis = Positive | str
 """The length of an axis: a number, the name of a dynamic axis such as `batch`, or a sum such as `past + sequence`."""
 
@@ -93,6 +96,41 @@ class SlotRecord:
     parameter: str
     axes: tuple[Axis, ...]
     neutral: tuple[Positive, ...]
+    neutral_value: float = 0.0
+
+
+@dataclass(frozen=True)
+class BankTensor:
+    """One tensor of a bank: an overridable initializer.
+
+    Attributes:
+        name: its name in the graphs `bank` and `mixture`.
+        slot: the slot whose tensors it holds; none for what masks the classes that an adapter lacks, which is to be
+            added to an output: 0, and a very low number for them.
+        axes: its shape: `adapters`, then those of the slot. The names are free; narrower adapters are filled up with
+            zeros.
+    """
+
+    name: str
+    slot: str | None
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class BankRecord:
+    """All adapters in one graph, for batches whose rows run through different ones.
+
+    Attributes:
+        ids: the input of the graph `bank`, int64 [batch]: for each row a position in `rows`.
+        weights: the input of the graph `mixture`, float32 [batch, adapters]: for each row a share of each of `rows`.
+        rows: the adapter that each row of the bank holds; null is the base.
+        tensors: the tensors of the bank.
+    """
+
+    ids: str
+    weights: str
+    rows: tuple[str | None, ...]
+    tensors: tuple[BankTensor, ...]
 
 
 @dataclass(frozen=True)
@@ -132,6 +170,7 @@ class AdapterRecord:
         golden: its golden vectors.
         task: what its head is for; none without a head.
         output: the output of the graph that holds the result of its head; none without one.
+        baked: the graph in which it is constant, if there is one.
     """
 
     name: Annotated[str, check_name]
@@ -145,6 +184,7 @@ class AdapterRecord:
     golden: GoldenRecord
     task: Task | None = None
     output: str | None = None
+    baked: RelativePath | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +237,8 @@ class Manifest:
         base_precision: how the graphs compute the base; adapters and heads are float32 in any case.
         batch_invariant: whether a row's outputs do not depend on the other rows of its batch, rounding aside. Where
             they do, the rows of different users do not belong into one call.
-        graphs: the ONNX files by flavour; `slots` has overridable initializers.
+        graphs: the ONNX files by flavour: `slots` has overridable initializers, `inputs` required inputs in their
+            place, `bank` an adapter for each row of the batch, `mixture` shares of all adapters for each row.
         inputs: the data inputs, in the order of the base.
         outputs: the base's outputs, then the heads'.
         head_output: the first output with logits [batch, classes]; none if no adapter has such a head. Format 1.0 knew
@@ -209,8 +250,7 @@ class Manifest:
         text: how text becomes inputs, if known.
         files: every file of the bundle but the manifest itself.
         heads: every topology of prediction head.
-        model_version: the number that the graph and every adapter file for it carry; none in bundles of format 1.0,
-            whose adapter files do not say what they were made for.
+        bank: what the graphs `bank` and `mixture` hold; none without them.
     """
 
     version: str
@@ -231,7 +271,7 @@ class Manifest:
     text: TextRecord | None
     files: tuple[FileRecord, ...]
     heads: tuple[HeadRecord, ...] = ()
-    model_version: Positive | None = None
+    bank: BankRecord | None = None
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:

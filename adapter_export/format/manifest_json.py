@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 from adapter_export.errors import FileError, FormatError, within
 from adapter_export.format.canonical import canonical_json, parse_json, read_json
 from adapter_export.format.files import new_file
 from adapter_export.format.inventory import MANIFEST_FILE
-from adapter_export.format.manifest import AdapterRecord, GoldenRecord, HeadRecord, Manifest
+from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, HeadRecord, Manifest
 from adapter_export.format.records import record_from_json
 from adapter_export.format.version import version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
@@ -102,9 +103,24 @@ def _check_references(manifest: Manifest) -> None:
     for place, golden in _golden(manifest):
         _check_known(f"{place}.absolute", golden.absolute, outputs)
     _check_known("heads", {head.output for head in manifest.heads}, outputs)
+    _check_bank(manifest)
     _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, _graphs(manifest))
     for index, adapter in enumerate(manifest.adapters):
         _check_head(manifest, adapter, f"adapters[{index}]")
+
+
+def _check_bank(manifest: Manifest) -> None:
+    if manifest.bank is None:
+        _check_known("graphs", manifest.graphs, {"slots", "inputs"})
+        return
+    _check_known("graphs", manifest.graphs, set(get_args(Flavour)))
+    _check_known("bank.rows", set(manifest.bank.rows) - {None}, {adapter.name for adapter in manifest.adapters})
+    slots = {slot.name for slot in manifest.slots}
+    _check_known("bank.tensors", {tensor.slot for tensor in manifest.bank.tensors} - {None}, slots)
+    _check_unique("bank.tensors", (tensor.name for tensor in manifest.bank.tensors))
+    if manifest.bank.rows[:1] != (None,) or len(set(manifest.bank.rows)) != len(manifest.bank.rows):
+        found = ", ".join(str(row) for row in manifest.bank.rows)
+        raise FormatError("wrong rows", where="`$.bank.rows`", found=found, expected="null, then adapters, each once")
 
 
 def _graphs(manifest: Manifest) -> set[str]:
@@ -140,6 +156,7 @@ def _check_files(manifest: Manifest) -> None:
     for index, adapter in enumerate(manifest.adapters):
         source = [f"{adapter.source}/{name}" for name in _SOURCE_FILES]
         _check_known(f"adapters[{index}]", [adapter.onnx_adapter, adapter.safetensors, *source], listed)
+        _check_known(f"adapters[{index}].baked", {adapter.baked} - {None}, listed)
     if manifest.text is not None:
         _check_known("text.tokenizer", [manifest.text.tokenizer], listed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from adapter_export.format.files import new_folder, read_bytes, sha256_of
 from adapter_export.format.inventory import MANIFEST_FILE, list_files
 from adapter_export.format.manifest import (
     AdapterRecord,
+    Flavour,
     GoldenRecord,
     HeadRecord,
     Manifest,
@@ -29,6 +30,8 @@ from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx.adapter_file import write_adapter_file
 from adapter_export.onnx.base import OnnxBase, axes
+from adapter_export.onnx.flavour_check import check_flavours
+from adapter_export.onnx.flavour_files import FLAVOURS, Flavours, FlavourWriter
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.golden import Golden, compute_golden
 from adapter_export.onnx.head_outputs import HeadSum, adapter_output, head_sums
@@ -44,7 +47,7 @@ from adapter_export.reference.runner import Runner
 from adapter_export.sites.extent import extent
 from adapter_export.sites.site import SUBLAYERS
 
-GRAPH_FILE = "model.onnx"
+GRAPH_FILE = FLAVOURS["slots"]
 TOKENIZER_FILE = "tokenizer.json"
 
 BASE_NAME = "base"
@@ -65,8 +68,11 @@ def build_bundle(
     kept: Mapping[str, Path | bytes] | None = None,
     allow_base_mismatch: bool = False,
     copy_weights: bool = False,
+    flavours: Sequence[Flavour] | None = None,
+    bake: Sequence[str] = (),
     force: bool = False,
     progress: Callable[[str], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Build a bundle and prove it: it is held against its golden vectors in ONNX Runtime before it is there.
 
@@ -81,11 +87,15 @@ def build_bundle(
         kept: more files for the bundle, by name: what another program needs to load it.
         allow_base_mismatch: take adapters that were trained on another base.
         copy_weights: write weights of the bundle's own, where they could be a hard link to the file of the base.
+        flavours: the forms of the graph to write beside the one with slots; the usual ones if not given, without a bank
+            where there cannot be one.
+        bake: the adapters that get a graph of their own, in which they are constant.
         force: replace what is at `out`.
         progress: is told each step before it begins.
+        note: is told what the user should know, such as that there is no bank, and why.
 
     Raises:
-        UsageError: there are no adapters, or a tokenizer without `max_tokens`.
+        UsageError: there are no adapters, a tokenizer without `max_tokens`, or nothing of a name in `bake`.
         AdapterError: two adapters have one name, or an adapter does not fit; `BaseMismatchError` is a kind of it.
         NotNeutralError: an adapter cannot share a graph with others.
         BaseModelError: the base cannot be exported.
@@ -105,14 +115,18 @@ def build_bundle(
         write_model(model, folder / GRAPH_FILE, copy_weights=copy_weights)
         hashed = pool.submit(_hash_weights, folder)  # seconds for a large base, beside the golden vectors
         build = _Build(folder, base, plan, model, references, cases)
+        graphs = build.flavours(adapters, flavours, bake, tell)
+        if graphs.left_out is not None and note is not None:
+            note(f"without a bank: {graphs.left_out}")
         golden = build.golden(None, tell)
-        records = [build.adapter(adapter, tell) for adapter in adapters]
+        records = [replace(build.adapter(each, tell), baked=graphs.baked.get(each.name)) for each in adapters]
         text = build.text(tokenizer, max_tokens)
         build.keep(kept or {})
-        manifest = build.manifest(golden, records, text, hashed.result())
+        manifest = build.manifest(graphs, golden, records, text, hashed.result())
         write_manifest(manifest, folder)
         tell("holding the bundle against its golden vectors")
         self_check(folder, manifest, build.vectors)
+        check_flavours(folder, manifest, build.vectors)
     return manifest
 
 
@@ -137,6 +151,18 @@ class _Build:
     def heads(self) -> tuple[HeadSum, ...]:
         """The outputs that heads fill."""
         return head_sums(self.plan, [record.name for record in self.base.outputs])
+
+    def flavours(
+        self,
+        adapters: Sequence[Adapter],
+        flavours: Sequence[Flavour] | None,
+        bake: Sequence[str],
+        tell: Callable[[str], None],
+    ) -> Flavours:
+        """Write the further graphs."""
+        tell("writing the other forms of the graph")
+        writer = FlavourWriter(self.folder, self.base, self.plan, self.heads, self.model, adapters)
+        return writer.write(flavours, bake)
 
     def golden(self, adapter: Adapter | None, tell: Callable[[str], None]) -> GoldenRecord:
         """Compute and write golden vectors."""
@@ -195,6 +221,7 @@ class _Build:
 
     def manifest(
         self,
+        graphs: Flavours,
         golden: GoldenRecord,
         records: Sequence[AdapterRecord],
         text: TextRecord | None,
@@ -212,7 +239,7 @@ class _Build:
             base=self.base.fingerprint,
             base_precision=computing.precision,
             batch_invariant=computing.batch_invariant,
-            graphs={"slots": GRAPH_FILE},
+            graphs=graphs.graphs,
             inputs=self.base.inputs,
             outputs=(*self.base.outputs, *(output for output in outputs if output.name in heads)),
             head_output=next((head.output for head in self.heads if head.result == "logits"), None),
@@ -222,6 +249,7 @@ class _Build:
             golden=golden,
             text=text,
             files=list_files(self.folder, hashed),
+            bank=graphs.bank,
             heads=tuple(HeadRecord(p.graph_name, head.output, head.result) for head in self.heads for p in head.parts),
             model_version=model_version(self.base, self.plan),
         )

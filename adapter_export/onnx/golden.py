@@ -20,6 +20,9 @@ from adapter_export.reference.inputs import InputCase
 from adapter_export.reference.runner import Arrays, Runner, run
 from adapter_export.sites.extent import Extent
 
+MASK_BELOW = -1e30
+"""What an output of a bank is below where the row's adapter has no class; see `rows.MASKED`."""
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -76,6 +79,35 @@ class Golden:
         for case, outputs, found in zip(self.cases, self.outputs, results, strict=True):
             for name, expected in outputs.items():
                 _compare(found.get(name), expected, self.absolute[name], f"{where}, case `{case.name}`, `{name}`")
+
+    def compare_row(self, case: int, row: int, outputs: Arrays, where: str) -> None:
+        """Hold one row of the outputs of a bank against the golden vectors.
+
+        Along the last axis an output may be wider than the golden one; what is beyond must be masked.
+
+        Args:
+            case: which of the cases.
+            row: which row of its batch.
+            outputs: what the bank gives for the whole batch.
+            where: names it in messages.
+
+        Raises:
+            ParityError: as `compare`, or something is not masked.
+        """
+        batch = max(len(output) for output in self.outputs[case].values())
+        for name, expected in self.outputs[case].items():
+            if len(expected) == batch:
+                place = f"{where}, case `{self.cases[case].name}`, row {row}, `{name}`"
+                found = outputs[name][row : row + 1] if name in outputs else None
+                own = None if found is None else _own(found, expected.shape[-1], place)
+                _compare(own, expected[row : row + 1], self.absolute[name], place)
+
+
+def _own(found: np.ndarray, width: int, where: str) -> np.ndarray:
+    """What is an adapter's own of an output that is as wide as the widest of its bank."""
+    if not (found[..., width:] < MASK_BELOW).all():
+        raise ParityError(where, found="numbers for classes that the adapter lacks", expected=f"below {MASK_BELOW:g}")
+    return found[..., :width]
 
 
 def compute_golden(

@@ -77,6 +77,12 @@ class Graft:
         self.model.graph.register_initializer(value)
         return value
 
+    def add_typed_input(self, name: str, dtype: ir.DataType, axes: Sequence[int | str]) -> ir.Value:
+        """A new data input."""
+        value = ir.Value(name=self.take_name(name), shape=ir.Shape(axes), type=ir.TensorType(dtype))
+        self.model.graph.inputs.append(value)
+        return value
+
     def add_input(self, name: str, like: ir.Value) -> ir.Value:
         """A new data input with the type and the shape of another value."""
         value = ir.Value(name=self.take_name(name), shape=like.shape, type=like.type)

@@ -70,7 +70,8 @@ class Part:
             shape = self.graph.parameters[parameter]
             axes = tuple(self.site_widths.get(dim, dim) if isinstance(dim, str) else dim for dim in shape)
             owner = SHARED if parameter in self.graph.shared else self.owner
-            yield SlotRecord(self.slot(parameter), owner, self.graph_name, parameter, axes, neutral.shape)
+            value = float(neutral.flat[0])  # neutral tensors are zeros or ones
+            yield SlotRecord(self.slot(parameter), owner, self.graph_name, parameter, axes, neutral.shape, value)
 
     @property
     def result(self) -> HeadOutput:

@@ -57,7 +57,8 @@ class TestContents:
     def test_the_files_are_those_of_the_specification(self, bundle: Path) -> None:
         names = ["narrow", "pfeiffer", "plain", "wide"]
         assert sorted(_everything(bundle)) == sorted(
-            ["base.bin", "manifest.json", "model.onnx", "golden/base.safetensors"]
+            ["base.bin", "bank.bin", "manifest.json", "golden/base.safetensors"]
+            + ["model.onnx", "model.inputs.onnx", "model.bank.onnx"]
             + [f"adapters/{name}.{ending}" for name in names for ending in ("onnx_adapter", "safetensors")]
             + [f"adapters/{name}/{file}" for name in names for file in ("adapter_graph.json", "weights.safetensors")]
             + [f"golden/{name}.safetensors" for name in names]
@@ -131,8 +132,8 @@ class TestContents:
         steps: list[str] = []
         adapters = [random_adapter("a", pfeiffer(), base)]
         build_bundle(base, adapters, tmp_path / "b", references=CutRunner(base), cases=cases, progress=steps.append)
-        assert len(steps) == 5
-        assert "golden vectors of `a`" in steps[3]
+        assert len(steps) == 6
+        assert "golden vectors of `a`" in steps[4]
 
 
 class TestGolden:

@@ -1,0 +1,239 @@
+"""A bank: all adapters of a build in one graph, so that each row of a batch runs through its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.errors import BaseModelError
+from adapter_export.format.manifest import BankTensor
+from adapter_export.onnx.base import OnnxBase
+from adapter_export.onnx.graft import Graft
+from adapter_export.onnx.head_outputs import HeadSum
+from adapter_export.onnx.insert import insert
+from adapter_export.onnx.lowering import Writer
+from adapter_export.onnx.rows import BankRows, bank_name, mask_name
+from adapter_export.onnx.slots import Part, SlotPlan
+
+IDS_INPUT, WEIGHTS_INPUT = "adapter_ids", "adapter_weights"
+
+ADAPTERS_AXIS = "adapters"
+"""The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
+
+_NO_ROW = np.iinfo(np.int64).max
+
+
+def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
+    """The base's graph with a bank, and an input `adapter_ids`, int64 [batch]: the row of the bank for each row.
+
+    An id that is no row of the bank is an error of ONNX Runtime; a negative one would count from the end otherwise.
+
+    Raises:
+        BaseModelError: the batch is not the first axis of every input, or as `insert`.
+    """
+    batch = _batch(base)
+    return insert(base, plan, lambda graft: _ById(graft, rows, batch))
+
+
+def insert_mixture(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
+    """The base's graph with a bank, and an input `adapter_weights`, float32 [batch, adapters]: shares of the adapters.
+
+    At each site, and for each output of heads, the result is the sum over all rows of the bank, that of the base among
+    them: the share times what the row's adapter gives.
+
+    Raises:
+        BaseModelError: as `insert_bank`.
+    """
+    batch = _batch(base)
+    return insert(base, plan, lambda graft: _ByShare(graft, rows, batch))
+
+
+def bank_tensors(plan: SlotPlan, heads: Sequence[HeadSum]) -> tuple[BankTensor, ...]:
+    """The tensors of a bank, as the manifest lists them."""
+    slots = [BankTensor(bank_name(slot.name), slot.name, (ADAPTERS_AXIS, *slot.axes)) for slot in plan.slots]
+    masks = [
+        BankTensor(mask_name(head.output), None, (ADAPTERS_AXIS, head.width))
+        for head in heads
+        if isinstance(head.width, str)
+    ]
+    return (*slots, *masks)
+
+
+def _batch(base: OnnxBase) -> str:
+    """The name of the first axis of all inputs: where it is another one, or a number, rows cannot be told apart."""
+    first = {record.axes[0] if record.axes else None for record in base.inputs}
+    batch = next(iter(first))
+    if len(first) != 1 or not isinstance(batch, str):
+        raise BaseModelError(
+            "has no batch of any length as the first axis of all its inputs, which a bank needs",
+            where=base.path,
+            found=", ".join(f"`{record.name}` {list(record.axes)}" for record in base.inputs),
+            fix="build with `--flavours slots,inputs`",
+        )
+    return batch
+
+
+class _Tensors:
+    """The tensors of a bank in a graph, each registered once."""
+
+    def __init__(self, graft: Graft, rows: BankRows) -> None:
+        self._graft = graft
+        self._rows = rows
+        self._values: dict[str, ir.Value] = {}
+
+    def of(self, part: Part) -> dict[str, ir.Value]:
+        """[adapters, …] for each of a part's slots."""
+        found = {}
+        for record in part.records():
+            axes = [part.axis_name(axis, record.parameter) for axis in record.axes]
+            found[record.name] = self._tensor(bank_name(record.name), self._rows.tensors[record.name], axes)
+        return found
+
+    def mask(self, head: HeadSum) -> ir.Value | None:
+        """[adapters, width]; none for an output of one width."""
+        if head.output not in self._rows.masks:
+            return None
+        return self._tensor(mask_name(head.output), self._rows.masks[head.output], [f"{head.output}.{head.width}"])
+
+    def _tensor(self, name: str, data: np.ndarray, axes: Sequence[int | str]) -> ir.Value:
+        if name not in self._values:
+            free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
+            shape = ir.Shape([ADAPTERS_AXIS, *free])
+            self._values[name] = self._graft.add_slot(name, shape, ir.Tensor(data, name=name))
+        return self._values[name]
+
+
+class _ById:
+    """One adapter for each row: its tensors are gathered. A `Supply`."""
+
+    stacked = True
+
+    def __init__(self, graft: Graft, rows: BankRows, batch: str) -> None:
+        self._tensors = _Tensors(graft, rows)
+        self._ids = graft.add_typed_input(IDS_INPUT, ir.DataType.INT64, [batch])
+        self._checked: ir.Value | None = None
+        self._gathered: dict[str, ir.Value] = {}
+
+    def parameters(self, part: Part, writer: Writer, /) -> Mapping[str, ir.Value]:
+        """[batch, in, out] for weights, [batch, 1, width] for vectors."""
+        tensors = self._tensors.of(part)
+        return {name: self._gather(tensors[part.slot(name)], writer) for name in part.graph.parameters}
+
+    def enter(self, value: ir.Value, name: str, writer: Writer, /) -> ir.Value:
+        """[batch, tokens, width]."""
+        return _unflattened(value, self._ids, name, writer)
+
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /) -> ir.Value:
+        """In the shape of the base's value."""
+        return _flattened(result, like, writer)
+
+    def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
+        """[batch, 1, tokens]."""
+        return _unsqueezed(mask, [1], "mask/row", writer)
+
+    def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
+        """The classes that a row's adapter does not have are masked."""
+        mask = self._tensors.mask(head)
+        if mask is not None:
+            result = writer.op(f"{head.output}/masked", "Add", (result, self._gather(mask, writer)))
+        return _pooled(head, result, writer)
+
+    def _gather(self, tensor: ir.Value, writer: Writer) -> ir.Value:
+        name = tensor.name or ""
+        if name not in self._gathered:
+            rows = writer.op(f"{name}/rows", "Gather", (tensor, self._rows(writer)), {"axis": 0})
+            self._gathered[name] = _vectors_on_tokens(rows, tensor, writer)
+        return self._gathered[name]
+
+    def _rows(self, writer: Writer) -> ir.Value:
+        """The ids; a negative one becomes one that no bank has, instead of counting from the end."""
+        if self._checked is None:
+            boolean = ir.TensorType(ir.DataType.BOOL)
+            zero, none = writer.integers(f"{IDS_INPUT}/zero", 0), writer.integers(f"{IDS_INPUT}/none", int(_NO_ROW))
+            negative = writer.op(f"{IDS_INPUT}/negative", "Less", (self._ids, zero), type=boolean)
+            self._checked = writer.op(f"{IDS_INPUT}/checked", "Where", (negative, none, self._ids), type=self._ids.type)
+        return self._checked
+
+
+class _ByShare:
+    """All adapters for each row, [batch, adapters, tokens, width], and then their weighted sum. A `Supply`."""
+
+    stacked = True
+
+    def __init__(self, graft: Graft, rows: BankRows, batch: str) -> None:
+        self._tensors = _Tensors(graft, rows)
+        self._shares = graft.add_typed_input(WEIGHTS_INPUT, ir.DataType.FLOAT, [batch, ADAPTERS_AXIS])
+
+    def parameters(self, part: Part, writer: Writer, /) -> Mapping[str, ir.Value]:
+        """[adapters, in, out] for weights, [adapters, 1, width] for vectors."""
+        tensors = self._tensors.of(part)
+        return {
+            name: _vectors_on_tokens(tensors[part.slot(name)], tensors[part.slot(name)], writer)
+            for name in part.graph.parameters
+        }
+
+    def enter(self, value: ir.Value, name: str, writer: Writer, /) -> ir.Value:
+        """[batch, 1, tokens, width]."""
+        return _unsqueezed(_unflattened(value, self._shares, name, writer), [1], f"{name}/all", writer)
+
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /) -> ir.Value:
+        """In the shape of the base's value."""
+        return _flattened(self._mixed(result, f"{like.name}/mixed", writer), like, writer)
+
+    def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
+        """[batch, 1, 1, tokens]."""
+        return _unsqueezed(mask, [1, 2], "mask/row", writer)
+
+    def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
+        """The classes that none of the mixed adapters has are masked."""
+        mask = self._tensors.mask(head)
+        if mask is not None:
+            vectors = _vectors_on_tokens(mask, mask, writer)
+            result = writer.op(f"{head.output}/masked", "Add", (result, vectors))
+        return _pooled(head, self._mixed(result, f"{head.output}/mixed", writer), writer)
+
+    def _mixed(self, result: ir.Value, name: str, writer: Writer) -> ir.Value:
+        shares = _unsqueezed(self._shares, [2, 3], f"{name}/shares", writer)
+        parts = writer.op(f"{name}/parts", "Mul", (result, shares))
+        axis = writer.integers(f"{name}/axis", [1])
+        return writer.op(name, "ReduceSum", (parts, axis), {"keepdims": 0})
+
+
+def _vectors_on_tokens(value: ir.Value, tensor: ir.Value, writer: Writer) -> ir.Value:
+    """Vectors as [adapters, 1, width], beside values of many tokens; other tensors as they are."""
+    if tensor.shape is None or len(tensor.shape) != 2:
+        return value
+    return _unsqueezed(value, [1], f"{tensor.name}/vectors", writer)
+
+
+def _pooled(head: HeadSum, result: ir.Value, writer: Writer) -> ir.Value:
+    """[batch, width] for heads that give one value per row."""
+    if head.result == "token_logits":
+        return result
+    axis = writer.integers(f"{head.output}/axis", [1])
+    return writer.op(f"{head.output}/pooled", "Squeeze", (result, axis))
+
+
+def _unsqueezed(value: ir.Value, axes: Sequence[int], name: str, writer: Writer) -> ir.Value:
+    return writer.op(name, "Unsqueeze", (value, writer.integers(f"{name}/axes", axes)))
+
+
+def _unflattened(value: ir.Value, rows: ir.Value, name: str, writer: Writer) -> ir.Value:
+    """[batch, tokens, width], where the base has the tokens of all rows on one axis."""
+    if value.shape is None or len(value.shape) != 2:
+        return value
+    integer = ir.TensorType(ir.DataType.INT64)
+    batch = writer.op(f"{name}/batch", "Shape", (rows,), {"start": 0, "end": 1}, type=integer)
+    rest = writer.op(f"{name}/width", "Shape", (value,), {"start": -1}, type=integer)
+    shape = writer.op(f"{name}/shape", "Concat", (batch, writer.integers(f"{name}/tokens", [-1]), rest), {"axis": 0})
+    return writer.op(f"{name}/rows", "Reshape", (value, shape))
+
+
+def _flattened(result: ir.Value, like: ir.Value, writer: Writer) -> ir.Value:
+    """The tokens of all rows on one axis, where the base has them so."""
+    if like.shape is None or len(like.shape) != 2:
+        return result
+    shape = writer.op(f"{like.name}/shape", "Shape", (like,), type=ir.TensorType(ir.DataType.INT64))
+    return writer.op(f"{like.name}/flat", "Reshape", (result, shape))

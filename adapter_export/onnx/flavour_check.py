@@ -1,0 +1,113 @@
+"""The further graphs of a new bundle prove themselves, as the one with slots does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.format.manifest import BankRecord, Manifest
+from adapter_export.format.tensors import read_tensors
+from adapter_export.onnx.golden import Golden
+from adapter_export.onnx.pieces import Pieces, weights_are_many
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.reference.inputs import InputCase
+from adapter_export.reference.runner import Arrays
+
+Vectors = Mapping[str | None, Golden]
+"""Golden vectors by adapter; none stands for the base."""
+
+RunAll = Callable[[Sequence[Arrays]], list[Arrays]]
+
+
+def check_flavours(folder: Path, manifest: Manifest, vectors: Vectors) -> None:
+    """Run every graph but the one with slots on the golden vectors.
+
+    Raises:
+        ParityError: an output deviates by more than is allowed.
+        BaseModelError: ONNX Runtime cannot open a graph.
+    """
+    if "inputs" in manifest.graphs:
+        _check_inputs(_opened(folder, manifest.graphs["inputs"]), folder, manifest, vectors)
+    if manifest.bank is not None and "bank" in manifest.graphs:
+        _check_bank(_opened(folder, manifest.graphs["bank"]), manifest.bank, vectors, mixed=manifest.batch_invariant)
+    if manifest.bank is not None and "mixture" in manifest.graphs:
+        _check_mixture(_opened(folder, manifest.graphs["mixture"]), manifest.bank, vectors)
+    for record in manifest.adapters:
+        if record.baked is not None:
+            golden = vectors[record.name]
+            results = _opened(folder, record.baked)([dict(case.arrays) for case in golden.cases])
+            golden.compare(results, f"adapter `{record.name}`, baked in")
+
+
+def _opened(folder: Path, path: str) -> RunAll:
+    """A graph, which computes a list of requests; piece by piece where it has many weights."""
+    model = ir.load(folder / path)
+    if weights_are_many(model):
+        open_session(model, folder)  # that the whole can be opened is not seen from its pieces
+        return Pieces(model, folder).run_all
+    session = open_session(model, folder)
+    return lambda requests: [run_session(session, feeds) for feeds in requests]
+
+
+def _check_inputs(run: RunAll, folder: Path, manifest: Manifest, vectors: Vectors) -> None:
+    tensors: dict[str | None, Arrays] = {
+        None: {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in manifest.slots}
+    }
+    tensors.update({record.name: read_tensors(folder / record.safetensors) for record in manifest.adapters})
+    for name, golden in vectors.items():
+        results = run([{**case.arrays, **tensors[name]} for case in golden.cases])
+        golden.compare([_of_golden(result, golden) for result in results], f"{_words(name)} as required inputs")
+
+
+def _check_bank(run: RunAll, bank: BankRecord, vectors: Vectors, *, mixed: bool) -> None:
+    """Each adapter alone, and then row by row one after the other, which shows whether the rows stay apart."""
+    for name in bank.rows:
+        _check_rows(run, bank, vectors, [name])
+    if mixed:
+        _check_rows(run, bank, vectors, bank.rows)
+
+
+def _check_rows(run: RunAll, bank: BankRecord, vectors: Vectors, names: Sequence[str | None]) -> None:
+    cases = vectors[None].cases
+    ids = [np.array([bank.rows.index(name) for name in _dealt(case, names)], np.int64) for case in cases]
+    results = run([{**case.arrays, bank.ids: each} for case, each in zip(cases, ids, strict=True)])
+    for index, (case, result) in enumerate(zip(cases, results, strict=True)):
+        for row, name in enumerate(_dealt(case, names)):
+            words = "in a mixed batch of the bank" if len(names) > 1 else "in the bank"
+            vectors[name].compare_row(index, row, result, f"{_words(name)} {words}")
+
+
+def _check_mixture(run: RunAll, bank: BankRecord, vectors: Vectors) -> None:
+    """A share of 1 for one adapter, of 0 for all others."""
+    for at, name in enumerate(bank.rows):
+        golden = vectors[name]
+        results = run([{**case.arrays, bank.weights: _one_hot(case, at, len(bank.rows))} for case in golden.cases])
+        for index, (case, result) in enumerate(zip(golden.cases, results, strict=True)):
+            for row in range(_batch(case)):
+                golden.compare_row(index, row, result, f"{_words(name)} in the mixture")
+
+
+def _dealt(case: InputCase, names: Sequence[str | None]) -> Iterator[str | None]:
+    """A name for each row of the batch, beginning anew when they are used up."""
+    return (names[row % len(names)] for row in range(_batch(case)))
+
+
+def _one_hot(case: InputCase, at: int, count: int) -> np.ndarray:
+    shares = np.zeros((_batch(case), count), np.float32)
+    shares[:, at] = 1
+    return shares
+
+
+def _batch(case: InputCase) -> int:
+    return len(next(iter(case.arrays.values())))
+
+
+def _of_golden(result: Arrays, golden: Golden) -> Arrays:
+    return {name: result[name] for name in golden.absolute}
+
+
+def _words(name: str | None) -> str:
+    return "no adapter" if name is None else f"adapter `{name}`"
