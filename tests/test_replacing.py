@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, inputs, save_encoder
 
 from adapter_export.errors import AdapterError, NotNeutralError
+from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.insert import insert_slots
+from adapter_export.onnx.expose import with_site_outputs
+from adapter_export.onnx.insert import insert_slots, site_norms
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.parity.plan import plan_check
+from adapter_export.parity.sites import SiteProbe
 from adapter_export.reference.inputs import input_cases
 from adapter_export.sites.discover import discover
 from adapter_export.torch.attach import attach
@@ -126,11 +132,40 @@ def test_idle_slots_change_no_bit(bases: Bases, everything: list[Adapter]) -> No
         np.testing.assert_array_equal(value, untouched[name])
 
 
-def test_a_bundle_of_all_of_them_proves_itself(bases: Bases, everything: list[Adapter], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def bundle(bases: Bases, everything: list[Adapter], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of all of them, held against torch when it is built."""
     cases = input_cases(bases.in_onnx.inputs, seed=0, shapes=[{"batch": 2, "sequence": 5}])
-    runner = TorchRunner(bases.in_torch)
-    manifest = build_bundle(bases.in_onnx, everything, tmp_path / "bundle", references=runner, cases=cases)
-    assert {record.name for record in manifest.adapters} == {adapter.name for adapter in everything}
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    build_bundle(bases.in_onnx, everything, folder, references=TorchRunner(bases.in_torch), cases=cases)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def probe(bundle: Path) -> SiteProbe:
+    manifest = read_manifest(bundle)
+    model = ir.load(bundle / manifest.graphs["slots"])
+    return SiteProbe(
+        open_session(with_site_outputs(model), bundle, optimize=False), bundle, manifest, site_norms(model)
+    )
+
+
+@pytest.mark.parametrize("at", range(len(CASES)), ids=[name for name, _, _ in CASES])
+def test_a_wrong_tensor_is_reported_at_its_place_alone(
+    bundle: Path, probe: SiteProbe, everything: list[Adapter], tmp_path: Path, at: int
+) -> None:
+    adapter, record, case = everything[at], probe.manifest.adapters[at], plan_check(bundle).probe
+    assert [result.site for result in probe.check(case, adapter, record) if not result.comparison.passed] == []
+    site = list(adapter.placements)[-1]
+    tensors = read_tensors(bundle / record.safetensors)
+    slot = next(
+        s.name for s in probe.manifest.slots if s.site == site and np.ptp(tensors[s.name]) > 0
+    )  # idle: constant
+    tensors[slot] = tensors[slot] * np.float32(1.01)
+    write_tensors(tmp_path / "changed.safetensors", tensors)
+    wrong = replace(probe, folder=tmp_path)
+    results = wrong.check(case, adapter, replace(record, safetensors="changed.safetensors"))
+    assert [result.site for result in results if not result.comparison.passed] == [site]
 
 
 @each_case
@@ -149,6 +184,14 @@ def test_gradients_reach_every_tensor_and_those_of_the_base_stay_frozen(
     }
     for tensor, given in zip(model.to_adapter().weights.values(), adapter.weights.values(), strict=True):
         np.testing.assert_array_equal(tensor, given)
+
+
+def test_what_each_place_read_and_returned_can_be_seen(bases: Bases) -> None:
+    adapter = bases.adapter("a", behind_the_norm("y"), SUBLAYERS)
+    calls = attach(bases.in_torch, adapter).observe(**INPUTS)
+    assert list(calls) == SUBLAYERS
+    assert set(calls[SUBLAYERS[0]].read) == {"y", "h", "x"}
+    assert torch.equal(calls[SUBLAYERS[1]].read["x"], calls[SUBLAYERS[0]].result)
 
 
 def test_both_views_find_these_sites(bases: Bases) -> None:
