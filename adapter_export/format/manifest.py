@@ -251,6 +251,8 @@ class Manifest:
         files: every file of the bundle but the manifest itself.
         heads: every topology of prediction head.
         bank: what the graphs `bank` and `mixture` hold; none without them.
+        model_version: the number that the graph and every adapter file for it carry; none in bundles of format 1.0,
+            whose adapter files do not say what they were made for.
     """
 
     version: str
@@ -272,6 +274,7 @@ class Manifest:
     files: tuple[FileRecord, ...]
     heads: tuple[HeadRecord, ...] = ()
     bank: BankRecord | None = None
+    model_version: Positive | None = None
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:
