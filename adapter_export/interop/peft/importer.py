@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from adapter_export.errors import AdapterError, TensorError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.interop.peft.folder import PeftFolder, read_folder
 from adapter_export.interop.peft.head import BaseTensor, HeadChoice, HeadParts, make_head_parts
+from adapter_export.interop.peft.numbers import lost_by_number, sites_by_number
 from adapter_export.interop.peft.options import Options
 from adapter_export.interop.peft.parts import Update, make_parts
 from adapter_export.interop.peft.paths import Renaming, find_renaming
@@ -59,16 +60,10 @@ def import_peft(
     """
     read = read_folder(folder, member)
     found = sort_tensors(read.tensors, read.options, read.path)
-    linear = _by_path(sites)
-    renaming = find_renaming(found.adapted.keys(), linear.keys(), read.path)
-
-    def tensor(key: str) -> np.ndarray | None:
-        known = renaming(key)
-        return None if known is None else base_tensor(known)
-
-    parts = make_head_parts(found, read.options, tensor, sites.width, head or HeadChoice(), read.path)
-    updates = _updates(found, _Base(linear, _norms(sites), renaming, tensor), parts, read)
-    _check_complete(found, read.options, renaming, linear, read.path)
+    in_base = _base_of(found, sites, base_tensor, read.path)
+    parts = make_head_parts(found, read.options, in_base.tensor, sites.width, head or HeadChoice(), read.path)
+    updates = _updates(found, in_base, parts, read)
+    _check_complete(found, read.options, in_base, read.path)
     made = make_parts(_in_order(updates, sites), read.options, read.path)
     adapter = Adapter(
         name,
@@ -80,7 +75,7 @@ def import_peft(
         parts.head,
         {"imported": {"from": "peft", "config": dict(read.config)}},
     )
-    return Imported(adapter, (*_renamed(renaming), *_patterns(found, read.options), *parts.notes))
+    return Imported(adapter, (*_renamed(in_base), *_patterns(found, read.options), *parts.notes))
 
 
 @dataclass(frozen=True)
@@ -88,25 +83,66 @@ class _Base:
     """The base as the adapter sees it.
 
     Attributes:
+        map: its sites.
         linear: the sites of each linear layer, by module path.
         norms: the site of each norm that a sum or the embeddings go through, and the value that the norm returns.
+        read: a tensor of the base by its name there.
         renaming: from the adapter's paths to the base's.
-        tensor: the base's tensors by the adapter's names.
+        numbered: the site of each module of the adapter, where no path agrees.
     """
 
+    map: SiteMap
     linear: Mapping[str, Sequence[Site]]
     norms: Mapping[str, tuple[Site, str]]
-    renaming: Renaming
-    tensor: BaseTensor
+    read: BaseTensor
+    renaming: Renaming = field(default_factory=Renaming)
+    numbered: Mapping[str, Site] = field(default_factory=dict)
 
     def sites(self, path: str) -> Sequence[Site]:
         """The calls of a module of the adapter's model."""
-        known = self.renaming(path)
-        return () if known is None else self.linear.get(known, ())
+        if path in self.numbered:
+            return (self.numbered[path],)
+        return self.linear.get(self.renaming(path) or "", ())
 
     def norm(self, path: str) -> tuple[Site, str] | None:
         """The site of a norm of the adapter's model, and the site value that the norm returns."""
         return self.norms.get(self.renaming(path) or "")
+
+    def tensor(self, name: str) -> np.ndarray | None:
+        """A tensor of the base by its name in the adapter's model."""
+        known = self.renaming(name)
+        return None if known is None else self.read(known)
+
+    def lost(self, found: Sorted, options: Options) -> list[str]:
+        """The modules that the config means and the adapter has no tensors for."""
+        if not self.numbered:
+            known = [path for path in map(self.renaming.back, self.linear) if path is not None]
+            return [path for path in targeted(options, known) if path not in found.adapted]
+        few = options.layers or options.excluded or isinstance(options.targets, str)
+        return [] if few else lost_by_number(self.numbered, self.map)
+
+
+def _base_of(found: Sorted, sites: SiteMap, read: BaseTensor, where: object) -> _Base:
+    linear = _by_path(sites)
+    base = _Base(sites, linear, _norms(sites), read)
+    renaming = find_renaming(found.adapted.keys(), linear.keys(), where)
+    if renaming is not None:
+        return replace(base, renaming=renaming)
+    numbered = sites_by_number(found.adapted.keys(), sites)
+    if not numbered:
+        raise _not_there(list(found.adapted), base, where)
+    return replace(base, numbered=numbered)
+
+
+def _not_there(paths: Sequence[str], base: _Base, where: object) -> AdapterError:
+    shown = ", ".join(f"`{path}`" for path in list(base.linear)[:3])
+    return AdapterError(
+        "acts on modules that the base does not have",
+        where=where,
+        found=", ".join(f"`{path}`" for path in paths),
+        expected=f"some of its {len(base.linear)} linear layers with a path" + (f", such as {shown}" if shown else ""),
+        fix="run `adapter-export sites MODEL` for what the base has, and give the one that it was trained on",
+    )
 
 
 def _by_path(sites: SiteMap) -> dict[str, list[Site]]:
@@ -131,13 +167,7 @@ def _updates(found: Sorted, base: _Base, head: HeadParts, read: PeftFolder) -> l
     shifts = _shifts(found, base, head, read.path)
     missing = [path for path in found.adapted if not base.sites(path) and path not in head.used]
     if missing:
-        raise AdapterError(
-            "acts on modules that the base does not have",
-            where=read.path,
-            found=", ".join(f"`{path}`" for path in missing),
-            expected=f"some of its {len(base.linear)} linear layers",
-            fix="run `adapter-export sites MODEL` for what the base has, and give the one that it was trained on",
-        )
+        raise _not_there(missing, base, read.path)
     updates = [
         Update(path, site, found.adapted.get(path, {}), shifts.get(path))
         for path in dict.fromkeys([*found.adapted, *shifts])
@@ -172,10 +202,9 @@ def _shifts(found: Sorted, base: _Base, head: HeadParts, where: object) -> dict[
     return shifts
 
 
-def _check_complete(found: Sorted, options: Options, renaming: Renaming, linear: Iterable[str], where: object) -> None:
+def _check_complete(found: Sorted, options: Options, base: _Base, where: object) -> None:
     """A file that lost the tensors of some layers would be read as an adapter that leaves them alone."""
-    known = [path for path in map(renaming.back, linear) if path is not None]
-    lost = [path for path in targeted(options, known) if path not in found.adapted]
+    lost = base.lost(found, options)
     if lost:
         raise TensorError(
             "tensors are missing for modules that the config names",
@@ -190,11 +219,13 @@ def _in_order(updates: Iterable[Update], sites: SiteMap) -> list[Update]:
     return sorted(updates, key=lambda update: order[update.site.name])
 
 
-def _renamed(renaming: Renaming) -> Iterator[str]:
-    if renaming.drop:
-        yield f"the adapter's modules `{renaming.drop}.…` are the base's without that beginning"
-    if renaming.add:
-        yield f"the adapter's modules are the base's behind `{renaming.add}.`"
+def _renamed(base: _Base) -> Iterator[str]:
+    if base.renaming.drop:
+        yield f"the adapter's modules `{base.renaming.drop}.…` are the base's without that beginning"
+    if base.renaming.add:
+        yield f"the adapter's modules are the base's behind `{base.renaming.add}.`"
+    if base.numbered:
+        yield "the base's modules have other names than the adapter's: layers were matched by their numbers"
 
 
 def _patterns(found: Sorted, options: Options) -> Iterator[str]:

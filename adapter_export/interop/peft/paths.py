@@ -36,7 +36,7 @@ class Renaming:
         return Renaming(self.add, self.drop)(path)
 
 
-def find_renaming(adapter: Collection[str], base: Collection[str], where: object) -> Renaming:
+def find_renaming(adapter: Collection[str], base: Collection[str], where: object) -> Renaming | None:
     """The one renaming under which the base has the most of the adapter's modules.
 
     One path must be the end of the other: `decoder.block.0…` is never taken for `encoder.block.0…`. Nor may a number
@@ -47,20 +47,23 @@ def find_renaming(adapter: Collection[str], base: Collection[str], where: object
         base: paths of the base's linear layers.
         where: names the adapter in messages.
 
+    Returns:
+        The renaming; none where the base has none of the modules.
+
     Raises:
-        AdapterError: the base has none of the modules, or two renamings fit equally well.
+        AdapterError: two renamings fit equally well.
     """
     hits = {renaming: _hits(renaming, adapter, base) for renaming in _candidates(adapter, base)}
     best = [renaming for renaming, count in hits.items() if count == max(hits.values())]
+    if Renaming() in best or not best:
+        return Renaming() if best else None
     if len(best) == 1:
         return best[0]
-    if Renaming() in best:
-        return Renaming()
     raise AdapterError(
-        "its modules cannot be told apart in the base" if best else "acts on modules that the base does not have",
+        "its modules cannot be told apart in the base",
         where=where,
         found=", ".join(f"`{path}`" for path in sorted(adapter)),
-        expected=_expected(best, base),
+        expected=f"one prefix, not {' and '.join(f'`{one.drop or one.add}`' for one in best)}",
         fix="give the base that it was trained on, captured with the same names of modules",
     )
 
@@ -88,12 +91,3 @@ def _has_number(prefix: str) -> bool:
 
 def _hits(renaming: Renaming, adapter: Iterable[str], base: Collection[str]) -> int:
     return sum(renaming(path) in base for path in adapter)
-
-
-def _expected(best: list[Renaming], base: Collection[str]) -> str:
-    if best:
-        return f"one prefix, not {' and '.join(f'`{one.drop or one.add}`' for one in best)}"
-    if not base:
-        return "a base whose linear layers have module paths; this one has none"
-    shown = sorted(base)[:3]
-    return f"such as {', '.join(f'`{path}`' for path in shown)}, of {len(base)} linear layers with a path"

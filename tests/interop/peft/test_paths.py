@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
+from peft_folders import linear_site
 
 from adapter_export.errors import AdapterError
+from adapter_export.interop.peft.numbers import lost_by_number, sites_by_number
 from adapter_export.interop.peft.paths import Renaming, find_renaming
+from adapter_export.sites.site import SiteMap
 
 LAYERS = [f"encoder.layer.{layer}.{name}" for layer in range(2) for name in ("query", "output.dense", "value")]
 
@@ -32,27 +37,78 @@ def below(prefix: str) -> list[str]:
 def test_what_stands_before_the_paths(adapter: list[str], base: list[str], expected: Renaming) -> None:
     found = find_renaming(adapter, base, "a")
     assert found == expected
+    assert found is not None
     for path in adapter:
         if found(path) in base:
             assert found.back(found(path) or "") == path
 
 
 @pytest.mark.parametrize(
-    ("adapter", "base", "words"),
+    ("adapter", "base"),
     [
-        (["decoder.block.0.q"], ["encoder.block.0.q"], "does not have"),
-        (["encoder.layer.5.query"], ["encoder.layer.0.query"], "does not have"),
-        (["layers.5.query"], ["query"], "does not have"),
-        (["bert.encoder.layer.0.query"], ["model.encoder.layer.0.query"], "does not have"),
-        (["query"], ["layers.0.query", "layers.1.query"], "cannot be told apart"),
-        (["block.0.q"], ["encoder.block.0.q", "decoder.block.0.q"], "not `decoder` and `encoder`"),
-        (["encoder.q", "decoder.q"], ["q"], "cannot be told apart"),
-        (["a.query"], [], "this one has none"),
+        (["decoder.block.0.q"], ["encoder.block.0.q"]),
+        (["encoder.layer.5.query"], ["encoder.layer.0.query"]),
+        (["layers.5.query"], ["query"]),
+        (["bert.encoder.layer.0.query"], ["model.encoder.layer.0.query"]),
+        (["a.query"], []),
     ],
 )
-def test_what_is_not_the_same_module(adapter: list[str], base: list[str], words: str) -> None:
+def test_what_is_not_the_same_module(adapter: list[str], base: list[str]) -> None:
+    assert find_renaming(adapter, base, "a") is None
+
+
+@pytest.mark.parametrize(
+    ("adapter", "base", "words"),
+    [
+        (["query"], ["layers.0.query", "layers.1.query"], "not `layers.0` and `layers.1`"),
+        (["block.0.q"], ["encoder.block.0.q", "decoder.block.0.q"], "not `decoder` and `encoder`"),
+        (["encoder.q", "decoder.q"], ["q"], "not `decoder` and `encoder`"),
+    ],
+)
+def test_what_could_be_two_modules(adapter: list[str], base: list[str], words: str) -> None:
     with pytest.raises(AdapterError, match=words):
         find_renaming(adapter, base, "a")
+
+
+def renamed_sites(*paths: str | None) -> SiteMap:
+    names = [f"layers.{layer}.{name}" for layer in range(2) for name in ("attention.query", "ffn.up", "ffn.down")]
+    return SiteMap(tuple(linear_site(name, path, 32, 32) for name, path in zip(names, paths, strict=True)), "f", 32)
+
+
+@pytest.mark.parametrize(
+    "paths", [(None,) * 6, tuple(f"layers.{layer}.{name}" for layer in range(2) for name in ("q_proj", "fc1", "fc2"))]
+)
+def test_by_their_numbers_where_no_path_agrees(paths: tuple[str | None, ...]) -> None:
+    sites = renamed_sites(*paths)
+    old = [f"vit.encoder.layer.{layer}.{name}" for layer in range(2) for name in ("intermediate.dense", "output.dense")]
+    found = sites_by_number(old, sites)
+    assert {path: site.name for path, site in found.items()} == {
+        path: f"layers.{layer}.ffn.{name}"
+        for path, (layer, name) in zip(old, product((0, 1), ("up", "down")), strict=True)
+    }
+    assert lost_by_number(found, sites) == []
+    assert lost_by_number({path: found[path] for path in old[:3]}, sites) == ["layers.1.ffn.down"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "encoder.layer.2.intermediate.dense",
+        "encoder.layer.0.something.dense",
+        "encoder.intermediate.dense",
+        "encoder.block.0.layer.1.intermediate.dense",
+        "decoder.layer.0.intermediate.dense",
+        "encoder.layer.0.crossattention.self.query",
+        "layers.0.monkey",
+    ],
+)
+def test_what_no_number_finds(path: str) -> None:
+    assert sites_by_number([path], renamed_sites(*(None,) * 6)) == {}
+    assert sites_by_number(["encoder.layer.0.output.dense", path], renamed_sites(*(None,) * 6)) == {}
+
+
+def test_two_modules_are_never_one_site() -> None:
+    assert sites_by_number(["a.0.fc1", "b.0.fc1"], renamed_sites(*(None,) * 6)) == {}
 
 
 def test_paths_beside_the_prefix_have_no_counterpart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,25 @@ def test_a_base_without_the_modules_lists_them() -> None:
 
 def test_a_base_without_module_paths() -> None:
     nameless = SiteMap((linear_site("layers.0.attention.query", None, 32, 32),), "final", 32)
-    with pytest.raises(AdapterError, match="this one has none"):
+    with pytest.raises(AdapterError, match="some of its 0 linear layers with a path"):
         imported(adapter_folder("bert_lora"), nameless)
+
+
+def test_layers_by_their_numbers_are_named_in_a_note(tmp_path: Path) -> None:
+    bert, _ = bare_bert()
+    nameless = SiteMap(tuple(replace(site, path=None) for site in bert), "final", 32)
+    found, wanted = imported(adapter_folder("bert_lora"), nameless), imported(adapter_folder("bert_lora"))
+    assert found.adapter.placements == wanted.adapter.placements
+    assert found.notes == (
+        "the base's modules have other names than the adapter's: layers were matched by their numbers",
+    )
+
+    def cut(tensors: Arrays) -> Arrays:
+        return {name: tensor for name, tensor in tensors.items() if ".layer.1." not in name}
+
+    folder = changed(adapter_folder("bert_lora"), tmp_path / "a", tensors=cut)
+    with pytest.raises(TensorError, match=r"`layers\.1\.attention\.query`, `layers\.1\.attention\.value`"):
+        imported(folder, nameless)
 
 
 def test_trained_biases_need_the_base_and_a_linear_layer() -> None:
