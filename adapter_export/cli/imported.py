@@ -26,7 +26,7 @@ def report_imported(adapter: Adapter, notes: Sequence[str], output: Path, as_jso
                 "parameters": parameters,
                 "sites": list(adapter.placements),
                 "task": None if adapter.head is None else adapter.head.task,
-                "labels": None if adapter.head is None else list(adapter.head.labels),
+                "labels": None if adapter.head is None else list(adapter.head.labels) or None,
                 "notes": list(notes),
             }
         )

@@ -115,7 +115,7 @@ def _report(adapter: Adapter, notes: tuple[str, ...], output: Path, as_json: boo
                 "kind": adapter.kind,
                 "parameters": parameters,
                 "sites": list(adapter.placements),
-                "labels": None if adapter.head is None else list(adapter.head.labels),
+                "labels": None if adapter.head is None else list(adapter.head.labels) or None,
                 "notes": list(notes),
             }
         )

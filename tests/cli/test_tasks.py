@@ -1,0 +1,168 @@
+"""Every task through the commands: trained, packed, built into one bundle, checked and run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapter_export.format.adapter_files import read_adapter
+
+QUICK = ("--epochs", "1", "--batch-size", "8", "--bottleneck", "4")
+GOOD = ("good film", "the film is good", "this play is fine", "fine play", "the moon is fine")
+BAD = ("bad film", "the film is bad", "this play is dull", "dull play", "the moon is dull")
+PRAISE, BLAME = {"good", "fine"}, {"bad", "dull"}
+
+
+def tags(text: str) -> list[str]:
+    return ["P" if word in PRAISE else "N" if word in BLAME else "O" for word in text.split()]
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tag.jsonl`, `grade.jsonl` and `vec.tsv`."""
+    folder = tmp_path_factory.mktemp("tables")
+    texts = [f"{start} {text}" for start in ("who", "how", "many") for text in (*GOOD, *BAD)]
+    words = [{"tokens": text.split(), "tags": tags(text)} for text in texts]
+    numbers = [{"text": text, "score": [tags(text).count("P"), len(text) / 10]} for text in texts]
+    for name, rows in (("tag", words), ("grade", numbers)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    lines = [f"{text}\t{'good' if 'P' in tags(text) else 'bad'}" for text in texts]
+    (folder / "vec.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(cli: Any, model: Path, tables: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What `train --json` said of each adapter; `folder` is where it lies."""
+    folder = tmp_path_factory.mktemp("trained")
+    commands = {
+        "tag": ("tag.jsonl", "--task", "token_classification", "--text", "tokens", "--label", "tags"),
+        "grade": (
+            "grade.jsonl",
+            "--task",
+            "regression",
+            "--label",
+            "score",
+            "--pooling",
+            "first",
+            "--head-layers",
+            "1",
+        ),
+        "vec": ("vec.tsv", "--task", "embedding", "--vector-width", "6", "--l2-normalise"),
+    }
+    return {
+        name: cli.json("train", model, "--data", tables / table, *options, *QUICK, "-o", folder / name)
+        for name, (table, *options) in commands.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def bundle(cli: Any, model: Path, made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("built") / "bundle"
+    cli.done("build", model, "--adapters", ",".join(one["adapter"] for one in made.values()), "-o", path)
+    return path
+
+
+def test_what_training_says(made: dict[str, dict[str, Any]]) -> None:
+    assert made["tag"]["labels"] == ["N", "O", "P"]
+    assert made["grade"]["labels"] is made["vec"]["labels"] is None
+    metrics = {name: set(one["validation"]) - {"loss"} for name, one in made.items()}
+    assert metrics["tag"] == {"accuracy", "macro_f1"}
+    assert metrics["grade"] == {"mean_absolute_error", "pearson"}
+    assert metrics["vec"] == {"neighbour_accuracy"}
+    head = read_adapter(Path(made["grade"]["adapter"])).head
+    assert head is not None
+    assert (head.task, head.widths["classes"]) == ("regression", 2)
+    assert [node.op for node in head.graph.nodes] == ["first_token", "linear", "tanh", "linear"]
+    assert made["grade"]["task"] == "regression"
+
+
+def test_the_bundle_is_right(cli: Any, bundle: Path, model: Path) -> None:
+    found = cli.json("check", bundle, "--against", model, "--case", "batch3_sequence7_padded")
+    assert found["verdict"] == "passed"
+    classes = {(one["adapter"], one["output"]) for one in found["outputs"] if one["top_class"] is not None}
+    assert classes == {("tag", "token_logits")}
+
+
+def test_tokens_are_shown_one_by_one(cli: Any, bundle: Path) -> None:
+    found = cli.json("run", bundle, "--adapter", "tag", "--text", "the film is good", "--text", "dull")
+    assert found["task"] == "token_classification"
+    rows = [[token["token"] for token in row["tokens"]] for row in found["predictions"]]
+    assert rows == [["the", "film", "is", "good"], ["dull"]]
+    film = found["predictions"][0]["tokens"][1]
+    assert (film["start"], film["end"]) == (4, 8)
+    assert set(film["probabilities"]) == {"N", "O", "P"}
+    shown = cli.done("run", bundle, "--adapter", "tag", "--text", "the film is good").stdout
+    assert "token" in shown
+    assert "film" in shown
+
+
+def test_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) -> None:
+    texts = ("--text", "the film is good", "--text", "dull", "--out", tmp_path / "out.npz")
+    numbers = cli.json("run", bundle, "--adapter", "grade", *texts)["predictions"]
+    saved = np.load(tmp_path / "out.npz")["logits"]
+    assert np.allclose([row["numbers"] for row in numbers], saved)
+    vectors = cli.json("run", bundle, "--adapter", "vec", *texts, "--force")["vectors"]
+    assert np.allclose(np.linalg.norm([row["vector"] for row in vectors], axis=1), 1, atol=1e-6)
+    assert "number 1" in cli.done("run", bundle, "--adapter", "grade", "--text", "dull").stdout
+    shown = cli.done("run", bundle, "--adapter", "vec", "--text", "dull")
+    assert "width" in shown.stdout
+    assert "--out FILE.npz" in shown.stderr
+
+
+def test_arrays_of_a_token_task(cli: Any, bundle: Path, tmp_path: Path) -> None:
+    mask = np.array([[1, 1, 1], [1, 0, 0]])
+    names = {record["name"] for record in json.loads((bundle / "manifest.json").read_text())["inputs"]}
+    arrays = {"input_ids": np.array([[2, 4, 3], [5, 0, 0]]), "attention_mask": mask, "token_type_ids": mask * 0}
+    np.savez(tmp_path / "in.npz", **{name: arrays[name] for name in names})
+    found = cli.json("run", bundle, "--adapter", "tag", "--arrays", tmp_path / "in.npz")["predictions"]
+    assert [[token["token"] for token in row["tokens"]] for row in found] == [
+        ["token 0", "token 1", "token 2"],
+        ["token 0"],
+    ]
+
+
+def test_a_file_with_its_task(cli: Any, bundle: Path) -> None:
+    file = bundle / "adapters/grade.onnx_adapter"
+    found = cli.json("run", bundle, "--adapter-file", file, "--task", "regression", "--text", "dull")
+    assert found["predictions"] == cli.json("run", bundle, "--adapter", "grade", "--text", "dull")["predictions"]
+    cli.refused(
+        3,
+        "has no head for the task `embedding`",
+        "run",
+        bundle,
+        "--adapter-file",
+        file,
+        "--task",
+        "embedding",
+        "--text",
+        "a",
+    )
+    cli.refused(2, "`--task` is that of `--adapter-file`", "run", bundle, "--task", "embedding", "--text", "dull")
+
+
+def test_inspect_names_the_tasks(cli: Any, bundle: Path, made: dict[str, dict[str, Any]]) -> None:
+    shown = cli.done("inspect", bundle).stdout
+    for words in ("token classification", "regression", "embedding", "token_logits"):
+        assert words in shown
+    found = cli.json("inspect", made["vec"]["adapter"])
+    assert (found["task"], found["labels"]) == ("embedding", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--task", "token_classification", "--pooling", "first"), "`--pooling` does not go with the head"),
+        (("--task", "regression", "--l2-normalise"), "`--l2-normalise` does not go"),
+        (("--head-width", "8"), "`--head-width` does not go"),
+        (("--vector-width", "8"), "`--vector-width` does not go"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    cli: Any, model: Path, tables: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    cli.refused(2, words, "train", model, "--data", tables / "vec.tsv", *options, "-o", tmp_path / "a")
