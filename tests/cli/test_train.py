@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from adapter_export.cli.main import main
 from adapter_export.format.adapter_files import read_adapter
+from adapter_export.graph.kinds import KINDS
 
 GOOD = ("good film", "the film is good", "this play is fine", "fine play", "good good play", "the moon is fine")
 BAD = ("bad film", "the film is bad", "this play is dull", "dull play", "bad bad play", "the moon is dull")
@@ -237,3 +238,40 @@ def test_a_graph_without_gradients_is_refused(data: Path, tmp_path: Path) -> Non
     model = tmp_path / "model.onnx"
     model.write_bytes(b"\x08\x0a\x12\x00")
     refused(3, "which torch cannot train", model, "--data", data, *QUICK, "-o", tmp_path / "a")
+
+
+KINDS_WITH_OPTIONS = {
+    "seq_bn": ("--reduction-factor", "0=4,default=8", "--norm-after"),
+    "par_bn": ("--gate", "--leave-out", "0"),
+    "adapter_plus": ("--bottleneck", "4"),
+    "compacter": ("--bottleneck", "8", "--phm-rank", "2", "--at", "ffn"),
+    "nice": ("--activation", "tanh"),
+    "lora": ("--on", "query,ffn.up", "--rank", "query=2,ffn.up=4", "--alpha", "8", "--rs-lora", "--dropout", "0.1"),
+    "ia3": ("--on", "key,value", "--inputs", "attention.output"),
+}
+
+
+def test_every_kind_trains_and_all_go_into_one_bundle(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    for kind, options in KINDS_WITH_OPTIONS.items():
+        made = cli.json(
+            "train", model, "--data", data, "--epochs", "1", "--kind", kind, *options, "-o", tmp_path / kind
+        )
+        assert made["kind"] == kind
+        assert made["settings"]["initialisation"] == KINDS[kind]().scheme
+    lora = read_adapter(tmp_path / "lora")
+    assert {site.split(".", 2)[2]: placement.widths["r"] for site, placement in lora.placements.items()} == {
+        "attention.query": 2,
+        "ffn.up": 4,
+    }
+    folders = ",".join(str(tmp_path / kind) for kind in KINDS_WITH_OPTIONS)
+    cli.done("build", model, "--adapters", folders, "-o", tmp_path / "bundle")
+    report = cli.json("check", tmp_path / "bundle", "--against", model)
+    assert report["verdict"] == "passed"
+
+
+def test_an_option_of_another_kind_is_refused(model: Path, data: Path, tmp_path: Path) -> None:
+    options = (model, "--data", data, "-o", tmp_path / "a")
+    refused(2, "kind `lora` has no such option; found `--bottleneck`", *options, "--kind", "lora", "--bottleneck", "4")
+    refused(2, "kind `houlsby` has no such option; found `--rank`", *options, "--rank", "4")
+    refused(2, "`dora` cannot be expressed yet", *options, "--kind", "dora")
+    refused(3, "expected `qurey`", *options, "--kind", "lora", "--on", "qurey")
