@@ -87,10 +87,11 @@ class Page {
   }
 
   private classes(outputs: Record<string, unknown>, name: Choice, row: number): Scored[] {
-    const logits = outputs["logits"] as Tensor;
+    const { adapters, outputs: known } = this.bundle.manifest;
+    const record = adapters.find((each) => each.name === name);
+    const logits = outputs[record?.output ?? known.at(-1)!.name] as Tensor;
     const width = logits.dims[1]!;
     const own = (logits.data as Float32Array).subarray(row * width, (row + 1) * width);
-    const record = this.bundle.manifest.adapters.find((each) => each.name === name);
     return softmax(own, record?.labels ?? Array.from(own, (_, at) => `class ${at}`));
   }
 

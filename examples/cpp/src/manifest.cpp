@@ -42,7 +42,7 @@ GoldenRecord golden(const json& record) { return {record.at("path"), record.at("
 
 AdapterRecord adapter(const json& record) {
   return {record.at("name"), value_or(record, "labels", std::vector<std::string>{}), record.at("onnx_adapter"),
-          record.at("safetensors"), golden(record.at("golden"))};
+          record.at("safetensors"), value_or(record, "baked", std::string{}), golden(record.at("golden"))};
 }
 
 std::optional<BankRecord> bank(const json& manifest) {
@@ -81,7 +81,6 @@ Manifest parse(const json& document) {
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
   manifest.graphs = document.at("graphs");
-  manifest.baked = value_or(document, "baked", std::map<std::string, std::string>{});
   for (const auto& record : document.at("inputs")) manifest.inputs.push_back(input(record));
   for (const auto& record : document.at("outputs")) manifest.outputs.push_back({record.at("name"), axes(record.at("axes"))});
   for (const auto& record : document.at("slots")) manifest.slots.push_back(slot(record));

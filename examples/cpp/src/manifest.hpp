@@ -45,6 +45,7 @@ struct AdapterRecord {
   std::vector<std::string> labels;  // none for an adapter without classes
   std::string onnx_adapter;
   std::string safetensors;
+  std::string baked;  // the graph in which it is constant; empty if there is none
   GoldenRecord golden;
 };
 
@@ -64,7 +65,6 @@ struct Manifest {
   std::string minimum_onnxruntime;
   bool batch_invariant = true;
   std::map<std::string, std::string> graphs;  // the ONNX file of each flavour
-  std::map<std::string, std::string> baked;   // the ONNX file of each adapter that has a graph of its own
   std::vector<InputRecord> inputs;
   std::vector<OutputRecord> outputs;
   std::vector<SlotRecord> slots;

@@ -131,10 +131,11 @@ std::vector<Finding> self_check(const Bundle& bundle) {
     check_switchboard(bundle, subjects, "inputs", Feeding::plain, "inputs", findings);
   }
   if (manifest.graphs.count("bank")) check_bank(bundle, subjects, findings);
-  for (const auto& [adapter, _] : manifest.baked) {
-    const Baked baked(bundle, adapter);
+  for (const auto& record : manifest.adapters) {
+    if (record.baked.empty()) continue;
+    const Baked baked(bundle, record.name);
     const Run run = [&baked](const Arrays& inputs) { return baked.run(inputs); };
-    findings.push_back({"baked", adapter, false, worst_of(manifest, golden_of(bundle, adapter), run)});
+    findings.push_back({"baked", record.name, false, worst_of(manifest, golden_of(bundle, record.name), run)});
   }
   return findings;
 }

@@ -117,7 +117,7 @@ std::int64_t Bank::id(const Choice& adapter) const {
 }
 
 Baked::Baked(const Bundle& bundle, const std::string& adapter, int threads)
-    : manifest_(bundle.manifest()), graph_(bundle.path(manifest_.baked.at(adapter)), threads),
+    : manifest_(bundle.manifest()), graph_(bundle.path(manifest_.adapter(adapter).baked), threads),
       outputs_(outputs_of(manifest_.adapter(adapter).golden)) {}
 
 Arrays Baked::run(const Arrays& inputs) const {

@@ -48,8 +48,8 @@ async function run(bundle: Bundle, texts: string[], names: string[]): Promise<nu
 }
 
 function classes(bundle: Bundle, outputs: Record<string, unknown>, choice: Choice, row: number) {
-  const labels = choice === null ? null : bundle.adapter(choice).labels;
-  const logits = outputs["logits"] as Tensor | undefined;
+  const { labels, output } = choice === null ? { labels: null, output: null } : bundle.adapter(choice);
+  const logits = output === null ? undefined : (outputs[output] as Tensor | undefined);
   if (!labels || !logits || logits.dims.length !== 2) return null;
   const width = logits.dims[1]!;
   return softmax((logits.data as Float32Array).subarray(row * width, (row + 1) * width), labels);

@@ -72,7 +72,7 @@ export class Bundle {
 
   /** Open the graph in which an adapter is constant. */
   async openBaked(adapter: string): Promise<InferenceSession> {
-    const graph = this.manifest.baked?.[adapter];
+    const graph = this.adapter(adapter).baked;
     if (!graph) throw new Fault({ what: `has no graph with \`${adapter}\` baked in`, where: this.place.name });
     return this.openGraph(graph, [BASE_WEIGHTS]);
   }

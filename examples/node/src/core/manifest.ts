@@ -30,6 +30,10 @@ export interface AdapterRecord {
   name: string;
   labels: string[] | null;
   safetensors: string;
+  /** The graph in which it is constant. */
+  baked?: string | null;
+  /** The output that holds the result of its head. */
+  output: string | null;
   golden: GoldenRecord;
 }
 
@@ -50,7 +54,6 @@ export interface Manifest {
   version: string;
   batch_invariant: boolean;
   graphs: Partial<Record<"slots" | "inputs" | "bank" | "mixture", string>>;
-  baked?: Record<string, string>;
   inputs: InputRecord[];
   outputs: { name: string; axes: Axis[] }[];
   slots: SlotRecord[];

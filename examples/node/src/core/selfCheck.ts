@@ -42,7 +42,7 @@ class Golden {
 }
 
 export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
-  const { graphs, baked, batch_invariant: batchInvariant } = bundle.manifest;
+  const { graphs, adapters, batch_invariant: batchInvariant } = bundle.manifest;
   const findings: Finding[] = [];
   if (graphs.inputs) {
     const fed = await FedAdapters.open(bundle);
@@ -61,7 +61,7 @@ export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
       findings.push({ flavour: "bank", adapter: null, mixed: true, worst });
     }
   }
-  for (const adapter of Object.keys(baked ?? {})) {
+  for (const { name: adapter } of adapters.filter((record) => record.baked)) {
     const graph = await Baked.open(bundle, adapter);
     const worst = await worstOf(await Golden.of(bundle, adapter), (inputs) => graph.run(inputs));
     findings.push({ flavour: "baked", adapter, mixed: false, worst });
