@@ -21,12 +21,12 @@ import torch
 from adapter_export.dtypes import FLOAT_TYPES, Array
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.interpret import interpret
-from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
+from adapter_export.graph.kinds import BottleneckOptions, PhmOptions, bottleneck, classification_head
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.onnx.lowering import Writer, emit
 from adapter_export.reference import lowering as numpy_ops
 from adapter_export.reference.budget import ACCUMULATION, ROUNDING, budget
-from adapter_export.reference.evaluate import evaluate
+from adapter_export.reference.evaluate import evaluate, rounding_scale
 from adapter_export.torch import lowering as torch_ops
 
 WEIGHT_STD = 0.2
@@ -103,7 +103,7 @@ def trials_of(
     parameters = draw(graph, widths, rng)
     cases = [draw_inputs(graph, (*shape, widths["d"]), rng) for shape in SHAPES]
     expected = [evaluate(graph, inputs, parameters) for inputs in cases]
-    scale = max(float(np.abs(result).max()) for result in expected)
+    scale = max(rounding_scale(graph, inputs, parameters) for inputs in cases)
     for backend, compute in BACKENDS.items():
         for inputs, result in zip(cases, expected, strict=True):
             worst = float(np.abs(compute(graph, inputs, parameters) - result).max())
@@ -146,6 +146,28 @@ def heads(rng: np.random.Generator) -> Iterator[Trial]:
             yield from trials_of("head", graph, {"d": width, "classes": 6}, max(width, 64), 2, rng)
 
 
+def options(rng: np.random.Generator) -> Iterator[Trial]:
+    """Bottlenecks with a gate and a factor per feature, and with projections of Kronecker products."""
+    gated = bottleneck("h", BottleneckOptions(gate=True, scaling="channel"))
+    products = bottleneck("h", BottleneckOptions(phm=PhmOptions(rank=4)))
+    for width in WIDTHS:
+        widths = {"d": width, "b": 32, "n": 4, "p": width // 4, "k": 4, "q": 8}
+        yield from trials_of("gated adapter", gated, widths, max(width, 64), 4, rng)
+        yield from trials_of("Kronecker products", products, widths, width, 6, rng)
+
+
+def fusions(rng: np.random.Generator) -> Iterator[Trial]:
+    """Attention over three values by dot products, sharp and blunt."""
+    for width in WIDTHS:
+        for temperature in (0.1, 1.0, 50.0):
+            names = ("h", "x", "y")
+            scores = tuple(Node("dot", ("h", name), f"s_{name}") for name in names)
+            inputs = (*(node.output for node in scores), *names)
+            mixed = Node("softmax_mix", inputs, "result", {}, {"temperature": temperature})
+            graph = AdapterGraph(names, {}, (*scores, mixed), "result", replaces="y")
+            yield from trials_of("fusion", graph, {"d": width}, width, 5, rng)
+
+
 def stack(layers: int) -> AdapterGraph:
     """`layers` adapters one after the other, each followed by a norm, as one graph."""
     one = bottleneck("h", BottleneckOptions(norm_after=False)).nodes
@@ -171,7 +193,7 @@ def stacks(rng: np.random.Generator) -> Iterator[Trial]:
             yield from trials_of(f"stack of {layers:2d}", graph, {"d": width, "b": 64}, max(width, 64), 3 * layers, rng)
 
 
-FAMILIES = (activations, adapters, adapters_with_norms, heads, stacks)
+FAMILIES = (activations, adapters, adapters_with_norms, options, fusions, heads, stacks)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from adapter_export.parity.compare import Comparison, compare, missing
 from adapter_export.parity.report import SiteResult
 from adapter_export.reference.bound import BORROWED
 from adapter_export.reference.budget import Budget, graph_budget
-from adapter_export.reference.evaluate import evaluate_head, evaluate_site
+from adapter_export.reference.evaluate import evaluate_head, evaluate_site, site_scale
 from adapter_export.reference.runner import Arrays
 from adapter_export.sites.site import Norm
 
@@ -89,7 +89,8 @@ class SiteProbe:
             return missing(IDLE)
         mask = self._mask(case.arrays, hidden)
         expected = evaluate_head(adapter, hidden, mask)
-        return compare(found, expected.astype(found.dtype), _budget(adapter, HEAD, found, expected, hidden.shape[1]))
+        allowed = _budget(adapter, HEAD, found, scale(expected), hidden.shape[1])
+        return compare(found, expected.astype(found.dtype), allowed)
 
     def _mask(self, arrays: Mapping[str, np.ndarray], hidden: np.ndarray) -> np.ndarray:
         masks = [arrays[record.name] for record in self.manifest.inputs if record.role == "mask"]
@@ -111,9 +112,11 @@ def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, no
     if not acts:
         return compare(found, there[replaced], IDLE)
     expected = evaluate_site(adapter, site, there, norm)
-    return compare(found, expected.astype(found.dtype), _budget(adapter, site, found, expected))
+    tokens = found.shape[-2] if found.ndim > 1 else 1
+    allowed = _budget(adapter, site, found, site_scale(adapter, site, there, norm), tokens)
+    return compare(found, expected.astype(found.dtype), allowed)
 
 
-def _budget(adapter: Adapter, owner: str, found: np.ndarray, expected: np.ndarray, tokens: int = 1) -> Budget:
+def _budget(adapter: Adapter, owner: str, found: np.ndarray, scale: float, tokens: int) -> Budget:
     graph, widths = next((graph, widths) for name, graph, widths in adapter.parts() if name == owner)
-    return graph_budget(found.dtype.name, graph, widths, scale=scale(expected), tokens=tokens)
+    return graph_budget(found.dtype.name, graph, widths, scale=scale, tokens=tokens)

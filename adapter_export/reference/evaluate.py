@@ -10,11 +10,11 @@ import numpy.typing as npt
 from adapter_export.dtypes import Array
 from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import HEAD, Adapter
-from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.interpret import interpret
 from adapter_export.reference.backward import BACKWARD
 from adapter_export.reference.bound import borrowed, bound_to
-from adapter_export.reference.lowering import LOWERINGS
+from adapter_export.reference.lowering import LOWERINGS, shares_of
 from adapter_export.sites.site import Norm
 
 Named = dict[str, Array]
@@ -38,23 +38,25 @@ def rounding_scale(
 ) -> float:
     """The scale to which the rounding errors of a graph's result are relative: `scale` of `graph_budget`.
 
-    That is the largest absolute value of the result; with a `softmax_mix` also the largest score over the temperature,
-    times the largest value that is mixed, since an error of a score changes the shares by as much as it is.
+    That is the largest absolute value of the result, or of what the errors of a `softmax_mix` are relative to.
     """
     values = _values(graph, inputs, parameters)
-    scales = [_largest(values[graph.result])]
-    for node in graph.nodes:
-        if node.op == "softmax_mix":
-            count = len(node.inputs) // 2
-            score, value = (
-                max(_largest(values[name]) for name in names) for names in (node.inputs[:count], node.inputs[count:])
-            )
-            scales.append(score / node.attributes["temperature"] * value)
-    return max(scales)
+    mixes = [_scale_of_mix(node, values) for node in graph.nodes if node.op == "softmax_mix"]
+    return max([_largest(values[graph.result]), *mixes])
+
+
+def _scale_of_mix(node: Node, values: Named) -> float:
+    """An error δ of score i moves Σ p·v by pᵢ·(vᵢ − Σ p·v)·δ/temperature, and δ is relative to the largest score."""
+    count, temperature = len(node.inputs) // 2, node.attributes["temperature"]
+    scores, mixed = (tuple(values[name] for name in names) for names in (node.inputs[:count], node.inputs[count:]))
+    shares = shares_of(scores, temperature)
+    moved = sum(share * np.abs(value - values[node.output]) for share, value in zip(shares, mixed, strict=True))
+    return max(map(_largest, scores)) / temperature * _largest(moved)
 
 
 def _largest(array: Array) -> float:
-    return float(np.abs(array).max(initial=0))
+    """Of the finite elements: whatever else there is, a comparison sees."""
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0))
 
 
 def gradients(
@@ -103,13 +105,25 @@ def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLik
         AdapterError: the adapter does not act at this site.
         GraphError: its graph applies the base's norm, which could not be read.
     """
+    return evaluate(*_at_site(adapter, site, values, norm))
+
+
+def site_scale(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None = None) -> float:
+    """The `rounding_scale` of what an adapter puts in place at a site; takes and raises what `evaluate_site` does."""
+    return rounding_scale(*_at_site(adapter, site, values, norm))
+
+
+def _at_site(
+    adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None
+) -> tuple[AdapterGraph, Mapping[str, npt.ArrayLike], Mapping[str, npt.ArrayLike]]:
+    """The bound graph, what it reads, and its parameters with the base's."""
     placement = adapter.placements.get(site)
     if placement is None:
         known = ", ".join(adapter.placements) or "none"
         raise AdapterError("does not act here", where=f"adapter `{adapter.name}`", found=f"`{site}`", expected=known)
     graph = bound_to(adapter.graphs[placement.graph], norm)
     width = placement.widths.get("d") or np.shape(values[graph.inputs[0]])[-1]
-    return evaluate(graph, values, {**adapter.parameters(site), **borrowed(graph, values, width)})
+    return graph, values, {**adapter.parameters(site), **borrowed(graph, values, width)}
 
 
 def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) -> Array:

@@ -109,8 +109,11 @@ def fusion(temperature: float) -> AdapterGraph:
 
 
 def test_the_scale_of_a_mixture_is_that_of_its_scores() -> None:
-    h, x = np.full((1, 1, 4), 2.0), np.full((1, 1, 4), 3.0)
-    assert rounding_scale(fusion(0.5), {"h": h, "x": x}, {}) == 24 / 0.5 * 3
+    """Scores 101 and 99 at temperature 1 give shares of which e² times as much is one as the other, of 1 and −1."""
+    inputs = {"h": np.array([[[10.0, 1.0]]]), "x": np.array([[[10.0, -1.0]]])}
+    share = 1 / (1 + math.exp(-2))
+    assert rounding_scale(fusion(1.0), inputs, {}) == pytest.approx(101 * 4 * share * (1 - share))
+    assert rounding_scale(fusion(0.01), inputs, {}) == pytest.approx(10)
     assert rounding_scale(bottleneck("h", BottleneckOptions()), {"h": np.zeros((1, 1, 2))}, ZEROS) == 0
 
 

@@ -9,7 +9,7 @@ from backends import draw_parameters
 from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
-from adapter_export.reference.evaluate import evaluate, evaluate_head, evaluate_site
+from adapter_export.reference.evaluate import evaluate, evaluate_head, evaluate_site, site_scale
 
 GRAPH = bottleneck("h", BottleneckOptions(activation="relu", scaling=2.0))
 RNG = np.random.default_rng(0)
@@ -67,3 +67,10 @@ def test_inputs_are_not_changed() -> None:
     before = h.copy()
     evaluate(GRAPH, {"h": h}, ADAPTER.parameters("layers.0.ffn"))
     np.testing.assert_array_equal(h, before)
+
+
+def test_the_scale_at_a_site_is_that_of_its_result() -> None:
+    h = RNG.standard_normal((2, 3, 8)).astype(np.float32)
+    assert (
+        site_scale(ADAPTER, "layers.1.ffn", {"h": h}) == np.abs(evaluate_site(ADAPTER, "layers.1.ffn", {"h": h})).max()
+    )
