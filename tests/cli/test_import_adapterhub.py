@@ -1,0 +1,83 @@
+"""`import adapterhub`: from the folder that the library wrote to a bundle that computes the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from adapterhub_bases import FIXTURES, Made
+from safetensors.numpy import load_file
+
+from adapter_export.format.adapter_files import read_adapter
+from adapter_export.runtime import Bundle
+
+KINDS = ("seq_bn_inv", "adapter_plus", "scaled_par_bn", "lora_everywhere", "ia3", "head_two_layers", "par_bn")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(FIXTURES / "bert", tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def onnx(base: Made) -> Path:
+    return base.onnx.path
+
+
+def test_from_the_folders_to_one_bundle(cli, base: Made, onnx: Path, tmp_path: Path) -> None:
+    """Different kinds in one graph, one after the other: each computes what the library computed."""
+    for name in KINDS:
+        found = cli.done("import", "adapterhub", FIXTURES / "bert" / name, "--base", onnx, "-o", tmp_path / name)
+        assert f"wrote {tmp_path / name}: `{name}`" in found.stderr
+    adapters = ",".join(str(tmp_path / name) for name in KINDS)
+    cli.done("build", onnx, "--adapters", adapters, "--max-tokens", 32, "-o", tmp_path / "bundle")
+    session = Bundle(tmp_path / "bundle").session()
+    for name in (*KINDS, *KINDS[::-1]):
+        expected = load_file(FIXTURES / "bert" / name / "expected.safetensors")
+        outputs = session.run(base.inputs, adapter=name)
+        np.testing.assert_allclose(outputs["last_hidden_state"], expected["hidden"], rtol=0, atol=2e-5)
+        if "logits" in expected:
+            np.testing.assert_allclose(outputs["logits"], expected["logits"], rtol=0, atol=2e-5)
+
+
+def test_json_says_what_was_written(cli, onnx: Path, tmp_path: Path) -> None:
+    folder = FIXTURES / "bert/head_two_layers"
+    document = cli.json("import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a", "--name", "tone")
+    assert document["name"] == "tone"
+    assert document["kind"] == "seq_bn"
+    assert document["sites"] == ["layers.0.ffn", "layers.1.ffn"]
+    assert document["labels"] == ["negative", "neutral", "positive"]
+    assert document["notes"] == []
+    adapter = read_adapter(tmp_path / "a")
+    assert adapter.training["imported_from"]["config"]["non_linearity"] == "relu"
+    assert adapter.training["imported_from"]["version"] == "adapters.1.3.0"
+
+
+def test_notes_are_warnings(cli, onnx: Path, tmp_path: Path) -> None:
+    found = cli.done("import", "adapterhub", FIXTURES / "bert/legacy", "--base", onnx, "-o", tmp_path / "a")
+    assert "warning: the file has no version: its activation `gelu` is what is called `gelu_new` now." in found.stderr
+
+
+def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    for name in ("seq_bn", "lora"):
+        shutil.copytree(FIXTURES / "bert" / name, folder / name)
+    words = "holds several adapters; found `lora`, `seq_bn`. Give `--name` with one of them."
+    cli.refused(2, words, "import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a")
+    cli.done("import", "adapterhub", folder, "--base", onnx, "--name", "lora", "-o", tmp_path / "a")
+    assert read_adapter(tmp_path / "a").name == "lora"
+
+
+def test_a_head_is_left_out_where_the_user_says_so(cli, onnx: Path, tmp_path: Path) -> None:
+    folder = FIXTURES / "bert/head_pooler"
+    words = "Give `--without-head` to import the adapter alone."
+    cli.refused(3, words, "import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    cli.done("import", "adapterhub", folder, "--base", onnx, "--without-head", "-o", tmp_path / "a")
+    assert read_adapter(tmp_path / "a").head is None
+
+
+def test_a_near_miss_of_a_library_is_named(cli) -> None:
+    cli.refused(2, "did you mean `adapterhub`?", "import", "adapterhubb", "x")
