@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from adapter_export.errors import UsageError
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
 from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Places, Share, Width
@@ -150,6 +151,8 @@ def _projections(chain: Chain, width: Dim, options: BottleneckOptions) -> tuple[
 
 def _projection(chain: Chain, name: str, width_in: Dim, width_out: Dim, options: BottleneckOptions) -> tuple[str, ...]:
     phm = options.phm
+    if phm is not None and not options.bias:
+        raise UsageError("projections of Kronecker products always have biases", fix="leave the option away")
     if phm is None:
         chain.linear(name, width_in, width_out, bias=options.bias)
         return ()

@@ -237,7 +237,16 @@ class Kind:
         return {site.name: Placement(part.graph_name, part.widths_at(site)) for site, part in self.at(sites)}
 
     def with_widths(self, **widths: Width) -> Kind:
-        """The kind with other widths, such as `b=32`, in those of its parts that have them."""
+        """The kind with other widths, such as `b=32`, in those of its parts that have them.
+
+        Raises:
+            UsageError: none of its parts has such a width, or one is below 1.
+        """
+        for symbol, width in widths.items():
+            if not any(symbol in part.widths for part in self.parts):
+                raise UsageError(f"kind `{self.name}` has no width `{symbol}`", found=width)
+            if isinstance(width, int) and width < 1:
+                raise UsageError(f"the width `{symbol}` is too small", found=width, expected="at least 1")
         return replace(self, parts=tuple(_rewidened(part, widths) for part in self.parts))
 
     def leaving_out(self, *layers: int) -> Kind:

@@ -56,6 +56,19 @@ def test_options_that_a_kind_does_not_have_are_refused() -> None:
         KINDS["houlsby"](LoraOptions())
 
 
+def test_widths_that_a_kind_does_not_have_are_refused() -> None:
+    assert KINDS["lora"]().with_widths(r=2).parts[0].widths == {"r": 2}
+    with pytest.raises(UsageError, match="kind `lora` has no width `b`; found 4"):
+        KINDS["lora"]().with_widths(b=4)
+    with pytest.raises(UsageError, match="the width `b` is too small; found 0"):
+        KINDS["houlsby"]().with_widths(b=0)
+
+
+def test_kronecker_products_have_biases() -> None:
+    with pytest.raises(UsageError, match="projections of Kronecker products always have biases"):
+        KINDS["compacter"].changed(bias=False)
+
+
 @pytest.mark.parametrize("name", [*REFUSED, "DoRA", "prefix-tuning"])
 def test_kinds_without_a_graph_are_refused_by_name(name: str) -> None:
     with pytest.raises(UsageError, match=rf"`{name}` cannot be expressed yet: it "):
