@@ -11,6 +11,7 @@ import numpy as np
 from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.graph.rewire import producer
 
 SMALL_STD = 0.01
 HEAD_STD = 0.02
@@ -146,7 +147,7 @@ def _equal(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 def _closing(graph: AdapterGraph, value: str) -> list[Node]:
     """The projections from which a value comes with nothing but sums, factors and norms on the way."""
-    node = _producer(graph, value)
+    node = producer(graph, value)
     if node is None or node.op in _PROJECTIONS:
         return [] if node is None else [node]
     if node.op not in _CLOSING_PATH:
@@ -165,12 +166,8 @@ def _gates(graph: AdapterGraph) -> list[Node]:
     """The linears whose activation opens a gate."""
     found = []
     for gate in graph.nodes:
-        opened = _producer(graph, gate.inputs[1]) if gate.op == "gate" else None
-        source = None if opened is None else _producer(graph, opened.inputs[0])
+        opened = producer(graph, gate.inputs[1]) if gate.op == "gate" else None
+        source = None if opened is None else producer(graph, opened.inputs[0])
         if source is not None and source.op == "linear":
             found.append(source)
     return found
-
-
-def _producer(graph: AdapterGraph, value: str) -> Node | None:
-    return next((node for node in graph.nodes if node.output == value), None)

@@ -13,10 +13,11 @@ element of a large output does somewhat worse. ROUNDING is what a product and th
 sum: torch's and onnxruntime's float32 activations alone are off by up to 2.3·eps.
 
 Both were then calibrated against float64 by `benchmarks/calibrate_budget.py`: single activations, adapters (gated ones
-and Kronecker products as well), mixtures by attention, heads and stacks of up to 24 adapters with random weights, widths 32 to 4096, 12 networks of each, in NumPy, torch and
-onnxruntime. With ROUNDING 3, the worst of them would have needed ACCUMULATION 0.247; it is 0.28. Trained bases use
-less: MiniLM with a random adapter at every site a quarter of its budget. What is wrong rather than rounded stands out:
-MiniLM's budget is about 1e-5 of the scale, so a scaling of 1.001 in the place of 1 fails.
+and Kronecker products as well), mixtures by attention, heads and stacks of up to 24 adapters with random weights,
+widths 32 to 4096, 12 networks of each, in NumPy, torch and onnxruntime. With ROUNDING 3, the worst of them would have
+needed ACCUMULATION 0.247; it is 0.28. Trained bases use less: MiniLM with a random adapter at every site a quarter of
+its budget. What is wrong rather than rounded stands out: MiniLM's budget is about 1e-5 of the scale, so a scaling of
+1.001 in the place of 1 fails.
 
 A base that rounds its activations more coarsely than float32 has a larger eps(stored). That of 8 bits is one step of
 255 over a range of at most twice the largest value, 2/255. There a difference in the last float32 bit now and then
