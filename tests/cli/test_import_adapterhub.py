@@ -33,7 +33,7 @@ def test_from_the_folders_to_one_bundle(cli, base: Made, onnx: Path, tmp_path: P
         assert f"wrote {tmp_path / name}: `{name}`" in found.stderr
     adapters = ",".join(str(tmp_path / name) for name in KINDS)
     cli.done("build", onnx, "--adapters", adapters, "--max-tokens", 32, "-o", tmp_path / "bundle")
-    session = Bundle(tmp_path / "bundle").session()
+    session = Bundle.open(tmp_path / "bundle").session()
     for name in (*KINDS, *KINDS[::-1]):
         expected = load_file(FIXTURES / "bert" / name / "expected.safetensors")
         outputs = session.run(base.inputs, adapter=name)
