@@ -18,10 +18,14 @@ from adapter_export.cli.options import (
     site_map_option,
     trust_pickle_option,
 )
+from adapter_export.graph.heads import HeadOptions
 from adapter_export.graph.kinds import kind_named
+from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.tasks import TASKS
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.graph.tasks import Task
 
 
 @click.command(
@@ -44,6 +48,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="What the head reads: the mean over the tokens, or the first token.",
 )
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    help="What the head is for, if there is one.  [default: sequence_classification]",
+)
+@click.option(
+    "--head-activation",
+    type=click.Choice(ACTIVATIONS),
+    default="tanh",
+    show_default=True,
+    help="The function behind each of its dense layers.",
+)
+@click.option("--l2-normalise", is_flag=True, help="Embeddings of length 1.")
 @click.option("--name", help="What users will call it; the output's name if not given.")
 @output_option("The adapter folder")
 @site_map_option
@@ -56,6 +73,9 @@ def pack(
     kind: str,
     labels: str | None,
     pooling: str,
+    task: Task | None,
+    head_activation: str,
+    l2_normalise: bool,
     name: str | None,
     output: Path,
     site_map: Path | None,
@@ -69,9 +89,14 @@ def pack(
     The tensors of each site of a bottleneck are `<site>.down.weight` [d, b], `<site>.down.bias` [b], `<site>.up.weight`
     [b, d] and `<site>.up.bias` [d]; the biases may be left out at all sites together. Layer norms are
     `<site>.norm_before.weight` and `.bias` [d], and `<site>.norm_after.…`. LoRA's are `<site>.lora_A.weight` [d_in, r]
-    and `<site>.lora_B.weight` [r, d]. A head is `head.classifier.weight` [d, classes] and `head.classifier.bias`
-    [classes]. Weights are stored [in, out]; torch's `nn.Linear` stores the transpose. `docs/adapters.md` has the
-    tensors of every kind. What they do not show must be given: the activation of bottlenecks, LoRA's alpha.
+    and `<site>.lora_B.weight` [r, d]. `docs/adapters.md` has the tensors of every kind.
+
+    A head is `head.classifier.weight` [d, classes] and `head.classifier.bias` [classes], behind any number of dense
+    layers `head.dense_1.weight` [d, e1] and `.bias`; that of an embedding, if it has one, is `head.projection.weight`
+    and `.bias`.
+
+    Weights are stored [in, out]; torch's `nn.Linear` stores the transpose. What tensors do not show must be given: the
+    activation of bottlenecks, LoRA's alpha, what a head reads and what it is for.
 
     `adapter-export sites MODEL` lists the names of the sites.
     """
@@ -95,7 +120,8 @@ def pack(
         name=name or output.resolve().name,
         base=source.fingerprint,
         labels=None if labels is None else tuple(label.strip() for label in labels.split(",")),
-        pooling=pooling,
+        task=task,
+        look=HeadOptions(pooling, activation=head_activation, l2_normalise=l2_normalise),
     )
     write_adapter(with_site_map(packed.adapter, source), output, force=force)
     for note in packed.notes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import numpy as np
@@ -12,8 +13,10 @@ from adapter_export.dtypes import FLOAT_TYPES, Weights
 from adapter_export.errors import TensorError, UsageError
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds import Kind, classification_head
+from adapter_export.graph.heads import HeadOptions, head_graph
+from adapter_export.graph.kinds import Kind
 from adapter_export.graph.ops import Dim
+from adapter_export.graph.tasks import CLASSES, DEFAULT_TASK, LABELLED, Task
 from adapter_export.sites.site import SiteMap
 
 Tensors = Mapping[str, np.ndarray]
@@ -48,29 +51,34 @@ def pack(
     base: str,
     labels: tuple[str, ...] | None = None,
     pooling: str = "mean",
+    task: Task | None = None,
+    look: HeadOptions | None = None,
 ) -> Packed:
     """Make an adapter of tensors `<site>.<parameter>`, such as `layers.0.ffn.down.weight` [d, b].
 
     Args:
-        tensors: the weights of every site of the kind; what all sites share as `shared.<graph>.<parameter>`; and, where
-            `labels` are given, `head.classifier.weight` [d, classes] and `head.classifier.bias` [classes].
+        tensors: the weights of every site of the kind; what all sites share as `shared.<graph>.<parameter>`; and those
+            of a head, `head.classifier.weight` [.., classes] and `head.classifier.bias` [classes], behind
+            `head.dense_1.weight` [d, e1] and so on. An embedding may have `head.projection.weight` [.., width].
         kind: which graph acts at which sites.
         sites: the sites of the base.
         name: what users will call it.
         base: the fingerprint of the base.
         labels: the name of each class, in the order of the logits.
         pooling: what the head reads: the `mean` over the tokens or the `first` token.
+        task: what the head is for; `sequence_classification` if there are tensors of a head and nothing is said.
+        look: what else the tensors do not show, in the place of `pooling`: the activation of dense layers,
+            `l2_normalise`.
 
     Raises:
         AdapterError: the base has no site at which the kind acts, or widths contradict each other.
         UsageError: labels without a head, or a head without labels.
         TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
     """
-    head = _head(tensors, sites, labels, pooling)
+    head = _head(tensors, sites.width, labels, task, look or HeadOptions(pooling))
     parts = list(_site_parts(tensors, kind, sites))
     if head is not None:
-        names = {name: f"{HEAD}.{name}" for name in head.graph.parameters}
-        parts.append(_Part(HEAD, HEAD, head.graph, dict(head.widths), names))
+        parts.append(_Part(HEAD, HEAD, head.graph, dict(head.widths), _head_names(head.graph)))
     _check(tensors, parts)
     weights = _as_float32(tensors)
     at_sites = [part for part in parts if part.owner != HEAD]
@@ -80,21 +88,35 @@ def pack(
     return Packed(adapter, tuple(_notes(tensors)))
 
 
-def _head(tensors: Tensors, sites: SiteMap, labels: tuple[str, ...] | None, pooling: str) -> Head | None:
+def _head(
+    tensors: Tensors, width: int, labels: tuple[str, ...] | None, task: Task | None, look: HeadOptions
+) -> Head | None:
+    """The head whose dense layers and projection the tensors show."""
     present = any(name.startswith(f"{HEAD}.") for name in tensors)
-    if present and labels is None:
+    wanted = task or DEFAULT_TASK
+    if (present or task) and labels is None and wanted in LABELLED:
         raise UsageError(
-            "the tensors hold a head, and its classes have no names", fix="give `--labels` in the order of the logits"
+            "the head has classes, and they have no names",
+            fix="give `--labels` in the order of the logits, or the `--task` of a head without classes",
         )
-    if labels is None:
-        return None
-    if not present:
+    if labels is not None and (wanted not in LABELLED or not present):
         raise UsageError(
-            "labels are given, and the tensors hold no head",
-            expected=f"`{HEAD}.classifier.weight` [{sites.width}, {len(labels)}] and `{HEAD}.classifier.bias`",
+            f"labels are given, and {'the tensors hold no head' if not present else f'`{wanted}` has no classes'}",
+            expected=f"`{HEAD}.classifier.weight` [{width}, {len(labels)}] and `{HEAD}.classifier.bias`",
             fix="add the head's tensors, or leave out `--labels`",
         )
-    return Head(classification_head(pooling), {"d": sites.width, "classes": len(labels)}, labels)
+    if not present and task is None:
+        return None
+    dense = sum(re.fullmatch(rf"{HEAD}\.dense_\d+\.weight", name) is not None for name in tensors)
+    projection = f"{HEAD}.projection.weight" in tensors
+    graph = head_graph(wanted, replace(look, dense=dense, projection=projection))
+    known = {"d": width} | ({} if labels is None else {CLASSES: len(labels)})
+    bound = _bind(tensors, _head_names(graph), graph, known)
+    return Head(graph, {name: bound[name] for name in graph.symbols() if name in bound}, labels or (), wanted)
+
+
+def _head_names(graph: AdapterGraph) -> dict[str, str]:
+    return {name: f"{HEAD}.{name}" for name in graph.parameters}
 
 
 def _site_parts(tensors: Tensors, kind: Kind, sites: SiteMap) -> Iterator[_Part]:

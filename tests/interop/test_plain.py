@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from heads import heads
 
 from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.graph.heads import HeadOptions
 from adapter_export.graph.kinds import KINDS
 from adapter_export.interop.fitting import fitting_kind
 from adapter_export.interop.plain import pack
+from adapter_export.onnx.slots import topology_key
 from adapter_export.sites.site import Site, SiteMap
 
 D, B = 6, 3
@@ -43,9 +48,9 @@ def _head(classes: int = 4) -> dict[str, np.ndarray]:
     }
 
 
-def _pack(tensors: dict[str, np.ndarray], kind: str = "houlsby", labels: tuple[str, ...] | None = None):
+def _pack(tensors: dict[str, np.ndarray], kind: str = "houlsby", labels: tuple[str, ...] | None = None, **head: Any):
     made = fitting_kind(tensors, kind, activation="relu")
-    return pack(tensors, made, SITES, name="a", base="f" * 64, labels=labels)
+    return pack(tensors, made, SITES, name="a", base="f" * 64, labels=labels, **head)
 
 
 @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
@@ -166,3 +171,27 @@ def test_a_base_without_such_sites_is_refused() -> None:
     kind = KINDS["pfeiffer"]()
     with pytest.raises(AdapterError, match="no site for kind `pfeiffer`; found attention; expected ffn"):
         pack(_tensors("pfeiffer"), kind, attention, name="a", base="f" * 64)
+
+
+@pytest.mark.parametrize("name", heads(D))
+def test_heads_of_every_task_are_read_off_their_tensors(name: str) -> None:
+    head = heads(D)[name]
+    rng = np.random.default_rng(0)
+    shapes = head.graph.parameter_shapes(head.widths)
+    tensors = {f"head.{key}": rng.normal(0, 0.2, shape).astype(np.float32) for key, shape in shapes.items()}
+    pooling = "first" if head.graph.nodes[0].op == "first_token" else "mean"
+    ops = [node.op for node in head.graph.nodes]
+    look = HeadOptions(pooling, activation="gelu" if "gelu" in ops else "tanh", l2_normalise="l2_normalise" in ops)
+    made = _pack(_tensors() | tensors, labels=head.labels or None, task=head.task, look=look).adapter.head
+    assert made is not None
+    assert (made.task, made.labels, made.widths) == (head.task, head.labels, head.widths)
+    assert topology_key(made.graph) == topology_key(head.graph)
+
+
+def test_labels_and_task_belong_together() -> None:
+    with pytest.raises(UsageError, match="`regression` has no classes"):
+        _pack(_tensors() | _head(), labels=("a", "b", "c", "d"), task="regression")
+    with pytest.raises(UsageError, match="they have no names"):
+        _pack(_tensors() | _head(), task="token_classification")
+    with pytest.raises(TensorError, match="every tensor of `head` is missing"):
+        _pack(_tensors(), task="regression")
