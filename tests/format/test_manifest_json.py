@@ -142,7 +142,11 @@ def test_reader_and_schema_agree_on_every_mutant(manifest: Manifest) -> None:
 BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "no version": (lambda d: d.pop("version"), FormatError, "states no format version"),
     "newer major": (lambda d: d.update(version="2.0.0"), VersionError, "found version 2.0.0"),
-    "newer minor, unknown key": (lambda d: d.update(version="1.2.0", futures={}), VersionError, "unknown key `futures`"),
+    "newer minor, unknown key": (
+        lambda d: d.update(version="1.2.0", futures={}),
+        VersionError,
+        "unknown key `futures`",
+    ),
     "unknown key": (lambda d: d["slots"][0].update(bank=1), FormatError, "`$.slots[0]`: breaks the format"),
     "missing key": (lambda d: d["text"].pop("max_tokens"), FormatError, "no key `max_tokens`"),
     "wrong type": (lambda d: d.update(opset="18"), FormatError, "`$.opset`: breaks the format; found `18`"),
