@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 
 from adapter_export.errors import NoSitesError
 from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.sites.discover import discover
-from adapter_export.sites.given import GivenSite, GivenSites, SiteValues
+from adapter_export.sites.given import GivenSite, GivenSites
 from adapter_export.sites.site import Site, SiteMap
 
 
@@ -26,18 +27,16 @@ def carried(base: OnnxBase, remade: SiteMap | None) -> GivenSites | None:
     if base.given is None:
         return None
     found = _found(base)
-    before = {site.name: site for site in found.sublayers} if found else {}
-    after = {site.name: site for site in remade.sublayers} if remade else {}
+    before = {site.name: site for site in found or ()}
+    after = {site.name: site for site in remade or ()}
     names = {old: new for name in before.keys() & after.keys() for old, new in _pairs(before[name], after[name])}
     if found and remade:
         names[found.final] = remade.final
-    wanted = {site.name: site for site in base.sites.sublayers}
-    sites: dict[str, GivenSite | None] = {
-        name: None for name in [each.name for each in remade or ()] if name not in {site.name for site in base.sites}
+    sites = {
+        name: None if site is None else _renamed(site, names)
+        for name, site in base.given.sites.items()
+        if site is not None or name in after
     }
-    for name, site in wanted.items():
-        if name not in after or _values(site) != _values(before.get(name)):
-            sites[name] = _renamed(site, names)
     final = names.get(base.sites.final, base.sites.final)
     return replace(base.given, sites=sites, final={"onnx": final})
 
@@ -49,18 +48,13 @@ def _found(base: OnnxBase) -> SiteMap | None:
         return None
 
 
-def _values(site: Site | None) -> tuple[str | None, ...]:
-    return () if site is None else (site.h, site.x, site.u)
-
-
 def _pairs(before: Site, after: Site) -> list[tuple[str, str]]:
-    pairs = zip(_values(before), _values(after), strict=True)
+    pairs = [(getattr(before, key), getattr(after, key)) for key in ("h", "x", "u", "y")]
     return [(old, new) for old, new in pairs if old is not None and new is not None]
 
 
-def _renamed(site: Site, names: dict[str, str]) -> GivenSite:
-    assert site.layer is not None  # a sublayer has one
-    assert site.x is not None  # and all values
-    assert site.u is not None
-    values = SiteValues(*(names.get(value, value) for value in (site.h, site.x, site.u)))
-    return GivenSite(site.role, site.layer, {"onnx": values})
+def _renamed(site: GivenSite, names: Mapping[str, str]) -> GivenSite:
+    given = site.values["onnx"]  # the base was opened with it
+    keys = [each.name for each in fields(given) if getattr(given, each.name) is not None]
+    values = {key: names.get(getattr(given, key), getattr(given, key)) for key in keys}
+    return replace(site, values={"onnx": replace(given, **values)})
