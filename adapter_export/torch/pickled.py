@@ -30,6 +30,8 @@ def capture_pickled(
 ) -> None:
     """Read a file of `torch.save(module)`, running its code, and save the module as a base, which holds no code.
 
+    Weights in float16 and bfloat16 become float32, as those of Hugging Face folders do.
+
     Args:
         path: the file. It can run any code: only for files whose maker you trust.
         out: where to write, such as `model.pt`.
@@ -78,7 +80,7 @@ def _unpickled(path: Path) -> nn.Module:
             expected="a `torch.nn.Module`, saved as a whole",
             fix="take the module out of it in Python and save it with `save_base`",
         )
-    return module
+    return module.float()  # adapters are trained on float32; what was stored in fewer bits is exact in it
 
 
 def _obvious(module: nn.Module) -> tuple[Inputs, AxisNames | None]:

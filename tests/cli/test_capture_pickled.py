@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import types
@@ -73,6 +74,18 @@ def test_an_old_pickle_is_read_as_well(cli, encoder: nn.Module, tmp_path: Path) 
     torch.save(encoder, tmp_path / "mine.pt", _use_new_zipfile_serialization=False)
     made = cli.json("capture", "--trust-pickle", tmp_path / "mine.pt", "--input", SRC, "-o", tmp_path / "m.pt")
     assert made["outputs"] == ["output_0"]
+
+
+def test_weights_of_fewer_bits_become_float32(cli, encoder: nn.Module, tmp_path: Path) -> None:
+    from adapter_export.torch.base import load_base
+
+    half = copy.deepcopy(encoder).to(torch.bfloat16)
+    torch.save(half, tmp_path / "mine.pt")
+    cli.done("capture", "--trust-pickle", tmp_path / "mine.pt", "--input", SRC, "-o", tmp_path / "m.pt")
+    expected = dict(half.named_parameters())
+    for name, weight in load_base(tmp_path / "m.pt").program.named_parameters():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, expected[name].float())
 
 
 def test_code_runs_only_with_the_word_for_it(cli, tmp_path: Path) -> None:
