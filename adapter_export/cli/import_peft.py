@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 @click.option(
     "--activation", type=click.Choice(ACTIVATIONS), help="The function behind the head's dense layer, likewise."
 )
+@click.option(
+    "--by-number", is_flag=True, help="Match layers by their numbers where the base's modules have been renamed."
+)
 @click.option("--without-head", is_flag=True, help="Leave its prediction head out.")
 @output_option("The adapter folder")
 @force_option
@@ -57,6 +60,7 @@ def import_peft(
     labels: str | None,
     pooling: str | None,
     activation: str | None,
+    by_number: bool,
     without_head: bool,
     output: Path,
     force: bool,
@@ -85,6 +89,7 @@ def import_peft(
         base_tensor=lambda key: _base_tensor(source, key),
         member=name,
         head=_head_choice(base, labels, pooling, activation, without_head),
+        by_number=by_number,
     )
     write_adapter(with_site_map(imported.adapter, source), output, force=force)
     report_imported(imported.adapter, imported.notes, output, as_json)

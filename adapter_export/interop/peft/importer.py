@@ -38,6 +38,7 @@ def import_peft(
     base_tensor: BaseTensor = lambda _: None,
     member: str | None = None,
     head: HeadChoice | None = None,
+    by_number: bool = False,
 ) -> Imported:
     """Import a LoRA or an IA3.
 
@@ -50,6 +51,7 @@ def import_peft(
             biases of the base were trained, and for heads that read a layer of the base.
         member: which adapter, in a folder of several.
         head: what is known of the head beside the folder.
+        by_number: match layers by their numbers if no path agrees; a base without module paths leaves no other way.
 
     Raises:
         FileError, FormatError: as `folder.read_folder`.
@@ -60,7 +62,7 @@ def import_peft(
     """
     read = read_folder(folder, member)
     found = sort_tensors(read.tensors, read.options, read.path)
-    in_base = _base_of(found, sites, base_tensor, read.path)
+    in_base = _base_of(found, sites, base_tensor, by_number, read.path)
     parts = make_head_parts(found, read.options, in_base.tensor, sites.width, head or HeadChoice(), read.path)
     updates = _updates(found, in_base, parts, read)
     _check_complete(found, read.options, in_base, read.path)
@@ -122,26 +124,27 @@ class _Base:
         return [] if few else lost_by_number(self.numbered, self.map)
 
 
-def _base_of(found: Sorted, sites: SiteMap, read: BaseTensor, where: object) -> _Base:
+def _base_of(found: Sorted, sites: SiteMap, read: BaseTensor, by_number: bool, where: object) -> _Base:
     linear = _by_path(sites)
     base = _Base(sites, linear, _norms(sites), read)
     renaming = find_renaming(found.adapted.keys(), linear.keys(), where)
     if renaming is not None:
         return replace(base, renaming=renaming)
     numbered = sites_by_number(found.adapted.keys(), sites)
-    if not numbered:
-        raise _not_there(list(found.adapted), base, where)
+    if not numbered or (linear and not by_number):
+        fix = "if it is the same model with other names of modules, give `--by-number`; else the one it was trained on"
+        raise _not_there(list(found.adapted), base, where, fix if numbered else None)
     return replace(base, numbered=numbered)
 
 
-def _not_there(paths: Sequence[str], base: _Base, where: object) -> AdapterError:
+def _not_there(paths: Sequence[str], base: _Base, where: object, fix: str | None = None) -> AdapterError:
     shown = ", ".join(f"`{path}`" for path in list(base.linear)[:3])
     return AdapterError(
         "acts on modules that the base does not have",
         where=where,
         found=", ".join(f"`{path}`" for path in paths),
         expected=f"some of its {len(base.linear)} linear layers with a path" + (f", such as {shown}" if shown else ""),
-        fix="run `adapter-export sites MODEL` for what the base has, and give the one that it was trained on",
+        fix=fix or "run `adapter-export sites MODEL` for what the base has, and give the one that it was trained on",
     )
 
 

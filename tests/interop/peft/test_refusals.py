@@ -218,6 +218,16 @@ def test_layers_by_their_numbers_are_named_in_a_note(tmp_path: Path) -> None:
         imported(folder, nameless)
 
 
+def test_renamed_modules_are_matched_by_number_if_the_user_says_so() -> None:
+    bert, _ = bare_bert()
+    other = SiteMap(tuple(replace(site, path=f"other.{site.name}") for site in bert), "final", 32)
+    with pytest.raises(AdapterError, match=r"such as `other\.layers\.0\.attention\.query`.*give `--by-number`"):
+        imported(adapter_folder("bert_lora"), other)
+    found = import_peft(adapter_folder("bert_lora"), other, base="sha256:0", name="a", by_number=True)
+    assert found.adapter.placements == imported(adapter_folder("bert_lora")).adapter.placements
+    assert "matched by their numbers" in found.notes[0]
+
+
 def test_trained_biases_need_the_base_and_a_linear_layer() -> None:
     refused(refused_folder("bias_of_pooler"), AdapterError, "`pooler.dense.bias` belongs to no linear layer")
     bert, _ = bare_bert()
