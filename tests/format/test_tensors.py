@@ -135,3 +135,16 @@ def test_missing_files_and_places_are_named(tmp_path: Path) -> None:
         read_tensors(tmp_path / "nothing.safetensors")
     with pytest.raises(WriteError):
         write_tensors(tmp_path / "nowhere/t.safetensors", TENSORS)
+
+
+def test_bfloat16_is_widened_if_asked_for(tmp_path: Path) -> None:
+    numbers = [1.0, -0.15625, 3.0e38, 2.0**-130]
+    bits = (np.array(numbers, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bits)
+    found = read_tensors(path, widen=True)["a"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.ravel(), (np.array(numbers, "<f4").view("<u4") & 0xFFFF0000).view("<f4"))
+    with pytest.raises(TensorError, match="`a` is BF16"):
+        read_tensors(path)

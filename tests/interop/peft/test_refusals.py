@@ -288,3 +288,12 @@ def test_a_truncated_file(tmp_path: Path) -> None:
     path = changed(adapter_folder("bert_lora"), tmp_path / "a") / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     refused(tmp_path / "a", FormatError, "adapter_model.safetensors")
+
+
+def test_a_pickle_that_is_more_than_tensors(tmp_path: Path) -> None:
+    changed(adapter_folder("bert_lora"), tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    code = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode()
+    (tmp_path / "a" / "adapter_model.bin").write_bytes(b"\x80\x02" + code)
+    refused(tmp_path / "a", FormatError, "adapter_model.bin")
+    assert not (tmp_path / "ran").exists()
