@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
 import pytest
-
-REQUIRE_ALL = os.environ.get("ADAPTER_EXPORT_REQUIRE_ALL") == "1"
-
-
-def skip_or_fail(reason: str) -> None:
-    """Skip a test for want of a tool; where everything must be there, fail instead."""
-    if REQUIRE_ALL:
-        pytest.fail(f"{reason} (ADAPTER_EXPORT_REQUIRE_ALL=1)")
-    pytest.skip(reason)
+from toolchain import skip_or_fail
 
 
 @pytest.fixture(scope="session")
