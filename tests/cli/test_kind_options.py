@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hand_made_sites import encoder
+from hand_made_sites import encoder, site
 
 from adapter_export.cli.kind_options import PACKED, TRAINED, make_kind, names_of
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, Ia3Options, LoraOptions, PhmOptions
+from adapter_export.sites.site import SiteMap
 
 SITES = encoder()
 
@@ -138,6 +140,16 @@ def test_values_that_cannot_be(name: str, given: dict[str, Any], message: str) -
 def test_places_that_the_base_does_not_have(name: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         make_kind(name, given).placed(SITES)
+
+
+def test_a_fused_layer_is_named_where_its_parts_are_asked_for() -> None:
+    fused = site("layers.0.attention.qkv", "linear", 0, 48)
+    parts = {"query": (0, 16), "key": (16, 32), "value": (32, 48)}
+    sites = SiteMap((replace(fused, parts=parts),), "final", 16)
+    advice = "computes `query`, `value` in one layer: name `attention.qkv` instead"
+    with pytest.raises(AdapterError, match=advice):
+        make_kind("lora", {}).placed(sites)
+    assert list(make_kind("lora", {"on": ("qkv",)}).placements(sites)) == ["layers.0.attention.qkv"]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,10 @@ class Place(Protocol):
     def width_in(self) -> int:
         """Of `u`."""
 
+    @property
+    def parts(self) -> Mapping[str, tuple[int, int]]:
+        """The layers that a fused linear layer computes together."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -224,7 +228,8 @@ class Kind:
                 f"the base has no site for kind `{self.name}`",
                 found=", ".join(dict.fromkeys(_without_layer(site) for site in sites)) or None,
                 expected=", ".join(absent),
-                fix="choose other places or another kind; `adapter-export sites MODEL` lists what a base has",
+                fix=_fused_instead(absent, sites)
+                or "choose other places or another kind; `adapter-export sites MODEL` lists what a base has",
             )
         return list(self.at(sites))
 
@@ -268,6 +273,15 @@ class Kind:
 
 def _without_layer(site: Place) -> str:
     return site.name if site.layer is None else site.name.removeprefix(f"layers.{site.layer}.")
+
+
+def _fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
+    """The advice to name the fused layer of which those that are absent are parts."""
+    for site in sites:
+        parts = [name for name in absent if name.strip("`").rsplit(".", 1)[-1] in site.parts]
+        if parts:
+            return f"the base computes {', '.join(parts)} in one layer: name `{_without_layer(site)}` instead"
+    return None
 
 
 def _rewidened(part: KindPart, widths: Mapping[str, Width]) -> KindPart:
