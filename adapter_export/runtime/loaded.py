@@ -61,7 +61,8 @@ def check_adapter(tensors: Weights, manifest: Manifest, claim: Claim, where: obj
     Raises:
         TensorError: a tensor is missing, left over, misshapen, named like a data input, or holds NaN or Inf; all faults
             are listed.
-        AdapterError: the labels are not as many as the classes, or the task is not one that its head can do.
+        AdapterError: the labels are not as many as the classes, the task is not one that its head can do, or it fills
+            several heads.
     """
     faults = list(_faults(tensors, manifest))
     if faults:
@@ -72,7 +73,7 @@ def check_adapter(tensors: Weights, manifest: Manifest, claim: Claim, where: obj
             expected=f"a float32 tensor for each of {len(manifest.slots)} slots, as `manifest.json` lists them",
             fix="build the adapter for this bundle",
         )
-    head = _head(tensors, manifest, claim)
+    head = _head(tensors, manifest, claim, where)
     task = claim.task or _classification(head, claim)
     _check_task(task, head, where)
     labels = claim.labels
@@ -142,7 +143,7 @@ def _size_faults(tensors: Weights, slots: Sequence[SlotRecord]) -> Iterator[str]
                 yield f"`{slot.name}` has `{axis}` = {size}, another tensor there {sizes[slot.site, slot.graph, axis]}"
 
 
-def _head(tensors: Mapping[str, np.ndarray], manifest: Manifest, claim: Claim) -> HeadRecord | None:
+def _head(tensors: Mapping[str, np.ndarray], manifest: Manifest, claim: Claim, where: object) -> HeadRecord | None:
     """The head that the adapter fills; an idle one has the neutral shape and zeros alone.
 
     One without tensors cannot be seen in a file: it is taken if it is the only one that fits what is said.
@@ -150,6 +151,11 @@ def _head(tensors: Mapping[str, np.ndarray], manifest: Manifest, claim: Claim) -
     slots = [slot for slot in manifest.slots if slot.site == HEAD]
     busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
     seen = [head for head in manifest.heads if head.graph in busy]
+    if len(seen) > 1:
+        found = ", ".join(f"`{head.graph}`" for head in seen)
+        raise AdapterError(
+            "fills several heads", where=where, found=found, expected="one, the others at their defaults"
+        )
     if seen:
         return seen[0]
     said = [head for head in manifest.heads if claim.output == head.output]

@@ -10,6 +10,7 @@ from heads import TAGS, TOPICS, heads, with_head
 from tiny_onnx import WIDTH, random_adapter, save_tiny, token_inputs
 
 from adapter_export.errors import AdapterError, RequestError
+from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
 from adapter_export.onnx.adapter_file import write_adapter_file
@@ -17,6 +18,7 @@ from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.head_outputs import head_sums
+from adapter_export.onnx.identity import model_version
 from adapter_export.onnx.slots import plan_slots, slot_tensors
 from adapter_export.parity.failure import failures
 from adapter_export.parity.plan import plan_check
@@ -189,13 +191,21 @@ class TestTheRuntime:
         with pytest.raises(AdapterError, match="1 labels; expected 0 classes"):
             session.load("more", bundle.folder / "adapters/small.onnx_adapter", labels=["a"])
 
+    def test_a_file_that_fills_two_heads(self, bundle: Bundle, tmp_path: Path) -> None:
+        one, other = (read_tensors(bundle.folder / f"adapters/{name}.safetensors") for name in ("topic", "tag"))
+        mixed = {slot: other[slot] if other[slot].any() else tensor for slot, tensor in one.items()}
+        assert bundle.manifest.model_version is not None
+        write_adapter_file(tmp_path / "mixed.onnx_adapter", mixed, bundle.manifest.model_version)
+        with pytest.raises(AdapterError, match="fills several heads"):
+            bundle.session(threads=1).load("mixed", tmp_path / "mixed.onnx_adapter")
+
     def test_a_head_without_tensors_is_taken_where_it_is_the_only_one(self, base: OnnxBase, tmp_path: Path) -> None:
         plain = random_adapter("plain", houlsby(BottleneckOptions("gelu")), base)
         mean = with_head(plain, "mean", heads(WIDTH)["mean"])
         plan = plan_slots([mean], base.sites)
         cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 3}])
         build_bundle(base, [mean], tmp_path / "bundle", references=CutRunner(base), cases=cases)
-        write_adapter_file(tmp_path / "other.onnx_adapter", slot_tensors(plan, mean))
+        write_adapter_file(tmp_path / "other.onnx_adapter", slot_tensors(plan, mean), model_version(base, plan))
         session = Bundle.open(tmp_path / "bundle").session(threads=1)
         session.load("other", tmp_path / "other.onnx_adapter", task="embedding")
         np.testing.assert_array_equal(session.embed(INPUTS, "other"), session.embed(INPUTS, "mean"))
