@@ -1,0 +1,86 @@
+"""Every place of bases of many architectures: torch, ONNX Runtime and NumPy agree, and idle slots change no bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from replacing import OTHERS, adapter_at, behind_the_norm, scaled, scaled_plus
+from small_bases import ARCHITECTURES
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.insert import insert_slots
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.torch.base import TorchBase, load_base, save_base
+from adapter_export.torch.runner import TorchRunner
+from adapter_export.torch.to_onnx import export_onnx
+
+CHOSEN = ("gpt2", "gpt_neox", "llama", "swiglu_block")
+"""Products of rows; parallel sublayers; RMS norms; one projection for three."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base in both forms, inputs for it, and adapters that together act at every place."""
+
+    in_torch: TorchBase
+    in_onnx: OnnxBase
+    inputs: Mapping[str, np.ndarray]
+    real: np.ndarray
+    adapters: list[Adapter]
+
+
+@pytest.fixture(scope="module", params=CHOSEN)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    folder, architecture = tmp_path_factory.mktemp(request.param), ARCHITECTURES[request.param]
+    example = architecture.inputs(2, 7)
+    axes = {name: {0: "batch", 1: "tokens"} for name in example}
+    save_base(architecture.build(0.15), example, folder / "model.pt", axes=axes)
+    in_torch = load_base(folder / "model.pt")
+    export_onnx(in_torch, folder / "model.onnx")
+    in_onnx = open_onnx(folder / "model.onnx")
+    inputs = {name: tensor.numpy() for name, tensor in architecture.inputs(3, 5).items()}
+    real = inputs["attention_mask"] == 1 if "attention_mask" in inputs else np.ones((3, 5), bool)
+    return Base(in_torch, in_onnx, inputs, real, list(adapters_of(in_onnx)))
+
+
+def adapters_of(base: OnnxBase) -> list[Adapter]:
+    names = {role: [site.name for site in base.sites.of_roles((role,))] for role in ("linear", "embeddings")}
+    sublayers = [site.name for site in base.sites.sublayers]
+    graphs = [(scaled_plus(replaced, other), sublayers) for replaced, other in OTHERS.items()]
+    graphs += [(behind_the_norm("h"), sublayers), (behind_the_norm("y"), sublayers)]
+    graphs += [(scaled("u"), names["linear"]), (scaled_plus("h", "u"), names["linear"])]
+    graphs += [(scaled_plus("h", "h"), names["embeddings"])] if names["embeddings"] else []
+    assert names["linear"]
+    return [
+        adapter_at(f"case_{at}", graph, sites, base.sites, base.fingerprint) for at, (graph, sites) in enumerate(graphs)
+    ]
+
+
+def test_all_agree_at_every_place(base: Base) -> None:
+    in_torch, in_numpy = TorchRunner(base.in_torch), CutRunner(base.in_onnx)
+    plan = plan_slots(base.adapters, base.in_onnx.sites)
+    session = open_session(insert_slots(base.in_onnx, plan), base.in_onnx.folder)
+    (alone,) = in_torch.run(base.inputs, None).values()
+    for adapter in base.adapters:
+        (wanted,) = in_torch.run(base.inputs, adapter).values()
+        assert np.abs(wanted - alone)[base.real].max() > 0.01
+        (found,) = run_session(session, {**base.inputs, **slot_tensors(plan, adapter)}).values()
+        (cut,) = in_numpy.run(base.inputs, adapter).values()
+        scale = np.abs(wanted[base.real]).max()
+        np.testing.assert_allclose(found[base.real], wanted[base.real], rtol=0, atol=2e-5 * scale)
+        np.testing.assert_allclose(cut[base.real], wanted[base.real], rtol=0, atol=2e-5 * scale)
+
+
+def test_idle_slots_change_no_bit(base: Base) -> None:
+    plan = plan_slots(base.adapters, base.in_onnx.sites)
+    folder = base.in_onnx.folder
+    idle = open_session(insert_slots(base.in_onnx, plan), folder, optimize=False)
+    untouched = run_session(open_session(base.in_onnx.model, folder, optimize=False), base.inputs)
+    for name, value in run_session(idle, base.inputs).items():
+        np.testing.assert_array_equal(value, untouched[name])
