@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -56,9 +57,10 @@ def sites(
     """Show where adapters can act in MODEL.
 
     MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder. Sites are found by
-    the structure of the base's dataflow. The table gives the name by which adapters know a site, the width of the
-    residual stream there, the module in the torch model, the value that an adapter replaces, and what reads the sum
-    of that value and the residual stream.
+    the structure of the base's dataflow. The first table gives the sublayers: the name by which adapters know a site,
+    the width of the residual stream there, the module in the torch model, the value that an adapter replaces, and what
+    reads the sum of that value and the residual stream. The second gives the linear layers inside them and the
+    embeddings; those that differ in the number of their layer alone share a row.
     """
     from adapter_export.cli.output import emit_json
     from adapter_export.cli.sources import FORM_NAMES, open_source
@@ -78,6 +80,8 @@ def sites(
                 "width": found.width,
                 "final": found.final,
                 "sites": [asdict(site) for site in found.sublayers],
+                "linear": [asdict(site) for site in found.of_roles(("linear",))],
+                "embeddings": next((asdict(site) for site in found.of_roles(("embeddings",))), None),
             }
         )
         return
@@ -110,7 +114,22 @@ def _show(found: SiteMap, title: str) -> None:
     columns = ("site", "role", "width", "torch path", "value", "followed by")
     out.print(table(None, columns, rows, numbers="llr"))
     out.print()
+    inner = [(*key, names[0] if len(names) == 1 else f"{names[0]} …  ({len(names)})") for key, names in _inner(found)]
+    out.print(table(None, ("inside", "width", "parts", "torch path", "site"), inner))
+    out.print()
     out.print(_drawing(found, title))
+
+
+def _inner(found: SiteMap) -> Iterable[tuple[tuple[str, str, str, str], list[str]]]:
+    """The linear layers and the embeddings, and the names of all that differ in the number of their layer alone."""
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    for site in found.of_roles(("embeddings", "linear")):
+        inside = site.name.removeprefix(f"layers.{site.layer}.")
+        width = f"{site.width_in} → {site.width}" if site.u is not None else f"{site.width}"
+        parts = ", ".join(f"{name} {start}–{end}" for name, (start, end) in site.parts.items())
+        path = re.sub(r"\b\d+\b", "*", site.path or "", count=1)
+        rows.setdefault((inside, width, parts, path), []).append(site.name)
+    return rows.items()
 
 
 def _drawing(found: SiteMap, title: str) -> Tree:
@@ -124,9 +143,18 @@ def _drawing(found: SiteMap, title: str) -> Tree:
         name = f"layers.{first}" if first == last else f"layers.{first} … layers.{last}  ({len(group)} alike)"
         branch = tree.add(Text(name))
         for site in members:
-            branch.add(Text.assemble((site.role, "cyan"), f"  h + x → {site.followed_by}   ", ("▣ site", "green")))
+            twig = branch.add(
+                Text.assemble((site.role, "cyan"), f"  h + x → {site.followed_by}   ", ("▣ site", "green"))
+            )
+            inside = [inner.name.removeprefix(f"{site.name}.") for inner in _inside(found, site)]
+            if inside:
+                twig.add(Text.assemble("  ".join(f"{name} ▫" for name in inside), style="dim"))
     tree.add(Text.assemble(f"{found.final}  ", ("▣ head", "green")))
     return tree
+
+
+def _inside(found: SiteMap, sublayer: Site) -> Iterable[Site]:
+    return (site for site in found.of_roles(("linear",)) if site.name.startswith(f"{sublayer.name}."))
 
 
 def _alike(all_sites: Iterable[Site]) -> list[Sequence[_Layer]]:

@@ -14,7 +14,7 @@ from adapter_export.errors import BaseModelError
 from adapter_export.onnx.cuts import cuts_of
 from adapter_export.onnx.fused import SUMMANDS, UNNAMED_SUM, hides_sum, is_skip_norm, sum_output
 from adapter_export.onnx.norms import NORMS, norm_of
-from adapter_export.onnx.products import CONVOLUTIONS, finish, is_linear, is_product, is_weighted, operands
+from adapter_export.onnx.products import CONVOLUTIONS, finish, is_linear, is_product, is_weighted, operands, width_in
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
@@ -58,7 +58,9 @@ def flow_graph(model: ir.Model) -> FlowGraph:
             if any(value.name in activations for value in node.outputs)
             for seen in _seen(node, name, activations)
         ],
-        shapes=dict(_shapes(graph, activations)) | dict(_shapes_of_sums(names)),
+        shapes=dict(_shapes(graph, activations))
+        | dict(_shapes_of_sums(names))
+        | dict(_shapes_of_factors(graph, activations)),
         outputs=tuple(_name(value) for value in graph.outputs),
     )
     _check_sums_have_shapes(flow)
@@ -190,11 +192,10 @@ def _seen(node: ir.Node, name: str, activations: Set[str]) -> Iterator[FlowNode]
         return
     summands = tuple(value for value in map(_name, _read(node)[:SUMMANDS]) if value in activations)
     total = _sum_name(node, name)
-    yield replace(
-        seen, kind="add" if len(summands) == SUMMANDS else "other", inputs=summands, outputs=(total,), norm=None
-    )
+    kind: NodeKind = "add" if len(summands) == SUMMANDS else "other"
+    yield replace(seen, kind=kind, inputs=summands, outputs=(total,), norm=None, normed=None)
     normed = tuple(value for value in seen.outputs if value != total)
-    yield replace(seen, name=f"{name}/norm", kind="norm", inputs=(total,), outputs=normed)
+    yield replace(seen, name=f"{name}/norm", kind="norm", inputs=(total,), outputs=normed, normed=total)
 
 
 def _sum_name(node: ir.Node, name: str) -> str:
@@ -204,6 +205,7 @@ def _sum_name(node: ir.Node, name: str) -> str:
 
 def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
     inputs = tuple(_name(value) for value in _all_read(node) if value.name in activations)
+    norm = norm_of(node, activations)
     return FlowNode(
         name=name,
         kind=_kind(node, inputs),
@@ -212,7 +214,8 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         outputs=tuple(value.name for value in node.outputs if value.name),
         weighted=is_weighted(node, activations),
         path=_path(node),
-        norm=norm_of(node),
+        norm=None if norm is None else norm[0],
+        normed=None if norm is None else norm[1],
         linear=is_linear(node, activations),
         operands=operands(node, activations),
         finish=finish(node, activations),
@@ -270,6 +273,25 @@ def _shapes_of_sums(names: Mapping[ir.Node, str]) -> Iterator[tuple[str, tuple[D
         shape = _shape(node.outputs[0]) if is_skip_norm(node) else None
         if shape is not None:
             yield _sum_name(node, name), shape
+
+
+def _shapes_of_factors(graph: ir.Graph, activations: Set[str]) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+    """What a linear layer reads has the width of its matrix, where that is not recorded."""
+    for node in graph:
+        width = width_in(node) if is_linear(node, activations) else None
+        value, product = _before_quantising(node.inputs[0]) if node.inputs else None, _shape(node.outputs[0])
+        if width is None or value is None:
+            continue
+        recorded = _shape(value)
+        shape = recorded or product
+        if shape and (recorded is None or not isinstance(recorded[-1], int)):
+            yield _name(value), (*shape[:-1], width)
+
+
+def _before_quantising(value: ir.Value | None) -> ir.Value | None:
+    """The value that was made integers of, or itself where there are none."""
+    maker = None if value is None else value.producer()
+    return maker.inputs[0] if maker is not None and maker.op_type == "DynamicQuantizeLinear" else value
 
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 
 import onnx_ir as ir
 
-from adapter_export.sites.view import Finish
+from adapter_export.sites.view import Finish, rows_first
 
 _FACTORS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "FusedGemm"), (0, 1)),
@@ -56,7 +56,8 @@ def operands(node: ir.Node, activations: Set[str]) -> tuple[str, ...]:
     """
     if holds_weights(node):
         return ()
-    return tuple(_name(value) for value in _factors(node) if _name(value) in activations)
+    found = tuple(_name(value) for value in _factors(node) if _name(value) in activations)
+    return rows_first(node.attributes.get_string("equation", ""), found) if node.op_type == "Einsum" else found
 
 
 def holds_weights(node: ir.Node) -> bool:
@@ -89,6 +90,16 @@ def is_linear(node: ir.Node, activations: Set[str]) -> bool:
         and node.attributes.get_float("alpha", 1.0) == 1.0
         and not node.attributes.get_int("transA", 0)
     )
+
+
+def width_in(node: ir.Node) -> int | None:
+    """The width of what a linear layer reads, as its matrix says."""
+    if node.op_type in _PACKED:
+        return node.attributes.get_int("K", 0) or None
+    turned = node.attributes.get_int("transB", 0)
+    shape = None if node.inputs[1] is None else node.inputs[1].shape
+    size = None if shape is None else shape[1 if turned else 0]
+    return size if isinstance(size, int) else None
 
 
 def finish(node: ir.Node, activations: Set[str]) -> Finish | None:

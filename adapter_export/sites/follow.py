@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import Norm
 from adapter_export.sites.view import FlowNode
+
+_SAME = frozenset({"cast", "dropout", "identity", "to", "_to_copy", "contiguous", "clone", "type_as", "alias"})
+"""Operations that change the type of numbers at most."""
+
+_UNKNOWN = Norm("unknown", 0.0, None, None)
 
 
 def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm | None]:
@@ -15,16 +21,28 @@ def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm
     A norm counts if everything that is computed from the sum goes through it. Where the stream `ends` behind blocks
     with norms of their own before them, the norm that follows is that of the whole base, and no block's.
     """
-    positions = [] if ends else list(index.computed_from(total))
+    behind = () if ends else index.computed_from(total)
+    positions = list(takewhile(lambda at: not index.nodes[at].multiplies, behind))
     through = index.last_before_product(total, positions)
     inside = [at for at in positions if at <= index.position(through)]
     for count, at in enumerate(inside, 1):
         node = index.nodes[at]
         if node.norm is not None and index.last_before_product(total, inside[:count]) in node.outputs:
-            return index.last_before_product(total, inside[:count]), node.norm
+            known = node.normed is not None and _is_same(index, node.normed, total)
+            return index.last_before_product(total, inside[:count]), node.norm if known else _UNKNOWN
     if any(_is_statistic(index, index.nodes[at]) for at in inside):
-        return through, Norm("unknown", 0.0, None, None)
+        return through, _UNKNOWN
     return total, None
+
+
+def _is_same(index: FlowIndex, value: str, total: str) -> bool:
+    """Whether a value is the sum itself, casts and dropouts aside."""
+    while value != total:
+        node = index.producer(value)
+        if node is None or node.op.lower() not in _SAME or len(node.inputs) != 1:
+            return False
+        value = node.inputs[0]
+    return True
 
 
 def path_of(nodes: Iterable[FlowNode]) -> str | None:

@@ -55,7 +55,8 @@ class FlowIndex:
     def computed_from(self, start: str) -> Iterator[int]:
         """The positions of the nodes that follow `start`, up to the first that reads something else as well."""
         derived = {start}
-        for at, node in enumerate(self.nodes):
+        for at in range(self.position(start) + 1, len(self.nodes)):
+            node = self.nodes[at]
             if not derived.isdisjoint(node.inputs):
                 if not derived.issuperset(node.inputs):
                     return

@@ -45,11 +45,12 @@ class FlowNode:
         weighted: whether one of the factors of a product is a trained weight.
         path: the module path that the exporter recorded, if any.
         linear: whether a product is that of a linear layer: of an activation and one trained matrix [in, out].
-        operands: the activations among the factors of a product; query, key and value of a fused attention, or what
-            holds all three.
+        operands: the activations among the factors of a product, first the one whose index the rows of the result
+            are; query, key and value of a fused attention, or what holds all three.
         finish: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
         cuts: of a layout that cuts one axis: the slice of its input that each output is.
         norm: of a norm, and of the last piece of one that is written out: which one it is.
+        normed: what that norm reads.
     """
 
     name: str
@@ -60,6 +61,7 @@ class FlowNode:
     weighted: bool
     path: str | None = None
     norm: Norm | None = None
+    normed: str | None = None
     linear: bool = False
     operands: tuple[str, ...] = ()
     finish: Finish | None = None
@@ -113,3 +115,13 @@ class FlowGraph:
 
 def _contradict(one: Dim, other: Dim) -> bool:
     return one != other and None not in (one, other) and (isinstance(one, int) or isinstance(other, int))
+
+
+def rows_first(equation: str, operands: tuple[str, ...]) -> tuple[str, ...]:
+    """The two operands of an Einstein sum, that first whose index is not the last of the result."""
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    indices = terms.split(",")
+    if not arrow or len(operands) != 2 or len(indices) != 2 or not result:
+        return operands
+    columns_first = result[-1] in indices[0] and result[-1] not in indices[1]
+    return operands[::-1] if columns_first else operands

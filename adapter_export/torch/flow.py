@@ -90,6 +90,7 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
         weighted=is_weighted(node, op, activations.keys()),
         path=_path(node),
         norm=norm_of(node, op),
+        normed=read[0].name if op in NORMS and read else None,
         linear=is_linear(node, op, activations.keys()),
         operands=operands(node, op, activations.keys()),
         finish=finish(node, op, activations.keys()),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Set
 import torch
 from torch.fx import Node
 
-from adapter_export.sites.view import Finish
+from adapter_export.sites.view import Finish, rows_first
 
 _FACTORS: Mapping[str, slice] = {
     **dict.fromkeys(("linear", "matmul", "mm", "bmm", "_scaled_mm", "_grouped_mm", "grouped_mm_fallback"), slice(0, 2)),
@@ -42,7 +42,8 @@ def operands(node: Node, op: str, activations: Set[Node]) -> tuple[str, ...]:
     """
     if op not in _FACTORS and (("attention" not in op) or _holds_weights(op)):
         return ()
-    return tuple(factor.name for factor in _factors(node, op) if factor in activations)
+    found = tuple(factor.name for factor in _factors(node, op) if factor in activations)
+    return rows_first(str(node.args[0]), found) if op == "einsum" else found
 
 
 def _holds_weights(op: str) -> bool:

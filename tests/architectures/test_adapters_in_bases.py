@@ -124,6 +124,16 @@ def test_the_sites_are_those_that_a_person_lists(base: Base) -> None:
     assert names_and_paths(base.in_onnx.sites) == listed(base.name)
 
 
+def test_both_graphs_have_the_same_linear_layers(base: Base) -> None:
+    def facts(sites: SiteMap) -> list[tuple[object, ...]]:
+        inner = sites.of_roles(("linear", "embeddings"))
+        return [(site.name, site.width_in, site.width, site.path, site.parts) for site in inner]
+
+    found = facts(base.in_onnx.sites)
+    assert found == facts(discover(flow_graph(base.in_torch.module())))
+    assert len(found) >= 8
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_graph_computes_what_the_model_with_hooks_computes(base: Base, shape: tuple[int, int]) -> None:
     inputs = ARCHITECTURES[base.name].inputs(*shape)

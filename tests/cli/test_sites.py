@@ -20,6 +20,10 @@ def test_archive_folder_and_graph_have_the_same_sites(cli, model: Path, hf_folde
         f"encoder.layer.{layer}.{path}" for layer in range(2) for path in ("attention.output.dense", "output.dense")
     ]
     assert _places(cli.json("sites", hf_folder)) == _places(archive)
+    inside = ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.up", "ffn.down")
+    assert [site["name"] for site in archive["linear"]] == [f"layers.{at}.{name}" for at in range(2) for name in inside]
+    assert {site["name"]: site["norm"]["kind"] for site in archive["sites"]}["layers.1.ffn"] == "layer"
+    assert archive["embeddings"]["path"] == "embeddings.LayerNorm"
 
 
 def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
@@ -28,6 +32,9 @@ def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
     assert "encoder.layer.1.output.dense" in found
     assert "layers.0 … layers.1  (2 alike)" in found
     assert "▣ head" in found
+    assert "query ▫  key ▫  value ▫  output ▫" in found
+    assert "encoder.layer.*.attention.self.query" in found
+    assert "layers.0.ffn.up …  (2)" in found
 
 
 @pytest.mark.parametrize(

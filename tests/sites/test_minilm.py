@@ -37,6 +37,6 @@ def test_all_of_it_is_384_wide(sites):
 
 
 def test_the_paths_are_those_of_the_output_projections(sites):
-    assert [site.path for site in sites.sublayers.of_roles(("ffn",))] == [
+    assert [site.path for site in sites.of_roles(("ffn",))] == [
         f"model.encoder.layer.{layer}.output.dense" for layer in range(6)
     ]

@@ -1,0 +1,418 @@
+"""The linear layers inside the sublayers, and the embeddings: the lists of a person, and the rules one by one."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from adapter_export.onnx.flow import flow_graph as onnx_flow
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import Norm, Site, SiteMap
+from adapter_export.torch.flow import flow_graph as torch_flow
+
+# Per site of the first layer: its name in the layer, the widths of what it reads and gives, its module, its parts.
+LISTED = {
+    "bert": """
+        embeddings             16  embeddings.LayerNorm
+        attention.query    16  16  encoder.layer.0.attention.self.query
+        attention.key      16  16  encoder.layer.0.attention.self.key
+        attention.value    16  16  encoder.layer.0.attention.self.value
+        attention.output   16  16  encoder.layer.0.attention.output.dense
+        ffn.up             16  32  encoder.layer.0.intermediate.dense
+        ffn.down           32  16  encoder.layer.0.output.dense
+    """,
+    "roberta": """
+        embeddings             16  embeddings.LayerNorm
+        attention.query    16  16  encoder.layer.0.attention.self.query
+        attention.key      16  16  encoder.layer.0.attention.self.key
+        attention.value    16  16  encoder.layer.0.attention.self.value
+        attention.output   16  16  encoder.layer.0.attention.output.dense
+        ffn.up             16  32  encoder.layer.0.intermediate.dense
+        ffn.down           32  16  encoder.layer.0.output.dense
+    """,
+    "distilbert": """
+        embeddings             16  embeddings.LayerNorm
+        attention.query    16  16  transformer.layer.0.attention.q_lin
+        attention.key      16  16  transformer.layer.0.attention.k_lin
+        attention.value    16  16  transformer.layer.0.attention.v_lin
+        attention.output   16  16  transformer.layer.0.attention.out_lin
+        ffn.up             16  32  transformer.layer.0.ffn.lin1
+        ffn.down           32  16  transformer.layer.0.ffn.lin2
+    """,
+    "albert": """
+        embeddings             16  encoder.embedding_hidden_mapping_in
+        attention.query    16  16  encoder.albert_layer_groups.0.albert_layers.0.attention.query
+        attention.key      16  16  encoder.albert_layer_groups.0.albert_layers.0.attention.key
+        attention.value    16  16  encoder.albert_layer_groups.0.albert_layers.0.attention.value
+        attention.output   16  16  encoder.albert_layer_groups.0.albert_layers.0.attention.dense
+        ffn.up             16  32  encoder.albert_layer_groups.0.albert_layers.0.ffn
+        ffn.down           32  16  encoder.albert_layer_groups.0.albert_layers.0.ffn_output
+    """,
+    "gpt2": """
+        embeddings             16  wte
+        attention.qkv      16  48  h.0.attn.c_attn  query:0-16 key:16-32 value:32-48
+        attention.output   16  16  h.0.attn.c_proj
+        ffn.up             16  64  h.0.mlp.c_fc
+        ffn.down           64  16  h.0.mlp.c_proj
+    """,
+    "llama": """
+        embeddings             16  embed_tokens
+        attention.query    16  16  layers.0.self_attn.q_proj
+        attention.key      16  16  layers.0.self_attn.k_proj
+        attention.value    16  16  layers.0.self_attn.v_proj
+        attention.output   16  16  layers.0.self_attn.o_proj
+        ffn.gate           16  32  layers.0.mlp.gate_proj
+        ffn.up             16  32  layers.0.mlp.up_proj
+        ffn.down           32  16  layers.0.mlp.down_proj
+    """,
+    "gpt_neox": """
+        embeddings             16  embed_in
+        attention.qkv      16  48  layers.0.attention.query_key_value
+        attention.output   16  16  layers.0.attention.dense
+        ffn.up             16  32  layers.0.mlp.dense_h_to_4h
+        ffn.down           32  16  layers.0.mlp.dense_4h_to_h
+    """,
+    "cohere": """
+        embeddings             16  embed_tokens
+        attention.query    16  16  layers.0.self_attn.q_proj
+        attention.key      16  16  layers.0.self_attn.k_proj
+        attention.value    16  16  layers.0.self_attn.v_proj
+        attention.output   16  16  layers.0.self_attn.o_proj
+        ffn.gate           16  32  layers.0.mlp.gate_proj
+        ffn.up             16  32  layers.0.mlp.up_proj
+        ffn.down           32  16  layers.0.mlp.down_proj
+    """,
+    "opt": """
+        embeddings             16  decoder
+        attention.query    16  16  decoder.layers.0.self_attn.q_proj
+        attention.key      16  16  decoder.layers.0.self_attn.k_proj
+        attention.value    16  16  decoder.layers.0.self_attn.v_proj
+        attention.output   16  16  decoder.layers.0.self_attn.out_proj
+        ffn.up             16  32  decoder.layers.0.fc1
+        ffn.down           32  16  decoder.layers.0.fc2
+    """,
+    "mixtral": """
+        embeddings             16  embed_tokens
+        attention.query    16  16  layers.0.self_attn.q_proj
+        attention.key      16  16  layers.0.self_attn.k_proj
+        attention.value    16  16  layers.0.self_attn.v_proj
+        attention.output   16  16  layers.0.self_attn.o_proj
+        ffn.linear0        16   2  layers.0.mlp.gate
+    """,
+    "electra": """
+        embeddings             16  embeddings_project
+        attention.query    16  16  encoder.layer.0.attention.self.query
+        attention.key      16  16  encoder.layer.0.attention.self.key
+        attention.value    16  16  encoder.layer.0.attention.self.value
+        attention.output   16  16  encoder.layer.0.attention.output.dense
+        ffn.up             16  32  encoder.layer.0.intermediate.dense
+        ffn.down           32  16  encoder.layer.0.output.dense
+    """,
+    "deberta_v2": """
+        embeddings             16  embeddings
+        attention.query    16  16  encoder.layer.0.attention.self.query_proj
+        attention.key      16  16  encoder.layer.0.attention.self.key_proj
+        attention.value    16  16  encoder.layer.0.attention.self.value_proj
+        attention.output   16  16  encoder.layer.0.attention.output.dense
+        ffn.up             16  32  encoder.layer.0.intermediate.dense
+        ffn.down           32  16  encoder.layer.0.output.dense
+    """,
+    "modernbert": """
+        embeddings             16  embeddings.norm
+        attention.qkv      16  48  layers.0.attn.Wqkv  query:0-16 key:16-32 value:32-48
+        attention.output   16  16  layers.0.attn.Wo
+        ffn.gate_up        16  64  layers.0.mlp.Wi  gate:0-32 up:32-64
+        ffn.down           32  16  layers.0.mlp.Wo
+    """,
+    "mpnet": """
+        embeddings             16  embeddings.LayerNorm
+        attention.query    16  16  encoder.layer.0.attention.attn.q
+        attention.key      16  16  encoder.layer.0.attention.attn.k
+        attention.value    16  16  encoder.layer.0.attention.attn.v
+        attention.output   16  16  encoder.layer.0.attention.attn.o
+        ffn.up             16  32  encoder.layer.0.intermediate.dense
+        ffn.down           32  16  encoder.layer.0.output.dense
+    """,
+    "qwen2": """
+        embeddings             16  embed_tokens
+        attention.query    16  16  layers.0.self_attn.q_proj
+        attention.key      16   8  layers.0.self_attn.k_proj
+        attention.value    16   8  layers.0.self_attn.v_proj
+        attention.output   16  16  layers.0.self_attn.o_proj
+        ffn.gate           16  32  layers.0.mlp.gate_proj
+        ffn.up             16  32  layers.0.mlp.up_proj
+        ffn.down           32  16  layers.0.mlp.down_proj
+    """,
+    "gemma": """
+        embeddings             16  embed_tokens
+        attention.query    16  16  layers.0.self_attn.q_proj
+        attention.key      16   8  layers.0.self_attn.k_proj
+        attention.value    16   8  layers.0.self_attn.v_proj
+        attention.output   16  16  layers.0.self_attn.o_proj
+        ffn.gate           16  32  layers.0.mlp.gate_proj
+        ffn.up             16  32  layers.0.mlp.up_proj
+        ffn.down           32  16  layers.0.mlp.down_proj
+    """,
+    "phi": """
+        embeddings             16  embed_tokens
+        attention.query    16  16  layers.0.self_attn.q_proj
+        attention.key      16  16  layers.0.self_attn.k_proj
+        attention.value    16  16  layers.0.self_attn.v_proj
+        attention.output   16  16  layers.0.self_attn.dense
+        ffn.up             16  32  layers.0.mlp.fc1
+        ffn.down           32  16  layers.0.mlp.fc2
+    """,
+    "t5_encoder": """
+        embeddings             16  encoder.embed_tokens
+        attention.query    16  16  encoder.block.0.layer.0.SelfAttention.q
+        attention.key      16  16  encoder.block.0.layer.0.SelfAttention.k
+        attention.value    16  16  encoder.block.0.layer.0.SelfAttention.v
+        attention.output   16  16  encoder.block.0.layer.0.SelfAttention.o
+        ffn.up             16  32  encoder.block.0.layer.1.DenseReluDense.wi
+        ffn.down           32  16  encoder.block.0.layer.1.DenseReluDense.wo
+    """,
+    "bart_encoder": """
+        embeddings             16  layernorm_embedding
+        attention.query    16  16  layers.0.self_attn.q_proj
+        attention.key      16  16  layers.0.self_attn.k_proj
+        attention.value    16  16  layers.0.self_attn.v_proj
+        attention.output   16  16  layers.0.self_attn.out_proj
+        ffn.up             16  32  layers.0.fc1
+        ffn.down           32  16  layers.0.fc2
+    """,
+    "whisper_encoder": """
+        embeddings             16  model
+        attention.query    16  16  layers.0.self_attn.q_proj
+        attention.key      16  16  layers.0.self_attn.k_proj
+        attention.value    16  16  layers.0.self_attn.v_proj
+        attention.output   16  16  layers.0.self_attn.out_proj
+        ffn.up             16  32  layers.0.fc1
+        ffn.down           32  16  layers.0.fc2
+    """,
+    "deit": """
+        embeddings             16  embeddings
+        attention.query    16  16  layers.0.attention.q_proj
+        attention.key      16  16  layers.0.attention.k_proj
+        attention.value    16  16  layers.0.attention.v_proj
+        attention.output   16  16  layers.0.attention.o_proj
+        ffn.up             16  32  layers.0.mlp.fc1
+        ffn.down           32  16  layers.0.mlp.fc2
+    """,
+    "swiglu_block": """
+        attention.qkv      16  48  0.qkv  query:0-16 key:16-32 value:32-48
+        attention.output   16  16  0.out
+        ffn.gate_up        16  64  0.gate_up  gate:0-32 up:32-64
+        ffn.down           32  16  0.down
+    """,
+    "vit": """
+        embeddings             16  embeddings
+        attention.query    16  16  layers.0.attention.q_proj
+        attention.key      16  16  layers.0.attention.k_proj
+        attention.value    16  16  layers.0.attention.v_proj
+        attention.output   16  16  layers.0.attention.o_proj
+        ffn.up             16  32  layers.0.mlp.fc1
+        ffn.down           32  16  layers.0.mlp.fc2
+    """,
+    "swin": """
+        embeddings              8  embeddings.norm
+        attention.query     8   8  encoder.layers.0.blocks.0.attention.q_proj
+        attention.key       8   8  encoder.layers.0.blocks.0.attention.k_proj
+        attention.value     8   8  encoder.layers.0.blocks.0.attention.v_proj
+        attention.output    8   8  encoder.layers.0.blocks.0.attention.o_proj
+        ffn.up              8  32  encoder.layers.0.blocks.0.mlp.fc1
+        ffn.down           32   8  encoder.layers.0.blocks.0.mlp.fc2
+    """,
+    "wav2vec2": """
+        embeddings             16  encoder.layer_norm
+        attention.query    16  16  encoder.layers.0.attention.q_proj
+        attention.key      16  16  encoder.layers.0.attention.k_proj
+        attention.value    16  16  encoder.layers.0.attention.v_proj
+        attention.output   16  16  encoder.layers.0.attention.out_proj
+        ffn.up             16  32  encoder.layers.0.feed_forward.intermediate_dense
+        ffn.down           32  16  encoder.layers.0.feed_forward.output_dense
+    """,
+    "torch_post_norm": """
+        attention.output   16  16  layers.0.self_attn
+        ffn.up             16  32  layers.0.linear1
+        ffn.down           32  16  layers.0.linear2
+    """,
+    "torch_pre_norm": """
+        attention.output   16  16  layers.0.self_attn
+        ffn.up             16  32  layers.0.linear1
+        ffn.down           32  16  layers.0.linear2
+    """,
+    "hand_written": """
+        attention.qkv      16  48  0.qkv  query:0-16 key:16-32 value:32-48
+        attention.output   16  16  0.out
+        ffn.gate           16  32  1.gate
+        ffn.up             16  32  1.up
+        ffn.down           32  16  1.down
+        ffn.low            32   4  1.low
+        ffn.high            4  16  1.high
+    """,
+}
+
+
+def listed(name: str) -> list[list[str]]:
+    return [line.split() for line in LISTED[name].strip().splitlines()]
+
+
+def row(site: Site) -> list[str]:
+    parts = [f"{name}:{start}-{end}" for name, (start, end) in site.parts.items()]
+    widths = [str(site.width)] if site.u is None else [str(site.width_in), str(site.width)]
+    path = (site.path or "").removeprefix("model.")
+    return [site.name.removeprefix(f"layers.{site.layer}."), *widths, path, *parts]
+
+
+def inner(sites: SiteMap, layer: int | None) -> list[Site]:
+    return [site for site in sites.of_roles(("embeddings", "linear")) if site.layer == layer]
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_the_linear_layers_are_those_that_a_person_lists(exported, name):
+    sites = discover(torch_flow(exported(name).torch_graph()))
+    first, second = inner(sites, 0), inner(sites, 1)
+    assert [row(site) for site in (*inner(sites, None), *first)] == listed(name)
+    ours, theirs = (
+        [site.name.partition(".attention.")[2] or site.name[8:] for site in layer] for layer in (first, second)
+    )
+    assert ours == theirs
+
+
+def test_layers_that_read_tokens_before_batch_are_no_sites(views):
+    """A bank would take the tokens for the rows of a batch there."""
+    both = views("torch_pre_norm")
+    for sites in (both.in_torch, both.in_onnx):
+        assert [site.name for site in sites if site.layer == 0] == [
+            "layers.0.attention.output",
+            "layers.0.attention",
+            "layers.0.ffn.up",
+            "layers.0.ffn.down",
+            "layers.0.ffn",
+        ]
+
+
+def view(body: str, weights: str, domain: str = "") -> SiteMap:
+    """The sites of a graph from `x` to `out`, both [batch, tokens, 8]."""
+    imports = ', "com.microsoft" : 1' if domain else ""
+    text = f"""<ir_version: 10, opset_import: ["" : 20{imports}]>
+        g (float[batch, tokens, 8] x) => (float[batch, tokens, 8] out) <{weights}>
+        {{ {body} }}"""
+    return discover(onnx_flow(ir.from_proto(onnx.parser.parse_model(text))))
+
+
+def only(sites: SiteMap, name: str) -> Site:
+    return next(site for site in sites if site.name == name)
+
+
+def weights(*shapes: str) -> str:
+    return ", ".join(shapes)
+
+
+MATRIX = "float[8, 8] {0} = {{" + ", ".join(["0.5"] * 64) + "}}"
+VECTOR = "float[8] {0} = {{" + ", ".join(["0.5"] * 8) + "}}"
+
+
+def test_a_bias_belongs_to_the_layer_and_a_scale_does_not():
+    body = "p = MatMul(x, w) i = Add(p, c) s = Mul(i, d) f = Gelu(s) h = MatMul(f, v) out = Add(x, h)"
+    sites = view(body, weights(MATRIX.format("w"), MATRIX.format("v"), VECTOR.format("c"), VECTOR.format("d")))
+    up, down = only(sites, "layers.0.ffn.up"), only(sites, "layers.0.ffn.down")
+    assert (up.u, up.h, down.u, down.h) == ("x", "i", "f", "h")
+    assert (up.x, up.y, up.norm, up.residual, up.followed_by) == (None, None, None, None, "")
+    assert sites.sites.index(down) < sites.sites.index(only(sites, "layers.0.ffn")), (
+        "both are `h`: the layer comes first"
+    )
+
+
+def test_a_product_that_is_scaled_inside_is_no_layer_that_an_adapter_knows():
+    body = "i = com.microsoft.FusedMatMul <alpha = 0.5> (x, w) f = Gelu(i) h = MatMul(f, v) out = Add(x, h)"
+    text = weights(MATRIX.format("w"), MATRIX.format("v"), "float[batch, tokens, 8] i", "float[batch, tokens, 8] f")
+    assert [site.name for site in view(body, text, "com.microsoft")] == ["layers.0.ffn.linear0", "layers.0.ffn"]
+
+
+QUERIES = "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) t = Transpose <perm = [0, 2, 1]> (k)"
+ALL = [MATRIX.format(name) for name in ("wq", "wk", "wv", "wo")]
+
+
+def products(sites: SiteMap) -> dict[str, str]:
+    return {site.name.rpartition(".")[2]: site.h for site in sites.of_roles(("linear",))}
+
+
+def test_what_the_softmax_weighs_are_values():
+    sites = view(
+        f"{QUERIES} s = MatMul(q, t) p = Softmax(s) c = MatMul(p, v) h = MatMul(c, wo) out = Add(x, h)", weights(*ALL)
+    )
+    assert products(sites) == {"query": "q", "key": "k", "value": "v", "output": "h"}
+
+
+def test_without_a_softmax_keys_are_multiplied_with_values_first():
+    sites = view(f"{QUERIES} s = MatMul(t, v) c = MatMul(q, s) h = MatMul(c, wo) out = Add(x, h)", weights(*ALL))
+    assert products(sites) == {"query": "q", "key": "k", "value": "v", "output": "h"}
+
+
+def test_the_names_follow_the_indices_of_an_einstein_sum():
+    body = (
+        'q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) s = Einsum <equation = "bkd,bqd->bqk"> (k, q) '
+        'p = Softmax(s) c = Einsum <equation = "bqk,bkd->bqd"> (p, v) h = MatMul(c, wo) out = Add(x, h)'
+    )
+    assert products(view(body, weights(*ALL))) == {"query": "q", "key": "k", "value": "v", "output": "h"}
+
+
+def test_turned_scores_leave_queries_and_keys_untold():
+    body = f"{QUERIES} s = MatMul(q, t) z = Transpose <perm = [0, 2, 1]> (s) p = Softmax(z) c = MatMul(p, v)"
+    sites = view(f"{body} h = MatMul(c, wo) out = Add(x, h)", weights(*ALL))
+    assert products(sites) == {"linear0": "q", "linear1": "k", "linear2": "v", "output": "h"}
+
+
+def test_the_gate_is_the_branch_with_the_activation():
+    body = "a1 = MatMul(x, wq) b1 = MatMul(x, wk) s = Sigmoid(b1) g = Mul(b1, s) m = Mul(a1, g) h = MatMul(m, wo)"
+    assert products(view(f"{body} out = Add(x, h)", weights(*ALL))) == {"up": "a1", "gate": "b1", "down": "h"}
+
+
+def test_two_branches_without_an_activation_have_numbers():
+    body = "a1 = MatMul(x, wq) b1 = MatMul(x, wk) m = Mul(a1, b1) h = MatMul(m, wo) out = Add(x, h)"
+    assert products(view(body, weights(*ALL))) == {"linear0": "a1", "linear1": "b1", "down": "h"}
+
+
+PIECES = (
+    "r = ReduceMean <axes = [-1]> (s) z = Sub(s, r) p = Pow(z, two) m = ReduceMean <axes = [-1]> (p) e = Add(m, eps)"
+)
+
+
+def written_out(tail: str, pieces: str = PIECES) -> Site:
+    constants = (MATRIX.format("w"), VECTOR.format("g"), VECTOR.format("c"), "float two = {2.0}", "float eps = {0.25}")
+    text = f"""<ir_version: 10, opset_import: ["" : 17]>
+        g (float[batch, tokens, 8] x) => (float[batch, tokens, 8] out) <{", ".join(constants)}>
+        {{ h = MatMul(x, w) s = Add(x, h) {pieces} {tail} }}"""
+    return discover(onnx_flow(ir.from_proto(onnx.parser.parse_model(text)))).sublayers[0]
+
+
+def test_a_norm_that_is_written_out_is_read():
+    site = written_out("q = Sqrt(e) d = Div(z, q) n = Mul(d, g) out = Add(n, c)")
+    assert (site.y, site.norm) == ("out", Norm("layer", 0.25, "g", "c"))
+    rms = written_out(
+        "q = Sqrt(e) d = Div(s, q) out = Mul(d, g)", "p = Mul(s, s) m = ReduceMean <axes = [-1]> (p) e = Add(m, eps)"
+    )
+    assert (rms.y, rms.norm) == ("out", Norm("rms", 0.25, "g", None))
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "q = Sqrt(e) d = Div(z, q) n = Mul(d, g) t = Tanh(n) out = Add(t, c)",
+        "d = Div(z, e) n = Mul(d, g) out = Add(n, c)",
+        "q = Sqrt(e) d = Div(s, q) n = Mul(d, g) out = Add(n, c)",
+    ],
+)
+def test_another_norm_is_unknown(tail: str):
+    site = written_out(tail)
+    assert (site.y, site.norm) == ("out", Norm("unknown", 0.0, None, None))
+
+
+def test_a_norm_of_something_else_than_the_sum_is_unknown():
+    text = f"""<ir_version: 10, opset_import: ["" : 17]>
+        g (float[batch, tokens, 8] x) => (float[batch, tokens, 8] out) <{MATRIX.format("w")}, {VECTOR.format("g")}>
+        {{ h = MatMul(x, w) s = Add(x, h) t = Mul(s, g) out = LayerNormalization(t, g) }}"""
+    (site,) = discover(onnx_flow(ir.from_proto(onnx.parser.parse_model(text)))).sublayers
+    assert (site.y, site.norm) == ("out", Norm("unknown", 0.0, None, None))
