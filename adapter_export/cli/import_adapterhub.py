@@ -47,19 +47,20 @@ def adapterhub(
     """Import an adapter that AdapterHub's library saved in FOLDER.
 
     FOLDER has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are read.
-    Bottlenecks with every option, LoRA, IA3, invertible adapters and prediction heads are imported; neither the library
-    nor torch's unpickler is needed. What cannot be expressed is refused by name.
+    Bottlenecks with every option, LoRA, IA3, invertible adapters, prediction heads and, from folders of setups,
+    fusions are imported; neither the library nor torch's unpickler is needed. What cannot be expressed is refused by
+    name.
     """
     from adapter_export.cli.imported import report_imported
     from adapter_export.cli.places import with_site_map
     from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
-    from adapter_export.interop.adapterhub.importing import choose, import_adapter
+    from adapter_export.interop.adapterhub.importing import choose, import_folder
 
     check_free(output, force=force)
     chosen = choose(folder, name)
     source = open_source(base, trust_pickle=trust_pickle, site_map=site_map)
-    imported = import_adapter(
+    imported = import_folder(
         chosen,
         source.sites(),
         name=name or output.resolve().name,

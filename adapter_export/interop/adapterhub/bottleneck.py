@@ -54,11 +54,11 @@ def import_bottleneck(config: BottleneckConfig, keys: Iterable[Key], taken: Take
         TensorError: tensors are missing, left over or misshapen; all of them are listed.
     """
     keys = tuple(keys)
-    _refuse_lost_rule(config, keys)
+    refuse_lost_rule(config, keys)
     made = as_kind(config, kind)
     placed = place_blocks(modules_of(keys, "adapters"), sites)
     inverted = modules_of(keys, "invertible_adapters")
-    shared = _one(modules_of(keys, "shared_parameters"))
+    shared = whole(modules_of(keys, "shared_parameters"))
     modules = {**placed.sites, **({_embeddings(sites): inverted[0]} if inverted else {})}
     placements: dict[str, Placement] = {}
     for site, part in _at(made, sites):
@@ -120,7 +120,7 @@ def _take(
     taken.take(names, recipes, widths, module, shared)
 
 
-def _one(modules: tuple[Module, ...]) -> Module | None:
+def whole(modules: tuple[Module, ...]) -> Module | None:
     """All that belongs to the whole adapter, whatever the prefix."""
     if not modules:
         return None
@@ -137,8 +137,12 @@ def _embeddings(sites: SiteMap) -> str:
     return found[0].name
 
 
-def _refuse_lost_rule(config: BottleneckConfig, keys: tuple[Key, ...]) -> None:
-    """Bare models save Compacter without what its modules share (`AdapterLoader.filter_func` wants a dot before it)."""
+def refuse_lost_rule(config: BottleneckConfig, keys: tuple[Key, ...]) -> None:
+    """Bare models save Compacter without what its modules share (`AdapterLoader.filter_func` wants a dot before it).
+
+    Raises:
+        AdapterError: such a file.
+    """
     shares = config.phm_layer and (config.shared_phm_rule or config.shared_W_phm)
     if shares and not any(key.container == "shared_parameters" for key in keys):
         raise AdapterError(

@@ -13,6 +13,7 @@ from adapter_export.graph.kinds.adapterhub import BottleneckConfig
 from adapter_export.interop.adapterhub.bottleneck import Parts, import_bottleneck
 from adapter_export.interop.adapterhub.config import Config, LoraConfig, read_config
 from adapter_export.interop.adapterhub.folder import AdapterFolder, contents_of, members, read_adapter_folder
+from adapter_export.interop.adapterhub.fusion import import_fusion, read_fusion, read_members, record
 from adapter_export.interop.adapterhub.heads import ImportedHead, import_head
 from adapter_export.interop.adapterhub.interface import check_interface
 from adapter_export.interop.adapterhub.keys import Key, parse_key
@@ -33,14 +34,16 @@ class Imported:
 
 
 def choose(path: Path, name: str | None = None) -> Path:
-    """The folder of one adapter: the given one, or the one called `name` among several.
+    """What is meant: the given folder, or the folder of the adapter called `name` where there are several.
+
+    A setup folder is meant as a whole where no adapter in it has that name, or none is named.
 
     Raises:
         FileError: nothing of AdapterHub's is there.
         UsageError: there are several and none is named, or there is none of that name.
     """
     contents = contents_of(path)
-    if contents == "adapter":
+    if contents == "adapter" or (contents == "setup" and name not in members(path)):
         return path
     if contents == "fusion":
         raise UsageError(
@@ -58,6 +61,17 @@ def choose(path: Path, name: str | None = None) -> Path:
             fix="give `--name` with one of them",
         )
     return found[name]
+
+
+def import_folder(path: Path, sites: SiteMap, *, name: str, base: str, with_head: bool = True) -> Imported:
+    """Make an adapter of a folder that `choose` has given: of one adapter, or of a setup as a whole.
+
+    Raises:
+        as `import_adapter` and `import_composition`.
+    """
+    if contents_of(path) == "setup":
+        return import_composition(path, sites, name=name, base=base)
+    return import_adapter(path, sites, name=name, base=base, with_head=with_head)
 
 
 def import_adapter(path: Path, sites: SiteMap, *, name: str, base: str, with_head: bool = True) -> Imported:
@@ -88,6 +102,34 @@ def import_adapter(path: Path, sites: SiteMap, *, name: str, base: str, with_hea
         name, parts.kind, base, parts.graphs, parts.placements, weights, head.head if head else None, record
     )
     return Imported(adapter, (*config.notes, *parts.notes, *_head_notes(folder, head, with_head)))
+
+
+def import_composition(path: Path, sites: SiteMap, *, name: str, base: str) -> Imported:
+    """Make one adapter of the composition that a setup folder holds.
+
+    Args:
+        path: the folder.
+        sites: of the base.
+        name: what users will call it.
+        base: the fingerprint of the base.
+
+    Raises:
+        UsageError: it is a composition that is not imported as a whole.
+        FileError, FormatError, VersionError, TensorError: the folder's files break their format.
+        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+    """
+    members = read_members(path)
+    layer = read_fusion(path, members)
+    for member in members:
+        with within(member.folder.adapter.path):
+            _check_base(member.config, sites)
+            check_interface(member.folder.interface, member.config.method, sites)
+    with within(path):
+        parts = import_fusion(members, layer, sites)
+    adapter = Adapter(
+        name, parts.kind, base, parts.graphs, parts.placements, parts.weights, training=record(members, layer)
+    )
+    return Imported(adapter, parts.notes)
 
 
 def _parts(config: Config, folder: AdapterFolder, sites: SiteMap) -> Parts:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Container = Literal["adapters", "loras", "invertible_adapters", "shared_parameters"]
+Container = Literal["adapters", "loras", "invertible_adapters", "shared_parameters", "adapter_fusion_layer"]
 
 _CONTAINERS: Mapping[str, Container] = {
     "adapters": "adapters",
@@ -20,6 +20,7 @@ _CONTAINERS: Mapping[str, Container] = {
     "layer_text_lang_adapters": "adapters",
     "invertible_adapters": "invertible_adapters",
     "invertible_lang_adapters": "invertible_adapters",
+    "adapter_fusion_layer": "adapter_fusion_layer",
     "loras": "loras",
     "shared_parameters": "shared_parameters",
 }

@@ -23,7 +23,7 @@ from adapter_export.errors import (
     UsageError,
     VersionError,
 )
-from adapter_export.interop.adapterhub.importing import Imported, choose, import_adapter
+from adapter_export.interop.adapterhub.importing import Imported, choose, import_adapter, import_folder
 from adapter_export.interop.torch_file import read_torch_file
 
 Copy = Callable[[str], Path]
@@ -435,8 +435,10 @@ class TestFolders:
         with pytest.raises(FormatError, match="there are two files of weights, and they differ"):
             load(folder, bert)
 
-    def test_several_adapters(self, bert: Made) -> None:
-        folder = FIXTURES / "bert/setup_stack"
+    def test_several_adapters(self, copied: Copy) -> None:
+        folder = copied("bert/setup_stack")
+        assert choose(folder) == choose(folder, "c") == folder
+        (folder / "adapter_setup.json").unlink()
         with pytest.raises(UsageError, match="holds several adapters; found `a`, `b`"):
             choose(folder)
         with pytest.raises(UsageError, match="holds no adapter of this name; found `c`; expected `a`, `b`"):
@@ -462,3 +464,92 @@ class TestFolders:
         )
         with pytest.raises(FormatError, match=r"could run code when it is loaded; found `posix\.system`"):
             load(folder, bert)
+
+
+class TestFusions:
+    @pytest.mark.parametrize("case", ["setup_stack", "setup_average"])
+    def test_other_compositions_are_not_imported_as_a_whole(self, case: str, bert: Made) -> None:
+        kind = case.removeprefix("setup_").title()
+        with pytest.raises(UsageError, match=rf"its composition is not imported.*found `{kind}` of 2.*`a`, `b`"):
+            fuse(FIXTURES / "bert" / case, bert)
+
+    def test_what_is_no_composition(self, copied: Copy, bert: Made) -> None:
+        folder = copied("bert/fusion_static")
+        (folder / "adapter_setup.json").write_text('{"adapter_setup": null}')
+        with pytest.raises(FormatError, match="holds no composition; found keys adapter_setup"):
+            fuse(folder, bert)
+
+    def test_a_fusion_layer_that_is_missing(self, copied: Copy, bert: Made) -> None:
+        folder = copied("bert/fusion_static")
+        shutil.rmtree(folder / "a,b")
+        with pytest.raises(FileError, match=r"a,b/adapter_fusion_config\.json"):
+            fuse(folder, bert)
+
+    def test_options_that_are_not_known(self, copied: Copy, bert: Made) -> None:
+        folder = copied("bert/fusion_static")
+        edit(folder / "a,b", "adapter_fusion_config.json", config={"heads": 4})
+        with pytest.raises(FormatError, match="unknown key `heads`"):
+            fuse(folder, bert)
+
+    def test_its_tensors_are_all_listed(self, copied: Copy, bert: Made) -> None:
+        def change(tensors: dict[str, np.ndarray]) -> None:
+            prefix = "bert.encoder.layer.1.output.adapter_fusion_layer.a,b"
+            del tensors[f"{prefix}.query.weight"], tensors[f"{prefix}.value.weight"]
+            tensors[f"{prefix}.dense.weight"] = np.zeros((1, 32), np.float32)
+
+        folder = copied("bert/fusion_dynamic")
+        retensor(folder / "a,b", change, "model_adapter_fusion.safetensors")
+        with pytest.raises(TensorError, match=r"3 faults.*query\.weight` is missing.*dense\.weight` is left over"):
+            fuse(folder, bert)
+
+    def test_tensors_of_other_fusions_are_left_out(self, copied: Copy, bert: Made) -> None:
+        def change(tensors: dict[str, np.ndarray]) -> None:
+            for name in list(tensors):
+                tensors[name.replace(".a,b.", ".a,bc.")] = tensors[name]
+
+        folder = copied("bert/fusion_dynamic")
+        retensor(folder / "a,b", change, "model_adapter_fusion.safetensors")
+        assert "10 tensors of other fusions lie in the file, and were left out" in fuse(folder, bert).notes
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"is_parallel": True}, "a fusion of parallel adapters adds output and residual twice"),
+            ({"inv_adapter": "nice", "inv_adapter_reduction_factor": 2.0}, "invertible adapters in a fusion"),
+            ({"leave_out": [0]}, "its members act in different places"),
+        ],
+    )
+    def test_members_that_do_not_go_together(
+        self, change: dict[str, Any], message: str, copied: Copy, bert: Made
+    ) -> None:
+        folder = copied("bert/fusion_static")
+        edit(folder / "b", config=change)
+        with pytest.raises(AdapterError, match=message):
+            fuse(folder, bert)
+
+    def test_only_bottlenecks_are_fused(self, copied: Copy, bert: Made) -> None:
+        folder = copied("bert/fusion_static")
+        shutil.rmtree(folder / "b")
+        shutil.copytree(FIXTURES / "bert/lora", folder / "b")
+        with pytest.raises(AdapterError, match="only bottlenecks can be fused"):
+            fuse(folder, bert)
+
+    def test_gates_of_members_have_no_effect_and_the_temperature_stays(self, copied: Copy, bert: Made) -> None:
+        folder = copied("bert/fusion_temperature")
+        edit(folder / "b", config={"use_gating": True})
+
+        def change(tensors: dict[str, np.ndarray]) -> None:
+            for layer in (0, 1):
+                prefix = f"bert.encoder.layer.{layer}.output.adapters.b.gate"
+                tensors |= {f"{prefix}.weight": np.ones((1, 32), np.float32), f"{prefix}.bias": np.ones(1, np.float32)}
+
+        retensor(folder / "b", change)
+        found = fuse(folder, bert)
+        assert any("gates and norms: those of `b` have no effect" in note for note in found.notes)
+        assert any("temperature falls from 50" in note for note in found.notes)
+        plain = fuse(FIXTURES / "bert/fusion_temperature", bert)
+        assert found.adapter.graphs == plain.adapter.graphs
+
+
+def fuse(folder: Path, bert: Made) -> Imported:
+    return import_folder(folder, bert.sites, name="a", base=bert.source.fingerprint)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from adapter_export.errors import NotNeutralError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.interop.adapterhub.importing import import_adapter
+from adapter_export.interop.adapterhub.importing import import_adapter, import_folder
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.insert import insert_slots
 from adapter_export.onnx.session import open_session, run_session
@@ -26,6 +26,7 @@ CASES = sorted(
     for path in (FIXTURES / base).glob("*/adapter_config.json")
     if str(path.parent.relative_to(FIXTURES)) not in REFUSED
 )
+FUSIONS = sorted(str(path.relative_to(FIXTURES)) for path in (FIXTURES / "bert").glob("fusion_*"))
 IN_NUMPY = [case for case in CASES if not case.startswith(("llama", "vit"))]
 
 ROUNDED_ONCE = {"bert/phm_factorized_rule", "bert/phm_factorized_rule_per_layer"}
@@ -33,6 +34,7 @@ ROUNDED_ONCE = {"bert/phm_factorized_rule", "bert/phm_factorized_rule_per_layer"
 
 NOT_NEUTRAL = {
     "bert/everything",
+    "bert/fusion_residual_before",
     "bert/ia3_gated",
     "bert/norms___residual_false",
     "bert/norms___residual_true",
@@ -86,25 +88,56 @@ def test_torch_computes_it(case: str, made: Callable[[str], Made]) -> None:
 def test_onnxruntime_computes_it(case: str, made: Callable[[str], Made]) -> None:
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
     adapter = imported(case, base.onnx.sites, base.onnx.fingerprint)
-    plan = plan_slots([adapter], base.onnx.sites)
-    session = open_session(insert_slots(base.onnx, plan), base.onnx.folder)
-    found = run_session(session, {**base.inputs, **slot_tensors(plan, adapter)})
+    found = _with_slots(base, adapter)
     assert_close(found["last_hidden_state"], expected["hidden"], SINGLE)
     if adapter.head is not None:
         assert_close(found[adapter.head.output], expected["logits"], SINGLE)
 
 
-@pytest.mark.parametrize("case", sorted(NOT_NEUTRAL))
+@pytest.mark.parametrize("case", sorted(NOT_NEUTRAL - set(FUSIONS)))
 def test_what_is_never_neutral_gets_no_slots_and_is_computed_at_its_sites(
     case: str, made: Callable[[str], Made]
 ) -> None:
-    """ONNX Runtime computes the base, cut at the sites, and the reference what acts there."""
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
-    adapter = imported(case, base.onnx.sites, base.onnx.fingerprint)
+    found = _cut(base, imported(case, base.onnx.sites, base.onnx.fingerprint))
+    assert_close(found["last_hidden_state"], expected["hidden"], SINGLE)
+
+
+@pytest.mark.parametrize("case", FUSIONS)
+def test_fusions(case: str, bert: Made) -> None:
+    """In NumPy, torch and ONNX Runtime."""
+    expected, path = load_file(FIXTURES / case / "expected.safetensors"), FIXTURES / case
+    adapter = import_folder(path, bert.sites, name="fused", base=bert.source.fingerprint).adapter
+    assert_close(bert.float64.run(bert.inputs, adapter), expected["hidden_f64"], EXACT)
+    assert_close(bert.torch.run(bert.inputs, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
+    adapter = import_folder(path, bert.onnx.sites, name="fused", base=bert.onnx.fingerprint).adapter
+    compute = _cut if case in NOT_NEUTRAL else _with_slots
+    assert_close(compute(bert, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
+
+
+def _with_slots(base: Made, adapter: Adapter) -> dict[str, np.ndarray]:
+    """The exported graph in ONNX Runtime."""
+    plan = plan_slots([adapter], base.onnx.sites)
+    session = open_session(insert_slots(base.onnx, plan), base.onnx.folder)
+    return run_session(session, {**base.inputs, **slot_tensors(plan, adapter)})
+
+
+def _cut(base: Made, adapter: Adapter) -> dict[str, np.ndarray]:
+    """The base in ONNX Runtime, cut at the sites, and the reference there; slots are refused."""
     with pytest.raises(NotNeutralError):
         plan_slots([adapter], base.onnx.sites)
-    found = CutRunner(base.onnx).run(base.inputs, adapter)
-    assert_close(found["last_hidden_state"], expected["hidden"], SINGLE)
+    return CutRunner(base.onnx).run(base.inputs, adapter)
+
+
+def test_the_given_fusion(bert: Made) -> None:
+    path = FIXTURES / "given/fusion"
+    with np.load(path / "io.npz") as expected:
+        inputs = {
+            name: expected[name] if name in expected else np.zeros_like(expected["input_ids"]) for name in bert.inputs
+        }
+        adapter = import_folder(path / "setup", bert.sites, name="fused", base=bert.source.fingerprint).adapter
+        assert_close(bert.float64.run(inputs, adapter), expected["last_hidden_state_f64"], EXACT)
+        assert_close(bert.torch.run(inputs, adapter)["last_hidden_state"], expected["last_hidden_state"], SINGLE)
 
 
 @pytest.mark.parametrize("case", ["seq_bn", "double_seq_bn", "lora"])
@@ -135,5 +168,6 @@ def test_the_bases_in_numpy_are_right(made: Callable[[str], Made]) -> None:
 
 def test_every_fixture_is_used() -> None:
     folders = {path.parent for path in FIXTURES.glob("*/*/expected.safetensors")}
+    fused = {FIXTURES / case for case in FUSIONS}
     alone = {FIXTURES / case for case in (*CASES, *REFUSED)}
-    assert {path.name.partition("_")[0] for path in folders - alone} == {"fusion", "setup"}
+    assert {path.name.partition("_")[0] for path in folders - alone - fused} == {"setup"}
