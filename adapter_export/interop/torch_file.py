@@ -29,7 +29,18 @@ _ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_HEADERS = 3
 _MAX_PICKLE = 64 * 2**20
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError, KeyError)
+_MAX_EMPTY_SIDE = 2**20
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    LookupError,
+    OverflowError,
+)
 
 _STORAGES = {
     "torch.DoubleStorage": "<f8",
@@ -139,7 +150,7 @@ def _of_stream(data: bytes) -> tuple[object, Storages]:
             _refuse("holds numbers that no tensor refers to", f"storage `{key}`")
         length = stream.read(8)
         count = struct.unpack("<q", length)[0] if len(length) == 8 else -1
-        read[key] = stream.read(max(count, 0) * sizes[key])
+        read[key] = stream.read(min(max(count, 0) * sizes[key], len(data)))
     return found, lambda wanted: read.get(wanted.key, b"")
 
 
@@ -147,14 +158,18 @@ def _array(view: _View, storages: Storages, name: str) -> np.ndarray:
     """The tensor as an array of its own, after its bounds were checked."""
     storage, data = view.storage, storages(view.storage)
     dtype = np.dtype(_bits(storage.dtype))
-    last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
+    # along an axis of length 1 nothing is stepped over, whatever the file says
+    strides = tuple(stride if size > 1 else 0 for size, stride in zip(view.shape, view.strides, strict=True))
+    last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, strides, strict=True))
     size = math.prod(view.shape)
     inside = size == 0 or (last < storage.count and size <= storage.count)
-    if len(data) != storage.count * dtype.itemsize or not inside or min((view.offset, *view.shape, *view.strides)) < 0:
+    if len(data) != storage.count * dtype.itemsize or not inside or min((view.offset, *view.shape, *strides)) < 0:
         _refuse(f"tensor `{name}` does not fit its numbers", f"{len(data)} bytes for the shape {list(view.shape)}")
-    flat = np.frombuffer(data, dtype)
-    steps = tuple(stride * dtype.itemsize for stride in view.strides)
-    strided = np.lib.stride_tricks.as_strided(flat[view.offset :], view.shape, steps, writeable=False)
+    if size == 0:
+        return np.zeros([min(side, _MAX_EMPTY_SIDE) for side in view.shape], dtype)
+    steps = tuple(stride * dtype.itemsize for stride in strides)
+    flat = np.frombuffer(data, dtype)[view.offset :]
+    strided = np.lib.stride_tricks.as_strided(flat, view.shape, steps, writeable=False)
     return _widened(strided) if storage.dtype == "bfloat16" else np.array(strided, order="C")
 
 
@@ -182,7 +197,15 @@ class _Machine:
             for opcode, argument, _ in pickletools.genops(stream):
                 self._step(opcode.name, argument)
             return self._stack.pop()
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            struct.error,
+        ) as error:
             raise _damaged(error) from error
 
     def _step(self, name: str, argument: Any) -> None:

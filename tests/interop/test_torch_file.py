@@ -156,3 +156,22 @@ def test_a_view_outside_of_its_numbers_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"none\.bin"):
         read_torch_file(tmp_path / "none.bin")
+
+
+@pytest.mark.parametrize("zipped", LAYOUTS)
+def test_damage_anywhere_is_a_named_error_or_another_tensor(tmp_path: Path, zipped: bool) -> None:
+    random = np.random.default_rng(0)
+    whole, path = _whole(zipped), tmp_path / "a.bin"
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in random.integers(0, len(data), 3):
+            data[at] = random.integers(256)
+        path.write_bytes(bytes(data))
+        try:
+            found = read_torch_file(path)
+        except FormatError:
+            refused += 1
+        else:
+            assert all(isinstance(tensor, np.ndarray) for tensor in found.values())
+    assert refused > 30
