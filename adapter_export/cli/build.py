@@ -24,9 +24,10 @@ from adapter_export.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from adapter_export.cli.sources import Source
-    from adapter_export.format.manifest import Flavour, Manifest, Precision
+    from adapter_export.format.manifest import Manifest, Precision
     from adapter_export.graph.adapter import Adapter
     from adapter_export.onnx.base import OnnxBase
+    from adapter_export.onnx.flavour_files import Forms
     from adapter_export.reference.inputs import InputCase
     from adapter_export.reference.runner import Runner
 
@@ -145,32 +146,25 @@ def build(
         longest = _max_tokens(source, max_tokens)
         text = _text(source, tokenizer, longest)
         with prepared(source, treatment, allow_base_mismatch, tell) as (base, references):
-            cases = _golden_cases(base, longest)
-            if longest is None and not _is_large(base):
-                _try(references, cases)
             manifest = build_bundle(
                 base,
                 chosen,
                 output,
                 references=references,
-                cases=cases,
+                cases=_golden_cases(base, longest, references),
                 tokenizer=text,
                 max_tokens=None if text is None else longest,
                 kept=_kept(source),
                 allow_base_mismatch=allow_base_mismatch,
                 copy_weights=copy_weights,
-                flavours=_flavours(flavours, source),
-                bake=bake,
+                forms=_forms(flavours, bake, source),
                 force=force,
                 progress=tell,
                 note=notes.append,
             )
-    for each in notes:
-        warn(each)
-    if as_json:
-        emit_json({"bundle": str(output), "manifest": asdict(manifest)})
-    else:
-        _report(manifest, model, output)
+    list(map(warn, notes))
+    document = {"bundle": str(output), "manifest": asdict(manifest)}
+    emit_json(document) if as_json else _report(manifest, model, output)
 
 
 def _open(model: Path, adapters: Sequence[Adapter], trust_pickle: bool, site_map: Path | None) -> Source:
@@ -183,22 +177,21 @@ def _open(model: Path, adapters: Sequence[Adapter], trust_pickle: bool, site_map
     return source
 
 
-def _flavours(given: str | None, source: Source) -> Sequence[Flavour] | None:
+def _forms(flavours: str | None, bake: Sequence[str], source: Source) -> Forms:
     """What was asked for; nothing but slots in a folder that onnxruntime-genai loads, unless it was."""
     from adapter_export.cli.sources import OnnxSource
-    from adapter_export.onnx.flavour_files import FLAVOURS
+    from adapter_export.onnx.flavour_files import FLAVOURS, Forms
 
-    if given is None:
-        return ["slots"] if isinstance(source, OnnxSource) and source.genai else None
-    if given == "all":
-        return list(FLAVOURS)
-    names = [name.strip() for name in given.split(",")]
-    known = [flavour for flavour in FLAVOURS if flavour in names]
-    unknown = sorted(set(names) - set(known))
+    if flavours is None:
+        return Forms(["slots"] if isinstance(source, OnnxSource) and source.genai else None, bake)
+    if flavours == "all":
+        return Forms(list(FLAVOURS), bake)
+    names = {name.strip() for name in flavours.split(",")}
+    unknown = ", ".join(sorted(names - set(FLAVOURS)))
     if unknown:
         expected = f"`all`, or some of {', '.join(FLAVOURS)}"
-        raise UsageError("unknown flavours", where="`--flavours`", found=", ".join(unknown), expected=expected)
-    return known
+        raise UsageError("unknown flavours", where="`--flavours`", found=unknown, expected=expected)
+    return Forms([flavour for flavour in FLAVOURS if flavour in names], bake)
 
 
 def _max_tokens(source: Source, given: int | None) -> int | None:
@@ -211,12 +204,15 @@ def _max_tokens(source: Source, given: int | None) -> int | None:
     return given or known
 
 
-def _golden_cases(base: OnnxBase, longest: int | None) -> list[InputCase]:
+def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:
     """The inputs of the golden vectors: two short ones for a large base, which takes seconds for each."""
     from adapter_export.reference.inputs import input_cases
 
     if not _is_large(base):
-        return input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest)
+        cases = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest)
+        if longest is None:
+            _try(references, cases)
+        return cases
     short = min(longest or _FEW_TOKENS, _FEW_TOKENS)
     first, *_, last = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=short)
     return [first, last]

@@ -17,7 +17,6 @@ from adapter_export.format.files import new_folder, read_bytes, sha256_of
 from adapter_export.format.inventory import MANIFEST_FILE, list_files
 from adapter_export.format.manifest import (
     AdapterRecord,
-    Flavour,
     GoldenRecord,
     HeadRecord,
     Manifest,
@@ -31,7 +30,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx.adapter_file import write_adapter_file
 from adapter_export.onnx.base import OnnxBase, axes
 from adapter_export.onnx.flavour_check import check_flavours
-from adapter_export.onnx.flavour_files import FLAVOURS, Flavours, FlavourWriter
+from adapter_export.onnx.flavour_files import FLAVOURS, Flavours, FlavourWriter, Forms
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.golden import Golden, compute_golden
 from adapter_export.onnx.head_outputs import HeadSum, adapter_output, head_sums
@@ -68,8 +67,7 @@ def build_bundle(
     kept: Mapping[str, Path | bytes] | None = None,
     allow_base_mismatch: bool = False,
     copy_weights: bool = False,
-    flavours: Sequence[Flavour] | None = None,
-    bake: Sequence[str] = (),
+    forms: Forms | None = None,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -87,15 +85,13 @@ def build_bundle(
         kept: more files for the bundle, by name: what another program needs to load it.
         allow_base_mismatch: take adapters that were trained on another base.
         copy_weights: write weights of the bundle's own, where they could be a hard link to the file of the base.
-        flavours: the forms of the graph to write beside the one with slots; the usual ones if not given, without a bank
-            where there cannot be one.
-        bake: the adapters that get a graph of their own, in which they are constant.
+        forms: the graphs to write beside the one with slots; the usual ones if not given.
         force: replace what is at `out`.
         progress: is told each step before it begins.
         note: is told what the user should know, such as that there is no bank, and why.
 
     Raises:
-        UsageError: there are no adapters, a tokenizer without `max_tokens`, or nothing of a name in `bake`.
+        UsageError: there are no adapters, a tokenizer without `max_tokens`, or an unknown name among `forms`.
         AdapterError: two adapters have one name, or an adapter does not fit; `BaseMismatchError` is a kind of it.
         NotNeutralError: an adapter cannot share a graph with others.
         BaseModelError: the base cannot be exported.
@@ -106,28 +102,34 @@ def build_bundle(
     _check_request(adapters, tokenizer, max_tokens)
     _check_bases(adapters, base, allow_base_mismatch)
     plan = plan_slots(adapters, base.sites)
-    tell = progress or (lambda _: None)
+    tell, note = progress or _nobody, note or _nobody
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
-        tell(f"putting {len(plan.slots)} slots into the graph")
-        model = insert_slots(base, plan)
-        model.model_version = model_version(base, plan)
-        tell("writing the graph and the weights of the base")
-        write_model(model, folder / GRAPH_FILE, copy_weights=copy_weights)
+        build = _Build(folder, base, plan, _write_slots(folder, base, plan, copy_weights, tell), references, cases)
         hashed = pool.submit(_hash_weights, folder)  # seconds for a large base, beside the golden vectors
-        build = _Build(folder, base, plan, model, references, cases)
-        graphs = build.flavours(adapters, flavours, bake, tell)
-        if graphs.left_out is not None and note is not None:
-            note(f"without a bank: {graphs.left_out}")
+        graphs = build.graphs(adapters, forms or Forms(), tell, note)
         golden = build.golden(None, tell)
         records = [replace(build.adapter(each, tell), baked=graphs.baked.get(each.name)) for each in adapters]
         text = build.text(tokenizer, max_tokens)
         build.keep(kept or {})
         manifest = build.manifest(graphs, golden, records, text, hashed.result())
-        write_manifest(manifest, folder)
-        tell("holding the bundle against its golden vectors")
-        self_check(folder, manifest, build.vectors)
-        check_flavours(folder, manifest, build.vectors)
+        build.prove(manifest, tell)
     return manifest
+
+
+def _nobody(_: str) -> None:
+    """Hears and says nothing."""
+
+
+def _write_slots(
+    folder: Path, base: OnnxBase, plan: SlotPlan, copy_weights: bool, tell: Callable[[str], None]
+) -> ir.Model:
+    """The graph with slots, which refers to the weights beside it."""
+    tell(f"putting {len(plan.slots)} slots into the graph")
+    model = insert_slots(base, plan)
+    model.model_version = model_version(base, plan)
+    tell("writing the graph and the weights of the base")
+    write_model(model, folder / GRAPH_FILE, copy_weights=copy_weights)
+    return model
 
 
 @dataclass(frozen=True)
@@ -152,17 +154,16 @@ class _Build:
         """The outputs that heads fill."""
         return head_sums(self.plan, [record.name for record in self.base.outputs])
 
-    def flavours(
-        self,
-        adapters: Sequence[Adapter],
-        flavours: Sequence[Flavour] | None,
-        bake: Sequence[str],
-        tell: Callable[[str], None],
+    def graphs(
+        self, adapters: Sequence[Adapter], forms: Forms, tell: Callable[[str], None], note: Callable[[str], None]
     ) -> Flavours:
         """Write the further graphs."""
         tell("writing the other forms of the graph")
         writer = FlavourWriter(self.folder, self.base, self.plan, self.heads, self.model, adapters)
-        return writer.write(flavours, bake)
+        written = writer.write(forms)
+        if written.left_out is not None:
+            note(f"without a bank: {written.left_out}")
+        return written
 
     def golden(self, adapter: Adapter | None, tell: Callable[[str], None]) -> GoldenRecord:
         """Compute and write golden vectors."""
@@ -253,6 +254,13 @@ class _Build:
             heads=tuple(HeadRecord(p.graph_name, head.output, head.result) for head in self.heads for p in head.parts),
             model_version=model_version(self.base, self.plan),
         )
+
+    def prove(self, manifest: Manifest, tell: Callable[[str], None]) -> None:
+        """Write the manifest, and hold everything against the golden vectors."""
+        write_manifest(manifest, self.folder)
+        tell("holding the bundle against its golden vectors")
+        self_check(self.folder, manifest, self.vectors)
+        check_flavours(self.folder, manifest, self.vectors)
 
     def _sites(self) -> Iterator[SiteRecord]:
         """The sublayers, and the other sites that have slots."""

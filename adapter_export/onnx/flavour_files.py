@@ -37,6 +37,19 @@ _BANKS: Mapping[Flavour, Callable[[OnnxBase, SlotPlan, BankRows], ir.Model]] = {
 }
 
 
+@dataclass(frozen=True)
+class Forms:
+    """What is to be written beside the graph with slots.
+
+    Attributes:
+        flavours: which; the usual ones if not given, without a bank where there cannot be one.
+        bake: the adapters that get a graph of their own, in which they are constant.
+    """
+
+    flavours: Sequence[Flavour] | None = None
+    bake: Sequence[str] = ()
+
+
 @dataclass
 class Flavours:
     """What was written.
@@ -74,21 +87,16 @@ class FlavourWriter:
     model: ir.Model
     adapters: Sequence[Adapter]
 
-    def write(self, flavours: Sequence[Flavour] | None, bake: Sequence[str]) -> Flavours:
+    def write(self, forms: Forms) -> Flavours:
         """Write graphs.
 
-        Args:
-            flavours: which, beside the one with slots; the usual ones if not given, without a bank where there cannot
-                be one.
-            bake: the adapters that get a graph of their own.
-
         Raises:
-            UsageError: there is no adapter of a name in `bake`.
+            UsageError: there is no adapter of a name to bake.
             AdapterError: the adapters cannot share a bank.
             BaseModelError: the base cannot have one.
         """
         written = Flavours()
-        wanted = USUAL_FLAVOURS if flavours is None else flavours
+        wanted = USUAL_FLAVOURS if forms.flavours is None else forms.flavours
         if "inputs" in wanted:
             written.graphs["inputs"] = FLAVOURS["inputs"]
             model = with_required_inputs(self.model, [slot.name for slot in self.plan.slots])
@@ -96,10 +104,10 @@ class FlavourWriter:
         try:
             self._write_bank([flavour for flavour in _BANKS if flavour in wanted], written)
         except (AdapterError, BaseModelError) as error:
-            if flavours is not None:
+            if forms.flavours is not None:
                 raise
             written.left_out = str(error)
-        for name in bake:
+        for name in forms.bake:
             written.baked[name] = self._bake(name)
         return written
 

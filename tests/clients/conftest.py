@@ -18,6 +18,7 @@ from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.kinds import Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.flavour_files import FLAVOURS, Forms
 from adapter_export.reference.inputs import input_cases
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -84,8 +85,7 @@ def conformance_bundle(minilm_archive: Path, tmp_path_factory: pytest.TempPathFa
         cases=input_cases(base.inputs, seed=0, shapes=list(SHAPES)),
         tokenizer=torch_base.tokenizer,
         max_tokens=torch_base.max_tokens,
-        flavours=["slots", "inputs", "bank", "mixture"],
-        bake=["wide"],
+        forms=Forms(list(FLAVOURS), ["wide"]),
     )
     return folder / "bundle"
 

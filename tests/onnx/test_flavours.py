@@ -29,6 +29,7 @@ from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.flavour_check import check_flavours
+from adapter_export.onnx.flavour_files import FLAVOURS, Forms
 from adapter_export.onnx.golden import MASK_BELOW, Golden
 from adapter_export.onnx.head_outputs import head_sums
 from adapter_export.onnx.rows import bank_rows
@@ -53,8 +54,7 @@ def _adapters(base: OnnxBase) -> list[Adapter]:
 @pytest.fixture(scope="module")
 def bundle(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("flavours") / "bundle"
-    flavours = ["slots", "inputs", "bank", "mixture"]
-    _build(base, _adapters(base), out, flavours=flavours, bake=["wide", "narrow"])
+    _build(base, _adapters(base), out, forms=Forms(list(FLAVOURS), ["wide", "narrow"]))
     return out
 
 
@@ -163,7 +163,7 @@ class TestMixture:
         """At the last ffn alone, where the blend can be computed from the results of single runs."""
         kind = replace(pfeiffer(), parts=tuple(_last_layer(part) for part in pfeiffer().parts))
         adapters = [random_adapter(name, kind, base) for name in ("one", "two")]
-        _build(base, adapters, tmp_path / "bundle", flavours=["mixture"])
+        _build(base, adapters, tmp_path / "bundle", forms=Forms(["mixture"]))
         sums = {name: _before_the_last_norm(tmp_path / "bundle", name) for name in (None, "one", "two")}
         inputs, shares = token_inputs(4), np.array([[0.2, 0.5, 0.3]], np.float32)
         mixture = _exposed(tmp_path / "bundle" / "model.mixture.onnx")
@@ -204,7 +204,7 @@ def test_a_baked_adapter_needs_no_feed(bundle: Path, manifest: Manifest) -> None
 class TestRefusals:
     def test_an_unknown_name_to_bake(self, base: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no adapter of this name"):
-            _build(base, _adapters(base), tmp_path / "bundle", bake=["nobody"])
+            _build(base, _adapters(base), tmp_path / "bundle", forms=Forms(bake=["nobody"]))
         assert not list(tmp_path.iterdir())
 
     def test_a_norm_over_the_bottleneck_cannot_be_filled_up(self, base: OnnxBase) -> None:
@@ -221,7 +221,7 @@ class TestRefusals:
         assert (set(manifest.graphs), manifest.bank) == ({"slots", "inputs"}, None)
         assert "no batch of any length" in notes[0]
         with pytest.raises(BaseModelError, match="no batch of any length"):
-            _build(fixed, _adapters(base), tmp_path / "asked", flavours=["bank"])
+            _build(fixed, _adapters(base), tmp_path / "asked", forms=Forms(["bank"]))
 
 
 def _with_inner_norm(adapter: Adapter) -> Adapter:
