@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import onnx_ir as ir
 
 from adapter_export import __version__
-from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError
-from adapter_export.format.adapter_files import write_adapter
+from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.files import new_folder, read_bytes, sha256_of
 from adapter_export.format.inventory import MANIFEST_FILE, list_files
 from adapter_export.format.manifest import (
@@ -25,21 +24,20 @@ from adapter_export.format.manifest import (
     TextRecord,
 )
 from adapter_export.format.manifest_json import MANIFEST_VERSION, write_manifest
-from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx.adapter_file import write_adapter_file
 from adapter_export.onnx.base import OnnxBase, axes
+from adapter_export.onnx.entry import BASE_NAME, EntryWriter, check_bases, check_names
 from adapter_export.onnx.flavour_check import check_flavours
 from adapter_export.onnx.flavour_files import FLAVOURS, Flavours, FlavourWriter, Forms
 from adapter_export.onnx.flow import flow_graph
-from adapter_export.onnx.golden import Golden, compute_golden
+from adapter_export.onnx.golden import Golden, GoldenMaker
 from adapter_export.onnx.head_outputs import HeadSum, adapter_output, head_sums
 from adapter_export.onnx.identity import model_version
 from adapter_export.onnx.insert import insert_slots, site_values
 from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.oldest_runtime import oldest_runtime
 from adapter_export.onnx.self_check import self_check
-from adapter_export.onnx.slots import SlotPlan, plan_slots, slot_tensors
+from adapter_export.onnx.slots import SlotPlan, plan_slots
 from adapter_export.onnx.weights import WEIGHTS_FILE, write_model
 from adapter_export.reference.inputs import InputCase
 from adapter_export.reference.runner import Runner
@@ -48,11 +46,6 @@ from adapter_export.sites.site import SUBLAYERS
 
 GRAPH_FILE = FLAVOURS["slots"]
 TOKENIZER_FILE = "tokenizer.json"
-
-BASE_NAME = "base"
-"""What stands for no adapter, in file names and in reports."""
-
-_ADAPTERS, _GOLDEN = "adapters", "golden"
 
 
 def build_bundle(
@@ -100,14 +93,14 @@ def build_bundle(
         WriteError: the operating system refused a write. Nothing stays behind then, nor after any other error.
     """
     _check_request(adapters, tokenizer, max_tokens)
-    _check_bases(adapters, base, allow_base_mismatch)
+    check_bases(adapters, base.fingerprint, allow_mismatch=allow_base_mismatch)
     plan = plan_slots(adapters, base.sites)
     tell, note = progress or _nobody, note or _nobody
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
         build = _Build(folder, base, plan, _write_slots(folder, base, plan, copy_weights, tell), references, cases)
         hashed = pool.submit(_hash_weights, folder)  # seconds for a large base, beside the golden vectors
         graphs = build.graphs(adapters, forms or Forms(), tell, note)
-        golden = build.golden(None, tell)
+        golden = build.entries.golden(None, build.golden(None, tell))
         records = [replace(build.adapter(each, tell), baked=graphs.baked.get(each.name)) for each in adapters]
         text = build.text(tokenizer, max_tokens)
         build.keep(kept or {})
@@ -165,44 +158,34 @@ class _Build:
             note(f"without a bank: {written.left_out}")
         return written
 
-    def golden(self, adapter: Adapter | None, tell: Callable[[str], None]) -> GoldenRecord:
-        """Compute and write golden vectors."""
-        name = BASE_NAME if adapter is None else adapter.name
-        tell(f"computing golden vectors of `{name}` with {self.references.description}")
-        size = extent(flow_graph(self.model))
-        output = adapter_output(self.heads, adapter)
-        golden = compute_golden(self.references, self.base, size, self.cases, adapter, output)
-        self.vectors[None if adapter is None else adapter.name] = golden
-        path = f"{_GOLDEN}/{name}.safetensors"
-        return golden.write(self._new(path), path)
+    @cached_property
+    def maker(self) -> GoldenMaker:
+        """Computes the golden vectors."""
+        names = [record.name for record in self.base.outputs]
+        size, stored = extent(flow_graph(self.model)), numerics(self.base.model).stored
+        return GoldenMaker(self.references, self.cases, self.base.inputs, names, size, stored)
+
+    @property
+    def entries(self) -> EntryWriter:
+        """Writes what there is of each adapter."""
+        return EntryWriter(self.folder, self.plan, self.heads, model_version(self.base, self.plan))
+
+    def golden(self, adapter: Adapter | None, tell: Callable[[str], None]) -> Golden:
+        """Compute golden vectors."""
+        name = None if adapter is None else adapter.name
+        tell(f"computing golden vectors of `{name or BASE_NAME}` with {self.references.description}")
+        self.vectors[name] = self.maker.make(adapter, adapter_output(self.heads, adapter))
+        return self.vectors[name]
 
     def adapter(self, adapter: Adapter, tell: Callable[[str], None]) -> AdapterRecord:
         """Write everything about one adapter."""
-        golden = self.golden(adapter, tell)
-        tensors = slot_tensors(self.plan, adapter)
-        source = f"{_ADAPTERS}/{adapter.name}"
-        write_adapter_file(self._new(f"{source}.onnx_adapter"), tensors, model_version(self.base, self.plan))
-        write_tensors(self._new(f"{source}.safetensors"), tensors)
-        write_adapter(adapter, self.folder / source)
-        return AdapterRecord(
-            name=adapter.name,
-            kind=adapter.kind,
-            labels=None if adapter.head is None else adapter.head.labels or None,
-            parameters=adapter.cost().parameters,
-            onnx_adapter=f"{source}.onnx_adapter",
-            safetensors=f"{source}.safetensors",
-            source=source,
-            base=adapter.base,
-            golden=golden,
-            task=None if adapter.head is None else adapter.head.task,
-            output=adapter_output(self.heads, adapter),
-        )
+        return self.entries.adapter(adapter, self.golden(adapter, tell))
 
     def text(self, tokenizer: str | None, max_tokens: int | None) -> TextRecord | None:
         """Write the tokenizer."""
         if tokenizer is None or max_tokens is None:
             return None
-        self._new(TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8", newline="")
+        (self.folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8", newline="")
         return TextRecord(TOKENIZER_FILE, max_tokens)
 
     def keep(self, files: Mapping[str, Path | bytes]) -> None:
@@ -271,11 +254,6 @@ class _Build:
                 tensor = values[site.name][parts[0].graph.replaces] if parts else site.h
                 yield SiteRecord(site.name, site.role, site.layer, site.width, site.path, tensor)
 
-    def _new(self, path: str) -> Path:
-        file = self.folder / path
-        file.parent.mkdir(exist_ok=True)
-        return file
-
 
 def _hash_weights(folder: Path) -> dict[str, str]:
     path = folder / WEIGHTS_FILE
@@ -287,20 +265,4 @@ def _check_request(adapters: Sequence[Adapter], tokenizer: str | None, max_token
         raise UsageError("there is nothing to build", found="no adapters", expected="at least one")
     if tokenizer is not None and max_tokens is None:
         raise UsageError("a tokenizer needs the most tokens that the base takes", fix="give `max_tokens`")
-    counts = Counter(adapter.name.casefold() for adapter in adapters)
-    twice = [adapter.name for adapter in adapters if counts[adapter.name.casefold()] > 1]
-    if twice:
-        raise AdapterError(
-            "two adapters have one name",
-            found=", ".join(f"`{name}`" for name in twice),
-            expected="names that differ in more than case",
-            fix="rename the folder of one of them",
-        )
-    if BASE_NAME in counts:
-        raise AdapterError(f"`{BASE_NAME}` stands for no adapter", fix="rename the adapter")
-
-
-def _check_bases(adapters: Sequence[Adapter], base: OnnxBase, allow_mismatch: bool) -> None:
-    for adapter in adapters:
-        if adapter.base != base.fingerprint and not allow_mismatch:
-            raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint)
+    check_names([adapter.name for adapter in adapters])

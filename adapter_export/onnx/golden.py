@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from adapter_export.dtypes import FLOAT_TYPES, Stored
-from adapter_export.errors import BaseModelError, NothingComparedError, ParityError
+from adapter_export.errors import BaseModelError, NothingComparedError, ParityError, TensorError
 from adapter_export.format.manifest import GoldenRecord, InputRecord
-from adapter_export.format.tensors import write_tensors
+from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx.base import OnnxBase
-from adapter_export.onnx.numerics import numerics
 from adapter_export.reference.budget import budget
 from adapter_export.reference.inputs import InputCase
 from adapter_export.reference.runner import Arrays, Runner, run
@@ -22,6 +20,9 @@ from adapter_export.sites.extent import Extent
 
 MASK_BELOW = -1e30
 """What an output of a bank is below where the row's adapter has no class; see `rows.MASKED`."""
+
+_SHOWN = 5
+"""How many wrong tensors a message names."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,35 @@ class Golden:
     outputs: Sequence[Arrays]
     absolute: Mapping[str, float]
     reference: str
+
+    @classmethod
+    def read(cls, folder: Path, record: GoldenRecord, inputs: Sequence[InputRecord]) -> Golden:
+        """The golden vectors of a bundle.
+
+        Raises:
+            FileError, FormatError: the file cannot be read.
+            TensorError: a case lacks an input or an output.
+        """
+        tensors = read_tensors(folder / record.path)
+        wanted = {
+            f"{case}.{kind}.{name}"
+            for case in record.cases
+            for kind, names in (("input", [one.name for one in inputs]), ("output", record.absolute))
+            for name in names
+        }
+        if wanted != tensors.keys():
+            raise TensorError(
+                "holds other tensors than those of its cases",
+                where=folder / record.path,
+                found=", ".join(sorted(wanted ^ tensors.keys())[:_SHOWN]),
+                expected=f"inputs and outputs of {', '.join(f'`{case}`' for case in record.cases)}",
+                fix="build the bundle again",
+            )
+        cases = [
+            InputCase(case, {one.name: tensors[f"{case}.input.{one.name}"] for one in inputs}) for case in record.cases
+        ]
+        outputs = [{name: tensors[f"{case}.output.{name}"] for name in record.absolute} for case in record.cases]
+        return cls(cases, outputs, record.absolute, record.reference)
 
     def write(self, path: Path, name: str) -> GoldenRecord:
         """Write the tensors; `name` is the file's path in the bundle.
@@ -110,41 +140,50 @@ def _own(found: np.ndarray, width: int, where: str) -> np.ndarray:
     return found[..., :width]
 
 
-def compute_golden(
-    references: Runner,
-    base: OnnxBase,
-    extent: Extent,
-    cases: Sequence[InputCase],
-    adapter: Adapter | None,
-    output: str | None = None,
-) -> Golden:
-    """Let the reference compute the outputs.
+@dataclass(frozen=True)
+class GoldenMaker:
+    """Lets the reference compute the golden vectors of a graph.
 
-    Args:
-        references: what computes.
-        base: the base.
-        extent: that of the exported graph, from which the allowed deviations follow.
+    Attributes:
+        references: what computes; never the graph itself.
         cases: the inputs.
-        adapter: the adapter; none for the base alone.
-        output: the output of the graph that holds the result of the adapter's head, if it has one.
-
-    Raises:
-        BaseModelError: the reference lacks an output of the base, or gives NaN or Inf; or an output is not the cache
-            that it seems to be.
-        NothingComparedError: there are no cases.
+        inputs: those of the graph.
+        outputs: the names of the base's outputs.
+        extent: that of the graph, from which the allowed deviations follow.
+        stored: the coarsest type that the graph rounds its activations to.
     """
-    if not cases:
-        raise NothingComparedError("no golden vectors: there are no inputs to compute them from")
-    names = [record.name for record in base.outputs]
-    given = [run(references, case.arrays, adapter, names, output) for case in cases]
-    names += [] if output is None else [output]
-    outputs = [_checked(found, names, references, case) for case, found in zip(cases, given, strict=True)]
-    for case, found in zip(cases, outputs, strict=True):
-        _check_caches(base.inputs, case.arrays, found)
-    inner = max([extent.inner, *(size for case in cases for array in case.arrays.values() for size in array.shape)])
-    size, stored = Extent(inner, extent.depth), numerics(base.model).stored
-    allowed = {name: _allowed([output[name] for output in outputs], size, stored) for name in names}
-    return Golden(cases, outputs, allowed, references.description)
+
+    references: Runner
+    cases: Sequence[InputCase]
+    inputs: Sequence[InputRecord]
+    outputs: Sequence[str]
+    extent: Extent
+    stored: Stored
+
+    def make(self, adapter: Adapter | None, output: str | None = None) -> Golden:
+        """Golden vectors.
+
+        Args:
+            adapter: the adapter; none for the base alone.
+            output: the output of the graph that holds the result of the adapter's head, if it has one.
+
+        Raises:
+            BaseModelError: the reference lacks an output of the base, or gives NaN or Inf; or an output is not the
+                cache that it seems to be.
+            NothingComparedError: there are no cases.
+        """
+        if not self.cases:
+            raise NothingComparedError("no golden vectors: there are no inputs to compute them from")
+        given = [run(self.references, case.arrays, adapter, self.outputs, output) for case in self.cases]
+        names = [*self.outputs, *([] if output is None else [output])]
+        pairs = list(zip(self.cases, given, strict=True))
+        outputs = [_checked(found, names, self.references, case) for case, found in pairs]
+        for case, found in zip(self.cases, outputs, strict=True):
+            _check_caches(self.inputs, case.arrays, found)
+        lengths = [size for case in self.cases for array in case.arrays.values() for size in array.shape]
+        size = Extent(max([self.extent.inner, *lengths]), self.extent.depth)
+        allowed = {name: _allowed([output[name] for output in outputs], size, self.stored) for name in names}
+        return Golden(self.cases, outputs, allowed, self.references.description)
 
 
 def _allowed(values: Sequence[np.ndarray], size: Extent, stored: Stored) -> float:

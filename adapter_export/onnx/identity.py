@@ -12,12 +12,20 @@ _UNSAID = (0, 1)
 
 
 def model_version(base: OnnxBase, plan: SlotPlan) -> int:
-    """The `model_version` of a graph with slots and of every adapter file that fits it, a positive int32.
+    """The `model_version` of a graph with slots and of every adapter file that fits it."""
+    return model_version_of(base.fingerprint, plan, None if base.given is None else base.given.digest)
 
-    31 bits of the sha256 over the fingerprint of the base, the topology of the slots, and the site map that moved its
-    sites. The precision of the base is not in it: adapters of one precision fit another.
+
+def model_version_of(fingerprint: str, plan: SlotPlan, site_map: str | None) -> int:
+    """31 bits of the sha256 over what decides whether an adapter file fits, a positive int32.
+
+    The precision of the base is not in it: adapters of one precision fit another.
+
+    Args:
+        fingerprint: that of the base.
+        plan: the slots, of which the topology counts.
+        site_map: the digest of the site map that moved the sites of the base, if there was one.
     """
-    site_map = "" if base.given is None else base.given.digest
-    digest = hashlib.sha256("\n".join((base.fingerprint, plan.digest, site_map)).encode()).digest()
+    digest = hashlib.sha256("\n".join((fingerprint, plan.digest, site_map or "")).encode()).digest()
     number = int.from_bytes(digest[:4], "little") & 0x7FFFFFFF
     return number if number not in _UNSAID else number + len(_UNSAID)

@@ -19,6 +19,7 @@ from adapter_export.onnx.casts import NODE_SITE_KEY, cast, check_floats, ones
 from adapter_export.onnx.graft import Graft
 from adapter_export.onnx.head_outputs import HeadSum, head_graphs, head_sums
 from adapter_export.onnx.lowering import Writer, emit
+from adapter_export.onnx.plan_json import describe_plan
 from adapter_export.onnx.site_graft import SiteGraft
 from adapter_export.onnx.slots import SLOT_PREFIX, Part, SlotPlan
 from adapter_export.onnx.supply import SlotSupply, Supply
@@ -27,11 +28,10 @@ from adapter_export.reference.bound import bound_to
 from adapter_export.reference.fit import check_tokens
 from adapter_export.sites.site import Norm, Site
 
-GRAPH_VERSION = "1.0.0"
+GRAPH_VERSION = "1.1.0"
 """The version of the conventions of an exported graph: names of slots and keys of `metadata_props`."""
 
 VERSION_KEY = "adapter_export.format_version"
-TOPOLOGY_KEY = "adapter_export.topology"
 SITES_KEY = "adapter_export.sites"
 """JSON: what `site_values` gives."""
 
@@ -230,10 +230,10 @@ def _describe(model: ir.Model, base: OnnxBase, plan: SlotPlan, sums: Sequence[He
         {
             FINGERPRINT_KEY: base.fingerprint,
             VERSION_KEY: GRAPH_VERSION,
-            TOPOLOGY_KEY: plan.digest,
             SITES_KEY: json.dumps(values, sort_keys=True),
         }
     )
+    describe_plan(model, plan)
     if insertion.norms:
         norms = {site: asdict(norm) for site, norm in insertion.norms.items()}
         model.metadata_props[NORMS_KEY] = json.dumps(norms, sort_keys=True)
