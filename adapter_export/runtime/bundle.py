@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime as ort
 
-from adapter_export.errors import HashError, VersionError
-from adapter_export.format.files import read_bytes
+from adapter_export.errors import UsageError, VersionError
 from adapter_export.format.inventory import verify_files
-from adapter_export.format.manifest import AdapterRecord, Manifest
+from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
-from adapter_export.runtime.loaded import Claim
+from adapter_export.runtime.catalogue import Catalogue
+from adapter_export.runtime.graphs import Graphs
+from adapter_export.runtime.loading import Loader
 from adapter_export.runtime.providers import Optimization, Provider, open_session
 from adapter_export.runtime.session import Session
+
+RESIDENT = 64
+"""How many adapters a session keeps in place if nobody says it."""
 
 
 @dataclass(frozen=True)
@@ -53,36 +57,56 @@ class Bundle:
         return cls(folder, manifest, verify)
 
     def session(
-        self, *, provider: Provider = "cpu", optimization: Optimization = "all", threads: int | None = None
+        self,
+        *,
+        provider: Provider = "cpu",
+        fallback: Provider | None = None,
+        optimization: Optimization = "all",
+        threads: int | None = None,
+        on_demand: bool = False,
+        resident: int = RESIDENT,
     ) -> Session:
         """Open a session with all adapters of the bundle loaded.
 
         Args:
-            provider: where to compute; never anywhere else.
+            provider: where to compute; never anywhere else, but for `fallback`.
+            fallback: where to compute if `provider` is not available; a `RuntimeWarning` and `Session.provider` say so.
             optimization: how far ONNX Runtime may rewrite the graph.
             threads: how many threads one operation may use.
+            on_demand: read the file of an adapter when a call needs it, instead of now: for thousands of adapters.
+            resident: how many adapters that are not in the bundle's bank a mixed batch finds in place, and how many of
+                those that are read on demand stay in memory; the least recently used one makes room.
 
         Raises:
-            UsageError: the provider is not available here.
+            UsageError: the provider is not available here, or `resident` is below 1.
             FormatError: a file was damaged since the bundle was opened, or does not fit the graph.
         """
-        path = self.folder / self.manifest.graphs["slots"]
-        session = Session(open_session(path, provider, optimization, threads), self.manifest, provider)
+        if resident < 1:
+            raise UsageError(
+                "a session needs room for an adapter", found=f"`resident` {resident}", expected="1 or more"
+            )
+        try:
+            graphs = self._opened(provider, optimization, threads)
+        except UsageError as error:
+            if fallback is None:
+                raise
+            graphs = self._opened(fallback, optimization, threads)
+            warnings.warn(f"runs on `{fallback}`: {error}", RuntimeWarning, stacklevel=2)
+        catalogue = Catalogue(resident)
+        loader = Loader(self.manifest, graphs.provider, catalogue.next_serial)
+        hashes = {file.path: file.sha256 for file in self.manifest.files} if self.verified else {}
         for record in self.manifest.adapters:
-            file = self.folder / record.onnx_adapter
-            claim = Claim(record.labels, record.task, record.output)
-            session.load_bytes(record.name, self._adapter_bytes(record), claim, where=file)
-        return session
+            digest = hashes.get(record.onnx_adapter)
+            catalogue.add(loader.built(record, self.folder, digest, on_demand=on_demand))
+        return Session(graphs, catalogue, loader, resident)
 
-    def _adapter_bytes(self, record: AdapterRecord) -> bytes:
-        """Read once: what is hashed is what is used."""
-        path = self.folder / record.onnx_adapter
-        data = read_bytes(path)
-        found = hashlib.sha256(data).hexdigest()
-        expected = next(file.sha256 for file in self.manifest.files if file.path == record.onnx_adapter)
-        if self.verified and found != expected:
-            raise HashError(path, found=found, expected=expected)
-        return data
+    def _opened(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
+        """The graphs, the one with slots opened."""
+        graphs = Graphs(
+            self.manifest, provider, lambda path: open_session(self.folder / path, provider, optimization, threads)
+        )
+        graphs.session("slots")
+        return graphs
 
 
 def _check_runtime(manifest: Manifest, folder: Path) -> None:

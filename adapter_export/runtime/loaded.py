@@ -26,12 +26,14 @@ class LoadedAdapter:
         output: the output that holds the result of its head; none if it has no head.
         task: what its head is for; none if it has no head, or nobody said it.
         labels: the names of its classes; none if it has no head, or none were given.
+        graph: the name of its head's topology; none if it has no head.
     """
 
     tensors: Weights
     output: str | None
     task: Task | None
     labels: tuple[str, ...] | None
+    graph: str | None
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,10 @@ def check_adapter(tensors: Weights, manifest: Manifest, claim: Claim, where: obj
         raise AdapterError(
             "labels and classes differ", where=where, found=f"{len(labels)} labels", expected=f"{classes} classes"
         )
-    return LoadedAdapter(
-        tensors, None if head is None else head.output, task, None if labels is None else tuple(labels)
-    )
+    named = None if labels is None else tuple(labels)
+    if head is None:
+        return LoadedAdapter(tensors, None, task, named, None)
+    return LoadedAdapter(tensors, head.output, task, named, head.graph)
 
 
 def check_model_version(found: int, manifest: Manifest, where: object) -> None:

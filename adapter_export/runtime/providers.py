@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -69,6 +70,11 @@ def open_session(
     if session.get_providers()[0] != name:  # it falls back to the CPU with a log line only
         raise _unavailable(provider, f"{name} does not start; the session would run on {session.get_providers()[0]}")
     return session
+
+
+def on_device(array: np.ndarray, provider: Provider) -> ort.OrtValue:
+    """An array where a session computes; on the CPU it is the array itself, not a copy."""
+    return ort.OrtValue.ortvalue_from_numpy(array, provider, 0)
 
 
 def _options(optimization: Optimization, threads: int | None) -> ort.SessionOptions:

@@ -1,65 +1,78 @@
-"""A session: one graph, any number of adapters, a choice per call."""
+"""A session: any number of adapters, a choice per call or per row."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import onnxruntime as ort
 
 from adapter_export.errors import RequestError
 from adapter_export.format.files import read_bytes
-from adapter_export.format.manifest import Manifest
-from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import Task
-from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
-from adapter_export.runtime.loaded import Claim, LoadedAdapter, check_adapter, check_model_version
-from adapter_export.runtime.predict import Prediction, predict, predict_tokens
-from adapter_export.runtime.providers import FAILURES, Provider
+from adapter_export.runtime.answers import check_task, label_rows, label_tokens, row_results
+from adapter_export.runtime.bank import Bank, Share
+from adapter_export.runtime.binding import run_bound
+from adapter_export.runtime.catalogue import Catalogue, Entry
+from adapter_export.runtime.graphs import Graphs
+from adapter_export.runtime.head_rows import wanted_outputs
+from adapter_export.runtime.leases import Counts
+from adapter_export.runtime.loaded import Claim
+from adapter_export.runtime.loading import Loader
+from adapter_export.runtime.predict import Prediction
+from adapter_export.runtime.providers import Provider, on_device
 from adapter_export.runtime.request import check_inputs
 
-_FATAL_ONLY = 4
-
-_METHODS: Mapping[Task, str] = {
-    "sequence_classification": "classify",
-    "token_classification": "classify_tokens",
-    "regression": "predict",
-    "embedding": "embed",
-}
+Inputs = Mapping[str, np.ndarray]
+Outputs = dict[str, np.ndarray]
+Rows = Sequence[str | None]
+"""An adapter for each row of a batch; none is the base."""
 
 
 @dataclass(frozen=True)
-class _Resident:
-    """An adapter with its tensors where the graph runs; on the CPU they lie in the arrays of `adapter` itself."""
+class Statistics:
+    """What became of adapters that do not have a place of their own.
 
-    adapter: LoadedAdapter
-    feeds: Mapping[str, ort.OrtValue]
+    Attributes:
+        files: those that are read from their files on demand, in memory.
+        bank: those that are not in the bundle's bank, in the table of mixed batches.
+    """
+
+    files: Counts
+    bank: Counts
 
 
 class Session:
-    """Runs a bundle's graph; made by `Bundle.session`.
+    """Runs a bundle's graphs; made by `Bundle.session`.
 
-    The adapter is a choice of each call and never a state of the session, so any number of threads may run at once,
-    with loads and unloads in between. Adapters lie in memory of their own, or on the device: their files may be
-    overwritten or removed.
+    The adapter is a choice of each call, or of each row, and never a state of the session, so any number of threads may
+    run at once, with loads and unloads in between. Adapters lie in memory of their own, or on the device: their files
+    may be overwritten or removed, unless they are loaded on demand.
     """
 
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest, provider: Provider) -> None:
-        self._session = session
-        self._manifest = manifest
-        self._provider = provider
-        self._options = ort.RunOptions()
-        self._options.log_severity_level = _FATAL_ONLY  # a call that fails raises; it need not be logged as well
-        self._residents: dict[str, _Resident] = {}
-        self._lock = Lock()
+    def __init__(self, graphs: Graphs, catalogue: Catalogue, loader: Loader, resident: int) -> None:
+        self._graphs = graphs
+        self._manifest = graphs.manifest
+        self._catalogue = catalogue
+        self._loader = loader
+        self._bank = Bank(graphs, catalogue, resident)
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters that are loaded."""
-        return tuple(self._residents)
+        return self._catalogue.names
+
+    @property
+    def provider(self) -> Provider:
+        """Where it computes."""
+        return self._graphs.provider
+
+    @property
+    def statistics(self) -> Statistics:
+        """Hits, loads and evictions so far."""
+        return Statistics(self._catalogue.counts, self._bank.counts)
 
     def labels(self, adapter: str) -> tuple[str, ...] | None:
         """The names of an adapter's classes in the order of its logits; none if it has no head or they are not known.
@@ -67,7 +80,7 @@ class Session:
         Raises:
             RequestError: it is not loaded.
         """
-        return self._resident(adapter).adapter.labels
+        return self._catalogue.entry(adapter).labels
 
     def task(self, adapter: str) -> Task | None:
         """What an adapter's head is for; none if it has no head or nobody said it.
@@ -75,7 +88,7 @@ class Session:
         Raises:
             RequestError: it is not loaded.
         """
-        return self._resident(adapter).adapter.task
+        return self._catalogue.entry(adapter).task
 
     def output(self, adapter: str) -> str | None:
         """The output that holds the result of an adapter's head; none if it has no head.
@@ -83,74 +96,106 @@ class Session:
         Raises:
             RequestError: it is not loaded.
         """
-        return self._resident(adapter).adapter.output
+        return self._catalogue.entry(adapter).output
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapter: str | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self,
+        inputs: Inputs,
+        adapter: str | None = None,
+        *,
+        adapters: Rows | None = None,
+        mixture: Sequence[Share] | None = None,
+        allow_mixed_rows: bool = False,
+    ) -> Outputs:
         """Compute the outputs.
 
         Args:
             inputs: an array for each input of the base.
-            adapter: the adapter to run with; none is the base as it is.
+            adapter: the adapter to run all rows with; without it, and without the next two, the base as it is.
+            adapters: instead, an adapter for each row; none is the base. Needs the bundle's graph `bank`.
+            mixture: instead, for each row shares of adapters, from 0 to 1; the base has what is left to 1. Needs the
+                bundle's graph `mixture`.
+            allow_mixed_rows: put rows of different adapters into one call although the base lets the rows of a batch
+                influence each other.
 
         Returns:
-            The base's outputs by name and, for an adapter with a head, the result of its task at `output(adapter)`.
+            The base's outputs by name, and the results of heads: of an adapter with a head at `output(adapter)`. In a
+            call with `adapters` or `mixture`, they are as wide as the widest of its rows; a row holds −inf for classes
+            that its adapter does not have, and NaN where its adapter has another head or none.
 
         Raises:
-            RequestError: the adapter is not loaded, the inputs do not fit, or ONNX Runtime cannot compute them.
+            RequestError: an adapter is not loaded, the inputs do not fit, ONNX Runtime cannot compute them, the bundle
+                lacks the graph, or rows would influence each other.
+            InputError: the file of an adapter that is read on demand is not what it was.
         """
-        resident = None if adapter is None else self._resident(adapter)
+        if sum(each is not None for each in (adapter, adapters, mixture)) > 1:
+            raise RequestError("one call has one choice", expected="`adapter`, `adapters` or `mixture`")
         arrays = check_inputs(inputs, self._manifest.inputs)
-        feeds = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        feeds.update({} if resident is None else resident.feeds)
-        names = self._outputs(resident)
-        try:
-            values = self._session.run_with_ort_values(names, feeds, self._options)
-        except FAILURES as error:
-            raise RequestError(
-                "ONNX Runtime cannot compute these inputs",
-                found=str(error).partition("\n")[0],
-                fix="check their lengths against what the base takes",
-            ) from error
-        return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+        if mixture is not None:
+            self._check_rows(arrays, mixture, [sorted(share.items()) for share in mixture], allow_mixed_rows)
+            return self._bank.mix(self._fed(arrays), mixture)
+        if adapters is not None:
+            return self._run_rows(arrays, self._entries(adapters), allow_mixed_rows)
+        return self._run_one(arrays, self._entry(adapter))
 
-    def classify(self, inputs: Mapping[str, np.ndarray], adapter: str) -> list[Prediction]:
-        """Compute the labels of texts, one for each row.
+    def run_on_device(self, inputs: Inputs, adapter: str | None = None) -> dict[str, ort.OrtValue]:
+        """Compute the outputs and leave them where the session computes: on the GPU, for what is done there next.
 
         Raises:
-            RequestError: as `run`; or the adapter's task is not `sequence_classification`.
+            RequestError: as `run`.
         """
-        logits = self._result(inputs, adapter, "sequence_classification")
-        return predict(logits, self.labels(adapter) or ())
+        entry = self._entry(adapter)
+        arrays = check_inputs(inputs, self._manifest.inputs)
+        feeds = {name: on_device(array, self.provider) for name, array in arrays.items()}
+        feeds.update({} if entry is None else self._catalogue.resident(entry).feeds)
+        return run_bound(self._graphs.session("slots"), self._outputs(entry), feeds, self.provider)
 
-    def classify_tokens(self, inputs: Mapping[str, np.ndarray], adapter: str) -> list[list[Prediction | None]]:
+    def classify(
+        self, inputs: Inputs, adapter: str | None = None, *, adapters: Sequence[str] | None = None
+    ) -> list[Prediction]:
+        """Compute the labels of texts, one for each row, by one adapter or by one for each row.
+
+        Raises:
+            RequestError: as `run`; or an adapter's task is not `sequence_classification`.
+        """
+        results, entries = self._results(inputs, adapter, adapters, "sequence_classification")
+        return label_rows(results, entries)
+
+    def classify_tokens(
+        self, inputs: Inputs, adapter: str | None = None, *, adapters: Sequence[str] | None = None
+    ) -> list[list[Prediction | None]]:
         """Compute the labels of tokens, for each row one for each token; none where the mask says that it is padding.
 
         Raises:
-            RequestError: as `run`; or the adapter's task is not `token_classification`.
+            RequestError: as `run`; or an adapter's task is not `token_classification`.
         """
-        logits = self._result(inputs, adapter, "token_classification")
-        masks = [inputs[record.name] != 0 for record in self._manifest.inputs if record.role == "mask"]
-        fitting = [mask for mask in masks if mask.shape == logits.shape[:2]]
-        return predict_tokens(logits, self.labels(adapter) or (), fitting[0] if fitting else None)
+        results, entries = self._results(inputs, adapter, adapters, "token_classification")
+        return label_tokens(results, entries, inputs, self._manifest.inputs)
 
-    def predict(self, inputs: Mapping[str, np.ndarray], adapter: str) -> np.ndarray:
+    def predict(self, inputs: Inputs, adapter: str) -> np.ndarray:
         """Compute the numbers of a regression, [batch, numbers] in float32.
 
         Raises:
             RequestError: as `run`; or the adapter's task is not `regression`.
         """
-        return self._result(inputs, adapter, "regression")
+        return np.stack(self._results(inputs, adapter, None, "regression")[0])
 
-    def embed(self, inputs: Mapping[str, np.ndarray], adapter: str) -> np.ndarray:
+    def embed(self, inputs: Inputs, adapter: str) -> np.ndarray:
         """Compute vectors, [batch, width] in float32.
 
         Raises:
             RequestError: as `run`; or the adapter's task is not `embedding`.
         """
-        return self._result(inputs, adapter, "embedding")
+        return np.stack(self._results(inputs, adapter, None, "embedding")[0])
 
     def load(
-        self, name: str, path: Path | str, *, labels: Sequence[str] | None = None, task: Task | None = None
+        self,
+        name: str,
+        path: Path | str,
+        *,
+        labels: Sequence[str] | None = None,
+        task: Task | None = None,
+        on_demand: bool = False,
     ) -> None:
         """Load another adapter that was built for this graph.
 
@@ -159,9 +204,10 @@ class Session:
 
         Args:
             name: what `run` will call it.
-            path: its `.onnx_adapter` file; it is read now and never again.
+            path: its `.onnx_adapter` file; it is read now and, but for `on_demand`, never again.
             labels: the names of its classes.
             task: what its head is for; with labels, the classification that its head can do if not given.
+            on_demand: do not keep it in memory, but read the file again when a call needs it. It must not change.
 
         Raises:
             FileError: the file cannot be read.
@@ -171,7 +217,11 @@ class Session:
                 was made for another base or graph.
             RequestError: an adapter of this name is loaded already.
         """
-        self.load_bytes(name, read_bytes(Path(path)), Claim(labels, task), where=path)
+        claim, file = Claim(labels, task), Path(path)
+        if on_demand:
+            self._catalogue.add(self._loader.from_file(name, file, claim))
+        else:
+            self._catalogue.add(self._loader.from_bytes(name, read_bytes(file), claim, path))
 
     def load_bytes(self, name: str, data: bytes, claim: Claim | None = None, *, where: object = "adapter") -> None:
         """Load another adapter from the bytes of an `.onnx_adapter` file.
@@ -185,16 +235,7 @@ class Session:
         Raises:
             FormatError, AdapterError, RequestError: as `load`.
         """
-        check_name(name)
-        adapter = check_adapter(parse_adapter(data, where), self._manifest, claim or Claim(), where)
-        check_model_version(model_version_of(data), self._manifest, where)
-        feeds = {slot: self._on_device(tensor) for slot, tensor in adapter.tensors.items()}
-        with self._lock:
-            if name in self._residents:
-                raise RequestError(
-                    "an adapter of this name is loaded already", found=f"`{name}`", fix="unload it, or use another name"
-                )
-            self._residents = {**self._residents, name: _Resident(adapter, feeds)}
+        self._catalogue.add(self._loader.from_bytes(name, data, claim or Claim(), where))
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls that run with it at this moment end well.
@@ -202,41 +243,61 @@ class Session:
         Raises:
             RequestError: it is not loaded.
         """
-        with self._lock:
-            self._resident(name)
-            self._residents = {other: resident for other, resident in self._residents.items() if other != name}
+        self._bank.forget(self._catalogue.remove(name))
 
-    def _resident(self, name: str) -> _Resident:
-        residents = self._residents
-        if name not in residents:
+    def _entry(self, name: str | None) -> Entry | None:
+        return None if name is None else self._catalogue.entry(name)
+
+    def _entries(self, names: Rows) -> list[Entry | None]:
+        """Each name is looked up once, so that all its rows have the same weights."""
+        found = {name: self._entry(name) for name in dict.fromkeys(names)}
+        return [found[name] for name in names]
+
+    def _outputs(self, entry: Entry | None) -> list[str]:
+        filled = () if entry is None or entry.output is None else (entry.output,)
+        return wanted_outputs(self._manifest, [filled])
+
+    def _run_one(self, arrays: Outputs, entry: Entry | None) -> Outputs:
+        feeds = self._fed(arrays)
+        feeds.update({} if entry is None else self._catalogue.resident(entry).feeds)
+        return self._graphs.run("slots", self._outputs(entry), feeds)
+
+    def _run_rows(self, arrays: Outputs, entries: Sequence[Entry | None], allow_mixed_rows: bool) -> Outputs:
+        self._check_rows(arrays, entries, [None if one is None else one.serial for one in entries], allow_mixed_rows)
+        return self._bank.run(self._fed(arrays), entries)
+
+    def _fed(self, arrays: Outputs) -> dict[str, ort.OrtValue]:
+        return {name: on_device(array, "cpu") for name, array in arrays.items()}
+
+    def _check_rows(
+        self, arrays: Outputs, choices: Sequence[object], kinds: Sequence[object], allow_mixed_rows: bool
+    ) -> None:
+        """A choice for each row, and no rows of different adapters in one call if they influence each other."""
+        rows = len(next(iter(arrays.values())))
+        if len(choices) != rows:
+            raise RequestError("a mixed batch has one choice for each row", found=len(choices), expected=rows)
+        mixed = any(kind != kinds[0] for kind in kinds)
+        if mixed and not (self._manifest.batch_invariant or allow_mixed_rows):
             raise RequestError(
-                "is not loaded",
-                where=f"adapter `{name}`",
-                expected=f"one of {', '.join(f'`{other}`' for other in residents) or 'none'}",
-                fix="load it, or choose one that is loaded",
+                "the rows of a batch influence each other in this bundle, so that a row's results would depend on "
+                "whose rows are in the call",
+                found=f"precision `{self._manifest.base_precision}`",
+                fix="give each call one `adapter`, or say `allow_mixed_rows=True` if all rows are one user's",
             )
-        return residents[name]
 
-    def _on_device(self, tensor: np.ndarray) -> ort.OrtValue:
-        return ort.OrtValue.ortvalue_from_numpy(tensor, self._provider, 0)
-
-    def _outputs(self, resident: _Resident | None) -> list[str]:
-        head = None if resident is None else resident.adapter.output
-        return [*(record.name for record in self._manifest.base_outputs), *([] if head is None else [head])]
-
-    def _result(self, inputs: Mapping[str, np.ndarray], adapter: str, task: Task) -> np.ndarray:
-        """What the adapter's head gives, if it is for this task.
-
-        Raises:
-            RequestError: it is for another one.
-        """
-        found, output = self.task(adapter), self.output(adapter)
-        unknown = "call `run`, or give `labels` or `task` to `load`"
-        if found != task or output is None:
-            raise RequestError(
-                f"an adapter with another task cannot do `{task}`",
-                where=f"adapter `{adapter}`",
-                found="no known task" if found is None else f"the task `{found}`",
-                fix=unknown if found is None else f"call `{_METHODS[found]}`",
-            )
-        return self.run(inputs, adapter)[output]
+    def _results(
+        self, inputs: Inputs, adapter: str | None, adapters: Sequence[str] | None, task: Task
+    ) -> tuple[list[np.ndarray], Sequence[Entry | None]]:
+        """What the heads give for each row, if they are for this task, and each row's adapter."""
+        if (adapter is None) == (adapters is None):
+            raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
+        if adapters is None:
+            entry = self._entry(adapter)
+            output = check_task(entry, task)
+            found = self._run_one(check_inputs(inputs, self._manifest.inputs), entry)[output]
+            return list(found), [entry] * len(found)
+        entries = self._entries(adapters)
+        for one in entries:
+            check_task(one, task)
+        outputs = self._run_rows(check_inputs(inputs, self._manifest.inputs), entries, allow_mixed_rows=False)
+        return row_results(outputs, entries), entries

@@ -1,0 +1,225 @@
+"""Mixed batches and mixtures: each row through its own adapter, whatever comes and goes meanwhile."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_onnx import mixed_adapters, save_tiny, token_inputs
+
+from adapter_export.errors import HashError, RequestError
+from adapter_export.onnx.base import open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.flavour_files import Forms
+from adapter_export.reference.inputs import input_cases
+from adapter_export.runtime import Bundle, Session
+
+INPUTS = token_inputs(5, 3, 1, 7, 2)
+ROWS = ("narrow", None, "wide", "plain", "pfeiffer")
+
+
+def _row(inputs: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+    return {name: array[index : index + 1] for name, array in inputs.items()}
+
+
+def _holds(session: Session, rows: tuple[str | None, ...], inputs: dict[str, np.ndarray]) -> None:
+    """Each row of a mixed batch is what its adapter gives alone."""
+    found = session.run(inputs, adapters=rows)
+    for index, name in enumerate(rows):
+        alone = session.run(_row(inputs, index), name)
+        for output, array in found.items():
+            if output not in alone:
+                assert np.isnan(array[index]).all()
+                continue
+            own = alone[output][0]
+            np.testing.assert_allclose(array[index][..., : own.shape[-1]], own, rtol=0, atol=1e-5)
+            assert np.isneginf(array[index][..., own.shape[-1] :]).all()
+
+
+class TestMixedBatch:
+    def test_each_row_runs_through_its_own_adapter(self, session: Session) -> None:
+        _holds(session, ROWS, INPUTS)
+        _holds(session, tuple(reversed(ROWS)), INPUTS)
+
+    def test_heads_are_as_wide_as_their_rows_need(self, session: Session) -> None:
+        inputs = token_inputs(4, 4)
+        assert session.run(inputs, adapters=["wide", "pfeiffer"])["logits"].shape == (2, 2)
+        assert session.run(inputs, adapters=["wide", "narrow"])["logits"].shape == (2, 3)
+        assert list(session.run(inputs, adapters=[None, "plain"])) == ["hidden"]
+
+    def test_labels_of_each_rows_own_adapter(self, session: Session) -> None:
+        inputs = token_inputs(4, 6, 2)
+        found = session.classify(inputs, adapters=["narrow", "wide", "pfeiffer"])
+        alone = [session.classify(_row(inputs, i), name)[0] for i, name in enumerate(("narrow", "wide", "pfeiffer"))]
+        assert [each.label for each in found] == [each.label for each in alone]
+        for one, other in zip(found, alone, strict=True):
+            assert list(one.probabilities) == list(other.probabilities)
+            assert one.probability == pytest.approx(other.probability, abs=1e-5)
+
+    def test_a_row_without_labels(self, session: Session) -> None:
+        with pytest.raises(RequestError, match="the base alone cannot do"):
+            session.classify(token_inputs(2, 2), adapters=["wide", None])  # type: ignore[list-item]
+        with pytest.raises(RequestError, match="adapter `plain`"):
+            session.classify(token_inputs(2, 2), adapters=["wide", "plain"])
+
+    def test_one_choice_for_each_row(self, session: Session) -> None:
+        with pytest.raises(RequestError, match="found 2; expected 5"):
+            session.run(INPUTS, adapters=["wide", None])
+        with pytest.raises(RequestError, match="adapter `wid`"):
+            session.run(token_inputs(2), adapters=["wid"])
+        with pytest.raises(RequestError, match="one call has one choice"):
+            session.run(token_inputs(2), "wide", adapters=["wide"])
+
+    def test_rows_that_influence_each_other_are_not_mixed(self, bundle: Bundle) -> None:
+        dependent = replace(bundle, manifest=replace(bundle.manifest, batch_invariant=False)).session()
+        with pytest.raises(RequestError, match="influence each other"):
+            dependent.run(INPUTS, adapters=ROWS)
+        expected = dependent.run(INPUTS, "wide")["hidden"]
+        found = dependent.run(INPUTS, adapters=["wide"] * 5)["hidden"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        assert dependent.run(INPUTS, adapters=ROWS, allow_mixed_rows=True)["hidden"].shape == (5, 7, 16)
+
+    def test_a_bundle_without_a_bank(self, bundle: Bundle) -> None:
+        manifest = replace(bundle.manifest, graphs={"slots": bundle.manifest.graphs["slots"]}, bank=None)
+        plain = replace(bundle, manifest=manifest).session()
+        with pytest.raises(RequestError, match=r"no graph for rows of one batch.*--flavours slots,inputs,bank"):
+            plain.run(INPUTS, adapters=ROWS)
+
+
+def _load_all(session: Session, bundle: Bundle, *, on_demand: bool = False) -> dict[str, str]:
+    """Every adapter of the bundle once more, under another name, which the bundle's own bank does not hold."""
+    names = {}
+    for record in bundle.manifest.adapters:
+        names[f"{record.name}.again"] = record.name
+        session.load(
+            f"{record.name}.again", bundle.folder / record.onnx_adapter, labels=record.labels, on_demand=on_demand
+        )
+    return names
+
+
+class TestLoadedAdapters:
+    @pytest.mark.parametrize("on_demand", [False, True])
+    def test_they_join_mixed_batches(self, session: Session, bundle: Bundle, on_demand: bool) -> None:
+        _load_all(session, bundle, on_demand=on_demand)
+        for name in ("plain", "narrow", "wide"):  # the table grows with the wider ones
+            _holds(session, (f"{name}.again", None, "pfeiffer", f"{name}.again", "narrow"), INPUTS)
+        _holds(session, ("narrow.again", "wide.again", None, "plain.again", "pfeiffer.again"), INPUTS)
+
+    def test_a_name_that_changes_hands_does_not_find_the_old_weights(self, session: Session, bundle: Bundle) -> None:
+        before = session.run(INPUTS, adapters=ROWS)["hidden"]
+        session.unload("narrow")
+        session.load("narrow", bundle.folder / "adapters/wide.onnx_adapter", labels=("yes", "no"))
+        after = session.run(INPUTS, adapters=ROWS)["hidden"]
+        assert np.abs(before[0] - after[0]).max() > 0.01
+        _holds(session, ROWS, INPUTS)
+
+    def test_the_least_recently_used_one_makes_room(self, bundle: Bundle) -> None:
+        session = bundle.session(threads=1, resident=2)
+        _load_all(session, bundle)
+        inputs = token_inputs(3, 4)
+        for rows in (("wide", "narrow"), ("narrow", "plain"), ("plain", "wide"), ("plain", "wide"), ("narrow", None)):
+            _holds(session, tuple(name and f"{name}.again" for name in rows), inputs)
+        counts = session.statistics.bank
+        assert (counts.loads, counts.hits, counts.evictions, counts.resident) == (5, 4, 3, 2)
+
+    def test_more_adapters_than_rows(self, bundle: Bundle) -> None:
+        session = bundle.session(threads=1, resident=2)
+        names = list(_load_all(session, bundle))
+        with pytest.raises(RequestError, match=r"found 3; expected at most 2.*larger `resident`"):
+            session.run(token_inputs(1, 1, 1), adapters=names[:3])
+        _holds(session, ("wide", *names[:1]), token_inputs(2, 2))
+
+    def test_built_adapters_alone_need_no_table(self, session: Session) -> None:
+        session.run(INPUTS, adapters=ROWS)
+        assert session.statistics.bank.resident == 0
+
+
+class TestOnDemand:
+    def test_files_are_read_when_they_are_needed(self, bundle: Bundle) -> None:
+        session = bundle.session(threads=1, on_demand=True, resident=1)
+        assert session.statistics.files.loads == 0
+        assert session.labels("narrow") == ("red", "green", "blue")
+        expected = bundle.session(threads=1)
+        for name in ("wide", "wide", "narrow", None, "wide"):
+            np.testing.assert_array_equal(session.run(INPUTS, name)["hidden"], expected.run(INPUTS, name)["hidden"])
+        counts = session.statistics.files
+        assert (counts.loads, counts.hits, counts.evictions, counts.resident) == (3, 1, 2, 1)
+
+    def test_a_file_that_changed_is_refused(self, session: Session, bundle: Bundle, tmp_path: Path) -> None:
+        path = tmp_path / "a.onnx_adapter"
+        path.write_bytes((bundle.folder / "adapters/wide.onnx_adapter").read_bytes())
+        session.load("late", path, on_demand=True)
+        path.write_bytes((bundle.folder / "adapters/narrow.onnx_adapter").read_bytes())
+        for call in ({"adapter": "late"}, {"adapters": ["late"] * 5}):
+            with pytest.raises(HashError):
+                session.run(INPUTS, **call)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def mixing(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("mixing")
+    base = open_onnx(save_tiny(folder))
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 7}])
+    forms = Forms(flavours=["mixture"])
+    build_bundle(base, mixed_adapters(base), folder / "b", references=CutRunner(base), cases=cases, forms=forms)
+    return Bundle.open(folder / "b")
+
+
+class TestMixture:
+    def test_all_of_one_is_that_one_and_nothing_is_the_base(self, mixing: Bundle) -> None:
+        session = mixing.session(threads=1)
+        found = session.run(INPUTS, mixture=[{} if name is None else {name: 1.0} for name in ROWS])
+        for index, name in enumerate(ROWS):
+            for output, own in session.run(_row(INPUTS, index), name).items():
+                np.testing.assert_allclose(found[output][index][..., : own.shape[-1]], own[0], rtol=0, atol=1e-5)
+
+    def test_shares_say_how_much(self, mixing: Bundle) -> None:
+        session = mixing.session(threads=1)
+        inputs = token_inputs(4)
+        pure = [session.run(inputs, name)["hidden"] for name in ("wide", "narrow")]
+        found = session.run(inputs, mixture=[{"wide": 0.999, "narrow": 0.001}])["hidden"]
+        np.testing.assert_allclose(found, pure[0], rtol=0, atol=0.02)
+        half = session.run(inputs, mixture=[{"wide": 0.5, "narrow": 0.5}])["hidden"]
+        assert min(np.abs(half - each).max() for each in pure) > 0.01
+        again = session.run(inputs, mixture=[{"narrow": 0.5, "wide": 0.5}])["hidden"]
+        np.testing.assert_array_equal(half, again)
+
+    def test_loaded_adapters_are_mixed_as_built_ones(self, mixing: Bundle) -> None:
+        session = mixing.session(threads=1)
+        _load_all(session, mixing)
+        inputs = token_inputs(4, 3)
+        built = session.run(inputs, mixture=[{"wide": 0.7, "narrow": 0.3}, {"plain": 0.2}])
+        loaded = session.run(inputs, mixture=[{"wide.again": 0.7, "narrow": 0.3}, {"plain.again": 0.2}])
+        for output, expected in built.items():
+            np.testing.assert_allclose(loaded[output], expected, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("share", [{"wide": 0.7, "narrow": 0.4}, {"wide": -0.1}, {"wide": float("nan")}])
+    def test_shares_that_are_none(self, mixing: Bundle, share: dict[str, float]) -> None:
+        with pytest.raises(RequestError, match="shares are from 0 to 1"):
+            mixing.session().run(token_inputs(4), mixture=[share])
+
+
+def test_threads_that_want_more_rows_than_there_are_wait_for_each_other(bundle: Bundle) -> None:
+    session = bundle.session(threads=1, resident=3)
+    names = list(_load_all(session, bundle))
+    inputs = token_inputs(3, 2)
+    expected = {name: session.run(inputs, name)["hidden"] for name in names}
+
+    def work(seed: int) -> int:
+        rng = np.random.default_rng(seed)
+        for _ in range(50):
+            rows = [names[index] for index in rng.integers(len(names), size=2)]
+            found = session.run(inputs, adapters=rows)["hidden"]
+            for index, name in enumerate(rows):
+                np.testing.assert_allclose(found[index], expected[name][index], rtol=0, atol=1e-5)
+        return seed
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(8))) == list(range(8))
+    counts = session.statistics.bank
+    assert counts.evictions > 10
+    assert counts.loads == counts.evictions + counts.resident
