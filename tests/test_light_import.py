@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-COMMANDS = ("capture", "sites", "train", "pack", "import", "build", "check", "run", "inspect")
+COMMANDS = ("capture", "sites", "train", "pack", "import", "build", "add", "remove", "check", "run", "inspect")
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "numpy", "matplotlib", "jsonschema")
 LIMIT_S = 0.5
 TRIES = 5

@@ -54,14 +54,16 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 
 
 def test_the_commands_stay() -> None:
-    assert list(COMMANDS) == ["capture", "sites", "train", "pack", "import", "build", "check", "run", "inspect"]
+    making = ["capture", "sites", "train", "pack", "import", "build", "add", "remove"]
+    assert list(COMMANDS) == [*making, "check", "run", "inspect"]
 
 
 def test_the_runtime_gives_bundles_and_sessions() -> None:
     assert runtime.__all__ == ["Bundle", "Prediction", "Session"]
     public = {name for name in dir(runtime.Session) if not name.startswith("_")}
     tasks = {"classify", "classify_tokens", "predict", "embed"}
-    assert public == tasks | {"adapters", "labels", "load", "load_bytes", "output", "run", "task", "unload"}
+    facts = {"adapters", "labels", "output", "provider", "statistics", "task"}
+    assert public == tasks | facts | {"load", "load_bytes", "run", "run_on_device", "unload"}
 
 
 def test_kinds_and_activations_stay() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from adapter_export.cli.sources import OnnxSource, Source, require
-from adapter_export.errors import UsageError
+from adapter_export.cli.sources import OnnxSource, Source, open_source, require
+from adapter_export.errors import BaseModelError, UsageError
 
 if TYPE_CHECKING:
-    from adapter_export.format.manifest import Precision
+    from adapter_export.format.manifest import Manifest, Precision
     from adapter_export.onnx.base import OnnxBase
     from adapter_export.onnx.numerics import Numerics
     from adapter_export.onnx.remake import Deviation
@@ -97,6 +97,25 @@ def same_precision(source: Source, wanted: Numerics) -> Iterator[Runner]:
         embeddings = wanted.int8_tables and wanted.precision != "int8"
         treatment = Treatment(wanted.precision, int8_embeddings=embeddings)
         yield _cut_runner(_in_precision(plain, treatment, Path(folder), lambda _: None))
+
+
+def model_of(manifest: Manifest, path: Path, *, trust_pickle: bool, site_map: Path | None) -> Source:
+    """Open the model that a bundle was built from.
+
+    Raises:
+        BaseModelError: it is another one.
+        InputError: it cannot be opened.
+    """
+    source = open_source(path, trust_pickle=trust_pickle, site_map=site_map)
+    if source.fingerprint != manifest.base:
+        raise BaseModelError(
+            "is another base than the bundle's",
+            where=path,
+            found=f"base fingerprint {source.fingerprint}",
+            expected=manifest.base,
+            fix="give the model that the bundle was built from",
+        )
+    return source
 
 
 def precision_of(source: Source) -> Precision:

@@ -43,6 +43,8 @@ COMMANDS: Mapping[str, Entry] = {
     "pack": Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
     "import": Entry("adapter_export.cli.import_:import_", "Make an adapter of one that another library trained."),
     "build": Entry("adapter_export.cli.build:build", "Export a model and its adapters as one bundle."),
+    "add": Entry("adapter_export.cli.add:add", "Add adapters to a bundle, without a new export."),
+    "remove": Entry("adapter_export.cli.add:remove", "Remove adapters from a bundle."),
     "check": Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
     "run": Entry("adapter_export.cli.run:run", "Run a bundle on texts or arrays."),
     "inspect": Entry("adapter_export.cli.inspect:inspect", "Show what is in a bundle, an adapter or a model."),

@@ -6,11 +6,12 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapter_export.errors import FileError, OutputExistsError, WriteError
+from adapter_export.format.links import exchange, link_tree
 
 _BLOCK_BYTES = 2**20
 
@@ -102,6 +103,27 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
+    """A temporary folder beside `path` with the same files, which takes its place when the block ends well.
+
+    The files are the same ones, under second names (hard links) where that can be: one that is to change must be left
+    out or replaced, never written into. Whoever has a file of the old folder open keeps it.
+
+    Args:
+        path: the folder.
+        without: the files that are left out, as paths from the folder with `/` between parts.
+
+    Raises:
+        FileError: `path` is the current folder or one above it, which nothing may replace.
+        WriteError: the operating system refused a write; `path` is as it was before.
+    """
+    folder = path.resolve()
+    with new_folder(folder, force=True) as temporary:
+        link_tree(folder, temporary, without)
+        yield temporary
+
+
+@contextmanager
 def _staged(path: Path, force: bool) -> Iterator[Path]:
     target = Path(os.path.abspath(path))  # noqa: PTH100 `resolve` would follow a link that is to be replaced
     _check_free(target, path, force)
@@ -125,15 +147,22 @@ def _staged(path: Path, force: bool) -> Iterator[Path]:
 def _check_free(target: Path, named: Path, force: bool) -> None:
     here = Path.cwd()
     if target == here or target in here.parents:
-        raise FileError("is the folder that you work in, or one above it", where=named, fix="choose another name")
+        raise FileError(
+            "is the folder that you work in, or one above it",
+            where=named,
+            fix="choose another name, or work in another folder",
+        )
     if os.path.lexists(target) and not force:
         raise OutputExistsError(named)
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:
-    """Rename; what is there steps aside first and comes back if the renaming fails."""
+    """Exchange the two; where that cannot be, what is there steps aside and comes back if the renaming fails."""
     if temporary.is_file() and not target.is_dir():
         temporary.replace(target)
+        return
+    if os.path.lexists(target) and exchange(temporary, target):
+        _remove(temporary)
         return
     aside = _beside(target, "old")
     occupied = os.path.lexists(target)

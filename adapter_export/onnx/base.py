@@ -25,6 +25,7 @@ from adapter_export.onnx.fused import check_biases
 from adapter_export.onnx.lowering import MINIMUM_OPSET
 from adapter_export.onnx.observe import complete_shapes, small_cases
 from adapter_export.onnx.opset import OLDEST_OPSET, check_converted, with_opset
+from adapter_export.onnx.plan_json import TOPOLOGY_KEY
 from adapter_export.onnx.sums import open_sums
 from adapter_export.sites.given import GivenSites, sites_of
 from adapter_export.sites.site import SiteMap
@@ -106,12 +107,13 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
 
     Raises:
         FileError: the file cannot be read.
-        BaseModelError: it is not an ONNX model, it is truncated, its external data are missing, truncated or outside of
-            its folder, or its opset is too old.
+        BaseModelError: it is not an ONNX model, or it is that of a bundle; it is truncated, its external data are
+            missing, truncated or outside of its folder, or its opset is too old.
         NoSitesError: no place for an adapter was found in it.
         UsageError: the given sites do not fit the graph.
     """
     model = _load(path)
+    _check_has_no_slots(model, path)
     folder = settle_external_data(model, path)
     _check_operators(model, path)
     _normalise(model)
@@ -201,6 +203,17 @@ def _with_slot_opset(
     converted.ir_version = _IR_VERSION
     check_converted(model, converted, folder, small_cases(inputs)[0])
     return converted, (f"converted from opset {opset} to {MINIMUM_OPSET}, which slots need; its outputs are unchanged",)
+
+
+def _check_has_no_slots(model: ir.Model, path: Path) -> None:
+    """A graph of a bundle carries the fingerprint of its base, and must not be taken for it: it would prove itself."""
+    if TOPOLOGY_KEY in model.metadata_props:
+        raise BaseModelError(
+            "is a graph of a bundle, with adapters in it",
+            where=path,
+            expected="the base without them",
+            fix="give the model that the bundle was built from",
+        )
 
 
 def _check_operators(model: ir.Model, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_export.errors import AdapterError, BaseMismatchError
+from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.manifest import AdapterRecord, GoldenRecord
 from adapter_export.format.tensors import write_tensors
@@ -71,7 +71,10 @@ class EntryWriter:
         )
 
     def _new(self, path: str) -> Path:
+        """A place where nothing is: a file of a bundle may have further names, and must not be written into."""
         file = self.folder / path
+        if file.exists():
+            raise OutputExistsError(file)
         file.parent.mkdir(exist_ok=True)
         return file
 

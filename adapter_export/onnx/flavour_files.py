@@ -116,27 +116,13 @@ class FlavourWriter:
             return
         rows = bank_rows(self.plan, self.heads, self.adapters)
         models = {flavour: _BANKS[flavour](self.base, self.plan, rows) for flavour in flavours}
-        weights = self.model
-        for flavour, model in models.items():
+        for model in models.values():
             _share_weights(model, self.model)
-            self._share_bank(model, weights)
-            weights = model
+        store_bank(list(models.values()), self.folder)
+        for flavour, model in models.items():
             ir.save(model, self.folder / FLAVOURS[flavour])
             written.graphs[flavour] = FLAVOURS[flavour]
         written.bank = BankRecord(IDS_INPUT, WEIGHTS_INPUT, rows.names, bank_tensors(self.plan, self.heads))
-
-    def _share_bank(self, model: ir.Model, other: ir.Model) -> None:
-        """Put the tensors of the bank into a file, or refer to where another graph has put them."""
-        inputs = {value.name for value in model.graph.inputs}
-        values = [value for name, value in model.graph.initializers.items() if name in inputs]
-        if values[0].name in other.graph.initializers:
-            for value in values:
-                value.const_value = other.graph.initializers[value.name or ""].const_value
-            return
-        tensors = [value.const_value for value in values if value.const_value is not None]
-        stored = ir.external_data.convert_tensors_to_external(tensors, self.folder, BANK_FILE)
-        for value, tensor in zip(values, stored, strict=True):
-            value.const_value = tensor
 
     def _bake(self, name: str) -> str:
         adapter = next((adapter for adapter in self.adapters if adapter.name == name), None)
@@ -146,6 +132,24 @@ class FlavourWriter:
         path = f"model.baked.{name}.onnx"
         ir.save(baked(self.model, slot_tensors(self.plan, adapter)), self.folder / path)
         return path
+
+
+def store_bank(models: Sequence[ir.Model], folder: Path) -> None:
+    """Put the tensors of a bank into a file, for all graphs that have it; they must hold the same tensors.
+
+    Raises:
+        OSError: the operating system refused.
+    """
+    stored: dict[str, ir.ExternalTensor] = {}
+    for model in models:
+        inputs = {value.name for value in model.graph.inputs}
+        values = {name: value for name, value in model.graph.initializers.items() if name in inputs}
+        if not stored:
+            tensors = [value.const_value for value in values.values() if value.const_value is not None]
+            written = ir.external_data.convert_tensors_to_external(tensors, folder, BANK_FILE)
+            stored = dict(zip(values, written, strict=True))
+        for name, value in values.items():
+            value.const_value = stored[name]
 
 
 def _share_weights(model: ir.Model, other: ir.Model) -> None:

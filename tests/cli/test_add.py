@@ -1,0 +1,57 @@
+"""`adapter-export add` and `remove` as a user runs them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import save_file
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def more(cli, model: Path, plain_tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `mood`, which fits the slots of `tone` and is wider, and `odd`, which fits none."""
+    folder = tmp_path_factory.mktemp("more")
+    for name, activation, labels in (("mood", "relu", "sad,glad,calm"), ("odd", "tanh", "no,yes")):
+        save_file(plain_tensors("pfeiffer", 9, seed=3, classes=labels.count(",") + 1), folder / "plain.safetensors")
+        options = ("--kind", "pfeiffer", "--activation", activation, "--labels", labels, "--base", model)
+        cli.done("pack", folder / "plain.safetensors", *options, "-o", folder / name)
+    return folder
+
+
+def test_an_added_adapter_runs_and_is_proved_by_torch(cli, copy: Path, model: Path, more: Path) -> None:
+    weights = (copy / "base.bin").stat()
+    found = cli.json("add", copy, f"{more / 'mood'},again={more / 'mood'}", "--against", model)
+    assert found["added"] == ["mood", "again"]
+    assert [adapter["name"] for adapter in found["manifest"]["adapters"]] == ["topic", "tone", "mood", "again"]
+    assert "torch" in found["manifest"]["adapters"][2]["golden"]["reference"]
+    assert (copy / "base.bin").stat().st_ino == weights.st_ino
+    cli.done("check", copy, "--against", model, "--only", "mood")
+    labels = cli.json("run", copy, "--adapter", "mood", "--text", "good film")["predictions"]
+    assert labels[0]["label"] in ("sad", "glad", "calm")
+
+
+def test_a_removed_adapter_is_gone(cli, copy: Path) -> None:
+    done = cli.done("remove", copy, "tone")
+    assert "removed `tone`; it has `topic`" in done.stderr
+    cli.refused(3, "adapter `tone`: is not loaded", "run", copy, "--adapter", "tone", "--text", "good film")
+    cli.refused(3, "a bundle has at least one adapter", "remove", copy, "topic")
+
+
+def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Path, more: Path) -> None:
+    cli.refused(3, "has no slots; found layers.0.ffn", "add", copy, more / "odd", "--against", model)
+    cli.refused(3, "Build again with this adapter", "add", copy, more / "odd", "--against", model)
+    cli.refused(3, "`tone`; expected names that differ", "add", copy, f"tone={more / 'mood'}", "--against", model)
+    cli.refused(2, "Missing option '--against'", "add", copy, more / "mood")
+    cli.refused(3, "is a graph of a bundle", "add", copy, more / "mood", "--against", copy / "model.onnx")
+
+
+def test_a_bundle_is_not_changed_under_the_feet_of_its_user(cli, copy: Path) -> None:
+    cli.refused(3, "the folder that you work in", "remove", ".", "tone", folder=copy)
+    assert (copy / "adapters/tone.onnx_adapter").exists()
