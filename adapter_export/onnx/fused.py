@@ -34,7 +34,7 @@ SUMMANDS = 2
 
 _SUM_OUTPUT = 3
 
-_ADDED = {"QLinearAdd": (0, 3), "FusedConv": (3,), "QOrderedMatMul": (6,), "BiasDropout": (2,)}
+_ADDED = {"QLinearAdd": (0, 3), "FusedConv": (3,), "QOrderedMatMul": (6,), "BiasDropout": (2,), "BiasAdd": (2,)}
 """Operators of com.microsoft that add activations to what they compute, and the inputs that are such sums' parts."""
 
 

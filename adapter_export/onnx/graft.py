@@ -115,6 +115,11 @@ class Graft:
             self.model.graph.insert_before(first, nodes)
         self._take_names(nodes)
 
+    def add_before(self, node: ir.Node, nodes: Sequence[ir.Node]) -> None:
+        """Put nodes before one."""
+        self.model.graph.insert_before(node, nodes)
+        self._take_names(nodes)
+
     def append_output(self, tape: ir.tape.Tape, value: ir.Value, name: str, shape: ir.Shape) -> None:
         """Put the nodes of a tape at the end, and make a value an output of this name."""
         self.model.graph.extend(tape.nodes)

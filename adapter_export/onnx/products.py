@@ -88,7 +88,7 @@ def is_linear(node: ir.Node, activations: Set[str]) -> bool:
         and weight.shape is not None
         and len(weight.shape) == 2
         and node.attributes.get_float("alpha", 1.0) == 1.0
-        and not node.attributes.get_int("transA", 0)
+        and not any(node.attributes.get_int(turned, 0) for turned in ("transA", "transBatchA", "transBatchB"))
     )
 
 

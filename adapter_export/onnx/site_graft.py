@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterable, Sequence
 import onnx_ir as ir
 
 from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT
+from adapter_export.onnx.attention_bias import check_no_bias_behind, has_attention_bias, take_attention_bias
 from adapter_export.onnx.base import OnnxBase
-from adapter_export.onnx.flow import flow_graph
+from adapter_export.onnx.flow import activations_of, flow_graph
 from adapter_export.onnx.fused import UNNAMED_SUM, is_skip_norm, open_sum, sum_output, take_bias
 from adapter_export.onnx.graft import Graft
+from adapter_export.onnx.lowering import Writer
 from adapter_export.onnx.slots import SLOT_PREFIX
 from adapter_export.sites.entrance import Entrance, entrance
 from adapter_export.sites.index import FlowIndex
@@ -34,6 +36,7 @@ class SiteGraft:
         self.graft = Graft.onto(base.model)
         self._base = base
         self._index = FlowIndex(flow_graph(base.model))
+        self._activations = activations_of(base.model.graph)
         self._names = {node: name for name, node in self.graft.nodes.items()}
         self._origins = {value: name for name, value in self.graft.values.items()}
         self._sums = {site.h: site.residual for site in base.sites.sublayers if site.residual is not None}
@@ -136,8 +139,13 @@ class SiteGraft:
         """Add a bias of `h` that is fused into what reads it to `h` itself."""
         bare = self.graft.value(site.h)
         behind = self._fused_behind(site.h, bare)
+        if behind is not None and has_attention_bias(behind):
+            self._take_out_attention_bias(site, behind)
+            return
         bias = None if behind is None else take_bias(behind)
         if behind is None or bias is None:
+            if site.role == "linear" and not self._has_own_bias(site):
+                check_no_bias_behind(bare, self._activations)
             return
         name = self.graft.take_name(f"{SLOT_PREFIX}{site.name}/h")
         whole = ir.Value(name=name, type=bare.type, shape=bare.shape)
@@ -145,6 +153,21 @@ class SiteGraft:
         _reread(behind, bare, whole)
         self.graft.values[site.h] = whole
         self._origins[whole] = site.h
+
+    def _take_out_attention_bias(self, site: Site, attention: ir.Node) -> None:
+        """Add a bias of queries, keys and values that is fused into what reads them to the outputs of their layers."""
+        tape = ir.tape.Tape()
+        prefix = self.graft.free_name(f"{SLOT_PREFIX}{site.name}/bias")
+        sums = take_attention_bias(attention, Writer(tape, prefix, self._base.opset))
+        self.graft.add_before(attention, tape.nodes)
+        for bare, whole in sums:
+            self._origins[whole] = self._origins[bare]
+            for name in [name for name, value in self.graft.values.items() if value is bare]:
+                self.graft.values[name] = whole
+
+    def _has_own_bias(self, site: Site) -> bool:
+        maker = self._index.producer(site.h)
+        return maker is not None and maker.finish == "bias"
 
     def _fused_behind(self, h: str, bare: ir.Value) -> ir.Node | None:
         """The operator that may hold the bias of `h`: the residual sum of a sublayer, or the only one that reads it."""
