@@ -1,0 +1,8 @@
+"""Composition: adapters made of adapters, which train, export, swap and check like any other."""
+
+from __future__ import annotations
+
+from adapter_export.graph.compose.members import COMPOSITION
+from adapter_export.graph.compose.sums import average, stack, weighted_fusion
+
+__all__ = ["COMPOSITION", "average", "stack", "weighted_fusion"]

@@ -1,0 +1,227 @@
+"""The members of a composition: their labels, where they act together, and the adapter that is made of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, UsageError
+from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
+from adapter_export.graph.compose.merge import SWITCH, Merged, numbered, switched
+from adapter_export.graph.graph import READABLE, AdapterGraph
+
+OWN = ("mix", "fusion", "switch")
+"""What the parameters of a composition itself begin with; no label of a member."""
+
+COMPOSITION = "composition"
+"""The key of the training record that says what a composition was made of."""
+
+_LAYER = re.compile(r"layers\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter of a composition.
+
+    Attributes:
+        label: its name, as a part of names of values and parameters.
+        number: its position, from 1.
+        adapter: the adapter.
+    """
+
+    label: str
+    number: int
+    adapter: Adapter
+
+    def graph_at(self, site: str) -> AdapterGraph | None:
+        """What it computes at a site; none where it does not act."""
+        placement = self.adapter.placements.get(site)
+        return None if placement is None else self.adapter.graphs[placement.graph]
+
+    def widths_at(self, site: str) -> dict[str, int]:
+        """Its widths there, by the symbols of the whole graph."""
+        placement = self.adapter.placements.get(site)
+        return {} if placement is None else {str(numbered(s, self.number)): w for s, w in placement.widths.items()}
+
+
+@dataclass(frozen=True)
+class Here:
+    """A member at one site.
+
+    Attributes:
+        member: the member.
+        graph: what it computes there.
+    """
+
+    member: Member
+    graph: AdapterGraph
+
+    def result(self, chain: Merged, values: Mapping[str, str]) -> str:
+        """Its result, taken into a chain."""
+        return chain.result(self.member.label, self.member.number, self.graph, values)
+
+    def delta(self, chain: Merged, values: Mapping[str, str]) -> str:
+        """What it adds to what it replaces."""
+        return chain.delta(self.member.label, self.member.number, self.graph, values)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a composition is its own.
+
+    Attributes:
+        name: of the adapter.
+        kind: of the adapter, and the name of its first graph.
+        record: what the training record says of it.
+        weights: makes the tensors of a graph's own parameters, from their names and shapes.
+        widths: the widths of a graph's own symbols.
+    """
+
+    name: str
+    kind: str
+    record: Mapping[str, Any]
+    weights: Callable[[Mapping[str, tuple[int, ...]]], Weights] = lambda _: {}
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+
+def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
+    """The members with their labels, which are their names wherever these can be parts of names of parameters.
+
+    Raises:
+        UsageError: there are none, or two have one name.
+        AdapterError: they were trained on different bases.
+    """
+    names = [adapter.name for adapter in adapters]
+    if not adapters or len(set(names)) != len(names):
+        raise UsageError("the members of a composition are different adapters", found=", ".join(names) or "none")
+    bases = {adapter.base for adapter in adapters}
+    if len(bases) > 1:
+        raise AdapterError(
+            "the members of a composition were trained on different bases",
+            found=", ".join(f"`{adapter.name}`: {adapter.base}" for adapter in adapters),
+            expected="one base",
+        )
+    taken: list[str] = list(OWN)
+    for number, name in enumerate(names, 1):
+        label = name.replace(".", "_")  # a dot ends the label in names of parameters
+        taken.append(label if label not in taken else f"member{number}")
+    return tuple(
+        Member(label, number, adapter)
+        for number, (label, adapter) in enumerate(zip(taken[len(OWN) :], adapters, strict=True), 1)
+    )
+
+
+def here_of(members: Sequence[Member], site: str) -> tuple[Here | None, ...]:
+    """Each member at a site; none for one that does not act there."""
+    graphs = [(member, member.graph_at(site)) for member in members]
+    return tuple(None if graph is None else Here(member, graph) for member, graph in graphs)
+
+
+def replaced_by(here: Sequence[Here | None], site: str) -> str:
+    """The value that a composition replaces at a site: the last one that a member replaces, in the order of the base.
+
+    Raises:
+        AdapterError: one member replaces what a layer reads, and another one what it returns.
+    """
+    order = tuple(READABLE)
+    found = {one.graph.replaces: one.member.adapter.name for one in here if one is not None}
+    if "u" in found and len(found) > 1:
+        raise AdapterError(
+            "members replace what a layer reads and what it returns, and one graph at a site can do one of both",
+            where=f"`{site}`",
+            found=", ".join(f"`{name}` replaces `{value}`" for value, name in found.items()),
+            fix="compose adapters that act on the same values there",
+        )
+    return max(found, key=order.index)
+
+
+def compose(
+    members: Sequence[Member],
+    parts: Parts,
+    merged: Callable[[Sequence[Here | None], str], AdapterGraph],
+    head: str | None,
+) -> Adapter:
+    """Make the adapter.
+
+    Args:
+        members: the members.
+        parts: what is the composition's own.
+        merged: makes one graph of what the members compute at a site, whose name is given for messages.
+        head: the name of the member whose head it gets; none without one.
+
+    Raises:
+        UsageError: no member of that name, or one without a head.
+        AdapterError: what the members do does not go together.
+    """
+    graphs: dict[str, AdapterGraph] = {}
+    names: dict[tuple[str | None, ...], str] = {}
+    placements: dict[str, Placement] = {}
+    weights: Weights = {}
+    for site in _sites(members):
+        key = tuple(one.adapter.placements[site].graph if site in one.adapter.placements else None for one in members)
+        if key not in names:
+            names[key] = parts.kind if not names else f"{parts.kind}_{len(names) + 1}"
+            graphs[names[key]] = switched(merged(here_of(members, site), site))
+        graph = graphs[names[key]]
+        widths = {symbol: width for one in members for symbol, width in one.widths_at(site).items()}
+        widths = _known(graph, {**parts.widths, **widths}, site)
+        placements[site] = Placement(names[key], widths)
+        tensors = dict(_tensors(members, site)) | _own(parts, graph, widths)
+        common = f"{SHARED}.{names[key]}"
+        weights = {
+            f"{common if name in graph.shared else site}.{name}": tensors[name] for name in graph.parameters
+        } | weights
+    chosen, tensors = _head(members, head)
+    record = {COMPOSITION: {**parts.record, "members": [_facts(one.adapter) for one in members]}}
+    base = members[0].adapter.base
+    return Adapter(parts.name, parts.kind, base, graphs, placements, {**weights, **tensors}, chosen, record)
+
+
+def _known(graph: AdapterGraph, widths: Mapping[str, int], site: str) -> dict[str, int]:
+    missing = [symbol for symbol in graph.symbols() if symbol not in widths]
+    if missing:
+        raise AdapterError("no member says how wide its site is", where=f"`{site}`", found=f"no `{missing[0]}`")
+    return {symbol: widths[symbol] for symbol in graph.symbols()}
+
+
+def _own(parts: Parts, graph: AdapterGraph, widths: Mapping[str, int]) -> Weights:
+    shapes = graph.parameter_shapes(widths)
+    own = {name: shape for name, shape in shapes.items() if name.partition(".")[0] in OWN and name != SWITCH}
+    drawn = parts.weights(own) if own else {}
+    return drawn | ({SWITCH: np.ones(1, np.float32)} if SWITCH in shapes else {})
+
+
+def _sites(members: Sequence[Member]) -> list[str]:
+    """Where any of them acts, layer by layer."""
+    names = dict.fromkeys(site for one in members for site in one.adapter.placements)
+    return sorted(names, key=lambda name: int(found[1]) if (found := _LAYER.match(name)) else -1)
+
+
+def _tensors(members: Sequence[Member], site: str) -> Iterator[tuple[str, Any]]:
+    for one in members:
+        if site in one.adapter.placements:
+            yield from ((f"{one.label}.{name}", tensor) for name, tensor in one.adapter.parameters(site).items())
+
+
+def _facts(adapter: Adapter) -> dict[str, Any]:
+    return {"name": adapter.name, "kind": adapter.kind}
+
+
+def _head(members: Sequence[Member], head: str | None) -> tuple[Head | None, Weights]:
+    """A member's head and its tensors."""
+    if head is None:
+        return None, {}
+    found = next((one.adapter for one in members if one.adapter.name == head), None)
+    if found is None or found.head is None:
+        heads = [one.adapter.name for one in members if one.adapter.head is not None]
+        raise UsageError(
+            "no member of this name has a head",
+            found=f"`{head}`",
+            expected=", ".join(f"`{name}`" for name in heads) or "none of them has one: leave the head out",
+        )
+    return found.head, {f"{HEAD}.{name}": tensor for name, tensor in found.parameters(HEAD).items()}

@@ -1,0 +1,182 @@
+"""Adapters one after the other, their mean, and their weighted sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import UsageError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose.members import Here, Parts, compose, members_of, replaced_by
+from adapter_export.graph.compose.merge import Merged
+from adapter_export.graph.graph import READABLE, AdapterGraph, Node
+
+Shares = Mapping[str, float] | Sequence[float]
+"""Weights of members: by their names, or in their order."""
+
+Residual = Literal["once", "literal"]
+"""`once`: `h + Σ wᵢ·Δᵢ`; `literal`: `h + Σ wᵢ·Aᵢ`, with `Aᵢ = h + Δᵢ`."""
+
+MIX = "mix.weights"
+"""The parameter [rows, N] of a weighted fusion, shared by all sites."""
+
+_SUM_TOLERANCE = 1e-6
+
+_Merger = Callable[[Sequence[Here | None], str], AdapterGraph]
+
+
+def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
+    """One adapter after the other: each reads the result of the one before it in the place of what that one replaces.
+
+    Where one does not act, the others follow each other. What acts on `h` acts before what acts on `y`, as in the base.
+
+    Args:
+        adapters: in their order.
+        name: of the new adapter.
+        head: the name of the member whose head it gets; none without one.
+
+    Raises:
+        UsageError: there are none, two of one name, or no such head.
+        AdapterError: they were trained on different bases, or one replaces what a layer reads where another one
+            replaces what it returns.
+    """
+    return compose(members_of(adapters), Parts(name, "stack", {"type": "stack"}), _stacked, head)
+
+
+def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: str | None = None) -> Adapter:
+    """`Σ wᵢ·Aᵢ`, the weights constant and of sum 1: computed as `h + Σ wᵢ·Δᵢ`, `Aᵢ = h + Δᵢ`.
+
+    Where a member does not act, it returns `h`.
+
+    Args:
+        adapters: the members.
+        name: of the new adapter.
+        weights: of the members, in their order or by name; equal ones if none are given.
+        head: as in `stack`.
+
+    Raises:
+        UsageError: as `stack`; or the weights do not add up to 1, or are not those of the members.
+        AdapterError: as `stack`.
+    """
+    shares = shares_of(adapters, weights)
+    if abs(sum(shares) - 1) > _SUM_TOLERANCE:
+        raise UsageError(
+            "the weights of an average add up to 1", found=f"{sum(shares):g}", fix="divide each by their sum"
+        )
+    record = {"type": "average", "weights": list(shares)}
+    return compose(members_of(adapters), Parts(name, "average", record), _averaged(shares), head)
+
+
+def weighted_fusion(
+    *adapters: Adapter,
+    name: str,
+    weights: Shares | None = None,
+    residual: Residual = "once",
+    head: str | None = None,
+) -> Adapter:
+    """`h + Σ wᵢ·Δᵢ`, the weights a parameter [rows, N] that all sites share: fixed, learned, or given with a request.
+
+    In an exported graph the weights are a slot of their own, to which a request can feed [batch, N].
+
+    Args:
+        adapters: the members.
+        name: of the new adapter.
+        weights: the first ones, of any sum; equal ones of sum 1 if none are given.
+        residual: whether `h` counts once, or `literal`ly as in `h + Σ wᵢ·Aᵢ`.
+        head: as in `stack`.
+
+    Raises:
+        UsageError: as `stack`; or the weights are not those of the members.
+        AdapterError: as `stack`.
+    """
+    shares = shares_of(adapters, weights)
+
+    def drawn(_: Mapping[str, tuple[int, ...]]) -> Weights:
+        return {MIX: np.array([shares], np.float32)}
+
+    record = {"type": "weighted_fusion", "residual": residual}
+    parts = Parts(name, "weighted_fusion", record, drawn, {"rows": 1})
+    return compose(members_of(adapters), parts, _weighted(residual), head)
+
+
+def shares_of(adapters: Sequence[Adapter], weights: Shares | None) -> tuple[float, ...]:
+    """The weights of members in their order; equal ones of sum 1 if none are given.
+
+    Raises:
+        UsageError: they are not finite numbers, one for each member.
+    """
+    names = [adapter.name for adapter in adapters]
+    if weights is None:
+        return (1 / len(names),) * len(names) if names else ()
+    if isinstance(weights, Mapping):
+        fits, values = set(weights) == set(names), tuple(weights.get(name, 0.0) for name in names)
+    else:
+        fits, values = len(weights) == len(names), tuple(weights)
+    if not fits or not all(map(math.isfinite, values)):
+        raise UsageError(
+            "the weights are not those of the members",
+            found=weights,
+            expected=f"a finite number for each of {', '.join(f'`{name}`' for name in names)}",
+        )
+    return tuple(map(float, values))
+
+
+def deltas(chain: Merged, here: Sequence[Here | None], target: str) -> list[str | None]:
+    """What each member adds to the replaced value; none for those that do not act."""
+    return [None if one is None else _delta(chain, one, target) for one in here]
+
+
+def _delta(chain: Merged, one: Here, target: str) -> str:
+    if one.graph.replaces == target:
+        return one.delta(chain, {})
+    whole = chain.normed_sum(one.result(chain, {}))
+    return chain.difference(whole, target, f"{one.member.label}_delta")
+
+
+def _stacked(here: Sequence[Here | None], site: str) -> AdapterGraph:
+    target = replaced_by(here, site)
+    chain, values = Merged(target), {name: name for name in READABLE[target]}
+    present = [one for one in here if one is not None]
+    for replaced in READABLE:
+        acting = [one for one in present if one.graph.replaces == replaced]
+        if replaced == "y" and acting and values["h"] != "h":
+            values["y"] = chain.normed_sum(values["h"])
+        for one in acting:
+            values[replaced] = one.result(chain, values)
+    chain.value = values[target]
+    return chain.graph(target, chain.shared)
+
+
+def _averaged(shares: Sequence[float]) -> _Merger:
+    def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
+        target = replaced_by(here, site)
+        chain = Merged(target)
+        parts = []
+        for one, share, delta in zip(here, shares, deltas(chain, here, target), strict=True):
+            if one is not None and delta is not None:
+                factor = Node("scale", (delta,), f"{one.member.label}_part", {}, {"factor": share})
+                parts.append(delta if share == 1.0 else chain.once(factor))
+        for number, part in enumerate(parts, 1):
+            chain.op("add", "result" if number == len(parts) else f"sum{number}", part)
+        return chain.graph(target, chain.shared)
+
+    return merged
+
+
+def _weighted(residual: Residual) -> _Merger:
+    def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
+        target = replaced_by(here, site)
+        chain = Merged(target)
+        mixed = [delta or chain.zero() for delta in deltas(chain, here, target)]
+        if residual == "literal":
+            mixed = [chain.once(Node("add", (target, one), f"{one}_whole")) for one in mixed]
+        chain.parameters[MIX] = ("rows", len(mixed))
+        chain.nodes.append(Node("mix", tuple(mixed), "mixed", {"weights": MIX}))
+        chain.op("add", "result", "mixed")
+        return chain.graph(target, (*chain.shared, MIX))
+
+    return merged

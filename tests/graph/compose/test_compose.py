@@ -1,0 +1,188 @@
+"""What compositions compute at one site, against their formulas; and what cannot be composed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adapter_export.errors import AdapterError, UsageError
+from adapter_export.graph.adapter import Adapter, Placement
+from adapter_export.graph.compose import COMPOSITION, average, stack, weighted_fusion
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.kinds import BottleneckOptions, Wiring, ia3_graph, wired
+from adapter_export.graph.neutral import neutral_parameters
+from adapter_export.reference.bound import BORROWED
+from adapter_export.reference.evaluate import evaluate_site
+from adapter_export.sites.site import Norm
+
+SITE, WIDTH = "layers.0.ffn", 6
+NORM = Norm("layer", 1e-5, "w", "b")
+Values = Mapping[str, np.ndarray]
+
+
+def adapter(name: str, graph: AdapterGraph, seed: int, *, site: str = SITE, base: str = "base", b: int = 3) -> Adapter:
+    widths = {symbol: {"d": WIDTH, "d_in": WIDTH}.get(symbol, b) for symbol in graph.symbols()}
+    rng = np.random.default_rng(seed)
+    shapes = graph.parameter_shapes(widths)
+    weights = {f"{site}.{key}": rng.normal(0, 0.2, shape).astype(np.float32) for key, shape in shapes.items()}
+    return Adapter(name, "custom", base, {"g": graph}, {site: Placement("g", widths)}, weights)
+
+
+A = adapter("a", wired(Wiring(), BottleneckOptions()), 1)
+B = adapter("b", wired(Wiring("u"), BottleneckOptions("relu", scaling="learned")), 2, b=5)
+NORMED = adapter("normed", wired(Wiring("normed"), BottleneckOptions("tanh")), 3)
+AT_Y = adapter("at_y", wired(Wiring("normed", "read", "y"), BottleneckOptions("silu")), 4)
+IA3 = adapter("ia3", ia3_graph("h"), 5)
+AT_U = adapter("at_u", ia3_graph("u"), 6)
+ELSEWHERE = adapter("elsewhere", wired(Wiring(), BottleneckOptions()), 7, site="layers.1.ffn")
+ON_H = (A, B, NORMED, IA3)
+
+
+@pytest.fixture(scope="module")
+def values() -> Values:
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.standard_normal((2, 4, WIDTH)) for name in ("h", "x", "u")}
+    tensors = {name: rng.normal(1, 0.2, WIDTH) for name in BORROWED}
+    return {**drawn, **tensors, "y": normed(drawn["h"] + drawn["x"], tensors)}
+
+
+def normed(value: np.ndarray, tensors: Values) -> np.ndarray:
+    centred = value - value.mean(-1, keepdims=True)
+    return centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-5) * tensors[BORROWED[0]] + tensors[BORROWED[1]]
+
+
+def at(one: Adapter, values: Values, site: str = SITE, **others: np.ndarray) -> np.ndarray:
+    return evaluate_site(one, site, {**values, **others}, NORM)
+
+
+def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+
+
+def test_a_stack_reads_results(values: Values) -> None:
+    h = values["h"]
+    for one in ON_H:
+        h = at(one, values, h=h)
+    assert_same(at(stack(*ON_H, name="s"), values), h)
+    backwards = at(stack(*reversed(ON_H), name="s"), values)
+    assert np.abs(backwards - h).max() > 0.01
+
+
+@pytest.mark.parametrize("order", [(A, AT_Y, B), (AT_Y, A, B), (A, B, AT_Y)])
+def test_what_acts_on_h_acts_before_what_acts_on_y(values: Values, order: tuple[Adapter, ...]) -> None:
+    h = at(B, values, h=at(A, values))
+    wanted = at(AT_Y, values, h=h, y=normed(h + values["x"], values))
+    assert_same(at(stack(*order, name="s"), values), wanted)
+
+
+def test_an_average_is_the_sum_of_weighted_results(values: Values) -> None:
+    shares = [0.1, 0.2, 0.4, 0.3]
+    wanted = sum(share * at(one, values) for share, one in zip(shares, ON_H, strict=True))
+    assert_same(at(average(*ON_H, name="m", weights=shares), values), wanted)
+    named = {one.name: share for one, share in zip(ON_H, shares, strict=True)}
+    assert_same(at(average(*ON_H, name="m", weights=named), values), wanted)
+
+
+def test_an_average_of_what_acts_on_h_and_on_y_is_one_of_block_outputs(values: Values) -> None:
+    of_a = normed(at(A, values) + values["x"], values)
+    found = at(average(A, AT_Y, name="m", weights=[0.75, 0.25]), values)
+    assert_same(found, 0.75 * of_a + 0.25 * at(AT_Y, values))
+
+
+def test_a_member_that_does_not_act_returns_h(values: Values) -> None:
+    mean = average(A, ELSEWHERE, name="m")
+    assert list(mean.placements) == ["layers.0.ffn", "layers.1.ffn"]
+    assert_same(at(mean, values), 0.5 * at(A, values) + 0.5 * values["h"])
+    fused = weighted_fusion(A, ELSEWHERE, name="m", weights=[0.25, 0.9])
+    assert_same(at(fused, values), values["h"] + 0.25 * (at(A, values) - values["h"]))
+    assert_same(at(stack(A, ELSEWHERE, name="m"), values), at(A, values))
+
+
+@pytest.mark.parametrize("residual", ["once", "literal"])
+def test_a_weighted_fusion_adds_weighted_changes(values: Values, residual: str) -> None:
+    shares, h = [1.5, -0.25, 0.5, 0.0], values["h"]
+    whole = h if residual == "literal" else 0
+    wanted = h + sum(share * (at(one, values) - h + whole) for share, one in zip(shares, ON_H, strict=True))
+    assert_same(at(weighted_fusion(*ON_H, name="f", weights=shares, residual=residual), values), wanted)
+
+
+def test_the_default_weights_are_equal(values: Values) -> None:
+    fused = weighted_fusion(A, B, name="f")
+    assert_same(at(fused, values), at(average(A, B, name="m"), values))
+    np.testing.assert_array_equal(fused.weights["shared.weighted_fusion.mix.weights"], [[0.5, 0.5]])
+
+
+@pytest.mark.parametrize("one", [A, B, NORMED, AT_Y, IA3, AT_U])
+def test_average_and_stack_of_one_are_the_one(values: Values, one: Adapter) -> None:
+    assert_same(at(average(one, name="m"), values), at(one, values))
+    np.testing.assert_array_equal(at(stack(one, name="s"), values), at(one, values))
+
+
+@pytest.mark.parametrize("one", ON_H)
+def test_one_hot_weights_give_that_adapter(values: Values, one: Adapter) -> None:
+    shares = {other.name: float(other is one) for other in ON_H}
+    assert_same(at(weighted_fusion(*ON_H, name="f", weights=shares), values), at(one, values))
+
+
+@pytest.mark.parametrize("make", [stack, average, weighted_fusion])
+@pytest.mark.parametrize("members", [ON_H, (A, AT_Y), (IA3, AT_Y), (AT_U,), (AT_Y,)])
+def test_every_composition_can_lie_idle(values: Values, make, members: tuple[Adapter, ...]) -> None:
+    made = make(*members, name="c")
+    graph, widths = made.graphs[made.placements[SITE].graph], made.placements[SITE].widths
+    tensors = neutral_parameters(graph, widths)
+    own = {f"{'shared.' + made.placements[SITE].graph if name in graph.shared else SITE}.{name}" for name in tensors}
+    assert own == set(made.weights)
+    idle = replace(made, weights={made.tensor_names(SITE)[name]: tensor for name, tensor in tensors.items()})
+    np.testing.assert_array_equal(at(idle, values), values[graph.replaces])
+
+
+def test_what_members_compute_alike_is_computed_once() -> None:
+    other = adapter("other", wired(Wiring("normed"), BottleneckOptions("relu")), 8)
+    ops = [node.op for node in average(NORMED, other, name="m").graphs["average"].nodes]
+    assert ops.count("base_norm") == 1
+    assert ops.count("linear") == 4
+
+
+def test_parameters_have_the_label_of_their_member() -> None:
+    made = weighted_fusion(replace(A, name="v1.2"), replace(B, name="mix"), replace(NORMED, name="h"), name="f")
+    assert {name.removeprefix(f"{SITE}.").partition(".")[0] for name in made.weights} == {
+        "v1_2",
+        "member2",
+        "h",
+        "shared",
+    }
+    np.testing.assert_array_equal(made.weights[f"{SITE}.v1_2.down.weight"], A.weights[f"{SITE}.down.weight"])
+
+
+def test_the_record_says_what_it_was_made_of() -> None:
+    record = average(A, B, name="m", weights=[0.25, 0.75]).training[COMPOSITION]
+    assert record == {
+        "type": "average",
+        "weights": [0.25, 0.75],
+        "members": [{"name": "a", "kind": "custom"}, {"name": "b", "kind": "custom"}],
+    }
+
+
+REFUSED = {
+    "are different adapters; found none": lambda: stack(name="s"),
+    "are different adapters; found a, a": lambda: average(A, A, name="m"),
+    "on different bases": lambda: stack(A, replace(B, base="other"), name="s"),
+    "`at_u` replaces `u`, `a` replaces `h`": lambda: stack(AT_U, A, name="s"),
+    "add up to 1; found 1.2": lambda: average(A, B, name="m", weights=[0.5, 0.7]),
+    "not those of the members; found [1.0]": lambda: average(A, B, name="m", weights=[1.0]),
+    "not those of the members; found {'a': 1, 'c': 0}": lambda: weighted_fusion(
+        A, B, name="f", weights={"a": 1, "c": 0}
+    ),
+    "not those of the members; found [nan, 1]": lambda: weighted_fusion(A, B, name="f", weights=[float("nan"), 1]),
+    "no member of this name has a head; found `a`": lambda: stack(A, B, name="s", head="a"),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_composed_is_refused(message: str) -> None:
+    with pytest.raises((AdapterError, UsageError)) as caught:
+        REFUSED[message]()
+    assert message in str(caught.value)
