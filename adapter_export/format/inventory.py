@@ -11,9 +11,12 @@ from adapter_export.format.manifest import FileRecord, Manifest
 
 MANIFEST_FILE = "manifest.json"
 
+_SHOWN = 5
+"""How many files a message names."""
+
 
 def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[FileRecord, ...]:
-    """Every file in a folder but its manifest, sorted by path.
+    """Every file in a folder but its manifest and what is hidden, sorted by path.
 
     Args:
         folder: the folder.
@@ -23,6 +26,7 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
         FileError: a file cannot be read.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    paths = {name: path for name, path in paths.items() if not _is_hidden(name)}
     paths.pop(MANIFEST_FILE, None)
     known = hashed or {}
     return tuple(
@@ -32,15 +36,43 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
 
 
 def verify_files(manifest: Manifest, folder: Path) -> None:
-    """Hold every file that the manifest lists against its size and its hash.
+    """Hold every file that the manifest lists against its size and its hash, and see that there are no others.
+
+    Files and folders with a name that begins with a dot are passed over: systems put them there by themselves.
 
     Raises:
         FileError: a file is missing, or a link leads out of the folder.
-        FormatError: a file has another size.
+        FormatError: a file has another size, or is not listed.
         HashError: a file has other bytes.
     """
+    _check_nothing_else(manifest, folder)
     for record in manifest.files:
         _verify(record, folder)
+
+
+def _check_nothing_else(manifest: Manifest, folder: Path) -> None:
+    """What nobody vouches for could be taken for a part of the bundle."""
+    listed = {MANIFEST_FILE, *(file.path for file in manifest.files)}
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    extra = sorted(name for name, path in names.items() if name not in listed and _counts(name, path))
+    if extra:
+        more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
+        raise FormatError(
+            "has files that its manifest does not list",
+            where=folder,
+            found=", ".join(f"`{name}`" for name in extra[:_SHOWN]) + more,
+            expected=f"`{MANIFEST_FILE}` and the {len(manifest.files)} files that it lists",
+            fix="move them out of the folder, or take the bundle from its source again",
+        )
+
+
+def _counts(name: str, path: Path) -> bool:
+    """Folders are what their files are; a link is a file, wherever it leads."""
+    return not _is_hidden(name) and (path.is_symlink() or not path.is_dir())
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _verify(record: FileRecord, folder: Path) -> None:

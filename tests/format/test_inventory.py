@@ -69,10 +69,10 @@ def test_damaged(manifest: Manifest, bundle: Path) -> None:
 
 def test_links(manifest: Manifest, bundle: Path, tmp_path: Path) -> None:
     """A link within the bundle is a file like others; one that leads out could change what runs."""
-    (bundle / "base.bin").rename(bundle / "shared.bin")
-    (bundle / "base.bin").symlink_to("shared.bin")
+    (bundle / "base.bin").rename(bundle / ".shared.bin")
+    (bundle / "base.bin").symlink_to(".shared.bin")
     verify_files(manifest, bundle)
-    (bundle / "shared.bin").rename(tmp_path / "outside.bin")
+    (bundle / ".shared.bin").rename(tmp_path / "outside.bin")
     (bundle / "base.bin").unlink()
     (bundle / "base.bin").symlink_to(tmp_path / "outside.bin")
     with pytest.raises(FileError, match="leads out of the bundle"):
@@ -82,3 +82,38 @@ def test_links(manifest: Manifest, bundle: Path, tmp_path: Path) -> None:
 def test_a_bundle_behind_a_link_is_whole(manifest: Manifest, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(bundle)
     verify_files(manifest, tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", ["more.bin", "adapters/tiny-1.0/notes.txt", "golden/old/base.safetensors", "Base.bin"])
+def test_a_file_that_nobody_vouches_for(manifest: Manifest, bundle: Path, name: str) -> None:
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_bytes(b"more")
+    with pytest.raises(FormatError, match=rf"does not list; found `{name}`; expected .* the 9 files"):
+        verify_files(manifest, bundle)
+
+
+@pytest.mark.parametrize("target", [".", "..", "nowhere"])
+def test_a_link_that_nobody_vouches_for(manifest: Manifest, bundle: Path, target: str) -> None:
+    (bundle / "more").symlink_to(target)
+    with pytest.raises(FormatError, match="does not list; found `more`"):
+        verify_files(manifest, bundle)
+
+
+def test_what_is_hidden_is_passed_over(manifest: Manifest, bundle: Path) -> None:
+    (bundle / ".DS_Store").write_bytes(b"by the system")
+    (bundle / ".cache").mkdir()
+    (bundle / ".cache/entry").write_bytes(b"by a downloader")
+    verify_files(manifest, bundle)
+    assert list_files(bundle) == manifest.files
+
+
+def test_empty_folders_are_no_files(manifest: Manifest, bundle: Path) -> None:
+    (bundle / "empty").mkdir()
+    verify_files(manifest, bundle)
+
+
+def test_a_folder_behind_a_link_that_leads_out(manifest: Manifest, bundle: Path, tmp_path: Path) -> None:
+    (bundle / "golden").rename(tmp_path / "golden")
+    (bundle / "golden").symlink_to(tmp_path / "golden")
+    with pytest.raises((FileError, FormatError), match="leads out of the bundle|does not list; found `golden`"):
+        verify_files(manifest, bundle)
