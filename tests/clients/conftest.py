@@ -133,7 +133,7 @@ def _run(words: Sequence[str | Path], folder: Path) -> None:
 @pytest.fixture(scope="session")
 def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the programs of `examples/cpp`."""
-    packages = "cmake g++ libonnxruntime-dev nlohmann-json3-dev libssl-dev libcpp-httplib-dev"
+    packages = "cmake g++ libonnxruntime-dev nlohmann-json3-dev libflatbuffers-dev libssl-dev libcpp-httplib-dev"
     cmake = _tool("cmake", packages)
     _tool("g++", packages)
     if not Path("/usr/include/onnxruntime/onnxruntime_cxx_api.h").exists():
@@ -146,7 +146,7 @@ def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cpp_client(cpp_build: Path) -> Client:
-    return Client((str(cpp_build / "bundle_client"),), frozenset({"slots", "slots, fed", "inputs", "bank", "baked"}))
+    return Client((str(cpp_build / "bundle_client"),), frozenset({"slots", "slots, fed", "inputs", "bank", "mixture", "baked"}))
 
 
 def _npm_install(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,7 +25,7 @@ def _expected(flavours: Iterable[str]) -> set[Finding]:
     for flavour in flavours:
         subjects = BAKED if flavour == "baked" else (None, *NAMES)
         found |= {(flavour, name, False) for name in subjects}
-    return found | ({("bank", None, True)} if "bank" in flavours else set())
+    return found | {(flavour, None, True) for flavour in flavours if flavour in ("bank", "mixture")}
 
 
 def _facts(findings: list[dict[str, Any]]) -> set[Finding]:

@@ -19,6 +19,8 @@ const std::map<std::string, Type> kTypes = {
     {"int32", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, 4}},    {"bool", {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, 1}},
 };
 
+constexpr std::uint64_t kLargest = std::uint64_t{1} << 48;  // bytes; more would overflow before it failed
+
 const Type& type_of(const std::string& dtype) {
   const auto found = kTypes.find(dtype);
   if (found == kTypes.end()) throw Fault({"a type that this client does not know", "", "`" + dtype + "`"});
@@ -46,9 +48,20 @@ std::string to_text(const Shape& shape) {
   return text + "]";
 }
 
+std::size_t checked_bytes(const std::string& dtype, const Shape& shape) {
+  std::uint64_t bytes = bytes_of(dtype);
+  for (const auto size : shape) {
+    if (size < 0 || (size > 0 && bytes > kLargest / static_cast<std::uint64_t>(size))) {
+      throw Fault({"a shape that no array has", "", to_text(shape)});
+    }
+    bytes *= static_cast<std::uint64_t>(size);
+  }
+  return static_cast<std::size_t>(bytes);
+}
+
 Array make_array(const std::string& dtype, const Shape& shape) {
   Array array{dtype, shape, {}};
-  array.bytes.resize(array.count() * bytes_of(dtype));
+  array.bytes.resize(checked_bytes(dtype, shape));
   return array;
 }
 

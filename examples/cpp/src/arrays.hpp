@@ -29,6 +29,9 @@ struct Array {
 
 using Arrays = std::map<std::string, Array>;
 
+// The bytes of an array of this type and shape. Throws Fault if there can be no such array.
+std::size_t checked_bytes(const std::string& dtype, const Shape& shape);
+
 // An array of this type and shape, all zeros.
 Array make_array(const std::string& dtype, const Shape& shape);
 

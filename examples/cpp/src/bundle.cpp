@@ -10,6 +10,8 @@
 #include "files.hpp"
 #include "safetensors.hpp"
 
+namespace fs = std::filesystem;
+
 namespace {
 
 std::pair<int, int> release(const std::string& version) {
@@ -20,7 +22,7 @@ std::pair<int, int> release(const std::string& version) {
 
 }  // namespace
 
-Bundle::Bundle(const std::filesystem::path& folder) : folder_(folder), manifest_(read_manifest(folder)) {
+Bundle::Bundle(const fs::path& folder) : folder_(folder), manifest_(read_manifest(folder)) {
   const std::string runtime = OrtGetApiBase()->GetVersionString();
   if (release(runtime) < release(manifest_.minimum_onnxruntime)) {
     throw Fault({"needs a newer ONNX Runtime", folder.string(), runtime, manifest_.minimum_onnxruntime + " or newer"});
@@ -28,7 +30,7 @@ Bundle::Bundle(const std::filesystem::path& folder) : folder_(folder), manifest_
   for (const auto& file : manifest_.files) verify_file(folder, file.path, file.bytes, file.sha256);
 }
 
-std::filesystem::path Bundle::graph(const std::string& flavour) const {
+fs::path Bundle::graph(const std::string& flavour) const {
   const auto found = manifest_.graphs.find(flavour);
   if (found == manifest_.graphs.end()) {
     throw Fault({"has no graph of flavour `" + flavour + "`", folder_.string(), "", "",
@@ -37,7 +39,7 @@ std::filesystem::path Bundle::graph(const std::string& flavour) const {
   return path(found->second);
 }
 
-std::filesystem::path Bundle::path(const std::string& path) const { return inside(folder_, path); }
+fs::path Bundle::path(const std::string& path) const { return inside(folder_, path); }
 
 std::string Bundle::read(const std::string& file) const {
   auto bytes = read_file(path(file));
@@ -47,6 +49,17 @@ std::string Bundle::read(const std::string& file) const {
     throw Fault({"has been changed since the bundle was opened", path(file).string()});
   }
   return bytes;
+}
+
+void Bundle::check_nothing_else() const {
+  for (const auto& entry : fs::recursive_directory_iterator(folder_)) {
+    const auto name = fs::relative(entry.path(), folder_).generic_string();
+    const auto& files = manifest_.files;
+    if (entry.is_directory() || name == "manifest.json") continue;
+    if (std::none_of(files.begin(), files.end(), [&](const auto& file) { return file.path == name; })) {
+      throw Fault({"is not listed in the manifest", entry.path().string(), "", "", "take it out of the bundle"});
+    }
+  }
 }
 
 Arrays Bundle::tensors(const std::string& file) const { return parse_safetensors(read(file), path(file).string()); }

@@ -12,6 +12,9 @@ class Bundle {
   // Throws Fault if a file is missing, damaged or outside the folder, or onnxruntime is too old for the graphs.
   explicit Bundle(const std::filesystem::path& folder);
 
+  // Throws Fault if something lies in the folder that the manifest does not list.
+  void check_nothing_else() const;
+
   const Manifest& manifest() const { return manifest_; }
 
   // The file of a graph. Throws Fault if the bundle was built without this flavour.

@@ -2,7 +2,9 @@
 
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <array>
+#include <cctype>
 #include <fstream>
 #include <memory>
 #include <sstream>
@@ -71,7 +73,8 @@ std::string sha256_of_file(const fs::path& path) {
 }
 
 fs::path inside(const fs::path& folder, const std::string& path) {
-  bool good = !path.empty() && path.find_first_of("\\:") == std::string::npos && path.back() != '/';
+  bool good = !path.empty() && path.find_first_of("\\:") == std::string::npos && path.back() != '/' &&
+              std::none_of(path.begin(), path.end(), [](unsigned char sign) { return std::iscntrl(sign); });
   std::istringstream parts(path);
   for (std::string part; std::getline(parts, part, '/');) good = good && !part.empty() && part != "." && part != "..";
   if (!good) {

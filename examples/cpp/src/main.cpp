@@ -2,12 +2,13 @@
 // bundle_client run BUNDLE [--adapter NAME]... --ids 101,2040,102 [--ids ...]
 //
 // Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
-#include <cmath>
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "answers.hpp"
 #include "bundle.hpp"
 #include "fault.hpp"
 #include "self_check.hpp"
@@ -57,7 +58,7 @@ std::vector<std::int64_t> parse_ids(const std::string& text) {
   return ids;
 }
 
-// Ids and masks of all rows, padded to the longest; a base with further inputs needs a caller of its own.
+// Ids and masks of all rows, padded to the longest.
 Arrays inputs_of(const std::vector<std::vector<std::int64_t>>& rows, const Manifest& manifest) {
   std::size_t longest = 0;
   for (const auto& row : rows) longest = std::max(longest, row.size());
@@ -72,39 +73,33 @@ Arrays inputs_of(const std::vector<std::vector<std::int64_t>>& rows, const Manif
   const std::vector<std::int64_t> zeros(ids.size(), 0);
   Arrays inputs;
   for (const auto& record : manifest.inputs) {
-    const auto& numbers = record.name == "token_type_ids" ? zeros : record.limit ? ids : mask;
+    if (record.dtype != "int64" || record.role == "values") {
+      throw Fault({"an input that no ids give", "`" + record.name + "`", record.dtype, "ids or a mask, int64"});
+    }
+    const auto& numbers = record.name == "token_type_ids" ? zeros : record.role == "mask" ? mask : ids;
     inputs.emplace(record.name, int64_array(numbers, shape));
   }
   return inputs;
 }
 
-json rows_of(const Array& array) {
-  const auto width = static_cast<std::size_t>(array.shape.back());
-  json rows = json::array();
-  for (std::size_t at = 0; at < array.count(); at += width) {
-    rows.push_back(std::vector<float>(array.data<float>() + at, array.data<float>() + at + width));
-  }
-  return rows;
-}
-
 int run(const Bundle& bundle, const std::vector<std::string>& names, const std::vector<std::vector<std::int64_t>>& rows) {
   if (rows.empty()) throw Usage("no --ids");
-  const auto inputs = inputs_of(rows, bundle.manifest());
+  const auto& manifest = bundle.manifest();
+  const auto inputs = inputs_of(rows, manifest);
   std::vector<Choice> choices;
   for (const auto& name : names) choices.push_back(name == "base" ? Choice{} : Choice{name});
-  Arrays outputs;
   if (choices.size() <= 1) {
     const Choice choice = choices.empty() ? Choice{} : choices.front();
-    outputs = Switchboard(bundle, "slots", Feeding::native).run(inputs, choice);
-  } else {
-    outputs = Bank(bundle).run(inputs, choices);
+    const auto [outputs, head] = Switchboard(bundle, "slots", Feeding::native).run(inputs, choice);
+    choices.assign(rows.size(), choice);
+    const std::vector<Head> heads(rows.size(), head);
+    std::cout << answers(inputs, outputs, choices, heads, manifest).dump(2) << "\n";
+    return 0;
   }
-  json document = json::object();
-  for (const auto& [name, array] : outputs) {
-    if (array.shape.size() == 2) document[name] = rows_of(array);
-    else document[name] = {{"shape", array.shape}};
-  }
-  std::cout << document.dump(2) << "\n";
+  const auto outputs = Bank(bundle).run(inputs, choices);
+  std::vector<Head> heads;
+  for (const auto& choice : choices) heads.push_back(choice ? manifest.adapter(*choice).head : Head{});
+  std::cout << answers(inputs, outputs, choices, heads, manifest).dump(2) << "\n";
   return 0;
 }
 
@@ -124,6 +119,7 @@ int main_of(const std::vector<std::string>& arguments) {
   const std::string& command = arguments[0];
   if (command != "verify" && command != "run") throw Usage("`" + command + "` is not a command");
   const Bundle bundle(arguments[1]);
+  if (command == "verify") bundle.check_nothing_else();
   return command == "verify" ? verify(bundle, as_json) : run(bundle, adapters, rows);
 }
 

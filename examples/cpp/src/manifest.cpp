@@ -1,16 +1,31 @@
 #include "manifest.hpp"
 
+#include <algorithm>
+#include <initializer_list>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <set>
 
 #include "fault.hpp"
 #include "files.hpp"
+#include "json_text.hpp"
 
 using nlohmann::json;
 
 namespace {
 
 constexpr int kMajor = 1;
+constexpr const char* kHeadSite = "head";
+
+// A record, all of whose keys are known: what a reader would ignore might change the answer.
+const json& known(const json& record, std::initializer_list<const char*> keys) {
+  for (const auto& [key, _] : record.items()) {
+    if (std::find(keys.begin(), keys.end(), key) == keys.end()) {
+      throw Fault({"a key that this client does not know", "", "`" + key + "`", "", "take a newer client"});
+    }
+  }
+  return record;
+}
 
 template <typename T>
 T value_or(const json& record, const char* key, const T& otherwise) {
@@ -26,71 +41,128 @@ std::vector<Axis> axes(const json& list) {
 }
 
 InputRecord input(const json& record) {
+  known(record, {"name", "dtype", "axes", "role", "limit", "next"});
   if (record.at("role") == "cache") throw Fault({"a decoder's cache, which this client does not keep", record.at("name")});
   std::optional<std::int64_t> limit;
-  if (!record.at("limit").is_null()) limit = record.at("limit").get<std::int64_t>();
-  return {record.at("name"), record.at("dtype"), axes(record.at("axes")), limit};
+  if (record.contains("limit") && !record.at("limit").is_null()) limit = record.at("limit").get<std::int64_t>();
+  return {record.at("name"), record.at("dtype"), axes(record.at("axes")), record.at("role"), limit};
 }
 
 SlotRecord slot(const json& record) {
-  const auto scope = record.at("site").get<std::string>() + "/" + record.at("graph").get<std::string>();
-  return {record.at("name"), scope, axes(record.at("axes")), record.at("neutral"),
+  known(record, {"name", "site", "graph", "parameter", "axes", "neutral", "neutral_value"});
+  return {record.at("name"), record.at("site"), record.at("graph"), axes(record.at("axes")), record.at("neutral"),
           value_or(record, "neutral_value", 0.0F)};
 }
 
-GoldenRecord golden(const json& record) { return {record.at("path"), record.at("cases"), record.at("absolute")}; }
-
-AdapterRecord adapter(const json& record) {
-  return {record.at("name"), value_or(record, "labels", std::vector<std::string>{}), record.at("onnx_adapter"),
-          record.at("safetensors"), value_or(record, "baked", std::string{}), golden(record.at("golden"))};
+GoldenRecord golden(const json& record) {
+  known(record, {"path", "cases", "absolute", "reference"});
+  if (record.at("cases").empty() || record.at("absolute").empty()) throw Fault({"golden vectors that prove nothing"});
+  return {record.at("path"), record.at("cases"), record.at("absolute")};
 }
 
-std::optional<BankRecord> bank(const json& manifest) {
-  if (!manifest.contains("bank") || manifest.at("bank").is_null()) return std::nullopt;
-  const auto& record = manifest.at("bank");
+// In version 1.0, where adapters do not name their output, all with labels had the same.
+AdapterRecord adapter(const json& record, const std::string& head_output) {
+  known(record, {"name", "kind", "labels", "parameters", "onnx_adapter", "safetensors", "source", "base", "golden", "task",
+                 "output", "baked"});
+  const auto labels = value_or(record, "labels", std::vector<std::string>{});
+  const auto output = value_or(record, "output", labels.empty() ? std::string{} : head_output);
+  return {record.at("name"), {output, labels}, record.at("onnx_adapter"), record.at("safetensors"),
+          value_or(record, "baked", std::string{}), golden(record.at("golden"))};
+}
+
+BankRecord bank(const json& record) {
+  known(record, {"ids", "weights", "rows", "tensors"});
   BankRecord found{record.at("ids"), record.at("weights"), {}};
   for (const auto& row : record.at("rows")) {
-    found.rows.push_back(row.is_null() ? std::nullopt : std::optional<std::string>(row.get<std::string>()));
+    found.rows.push_back(row.is_null() ? Choice{} : Choice{row.get<std::string>()});
+  }
+  return found;
+}
+
+FileRecord file(const json& record) {
+  known(record, {"path", "sha256", "bytes"});
+  return {record.at("path"), record.at("sha256"), record.at("bytes")};
+}
+
+std::map<std::string, std::string> heads(const json& document) {
+  std::map<std::string, std::string> found;
+  for (const auto& record : document.value("heads", json::array())) {
+    known(record, {"graph", "output", "result"});
+    found.emplace(record.at("graph").get<std::string>(), record.at("output").get<std::string>());
+  }
+  if (!found.empty() || document.at("head_output").is_null()) return found;
+  for (const auto& record : document.at("slots")) {
+    if (record.at("site") == kHeadSite) found.emplace(record.at("graph").get<std::string>(), document.at("head_output").get<std::string>());
   }
   return found;
 }
 
 void check_version(const std::string& version) {
-  if (std::stoi(version) != kMajor) {
+  std::smatch parts;
+  if (!std::regex_match(version, parts, std::regex(R"((\d{1,9})\.(\d{1,9})\.(\d{1,9}))"))) {
+    throw Fault({"no version of a manifest", "", "`" + version + "`", "such as `1.0.0`"});
+  }
+  if (std::stoi(parts[1]) != kMajor) {
     throw Fault({"a manifest of another major version", "", version, std::to_string(kMajor) + ".x",
                  "take a newer client, or build the bundle again"});
   }
 }
 
-void check_names(const Manifest& manifest) {
-  std::set<std::string> adapters, inputs, slots;
-  for (const auto& record : manifest.inputs) inputs.insert(record.name);
-  for (const auto& record : manifest.adapters) {
-    if (!adapters.insert(record.name).second) throw Fault({"two adapters have one name", "", "`" + record.name + "`"});
+void check_unique(const std::string& what, const std::vector<std::string>& names) {
+  std::set<std::string> seen;
+  for (const auto& name : names) {
+    if (!seen.insert(name).second) throw Fault({"two " + what + " have one name", "", "`" + name + "`"});
   }
-  for (const auto& record : manifest.slots) {
-    if (inputs.count(record.name) || !slots.insert(record.name).second) {
-      throw Fault({"two tensors have one name", "", "`" + record.name + "`"});
-    }
+}
+
+void check_names(const Manifest& manifest) {
+  std::vector<std::string> adapters, tensors, files;
+  for (const auto& record : manifest.adapters) adapters.push_back(record.name);
+  for (const auto& record : manifest.inputs) tensors.push_back(record.name);
+  for (const auto& record : manifest.slots) tensors.push_back(record.name);
+  for (const auto& record : manifest.files) files.push_back(record.path);
+  check_unique("adapters", adapters);
+  check_unique("tensors", tensors);
+  check_unique("files", files);
+}
+
+// Every file that is used has a hash.
+void check_paths(const Manifest& manifest) {
+  std::vector<std::string> used{manifest.golden.path};
+  for (const auto& [_, path] : manifest.graphs) used.push_back(path);
+  for (const auto& record : manifest.adapters) {
+    used.insert(used.end(), {record.onnx_adapter, record.safetensors, record.golden.path});
+    if (!record.baked.empty()) used.push_back(record.baked);
+  }
+  std::set<std::string> listed;
+  for (const auto& record : manifest.files) listed.insert(record.path);
+  for (const auto& path : used) {
+    if (!listed.count(path)) throw Fault({"a file without a hash", "", "`" + path + "`", "a file that `files` lists"});
   }
 }
 
 Manifest parse(const json& document) {
   check_version(document.at("version"));
+  known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
+                   "graphs", "inputs", "outputs", "head_output", "heads", "bank", "sites", "slots", "adapters", "golden",
+                   "text", "model_version", "files"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
   manifest.graphs = document.at("graphs");
+  manifest.heads = heads(document);
   for (const auto& record : document.at("inputs")) manifest.inputs.push_back(input(record));
-  for (const auto& record : document.at("outputs")) manifest.outputs.push_back({record.at("name"), axes(record.at("axes"))});
   for (const auto& record : document.at("slots")) manifest.slots.push_back(slot(record));
-  for (const auto& record : document.at("adapters")) manifest.adapters.push_back(adapter(record));
-  manifest.bank = bank(document);
+  const auto head_output = value_or(document, "head_output", std::string{});
+  for (const auto& record : document.at("adapters")) manifest.adapters.push_back(adapter(record, head_output));
+  for (const auto& record : document.at("files")) manifest.files.push_back(file(record));
+  if (document.contains("bank") && !document.at("bank").is_null()) manifest.bank = bank(document.at("bank"));
   manifest.golden = golden(document.at("golden"));
-  for (const auto& record : document.at("files")) {
-    manifest.files.push_back({record.at("path"), record.at("sha256"), record.at("bytes")});
+  if (document.contains("model_version") && !document.at("model_version").is_null()) {
+    manifest.model_version = document.at("model_version").get<std::int64_t>();
   }
   check_names(manifest);
+  check_paths(manifest);
   return manifest;
 }
 
@@ -102,18 +174,17 @@ const AdapterRecord& Manifest::adapter(const std::string& name) const {
     if (record.name == name) return record;
     known += (known.empty() ? "`" : ", `") + record.name + "`";
   }
-  throw RequestFault({"is not in the bundle", "adapter `" + name + "`", "", "one of " + known, "choose one of these"});
+  throw RequestFault({"is not in the bundle", "adapter `" + name + "`", "", known.empty() ? "none" : "one of " + known,
+                      "choose one that is there"});
 }
 
-const GoldenRecord& Manifest::golden_of(const std::optional<std::string>& name) const {
-  return name ? adapter(*name).golden : golden;
-}
+const GoldenRecord& Manifest::golden_of(const Choice& name) const { return name ? adapter(*name).golden : golden; }
 
 Manifest read_manifest(const std::filesystem::path& folder) {
   const auto path = folder / "manifest.json";
   const auto text = read_file(path);
   try {
-    return parse(json::parse(text));
+    return parse(parse_json(text));
   } catch (const std::exception& error) {  // one of ours, or one of the JSON library
     throw Fault({"cannot be used", path.string(), error.what(), "", "build the bundle again"});
   }

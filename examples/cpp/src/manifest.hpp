@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+using Choice = std::optional<std::string>;  // an adapter, or none: the base as it is
+
 // The length of an axis: a number, or the name of a dynamic axis such as `batch` (then `size` is 0).
 struct Axis {
   std::int64_t size = 0;
@@ -18,17 +20,14 @@ struct InputRecord {
   std::string name;
   std::string dtype;
   std::vector<Axis> axes;
+  std::string role;                   // `ids`, `mask` or `values`
   std::optional<std::int64_t> limit;  // valid ids are 0 to limit − 1
-};
-
-struct OutputRecord {
-  std::string name;
-  std::vector<Axis> axes;
 };
 
 struct SlotRecord {
   std::string name;
-  std::string scope;  // the site and the graph at it: free axes of one name and scope have one length
+  std::string site;   // `head` for those of heads
+  std::string graph;  // free axes of one name, site and graph have one length
   std::vector<Axis> axes;
   std::vector<std::int64_t> neutral;  // the shape with which it does nothing …
   float neutral_value = 0;            // … when it is filled with this number
@@ -40,9 +39,15 @@ struct GoldenRecord {
   std::map<std::string, double> absolute;  // the allowed deviation of every output
 };
 
+// What comes out of an adapter besides the base's outputs.
+struct Head {
+  std::string output;               // the output that holds its result; empty for an adapter without a head
+  std::vector<std::string> labels;  // its classes, if it has any
+};
+
 struct AdapterRecord {
   std::string name;
-  std::vector<std::string> labels;  // none for an adapter without classes
+  Head head;
   std::string onnx_adapter;
   std::string safetensors;
   std::string baked;  // the graph in which it is constant; empty if there is none
@@ -50,9 +55,9 @@ struct AdapterRecord {
 };
 
 struct BankRecord {
-  std::string ids;                               // the input that chooses a row of the bank for each row of the batch
-  std::string weights;                           // the input that mixes them, in the flavour `mixture`
-  std::vector<std::optional<std::string>> rows;  // which adapter each row holds; the base where there is none
+  std::string ids;           // the input that chooses a row of the bank for each row of the batch
+  std::string weights;       // the input that mixes them, in the flavour `mixture`
+  std::vector<Choice> rows;  // which adapter each row holds; the base where there is none
 };
 
 struct FileRecord {
@@ -66,19 +71,21 @@ struct Manifest {
   bool batch_invariant = true;
   std::map<std::string, std::string> graphs;  // the ONNX file of each flavour
   std::vector<InputRecord> inputs;
-  std::vector<OutputRecord> outputs;
+  std::map<std::string, std::string> heads;  // the output that each topology of head fills
   std::vector<SlotRecord> slots;
   std::vector<AdapterRecord> adapters;
   std::optional<BankRecord> bank;
   GoldenRecord golden;
+  std::optional<std::int64_t> model_version;  // that of every adapter file for this graph
   std::vector<FileRecord> files;
 
   // The adapter of this name. Throws RequestFault if there is none.
   const AdapterRecord& adapter(const std::string& name) const;
 
   // The golden vectors of an adapter, or of the base.
-  const GoldenRecord& golden_of(const std::optional<std::string>& adapter) const;
+  const GoldenRecord& golden_of(const Choice& adapter) const;
 };
 
-// Read `manifest.json`. Throws Fault if it is missing, breaks the format, or is of a newer major version.
+// Read `manifest.json`. Throws Fault if it is missing, breaks the format, or is of a newer version with something that
+// is not known here.
 Manifest read_manifest(const std::filesystem::path& folder);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "fault.hpp"
 
@@ -41,9 +42,19 @@ void check_ids(const Array& array, const InputRecord& record) {
   }
 }
 
+bool has_slot(const Manifest& manifest, const std::string& name) {
+  return std::any_of(manifest.slots.begin(), manifest.slots.end(), [&](const auto& slot) { return slot.name == name; });
+}
+
 bool is_finite(const Array& array) {
   const auto* numbers = array.data<float>();
   return std::all_of(numbers, numbers + array.count(), [](float number) { return std::isfinite(number); });
+}
+
+bool is_neutral(const Array& array, const SlotRecord& slot) {
+  const auto* numbers = array.data<float>();
+  return array.shape == slot.neutral &&
+         std::all_of(numbers, numbers + array.count(), [&](float number) { return number == slot.neutral_value; });
 }
 
 }  // namespace
@@ -63,7 +74,7 @@ void check_inputs(const Arrays& inputs, const Manifest& manifest) {
     }
     if (record.limit) check_ids(array, record);
   }
-  if (inputs.size() != manifest.inputs.size()) throw RequestFault({"an input that the graph does not have"});
+  for (const auto& [name, _] : inputs) input_record(manifest, name);
 }
 
 void check_adapter(const Arrays& tensors, const Manifest& manifest, const std::string& where) {
@@ -73,18 +84,52 @@ void check_adapter(const Arrays& tensors, const Manifest& manifest, const std::s
     const auto found = tensors.find(slot.name);
     if (found == tensors.end()) {
       faults += "`" + slot.name + "` is missing; ";
-    } else if (found->second.dtype != "float32" || !fits(found->second.shape, slot.axes, sizes, slot.scope)) {
+    } else if (found->second.dtype != "float32" || !fits(found->second.shape, slot.axes, sizes, slot.site + "/" + slot.graph + "/")) {
       faults += "`" + slot.name + "` is " + found->second.dtype + " " + to_text(found->second.shape) + "; ";
     } else if (!is_finite(found->second)) {
       faults += "`" + slot.name + "` holds NaN or Inf; ";
     }
   }
-  if (tensors.size() > manifest.slots.size()) faults += std::to_string(tensors.size()) + " tensors; ";
+  for (const auto& [name, _] : tensors) {
+    if (!has_slot(manifest, name)) faults += "`" + name + "` is left over; ";
+  }
   if (!faults.empty()) {
     faults.resize(faults.size() - 2);
     throw RequestFault({"does not fit this bundle's graph", where, faults,
                         "a float32 tensor for each of " + std::to_string(manifest.slots.size()) + " slots",
                         "build the adapter for this bundle"});
+  }
+}
+
+const InputRecord& input_record(const Manifest& manifest, const std::string& name) {
+  for (const auto& record : manifest.inputs) {
+    if (record.name == name) return record;
+  }
+  throw RequestFault({"the graph has no such input", "`" + name + "`"});
+}
+
+Head head_of(const Arrays& tensors, const Manifest& manifest, std::vector<std::string> labels, const std::string& where) {
+  std::set<std::string> outputs;
+  std::int64_t classes = 0;
+  for (const auto& slot : manifest.slots) {
+    const auto& tensor = tensors.at(slot.name);
+    if (slot.site != "head" || is_neutral(tensor, slot)) continue;
+    outputs.insert(manifest.heads.at(slot.graph));
+    for (std::size_t axis = 0; axis < slot.axes.size(); ++axis) {
+      if (slot.axes[axis].name == "classes") classes = tensor.shape[axis];
+    }
+  }
+  if (outputs.size() > 1) throw RequestFault({"fills several heads", where});
+  if (!labels.empty() && static_cast<std::int64_t>(labels.size()) != classes) {
+    throw RequestFault({"not one label for each class", where, std::to_string(labels.size()), std::to_string(classes)});
+  }
+  return {outputs.empty() ? std::string{} : *outputs.begin(), std::move(labels)};
+}
+
+void check_model_version(std::int32_t found, const Manifest& manifest, const std::string& where) {
+  if (manifest.model_version && found != *manifest.model_version) {
+    throw RequestFault({"was built for another base or another graph", where, "model version " + std::to_string(found),
+                        std::to_string(*manifest.model_version), "build the adapter for this bundle"});
   }
 }
 

@@ -14,5 +14,15 @@ void check_inputs(const Arrays& inputs, const Manifest& manifest);
 // adapter that lacks a tensor would run, mixed with the defaults of the graph.
 void check_adapter(const Arrays& tensors, const Manifest& manifest, const std::string& where);
 
+// The input of this name. Throws RequestFault if the graph has none.
+const InputRecord& input_record(const Manifest& manifest, const std::string& name);
+
+// The head that an adapter fills, for one of which the manifest says nothing. Throws RequestFault if there are several,
+// or not one label for each class.
+Head head_of(const Arrays& tensors, const Manifest& manifest, std::vector<std::string> labels, const std::string& where);
+
+// Throws RequestFault if an adapter file was made for another base, or for a graph with other slots or activations.
+void check_model_version(std::int32_t found, const Manifest& manifest, const std::string& where);
+
 // The neutral tensors of every slot, with which the graph is the base.
 Arrays neutral_tensors(const Manifest& manifest);

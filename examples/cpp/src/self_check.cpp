@@ -13,26 +13,37 @@ constexpr double kUnequal = std::numeric_limits<double>::infinity();
 constexpr float kMasked = -1e30F;  // the logits of classes that an adapter of a bank does not have are below
 
 using Run = std::function<Arrays(const Arrays& inputs)>;
+using RunRows = std::function<Arrays(const Arrays& inputs, const std::vector<Choice>& rows)>;
 
 // The golden vectors of the base or of one adapter.
-struct Golden {
-  const GoldenRecord& record;
-  Arrays tensors;
+class Golden {
+ public:
+  Golden(const Bundle& bundle, const Choice& adapter)
+      : record(bundle.manifest().golden_of(adapter)), tensors_(bundle.tensors(record.path)) {
+    for (const auto& input : bundle.manifest().inputs) inputs_.push_back(input.name);
+  }
 
-  Arrays inputs(const std::string& name, const Manifest& manifest) const {
+  Arrays inputs(const std::string& name) const {
     Arrays found;
-    for (const auto& input : manifest.inputs) found.emplace(input.name, tensors.at(name + ".input." + input.name));
+    for (const auto& input : inputs_) found.emplace(input, tensor(name + ".input." + input));
     return found;
   }
   const Array& output(const std::string& name, const std::string& output) const {
-    return tensors.at(name + ".output." + output);
+    return tensor(name + ".output." + output);
   }
-};
 
-Golden golden_of(const Bundle& bundle, const Choice& adapter) {
-  const auto& record = bundle.manifest().golden_of(adapter);
-  return {record, bundle.tensors(record.path)};
-}
+  const GoldenRecord& record;
+
+ private:
+  const Array& tensor(const std::string& name) const {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) throw Fault({"has no tensor `" + name + "`", record.path});
+    return found->second;
+  }
+
+  Arrays tensors_;
+  std::vector<std::string> inputs_;
+};
 
 // The largest deviation of `count` numbers as a part of the allowed one; NaN is infinitely far away.
 double deviation(const float* found, const float* expected, std::size_t count, double allowed) {
@@ -45,17 +56,16 @@ double deviation(const float* found, const float* expected, std::size_t count, d
   return worst == 0 ? 0 : kUnequal;
 }
 
-double worst_of(const Manifest& manifest, const Golden& golden, const Run& run) {
+double worst_of(const Golden& golden, const Run& run) {
   double worst = 0;
   for (const auto& name : golden.record.cases) {
-    const auto outputs = run(golden.inputs(name, manifest));
+    const auto outputs = run(golden.inputs(name));
     for (const auto& [output, allowed] : golden.record.absolute) {
       const auto& expected = golden.output(name, output);
       const auto& found = outputs.at(output);
       const bool alike = found.shape == expected.shape && found.dtype == "float32" && expected.dtype == "float32";
-      worst = alike ? std::max(worst, deviation(found.data<float>(), expected.data<float>(), expected.count(), allowed))
-                    : kUnequal;
-      if (worst == kUnequal) return worst;
+      worst = std::max(worst, alike ? deviation(found.data<float>(), expected.data<float>(), expected.count(), allowed)
+                                    : kUnequal);
     }
   }
   return worst;
@@ -78,64 +88,95 @@ double row_deviation(const Array& found, const Array& expected, std::size_t row,
   return worst;
 }
 
-// Run every case with row r of the batch through subject r of `subjects`, beginning anew when they are used up.
-double worst_of_bank(const Bundle& bundle, const Bank& bank, const std::vector<Choice>& subjects) {
-  std::vector<Golden> goldens;
-  for (const auto& subject : subjects) goldens.push_back(golden_of(bundle, subject));
+// Run a case with row r of the batch through subject `first` + r of the subjects, beginning anew when they are used up.
+double worst_of_rows(const std::vector<const Golden*>& goldens, const std::vector<Choice>& subjects, std::size_t first,
+                     const std::string& name, const RunRows& run) {
+  const auto inputs = goldens.front()->inputs(name);  // the cases of all adapters have the same inputs
+  const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
+  std::vector<Choice> rows;
+  for (std::size_t row = 0; row < batch; ++row) rows.push_back(subjects[(first + row) % subjects.size()]);
+  const auto outputs = run(inputs, rows);
   double worst = 0;
-  for (const auto& name : goldens.front().record.cases) {  // the cases of all adapters have the same inputs
-    const auto inputs = goldens.front().inputs(name, bundle.manifest());
-    const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
-    std::vector<Choice> rows;
-    for (std::size_t row = 0; row < batch; ++row) rows.push_back(subjects[row % subjects.size()]);
-    const auto outputs = bank.run(inputs, rows);
-    for (std::size_t row = 0; row < batch; ++row) {
-      const auto& golden = goldens[row % goldens.size()];
-      for (const auto& [output, allowed] : golden.record.absolute) {
-        worst = std::max(worst, row_deviation(outputs.at(output), golden.output(name, output), row, allowed));
-      }
+  for (std::size_t row = 0; row < batch; ++row) {
+    const auto& golden = *goldens[(first + row) % goldens.size()];
+    for (const auto& [output, allowed] : golden.record.absolute) {
+      worst = std::max(worst, row_deviation(outputs.at(output), golden.output(name, output), row, allowed));
     }
   }
   return worst;
 }
 
-void check_switchboard(const Bundle& bundle, const std::vector<Choice>& subjects, const std::string& flavour,
-                       Feeding feeding, const std::string& title, std::vector<Finding>& findings) {
+double worst_of_all_rows(const std::vector<const Golden*>& goldens, const std::vector<Choice>& subjects, const RunRows& run) {
+  double worst = 0;
+  for (const auto& name : goldens.front()->record.cases) {
+    const auto batch = static_cast<std::size_t>(goldens.front()->inputs(name).begin()->second.shape.front());
+    for (std::size_t first = 0; first < subjects.size(); first += batch) {  // so that everyone has a turn
+      worst = std::max(worst, worst_of_rows(goldens, subjects, first, name, run));
+    }
+  }
+  return worst;
+}
+
+void check_switchboard(const Bundle& bundle, const std::string& flavour, Feeding feeding, const std::string& title,
+                       std::vector<Finding>& findings) {
   const Switchboard switchboard(bundle, flavour, feeding);
+  std::vector<Choice> subjects{std::nullopt};
+  for (const auto& record : bundle.manifest().adapters) subjects.emplace_back(record.name);
   for (const auto& subject : subjects) {
-    const Run run = [&](const Arrays& inputs) { return switchboard.run(inputs, subject); };
-    findings.push_back({title, subject, false, worst_of(bundle.manifest(), golden_of(bundle, subject), run)});
+    const Run run = [&](const Arrays& inputs) { return switchboard.run(inputs, subject).outputs; };
+    findings.push_back({title, subject, false, worst_of(Golden(bundle, subject), run)});
   }
 }
 
-void check_bank(const Bundle& bundle, const std::vector<Choice>& subjects, std::vector<Finding>& findings) {
-  const Bank bank(bundle);
-  for (const auto& subject : subjects) findings.push_back({"bank", subject, false, worst_of_bank(bundle, bank, {subject})});
-  if (bundle.manifest().batch_invariant) {
-    findings.push_back({"bank", std::nullopt, true, worst_of_bank(bundle, bank, subjects)});
+void check_rows(const Bundle& bundle, const std::string& flavour, const RunRows& run, std::vector<Finding>& findings) {
+  const auto& subjects = bundle.manifest().bank->rows;
+  std::vector<Golden> goldens;
+  goldens.reserve(subjects.size());
+  std::vector<const Golden*> all;
+  for (const auto& subject : subjects) {
+    all.push_back(&goldens.emplace_back(bundle, subject));
+    findings.push_back({flavour, subject, false, worst_of_all_rows({all.back()}, {subject}, run)});
   }
+  if (bundle.manifest().batch_invariant) {
+    findings.push_back({flavour, std::nullopt, true, worst_of_all_rows(all, subjects, run)});
+  }
+}
+
+void check_bank(const Bundle& bundle, std::vector<Finding>& findings) {
+  const Bank bank(bundle);
+  check_rows(bundle, "bank", [&](const auto& inputs, const auto& rows) { return bank.run(inputs, rows); }, findings);
+}
+
+void check_mixture(const Bundle& bundle, std::vector<Finding>& findings) {
+  const Mixture mixture(bundle);
+  const RunRows run = [&](const Arrays& inputs, const std::vector<Choice>& rows) {
+    std::vector<Mixture::Shares> shares;
+    for (const auto& row : rows) shares.push_back({{row, 1.0F}});
+    return mixture.run(inputs, shares);
+  };
+  check_rows(bundle, "mixture", run, findings);
+}
+
+void check_baked(const Bundle& bundle, const std::string& adapter, std::vector<Finding>& findings) {
+  const Baked baked(bundle, adapter);
+  const Run run = [&](const Arrays& inputs) { return baked.run(inputs); };
+  findings.push_back({"baked", adapter, false, worst_of(Golden(bundle, adapter), run)});
 }
 
 }  // namespace
 
 std::vector<Finding> self_check(const Bundle& bundle) {
   const auto& manifest = bundle.manifest();
-  std::vector<Choice> subjects{std::nullopt};
-  for (const auto& record : manifest.adapters) subjects.emplace_back(record.name);
   std::vector<Finding> findings;
   if (manifest.graphs.count("slots")) {
-    check_switchboard(bundle, subjects, "slots", Feeding::native, "slots", findings);
-    check_switchboard(bundle, subjects, "slots", Feeding::plain, "slots, fed", findings);
+    check_switchboard(bundle, "slots", Feeding::native, "slots", findings);
+    check_switchboard(bundle, "slots", Feeding::plain, "slots, fed", findings);
   }
-  if (manifest.graphs.count("inputs")) {
-    check_switchboard(bundle, subjects, "inputs", Feeding::plain, "inputs", findings);
-  }
-  if (manifest.graphs.count("bank")) check_bank(bundle, subjects, findings);
+  if (manifest.graphs.count("inputs")) check_switchboard(bundle, "inputs", Feeding::plain, "inputs", findings);
+  if (manifest.graphs.count("bank")) check_bank(bundle, findings);
+  if (manifest.graphs.count("mixture")) check_mixture(bundle, findings);
   for (const auto& record : manifest.adapters) {
-    if (record.baked.empty()) continue;
-    const Baked baked(bundle, record.name);
-    const Run run = [&baked](const Arrays& inputs) { return baked.run(inputs); };
-    findings.push_back({"baked", record.name, false, worst_of(manifest, golden_of(bundle, record.name), run)});
+    if (!record.baked.empty()) check_baked(bundle, record.name, findings);
   }
   return findings;
 }

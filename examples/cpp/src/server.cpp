@@ -1,17 +1,24 @@
 // bundle_server BUNDLE [PORT]: an HTTP service. One session, any number of requests at once, each with its own adapter.
 //
 //   GET    /adapters             the adapters that are loaded, with their labels
-//   PUT    /adapters/NAME        load one: the body is a safetensors file with a tensor for every slot
+//   PUT    /adapters/NAME        load one: the body is its `.onnx_adapter` file; `?labels=a,b` names its classes
 //   DELETE /adapters/NAME        forget one
-//   POST   /run                  {"adapter": "a" or null, "inputs": {"input_ids": [[101, 102]], …}} → the outputs
-//   POST   /run                  {"adapters": ["a", null, "b"], "inputs": …} → each row through an adapter of its own
+//   POST   /run                  {"adapter": "a" or null, "inputs": {"input_ids": [[101, 102]], …}}
+//   POST   /run                  {"adapters": ["a", null, "b"], "inputs": …}: each row through an adapter of its own
+//
+// Both give {"rows": [{"adapter": "a", "outputs": {"logits": [0.1, 2.3]}, "label": "yes"}, …]}. A request that cannot be
+// served gives {"error": …} and status 400.
 #include <httplib.h>
 
-#include <cmath>
 #include <iostream>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
+#include "answers.hpp"
 #include "fault.hpp"
+#include "json_text.hpp"
+#include "request.hpp"
 #include "switchboard.hpp"
 
 using nlohmann::json;
@@ -19,72 +26,112 @@ using nlohmann::json;
 namespace {
 
 constexpr int kDefaultPort = 8080;
+constexpr std::size_t kLargestBody = std::size_t{1} << 28;  // bytes: an adapter
 
-Array parse_array(const json& rows) {
-  if (!rows.is_array() || rows.empty() || !rows.front().is_array()) throw RequestFault({"an input is no list of rows"});
-  const Shape shape{static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(rows.front().size())};
-  std::vector<std::int64_t> numbers;
-  for (const auto& row : rows) {
-    if (row.size() != rows.front().size()) throw RequestFault({"rows of different lengths", "", "", "padded rows"});
-    for (const auto& number : row) {
-      if (!number.is_number_integer()) throw RequestFault({"an input holds what is no integer", "", number.dump()});
-      numbers.push_back(number.get<std::int64_t>());
-    }
+// The shape of nested lists, by the first of each.
+Shape shape_of(const json& list) {
+  Shape shape;
+  for (const json* at = &list; at->is_array(); at = &at->front()) {
+    shape.push_back(static_cast<std::int64_t>(at->size()));
+    if (at->empty()) break;
   }
-  return int64_array(numbers, shape);
+  return shape;
 }
 
-Arrays parse_inputs(const json& document) {
+void put(const json& number, Array& array, std::size_t at) {
+  const bool is_float = array.dtype == "float32";
+  if (is_float ? !number.is_number() : !number.is_number_integer()) {
+    throw RequestFault({"an input holds what is no number of its type", "", number.dump(), array.dtype});
+  }
+  if (is_float) array.data<float>()[at] = number.get<float>();
+  else if (array.dtype == "int64") array.data<std::int64_t>()[at] = number.get<std::int64_t>();
+  else if (array.dtype == "int32") array.data<std::int32_t>()[at] = number.get<std::int32_t>();
+  else array.data<bool>()[at] = number.get<std::int64_t>() != 0;
+}
+
+void fill(const json& list, std::size_t axis, Array& array, std::size_t& at) {
+  if (axis == array.shape.size()) return put(list, array, at++);
+  if (!list.is_array() || static_cast<std::int64_t>(list.size()) != array.shape[axis]) {
+    throw RequestFault({"rows of different lengths", "", "", "lists of one length; pad them"});
+  }
+  for (const auto& each : list) fill(each, axis + 1, array, at);
+}
+
+Arrays parse_inputs(const json& document, const Manifest& manifest) {
   Arrays inputs;
-  for (const auto& [name, rows] : document.items()) inputs.emplace(name, parse_array(rows));
-  return inputs;
-}
-
-json nested(const Array& array, std::size_t axis, std::size_t& at) {
-  if (axis == array.shape.size()) return array.data<float>()[at++];
-  json list = json::array();
-  for (std::int64_t i = 0; i < array.shape[axis]; ++i) list.push_back(nested(array, axis + 1, at));
-  return list;
-}
-
-json to_json(const Arrays& outputs) {
-  json document = json::object();
-  for (const auto& [name, array] : outputs) {
+  for (const auto& [name, list] : document.items()) {
+    Array array = make_array(input_record(manifest, name).dtype, shape_of(list));
     std::size_t at = 0;
-    if (array.dtype == "float32") document[name] = nested(array, 0, at);
+    fill(list, 0, array, at);
+    inputs.emplace(name, std::move(array));
   }
-  return document;
+  check_inputs(inputs, manifest);
+  return inputs;
 }
 
 Choice choice_of(const json& name) { return name.is_null() ? Choice{} : Choice{name.get<std::string>()}; }
 
+std::vector<std::string> labels_of(const std::string& text) {
+  std::vector<std::string> labels;
+  std::istringstream parts(text);
+  for (std::string part; std::getline(parts, part, ',');) labels.push_back(part);
+  return labels;
+}
+
 class Service {
  public:
-  explicit Service(const Bundle& bundle) : switchboard_(bundle, "slots", Feeding::native) {
-    if (bundle.manifest().graphs.count("bank")) bank_ = std::make_unique<Bank>(bundle);
+  explicit Service(const Bundle& bundle) : manifest_(bundle.manifest()), switchboard_(bundle, "slots", Feeding::native) {
+    if (manifest_.graphs.count("bank")) bank_ = std::make_unique<Bank>(bundle);
   }
 
   json adapters() const {
     json document = json::object();
-    for (const auto& name : switchboard_.adapters()) document[name] = switchboard_.labels(name);
+    for (const auto& name : switchboard_.adapters()) document[name] = {{"labels", switchboard_.labels(name)}};
     return document;
   }
 
   json run(const json& request) const {
-    const auto inputs = parse_inputs(request.at("inputs"));
-    if (!request.contains("adapters")) {
-      return to_json(switchboard_.run(inputs, choice_of(request.value("adapter", json(nullptr)))));
-    }
-    if (!bank_) throw RequestFault({"this bundle has no bank", "", "", "", "send one request for each adapter"});
-    std::vector<Choice> rows;
-    for (const auto& name : request.at("adapters")) rows.push_back(choice_of(name));
-    return to_json(bank_->run(inputs, rows));
+    const auto inputs = parse_inputs(request.at("inputs"), manifest_);
+    return {{"rows", request.contains("adapters") ? mixed(inputs, request.at("adapters"))
+                                                  : alone(inputs, request.value("adapter", json(nullptr)))}};
   }
 
-  void load(const std::string& name, const std::string& bytes) { switchboard_.load(name, bytes, {}); }
+  void load(const std::string& name, const std::string& bytes, const std::string& labels) {
+    switchboard_.load(name, bytes, labels_of(labels));
+  }
   void unload(const std::string& name) { switchboard_.unload(name); }
 
  private:
+  json alone(const Arrays& inputs, const json& name) const {
+    const auto adapter = choice_of(name);
+    const auto [outputs, head] = switchboard_.run(inputs, adapter);
+    const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
+    return answers(inputs, outputs, std::vector<Choice>(batch, adapter), std::vector<Head>(batch, head), manifest_);
+  }
+
+  json mixed(const Arrays& inputs, const json& names) const {
+    if (!bank_) throw RequestFault({"this bundle has no bank", "", "", "", "send one request for each adapter"});
+    if (!manifest_.batch_invariant) {
+      throw RequestFault({"the rows of a batch influence each other in this bundle", "", "", "", "send one row a request"});
+    }
+    std::vector<Choice> rows;
+    std::vector<Head> heads;
+    for (const auto& name : names) {
+      rows.push_back(choice_of(name));
+      if (rows.back()) check_built_in(*rows.back());
+      heads.push_back(rows.back() ? manifest_.adapter(*rows.back()).head : Head{});
+    }
+    return answers(inputs, bank_->run(inputs, rows), rows, heads, manifest_);
+  }
+
+  // The bank holds what the bundle was built with; another adapter of the same name may have been loaded since.
+  void check_built_in(const std::string& name) const {
+    if (switchboard_.is_built_in(name)) return;
+    throw RequestFault({"was loaded at run time, and is not in the bank", "adapter `" + name + "`", "", "",
+                        "send a request for it alone"});
+  }
+
+  Manifest manifest_;
   Switchboard switchboard_;
   std::unique_ptr<Bank> bank_;
 };
@@ -116,7 +163,7 @@ void add_routes(httplib::Server& server, Service& service) {
   });
   server.Put(R"(/adapters/([A-Za-z0-9][A-Za-z0-9._-]*))", [&](const Request& request, Response& response) {
     answer(response, [&] {
-      service.load(request.matches[1], request.body);
+      service.load(request.matches[1], request.body, request.get_param_value("labels"));
       return service.adapters();
     });
   });
@@ -127,25 +174,27 @@ void add_routes(httplib::Server& server, Service& service) {
     });
   });
   server.Post("/run", [&](const Request& request, Response& response) {
-    answer(response, [&] { return service.run(json::parse(request.body)); });
+    answer(response, [&] { return service.run(parse_json(request.body)); });
   });
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count < 2 || count > 3) {
-    std::cerr << "usage: bundle_server BUNDLE [PORT]\n";
+  const std::string port_text = count == 3 ? arguments[2] : std::to_string(kDefaultPort);
+  if (count < 2 || count > 3 || port_text.size() > 5 || port_text.find_first_not_of("0123456789") != std::string::npos) {
+    std::cerr << "usage: bundle_server BUNDLE [PORT]\nPort 0 takes any that is free.\n";
     return 2;
   }
   try {
     const Bundle bundle(arguments[1]);
     Service service(bundle);
     httplib::Server server;
+    server.set_payload_max_length(kLargestBody);
     add_routes(server, service);
-    const int wanted = count == 3 ? std::stoi(arguments[2]) : kDefaultPort;
+    const int wanted = std::stoi(port_text);
     const int port = wanted == 0 ? server.bind_to_any_port("127.0.0.1") : wanted;
-    if (wanted != 0 && !server.bind_to_port("127.0.0.1", port)) throw Fault({"the port is taken", std::to_string(port)});
+    if (wanted != 0 && !server.bind_to_port("127.0.0.1", port)) throw Fault({"the port is taken", port_text});
     std::cout << "listening on http://127.0.0.1:" << port << std::endl;
     return server.listen_after_bind() ? 0 : 1;
   } catch (const std::exception& error) {

@@ -3,15 +3,12 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <shared_mutex>
 #include <string>
 #include <vector>
 
 #include "bundle.hpp"
 #include "graph.hpp"
-
-using Choice = std::optional<std::string>;  // an adapter, or none: the base as it is
 
 enum class Feeding {
   native,  // ONNX Runtime's own adapters, for the flavour `slots`
@@ -24,10 +21,16 @@ class Switchboard {
   // All adapters of the bundle are loaded.
   Switchboard(const Bundle& bundle, const std::string& flavour, Feeding feeding, int threads = 1);
 
-  // Throws RequestFault if the adapter is not loaded or the inputs do not fit.
-  Arrays run(const Arrays& inputs, const Choice& adapter) const;
+  struct Result {
+    Arrays outputs;  // those of the base, and that of the adapter's head
+    Head head;       // of the very adapter that ran
+  };
 
-  // Load an adapter from the bytes of a safetensors file with a tensor for every slot.
+  // Throws RequestFault if the adapter is not loaded or the inputs do not fit.
+  Result run(const Arrays& inputs, const Choice& adapter) const;
+
+  // Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle.
+  // Throws RequestFault if it was not, or if an adapter of this name is loaded.
   void load(const std::string& name, const std::string& bytes, std::vector<std::string> labels);
 
   // Forget an adapter; calls that run with it at this moment end well.
@@ -36,21 +39,25 @@ class Switchboard {
   std::vector<std::string> adapters() const;
   std::vector<std::string> labels(const std::string& name) const;
 
+  // Whether an adapter is the one of this name that came with the bundle, and so the one that a bank holds.
+  bool is_built_in(const std::string& name) const;
+
  private:
   struct Resident {
-    Arrays tensors;
-    Ort::LoraAdapter native{nullptr};
-    std::vector<std::string> labels;
-    std::vector<std::string> outputs;
+    Head head;
+    bool built_in;
+    Arrays tensors;                    // what is fed …
+    Ort::LoraAdapter native{nullptr};  // … or what is active, but never both
   };
 
+  Resident made(Head head, bool built_in, const std::string& bytes, Arrays tensors) const;
   std::shared_ptr<const Resident> resident(const std::string& name) const;
-  void keep(const std::string& name, std::shared_ptr<const Resident> resident);
+  void keep(const std::string& name, Resident resident);
 
   Manifest manifest_;
   Graph graph_;
   Feeding feeding_;
-  Resident base_;
+  Arrays neutral_;  // for graphs without defaults, where even doing nothing is fed
   mutable std::shared_mutex mutex_;
   std::map<std::string, std::shared_ptr<const Resident>> residents_;
 };
@@ -60,12 +67,26 @@ class Bank {
  public:
   explicit Bank(const Bundle& bundle, int threads = 1);
 
+  // All outputs; logits of classes that a row's adapter does not have are below −1e30.
   // Throws RequestFault if there is no adapter of a name, or not one choice for each row.
   Arrays run(const Arrays& inputs, const std::vector<Choice>& rows) const;
 
  private:
-  std::int64_t id(const Choice& adapter) const;
+  Manifest manifest_;
+  Graph graph_;
+};
 
+// The bank with shares: a blend of adapters for every row of the batch.
+class Mixture {
+ public:
+  using Shares = std::map<Choice, float>;  // should sum to 1; no share is 0
+
+  explicit Mixture(const Bundle& bundle, int threads = 1);
+
+  // Throws RequestFault as a bank does, and if a share is NaN or infinite.
+  Arrays run(const Arrays& inputs, const std::vector<Shares>& rows) const;
+
+ private:
   Manifest manifest_;
   Graph graph_;
 };
