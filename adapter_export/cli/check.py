@@ -13,8 +13,6 @@ from adapter_export.cli.options import PATH, examples, json_option, site_map_opt
 from adapter_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapter_export.cli.sources import Source
-    from adapter_export.format.manifest import Manifest
     from adapter_export.parity.agreement import Original
     from adapter_export.parity.cases import Case
     from adapter_export.parity.plan import Plan
@@ -31,6 +29,7 @@ _ROWS_AT_ONCE = 16
         "adapter-export check bundle",
         "adapter-export check bundle --against model.pt --data test.tsv --text text",
         "adapter-export check bundle --against model.pt --only trec --case batch3_tokens7_padded",
+        "adapter-export check bundle --flavour bank",
         "adapter-export check bundle --json > report.json",
     )
 )
@@ -43,6 +42,13 @@ _ROWS_AT_ONCE = 16
     "Without it the golden vectors in the bundle are the reference, and torch is not needed.",
 )
 @click.option("--only", multiple=True, metavar="ADAPTER", help="Check this adapter alone, or `base`; may be repeated.")
+@click.option(
+    "--flavour",
+    "flavours",
+    multiple=True,
+    metavar="FLAVOUR",
+    help="Check this graph of the bundle alone: slots, inputs, bank, mixture or baked; may be repeated.",
+)
 @click.option("--case", "cases", multiple=True, metavar="CASE", help="Try this shape alone; may be repeated.")
 @click.option(
     "--data",
@@ -58,6 +64,7 @@ def check(
     bundle: Path,
     against: Path | None,
     only: tuple[str, ...],
+    flavours: tuple[str, ...],
     cases: tuple[str, ...],
     data: Path | None,
     text: str | None,
@@ -67,10 +74,11 @@ def check(
 ) -> None:
     """Prove that BUNDLE computes what it should, for the base and every adapter.
 
-    Compares every output at a matrix of shapes and at ONNX Runtime's optimization levels none, basic and all; every
-    adapter at every site with float64 arithmetic; and what must hold in any case: switching leaves no trace, idle
-    slots change nothing, all files are as they were written. What is allowed follows from the computation, and is
-    printed with its reason.
+    Compares every output of every graph in the bundle at a matrix of shapes: the graph with slots at ONNX Runtime's
+    optimization levels none, basic and all, the bank also in batches whose rows run through different adapters. Then
+    every adapter at every site with float64 arithmetic, and what must hold in any case: switching leaves no trace, idle
+    slots change nothing, rows of a batch stay apart, all files are as they were written. What is allowed follows from
+    the computation, and is printed with its reason.
 
     A bundle whose base has another precision than MODEL is held against MODEL in that same precision; how far that is
     from MODEL itself is reported beside, on random inputs or on the texts of FILE.
@@ -84,7 +92,7 @@ def check(
 
     if (data is None) != (text is None) or (data is not None and against is None):
         raise UsageError("`--data`, `--text` and `--against` go together", fix="give all three, or `--against` alone")
-    plan = plan_check(bundle, only=only, cases=cases)
+    plan = plan_check(bundle, only=only, cases=cases, forms=flavours)
     texts = None if data is None or text is None else _texts(data, text)
     with _sides(plan, against, texts, trust_pickle, site_map) as (reference, original):
         report = _prove(plan, reference, original)
@@ -128,12 +136,12 @@ def _sides(
         return
     import onnx_ir as ir
 
-    from adapter_export.cli.bases import precision_of, runner_of, same_precision
+    from adapter_export.cli.bases import model_of, precision_of, runner_of, same_precision
     from adapter_export.onnx.numerics import numerics
     from adapter_export.parity.agreement import Original
     from adapter_export.parity.prove import Reference
 
-    source = _source(against, plan.manifest, trust_pickle, site_map)
+    source = model_of(plan.manifest, against, trust_pickle=trust_pickle, site_map=site_map)
     wanted = numerics(ir.load(plan.folder / plan.manifest.graphs["slots"]))
     with same_precision(source, wanted) as runner:
         if texts is None and wanted.precision == precision_of(source):
@@ -161,19 +169,3 @@ def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
         case_of(f"texts {number * _ROWS_AT_ONCE + 1}…", tokenizer.batch(batch, names), plan.manifest.inputs)
         for number, batch in enumerate(batches)
     ]
-
-
-def _source(path: Path, manifest: Manifest, trust_pickle: bool, site_map: Path | None) -> Source:
-    from adapter_export.cli.sources import open_source
-    from adapter_export.errors import BaseModelError
-
-    source = open_source(path, trust_pickle=trust_pickle, site_map=site_map)
-    if source.fingerprint != manifest.base:
-        raise BaseModelError(
-            "is another base than the bundle's",
-            where=path,
-            found=f"base fingerprint {source.fingerprint}",
-            expected=manifest.base,
-            fix="give the model that the bundle was built from, or leave `--against` out",
-        )
-    return source

@@ -11,9 +11,10 @@ from rich.text import Text
 from adapter_export.cli.output import console, table
 from adapter_export.parity.compare import Comparison, Number
 from adapter_export.parity.failure import BASE, Failure, failures
-from adapter_export.parity.report import Agreement, Agreements, InvariantResult, OutputResult, Report, SiteResult
+from adapter_export.parity.report import Agreement, Agreements, Form, InvariantResult, OutputResult, Report, SiteResult
 
 _COLUMNS = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
+_FLAVOUR_COLUMNS = ("flavour", "batches", "adapters", "outputs", "max error", "error/budget", "top class", "verdict")
 _MOST_FAILURES = 5
 _NONE = "–"
 
@@ -22,9 +23,14 @@ def show(report: Report) -> None:
     """Print a report to stdout."""
     out = console()
     out.print(Text(f"{report.bundle}: {report.runtime} against {report.reference or 'the golden vectors'}", "bold"))
-    shown = [result for result in report.outputs if result.against == ("reference" if report.reference else "golden")]
+    compared = [each for each in report.outputs if each.against == ("reference" if report.reference else "golden")]
+    form = compared[0].form if compared else "slots"
+    shown = [result for result in compared if result.form == form]
     out.print(_outputs(shown))
     out.print(Text(_reason(shown), "dim"), soft_wrap=True)
+    others = [result for result in compared if result.form != form]
+    if others:
+        out.print(_flavours(others))
     for line in (*_golden_lines(report), _sites_line(report.sites), *_invariant_lines(report.invariants)):
         out.print(line, soft_wrap=True)
     out.print(_coverage_line(report), soft_wrap=True)
@@ -58,9 +64,27 @@ def _agreement(result: Agreement) -> tuple[str, ...]:
     )
 
 
+def _flavours(results: Sequence[OutputResult]) -> Table:
+    """One line for each other graph, and one for its mixed batches."""
+    ways = dict.fromkeys((result.form, result.mixed) for result in results)
+    rows = [_flavour(way, [each for each in results if (each.form, each.mixed) == way]) for way in ways]
+    return table(None, _FLAVOUR_COLUMNS, rows, numbers="llrrrrr")
+
+
+def _flavour(way: tuple[Form, bool], results: Sequence[OutputResult]) -> tuple[str | Text, ...]:
+    form, mixed = way
+    comparisons = [result.comparison for result in results]
+    _, _, error, ratio, _, _, _, mark = _row(("", ""), comparisons)
+    adapters = len({result.adapter for result in results if result.adapter is not None})
+    tops = [found.top_class for found in comparisons if found.top_class is not None]
+    same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
+    return form, "mixed" if mixed else "one adapter", str(adapters), str(len(results)), error, ratio, same, mark
+
+
 def _place(result: OutputResult) -> tuple[str, str]:
     """A line of its own for what stands at padding, which nobody reads and which must not hide what is read."""
-    return result.adapter or BASE, f"{result.case}, padding" if result.part == "padding" else result.case
+    case = f"{result.case}, mixed" if result.mixed else result.case
+    return result.adapter or BASE, f"{case}, padding" if result.part == "padding" else case
 
 
 def _outputs(results: Sequence[OutputResult]) -> Table:
@@ -161,13 +185,16 @@ def _coverage_line(report: Report) -> Text:
 
 
 def _failure_lines(failure: Failure) -> Iterator[Text]:
-    yield Text.assemble(("FAIL ", "bold red"), f"{failure.adapter or BASE}, {failure.case}: {_where(failure)}")
+    case = f"{failure.case}, mixed" if failure.mixed else failure.case
+    yield Text.assemble(("FAIL ", "bold red"), f"{failure.adapter or BASE}, {case}: {_where(failure)}")
     yield Text(f"  {'; '.join(failure.comparison.faults)}")
     worst = failure.comparison.worst
     if worst is not None:
         ratio = f", {failure.comparison.ratio:.3g} × the budget" if failure.comparison.compared else ""
         yield Text(f"  found {_number(worst.found)}, expected {_number(worst.expected)}{ratio}")
-    if failure.levels_failed:
+    if failure.form != "slots" or len(failure.forms_failed) > 1:
+        yield Text(f"  fails in {', '.join(f'`{form}`' for form in failure.forms_failed)}")
+    if failure.levels_failed and failure.form == "slots":
         yield Text(f"  {_levels(failure)}")
     yield Text(f"  {_culprit(failure)}")
     yield Text(f"  repeat: {failure.command}")
@@ -186,6 +213,8 @@ def _levels(failure: Failure) -> str:
 
 def _culprit(failure: Failure) -> str:
     site = failure.culprit
+    if site is None and failure.form not in ("slots", "inputs"):
+        return f"culprit: the graph `{failure.form}` or the tensors in it, not the adapter's own files"
     if site is None:
         return "culprit: no site of an adapter; look at the base or at rounding that adds up"
     path = "" if site.path is None else f" (torch: {site.path})"

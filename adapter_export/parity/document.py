@@ -11,7 +11,7 @@ from adapter_export.parity.compare import Comparison, Number, Worst
 from adapter_export.parity.failure import Failure, failures
 from adapter_export.parity.report import Agreements, OutputResult, Report, SiteResult
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 
 def to_document(report: Report) -> dict[str, Any]:
@@ -49,6 +49,8 @@ def _output(result: OutputResult) -> dict[str, Any]:
         "level": result.level,
         "output": result.output,
         "part": result.part,
+        "flavour": result.form,
+        "mixed": result.mixed,
     }
     return place | _comparison(result.comparison)
 
@@ -69,6 +71,9 @@ def _failure(failure: Failure) -> dict[str, Any]:
         "levels_passed": list(failure.levels_passed),
         "culprit": None if failure.culprit is None else _site(failure.culprit),
         "command": failure.command,
+        "flavour": failure.form,
+        "mixed": failure.mixed,
+        "flavours_failed": list(failure.forms_failed),
     }
 
 

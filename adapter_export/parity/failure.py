@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from adapter_export.parity.compare import Comparison
-from adapter_export.parity.report import OutputResult, Report, SiteResult
+from adapter_export.parity.report import Form, OutputResult, Report, SiteResult
 
 BASE = "base"
 """How the base without an adapter is called in `--only` and in tables."""
@@ -26,6 +26,9 @@ class Failure:
         culprit: the first site whose own error is over its own budget; none if no site's is, so that the error comes
             from the base, the head, or from rounding that adds up.
         command: repeats this part of the check alone.
+        form: the first graph that fails.
+        mixed: whether it does in a mixed batch.
+        forms_failed: all graphs in which something of this adapter fails.
     """
 
     adapter: str | None
@@ -36,6 +39,9 @@ class Failure:
     levels_passed: tuple[str, ...]
     culprit: SiteResult | None
     command: str
+    form: Form = "slots"
+    mixed: bool = False
+    forms_failed: tuple[Form, ...] = ()
 
 
 def failures(report: Report) -> tuple[Failure, ...]:
@@ -49,23 +55,30 @@ def _failure(report: Report, adapter: str | None) -> Failure:
     sites = [result for result in report.sites if result.adapter == adapter and not result.comparison.passed]
     if not outputs:
         return _of_site(report, sites[0])
-    case = outputs[0].case
-    worst = max((result for result in outputs if result.case == case), key=_badness)
+    first = outputs[0]
+    worst = max((result for result in outputs if _run(result) == _run(first)), key=_badness)
     levels_failed, levels_passed = _levels(report, worst)
     return Failure(
         adapter,
-        case,
+        first.case,
         worst.output,
         worst.comparison,
         levels_failed,
         levels_passed,
         sites[0] if sites else None,
-        _command(report, adapter, case),
+        _command(report, adapter, first.case, first.form),
+        first.form,
+        first.mixed,
+        tuple(dict.fromkeys(result.form for result in outputs)),
     )
 
 
+def _run(result: OutputResult) -> tuple[str, str, bool]:
+    return result.case, result.form, result.mixed
+
+
 def _of_site(report: Report, site: SiteResult) -> Failure:
-    command = _command(report, site.adapter, site.case)
+    command = _command(report, site.adapter, site.case, "slots")
     return Failure(site.adapter, site.case, None, site.comparison, (), (), site, command)
 
 
@@ -82,10 +95,11 @@ def _levels(report: Report, failed: OutputResult) -> tuple[tuple[str, ...], tupl
     return tuple(level for level in levels if level in bad), tuple(level for level in levels if level not in bad)
 
 
-def _what(result: OutputResult) -> tuple[str, str | None, str, str]:
-    return result.against, result.adapter, result.case, result.output
+def _what(result: OutputResult) -> tuple[str | bool | None, ...]:
+    return result.against, result.adapter, result.case, result.output, result.form, result.mixed
 
 
-def _command(report: Report, adapter: str | None, case: str) -> str:
+def _command(report: Report, adapter: str | None, case: str, form: Form) -> str:
     against = [] if report.against is None else ["--against", report.against]
-    return shlex.join(["adapter-export", "check", report.bundle, *against, "--only", adapter or BASE, "--case", case])
+    only = ["--only", adapter or BASE, "--case", case, *([] if form == "slots" else ["--flavour", form])]
+    return shlex.join(["adapter-export", "check", report.bundle, *against, *only])

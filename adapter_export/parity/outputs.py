@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
+from adapter_export.onnx.golden import MASK_BELOW
 from adapter_export.parity.allowance import Allowance
 from adapter_export.parity.cases import Case
 from adapter_export.parity.compare import Comparison, compare, missing, unexpected
 from adapter_export.parity.failure import BASE
 from adapter_export.parity.plan import Plan, Subject
-from adapter_export.parity.report import Against, OutputResult, Part
+from adapter_export.parity.report import Against, Form, OutputResult, Part
 from adapter_export.reference.budget import Budget
 from adapter_export.reference.runner import Arrays, Runner, run
 
@@ -39,6 +41,32 @@ class Expectation:
     outputs: Mapping[str, np.ndarray]
     budgets: Mapping[str, Budget]
     logits: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a bundle was run.
+
+    Attributes:
+        level: ONNX Runtime's optimization level.
+        form: the graph.
+        rows: the rows of the batch that ran through the adapter, [batch]; none if all did.
+    """
+
+    level: str
+    form: Form = "slots"
+    rows: npt.NDArray[np.bool_] | None = None
+
+    def parts(self, case: Case, shape: tuple[int, ...]) -> Iterator[tuple[Part, npt.NDArray[np.bool_] | None]]:
+        """The parts of an output to compare: of the adapter's own rows, those that are not empty."""
+        for part, where in case.parts(shape):
+            if self.rows is None:
+                yield part, where
+                continue
+            own = np.broadcast_to(self.rows.reshape(-1, *(1,) * (len(shape) - 1)), shape)
+            here = own if where is None else own & where
+            if here.any():
+                yield part, here
 
 
 def stored(plan: Plan) -> Iterator[Expectation]:
@@ -72,21 +100,52 @@ def _logits(plan: Plan, subject: Subject) -> frozenset[str]:
     return frozenset({name for name in own | {"logits"} & set(plan.base_outputs) if name is not None})
 
 
-def compare_outputs(found: Arrays, expectation: Expectation, level: str) -> Iterator[OutputResult]:
-    """Compare every output that either side has."""
-    case, subject = expectation.case, expectation.subject
-    for output, part, comparison in _comparisons(found, expectation):
-        yield OutputResult(expectation.against, subject.name, case.name, case.axes, level, output, part, comparison)
+def compare_outputs(found: Arrays, expectation: Expectation, way: Way) -> Iterator[OutputResult]:
+    """Compare every output that either side has; in a mixed batch, every one that has a row for each of its rows."""
+    case, subject, mixed = expectation.case, expectation.subject, way.rows is not None
+    for output, part, comparison in _comparisons(found, expectation, way):
+        yield OutputResult(
+            expectation.against,
+            subject.name,
+            case.name,
+            case.axes,
+            way.level,
+            output,
+            part,
+            comparison,
+            form=way.form,
+            mixed=mixed,
+        )
 
 
-def _comparisons(found: Arrays, expectation: Expectation) -> Iterator[tuple[str, Part, Comparison]]:
+def _comparisons(found: Arrays, expectation: Expectation, way: Way) -> Iterator[tuple[str, Part, Comparison]]:
     for name, value in expectation.outputs.items():
         budget = expectation.budgets[name]
         if name not in found:
             yield name, "all", missing(budget)
             continue
-        for part, where in expectation.case.parts(value.shape):
+        if way.rows is not None and value.shape[:1] != way.rows.shape:
+            continue
+        for part, where in way.parts(expectation.case, value.shape):
             logits = name in expectation.logits
-            yield name, part, compare(found[name], value, budget, where=where, logits=logits)
+            if way.form in ("bank", "mixture"):
+                yield name, part, _compare_own(found[name], value, budget, where, logits=logits)
+            else:
+                yield name, part, compare(found[name], value, budget, where=where, logits=logits)
     for name in sorted(found.keys() - expectation.outputs.keys()):
         yield name, "all", unexpected(found[name])
+
+
+def _compare_own(
+    found: np.ndarray, expected: np.ndarray, budget: Budget, where: npt.NDArray[np.bool_] | None, *, logits: bool
+) -> Comparison:
+    """Compare what is an adapter's own of an output that is as wide as the widest of its bank; the rest is masked."""
+    if not expected.ndim or found.shape[:-1] != expected.shape[:-1]:
+        return compare(found, expected, budget, where=where, logits=logits)
+    width = expected.shape[-1]
+    own, rest = found[..., :width], found[..., width:]
+    comparison = compare(own, expected, budget, where=where, logits=logits)
+    rows = np.ones(rest.shape, bool) if where is None else np.broadcast_to(where[..., :1], rest.shape)
+    if (rest[rows] < MASK_BELOW).all():
+        return comparison
+    return replace(comparison, faults=(*comparison.faults, "a class that the adapter lacks is not masked"))

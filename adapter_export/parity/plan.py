@@ -11,11 +11,12 @@ from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import LABELLED
+from adapter_export.parity.bank import check_contents
 from adapter_export.parity.cases import Case, check_cases
 from adapter_export.parity.failure import BASE
 from adapter_export.parity.files import check_files, check_twins, read_source
 from adapter_export.parity.golden import GoldenCase, golden_cases
-from adapter_export.parity.report import InvariantResult
+from adapter_export.parity.report import FORMS, Form, InvariantResult
 from adapter_export.runtime.providers import Optimization
 
 LEVELS: tuple[Optimization, ...] = ("none", "basic", "all")
@@ -62,6 +63,7 @@ class Plan:
         subjects: the base and the adapters.
         cases: the matrix of shapes.
         files: what the files of the bundle have shown.
+        forms: the graphs to run.
     """
 
     folder: Path
@@ -69,6 +71,7 @@ class Plan:
     subjects: tuple[Subject, ...]
     cases: tuple[Case, ...]
     files: tuple[InvariantResult, ...]
+    forms: tuple[Form, ...]
 
     @property
     def base_outputs(self) -> tuple[str, ...]:
@@ -84,16 +87,17 @@ class Plan:
         )
 
 
-def plan_check(folder: Path, *, only: Sequence[str] = (), cases: Sequence[str] = ()) -> Plan:
+def plan_check(folder: Path, *, only: Sequence[str] = (), cases: Sequence[str] = (), forms: Sequence[str] = ()) -> Plan:
     """Open a bundle, hold its files against their hashes, and choose what to run.
 
     Args:
         folder: the bundle.
         only: the adapters to check, and `base` for the base alone; everything if not given.
         cases: the cases to check; all of them if not given.
+        forms: the graphs to check; all that the bundle has if not given.
 
     Raises:
-        UsageError: `only` or `cases` names what is not there.
+        UsageError: `only`, `cases` or `forms` names what is not there.
         InputError: the bundle cannot be read, or its files are not those that were written.
     """
     manifest = read_manifest(folder)
@@ -102,6 +106,10 @@ def plan_check(folder: Path, *, only: Sequence[str] = (), cases: Sequence[str] =
     chosen = [record for record in records if not only or _name(record) in only]
     _check_known("adapter", only, [_name(record) for record in records])
     files += [check_twins(folder, record) for record in chosen if record is not None]
+    there = _forms(manifest)
+    _check_known("flavour", forms, there)
+    wanted = tuple(form for form in there if not forms or form in forms)
+    files += check_contents(folder, manifest, wanted, chosen)
     subjects = tuple(_subject(folder, manifest, record) for record in chosen)
     stored = [golden.case for subject in subjects for golden in subject.golden]
     matrix = check_cases(manifest, stored)
@@ -112,7 +120,14 @@ def plan_check(folder: Path, *, only: Sequence[str] = (), cases: Sequence[str] =
         tuple(_with_cases(subject, cases) for subject in subjects),
         tuple(case for case in matrix if not cases or case.name in cases),
         tuple(files),
+        wanted,
     )
+
+
+def _forms(manifest: Manifest) -> tuple[Form, ...]:
+    """The graphs of a bundle that are run."""
+    baked = any(record.baked is not None for record in manifest.adapters)
+    return tuple(form for form in FORMS if form in manifest.graphs or (form == "baked" and baked))
 
 
 def _subject(folder: Path, manifest: Manifest, record: AdapterRecord | None) -> Subject:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -15,11 +15,14 @@ from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.session import open_session
 from adapter_export.parity.allowance import Allowance
 from adapter_export.parity.failure import BASE
+from adapter_export.parity.graphs import read_graph
 from adapter_export.parity.invariants import Run, check_row_order, check_swap, swaps
-from adapter_export.parity.outputs import OnStep, compare_outputs, computed, stored
+from adapter_export.parity.outputs import Expectation, OnStep, Way, compare_outputs, computed, stored
 from adapter_export.parity.plan import LEVELS, Plan
 from adapter_export.parity.report import InvariantResult, OutputResult, Report, SiteResult
+from adapter_export.parity.rows import check_rows, row_steps
 from adapter_export.parity.sites import SiteProbe
+from adapter_export.parity.trials import run_trials, trials
 from adapter_export.reference.runner import Runner
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.sites.extent import extent
@@ -44,7 +47,9 @@ def steps(plan: Plan, reference: Reference | None) -> int:
     golden = sum(len(subject.golden) for subject in plan.subjects)
     names = [subject.name for subject in plan.subjects]
     adapters = sum(name is not None for name in names)
-    return runs + len(LEVELS) * (runs + golden) + len(swaps(names)) + len(names) + adapters
+    by_slots = len(LEVELS) * (runs + golden) + len(swaps(names)) + len(names) + adapters
+    others = len(trials(plan, referenced=reference is not None)) + row_steps(plan)
+    return runs + ("slots" in plan.forms) * by_slots + others
 
 
 def prove(plan: Plan, reference: Reference | None, on_step: OnStep) -> Report:
@@ -61,20 +66,20 @@ def prove(plan: Plan, reference: Reference | None, on_step: OnStep) -> Report:
     Raises:
         InputError: the bundle or the reference cannot be run.
     """
-    bundle = Bundle.open(plan.folder)
-    model = ir.load(plan.folder / plan.manifest.graphs["slots"])
+    model = read_graph(plan.folder / plan.manifest.graphs["slots"])
     allowance = Allowance.of(extent(flow_graph(model)), plan.cases or (plan.probe,), numerics(model).stored)
     expectations = list(stored(plan))
     if reference is not None:
         expectations += computed(plan, reference.runner, allowance, on_step)
     outputs: list[OutputResult] = []
-    for level in LEVELS:
-        session = bundle.session(optimization=level)
-        for expectation in expectations:
-            found = session.run(expectation.case.arrays, expectation.subject.name)
-            outputs += compare_outputs(found, expectation, level)
-            on_step(f"{expectation.subject.name or BASE}, {expectation.case.name}: {level}")
-    invariants = [*plan.files, *_invariants(plan, session.run, allowance, on_step)]
+    invariants, sites = [*plan.files], list[SiteResult]()
+    if "slots" in plan.forms:
+        run = Bundle.open(plan.folder).session().run
+        outputs += _by_slots(plan, expectations, on_step)
+        invariants += _invariants(plan, run, allowance, on_step)
+        sites += _sites(plan, model, on_step)
+    outputs += run_trials(plan, expectations, on_step)
+    invariants += check_rows(plan, allowance.budget, on_step)
     return Report(
         bundle=str(plan.folder),
         base=plan.manifest.base,
@@ -82,9 +87,20 @@ def prove(plan: Plan, reference: Reference | None, on_step: OnStep) -> Report:
         reference=None if reference is None else reference.runner.description,
         runtime=f"onnxruntime {ort.__version__}",
         outputs=tuple(outputs),
-        sites=tuple(_sites(plan, model, on_step)),
+        sites=tuple(sites),
         invariants=tuple(invariants),
     )
+
+
+def _by_slots(plan: Plan, expectations: Sequence[Expectation], on_step: OnStep) -> Iterator[OutputResult]:
+    """Every output of the graph with slots, at every level."""
+    bundle = Bundle.open(plan.folder)
+    for level in LEVELS:
+        session = bundle.session(optimization=level)
+        for expectation in expectations:
+            found = session.run(expectation.case.arrays, expectation.subject.name)
+            yield from compare_outputs(found, expectation, Way(level))
+            on_step(f"{expectation.subject.name or BASE}, {expectation.case.name}: {level}")
 
 
 def _invariants(plan: Plan, run: Run, allowance: Allowance, on_step: OnStep) -> Iterator[InvariantResult]:

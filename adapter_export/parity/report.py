@@ -12,6 +12,12 @@ from adapter_export.parity.compare import Comparison
 Against = Literal["reference", "golden"]
 Part = Literal["all", "tokens", "padding"]
 
+Form = Literal["slots", "inputs", "bank", "mixture", "baked"]
+"""A graph of a bundle: one of its flavours, or one with an adapter baked in."""
+
+FORMS: tuple[Form, ...] = ("slots", "inputs", "bank", "mixture", "baked")
+"""All of them, in the order in which they are checked."""
+
 
 @dataclass(frozen=True)
 class OutputResult:
@@ -26,6 +32,8 @@ class OutputResult:
         output: the name of the output.
         part: `tokens` and `padding` for an output with one row per token and inputs with padding, else `all`.
         comparison: what came out.
+        form: the graph that ran.
+        mixed: whether the rows of the batch ran through different adapters; compared are those of this one.
     """
 
     against: Against
@@ -36,12 +44,16 @@ class OutputResult:
     output: str
     part: Part
     comparison: Comparison
+    form: Form = "slots"
+    mixed: bool = False
 
     @property
     def place(self) -> str:
         """Where it is, for messages."""
         part = "" if self.part == "all" else f" ({self.part})"
-        return f"{self.adapter or 'base'}, {self.case}, {self.level}, against {self.against}: {self.output}{part}"
+        case = f"{self.case}, mixed" if self.mixed else self.case
+        form = self.level if self.form == "slots" else f"`{self.form}`"
+        return f"{self.adapter or 'base'}, {case}, {form}, against {self.against}: {self.output}{part}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_
 from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.flavour_files import Forms
 from adapter_export.reference.inputs import input_cases
 
 WIDTH, INNER, WORDS, LAYERS = 16, 32, 20, 2
@@ -106,7 +107,7 @@ class Built:
     manifest: Manifest
 
 
-def build_small(folder: Path) -> Built:
+def build_small(folder: Path, forms: Forms | None = None) -> Built:
     """Two layers with random weights; `topic` is a Houlsby adapter, `tone` and `mood` are Pfeiffer adapters that fit
     the same slots, scaled by 2; each has a head.
     """
@@ -121,5 +122,5 @@ def build_small(folder: Path) -> Built:
         make_adapter("mood", "pfeiffer", "relu", 2, base, 2.0),
     ]
     cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 1, "tokens": 65}, {"batch": 3, "tokens": 7}])
-    manifest = build_bundle(base, adapters, folder / "bundle", references=CutRunner(base), cases=cases)
+    manifest = build_bundle(base, adapters, folder / "bundle", references=CutRunner(base), cases=cases, forms=forms)
     return Built(folder / "bundle", folder / "base.onnx", base, manifest)
