@@ -14,7 +14,8 @@ from small_encoder import inputs, save_encoder
 
 from adapter_export.dtypes import Weights
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.compose import average, stack, weighted_fusion
+from adapter_export.graph.compose import STATIC, FusionOptions, adapter_fusion, average, stack, weighted_fusion
+from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.compose.sums import MIX
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
 from adapter_export.onnx.base import OnnxBase, open_onnx
@@ -71,6 +72,17 @@ def members(bases: Bases) -> dict[str, Adapter]:
     return {name: bases.member(name, *facts) for name, facts in MEMBERS.items()}
 
 
+COOL = FusionOptions(temperature=20.0, value_before_softmax=False)
+BEFORE = FusionOptions(residual_before=True, query_before_norm=True)
+
+
+def drawn(one: Adapter) -> Adapter:
+    """With projections of the fusion of standard deviation 0.2."""
+    rng = np.random.default_rng(9)
+    fresh = {name: rng.normal(0, 0.2, one.weights[name].shape).astype(np.float32) for name in own_tensors(one)}
+    return replace(one, weights={**one.weights, **fresh})
+
+
 COMPOSITIONS: dict[str, Callable[[dict[str, Adapter]], Adapter]] = {
     "stack_two": lambda m: stack(m["a"], m["b"], name="stack_two", head="b"),
     "stack_all": lambda m: stack(*m.values(), name="stack_all", head="a"),
@@ -80,6 +92,10 @@ COMPOSITIONS: dict[str, Callable[[dict[str, Adapter]], Adapter]] = {
     "weighted_two": lambda m: weighted_fusion(m["a"], m["b"], name="weighted_two", weights=[0.6, -1.5]),
     "weighted_all": lambda m: weighted_fusion(*m.values(), name="weighted_all"),
     "literal": lambda m: weighted_fusion(m["seq"], m["a"], name="literal", residual="literal", weights=[0.2, 0.4]),
+    "fusion_two": lambda m: drawn(adapter_fusion(m["a"], m["b"], name="fusion_two", head="a")),
+    "fusion_static": lambda m: drawn(adapter_fusion(m["seq"], m["b"], m["lora"], name="fusion_static", options=STATIC)),
+    "fusion_all": lambda m: drawn(adapter_fusion(*m.values(), name="fusion_all", options=COOL)),
+    "fusion_residual": lambda m: drawn(adapter_fusion(m["a"], m["plus"], name="fusion_residual", options=BEFORE)),
     "of_compositions": lambda m: average(
         weighted_fusion(m["a"], m["b"], name="ab"), stack(m["seq"], m["b"], name="sb"), m["a"], name="of_compositions"
     ),

@@ -182,6 +182,17 @@ def compose(
     return Adapter(parts.name, parts.kind, base, graphs, placements, {**weights, **tensors}, chosen, record)
 
 
+def own_tensors(adapter: Adapter) -> tuple[str, ...]:
+    """The tensors of a composition that are no member's and no head's: those that learn while members are frozen."""
+    names = {
+        tensor: None
+        for site in adapter.placements
+        for name, tensor in adapter.tensor_names(site).items()
+        if name.partition(".")[0] in OWN and name != SWITCH
+    }
+    return tuple(names)
+
+
 def _known(graph: AdapterGraph, widths: Mapping[str, int], site: str) -> dict[str, int]:
     missing = [symbol for symbol in graph.symbols() if symbol not in widths]
     if missing:

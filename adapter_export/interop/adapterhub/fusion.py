@@ -12,6 +12,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError, UsageError, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.adapter import SHARED, Placement
+from adapter_export.graph.compose.merge import numbered
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
 from adapter_export.graph.kinds.kind import Kind
 from adapter_export.interop.adapterhub.bottleneck import Parts, as_kind, refuse_lost_rule, whole
@@ -23,7 +24,7 @@ from adapter_export.interop.adapterhub.folder import (
     read_fusion_folder,
     read_setup,
 )
-from adapter_export.interop.adapterhub.fusion_graph import FusionConfig, fusion_graph, numbered
+from adapter_export.interop.adapterhub.fusion_graph import FusionConfig, fusion_graph
 from adapter_export.interop.adapterhub.keys import Key, Module, modules_of, parse_key
 from adapter_export.interop.adapterhub.places import place_blocks
 from adapter_export.interop.adapterhub.recipes import bottleneck_recipes

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from adapter_export.graph.compose.attention import FIRST_TEMPERATURE, FusionOptions, attend
+from adapter_export.graph.compose.merge import Merged, numbered
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
 from adapter_export.graph.kinds.bottleneck import BottleneckOptions, wired
-from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.ops import Dim
 
-FIRST_TEMPERATURE = 50.0
-"""What the scores are divided by in the library's first forward pass, where the config asks for a temperature."""
-
 _FRONT = ("sum", "normed")
-_SITE_DIMS = ("d", "d_in")
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,18 @@ class FusionConfig:
     regularization: bool = False
     value_initialized: bool | str = False
     dropout_prob: float | None = None
+
+    def options(self) -> FusionOptions:
+        """What of it decides what is computed."""
+        return FusionOptions(
+            query=self.query,
+            key=self.key,
+            value=self.value,
+            query_before_norm=self.query_before_ln,
+            residual_before=self.residual_before,
+            value_before_softmax=self.value_before_softmax,
+            temperature=FIRST_TEMPERATURE if self.temperature else 1.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ def fusion_graph(fusion: FusionConfig, members: Mapping[str, BottleneckConfig]) 
         _branch(label, number, wired(replace(wiring, residual="h"), _inside(config)))
         for number, (label, config) in enumerate(members.items(), 1)
     ]
-    chain = Chain("h")
+    chain = Merged("h")
     chain.nodes += branches[0].front
     reads = branches[0].reads
     if wiring.residual == "sum" and not branches[0].front:
@@ -74,7 +83,8 @@ def fusion_graph(fusion: FusionConfig, members: Mapping[str, BottleneckConfig]) 
     for branch in branches:
         chain.nodes += branch.nodes
         chain.parameters |= branch.parameters
-    _attend(chain, fusion, [branch.delta for branch in branches], "h" if fusion.query_before_ln else reads, residual)
+    query = "h" if fusion.query_before_ln else reads
+    attend(chain, fusion.options(), [branch.delta for branch in branches], query, residual)
     shared = tuple(name for branch in branches for name in branch.shared)
     return Fused(chain.graph(wiring.replaces, shared), reads)
 
@@ -110,44 +120,3 @@ def _branch(label: str, number: int, graph: AdapterGraph) -> _Branch:
     }
     shared = tuple(f"{label}.{name}" for name in graph.shared)
     return _Branch(front, tuple(map(renamed, rest)), parameters, shared, made[rest[-1].output], rest[0].inputs[0])
-
-
-def numbered(dim: Dim, number: int) -> Dim:
-    """A member's symbol among those of the others; the site's own are common."""
-    return dim if isinstance(dim, int) or dim in _SITE_DIMS else f"{dim}{number}"
-
-
-def _attend(chain: Chain, fusion: FusionConfig, deltas: list[str], query: str, residual: str) -> None:
-    if fusion.residual_before:
-        deltas = [_added(chain, delta, residual) for delta in deltas]
-    asked = _projected(chain, query, "fusion_query", "query") if fusion.query else query
-    keys = [_projected(chain, one, f"{one}_key", "key") if fusion.key else one for one in deltas]
-    early = fusion.value and fusion.value_before_softmax
-    values = [_projected(chain, one, f"{one}_value", "value", bias=False) if early else one for one in deltas]
-    scores = [_scored(chain, asked, key, f"{one}_score") for key, one in zip(keys, deltas, strict=True)]
-    chain.value = scores[0]
-    temperature = FIRST_TEMPERATURE if fusion.temperature else 1.0
-    chain.op("softmax_mix", "mixed", *scores[1:], *values, attributes={"temperature": temperature})
-    if fusion.value and not fusion.value_before_softmax:
-        _projected(chain, "mixed", "fusion_value", "value", bias=False)
-    if not fusion.residual_before:
-        delta, chain.value = chain.value, residual
-        chain.op("add", "result", delta)
-
-
-def _added(chain: Chain, delta: str, residual: str) -> str:
-    chain.value = delta
-    return chain.op("add", f"{delta}_whole", residual)
-
-
-def _projected(chain: Chain, source: str, output: str, name: str, *, bias: bool = True) -> str:
-    """A linear of the fusion; one and the same for all members."""
-    roles = {role: f"fusion.{name}.{role}" for role in (("weight", "bias") if bias else ("weight",))}
-    chain.parameters |= {full: ("d", "d") if role == "weight" else ("d",) for role, full in roles.items()}
-    chain.value = source
-    return chain.op("linear", output, parameters=roles)
-
-
-def _scored(chain: Chain, query: str, key: str, output: str) -> str:
-    chain.value = query
-    return chain.op("dot", output, key)

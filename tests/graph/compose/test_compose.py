@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,7 +11,17 @@ import pytest
 
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import Adapter, Placement
-from adapter_export.graph.compose import COMPOSITION, average, stack, weighted_fusion
+from adapter_export.graph.compose import (
+    COMPOSITION,
+    STATIC,
+    FusionOptions,
+    adapter_fusion,
+    average,
+    stack,
+    weighted_fusion,
+)
+from adapter_export.graph.compose.attention import at_temperature, temperature_of
+from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, Wiring, ia3_graph, wired
 from adapter_export.graph.neutral import neutral_parameters
@@ -127,7 +138,98 @@ def test_one_hot_weights_give_that_adapter(values: Values, one: Adapter) -> None
     assert_same(at(weighted_fusion(*ON_H, name="f", weights=shares), values), at(one, values))
 
 
-@pytest.mark.parametrize("make", [stack, average, weighted_fusion])
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max(0))
+    return powers / powers.sum(0)
+
+
+def drawn(one: Adapter) -> Adapter:
+    """With projections of the fusion of standard deviation 0.2."""
+    rng = np.random.default_rng(9)
+    fresh = {name: rng.normal(0, 0.2, one.weights[name].shape).astype(np.float32) for name in own_tensors(one)}
+    return replace(one, weights={**one.weights, **fresh})
+
+
+FLAGS = ("query", "key", "value", "query_before_norm", "residual_before", "value_before_softmax")
+
+
+@pytest.mark.parametrize("flags", list(itertools.product((False, True), repeat=6)))
+def test_a_fusion_by_attention_is_that_of_the_paper(values: Values, flags: tuple[bool, ...]) -> None:
+    options = FusionOptions(**dict(zip(FLAGS, flags, strict=True)), temperature=2.0)
+    fused, h = drawn(adapter_fusion(A, IA3, NORMED, name="f", options=options)), values["h"]
+    own = {name.removeprefix(f"{SITE}.fusion."): tensor for name, tensor in fused.weights.items() if ".fusion." in name}
+    residual = h if options.residual_before else 0
+    added = [at(one, values) - h + residual for one in (A, IA3, NORMED)]
+    query = h if options.query_before_norm else values["y"]
+    query = query @ own["query.weight"] + own["query.bias"] if options.query else query
+    keys = [one @ own["key.weight"] + own["key.bias"] if options.key else one for one in added]
+    mixed = [one @ own["value.weight"] if options.value else one for one in added]
+    shares = softmax(np.stack([(query * key).sum(-1, keepdims=True) for key in keys]) / 2)
+    wanted = (shares * np.stack(mixed)).sum(0) + (0 if options.residual_before else h)
+    assert_same(at(fused, values), wanted)
+    assert set(own) == {
+        f"{name}.{role}"
+        for name in ("query", "key", "value")
+        if getattr(options, name)
+        for role in (("weight",) if name == "value" else ("weight", "bias"))
+    }
+
+
+def test_a_fusion_of_what_acts_on_y_is_one_at_y(values: Values) -> None:
+    fused = drawn(adapter_fusion(A, AT_Y, name="f", options=STATIC))
+    own = {name.removeprefix(f"{SITE}.fusion."): tensor for name, tensor in fused.weights.items() if ".fusion." in name}
+    y = values["y"]
+    added = [normed(at(A, values) + values["x"], values) - y, at(AT_Y, values) - y]
+    query = y @ own["query.weight"] + own["query.bias"]
+    keys = [one @ own["key.weight"] + own["key.bias"] for one in added]
+    shares = softmax(np.stack([(query * key).sum(-1, keepdims=True) for key in keys]))
+    assert_same(at(fused, values), y + (shares * np.stack(added)).sum(0))
+
+
+def test_a_fusion_starts_as_in_adapterhub() -> None:
+    wide = 48
+    members = [
+        replace(
+            one, placements={SITE: Placement("g", dict(one.placements[SITE].widths) | {"d": wide})}, weights=weights
+        )
+        for one in (A, NORMED)
+        for weights in [
+            {
+                name: np.full([wide if size == WIDTH else size for size in tensor.shape], 0.1, np.float32)
+                for name, tensor in one.weights.items()
+            }
+        ]
+    ]
+    own = adapter_fusion(*members, name="f").weights
+    value, query = own[f"{SITE}.fusion.value.weight"], own[f"{SITE}.fusion.query.weight"]
+    np.testing.assert_array_equal(value, np.where(np.eye(wide), 1, 1e-6).astype(np.float32))
+    assert 0.018 < query.std() < 0.022
+    assert not own[f"{SITE}.fusion.query.bias"].any()
+    other = adapter_fusion(*members, name="f", options=FusionOptions(first_value="normal"), seed=1).weights
+    assert 0.018 < other[f"{SITE}.fusion.value.weight"].std() < 0.022
+    assert np.abs(other[f"{SITE}.fusion.query.weight"] - query).max() > 0.01
+
+
+def test_the_temperature_of_a_fusion_can_change_and_those_of_its_members_stay() -> None:
+    inner = adapter_fusion(A, B, name="inner", options=FusionOptions(temperature=7.0))
+    graph = adapter_fusion(inner, NORMED, name="outer", options=FusionOptions(temperature=3.0)).graphs["fusion"]
+    found = at_temperature(graph, 1.5)
+    assert temperature_of(graph) == 3.0
+    assert temperature_of(found) == 1.5
+    assert [node.attributes["temperature"] for node in found.nodes if node.op == "softmax_mix"] == [7.0, 1.5]
+    assert temperature_of(A.graphs["g"]) == 1.0
+
+
+def test_the_own_tensors_are_those_that_learn() -> None:
+    assert own_tensors(stack(A, B, name="s")) == ()
+    assert own_tensors(weighted_fusion(A, B, name="w")) == ("shared.weighted_fusion.mix.weights",)
+    fused = adapter_fusion(A, weighted_fusion(A, B, name="w"), name="f", options=STATIC)
+    assert own_tensors(fused) == tuple(
+        f"{SITE}.fusion.{name}" for name in ("query.weight", "query.bias", "key.weight", "key.bias")
+    )
+
+
+@pytest.mark.parametrize("make", [stack, average, weighted_fusion, adapter_fusion])
 @pytest.mark.parametrize("members", [ON_H, (A, AT_Y), (IA3, AT_Y), (AT_U,), (AT_Y,)])
 def test_every_composition_can_lie_idle(values: Values, make, members: tuple[Adapter, ...]) -> None:
     made = make(*members, name="c")
@@ -177,6 +279,7 @@ REFUSED = {
         A, B, name="f", weights={"a": 1, "c": 0}
     ),
     "not those of the members; found [nan, 1]": lambda: weighted_fusion(A, B, name="f", weights=[float("nan"), 1]),
+    "no temperature of a softmax; found 0.0": lambda: FusionOptions(temperature=0.0),
     "no member of this name has a head; found `a`": lambda: stack(A, B, name="s", head="a"),
 }
 

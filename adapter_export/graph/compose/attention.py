@@ -1,0 +1,191 @@
+"""AdapterFusion: an attention of each token over what adapters add there (Pfeiffer et al. 2021, §3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import UsageError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose.members import Here, Parts, compose, members_of, replaced_by
+from adapter_export.graph.compose.merge import Merged
+from adapter_export.graph.compose.sums import deltas
+from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
+from adapter_export.graph.initialise import normal
+from adapter_export.graph.ops import OPS, Shape
+
+FIRST_TEMPERATURE = 50.0
+"""That of AdapterHub, where a temperature is asked for."""
+
+VALUE = "fusion.value.weight"
+"""The parameter [d, d] that training may draw towards the identity."""
+
+_MIX, _MIXED = "softmax_mix", "mixed"
+_OFF_DIAGONAL = 1e-6
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """`AdapterFusionConfig` of AdapterHub.
+
+    Attributes:
+        query, key, value: which of the three have a projection; without one they are what it would read.
+        query_before_norm: whether the query is the replaced value even where the members read the base's norm.
+        residual_before: whether the residual is added to each value, and not to their mean.
+        value_before_softmax: whether the value projection comes before the mean, and not behind it.
+        temperature: what the scores are divided by; above 1, training lowers it to 1.
+        dropout: the rate on the scores, in training.
+        first_value: what the value projection starts as, the identity or N(0, 0.02²).
+    """
+
+    query: bool = True
+    key: bool = True
+    value: bool = True
+    query_before_norm: bool = False
+    residual_before: bool = False
+    value_before_softmax: bool = True
+    temperature: float = 1.0
+    dropout: float = 0.0
+    first_value: Literal["identity", "normal"] = "identity"
+
+    def __post_init__(self) -> None:
+        if self.temperature not in OPS[_MIX].attributes["temperature"]:
+            raise UsageError("no temperature of a softmax", found=self.temperature, expected="above 0, finite")
+
+
+DYNAMIC = FusionOptions()
+"""AdapterHub's `dynamic`."""
+
+STATIC = FusionOptions(value=False)
+"""AdapterHub's `static`: it only weighs what the members add."""
+
+
+def adapter_fusion(
+    *adapters: Adapter,
+    name: str,
+    options: FusionOptions = DYNAMIC,
+    seed: int = 0,
+    head: str | None = None,
+) -> Adapter:
+    """`h + Σ pᵢ·V Δᵢ` with `p = softmax(Q q · K Δᵢ / T)`, for each token at each site (Pfeiffer et al. 2021, §3.2).
+
+    `Δᵢ` is what a member adds, or the difference that it makes. `q` is what the members read where the last one reads
+    `norm(h + x)`, else the value that is replaced. Only those that act at a site take part there. The projections are
+    fresh: keys and queries N(0, 0.02²), values as the options say.
+
+    Args:
+        adapters: the members.
+        name: of the new adapter.
+        options: which projections there are, and where.
+        seed: the same seed draws the same weights.
+        head: the name of the member whose head it gets; none without one.
+
+    Raises:
+        UsageError: as `stack`.
+        AdapterError: as `stack`; or no member says how wide a site is.
+    """
+    rng = np.random.default_rng(seed)
+
+    def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
+        return _fused(here, site, options)
+
+    def drawn(shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+        return {name: _first(name, shape, options, rng) for name, shape in shapes.items()}
+
+    record = {"type": "adapter_fusion", **asdict(options)}
+    return compose(members_of(adapters), Parts(name, "fusion", record, drawn), merged, head)
+
+
+def attend(
+    chain: Merged, options: FusionOptions, added: Sequence[str], query: str, residual: str, width: str = "d"
+) -> None:
+    """Put the attention behind what members add (`BertFusion.forward` of AdapterHub).
+
+    Args:
+        chain: has all those values, and gets `fusion.query.weight` [d, d], `fusion.query.bias` [d] and so on, the value
+            projection without a bias.
+        options: which projections there are, and where.
+        added: what each member adds.
+        query: what the query is made of.
+        residual: what the mean is added to.
+        width: the symbol of their width.
+    """
+    own = _Projections(chain, width)
+    if options.residual_before:
+        added = [_op(chain, one, "add", f"{one}_whole", residual) for one in added]
+    asked = own.of(query, "fusion_query", "query") if options.query else query
+    keys = [own.of(one, f"{one}_key", "key") if options.key else one for one in added]
+    early = options.value and options.value_before_softmax
+    values = [own.of(one, f"{one}_value", "value") if early else one for one in added]
+    scores = [_scored(chain, asked, key, f"{one}_score", options) for key, one in zip(keys, added, strict=True)]
+    chain.value = scores[0]
+    chain.op(_MIX, _MIXED, *scores[1:], *values, attributes={"temperature": options.temperature})
+    if options.value and not early:
+        own.of(_MIXED, "fusion_value", "value")
+    if not options.residual_before:
+        _op(chain, residual, "add", "result", chain.value)
+
+
+def at_temperature(graph: AdapterGraph, temperature: float) -> AdapterGraph:
+    """The graph of a fusion with another temperature; other graphs as they are."""
+    nodes = tuple(
+        replace(node, attributes={"temperature": temperature}) if (node.op, node.output) == (_MIX, _MIXED) else node
+        for node in graph.nodes
+    )
+    return replace(graph, nodes=nodes)
+
+
+def temperature_of(graph: AdapterGraph) -> float:
+    """The temperature of a fusion; 1 for other graphs."""
+    found = (node for node in graph.nodes if (node.op, node.output) == (_MIX, _MIXED))
+    return next((node.attributes["temperature"] for node in found), 1.0)
+
+
+def _fused(here: Sequence[Here | None], site: str, options: FusionOptions) -> AdapterGraph:
+    target = replaced_by(here, site)
+    chain = Merged(target)
+    added = [delta for delta in deltas(chain, here, target) if delta is not None]
+    last = [one.graph for one in here if one is not None][-1]
+    query = target
+    if target == "h" and not options.query_before_norm and any(node.op == "base_norm" for node in last.nodes):
+        query = chain.normed_sum("h")
+    attend(chain, options, added, query, target, str(SITE_VALUES[target][-1]))
+    return chain.graph(target, chain.shared)
+
+
+def _first(name: str, shape: tuple[int, ...], options: FusionOptions, rng: np.random.Generator) -> np.ndarray:
+    if name.endswith(".bias"):
+        return np.zeros(shape, np.float32)
+    if name == VALUE and options.first_value == "identity":
+        return (np.eye(shape[0]) + _OFF_DIAGONAL * (1 - np.eye(shape[0]))).astype(np.float32)
+    return normal(rng, shape).astype(np.float32)
+
+
+def _op(chain: Merged, source: str, op: str, output: str, *others: str) -> str:
+    chain.value = source
+    return chain.op(op, chain.free(output), *others)
+
+
+@dataclass(frozen=True)
+class _Projections:
+    """The linears of a fusion, one and the same for all members."""
+
+    chain: Merged
+    width: str
+
+    def of(self, source: str, output: str, name: str) -> str:
+        shapes: dict[str, Shape] = {"weight": (self.width, self.width)}
+        shapes |= {} if name == "value" else {"bias": (self.width,)}
+        roles = {role: f"fusion.{name}.{role}" for role in shapes}
+        self.chain.parameters |= {roles[role]: shape for role, shape in shapes.items()}
+        self.chain.value = source
+        return self.chain.op("linear", self.chain.free(output), parameters=roles)
+
+
+def _scored(chain: Merged, query: str, key: str, output: str, options: FusionOptions) -> str:
+    _op(chain, query, "dot", output, key)
+    return chain.dropout(options.dropout, chain.free(f"{output}_dropped"))
