@@ -59,11 +59,11 @@ def test_the_commands_stay() -> None:
 
 
 def test_the_runtime_gives_bundles_and_sessions() -> None:
-    assert runtime.__all__ == ["Bundle", "Prediction", "Session"]
+    assert runtime.__all__ == ["Bundle", "Prediction", "Request", "Session"]
     public = {name for name in dir(runtime.Session) if not name.startswith("_")}
     tasks = {"classify", "classify_tokens", "predict", "embed"}
     facts = {"adapters", "labels", "output", "provider", "statistics", "task"}
-    assert public == tasks | facts | {"load", "load_bytes", "run", "run_on_device", "unload"}
+    assert public == tasks | facts | {"load", "load_bytes", "run", "run_many", "run_on_device", "unload"}
 
 
 def test_kinds_and_activations_stay() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
@@ -58,6 +58,18 @@ class Bank:
         """An adapter that is gone makes room first."""
         if self._table is not None:
             self._table.forget(entry)
+
+    def takes(self, entries: Iterable[Entry | None]) -> bool:
+        """Whether these adapters can be mixed here."""
+        if "bank" not in self._graphs.manifest.graphs:
+            return False
+        if all(entry is None or entry.row is not None for entry in entries):
+            return True
+        try:
+            self._opened_table()
+        except RequestError:
+            return False
+        return True
 
     def run(self, feeds: Feeds, rows: Sequence[Entry | None]) -> dict[str, np.ndarray]:
         """Run each row of a batch through its own adapter.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.errors import RequestError
+from adapter_export.errors import RequestError, within
 from adapter_export.format.files import read_bytes
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime.answers import check_task, label_rows, label_tokens, row_results
@@ -21,7 +21,11 @@ from adapter_export.runtime.head_rows import wanted_outputs
 from adapter_export.runtime.leases import Counts
 from adapter_export.runtime.loaded import Claim
 from adapter_export.runtime.loading import Loader
+from adapter_export.runtime.many import Request, batch_axis, rows_can_be_told_apart, run_all, sizes_of
+from adapter_export.runtime.packing import Item, Rules
+from adapter_export.runtime.padding import PaddingRule
 from adapter_export.runtime.predict import Prediction
+from adapter_export.runtime.progress import Progress, as_progress
 from adapter_export.runtime.providers import Provider, on_device
 from adapter_export.runtime.request import check_inputs
 
@@ -29,6 +33,10 @@ Inputs = Mapping[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
 Rows = Sequence[str | None]
 """An adapter for each row of a batch; none is the base."""
+
+
+TOKEN_BUDGET = 512
+"""How many tokens `run_many` puts into a call if nobody says it: on a CPU, larger calls save nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,9 @@ class Session:
         self._manifest = graphs.manifest
         self._catalogue = catalogue
         self._loader = loader
+        self._resident = resident
         self._bank = Bank(graphs, catalogue, resident)
+        self._padding = PaddingRule(graphs, catalogue)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -137,6 +147,41 @@ class Session:
         if adapters is not None:
             return self._run_rows(arrays, self._entries(adapters), allow_mixed_rows)
         return self._run_one(arrays, self._entry(adapter))
+
+    def run_many(
+        self,
+        requests: Iterable[Request],
+        *,
+        token_budget: int = TOKEN_BUDGET,
+        progress: Progress | bool | None = None,
+        allow_mixed_rows: bool = False,
+    ) -> list[Outputs]:
+        """Compute the outputs of any number of requests, each with its own adapter.
+
+        They are sorted by length, put together up to a number of tokens, and padded where a mask hides it; adapters are
+        mixed if the bundle has a bank. Where padding, or the other rows of a call, would change results, requests run
+        with others of the same length, or alone.
+
+        Args:
+            requests: inputs of one row or several, and an adapter.
+            token_budget: how many tokens a call may have, rows times the longest of them.
+            progress: is told how many of how many requests are done; true draws a bar on stderr.
+            allow_mixed_rows: as in `run`, for rows of different requests.
+
+        Returns:
+            The outputs of each request in the order of the requests, as `run` gives them for it alone, rounding aside.
+
+        Raises:
+            UsageError: the budget is below 1.
+            RequestError: as `run`; nothing is computed if a request does not fit, and the message says which.
+        """
+        batch = batch_axis(self._manifest)
+        items = [self._item(index, request, batch) for index, request in enumerate(requests)]
+        together = self._manifest.batch_invariant or allow_mixed_rows
+        apart = rows_can_be_told_apart(self._manifest, batch)
+        adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
+        rules = Rules(token_budget, adapters, together and apart)
+        return run_all(items, rules, self._manifest, self._run_mixed, as_progress(progress))
 
     def run_on_device(self, inputs: Inputs, adapter: str | None = None) -> dict[str, ort.OrtValue]:
         """Compute the outputs and leave them where the session computes: on the GPU, for what is done there next.
@@ -264,6 +309,20 @@ class Session:
 
     def _run_rows(self, arrays: Outputs, entries: Sequence[Entry | None], allow_mixed_rows: bool) -> Outputs:
         self._check_rows(arrays, entries, [None if one is None else one.serial for one in entries], allow_mixed_rows)
+        return self._bank.run(self._fed(arrays), entries)
+
+    def _item(self, index: int, request: Request, batch: str) -> Item:
+        with within(f"request {index}"):
+            arrays = check_inputs(request.inputs, self._manifest.inputs)
+            entry = self._entry(request.adapter)
+            rows = len(next(iter(arrays.values())))
+            sizes = sizes_of(arrays, self._manifest, batch)
+            return Item(index, arrays, entry, rows, sizes, self._padding.axes(entry))
+
+    def _run_mixed(self, arrays: Outputs, entries: Sequence[Entry | None]) -> Outputs:
+        """Rows that may be in one call; those of one adapter need no bank."""
+        if len({None if entry is None else entry.serial for entry in entries}) == 1:
+            return self._run_one(arrays, entries[0])
         return self._bank.run(self._fed(arrays), entries)
 
     def _fed(self, arrays: Outputs) -> dict[str, ort.OrtValue]:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from inner_norm import with_inner_norm
 from tiny_onnx import random_adapter, token_inputs
 
 from adapter_export.errors import AdapterError, BaseModelError, ParityError, UsageError
@@ -16,7 +17,6 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import (
     BottleneckOptions,
     KindPart,
@@ -208,7 +208,7 @@ class TestRefusals:
         assert not list(tmp_path.iterdir())
 
     def test_a_norm_over_the_bottleneck_cannot_be_filled_up(self, base: OnnxBase) -> None:
-        adapters = [_with_inner_norm(random_adapter(name, pfeiffer(), base, bottleneck=width)) for name, width in
+        adapters = [with_inner_norm(random_adapter(name, pfeiffer(), base, bottleneck=width)) for name, width in
                     (("wide", 6), ("narrow", 3))]  # fmt: skip
         plan = plan_slots(adapters, base.sites)
         with pytest.raises(AdapterError, match="cannot stand in a bank beside a wider one"):
@@ -222,24 +222,6 @@ class TestRefusals:
         assert "no batch of any length" in notes[0]
         with pytest.raises(BaseModelError, match="no batch of any length"):
             _build(fixed, _adapters(base), tmp_path / "asked", forms=Forms(["bank"]))
-
-
-def _with_inner_norm(adapter: Adapter) -> Adapter:
-    """The same with a layer norm over the bottleneck, whose mean zeros would change."""
-    (name, graph), *_ = adapter.graphs.items()
-    norm = Node("layer_norm", ("down",), "normed", {"weight": "n.weight", "bias": "n.bias"}, {"epsilon": 1e-5})
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        nodes.append(replace(node, inputs=("normed",)) if node.inputs == ("down",) else node)
-        if node.output == "down":
-            nodes.append(norm)
-    parameters = {**graph.parameters, "n.weight": ("b",), "n.bias": ("b",)}
-    changed = AdapterGraph(graph.inputs, parameters, tuple(nodes), graph.result)
-    width = next(iter(adapter.placements.values())).widths["b"]
-    rng = np.random.default_rng(width)
-    more = {f"{site}.n.{role}": (0.2 * rng.standard_normal(width)).astype(np.float32)
-            for site in adapter.placements for role in ("weight", "bias")}  # fmt: skip
-    return replace(adapter, graphs={name: changed}, weights={**adapter.weights, **more})
 
 
 @pytest.mark.parametrize("flavour", ["inputs", "bank", "mixture"])

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_onnx import mixed_adapters, save_tiny, token_inputs
+from inner_norm import with_inner_norm
+from tiny_onnx import mixed_adapters, random_adapter, save_tiny, token_inputs
 
 from adapter_export.errors import HashError, RequestError
+from adapter_export.graph.kinds import pfeiffer
 from adapter_export.onnx.base import open_onnx
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.flavour_files import Forms
 from adapter_export.reference.inputs import input_cases
-from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime import Bundle, Request, Session
 
 INPUTS = token_inputs(5, 3, 1, 7, 2)
 ROWS = ("narrow", None, "wide", "plain", "pfeiffer")
@@ -223,3 +225,21 @@ def test_threads_that_want_more_rows_than_there_are_wait_for_each_other(bundle: 
     counts = session.statistics.bank
     assert counts.evictions > 10
     assert counts.loads == counts.evictions + counts.resident
+
+
+def test_adapters_that_zeros_cannot_fill_up_do_not_join(tmp_path: Path) -> None:
+    """A norm over the bottleneck: the bank of the bundle, all of one width, is right, and nothing else may join it."""
+    base = open_onnx(save_tiny(tmp_path))
+    adapters = [with_inner_norm(random_adapter(name, pfeiffer(), base, bottleneck=4, labels="ab")) for name in "ab"]
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])
+    build_bundle(base, adapters, tmp_path / "bundle", references=CutRunner(base), cases=cases)
+    bundle = Bundle.open(tmp_path / "bundle")
+    session = bundle.session(threads=1)
+    _holds(session, ("a", "b", None), token_inputs(3, 4, 2))
+    session.load("c", bundle.folder / "adapters/a.onnx_adapter", labels="ab")
+    with pytest.raises(RequestError, match="zeros in their tensors change what they compute"):
+        session.run(token_inputs(3, 2), adapters=["a", "c"])
+    requests = [Request(token_inputs(3 + seed, seed=seed), name) for seed, name in enumerate(("a", "c", "b"))]
+    for request, found in zip(requests, session.run_many(requests), strict=True):
+        expected = session.run(request.inputs, request.adapter)["logits"]
+        np.testing.assert_allclose(found["logits"], expected, rtol=0, atol=1e-5)

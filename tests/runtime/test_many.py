@@ -1,0 +1,159 @@
+"""Many requests at once: in order, without padding, and each as if it had run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
+
+from adapter_export.errors import RequestError, UsageError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
+from adapter_export.onnx.base import open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.reference.inputs import input_cases
+from adapter_export.runtime import Bundle, Request, Session
+
+NAMES = (None, "wide", "narrow", "pfeiffer", "plain")
+
+
+def _requests(count: int, names: Sequence[str | None] = NAMES, seed: int = 0) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    return [
+        Request(token_inputs(*rng.integers(1, 20, rng.integers(1, 4)), seed=seed + index), names[index % len(names)])
+        for index in range(count)
+    ]
+
+
+def _hold(session: Session, requests: Sequence[Request], found: Sequence[dict[str, np.ndarray]]) -> None:
+    assert len(found) == len(requests)
+    for request, outputs in zip(requests, found, strict=True):
+        alone = session.run(request.inputs, request.adapter)
+        assert list(outputs) == list(alone)
+        for name, expected in alone.items():
+            assert outputs[name].shape == expected.shape
+            np.testing.assert_allclose(outputs[name], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("token_budget", [1, 40, 100_000])
+def test_each_is_as_if_it_had_run_alone(session: Session, token_budget: int) -> None:
+    requests = _requests(60)
+    _hold(session, requests, session.run_many(requests, token_budget=token_budget))
+
+
+def test_loaded_adapters_among_them(session: Session, bundle: Bundle) -> None:
+    for record in bundle.manifest.adapters:
+        session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, labels=record.labels)
+    requests = _requests(60, ["plain.again", "wide.again", None, "narrow", "narrow.again"])
+    _hold(session, requests, session.run_many(requests))
+    assert session.statistics.bank.resident == 4  # `narrow` among them, where it is in a call with others
+
+
+def test_more_adapters_than_the_bank_has_rows(bundle: Bundle) -> None:
+    session = bundle.session(threads=1, resident=2)
+    for record in bundle.manifest.adapters:
+        session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, labels=record.labels)
+    requests = _requests(40, ["plain.again", "wide.again", "narrow.again", "pfeiffer.again"])
+    _hold(session, requests, session.run_many(requests))
+
+
+def test_without_a_bank(bundle: Bundle) -> None:
+    manifest = replace(bundle.manifest, graphs={"slots": bundle.manifest.graphs["slots"]}, bank=None)
+    session = replace(bundle, manifest=manifest).session(threads=1)
+    requests = _requests(30)
+    _hold(session, requests, session.run_many(requests))
+
+
+def _calls(session: Session, requests: Sequence[Request], **options: int) -> list[int]:
+    """How many requests are done after each call."""
+    seen: list[tuple[int, int]] = []
+    session.run_many(requests, progress=lambda done, total: seen.append((done, total)), **options)
+    assert {total for _, total in seen} == {len(requests)}
+    return [done for done, _ in seen]
+
+
+def test_calls_are_filled_up_to_the_budget(session: Session) -> None:
+    requests = [Request(token_inputs(length), "wide") for length in (5, 1, 4, 2, 5, 3)]
+    assert _calls(session, requests, token_budget=10) == [3, 5, 6]  # 1 2 3, then 4 5, then 5
+    assert _calls(session, requests, token_budget=30) == [6]
+    assert _calls(session, requests, token_budget=1) == [1, 2, 3, 4, 5, 6]
+
+
+def test_adapters_share_a_call(session: Session) -> None:
+    requests = [Request(token_inputs(5, seed=seed), NAMES[seed % 5]) for seed in range(10)]
+    assert _calls(session, requests) == [10]
+
+
+def test_rows_that_influence_each_other_run_alone(bundle: Bundle) -> None:
+    session = replace(bundle, manifest=replace(bundle.manifest, batch_invariant=False)).session(threads=1)
+    requests = _requests(6)
+    assert _calls(session, requests) == [1, 2, 3, 4, 5, 6]
+    assert _calls(session, requests, allow_mixed_rows=True) == [6]
+
+
+def test_a_bar(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    session.run_many(_requests(4), progress=True)
+    assert capsys.readouterr().err.endswith("] 4/4\n")
+
+
+def test_nothing_is_done_if_a_request_does_not_fit(session: Session) -> None:
+    wrong = Request({"input_ids": np.zeros((1, 2), np.int64)}, "wide")
+    calls: list[int] = []
+    with pytest.raises(RequestError, match="request 2: the inputs are not those of the graph"):
+        session.run_many([*_requests(2), wrong], progress=lambda done, _: calls.append(done))
+    with pytest.raises(RequestError, match="request 0, adapter `nobody`"):
+        session.run_many([Request(token_inputs(2), "nobody")])
+    with pytest.raises(UsageError, match="room for a token"):
+        session.run_many(_requests(2), token_budget=0)
+    assert calls == []
+    assert session.run_many([]) == []
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """An adapter whose gate counts padding, and one without."""
+    folder = tmp_path_factory.mktemp("gated")
+    base = open_onnx(save_tiny(folder))
+    adapters: list[Adapter] = [
+        random_adapter("gated", pfeiffer(BottleneckOptions(gate=True)), base, labels="ab"),
+        random_adapter("plain", pfeiffer(BottleneckOptions()), base, labels="ab"),
+    ]
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])
+    build_bundle(base, adapters, folder / "bundle", references=CutRunner(base), cases=cases)
+    return Bundle.open(folder / "bundle")
+
+
+def test_adapters_that_count_padding_are_not_padded(gated: Bundle) -> None:
+    session = gated.session(threads=1)
+    requests = _requests(30, ["gated", "plain", None])
+    _hold(session, requests, session.run_many(requests))
+    short, long = token_inputs(3), token_inputs(3, tokens=9)
+    padded = {name: array * long["attention_mask"] for name, array in long.items()}
+    padded["input_ids"][:, :3] = short["input_ids"]
+    one, other = (session.run(inputs, "gated")["logits"] for inputs in (short, padded))
+    assert np.abs(one - other).max() > 2e-4  # what the test is about
+
+
+def test_a_base_without_a_mask_gets_equal_lengths(tmp_path: Path) -> None:
+    mask = """
+    zeros = Sub(input_ids, input_ids)
+    penalty = Cast <to = 1> (zeros)
+    axis = Constant <value = int64[1] {1}> ()
+    bias = Unsqueeze(penalty, axis)
+    """
+    base = open_onnx(save_tiny(tmp_path, tiny_model(inputs="int64[batch, tokens] input_ids", mask=mask)))
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])
+    adapters = [random_adapter("a", pfeiffer(), base, labels="ab")]
+    build_bundle(base, adapters, tmp_path / "bundle", references=CutRunner(base), cases=cases)
+    session = Bundle.open(tmp_path / "bundle").session(threads=1)
+    requests = [
+        Request({"input_ids": token_inputs(length, seed=seed)["input_ids"]}, "a")
+        for seed, length in enumerate((4, 2, 4, 2, 7))
+    ]
+    _hold(session, requests, session.run_many(requests))
+    assert _calls(session, requests) == [2, 4, 5]
