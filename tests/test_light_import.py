@@ -8,7 +8,20 @@ import time
 
 import pytest
 
-COMMANDS = ("capture", "sites", "train", "pack", "import", "build", "add", "remove", "check", "run", "inspect")
+COMMANDS = (
+    "capture",
+    "sites",
+    "train",
+    "pack",
+    "import",
+    "build",
+    "add",
+    "remove",
+    "check",
+    "verify",
+    "run",
+    "inspect",
+)
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "numpy", "matplotlib", "jsonschema")
 LIMIT_S = 0.5
 TRIES = 5

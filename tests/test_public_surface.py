@@ -54,8 +54,8 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 
 
 def test_the_commands_stay() -> None:
-    making = ["capture", "sites", "train", "pack", "import", "build", "add", "remove"]
-    assert list(COMMANDS) == [*making, "check", "run", "inspect"]
+    making = ["capture", "sites", "train", "pack", "import", "compose", "build", "add", "remove"]
+    assert list(COMMANDS) == [*making, "check", "verify", "run", "inspect"]
 
 
 def test_the_runtime_gives_bundles_and_sessions() -> None:

@@ -42,10 +42,12 @@ COMMANDS: Mapping[str, Entry] = {
     "train": Entry("adapter_export.cli.train:train", "Train an adapter on a table of labelled texts."),
     "pack": Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
     "import": Entry("adapter_export.cli.import_:import_", "Make an adapter of one that another library trained."),
+    "compose": Entry("adapter_export.cli.compose:compose", "Make one adapter of several: stacked, averaged, fused."),
     "build": Entry("adapter_export.cli.build:build", "Export a model and its adapters as one bundle."),
     "add": Entry("adapter_export.cli.add:add", "Add adapters to a bundle, without a new export."),
     "remove": Entry("adapter_export.cli.add:remove", "Remove adapters from a bundle."),
     "check": Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
+    "verify": Entry("adapter_export.cli.verify:verify", "Show that a bundle is whole and computes right here."),
     "run": Entry("adapter_export.cli.run:run", "Run a bundle on texts or arrays."),
     "inspect": Entry("adapter_export.cli.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
 }

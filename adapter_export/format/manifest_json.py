@@ -85,6 +85,19 @@ def _check_names(manifest: Manifest) -> None:
     _check_unique("sites", (site.name for site in manifest.sites))
     _check_unique("slots", (slot.name for slot in manifest.slots))
     _check_unique("heads", (head.graph for head in manifest.heads))
+    _check_fed(manifest)
+
+
+def _check_fed(manifest: Manifest) -> None:
+    """What is fed by name has a name of its own: a tensor of an adapter could replace an input of the data."""
+    data, bank = {record.name for record in manifest.inputs}, manifest.bank
+    own = {"slots": [slot.name for slot in manifest.slots]}
+    if bank is not None:
+        own |= {"bank": [bank.ids, bank.weights], "bank.tensors": [tensor.name for tensor in bank.tensors]}
+    for key, names in own.items():
+        taken = sorted(f"`{name}`" for name in names if name in data)
+        if taken:
+            raise FormatError("has the name of a data input", where=f"`$.{key}`", found=", ".join(taken))
 
 
 def _check_unique(key: str, names: Iterable[str]) -> None:

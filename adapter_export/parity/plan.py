@@ -17,6 +17,7 @@ from adapter_export.parity.failure import BASE
 from adapter_export.parity.files import check_files, check_twins, read_source
 from adapter_export.parity.golden import GoldenCase, golden_cases
 from adapter_export.parity.report import FORMS, Form, InvariantResult
+from adapter_export.parity.structure import check_structure
 from adapter_export.runtime.providers import Optimization
 
 LEVELS: tuple[Optimization, ...] = ("none", "basic", "all")
@@ -101,7 +102,7 @@ def plan_check(folder: Path, *, only: Sequence[str] = (), cases: Sequence[str] =
         InputError: the bundle cannot be read, or its files are not those that were written.
     """
     manifest = read_manifest(folder)
-    files = [check_files(folder, manifest)]
+    files = [check_files(folder, manifest), *check_structure(folder, manifest)]
     records: list[AdapterRecord | None] = [None, *manifest.adapters]
     chosen = [record for record in records if not only or _name(record) in only]
     _check_known("adapter", only, [_name(record) for record in records])

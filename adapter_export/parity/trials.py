@@ -13,8 +13,9 @@ from adapter_export.parity.graphs import Graph, open_graph
 from adapter_export.parity.outputs import Expectation, OnStep, Way, compare_outputs
 from adapter_export.parity.plan import Plan, Subject
 from adapter_export.parity.report import Against, Form, OutputResult
+from adapter_export.runtime.providers import Optimization
 
-LEVEL = "all"
+LEVEL: Optimization = "all"
 """The optimization level at which these graphs run: the one that clients have if they do not ask for another."""
 
 Key = tuple[Against, str | None, str]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from small_bundle import Built, build_small
 
-from adapter_export.errors import FormatError, RequestError, UsageError
+from adapter_export.errors import FormatError, UsageError
 from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, write_manifest
@@ -272,5 +272,5 @@ def test_a_file_that_is_no_graph_is_refused(bundle: Path, file: str) -> None:
 
 def test_ids_of_another_name_are_refused(bundle: Path) -> None:
     edit_graph(bundle, "model.bank.onnx", lambda graph: setattr(_input(graph, "adapter_ids"), "name", "ids_of_rows"))
-    with pytest.raises(RequestError, match="ids_of_rows"):
+    with pytest.raises(FormatError, match="an input `ids_of_rows` too many"):
         check(bundle, "bank")

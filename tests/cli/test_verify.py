@@ -1,0 +1,68 @@
+"""`adapter-export verify` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from adapter_export.format.inventory import list_files
+from adapter_export.format.manifest_json import read_manifest, write_manifest
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+def test_a_whole_bundle(cli, bundle: Path) -> None:
+    found = cli.json("verify", bundle)
+    assert found["passed"] is True
+    keys = {(one["flavour"], one["adapter"], one["mixed"]) for one in found["golden"]}
+    alone = {(form, name, False) for form in ("slots", "inputs", "bank") for name in (None, "topic", "tone")}
+    assert keys == alone | {("bank", name, True) for name in (None, "topic", "tone")}
+    assert all(one["worst"] < 1 and one["elements"] and not one["faults"] for one in found["golden"])
+    done = cli.done("verify", bundle)
+    assert "verified: all is well" in done.stdout
+    assert "in mixed batches" in done.stdout
+
+
+def test_a_result_that_is_off_is_exit_code_1(cli, copy: Path) -> None:
+    path = copy / "golden/topic.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("output.logits"))
+    tensors[name] = tensors[name] + np.float32(0.5)
+    save_file(tensors, path)
+    write_manifest(replace(read_manifest(copy), files=list_files(copy)), copy)
+    done = cli("verify", copy)
+    assert done.returncode == 1
+    assert "NOT as it should be" in done.stdout
+    assert "✗ topic, " in done.stdout
+    assert json.loads(cli("verify", copy, "--json").stdout)["passed"] is False
+
+
+def test_damage_is_exit_code_3_and_names_the_file(cli, copy: Path) -> None:
+    (copy / "notes.txt").write_text("mine")
+    cli.refused(3, "does not list; found `notes.txt`", "verify", copy)
+    (copy / "notes.txt").unlink()
+    with (copy / "base.bin").open("r+b") as file:
+        file.write(b"\xff")
+    done = cli.refused(3, "base.bin: has been changed or damaged", "verify", copy, "--json")
+    assert json.loads(done.stdout)["error"] == "HashError"
+    cli.refused(3, "is not a bundle", "verify", copy / "adapters")
+
+
+def test_it_needs_no_torch(bundle: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"from adapter_export.cli.main import main; main(['verify', {str(bundle)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
