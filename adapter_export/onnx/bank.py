@@ -22,6 +22,9 @@ IDS_INPUT, WEIGHTS_INPUT = "adapter_ids", "adapter_weights"
 ADAPTERS_AXIS = "adapters"
 """The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
 
+_ROWS_APART = 3
+"""The axes of a value that has batch and tokens apart."""
+
 _NO_ROW = np.iinfo(np.int64).max
 
 
@@ -31,9 +34,10 @@ def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
     An id that is no row of the bank is an error of ONNX Runtime; a negative one would count from the end otherwise.
 
     Raises:
-        BaseModelError: the batch is not the first axis of every input, or as `insert`.
+        BaseModelError: the batch is not the first axis of every input, or of what an adapter reads, or as `insert`.
     """
     batch = _batch(base)
+    _check_sites(base, plan, batch)
     return insert(base, plan, lambda graft: _ById(graft, rows, batch))
 
 
@@ -47,6 +51,7 @@ def insert_mixture(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
         BaseModelError: as `insert_bank`.
     """
     batch = _batch(base)
+    _check_sites(base, plan, batch)
     return insert(base, plan, lambda graft: _ByShare(graft, rows, batch))
 
 
@@ -73,6 +78,30 @@ def _batch(base: OnnxBase) -> str:
             fix="build with `--flavours slots,inputs`",
         )
     return batch
+
+
+def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
+    """Refuse sites whose first axis is known to be another one than the batch: each row there is no row of a request.
+
+    Where nothing is known, and where all tokens are in one row, the golden vectors of a mixed batch decide.
+    """
+    values = {value.name: value for node in base.model.graph for value in node.outputs}
+    others = {axis for record in base.inputs for axis in record.axes if isinstance(axis, str)} - {batch}
+    for site in base.sites:
+        for read in dict.fromkeys(
+            name for part in plan.at(site.name) for name in (part.graph.replaces, *part.graph.inputs)
+        ):
+            value = values.get(getattr(site, read))
+            shape = ir.Shape([]) if value is None or value.shape is None else value.shape
+            first = shape[0] if len(shape) == _ROWS_APART else None
+            if isinstance(first, int) or (first is not None and first.value in others):
+                raise BaseModelError(
+                    "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
+                    where=f"site `{site.name}`, `{read}`",
+                    found=str(shape),
+                    expected=f"`{batch}` first",
+                    fix="build with `--flavours slots,inputs`",
+                )
 
 
 class _Tensors:

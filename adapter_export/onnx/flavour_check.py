@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.manifest import BankRecord, Manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.onnx.golden import Golden
@@ -27,7 +29,7 @@ def check_flavours(folder: Path, manifest: Manifest, vectors: Vectors) -> None:
 
     Raises:
         ParityError: an output deviates by more than is allowed.
-        BaseModelError: ONNX Runtime cannot open a graph.
+        BaseModelError: ONNX Runtime cannot open a graph, or a bank cannot tell the rows of a batch apart.
     """
     if "inputs" in manifest.graphs:
         _check_inputs(_opened(folder, manifest.graphs["inputs"]), folder, manifest, vectors)
@@ -73,7 +75,8 @@ def _check_bank(run: RunAll, bank: BankRecord, vectors: Vectors, *, mixed: bool)
 def _check_rows(run: RunAll, bank: BankRecord, vectors: Vectors, names: Sequence[str | None]) -> None:
     cases = vectors[None].cases
     ids = [np.array([bank.rows.index(name) for name in _dealt(case, names)], np.int64) for case in cases]
-    results = run([{**case.arrays, bank.ids: each} for case, each in zip(cases, ids, strict=True)])
+    with _rows_apart():
+        results = run([{**case.arrays, bank.ids: each} for case, each in zip(cases, ids, strict=True)])
     for index, (case, result) in enumerate(zip(cases, results, strict=True)):
         for row, name in enumerate(_dealt(case, names)):
             words = "in a mixed batch of the bank" if len(names) > 1 else "in the bank"
@@ -84,10 +87,24 @@ def _check_mixture(run: RunAll, bank: BankRecord, vectors: Vectors) -> None:
     """A share of 1 for one adapter, of 0 for all others."""
     for at, name in enumerate(bank.rows):
         golden = vectors[name]
-        results = run([{**case.arrays, bank.weights: _one_hot(case, at, len(bank.rows))} for case in golden.cases])
+        with _rows_apart():
+            results = run([{**case.arrays, bank.weights: _one_hot(case, at, len(bank.rows))} for case in golden.cases])
         for index, (case, result) in enumerate(zip(golden.cases, results, strict=True)):
             for row in range(_batch(case)):
                 golden.compare_row(index, row, result, f"{_words(name)} in the mixture")
+
+
+@contextmanager
+def _rows_apart() -> Iterator[None]:
+    """A graph that cannot compute what the base can has no row of a request where an adapter looks for one."""
+    try:
+        yield
+    except RequestError as error:
+        raise BaseModelError(
+            "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
+            found=error.found,
+            fix="build with `--flavours slots,inputs`",
+        ) from error
 
 
 def _dealt(case: InputCase, names: Sequence[str | None]) -> Iterator[str | None]:

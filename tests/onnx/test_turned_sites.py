@@ -1,0 +1,80 @@
+"""Sites at which tokens come before the batch: no bank acts on their rows, whether that is known or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+from replacing import adapter_at, scaled_plus
+
+from adapter_export.errors import BaseModelError
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.flavour_files import Forms
+from adapter_export.reference.inputs import input_cases
+
+WIDTH = 8
+
+
+def turned(folder: Path, axes: list[str | None]) -> OnnxBase:
+    """An ffn that reads [tokens, batch, width], with these axes recorded there."""
+    model = parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 20]>
+        g (float[batch, tokens, {WIDTH}] x) => (float[batch, tokens, {WIDTH}] y) {{
+            t = Transpose <perm = [1, 0, 2]> (x)
+            up = MatMul(t, w) bent = Relu(up) down = MatMul(bent, v)
+            h = Transpose <perm = [1, 0, 2]> (down)
+            y = Add(x, h) }}"""
+    )
+    rng = np.random.default_rng(0)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(0.4 * rng.standard_normal((WIDTH, WIDTH)).astype(np.float32), name) for name in "wv"
+    )
+    for name in ("t", "up", "bent", "down"):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [*axes, WIDTH]))
+    model.graph.value_info.append(
+        helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, ["batch", "tokens", WIDTH])
+    )
+    onnx.save(model, folder / "model.onnx")
+    return open_onnx(folder / "model.onnx")
+
+
+def build(base: OnnxBase, out: Path, flavours: list[str] | None) -> object:
+    (site,) = (site.name for site in base.sites if site.h == "up")
+    adapters = [
+        adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("one", "two")
+    ]
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 4}, {"batch": 1, "tokens": 2}])
+    forms = None if flavours is None else Forms(flavours)
+    return build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, forms=forms)
+
+
+def test_layers_that_are_known_to_read_tokens_first_are_no_sites(tmp_path):
+    assert [site.name for site in turned(tmp_path, ["tokens", "batch"]).sites] == ["layers.0.ffn"]
+
+
+def test_a_site_that_a_person_gives_there_has_no_bank(tmp_path):
+    """With the names known, the usual flavours leave the bank out and say why; asked for by name it is an error."""
+    known = turned(tmp_path, ["tokens", "batch"])
+    (tmp_path / "other").mkdir()
+    sites = turned(tmp_path / "other", [None, None]).sites
+    base = replace(known, sites=sites)
+    manifest = build(base, tmp_path / "bundle", None)
+    assert sorted(manifest.graphs) == ["inputs", "slots"]
+    with pytest.raises(BaseModelError, match=r"site `layers.0.ffn.up`.*no batch as the first axis"):
+        build(base, tmp_path / "asked", ["slots", "bank"])
+
+
+@pytest.mark.parametrize("flavour", ["bank", "mixture"])
+def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path, flavour):
+    base = turned(tmp_path, [None, None])
+    assert "layers.0.ffn.up" in [site.name for site in base.sites]
+    with pytest.raises(BaseModelError, match=r"cannot tell rows apart.*--flavours slots,inputs"):
+        build(base, tmp_path / "bundle", ["slots", flavour])
+    assert not (tmp_path / "bundle").exists()
+    assert sorted(build(base, tmp_path / "bundle", ["slots", "inputs"]).graphs) == ["inputs", "slots"]
