@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import replace
@@ -14,7 +13,17 @@ from adapter_export.errors import BaseModelError
 from adapter_export.onnx.cuts import cuts_of
 from adapter_export.onnx.fused import SUMMANDS, UNNAMED_SUM, hides_sum, is_skip_norm, sum_output
 from adapter_export.onnx.norms import NORMS, norm_of
-from adapter_export.onnx.products import CONVOLUTIONS, finish, is_linear, is_product, is_weighted, operands, width_in
+from adapter_export.onnx.paths import called_aside, module_path
+from adapter_export.onnx.products import (
+    CONVOLUTIONS,
+    finish,
+    is_linear,
+    is_product,
+    is_weighted,
+    operands,
+    trained_matrix,
+    width_in,
+)
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
@@ -62,6 +71,7 @@ def flow_graph(model: ir.Model) -> FlowGraph:
         | dict(_shapes_of_sums(names))
         | dict(_shapes_of_factors(graph, activations)),
         outputs=tuple(_name(value) for value in graph.outputs),
+        aside=called_aside(model, activations),
     )
     _check_sums_have_shapes(flow)
     return flow
@@ -213,10 +223,11 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         inputs=inputs,
         outputs=tuple(value.name for value in node.outputs if value.name),
         weighted=is_weighted(node, activations),
-        path=_path(node),
+        path=module_path(node),
         norm=None if norm is None else norm[0],
         normed=None if norm is None else norm[1],
         linear=is_linear(node, activations),
+        weight=trained_matrix(node),
         operands=operands(node, activations),
         finish=finish(node, activations),
         cuts=cuts_of(node),
@@ -246,18 +257,6 @@ def _keeps_places(node: ir.Node) -> bool:
         return False
     shape = _shape(source)
     return shape is not None and None not in shape and shape == _shape(result)
-
-
-def _path(node: ir.Node) -> str | None:
-    """The module path that torch's exporter stamps on a node: the scopes, from the root to the node itself."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if scopes is None:
-        return None
-    try:
-        *modules, _ = ast.literal_eval(scopes)
-    except (ValueError, SyntaxError, TypeError):  # a note for people; another tool may have written what it likes
-        return None
-    return next((str(module) for module in reversed(modules) if module), None)
 
 
 def _shapes(graph: ir.Graph, activations: Set[str]) -> Iterator[tuple[str, tuple[Dim, ...]]]:

@@ -35,6 +35,9 @@ _MATRICES = frozenset({"MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "Transp
 _PACKED = frozenset({"MatMulNBits", "MatMulBnb4"})
 """What multiplies with one trained matrix: as a tensor [in, out], or packed in blocks."""
 
+_PREPARING = frozenset({"Transpose", "Cast", "DequantizeLinear", "Identity"})
+"""What may be done to a matrix before it is multiplied with."""
+
 _BIASES = {"Gemm": 2, "MatMulNBits": 5, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6}
 """The input that is the bias of a linear layer."""
 
@@ -90,6 +93,16 @@ def is_linear(node: ir.Node, activations: Set[str]) -> bool:
         and node.attributes.get_float("alpha", 1.0) == 1.0
         and not any(node.attributes.get_int(turned, 0) for turned in ("transA", "transBatchA", "transBatchB"))
     )
+
+
+def trained_matrix(node: ir.Node) -> str | None:
+    """The name of the matrix of a linear layer, if the node may be one; as it is stored, before any transposition."""
+    if node.op_type not in _MATRICES | _PACKED or len(node.inputs) < 2:
+        return None
+    weight = node.inputs[1]
+    while weight is not None and (maker := weight.producer()) is not None and maker.op_type in _PREPARING:
+        weight = maker.inputs[0]
+    return _name(weight) or None
 
 
 def width_in(node: ir.Node) -> int | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.ancestry import is_stream
+from adapter_export.sites.calls import with_calls
 from adapter_export.sites.follow import block_output, follower_of, maker_of, path_of
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.linear import linear_sites
@@ -39,7 +40,8 @@ def discover(flow: FlowGraph) -> SiteMap:
     final = _final(index, stream[-1].total)
     if flow.rank(final) != 3:  # a stream without tokens, such as that of a network for tables
         raise _no_sites(flow)
-    return SiteMap(tuple(_with_inner(index, sublayers, stream[0].x)), final, _width(flow, final))
+    sites = with_calls(index, _with_inner(index, sublayers, stream[0].x))
+    return SiteMap(tuple(sites), final, _width(flow, final))
 
 
 def _with_inner(index: FlowIndex, sublayers: Sequence[Site], start: str) -> Iterator[Site]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from adapter_export.errors import NoSitesError, UsageError
 from adapter_export.sites.ancestry import is_stream
+from adapter_export.sites.calls import with_calls
 from adapter_export.sites.discover import discover, embeddings_site, stream_values
 from adapter_export.sites.follow import block_output, follower_of, path_of
 from adapter_export.sites.index import FlowIndex
@@ -96,7 +97,7 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
     if all(site.role not in SUBLAYERS for site in chosen.values()):
         raise check.unfit("sites", "every site is left out", "at least one site")
     ordered = sorted(chosen.values(), key=lambda site: (check.index.position(site.h), site.role in SUBLAYERS))
-    return SiteMap(tuple(ordered), found.final, flow.width(found.final) or 0)
+    return SiteMap(tuple(with_calls(check.index, ordered)), found.final, flow.width(found.final) or 0)
 
 
 def found_names(sites: SiteMap) -> list[str]:

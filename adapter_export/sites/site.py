@@ -53,6 +53,8 @@ class Site:
             recorded it. A module that is called once per layer gives several sites the same path.
         followed_by: the kind of what reads the sum first, such as `norm`, or `output`; empty at other sites.
         parts: the slices [start, end) of `h` that are layers of their own, in a fused linear layer.
+        elsewhere: how often the base calls the module of a linear layer beside its sites, on what is no activation of
+            a text, such as relative positions. An adapter at the site does not act there.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Site:
     path: str | None
     followed_by: str
     parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    elsewhere: int = 0
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class FlowNode:
         weighted: whether one of the factors of a product is a trained weight.
         path: the module path that the exporter recorded, if any.
         linear: whether a product is that of a linear layer: of an activation and one trained matrix [in, out].
+        weight: the name of that matrix in the view.
         operands: the activations among the factors of a product, first the one whose index the rows of the result
             are; query, key and value of a fused attention, or what holds all three.
         finish: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
@@ -63,6 +64,7 @@ class FlowNode:
     norm: Norm | None = None
     normed: str | None = None
     linear: bool = False
+    weight: str | None = None
     operands: tuple[str, ...] = ()
     finish: Finish | None = None
     cuts: Mapping[str, Cut] = field(default_factory=dict)
@@ -86,11 +88,14 @@ class FlowGraph:
         nodes: in the order of evaluation; those that compute no activation are left out.
         shapes: the axes of each value, where their number is known.
         outputs: the values that the base returns.
+        aside: how often linear layers are computed of weights alone, by their module paths and the names of their
+            matrices; these are no nodes.
     """
 
     nodes: Sequence[FlowNode]
     shapes: Mapping[str, tuple[Dim, ...]]
     outputs: tuple[str, ...]
+    aside: Mapping[str, int] = field(default_factory=dict)
 
     def rank(self, value: str) -> int | None:
         """The number of axes, if known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -10,7 +11,15 @@ from torch.fx import GraphModule, Node
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 from adapter_export.torch.cuts import cut_of
 from adapter_export.torch.norms import NORMS, norm_of
-from adapter_export.torch.products import CONVOLUTIONS, finish, is_linear, is_product, is_weighted, operands
+from adapter_export.torch.products import (
+    CONVOLUTIONS,
+    finish,
+    is_linear,
+    is_product,
+    is_weighted,
+    operands,
+    trained_matrix,
+)
 
 _RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "view_as", "reshape_as", "flatten", "unflatten"}) | frozenset(
     {"squeeze", "unsqueeze", "expand", "expand_as", "slice", "narrow"}
@@ -48,7 +57,14 @@ def flow_graph(module: GraphModule) -> FlowGraph:
         nodes=[_flow_node(node, activations) for node in activations if node.op != "placeholder"],
         shapes=dict(_shapes(activations)),
         outputs=tuple(node.name for node in result.all_input_nodes),
+        aside=Counter(name for node in module.graph.nodes if node not in activations for name in _layer_names(node)),
     )
+
+
+def _layer_names(node: Node) -> list[str]:
+    """The path and the matrix of a linear layer; none of another node."""
+    weight = trained_matrix(node, _op(node))
+    return [] if weight is None else [name for name in (_path(node), weight) if name is not None]
 
 
 def _activations(nodes: Iterable[Node]) -> dict[Node, None]:
@@ -92,6 +108,7 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
         norm=norm_of(node, op),
         normed=read[0].name if op in NORMS and read else None,
         linear=is_linear(node, op, activations.keys()),
+        weight=trained_matrix(node, op),
         operands=operands(node, op, activations.keys()),
         finish=finish(node, op, activations.keys()),
         cuts={} if cut is None else {node.name: cut},

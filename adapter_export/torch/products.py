@@ -64,6 +64,13 @@ def is_linear(node: Node, op: str, activations: Set[Node]) -> bool:
     return left in activations and right not in activations and isinstance(weight, torch.Tensor) and weight.dim() == 2
 
 
+def trained_matrix(node: Node, op: str) -> str | None:
+    """The name of the matrix of a linear layer, if the node multiplies with one."""
+    factors = _factors(node, op) if op in _MATRICES else []
+    right = factors[1] if len(factors) == 2 else None
+    return str(right.target) if right is not None and right.op == "get_attr" else None
+
+
 def finish(node: Node, op: str, activations: Set[Node]) -> Finish | None:
     """The step of a linear layer that a node is: the addition of a bias."""
     if op not in ("linear", "addmm", "add"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,9 @@ from adapter_export import __version__
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import new_file
 from adapter_export.format.manifest import OutputRecord
+from adapter_export.sites.calls import ASIDE_KEY
 from adapter_export.torch.base import TorchBase
+from adapter_export.torch.flow import flow_graph
 from adapter_export.torch.layouts import contiguous_attention
 from adapter_export.torch.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch.signature import Signature
@@ -117,6 +120,9 @@ def _describe_model(model: ir.Model, base: TorchBase) -> None:
     model.producer_name, model.producer_version = "adapter-export", __version__
     model.metadata_props.clear()
     model.metadata_props[_FINGERPRINT_KEY] = base.fingerprint
+    aside = flow_graph(base.module()).aside  # the exporter computes these layers, and leaves their results alone
+    if aside:
+        model.metadata_props[ASIDE_KEY] = json.dumps(aside, sort_keys=True)
     for graph in model.graphs():
         graph.metadata_props.clear()
     for node in model.graph.all_nodes():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from adapter_export.errors import AdapterError
 from adapter_export.interop.adapterhub.keys import Module
+from adapter_export.interop.calls import check_calls
 from adapter_export.sites.site import Role, Site, SiteMap
 
 _ENDS: tuple[tuple[str, Role | None], ...] = (
@@ -84,19 +85,24 @@ def place_linears(modules: Iterable[Module], sites: SiteMap) -> Placed:
         The module of each site, by the site's name.
 
     Raises:
-        AdapterError: the base has no site for some of them; all are listed.
+        AdapterError: the base has no site for some of them, or calls them elsewhere, too; all are listed.
     """
     known = {module.path: module for module in modules}
     for dropped in range(_longest(known)):
         found = {path: _linears(path, sites, dropped) for path in known}
         if known and all(found.values()):
-            return _placed(known, found)
+            return _called_once(_placed(known, found), sites)
     renamed = {path: _renamed(path, sites) for path in known}
     missing = [path for path, places in renamed.items() if not places]
     if missing:
         names = [f"{site.name} ({site.path})" if site.path else site.name for site in sites.of_roles(("linear",))]
         raise _not_there(missing, "linear layers", names)
-    return replace(_placed(known, renamed), notes=(_BY_NUMBER,))
+    return _called_once(replace(_placed(known, renamed), notes=(_BY_NUMBER,)), sites)
+
+
+def _called_once(placed: Placed, sites: SiteMap) -> Placed:
+    check_calls((site for site in sites if site.name in placed.sites), "LoRA and IA3")
+    return placed
 
 
 def _block(module: Module) -> Block:

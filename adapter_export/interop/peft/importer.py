@@ -10,6 +10,7 @@ import numpy as np
 
 from adapter_export.errors import AdapterError, TensorError
 from adapter_export.graph.adapter import Adapter
+from adapter_export.interop.calls import check_calls
 from adapter_export.interop.peft.folder import PeftFolder, read_folder
 from adapter_export.interop.peft.head import BaseTensor, HeadChoice, HeadParts, make_head_parts
 from adapter_export.interop.peft.numbers import lost_by_number, sites_by_number
@@ -56,7 +57,7 @@ def import_peft(
     Raises:
         FileError, FormatError: as `folder.read_folder`.
         AdapterError: the adapter is of a kind, or has options, modules or a head, that cannot be expressed, or acts on
-            modules that the base lacks; all of them are listed.
+            modules that the base lacks, or calls elsewhere, too; all of them are listed.
         TensorError: tensors are missing, left over or do not fit; all of them are listed.
         UsageError: what is said of the head does not fit.
     """
@@ -171,6 +172,7 @@ def _updates(found: Sorted, base: _Base, head: HeadParts, read: PeftFolder) -> l
     missing = [path for path in found.adapted if not base.sites(path) and path not in head.used]
     if missing:
         raise _not_there(missing, base, read.path)
+    check_calls((site for path in found.adapted for site in base.sites(path)), read.path)
     updates = [
         Update(path, site, found.adapted.get(path, {}), shifts.get(path))
         for path in dict.fromkeys([*found.adapted, *shifts])

@@ -1,0 +1,62 @@
+"""Calls of a layer that are no sites are counted, by module path or by the matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper, parser
+
+from adapter_export.errors import BaseModelError
+from adapter_export.onnx.flow import flow_graph
+from adapter_export.sites.discover import discover
+
+WIDTH = 8
+
+
+def model(more: str, more_outputs: str = "") -> ir.Model:
+    """An ffn without a norm, and more."""
+    made = parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 20]>
+        g (float[batch, tokens, {WIDTH}] x) => (float[batch, tokens, {WIDTH}] y{more_outputs}) {{
+            up = MatMul(x, w) bent = Relu(up) down = MatMul(bent, v) y = Add(x, down) {more}
+        }}"""
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"w": (WIDTH, WIDTH), "v": (WIDTH, WIDTH), "positions": (5, WIDTH)}
+    made.graph.initializer.extend(
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in shapes.items()
+    )
+    for name in ("up", "bent", "down"):
+        made.graph.value_info.append(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", "tokens", WIDTH])
+        )
+    return ir.from_proto(onnx.shape_inference.infer_shapes(made))
+
+
+def elsewhere(made: ir.Model) -> dict[str, int]:
+    return {
+        site.name.rpartition(".")[2]: site.elsewhere for site in discover(flow_graph(made)) if site.role == "linear"
+    }
+
+
+def test_a_layer_that_is_called_at_its_site_alone():
+    assert elsewhere(model("")) == {"up": 0, "down": 0}
+
+
+def test_a_matrix_that_multiplies_weights():
+    assert elsewhere(model("p = MatMul(positions, w) s = Shape(p)")) == {"up": 1, "down": 0}
+
+
+def test_a_matrix_that_multiplies_behind_the_last_sublayer():
+    assert elsewhere(model("logits = MatMul(y, v)", f", float[batch, tokens, {WIDTH}] logits")) == {"up": 0, "down": 1}
+
+
+def test_a_note_that_cannot_be_read_is_refused():
+    made = model("")
+    made.metadata_props["adapter_export.called_aside"] = "[1"
+    with pytest.raises(BaseModelError, match="has a note on its layers that cannot be read"):
+        flow_graph(made)
+    made.metadata_props["adapter_export.called_aside"] = '{"w": 2}'
+    assert elsewhere(made) == {"up": 2, "down": 0}
