@@ -17,6 +17,7 @@ from adapter_export.onnx.insert import insert_slots
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots, slot_tensors
 from adapter_export.reference.evaluate import evaluate_head
+from adapter_export.reference.runner import Arrays
 from adapter_export.sites.site import SiteMap
 
 REFUSED = {"bert/compacter_bare_without_rule", "bert/head_pooler", "bert/plugin_seq_bn"}
@@ -115,11 +116,11 @@ def test_fusions(case: str, bert: Made) -> None:
     assert_close(compute(bert, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
 
 
-def _with_slots(base: Made, adapter: Adapter) -> dict[str, np.ndarray]:
+def _with_slots(base: Made, adapter: Adapter, inputs: Arrays | None = None) -> dict[str, np.ndarray]:
     """The exported graph in ONNX Runtime."""
     plan = plan_slots([adapter], base.onnx.sites)
     session = open_session(insert_slots(base.onnx, plan), base.onnx.folder)
-    return run_session(session, {**base.inputs, **slot_tensors(plan, adapter)})
+    return run_session(session, {**(inputs or base.inputs), **slot_tensors(plan, adapter)})
 
 
 def _cut(base: Made, adapter: Adapter) -> dict[str, np.ndarray]:
@@ -138,6 +139,9 @@ def test_the_given_fusion(bert: Made) -> None:
         adapter = import_folder(path / "setup", bert.sites, name="fused", base=bert.source.fingerprint).adapter
         assert_close(bert.float64.run(inputs, adapter), expected["last_hidden_state_f64"], EXACT)
         assert_close(bert.torch.run(inputs, adapter)["last_hidden_state"], expected["last_hidden_state"], SINGLE)
+        adapter = import_folder(path / "setup", bert.onnx.sites, name="fused", base=bert.onnx.fingerprint).adapter
+        found = _with_slots(bert, adapter, inputs)
+        assert_close(found["last_hidden_state"], expected["last_hidden_state"], SINGLE)
 
 
 @pytest.mark.parametrize("case", ["seq_bn", "double_seq_bn", "lora"])
@@ -153,10 +157,11 @@ def test_the_given_adapters(case: str, folder: str, bert: Made) -> None:
         }
         adapter = import_adapter(path, bert.sites, name="given", base=bert.source.fingerprint).adapter
         assert_close(bert.float64.run(inputs, adapter), expected["last_hidden_state_f64"], EXACT)
-        found = bert.torch.run(inputs, adapter)
-        assert_close(found["last_hidden_state"], expected["last_hidden_state"], SINGLE)
-        if adapter.head is not None:
-            assert_close(found["logits"], expected["logits"], SINGLE)
+        exported = import_adapter(path, bert.onnx.sites, name="given", base=bert.onnx.fingerprint).adapter
+        for found in (bert.torch.run(inputs, adapter), _with_slots(bert, exported, inputs)):
+            assert_close(found["last_hidden_state"], expected["last_hidden_state"], SINGLE)
+            if adapter.head is not None:
+                assert_close(found["logits"], expected["logits"], SINGLE)
 
 
 def test_the_bases_in_numpy_are_right(made: Callable[[str], Made]) -> None:
