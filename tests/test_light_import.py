@@ -14,6 +14,7 @@ COMMANDS = (
     "train",
     "pack",
     "import",
+    "compose",
     "build",
     "add",
     "remove",

@@ -51,7 +51,7 @@ def adapterhub(
     fusions are imported; neither the library nor torch's unpickler is needed. What cannot be expressed is refused by
     name.
     """
-    from adapter_export.cli.imported import report_imported
+    from adapter_export.cli.imported import report_adapter
     from adapter_export.cli.places import with_site_map
     from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
@@ -68,4 +68,4 @@ def adapterhub(
         with_head=not without_head,
     )
     write_adapter(with_site_map(imported.adapter, source), output, force=force)
-    report_imported(imported.adapter, imported.notes, output, as_json)
+    report_adapter(imported.adapter, imported.notes, output, as_json)

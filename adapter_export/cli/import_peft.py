@@ -73,7 +73,7 @@ def import_peft(
     FOLDER has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors are
     read. PEFT need not be installed. What cannot be expressed is refused by name.
     """
-    from adapter_export.cli.imported import report_imported
+    from adapter_export.cli.imported import report_adapter
     from adapter_export.cli.places import with_site_map
     from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
@@ -92,7 +92,7 @@ def import_peft(
         by_number=by_number,
     )
     write_adapter(with_site_map(imported.adapter, source), output, force=force)
-    report_imported(imported.adapter, imported.notes, output, as_json)
+    report_adapter(imported.adapter, imported.notes, output, as_json)
 
 
 def _base_tensor(source: Source, key: str) -> np.ndarray | None:

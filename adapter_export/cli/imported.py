@@ -1,10 +1,10 @@
-"""What the commands of `import` say at the end."""
+"""What commands that make an adapter without training say at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapter_export.cli.output import emit_json, say, warn
 
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
 
 
-def report_imported(adapter: Adapter, notes: Sequence[str], output: Path, as_json: bool) -> None:
-    """Say what was written, and warn of what was done on the way."""
+def report_adapter(
+    adapter: Adapter, notes: Sequence[str], output: Path, as_json: bool, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Say what was written, and warn of what was done on the way; `facts` is what the document says beside that."""
     for note in notes:
         warn(f"{note}.")
     parameters = adapter.cost().parameters
@@ -28,6 +30,7 @@ def report_imported(adapter: Adapter, notes: Sequence[str], output: Path, as_jso
                 "task": None if adapter.head is None else adapter.head.task,
                 "labels": None if adapter.head is None else list(adapter.head.labels) or None,
                 "notes": list(notes),
+                **(facts or {}),
             }
         )
         return

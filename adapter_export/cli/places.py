@@ -60,15 +60,21 @@ def check_site_map(adapters: Iterable[Adapter], source: Source) -> None:
     """
     given = None if source.given is None else source.given.digest
     for adapter in adapters:
-        record = adapter.training if SITE_MAP_KEY in adapter.training else adapter.training.get("settings")
-        if isinstance(record, Mapping) and record.get(SITE_MAP_KEY) != given:
+        record = site_map_of(adapter)
+        if record is not None and record[SITE_MAP_KEY] != given:
             raise AdapterError(
                 "was made with another site map, or without one",
                 where=f"adapter `{adapter.name}`",
-                found=record.get(SITE_MAP_KEY) or "no site map",
+                found=record[SITE_MAP_KEY] or "no site map",
                 expected=given or "no site map",
                 fix="give the site map that it was made with: `--site-map FILE`",
             )
+
+
+def site_map_of(adapter: Adapter) -> dict[str, str | None] | None:
+    """What an adapter's record says of the site map that it was made with; none if nothing is known."""
+    record = adapter.training if SITE_MAP_KEY in adapter.training else adapter.training.get("settings")
+    return {SITE_MAP_KEY: record.get(SITE_MAP_KEY)} if isinstance(record, Mapping) else None
 
 
 def _read(item: str, model: Path) -> Adapter:

@@ -1,0 +1,87 @@
+"""`compose`: folders of adapters become the folder of one, which builds, checks and runs like any other."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapter_export.format.adapter_files import read_adapter
+from adapter_export.graph.compose import COMPOSITION
+
+HOW = {
+    "stack": ("stack",),
+    "average": ("average", "--weights", "topic=0.25,tone=0.75"),
+    "fuse": ("fuse", "--weights", "0.9,-0.5", "--residual", "literal"),
+}
+
+
+@pytest.fixture(scope="module")
+def composed(cli, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("composed")
+    for name, (how, *options) in HOW.items():
+        cli.done("compose", how, adapters / "topic", adapters / "tone", *options, "--head", "tone", "-o", folder / name)
+    return folder
+
+
+def test_compositions_are_built_and_checked_beside_their_members(
+    cli, model: Path, adapters: Path, composed: Path, tmp_path: Path
+) -> None:
+    listed = ",".join(map(str, [adapters / "topic", adapters / "tone", *(composed / name for name in HOW)]))
+    cli.done("build", model, "--adapters", listed, "-o", tmp_path / "bundle")
+    cli.done("check", tmp_path / "bundle", "--against", model)
+
+
+def test_the_record_names_the_members_and_their_weights(adapters: Path, composed: Path) -> None:
+    sha256 = {
+        name: hashlib.sha256((adapters / name / "weights.safetensors").read_bytes()).hexdigest()
+        for name in ("topic", "tone")
+    }
+    record = read_adapter(composed / "average").training[COMPOSITION]
+    assert record == {
+        "type": "average",
+        "weights": [0.25, 0.75],
+        "members": [
+            {"name": "topic", "kind": "houlsby", "weights_sha256": sha256["topic"]},
+            {"name": "tone", "kind": "pfeiffer", "weights_sha256": sha256["tone"]},
+        ],
+    }
+    assert read_adapter(composed / "fuse").training[COMPOSITION]["residual"] == "literal"
+
+
+def test_the_head_is_that_of_the_named_member(cli, adapters: Path, composed: Path, tmp_path: Path) -> None:
+    head = read_adapter(composed / "stack").head
+    assert head is not None
+    assert head.labels == ("bad", "good")
+    made = cli.json("compose", "stack", adapters / "topic", adapters / "tone", "--name", "both", "-o", tmp_path / "c")
+    assert (made["name"], made["labels"], made["kind"]) == ("both", None, "stack")
+    assert [member["name"] for member in made["members"]] == ["topic", "tone"]
+    assert read_adapter(tmp_path / "c").head is None
+
+
+def test_names_are_looked_up_in_the_current_folder(cli, adapters: Path, tmp_path: Path) -> None:
+    cli.done("compose", "fuse", "topic", "tone", "-o", tmp_path / "fused", folder=adapters)
+    fused = read_adapter(tmp_path / "fused")
+    np.testing.assert_array_equal(fused.weights["shared.weighted_fusion.mix.weights"], [[0.5, 0.5]])
+
+
+REFUSED = {
+    "no such option; found `--weights`": ("stack", "topic", "tone", "--weights", "1,2"),
+    "no such option; found `--residual`": ("average", "topic", "tone", "--residual", "once"),
+    "add up to 1; found 3": ("average", "topic", "tone", "--weights", "1,2"),
+    "no list of numbers": ("average", "topic", "tone", "--weights", "a,b"),
+    "are different adapters": ("fuse", "topic", "topic"),
+    "no member of this name has a head": ("fuse", "topic", "tone", "--head", "other"),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_wrong_calls_are_named(cli, adapters: Path, tmp_path: Path, words: str) -> None:
+    cli.refused(2, words, "compose", *REFUSED[words], "-o", tmp_path / "c", folder=adapters)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_member_that_is_not_there_is_named(cli, adapters: Path, tmp_path: Path) -> None:
+    cli.refused(3, "is not an adapter", "compose", "stack", "topic", "missing", "-o", tmp_path / "c", folder=adapters)
