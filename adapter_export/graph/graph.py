@@ -180,6 +180,8 @@ class AdapterGraph:
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Hold the widths against what the ops ask of them, such as that one is a multiple of another.
 
+        What depends on a width that is not given, since no parameter has it but the base, is left to the base.
+
         Raises:
             GraphError: they do not fit; the message names the node.
         """
@@ -187,7 +189,8 @@ class AdapterGraph:
             spec = OPS[node.op]
             names = {name for product, factors in spec.products.items() for name in (product, *factors)}
             dims = self.dimensions(node) if names else {}
-            for fault in broken_products(spec, {name: resolve(dims[name], widths) for name in names}):
+            known = {name: dims[name] for name in names if isinstance(dims[name], int) or dims[name] in widths}
+            for fault in broken_products(spec, {name: resolve(dim, widths) for name, dim in known.items()}):
                 raise GraphError("widths do not fit", where=f"node {index} (`{node.op}`)", found=fault)
 
 

@@ -84,9 +84,11 @@ def broken_products(spec: OpSpec, numbers: Mapping[str, int]) -> Iterator[str]:
 
     Args:
         spec: the op.
-        numbers: the op's own dimensions.
+        numbers: the op's own dimensions, as far as they are known.
     """
     for name, factors in spec.products.items():
+        if not {name, *factors} <= numbers.keys():
+            continue
         product = math.prod(numbers[factor] for factor in factors)
         if numbers[name] != product:
             formula = " = ".join(filter(None, [name, "·".join(factors)]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from adapter_export.errors import AdapterError
+from adapter_export.errors import AdapterError, GraphError
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.bind import BASE_NORM, needs_base_norm
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
@@ -49,6 +49,15 @@ def _misfits(adapter: Adapter, sites: Mapping[str, Site], width: int) -> Iterato
                 yield f"`{adapter.name}` has `{symbol}` = {found[symbol]} at `{owner}`, the base {fixed[symbol]}"
         if site is not None:
             yield from (f"`{adapter.name}` {fault} `{owner}`" for fault in _missing(graph, site))
+            yield from (f"`{adapter.name}` at `{owner}`: {fault}" for fault in _broken(graph, {**fixed, **found}))
+
+
+def _broken(graph: AdapterGraph, widths: Mapping[str, int]) -> Iterator[str]:
+    """What the ops of a graph ask of the widths, those of the base among them."""
+    try:
+        graph.check_widths(widths)
+    except GraphError as error:
+        yield str(error)
 
 
 def _missing(graph: AdapterGraph, site: Site) -> Iterator[str]:

@@ -242,3 +242,18 @@ def test_a_file_holds_one_row_of_the_weights_of_a_mix() -> None:
     placements = {SITES[0]: Placement("one", {"rows": 3})}
     with pytest.raises(GraphError, match=r"node 0 \(`mix`\): widths do not fit; found rows is 3, not 1"):
         adapter(graphs={"one": graph}, placements=placements, weights={f"{SITES[0]}.w": np.ones((3, 2))}, head=None)
+
+
+def test_a_width_that_no_parameter_has_is_left_to_the_base() -> None:
+    """What the product reads is as wide as the base says: 8 there, which is not known here."""
+    roles = {"rule": (2, 2, 2), "left": (2, 4, 1), "right": (2, 1, 3), "bias": (6,)}
+    nodes = (
+        Node("phm_linear", ("u",), "v", {role: role for role in roles}),
+        Node("linear", ("v",), "w", {"weight": "w"}),
+        Node("add", ("h", "w"), "r"),
+    )
+    graph = AdapterGraph(("u", "h"), {**roles, "w": (6, "d")}, nodes, "r")
+    graph.check_widths({"d": 8})
+    graph.check_widths({"d": 8, "d_in": 8})
+    with pytest.raises(GraphError, match="in = n·p is 9, not 8"):
+        graph.check_widths({"d": 8, "d_in": 9})

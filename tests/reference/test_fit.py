@@ -115,3 +115,17 @@ class TestTheNormOfTheBase:
     def test_an_unknown_one_is_refused(self) -> None:
         with pytest.raises(GraphError, match="could not be read"):
             bound_to(behind_the_norm("h"), UNKNOWN)
+
+
+def test_a_width_of_the_base_that_only_an_op_asks_for_must_fit() -> None:
+    roles = {"rule": (2, 2, 2), "left": (2, 4, 1), "right": (2, 1, 3), "bias": (6,)}
+    nodes = (
+        Node("phm_linear", ("u",), "v", {role: role for role in roles}),
+        Node("linear", ("v",), "w", {"weight": "w"}),
+        Node("add", ("h", "w"), "r"),
+    )
+    graph = AdapterGraph(("u", "h"), {**roles, "w": (6, "d")}, nodes, "r")
+    check_fit([adapter(graph, [QUERY])], base(QUERY))
+    wider = site("layers.0.attention.query", "linear", width_in=10)
+    with pytest.raises(AdapterError, match="in = n·p is 10, not 8"):
+        check_fit([adapter(graph, [QUERY])], base(wider))

@@ -54,9 +54,16 @@ _MASK = """
 
 
 def tiny_model(
-    *, opset: int = 17, seed: int = 0, inputs: str = _INPUTS, mask: str = _MASK, hidden: str = "hidden", more: str = ""
+    *,
+    opset: int = 17,
+    seed: int = 0,
+    inputs: str = _INPUTS,
+    mask: str = _MASK,
+    hidden: str = "hidden",
+    more: str = "",
+    width: int = WIDTH,
 ) -> onnx.ModelProto:
-    """A transformer with post-norm of 2 layers, width 16, one attention head, 40 ids.
+    """A transformer with post-norm of 2 layers, one attention head, 40 ids.
 
     Args:
         opset: of the ONNX domain.
@@ -65,27 +72,30 @@ def tiny_model(
         mask: the nodes that compute `bias` [batch, 1, tokens], added to the attention scores.
         hidden: the name of the final hidden state, an output.
         more: further outputs, each with its type, after a comma.
+        width: of the residual stream.
     """
     names = ["embedded", *(f"y{i}" for i in range(LAYERS - 1)), hidden]
     layers = "".join(_LAYER.format(i=i, x=names[i], y=names[i + 1]) for i in range(LAYERS))
     text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
-        tiny ({inputs}) => (float[batch, tokens, {WIDTH}] {hidden}{more}) {{
+        tiny ({inputs}) => (float[batch, tokens, {width}] {hidden}{more}) {{
             embedded = Gather(table, input_ids)
             {mask}
             {layers}
         }}"""
     model = parser.parse_model(text)
-    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in _weights(seed).items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in _weights(seed, width).items()
+    )
     return shape_inference.infer_shapes(model)
 
 
-def _weights(seed: int) -> dict[str, np.ndarray]:
-    shapes: dict[str, tuple[int, ...]] = {"table": (VOCABULARY, WIDTH)}
+def _weights(seed: int, width: int) -> dict[str, np.ndarray]:
+    shapes: dict[str, tuple[int, ...]] = {"table": (VOCABULARY, width)}
     for i in range(LAYERS):
-        shapes |= {f"l{i}_{name}": (WIDTH, WIDTH) for name in ("query", "key", "value", "output")}
-        shapes |= {f"l{i}_up": (WIDTH, 2 * WIDTH), f"l{i}_up_bias": (2 * WIDTH,), f"l{i}_down": (2 * WIDTH, WIDTH)}
+        shapes |= {f"l{i}_{name}": (width, width) for name in ("query", "key", "value", "output")}
+        shapes |= {f"l{i}_up": (width, 2 * width), f"l{i}_up_bias": (2 * width,), f"l{i}_down": (2 * width, width)}
         vectors = ("output_bias", "down_bias", "norm1", "norm1_bias", "norm2", "norm2_bias")
-        shapes |= {f"l{i}_{name}": (WIDTH,) for name in vectors}
+        shapes |= {f"l{i}_{name}": (width,) for name in vectors}
     rng = np.random.default_rng(seed)
     weights = {name: (rng.standard_normal(shape) * 0.4).astype(np.float32) for name, shape in shapes.items()}
     return {**weights, "one": np.array(1.0, np.float32), "lowest": np.array(-1e9, np.float32)}
