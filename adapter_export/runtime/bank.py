@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
@@ -59,7 +59,7 @@ class Bank:
         if self._table is not None:
             self._table.forget(entry)
 
-    def takes(self, entries: Iterable[Entry | None]) -> bool:
+    def takes(self, entries: Sequence[Entry | None]) -> bool:
         """Whether these adapters can be mixed here."""
         if "bank" not in self._graphs.manifest.graphs:
             return False

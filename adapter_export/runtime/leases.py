@@ -30,6 +30,19 @@ class Counts:
     resident: int = 0
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """What became of adapters that do not have a place of their own.
+
+    Attributes:
+        files: those that are read from their files on demand, in memory.
+        bank: those that are not in the bundle's bank, in the table of mixed batches.
+    """
+
+    files: Counts
+    bank: Counts
+
+
 class Leases:
     """The rows of a table, lent to calls. The least recently used one is replaced, and never while a call uses it.
 

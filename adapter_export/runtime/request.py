@@ -8,7 +8,7 @@ import numpy as np
 
 from adapter_export.errors import RequestError
 from adapter_export.format.axes import length, names
-from adapter_export.format.manifest import Axis, InputRecord
+from adapter_export.format.manifest import Axis, InputRecord, Manifest
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord]) -> dict[str, np.ndarray]:
@@ -35,6 +35,27 @@ def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord
     for record in records:  # once more: now the names in every sum have their lengths
         _check_shape(np.shape(inputs[record.name]), record, sizes)
     return arrays
+
+
+def check_rows(
+    arrays: Mapping[str, np.ndarray], choices: Sequence[object], manifest: Manifest, allow_mixed_rows: bool
+) -> None:
+    """A choice for each row, and no rows of different choices in one call if they influence each other.
+
+    Raises:
+        RequestError: it is not so.
+    """
+    rows = len(next(iter(arrays.values())))
+    if len(choices) != rows:
+        raise RequestError("a mixed batch has one choice for each row", found=len(choices), expected=rows)
+    mixed = any(choice != choices[0] for choice in choices)
+    if mixed and not (manifest.batch_invariant or allow_mixed_rows):
+        raise RequestError(
+            "the rows of a batch influence each other in this bundle, so that a row's results would depend on whose "
+            "rows are in the call",
+            found=f"precision `{manifest.base_precision}`",
+            fix="give each call one `adapter`, or say `allow_mixed_rows=True` if all rows are one user's",
+        )
 
 
 def _check_type(array: np.ndarray, record: InputRecord) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from adapter_export.runtime.binding import run_bound
 from adapter_export.runtime.catalogue import Catalogue, Entry
 from adapter_export.runtime.graphs import Graphs
 from adapter_export.runtime.head_rows import wanted_outputs
-from adapter_export.runtime.leases import Counts
+from adapter_export.runtime.leases import Statistics
 from adapter_export.runtime.loaded import Claim
 from adapter_export.runtime.loading import Loader
 from adapter_export.runtime.many import Request, batch_axis, rows_can_be_told_apart, run_all, sizes_of
@@ -27,7 +26,7 @@ from adapter_export.runtime.padding import PaddingRule
 from adapter_export.runtime.predict import Prediction
 from adapter_export.runtime.progress import Progress, as_progress
 from adapter_export.runtime.providers import Provider, on_device
-from adapter_export.runtime.request import check_inputs
+from adapter_export.runtime.request import check_inputs, check_rows
 
 Inputs = Mapping[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
@@ -37,19 +36,6 @@ Rows = Sequence[str | None]
 
 TOKEN_BUDGET = 512
 """How many tokens `run_many` puts into a call if nobody says it: on a CPU, larger calls save nothing."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What became of adapters that do not have a place of their own.
-
-    Attributes:
-        files: those that are read from their files on demand, in memory.
-        bank: those that are not in the bundle's bank, in the table of mixed batches.
-    """
-
-    files: Counts
-    bank: Counts
 
 
 class Session:
@@ -142,7 +128,7 @@ class Session:
             raise RequestError("one call has one choice", expected="`adapter`, `adapters` or `mixture`")
         arrays = check_inputs(inputs, self._manifest.inputs)
         if mixture is not None:
-            self._check_rows(arrays, mixture, [sorted(share.items()) for share in mixture], allow_mixed_rows)
+            check_rows(arrays, [sorted(share.items()) for share in mixture], self._manifest, allow_mixed_rows)
             return self._bank.mix(self._fed(arrays), mixture)
         if adapters is not None:
             return self._run_rows(arrays, self._entries(adapters), allow_mixed_rows)
@@ -175,13 +161,32 @@ class Session:
             UsageError: the budget is below 1.
             RequestError: as `run`; nothing is computed if a request does not fit, and the message says which.
         """
-        batch = batch_axis(self._manifest)
-        items = [self._item(index, request, batch) for index, request in enumerate(requests)]
-        together = self._manifest.batch_invariant or allow_mixed_rows
-        apart = rows_can_be_told_apart(self._manifest, batch)
-        adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
-        rules = Rules(token_budget, adapters, together and apart)
-        return run_all(items, rules, self._manifest, self._run_mixed, as_progress(progress))
+        items = self._items(requests)
+        return self._run_items(items, token_budget, progress, allow_mixed_rows)
+
+    def classify_many(
+        self,
+        requests: Iterable[Request],
+        *,
+        token_budget: int = TOKEN_BUDGET,
+        progress: Progress | bool | None = None,
+        allow_mixed_rows: bool = False,
+    ) -> list[list[Prediction]]:
+        """Compute the labels of any number of requests, as `run_many` computes outputs; for each a label per row.
+
+        Raises:
+            UsageError, RequestError: as `run_many`; or an adapter's task is not `sequence_classification`.
+        """
+        items = self._items(requests)
+        outputs = []
+        for item in items:
+            with within(f"request {item.index}"):
+                outputs.append(check_task(item.entry, "sequence_classification"))
+        results = self._run_items(items, token_budget, progress, allow_mixed_rows)
+        return [
+            label_rows(list(found[output]), [item.entry] * item.rows)
+            for item, output, found in zip(items, outputs, results, strict=True)
+        ]
 
     def run_on_device(self, inputs: Inputs, adapter: str | None = None) -> dict[str, ort.OrtValue]:
         """Compute the outputs and leave them where the session computes: on the GPU, for what is done there next.
@@ -308,8 +313,13 @@ class Session:
         return self._graphs.run("slots", self._outputs(entry), feeds)
 
     def _run_rows(self, arrays: Outputs, entries: Sequence[Entry | None], allow_mixed_rows: bool) -> Outputs:
-        self._check_rows(arrays, entries, [None if one is None else one.serial for one in entries], allow_mixed_rows)
+        check_rows(arrays, [None if one is None else one.serial for one in entries], self._manifest, allow_mixed_rows)
         return self._bank.run(self._fed(arrays), entries)
+
+    def _items(self, requests: Iterable[Request]) -> list[Item]:
+        """The requests, each checked, its adapter looked up."""
+        batch = batch_axis(self._manifest)
+        return [self._item(index, request, batch) for index, request in enumerate(requests)]
 
     def _item(self, index: int, request: Request, batch: str) -> Item:
         with within(f"request {index}"):
@@ -319,6 +329,15 @@ class Session:
             sizes = sizes_of(arrays, self._manifest, batch)
             return Item(index, arrays, entry, rows, sizes, self._padding.axes(entry))
 
+    def _run_items(
+        self, items: Sequence[Item], token_budget: int, progress: Progress | bool | None, allow_mixed_rows: bool
+    ) -> list[Outputs]:
+        together = self._manifest.batch_invariant or allow_mixed_rows
+        apart = rows_can_be_told_apart(self._manifest, batch_axis(self._manifest))
+        adapters = self._resident if self._bank.takes([item.entry for item in items]) else 1
+        rules = Rules(token_budget, adapters, together and apart)
+        return run_all(items, rules, self._manifest, self._run_mixed, as_progress(progress))
+
     def _run_mixed(self, arrays: Outputs, entries: Sequence[Entry | None]) -> Outputs:
         """Rows that may be in one call; those of one adapter need no bank."""
         if len({None if entry is None else entry.serial for entry in entries}) == 1:
@@ -327,22 +346,6 @@ class Session:
 
     def _fed(self, arrays: Outputs) -> dict[str, ort.OrtValue]:
         return {name: on_device(array, "cpu") for name, array in arrays.items()}
-
-    def _check_rows(
-        self, arrays: Outputs, choices: Sequence[object], kinds: Sequence[object], allow_mixed_rows: bool
-    ) -> None:
-        """A choice for each row, and no rows of different adapters in one call if they influence each other."""
-        rows = len(next(iter(arrays.values())))
-        if len(choices) != rows:
-            raise RequestError("a mixed batch has one choice for each row", found=len(choices), expected=rows)
-        mixed = any(kind != kinds[0] for kind in kinds)
-        if mixed and not (self._manifest.batch_invariant or allow_mixed_rows):
-            raise RequestError(
-                "the rows of a batch influence each other in this bundle, so that a row's results would depend on "
-                "whose rows are in the call",
-                found=f"precision `{self._manifest.base_precision}`",
-                fix="give each call one `adapter`, or say `allow_mixed_rows=True` if all rows are one user's",
-            )
 
     def _results(
         self, inputs: Inputs, adapter: str | None, adapters: Sequence[str] | None, task: Task

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-CLIENTS = ("cpp_client", "node_client")
+CLIENTS = ("cpp_client", "node_client", "python_client")
 NAMES = ("wide", "narrow", "first")
 BAKED = ("wide",)
 
@@ -93,11 +93,13 @@ def _edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        pytest.param(lambda d: d.update(version="2.0.0"), "major version", id="newer major version"),
+        pytest.param(lambda d: d.update(version="2.0.0"), "major version|format version", id="newer major version"),
         pytest.param(lambda d: d["files"][0].update(path="../outside"), "may leave its folder", id="parent"),
         pytest.param(lambda d: d["files"][0].update(path="/etc/passwd"), "may leave its folder", id="absolute"),
-        pytest.param(lambda d: d["adapters"].append(d["adapters"][0]), "have one name", id="duplicate adapters"),
-        pytest.param(lambda d: d["slots"][0].update(name="input_ids"), "have one name", id="slot named like an input"),
+        pytest.param(lambda d: d["adapters"].append(d["adapters"][0]), "one name|occurs twice", id="one name twice"),
+        pytest.param(
+            lambda d: d["slots"][0].update(name="input_ids"), "one name|name of a data", id="slot like an input"
+        ),
     ],
 )
 def test_manifests_that_cannot_be_right_are_refused(

@@ -157,3 +157,15 @@ def test_a_base_without_a_mask_gets_equal_lengths(tmp_path: Path) -> None:
     ]
     _hold(session, requests, session.run_many(requests))
     assert _calls(session, requests) == [2, 4, 5]
+
+
+def test_labels_of_each_requests_own_adapter(session: Session) -> None:
+    requests = _requests(20, ["wide", "narrow", "pfeiffer"])
+    for request, found in zip(requests, session.classify_many(requests), strict=True):
+        alone = session.classify(request.inputs, request.adapter)
+        assert [each.label for each in found] == [each.label for each in alone]
+        assert [list(each.probabilities) for each in found] == [list(each.probabilities) for each in alone]
+    with pytest.raises(RequestError, match="request 1: the base alone cannot do"):
+        session.classify_many(_requests(2, ["wide", None]))
+    with pytest.raises(RequestError, match="request 0, adapter `plain`"):
+        session.classify_many(_requests(2, ["plain"]))

@@ -1,0 +1,92 @@
+"""Hold a bundle against its golden vectors, in every flavour that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from safetensors.numpy import load_file
+
+from adapter_export.runtime import Bundle
+
+Arrays = Mapping[str, np.ndarray]
+Run = Callable[[Arrays, list[str | None]], Arrays]
+"""Runs inputs, each row through the adapter of its name."""
+
+_ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How far one adapter, or the base, is from its golden vectors in one flavour: 1 is as far as is allowed."""
+
+    flavour: str
+    adapter: str | None
+    mixed: bool
+    worst: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def findings(bundle: Bundle) -> Iterator[Finding]:
+    """The base and every adapter in each flavour, and mixed batches of all where the flavour can do them."""
+    names = [None, *(record.name for record in bundle.manifest.adapters)]
+    for flavour, run in _runs(bundle).items():
+        for name in names:
+            yield Finding(flavour, name, False, _worst(bundle, run, [name]))
+        if flavour in ("bank", "mixture") and bundle.manifest.batch_invariant:
+            yield Finding(flavour, None, True, _worst(bundle, run, names))
+    for record in bundle.manifest.adapters:
+        if record.baked is not None:
+            yield Finding("baked", record.name, False, _worst(bundle, _plain(bundle, record.baked), [record.name]))
+
+
+def _runs(bundle: Bundle) -> dict[str, Run]:
+    session = bundle.session()
+    runs: dict[str, Run] = {"slots": lambda inputs, names: session.run(inputs, names[0])}
+    if "inputs" in bundle.manifest.graphs:
+        runs["inputs"] = _with_tensors(bundle, _plain(bundle, bundle.manifest.graphs["inputs"]))
+    if "bank" in bundle.manifest.graphs:
+        runs["bank"] = lambda inputs, names: session.run(inputs, adapters=names)
+    if "mixture" in bundle.manifest.graphs:
+        runs["mixture"] = lambda inputs, names: session.run(inputs, mixture=[{n: 1.0} if n else {} for n in names])
+    return runs
+
+
+def _plain(bundle: Bundle, path: str) -> Run:
+    """A graph in ONNX Runtime, as it is; `Bundle.session` has no use for these two flavours."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    session = ort.InferenceSession(str(bundle.folder / path), options, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    return lambda inputs, _: dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
+
+
+def _with_tensors(bundle: Bundle, run: Run) -> Run:
+    """Feed every slot: with an adapter's tensors, or for the base with neutral ones."""
+    neutral = {s.name: np.full(s.neutral, s.neutral_value, np.float32) for s in bundle.manifest.slots}
+    tensors = {None: neutral}
+    tensors |= {each.name: load_file(bundle.folder / each.safetensors) for each in bundle.manifest.adapters}
+    return lambda inputs, names: run({**inputs, **tensors[names[0]]}, names)
+
+
+def _worst(bundle: Bundle, run: Run, names: list[str | None]) -> float:
+    """The largest deviation over what is allowed, NaN if there is a NaN; the rows have the adapters one by one."""
+    records = {None: bundle.manifest.golden, **{each.name: each.golden for each in bundle.manifest.adapters}}
+    vectors = {name: load_file(bundle.folder / records[name].path) for name in names}
+    worst = np.float64(0)
+    for case in records[None].cases:
+        inputs = {i.name: vectors[names[0]][f"{case}.input.{i.name}"] for i in bundle.manifest.inputs}
+        rows = len(next(iter(inputs.values())))
+        dealt = [names[row % len(names)] for row in range(rows)]
+        found = run(inputs, dealt)
+        for row, name in enumerate(dealt):
+            for output, allowed in records[name].absolute.items():
+                expected = vectors[name][f"{case}.output.{output}"][row]
+                own = found[output][row][..., : expected.shape[-1]]
+                worst = np.maximum(worst, np.abs(own - expected).max() / allowed)
+    return float(worst)

@@ -1,0 +1,195 @@
+"""An HTTP service: one session, any number of requests at once, each with its own adapter.
+
+python service.py BUNDLE [--port PORT]
+
+GET    /adapters             the adapters that are loaded, with their tasks and labels
+PUT    /adapters/NAME        load one: the body is an `.onnx_adapter` file; ?labels=a,b names its classes
+DELETE /adapters/NAME        forget one
+POST   /classify             {"adapter": "a", "texts": ["…", "…"]} → a label for each text
+POST   /classify             {"adapters": ["a", "b"], "texts": ["…", "…"]} → each text by an adapter of its own
+POST   /run                  the same, or "inputs": {"input_ids": [[101, 102]], …} for "texts" → the outputs
+GET    /statistics           what became of the adapters that are not in the bundle's bank
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import uvicorn
+from batching import Collector
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from texts import Texts
+
+from adapter_export.errors import AdapterExportError, InputError, RequestError
+from adapter_export.runtime import Bundle, Request, Session
+from adapter_export.runtime.loaded import Claim
+
+DEFAULT_PORT = 8080
+LARGEST_ADAPTER = 2**28
+
+
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Call(BaseModel):
+    """What a request asks for: rows, as texts or as arrays, and one adapter for all of them or one for each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    texts: list[str] | None = None
+    inputs: dict[str, list[list[Int64]]] | None = None
+    adapter: str | None = None
+    adapters: list[str | None] | None = None
+
+
+class Service:
+    """A bundle in one session, and what waits for it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._dtypes = {record.name: record.dtype for record in bundle.manifest.inputs}
+        self.session: Session = bundle.session()
+        self._texts = None if bundle.manifest.text is None else Texts(bundle)
+        self._running: Collector | None = None
+        self._classifying: Collector | None = None
+
+    def start(self) -> None:
+        self._running = Collector(self.session.run_many)
+        self._classifying = Collector(self.session.classify_many)
+
+    def stop(self) -> None:
+        for collector in (self._running, self._classifying):
+            if collector is not None:
+                collector.stop()
+
+    async def classify(self, call: Call) -> list[dict[str, Any]]:
+        assert self._classifying is not None
+        answers = await self._classifying.answer(self._requests(call))
+        return [asdict(prediction) for rows in answers for prediction in rows]
+
+    async def run(self, call: Call) -> list[dict[str, Any]]:
+        assert self._running is not None
+        answers = await self._running.answer(self._requests(call))
+        return [{name: array[0].tolist() for name, array in outputs.items()} for outputs in answers]
+
+    def adapters(self) -> dict[str, Any]:
+        found = {}
+        for name in self.session.adapters:
+            found[name] = {"task": self.session.task(name), "labels": self.session.labels(name)}
+        return found
+
+    def _requests(self, call: Call) -> list[Request]:
+        """One for each row: the session puts them together as it sees fit."""
+        inputs = self._inputs(call)
+        rows = len(next(iter(inputs.values()), ()))
+        names = call.adapters if call.adapters is not None else [call.adapter] * rows
+        if len(names) != rows or (call.adapters is not None and call.adapter is not None):
+            raise RequestError("give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows)
+        return [_row(inputs, index, name) for index, name in enumerate(names)]
+
+    def _inputs(self, call: Call) -> Mapping[str, Sequence[np.ndarray]]:
+        """For each input its rows."""
+        if (call.texts is None) == (call.inputs is None):
+            raise RequestError("there is nothing to run on", expected="`texts` or `inputs`")
+        if call.inputs is not None:
+            return {
+                name: [np.array(row, self._dtypes.get(name, "int64")) for row in rows]
+                for name, rows in call.inputs.items()
+            }
+        if self._texts is None:
+            raise RequestError("this bundle has no tokenizer", fix="send `inputs`")
+        return self._texts.rows(call.texts or [])
+
+
+def _row(inputs: Mapping[str, Sequence[np.ndarray]], index: int, adapter: str | None) -> Request:
+    short = [name for name, rows in inputs.items() if len(rows) <= index]
+    if short:
+        raise RequestError("the inputs have different numbers of rows", found=", ".join(f"`{name}`" for name in short))
+    return Request({name: rows[index][None] for name, rows in inputs.items()}, adapter)
+
+
+def make_app(bundle: Bundle) -> FastAPI:
+    """The service of a bundle."""
+    service = Service(bundle)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    app = FastAPI(title="adapters of one base", lifespan=lifespan)
+
+    @app.exception_handler(InputError)
+    async def refuse(_: HttpRequest, error: InputError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, status_code=400)
+
+    @app.get("/adapters")
+    def adapters() -> dict[str, Any]:
+        return service.adapters()
+
+    @app.put("/adapters/{name}")
+    async def load(name: str, request: HttpRequest, labels: str | None = None) -> dict[str, Any]:
+        data = await _body(request)
+        claim = Claim(None if labels is None else labels.split(","))
+        await asyncio.to_thread(service.session.load_bytes, name, data, claim, where=f"adapter `{name}`")
+        return service.adapters()
+
+    @app.delete("/adapters/{name}")
+    def unload(name: str) -> dict[str, Any]:
+        service.session.unload(name)
+        return service.adapters()
+
+    @app.post("/classify")
+    async def classify(call: Call) -> list[dict[str, Any]]:
+        return await service.classify(call)
+
+    @app.post("/run")
+    async def run(call: Call) -> list[dict[str, Any]]:
+        return await service.run(call)
+
+    @app.get("/statistics")
+    def statistics() -> dict[str, Any]:
+        return asdict(service.session.statistics)
+
+    return app
+
+
+async def _body(request: HttpRequest) -> bytes:
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > LARGEST_ADAPTER:
+            raise RequestError("the adapter is too large", expected=f"at most {LARGEST_ADAPTER} bytes")
+    return bytes(data)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes one that is free")
+    given = parser.parse_args(arguments)
+    try:
+        app = make_app(Bundle.open(given.bundle))
+        listening = socket.create_server(("127.0.0.1", given.port))
+    except (AdapterExportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"listening on http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,142 @@
+"""The Python service on a free loopback port: many requests at once, each with its own adapter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from adapter_export.runtime import Bundle, Session
+from adapter_export.text import Tokenizer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TEXTS = ("Good.", "How far away is the moon?", "It was a long film, and nobody in it knew why.", "No")
+NAMES = ("wide", "narrow", "first")
+
+
+@pytest.fixture(scope="module")
+def service(conformance_bundle: Path) -> Iterator[httpx.Client]:
+    command = [sys.executable, "service.py", str(conformance_bundle), "--port", "0"]
+    with subprocess.Popen(command, cwd=EXAMPLES / "python", stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("listening on http://127.0.0.1:")
+            with httpx.Client(base_url=line.split()[-1], timeout=60, trust_env=False) as client:
+                yield client
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def session(conformance_bundle: Path) -> Session:
+    return Bundle.open(conformance_bundle).session(threads=1)
+
+
+def _expected(session: Session, bundle: Path, text: str, adapter: str) -> dict[str, float]:
+    """One text and one adapter on their own."""
+    manifest = Bundle.open(bundle, verify=False).manifest
+    assert manifest.text is not None
+    tokenizer = Tokenizer.from_folder(bundle, manifest.text.max_tokens)
+    inputs = tokenizer.batch([text], [record.name for record in manifest.inputs])
+    return dict(session.classify(inputs, adapter)[0].probabilities)
+
+
+def _holds(found: dict, expected: dict[str, float]) -> None:
+    assert found["probabilities"] == pytest.approx(expected, abs=1e-5)
+    assert found["label"] == max(expected, key=lambda label: expected[label])
+
+
+def test_many_requests_at_once_each_with_its_own_adapter(
+    service: httpx.Client, session: Session, conformance_bundle: Path
+) -> None:
+    expected = {(t, n): _expected(session, conformance_bundle, t, n) for t in TEXTS for n in NAMES}
+
+    def ask(seed: int) -> int:
+        rng = np.random.default_rng(seed)
+        for _ in range(6):
+            text, name = TEXTS[rng.integers(len(TEXTS))], NAMES[rng.integers(len(NAMES))]
+            answer = service.post("/classify", json={"adapter": name, "texts": [text]})
+            assert answer.status_code == 200
+            _holds(answer.json()[0], expected[text, name])
+        return seed
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(16))) == list(range(16))
+
+
+def test_a_mixed_batch(service: httpx.Client, session: Session, conformance_bundle: Path) -> None:
+    names = ["first", "wide", "narrow", "wide"]
+    answer = service.post("/classify", json={"adapters": names, "texts": list(TEXTS)}).json()
+    for found, text, name in zip(answer, TEXTS, names, strict=True):
+        _holds(found, _expected(session, conformance_bundle, text, name))
+
+
+def test_outputs_of_arrays(service: httpx.Client, session: Session) -> None:
+    ids = [[101, 2040, 102], [101, 2054, 102]]
+    arrays = {"input_ids": ids, "attention_mask": [[1] * 3] * 2, "token_type_ids": [[0] * 3] * 2}
+    answer = service.post("/run", json={"adapters": ["wide", None], "inputs": arrays}).json()
+    given = {name: np.array(rows, np.int64) for name, rows in arrays.items()}
+    expected = session.run(given, "wide")["logits"][0]
+    np.testing.assert_allclose(answer[0]["logits"], expected, rtol=0, atol=1e-5)
+    assert "logits" not in answer[1]
+    np.testing.assert_allclose(answer[1]["pooler_output"], session.run(given)["pooler_output"][1], rtol=0, atol=1e-5)
+
+
+def test_adapters_come_and_go(service: httpx.Client, conformance_bundle: Path) -> None:
+    data = (conformance_bundle / "adapters/narrow.onnx_adapter").read_bytes()
+    assert "new" in service.put("/adapters/new", content=data, params={"labels": "left,right"}).json()
+    call = {"adapters": ["new", "narrow", "wide"], "texts": ["Good.", "Good.", "Good."]}
+    new, narrow, _ = service.post("/classify", json=call).json()
+    assert list(new["probabilities"]) == ["left", "right"]
+    values = [list(each["probabilities"].values()) for each in (new, narrow)]
+    np.testing.assert_allclose(values[0], values[1], rtol=0, atol=1e-5)
+    assert "loaded already" in service.put("/adapters/new", content=data).json()["error"]
+    assert "new" not in service.delete("/adapters/new").json()
+    assert "new" not in service.get("/adapters").json()
+    assert service.get("/statistics").json()["bank"]["loads"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "call", "words"),
+    [
+        ("/classify", {"adapter": "nobody", "texts": ["a"]}, "`nobody`: is not loaded"),
+        ("/classify", {"texts": ["a"]}, "the base alone cannot do"),
+        ("/classify", {"adapters": ["wide"], "texts": ["a", "b"]}, "with one for each row"),
+        ("/run", {"adapter": "wide"}, "nothing to run on"),
+        ("/run", {"adapter": "wide", "texts": []}, "there is no text"),
+        ("/run", {"adapter": "wide", "inputs": {"input_ids": [[1]]}}, "no `attention_mask`"),
+        (
+            "/run",
+            {"inputs": {name: [[10**6]] for name in ("input_ids", "attention_mask", "token_type_ids")}},
+            "out of range",
+        ),
+        ("/run", {"inputs": {"input_ids": [[1], [2]], "attention_mask": [[1]]}}, "different numbers of rows"),
+    ],
+)
+def test_what_does_not_fit_is_refused(service: httpx.Client, path: str, call: dict, words: str) -> None:
+    answer = service.post(path, json=call)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]
+
+
+def test_files_that_are_no_adapters_are_refused(service: httpx.Client) -> None:
+    answer = service.put("/adapters/bad", content=b"no adapter at all")
+    assert answer.status_code == 400
+    assert "not an ONNX Runtime adapter file" in answer.json()["error"]
+    assert service.post("/run", json={"unknown": 1}).status_code == 422
+
+
+def test_a_damaged_bundle_does_not_start(copied_bundle: Path) -> None:
+    path = copied_bundle / "adapters/narrow.onnx_adapter"
+    path.write_bytes(path.read_bytes()[:-1])
+    command = [sys.executable, "service.py", str(copied_bundle), "--port", "0"]
+    done = subprocess.run(command, cwd=EXAMPLES / "python", capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "another size" in done.stderr
