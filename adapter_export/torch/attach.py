@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, RequestError
 from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.compose.attention import temperature_of
 from adapter_export.graph.tasks import Task
 from adapter_export.reference.fit import check_fit
 from adapter_export.reference.runner import head_output
@@ -36,7 +37,12 @@ class SiteCall:
 
 
 def attach(
-    base: TorchBase, adapter: Adapter | None, *, sites: SiteMap | None = None, allow_mismatch: bool = False
+    base: TorchBase,
+    adapter: Adapter | None,
+    *,
+    sites: SiteMap | None = None,
+    allow_mismatch: bool = False,
+    learned: Collection[str] | None = None,
 ) -> AdaptedModel:
     """Put an adapter into a base; the base itself is left as it is, and its weights are shared.
 
@@ -45,6 +51,7 @@ def attach(
         adapter: the adapter; `None` gives the base alone.
         sites: the base's sites, if they are known already.
         allow_mismatch: take an adapter that was trained on another base.
+        learned: the adapter's tensors that shall learn, such as a fusion's with frozen members; all if not given.
 
     Raises:
         BaseMismatchError: the adapter was trained on another base.
@@ -56,15 +63,15 @@ def attach(
         if adapter.base != base.fingerprint and not allow_mismatch:
             raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint)
         check_fit([adapter], sites)
-    return AdaptedModel(base, adapter, sites)
+    return AdaptedModel(base, adapter, sites, learned)
 
 
 class AdaptedModel(nn.Module):
     """A base with at most one adapter.
 
     The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. Only the
-    adapter's and the head's tensors are parameters that want gradients. It starts in `eval` mode; `train()` turns on
-    the adapter's dropout and changes nothing in the base.
+    adapter's and the head's tensors are parameters, and those that learn want gradients. It starts in `eval` mode;
+    `train()` turns on the adapter's dropout and changes nothing in the base.
 
     Attributes:
         base: the base.
@@ -72,12 +79,14 @@ class AdaptedModel(nn.Module):
         sites: the sites of the base.
     """
 
-    def __init__(self, base: TorchBase, adapter: Adapter | None, sites: SiteMap) -> None:
+    def __init__(
+        self, base: TorchBase, adapter: Adapter | None, sites: SiteMap, learned: Collection[str] | None = None
+    ) -> None:
         super().__init__()
         self.base = base
         self.adapter = adapter
         self.sites = sites
-        self._layers = {} if adapter is None else _layers(adapter, sites)
+        self._layers = {} if adapter is None else _layers(adapter, sites, learned)
         self._names = tuple(record.name for record in base.outputs)
         self._body = splice(base.module(), _mask(base, self._layers), sites, self._layers)
         self.eval()
@@ -165,7 +174,7 @@ class AdaptedModel(nn.Module):
         return calls
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """The trainable tensors by their names in an adapter's file, such as `<site>.<parameter>`."""
+        """The adapter's tensors by their names in its file, such as `<site>.<parameter>`."""
         if self.adapter is None:
             return {}
         names = {owner: self.adapter.tensor_names(owner) for owner in self._layers}
@@ -174,6 +183,20 @@ class AdaptedModel(nn.Module):
             for owner, layer in self._layers.items()
             for name, tensor in layer.named_tensors().items()
         }
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Those of its tensors that learn."""
+        return {name: tensor for name, tensor in self.tensors().items() if tensor.requires_grad}
+
+    def cool(self, decay: float) -> None:
+        """Set the temperature of a fusion: the first one less a part of it, at least 1.
+
+        Args:
+            decay: that part.
+        """
+        for owner, graph, _ in () if self.adapter is None else self.adapter.parts():
+            first = temperature_of(graph)
+            self._layers[owner].set_temperature(min(first, max(1.0, first * (1 - decay))))
 
     def to_adapter(self, *, training: Mapping[str, Any] | None = None) -> Adapter:
         """The adapter with the present weights.
@@ -188,7 +211,9 @@ class AdaptedModel(nn.Module):
         if self.adapter is None:
             raise AdapterError("no adapter is attached", fix="attach one first")
         weights = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in self.tensors().items()}
-        return replace(self.adapter, weights=weights, training=self.adapter.training if training is None else training)
+        graphs = {place.graph: self._layers[site].graph for site, place in self.adapter.placements.items()}
+        record = self.adapter.training if training is None else training
+        return replace(self.adapter, graphs=graphs, weights=weights, training=record)
 
 
 def _mask(base: TorchBase, layers: Mapping[str, GraphLayer]) -> str | None:
@@ -204,10 +229,20 @@ def _mask(base: TorchBase, layers: Mapping[str, GraphLayer]) -> str | None:
     return masks[0] if masks else None
 
 
-def _layers(adapter: Adapter, sites: SiteMap) -> dict[str, GraphLayer]:
-    """A layer for each place; what places share is one parameter."""
+def _layers(adapter: Adapter, sites: SiteMap, learned: Collection[str] | None) -> dict[str, GraphLayer]:
+    """A layer for each place; what places share is one parameter.
+
+    Raises:
+        AdapterError: there is no such tensor that shall learn.
+    """
+    unknown = sorted(set(learned or ()) - set(adapter.weights))
+    if unknown:
+        raise AdapterError("tensors shall learn that the adapter does not have", found=", ".join(unknown))
     norms = {site.name: site.norm for site in sites}
-    tensors = {name: nn.Parameter(torch.from_numpy(array.copy())) for name, array in adapter.weights.items()}
+    tensors = {
+        name: nn.Parameter(torch.from_numpy(array.copy()), requires_grad=learned is None or name in learned)
+        for name, array in adapter.weights.items()
+    }
     layers = {}
     for owner, graph, _ in adapter.parts():
         owned = {name: tensors[tensor] for name, tensor in adapter.tensor_names(owner).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -61,6 +62,19 @@ def fresh_adapter(
         weights |= {f"{HEAD}.{parameter}": tensor for parameter, tensor in drawn.items()}
     graphs = {part.graph_name: part.graph for _, part in placed}
     return Adapter(name, kind.name, base, graphs, kind.placements(sites), weights, head)
+
+
+def with_head(adapter: Adapter, head: Head, *, seed: int = 0) -> Adapter:
+    """The adapter with a fresh head in the place of its own.
+
+    Args:
+        adapter: the adapter.
+        head: the head.
+        seed: the same seed draws the same weights, N(0, 0.02²).
+    """
+    drawn = initialise(head.graph, head.widths, "normal", np.random.default_rng(seed))
+    own = {name: tensor for name, tensor in adapter.weights.items() if not name.startswith(f"{HEAD}.")}
+    return replace(adapter, head=head, weights={**own, **{f"{HEAD}.{name}": tensor for name, tensor in drawn.items()}})
 
 
 def relative_change(model: AdaptedModel, inputs: Mapping[str, torch.Tensor]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT
+from adapter_export.graph.compose.attention import at_temperature, temperature_of
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.interpret import interpret
 from adapter_export.reference.bound import BORROWED, bound_to
@@ -51,6 +52,11 @@ class GraphLayer(nn.Module):
     def named_tensors(self) -> dict[str, nn.Parameter]:
         """The parameters by the names of the graph."""
         return dict(zip(self.graph.parameters, self._tensors, strict=True))
+
+    def set_temperature(self, temperature: float) -> None:
+        """Change the temperature of a fusion; nothing in other graphs."""
+        if temperature_of(self.graph) != temperature:
+            self.graph, self._bound = (at_temperature(graph, temperature) for graph in (self.graph, self._bound))
 
     def forward(self, *values: Tensor) -> Tensor:
         """Compute the graph's result from the values of `graph.inputs`, in that order, and then those of `borrows`."""

@@ -20,6 +20,9 @@ class TrainingSettings:
         clip: the largest norm of the gradient of all tensors together; longer ones are scaled down to it.
         patience: stop after this many epochs without a better one.
         seed: of the order of rows and the dropout.
+        temperature_decay: the part of its first temperature that a fusion loses in each step, down to 1; 1/1000 in
+            AdapterHub.
+        value_penalty: the factor of Σ(I − V)² in the loss, over the value projections of a fusion; 0.01 in AdapterHub.
         checkpoint_steps: steps between two checkpoints; one is written after each epoch, too.
     """
 
@@ -32,6 +35,8 @@ class TrainingSettings:
     patience: int = 3
     seed: int = 0
     checkpoint_steps: int = 100
+    temperature_decay: float = 0.0
+    value_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience", "checkpoint_steps"):
@@ -39,6 +44,8 @@ class TrainingSettings:
         for name in ("learning_rate", "clip"):
             _check(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
         _check(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction, at least 0 and below 1")
+        for name in ("temperature_decay", "value_penalty"):
+            _check(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
         _check(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "at least 0")
         _check(self.seed >= 0, "seed", self.seed, "at least 0")
 

@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import TrainingError
+from adapter_export.graph.compose.attention import VALUE
 from adapter_export.torch.attach import AdaptedModel
 from adapter_export.torch.checkpoint import CHECKPOINT_FILE, RunState, read_checkpoint, write_checkpoint
 from adapter_export.torch.data import Examples, Rows, training_batches
@@ -43,7 +44,7 @@ def train(
     progress: Progress | None = None,
     checkpoints: Path | None = None,
 ) -> TrainingResult:
-    """Train the attached adapter; afterwards the model holds the weights of the best epoch, in `eval` mode.
+    """Train an attached adapter; afterwards the model holds the weights of the best epoch, in `eval` mode.
 
     The same model, data, settings and number of threads give the same weights bit for bit, interrupted or not. torch's
     own generator is as it was before.
@@ -62,6 +63,8 @@ def train(
     """
     if model.head_name is None:
         raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
+    if not model.learned():
+        raise TrainingError("none of the adapter's tensors shall learn", fix="name some, or all, when it is attached")
     run = _Run(model, data, settings or TrainingSettings(), progress or Silent(), checkpoints)
     with torch.random.fork_rng(devices=[]):
         return run.finish()
@@ -83,7 +86,7 @@ class _Run:
         self._settings = settings
         self._progress = progress
         self._objective = OBJECTIVES[model.task]
-        self._tensors = model.tensors()
+        self._tensors = model.learned()
         self._optimizer = _optimizer(self._tensors.values(), settings)
         self._steps_per_epoch = len(self._batches(0))
         self._path = None if folder is None else folder / CHECKPOINT_FILE
@@ -96,6 +99,7 @@ class _Run:
         while not self._is_over():
             self._finish_epoch()
         _load(self._tensors, self._state.best)
+        self._cool(self._state.best_epoch * self._steps_per_epoch)
         self._model.eval()
         return TrainingResult(self._state.history, self._state.best_epoch, self._state.step, resumed_at)
 
@@ -124,6 +128,7 @@ class _Run:
 
     def _close_epoch(self, began: float) -> None:
         state = self._state
+        self._cool(state.step)
         scores = evaluate(self._model, self._data.validation, self._settings.batch_size)
         loss = state.loss_sum / len(self._data.training.lengths)
         record = EpochRecord(len(state.history) + 1, loss, scores, time.monotonic() - began)
@@ -134,17 +139,30 @@ class _Run:
         state.step_in_epoch, state.loss_sum, state.seconds = 0, 0.0, 0.0
         self._progress.epoch_finished(record)
 
+    def _cool(self, steps: int) -> None:
+        """Set the temperature of a fusion to what it is after so many steps."""
+        if self._settings.temperature_decay:
+            self._model.cool(steps * self._settings.temperature_decay)
+
+    def _penalty(self) -> Tensor | float:
+        """Σ(I − V)² over the value projections of a fusion (Pfeiffer et al. 2021, the authors' implementation)."""
+        if not self._settings.value_penalty:
+            return 0.0
+        values = [tensor for name, tensor in self._tensors.items() if name.endswith(f".{VALUE}")]
+        return self._settings.value_penalty * sum((_identity_like(value) - value).square().sum() for value in values)
+
     def _take_step(self, rows: Rows) -> float:
         """One update; the loss of its batch before it."""
         torch.manual_seed(_seed(self._settings.seed, self._state.step))
         factor = rate_factor(self._state.step, self._steps_per_epoch * self._settings.epochs, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * factor
+        self._cool(self._state.step)
         examples = self._data.training
         results = self._model.head(**self._model.placed(examples.inputs(rows)))
         loss = self._objective.loss(*labelled(results, examples.targets(rows).to(results.device)))
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + self._penalty()).backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self._tensors.values(), self._settings.clip)
         self._check_finite(loss.item(), norm.item())
         self._optimizer.step()
@@ -191,15 +209,16 @@ def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettin
         digest.update(text.encode())
     for name, tensor in _copy(model.tensors()).items():
         digest.update(name.encode() + tensor.tobytes())
+    digest.update(repr(list(model.learned())).encode())
     for examples in (data.training, data.validation):
         digest.update(examples.fingerprint.encode())
     return digest.hexdigest()
 
 
 def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over the adapter's tensors, its moments at zero; biases and norms, which have one axis, do not decay."""
-    matrices = [tensor for tensor in tensors if tensor.ndim > 1]
-    vectors = [tensor for tensor in tensors if tensor.ndim <= 1]
+    """AdamW over the adapter's tensors, its moments at zero; biases, norms and weights of mixes do not decay."""
+    matrices = [tensor for tensor in tensors if _is_matrix(tensor)]
+    vectors = [tensor for tensor in tensors if not _is_matrix(tensor)]
     decays = ((settings.weight_decay, matrices), (0.0, vectors))
     groups = [{"params": group, "weight_decay": decay} for decay, group in decays if group]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
@@ -207,6 +226,14 @@ def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch
         moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[tensor] = {"step": torch.tensor(0.0), **moments}
     return optimizer
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return tensor.ndim > 1 and len(tensor) > 1
+
+
+def _identity_like(matrix: Tensor) -> Tensor:
+    return torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
 
 
 def _seed(seed: int, step: int) -> int:

@@ -74,8 +74,8 @@ def adapter_fusion(
     """`h + Σ pᵢ·V Δᵢ` with `p = softmax(Q q · K Δᵢ / T)`, for each token at each site (Pfeiffer et al. 2021, §3.2).
 
     `Δᵢ` is what a member adds, or the difference that it makes. `q` is what the members read where the last one reads
-    `norm(h + x)`, else the value that is replaced. Only those that act at a site take part there. The projections are
-    fresh: keys and queries N(0, 0.02²), values as the options say.
+    `norm(h + x)`, else the value that is replaced. Only those that act at a site take part there, one
+    alone with the share 1. The projections are fresh: keys and queries N(0, 0.02²), values as the options say.
 
     Args:
         adapters: the members.
@@ -117,15 +117,15 @@ def attend(
     own = _Projections(chain, width)
     if options.residual_before:
         added = [_op(chain, one, "add", f"{one}_whole", residual) for one in added]
-    asked = own.of(query, "fusion_query", "query") if options.query else query
-    keys = [own.of(one, f"{one}_key", "key") if options.key else one for one in added]
     early = options.value and options.value_before_softmax
     values = [own.of(one, f"{one}_value", "value") if early else one for one in added]
-    scores = [_scored(chain, asked, key, f"{one}_score", options) for key, one in zip(keys, added, strict=True)]
-    chain.value = scores[0]
-    chain.op(_MIX, _MIXED, *scores[1:], *values, attributes={"temperature": options.temperature})
+    chain.value = values[0]
+    if len(added) > 1:  # the share of one alone is 1
+        scores = _scores(own, options, added, query)
+        chain.value = scores[0]
+        chain.op(_MIX, _MIXED, *scores[1:], *values, attributes={"temperature": options.temperature})
     if options.value and not early:
-        own.of(_MIXED, "fusion_value", "value")
+        own.of(chain.value, "fusion_value", "value")
     if not options.residual_before:
         _op(chain, residual, "add", "result", chain.value)
 
@@ -186,6 +186,12 @@ class _Projections:
         return self.chain.op("linear", self.chain.free(output), parameters=roles)
 
 
-def _scored(chain: Merged, query: str, key: str, output: str, options: FusionOptions) -> str:
-    _op(chain, query, "dot", output, key)
-    return chain.dropout(options.dropout, chain.free(f"{output}_dropped"))
+def _scores(own: _Projections, options: FusionOptions, added: Sequence[str], query: str) -> list[str]:
+    """`Q q · K uᵢ` for each member."""
+    chain, scores = own.chain, []
+    asked = own.of(query, "fusion_query", "query") if options.query else query
+    for one in added:
+        key = own.of(one, f"{one}_key", "key") if options.key else one
+        score = _op(chain, asked, "dot", f"{one}_score", key)
+        scores.append(chain.dropout(options.dropout, chain.free(f"{score}_dropped")))
+    return scores

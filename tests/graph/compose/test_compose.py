@@ -186,6 +186,14 @@ def test_a_fusion_of_what_acts_on_y_is_one_at_y(values: Values) -> None:
     assert_same(at(fused, values), y + (shares * np.stack(added)).sum(0))
 
 
+def test_one_alone_has_the_share_1(values: Values) -> None:
+    assert_same(at(adapter_fusion(A, ELSEWHERE, name="f", options=STATIC), values), at(A, values))
+    fused = drawn(adapter_fusion(A, name="f"))
+    assert own_tensors(fused) == (f"{SITE}.fusion.value.weight",)
+    value = fused.weights[f"{SITE}.fusion.value.weight"]
+    assert_same(at(fused, values), values["h"] + (at(A, values) - values["h"]) @ value)
+
+
 def test_a_fusion_starts_as_in_adapterhub() -> None:
     wide = 48
     members = [
