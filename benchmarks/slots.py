@@ -29,6 +29,7 @@ from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.kinds import classification_head, houlsby
 from adapter_export.onnx.adapter_file import write_adapter_file
 from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.identity import model_version
 from adapter_export.onnx.insert import insert_slots
 from adapter_export.onnx.slots import plan_slots, slot_tensors
 from adapter_export.onnx.weights import write_model
@@ -192,7 +193,8 @@ def _interleaved(calls: Sequence[Call], rounds: int, clock: Clock = time.perf_co
 
 def _print_swap(base: OnnxBase, adapter: Adapter, folder: Path, threads: int) -> None:
     path = folder / "a.onnx_adapter"
-    write_adapter_file(path, slot_tensors(plan_slots([adapter], base.sites), adapter))
+    plan = plan_slots([adapter], base.sites)
+    write_adapter_file(path, slot_tensors(plan, adapter), model_version(base, plan))
     swaps = [lambda: ort.LoraAdapter().Load(str(path)), lambda: _open_session(folder / "slots", threads)]
     loads, opens = _interleaved(swaps, 7)
     load, opening = statistics.median(loads) * 1e3, statistics.median(opens) * 1e3
