@@ -3,6 +3,8 @@ import { createReadStream } from "node:fs";
 import { realpath, stat } from "node:fs/promises";
 import { createServer } from "node:http";
 import { extname, join, sep } from "node:path";
+import { pipeline } from "node:stream/promises";
+import { fileURLToPath } from "node:url";
 
 const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm" };
 
@@ -11,7 +13,7 @@ if (!bundle) {
   console.error("usage: node serve.mjs BUNDLE [PORT]");
   process.exit(2);
 }
-const folders = { "/bundle/": await realpath(bundle), "/": await realpath(new URL("dist", import.meta.url).pathname) };
+const folders = { "/bundle/": await realpath(bundle), "/": await realpath(fileURLToPath(new URL("dist", import.meta.url))) };
 
 async function fileOf(url) {
   const path = decodeURIComponent(new URL(url, "http://localhost").pathname);
@@ -22,12 +24,9 @@ async function fileOf(url) {
 }
 
 const server = createServer(async (request, response) => {
-  try {
-    const file = await fileOf(request.url ?? "/");
-    response.writeHead(200, { "content-type": TYPES[extname(file)] ?? "application/octet-stream", "cache-control": "no-cache" });
-    createReadStream(file).pipe(response);
-  } catch {
-    response.writeHead(404).end("not found");
-  }
+  const file = await fileOf(request.url ?? "/").catch(() => null);
+  if (file === null) return response.writeHead(404).end("not found");
+  response.writeHead(200, { "content-type": TYPES[extname(file)] ?? "application/octet-stream", "cache-control": "no-cache" });
+  await pipeline(createReadStream(file), response).catch(() => response.destroy()); // the reader went away
 });
 server.listen(Number(port), "127.0.0.1", () => console.log(`http://127.0.0.1:${server.address().port}/`));

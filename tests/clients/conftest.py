@@ -167,7 +167,7 @@ def _npm_install(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def node_client(tmp_path_factory: pytest.TempPathFactory) -> Client:
     folder = _npm_install("node", tmp_path_factory)
-    return Client(("node", str(folder / "dist" / "main.js")), frozenset({"inputs", "bank", "baked"}))
+    return Client(("node", str(folder / "dist" / "main.js")), frozenset({"inputs", "bank", "mixture", "baked"}))
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 /** The page: choose an adapter, type a text, see the labels and how long it took. */
-import type { Tensor } from "onnxruntime-common";
-
+import { answers } from "../../node/src/core/answers.js";
 import { Bundle, type Choice } from "../../node/src/core/bundle.js";
-import { Bank, FedAdapters } from "../../node/src/core/runners.js";
+import { Bank, FedAdapters, type Result } from "../../node/src/core/runners.js";
 import { selfCheck } from "../../node/src/core/selfCheck.js";
-import { type Scored, TextInputs, softmax } from "../../node/src/core/text.js";
+import { TextInputs } from "../../node/src/core/text.js";
 import { Site } from "./site.js";
-import { bars, choice, element, findingsTable, show, showError } from "./view.js";
+import { answerBlock, choice, element, findingsTable, show, showError } from "./view.js";
 
 const ADDRESS = new URLSearchParams(location.search).get("bundle") ?? "bundle";
 
@@ -20,7 +19,7 @@ class Page {
     private readonly texts: TextInputs,
     private readonly fed: FedAdapters,
   ) {
-    this.chosen = bundle.choices[1] ?? null;
+    this.chosen = bundle.choices.at(1) ?? null;
   }
 
   static async open(address: string): Promise<Page> {
@@ -29,22 +28,22 @@ class Page {
   }
 
   start(): void {
-    for (const name of this.bundle.choices.slice(1)) this.offer(name!, name === this.chosen);
+    for (const name of this.bundle.choices) this.offer(name);
     element("text").addEventListener("input", () => this.later(() => this.classify()));
-    this.button("all", () => this.classifyWithAll());
+    if (this.bundle.manifest.graphs.bank && this.bundle.manifest.batch_invariant) this.button("all", () => this.classifyWithAll());
     this.button("check", () => this.check());
     const file = element<HTMLInputElement>("file");
     file.disabled = false;
-    file.addEventListener("change", () => this.later(() => this.loadFile(file.files?.[0])));
+    file.addEventListener("change", () => this.later(() => this.loadFile(file)));
     this.later(() => this.classify());
   }
 
-  private offer(name: string, selected: boolean): void {
+  private offer(name: Choice): void {
     const onChange = () => {
       this.chosen = name;
       this.later(() => this.classify());
     };
-    element("adapters").append(choice(name, selected, onChange));
+    element("adapters").append(choice(name ?? "none", name === this.chosen, onChange));
   }
 
   private button(id: string, work: () => Promise<void>): void {
@@ -60,18 +59,18 @@ class Page {
 
   private async classify(): Promise<void> {
     const inputs = this.texts.batch([element<HTMLTextAreaElement>("text").value]);
-    const outputs = await this.timed(() => this.fed.run(inputs, this.chosen));
-    show(bars(`${this.chosen}`, this.classes(outputs, this.chosen, 0)));
+    const result = await this.timed(() => this.fed.run(inputs, this.chosen));
+    show(...answers(result, inputs).map((answer) => answerBlock(this.chosen ?? "no adapter", answer)));
   }
 
   /** The same text once for each adapter, as rows of one batch. */
   private async classifyWithAll(): Promise<void> {
     this.bank ??= await Bank.open(this.bundle);
-    const choices = this.bundle.choices.slice(1);
+    const choices = this.bundle.bank.rows.slice(1);
     const text = element<HTMLTextAreaElement>("text").value;
     const inputs = this.texts.batch(choices.map(() => text));
-    const outputs = await this.timed(() => this.bank!.run(inputs, choices));
-    show(...choices.map((name, row) => bars(`${name}`, this.classes(outputs, name, row))));
+    const result = await this.timed(() => this.bank!.run(inputs, choices));
+    show(...answers(result, inputs).map((answer, row) => answerBlock(`${choices[row]}`, answer)));
   }
 
   private async check(): Promise<void> {
@@ -79,23 +78,19 @@ class Page {
     show(findingsTable(await selfCheck(this.bundle)));
   }
 
-  private async loadFile(file: File | undefined): Promise<void> {
+  /** Load an adapter from a file of the user, and choose it. */
+  private async loadFile(input: HTMLInputElement): Promise<void> {
+    const file = input.files?.[0];
     if (!file) return;
-    const name = file.name.replace(/\.safetensors$/, "");
+    const name = file.name.replace(/\.onnx_adapter$/, "");
+    input.value = ""; // so that the same file can be chosen again
     this.fed.load(name, new Uint8Array(await file.arrayBuffer()));
-    this.offer(name, false);
+    this.chosen = name;
+    this.offer(name);
+    await this.classify();
   }
 
-  private classes(outputs: Record<string, unknown>, name: Choice, row: number): Scored[] {
-    const { adapters, outputs: known } = this.bundle.manifest;
-    const record = adapters.find((each) => each.name === name);
-    const logits = outputs[record?.output ?? known.at(-1)!.name] as Tensor;
-    const width = logits.dims[1]!;
-    const own = (logits.data as Float32Array).subarray(row * width, (row + 1) * width);
-    return softmax(own, record?.labels ?? Array.from(own, (_, at) => `class ${at}`));
-  }
-
-  private async timed<T>(work: () => Promise<T>): Promise<T> {
+  private async timed(work: () => Promise<Result>): Promise<Result> {
     const start = performance.now();
     const result = await work();
     element("latency").textContent = `${(performance.now() - start).toFixed(1)} ms`;

@@ -1,7 +1,7 @@
 /** A bundle on a web server. */
 import { InferenceSession, env } from "onnxruntime-web/wasm";
 
-import type { Place } from "../../node/src/core/bundle.js";
+import { type Bundle, type Measured, type Place, measured } from "../../node/src/core/bundle.js";
 import { Fault } from "../../node/src/core/fault.js";
 
 env.wasm.wasmPaths = "./";
@@ -22,9 +22,18 @@ export class Site implements Place {
     return new Uint8Array(await response.arrayBuffer());
   }
 
-  async open(graph: string, weights: string[], read: (path: string) => Promise<Uint8Array>): Promise<InferenceSession> {
+  async measure(path: string): Promise<Measured> {
+    return measured(await this.read(path));
+  }
+
+  async open(graph: string, weights: string[], files: Bundle): Promise<InferenceSession> {
     const externalData = [];
-    for (const path of weights) externalData.push({ path, data: await read(path) });
-    return InferenceSession.create(await read(graph), { externalData, executionProviders: ["wasm"] });
+    for (const path of weights) externalData.push({ path, data: await files.read(path) });
+    try {
+      return await InferenceSession.create(await files.read(graph), { externalData, executionProviders: ["wasm"] });
+    } catch (error) {
+      if (error instanceof Fault) throw error;
+      throw new Fault({ what: "ONNX Runtime cannot load the graph", where: `${this.name}/${graph}`, found: String(error) });
+    }
   }
 }

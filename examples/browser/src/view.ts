@@ -1,6 +1,6 @@
 /** What the page shows. */
+import type { Answer, Scored } from "../../node/src/core/answers.js";
 import type { Finding } from "../../node/src/core/selfCheck.js";
-import type { Scored } from "../../node/src/core/text.js";
 
 const LONGEST = 12;
 
@@ -16,16 +16,25 @@ function make(tag: string, className: string, text = ""): HTMLElement {
   return made;
 }
 
-export function bars(title: string, classes: Scored[]): HTMLElement {
+/** What an adapter says, by its task. */
+export function answerBlock(title: string, { classes, tokens, numbers, outputs }: Answer): HTMLElement {
   const block = make("section", "", title);
-  for (const { label, probability } of classes.slice(0, LONGEST)) {
+  block.dataset["answer"] = JSON.stringify({ classes, tokens, numbers, outputs });
+  if (classes) block.append(...bars(classes));
+  if (tokens) block.append(make("p", "", tokens.map(({ label }) => label).join(" ")));
+  if (numbers) block.append(make("p", "", numbers.slice(0, LONGEST).map((number) => number.toFixed(3)).join(", ")));
+  for (const [name, shape] of Object.entries(outputs ?? {})) block.append(make("p", "", `${name}: ${shape.join(" × ")}`));
+  return block;
+}
+
+function bars(classes: Scored[]): HTMLElement[] {
+  return classes.slice(0, LONGEST).map(({ label, probability }) => {
     const row = make("div", "row");
     const bar = make("div", "bar");
     bar.style.width = `${100 * probability}%`;
     row.append(make("span", "label", label), bar, make("span", "number", `${(100 * probability).toFixed(1)} %`));
-    block.append(row);
-  }
-  return block;
+    return row;
+  });
 }
 
 export function findingsTable(findings: Finding[]): HTMLElement {

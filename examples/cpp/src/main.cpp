@@ -1,5 +1,6 @@
 // bundle_client verify BUNDLE [--json]
 // bundle_client run BUNDLE [--adapter NAME]... --ids 101,2040,102 [--ids ...]
+// bundle_client run BUNDLE [--adapter NAME]... --inputs ARRAYS.json
 //
 // Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
 #include <algorithm>
@@ -11,6 +12,10 @@
 #include "answers.hpp"
 #include "bundle.hpp"
 #include "fault.hpp"
+#include "files.hpp"
+#include "inputs.hpp"
+#include "json_text.hpp"
+#include "request.hpp"
 #include "self_check.hpp"
 
 using nlohmann::json;
@@ -20,6 +25,7 @@ namespace {
 constexpr const char* kUsage =
     "usage: bundle_client verify BUNDLE [--json]\n"
     "       bundle_client run BUNDLE [--adapter NAME]... --ids 101,2040,102 [--ids ...]\n"
+    "       bundle_client run BUNDLE [--adapter NAME]... --inputs ARRAYS.json\n"
     "One --adapter holds for all rows; one for each row makes a mixed batch, `base` standing for none.";
 
 struct Usage : std::runtime_error {
@@ -82,17 +88,24 @@ Arrays inputs_of(const std::vector<std::vector<std::int64_t>>& rows, const Manif
   return inputs;
 }
 
-int run(const Bundle& bundle, const std::vector<std::string>& names, const std::vector<std::vector<std::int64_t>>& rows) {
-  if (rows.empty()) throw Usage("no --ids");
+Arrays read_inputs(const std::string& path, const Manifest& manifest) {
+  try {
+    return parse_inputs(parse_json(read_file(path)), manifest);
+  } catch (const json::exception& error) {
+    throw Fault({"holds no arrays by name", path, error.what(), "", "write them as nested lists in JSON"});
+  }
+}
+
+int run(const Bundle& bundle, const std::vector<std::string>& names, const Arrays& inputs) {
   const auto& manifest = bundle.manifest();
-  const auto inputs = inputs_of(rows, manifest);
+  const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
   std::vector<Choice> choices;
   for (const auto& name : names) choices.push_back(name == "base" ? Choice{} : Choice{name});
   if (choices.size() <= 1) {
     const Choice choice = choices.empty() ? Choice{} : choices.front();
     const auto [outputs, head] = Switchboard(bundle, "slots", Feeding::native).run(inputs, choice);
-    choices.assign(rows.size(), choice);
-    const std::vector<Head> heads(rows.size(), head);
+    choices.assign(batch, choice);
+    const std::vector<Head> heads(batch, head);
     std::cout << answers(inputs, outputs, choices, heads, manifest).dump(2) << "\n";
     return 0;
   }
@@ -107,20 +120,25 @@ int main_of(const std::vector<std::string>& arguments) {
   if (arguments.size() < 2) throw Usage("too few arguments");
   std::vector<std::string> adapters;
   std::vector<std::vector<std::int64_t>> rows;
+  std::string path;
   bool as_json = false;
   for (std::size_t at = 2; at < arguments.size(); ++at) {
     const auto& option = arguments[at];
     const bool has_value = at + 1 < arguments.size();
     if (option == "--json") as_json = true;
     else if (option == "--adapter" && has_value) adapters.push_back(arguments[++at]);
+    else if (option == "--inputs" && has_value) path = arguments[++at];
     else if (option == "--ids" && has_value) rows.push_back(parse_ids(arguments[++at]));
     else throw Usage("`" + option + "` is not known, or lacks its value");
   }
   const std::string& command = arguments[0];
   if (command != "verify" && command != "run") throw Usage("`" + command + "` is not a command");
+  if (command == "run" && rows.empty() == path.empty()) throw Usage("either --ids or --inputs");
   const Bundle bundle(arguments[1]);
   if (command == "verify") bundle.check_nothing_else();
-  return command == "verify" ? verify(bundle, as_json) : run(bundle, adapters, rows);
+  if (command == "verify") return verify(bundle, as_json);
+  const auto& manifest = bundle.manifest();
+  return run(bundle, adapters, rows.empty() ? read_inputs(path, manifest) : inputs_of(rows, manifest));
 }
 
 }  // namespace

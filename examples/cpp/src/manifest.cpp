@@ -63,7 +63,7 @@ GoldenRecord golden(const json& record) {
 // In version 1.0, where adapters do not name their output, all with labels had the same.
 AdapterRecord adapter(const json& record, const std::string& head_output) {
   known(record, {"name", "kind", "labels", "parameters", "onnx_adapter", "safetensors", "source", "base", "golden", "task",
-                 "output", "baked"});
+                 "output", "baked", "mix"});
   const auto labels = value_or(record, "labels", std::vector<std::string>{});
   const auto output = value_or(record, "output", labels.empty() ? std::string{} : head_output);
   return {record.at("name"), {output, labels}, record.at("onnx_adapter"), record.at("safetensors"),
@@ -126,8 +126,9 @@ void check_names(const Manifest& manifest) {
   check_unique("files", files);
 }
 
-// Every file that is used has a hash.
-void check_paths(const Manifest& manifest) {
+// Paths stay in the folder, and every file that is used has a hash.
+void check_paths(const Manifest& manifest, const std::filesystem::path& folder) {
+  for (const auto& record : manifest.files) inside(folder, record.path);
   std::vector<std::string> used{manifest.golden.path};
   for (const auto& [_, path] : manifest.graphs) used.push_back(path);
   for (const auto& record : manifest.adapters) {
@@ -141,7 +142,7 @@ void check_paths(const Manifest& manifest) {
   }
 }
 
-Manifest parse(const json& document) {
+Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_version(document.at("version"));
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "graphs", "inputs", "outputs", "head_output", "heads", "bank", "sites", "slots", "adapters", "golden",
@@ -162,7 +163,7 @@ Manifest parse(const json& document) {
     manifest.model_version = document.at("model_version").get<std::int64_t>();
   }
   check_names(manifest);
-  check_paths(manifest);
+  check_paths(manifest, folder);
   return manifest;
 }
 
@@ -184,7 +185,7 @@ Manifest read_manifest(const std::filesystem::path& folder) {
   const auto path = folder / "manifest.json";
   const auto text = read_file(path);
   try {
-    return parse(parse_json(text));
+    return parse(parse_json(text), folder);
   } catch (const std::exception& error) {  // one of ours, or one of the JSON library
     throw Fault({"cannot be used", path.string(), error.what(), "", "build the bundle again"});
   }

@@ -1,12 +1,22 @@
 /** A bundle: its manifest, and its files held against their hashes, wherever they come from. */
-import type { InferenceSession, Tensor } from "onnxruntime-common";
+import { type InferenceSession, type Tensor, env } from "onnxruntime-common";
 
 import { Fault } from "./fault.js";
-import { type AdapterRecord, type GoldenRecord, type Manifest, checkPath, parseManifest } from "./manifest.js";
+import {
+  type AdapterRecord,
+  type BankRecord,
+  type FileRecord,
+  type GoldenRecord,
+  type Manifest,
+  checkPath,
+  parseManifest,
+} from "./manifest.js";
 import { parseSafetensors } from "./safetensors.js";
 
 /** An adapter, or none: the base as it is. */
 export type Choice = string | null;
+
+const MANIFEST = "manifest.json";
 
 /** The files with the weights of the base, and with the adapters of the bank. */
 const [BASE_WEIGHTS, BANK_WEIGHTS] = ["base.bin", "bank.bin"];
@@ -16,11 +26,23 @@ export interface Place {
   readonly name: string;
   /** The bytes of a file; throws a Fault if it is missing or leads out of the bundle. */
   read(path: string): Promise<Uint8Array>;
-  /** Open an ONNX graph whose weights lie in other files; `read` gives verified bytes, where bytes are needed. */
-  open(graph: string, weights: string[], read: (path: string) => Promise<Uint8Array>): Promise<InferenceSession>;
+  /** The size and the sha256 of a file, which may be larger than memory. */
+  measure(path: string): Promise<Measured>;
+  /** Open an ONNX graph whose weights lie in other files. What is opened must be held against its hash, by `files`. */
+  open(graph: string, weights: string[], files: Bundle): Promise<InferenceSession>;
+  /** The paths of all files, where there is a way to know. */
+  list?(): Promise<string[]>;
+}
+
+export interface Measured {
+  bytes: number;
+  /** 64 lower-case hexadecimal digits. */
+  sha256: string;
 }
 
 export class Bundle {
+  private readonly checked = new Set<string>();
+
   private constructor(
     private readonly place: Place,
     readonly manifest: Manifest,
@@ -28,32 +50,54 @@ export class Bundle {
 
   /** Open a bundle. What is read later is held against its size and its hash then; `verify` does so with every file. */
   static async open(place: Place): Promise<Bundle> {
-    return new Bundle(place, parseManifest(await place.read("manifest.json"), `${place.name}/manifest.json`));
+    const manifest = parseManifest(await place.read(MANIFEST), `${place.name}/${MANIFEST}`);
+    const [found, expected] = [env.versions.common, manifest.minimum_onnxruntime];
+    if (release(found) < release(expected)) {
+      throw new Fault({ what: "needs a newer ONNX Runtime", where: place.name, found, expected: `${expected} or newer` });
+    }
+    return new Bundle(place, manifest);
   }
 
-  /** Hold every file against its size and its hash. */
+  /** Hold every file against its size and its hash, and the folder against the list of files. */
   async verify(): Promise<void> {
-    for (const file of this.manifest.files) await this.read(file.path);
+    for (const file of this.manifest.files) await this.check(file.path);
+    for (const path of (await this.place.list?.()) ?? []) if (path !== MANIFEST) this.record(path);
+  }
+
+  /** Hold a file against its size and its hash, once. */
+  async check(path: string): Promise<void> {
+    if (this.checked.has(path)) return;
+    this.compare(this.record(path), await this.place.measure(path));
+    this.checked.add(path);
   }
 
   /** The bytes of a file, held against its hash: what is hashed is what is used. */
   async read(path: string): Promise<Uint8Array> {
+    const record = this.record(path);
+    const bytes = await this.place.read(path);
+    this.compare(record, await measured(bytes));
+    return bytes;
+  }
+
+  private record(path: string): FileRecord {
     const where = `${this.place.name}/${path}`;
     checkPath(path, where);
     const record = this.manifest.files.find((file) => file.path === path);
-    if (!record) throw new Fault({ what: "is not listed in the manifest", where });
-    const bytes = await this.place.read(path);
+    if (!record) throw new Fault({ what: "is not listed in the manifest", where, fix: "take it out of the bundle" });
+    return record;
+  }
+
+  private compare(record: FileRecord, found: Measured): void {
+    const where = `${this.place.name}/${record.path}`;
     const fix = "take the file from its source again";
-    if (bytes.length !== record.bytes) {
-      const [found, expected] = [`${bytes.length} bytes`, `${record.bytes} bytes`];
-      throw new Fault({ what: "has another size than when it was written", where, found, expected, fix });
+    if (found.bytes !== record.bytes) {
+      const what = "has another size than when it was written";
+      throw new Fault({ what, where, found: `${found.bytes} bytes`, expected: `${record.bytes} bytes`, fix });
     }
-    const found = await sha256(bytes);
-    if (found !== record.sha256) {
-      const expected = `sha256 ${record.sha256}`;
-      throw new Fault({ what: "has been changed or damaged", where, found: `sha256 ${found}`, expected, fix });
+    if (found.sha256 !== record.sha256) {
+      const what = "has been changed or damaged since it was written";
+      throw new Fault({ what, where, found: `sha256 ${found.sha256}`, expected: `sha256 ${record.sha256}`, fix });
     }
-    return bytes;
   }
 
   async tensors(path: string): Promise<Map<string, Tensor>> {
@@ -61,13 +105,13 @@ export class Bundle {
   }
 
   /** Open the graph of a flavour. */
-  async open(flavour: "inputs" | "bank"): Promise<InferenceSession> {
+  async open(flavour: "inputs" | "bank" | "mixture"): Promise<InferenceSession> {
     const graph = this.manifest.graphs[flavour];
     if (!graph) {
       const fix = `build it with \`--flavours ${flavour}\``;
       throw new Fault({ what: `has no graph of flavour \`${flavour}\``, where: this.place.name, fix });
     }
-    return this.openGraph(graph, flavour === "bank" ? [BASE_WEIGHTS, BANK_WEIGHTS] : [BASE_WEIGHTS]);
+    return this.openGraph(graph, flavour === "inputs" ? [BASE_WEIGHTS] : [BASE_WEIGHTS, BANK_WEIGHTS]);
   }
 
   /** Open the graph in which an adapter is constant. */
@@ -79,15 +123,23 @@ export class Bundle {
 
   private openGraph(graph: string, weights: string[]): Promise<InferenceSession> {
     const there = weights.filter((path) => this.manifest.files.some((file) => file.path === path));
-    return this.place.open(graph, there, (path) => this.read(path));
+    return this.place.open(graph, there, this);
   }
 
   /** Throws a Fault that names those that there are. */
   adapter(name: string): AdapterRecord {
     const record = this.manifest.adapters.find((each) => each.name === name);
     if (record) return record;
-    const expected = `one of ${this.manifest.adapters.map((each) => `\`${each.name}\``).join(", ")}`;
-    throw new Fault({ what: "is not in the bundle", where: `adapter \`${name}\``, expected });
+    const known = this.manifest.adapters.map((each) => `\`${each.name}\``).join(", ");
+    const [where, fix] = [`adapter \`${name}\``, "choose one that is there"];
+    throw new Fault({ what: "is not in the bundle", where, expected: known ? `one of ${known}` : "none", fix });
+  }
+
+  /** Throws a Fault if the bundle was built without a bank. */
+  get bank(): BankRecord {
+    const { bank } = this.manifest;
+    if (!bank) throw new Fault({ what: "the manifest describes no bank", where: this.place.name });
+    return bank;
   }
 
   golden(choice: Choice): GoldenRecord {
@@ -100,7 +152,13 @@ export class Bundle {
   }
 }
 
-async function sha256(bytes: Uint8Array): Promise<string> {
+/** 1.21 → 1021 */
+function release(version: string): number {
+  const [major = 0, minor = 0] = version.split(".").map(Number);
+  return 1000 * major + minor;
+}
+
+export async function measured(bytes: Uint8Array): Promise<Measured> {
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>));
-  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return { bytes: bytes.length, sha256: Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("") };
 }

@@ -1,6 +1,9 @@
 /** The manifest of a bundle, as far as this client reads it (schemas/bundle-manifest.schema.json has all of it). */
 import { Fault } from "./fault.js";
 
+/** The site of slots that belong to heads. */
+export const HEAD = "head";
+
 export type Axis = number | string;
 
 export interface InputRecord {
@@ -8,11 +11,13 @@ export interface InputRecord {
   dtype: "int64" | "int32" | "float32" | "bool";
   axes: Axis[];
   role: "ids" | "mask" | "cache" | "values";
-  limit: number | null;
+  /** Valid ids are 0 to limit − 1. */
+  limit?: number | null;
 }
 
 export interface SlotRecord {
   name: string;
+  /** `head` for those of heads. */
   site: string;
   graph: string;
   axes: Axis[];
@@ -29,10 +34,11 @@ export interface GoldenRecord {
 export interface AdapterRecord {
   name: string;
   labels: string[] | null;
+  onnx_adapter: string;
   safetensors: string;
   /** The graph in which it is constant. */
   baked?: string | null;
-  /** The output that holds the result of its head. */
+  /** The output that holds the result of its head; null for an adapter without one. */
   output: string | null;
   golden: GoldenRecord;
 }
@@ -52,40 +58,109 @@ export interface FileRecord {
 
 export interface Manifest {
   version: string;
+  minimum_onnxruntime: string;
   batch_invariant: boolean;
   graphs: Partial<Record<"slots" | "inputs" | "bank" | "mixture", string>>;
   inputs: InputRecord[];
   outputs: { name: string; axes: Axis[] }[];
+  /** The output that each topology of head fills. */
+  heads: { graph: string; output: string }[];
   slots: SlotRecord[];
   adapters: AdapterRecord[];
   bank?: BankRecord | null;
   golden: GoldenRecord;
   text: { tokenizer: string; max_tokens: number } | null;
+  /** That of every adapter file for this graph. */
+  model_version?: number | null;
   files: FileRecord[];
 }
 
 const MAJOR = "1";
-const LISTS = ["inputs", "outputs", "slots", "adapters", "files"] as const;
+const VERSION = /^\d{1,9}\.\d{1,9}\.\d{1,9}$/;
 const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 
-/** Read a manifest; throws a Fault if it breaks the format, or is of a newer major version. */
+/** The keys that a record may have; those with `?` may be left out. What a reader would ignore might change the answer. */
+const KEYS = {
+  manifest:
+    "version producer minimum_onnxruntime opset base base_precision batch_invariant graphs inputs outputs head_output " +
+    "heads? bank? sites slots adapters golden text model_version? files",
+  input: "name dtype axes role limit? next?",
+  slot: "name site graph parameter axes neutral neutral_value?",
+  adapter:
+    "name kind labels parameters onnx_adapter safetensors source base golden task? output? baked? mix?",
+  head: "graph output result",
+  bank: "ids weights rows tensors",
+  golden: "path cases absolute reference",
+  text: "tokenizer max_tokens",
+  file: "path sha256 bytes",
+};
+
+/** Read a manifest; throws a Fault if it breaks the format, or is of a newer version with something unknown. */
 export function parseManifest(bytes: Uint8Array, where: string): Manifest {
-  let document: Manifest;
+  let document: Manifest & { head_output: string | null };
   try {
-    document = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as Manifest;
+    document = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as typeof document;
   } catch (error) {
     throw new Fault({ what: "is no JSON", where, found: String(error), fix: "build the bundle again" });
   }
-  if (typeof document?.version !== "string") throw new Fault({ what: "is no manifest of a bundle", where });
-  if (document.version.split(".")[0] !== MAJOR) {
-    const fix = "take a newer client, or build the bundle again";
-    throw new Fault({ what: "is of another major version", where, found: document.version, expected: `${MAJOR}.x`, fix });
+  checkVersion(document?.version, where);
+  checkKeys(document, where);
+  const manifest = completed(document, document.head_output);
+  manifest.files.forEach((file) => checkPath(file.path, where));
+  checkNames(manifest, where);
+  checkPaths(manifest, where);
+  checkProofs(manifest, where);
+  return manifest;
+}
+
+function checkVersion(version: unknown, where: string): void {
+  if (typeof version !== "string" || !VERSION.test(version)) {
+    throw new Fault({ what: "is no manifest of a bundle", where, found: `version ${version}`, expected: "such as `1.0.0`" });
   }
-  const missing = LISTS.filter((key) => !Array.isArray(document[key]));
-  if (missing.length) throw new Fault({ what: "lacks what a manifest has", where, found: `no ${missing.join(", ")}` });
-  document.files.forEach((file) => checkPath(file.path, where));
-  checkNames(document, where);
-  return document;
+  if (version.split(".")[0] !== MAJOR) {
+    const fix = "take a newer client, or build the bundle again";
+    throw new Fault({ what: "is of another major version", where, found: version, expected: `${MAJOR}.x`, fix });
+  }
+}
+
+function checkKeys(manifest: Manifest, where: string): void {
+  checkRecord(manifest, "manifest", where);
+  checkRecords(manifest.inputs, "input", where);
+  checkRecords(manifest.slots, "slot", where);
+  checkRecords(manifest.adapters, "adapter", where);
+  checkRecords(manifest.heads ?? [], "head", where);
+  checkRecords(manifest.files, "file", where);
+  checkRecords([manifest.golden, ...manifest.adapters.map((record) => record.golden)], "golden", where);
+  if (manifest.bank) checkRecord(manifest.bank, "bank", where);
+  if (manifest.text) checkRecord(manifest.text, "text", where);
+}
+
+function checkRecords(records: unknown, kind: keyof typeof KEYS, where: string): void {
+  if (!Array.isArray(records)) throw new Fault({ what: `has no list with a record for each ${kind}`, where });
+  records.forEach((record) => checkRecord(record, kind, where));
+}
+
+function checkRecord(record: unknown, kind: keyof typeof KEYS, where: string): void {
+  const keys = KEYS[kind].split(" ");
+  const there = Object.keys(Object(record));
+  const unknown = there.filter((key) => !keys.includes(key) && !keys.includes(`${key}?`));
+  if (unknown.length) {
+    const [what, found] = ["has a key that this client does not know", `\`${unknown.join("`, `")}\` in ${kind}`];
+    throw new Fault({ what, where, found, fix: "take a newer client" });
+  }
+  const missing = keys.filter((key) => !key.endsWith("?") && !there.includes(key));
+  if (missing.length) throw new Fault({ what: "lacks what a manifest has", where, found: `no \`${missing.join("`, `")}\`` });
+}
+
+/** With what version 1.0 left out: there, all adapters with labels had one output. */
+function completed(manifest: Manifest, headOutput: string | null): Manifest {
+  const graphs = new Set(manifest.slots.filter((slot) => slot.site === HEAD).map((slot) => slot.graph));
+  const heads = headOutput === null ? [] : Array.from(graphs, (graph) => ({ graph, output: headOutput }));
+  return {
+    ...manifest,
+    heads: manifest.heads?.length ? manifest.heads : heads,
+    adapters: manifest.adapters.map((record) => ({ ...record, output: record.output ?? (record.labels && headOutput) })),
+  };
 }
 
 /** Throws a Fault for a path that may leave its folder. */
@@ -98,12 +173,36 @@ export function checkPath(path: string, where: string): void {
 }
 
 function checkNames(manifest: Manifest, where: string): void {
-  const tensors = [...manifest.inputs, ...manifest.slots].map((record) => record.name);
-  for (const names of [tensors, manifest.adapters.map((record) => record.name)]) {
-    const twice = names.find((name, at) => names.indexOf(name) !== at);
-    if (twice !== undefined) throw new Fault({ what: "two things have one name", where, found: `\`${twice}\`` });
-  }
+  const named = (records: { name: string }[]) => records.map((record) => record.name);
+  checkUnique("tensors", named([...manifest.inputs, ...manifest.slots]), where);
+  checkUnique("adapters", named(manifest.adapters), where);
+  checkUnique("files", manifest.files.map((file) => file.path), where);
   if (manifest.inputs.some((record) => record.role === "cache")) {
     throw new Fault({ what: "is of a decoder with a cache, which this client does not keep", where });
+  }
+}
+
+function checkUnique(what: string, names: string[], where: string): void {
+  const seen = new Set<string>();
+  for (const name of names) {
+    if (seen.has(name)) throw new Fault({ what: `two ${what} have one name`, where, found: `\`${name}\`` });
+    seen.add(name);
+  }
+}
+
+/** Every file that is used has a hash. */
+function checkPaths({ graphs, adapters, golden, text, files }: Manifest, where: string): void {
+  const listed = new Set(files.map((file) => file.path));
+  const ofAdapters = adapters.flatMap((record) => [record.onnx_adapter, record.safetensors, record.baked, record.golden.path]);
+  for (const path of [...Object.values(graphs), ...ofAdapters, golden.path, text?.tokenizer]) {
+    if (typeof path !== "string" || listed.has(path)) continue;
+    throw new Fault({ what: "names a file without a hash", where, found: `\`${path}\``, expected: "one that `files` lists" });
+  }
+}
+
+function checkProofs(manifest: Manifest, where: string): void {
+  for (const { cases, absolute, path } of [manifest.golden, ...manifest.adapters.map((record) => record.golden)]) {
+    if (cases.length && Object.keys(absolute).length) continue;
+    throw new Fault({ what: "has golden vectors that prove nothing", where, found: `\`${path}\`` });
   }
 }

@@ -2,7 +2,7 @@
 import { Tensor } from "onnxruntime-common";
 
 import { Fault } from "./fault.js";
-import type { Axis, InputRecord, Manifest } from "./manifest.js";
+import { type Axis, HEAD, type InputRecord, type Manifest, type SlotRecord } from "./manifest.js";
 
 export type Inputs = Record<string, Tensor>;
 
@@ -38,7 +38,44 @@ export function checkAdapter(tensors: Map<string, Tensor>, manifest: Manifest, w
       faults.push(`\`${slot.name}\` is ${tensor.type} [${tensor.dims.join(", ")}]`);
     } else if (!(tensor.data as Float32Array).every(Number.isFinite)) faults.push(`\`${slot.name}\` holds NaN or Inf`);
   }
-  if (faults.length) throw new Fault({ what: "does not fit this bundle's graph", where, found: faults.join("; ") });
+  const fix = "build the adapter for this bundle";
+  if (faults.length) throw new Fault({ what: "does not fit this bundle's graph", where, found: faults.join("; "), fix });
+}
+
+/** Throws a Fault if an adapter file was made for another base, or for a graph with other slots or activations. */
+export function checkModelVersion(version: number, manifest: Manifest, where: string): void {
+  const expected = manifest.model_version ?? null;
+  if (expected === null || version === expected) return;
+  const [what, fix] = ["was built for another base or another graph", "build the adapter for this bundle"];
+  throw new Fault({ what, where, found: `model version ${version}`, expected: `${expected}`, fix });
+}
+
+/** What comes out of an adapter besides the base's outputs. */
+export interface Head {
+  /** The output that holds its result; null for an adapter without a head. */
+  output: string | null;
+  labels: string[] | null;
+}
+
+/**
+ * The head that an adapter fills, for one of which the manifest says nothing.
+ * Throws a Fault if there are several, or not one label for each class.
+ */
+export function headOf(tensors: Map<string, Tensor>, manifest: Manifest, labels: string[] | null, where: string): Head {
+  const filled = manifest.slots.filter((slot) => slot.site === HEAD && !isNeutral(tensors.get(slot.name)!, slot));
+  const outputs = new Set(filled.map((slot) => manifest.heads.find((head) => head.graph === slot.graph)?.output ?? null));
+  if (outputs.size > 1) throw new Fault({ what: "fills several heads", where });
+  const slot = filled.find(({ axes }) => axes.includes("classes"));
+  const classes = slot ? tensors.get(slot.name)!.dims[slot.axes.indexOf("classes")]! : 0;
+  if (labels && labels.length !== classes) {
+    throw new Fault({ what: "not one label for each class", where, found: `${labels.length}`, expected: `${classes}` });
+  }
+  return { output: [...outputs][0] ?? null, labels };
+}
+
+function isNeutral(tensor: Tensor, slot: SlotRecord): boolean {
+  const value = Math.fround(slot.neutral_value ?? 0);
+  return String(tensor.dims) === String(slot.neutral) && (tensor.data as Float32Array).every((number) => number === value);
 }
 
 /** The tensors with which the graph is the base. */
@@ -66,8 +103,8 @@ function fits(dims: readonly number[], axes: Axis[], sizes: Map<string, number>,
 
 /** Negative ids count from the end of the table without a word. */
 function checkIds(tensor: Tensor, record: InputRecord): void {
-  if (record.limit === null) return;
   const limit = record.limit;
+  if (limit === null || limit === undefined) return;
   const wrong = Array.from(tensor.data as BigInt64Array | Int32Array, Number).find((id) => id < 0 || id >= limit);
   if (wrong === undefined) return;
   const fix = "use the tokenizer that belongs to the base";

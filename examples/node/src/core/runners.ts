@@ -6,16 +6,24 @@
  */
 import { type InferenceSession, Tensor } from "onnxruntime-common";
 
+import { parseAdapterFile } from "./adapterFile.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
-import { parseSafetensors } from "./safetensors.js";
-import { type Inputs, checkAdapter, checkInputs, neutralTensors } from "./request.js";
+import { type Head, type Inputs, checkAdapter, checkInputs, checkModelVersion, headOf, neutralTensors } from "./request.js";
 
-export type Outputs = InferenceSession.OnnxValueMapType;
+export type Outputs = Record<string, Tensor>;
 
-/** One adapter for the whole batch: its tensors are inputs of the call. Any adapter of the right shapes can be loaded. */
+/** The outputs, and the head of the very adapter of each row. */
+export interface Result {
+  outputs: Outputs;
+  heads: Head[];
+}
+
+const NO_HEAD: Head = { output: null, labels: null };
+
+/** One adapter for the whole batch: its tensors are inputs of the call. */
 export class FedAdapters {
-  private readonly loaded = new Map<Choice, Map<string, Tensor>>();
+  private readonly loaded = new Map<Choice, { tensors: Map<string, Tensor>; head: Head }>();
 
   private constructor(
     private readonly bundle: Bundle,
@@ -25,29 +33,44 @@ export class FedAdapters {
   /** Open the graph, with all adapters of the bundle loaded. */
   static async open(bundle: Bundle): Promise<FedAdapters> {
     const made = new FedAdapters(bundle, await bundle.open("inputs"));
-    made.loaded.set(null, neutralTensors(bundle.manifest));
-    for (const record of bundle.manifest.adapters) made.load(record.name, await bundle.read(record.safetensors));
+    made.loaded.set(null, { tensors: neutralTensors(bundle.manifest), head: NO_HEAD });
+    for (const record of bundle.manifest.adapters) {
+      const tensors = await bundle.tensors(record.safetensors);
+      checkAdapter(tensors, bundle.manifest, record.safetensors);
+      made.loaded.set(record.name, { tensors, head: record });
+    }
     return made;
   }
 
-  /** Load an adapter from the bytes of a safetensors file with a tensor for every slot. */
-  load(name: string, bytes: Uint8Array): void {
-    const where = `adapter \`${name}\``;
-    if (this.loaded.has(name)) throw new Fault({ what: "is loaded already", where, fix: "unload it first" });
-    const tensors = parseSafetensors(bytes, where);
-    checkAdapter(tensors, this.bundle.manifest, where);
-    this.loaded.set(name, tensors);
+  get adapters(): string[] {
+    return [...this.loaded.keys()].filter((name) => name !== null);
   }
 
+  /** Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle. */
+  load(name: string, bytes: Uint8Array, labels: string[] | null = null): void {
+    const where = `adapter \`${name}\``;
+    if (this.loaded.has(name)) throw new Fault({ what: "is loaded already", where, fix: "unload it first" });
+    const { tensors, modelVersion } = parseAdapterFile(bytes, where);
+    checkAdapter(tensors, this.bundle.manifest, where);
+    checkModelVersion(modelVersion, this.bundle.manifest, where);
+    this.loaded.set(name, { tensors, head: headOf(tensors, this.bundle.manifest, labels, where) });
+  }
+
+  /** Forget an adapter; calls that run with it at this moment end well. */
   unload(name: string): void {
     if (!this.loaded.delete(name)) throw new Fault({ what: "is not loaded", where: `adapter \`${name}\`` });
   }
 
-  async run(inputs: Inputs, choice: Choice): Promise<Outputs> {
+  async run(inputs: Inputs, choice: Choice): Promise<Result> {
     checkInputs(inputs, this.bundle.manifest);
-    const tensors = this.loaded.get(choice);
-    if (!tensors) throw new Fault({ what: "is not loaded", where: `adapter \`${choice}\``, fix: "load it first" });
-    return this.session.run({ ...inputs, ...Object.fromEntries(tensors) });
+    const chosen = this.loaded.get(choice);
+    if (!chosen) {
+      const expected = `one of ${this.adapters.map((name) => `\`${name}\``).join(", ")}`;
+      throw new Fault({ what: "is not loaded", where: `adapter \`${choice}\``, expected, fix: "load it first" });
+    }
+    const heads = Array<Head>(batchOf(inputs)).fill(chosen.head);
+    const feeds = { ...inputs, ...Object.fromEntries(chosen.tensors) };
+    return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
   }
 }
 
@@ -59,26 +82,43 @@ export class Bank {
   ) {}
 
   static async open(bundle: Bundle): Promise<Bank> {
-    if (!bundle.manifest.bank) throw new Fault({ what: "the manifest describes no bank" });
     return new Bank(bundle, await bundle.open("bank"));
   }
 
-  async run(inputs: Inputs, choices: Choice[]): Promise<Outputs> {
-    checkInputs(inputs, this.bundle.manifest);
-    const batch = Object.values(inputs)[0]!.dims[0]!;
-    if (choices.length !== batch) {
-      throw new Fault({ what: "not one adapter for each row", found: `${choices.length}`, expected: `${batch}` });
-    }
-    const ids = BigInt64Array.from(choices, (choice) => BigInt(this.row(choice)));
-    return this.session.run({ ...inputs, [this.bundle.manifest.bank!.ids]: new Tensor("int64", ids, [batch]) });
+  async run(inputs: Inputs, choices: Choice[]): Promise<Result> {
+    checkRows(inputs, this.bundle, choices);
+    const heads = choices.map((choice) => (choice === null ? NO_HEAD : this.bundle.adapter(choice)));
+    const ids = BigInt64Array.from(choices, (choice) => BigInt(rowOf(this.bundle, choice)));
+    const feeds = { ...inputs, [this.bundle.bank.ids]: new Tensor("int64", ids, [choices.length]) };
+    return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
+  }
+}
+
+/** The bank with shares: a blend of adapters for every row of the batch. */
+export class Mixture {
+  private constructor(
+    private readonly bundle: Bundle,
+    private readonly session: InferenceSession,
+  ) {}
+
+  static async open(bundle: Bundle): Promise<Mixture> {
+    return new Mixture(bundle, await bundle.open("mixture"));
   }
 
-  /** Never a number from outside: an id of −1 would take the last adapter without a word. */
-  private row(choice: Choice): number {
-    const at = this.bundle.manifest.bank!.rows.indexOf(choice);
-    if (at >= 0) return at;
-    if (choice !== null) this.bundle.adapter(choice); // says which there are
-    throw new Fault({ what: "is not in the bank", where: `adapter \`${choice}\`` });
+  /** @param rows for each row of the batch, shares that should sum to 1; who is not named has none. */
+  async run(inputs: Inputs, rows: Map<Choice, number>[]): Promise<Outputs> {
+    checkRows(inputs, this.bundle, rows);
+    const width = this.bundle.bank.rows.length;
+    const weights = new Float32Array(rows.length * width);
+    rows.forEach((shares, row) => {
+      for (const [choice, share] of shares) {
+        const at = rowOf(this.bundle, choice);
+        if (!Number.isFinite(share)) throw new Fault({ what: "a share is no number", where: `adapter \`${choice}\`` });
+        weights[row * width + at] = share;
+      }
+    });
+    const feeds = { ...inputs, [this.bundle.bank.weights]: new Tensor("float32", weights, [rows.length, width]) };
+    return run(this.session, feeds);
   }
 }
 
@@ -87,14 +127,49 @@ export class Baked {
   private constructor(
     private readonly bundle: Bundle,
     private readonly session: InferenceSession,
+    private readonly head: Head,
   ) {}
 
   static async open(bundle: Bundle, adapter: string): Promise<Baked> {
-    return new Baked(bundle, await bundle.openBaked(adapter));
+    return new Baked(bundle, await bundle.openBaked(adapter), bundle.adapter(adapter));
   }
 
-  async run(inputs: Inputs): Promise<Outputs> {
+  async run(inputs: Inputs): Promise<Result> {
     checkInputs(inputs, this.bundle.manifest);
-    return this.session.run(inputs);
+    const heads = Array<Head>(batchOf(inputs)).fill(this.head);
+    return { outputs: await run(this.session, inputs, outputsOf(this.bundle, heads)), heads };
   }
+}
+
+async function run(session: InferenceSession, feeds: Inputs, outputs = session.outputNames): Promise<Outputs> {
+  try {
+    return (await session.run(feeds, outputs)) as Outputs;
+  } catch (error) {
+    const fix = "check their lengths against what the base takes";
+    throw new Fault({ what: "ONNX Runtime cannot compute these inputs", found: String(error), fix });
+  }
+}
+
+/** The outputs of the base, and those of some heads; those of others mean nothing. */
+function outputsOf(bundle: Bundle, heads: Head[]): string[] {
+  const named = heads.map((head) => head.output).filter((output) => output !== null);
+  return [...new Set([...Object.keys(bundle.manifest.golden.absolute), ...named])];
+}
+
+/** Never a number from outside: an id of −1 would take the last adapter without a word. */
+function rowOf(bundle: Bundle, choice: Choice): number {
+  const at = bundle.bank.rows.indexOf(choice);
+  if (at >= 0) return at;
+  if (choice !== null) bundle.adapter(choice); // says which there are
+  throw new Fault({ what: "is not in the bank", where: `adapter \`${choice ?? "base"}\`` });
+}
+
+function checkRows(inputs: Inputs, bundle: Bundle, rows: unknown[]): void {
+  checkInputs(inputs, bundle.manifest);
+  const [found, expected] = [rows.length, batchOf(inputs)];
+  if (found !== expected) throw new Fault({ what: "not one adapter for each row", found: `${found}`, expected: `${expected}` });
+}
+
+function batchOf(inputs: Inputs): number {
+  return Object.values(inputs)[0]!.dims[0]!;
 }

@@ -17,6 +17,7 @@ export function parseSafetensors(bytes: Uint8Array, where: string): Map<string, 
     const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length))) as Record<string, Entry>;
     delete header["__metadata__"];
     const body = bytes.subarray(8 + length);
+    checkSpans(Object.values(header), body.length);
     return new Map(Object.entries(header).map(([name, entry]) => [name, tensor(entry, body)]));
   } catch (error) {
     const fix = "take the file from its source again";
@@ -24,12 +25,20 @@ export function parseSafetensors(bytes: Uint8Array, where: string): Map<string, 
   }
 }
 
+/** Tensors lie one behind the other, without gaps, to the end of the file. */
+function checkSpans(entries: Entry[], size: number): void {
+  let at = 0;
+  const spans = entries.map((entry) => entry.data_offsets).sort(([a, b], [c, d]) => a - c || b - d);
+  for (const [begin, end] of spans) {
+    if (begin !== at || !(end >= begin)) throw new Error("tensors overlap, or there is a gap between them");
+    at = end;
+  }
+  if (at !== size) throw new Error(at > size ? "a tensor is cut off" : "bytes are left over");
+}
+
 function tensor({ dtype, shape, data_offsets: [begin, end] }: Entry, body: Uint8Array): Tensor {
-  if (begin > end || end > body.length) throw new Error("a tensor is cut off");
   const { buffer } = new Uint8Array(body.subarray(begin, end)); // a copy: typed arrays begin at a multiple of their size
-  const made = typed(dtype, buffer, shape);
-  if (made.size !== made.data.length) throw new Error("a shape does not fit its bytes");
-  return made;
+  return typed(dtype, buffer, shape); // which throws if the shape does not fit the bytes
 }
 
 function typed(dtype: string, buffer: ArrayBuffer, shape: number[]): Tensor {

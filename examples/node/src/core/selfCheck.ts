@@ -1,13 +1,15 @@
 /** A bundle held against its golden vectors, in every way that this binding can run it. */
 import type { Tensor } from "onnxruntime-common";
 
+import { MASKED } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
+import { Fault } from "./fault.js";
 import type { GoldenRecord } from "./manifest.js";
 import type { Inputs } from "./request.js";
-import { Baked, Bank, FedAdapters, type Outputs } from "./runners.js";
+import { Baked, Bank, FedAdapters, Mixture, type Outputs } from "./runners.js";
 
 export interface Finding {
-  flavour: "inputs" | "bank" | "baked";
+  flavour: "inputs" | "bank" | "mixture" | "baked";
   /** Null is the base. */
   adapter: Choice;
   /** Rows of one batch through different adapters. */
@@ -16,8 +18,7 @@ export interface Finding {
   worst: number;
 }
 
-/** The logits of classes that an adapter of a bank does not have are below. */
-const MASKED = -1e30;
+type RunRows = (inputs: Inputs, rows: Choice[]) => Promise<Outputs>;
 
 /** The golden vectors of the base or of one adapter. */
 class Golden {
@@ -33,38 +34,56 @@ class Golden {
   }
 
   inputs(name: string): Inputs {
-    return Object.fromEntries(this.inputNames.map((input) => [input, this.tensors.get(`${name}.input.${input}`)!]));
+    return Object.fromEntries(this.inputNames.map((input) => [input, this.tensor(`${name}.input.${input}`)]));
   }
 
   output(name: string, output: string): Tensor {
-    return this.tensors.get(`${name}.output.${output}`)!;
+    return this.tensor(`${name}.output.${output}`);
+  }
+
+  private tensor(name: string): Tensor {
+    const tensor = this.tensors.get(name);
+    if (!tensor) throw new Fault({ what: `has no tensor \`${name}\``, where: this.record.path });
+    return tensor;
   }
 }
 
 export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
-  const { graphs, adapters, batch_invariant: batchInvariant } = bundle.manifest;
+  const { graphs, adapters } = bundle.manifest;
   const findings: Finding[] = [];
   if (graphs.inputs) {
     const fed = await FedAdapters.open(bundle);
     for (const adapter of bundle.choices) {
-      const worst = await worstOf(await Golden.of(bundle, adapter), (inputs) => fed.run(inputs, adapter));
-      findings.push({ flavour: "inputs", adapter, mixed: false, worst });
+      const run = async (inputs: Inputs) => (await fed.run(inputs, adapter)).outputs;
+      findings.push({ flavour: "inputs", adapter, mixed: false, worst: await worstOf(await Golden.of(bundle, adapter), run) });
     }
   }
   if (graphs.bank) {
     const bank = await Bank.open(bundle);
-    for (const adapter of bundle.choices) {
-      findings.push({ flavour: "bank", adapter, mixed: false, worst: await worstOfBank(bundle, bank, [adapter]) });
-    }
-    if (batchInvariant) {
-      const worst = await worstOfBank(bundle, bank, bundle.choices);
-      findings.push({ flavour: "bank", adapter: null, mixed: true, worst });
-    }
+    findings.push(...(await checkRows(bundle, "bank", async (inputs, rows) => (await bank.run(inputs, rows)).outputs)));
+  }
+  if (graphs.mixture) {
+    const mixture = await Mixture.open(bundle);
+    const run: RunRows = (inputs, rows) => mixture.run(inputs, rows.map((choice) => new Map([[choice, 1]])));
+    findings.push(...(await checkRows(bundle, "mixture", run)));
   }
   for (const { name: adapter } of adapters.filter((record) => record.baked)) {
     const graph = await Baked.open(bundle, adapter);
-    const worst = await worstOf(await Golden.of(bundle, adapter), (inputs) => graph.run(inputs));
-    findings.push({ flavour: "baked", adapter, mixed: false, worst });
+    const run = async (inputs: Inputs) => (await graph.run(inputs)).outputs;
+    findings.push({ flavour: "baked", adapter, mixed: false, worst: await worstOf(await Golden.of(bundle, adapter), run) });
+  }
+  return findings;
+}
+
+async function checkRows(bundle: Bundle, flavour: "bank" | "mixture", run: RunRows): Promise<Finding[]> {
+  const choices = bundle.bank.rows;
+  const goldens = await Promise.all(choices.map((choice) => Golden.of(bundle, choice)));
+  const findings: Finding[] = [];
+  for (const [at, adapter] of choices.entries()) {
+    findings.push({ flavour, adapter, mixed: false, worst: await worstOfRows([goldens[at]!], [adapter], run) });
+  }
+  if (bundle.manifest.batch_invariant) {
+    findings.push({ flavour, adapter: null, mixed: true, worst: await worstOfRows(goldens, choices, run) });
   }
   return findings;
 }
@@ -74,7 +93,7 @@ async function worstOf(golden: Golden, run: (inputs: Inputs) => Promise<Outputs>
   for (const name of golden.record.cases) {
     const outputs = await run(golden.inputs(name));
     for (const [output, allowed] of Object.entries(golden.record.absolute)) {
-      const [found, expected] = [outputs[output] as Tensor, golden.output(name, output)];
+      const [found, expected] = [outputs[output]!, golden.output(name, output)];
       const alike = String(found.dims) === String(expected.dims);
       worst = Math.max(worst, alike ? deviation(numbers(found), numbers(expected), allowed) : Infinity);
     }
@@ -82,23 +101,26 @@ async function worstOf(golden: Golden, run: (inputs: Inputs) => Promise<Outputs>
   return worst;
 }
 
-/** Run every case with row r through choice r, beginning anew when they are used up. */
-async function worstOfBank(bundle: Bundle, bank: Bank, choices: Choice[]): Promise<number> {
-  const goldens = await Promise.all(choices.map((choice) => Golden.of(bundle, choice)));
+/** Run every case with a choice for each row, and as often as it takes for everyone to have a turn. */
+async function worstOfRows(goldens: Golden[], choices: Choice[], run: RunRows): Promise<number> {
   let worst = 0;
   for (const name of goldens[0]!.record.cases) {
     const inputs = goldens[0]!.inputs(name); // the cases of all adapters have the same inputs
-    const rows = [...Array(Object.values(inputs)[0]!.dims[0]!).keys()];
-    const outputs = await bank.run(inputs, rows.map((row) => choices[row % choices.length]!));
-    for (const row of rows) {
-      const golden = goldens[row % goldens.length]!;
-      for (const [output, allowed] of Object.entries(golden.record.absolute)) {
-        const found = outputs[output] as Tensor;
-        worst = Math.max(worst, rowDeviation(found, golden.output(name, output), row, allowed));
-      }
+    const batch = Object.values(inputs)[0]!.dims[0]!;
+    for (let first = 0; first < choices.length; first += batch) {
+      const turns = Array.from({ length: batch }, (_, row) => (first + row) % choices.length);
+      const outputs = await run(inputs, turns.map((turn) => choices[turn]!));
+      worst = Math.max(worst, ...turns.map((turn, row) => deviationOfRow(goldens[turn]!, name, outputs, row)));
     }
   }
   return worst;
+}
+
+function deviationOfRow(golden: Golden, name: string, outputs: Outputs, row: number): number {
+  const each = Object.entries(golden.record.absolute).map(([output, allowed]) => {
+    return rowDeviation(outputs[output]!, golden.output(name, output), row, allowed);
+  });
+  return Math.max(...each);
 }
 
 /** One row of a bank's output; along the last axis it may have more classes than the adapter, which must be masked. */

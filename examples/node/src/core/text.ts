@@ -1,4 +1,4 @@
-/** Texts to inputs, and logits to labels. */
+/** Texts to inputs. */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { Tensor } from "onnxruntime-common";
 
@@ -6,10 +6,12 @@ import type { Bundle } from "./bundle.js";
 import { Fault } from "./fault.js";
 import type { Inputs } from "./request.js";
 
-export interface Scored {
-  label: string;
-  probability: number;
-}
+/** What each input of a base that reads texts holds. */
+const COLUMNS: Record<string, (row: number[], at: number) => number> = {
+  input_ids: (row, at) => row[at] ?? 0,
+  attention_mask: (row, at) => Number(at < row.length),
+  token_type_ids: () => 0,
+};
 
 /** The bundle's tokenizer. */
 export class TextInputs {
@@ -21,44 +23,36 @@ export class TextInputs {
 
   static async open(bundle: Bundle): Promise<TextInputs> {
     const text = bundle.manifest.text;
-    if (!text) throw new Fault({ what: "the bundle has no tokenizer", fix: "give ids" });
+    if (!text) throw new Fault({ what: "the bundle has no tokenizer", fix: "give arrays" });
     const config = JSON.parse(new TextDecoder().decode(await bundle.read(text.tokenizer))) as object;
     return new TextInputs(bundle, new Tokenizer(config, {}), text.max_tokens);
   }
 
-  /** The inputs of a batch, padded to its longest text. */
+  /** The inputs of a batch, padded to its longest text; longer ones than the base takes are cut. */
   batch(texts: string[]): Inputs {
     const rows = texts.map((text) => this.ids(text));
     const tokens = Math.max(...rows.map((row) => row.length));
-    const columns: Record<string, (row: number[], at: number) => number> = {
-      input_ids: (row, at) => row[at] ?? 0,
-      attention_mask: (row, at) => Number(at < row.length),
-      token_type_ids: () => 0,
-    };
+    const records = this.bundle.manifest.inputs;
+    if (!records.some(({ name }) => name === "attention_mask") && rows.some((row) => row.length < tokens)) {
+      throw new Fault({ what: "texts of different lengths for a base without a mask", fix: "give one text at a time" });
+    }
     return Object.fromEntries(
-      this.bundle.manifest.inputs.map(({ name, dtype }) => {
-        const column = columns[name];
+      records.map(({ name, dtype }) => {
+        const column = COLUMNS[name];
         if (!column || dtype !== "int64") throw new Fault({ what: "an input that no text gives", where: `\`${name}\`` });
-        const values = rows.flatMap((row) => [...Array(tokens).keys()].map((at) => BigInt(column(row, at))));
+        const values = rows.flatMap((row) => Array.from({ length: tokens }, (_, at) => BigInt(column(row, at))));
         return [name, new Tensor("int64", BigInt64Array.from(values), [rows.length, tokens])];
       }),
     );
   }
 
+  /** The ids of a text, cut to what the base takes; the special tokens around it stay. */
   private ids(text: string): number[] {
-    const { ids } = this.tokenizer.encode(text);
+    const ids: number[] = this.tokenizer.encode(text).ids;
     if (ids.length <= this.maxTokens) return ids;
-    const [found, expected] = [`${ids.length} tokens`, `at most ${this.maxTokens}`];
-    throw new Fault({ what: "a text is too long for the base", found, expected, fix: "shorten it" });
+    const own: number[] = this.tokenizer.encode(text, { add_special_tokens: false }).ids;
+    const before = ids.findIndex((_, start) => own.every((id, at) => ids[start + at] === id));
+    const around = ids.length - own.length;
+    return [...ids.slice(0, before), ...own.slice(0, this.maxTokens - around), ...ids.slice(before + own.length)];
   }
-}
-
-/** The classes of one row with their probabilities, the likeliest first. */
-export function softmax(logits: Float32Array, labels: string[]): Scored[] {
-  const own = logits.subarray(0, labels.length);
-  const highest = Math.max(...own);
-  const powers = Array.from(own, (logit) => Math.exp(logit - highest));
-  const total = powers.reduce((sum, power) => sum + power, 0);
-  const scored = labels.map((label, at) => ({ label, probability: powers[at]! / total }));
-  return scored.sort((one, other) => other.probability - one.probability);
 }
