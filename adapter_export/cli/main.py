@@ -104,8 +104,21 @@ class LazyGroup(click.Group):
         extra["obj"] = _Call(json="--json" in arguments, debug="--debug" in arguments)
         return super().main(arguments, *rest, **extra)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the options of the group; a group inside another leaves its errors to that one."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.ClickException as error:
+            if parent is None:
+                _report_call(error, extra.get("obj") or _Call())
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command; a group inside another leaves its errors to that one."""
+        if ctx.parent is not None:
+            return super().invoke(ctx)
         call = ctx.ensure_object(_Call)
         try:
             with warnings.catch_warnings():
@@ -115,10 +128,11 @@ class LazyGroup(click.Group):
         except (click.exceptions.Exit, click.Abort):
             raise
         except click.ClickException as error:
-            if call.json:
-                _say_json({"error": "UsageError", "what": error.format_message(), "exit_code": error.exit_code})
+            _report_call(error, call)
             raise
         except KeyboardInterrupt:
+            if call.json:
+                _say_json({"error": "Interrupted", "what": "interrupted", "exit_code": _INTERRUPTED})
             click.echo("\ninterrupted.", err=True)
             ctx.exit(_INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - the outermost place; whatever arrives becomes a message
@@ -131,6 +145,12 @@ class _Call:
 
     json: bool = False
     debug: bool = False
+
+
+def _report_call(error: click.ClickException, call: _Call) -> None:
+    """Say a wrong call as JSON; click says it in words."""
+    if call.json:
+        _say_json({"error": "UsageError", "what": error.format_message(), "exit_code": error.exit_code})
 
 
 def _report(error: Exception, call: _Call) -> int:

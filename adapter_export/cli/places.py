@@ -96,7 +96,7 @@ def find_adapter(place: str, model: Path) -> Path:
     """
     candidates = [Path(place)]
     if Path(place).name == place:
-        candidates += [model.parent / place, Path(_COLLECTION) / place]
+        candidates = list(dict.fromkeys([*candidates, model.parent / place, Path(_COLLECTION) / place]))
     found = list({path.resolve(): path for path in candidates if _looks_like_one(path)}.values())
     if len(found) > 1:
         raise AdapterError(

@@ -84,4 +84,5 @@ def test_wrong_calls_are_named(cli, adapters: Path, tmp_path: Path, words: str) 
 
 
 def test_a_member_that_is_not_there_is_named(cli, adapters: Path, tmp_path: Path) -> None:
-    cli.refused(3, "is not an adapter", "compose", "stack", "topic", "missing", "-o", tmp_path / "c", folder=adapters)
+    words = "looked at `missing`, `adapters/missing`."
+    cli.refused(3, words, "compose", "stack", "topic", "missing", "-o", tmp_path / "c", folder=adapters)

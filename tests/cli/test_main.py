@@ -14,7 +14,10 @@ from adapter_export.cli.main import COMMANDS, Entry, LazyGroup, main
 FAILURES = '''
 import errno, os, warnings
 import click
+from adapter_export.cli.main import Entry, LazyGroup
 from adapter_export.errors import FormatError, NothingComparedError, UsageError
+
+inner = LazyGroup("in", table={"fail": Entry("failing_command:fail", "Fail.")})
 
 @click.command()
 @click.argument("what")
@@ -34,6 +37,9 @@ def fail(what, as_json):
 '''
 
 
+INNER = "failing_command:inner"
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs a group with one command that fails as it is told to."""
@@ -41,7 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    group = LazyGroup("tool", table={"fail": Entry("failing_command:fail", "Fail.")})
+    group = LazyGroup("tool", table={"fail": Entry("failing_command:fail", "Fail."), "in": Entry(INNER, "More.")})
 
     def call(*arguments: str) -> Result:
         return CliRunner().invoke(group, arguments)
@@ -70,9 +76,10 @@ def test_a_full_disk_names_the_file(run) -> None:
     assert "out.bin: could not be read or written (No space left on device)" in found
 
 
+@pytest.mark.parametrize("group", [(), ("in",)], ids=["a command", "a command of a group in a group"])
 @pytest.mark.parametrize("what", ["format", "usage", "nothing", "disk", "memory", "bug"])
-def test_errors_are_json_on_stdout_where_json_is_asked_for(run, what: str) -> None:
-    found = run("fail", what, "--json")
+def test_errors_are_json_on_stdout_where_json_is_asked_for(run, what: str, group: tuple[str, ...]) -> None:
+    found = run(*group, "fail", what, "--json")
     document = json.loads(found.stdout)
     assert document["exit_code"] == found.exit_code == CODES[what]
     assert document["error"]
@@ -92,11 +99,28 @@ def test_the_json_of_an_error_has_its_facts(run) -> None:
     }
 
 
-def test_a_wrong_call_is_json_too(run) -> None:
-    found = run("fail", "--json")
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (("fail",), "Missing argument"),
+        (("in", "fail"), "Missing argument"),
+        (("in", "fial"), "did you mean `fail`?"),
+        (("in",), "No such option '--json'"),
+        ((), "No such option '--json'"),
+    ],
+)
+def test_a_wrong_call_is_one_document_too(run, call: tuple[str, ...], words: str) -> None:
+    found = run(*call, "--json")
     assert found.exit_code == 2
-    assert json.loads(found.stdout)["error"] == "UsageError"
-    assert "Missing argument" in found.stderr
+    document = json.loads(found.stdout)
+    assert document["error"] == "UsageError"
+    assert words in document["what"]
+    assert words in found.stderr
+
+
+def test_an_interrupt_is_json_too(run) -> None:
+    found = run("fail", "interrupt", "--json")
+    assert json.loads(found.stdout)["exit_code"] == found.exit_code == 130
 
 
 def test_a_bug_leaves_its_traceback_in_a_file(run, tmp_path: Path) -> None:
