@@ -154,6 +154,20 @@ class GoldenRecord:
 
 
 @dataclass(frozen=True)
+class MixRecord:
+    """The weights of a weighted fusion, which each request may give.
+
+    Attributes:
+        slots: where they go, in the place of the adapter's own tensors: the same float32 [1, members] or [batch,
+            members] to every one of them.
+        members: what each column weighs, by the names that the members had when they were fused.
+    """
+
+    slots: Annotated[tuple[str, ...], check_not_empty]
+    members: Annotated[tuple[str, ...], check_not_empty]
+
+
+@dataclass(frozen=True)
 class AdapterRecord:
     """One adapter of the bundle.
 
@@ -171,6 +185,7 @@ class AdapterRecord:
         task: what its head is for; none without a head.
         output: the output of the graph that holds the result of its head; none without one.
         baked: the graph in which it is constant, if there is one.
+        mix: the weights that a request may give it; none if it is no weighted fusion.
     """
 
     name: Annotated[str, check_name]
@@ -185,6 +200,7 @@ class AdapterRecord:
     task: Task | None = None
     output: str | None = None
     baked: RelativePath | None = None
+    mix: MixRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ def _check_references(manifest: Manifest) -> None:
     _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, _graphs(manifest))
     for index, adapter in enumerate(manifest.adapters):
         _check_head(manifest, adapter, f"adapters[{index}]")
+        _check_mix(manifest, adapter, f"adapters[{index}].mix")
 
 
 def _check_bank(manifest: Manifest) -> None:
@@ -150,6 +151,25 @@ def _check_head(manifest: Manifest, adapter: AdapterRecord, place: str) -> None:
             found=f"task {adapter.task}, output {adapter.output}, labels {adapter.labels}",
             expected=f"a task and an output, or neither; labels for {' and '.join(LABELLED)}",
         )
+
+
+def _check_mix(manifest: Manifest, adapter: AdapterRecord, place: str) -> None:
+    """Weights that a request gives have a column for each member in every slot that they go to."""
+    if adapter.mix is None:
+        return
+    slots = {slot.name: slot for slot in manifest.slots}
+    _check_known(f"{place}.slots", adapter.mix.slots, set(slots))
+    _check_unique(f"{place}.members", adapter.mix.members)
+    _check_unique(f"{place}.slots", adapter.mix.slots)
+    for name in adapter.mix.slots:
+        axes = slots[name].axes
+        if len(axes) != 2 or not isinstance(axes[0], str) or axes[1] != len(adapter.mix.members):
+            raise FormatError(
+                "weights of a fusion go to a slot of another shape",
+                where=f"`$.{place}.slots`",
+                found=f"`{name}` with shape {list(axes)}",
+                expected=f"[rows, {len(adapter.mix.members)}], a column for each of its members",
+            )
 
 
 def _golden(manifest: Manifest) -> Iterator[tuple[str, GoldenRecord]]:

@@ -15,6 +15,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx.adapter_file import write_adapter_file
 from adapter_export.onnx.golden import Golden
 from adapter_export.onnx.head_outputs import HeadSum, adapter_output
+from adapter_export.onnx.mix import mix_record
 from adapter_export.onnx.slots import SlotPlan, slot_tensors
 
 BASE_NAME = "base"
@@ -68,6 +69,7 @@ class EntryWriter:
             golden=self.golden(adapter.name, golden),
             task=None if adapter.head is None else adapter.head.task,
             output=adapter_output(self.heads, adapter),
+            mix=mix_record(self.plan, adapter),
         )
 
     def _new(self, path: str) -> Path:

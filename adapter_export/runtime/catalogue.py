@@ -11,6 +11,7 @@ from threading import Lock
 import onnxruntime as ort
 
 from adapter_export.errors import RequestError
+from adapter_export.format.manifest import MixRecord
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime.leases import Counts
 from adapter_export.runtime.loaded import LoadedAdapter
@@ -37,6 +38,7 @@ class Entry:
         row: where the bank of the bundle holds it; none if it does not.
         held: the adapter, for those that stay in memory.
         read: reads the others, and holds them against their hashes.
+        mix: the weights that a call may give it, if it is a weighted fusion of the bundle.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Entry:
     row: int | None
     held: Resident | None
     read: Callable[[], Resident]
+    mix: MixRecord | None = None
 
 
 class Catalogue:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapter_export.errors import HashError
@@ -71,10 +71,10 @@ class Loader:
         row = rows.index(record.name) if record.name in rows else None
         if not on_demand:
             found = self._read(path, digest, claim)
-            return self._entry(record.name, found, row, found, lambda: found)
+            return replace(self._entry(record.name, found, row, found, lambda: found), mix=record.mix)
         serial = self.next_serial()
         facts = (record.output, record.task, record.labels)
-        return Entry(record.name, serial, *facts, row, None, lambda: self._read(path, digest, claim))
+        return Entry(record.name, serial, *facts, row, None, lambda: self._read(path, digest, claim), record.mix)
 
     def _entry(
         self, name: str, found: Resident, row: int | None, held: Resident | None, read: Callable[[], Resident]

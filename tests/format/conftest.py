@@ -17,6 +17,7 @@ from adapter_export.format.manifest import (
     HeadRecord,
     InputRecord,
     Manifest,
+    MixRecord,
     OutputRecord,
     SiteRecord,
     SlotRecord,
@@ -96,6 +97,7 @@ def manifest(bundle: Path) -> Manifest:
         golden=replace(golden, path="golden/tiny-1.0.safetensors", absolute={"logits": 1e-5, "hidden": 2e-5}),
         task="sequence_classification",
         output="logits",
+        mix=MixRecord(("adapter.shared.mix.weights",), ("first", "second")),
     )
     return Manifest(
         version=MANIFEST_VERSION,
@@ -119,6 +121,7 @@ def manifest(bundle: Path) -> Manifest:
         slots=(
             SlotRecord("adapter.layers.0.ffn.up.bias", "layers.0.ffn", "bottleneck", "up.bias", (8,), (8,)),
             SlotRecord("adapter.head.classifier.bias", "head", "head", "classifier.bias", ("classes",), (1,)),
+            SlotRecord("adapter.shared.mix.weights", "shared", "mix", "mix.weights", ("rows", 2), (1, 2)),
         ),
         adapters=(record,),
         golden=golden,

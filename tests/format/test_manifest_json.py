@@ -192,6 +192,26 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     ),
     "adapter without hash": (lambda d: d["adapters"][0].update(source="other"), FormatError, "`other/weights.safet"),
     "tokenizer without hash": (lambda d: d["text"].update(tokenizer="other.json"), FormatError, "`$.text.tokenizer`"),
+    "weights to no slot": (
+        lambda d: d["adapters"][0]["mix"].update(slots=["other"]),
+        FormatError,
+        "`$.adapters[0].mix.slots`: a name that stands nowhere else",
+    ),
+    "weights without a column for each member": (
+        lambda d: d["adapters"][0]["mix"].update(members=["first", "second", "third"]),
+        FormatError,
+        "with shape ['rows', 2]; expected [rows, 3]",
+    ),
+    "weights to a slot of something else": (
+        lambda d: d["adapters"][0]["mix"].update(slots=["adapter.head.classifier.bias"]),
+        FormatError,
+        "with shape ['classes']",
+    ),
+    "a member twice": (
+        lambda d: d["adapters"][0]["mix"].update(members=["first", "first"]),
+        FormatError,
+        "`$.adapters[0].mix.members`: a name occurs twice",
+    ),
     "lists itself": (lambda d: d["files"][0].update(path="manifest.json"), FormatError, "`manifest.json`"),
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.compose.members import Here, Parts, compose, members_of, replaced_by
+from adapter_export.graph.compose.members import COMPOSITION, Here, Parts, compose, members_of, replaced_by
 from adapter_export.graph.compose.merge import Merged
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node
 
@@ -23,6 +23,9 @@ Residual = Literal["once", "literal"]
 
 MIX = "mix.weights"
 """The parameter [rows, N] of a weighted fusion, shared by all sites."""
+
+WEIGHTED = "weighted_fusion"
+"""The kind of a weighted fusion, and its type in the record."""
 
 _SUM_TOLERANCE = 1e-6
 
@@ -98,8 +101,7 @@ def weighted_fusion(
     def drawn(_: Mapping[str, tuple[int, ...]]) -> Weights:
         return {MIX: np.array([shares], np.float32)}
 
-    record = {"type": "weighted_fusion", "residual": residual}
-    parts = Parts(name, "weighted_fusion", record, drawn, {"rows": 1})
+    parts = Parts(name, WEIGHTED, {"type": WEIGHTED, "residual": residual}, drawn, {"rows": 1})
     return compose(members_of(adapters), parts, _weighted(residual), head)
 
 
@@ -123,6 +125,16 @@ def shares_of(adapters: Sequence[Adapter], weights: Shares | None) -> tuple[floa
             expected=f"a finite number for each of {', '.join(f'`{name}`' for name in names)}",
         )
     return tuple(map(float, values))
+
+
+def weighted_members(adapter: Adapter) -> tuple[str, ...] | None:
+    """The members of a weighted fusion, a column of its weights for each; none if an adapter is none."""
+    record = adapter.training.get(COMPOSITION)
+    if not isinstance(record, Mapping) or record.get("type") != WEIGHTED:
+        return None
+    names = tuple(str(member["name"]) for member in record["members"])
+    fits = all(graph.parameters.get(MIX) == ("rows", len(names)) for graph in adapter.graphs.values())
+    return names if fits else None
 
 
 def deltas(chain: Merged, here: Sequence[Here | None], target: str) -> list[str | None]:
