@@ -1,24 +1,23 @@
-"""Many requests in few calls: put together, padded, and taken apart again."""
+"""Many requests in few calls: checked, put together by length and adapter, run, and given back in their order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from adapter_export.errors import RequestError
-from adapter_export.format.axes import length, names
-from adapter_export.format.manifest import Axis, Manifest
-from adapter_export.runtime.catalogue import Entry
-from adapter_export.runtime.head_rows import own_classes
-from adapter_export.runtime.packing import Item, Rules, batches, longest
+from adapter_export.errors import within
+from adapter_export.runtime.bank import Bank
+from adapter_export.runtime.calls import Calls, Outputs
+from adapter_export.runtime.joining import batch_axis, joined, rows_can_be_told_apart, sizes_of, taken_apart
+from adapter_export.runtime.packing import Item, Rules, batches
+from adapter_export.runtime.padding import PaddingRule
 from adapter_export.runtime.progress import Progress
+from adapter_export.runtime.request import check_inputs
 
-Outputs = dict[str, np.ndarray]
-
-RunRows = Callable[[Outputs, Sequence[Entry | None]], Outputs]
-"""Runs inputs, each row with its own adapter."""
+TOKEN_BUDGET = 512
+"""How many tokens `run_many` puts into a call if nobody says it: on a CPU, larger calls save nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,83 +33,62 @@ class Request:
     adapter: str | None = None
 
 
-def run_all(items: Sequence[Item], rules: Rules, manifest: Manifest, run: RunRows, progress: Progress) -> list[Outputs]:
-    """The outputs of each item, in the order of their numbers."""
-    results: list[Outputs] = [{}] * len(items)
-    done = 0
-    for batch in batches(items, rules):
-        entries = [item.entry for item in batch for _ in range(item.rows)]
-        outputs = run(_joined(batch, manifest), entries)
-        for item, own in _taken_apart(outputs, batch, manifest):
-            results[item.index] = own
-        done += len(batch)
-        progress(done, len(items))
-    return results
+class ManyCalls:
+    """Runs any number of requests.
 
-
-def batch_axis(manifest: Manifest) -> str:
-    """The first axis of all inputs.
-
-    Raises:
-        RequestError: they have none in common, or one of a fixed length; or the base keeps a cache of tokens.
+    Args:
+        calls: runs what stands in one call.
+        bank: says which adapters may stand in one.
+        padding: says along which axes requests may be padded.
+        resident: how many different adapters one call may have.
     """
-    first = {record.axes[0] if record.axes else None for record in manifest.inputs}
-    axis = next(iter(first))
-    if len(first) > 1 or not isinstance(axis, str) or any(record.role == "cache" for record in manifest.inputs):
-        raise RequestError(
-            "the requests of this base cannot be put together",
-            found=", ".join(f"`{record.name}` {list(record.axes)}" for record in manifest.inputs),
-            expected="a batch of any length as the first axis of all inputs, and no cache",
-            fix="call `run` for each",
-        )
-    return axis
 
+    def __init__(self, calls: Calls, bank: Bank, padding: PaddingRule, resident: int) -> None:
+        self._calls = calls
+        self._manifest = calls.manifest
+        self._bank = bank
+        self._padding = padding
+        self._resident = resident
 
-def rows_can_be_told_apart(manifest: Manifest, batch: str) -> bool:
-    """Whether all outputs have the batch as their first axis."""
-    return all(record.axes[:1] == (batch,) for record in manifest.outputs)
+    def items(self, requests: Iterable[Request]) -> list[Item]:
+        """The requests, each checked, its adapter looked up.
 
+        Raises:
+            RequestError: one does not fit, and the message says which; or they cannot be put together at all.
+        """
+        batch = batch_axis(self._manifest)
+        return [self._item(index, request, batch) for index, request in enumerate(requests)]
 
-def sizes_of(arrays: Mapping[str, np.ndarray], manifest: Manifest, batch: str) -> dict[str, int]:
-    """The length of each named axis of checked inputs, but that of the batch."""
-    axes = [pair for record in manifest.inputs for pair in zip(record.axes, arrays[record.name].shape, strict=True)]
-    return {axis: size for axis, size in axes if isinstance(axis, str) and names(axis) == (axis,) and axis != batch}
+    def run(
+        self, items: Sequence[Item], token_budget: int, progress: Progress, allow_mixed_rows: bool
+    ) -> list[Outputs]:
+        """The outputs of each item, in the order of their numbers.
 
+        Raises:
+            UsageError: the budget is below 1.
+            RequestError: ONNX Runtime cannot compute them.
+        """
+        results: list[Outputs] = [{}] * len(items)
+        done = 0
+        for batch in batches(items, self._rules(items, token_budget, allow_mixed_rows)):
+            entries = [item.entry for item in batch for _ in range(item.rows)]
+            outputs = self._calls.together(joined(batch, self._manifest), entries)
+            for item, own in taken_apart(outputs, batch, self._manifest):
+                results[item.index] = own
+            done += len(batch)
+            progress(done, len(items))
+        return results
 
-def _joined(batch: Sequence[Item], manifest: Manifest) -> Outputs:
-    """The inputs of a call, filled up with zeros, which the mask hides."""
-    sizes = longest(batch)
-    inputs: Outputs = {}
-    for record in manifest.inputs:
-        shape = [length(axis, sizes) for axis in record.axes[1:]]
-        array = np.zeros((sum(item.rows for item in batch), *shape), record.dtype)
-        start = 0
-        for item in batch:
-            own = item.arrays[record.name]
-            array[(slice(start, start + item.rows), *(slice(size) for size in own.shape[1:]))] = own
-            start += item.rows
-        inputs[record.name] = array
-    return inputs
+    def _item(self, index: int, request: Request, batch: str) -> Item:
+        with within(f"request {index}"):
+            arrays = check_inputs(request.inputs, self._manifest.inputs)
+            entry = self._calls.entry(request.adapter)
+            rows = len(next(iter(arrays.values())))
+            sizes = sizes_of(arrays, self._manifest, batch)
+            return Item(index, arrays, entry, rows, sizes, self._padding.axes(entry))
 
-
-def _taken_apart(outputs: Outputs, batch: Sequence[Item], manifest: Manifest) -> Iterator[tuple[Item, Outputs]]:
-    """Each item with its own outputs, without padding, in memory of their own."""
-    heads = {head.output for head in manifest.heads}
-    axes = {record.name: record.axes for record in manifest.outputs}
-    start = 0
-    for item in batch:
-        rows = slice(start, start + item.rows)
-        found = {name: _cut(array[rows], axes[name], item) for name, array in outputs.items() if name not in heads}
-        if item.entry is not None and item.entry.output is not None:
-            output = item.entry.output
-            found[output] = own_classes(_cut(outputs[output][rows], axes[output], item)).copy()
-        yield item, found
-        start += item.rows
-
-
-def _cut(rows: np.ndarray, axes: Sequence[Axis], item: Item) -> np.ndarray:
-    known = [isinstance(axis, str) and all(name in item.sizes for name in names(axis)) for axis in axes[1:]]
-    cut = [
-        slice(length(axis, item.sizes) if is_known else None) for axis, is_known in zip(axes[1:], known, strict=True)
-    ]
-    return rows[(slice(None), *cut)].copy()
+    def _rules(self, items: Sequence[Item], token_budget: int, allow_mixed_rows: bool) -> Rules:
+        together = self._manifest.batch_invariant or allow_mixed_rows
+        apart = rows_can_be_told_apart(self._manifest, batch_axis(self._manifest))
+        adapters = self._resident if self._bank.takes([item.entry for item in items]) else 1
+        return Rules(token_budget, adapters, together and apart)

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.errors import RequestError, within
+from adapter_export.errors import within
 from adapter_export.format.files import read_bytes
 from adapter_export.graph.tasks import Task
-from adapter_export.runtime.answers import check_task, label_rows, label_tokens, row_results
+from adapter_export.runtime.answers import check_task, label_rows, label_tokens
 from adapter_export.runtime.bank import Bank, Share
-from adapter_export.runtime.binding import run_bound
-from adapter_export.runtime.catalogue import Catalogue, Entry
+from adapter_export.runtime.calls import Calls, Inputs, Outputs, Rows
+from adapter_export.runtime.catalogue import Catalogue
 from adapter_export.runtime.graphs import Graphs
-from adapter_export.runtime.head_rows import wanted_outputs
 from adapter_export.runtime.leases import Statistics
 from adapter_export.runtime.loaded import Claim
 from adapter_export.runtime.loading import Loader
-from adapter_export.runtime.many import Request, batch_axis, rows_can_be_told_apart, run_all, sizes_of
-from adapter_export.runtime.packing import Item, Rules
+from adapter_export.runtime.many import TOKEN_BUDGET, ManyCalls, Request
 from adapter_export.runtime.padding import PaddingRule
 from adapter_export.runtime.predict import Prediction
 from adapter_export.runtime.progress import Progress, as_progress
-from adapter_export.runtime.providers import Provider, on_device
-from adapter_export.runtime.request import check_inputs, check_rows
-
-Inputs = Mapping[str, np.ndarray]
-Outputs = dict[str, np.ndarray]
-Rows = Sequence[str | None]
-"""An adapter for each row of a batch; none is the base."""
-
-
-TOKEN_BUDGET = 512
-"""How many tokens `run_many` puts into a call if nobody says it: on a CPU, larger calls save nothing."""
+from adapter_export.runtime.providers import Provider
 
 
 class Session:
@@ -51,9 +39,9 @@ class Session:
         self._manifest = graphs.manifest
         self._catalogue = catalogue
         self._loader = loader
-        self._resident = resident
         self._bank = Bank(graphs, catalogue, resident)
-        self._padding = PaddingRule(graphs, catalogue)
+        self._calls = Calls(graphs, catalogue, self._bank)
+        self._many = ManyCalls(self._calls, self._bank, PaddingRule(graphs, catalogue), resident)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -124,15 +112,7 @@ class Session:
                 lacks the graph, or rows would influence each other.
             InputError: the file of an adapter that is read on demand is not what it was.
         """
-        if sum(each is not None for each in (adapter, adapters, mixture)) > 1:
-            raise RequestError("one call has one choice", expected="`adapter`, `adapters` or `mixture`")
-        arrays = check_inputs(inputs, self._manifest.inputs)
-        if mixture is not None:
-            check_rows(arrays, [sorted(share.items()) for share in mixture], self._manifest, allow_mixed_rows)
-            return self._bank.mix(self._fed(arrays), mixture)
-        if adapters is not None:
-            return self._run_rows(arrays, self._entries(adapters), allow_mixed_rows)
-        return self._run_one(arrays, self._entry(adapter))
+        return self._calls.run(inputs, adapter, adapters, mixture, allow_mixed_rows)
 
     def run_many(
         self,
@@ -161,8 +141,7 @@ class Session:
             UsageError: the budget is below 1.
             RequestError: as `run`; nothing is computed if a request does not fit, and the message says which.
         """
-        items = self._items(requests)
-        return self._run_items(items, token_budget, progress, allow_mixed_rows)
+        return self._many.run(self._many.items(requests), token_budget, as_progress(progress), allow_mixed_rows)
 
     def classify_many(
         self,
@@ -177,12 +156,12 @@ class Session:
         Raises:
             UsageError, RequestError: as `run_many`; or an adapter's task is not `sequence_classification`.
         """
-        items = self._items(requests)
+        items = self._many.items(requests)
         outputs = []
         for item in items:
             with within(f"request {item.index}"):
                 outputs.append(check_task(item.entry, "sequence_classification"))
-        results = self._run_items(items, token_budget, progress, allow_mixed_rows)
+        results = self._many.run(items, token_budget, as_progress(progress), allow_mixed_rows)
         return [
             label_rows(list(found[output]), [item.entry] * item.rows)
             for item, output, found in zip(items, outputs, results, strict=True)
@@ -194,11 +173,7 @@ class Session:
         Raises:
             RequestError: as `run`.
         """
-        entry = self._entry(adapter)
-        arrays = check_inputs(inputs, self._manifest.inputs)
-        feeds = {name: on_device(array, self.provider) for name, array in arrays.items()}
-        feeds.update({} if entry is None else self._catalogue.resident(entry).feeds)
-        return run_bound(self._graphs.session("slots"), self._outputs(entry), feeds, self.provider)
+        return self._calls.on_device(inputs, adapter)
 
     def classify(
         self, inputs: Inputs, adapter: str | None = None, *, adapters: Sequence[str] | None = None
@@ -208,7 +183,7 @@ class Session:
         Raises:
             RequestError: as `run`; or an adapter's task is not `sequence_classification`.
         """
-        results, entries = self._results(inputs, adapter, adapters, "sequence_classification")
+        results, entries = self._calls.results(inputs, adapter, adapters, "sequence_classification")
         return label_rows(results, entries)
 
     def classify_tokens(
@@ -219,7 +194,7 @@ class Session:
         Raises:
             RequestError: as `run`; or an adapter's task is not `token_classification`.
         """
-        results, entries = self._results(inputs, adapter, adapters, "token_classification")
+        results, entries = self._calls.results(inputs, adapter, adapters, "token_classification")
         return label_tokens(results, entries, inputs, self._manifest.inputs)
 
     def predict(self, inputs: Inputs, adapter: str) -> np.ndarray:
@@ -228,7 +203,7 @@ class Session:
         Raises:
             RequestError: as `run`; or the adapter's task is not `regression`.
         """
-        return np.stack(self._results(inputs, adapter, None, "regression")[0])
+        return np.stack(self._calls.results(inputs, adapter, None, "regression")[0])
 
     def embed(self, inputs: Inputs, adapter: str) -> np.ndarray:
         """Compute vectors, [batch, width] in float32.
@@ -236,7 +211,7 @@ class Session:
         Raises:
             RequestError: as `run`; or the adapter's task is not `embedding`.
         """
-        return np.stack(self._results(inputs, adapter, None, "embedding")[0])
+        return np.stack(self._calls.results(inputs, adapter, None, "embedding")[0])
 
     def load(
         self,
@@ -294,72 +269,3 @@ class Session:
             RequestError: it is not loaded.
         """
         self._bank.forget(self._catalogue.remove(name))
-
-    def _entry(self, name: str | None) -> Entry | None:
-        return None if name is None else self._catalogue.entry(name)
-
-    def _entries(self, names: Rows) -> list[Entry | None]:
-        """Each name is looked up once, so that all its rows have the same weights."""
-        found = {name: self._entry(name) for name in dict.fromkeys(names)}
-        return [found[name] for name in names]
-
-    def _outputs(self, entry: Entry | None) -> list[str]:
-        filled = () if entry is None or entry.output is None else (entry.output,)
-        return wanted_outputs(self._manifest, [filled])
-
-    def _run_one(self, arrays: Outputs, entry: Entry | None) -> Outputs:
-        feeds = self._fed(arrays)
-        feeds.update({} if entry is None else self._catalogue.resident(entry).feeds)
-        return self._graphs.run("slots", self._outputs(entry), feeds)
-
-    def _run_rows(self, arrays: Outputs, entries: Sequence[Entry | None], allow_mixed_rows: bool) -> Outputs:
-        check_rows(arrays, [None if one is None else one.serial for one in entries], self._manifest, allow_mixed_rows)
-        return self._bank.run(self._fed(arrays), entries)
-
-    def _items(self, requests: Iterable[Request]) -> list[Item]:
-        """The requests, each checked, its adapter looked up."""
-        batch = batch_axis(self._manifest)
-        return [self._item(index, request, batch) for index, request in enumerate(requests)]
-
-    def _item(self, index: int, request: Request, batch: str) -> Item:
-        with within(f"request {index}"):
-            arrays = check_inputs(request.inputs, self._manifest.inputs)
-            entry = self._entry(request.adapter)
-            rows = len(next(iter(arrays.values())))
-            sizes = sizes_of(arrays, self._manifest, batch)
-            return Item(index, arrays, entry, rows, sizes, self._padding.axes(entry))
-
-    def _run_items(
-        self, items: Sequence[Item], token_budget: int, progress: Progress | bool | None, allow_mixed_rows: bool
-    ) -> list[Outputs]:
-        together = self._manifest.batch_invariant or allow_mixed_rows
-        apart = rows_can_be_told_apart(self._manifest, batch_axis(self._manifest))
-        adapters = self._resident if self._bank.takes([item.entry for item in items]) else 1
-        rules = Rules(token_budget, adapters, together and apart)
-        return run_all(items, rules, self._manifest, self._run_mixed, as_progress(progress))
-
-    def _run_mixed(self, arrays: Outputs, entries: Sequence[Entry | None]) -> Outputs:
-        """Rows that may be in one call; those of one adapter need no bank."""
-        if len({None if entry is None else entry.serial for entry in entries}) == 1:
-            return self._run_one(arrays, entries[0])
-        return self._bank.run(self._fed(arrays), entries)
-
-    def _fed(self, arrays: Outputs) -> dict[str, ort.OrtValue]:
-        return {name: on_device(array, "cpu") for name, array in arrays.items()}
-
-    def _results(
-        self, inputs: Inputs, adapter: str | None, adapters: Sequence[str] | None, task: Task
-    ) -> tuple[list[np.ndarray], Sequence[Entry | None]]:
-        """What the heads give for each row, if they are for this task, and each row's adapter."""
-        if (adapter is None) == (adapters is None):
-            raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
-        if adapters is None:
-            entry = self._entry(adapter)
-            output = check_task(entry, task)
-            found = self._run_one(check_inputs(inputs, self._manifest.inputs), entry)[output]
-            return list(found), [entry] * len(found)
-        entries = self._entries(adapters)
-        for one in entries:
-            check_task(one, task)
-        outputs = self._run_rows(check_inputs(inputs, self._manifest.inputs), entries, allow_mixed_rows=False)
-        return row_results(outputs, entries), entries
