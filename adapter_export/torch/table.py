@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import DataError
+from adapter_export.format.tables import check_columns, read_rows
 from adapter_export.graph.tasks import DEFAULT_TASK, Task
 from adapter_export.torch.cells import pair
 from adapter_export.torch.cells import text as text_cell
 
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _LINES_NAMED = 5
-_LONGEST_CELL = 10_000_000
-_LINE = re.compile(r"[^\n]*\n|[^\n]+")  # not `splitlines`, which also splits at form feeds and U+2028
-
-Row = tuple[int, Mapping[str, Any]]
-"""A line number, counted from 1, and the cells of that line by column."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +50,11 @@ def read_table(
     Raises:
         DataError: the file cannot be read, a line is broken, a column is missing, or rows are incomplete.
     """
-    rows = list(_rows(path))
+    rows = list(read_rows(path))
     if not rows:
         raise DataError("holds no rows", where=path, expected="a line with the column names, then one row a line")
     for line, cells in rows:
-        _check_columns(cells, (text, label), path, line)
+        check_columns(cells, (text, label), f"{path}, line {line}")
     pairs = [(line, *pair(task, cells[text], cells[label], f"{path}, line {line}")) for line, cells in rows]
     incomplete = [line for line, *said in pairs if None in said]
     if incomplete and not skip_incomplete:
@@ -81,8 +72,8 @@ def read_texts(path: Path, text: str) -> tuple[str, ...]:
         DataError: the file cannot be read, a line is broken, the column is missing, or no row has a text.
     """
     found = []
-    for line, cells in _rows(path):
-        _check_columns(cells, (text,), path, line)
+    for line, cells in read_rows(path):
+        check_columns(cells, (text,), f"{path}, line {line}")
         found.append(text_cell(cells[text], f"{path}, line {line}"))
     texts = tuple(words for words in found if words is not None)
     if not texts:
@@ -106,116 +97,3 @@ def _refuse_incomplete(lines: list[int], path: Path) -> None:
         expected="both in every row",
         fix="complete these rows, or give `--skip-incomplete` to leave them out",
     )
-
-
-def _check_columns(cells: Mapping[str, Any], wanted: Iterable[str], path: Path, line: int) -> None:
-    for name in wanted:
-        if name not in cells:
-            raise DataError(
-                f"there is no column `{name}`",
-                where=f"{path}, line {line}",
-                found=", ".join(f"`{column}`" for column in cells) or "no columns",
-                fix="name the columns with `--text` and `--label`",
-            )
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    readers = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows}
-    lines = _lines(path)
-    return readers[_form(path, lines)](lines, path)
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a file with their ends, without a byte order mark."""
-    try:
-        return _LINE.findall(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=path, fix="check the path") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(
-            "is not UTF-8", where=f"{path}, line {line}", found=error.reason, fix="save the file as UTF-8"
-        ) from error
-
-
-def _form(path: Path, lines: list[str]) -> str:
-    known = _SUFFIXES.get(path.suffix.lower())
-    first = next((line for line in lines if line.strip()), "")
-    return known or ("jsonl" if first.lstrip().startswith("{") else "tsv" if "\t" in first else "csv")
-
-
-def _csv_rows(lines: list[str], path: Path) -> Iterator[Row]:
-    """Rows by RFC 4180: a quoted cell may hold commas, quotes and line ends."""
-    csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(lines, strict=True)
-    header: list[str] | None = None
-    start = 1
-    try:
-        for cells in reader:
-            if cells and header is None:
-                header = _header(cells, path, start)
-            elif cells and header is not None:
-                yield start, _by_column(header, cells, path, start)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"is not csv ({error})", where=f"{path}, line {start}", fix='write `"` inside a quoted cell as `""`'
-        ) from error
-
-
-def _tsv_rows(lines: list[str], path: Path) -> Iterator[Row]:
-    """Rows with a tab between cells; a cell that begins with a quote is quoted only if it ends with one, too."""
-    header: list[str] | None = None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        cells = _tsv_cells(line.rstrip("\r\n"))
-        if header is None:
-            header = _header(cells, path, number)
-        else:
-            yield number, _by_column(header, cells, path, number)
-
-
-def _tsv_cells(line: str) -> list[str]:
-    """The cells of one line: the tab format has no quotes of its own, but spreadsheets write them."""
-    try:
-        return next(csv.reader([line], delimiter="\t", strict=True))
-    except csv.Error:
-        return line.split("\t")
-
-
-def _jsonl_rows(lines: list[str], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield number, _json_object(line, path, number)
-
-
-def _json_object(line: str, path: Path, number: int) -> Mapping[str, Any]:
-    where = f"{path}, line {number}"
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"is not JSON ({error})", where=where, expected="one object a line") from error
-    if not isinstance(row, dict):
-        raise DataError("is not a JSON object", where=where, found=type(row).__name__, expected="one object a line")
-    return row
-
-
-def _header(cells: list[str], path: Path, line: int) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise DataError("a column name occurs twice", where=f"{path}, line {line}", found=", ".join(twice))
-    return names
-
-
-def _by_column(header: list[str], cells: list[str], path: Path, line: int) -> Mapping[str, Any]:
-    if len(cells) != len(header):
-        raise DataError(
-            "a row has a wrong number of cells",
-            where=f"{path}, line {line}",
-            found=len(cells),
-            expected=f"{len(header)} ({', '.join(header)})",
-            fix="put quotes around cells that hold the separator",
-        )
-    return dict(zip(header, cells, strict=True))
