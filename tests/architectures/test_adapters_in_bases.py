@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exported_bases import ExportedBase
 from small_bases import ARCHITECTURES, Architecture
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
@@ -29,10 +30,9 @@ from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots, slot_tensors
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.base import TorchBase, load_base, save_base
+from adapter_export.torch.base import TorchBase
 from adapter_export.torch.flow import flow_graph
 from adapter_export.torch.runner import TorchRunner
-from adapter_export.torch.to_onnx import export_onnx
 
 SHAPES = ((3, 5), (1, 9))
 TOLERANCE = 1e-4
@@ -96,23 +96,10 @@ class Base:
 
 
 @pytest.fixture(scope="module", params=LISTED)
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return make(request.param, tmp_path_factory.mktemp(request.param))
-
-
-def make(name: str, folder: Path) -> Base:
-    architecture = ARCHITECTURES[name]
-    module = architecture.build(0.15)
-    inputs = architecture.inputs(2, 7)
-    save_base(module, inputs, folder / "model.pt", axes=dict.fromkeys(inputs, axes_of(architecture)))
-    in_torch = load_base(folder / "model.pt")
-    export_onnx(in_torch, folder / "model.onnx")
-    in_onnx = open_onnx(folder / "model.onnx")
-    return Base(name, module, in_torch, in_onnx, random_adapter("a", houlsby(), in_onnx, bottleneck=4))
-
-
-def axes_of(architecture: Architecture) -> dict[int, str]:
-    return {0: "batch", 1: "tokens"} if architecture.stretches else {0: "batch"}
+def base(request: pytest.FixtureRequest, exported: Callable[[str], ExportedBase]) -> Base:
+    made = exported(request.param)
+    adapter = random_adapter("a", houlsby(), made.in_onnx, bottleneck=4)
+    return Base(made.name, made.module, made.in_torch, made.in_onnx, adapter)
 
 
 def names_and_paths(sites: SiteMap) -> list[tuple[str, str | None]]:
@@ -231,6 +218,6 @@ def export_by_the_older_exporter(module: nn.Module, architecture: Architecture, 
             dynamo=False,
             input_names=list(inputs),
             output_names=["out"],
-            dynamic_axes=dict.fromkeys(inputs, axes_of(architecture)),
+            dynamic_axes=architecture.axes(),
             opset_version=18,
         )

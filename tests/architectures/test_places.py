@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from exported_bases import ExportedBase
 from replacing import OTHERS, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_bases import ARCHITECTURES
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.insert import insert_slots
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots, slot_tensors
-from adapter_export.torch.base import TorchBase, load_base, save_base
+from adapter_export.torch.base import TorchBase
 from adapter_export.torch.runner import TorchRunner
-from adapter_export.torch.to_onnx import export_onnx
 
 CHOSEN = ("gpt2", "gpt_neox", "llama", "swiglu_block")
 """Products of rows; parallel sublayers; RMS norms; one projection for three."""
@@ -36,17 +36,11 @@ class Base:
 
 
 @pytest.fixture(scope="module", params=CHOSEN)
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
-    folder, architecture = tmp_path_factory.mktemp(request.param), ARCHITECTURES[request.param]
-    example = architecture.inputs(2, 7)
-    axes = {name: {0: "batch", 1: "tokens"} for name in example}
-    save_base(architecture.build(0.15), example, folder / "model.pt", axes=axes)
-    in_torch = load_base(folder / "model.pt")
-    export_onnx(in_torch, folder / "model.onnx")
-    in_onnx = open_onnx(folder / "model.onnx")
+def base(request: pytest.FixtureRequest, exported: Callable[[str], ExportedBase]) -> Base:
+    architecture, made = ARCHITECTURES[request.param], exported(request.param)
     inputs = {name: tensor.numpy() for name, tensor in architecture.inputs(3, 5).items()}
     real = inputs["attention_mask"] == 1 if "attention_mask" in inputs else np.ones((3, 5), bool)
-    return Base(in_torch, in_onnx, inputs, real, list(adapters_of(in_onnx)))
+    return Base(made.in_torch, made.in_onnx, inputs, real, list(adapters_of(made.in_onnx)))
 
 
 def adapters_of(base: OnnxBase) -> list[Adapter]:

@@ -6,14 +6,16 @@ and a product, in the base or in front of an adapter.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from small_bases import ARCHITECTURES
+from exported_bases import ExportedBase
 from tiny_onnx import random_adapter
 
+from adapter_export.format.manifest import Precision
 from adapter_export.graph.kinds import houlsby
-from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.optimize import check_deviation, optimized
@@ -21,17 +23,6 @@ from adapter_export.onnx.precision import with_precision
 from adapter_export.onnx.remake import deviations
 from adapter_export.reference.inputs import input_cases
 from adapter_export.runtime import Bundle
-from adapter_export.torch.base import load_base, save_base
-from adapter_export.torch.to_onnx import export_onnx
-
-
-def export(name: str, folder: Path) -> OnnxBase:
-    architecture = ARCHITECTURES[name]
-    inputs = architecture.inputs(3, 7)
-    axes = dict.fromkeys(inputs, {0: "batch", 1: "tokens"} if architecture.stretches else {0: "batch"})
-    save_base(architecture.build(0.15), inputs, folder / "model.pt", axes=axes)
-    export_onnx(load_base(folder / "model.pt"), folder / "base.onnx")
-    return open_onnx(folder / "base.onnx")
 
 
 @pytest.mark.parametrize(
@@ -44,8 +35,10 @@ def export(name: str, folder: Path) -> OnnxBase:
         ("gpt2", "int4-weights"),  # all products are `Gemm`
     ],
 )
-def test_a_bundle_is_built_and_loads_at_every_level(name: str, treatment: str, tmp_path: Path) -> None:
-    base = export(name, tmp_path)
+def test_a_bundle_is_built_and_loads_at_every_level(
+    name: str, treatment: Precision | Literal["optimize"], tmp_path: Path, exported: Callable[[str], ExportedBase]
+) -> None:
+    base = exported(name).in_onnx
     (tmp_path / "made").mkdir()
     cases = input_cases(base.inputs, seed=0, max_tokens=7)
     if treatment == "optimize":

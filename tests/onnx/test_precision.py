@@ -233,7 +233,8 @@ class TestBundle:
         rows = sum(
             result.axes["batch"]
             for result in report.outputs
-            if result.level == "all"
+            if result.form == "slots"
+            and result.level == "all"
             and result.adapter == "a"
             and result.output == "logits"
             and result.against == "reference"

@@ -77,6 +77,11 @@ class Architecture:
         mask[-1, -2:] = 0
         return {"input_ids": torch.randint(3, 50, shape), "attention_mask": mask}
 
+    def axes(self) -> dict[str, dict[int, str]]:
+        """The names of the free axes of each input."""
+        names = {0: "batch", 1: "tokens"} if self.stretches else {0: "batch"}
+        return dict.fromkeys(self.inputs(2, 7), names)
+
     def dynamic_shapes(self) -> dict[str, dict[int, torch.export.Dim]]:
         axes = {0: BATCH, 1: TOKENS} if self.stretches else {0: BATCH}
         return dict.fromkeys(self.inputs(2, 7), axes)

@@ -1,0 +1,62 @@
+"""Whether a bank and a mixture of any base give, row by row, what its graph with slots gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx.bank import insert_bank, insert_mixture
+from adapter_export.onnx.base import OnnxBase
+from adapter_export.onnx.head_outputs import head_sums
+from adapter_export.onnx.insert import insert_slots
+from adapter_export.onnx.rows import bank_rows
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots, slot_tensors
+
+Inputs = Mapping[str, np.ndarray]
+
+
+def assert_rows_are_those_of_slots(
+    base: OnnxBase, adapters: Sequence[Adapter], inputs: Inputs, *, tolerance: float, mixed: bool = True
+) -> None:
+    """Hold every row of a batch against the same row alone in the graph with slots.
+
+    Args:
+        base: the base.
+        adapters: all of them stand in the bank, behind the base.
+        inputs: a batch; every adapter has its turn in every row.
+        tolerance: the largest difference, as a share of the largest value of an output.
+        mixed: whether the rows of one run differ in their adapters, and each is compared with itself alone.
+    """
+    plan = plan_slots(adapters, base.sites)
+    slots = open_session(insert_slots(base, plan), base.folder)
+    tensors = [{}, *(slot_tensors(plan, adapter) for adapter in adapters)]
+    alone = [run_session(slots, {**inputs, **each}) for each in tensors]
+    rows = bank_rows(plan, head_sums(plan, [record.name for record in base.outputs]), adapters)
+    bank = open_session(insert_bank(base, plan, rows), base.folder)
+    mixture = open_session(insert_mixture(base, plan, rows), base.folder)
+    count, batch = len(tensors), len(next(iter(inputs.values())))
+    for start in range(count):
+        ids = (start + np.arange(batch) * mixed) % count
+        shares = np.eye(count, dtype=np.float32)[ids]
+        expected = {name: np.stack([alone[at][name][row] for row, at in enumerate(ids)]) for name in alone[0]}
+        _assert_close(run_session(bank, {**inputs, "adapter_ids": ids}), expected, tolerance, f"bank {ids}")
+        _assert_close(
+            run_session(mixture, {**inputs, "adapter_weights": shares}), expected, tolerance, f"mixture {ids}"
+        )
+    assert_all_differ(alone)
+
+
+def assert_all_differ(results: Sequence[Inputs]) -> None:
+    """That no two of them are nearly the same: else rows that change places would not be seen."""
+    for at, one in enumerate(results):
+        for other in results[:at]:
+            assert any(np.abs(one[name] - other[name]).max() > 1e-3 * np.abs(one[name]).max() for name in one)
+
+
+def _assert_close(found: Inputs, expected: Inputs, tolerance: float, what: str) -> None:
+    for name, value in expected.items():
+        allowed = tolerance * np.abs(value).max()
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=allowed, err_msg=f"{what}: {name}")
