@@ -171,10 +171,10 @@ def _settled(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for part in module.modules():
             stack.callback(setattr, part, "training", part.training)
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "use_cache", None) is not None:
-            stack.callback(setattr, config, "use_cache", config.use_cache)
-            config.use_cache = False
+            config: Any = getattr(part, "config", None)  # the parts of an encoder–decoder may have copies of their own
+            if getattr(config, "use_cache", None) is not None:
+                stack.callback(setattr, config, "use_cache", config.use_cache)
+                config.use_cache = False
         fast = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
