@@ -197,12 +197,13 @@ class AdapterError(InputError):
 class BaseMismatchError(AdapterError):
     """An adapter that was trained on another base."""
 
-    def __init__(self, adapter: str, *, found: str, expected: str) -> None:
+    def __init__(self, adapter: str, *, found: str, expected: str, can_be_allowed: bool = True) -> None:
+        allowed = ", or `--allow-base-mismatch` if you know that both are the same" if can_be_allowed else ""
         super().__init__(
             f"adapter `{adapter}` was trained on another base",
             found=f"base fingerprint {found}",
             expected=expected,
-            fix="give the base that it was trained on, or `--allow-base-mismatch` if you know that both are the same",
+            fix=f"give the base that it was trained on{allowed}",
         )
 
 

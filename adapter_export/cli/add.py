@@ -70,7 +70,7 @@ def add(
     with steps() as tell:
         tell(f"opening {against}")
         source = model_of(manifest, against, trust_pickle=trust_pickle, site_map=site_map)
-        check_site_map(chosen, source)
+        check_site_map(chosen, source.given)
         with same_precision(source, numerics(ir.load(bundle / manifest.graphs["slots"]))) as references:
             after = add_adapters(
                 bundle,

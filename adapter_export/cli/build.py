@@ -173,7 +173,7 @@ def _open(model: Path, adapters: Sequence[Adapter], trust_pickle: bool, site_map
     from adapter_export.cli.sources import open_source
 
     source = open_source(model, trust_pickle=trust_pickle, site_map=site_map)
-    check_site_map(adapters, source)
+    check_site_map(adapters, source.given)
     return source
 
 

@@ -14,6 +14,7 @@ from adapter_export.sites.given import SITE_MAP_KEY
 if TYPE_CHECKING:
     from adapter_export.cli.sources import Source
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.sites.given import GivenSites
 
 _FILES = ("adapter_graph.json", "weights.safetensors")
 _COLLECTION = "adapters"
@@ -50,15 +51,19 @@ def with_site_map(adapter: Adapter, source: Source) -> Adapter:
     return replace(adapter, training={**adapter.training, SITE_MAP_KEY: given})
 
 
-def check_site_map(adapters: Iterable[Adapter], source: Source) -> None:
+def check_site_map(adapters: Iterable[Adapter], sites: GivenSites | None) -> None:
     """Refuse an adapter that was made with another site map: its sites may be other places of the same names.
 
     Nothing is known of adapters that neither `train` nor `pack` nor `import` made.
 
+    Args:
+        adapters: the adapters.
+        sites: the site map; none without one.
+
     Raises:
         AdapterError: there is one.
     """
-    given = None if source.given is None else source.given.digest
+    given = None if sites is None else sites.digest
     for adapter in adapters:
         record = site_map_of(adapter)
         if record is not None and record[SITE_MAP_KEY] != given:
