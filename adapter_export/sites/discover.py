@@ -8,8 +8,9 @@ inside a sublayer is not on the chain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.ancestry import is_stream
@@ -17,38 +18,52 @@ from adapter_export.sites.calls import with_calls
 from adapter_export.sites.follow import block_output, follower_of, maker_of, path_of
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.linear import linear_sites
+from adapter_export.sites.roles import layers_of, role_of
 from adapter_export.sites.site import Role, Site, SiteMap
-from adapter_export.sites.stream import Residual, residual_stream
+from adapter_export.sites.stream import Residual
+from adapter_export.sites.streams import Stream, named_streams
 from adapter_export.sites.view import FlowGraph, FlowNode
 
 
 def discover(flow: FlowGraph) -> SiteMap:
     """Find the sites of a base.
 
-    A sublayer is attention if a product of activations with activations lies on its way, else ffn. A new layer starts
-    at each attention, and at an ffn whose layer has one already.
+    A sublayer is attention if a product of activations with activations lies on its way, else ffn; `role_of` and
+    `layers_of` say it in full. In a base of encoder and decoder, names begin with the stream, and the final hidden
+    state is the decoder's.
 
     Raises:
-        NoSitesError: it has no residual stream, or several; the message says what was looked at.
+        NoSitesError: it has no residual stream, or several that are no encoder and decoder; the message says what was
+            looked at.
     """
     index = FlowIndex(flow)
-    stream = residual_stream(index)
-    if not stream:
+    streams = named_streams(index)
+    if not streams:
         raise _no_sites(flow)
-    found = list(_sublayers(index, stream))
-    sublayers = [_site(index, sublayer, layer) for sublayer, layer in zip(found, _layers(found), strict=True)]
-    final = _final(index, stream[-1].total)
+    final = _final(index, streams[-1].sums[-1].total)
     if flow.rank(final) != 3:  # a stream without tokens, such as that of a network for tables
         raise _no_sites(flow)
-    sites = with_calls(index, _with_inner(index, sublayers, stream[0].x))
-    return SiteMap(tuple(sites), final, _width(flow, final))
+    sublayers: list[list[Site]] = []
+    for stream in streams:
+        first = 1 + max((site.layer for sites in sublayers for site in sites if site.layer is not None), default=-1)
+        sublayers.append(list(_stream_sites(index, stream, first)))
+    ends = stream_values(site for sites in sublayers for site in sites)
+    inner = (_with_inner(index, stream, sites, ends) for stream, sites in zip(streams, sublayers, strict=True))
+    return SiteMap(tuple(with_calls(index, chain.from_iterable(inner))), final, _width(flow, final))
 
 
-def _with_inner(index: FlowIndex, sublayers: Sequence[Site], start: str) -> Iterator[Site]:
-    """The sites in the order of evaluation: the embeddings, and each sublayer behind the linear layers inside it."""
+def _stream_sites(index: FlowIndex, stream: Stream, first: int) -> Iterator[Site]:
+    """The sublayers of a stream, whose layers count from `first` on in the base, and from 0 in their names."""
+    found = list(_sublayers(index, stream.sums))
+    for sublayer, layer in zip(found, layers_of(sublayer.role for sublayer in found), strict=True):
+        yield _site(index, sublayer, f"{stream.prefix}layers.{layer}.{sublayer.role}", first + layer)
+
+
+def _with_inner(index: FlowIndex, stream: Stream, sublayers: Iterable[Site], ends: Set[str]) -> Iterator[Site]:
+    """The sites of a stream in the order of evaluation: the embeddings, and each sublayer behind its linear layers."""
+    start = stream.sums[0].x
     if index.producer(start) is not None:  # a base may read the stream itself
-        yield embeddings_site(index, "embeddings", start)
-    ends = stream_values(sublayers)
+        yield embeddings_site(index, f"{stream.prefix}embeddings", start)
     for sublayer in sublayers:
         yield from linear_sites(index, sublayer, ends - {sublayer.h})
         yield sublayer
@@ -110,7 +125,7 @@ def _sublayers(index: FlowIndex, stream: Sequence[Residual]) -> Iterator[_Sublay
         groups.setdefault(residual.x, []).extend(_split(index, residual, residual.h, residual.add))
     continued = {residual.previous.total for residual in stream if residual.previous is not None}
     for group in groups.values():
-        ordered = sorted(group, key=lambda sublayer: sublayer.role != "attention")
+        ordered = sorted(group, key=lambda sublayer: sublayer.role == "ffn")
         total = group[-1].total
         yield from (replace(sublayer, total=total, is_last=total not in continued) for sublayer in ordered)
 
@@ -122,7 +137,7 @@ def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Itera
         for part in inner.inputs:
             yield from _split(index, residual, part, inner)
     else:
-        yield _Sublayer(_role(index, residual.x, h), residual.x, h, add, residual.total)
+        yield _Sublayer(role_of(index, residual.x, h), residual.x, h, add, residual.total)
 
 
 def _is_parallel(index: FlowIndex, x: str, add: FlowNode) -> bool:
@@ -131,29 +146,16 @@ def _is_parallel(index: FlowIndex, x: str, add: FlowNode) -> bool:
         return False
     one, other = add.inputs
     nested = index.ancestry.depends(one, on=other) or index.ancestry.depends(other, on=one)
-    return not nested and _role(index, x, one) != _role(index, x, other)
+    return not nested and role_of(index, x, one) != role_of(index, x, other)
 
 
-def _role(index: FlowIndex, x: str, h: str) -> Role:
-    return "attention" if index.ancestry.is_mixed(x, h) else "ffn"
-
-
-def _layers(sublayers: Iterable[_Sublayer]) -> Iterator[int]:
-    layer, roles = 0, set[Role]()
-    for sublayer in sublayers:
-        if roles and (sublayer.role == "attention" or "ffn" in roles):
-            layer, roles = layer + 1, set()
-        roles.add(sublayer.role)
-        yield layer
-
-
-def _site(index: FlowIndex, sublayer: _Sublayer, layer: int) -> Site:
+def _site(index: FlowIndex, sublayer: _Sublayer, name: str, layer: int) -> Site:
     positions = index.between(sublayer.x, sublayer.h)
     u = index.last_before_product(sublayer.x, positions, readers=set(positions))
     y, norm = block_output(index, sublayer.total, ends=sublayer.is_last and u != sublayer.x)
     width = _width(index.flow, sublayer.h)
     return Site(
-        name=f"layers.{layer}.{sublayer.role}",
+        name=name,
         role=sublayer.role,
         layer=layer,
         width=width,

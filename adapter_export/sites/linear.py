@@ -36,7 +36,7 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Ite
     """
     assert sublayer.x is not None  # a sublayer has one
     nodes = [index.nodes[at] for at in index.between(sublayer.x, sublayer.h)]
-    find = attention_wiring if sublayer.role == "attention" else ffn_wiring
+    find = ffn_wiring if sublayer.role == "ffn" else attention_wiring
     wiring = find(index, nodes, sublayer.h, frozenset(ends))
     products = {node.name: node for node in nodes if node.linear} | wiring.layers
     layers = [layer for product in products.values() if (layer := layer_of(index, product)) is not None]

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Role = Literal["attention", "ffn", "linear", "embeddings"]
+Role = Literal["attention", "cross_attention", "ffn", "linear", "embeddings"]
 
-SUBLAYERS: tuple[Role, ...] = ("attention", "ffn")
+SUBLAYERS: tuple[Role, ...] = ("attention", "cross_attention", "ffn")
 """The roles of what adds its output to the residual stream."""
 
 
@@ -37,9 +37,11 @@ class Site:
     is [batch, tokens, width], or [batch·tokens, width] in a base that flattens them there.
 
     Attributes:
-        name: canonical, such as `layers.3.attention`, `layers.3.attention.query` or `embeddings`.
-        role: `attention` if the sublayer multiplies activations with activations, else `ffn`; `linear` or `embeddings`.
-        layer: counted from 0; none for the embeddings.
+        name: canonical, such as `layers.3.attention`, `layers.3.attention.query` or `embeddings`; in a base of encoder
+            and decoder with the stream before it, `decoder.layers.3.cross_attention`.
+        role: `attention` if the sublayer multiplies activations with activations, `cross_attention` if its keys and
+            values come from elsewhere than its queries, else `ffn`; `linear` or `embeddings`.
+        layer: counted from 0, those of a decoder on from the encoder's; none for the embeddings.
         width: the width `d` of `h`; at a sublayer that of the residual stream.
         width_in: the width `d_in` of `u`; `d` where there is no `u`.
         h: the sublayer's output, before the residual add; a linear layer's output with its bias; what the first
@@ -93,7 +95,7 @@ class SiteMap:
 
     @property
     def sublayers(self) -> tuple[Site, ...]:
-        """The sites of the roles `attention` and `ffn`, which have all values."""
+        """The sites of the roles in `SUBLAYERS`, which have all values."""
         return self.of_roles(SUBLAYERS)
 
     def of_roles(self, roles: tuple[str, ...]) -> tuple[Site, ...]:

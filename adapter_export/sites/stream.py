@@ -1,12 +1,11 @@
-"""Find the residual stream of a base: a chain of sums of a value with something computed from it."""
+"""Find the residual streams of a base: chains of sums of a value with something computed from it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import dropwhile, pairwise
+from itertools import dropwhile
 
-from adapter_export.errors import NoSitesError
 from adapter_export.sites.ancestry import is_stream
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.view import FlowNode
@@ -33,21 +32,24 @@ class Residual:
     length: int
 
 
-def residual_stream(index: FlowIndex) -> list[Residual]:
-    """The sums of the residual stream, in order; none if there is no such sum.
+def residual_streams(index: FlowIndex) -> list[list[Residual]]:
+    """The sums of each residual stream, in order; none if there is no such sum.
 
-    A base in stages has a chain of sums per stage, each computed from the one before; they are put together.
-
-    Raises:
-        NoSitesError: it has several streams, such as an encoder and a decoder.
+    A stream in stages has a chain of sums per stage, each computed from the one before; they are put together.
     """
-    main, *others = _chains(_residuals(index)) or [[]]
-    stages = [main, *(chain for chain in others if len(chain) > 1 and not _is_inside(index, chain, main))]
-    stages.sort(key=lambda chain: index.position(chain[0].total) if chain else 0)
-    for before, after in pairwise(stages):
-        if not index.ancestry.depends(after[0].x, on=before[-1].total):
-            raise _several_streams([len(chain) for chain in stages])
-    return _without_position_convolutions(index, [residual for chain in stages for residual in chain])
+    chains: list[list[Residual]] = []
+    for chain in _chains(_residuals(index)):
+        if not chains or (len(chain) > 1 and not _is_inside(index, chain, [sum_ for one in chains for sum_ in one])):
+            chains.append(chain)
+    chains.sort(key=lambda chain: index.position(chain[0].total))
+    streams: list[list[Residual]] = []
+    for chain in chains:
+        before = [stream for stream in streams if index.ancestry.depends(chain[0].x, on=stream[-1].total)]
+        if before:
+            before[-1].extend(chain)
+        else:
+            streams.append(chain)
+    return [_without_position_convolutions(index, stream) for stream in streams]
 
 
 def _residuals(index: FlowIndex) -> list[Residual]:
@@ -142,12 +144,3 @@ def _without_position_convolutions(index: FlowIndex, stream: list[Residual]) -> 
 def _convolves(index: FlowIndex, residual: Residual) -> bool:
     products = [index.nodes[at] for at in index.between(residual.x, residual.h) if index.nodes[at].multiplies]
     return all(node.kind == "convolution" for node in products)
-
-
-def _several_streams(lengths: list[int]) -> NoSitesError:
-    return NoSitesError(
-        "this base has several residual streams, and a site's name says nothing about which one it is in",
-        found=f"{len(lengths)} streams, of {', '.join(map(str, lengths))} sublayers",
-        expected="one, as an encoder or a decoder has it",
-        fix="capture the part that the adapters are for, such as the encoder, as a base of its own",
-    )
