@@ -1,10 +1,14 @@
 """Verify a bundle, or run one of its adapters on texts.
 
     python bundle_client.py verify BUNDLE [--json]
-    python bundle_client.py run BUNDLE [--adapter NAME]... --text TEXT [--text ...]
+    python bundle_client.py run BUNDLE --text TEXT [--text ...] [--load NAME=FILE]... [--adapter NAME]...
+    python bundle_client.py run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
+    python bundle_client.py run BUNDLE ... --mix NAME=SHARE,NAME=SHARE [--mix ...]
 
-One --adapter holds for all texts; one for each text makes a mixed batch, `base` standing for none. Exit code 0: all is
-well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
+One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --mix likewise: shares
+are from 0 to 1, and the base has what is left. --load takes an `.onnx_adapter` file that was built for this bundle.
+
+Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
 """
 
 from __future__ import annotations
@@ -14,13 +18,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+from answers import answers, blended
+from arrays import read_inputs
 from golden import Finding, findings
-from texts import Texts
 
 from adapter_export.errors import AdapterExportError, RequestError
-from adapter_export.runtime import Bundle, Request
+from adapter_export.runtime import Bundle
+from adapter_export.text import Tokenizer
 
-BASE = "base"
+BASE = "-"
 
 
 def verify(bundle: Bundle, *, as_json: bool) -> None:
@@ -47,24 +54,48 @@ def _wrong(where: str, worst: float) -> AdapterExportError:
 
 
 def _subject(finding: Finding) -> str:
-    return "mixed batch" if finding.mixed else finding.adapter or BASE
+    return "mixed batch" if finding.mixed else finding.adapter or "base"
 
 
-def run(bundle: Bundle, adapters: list[str | None], texts: list[str]) -> None:
-    names = adapters * len(texts) if len(adapters) == 1 else adapters
-    if len(names) != len(texts):
-        raise RequestError("one --adapter holds for all texts, or there is one for each", found=len(names))
-    session, rows = bundle.session(), Texts(bundle).rows(texts)
-    requests = [
-        Request({each: arrays[index][None] for each, arrays in rows.items()}, name) for index, name in enumerate(names)
-    ]
-    if all(name is not None and session.task(name) == "sequence_classification" for name in names):
-        for text, name, (found,) in zip(texts, names, session.classify_many(requests), strict=True):
-            print(f"{name}\t{found.label}\t{found.probability:.3f}\t{text}")
-        return
-    for text, name, outputs in zip(texts, names, session.run_many(requests), strict=True):
-        shapes = ", ".join(f"{output} {list(array.shape)}" for output, array in outputs.items())
-        print(f"{name or BASE}\t{shapes}\t{text}")
+def run(bundle: Bundle, given: argparse.Namespace) -> None:
+    inputs = _inputs(bundle, given)
+    session, rows = bundle.session(), len(next(iter(inputs.values()), ()))
+    for name, path in given.load:
+        session.load(name, path)
+    if given.mix:
+        found = blended(session, inputs, given.mix * rows if len(given.mix) == 1 else given.mix)
+    else:
+        names = [None if name == BASE else name for name in given.adapter or [BASE]]
+        names = names * rows if len(names) == 1 else names
+        if len(names) != rows:
+            raise RequestError("not one adapter for each row", found=len(names), expected=rows)
+        found = answers(session, inputs, names)
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def _inputs(bundle: Bundle, given: argparse.Namespace) -> dict[str, np.ndarray]:
+    if given.inputs is not None:
+        return read_inputs(given.inputs, bundle.manifest)
+    record = bundle.manifest.text
+    if record is None:
+        raise RequestError("the bundle has no tokenizer", where=bundle.folder, fix="give `--inputs`")
+    names = [each.name for each in bundle.manifest.inputs]
+    return dict(Tokenizer.from_folder(bundle.folder, record.max_tokens).batch(given.text, names))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"`{text}` is not of the form NAME=VALUE")
+    return name, value
+
+
+def _shares(text: str) -> dict[str, float]:
+    pairs = [_pair(part) for part in text.split(",")]
+    shares = {name: float(share) for name, share in pairs}
+    if len(shares) < len(pairs):
+        raise argparse.ArgumentTypeError(f"`{text}` names an adapter twice")
+    return shares
 
 
 def main(arguments: list[str]) -> int:
@@ -73,17 +104,22 @@ def main(arguments: list[str]) -> int:
     checking = commands.add_parser("verify", help="hold a bundle against its golden vectors, in every flavour")
     checking.add_argument("bundle", type=Path)
     checking.add_argument("--json", action="store_true", help="print the findings as JSON")
-    running = commands.add_parser("run", help="run texts")
+    running = commands.add_parser("run", help="run texts or arrays")
     running.add_argument("bundle", type=Path)
-    running.add_argument("--adapter", action="append", default=[], help="for all texts, or once for each")
-    running.add_argument("--text", action="append", required=True)
+    given_as = running.add_mutually_exclusive_group(required=True)
+    given_as.add_argument("--text", action="append")
+    given_as.add_argument("--inputs", type=Path, metavar="ARRAYS.json")
+    chosen = running.add_mutually_exclusive_group()
+    chosen.add_argument("--adapter", action="append", default=[], help="for all rows, or once for each")
+    chosen.add_argument("--mix", action="append", default=[], type=_shares, metavar="NAME=SHARE,NAME=SHARE")
+    running.add_argument("--load", action="append", default=[], type=_pair, metavar="NAME=FILE")
     given = parser.parse_args(arguments)
     try:
         bundle = Bundle.open(given.bundle)
         if given.command == "verify":
             verify(bundle, as_json=given.json)
         else:
-            run(bundle, [None if name == BASE else name for name in given.adapter or [BASE]], given.text)
+            run(bundle, given)
     except AdapterExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -43,21 +43,25 @@ _LAYER = """
 """
 
 
-def _base_text() -> str:
+NAMES = ("ids", "mask")
+
+
+def _base_text(names: tuple[str, str]) -> str:
+    ids, mask = names
     layers = "".join(
         _LAYER.format(n=n, x=f"x{n}", y="hidden" if n == LAYERS - 1 else f"x{n + 1}") for n in range(LAYERS)
     )
     return f"""
     <ir_version: 9, opset_import: ["" : 20]>
-    base (int64[batch, tokens] ids, int64[batch, tokens] mask) => (float[batch, tokens, {WIDTH}] hidden) {{
-    mask_number = Cast <to = 1> (mask)
+    base (int64[batch, tokens] {ids}, int64[batch, tokens] {mask}) => (float[batch, tokens, {WIDTH}] hidden) {{
+    mask_number = Cast <to = 1> ({mask})
     one = Constant <value = float {{1}}> ()
     low = Constant <value = float {{-10000}}> ()
     axis = Constant <value = int64[1] {{1}}> ()
     padding = Sub(one, mask_number)
     bias = Mul(padding, low)
     mask_bias = Unsqueeze(bias, axis)
-    x0 = Gather(words, ids)
+    x0 = Gather(words, {ids})
     {layers}
     }}
     """
@@ -107,11 +111,19 @@ class Built:
     manifest: Manifest
 
 
-def build_small(folder: Path, forms: Forms | None = None) -> Built:
+def build_small(
+    folder: Path, forms: Forms | None = None, names: tuple[str, str] = NAMES, tokenizer: str | None = None
+) -> Built:
     """Two layers with random weights; `topic` is a Houlsby adapter, `tone` and `mood` are Pfeiffer adapters that fit
     the same slots, scaled by 2; each has a head.
+
+    Args:
+        folder: where the base and the bundle go.
+        forms: the graphs of the bundle.
+        names: those of the two inputs.
+        tokenizer: a `tokenizer.json` of at most `WORDS` tokens.
     """
-    model = parser.parse_model(_base_text())
+    model = parser.parse_model(_base_text(names))
     weights = _weights(np.random.default_rng(0))
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
     onnx.save(shape_inference.infer_shapes(model), folder / "base.onnx")
@@ -122,5 +134,14 @@ def build_small(folder: Path, forms: Forms | None = None) -> Built:
         make_adapter("mood", "pfeiffer", "relu", 2, base, 2.0),
     ]
     cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 1, "tokens": 65}, {"batch": 3, "tokens": 7}])
-    manifest = build_bundle(base, adapters, folder / "bundle", references=CutRunner(base), cases=cases, forms=forms)
+    manifest = build_bundle(
+        base,
+        adapters,
+        folder / "bundle",
+        references=CutRunner(base),
+        cases=cases,
+        tokenizer=tokenizer,
+        max_tokens=None if tokenizer is None else 64,
+        forms=forms,
+    )
     return Built(folder / "bundle", folder / "base.onnx", base, manifest)

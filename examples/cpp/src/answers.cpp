@@ -42,14 +42,30 @@ json nested(const Row& row, std::size_t axis, std::size_t& line) {
   return found;
 }
 
-std::string label(const Row& row, std::size_t line, const std::vector<std::string>& labels) {
-  const float* numbers = row.numbers + line * row.width;
-  const auto count = std::min(row.own, labels.size());
-  return labels.at(static_cast<std::size_t>(std::max_element(numbers, numbers + count) - numbers));
+json nested(const Row& row) {
+  std::size_t line = 0;
+  return nested(row, 0, line);
 }
 
-// Whether each token is one, by the mask of the base; none if there is no mask.
-std::vector<bool> tokens(const Arrays& inputs, const Manifest& manifest, std::size_t row, std::size_t count) {
+// The classes of one line with their probabilities, the likeliest first.
+json classes(const Row& row, std::size_t line, const std::vector<std::string>& labels) {
+  const auto logits = list(row.numbers + line * row.width, row.own).get<std::vector<double>>();
+  const double highest = *std::max_element(logits.begin(), logits.end());
+  double total = 0;
+  for (const double logit : logits) total += std::exp(logit - highest);
+  json found = json::array();
+  for (std::size_t at = 0; at < logits.size(); ++at) {
+    const auto label = at < labels.size() ? labels[at] : "class " + std::to_string(at);
+    found.push_back({{"label", label}, {"probability", std::exp(logits[at] - highest) / total}});
+  }
+  std::stable_sort(found.begin(), found.end(), [](const json& one, const json& other) {
+    return one.at("probability").get<double>() > other.at("probability").get<double>();
+  });
+  return found;
+}
+
+// Whether each token is one, by the mask of the base; all of them if there is no mask.
+std::vector<bool> real_tokens(const Arrays& inputs, const Manifest& manifest, std::size_t row, std::size_t count) {
   for (const auto& record : manifest.inputs) {
     const auto& mask = inputs.at(record.name);
     if (record.role != "mask" || mask.dtype != "int64" || static_cast<std::size_t>(mask.shape.back()) != count) continue;
@@ -59,31 +75,32 @@ std::vector<bool> tokens(const Arrays& inputs, const Manifest& manifest, std::si
   return std::vector<bool>(count, true);
 }
 
-json token_labels(const Row& row, const std::vector<bool>& is_token, const std::vector<std::string>& labels) {
+json tokens(const Row& row, const std::vector<bool>& is_real, const std::vector<std::string>& labels) {
   json found = json::array();
   for (std::size_t line = 0; line < row.lines; ++line) {
-    found.push_back(is_token[line] ? json(label(row, line, labels)) : json(nullptr));
+    found.push_back(is_real[line] ? classes(row, line, labels).front() : json(nullptr));
   }
   return found;
 }
 
 }  // namespace
 
-json answers(const Arrays& inputs, const Arrays& outputs, const std::vector<Choice>& adapters,
-             const std::vector<Head>& heads, const Manifest& manifest) {
+json answers(const Arrays& inputs, const Outcome& outcome, const Manifest& manifest) {
   json found = json::array();
-  for (std::size_t at = 0; at < adapters.size(); ++at) {
-    json answer = {{"adapter", adapters[at] ? json(*adapters[at]) : json(nullptr)}, {"outputs", json::object()}};
-    const auto& [output, labels] = heads[at];
-    for (const auto& [name, array] : outputs) {
-      if (output.empty() ? !manifest.golden.absolute.count(name) : name != output) continue;
-      const auto row = row_of(array, at, name);
-      std::size_t line = 0;
-      answer["outputs"][name] = nested(row, 0, line);
-      if (labels.empty()) continue;
-      if (row.shape.size() == 1) answer["label"] = label(row, 0, labels);
-      else answer["labels"] = token_labels(row, tokens(inputs, manifest, at, row.lines), labels);
+  for (std::size_t at = 0; at < outcome.heads.size(); ++at) {
+    const auto& [output, labels] = outcome.heads[at];
+    json answer = json::object();
+    if (output.empty()) {
+      for (const auto& [name, _] : manifest.golden.absolute) {
+        answer["outputs"][name] = nested(row_of(outcome.outputs.at(name), at, name));
+      }
+      found.push_back(answer);
+      continue;
     }
+    const auto row = row_of(outcome.outputs.at(output), at, output);
+    if (row.shape.size() > 1) answer["tokens"] = tokens(row, real_tokens(inputs, manifest, at, row.lines), labels);
+    else if (!labels.empty()) answer["classes"] = classes(row, 0, labels);
+    else answer["numbers"] = nested(row);
     found.push_back(answer);
   }
   return found;

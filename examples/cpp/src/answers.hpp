@@ -1,13 +1,14 @@
-// What a caller gets: one answer for each row of a batch, of the outputs that mean something for its adapter.
+// Outputs to what a caller wants to see.
 #pragma once
 
 #include <nlohmann/json.hpp>
-#include <vector>
 
 #include "switchboard.hpp"
 
-// For each row {"adapter", "outputs": {name: numbers}}, and a `label`, or `labels` of tokens, for those that classify.
-// An adapter with a head gives the result of that alone, any other the outputs of the base.
+// One answer for each row. What the row's adapter is for decides what it holds:
+//   "classes": [{"label": …, "probability": …}, …], those of a text, the likeliest first
+//   "tokens":  [{"label": …, "probability": …}, null, …], the likeliest class of each token; null for padding
+//   "numbers": [ … ], what a regression or an embedding gives, or logits whose classes have no names
+//   "outputs": {"last_hidden_state": [[ … ]], …}, the base's outputs, without a head
 // Throws Fault if a number is NaN or infinite.
-nlohmann::json answers(const Arrays& inputs, const Arrays& outputs, const std::vector<Choice>& adapters,
-                       const std::vector<Head>& heads, const Manifest& manifest);
+nlohmann::json answers(const Arrays& inputs, const Outcome& outcome, const Manifest& manifest);

@@ -52,12 +52,14 @@ std::string Bundle::read(const std::string& file) const {
 }
 
 void Bundle::check_nothing_else() const {
-  for (const auto& entry : fs::recursive_directory_iterator(folder_)) {
-    const auto name = fs::relative(entry.path(), folder_).generic_string();
+  for (auto entry = fs::recursive_directory_iterator(folder_); entry != fs::recursive_directory_iterator(); ++entry) {
+    const auto name = entry->path().lexically_relative(folder_).generic_string();
     const auto& files = manifest_.files;
-    if (entry.is_directory() || name == "manifest.json") continue;
+    const bool is_hidden = entry->path().filename().string().front() == '.';  // systems put such files there
+    if (is_hidden) entry.disable_recursion_pending();
+    if (is_hidden || name == "manifest.json" || (entry->is_directory() && !entry->is_symlink())) continue;
     if (std::none_of(files.begin(), files.end(), [&](const auto& file) { return file.path == name; })) {
-      throw Fault({"is not listed in the manifest", entry.path().string(), "", "", "take it out of the bundle"});
+      throw Fault({"is not listed in the manifest", entry->path().string(), "", "", "take it out of the bundle"});
     }
   }
 }

@@ -1,6 +1,7 @@
 // bundle_client verify BUNDLE [--json]
-// bundle_client run BUNDLE [--adapter NAME]... --ids 101,2040,102 [--ids ...]
-// bundle_client run BUNDLE [--adapter NAME]... --inputs ARRAYS.json
+// bundle_client run BUNDLE --ids 101,2040,102 [--ids ...] [--load NAME=FILE]... [--adapter NAME]...
+// bundle_client run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
+// bundle_client run BUNDLE ... --mix NAME=SHARE,NAME=SHARE [--mix ...]
 //
 // Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
 #include <algorithm>
@@ -24,9 +25,10 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: bundle_client verify BUNDLE [--json]\n"
-    "       bundle_client run BUNDLE [--adapter NAME]... --ids 101,2040,102 [--ids ...]\n"
-    "       bundle_client run BUNDLE [--adapter NAME]... --inputs ARRAYS.json\n"
-    "One --adapter holds for all rows; one for each row makes a mixed batch, `base` standing for none.";
+    "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) [--load NAME=FILE]... [--adapter NAME]...\n"
+    "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --mix NAME=SHARE,NAME=SHARE [--mix ...]\n"
+    "One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --mix likewise: shares\n"
+    "are from 0 to 1, and the base has what is left. --load takes an `.onnx_adapter` file that was built for this bundle.";
 
 struct Usage : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -35,7 +37,7 @@ struct Usage : std::runtime_error {
 int verify(const Bundle& bundle, bool as_json) {
   const auto findings = self_check(bundle);
   json document = json::array();
-  bool good = !findings.empty();
+  bool good = true;
   for (const auto& [flavour, adapter, mixed, worst] : findings) {
     good = good && worst <= 1;  // NaN fails
     json entry = {{"flavour", flavour}, {"adapter", nullptr}, {"mixed", mixed}, {"worst", worst}};
@@ -45,8 +47,9 @@ int verify(const Bundle& bundle, bool as_json) {
     if (!as_json) std::printf("%-12s %-20s %6.1f %% of what is allowed\n", flavour.c_str(), who.c_str(), 100 * worst);
   }
   if (as_json) std::cout << document.dump(2) << "\n";
-  if (!good) std::cerr << "error: this machine does not compute what the reference computed\n";
-  return good ? 0 : 1;
+  if (findings.empty()) throw Fault({"holds no graph that this client can run"});
+  if (!good) throw Fault({"this machine does not compute what the reference computed"});
+  return 0;
 }
 
 std::vector<std::int64_t> parse_ids(const std::string& text) {
@@ -96,29 +99,64 @@ Arrays read_inputs(const std::string& path, const Manifest& manifest) {
   }
 }
 
-int run(const Bundle& bundle, const std::vector<std::string>& names, const Arrays& inputs) {
-  const auto& manifest = bundle.manifest();
-  const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
-  std::vector<Choice> choices;
-  for (const auto& name : names) choices.push_back(name == "base" ? Choice{} : Choice{name});
-  if (choices.size() <= 1) {
-    const Choice choice = choices.empty() ? Choice{} : choices.front();
-    const auto [outputs, head] = Switchboard(bundle, "slots", Feeding::native).run(inputs, choice);
-    choices.assign(batch, choice);
-    const std::vector<Head> heads(batch, head);
-    std::cout << answers(inputs, outputs, choices, heads, manifest).dump(2) << "\n";
-    return 0;
+using Pair = std::pair<std::string, std::string>;
+
+// NAME=VALUE
+Pair pair_of(const std::string& text) {
+  const auto at = text.find('=');
+  if (at == std::string::npos || at == 0) throw Usage("`" + text + "` is not of the form NAME=VALUE");
+  return {text.substr(0, at), text.substr(at + 1)};
+}
+
+Shares shares_of(const std::string& text) {
+  Shares shares;
+  std::istringstream parts(text);
+  for (std::string part; std::getline(parts, part, ',');) {
+    const auto [name, value] = pair_of(part);
+    std::istringstream number(value);
+    float share = 0;
+    if (!(number >> share) || !number.eof()) throw Usage("`" + value + "` is no number");
+    if (!shares.emplace(name, share).second) throw Usage("`" + text + "` names an adapter twice");
   }
-  const auto outputs = Bank(bundle).run(inputs, choices);
-  std::vector<Head> heads;
-  for (const auto& choice : choices) heads.push_back(choice ? manifest.adapter(*choice).head : Head{});
-  std::cout << answers(inputs, outputs, choices, heads, manifest).dump(2) << "\n";
+  return shares;
+}
+
+Choice choice_of(const std::string& name) { return name == "-" ? Choice{} : Choice{name}; }
+
+struct Call {
+  std::vector<Choice> adapters;  // one for all rows, or one for each
+  std::vector<Shares> mixture;   // instead
+  std::vector<Pair> files;       // adapters to load before
+};
+
+Outcome run_alone(const Bundle& bundle, const Call& call, const Arrays& inputs) {
+  Switchboard switchboard(bundle, "slots", Feeding::native);
+  for (const auto& [name, path] : call.files) switchboard.load(name, read_file(path), {});
+  return switchboard.run(inputs, call.adapters.front());
+}
+
+int run(const Bundle& bundle, Call call, const Arrays& inputs) {
+  const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
+  if (call.adapters.empty()) call.adapters.emplace_back();
+  if (call.mixture.size() == 1) call.mixture.resize(batch, call.mixture.front());
+  const bool is_mixed = call.adapters.size() > 1;
+  if (!call.files.empty() && (is_mixed || !call.mixture.empty())) throw Usage("what is loaded runs alone, not in a bank");
+  const auto outcome = !call.mixture.empty() ? Mixture(bundle).run(inputs, call.mixture)
+                       : is_mixed            ? Bank(bundle).run(inputs, call.adapters)
+                                             : run_alone(bundle, call, inputs);
+  auto found = answers(inputs, outcome, bundle.manifest());
+  for (std::size_t row = 0; row < found.size(); ++row) {
+    const auto& adapter = call.adapters[is_mixed ? row : 0];
+    if (call.mixture.empty()) found[row]["adapter"] = adapter ? json(*adapter) : json(nullptr);
+    else found[row]["mixture"] = call.mixture[row];
+  }
+  std::cout << found.dump(2) << "\n";
   return 0;
 }
 
 int main_of(const std::vector<std::string>& arguments) {
   if (arguments.size() < 2) throw Usage("too few arguments");
-  std::vector<std::string> adapters;
+  Call call;
   std::vector<std::vector<std::int64_t>> rows;
   std::string path;
   bool as_json = false;
@@ -126,7 +164,9 @@ int main_of(const std::vector<std::string>& arguments) {
     const auto& option = arguments[at];
     const bool has_value = at + 1 < arguments.size();
     if (option == "--json") as_json = true;
-    else if (option == "--adapter" && has_value) adapters.push_back(arguments[++at]);
+    else if (option == "--adapter" && has_value) call.adapters.push_back(choice_of(arguments[++at]));
+    else if (option == "--mix" && has_value) call.mixture.push_back(shares_of(arguments[++at]));
+    else if (option == "--load" && has_value) call.files.push_back(pair_of(arguments[++at]));
     else if (option == "--inputs" && has_value) path = arguments[++at];
     else if (option == "--ids" && has_value) rows.push_back(parse_ids(arguments[++at]));
     else throw Usage("`" + option + "` is not known, or lacks its value");
@@ -134,11 +174,12 @@ int main_of(const std::vector<std::string>& arguments) {
   const std::string& command = arguments[0];
   if (command != "verify" && command != "run") throw Usage("`" + command + "` is not a command");
   if (command == "run" && rows.empty() == path.empty()) throw Usage("either --ids or --inputs");
+  if (!call.adapters.empty() && !call.mixture.empty()) throw Usage("either --adapter or --mix");
   const Bundle bundle(arguments[1]);
   if (command == "verify") bundle.check_nothing_else();
   if (command == "verify") return verify(bundle, as_json);
   const auto& manifest = bundle.manifest();
-  return run(bundle, adapters, rows.empty() ? read_inputs(path, manifest) : inputs_of(rows, manifest));
+  return run(bundle, call, rows.empty() ? read_inputs(path, manifest) : inputs_of(rows, manifest));
 }
 
 }  // namespace

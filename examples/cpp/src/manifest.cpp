@@ -1,6 +1,7 @@
 #include "manifest.hpp"
 
 #include <algorithm>
+#include <cctype>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <regex>
@@ -72,7 +73,8 @@ AdapterRecord adapter(const json& record, const std::string& head_output) {
 
 BankRecord bank(const json& record) {
   known(record, {"ids", "weights", "rows", "tensors"});
-  BankRecord found{record.at("ids"), record.at("weights"), {}};
+  BankRecord found{record.at("ids"), record.at("weights"), {}, {}};
+  for (const auto& tensor : record.at("tensors")) found.tensors.push_back(tensor.at("name"));
   for (const auto& row : record.at("rows")) {
     found.rows.push_back(row.is_null() ? Choice{} : Choice{row.get<std::string>()});
   }
@@ -111,19 +113,43 @@ void check_version(const std::string& version) {
 void check_unique(const std::string& what, const std::vector<std::string>& names) {
   std::set<std::string> seen;
   for (const auto& name : names) {
-    if (!seen.insert(name).second) throw Fault({"two " + what + " have one name", "", "`" + name + "`"});
+    if (!seen.insert(name).second) throw Fault({"a name occurs twice", "", "`" + name + "` in " + what});
   }
 }
 
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char sign) { return std::tolower(sign); });
+  return text;
+}
+
 void check_names(const Manifest& manifest) {
-  std::vector<std::string> adapters, tensors, files;
-  for (const auto& record : manifest.adapters) adapters.push_back(record.name);
-  for (const auto& record : manifest.inputs) tensors.push_back(record.name);
-  for (const auto& record : manifest.slots) tensors.push_back(record.name);
-  for (const auto& record : manifest.files) files.push_back(record.path);
+  std::vector<std::string> adapters, inputs, slots, files;
+  for (const auto& record : manifest.adapters) adapters.push_back(lower(record.name));  // files have these names
+  for (const auto& record : manifest.inputs) inputs.push_back(record.name);
+  for (const auto& record : manifest.slots) slots.push_back(record.name);
+  for (const auto& record : manifest.files) files.push_back(lower(record.path));
   check_unique("adapters", adapters);
-  check_unique("tensors", tensors);
+  check_unique("inputs", inputs);
+  check_unique("slots", slots);
   check_unique("files", files);
+  auto others = slots;
+  if (manifest.bank) {
+    others.insert(others.end(), {manifest.bank->ids, manifest.bank->weights});
+    others.insert(others.end(), manifest.bank->tensors.begin(), manifest.bank->tensors.end());
+  }
+  for (const auto& name : others) {
+    if (std::find(inputs.begin(), inputs.end(), name) == inputs.end()) continue;
+    throw Fault({"a tensor of adapters has the name of a data input", "", "`" + name + "`"});
+  }
+}
+
+// The base first, then adapters, each once.
+void check_bank(const Manifest& manifest) {
+  const auto& rows = manifest.bank->rows;
+  const std::set<Choice> once(rows.begin(), rows.end());
+  bool good = !rows.empty() && !rows.front() && once.size() == rows.size();
+  for (const auto& row : rows) good = good && (!row || manifest.has(*row));
+  if (!good) throw Fault({"has a bank with rows that are no adapters"});
 }
 
 // Paths stay in the folder, and every file that is used has a hash.
@@ -163,6 +189,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
     manifest.model_version = document.at("model_version").get<std::int64_t>();
   }
   check_names(manifest);
+  if (manifest.bank) check_bank(manifest);
   check_paths(manifest, folder);
   return manifest;
 }
@@ -177,6 +204,10 @@ const AdapterRecord& Manifest::adapter(const std::string& name) const {
   }
   throw RequestFault({"is not in the bundle", "adapter `" + name + "`", "", known.empty() ? "none" : "one of " + known,
                       "choose one that is there"});
+}
+
+bool Manifest::has(const std::string& name) const {
+  return std::any_of(adapters.begin(), adapters.end(), [&](const auto& record) { return record.name == name; });
 }
 
 const GoldenRecord& Manifest::golden_of(const Choice& name) const { return name ? adapter(*name).golden : golden; }

@@ -58,6 +58,7 @@ struct BankRecord {
   std::string ids;           // the input that chooses a row of the bank for each row of the batch
   std::string weights;       // the input that mixes them, in the flavour `mixture`
   std::vector<Choice> rows;  // which adapter each row holds; the base where there is none
+  std::vector<std::string> tensors;  // their names
 };
 
 struct FileRecord {
@@ -81,6 +82,7 @@ struct Manifest {
 
   // The adapter of this name. Throws RequestFault if there is none.
   const AdapterRecord& adapter(const std::string& name) const;
+  bool has(const std::string& name) const;
 
   // The golden vectors of an adapter, or of the base.
   const GoldenRecord& golden_of(const Choice& adapter) const;

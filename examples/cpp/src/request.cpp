@@ -42,8 +42,35 @@ void check_ids(const Array& array, const InputRecord& record) {
   }
 }
 
+// 1 for tokens and 0 for padding; a row without tokens has no answer.
+template <typename T>
+bool is_mask(const Array& array) {
+  const T* numbers = array.data<T>();
+  const auto width = static_cast<std::size_t>(array.shape.back());
+  if (!std::all_of(numbers, numbers + array.count(), [](T number) { return number == 0 || number == 1; })) return false;
+  for (const T* row = numbers; row != numbers + array.count(); row += width) {
+    if (std::find(row, row + width, T{1}) == row + width) return false;
+  }
+  return true;
+}
+
+void check_mask(const Array& array, const InputRecord& record) {
+  const bool good = array.dtype == "int64"   ? is_mask<std::int64_t>(array)
+                    : array.dtype == "int32" ? is_mask<std::int32_t>(array)
+                    : array.dtype == "bool"  ? is_mask<std::uint8_t>(array)
+                                             : true;
+  if (!good) {
+    throw RequestFault({"a mask that leaves no token, or is none", "`" + record.name + "`", "",
+                        "1 for each token, 0 for padding, and a token in each row"});
+  }
+}
+
 bool has_slot(const Manifest& manifest, const std::string& name) {
   return std::any_of(manifest.slots.begin(), manifest.slots.end(), [&](const auto& slot) { return slot.name == name; });
+}
+
+bool is_input(const Manifest& manifest, const std::string& name) {
+  return std::any_of(manifest.inputs.begin(), manifest.inputs.end(), [&](const auto& input) { return input.name == name; });
 }
 
 bool is_finite(const Array& array) {
@@ -73,6 +100,7 @@ void check_inputs(const Arrays& inputs, const Manifest& manifest) {
                           to_text(record.axes) + ", at least 1 along each axis, equal where the name is"});
     }
     if (record.limit) check_ids(array, record);
+    if (record.role == "mask") check_mask(array, record);
   }
   for (const auto& [name, _] : inputs) input_record(manifest, name);
 }
@@ -91,7 +119,7 @@ void check_adapter(const Arrays& tensors, const Manifest& manifest, const std::s
     }
   }
   for (const auto& [name, _] : tensors) {
-    if (!has_slot(manifest, name)) faults += "`" + name + "` is left over; ";
+    if (!has_slot(manifest, name)) faults += "`" + name + "` is " + (is_input(manifest, name) ? "the name of a data input; " : "left over; ");
   }
   if (!faults.empty()) {
     faults.resize(faults.size() - 2);

@@ -144,22 +144,22 @@ void check_rows(const Bundle& bundle, const std::string& flavour, const RunRows&
 
 void check_bank(const Bundle& bundle, std::vector<Finding>& findings) {
   const Bank bank(bundle);
-  check_rows(bundle, "bank", [&](const auto& inputs, const auto& rows) { return bank.run(inputs, rows); }, findings);
+  check_rows(bundle, "bank", [&](const auto& inputs, const auto& rows) { return bank.run(inputs, rows).outputs; }, findings);
 }
 
 void check_mixture(const Bundle& bundle, std::vector<Finding>& findings) {
   const Mixture mixture(bundle);
   const RunRows run = [&](const Arrays& inputs, const std::vector<Choice>& rows) {
-    std::vector<Mixture::Shares> shares;
-    for (const auto& row : rows) shares.push_back({{row, 1.0F}});
-    return mixture.run(inputs, shares);
+    std::vector<Shares> shares;
+    for (const auto& row : rows) shares.push_back(row ? Shares{{*row, 1.0F}} : Shares{});
+    return mixture.run(inputs, shares).outputs;
   };
   check_rows(bundle, "mixture", run, findings);
 }
 
 void check_baked(const Bundle& bundle, const std::string& adapter, std::vector<Finding>& findings) {
   const Baked baked(bundle, adapter);
-  const Run run = [&](const Arrays& inputs) { return baked.run(inputs); };
+  const Run run = [&](const Arrays& inputs) { return baked.run(inputs).outputs; };
   findings.push_back({"baked", adapter, false, worst_of(Golden(bundle, adapter), run)});
 }
 

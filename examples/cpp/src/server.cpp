@@ -6,14 +6,16 @@
 //   POST   /run                  {"adapter": "a" or null, "inputs": {"input_ids": [[101, 102]], …}}
 //   POST   /run                  {"adapters": ["a", null, "b"], "inputs": …}: each row through an adapter of its own
 //
-// Both give {"rows": [{"adapter": "a", "outputs": {"logits": [0.1, 2.3]}, "label": "yes"}, …]}. A request that cannot be
-// served gives {"error": …} and status 400.
+// Both give {"rows": [{"adapter": "a", "classes": [{"label": "yes", "probability": 0.9}, …]}, …]}; `answers.hpp` says what
+// stands there for adapters of other tasks. A request that cannot be served gives {"error": …} and status 400.
 #include <httplib.h>
 
+#include <csignal>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
 
 #include "answers.hpp"
 #include "fault.hpp"
@@ -37,6 +39,26 @@ std::vector<std::string> labels_of(const std::string& text) {
   return labels;
 }
 
+json parse_request(const std::string& body) {
+  try {
+    return parse_json(body);
+  } catch (const std::exception& error) {
+    throw RequestFault({"the request is no JSON", "", error.what()});
+  }
+}
+
+// A misspelt `adapter` would run the base without a word.
+void check_keys(const json& request) {
+  for (const auto& [key, _] : request.items()) {
+    if (key != "inputs" && key != "adapter" && key != "adapters") {
+      throw RequestFault({"a key that is not known", "", "`" + key + "`", "`inputs`, and `adapter` or `adapters`"});
+    }
+  }
+  if (request.contains("adapter") && request.contains("adapters")) {
+    throw RequestFault({"one call has one choice", "", "", "`adapter` or `adapters`"});
+  }
+}
+
 class Service {
  public:
   explicit Service(const Bundle& bundle) : manifest_(bundle.manifest()), switchboard_(bundle, "slots", Feeding::native) {
@@ -50,6 +72,7 @@ class Service {
   }
 
   json run(const json& request) const {
+    check_keys(request);
     const auto inputs = parse_inputs(request.at("inputs"), manifest_);
     return {{"rows", request.contains("adapters") ? mixed(inputs, request.at("adapters"))
                                                   : alone(inputs, request.value("adapter", json(nullptr)))}};
@@ -63,24 +86,23 @@ class Service {
  private:
   json alone(const Arrays& inputs, const json& name) const {
     const auto adapter = choice_of(name);
-    const auto [outputs, head] = switchboard_.run(inputs, adapter);
-    const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
-    return answers(inputs, outputs, std::vector<Choice>(batch, adapter), std::vector<Head>(batch, head), manifest_);
+    const auto outcome = switchboard_.run(inputs, adapter);
+    return named(answers(inputs, outcome, manifest_), std::vector<Choice>(outcome.heads.size(), adapter));
   }
 
   json mixed(const Arrays& inputs, const json& names) const {
     if (!bank_) throw RequestFault({"this bundle has no bank", "", "", "", "send one request for each adapter"});
-    if (!manifest_.batch_invariant) {
-      throw RequestFault({"the rows of a batch influence each other in this bundle", "", "", "", "send one row a request"});
-    }
     std::vector<Choice> rows;
-    std::vector<Head> heads;
     for (const auto& name : names) {
       rows.push_back(choice_of(name));
       if (rows.back()) check_built_in(*rows.back());
-      heads.push_back(rows.back() ? manifest_.adapter(*rows.back()).head : Head{});
     }
-    return answers(inputs, bank_->run(inputs, rows), rows, heads, manifest_);
+    return named(answers(inputs, bank_->run(inputs, rows), manifest_), rows);
+  }
+
+  static json named(json rows, const std::vector<Choice>& adapters) {
+    for (std::size_t at = 0; at < rows.size(); ++at) rows[at]["adapter"] = adapters[at] ? json(*adapters[at]) : json(nullptr);
+    return rows;
   }
 
   // The bank holds what the bundle was built with; another adapter of the same name may have been loaded since.
@@ -94,6 +116,11 @@ class Service {
   Switchboard switchboard_;
   std::unique_ptr<Bank> bank_;
 };
+
+// Names in messages may be no UTF-8.
+void send(httplib::Response& response, const json& document) {
+  response.set_content(document.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
+}
 
 // Answer with what `work` returns; a request that is wrong gets 400 and the reason.
 template <typename Work>
@@ -111,7 +138,7 @@ void answer(httplib::Response& response, Work work) {
     response.status = 500;
     document = {{"error", error.what()}};
   }
-  response.set_content(document.dump(), "application/json");
+  send(response, document);
 }
 
 void add_routes(httplib::Server& server, Service& service) {
@@ -133,8 +160,30 @@ void add_routes(httplib::Server& server, Service& service) {
     });
   });
   server.Post("/run", [&](const Request& request, Response& response) {
-    answer(response, [&] { return service.run(parse_json(request.body)); });
+    answer(response, [&] { return service.run(parse_request(request.body)); });
   });
+  server.set_error_handler([](const Request& request, Response& response) {
+    if (response.body.empty()) send(response, {{"error", "nothing is served at `" + request.path + "` in this way"}});
+  });
+}
+
+sigset_t stop_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  return signals;
+}
+
+// Serve until SIGINT or SIGTERM; what is being computed then is answered still.
+bool serve(httplib::Server& server) {
+  const auto signals = stop_signals();
+  std::thread([&server, signals] {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    server.stop();
+  }).detach();
+  return server.listen_after_bind();
 }
 
 }  // namespace
@@ -145,6 +194,8 @@ int main(int count, char** arguments) {
     std::cerr << "usage: bundle_server BUNDLE [PORT]\nPort 0 takes any that is free.\n";
     return 2;
   }
+  const auto signals = stop_signals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // in every thread that is made from here on: `serve` waits for them
   try {
     const Bundle bundle(arguments[1]);
     Service service(bundle);
@@ -155,7 +206,7 @@ int main(int count, char** arguments) {
     const int port = wanted == 0 ? server.bind_to_any_port("127.0.0.1") : wanted;
     if (wanted != 0 && !server.bind_to_port("127.0.0.1", port)) throw Fault({"the port is taken", port_text});
     std::cout << "listening on http://127.0.0.1:" << port << std::endl;
-    return server.listen_after_bind() ? 0 : 1;
+    return serve(server) ? 0 : 1;
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << "\n";
     return 1;

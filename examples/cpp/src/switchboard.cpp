@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
+#include <set>
 
 #include "adapter_file.hpp"
 #include "fault.hpp"
@@ -10,19 +11,36 @@
 
 namespace {
 
+constexpr double kRounding = 1e-6;
+
 Feeds feeds_of(const Arrays& arrays) {
   Feeds feeds;
   for (const auto& [name, array] : arrays) feeds.emplace(name, &array);
   return feeds;
 }
 
-// The outputs of the base, and that of a head; those of other heads mean nothing.
-std::vector<std::string> outputs_of(const Manifest& manifest, const Head& head) {
-  std::vector<std::string> names;
-  for (const auto& [name, _] : manifest.golden.absolute) names.push_back(name);
-  if (!head.output.empty()) names.push_back(head.output);
-  return names;
+// The outputs of the base, and those of some heads; those of other heads mean nothing.
+std::vector<std::string> outputs_of(const Manifest& manifest, const std::vector<Head>& heads) {
+  std::set<std::string> names;
+  for (const auto& [name, _] : manifest.golden.absolute) names.insert(name);
+  for (const auto& head : heads) {
+    if (!head.output.empty()) names.insert(head.output);
+  }
+  return {names.begin(), names.end()};
 }
+
+// Results of heads add up only where they mean the same.
+Head common_head(const Manifest& manifest, const Shares& shares) {
+  std::optional<Head> common;
+  for (const auto& [name, _] : shares) {
+    const auto& head = manifest.adapter(name).head;
+    if (common && (common->output != head.output || common->labels != head.labels)) return {};
+    common = head;
+  }
+  return common.value_or(Head{});
+}
+
+std::size_t batch_of(const Arrays& inputs) { return static_cast<std::size_t>(inputs.begin()->second.shape.front()); }
 
 std::filesystem::path baked_graph(const Bundle& bundle, const std::string& adapter) {
   const auto& graph = bundle.manifest().adapter(adapter).baked;
@@ -46,11 +64,29 @@ std::size_t row_of(const Manifest& manifest, const Choice& adapter) {
   throw RequestFault({"is not in the bank", "adapter `" + adapter.value_or("base") + "`"});
 }
 
-void check_rows(const Arrays& inputs, const Manifest& manifest, std::size_t rows) {
+// One choice for each row; different ones only where the rows of a batch do not change each other's results.
+template <typename T>
+void check_rows(const Arrays& inputs, const Manifest& manifest, const std::vector<T>& rows) {
   check_inputs(inputs, manifest);
-  const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
-  if (rows == batch) return;
-  throw RequestFault({"not one adapter for each row", "", std::to_string(rows), std::to_string(batch)});
+  const auto batch = batch_of(inputs);
+  if (rows.size() != batch) {
+    throw RequestFault({"not one adapter for each row", "", std::to_string(rows.size()), std::to_string(batch)});
+  }
+  if (!manifest.batch_invariant && std::set<T>(rows.begin(), rows.end()).size() > 1) {
+    throw RequestFault({"the rows of a batch influence each other in this bundle", "", "", "", "send one row a request"});
+  }
+}
+
+// What is left for the base.
+float rest(const Shares& shares) {
+  double total = 0;
+  bool good = true;
+  for (const auto& [_, share] : shares) {
+    good = good && share >= 0 && share <= 1;  // NaN is neither
+    total += share;
+  }
+  if (good && total <= 1 + kRounding) return static_cast<float>(std::max(0.0, 1 - total));
+  throw RequestFault({"shares are from 0 to 1, and so is their sum; the base gets what is left"});
 }
 
 }  // namespace
@@ -59,31 +95,33 @@ Switchboard::Switchboard(const Bundle& bundle, const std::string& flavour, Feedi
     : manifest_(bundle.manifest()), graph_(bundle.graph(flavour), threads), feeding_(feeding) {
   if (flavour == "inputs") neutral_ = neutral_tensors(manifest_);
   for (const auto& record : manifest_.adapters) {
-    const bool native = feeding == Feeding::native;
-    const auto bytes = native ? bundle.read(record.onnx_adapter) : std::string{};
-    auto tensors = native ? parse_adapter_file(bytes, record.onnx_adapter).tensors : bundle.tensors(record.safetensors);
-    check_adapter(tensors, manifest_, native ? record.onnx_adapter : record.safetensors);
-    keep(record.name, made(record.head, true, bytes, std::move(tensors)));
+    const auto bytes = bundle.read(record.onnx_adapter);
+    keep(record.name, made(record.head, true, bytes, checked(bytes, record.onnx_adapter)));
   }
 }
 
-Switchboard::Result Switchboard::run(const Arrays& inputs, const Choice& adapter) const {
+Outcome Switchboard::run(const Arrays& inputs, const Choice& adapter) const {
   check_inputs(inputs, manifest_);
   const auto held = adapter ? resident(*adapter) : nullptr;  // alive until the end of this call
   const bool native = held && feeding_ == Feeding::native;
   Feeds feeds = feeds_of(inputs);
   feeds.merge(feeds_of(held ? held->tensors : neutral_));
-  const Head head = held ? held->head : Head{};
-  return {graph_.run(feeds, outputs_of(manifest_, head), native ? &held->native : nullptr), head};
+  const std::vector<Head> heads(batch_of(inputs), held ? held->head : Head{});
+  return {graph_.run(feeds, outputs_of(manifest_, heads), native ? &held->native : nullptr), heads};
 }
 
 void Switchboard::load(const std::string& name, const std::string& bytes, std::vector<std::string> labels) {
   const auto where = "adapter `" + name + "`";
+  auto tensors = checked(bytes, where);
+  auto head = head_of(tensors, manifest_, std::move(labels), where);
+  keep(name, made(std::move(head), false, bytes, std::move(tensors)));
+}
+
+Arrays Switchboard::checked(const std::string& bytes, const std::string& where) const {
   auto file = parse_adapter_file(bytes, where);
   check_adapter(file.tensors, manifest_, where);
   check_model_version(file.model_version, manifest_, where);
-  auto head = head_of(file.tensors, manifest_, std::move(labels), where);
-  keep(name, made(std::move(head), false, bytes, std::move(file.tensors)));
+  return std::move(file.tensors);
 }
 
 // ONNX Runtime copies the bytes; a native adapter has the tensors then, and they need not be there twice.
@@ -129,14 +167,16 @@ Bank::Bank(const Bundle& bundle, int threads) : manifest_(bundle.manifest()), gr
   bank_of(manifest_);
 }
 
-Arrays Bank::run(const Arrays& inputs, const std::vector<Choice>& rows) const {
-  check_rows(inputs, manifest_, rows.size());
+Outcome Bank::run(const Arrays& inputs, const std::vector<Choice>& rows) const {
+  check_rows(inputs, manifest_, rows);
   std::vector<std::int64_t> ids;
   for (const auto& adapter : rows) ids.push_back(static_cast<std::int64_t>(row_of(manifest_, adapter)));
   const Array chosen = int64_array(ids, {static_cast<std::int64_t>(rows.size())});
   Feeds feeds = feeds_of(inputs);
   feeds.emplace(bank_of(manifest_).ids, &chosen);
-  return graph_.run(feeds, {});
+  std::vector<Head> heads;
+  for (const auto& adapter : rows) heads.push_back(adapter ? manifest_.adapter(*adapter).head : Head{});
+  return {graph_.run(feeds, outputs_of(manifest_, heads)), heads};
 }
 
 Mixture::Mixture(const Bundle& bundle, int threads)
@@ -144,26 +184,28 @@ Mixture::Mixture(const Bundle& bundle, int threads)
   bank_of(manifest_);
 }
 
-Arrays Mixture::run(const Arrays& inputs, const std::vector<Shares>& rows) const {
-  check_rows(inputs, manifest_, rows.size());
+Outcome Mixture::run(const Arrays& inputs, const std::vector<Shares>& rows) const {
+  check_rows(inputs, manifest_, rows);
   const auto width = bank_of(manifest_).rows.size();
   Array weights = make_array("float32", {static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(width)});
   for (std::size_t row = 0; row < rows.size(); ++row) {
-    for (const auto& [adapter, share] : rows[row]) {
-      if (!std::isfinite(share)) throw RequestFault({"a share is no number", "adapter `" + adapter.value_or("base") + "`"});
-      weights.data<float>()[row * width + row_of(manifest_, adapter)] = share;
-    }
+    float* shares = weights.data<float>() + row * width;
+    shares[row_of(manifest_, {})] = rest(rows[row]);
+    for (const auto& [adapter, share] : rows[row]) shares[row_of(manifest_, adapter)] = share;
   }
   Feeds feeds = feeds_of(inputs);
   feeds.emplace(bank_of(manifest_).weights, &weights);
-  return graph_.run(feeds, {});
+  std::vector<Head> heads;
+  for (const auto& shares : rows) heads.push_back(common_head(manifest_, shares));
+  return {graph_.run(feeds, outputs_of(manifest_, heads)), heads};
 }
 
 Baked::Baked(const Bundle& bundle, const std::string& adapter, int threads)
     : manifest_(bundle.manifest()), graph_(baked_graph(bundle, adapter), threads),
-      outputs_(outputs_of(manifest_, manifest_.adapter(adapter).head)) {}
+      head_(manifest_.adapter(adapter).head) {}
 
-Arrays Baked::run(const Arrays& inputs) const {
+Outcome Baked::run(const Arrays& inputs) const {
   check_inputs(inputs, manifest_);
-  return graph_.run(feeds_of(inputs), outputs_);
+  const std::vector<Head> heads(batch_of(inputs), head_);
+  return {graph_.run(feeds_of(inputs), outputs_of(manifest_, heads)), heads};
 }

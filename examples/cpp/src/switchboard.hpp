@@ -2,6 +2,7 @@
 // with loads and unloads in between.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <shared_mutex>
 #include <string>
@@ -15,19 +16,21 @@ enum class Feeding {
   plain,   // the adapter's tensors as inputs of the call, for the flavours `slots` and `inputs`
 };
 
+using Shares = std::map<std::string, float>;  // what a row has of adapters, from 0 to 1, by their names
+
+struct Outcome {
+  Arrays outputs;           // those of the base, and those of the rows' heads
+  std::vector<Head> heads;  // for each row that of the very adapter that ran
+};
+
 // The graphs with slots, one adapter for the whole batch.
 class Switchboard {
  public:
   // All adapters of the bundle are loaded.
   Switchboard(const Bundle& bundle, const std::string& flavour, Feeding feeding, int threads = 1);
 
-  struct Result {
-    Arrays outputs;  // those of the base, and that of the adapter's head
-    Head head;       // of the very adapter that ran
-  };
-
   // Throws RequestFault if the adapter is not loaded or the inputs do not fit.
-  Result run(const Arrays& inputs, const Choice& adapter) const;
+  Outcome run(const Arrays& inputs, const Choice& adapter) const;
 
   // Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle.
   // Throws RequestFault if it was not, or if an adapter of this name is loaded.
@@ -50,6 +53,7 @@ class Switchboard {
     Ort::LoraAdapter native{nullptr};  // … or what is active, but never both
   };
 
+  Arrays checked(const std::string& bytes, const std::string& where) const;
   Resident made(Head head, bool built_in, const std::string& bytes, Arrays tensors) const;
   std::shared_ptr<const Resident> resident(const std::string& name) const;
   void keep(const std::string& name, Resident resident);
@@ -67,9 +71,9 @@ class Bank {
  public:
   explicit Bank(const Bundle& bundle, int threads = 1);
 
-  // All outputs; logits of classes that a row's adapter does not have are below −1e30.
+  // Logits of classes that a row's adapter does not have are below −1e30.
   // Throws RequestFault if there is no adapter of a name, or not one choice for each row.
-  Arrays run(const Arrays& inputs, const std::vector<Choice>& rows) const;
+  Outcome run(const Arrays& inputs, const std::vector<Choice>& rows) const;
 
  private:
   Manifest manifest_;
@@ -79,12 +83,11 @@ class Bank {
 // The bank with shares: a blend of adapters for every row of the batch.
 class Mixture {
  public:
-  using Shares = std::map<Choice, float>;  // should sum to 1; no share is 0
-
   explicit Mixture(const Bundle& bundle, int threads = 1);
 
-  // Throws RequestFault as a bank does, and if a share is NaN or infinite.
-  Arrays run(const Arrays& inputs, const std::vector<Shares>& rows) const;
+  // For each row shares of adapters; the base has what is left to 1.
+  // Throws RequestFault as a bank does, and if a share or the sum of a row is not from 0 to 1.
+  Outcome run(const Arrays& inputs, const std::vector<Shares>& rows) const;
 
  private:
   Manifest manifest_;
@@ -96,10 +99,10 @@ class Baked {
  public:
   Baked(const Bundle& bundle, const std::string& adapter, int threads = 1);
 
-  Arrays run(const Arrays& inputs) const;
+  Outcome run(const Arrays& inputs) const;
 
  private:
   Manifest manifest_;
   Graph graph_;
-  std::vector<std::string> outputs_;
+  Head head_;
 };

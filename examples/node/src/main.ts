@@ -1,27 +1,29 @@
 /**
  * node dist/main.js verify BUNDLE [--json]
- * node dist/main.js run BUNDLE --text TEXT [--text TEXT]… [--adapter NAME]…
- * node dist/main.js run BUNDLE --inputs ARRAYS.json [--adapter NAME]…
+ * node dist/main.js run BUNDLE --text TEXT [--text TEXT]… [--load NAME=FILE]… [--adapter NAME]…
+ * node dist/main.js run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]… [--adapter NAME]…
+ * node dist/main.js run BUNDLE … --mix NAME=SHARE,NAME=SHARE [--mix …]…
  *
  * Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
  */
 import { readFile } from "node:fs/promises";
 import { parseArgs } from "node:util";
 
-import { answers } from "./core/answers.js";
 import { parseInputs } from "./core/arrays.js";
 import { Bundle, type Choice } from "./core/bundle.js";
 import { Fault } from "./core/fault.js";
 import type { Inputs } from "./core/request.js";
-import { Bank, FedAdapters } from "./core/runners.js";
+import type { Shares } from "./core/runners.js";
 import { selfCheck } from "./core/selfCheck.js";
+import { type Call, Service } from "./core/service.js";
 import { TextInputs } from "./core/text.js";
 import { Folder } from "./folder.js";
 
 const USAGE = `usage: main.js verify BUNDLE [--json]
-       main.js run BUNDLE --text TEXT [--text TEXT]… [--adapter NAME]…
-       main.js run BUNDLE --inputs ARRAYS.json [--adapter NAME]…
-One --adapter holds for all rows; one for each row makes a mixed batch, \`base\` standing for none.`;
+       main.js run BUNDLE (--text TEXT… | --inputs ARRAYS.json) [--load NAME=FILE]… [--adapter NAME]…
+       main.js run BUNDLE (--text TEXT… | --inputs ARRAYS.json) --mix NAME=SHARE,NAME=SHARE [--mix …]…
+One --adapter holds for all rows; one for each row makes a mixed batch, \`-\` standing for none. --mix likewise: shares
+are from 0 to 1, and the base has what is left. --load takes an \`.onnx_adapter\` file that was built for this bundle.`;
 
 class Usage extends Error {}
 
@@ -43,20 +45,49 @@ async function verify(bundle: Bundle, asJson: boolean): Promise<void> {
   }
 }
 
-async function run(bundle: Bundle, inputs: Inputs, names: string[]): Promise<void> {
-  const choices: Choice[] = names.map((name) => (name === "base" ? null : name));
-  choices.forEach((choice) => choice !== null && bundle.adapter(choice));
-  const isMixed = choices.length > 1;
-  const result = isMixed
-    ? await (await Bank.open(bundle)).run(inputs, choices)
-    : await (await FedAdapters.open(bundle)).run(inputs, choices[0] ?? null);
-  const found = answers(result, inputs).map((answer, row) => ({ adapter: choices[isMixed ? row : 0] ?? null, ...answer }));
+async function run(bundle: Bundle, inputs: Inputs, call: Call, files: [name: string, path: string][]): Promise<void> {
+  const service = new Service(bundle);
+  for (const [name, path] of files) await service.load(name, await bytesOf(path));
+  const { adapter = null, adapters, mixture } = call;
+  const found = (await service.run(inputs, call)).map((answer, row) => {
+    return { ...(mixture ? { mixture: mixture[row] } : { adapter: adapters ? adapters[row] : adapter }), ...answer };
+  });
   console.log(JSON.stringify(found, null, 2));
 }
 
+/** One choice holds for all rows. */
+function callOf(adapters: Choice[], mixtures: string[], rows: number): Call {
+  if (mixtures.length) {
+    const shares = mixtures.map(sharesOf);
+    return { mixture: shares.length === 1 ? Array(rows).fill(shares[0]) : shares };
+  }
+  return adapters.length > 1 ? { adapters } : { adapter: adapters[0] ?? null };
+}
+
+function sharesOf(text: string): Shares {
+  const parts = text.split(",").map(pair);
+  const shares = Object.fromEntries(parts.map(([name, share]) => [name, share.trim() ? Number(share) : NaN]));
+  if (Object.keys(shares).length < parts.length) throw new Usage(`\`${text}\` names an adapter twice`);
+  return shares;
+}
+
+/** NAME=VALUE */
+function pair(text: string): [string, string] {
+  const at = text.indexOf("=");
+  if (at < 1) throw new Usage(`\`${text}\` is not of the form NAME=VALUE`);
+  return [text.slice(0, at), text.slice(at + 1)];
+}
+
+async function bytesOf(path: string): Promise<Uint8Array> {
+  return readFile(path).catch((error) => {
+    throw new Fault({ what: "cannot be read", where: path, found: String(error) });
+  });
+}
+
 async function arraysOf(path: string): Promise<unknown> {
+  const text = new TextDecoder().decode(await bytesOf(path));
   try {
-    return JSON.parse(await readFile(path, "utf-8"));
+    return JSON.parse(text);
   } catch (error) {
     throw new Fault({ what: "cannot be read as JSON", where: path, found: String(error) });
   }
@@ -71,6 +102,8 @@ function commandLine() {
         text: { type: "string", multiple: true, default: [] },
         inputs: { type: "string" },
         adapter: { type: "string", multiple: true, default: [] },
+        mix: { type: "string", multiple: true, default: [] },
+        load: { type: "string", multiple: true, default: [] },
       },
     });
   } catch (error) {
@@ -83,6 +116,8 @@ async function main(): Promise<void> {
   const [command, folder] = positionals;
   if (!folder || positionals.length !== 2 || !["verify", "run"].includes(command!)) throw new Usage("what to do is not clear");
   if (command === "run" && !values.text.length === !values.inputs) throw new Usage("either --text or --inputs");
+  if (values.adapter.length && values.mix.length) throw new Usage("either --adapter or --mix");
+  const files = values.load.map(pair);
   const bundle = await Bundle.open(new Folder(folder));
   if (command === "verify") {
     await bundle.verify();
@@ -91,7 +126,9 @@ async function main(): Promise<void> {
   const inputs = values.inputs
     ? parseInputs(await arraysOf(values.inputs), bundle.manifest)
     : (await TextInputs.open(bundle)).batch(values.text);
-  return run(bundle, inputs, values.adapter);
+  const adapters = values.adapter.map((name) => (name === "-" ? null : name));
+  const rows = Object.values(inputs)[0]?.dims[0] ?? 0;
+  return run(bundle, inputs, callOf(adapters, values.mix, rows), files);
 }
 
 try {

@@ -14,13 +14,15 @@ export interface Scored {
 export interface Answer {
   /** The classes of a text, the likeliest first. */
   classes?: Scored[];
-  /** The likeliest class of each token. */
-  tokens?: Scored[];
+  /** The likeliest class of each token; null for padding. */
+  tokens?: (Scored | null)[];
   /** What a regression or an embedding gives, or logits whose classes have no names. */
   numbers?: number[];
-  /** Without a head: the shapes of the base's outputs. */
-  outputs?: Record<string, number[]>;
+  /** Without a head: the base's outputs. */
+  outputs?: Record<string, Nested>;
 }
+
+export type Nested = number[] | Nested[];
 
 /** In a bank, the logits of classes that an adapter does not have are below. */
 export const MASKED = -1e30;
@@ -28,7 +30,7 @@ export const MASKED = -1e30;
 export function answers({ outputs, heads }: Result, inputs: Inputs): Answer[] {
   return heads.map(({ output, labels }, row) => {
     if (output === null) {
-      return { outputs: Object.fromEntries(Object.entries(outputs).map(([name, { dims }]) => [name, dims.slice(1)])) };
+      return { outputs: Object.fromEntries(Object.entries(outputs).map(([name, each]) => [name, nested(each, row)])) };
     }
     const tensor = outputs[output]!;
     const lines = linesOf(tensor, row);
@@ -39,6 +41,7 @@ export function answers({ outputs, heads }: Result, inputs: Inputs): Answer[] {
 
 /** A row of an output, cut to what its adapter has along the last axis; throws a Fault for what is no number. */
 function linesOf(tensor: Tensor, row: number): Float32Array[] {
+  if (tensor.type !== "float32") throw new Fault({ what: "is no output that this client can show", found: tensor.type });
   const width = tensor.dims.at(-1)!;
   const count = tensor.dims.slice(1, -1).reduce((product, size) => product * size, 1);
   const lines = Array.from({ length: count }, (_, line) => {
@@ -51,8 +54,17 @@ function linesOf(tensor: Tensor, row: number): Float32Array[] {
   return lines;
 }
 
-function tokens(lines: Float32Array[], labels: string[], isReal: boolean[]): Scored[] {
-  return lines.filter((_, at) => isReal[at]).map((line) => softmax(line, labels)[0]!);
+/** A row of an output as lists in lists. */
+function nested(tensor: Tensor, row: number): Nested {
+  const sizes = tensor.dims.slice(1, -1);
+  const lists: Nested[] = linesOf(tensor, row).map((line) => [...line]);
+  return sizes.reduceRight<Nested[]>((found, size) => {
+    return Array.from({ length: found.length / size }, (_, at) => found.slice(at * size, (at + 1) * size));
+  }, lists)[0]!;
+}
+
+function tokens(lines: Float32Array[], labels: string[], isReal: boolean[]): (Scored | null)[] {
+  return lines.map((line, at) => (isReal[at] ? softmax(line, labels)[0]! : null));
 }
 
 /** Which tokens are no padding, by the mask of the base. */

@@ -61,7 +61,7 @@ export class Bundle {
   /** Hold every file against its size and its hash, and the folder against the list of files. */
   async verify(): Promise<void> {
     for (const file of this.manifest.files) await this.check(file.path);
-    for (const path of (await this.place.list?.()) ?? []) if (path !== MANIFEST) this.record(path);
+    for (const path of (await this.place.list?.()) ?? []) if (path !== MANIFEST && !isHidden(path)) this.record(path);
   }
 
   /** Hold a file against its size and its hash, once. */
@@ -150,6 +150,11 @@ export class Bundle {
   get choices(): Choice[] {
     return [null, ...this.manifest.adapters.map((record) => record.name)];
   }
+}
+
+/** Systems and downloaders put such files there by themselves. */
+function isHidden(path: string): boolean {
+  return path.split("/").some((part) => part.startsWith("."));
 }
 
 /** 1.21 → 1021 */

@@ -48,6 +48,7 @@ export interface BankRecord {
   ids: string;
   weights: string;
   rows: (string | null)[];
+  tensors: { name: string }[];
 }
 
 export interface FileRecord {
@@ -173,10 +174,18 @@ export function checkPath(path: string, where: string): void {
 }
 
 function checkNames(manifest: Manifest, where: string): void {
+  const { inputs, slots, adapters, bank, files } = manifest;
   const named = (records: { name: string }[]) => records.map((record) => record.name);
-  checkUnique("tensors", named([...manifest.inputs, ...manifest.slots]), where);
-  checkUnique("adapters", named(manifest.adapters), where);
-  checkUnique("files", manifest.files.map((file) => file.path), where);
+  checkUnique("inputs", named(inputs), where);
+  checkUnique("slots", named(slots), where);
+  checkUnique("adapters", named(adapters).map((name) => name.toLowerCase()), where); // files have these names
+  checkUnique("files", files.map((file) => file.path.toLowerCase()), where);
+  const others = new Set([...named(slots), ...(bank ? [bank.ids, bank.weights, ...named(bank.tensors)] : [])]);
+  const taken = named(inputs).find((name) => others.has(name));
+  if (taken !== undefined) {
+    throw new Fault({ what: "a tensor of adapters has the name of a data input", where, found: `\`${taken}\`` });
+  }
+  if (bank) checkBank(bank, adapters, where);
   if (manifest.inputs.some((record) => record.role === "cache")) {
     throw new Fault({ what: "is of a decoder with a cache, which this client does not keep", where });
   }
@@ -185,9 +194,16 @@ function checkNames(manifest: Manifest, where: string): void {
 function checkUnique(what: string, names: string[], where: string): void {
   const seen = new Set<string>();
   for (const name of names) {
-    if (seen.has(name)) throw new Fault({ what: `two ${what} have one name`, where, found: `\`${name}\`` });
+    if (seen.has(name)) throw new Fault({ what: "a name occurs twice", where, found: `\`${name}\` in ${what}` });
     seen.add(name);
   }
+}
+
+/** The base first, then adapters, each once. */
+function checkBank({ rows }: BankRecord, adapters: AdapterRecord[], where: string): void {
+  const known = new Set<string | null>(adapters.map((record) => record.name));
+  const good = rows[0] === null && rows.slice(1).every((row) => known.has(row)) && new Set(rows).size === rows.length;
+  if (!good) throw new Fault({ what: "has a bank with rows that are no adapters", where, found: rows.join(", ") });
 }
 
 /** Every file that is used has a hash. */

@@ -21,6 +21,7 @@ export function checkInputs(inputs: Inputs, manifest: Manifest): void {
       throw new Fault({ what: "an input has a wrong shape", where, found: `[${tensor.dims.join(", ")}]`, expected });
     }
     checkIds(tensor, record);
+    if (record.role === "mask" && record.dtype !== "float32") checkMask(tensor, where);
   }
   const unknown = Object.keys(inputs).filter((name) => !manifest.inputs.some((record) => record.name === name));
   if (unknown.length) throw new Fault({ what: "inputs that the graph does not have", found: unknown.join(", ") });
@@ -29,7 +30,9 @@ export function checkInputs(inputs: Inputs, manifest: Manifest): void {
 /** Throws a Fault that lists every tensor of an adapter that is missing, left over, misshapen, or not finite. */
 export function checkAdapter(tensors: Map<string, Tensor>, manifest: Manifest, where: string): void {
   const known = new Set(manifest.slots.map((slot) => slot.name));
-  const faults = [...tensors.keys()].filter((name) => !known.has(name)).map((name) => `\`${name}\` is left over`);
+  const inputs = new Set(manifest.inputs.map((input) => input.name));
+  const others = [...tensors.keys()].filter((name) => !known.has(name));
+  const faults = others.map((name) => `\`${name}\` is ${inputs.has(name) ? "the name of a data input" : "left over"}`);
   const sizes = new Map<string, number>();
   for (const slot of manifest.slots) {
     const tensor = tensors.get(slot.name);
@@ -99,6 +102,17 @@ function fits(dims: readonly number[], axes: Axis[], sizes: Map<string, number>,
     if (!sizes.has(name)) sizes.set(name, size);
     return size >= 1 && size === sizes.get(name);
   });
+}
+
+/** 1 for tokens and 0 for padding; a row without tokens has no answer. */
+function checkMask(tensor: Tensor, where: string): void {
+  const numbers = Array.from(tensor.data as BigInt64Array | Int32Array | Uint8Array, Number);
+  const width = tensor.dims.at(-1)!;
+  const isEmpty = (row: number) => !numbers.slice(row * width, (row + 1) * width).includes(1);
+  const empty = Array.from({ length: numbers.length / width }, (_, row) => row).find(isEmpty);
+  if (empty === undefined && numbers.every((number) => number === 0 || number === 1)) return;
+  const expected = "1 for each token, 0 for padding, and a token in each row";
+  throw new Fault({ what: "a mask that leaves no token, or is none", where, expected });
 }
 
 /** Negative ids count from the end of the table without a word. */

@@ -19,6 +19,11 @@ export interface Result {
   heads: Head[];
 }
 
+/** What a row has of adapters, from 0 to 1, by their names. */
+export type Shares = Record<string, number>;
+
+const ROUNDING = 1e-6;
+
 const NO_HEAD: Head = { output: null, labels: null };
 
 /** One adapter for the whole batch: its tensors are inputs of the call. */
@@ -35,8 +40,7 @@ export class FedAdapters {
     const made = new FedAdapters(bundle, await bundle.open("inputs"));
     made.loaded.set(null, { tensors: neutralTensors(bundle.manifest), head: NO_HEAD });
     for (const record of bundle.manifest.adapters) {
-      const tensors = await bundle.tensors(record.safetensors);
-      checkAdapter(tensors, bundle.manifest, record.safetensors);
+      const tensors = made.parse(await bundle.read(record.onnx_adapter), record.onnx_adapter);
       made.loaded.set(record.name, { tensors, head: record });
     }
     return made;
@@ -50,10 +54,15 @@ export class FedAdapters {
   load(name: string, bytes: Uint8Array, labels: string[] | null = null): void {
     const where = `adapter \`${name}\``;
     if (this.loaded.has(name)) throw new Fault({ what: "is loaded already", where, fix: "unload it first" });
+    const tensors = this.parse(bytes, where);
+    this.loaded.set(name, { tensors, head: headOf(tensors, this.bundle.manifest, labels, where) });
+  }
+
+  private parse(bytes: Uint8Array, where: string): Map<string, Tensor> {
     const { tensors, modelVersion } = parseAdapterFile(bytes, where);
     checkAdapter(tensors, this.bundle.manifest, where);
     checkModelVersion(modelVersion, this.bundle.manifest, where);
-    this.loaded.set(name, { tensors, head: headOf(tensors, this.bundle.manifest, labels, where) });
+    return tensors;
   }
 
   /** Forget an adapter; calls that run with it at this moment end well. */
@@ -105,20 +114,26 @@ export class Mixture {
     return new Mixture(bundle, await bundle.open("mixture"));
   }
 
-  /** @param rows for each row of the batch, shares that should sum to 1; who is not named has none. */
-  async run(inputs: Inputs, rows: Map<Choice, number>[]): Promise<Outputs> {
-    checkRows(inputs, this.bundle, rows);
+  /** @param rows for each row of the batch, shares of adapters; the base has what is left to 1. */
+  async run(inputs: Inputs, rows: Shares[]): Promise<Result> {
+    checkRows(inputs, this.bundle, rows.map((shares) => JSON.stringify(Object.entries(shares).sort())));
     const width = this.bundle.bank.rows.length;
     const weights = new Float32Array(rows.length * width);
     rows.forEach((shares, row) => {
-      for (const [choice, share] of shares) {
-        const at = rowOf(this.bundle, choice);
-        if (!Number.isFinite(share)) throw new Fault({ what: "a share is no number", where: `adapter \`${choice}\`` });
-        weights[row * width + at] = share;
+      for (const [name, share] of [[null, restOf(shares)] as const, ...Object.entries(shares)]) {
+        weights[row * width + rowOf(this.bundle, name)] = share;
       }
     });
+    const heads = rows.map((shares) => this.commonHead(Object.keys(shares)));
     const feeds = { ...inputs, [this.bundle.bank.weights]: new Tensor("float32", weights, [rows.length, width]) };
-    return run(this.session, feeds);
+    return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
+  }
+
+  /** Results of heads add up only where they mean the same. */
+  private commonHead(names: string[]): Head {
+    const heads = names.map((name) => this.bundle.adapter(name));
+    const kinds = new Set(heads.map(({ output, labels }) => JSON.stringify([output, labels])));
+    return kinds.size === 1 ? heads[0]! : NO_HEAD;
   }
 }
 
@@ -156,6 +171,15 @@ function outputsOf(bundle: Bundle, heads: Head[]): string[] {
   return [...new Set([...Object.keys(bundle.manifest.golden.absolute), ...named])];
 }
 
+/** What is left for the base. */
+function restOf(shares: Shares): number {
+  const parts = Object.values(shares);
+  const total = parts.reduce((sum, part) => sum + part, 0);
+  if (parts.every((part) => part >= 0 && part <= 1) && total <= 1 + ROUNDING) return Math.max(0, 1 - total);
+  const found = JSON.stringify(shares);
+  throw new Fault({ what: "shares are from 0 to 1, and so is their sum; the base gets what is left", found });
+}
+
 /** Never a number from outside: an id of −1 would take the last adapter without a word. */
 function rowOf(bundle: Bundle, choice: Choice): number {
   const at = bundle.bank.rows.indexOf(choice);
@@ -164,8 +188,12 @@ function rowOf(bundle: Bundle, choice: Choice): number {
   throw new Fault({ what: "is not in the bank", where: `adapter \`${choice ?? "base"}\`` });
 }
 
+/** One choice for each row; different ones only where the rows of a batch do not change each other's results. */
 function checkRows(inputs: Inputs, bundle: Bundle, rows: unknown[]): void {
   checkInputs(inputs, bundle.manifest);
+  if (new Set(rows).size > 1 && !bundle.manifest.batch_invariant) {
+    throw new Fault({ what: "the rows of a batch influence each other in this bundle", fix: "give one adapter for all rows" });
+  }
   const [found, expected] = [rows.length, batchOf(inputs)];
   if (found !== expected) throw new Fault({ what: "not one adapter for each row", found: `${found}`, expected: `${expected}` });
 }

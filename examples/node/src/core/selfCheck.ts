@@ -64,7 +64,10 @@ export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
   }
   if (graphs.mixture) {
     const mixture = await Mixture.open(bundle);
-    const run: RunRows = (inputs, rows) => mixture.run(inputs, rows.map((choice) => new Map([[choice, 1]])));
+    const run: RunRows = async (inputs, rows) => {
+      const shares = rows.map((choice) => (choice === null ? {} : { [choice]: 1 }));
+      return (await mixture.run(inputs, shares)).outputs;
+    };
     findings.push(...(await checkRows(bundle, "mixture", run)));
   }
   for (const { name: adapter } of adapters.filter((record) => record.baked)) {

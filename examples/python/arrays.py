@@ -1,0 +1,37 @@
+"""Inputs that come as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from adapter_export.errors import FormatError, RequestError
+from adapter_export.format.canonical import read_json
+from adapter_export.format.manifest import Manifest
+
+
+def read_inputs(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Nested lists by name, such as `{"input_ids": [[101, 102]]}`, as arrays of the types that the manifest names.
+
+    Raises:
+        FileError, FormatError: the file cannot be read, or holds something else.
+        RequestError: rows of different lengths, or what is no number of an input's type.
+    """
+    document = read_json(path)
+    if not isinstance(document, Mapping):
+        raise FormatError("holds no arrays by name", where=path, fix="write them as nested lists in JSON")
+    dtypes = {record.name: record.dtype for record in manifest.inputs}
+    return {name: _array(rows, np.dtype(dtypes.get(name, "int64")), name) for name, rows in document.items()}
+
+
+def _array(rows: object, dtype: np.dtype, name: str) -> np.ndarray:
+    try:
+        array = np.array(rows)
+    except ValueError as error:
+        raise RequestError("rows of different lengths", where=f"`{name}`", fix="pad them") from error
+    numbers = "iuf" if dtype.kind == "f" else "b" if dtype.kind == "b" else "iu"
+    if array.dtype.kind not in numbers:  # a fraction would be cut off without a word
+        raise RequestError("holds what is no number of its type", where=f"`{name}`", found=array.dtype, expected=dtype)
+    return array.astype(dtype)
