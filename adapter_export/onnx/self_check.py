@@ -14,6 +14,7 @@ from adapter_export.errors import ParityError
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.onnx.golden import Golden
+from adapter_export.onnx.mix import check_rows_apart
 from adapter_export.onnx.pieces import Pieces, weights_are_many
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.reference.runner import Arrays
@@ -50,6 +51,9 @@ def _check_whole(
         golden = vectors[record.name]
         golden.verify(_by_native_file(session, folder, record), f"adapter `{record.name}`")
         golden.verify(_by_tensors(session, folder, record), f"adapter `{record.name}` as plain tensors")
+        if record.mix is not None and manifest.batch_invariant:
+            tensors = read_tensors(folder / record.safetensors)
+            check_rows_apart(lambda feeds: run_session(session, feeds), record.mix, tensors, golden)
 
 
 def _check_in_pieces(model: ir.Model, folder: Path, manifest: Manifest, vectors: Mapping[str | None, Golden]) -> None:

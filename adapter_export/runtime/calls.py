@@ -18,6 +18,7 @@ from adapter_export.runtime.graphs import Graphs
 from adapter_export.runtime.head_rows import wanted_outputs
 from adapter_export.runtime.providers import on_device
 from adapter_export.runtime.request import check_inputs, check_rows
+from adapter_export.runtime.weighting import Weighting, weight_choices, weight_tensors
 
 Inputs = Mapping[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
@@ -58,18 +59,21 @@ class Calls:
         adapter: str | None,
         adapters: Rows | None,
         mixture: Sequence[Share] | None,
+        weights: Weighting | None,
         allow_mixed_rows: bool,
     ) -> Outputs:
         """Compute the outputs, as `Session.run` says it."""
         if sum(each is not None for each in (adapter, adapters, mixture)) > 1:
             raise RequestError("one call has one choice", expected="`adapter`, `adapters` or `mixture`")
+        if weights is not None and adapter is None:
+            raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
         arrays = check_inputs(inputs, self.manifest.inputs)
         if mixture is not None:
             check_rows(arrays, [sorted(share.items()) for share in mixture], self.manifest, allow_mixed_rows)
             return self._bank.mix(_fed(arrays), mixture)
         if adapters is not None:
             return self._rows(arrays, self._entries(adapters), allow_mixed_rows)
-        return self._one(arrays, self.entry(adapter))
+        return self._one(arrays, self.entry(adapter), weights, allow_mixed_rows)
 
     def together(self, arrays: Outputs, entries: Sequence[Entry | None]) -> Outputs:
         """Run checked inputs whose rows may stand in one call; rows of one adapter need no bank."""
@@ -86,7 +90,12 @@ class Calls:
         return run_bound(self._graphs.session("slots"), self._outputs(entry), feeds, self._graphs.provider)
 
     def results(
-        self, inputs: Inputs, adapter: str | None, adapters: Sequence[str] | None, task: Task
+        self,
+        inputs: Inputs,
+        adapter: str | None,
+        adapters: Sequence[str] | None,
+        task: Task,
+        weights: Weighting | None = None,
     ) -> tuple[list[np.ndarray], Sequence[Entry | None]]:
         """What the heads give for each row, if they are for this task, and each row's adapter.
 
@@ -98,8 +107,10 @@ class Calls:
         if adapters is None:
             entry = self.entry(adapter)
             output = check_task(entry, task)
-            found = self._one(check_inputs(inputs, self.manifest.inputs), entry)[output]
+            found = self._one(check_inputs(inputs, self.manifest.inputs), entry, weights)[output]
             return list(found), [entry] * len(found)
+        if weights is not None:
+            raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
         entries = self._entries(adapters)
         for one in entries:
             check_task(one, task)
@@ -115,9 +126,19 @@ class Calls:
         filled = () if entry is None or entry.output is None else (entry.output,)
         return wanted_outputs(self.manifest, [filled])
 
-    def _one(self, arrays: Outputs, entry: Entry | None) -> Outputs:
+    def _one(
+        self,
+        arrays: Outputs,
+        entry: Entry | None,
+        weights: Weighting | None = None,
+        allow_mixed_rows: bool = False,
+    ) -> Outputs:
         feeds = _fed(arrays)
         feeds.update({} if entry is None else self._catalogue.resident(entry).feeds)
+        if weights is not None:
+            choices = weight_choices(weights, len(next(iter(arrays.values()))))
+            check_rows(arrays, choices, self.manifest, allow_mixed_rows)
+            feeds.update(_fed(weight_tensors(entry, weights)))
         return self._graphs.run("slots", self._outputs(entry), feeds)
 
     def _rows(self, arrays: Outputs, entries: Sequence[Entry | None], allow_mixed_rows: bool) -> Outputs:

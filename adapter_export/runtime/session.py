@@ -24,6 +24,7 @@ from adapter_export.runtime.padding import PaddingRule
 from adapter_export.runtime.predict import Prediction
 from adapter_export.runtime.progress import Progress, as_progress
 from adapter_export.runtime.providers import Provider
+from adapter_export.runtime.weighting import Weighting
 
 
 class Session:
@@ -89,6 +90,7 @@ class Session:
         *,
         adapters: Rows | None = None,
         mixture: Sequence[Share] | None = None,
+        weights: Weighting | None = None,
         allow_mixed_rows: bool = False,
     ) -> Outputs:
         """Compute the outputs.
@@ -99,8 +101,10 @@ class Session:
             adapters: instead, an adapter for each row; none is the base. Needs the bundle's graph `bank`.
             mixture: instead, for each row shares of adapters, from 0 to 1; the base has what is left to 1. Needs the
                 bundle's graph `mixture`.
-            allow_mixed_rows: put rows of different adapters into one call although the base lets the rows of a batch
-                influence each other.
+            weights: with an `adapter` that is a weighted fusion: a number for each of its members, by name, in the
+                place of its own; for all rows, or a mapping for each row.
+            allow_mixed_rows: put rows of different adapters or weights into one call although the base lets the rows of
+                a batch influence each other.
 
         Returns:
             The base's outputs by name, and the results of heads: of an adapter with a head at `output(adapter)`. In a
@@ -112,7 +116,7 @@ class Session:
                 lacks the graph, or rows would influence each other.
             InputError: the file of an adapter that is read on demand is not what it was.
         """
-        return self._calls.run(inputs, adapter, adapters, mixture, allow_mixed_rows)
+        return self._calls.run(inputs, adapter, adapters, mixture, weights, allow_mixed_rows)
 
     def run_many(
         self,
@@ -176,14 +180,19 @@ class Session:
         return self._calls.on_device(inputs, adapter)
 
     def classify(
-        self, inputs: Inputs, adapter: str | None = None, *, adapters: Sequence[str] | None = None
+        self,
+        inputs: Inputs,
+        adapter: str | None = None,
+        *,
+        adapters: Sequence[str] | None = None,
+        weights: Weighting | None = None,
     ) -> list[Prediction]:
-        """Compute the labels of texts, one for each row, by one adapter or by one for each row.
+        """Compute the labels of texts, one for each row, by one adapter or by one for each row; `weights` as in `run`.
 
         Raises:
             RequestError: as `run`; or an adapter's task is not `sequence_classification`.
         """
-        results, entries = self._calls.results(inputs, adapter, adapters, "sequence_classification")
+        results, entries = self._calls.results(inputs, adapter, adapters, "sequence_classification", weights)
         return label_rows(results, entries)
 
     def classify_tokens(

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper, parser
 from replacing import adapter_at, scaled_plus
 
 from adapter_export.errors import BaseModelError
+from adapter_export.graph.compose import weighted_fusion
 from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
@@ -78,3 +79,14 @@ def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path, flavour):
         build(base, tmp_path / "bundle", ["slots", flavour])
     assert not (tmp_path / "bundle").exists()
     assert sorted(build(base, tmp_path / "bundle", ["slots", "inputs"]).graphs) == ["inputs", "slots"]
+
+
+def test_a_fusion_there_is_refused_since_rows_cannot_have_weights_of_their_own(tmp_path):
+    base = turned(tmp_path, [None, None])
+    (site,) = (site.name for site in base.sites if site.h == "up")
+    one, two = (adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("a", "b"))
+    fused, forms = weighted_fusion(one, two, name="fused"), Forms(["slots", "inputs"])
+    for tokens in (3, 4):  # as many as rows: ONNX Runtime finds nothing wrong
+        cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": tokens}])
+        with pytest.raises(BaseModelError, match=r"rows cannot have weights of their own.*compose average"):
+            build_bundle(base, [fused], tmp_path / "b", references=CutRunner(base), cases=cases, forms=forms)
