@@ -1,0 +1,114 @@
+"""What is measured: a base, random adapters, and bundles of them in a folder that goes when the work is done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from adapter_export.format.adapter_files import write_adapter
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.flavour_files import Forms
+from adapter_export.reference.inputs import input_cases
+from adapter_export.runtime import Bundle
+from kit.adapters import random_houlsby
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+_FEW_TOKENS = 4
+"""Golden vectors are not what is measured here."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base with adapters.
+
+    Attributes:
+        folder: everything that is made lies here.
+        source: the base as the commands take it: a torch archive, or the ONNX file that was given.
+        base: the base as ONNX.
+        adapters: random ones; each was written to a folder of its name in `folder`.
+        bundle: of all of them, the first one also as constants of a graph of its own.
+        small: a bundle of the first one alone.
+    """
+
+    folder: Path
+    source: Path
+    base: OnnxBase
+    adapters: tuple[Adapter, ...]
+    bundle: Bundle
+    small: Bundle
+
+    @property
+    def names(self) -> list[str]:
+        """Those of the adapters."""
+        return [adapter.name for adapter in self.adapters]
+
+    def inputs(self, batch: int, tokens: int) -> Arrays:
+        """Inputs of one shape, no token masked."""
+        return inputs_of(self.bundle, batch, tokens)
+
+
+def inputs_of(bundle: Bundle, batch: int, tokens: int) -> Arrays:
+    """Inputs of one shape for a bundle, no token masked."""
+    records = bundle.manifest.inputs
+    batches = {record.axes[0] for record in records if record.axes}
+    axes = {axis for record in records for axis in record.axes if isinstance(axis, str)}
+    shape = {axis: batch if axis in batches else tokens for axis in axes}
+    return input_cases(records, seed=0, shapes=[shape])[0].arrays
+
+
+@contextmanager
+def prepared(model: Path | None, adapters: int, bottleneck: int) -> Iterator[Subject]:
+    """Open a base, make adapters and build bundles.
+
+    Args:
+        model: a torch archive, a Hugging Face folder or an ONNX file; all-MiniLM-L6-v2 if not given.
+        adapters: how many.
+        bottleneck: their width.
+    """
+    with TemporaryDirectory(prefix="benchmark-") as name:
+        folder = Path(name)
+        source, base = _opened(_minilm() if model is None else model, folder)
+        made = tuple(random_houlsby(f"a{number}", base, bottleneck, number) for number in range(adapters))
+        for adapter in made:
+            write_adapter(adapter, folder / adapter.name)
+        bundle = _built(base, made, folder / "bundle", Forms(bake=[made[0].name]))
+        yield Subject(folder, source, base, made, bundle, _built(base, made[:1], folder / "small", Forms(bake=["a0"])))
+
+
+def _minilm() -> Path:
+    sys.path.insert(0, str(EXAMPLES))
+    import demo_data
+
+    return demo_data.base_folder()
+
+
+def _opened(model: Path, folder: Path) -> tuple[Path, OnnxBase]:
+    if model.suffix == ".onnx":
+        return model, open_onnx(model)
+    from adapter_export.torch.base import load_base
+    from adapter_export.torch.huggingface import capture_folder
+    from adapter_export.torch.to_onnx import export_onnx
+
+    if model.is_dir():
+        capture_folder(model, folder / "model.pt")
+        model = folder / "model.pt"
+    export_onnx(load_base(model), folder / "exported" / "base.onnx")
+    return model, open_onnx(folder / "exported" / "base.onnx")
+
+
+def _built(base: OnnxBase, adapters: tuple[Adapter, ...], out: Path, forms: Forms) -> Bundle:
+    first, *_, last = input_cases(base.inputs, seed=0, max_tokens=_FEW_TOKENS)
+    build_bundle(base, adapters, out, references=CutRunner(base), cases=[first, last], forms=forms)
+    return Bundle.open(out)

@@ -1,0 +1,177 @@
+"""Every benchmark of swapping runs at tiny sizes, and its tables have their rows; no time is tested."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import runpy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+from tiny_onnx import save_tiny
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+SIZES = {
+    "adapters": "3",
+    "bottleneck": "4",
+    "rounds": "2",
+    "shapes": "1x1,3x7",
+    "lengths": "2,5",
+    "counts": "1,3",
+    "sessions": "1,2",
+    "callers": "1,2",
+    "repeats": "1",
+}
+
+ROWS: Mapping[str, Mapping[str, list[object]]] = {
+    "swap": {
+        "Calls that swap": ["1 × 1", "3 × 7"],
+        "A further adapter": [
+            "load an adapter that is not in the bundle",
+            "a second session, adapter as constants",
+            "a second session of the graph with slots",
+        ],
+    },
+    "forms": {"What each form of the graph costs": ["1 × 1", "3 × 7"]},
+    "mixed": {
+        "Requests for many adapters": [
+            *(f"{tokens} tokens, for {count}" for tokens in ("2", "5", "1 to 5") for count in (3, 1))
+        ]
+    },
+    "callers": {"Many callers on one session": [1, 2]},
+    "memory": {
+        "Memory with many adapters": [
+            "one session, all loaded",
+            "one session, all loaded",
+            "one session, read on demand",
+            "one session, read on demand",
+            "a session for each, adapter as constants",
+            "a session for each, adapter as constants",
+        ]
+    },
+    "adding": {"A further adapter for a bundle": ["`build`", "`add`", "load into a running session"]},
+}
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules that the programs share can be imported, as when they are run."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def run(program: str, folder: Path, *more: str) -> dict[str, Any]:
+    """What a program prints about a tiny base as JSON."""
+    uses = {"adapters", "bottleneck", *load(program)["PART"].uses}
+    options = [f"--{name}={value}" for name, value in SIZES.items() if name in uses]
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr(sys, "argv", [program, "--json", f"--model={save_tiny(folder)}", *options, *more])
+        load(program, "__main__")
+    return dict(json.loads(output.getvalue()))
+
+
+def load(program: str, name: str = "read") -> dict[str, Any]:
+    return runpy.run_path(str(BENCHMARKS / f"{program}.py"), run_name=name)
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("program", ROWS)
+def test_tables_have_their_rows(tmp_path: Path, program: str) -> None:
+    found = run(program, tmp_path)
+    assert "Load average" in found["machine"]
+    rows = {table["title"]: [row[table["columns"][0]] for row in table["rows"]] for table in found["tables"]}
+    assert rows == ROWS[program]
+    for table in found["tables"]:
+        cells = [cell for row in table["rows"] for cell in row.values() if isinstance(cell, dict)]
+        assert all(cell["low"] <= cell["median"] <= cell["high"] for cell in cells)
+    check = {"forms": check_forms, "memory": check_memory}.get(program)
+    if check is not None:
+        check(*found["tables"])
+
+
+def check_forms(table: dict[str, Any]) -> None:
+    """A form that is left out, or timed as another one, would not be seen in the rows."""
+    assert table["columns"][1:] == [
+        "base, ms",
+        "base + arithmetic",
+        "adapter as constants",
+        "slots, adapter fed",
+        "slots, no adapter",
+        "required inputs",
+        "bank, one adapter",
+        "bank, one per row",
+        "slots over base + arithmetic",
+    ]
+    one, many = table["rows"]
+    assert [name for name, cell in one.items() if cell is None] == ["bank, one per row"]  # a batch of one has one
+    assert all(cell is not None for cell in many.values())
+    assert many["base + arithmetic"]["median"] > 1
+
+
+def check_memory(table: dict[str, Any]) -> None:
+    assert [row["adapters"] for row in table["rows"]] == [1, 3, 1, 3, 1, 2]
+    assert all(10 < row["memory, MB"] < 2000 for row in table["rows"])
+
+
+@pytest.mark.usefixtures("programs")
+def test_all_of_them_are_in_the_program_that_runs_all() -> None:
+    words = [part.words for part in load("all")["PARTS"]]
+    assert {each.partition("python benchmarks/")[2].partition(".py")[0] for each in words} == set(ROWS)
+
+
+@pytest.mark.usefixtures("programs")
+class TestResults:
+    """The file with results: its tables are replaced, and nothing else of it."""
+
+    TEXT = (
+        "before\n<!-- cpu: begin -->\nold\n<!-- cpu: end -->\nbetween\n<!-- cuda: begin -->\n<!-- cuda: end -->\nlast\n"
+    )
+
+    def test_only_the_tables_of_the_provider_change(self, tmp_path: Path) -> None:
+        from kit.tables import Table, spread
+
+        path = tmp_path / "RESULTS.md"
+        path.write_text(self.TEXT, encoding="utf-8")
+        table = Table("Title", ["size", "ratio", "count"], [["1 × 2", spread([1.0, 2.0, 3.0]), None]], "Read it so.")
+        load("all")["write"](path, "cpu", "A machine.", [table])
+        expected = (
+            "A machine.\n\n### Title\n\nRead it so.\n\n| size | ratio | count |\n| --- | --- | --- |\n"
+            "| 1 × 2 | 2.00 (1.50 to 2.50) | – |"
+        )
+        assert path.read_text(encoding="utf-8") == self.TEXT.replace("old", expected)
+
+    def test_a_file_without_a_place_for_them_is_left_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "RESULTS.md"
+        path.write_text("before\n<!-- cpu: begin -->\n", encoding="utf-8")
+        with pytest.raises(SystemExit, match="has no lines"):
+            load("all")["write"](path, "cpu", "", [])
+        assert path.read_text(encoding="utf-8") == "before\n<!-- cpu: begin -->\n"
+
+    def test_the_results_of_this_project_have_both_places(self) -> None:
+        text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+        for provider in ("cpu", "cuda"):
+            assert text.count(f"<!-- {provider}: begin -->") == text.count(f"<!-- {provider}: end -->") == 1
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("option", ["--shapes=1", "--shapes=0x4", "--rounds=0", "--adapters=-1"])
+def test_a_wrong_option_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit) as error:
+        run("forms", tmp_path, option)
+    assert error.value.code == 2
+    assert "error: an option is not" in capsys.readouterr().err.replace(f"`{option.partition('=')[0]}`: ", "")
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="there is a GPU")
+def test_without_a_gpu_one_sentence_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        run("swap", tmp_path, "--provider=cuda")
+    assert error.value.code == 2
+    assert "`cuda` cannot be measured here" in capsys.readouterr().err
