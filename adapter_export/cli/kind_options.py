@@ -15,6 +15,7 @@ from adapter_export.graph.ops import ACTIVATIONS
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _LEARNED = ("learned", "channel")
+_SUBLAYERS = ("attention", "cross_attention", "ffn")
 
 
 def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> Any:
@@ -62,7 +63,10 @@ def _number(text: str) -> float:
 
 _PLACES = (
     click.option(
-        "--at", metavar="A,B,…", callback=_names, help="Sublayers of a bottleneck: `attention`, `ffn` or both; by kind."
+        "--at",
+        metavar="A,B,…",
+        callback=_names,
+        help="Sublayers of a bottleneck: `attention`, `cross_attention`, `ffn`, `decoder.ffn` …; by kind.",
     ),
     click.option("--leave-out", metavar="A,B,…", callback=_names, help="Layers without the adapter, counted from 0."),
     click.option(
@@ -239,9 +243,13 @@ def placed(kind: Kind, chosen: Mapping[str, Any]) -> Kind:
     """
     roles = chosen.get("at")
     if roles is not None:
-        wrong = [role for role in roles if role not in ("attention", "ffn")]
+        wrong = [role for role in roles if role.removeprefix("encoder.").removeprefix("decoder.") not in _SUBLAYERS]
         if wrong:
-            raise UsageError("`--at` names no sublayer", found=f"`{wrong[0]}`", expected="`attention` and `ffn`")
+            raise UsageError(
+                "`--at` names no sublayer",
+                found=f"`{wrong[0]}`",
+                expected="`attention`, `cross_attention` and `ffn`; of one part of a base as `decoder.ffn`",
+            )
         kind = kind.at_roles(*roles)
     layers = chosen.get("leave_out", ())
     wrong = [layer for layer in layers if not layer.isdecimal()]

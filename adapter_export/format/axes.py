@@ -59,6 +59,20 @@ def with_caches(
     )
 
 
+def masks_of(inputs: Sequence[InputRecord], tokens: Axis | None) -> list[str]:
+    """The masks that may say which tokens of a value [batch, tokens, …] are real.
+
+    Left out is a mask of the tokens of another input, as that of an encoder is for what the decoder computes.
+
+    Args:
+        inputs: of a base.
+        tokens: the axis of the value's tokens, by the names of the inputs; none if it is not known.
+    """
+    others = {axis for record in inputs if record.role != "mask" for axis in record.axes}
+    masks = [record for record in inputs if record.role == "mask"]
+    return [record.name for record in masks if tokens is None or tokens in record.axes or record.axes[-1] not in others]
+
+
 def _second_axes(inputs: Iterable[InputRecord], role: str) -> set[str]:
     """The names of the token axes of the inputs of a role."""
     return {axis for record in inputs if record.role == role for axis in record.axes[1:2] if isinstance(axis, str)}

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass
 
 from adapter_export.errors import BaseModelError, NoSitesError
-from adapter_export.format.axes import with_caches
+from adapter_export.format.axes import masks_of, with_caches
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.onnx.cache import fix_cache_widths
@@ -79,15 +80,17 @@ class OnnxBase:
     notes: tuple[str, ...] = ()
     given: GivenSites | None = None
 
-    @property
+    @cached_property
     def mask(self) -> str | None:
-        """The input that says which tokens are real, if there is one.
+        """The input that says which tokens of the final hidden state are real, if there is one.
 
         Raises:
             BaseModelError: there are several.
         """
-        masks = [record.name for record in self.inputs if record.role == "mask"]
-        if len(masks) > 1:
+        tokens = self._tokens()
+        masks = masks_of(self.inputs, tokens)
+        of_two = tokens is None and any(site.role == "cross_attention" for site in self.sites)
+        if len(masks) > 1 or (masks and of_two):
             raise BaseModelError(
                 "has several inputs that may be the attention mask",
                 where=self.path,
@@ -96,6 +99,15 @@ class OnnxBase:
                 fix="export the base with one of them only",
             )
         return masks[0] if masks else None
+
+    def _tokens(self) -> Axis | None:
+        """The axis of the tokens of the final hidden state, if it is known by a name that inputs have."""
+        known = {axis for record in self.inputs for axis in record.axes if isinstance(axis, str)}
+        values = (value for node in self.model.graph for value in node.outputs if value.name == self.sites.final)
+        shape = next((value.shape for value in values), None)
+        axis = None if shape is None or len(shape) != 3 else shape[1]
+        name = axis if axis is None or isinstance(axis, int) else axis.value
+        return name if name in known else None
 
 
 def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:

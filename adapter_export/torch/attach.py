@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, RequestError
+from adapter_export.format.axes import masks_of
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.compose.attention import temperature_of
 from adapter_export.graph.tasks import Task
@@ -88,7 +89,7 @@ class AdaptedModel(nn.Module):
         self.sites = sites
         self._layers = {} if adapter is None else _layers(adapter, sites, learned)
         self._names = tuple(record.name for record in base.outputs)
-        self._body = splice(base.module(), _mask(base, self._layers), sites, self._layers)
+        self._body = splice(base.module(), _mask(base, sites, self._layers), sites, self._layers)
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -216,10 +217,12 @@ class AdaptedModel(nn.Module):
         return replace(self.adapter, graphs=graphs, weights=weights, training=record)
 
 
-def _mask(base: TorchBase, layers: Mapping[str, GraphLayer]) -> str | None:
+def _mask(base: TorchBase, sites: SiteMap, layers: Mapping[str, GraphLayer]) -> str | None:
     """The input that says which tokens are real, if there is one; a head that reads it must not have to guess."""
-    masks = [record.name for record in base.inputs if record.role == "mask"]
-    if len(masks) > 1 and HEAD in layers and "mask" in layers[HEAD].graph.inputs:
+    if HEAD not in layers or "mask" not in layers[HEAD].graph.inputs:
+        return None
+    masks = masks_of(base.inputs, base.axes(sites.final)[1])
+    if len(masks) > 1:
         raise BaseModelError(
             "has several inputs that may be the attention mask",
             found=", ".join(f"`{name}`" for name in masks),

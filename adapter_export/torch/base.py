@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from adapter_export.errors import BaseModelError, RequestError, WriteError, within
 from adapter_export.format.axes import with_caches
 from adapter_export.format.files import new_file
-from adapter_export.format.manifest import InputRecord, OutputRecord
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.torch.archive import Archive, readable, screen, write_clean
 from adapter_export.torch.capture import AxisNames, Inputs, capture
 from adapter_export.torch.expressions import is_harmless
@@ -60,6 +60,16 @@ class TorchBase:
             # not by `_rename`: names of Python's builtins, such as `input`, are fine here
             node.name = record.name
         return module
+
+    def axes(self, node: str) -> tuple[Axis, ...]:
+        """The axes of a value of the graph, dynamic ones by the names that the inputs give them."""
+        symbols: dict[str, Axis] = {}
+        graph = self.module().graph
+        for placeholder, record in zip(graph.find_nodes(op="placeholder"), self.inputs, strict=True):
+            symbols |= {str(size): axis for size, axis in zip(placeholder.meta["val"].shape, record.axes, strict=True)}
+        (found,) = (one for one in graph.nodes if one.name == node)
+        sizes = found.meta["val"].shape
+        return tuple(size if isinstance(size, int) else symbols.get(str(size), str(size)) for size in sizes)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute every output by its name.

@@ -60,7 +60,7 @@ def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = 
     inputs = _widened(inputs, names)
     shapes = [dict.fromkeys(names.get(name, {}), Dim.DYNAMIC) for name in inputs]
     structure = pytree.tree_structure(given)
-    with _settled(module), quiet():
+    with _settled(module), _same_lengths(module, names), quiet():
         try:
             program = torch.export.export(
                 module,
@@ -181,6 +181,26 @@ def _settled(module: nn.Module) -> Iterator[None]:
         stack.callback(module.register_forward_hook(_return_named_tensors).remove)
         module.eval()
         yield
+
+
+@contextmanager
+def _same_lengths(module: nn.Module, axes: AxisNames) -> Iterator[None]:
+    """Tell torch that axes of one name have one length, before it draws conclusions from what is done with them."""
+    places = [(name, place, axis) for name, named in axes.items() for place, axis in named.items()]
+    first = {axis: (name, place) for name, place, axis in reversed(places)}
+
+    def say(_module: nn.Module, _args: object, inputs: dict[str, Any]) -> None:
+        tensors = dict(_input_tensors(inputs))
+        for name, place, axis in places:
+            known, at = first[axis]
+            if (name, place) != (known, at):
+                torch._check(tensors[name].shape[place] == tensors[known].shape[at])  # type: ignore[no-untyped-call]
+
+    handle = module.register_forward_pre_hook(say, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _return_named_tensors(_module: nn.Module, _inputs: object, output: object) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -17,6 +18,8 @@ LINEAR = "linear"
 """The role of the sites around one linear layer, which `Places` selects by their names."""
 
 _DEFAULT = "default"
+_SUBLAYERS = frozenset({"attention", "cross_attention", "ffn"})
+_LAYER = re.compile(r"\blayers\.\d+\.")
 
 
 class Place(Protocol):
@@ -28,7 +31,7 @@ class Place(Protocol):
 
     @property
     def role(self) -> str:
-        """`attention`, `ffn`, `linear` or `embeddings`."""
+        """`attention`, `cross_attention`, `ffn`, `linear` or `embeddings`."""
 
     @property
     def layer(self) -> int | None:
@@ -52,7 +55,8 @@ class Places:
     """Which sites.
 
     Attributes:
-        roles: those of the roles `attention`, `ffn` or `embeddings`.
+        roles: those of the roles `attention`, `cross_attention`, `ffn` or `embeddings`; those of one of several
+            streams as `decoder.ffn`.
         linears: those around linear layers with these names, or ends of names: `query`, `attention.output`.
         leave_out: the layers that are left out (AdapterDrop, Rücklé et al. 2021, §3).
     """
@@ -66,16 +70,15 @@ class Places:
         if site.layer is not None and site.layer in self.leave_out:
             return False
         if site.role == LINEAR:
-            return any(site.name.endswith(f".{name}") for name in self.linears)
-        return site.role in self.roles
+            return any(_is_named(site, name) for name in self.linears)
+        return site.role in self.roles or _without_layer(site) in self.roles
 
     def absent(self, sites: Iterable[Place]) -> list[str]:
         """What of it the sites lack, in words: a linear layer of each name, and a site of one of the roles."""
         held = [site for site in sites if self.hold(site)]
-        names = [name for name in self.linears if not any(site.name.endswith(f".{name}") for site in held)]
-        roles = (
-            [str(replace(self, linears=()))] if self.roles and not any(site.role in self.roles for site in held) else []
-        )
+        names = [name for name in self.linears if not any(_is_named(site, name) for site in held)]
+        alone = replace(self, linears=())
+        roles = [str(alone)] if self.roles and not any(alone.hold(site) for site in held) else []
         return [*roles, *(f"`{name}`" for name in names)]
 
     def __str__(self) -> str:
@@ -260,8 +263,7 @@ class Kind:
 
     def at_roles(self, *roles: str) -> Kind:
         """The kind at sublayers of other roles, in those of its parts that act at sublayers."""
-        sublayers = {"attention", "ffn"}
-        return self._elsewhere(lambda places: replace(places, roles=roles) if sublayers & {*places.roles} else places)
+        return self._elsewhere(lambda places: replace(places, roles=roles) if _at_sublayers(places) else places)
 
     def _elsewhere(self, moved: Callable[[Places], Places]) -> Kind:
         return replace(self, parts=tuple(replace(part, places=moved(part.places)) for part in self.parts))
@@ -272,7 +274,16 @@ class Kind:
 
 
 def _without_layer(site: Place) -> str:
-    return site.name if site.layer is None else site.name.removeprefix(f"layers.{site.layer}.")
+    """`attention.query` of `layers.3.attention.query`, `decoder.ffn` of `decoder.layers.3.ffn`."""
+    return _LAYER.sub("", site.name, count=1)
+
+
+def _is_named(site: Place, name: str) -> bool:
+    return f".{_without_layer(site)}".endswith(f".{name}")
+
+
+def _at_sublayers(places: Places) -> bool:
+    return any(role.rpartition(".")[2] in _SUBLAYERS for role in places.roles)
 
 
 def _fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
