@@ -1,25 +1,18 @@
-"""What `run` shows of the result of a head: the classes of texts or of their tokens, numbers, vectors."""
+"""What `run` says of each row: the classes of a text or of its tokens, numbers, a vector, or a summary of outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
-from adapter_export.cli.output import console, emit_json, say, table
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime.predict import Prediction, predict
 
 if TYPE_CHECKING:
     from adapter_export.text import Tokenizer
-
-_FEW = 3
-_NUMBERS_SHOWN = 5
-_BAR = 24
-_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
 @dataclass(frozen=True)
@@ -38,36 +31,61 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Results:
-    """What a head gave.
+class Head:
+    """What one row, or all, ran through, and what its result means.
 
     Attributes:
-        adapter: the adapter.
-        task: what its head is for.
+        adapter: the adapter, or the shares of a mixture; none is the base alone.
+        task: what the head is for; none without a head, or if nobody said it.
         labels: its classes, if it has any.
-        names: the text of each row, or what stands for it.
-        rows: the result of each row: [classes], [tokens, classes], [numbers] or [width].
-        tokens: for token classification, the tokens of each row to show.
+        output: the output that holds its result; none without a head.
     """
 
-    adapter: str
-    task: Task
+    adapter: str | None
+    task: Task | None
     labels: tuple[str, ...]
-    names: Sequence[str]
-    rows: Sequence[np.ndarray]
-    tokens: Sequence[Sequence[Token]] = ()
+    output: str | None
 
 
-def show(results: Results, *, as_json: bool) -> None:
-    """Write one JSON document, or tables."""
-    if as_json:
-        key = "vectors" if results.task == "embedding" else "predictions"
-        rows = [
-            {"text": name, **facts} for name, facts in zip(results.names, _FACTS[results.task](results), strict=True)
-        ]
-        emit_json({"adapter": results.adapter, "task": results.task, key: rows})
-    else:
-        _SHOW[results.task](results)
+@dataclass(frozen=True)
+class Result:
+    """What was found for one row.
+
+    Attributes:
+        name: its text, or what stands for it.
+        head: what it ran through.
+        values: what the head gave: [classes], [tokens, classes], [numbers] or [width]; none without a task.
+        tokens: for token classification, the tokens to show.
+        outputs: without a task, a summary of each output.
+    """
+
+    name: str
+    head: Head
+    values: np.ndarray | None
+    tokens: Sequence[Token]
+    outputs: Sequence[Mapping[str, Any]]
+
+
+def result_of(name: str, head: Head, outputs: Mapping[str, np.ndarray], tokens: Sequence[Token]) -> Result:
+    """The result of a row.
+
+    Args:
+        name: its text, or what stands for it.
+        head: what it ran through.
+        outputs: the outputs of this row alone, without the axis of the batch.
+        tokens: its tokens, where there is a result for each.
+    """
+    if head.task is None or head.output is None:
+        return Result(name, head, None, (), list(summaries(outputs)))
+    return Result(name, head, outputs[head.output], tokens, ())
+
+
+def summaries(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Each output with its type, its shape and where its finite numbers lie."""
+    for name, array in arrays.items():
+        finite = array[np.isfinite(array)]
+        found = {key: float(getattr(finite, key)()) if finite.size else None for key in ("min", "mean", "max")}
+        yield {"output": name, "dtype": array.dtype.name, "shape": list(array.shape), **found}
 
 
 def text_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[Token]]:
@@ -87,21 +105,43 @@ def array_tokens(mask: np.ndarray) -> list[list[Token]]:
     return [[Token(int(place), f"token {place}") for place in np.flatnonzero(row)] for row in mask]
 
 
-def bar(probability: float) -> str:
-    """A bar whose length is a probability, in eighths of a character."""
-    full, eighths = divmod(round(probability * _BAR * 8), 8)
-    return "█" * full + _EIGHTHS[eighths]
+def classes(result: Result) -> Prediction:
+    """The classes of a row."""
+    assert result.values is not None  # a task has them
+    return predict(result.values[None], result.head.labels)[0]
 
 
-def _classes(results: Results) -> list[Prediction]:
-    return [one for row in results.rows for one in predict(row[None], results.labels)]
+def token_classes(result: Result) -> list[tuple[Token, Prediction]]:
+    """The classes of a row's tokens."""
+    assert result.values is not None  # a task has them
+    places = [token.place for token in result.tokens]
+    return list(zip(result.tokens, predict(result.values[places], result.head.labels), strict=True))
 
 
-def _token_classes(results: Results) -> list[list[tuple[Token, Prediction]]]:
-    return [
-        list(zip(tokens, predict(row[[token.place for token in tokens]], results.labels), strict=True))
-        for tokens, row in zip(results.tokens, results.rows, strict=True)
-    ]
+def numbers(result: Result) -> np.ndarray:
+    """The numbers of a row, or its vector."""
+    assert result.values is not None  # a task has them
+    return result.values
+
+
+def facts(result: Result) -> dict[str, Any]:
+    """A row as data: its text and what was found."""
+    return {"text": result.name, **_FACTS[result.head.task](result)}
+
+
+def full_facts(result: Result) -> dict[str, Any]:
+    """A row as data that stands alone: with its adapter and its task, too."""
+    found = facts(result)
+    return {"text": found.pop("text"), "adapter": result.head.adapter, "task": result.head.task, **found}
+
+
+def document(results: Sequence[Result]) -> dict[str, Any]:
+    """All rows as one document: the adapter once where they have one in common, else with each row."""
+    heads = list(dict.fromkeys(result.head for result in results))
+    if len(heads) > 1:
+        return {"adapters": [head.adapter for head in heads], "rows": [full_facts(result) for result in results]}
+    key = "vectors" if heads[0].task == "embedding" else "predictions"
+    return {"adapter": heads[0].adapter, "task": heads[0].task, key: [facts(result) for result in results]}
 
 
 def _class_facts(one: Prediction) -> dict[str, Any]:
@@ -113,65 +153,10 @@ def _token_facts(token: Token, one: Prediction) -> dict[str, Any]:
     return {"token": token.text, **span, **_class_facts(one)}
 
 
-_FACTS: Mapping[Task, Callable[[Results], list[dict[str, Any]]]] = {
-    "sequence_classification": lambda results: [_class_facts(one) for one in _classes(results)],
-    "token_classification": lambda results: [
-        {"tokens": [_token_facts(token, one) for token, one in row]} for row in _token_classes(results)
-    ],
-    "regression": lambda results: [{"numbers": row.tolist()} for row in results.rows],
-    "embedding": lambda results: [{"vector": row.tolist()} for row in results.rows],
-}
-
-
-def _show_classes(results: Results) -> None:
-    found = list(zip(results.names, _classes(results), strict=True))
-    if len(found) > _FEW:
-        rows = [(name, one.label, f"{one.probability:.3f}", bar(one.probability)) for name, one in found]
-        console().print(table(None, ("text", "label", "probability", ""), rows, numbers="llr"))
-        return
-    for name, one in found:
-        ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
-        cells = [(label, f"{probability:.3f}", bar(probability)) for label, probability in ranked]
-        _show_one(name, table(None, ("label", "probability", ""), cells, numbers="lr"))
-
-
-def _show_tokens(results: Results) -> None:
-    for name, found in zip(results.names, _token_classes(results), strict=True):
-        rows = [(token.text, one.label, f"{one.probability:.3f}", bar(one.probability)) for token, one in found]
-        _show_one(name, table(None, ("token", "label", "probability", ""), rows, numbers="llr"))
-
-
-def _show_numbers(results: Results) -> None:
-    count = len(results.rows[0])
-    columns = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
-    rows = [(name, *(f"{number:.6g}" for number in row)) for name, row in zip(results.names, results.rows, strict=True)]
-    console().print(table(None, ("text", *columns), rows, numbers="l" + "r" * count))
-
-
-def _show_vectors(results: Results) -> None:
-    rows = [
-        (name, len(row), f"{float(np.linalg.norm(row)):.4g}", _beginning(row))
-        for name, row in zip(results.names, results.rows, strict=True)
-    ]
-    console().print(table(None, ("text", "width", "length", "vector"), rows, numbers="lrr"))
-    say("`--out FILE.npz` or `--json` gives the vectors whole.")
-
-
-def _beginning(row: np.ndarray) -> str:
-    more = " …" if len(row) > _NUMBERS_SHOWN else ""
-    return " ".join(f"{number:.4f}" for number in row[:_NUMBERS_SHOWN]) + more
-
-
-def _show_one(name: str, found: Table) -> None:
-    out = console()
-    out.print(name, style="bold", markup=False, soft_wrap=True)
-    out.print(found)
-    out.print()
-
-
-_SHOW: Mapping[Task, Callable[[Results], None]] = {
-    "sequence_classification": _show_classes,
-    "token_classification": _show_tokens,
-    "regression": _show_numbers,
-    "embedding": _show_vectors,
+_FACTS: Mapping[Task | None, Callable[[Result], dict[str, Any]]] = {
+    "sequence_classification": lambda result: _class_facts(classes(result)),
+    "token_classification": lambda result: {"tokens": [_token_facts(*pair) for pair in token_classes(result)]},
+    "regression": lambda result: {"numbers": numbers(result).tolist()},
+    "embedding": lambda result: {"vector": numbers(result).tolist()},
+    None: lambda result: {"outputs": list(result.outputs)},
 }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,36 +14,53 @@ from adapter_export.errors import UsageError
 from adapter_export.graph.tasks import TASKS
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from adapter_export.cli.results import Token
+    from adapter_export.cli.choices import Choice
+    from adapter_export.cli.texts import Text
     from adapter_export.graph.tasks import Task
-    from adapter_export.runtime import Bundle, Session
-    from adapter_export.text import Tokenizer
+    from adapter_export.runtime import Session
 
-Arrays = dict[str, "np.ndarray"]
-
-_ROWS_AT_ONCE = 32
+_CHOICES = ("adapter", "adapters", "adapter_column", "mixture")
+_SOURCES = ("texts", "data", "arrays")
+_OPTION = {"texts": "--text"}
 
 
 @click.command(
     epilog=examples(
         "adapter-export run bundle --adapter trec --text 'How far is the moon?' --text 'Who wrote Faust?'",
+        "adapter-export run bundle --adapters trec,sentiment,- --text 'How far?' --text 'Well done.' --text 'And?'",
+        "adapter-export run bundle --mixture calm=0.3,warm=0.7 --text 'How far is the moon?'",
+        "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
         "adapter-export run bundle --adapter sentiment < sentences.txt",
         "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
         "adapter-export run bundle --adapter-file new.onnx_adapter --labels no,yes --text 'Is it new?'",
     )
 )
 @click.argument("bundle", type=PATH)
-@click.option("--adapter", metavar="NAME", help="An adapter of the bundle; the base alone if not given.")
+@click.option("--adapter", metavar="NAME", help="An adapter for all rows; the base alone if nothing is chosen.")
+@click.option("--adapters", metavar="A,B,-", help="An adapter for each row, `-` for the base, in one call.")
+@click.option("--adapter-column", metavar="NAME", help="The column of `--data` that names the adapter of each row.")
+@click.option(
+    "--mixture", metavar="A=0.3,B=0.7", help="Shares of adapters for all rows; the base has what is left to 1."
+)
 @click.option(
     "--adapter-file", type=PATH, metavar="FILE", help="Load this `.onnx_adapter` file, built for the same graph, too."
 )
 @click.option("--labels", metavar="A,B,…", help="The names of its classes, in the order of its logits.")
 @click.option("--task", type=click.Choice(TASKS), help="What its head is for; by its labels if not given.")
 @click.option("--text", "texts", multiple=True, help="A text; may be repeated. Without it, each line of stdin is one.")
-@click.option("--arrays", type=PATH, metavar="FILE", help="An `.npz` with an array for each input, instead of texts.")
-@click.option("--out", type=PATH, metavar="FILE", help="Write all outputs to this `.npz`.")
+@click.option("--data", type=PATH, metavar="FILE", help="Texts: lines of a `.txt`, or rows of a csv, tsv or jsonl.")
+@click.option("--text-column", metavar="NAME", default="text", show_default=True, help="Its column with the texts.")
+@click.option(
+    "--arrays", type=PATH, metavar="FILE", help="A `.npz` or `.safetensors` with an array for each input, not texts."
+)
+@click.option("--out", type=PATH, metavar="FILE", help="Write all outputs to this `.npz` or `.safetensors`.")
+@click.option(
+    "--many", is_flag=True, help="For many rows: put together by length, each of its own; one JSON document a line."
+)
+@click.option("--token-budget", type=click.IntRange(min=1), metavar="N", help="Most tokens in a call of `--many`.")
+@click.option(
+    "--allow-mixed-rows", is_flag=True, help="Mix rows in one call although the base lets them influence each other."
+)
 @click.option(
     "--provider", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where to compute."
 )
@@ -54,11 +70,11 @@ _ROWS_AT_ONCE = 32
 @force_option
 @json_option
 def run(**given: Any) -> None:
-    """Run BUNDLE on texts or arrays, with one of its adapters or with the base alone.
+    """Run BUNDLE on texts or arrays, with its adapters or with the base alone.
 
     What an adapter prints is the result of its task: the labels of texts or of their tokens with their probabilities,
     numbers, or the beginning of each vector. The base alone, and an adapter without a head, print a summary of the
-    outputs.
+    outputs. Rows with different adapters, and mixtures, need the bundle's graphs `bank` and `mixture`.
     """
     _run(_Call(**given))
 
@@ -69,180 +85,106 @@ class _Call:
 
     bundle: Path
     adapter: str | None
+    adapters: str | None
+    adapter_column: str | None
+    mixture: str | None
     adapter_file: Path | None
     labels: str | None
     task: Task | None
     texts: tuple[str, ...]
+    data: Path | None
+    text_column: str
     arrays: Path | None
     out: Path | None
+    many: bool
+    token_budget: int | None
+    allow_mixed_rows: bool
     provider: Literal["cpu", "cuda"]
     threads: int | None
     force: bool
     as_json: bool
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """What was run: the texts, if there were any, and the inputs and outputs of each batch."""
-
-    texts: Sequence[str]
-    inputs: Sequence[Arrays]
-    outputs: Sequence[Arrays]
-
-
 def _run(call: _Call) -> None:
+    from adapter_export.cli import run_batches, run_many
+    from adapter_export.cli.arrays import read_arrays, write_arrays
+    from adapter_export.cli.choices import check_names
+    from adapter_export.cli.rows import ArrayRows, Rows, TextRows
     from adapter_export.runtime import Bundle
 
     _check(call)
     bundle = Bundle.open(call.bundle)
-    texts = () if call.arrays else _texts(call)
-    batches = _batches(bundle, call, texts)
-    session = bundle.session(provider=call.provider, threads=call.threads)
-    adapter = _chosen(session, call)
-    outputs = [session.run(batch, adapter) for batch in batches]
+    texts = [] if call.arrays else _texts(call)
+    rows: Rows = ArrayRows(bundle, read_arrays(call.arrays)) if call.arrays else TextRows(bundle, texts)
+    session = bundle.session(provider=call.provider, threads=call.threads, on_demand=True)
+    loaded = _load(session, call)
+    check_names(texts, session)
+    choice = _choice(call, loaded, texts, len(rows))
+    base = [record.name for record in bundle.manifest.base_outputs]
+    if call.many:
+        run_many.run_lines(session, rows, choice, base, token_budget=call.token_budget)
+        return
+    batches = run_batches.run_batches(session, rows, choice, together=call.out is not None or call.arrays is not None)
     if call.out:
-        _write(outputs[0], call.out, call.force)
-    if adapter is not None and session.task(adapter) is not None:
-        _show_results(bundle, session, call, adapter, _Batches(texts, batches, outputs))
-    else:
-        _show_outputs(call, adapter, outputs)
+        write_arrays(call.out, batches[0].outputs, force=call.force)
+    run_batches.show(rows, choice.heads(session), batches, base, as_json=call.as_json)
 
 
 def _check(call: _Call) -> None:
-    if call.texts and call.arrays:
-        raise UsageError("texts and arrays do not go together", fix="give `--text` or `--arrays`")
+    from adapter_export.cli.arrays import check_form
+
+    _check_one(call, _CHOICES)
+    _check_one(call, _SOURCES)
     if call.labels is not None and call.adapter_file is None:
         raise UsageError("`--labels` names the classes of `--adapter-file`, which is not given")
     if call.task is not None and call.adapter_file is None:
         raise UsageError("`--task` is that of `--adapter-file`, which is not given")
+    if call.adapter_column is not None and call.data is None:
+        raise UsageError("`--adapter-column` is one of `--data`, which is not given")
+    if call.token_budget is not None and not call.many:
+        raise UsageError("`--token-budget` is that of `--many`, which is not given")
+    if call.many and (call.out is not None or call.mixture is not None):
+        other = "--out" if call.out is not None else "--mixture"
+        raise UsageError(f"`--many` and `{other}` do not go together", fix="leave one out")
     if call.out is not None:
+        check_form(call.out)
         check_free(call.out, force=call.force)
 
 
-def _chosen(session: Session, call: _Call) -> str | None:
-    """The adapter to run with; a file that is given without `--adapter` is meant to be used."""
+def _check_one(call: _Call, names: Sequence[str]) -> None:
+    given = [f"`{_OPTION.get(name, '--' + name.replace('_', '-'))}`" for name in names if getattr(call, name)]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} do not go together", fix="give one of them")
+
+
+def _load(session: Session, call: _Call) -> str | None:
+    """Load the file that is given, and say what it is called."""
     if call.adapter_file is None:
-        return call.adapter
+        return None
     labels = None if call.labels is None else [label.strip() for label in call.labels.split(",")]
     name = call.adapter_file.name.partition(".")[0]
     name = f"{name}.loaded" if name in session.adapters else name
     session.load(name, call.adapter_file, labels=labels, task=call.task)
-    return call.adapter or name
+    return name
 
 
-def _texts(call: _Call) -> tuple[str, ...]:
-    if call.texts:
-        return call.texts
-    if sys.stdin.isatty():
-        raise UsageError("there is nothing to run on", fix="give `--text`, `--arrays`, or lines on stdin")
-    lines = tuple(line.rstrip("\r\n") for line in sys.stdin if line.strip())
-    if not lines:
-        raise UsageError("there is nothing to run on", found="no lines on stdin", fix="give `--text` or `--arrays`")
-    return lines
+def _texts(call: _Call) -> list[Text]:
+    from adapter_export.cli.texts import given_texts, read_table_texts
+
+    if call.data is not None:
+        return read_table_texts(call.data, call.text_column, call.adapter_column)
+    return given_texts(call.texts)
 
 
-def _batches(bundle: Bundle, call: _Call, texts: Sequence[str]) -> list[Arrays]:
-    """The inputs; all texts at once where the outputs are wanted, since those of one batch have one length."""
-    if call.arrays:
-        return [_read(call.arrays)]
-    tokenizer = _tokenizer(bundle)
-    names = tuple(record.name for record in bundle.manifest.inputs)
-    rows = len(texts) if call.out else _ROWS_AT_ONCE
-    return [dict(tokenizer.batch(texts[start : start + rows], names)) for start in range(0, len(texts), rows)]
+def _choice(call: _Call, loaded: str | None, texts: Sequence[Text], rows: int) -> Choice:
+    """What each row runs through; a file that is given and nothing chosen is meant to be used."""
+    from adapter_export.cli.choices import Choice, check_rows, parse_adapters, parse_mixture
 
-
-def _tokenizer(bundle: Bundle) -> Tokenizer:
-    from adapter_export.cli.sources import read_tokenizer, require
-
-    record = bundle.manifest.text
-    if record is None:
-        raise UsageError(
-            "the bundle has no tokenizer, so it cannot read texts",
-            fix="give `--arrays`, or build it again with `--tokenizer`",
-        )
-    require("tokenizers", "text", "reading texts")
-    from adapter_export.text import Tokenizer
-
-    return Tokenizer.from_json(read_tokenizer(bundle.folder / record.tokenizer), record.max_tokens)
-
-
-def _read(path: Path) -> Arrays:
-    import zipfile
-
-    import numpy as np
-
-    from adapter_export.errors import FormatError
-    from adapter_export.format.files import unreadable
-
-    try:
-        with path.open("rb") as file:  # NumPy leaves a file open that it cannot read
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                raise ValueError("one array without a name")
-            return {name: found[name] for name in found.files}
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FormatError(
-            "is not an `.npz` of arrays", where=path, found=error, fix="write it with `numpy.savez(path, name=array)`"
-        ) from error
-
-
-def _write(outputs: Mapping[str, np.ndarray], path: Path, force: bool) -> None:
-    import numpy as np
-
-    from adapter_export.format.files import new_file
-
-    with new_file(path, force=force) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **outputs)
-
-
-def _show_results(bundle: Bundle, session: Session, call: _Call, adapter: str, batches: _Batches) -> None:
-    """Show what the adapter's head gave."""
-    from adapter_export.cli.results import Results, show
-
-    task, output = session.task(adapter), session.output(adapter)
-    assert task is not None  # an adapter with a task has an output
-    assert output is not None
-    rows = [row for outputs in batches.outputs for row in outputs[output]]
-    names = list(batches.texts) or [f"row {index}" for index in range(len(rows))]
-    tokens = _tokens(bundle, batches) if task == "token_classification" else []
-    show(Results(adapter, task, session.labels(adapter) or (), names, rows, tokens), as_json=call.as_json)
-
-
-def _tokens(bundle: Bundle, batches: _Batches) -> list[list[Token]]:
-    """The tokens of every row, batch by batch as they were encoded."""
-    import numpy as np
-
-    from adapter_export.cli.results import array_tokens, text_tokens
-
-    if not batches.texts:
-        mask = next((record.name for record in bundle.manifest.inputs if record.role == "mask"), None)
-        shape = next(iter(batches.inputs[0].values())).shape[:2]
-        return array_tokens(np.ones(shape) if mask is None else batches.inputs[0][mask])
-    tokenizer, start, found = _tokenizer(bundle), 0, []
-    for arrays in batches.inputs:
-        end = start + len(next(iter(arrays.values())))
-        found += text_tokens(tokenizer, batches.texts[start:end])
-        start = end
-    return found
-
-
-def _show_outputs(call: _Call, adapter: str | None, outputs: Sequence[Arrays]) -> None:
-    from adapter_export.cli.output import console, emit_json, table
-
-    rows = [summary for index, arrays in enumerate(outputs) for summary in _summaries(arrays, index)]
-    if call.as_json:
-        emit_json({"adapter": adapter, "outputs": rows})
-        return
-    cells = [
-        (r["output"], r["dtype"], r["shape"], f"{r['min']:.4g}", f"{r['mean']:.4g}", f"{r['max']:.4g}") for r in rows
-    ]
-    title = "the base alone" if adapter is None else f"adapter `{adapter}`"
-    console().print(table(title, ("output", "type", "shape", "min", "mean", "max"), cells, numbers="lllrrr"))
-
-
-def _summaries(arrays: Arrays, batch: int) -> Iterator[dict[str, Any]]:
-    for name, array in arrays.items():
-        numbers = {"min": float(array.min()), "mean": float(array.mean()), "max": float(array.max())}
-        yield {"output": name, "batch": batch, "dtype": array.dtype.name, "shape": list(array.shape), **numbers}
+    names: tuple[str | None, ...] = (call.adapter or loaded,) * rows
+    if call.adapters is not None:
+        names = parse_adapters(call.adapters)
+        check_rows(names, rows)
+    elif call.adapter_column is not None:
+        names = tuple(text.adapter for text in texts)
+    mixture = None if call.mixture is None else parse_mixture(call.mixture)
+    return Choice(names, mixture, call.allow_mixed_rows)

@@ -1,0 +1,203 @@
+"""`run` on rows with different adapters, on mixtures, and on many rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from adapter_export.runtime import Bundle, Session
+from adapter_export.text import Tokenizer
+
+TEXTS = ("how far is the moon", "good film", "who wrote this play")
+NAMES = ("topic", None, "tone")
+LABELS = {"topic": ("a", "b", "c"), "tone": ("bad", "good")}
+
+
+@pytest.fixture(scope="module")
+def mixed(cli: Any, model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with the graphs for rows and for mixtures; `other` has the classes of `tone`."""
+    path = tmp_path_factory.mktemp("mixed") / "bundle"
+    listed = ",".join(f"{name}={adapters / source}" for name, source in _SOURCES.items())
+    cli.done("build", model, "--adapters", listed, "--flavours", "bank,mixture", "-o", path)
+    return path
+
+
+_SOURCES = {"topic": "topic", "tone": "tone", "other": "tone"}
+
+
+@pytest.fixture(scope="module")
+def session(mixed: Path) -> Session:
+    return Bundle.open(mixed).session()
+
+
+@pytest.fixture(scope="module")
+def encode(mixed: Path) -> Any:
+    manifest = Bundle.open(mixed).manifest
+    assert manifest.text is not None
+    tokenizer = Tokenizer.from_folder(mixed, manifest.text.max_tokens)
+    return lambda *texts: dict(tokenizer.batch(texts, [record.name for record in manifest.inputs]))
+
+
+def _texts(*texts: str) -> list[str]:
+    return [word for text in texts for word in ("--text", text)]
+
+
+def _holds(session: Session, encode: Any, rows: list[dict[str, Any]], names: tuple[str | None, ...] = NAMES) -> None:
+    """Each row is what its adapter alone gives for its text alone."""
+    assert [row["adapter"] for row in rows] == list(names)
+    for row, name in zip(rows, names, strict=True):
+        if name is None:
+            output, *_ = row["outputs"]
+            assert (row["task"], output["output"]) == (None, "last_hidden_state")
+            continue
+        (expected,) = session.classify(encode(row["text"]), name)
+        assert row["label"] == expected.label
+        assert row["probabilities"] == pytest.approx(dict(expected.probabilities), abs=1e-5)
+        assert tuple(row["probabilities"]) == LABELS[name]
+
+
+def test_an_adapter_for_each_row(cli: Any, mixed: Path, session: Session, encode: Any) -> None:
+    found = cli.json("run", mixed, "--adapters", "topic,-,tone", *_texts(*TEXTS))
+    assert [row["text"] for row in found["rows"]] == list(TEXTS)
+    assert found["adapters"] == list(NAMES)
+    _holds(session, encode, found["rows"])
+    shown = cli.done("run", mixed, "--adapters", "topic,-,tone", *_texts(*TEXTS)).stdout
+    for words in (*TEXTS, "topic", "tone", "the base alone", "last_hidden_state", "probability"):
+        assert words in shown
+
+
+@pytest.mark.parametrize("form", ["jsonl", "tsv", "csv"])
+@pytest.mark.parametrize("many", [False, True], ids=["one call", "many"])
+def test_a_table_names_the_adapters(
+    cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path, form: str, many: bool
+) -> None:
+    path = tmp_path / f"rows.{form}"
+    cells = [(text, name or "-") for text, name in zip(TEXTS, NAMES, strict=True)]
+    if form == "jsonl":
+        lines = [json.dumps({"words": text, "who": name}) for text, name in cells]
+    else:
+        lines = [("\t" if form == "tsv" else ",").join(row) for row in [("words", "who"), *cells]]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    call = ("run", mixed, "--data", path, "--text-column", "words", "--adapter-column", "who")
+    if many:
+        rows = [json.loads(line) for line in cli.done(*call, "--many").stdout.splitlines()]
+    else:
+        rows = cli.json(*call)["rows"]
+    _holds(session, encode, rows)
+
+
+def test_many_lines_in_their_order(
+    cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapter_export.cli import run_many
+
+    monkeypatch.setattr(run_many, "_WINDOW", 7)  # several windows
+    words = ["how", "far", "is", "the", "moon", "good", "film"]
+    texts = [" ".join(words[: 1 + index * 5 % 7]) for index in range(20)]
+    (tmp_path / "a.txt").write_text("\n".join([*texts[:9], "", *texts[9:]]) + "\n", encoding="utf-8")
+    found = cli.done("run", mixed, "--adapter", "topic", "--data", tmp_path / "a.txt", "--many", "--token-budget", "30")
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [row["text"] for row in rows] == texts
+    _holds(session, encode, rows, ("topic",) * 20)
+    assert "running" in found.stderr
+    assert "20/20" in found.stderr
+
+
+def test_a_mixture(cli: Any, mixed: Path, session: Session, encode: Any) -> None:
+    share = {"tone": 0.3, "topic": 0.7}
+    logits = session.run(encode(TEXTS[0]), mixture=[share])["logits"][0]
+    (output, *_) = [
+        one
+        for one in cli.json("run", mixed, "--mixture", "tone=0.3,topic=0.7", *_texts(TEXTS[0]))["outputs"]
+        if one["output"] == "logits"
+    ]
+    assert output["max"] == pytest.approx(logits.max(), abs=1e-6)
+    same = cli.json("run", mixed, "--mixture", "tone=0.25,other=0.75", *_texts(*TEXTS))
+    assert same["adapter"] == "tone=0.25,other=0.75"
+    expected = cli.json("run", mixed, "--adapter", "tone", *_texts(*TEXTS))["predictions"]
+    for row, one in zip(same["predictions"], expected, strict=True):  # `other` is `tone` by another name
+        assert row["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
+
+
+def test_arrays_of_both_forms(cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path) -> None:
+    arrays = encode(*TEXTS)
+    np.savez(tmp_path / "in.npz", **arrays)
+    save_file(arrays, tmp_path / "in.safetensors")
+    expected = session.run(arrays, adapters=NAMES)
+    for form in ("npz", "safetensors"):
+        call = ("run", mixed, "--adapters", "topic,-,tone", "--arrays", tmp_path / f"in.{form}")
+        rows = cli.json(*call, "--out", tmp_path / f"out.{form}")["rows"]
+        assert [row["text"] for row in rows] == ["row 0", "row 1", "row 2"]
+        out = load_file(tmp_path / f"out.{form}") if form == "safetensors" else dict(np.load(tmp_path / f"out.{form}"))
+        assert out.keys() == expected.keys()
+        assert all(np.array_equal(out[name], expected[name], equal_nan=True) for name in expected)
+        lines = [json.loads(line) for line in cli.done(*call, "--many").stdout.splitlines()]
+        assert [line.get("label") for line in lines] == [row.get("label") for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--adapters", "topic,tone", *_texts("a")), "2 adapters for 1 rows"),
+        (("--adapters", "topic,,tone", *_texts("a", "b", "c")), "an adapter without a name"),
+        (("--adapter", "topic", "--adapters", "topic", *_texts("a")), "`--adapter` and `--adapters` do not go"),
+        (("--mixture", "topic=0.5,topic=0.5", *_texts("a")), "shares that cannot be read"),
+        (("--mixture", "topic=nan", *_texts("a")), "shares that cannot be read"),
+        (("--mixture", "topic", *_texts("a")), "shares that cannot be read"),
+        (("--mixture", "topic=1.5", *_texts("a")), "from 0 to 1"),
+        (("--mixture", "topic=1", "--many", *_texts("a")), "`--many` and `--mixture` do not go together"),
+        (("--out", "a.npz", "--many", *_texts("a")), "`--many` and `--out` do not go together"),
+        (("--out", "a.json", *_texts("a")), "`.npz` or `.safetensors`"),
+        (("--token-budget", "9", *_texts("a")), "`--token-budget` is that of `--many`"),
+        (("--adapter-column", "who", *_texts("a")), "`--adapter-column` is one of `--data`"),
+        (("--data", "a.tsv", *_texts("a")), "`--text` and `--data` do not go together"),
+    ],
+)
+def test_wrong_calls(cli: Any, mixed: Path, options: tuple[str, ...], words: str) -> None:
+    cli.refused(2, words, "run", mixed, *options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.tsv", b"text\twho\nhow\tnobody\n", "a.tsv, line 2, adapter `nobody`: is not loaded"),
+        ("a.tsv", b"text\thow\nhow\ttone\n", "no column `who`"),
+        ("a.tsv", b"text\twho\n\ttone\n", "a.tsv, line 2: has no text"),
+        ("a.jsonl", b'{"text": 3, "who": "tone"}', "a.jsonl, line 1: has no text"),
+        ("a.jsonl", b'{"text": "a", "who": 3}', "a.jsonl, line 1: names no adapter"),
+        ("a.jsonl", b'{"text": "a", "who"', "a.jsonl, line 1: is not JSON"),
+        ("a.csv", b"text,who\n", "holds no texts"),
+        ("a.csv", b"text,who\na,tone,more\n", "a wrong number of cells"),
+        ("a.csv", b"text,who\n\xff,tone\n", "a.csv, line 2: is not UTF-8"),
+        ("none.csv", None, "cannot be read"),
+    ],
+)
+def test_bad_tables_are_named_with_their_line(
+    cli: Any, mixed: Path, tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    cli.refused(3, words, "run", mixed, "--data", tmp_path / name, "--adapter-column", "who", "--many")
+
+
+def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, encode: Any) -> None:
+    lines = tmp_path / "a.txt"
+    lines.write_bytes(b"how\n\xff\n")
+    cli.refused(3, "a.txt, line 2: is not UTF-8", "run", mixed, "--data", lines)
+    lines.write_bytes(b" \n\n")
+    cli.refused(3, "holds no texts", "run", mixed, "--data", lines)
+    cli.refused(2, "has no columns", "run", mixed, "--data", lines, "--adapter-column", "who")
+    cli.refused(3, "is not there", "run", mixed, "--data", tmp_path / "none.txt")
+    (tmp_path / "a.safetensors").write_bytes(b"PK\x03\x04")
+    cli.refused(3, "a.safetensors", "run", mixed, "--arrays", tmp_path / "a.safetensors")
+    save_file({name: array[:0] for name, array in encode("how").items()}, tmp_path / "empty.safetensors")
+    cli.refused(3, "at least 1 along each axis", "run", mixed, "--arrays", tmp_path / "empty.safetensors")
+
+
+def test_a_bundle_without_the_graph_says_so(cli: Any, bundle: Path) -> None:
+    cli.refused(3, "no graph for mixtures", "run", bundle, "--mixture", "topic=1", *_texts("a"))
