@@ -42,8 +42,8 @@ _FLAVOUR_WORDS = {
 _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of the bank"}
 
 _LARGE_BYTES = 2**30
-_FEW_TOKENS = 5
-"""How long the golden vectors of a base with at least that many bytes of weights are."""
+_FEW_TOKENS = 2
+"""How long the golden vectors of a base with at least that many bytes of weights are: each row of a product costs."""
 
 
 @click.command(
