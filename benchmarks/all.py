@@ -20,7 +20,7 @@ import forms
 import memory
 import mixed
 import swap
-from kit.part import OPTIONS, parser, run_parts, show, tell
+from kit.part import OPTIONS, parser, run_parts, tell
 from kit.tables import Table
 
 from adapter_export.format.files import new_file
@@ -39,7 +39,6 @@ def main() -> None:
     if arguments.write:
         _halves(arguments.results, arguments.provider)
     machine, tables = run_parts(PARTS, arguments)
-    show(machine, tables, as_json=arguments.json)
     if arguments.write:
         write(arguments.results, arguments.provider, machine, tables)
         tell(f"wrote {arguments.results}")

@@ -1,6 +1,6 @@
 """Requests for many adapters: one run of the bank against one by one, and against a run for each adapter.
 
-    python benchmarks/mixed.py                                  # 32 requests for 32, 8 and 1 adapters, MiniLM
+    python benchmarks/mixed.py                                  # 32 requests for 32 and for 8 adapters, MiniLM
     python benchmarks/mixed.py --model model.onnx --adapters 8 --lengths 16 --provider cuda
 
 The lengths are those of all requests, and then random ones up to the longest. `loaded` is the same run with adapters
@@ -64,9 +64,8 @@ def measure(subject: Subject, settings: Settings) -> list[Table]:
         session.load(_late(record.name), subject.bundle.folder / record.onnx_adapter, labels=record.labels)
     rows = []
     for words, lengths in _lengths(settings.lengths, count):
-        for adapters in dict.fromkeys((count, max(1, count // 4), 1)):
-            requests = _requests(subject, lengths, adapters)
-            ways = _ways(session, requests)
+        for adapters in dict.fromkeys((count, max(1, count // 4))):
+            ways = _ways(session, _requests(subject, lengths, adapters))
             _check_equal(ways)
             times = interleaved(ways, settings.pace)
             ratios = [ratio(times, name, "alone") for name in _COLUMNS]

@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "provider": {"choices": ("cpu", "cuda"), "default": "cpu", "help": "where the graphs run"},
     "threads": {"type": int, "default": 1, "help": "how many one operation may use"},
     "rounds": {"type": int, "default": 30, "help": "how often calls are repeated, at most"},
-    "seconds": {"type": float, "default": 20.0, "help": "for each row of a table, but five rounds are always run"},
+    "seconds": {"type": float, "default": 15.0, "help": "for each row of a table, but five rounds are always run"},
     "shapes": {"default": "1x16,1x64,1x128,32x16,32x64", "help": "batch x tokens of calls"},
     "lengths": {"default": "16,64", "help": "tokens of the requests that are mixed, at most"},
     "counts": {"default": "1,100,1000", "help": "how many adapters are held in memory"},
@@ -77,8 +77,7 @@ class Part:
     def main(self) -> None:
         """Run it by the command line of this process."""
         arguments = parser(self.words, self.uses).parse_args()
-        machine, tables = run_parts([self], arguments)
-        show(machine, tables, as_json=arguments.json)
+        run_parts([self], arguments)
 
 
 def parser(words: str, uses: Sequence[str]) -> argparse.ArgumentParser:
@@ -93,23 +92,38 @@ def parser(words: str, uses: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def run_parts(parts: Sequence[Part], arguments: argparse.Namespace) -> tuple[str, list[Table]]:
-    """Measure one thing after the other on one subject; what cannot be ends with one sentence and an exit code.
+    """Measure one thing after the other on one subject, and print what is found as it comes, or all of it as JSON.
+
+    What cannot be measured ends with one sentence and an exit code.
 
     Returns:
         The machine in words, and all tables.
     """
-    load = load_average()
+    load, tables = load_average(), list[Table]()
     warn_if_busy(load)
     with _one_sentence():
         settings = settings_of(arguments)
         machine = description(load, settings.provider)
+        say = _nothing if arguments.json else _paragraph
+        say(machine)
         tell("preparing the base, adapters and bundles")
         with prepared(arguments.model, arguments.adapters, arguments.bottleneck) as subject:
-            tables = []
             for part in parts:
                 tell(part.words.partition("\n")[0])
-                tables += part.measure(subject, settings)
+                for table in part.measure(subject, settings):
+                    say(table.markdown())
+                    tables.append(table)
+    if arguments.json:
+        print(json.dumps({"machine": machine, "tables": [table.document() for table in tables]}, indent=2))
     return machine, tables
+
+
+def _paragraph(text: str) -> None:
+    print(f"{text}\n", flush=True)
+
+
+def _nothing(_: str) -> None:
+    """Says nothing."""
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -126,14 +140,6 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     shapes = [_shape(text) for text in given["shapes"].split(",")]
     plain = {name: given[name] for name in ("provider", "threads", "rounds", "seconds", "repeats")}
     return Settings(**plain, **lists, shapes=shapes)
-
-
-def show(machine: str, tables: Sequence[Table], *, as_json: bool) -> None:
-    """Print what was found."""
-    if as_json:
-        print(json.dumps({"machine": machine, "tables": [table.document() for table in tables]}, indent=2))
-    else:
-        print("\n\n".join([machine, *(table.markdown() for table in tables)]))
 
 
 def tell(words: str) -> None:

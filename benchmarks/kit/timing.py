@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 Times = Mapping[str, list[float]]
 """Seconds of every call of each name, round by round."""
 
-_WARM_UP = 2
+_WARM_UP = 1
 _FEWEST = 5
 """Rounds that are run however long they take, unless fewer were asked for."""
 
