@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from adapter_export.sites.given import View
     from adapter_export.sites.site import Site, SiteMap
 
-_Layer = tuple[int | None, tuple["Site", ...]]
+_Layer = tuple[str, tuple["Site", ...]]
+"""The name of a layer, such as `decoder.layers.0`, and its sublayers."""
+
+_LAYER = re.compile(r"\blayers\.\d+\.")
 
 
 @click.command(
@@ -81,7 +84,7 @@ def sites(
                 "final": found.final,
                 "sites": [asdict(site) for site in found.sublayers],
                 "linear": [asdict(site) for site in found.of_roles(("linear",))],
-                "embeddings": next((asdict(site) for site in found.of_roles(("embeddings",))), None),
+                "embeddings": [asdict(site) for site in found.of_roles(("embeddings",))],
             }
         )
         return
@@ -124,7 +127,7 @@ def _inner(found: SiteMap) -> Iterable[tuple[tuple[str, str, str, str], list[str
     """The linear layers and the embeddings, and the names of all that differ in the number of their layer alone."""
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for site in found.of_roles(("embeddings", "linear")):
-        inside = site.name.removeprefix(f"layers.{site.layer}.")
+        inside = _LAYER.sub("", site.name, count=1)
         width = f"{site.width_in} → {site.width}" if site.u is not None else f"{site.width}"
         parts = ", ".join(f"{name} {start}–{end}" for name, (start, end) in site.parts.items())
         path = re.sub(r"\b\d+\b", "*", site.path or "", count=1)
@@ -140,8 +143,7 @@ def _drawing(found: SiteMap, title: str) -> Tree:
     tree = Tree(Text(title, style="bold"), guide_style="dim")
     for group in _alike(found.sublayers):
         (first, members), last = group[0], group[-1][0]
-        name = f"layers.{first}" if first == last else f"layers.{first} … layers.{last}  ({len(group)} alike)"
-        branch = tree.add(Text(name))
+        branch = tree.add(Text(first if first == last else f"{first} … {last}  ({len(group)} alike)"))
         for site in members:
             twig = branch.add(
                 Text.assemble((site.role, "cyan"), f"  h + x → {site.followed_by}   ", ("▣ site", "green"))
@@ -159,9 +161,15 @@ def _inside(found: SiteMap, sublayer: Site) -> Iterable[Site]:
 
 def _alike(all_sites: Iterable[Site]) -> list[Sequence[_Layer]]:
     """Runs of layers with the same roles, widths and surroundings."""
-    layers = [(number, tuple(members)) for number, members in groupby(all_sites, key=lambda site: site.layer)]
+    layers = [(name, tuple(members)) for name, members in groupby(all_sites, key=_layer_name)]
     return [list(run) for _, run in groupby(layers, key=_structure)]
 
 
-def _structure(layer: _Layer) -> tuple[tuple[str, int, str], ...]:
-    return tuple((site.role, site.width, site.followed_by) for site in layer[1])
+def _layer_name(site: Site) -> str:
+    found = _LAYER.search(site.name)
+    return f"layers.{site.layer}" if found is None else site.name[: found.end() - 1]
+
+
+def _structure(layer: _Layer) -> tuple[object, ...]:
+    name, members = layer
+    return name.partition("layers.")[0], *((site.role, site.width, site.followed_by) for site in members)

@@ -16,7 +16,7 @@ from adapter_export.graph.kinds.bottleneck import Scaling
 
 Tensors = Mapping[str, np.ndarray]
 
-_LORA_A = re.compile(r"layers\.\d+\.(?P<on>.+)\.lora_A\.weight")
+_LORA_A = re.compile(r"(?P<stream>(?:.+\.)?)layers\.\d+\.(?P<on>.+)\.lora_A\.weight")
 
 
 def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
@@ -89,7 +89,7 @@ def _shown_by_lora(tensors: Tensors) -> dict[str, Any]:
     for name, tensor in tensors.items():
         found = _LORA_A.fullmatch(name)
         if found and tensor.ndim == 2:
-            ranks.setdefault(found["on"], set()).add(tensor.shape[1])
+            ranks.setdefault(found["stream"] + found["on"], set()).add(tensor.shape[1])
     if not ranks:
         raise AdapterError(
             "the tensors hold no LoRA",

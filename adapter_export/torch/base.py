@@ -111,7 +111,7 @@ def save_base(
         path: where to write, such as `model.pt`.
         axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; all others are fixed. If
             none are given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input of two axes is
-            `sequence`.
+            `sequence`; of another length than the first one's it is an axis of its own.
         tokenizer: the text of a `tokenizer.json`, kept beside the program.
         max_tokens: the longest input that the model was made for, in tokens.
         force: replace what is there.

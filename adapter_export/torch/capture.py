@@ -48,7 +48,8 @@ def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = 
             of length 1 is widened where it shall be dynamic. Tensors in lists, tuples and dicts have the keys and
             places in their names: `past_key_values.0.key`.
         axes: the dynamic axes; all others are fixed. If none are given, axis 0 of every input is `batch`, and axis 1 of
-            every integer or bool input of two axes is `sequence`.
+            every integer or bool input of two axes is `sequence`; of another length than the first one's it is an axis
+            of its own, such as `decoder_input_ids_sequence`.
 
     Raises:
         UsageError: the inputs or axes are not those of the module.
@@ -108,13 +109,17 @@ def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]
 
 
 def _default_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
-    return {name: _axes_by_place(tensor) for name, tensor in inputs.items()}
+    """By place; texts of another length than the first one's have an axis of their own, as those of a decoder."""
+    texts = {name: tensor.shape[1] for name, tensor in inputs.items() if _is_text(tensor)}
+    first = next((length for length in texts.values() if length > 1), 1)
+    names = {length: f"{name}_{_SEQUENCE}" for name, length in reversed(texts.items())}
+    names |= {first: _SEQUENCE, 1: _SEQUENCE}
+    batches: dict[str, dict[int, str]] = {name: {0: _BATCH} if value.dim() else {} for name, value in inputs.items()}
+    return {name: axes | ({1: names[texts[name]]} if name in texts else {}) for name, axes in batches.items()}
 
 
-def _axes_by_place(tensor: Tensor) -> dict[int, str]:
-    if tensor.dim() == 2 and not tensor.is_floating_point():
-        return {0: _BATCH, 1: _SEQUENCE}
-    return {0: _BATCH} if tensor.dim() else {}
+def _is_text(tensor: Tensor) -> bool:
+    return tensor.dim() == 2 and not tensor.is_floating_point()
 
 
 def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, dict[int, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from adapter_export.format.manifest import InputRecord
 from adapter_export.torch.capture import AxisNames
 
-_BATCH, _TOKENS = 2, 7
-"""The lengths of the example inputs; nothing depends on them."""
+_BATCH, _TOKENS, _DECODER_TOKENS = 2, 7, 5
+"""The lengths of the example inputs; nothing depends on them, but torch takes equal ones for one."""
+
+_DECODER = "decoder_"
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -36,11 +39,16 @@ def described_inputs(records: Sequence[InputRecord]) -> tuple[dict[str, Tensor],
     return inputs, axes
 
 
-def obvious_inputs(module: nn.Module) -> dict[str, Tensor] | None:
-    """Example inputs of a module that takes tokens or images by their usual names; none of another.
+def obvious_inputs(module: nn.Module) -> tuple[dict[str, Tensor], AxisNames] | None:
+    """Example inputs of a module that takes tokens, images or sound by their usual names; none of another.
 
     Tokens are `input_ids` [batch, sequence], with the `attention_mask` and `token_type_ids` that the module takes;
-    images are `pixel_values`, [batch, channels, height, width] as the module's `config` says.
+    images are `pixel_values`, [batch, channels, height, width] as the module's `config` says; sound is
+    `input_features` [batch, bands, frames], likewise. A module with a decoder takes `decoder_input_ids` and
+    `decoder_attention_mask` [batch, decoder_sequence] as well.
+
+    Returns:
+        The inputs, and the names of their dynamic axes.
     """
     parameters = inspect.signature(module.forward).parameters
     needed = {
@@ -48,8 +56,17 @@ def obvious_inputs(module: nn.Module) -> dict[str, Tensor] | None:
         for name, each in parameters.items()
         if each.default is inspect.Parameter.empty and each.kind not in _VARIADIC
     }
-    offered = _tokens(module, parameters) or _images(module, parameters)
-    return offered if offered and needed <= offered.keys() else None
+    offered = _tokens(module, parameters) or _images(module, parameters) or _sound(module, parameters)
+    if offered:
+        offered |= _decoder_tokens(parameters)
+    if not offered or not needed <= offered.keys():
+        return None
+    return offered, {name: _axes(name, tensor) for name, tensor in offered.items()}
+
+
+def _axes(name: str, tensor: Tensor) -> dict[int, str]:
+    text = "decoder_sequence" if name.startswith(_DECODER) else "sequence"
+    return {0: "batch", 1: text} if tensor.dim() == len(("batch", "tokens")) else {0: "batch"}
 
 
 def _tokens(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
@@ -63,6 +80,12 @@ def _tokens(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]
     return {name: tensor for name, tensor in offered.items() if name in taken}
 
 
+def _decoder_tokens(taken: Mapping[str, object]) -> dict[str, Tensor]:
+    ids = torch.ones(_BATCH, _DECODER_TOKENS, dtype=torch.int64)
+    names = (f"{_DECODER}input_ids", f"{_DECODER}attention_mask")
+    return {name: ids for name in names if name in taken and names[0] in taken}
+
+
 def _images(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
     config: Any = getattr(module, "config", None)
     size = getattr(config, "image_size", None)
@@ -72,11 +95,22 @@ def _images(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]
     return {"pixel_values": torch.zeros(_BATCH, getattr(config, "num_channels", 3), height, width)}
 
 
+def _sound(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
+    """As many frames as the convolutions in front make the positions of."""
+    config: Any = getattr(module, "config", None)
+    bands, positions = (getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions"))
+    if "input_features" not in taken or not isinstance(bands, int) or not isinstance(positions, int):
+        return {}
+    strides = [part.stride[0] for part in module.modules() if isinstance(part, nn.Conv1d)]
+    return {"input_features": torch.zeros(_BATCH, bands, positions * prod(strides))}
+
+
 def most_tokens(module: nn.Module) -> int | None:
     """The number of positions in a module's `config`, less those that a table with a padding row skips (RoBERTa)."""
     config: Any = getattr(module, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
+    known = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    positions = next((number for number in known if isinstance(number, int) and number > 0), None)
+    if positions is None:
         return None
     skipped = [
         part.padding_idx + 1

@@ -31,7 +31,8 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
     """Save the model of a Hugging Face folder as a base, with its tokenizer; needs no network.
 
     The model is the bare one of its architecture, in float32. Inputs are those of `input_ids`, `attention_mask` and
-    `token_type_ids` that it takes, or `pixel_values`. A part whose weights the folder lacks, such as the pooler of a
+    `token_type_ids` that it takes, or `pixel_values`, or `input_features`; with a decoder behind an encoder also
+    `decoder_input_ids` and `decoder_attention_mask`. A part whose weights the folder lacks, such as the pooler of a
     model that was trained without one, is left out.
 
     With a cache, the model is a decoder with its language head, as `torch.decoder.CachedDecoder` describes it: inputs
@@ -52,7 +53,7 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
     _check_files(folder)
     model = _open(folder, AutoModelForCausalLM if with_cache else AutoModel)
     tokenizer = folder / "tokenizer.json"
-    module, inputs, axes = _with_cache(model, folder) if with_cache else (model, _example_inputs(model, folder), None)
+    module, inputs, axes = _with_cache(model, folder) if with_cache else (model, *_example_inputs(model, folder))
     save_base(
         module,
         inputs,
@@ -123,6 +124,22 @@ def _without_pooler(folder: Path) -> tuple[nn.Module, list[str]] | None:
 
 
 def _load(folder: Path, auto: Any = AutoModel, **options: bool) -> tuple[nn.Module, list[str]]:
+    """The model, and the names of weights that the folder lacks and nobody can know."""
+    model, missing = _read(folder, auto, **options)
+    computed = _computed(model, auto) if missing else frozenset()
+    return model, [name for name in missing if name not in computed]
+
+
+def _computed(model: nn.Module, auto: Any) -> frozenset[str]:
+    """The weights that are computed and never trained, such as positions as sines; they need not be in a folder."""
+    with quiet(), _quiet_transformers():
+        another = auto.from_config(model.config, dtype=torch.float32)
+    weights = dict(model.named_parameters())
+    frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
+    return frozenset(name for name, weight in frozen.items() if name in weights and torch.equal(weights[name], weight))
+
+
+def _read(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str]]:
     with quiet(), _quiet_transformers():
         try:
             model, info = auto.from_pretrained(
@@ -167,23 +184,14 @@ def _with_cache(model: nn.Module, folder: Path) -> tuple[nn.Module, dict[str, An
     return decoder, inputs, cache_axes(len(inputs["past_key_values"]))
 
 
-def _example_inputs(model: nn.Module, folder: Path) -> dict[str, Tensor]:
-    config: Any = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise BaseModelError(
-            "is an encoder with a decoder",
-            where=folder,
-            found=f"`{type(model).__name__}`",
-            expected="an encoder or a decoder alone",
-            fix="load the model in Python and save the part that you want: `save_base(model.get_encoder(), …)`",
-        )
+def _example_inputs(model: nn.Module, folder: Path) -> tuple[dict[str, Tensor], AxisNames]:
     found = obvious_inputs(model)
     if found is None:
         raise BaseModelError(
-            "takes inputs that are neither tokens nor images",
+            "takes inputs that are neither tokens, nor images, nor sound of a known length",
             where=folder,
             found=", ".join(inspect.signature(model.forward).parameters),
-            expected="`input_ids` or `pixel_values`",
+            expected="`input_ids`, `pixel_values` or `input_features`",
             fix="load the model in Python and save it with `save_base`, which takes any inputs",
         )
     return found

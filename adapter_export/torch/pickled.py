@@ -92,4 +92,4 @@ def _obvious(module: nn.Module) -> tuple[Inputs, AxisNames | None]:
             expected="`--input NAME=TYPE[AXIS,…]` for each input",
             fix="say what it takes, such as `--input x=float32[batch,sequence,64]`; axes with names are dynamic",
         )
-    return found, None
+    return found

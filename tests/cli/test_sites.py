@@ -23,7 +23,7 @@ def test_archive_folder_and_graph_have_the_same_sites(cli, model: Path, hf_folde
     inside = ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.up", "ffn.down")
     assert [site["name"] for site in archive["linear"]] == [f"layers.{at}.{name}" for at in range(2) for name in inside]
     assert {site["name"]: site["norm"]["kind"] for site in archive["sites"]}["layers.1.ffn"] == "layer"
-    assert archive["embeddings"]["path"] == "embeddings.LayerNorm"
+    assert archive["embeddings"][0]["path"] == "embeddings.LayerNorm"
 
 
 def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
