@@ -18,6 +18,7 @@ await build({
     "@huggingface/tokenizers": "./node_modules/@huggingface/tokenizers",
   },
 });
+await build({ entryPoints: ["../node/src/commandLine.ts"], bundle: true, format: "esm", platform: "node", outfile: "dist/commandLine.js" });
 await copyFile("index.html", "dist/index.html");
 for (const file of ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"]) {
   await copyFile(`${RUNTIME}/${file}`, `dist/${file}`);

@@ -1,11 +1,14 @@
-/** The page in Chromium: served, opened, closed. CHROMIUM names the browser's program. */
-import { spawn } from "node:child_process";
+/**
+ * The page in Chromium: served, opened, closed. CHROMIUM names the browser's program, or the address of one that runs,
+ * `ws://…`.
+ */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 
 import puppeteer from "puppeteer-core";
+
+import { listen } from "./serve.mjs";
 
 const FLAGS = [
   "--no-sandbox", // containers have none
@@ -18,37 +21,35 @@ const FLAGS = [
 ];
 const PATIENCE = 120_000;
 
-/** The server, and the address of the page, once it listens. */
-function serve(bundle) {
-  const server = spawn(process.execPath, [fileURLToPath(new URL("serve.mjs", import.meta.url)), bundle, "0"]);
-  return new Promise((resolve, reject) => {
-    server.stdout.once("data", (text) => resolve({ server, address: String(text).trim() }));
-    server.once("exit", () => reject(new Error(`cannot serve ${bundle}`)));
-  });
+/** A browser, and what closes it. */
+async function opened() {
+  const where = process.env.CHROMIUM ?? "/usr/bin/chromium";
+  if (where.startsWith("ws:")) {
+    const browser = await puppeteer.connect({ browserWSEndpoint: where });
+    const context = await browser.createBrowserContext();
+    return { context, close: () => context.close().then(() => browser.disconnect()) };
+  }
+  const profile = await mkdtemp(join(tmpdir(), "chromium-"));
+  const browser = await puppeteer.launch({ executablePath: where, headless: true, userDataDir: profile, args: FLAGS });
+  return { context: browser, close: () => browser.close().then(() => rm(profile, { recursive: true, force: true })) };
 }
 
-/** Open the page on a bundle, and give it to `work`; it shows its first answer then, or an error. */
+/** Open the page on a bundle, and give it to `work`; it shows its first answer then. Throws what it shows as an error. */
 export async function withPage(bundle, work) {
-  const profile = await mkdtemp(join(tmpdir(), "chromium-"));
-  const { server, address } = await serve(bundle);
-  const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
+  const { server, address } = await listen(bundle, 0);
   let browser;
   try {
-    browser = await puppeteer.launch({ executablePath, headless: true, userDataDir: profile, args: FLAGS });
-    const page = await browser.newPage();
+    browser = await opened();
+    const page = await browser.context.newPage();
     page.setDefaultTimeout(PATIENCE);
     await page.goto(address);
     await page.waitForSelector("[data-answer], p.error");
+    const error = await page.$("p.error");
+    if (error) throw new Error(await error.evaluate((node) => node.textContent));
     return await work(page);
   } finally {
     await browser?.close();
-    server.kill();
-    await rm(profile, { recursive: true, force: true });
+    server.closeAllConnections();
+    server.close();
   }
-}
-
-/** Throws what the page shows as an error, if it does. */
-export async function failOnError(page) {
-  const error = await page.$("p.error");
-  if (error) throw new Error(await error.evaluate((node) => node.textContent));
 }

@@ -1,4 +1,7 @@
-"""One bundle of the real base that every client has to reproduce, and the clients, each built once."""
+"""One bundle of the real base that every client has to reproduce, a small one to damage, and the clients.
+
+What takes long to make is made once for all workers of a run.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,17 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from clients import EXAMPLES, Client, succeed, tool
+from once import once
+from small_bundle import WORDS, build_small
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toolchain import skip_or_fail
 
 from adapter_export.graph.adapter import HEAD, Adapter, Head
@@ -22,55 +29,27 @@ from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.flavour_files import FLAVOURS, Forms
 from adapter_export.reference.inputs import input_cases
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-ADAPTERS = ("wide", "narrow", "first")
 SHAPES = ({"batch": 1, "sequence": 1}, {"batch": 4, "sequence": 7}, {"batch": 3, "sequence": 19})
-
-
-@dataclass(frozen=True)
-class Client:
-    """A program with the command line that all clients share.
-
-    Attributes:
-        command: what to call before `verify BUNDLE`.
-        flavours: what it can run.
-    """
-
-    command: tuple[str, ...]
-    flavours: frozenset[str]
-
-    def call(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        words = [*self.command, *map(str, arguments)]
-        return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-
-    def verify(self, bundle: Path) -> list[dict[str, Any]]:
-        """The findings, if all golden vectors hold."""
-        done = self.call("verify", bundle, "--json")
-        assert done.returncode == 0, _last_line(done)
-        findings: list[dict[str, Any]] = json.loads(done.stdout)
-        return findings
-
-    def refuses(self, words: str, *arguments: str | Path) -> None:
-        """An exit code, a sentence that holds these words, or some of them between `|`, and no traceback."""
-        done = self.call(*arguments)
-        assert done.returncode == 1
-        assert any(each in _last_line(done) for each in words.split("|")), _last_line(done)
-        assert _last_line(done).startswith("error: ")
-
-
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    return (done.stderr.strip().splitlines() or [""])[-1]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+OTHERS = "a who wrote it was good bad dull film book the and not ? . moon"
 
 
 @pytest.fixture(scope="session")
-def conformance_bundle(minilm_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def conformance_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MiniLM with three adapters of different topology, width and number of classes, in every flavour."""
+
+    def make(folder: Path) -> None:
+        _build_minilm(request.getfixturevalue("minilm_archive"), folder)
+
+    return once(tmp_path_factory, "conformance", make) / "bundle"
+
+
+def _build_minilm(archive: Path, folder: Path) -> None:
     from adapter_export.torch.base import load_base
     from adapter_export.torch.runner import TorchRunner
     from adapter_export.torch.to_onnx import export_onnx
 
-    folder = tmp_path_factory.mktemp("conformance")
-    torch_base = load_base(minilm_archive)
+    torch_base = load_base(archive)
     export_onnx(torch_base, folder / "base.onnx")
     base = open_onnx(folder / "base.onnx")
     adapters = [
@@ -88,7 +67,6 @@ def conformance_bundle(minilm_archive: Path, tmp_path_factory: pytest.TempPathFa
         max_tokens=torch_base.max_tokens,
         forms=Forms(list(FLAVOURS), ["wide"]),
     )
-    return folder / "bundle"
 
 
 def _adapter(
@@ -119,30 +97,45 @@ def copied_bundle(conformance_bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(conformance_bundle, tmp_path / "bundle", copy_function=link)
 
 
-def _tool(name: str, package: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        skip_or_fail(f"`{name}` is missing: install it, on Debian with `apt-get install {package}`")
-    return found
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of width 16 with a tokenizer of 20 words, in every flavour, with a case of one token."""
+    folder = tmp_path_factory.mktemp("small")
+    forms = Forms(list(FLAVOURS), ["topic"])
+    return build_small(folder, forms, ("input_ids", "attention_mask"), _tokenizer()).folder
 
 
-def _run(words: Sequence[str | Path], folder: Path) -> None:
-    done = subprocess.run(list(map(str, words)), cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def _tokenizer() -> str:
+    words = {word: number for number, word in enumerate([*SPECIAL, *OTHERS.split()])}
+    assert len(words) == WORDS
+    made = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [(word, words[word]) for word in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    return str(made.to_str())
+
+
+@pytest.fixture
+def damaged_bundle(small_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the small bundle."""
+    return shutil.copytree(small_bundle, tmp_path / "bundle")
 
 
 @pytest.fixture(scope="session")
 def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the programs of `examples/cpp`."""
     packages = "cmake g++ libonnxruntime-dev nlohmann-json3-dev libflatbuffers-dev libssl-dev libcpp-httplib-dev"
-    cmake = _tool("cmake", packages)
-    _tool("g++", packages)
+    cmake = tool("cmake", packages)
+    tool("g++", packages)
     if not Path("/usr/include/onnxruntime/onnxruntime_cxx_api.h").exists():
         skip_or_fail(f"ONNX Runtime for C++ is missing: on Debian, `apt-get install {packages}`")
-    build = tmp_path_factory.mktemp("cpp")
-    _run([cmake, "-S", EXAMPLES / "cpp", "-B", build, "-DCMAKE_BUILD_TYPE=Release"], build)
-    _run([cmake, "--build", build, "--parallel", "2"], build)
-    return build
+
+    def make(folder: Path) -> None:
+        # without optimisation, which takes longer than what it would save here
+        succeed([cmake, "-S", EXAMPLES / "cpp", "-B", folder, "-DCMAKE_BUILD_TYPE=None"], folder)
+        succeed([cmake, "--build", folder, "--parallel", "2"], folder)
+
+    return once(tmp_path_factory, "cpp", make)
 
 
 @pytest.fixture(scope="session")
@@ -151,23 +144,51 @@ def cpp_client(cpp_build: Path) -> Client:
     return Client((str(cpp_build / "bundle_client"),), flavours)
 
 
-def _npm_install(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of an example with its packages; `examples/node` lies beside, whose sources the browser's needs."""
-    node, npm = _tool("node", "nodejs"), _tool("npm", "npm")
-    del node
-    folder = tmp_path_factory.mktemp("examples")
-    for example in {"node", name}:
-        ignore = shutil.ignore_patterns("node_modules", "dist")
-        shutil.copytree(EXAMPLES / example, folder / example, ignore=ignore)
-    _run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder / name)
-    _run([npm, "run", "build"], folder / name)
-    return folder / name
+def _install(example: str, folder: Path) -> None:
+    """A copy of an example with its packages, built; `examples/node` lies beside, whose sources the browser's needs."""
+    npm = tool("npm", "npm")
+    for name in {"node", example}:
+        shutil.copytree(EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns("node_modules", "dist"))
+    succeed([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder / example)
+    succeed([npm, "run", "build"], folder / example)
 
 
 @pytest.fixture(scope="session")
 def node_client(tmp_path_factory: pytest.TempPathFactory) -> Client:
-    folder = _npm_install("node", tmp_path_factory)
-    return Client(("node", str(folder / "dist" / "main.js")), frozenset({"inputs", "bank", "mixture", "baked"}))
+    node = tool("node", "nodejs")
+    folder = once(tmp_path_factory, "node", partial(_install, "node")) / "node"
+    return Client((node, str(folder / "dist" / "main.js")), frozenset({"inputs", "bank", "mixture", "baked"}))
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a browser that runs until the end."""
+    profile = tmp_path_factory.mktemp("chromium")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    words = [tool("chromium", "chromium"), *flags, "--remote-debugging-port=0", f"--user-data-dir={profile}"]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield _address(profile / "DevToolsActivePort")
+        finally:
+            process.terminate()
+
+
+def _address(file: Path) -> str:
+    """What Chromium writes into its profile as soon as it listens: a port, and a path."""
+    for _ in range(600):
+        if file.exists() and len(lines := file.read_text().split()) == 2:
+            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        time.sleep(0.1)
+    raise TimeoutError("Chromium did not start within a minute")
+
+
+@pytest.fixture(scope="session")
+def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Client:
+    """The page, driven by its command line."""
+    node = tool("node", "nodejs")
+    folder = once(tmp_path_factory, "browser", partial(_install, "browser")) / "browser"
+    flavours = frozenset({"inputs", "bank", "mixture", "baked"})
+    return Client((node, str(folder / "client.mjs")), flavours, {"CHROMIUM": chromium})
 
 
 @pytest.fixture(scope="session")
@@ -176,8 +197,18 @@ def python_client() -> Client:
     return Client((sys.executable, str(program)), frozenset({"slots", "inputs", "bank", "mixture", "baked"}))
 
 
-@pytest.fixture(scope="session")
-def browser_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built page."""
-    _tool("chromium", "chromium")
-    return _npm_install("browser", tmp_path_factory)
+@pytest.fixture
+def client(request: pytest.FixtureRequest) -> Client:
+    """The client whose fixture the test names."""
+    found: Client = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def three_rows(tmp_path: Path) -> Path:
+    """Inputs for the small bundle, the second row shorter than the others."""
+    ids = [[2, 5, 6, 7, 3], [2, 7, 3, 0, 0], [2, 4, 12, 19, 3]]
+    mask = [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    path = tmp_path / "three_rows.json"
+    path.write_text(json.dumps({"input_ids": ids, "attention_mask": mask}))
+    return path

@@ -1,41 +1,64 @@
 /** The page: choose an adapter, type a text, see the labels and how long it took. */
-import { answers } from "../../node/src/core/answers.js";
+import type { Answer } from "../../node/src/core/answers.js";
+import { parseInputs } from "../../node/src/core/arrays.js";
 import { Bundle, type Choice } from "../../node/src/core/bundle.js";
-import { Bank, FedAdapters, type Result } from "../../node/src/core/runners.js";
+import type { Inputs } from "../../node/src/core/request.js";
 import { selfCheck } from "../../node/src/core/selfCheck.js";
+import { type Call, Service } from "../../node/src/core/service.js";
 import { TextInputs } from "../../node/src/core/text.js";
 import { Site } from "./site.js";
 import { answerBlock, choice, element, findingsTable, show, showError } from "./view.js";
 
 const ADDRESS = new URLSearchParams(location.search).get("bundle") ?? "bundle";
 
+/** A call of another script of the page: rows, as texts or as nested lists by name, and who runs them. */
+type Request = Call & { texts?: string[]; inputs?: unknown };
+
+declare global {
+  interface Window {
+    /** What other scripts of the page may call. */
+    bundle?: { run(request: Request): Promise<Answer[]>; load(name: string, bytes: Uint8Array): Promise<void> };
+  }
+}
+
 class Page {
   private chosen: Choice;
-  private bank: Bank | null = null;
   private waiting: Promise<void> = Promise.resolve();
 
   private constructor(
-    private readonly bundle: Bundle,
+    private readonly service: Service,
     private readonly texts: TextInputs,
-    private readonly fed: FedAdapters,
   ) {
-    this.chosen = bundle.choices.at(1) ?? null;
+    this.chosen = service.bundle.choices.at(1) ?? null;
   }
 
   static async open(address: string): Promise<Page> {
     const bundle = await Bundle.open(new Site(address));
-    return new Page(bundle, await TextInputs.open(bundle), await FedAdapters.open(bundle));
+    return new Page(new Service(bundle), await TextInputs.open(bundle));
   }
 
-  start(): void {
-    for (const name of this.bundle.choices) this.offer(name);
+  /** Show the first answer, and only then what can be asked. */
+  async start(): Promise<void> {
+    const { manifest, choices } = this.service.bundle;
+    await this.classify();
+    for (const name of choices) this.offer(name);
     element("text").addEventListener("input", () => this.later(() => this.classify()));
-    if (this.bundle.manifest.graphs.bank && this.bundle.manifest.batch_invariant) this.button("all", () => this.classifyWithAll());
+    if (manifest.graphs.bank && manifest.batch_invariant && manifest.adapters.length) {
+      this.button("all", () => this.classifyWithAll());
+    }
     this.button("check", () => this.check());
     const file = element<HTMLInputElement>("file");
     file.disabled = false;
     file.addEventListener("change", () => this.later(() => this.loadFile(file)));
-    this.later(() => this.classify());
+    window.bundle = { run: (request) => this.run(request), load: (name, bytes) => this.load(name, bytes) };
+  }
+
+  private async run({ texts, inputs, ...call }: Request): Promise<Answer[]> {
+    return this.service.run(this.inputsOf(texts, inputs), call);
+  }
+
+  private inputsOf(texts: string[] | undefined, lists: unknown): Inputs {
+    return texts ? this.texts.batch(texts) : parseInputs(lists, this.service.bundle.manifest);
   }
 
   private offer(name: Choice): void {
@@ -43,7 +66,7 @@ class Page {
       this.chosen = name;
       this.later(() => this.classify());
     };
-    element("adapters").append(choice(name ?? "none", name === this.chosen, onChange));
+    element("adapters").append(choice(name ?? "no adapter", name === this.chosen, onChange));
   }
 
   private button(id: string, work: () => Promise<void>): void {
@@ -58,24 +81,31 @@ class Page {
   }
 
   private async classify(): Promise<void> {
-    const inputs = this.texts.batch([element<HTMLTextAreaElement>("text").value]);
-    const result = await this.timed(() => this.fed.run(inputs, this.chosen));
-    show(...answers(result, inputs).map((answer) => answerBlock(this.chosen ?? "no adapter", answer)));
+    await this.answer([element<HTMLTextAreaElement>("text").value], { adapter: this.chosen }, [this.chosen ?? "no adapter"]);
   }
 
   /** The same text once for each adapter, as rows of one batch. */
   private async classifyWithAll(): Promise<void> {
-    this.bank ??= await Bank.open(this.bundle);
-    const choices = this.bundle.bank.rows.slice(1);
+    const adapters = this.service.bundle.bank.rows.slice(1);
     const text = element<HTMLTextAreaElement>("text").value;
-    const inputs = this.texts.batch(choices.map(() => text));
-    const result = await this.timed(() => this.bank!.run(inputs, choices));
-    show(...answers(result, inputs).map((answer, row) => answerBlock(`${choices[row]}`, answer)));
+    await this.answer(adapters.map(() => text), { adapters }, adapters.map(String));
+  }
+
+  private async answer(texts: string[], call: Call, titles: string[]): Promise<void> {
+    const inputs = this.texts.batch(texts);
+    await this.service.prepare(call);
+    const start = performance.now();
+    const found = await this.service.run(inputs, call);
+    const took = performance.now() - start;
+    const rows = texts.length > 1 ? `${texts.length} rows in one call` : "one call";
+    element("latency").textContent = `${inputs["input_ids"]!.dims[1]} tokens, ${rows}: ${took.toFixed(1)} ms`;
+    show(...found.map((answer, row) => answerBlock(titles[row]!, answer)));
   }
 
   private async check(): Promise<void> {
     show("Computing …");
-    show(findingsTable(await selfCheck(this.bundle)));
+    element("latency").textContent = "";
+    show(findingsTable(await selfCheck(this.service.bundle)));
   }
 
   /** Load an adapter from a file of the user, and choose it. */
@@ -83,25 +113,23 @@ class Page {
     const file = input.files?.[0];
     if (!file) return;
     const name = file.name.replace(/\.onnx_adapter$/, "");
+    const bytes = new Uint8Array(await file.arrayBuffer());
     input.value = ""; // so that the same file can be chosen again
-    this.fed.load(name, new Uint8Array(await file.arrayBuffer()));
-    this.chosen = name;
-    this.offer(name);
+    await this.load(name, bytes);
     await this.classify();
   }
 
-  private async timed(work: () => Promise<Result>): Promise<Result> {
-    const start = performance.now();
-    const result = await work();
-    element("latency").textContent = `${(performance.now() - start).toFixed(1)} ms`;
-    return result;
+  private async load(name: string, bytes: Uint8Array): Promise<void> {
+    await this.service.load(name, bytes);
+    this.chosen = name;
+    this.offer(name);
   }
 }
 
 try {
   const page = await Page.open(ADDRESS);
-  page.start();
-  element("state").textContent = `${ADDRESS}: ready`;
+  await page.start();
+  element("state").textContent = "Tokenizer, base and adapters run here, in WebAssembly. Nothing leaves this page.";
 } catch (error) {
   element("state").textContent = "The bundle cannot be used.";
   showError(error);

@@ -156,7 +156,7 @@ Head head_of(const Arrays& tensors, const Manifest& manifest, std::vector<std::s
 
 void check_model_version(std::int32_t found, const Manifest& manifest, const std::string& where) {
   if (manifest.model_version && found != *manifest.model_version) {
-    throw RequestFault({"was built for another base or another graph", where, "model version " + std::to_string(found),
+    throw RequestFault({"was made for another bundle", where, "model version " + std::to_string(found),
                         std::to_string(*manifest.model_version), "build the adapter for this bundle"});
   }
 }

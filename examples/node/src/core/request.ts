@@ -49,7 +49,7 @@ export function checkAdapter(tensors: Map<string, Tensor>, manifest: Manifest, w
 export function checkModelVersion(version: number, manifest: Manifest, where: string): void {
   const expected = manifest.model_version ?? null;
   if (expected === null || version === expected) return;
-  const [what, fix] = ["was built for another base or another graph", "build the adapter for this bundle"];
+  const [what, fix] = ["was made for another bundle", "build the adapter for this bundle"];
   throw new Fault({ what, where, found: `model version ${version}`, expected: `${expected}`, fix });
 }
 

@@ -12,6 +12,12 @@ export interface Call {
   mixture?: Shares[];
 }
 
+/** Who ran a row. */
+export interface Chosen {
+  adapter?: Choice;
+  mixture?: Shares;
+}
+
 export class Service {
   private fed: Promise<FedAdapters> | null = null;
   private bank: Promise<Bank> | null = null;
@@ -19,26 +25,43 @@ export class Service {
 
   constructor(readonly bundle: Bundle) {}
 
+  /** Open what such a call needs, so that the first one takes no longer than others. */
+  async prepare({ adapters, mixture }: Call): Promise<void> {
+    await (mixture ? this.blending() : adapters ? this.mixing() : this.opened());
+  }
+
   /** Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle: no new session. */
   async load(name: string, bytes: Uint8Array, labels: string[] | null = null): Promise<void> {
     (await this.opened()).load(name, bytes, labels);
   }
 
   /** Throws a Fault if the inputs do not fit, or nobody has one of the names. */
-  async run(inputs: Inputs, call: Call): Promise<Answer[]> {
-    return answers(await this.result(inputs, call), inputs);
+  async run(inputs: Inputs, call: Call): Promise<(Answer & Chosen)[]> {
+    const found = answers(await this.result(inputs, call), inputs);
+    const { adapter = null, adapters, mixture } = call;
+    return found.map((answer, row) => {
+      return { ...(mixture ? { mixture: mixture[row] } : { adapter: adapters ? adapters[row] : adapter }), ...answer };
+    });
   }
 
   private async result(inputs: Inputs, { adapter, adapters, mixture }: Call): Promise<Result> {
     if ([adapter, adapters, mixture].filter((each) => each !== undefined).length > 1) {
       throw new Fault({ what: "one call has one choice", expected: "`adapter`, `adapters` or `mixture`" });
     }
-    if (mixture) return (await (this.mixture ??= Mixture.open(this.bundle))).run(inputs, mixture);
-    if (adapters) return (await (this.bank ??= Bank.open(this.bundle))).run(inputs, adapters);
+    if (mixture) return (await this.blending()).run(inputs, mixture);
+    if (adapters) return (await this.mixing()).run(inputs, adapters);
     return (await this.opened()).run(inputs, adapter ?? null);
   }
 
   private opened(): Promise<FedAdapters> {
     return (this.fed ??= FedAdapters.open(this.bundle));
+  }
+
+  private mixing(): Promise<Bank> {
+    return (this.bank ??= Bank.open(this.bundle));
+  }
+
+  private blending(): Promise<Mixture> {
+    return (this.mixture ??= Mixture.open(this.bundle));
   }
 }

@@ -1,0 +1,181 @@
+"""The C++ service on a free loopback port: requests at once, each with its own adapter, on one session."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from adapter_export.runtime import Bundle, Session
+
+NAMES = ("topic", "tone", "mood")
+INPUTS = {"input_ids": [[5, 6]], "attention_mask": [[1, 1]]}
+CLOSE = 1e-5
+"""Probabilities and hidden states in float32, from numbers that are some ulp apart."""
+
+
+@contextmanager
+def _started(build: Path, bundle: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    command = [build / "bundle_server", bundle, "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)", process.stdout.readline().strip())
+            assert found is not None
+            with httpx.Client(base_url=found[1], timeout=60, trust_env=False) as client:
+                yield process, client
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def service(cpp_build: Path, small_bundle: Path) -> Iterator[httpx.Client]:
+    with _started(cpp_build, small_bundle) as (_, client):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def session(small_bundle: Path) -> Session:
+    return Bundle.open(small_bundle).session(threads=1)
+
+
+def _arrays(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
+    ids = rng.integers(4, 20, (rows, int(rng.integers(1, 9))))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def _call(inputs: dict[str, np.ndarray], **chosen: Any) -> dict[str, Any]:
+    return {"inputs": {name: array.tolist() for name, array in inputs.items()}, **chosen}
+
+
+def _holds(row: dict[str, Any], inputs: dict[str, np.ndarray], name: str | None, session: Session) -> None:
+    """A row is what its adapter, or the base, gives for it alone."""
+    assert row["adapter"] == name
+    if name is None:
+        np.testing.assert_allclose(row["outputs"]["hidden"], session.run(inputs)["hidden"][0], rtol=0, atol=CLOSE)
+        return
+    found = {each["label"]: each["probability"] for each in row["classes"]}
+    assert found == pytest.approx(dict(session.classify(inputs, name)[0].probabilities), abs=CLOSE)
+
+
+def test_requests_at_once_each_with_its_own_adapter(
+    service: httpx.Client, session: Session, small_bundle: Path
+) -> None:
+    """Alone and in mixed batches, with an adapter that comes and goes meanwhile."""
+    data = (small_bundle / "adapters/tone.onnx_adapter").read_bytes()
+
+    def ask(seed: int) -> int:
+        rng = np.random.default_rng(seed)
+        for _ in range(10):
+            inputs = _arrays(rng, 3)
+            chosen = [(None, *NAMES)[int(number)] for number in rng.integers(0, 4, 3)]
+            mixed = service.post("/run", json=_call(inputs, adapters=chosen))
+            one = {name: array[:1] for name, array in inputs.items()}
+            alone = service.post("/run", json=_call(one, adapter=chosen[0]))
+            assert (mixed.status_code, alone.status_code) == (200, 200)
+            _holds(alone.json()["rows"][0], one, chosen[0], session)
+            for at, row in enumerate(mixed.json()["rows"]):
+                _holds(row, {name: array[at : at + 1] for name, array in inputs.items()}, chosen[at], session)
+        return seed
+
+    with ThreadPoolExecutor(9) as pool:
+        coming = pool.submit(_come_and_go, service, data, 10)
+        assert list(pool.map(ask, range(8))) == list(range(8))
+        coming.result()
+
+
+def _come_and_go(service: httpx.Client, data: bytes, times: int) -> None:
+    for _ in range(times):
+        assert service.put("/adapters/passing", content=data).status_code == 200
+        answer = service.post("/run", json={"adapter": "passing", "inputs": INPUTS})
+        assert answer.json()["rows"][0]["adapter"] == "passing"
+        assert service.delete("/adapters/passing").status_code == 200
+
+
+def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle: Path, session: Session) -> None:
+    data = (small_bundle / "adapters/tone.onnx_adapter").read_bytes()
+    loaded = service.put("/adapters/new", content=data, params={"labels": "left,right"})
+    assert loaded.json()["new"] == {"labels": ["left", "right"]}
+    inputs = _arrays(np.random.default_rng(0), 1)
+    (row,) = service.post("/run", json=_call(inputs, adapter="new")).json()["rows"]
+    expected = dict(zip(("left", "right"), session.classify(inputs, "tone")[0].probabilities.values(), strict=True))
+    assert {each["label"]: each["probability"] for each in row["classes"]} == pytest.approx(expected, abs=CLOSE)
+    again = service.put("/adapters/new", content=data)
+    assert (again.status_code, "loaded already" in again.json()["error"]) == (400, True)
+    in_bank = service.post("/run", json=_call(inputs, adapters=["new"]))
+    assert (in_bank.status_code, "not in the bank" in in_bank.json()["error"]) == (400, True)
+    assert "new" not in service.delete("/adapters/new").json()
+    gone = service.post("/run", json=_call(inputs, adapter="new"))
+    assert (gone.status_code, "`new`: is not loaded" in gone.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        pytest.param({"inputs": INPUTS, "adapter": "nobody"}, "`nobody`: is not loaded", id="unknown adapter"),
+        pytest.param({"inputs": INPUTS, "adapters": ["tone", "mood"]}, "one adapter for each row", id="too many"),
+        pytest.param({"inputs": INPUTS, "adaptor": "tone"}, "`adaptor`", id="misspelt"),
+        pytest.param({"inputs": INPUTS, "adapter": "tone", "adapters": ["tone"]}, "one choice", id="two choices"),
+        pytest.param({"inputs": {**INPUTS, "attention_mask": [[1]]}}, "wrong shape", id="wrong shape"),
+        pytest.param({"inputs": {"input_ids": [[5]]}}, "`attention_mask`", id="no mask"),
+        pytest.param({"inputs": {**INPUTS, "attention_mask": [[0, 0]]}}, "leaves no token", id="empty mask"),
+        pytest.param({"inputs": {**INPUTS, "input_ids": [[5, 20]]}}, "out of range", id="no word"),
+        pytest.param({"inputs": {**INPUTS, "input_ids": [[5, "6"]]}}, "no number", id="a string"),
+        pytest.param({"adapter": "tone"}, "inputs", id="no inputs"),
+        pytest.param([], "expected form", id="a list"),
+    ],
+)
+def test_what_does_not_fit_is_refused(service: httpx.Client, body: object, words: str) -> None:
+    answer = service.post("/run", json=body)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]
+
+
+@pytest.mark.parametrize("body", ["{", '{"inputs": {}, "inputs": {}}', "\xff"])
+def test_what_is_no_json_is_refused(service: httpx.Client, body: str) -> None:
+    answer = service.post("/run", content=body.encode("latin-1"))
+    assert answer.status_code == 400
+    assert "no JSON" in answer.json()["error"]
+
+
+def test_files_and_places_that_are_none(service: httpx.Client) -> None:
+    answer = service.put("/adapters/bad", content=b"no adapter at all")
+    assert (answer.status_code, "no ONNX Runtime adapter file" in answer.json()["error"]) == (400, True)
+    assert service.delete("/adapters/bad").status_code == 400
+    nowhere = service.get("/elsewhere")
+    assert (nowhere.status_code, "/elsewhere" in nowhere.json()["error"]) == (404, True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_when_it_is_told_to(cpp_build: Path, small_bundle: Path, how: signal.Signals) -> None:
+    """What is asked before is answered."""
+    rows = 512
+    body = json.dumps({"inputs": {"input_ids": [[5] * 60] * rows, "attention_mask": [[1] * 60] * rows}})
+    with _started(cpp_build, small_bundle) as (process, client):
+        connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port or 0, timeout=60)
+        connection.request("POST", "/run", body)
+        client.get("/adapters")  # came later, and was answered: the other request is being computed
+        process.send_signal(how)
+        assert len(json.loads(connection.getresponse().read())["rows"]) == rows
+        client.close()
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_damaged_bundle_does_not_start(cpp_build: Path, damaged_bundle: Path) -> None:
+    path = damaged_bundle / "adapters/tone.onnx_adapter"
+    path.write_bytes(path.read_bytes()[:-1])
+    command = [str(cpp_build / "bundle_server"), str(damaged_bundle), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "another size" in done.stderr

@@ -1,0 +1,162 @@
+"""What is wrong with a bundle or a call is named by every client, with an exit code: one table for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from clients import CLIENTS, Client
+from safetensors.numpy import load_file
+
+ADAPTER = "adapters/tone.onnx_adapter"
+
+pytestmark = pytest.mark.parametrize("client", CLIENTS, indirect=True)
+
+
+def _flip(bundle: Path) -> None:
+    data = bytearray((bundle / ADAPTER).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / ADAPTER).write_bytes(data)
+
+
+def _link_out(bundle: Path) -> None:
+    outside = bundle.with_name("outside")
+    (bundle / ADAPTER).rename(outside)
+    (bundle / ADAPTER).symlink_to(outside)
+
+
+def _edited(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    def damage(bundle: Path) -> None:
+        path = bundle / "manifest.json"
+        document = json.loads(path.read_text("utf-8"))
+        change(document)
+        path.write_text(json.dumps(document), encoding="utf-8")
+
+    return damage
+
+
+def _other_golden_vectors(bundle: Path) -> None:
+    """The last number of them another one, with a hash that is right."""
+    name = "golden/tone.safetensors"
+    data = (bundle / name).read_bytes()[:-4] + np.float32(1.0).tobytes()
+    (bundle / name).write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    _edited(lambda d: [file.update(sha256=digest) for file in d["files"] if file["path"] == name])(bundle)
+
+
+DAMAGES = {
+    "a flipped bit": (_flip, "changed or damaged"),
+    "truncated": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes()[:-1]), "another size"),
+    "oversized": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes() + b"0"), "another size"),
+    "missing": (lambda b: (b / ADAPTER).unlink(), "is missing in the bundle"),
+    "extra": (lambda b: (b / "adapters" / "more.bin").write_bytes(b"0"), "more.bin"),
+    "link out of the folder": (_link_out, "a link that leads out of the"),
+    "no manifest": (lambda b: (b / "manifest.json").unlink(), "manifest.json"),
+    "no JSON": (lambda b: (b / "manifest.json").write_text('{"version": '), "JSON"),
+    "newer major version": (_edited(lambda d: d.update(version="2.0.0")), "2.0.0"),
+    "unknown key": (_edited(lambda d: d["slots"][0].update(scale=2)), "scale"),
+    "path with `..`": (_edited(lambda d: d["files"][0].update(path="../outside")), "may leave its folder"),
+    "absolute path": (_edited(lambda d: d["files"][0].update(path="/etc/passwd")), "may leave its folder"),
+    "two adapters of one name": (_edited(lambda d: d["adapters"].append(d["adapters"][0])), "a name occurs twice"),
+    "a slot like an input": (_edited(lambda d: d["slots"][0].update(name="input_ids")), "name of a data input"),
+    "adapters of another base": (_edited(lambda d: d.update(model_version=1)), "was made for another bundle"),
+    "other results": (_other_golden_vectors, "does not compute what the reference computed"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_bundle(client: Client, damaged_bundle: Path, damage: str) -> None:
+    change, words = DAMAGES[damage]
+    change(damaged_bundle)
+    client.refuses(words, "verify", damaged_bundle)
+
+
+def _adapter_file(bundle: Path, path: Path, tensors: Mapping[str, np.ndarray], version: int | None = None) -> Path:
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    adapter.set_model_version(manifest["model_version"] if version is None else version)
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in tensors.items()})
+    adapter.export_adapter(str(path))
+    return path
+
+
+def _file_of_another_base(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
+    _adapter_file(bundle, path, tensors, version=7)
+
+
+def _file_with_an_input(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """ONNX Runtime would take it for the input of the call."""
+    _adapter_file(bundle, path, {**tensors, "input_ids": np.zeros((1, 1), np.float32)})
+
+
+def _file_without_a_tensor(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """ONNX Runtime would run it with the graph's default."""
+    _adapter_file(bundle, path, dict(list(tensors.items())[1:]))
+
+
+def _file_with_nan(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
+    name = next(iter(tensors))
+    _adapter_file(bundle, path, {**tensors, name: np.full_like(tensors[name], np.nan)})
+
+
+def _half_a_file(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
+    data = _adapter_file(bundle, path, tensors).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+FILES = {
+    "of another base": (_file_of_another_base, "was made for another bundle"),
+    "a tensor like an input": (_file_with_an_input, "`input_ids` is the name of a data input"),
+    "a tensor is missing": (_file_without_a_tensor, "is missing"),
+    "NaN": (_file_with_nan, "NaN"),
+    "half": (_half_a_file, "damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_an_adapter_file(client: Client, small_bundle: Path, three_rows: Path, tmp_path: Path, kind: str) -> None:
+    make, words = FILES[kind]
+    path = tmp_path / "new.onnx_adapter"
+    make(small_bundle, path, load_file(small_bundle / "adapters" / "tone.safetensors"))
+    client.refuses(words, "run", small_bundle, "--inputs", three_rows, "--load", f"new={path}", "--adapter", "new")
+
+
+IDS, MASK = [[2, 5, 3]], [[1, 1, 1]]
+
+CALLS = {
+    "unknown adapter": ({"input_ids": IDS, "attention_mask": MASK}, ["--adapter", "nobody"], "nobody"),
+    "lengths that differ": ({"input_ids": IDS, "attention_mask": [[1, 1]]}, [], "wrong shape"),
+    "one axis": ({"input_ids": [2, 5, 3], "attention_mask": [1, 1, 1]}, [], "wrong shape"),
+    "ragged": ({"input_ids": [[2, 3], [2]], "attention_mask": [[1, 1], [1, 1]]}, [], "rows of different lengths"),
+    "no mask": ({"input_ids": IDS}, [], "attention_mask"),
+    "another input": ({"input_ids": IDS, "attention_mask": MASK, "more": MASK}, [], "more"),
+    "an id that is no word": ({"input_ids": [[2, 20, 3]], "attention_mask": MASK}, [], "out of range"),
+    "a negative id": ({"input_ids": [[2, -1, 3]], "attention_mask": MASK}, [], "out of range"),
+    "a fraction": ({"input_ids": [[2, 1.5, 3]], "attention_mask": MASK}, [], "no number of its type"),
+    "more adapters than rows": (
+        {"input_ids": IDS, "attention_mask": MASK},
+        ["--adapter", "tone", "--adapter", "topic"],
+        "one adapter for each row",
+    ),
+    "shares above one": ({"input_ids": IDS, "attention_mask": MASK}, ["--mix", "tone=0.7,mood=0.7"], "from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call(client: Client, small_bundle: Path, tmp_path: Path, call: str) -> None:
+    inputs, arguments, words = CALLS[call]
+    path = tmp_path / "inputs.json"
+    path.write_text(json.dumps(inputs))
+    client.refuses(words, "run", small_bundle, "--inputs", path, *arguments)
+
+
+def test_a_command_line_that_is_wrong(client: Client, small_bundle: Path) -> None:
+    assert client.call("run", small_bundle).returncode == 2
+    assert client.call("look", small_bundle).returncode == 2

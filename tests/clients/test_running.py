@@ -1,0 +1,95 @@
+"""Every client runs adapters, each row of a batch through its own, blends them, and loads another while it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clients import CLIENTS, Client
+
+from adapter_export.runtime import Bundle, Session
+
+CLOSE = 1e-5
+"""Probabilities in float32, from numbers that are some ulp apart."""
+
+pytestmark = pytest.mark.parametrize("client", CLIENTS, indirect=True)
+
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def session(small_bundle: Path) -> Session:
+    return Bundle.open(small_bundle).session(threads=1)
+
+
+def _arrays(path: Path) -> Arrays:
+    return {name: np.array(rows, np.int64) for name, rows in json.loads(path.read_text()).items()}
+
+
+def _row(inputs: Arrays, row: int) -> Arrays:
+    return {name: array[row : row + 1] for name, array in inputs.items()}
+
+
+def _holds(answer: Mapping[str, Any], expected: Mapping[str, float]) -> None:
+    found = {each["label"]: each["probability"] for each in answer["classes"]}
+    assert found == pytest.approx(expected, abs=CLOSE)
+    assert list(found) == sorted(found, key=lambda label: -found[label])
+
+
+def _softmax(logits: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    powers = np.exp(logits.astype(np.float64))
+    return dict(zip(labels, (powers / powers.sum()).tolist(), strict=True))
+
+
+def test_a_mixed_batch(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
+    """Each row is what it is alone; the second one has no adapter."""
+    inputs = _arrays(three_rows)
+    choices = ["--adapter", "tone", "--adapter", "-", "--adapter", "topic"]
+    tone, base, topic = client.run(small_bundle, three_rows, *choices)
+    assert [tone["adapter"], base["adapter"], topic["adapter"]] == ["tone", None, "topic"]
+    _holds(tone, dict(session.classify(_row(inputs, 0), "tone")[0].probabilities))
+    _holds(topic, dict(session.classify(_row(inputs, 2), "topic")[0].probabilities))
+    np.testing.assert_allclose(base["outputs"]["hidden"], session.run(_row(inputs, 1))["hidden"][0], rtol=0, atol=CLOSE)
+
+
+def test_a_blend(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
+    """A quarter of one, half of another, and the rest of the base."""
+    shares = {"tone": 0.25, "mood": 0.5}
+    expected = session.run(_arrays(three_rows), mixture=[shares] * 3)["logits"]
+    rows = client.run(small_bundle, three_rows, "--mix", "tone=0.25,mood=0.5")
+    assert [row["mixture"] for row in rows] == [shares] * 3
+    for row, logits in zip(rows, expected, strict=True):
+        _holds(row, _softmax(logits, session.labels("tone") or ()))
+
+
+def test_an_adapter_that_is_loaded_runs_on_one_token(
+    client: Client, small_bundle: Path, session: Session, tmp_path: Path
+) -> None:
+    """Nobody says its labels: its logits are numbers."""
+    path = tmp_path / "token.json"
+    path.write_text(json.dumps({"input_ids": [[5]], "attention_mask": [[1]]}))
+    file = small_bundle / "adapters" / "tone.onnx_adapter"
+    (row,) = client.run(small_bundle, path, "--load", f"new={file}", "--adapter", "new")
+    expected = session.run(_arrays(path), "tone")["logits"][0]
+    np.testing.assert_allclose(row["numbers"], expected, rtol=0, atol=CLOSE)
+
+
+def test_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None:
+    """The base alone is a bundle, too."""
+    path = damaged_bundle / "manifest.json"
+    document = json.loads(path.read_text())
+    kept = {"slots": document["graphs"]["slots"], "inputs": document["graphs"]["inputs"]}
+    document.update(adapters=[], bank=None, graphs=kept)
+    used = {*kept.values(), document["golden"]["path"], document["text"]["tokenizer"], "base.bin"}
+    for file in document["files"]:
+        if file["path"] not in used:
+            (damaged_bundle / file["path"]).unlink()
+    document["files"] = [file for file in document["files"] if file["path"] in used]
+    path.write_text(json.dumps(document))
+    flavours = client.flavours & {"slots", "slots, fed", "inputs"}
+    found = client.verify(damaged_bundle)
+    assert {(each["flavour"], each["adapter"]) for each in found} == {(flavour, None) for flavour in flavours}

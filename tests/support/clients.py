@@ -1,0 +1,79 @@
+"""The programs in `examples/` that run a bundle, each called as its user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolchain import skip_or_fail
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CLIENTS = ("cpp_client", "node_client", "browser_client", "python_client")
+"""The fixtures that give them."""
+
+SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Client:
+    """A program with the command line that all clients share.
+
+    Attributes:
+        command: what to call before `verify BUNDLE`.
+        flavours: what it can run.
+        environment: variables that it needs.
+    """
+
+    command: tuple[str, ...]
+    flavours: frozenset[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def call(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        words = [*self.command, *map(str, arguments)]
+        around = {**os.environ, **self.environment, **environment}
+        return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False, env=around)
+
+    def verify(self, bundle: Path, **environment: str) -> list[dict[str, Any]]:
+        """The findings, if all golden vectors hold."""
+        return self._document("verify", bundle, "--json", **environment)
+
+    def run(self, bundle: Path, inputs: Path, *arguments: str | Path) -> list[dict[str, Any]]:
+        """An answer for each row."""
+        return self._document("run", bundle, "--inputs", inputs, *arguments)
+
+    def refuses(self, words: str, *arguments: str | Path) -> None:
+        """An exit code, a sentence that holds these words, and no traceback."""
+        done = self.call(*arguments)
+        assert done.returncode == 1, done.stdout
+        assert last_line(done).startswith("error: ")
+        assert words in last_line(done), last_line(done)
+
+    def _document(self, *arguments: str | Path, **environment: str) -> list[dict[str, Any]]:
+        done = self.call(*arguments, **environment)
+        assert done.returncode == 0, last_line(done)
+        document: list[dict[str, Any]] = json.loads(done.stdout)
+        return document
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip().splitlines() or [""])[-1]
+
+
+def tool(name: str, package: str) -> str:
+    """Where a program is."""
+    found = shutil.which(name)
+    if found is None:
+        skip_or_fail(f"`{name}` is missing: install it, on Debian with `apt-get install {package}`")
+    return found
+
+
+def succeed(words: Sequence[str | Path], folder: Path) -> None:
+    """Run a program that must end well."""
+    done = subprocess.run(list(map(str, words)), cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
