@@ -211,14 +211,6 @@ class TestRefusals:
         with pytest.raises(AdapterError, match="reads `y`, which is not there at `embeddings`"):
             plan_slots([replacing], bases.in_onnx.sites)
 
-    @pytest.mark.parametrize("replaced", ["u", "h", "y"])
-    def test_a_graph_that_cannot_lie_idle(self, bases: Bases, replaced: str) -> None:
-        width, node = "d_in" if replaced == "u" else "d", Node("linear", (replaced,), "r", {"weight": "w"})
-        graph = AdapterGraph((replaced,), {"w": (width, width)}, (node,), "r", replaced)
-        adapter = bases.adapter("a", graph, SUBLAYERS[:1])
-        with pytest.raises(NotNeutralError, match=rf"expected `{replaced}`"):
-            plan_slots([adapter], bases.in_onnx.sites)
-
     def test_shared_tensors_that_would_act_where_the_adapter_does_not(self, bases: Bases) -> None:
         nodes = (Node("linear", ("h",), "p", {"weight": "w"}), Node("add", ("h", "p"), "r"))
         graph = AdapterGraph(("h",), {"w": ("d", "d")}, nodes, "r", shared=("w",))

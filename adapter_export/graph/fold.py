@@ -22,7 +22,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import GraphError
 from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT
 from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.rewire import bypass, exchange, producer, readers, users
+from adapter_export.graph.rewire import bypass, exchange, producer, readers, unused, users
 
 Wide = dict[str, npt.NDArray[np.float64]]
 
@@ -96,7 +96,7 @@ def _steps(graph: AdapterGraph) -> Iterator[_Step]:
 
 def _made_dense(graph: AdapterGraph, node: Node) -> _Step:
     rule, left, right = (node.parameters[role] for role in ("rule", "left", "right"))
-    weight = _unused(graph, f"{node.output}.weight")
+    weight = unused(f"{node.output}.weight", graph.parameters)
     dims = graph.dimensions(node)
     dense = Node("linear", node.inputs, node.output, {"weight": weight, "bias": node.parameters["bias"]})
     shared = [weight] if {rule, left, right} <= set(graph.shared) else []
@@ -108,12 +108,6 @@ def _made_dense(graph: AdapterGraph, node: Node) -> _Step:
         folded[weight] = blocks.reshape(blocks.shape[0] * blocks.shape[1], -1)
 
     return _Step(changed, fold)
-
-
-def _unused(graph: AdapterGraph, name: str) -> str:
-    while name in graph.parameters:
-        name += "_"
-    return name
 
 
 def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:

@@ -36,8 +36,13 @@ _ZERO_WITH_ZERO_PARAMETERS = frozenset(
 _ZERO_WITH_ANY_ZERO = frozenset({"multiply", "dot"})
 _PASSING = frozenset({"identity", "dropout", "drop_path"})
 
+_TAME = frozenset({"sigmoid", "tanh", "relu6", "l2_normalise", "layer_norm", "rms_norm"})
+"""Ops whose result stays within bounds whatever they read."""
+
+_PRODUCTS = frozenset({"multiply", "dot", "gate"})
+
 _ONES = (frozenset({"scale_features", "learned_scale"}), frozenset({"scale_features"}), frozenset[str]())
-"""Which learned factors are one, tried in this order; the others are zero."""
+"""Which learned factors are one, tried in this order, and then each of those per feature alone; the others are zero."""
 
 
 def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[str, int]:
@@ -53,20 +58,45 @@ def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weight
     Raises:
         NotNeutralError: the graph has none; the message says what arrives at its result instead.
     """
-    wanted = _ZERO if graph.reads_head_values() else graph.replaces
-    choices = [_parameters_of(graph, ops) for ops in _ONES]
-    reached = [_follow(graph, ones)[graph.result] for ones in choices]
-    if wanted not in reached:
+    ones = _neutral_ones(graph)
+    if ones is None:
+        reached = _follow(graph, _parameters_of(graph, _ONES[-1]))[graph.result]
         raise NotNeutralError(
             "an adapter graph has no neutral parameters",
             where=f"result `{graph.result}`",
-            found=f"{reached[-1]} with all projections and norms at zero",
-            expected=f"`{wanted}`",
-            fix="build this adapter on its own",
+            found=f"{reached} with all projections and norms at zero",
+            expected=f"`{_wanted(graph)}`",
+            fix="take its `slot_form`, which has a switch",
         )
-    ones = choices[reached.index(wanted)]
     shapes = graph.parameter_shapes(widths)
     return {name: (np.ones if name in ones else np.zeros)(shape, np.float32) for name, shape in shapes.items()}
+
+
+def has_neutral_parameters(graph: AdapterGraph) -> bool:
+    """Whether `neutral_parameters` finds some."""
+    return _neutral_ones(graph) is not None
+
+
+def degree_idle(graph: AdapterGraph) -> int:
+    """The highest power of the site values that is computed where all projections and norms are zero."""
+    zero = _follow(graph, _parameters_of(graph, frozenset({"scale_features"})))
+    degrees = dict.fromkeys(graph.inputs, 1)
+    for node in graph.nodes:
+        read = [degrees[name] for name in node.inputs]
+        degree = sum(read) if node.op in _PRODUCTS else 2 * read[0] if node.op == "relu_squared" else max(read)
+        degrees[node.output] = 0 if zero[node.output] == _ZERO or node.op in _TAME else degree
+    return max(degrees.values())
+
+
+def _wanted(graph: AdapterGraph) -> str:
+    return _ZERO if graph.reads_head_values() else graph.replaces
+
+
+def _neutral_ones(graph: AdapterGraph) -> frozenset[str] | None:
+    """The parameters that are one where the others are zero and the graph is neutral; none if it never is."""
+    choices = [_parameters_of(graph, ops) for ops in _ONES]
+    choices += [frozenset({name}) for name in sorted(_parameters_of(graph, frozenset({"scale_features"})))]
+    return next((ones for ones in choices if _follow(graph, ones)[graph.result] == _wanted(graph)), None)
 
 
 def _parameters_of(graph: AdapterGraph, ops: frozenset[str]) -> frozenset[str]:

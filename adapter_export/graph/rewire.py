@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from adapter_export.graph.graph import AdapterGraph, Node
@@ -22,6 +22,13 @@ def readers(graph: AdapterGraph, value: str) -> int:
 def users(graph: AdapterGraph, parameter: str) -> int:
     """How often nodes use a parameter."""
     return sum(list(node.parameters.values()).count(parameter) for node in graph.nodes)
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """The name, with underscores behind it that make it new."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def bypass(graph: AdapterGraph, node: Node) -> AdapterGraph:

@@ -11,13 +11,13 @@ from itertools import count
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, NotNeutralError
+from adapter_export.errors import AdapterError, NotNeutralError, within
 from adapter_export.format.manifest import Axis, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
-from adapter_export.graph.fold import fold_weights, inference_form
 from adapter_export.graph.graph import READABLE, SITE_VALUES, AdapterGraph
-from adapter_export.graph.neutral import neutral_parameters, neutral_widths
+from adapter_export.graph.neutral import has_neutral_parameters, neutral_parameters, neutral_widths
 from adapter_export.graph.ops import Dim
+from adapter_export.graph.switch import slot_form, slot_weights
 from adapter_export.graph.tasks import HeadOutput, head_result
 from adapter_export.reference.bound import bound_to
 from adapter_export.reference.evaluate import evaluate
@@ -38,7 +38,7 @@ class Part:
     Attributes:
         owner: the site, or `head`.
         graph_name: what the topology is called, the same at every site.
-        graph: what is computed, in its inference form.
+        graph: what is computed, in the form that goes into slots.
         site_widths: the symbols that the base fixes, such as `d`; all others are free per adapter.
         alone: whether it is the only topology there, so that its name need not stand in the slots' names.
     """
@@ -89,29 +89,15 @@ class Part:
     @property
     def gives_zeros_idle(self) -> bool:
         """Whether its result is zero with its neutral parameters, if it is a head."""
-        try:
-            neutral_parameters(self.graph, neutral_widths(self.graph, self.site_widths))
-        except NotNeutralError:
-            return False
-        return True
+        return has_neutral_parameters(self.graph)
 
     def neutral(self) -> Weights:
-        """Its neutral parameters, by parameter; zeros for a head that has none, whose output nobody reads then.
-
-        Raises:
-            NotNeutralError: a site's graph has none, so that it cannot lie idle in a shared graph.
-        """
+        """Its neutral parameters, by parameter; zeros for a head that has none, whose output nobody reads then."""
         widths = neutral_widths(self.graph, self.site_widths)
         if self.owner == HEAD and not self.gives_zeros_idle:
             shapes = self.graph.parameter_shapes(widths)
             return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        try:
-            return neutral_parameters(self.graph, widths)
-        except NotNeutralError as error:
-            where = f"graph `{self.graph_name}` at `{self.owner}`"
-            raise NotNeutralError(
-                error.what, where=where, found=error.found, expected=error.expected, fix=error.fix
-            ) from error
+        return neutral_parameters(self.graph, widths)
 
     def axis_name(self, axis: Axis, parameter: str | None = None) -> Axis:
         """The name of a slot's free axis in the ONNX graph, where one name means one size: `layers.0.ffn.b`."""
@@ -155,9 +141,9 @@ class SlotPlan:
 def topology_key(graph: AdapterGraph) -> str:
     """A text that is equal for two graphs if and only if they compute the same from parameters of the same names.
 
-    Names of values do not count, nor does what `inference_form` removes.
+    Names of values do not count, nor does what `slot_form` removes.
     """
-    form = inference_form(graph)
+    form = slot_form(graph)
     names = {node.output: f"v{index}" for index, node in enumerate(form.nodes)}
     nodes = [
         asdict(replace(node, output=names[node.output], inputs=tuple(names.get(name, name) for name in node.inputs)))
@@ -176,7 +162,7 @@ def plan_slots(adapters: Sequence[Adapter], sites: SiteMap) -> SlotPlan:
 
     Raises:
         AdapterError: adapters act where the base has no site, or are of other widths; all of them are listed.
-        NotNeutralError: a graph that cannot lie idle.
+        NotNeutralError: a graph that cannot lie idle, as `slot_form`.
     """
     check_fit(adapters, sites)
     forms = _forms(adapters)
@@ -214,7 +200,7 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
     for part in plan.parts:
         graph = own.get((part.owner, part.key))
         if graph is not None:
-            _fill(tensors, part, fold_weights(graph, adapter.parameters(part.owner)), adapter)
+            _fill(tensors, part, slot_weights(graph, adapter.parameters(part.owner), part.site_widths), adapter)
     for part in plan.parts:
         if (part.owner, part.key) not in own:
             neutral = part.neutral()
@@ -253,12 +239,13 @@ def _check_idle(part: Part, neutral: Weights, shared: Weights, adapter: Adapter)
 
 
 def _forms(adapters: Sequence[Adapter]) -> dict[str, dict[str, AdapterGraph]]:
-    """The inference forms by owner and topology; of several spellings of one topology, always the same is taken."""
+    """What goes into slots, by owner and topology; of several spellings of one topology, always the same is taken."""
     forms: dict[str, dict[str, AdapterGraph]] = {}
     for adapter in adapters:
         for owner, graph, _ in adapter.parts():
-            form, here = inference_form(graph), forms.setdefault(owner, {})
-            key = topology_key(graph)
+            with within(f"adapter `{adapter.name}`, `{owner}`"):
+                form, here = slot_form(graph), forms.setdefault(owner, {})
+            key = topology_key(form)
             here[key] = min(here.get(key, form), form, key=_spelling)
     return forms
 
@@ -283,7 +270,7 @@ def _graph_names(adapters: Sequence[Adapter]) -> dict[str, str]:
 def _named_graphs(adapter: Adapter) -> Iterator[tuple[str, AdapterGraph]]:
     yield from adapter.graphs.items()
     if adapter.head is not None:
-        yield "_".join(node.op for node in inference_form(adapter.head.graph).nodes) or HEAD, adapter.head.graph
+        yield "_".join(node.op for node in slot_form(adapter.head.graph).nodes) or HEAD, adapter.head.graph
 
 
 def first_free(name: str, taken: Collection[str]) -> str:

@@ -84,7 +84,7 @@ def test_what_cannot_return_h_is_refused(name: str) -> None:
     with pytest.raises(NotNeutralError) as caught:
         neutral_parameters(graph, WIDTHS)
     assert caught.value.found == f"{found} with all projections and norms at zero"
-    assert str(caught.value).endswith("expected `h`. Build this adapter on its own.")
+    assert "expected `h`" in str(caught.value)
 
 
 def test_a_gated_bottleneck_can_lie_idle() -> None:

@@ -154,11 +154,10 @@ class TestMisfits:
         assert "`layers.9.ffn`, which the base does not have" in str(caught.value)
         assert f"`d` = {WIDTH + 1} at `layers.0.ffn`, the base {WIDTH}" in str(caught.value)
 
-    def test_a_graph_without_neutral_parameters_is_refused(self, base: OnnxBase) -> None:
-        graph = AdapterGraph(("h",), {"w": ("d", "d")}, (Node("linear", ("h",), "y", {"weight": "w"}),), "y")
+    def test_a_graph_that_would_raise_values_to_powers_while_idle_is_refused(self, base: OnnxBase) -> None:
+        nodes = (Node("relu_squared", ("h",), "s"), Node("multiply", ("s", "h"), "cube"))
+        graph = AdapterGraph(("h",), {}, nodes, "cube")
         site = base.sites.sublayers[0].name
-        weights = {f"{site}.w": np.ones((WIDTH, WIDTH), np.float32)}
-        placement = {site: Placement("plain", {"d": WIDTH})}
-        adapter = Adapter("a", "custom", base.fingerprint, {"plain": graph}, placement, weights)
-        with pytest.raises(NotNeutralError, match=r"graph `plain` at `layers.0.attention`.*on its own"):
+        adapter = Adapter("a", "custom", base.fingerprint, {"plain": graph}, {site: Placement("plain", {})}, {})
+        with pytest.raises(NotNeutralError, match=r"adapter `a`, `layers.0.attention`.*a power of 3.*put a norm"):
             plan_slots([adapter], base.sites)

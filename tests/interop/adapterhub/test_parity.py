@@ -9,8 +9,8 @@ import pytest
 from adapterhub_bases import FIXTURES, Made
 from safetensors.numpy import load_file
 
-from adapter_export.errors import NotNeutralError
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.switch import KEEP, slot_form
 from adapter_export.interop.adapterhub.importing import import_adapter, import_folder
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.insert import insert_slots
@@ -33,7 +33,7 @@ IN_NUMPY = [case for case in CASES if not case.startswith(("llama", "vit"))]
 ROUNDED_ONCE = {"bert/phm_factorized_rule", "bert/phm_factorized_rule_per_layer"}
 """A product of two factors is one parameter here, and rounded to float32."""
 
-NOT_NEUTRAL = {
+SWITCHED = {
     "bert/everything",
     "bert/fusion_residual_before",
     "bert/ia3_gated",
@@ -85,7 +85,7 @@ def test_torch_computes_it(case: str, made: Callable[[str], Made]) -> None:
         assert_close(found[adapter.head.output], expected["logits"], SINGLE)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in NOT_NEUTRAL])
+@pytest.mark.parametrize("case", CASES)
 def test_onnxruntime_computes_it(case: str, made: Callable[[str], Made]) -> None:
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
     adapter = imported(case, base.onnx.sites, base.onnx.fingerprint)
@@ -95,12 +95,20 @@ def test_onnxruntime_computes_it(case: str, made: Callable[[str], Made]) -> None
         assert_close(found[adapter.head.output], expected["logits"], SINGLE)
 
 
-@pytest.mark.parametrize("case", sorted(NOT_NEUTRAL - set(FUSIONS)))
-def test_what_is_never_neutral_gets_no_slots_and_is_computed_at_its_sites(
-    case: str, made: Callable[[str], Made]
-) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_those_that_are_never_neutral_have_a_switch(case: str, made: Callable[[str], Made]) -> None:
+    base = made(case.partition("/")[0])
+    adapter = imported(case, base.sites, base.source.fingerprint)
+    forms = [slot_form(graph) for graph in adapter.graphs.values()]
+    assert any(KEEP in form.parameters for form in forms) == (case in SWITCHED)
+
+
+@pytest.mark.parametrize("case", sorted(SWITCHED - set(FUSIONS)))
+def test_at_its_sites_it_is_computed_as_well(case: str, made: Callable[[str], Made]) -> None:
+    """By the base in ONNX Runtime, cut at the sites, and the reference there."""
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
-    found = _cut(base, imported(case, base.onnx.sites, base.onnx.fingerprint))
+    adapter = imported(case, base.onnx.sites, base.onnx.fingerprint)
+    found = CutRunner(base.onnx).run(base.inputs, adapter)
     assert_close(found["last_hidden_state"], expected["hidden"], SINGLE)
 
 
@@ -112,8 +120,7 @@ def test_fusions(case: str, bert: Made) -> None:
     assert_close(bert.float64.run(bert.inputs, adapter), expected["hidden_f64"], EXACT)
     assert_close(bert.torch.run(bert.inputs, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
     adapter = import_folder(path, bert.onnx.sites, name="fused", base=bert.onnx.fingerprint).adapter
-    compute = _cut if case in NOT_NEUTRAL else _with_slots
-    assert_close(compute(bert, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
+    assert_close(_with_slots(bert, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
 
 
 def _with_slots(base: Made, adapter: Adapter, inputs: Arrays | None = None) -> dict[str, np.ndarray]:
@@ -121,13 +128,6 @@ def _with_slots(base: Made, adapter: Adapter, inputs: Arrays | None = None) -> d
     plan = plan_slots([adapter], base.onnx.sites)
     session = open_session(insert_slots(base.onnx, plan), base.onnx.folder)
     return run_session(session, {**(inputs or base.inputs), **slot_tensors(plan, adapter)})
-
-
-def _cut(base: Made, adapter: Adapter) -> dict[str, np.ndarray]:
-    """The base in ONNX Runtime, cut at the sites, and the reference there; slots are refused."""
-    with pytest.raises(NotNeutralError):
-        plan_slots([adapter], base.onnx.sites)
-    return CutRunner(base.onnx).run(base.inputs, adapter)
 
 
 def test_the_given_fusion(bert: Made) -> None:
