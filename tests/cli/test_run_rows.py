@@ -96,7 +96,7 @@ def test_many_lines_in_their_order(
 ) -> None:
     from adapter_export.cli import run_many
 
-    monkeypatch.setattr(run_many, "_WINDOW", 7)  # several windows
+    monkeypatch.setattr(run_many, "_WINDOW", 6)  # several windows, and no two with the same texts
     words = ["how", "far", "is", "the", "moon", "good", "film"]
     texts = [" ".join(words[: 1 + index * 5 % 7]) for index in range(20)]
     (tmp_path / "a.txt").write_text("\n".join([*texts[:9], "", *texts[9:]]) + "\n", encoding="utf-8")

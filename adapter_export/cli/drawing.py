@@ -1,0 +1,208 @@
+"""A placement map as SVG: the base down, an adapter a column, a box where it acts; for light and dark backgrounds."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree as ET
+
+from adapter_export.cli.output import size
+from adapter_export.cli.placement_map import Cell, Column, PlacementMap, SiteRow
+from adapter_export.graph.adapter import HEAD
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+_STYLE = """
+.ink { fill: #1f2328 } .soft { fill: #59636e } .line { stroke: #818b98; stroke-width: 1.5; fill: none }
+.guide { stroke: #d1d9e0; stroke-width: 1; fill: none } .frozen { fill: #ddf4ff; stroke: #54aeff }
+.k0 { fill: #fff1e5; stroke: #fb8f44 } .k1 { fill: #dafbe1; stroke: #4ac26b } .k2 { fill: #fbefff; stroke: #c297ff }
+.k3 { fill: #fff8c5; stroke: #d4a72c } .k4 { fill: #ffebe9; stroke: #ff8182 } .k5 { fill: #d8f6f6; stroke: #3fb8b8 }
+@media (prefers-color-scheme: dark) {
+.ink { fill: #f0f6fc } .soft { fill: #9198a1 } .line { stroke: #7d8590 } .guide { stroke: #3d444d }
+.frozen { fill: #0c2d6b; stroke: #388bfd }
+.k0 { fill: #3d1e00; stroke: #db6d28 } .k1 { fill: #04260f; stroke: #2ea043 } .k2 { fill: #271052; stroke: #8957e5 }
+.k3 { fill: #341a00; stroke: #bb8009 } .k4 { fill: #490202; stroke: #f85149 } .k5 { fill: #042c2c; stroke: #1b9e9e }
+}
+"""
+_COLOURS = 6
+
+_MARGIN, _TITLE = 20, 34
+_ROW, _BOX, _GAP = 22, 18, 10
+_CHARACTER = 6.6
+"""The width of a letter at 12 px, about."""
+_WIDE, _NARROW, _FEW = 112, 46, 6
+"""The width of a column where there are few of them, and where there are more."""
+_INDENT = 16
+_BYTES = 4
+
+
+def draw(what: PlacementMap) -> str:
+    """The drawing as the text of an SVG file; who points at a box reads what acts there."""
+    return ET.tostring(_Drawing(what).svg(), encoding="unicode", xml_declaration=False) + "\n"
+
+
+class _Drawing:
+    """Measures, then draws from the top down."""
+
+    def __init__(self, what: PlacementMap) -> None:
+        self._what = what
+        self._kinds = list(dict.fromkeys(column.kind for column in what.columns))
+        longest = max((_text_width(column.name) for column in what.columns), default=0)
+        self._wide = len(what.columns) <= _FEW and longest <= _WIDE
+        cells = max((_text_width(cell.text) for column in what.columns for cell in column.cells.values()), default=0)
+        self._column = max(_WIDE if self._wide else _NARROW, cells + 16)
+        layers = max((_text_width(_layer_name(row)) for row in what.rows), default=0)
+        self._stream = _MARGIN + layers + 14
+        self._box = self._stream + 16
+        self._box_width = max((_text_width(row.place) + _indent(row) for row in what.rows), default=0) + 20
+        self._first = self._box + self._box_width + 28
+        self._top = _MARGIN + _TITLE + self._header()
+        self._width = max(
+            self._first + len(what.columns) * self._column + _MARGIN, _MARGIN * 2 + _text_width(what.title) * 1.4
+        )
+
+    def svg(self) -> ET.Element:
+        root = ET.Element(
+            "svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "font-family": _FONT, "font-size": "12"}
+        )
+        ET.SubElement(root, "title").text = self._what.title
+        ET.SubElement(root, "desc").text = self._description()
+        ET.SubElement(root, "style").text = _STYLE
+        _text(root, _MARGIN, _MARGIN + 14, self._what.title, "ink", size=16, weight="600")
+        self._columns(root)
+        end = self._rows(root, self._top)
+        end = self._legend(root, self._totals(root, end))
+        root.set("viewBox", f"0 0 {self._width:.0f} {end:.0f}")
+        root.set("width", f"{self._width:.0f}")
+        root.set("height", f"{end:.0f}")
+        return root
+
+    def _header(self) -> float:
+        if self._wide:
+            return 44
+        return max(_text_width(column.name) for column in self._what.columns) + 16
+
+    def _description(self) -> str:
+        acts = (f"{column.name} ({column.kind}) acts at {len(column.cells)} places" for column in self._what.columns)
+        return "; ".join(acts) or "no adapters"
+
+    def _middle(self, index: int) -> float:
+        return self._first + (index + 0.5) * self._column
+
+    def _colour(self, column: Column) -> str:
+        return f"k{self._kinds.index(column.kind) % _COLOURS}"
+
+    def _columns(self, root: ET.Element) -> None:
+        for index, column in enumerate(self._what.columns):
+            x, y = self._middle(index), self._top - 12
+            if self._wide:
+                _text(root, x, y - 16, column.name, "ink", anchor="middle", weight="600")
+                _text(root, x, y, column.kind, "soft", anchor="middle", size=11)
+            else:
+                _text(root, x + 4, y, column.name, "ink", turned=True)
+
+    def _rows(self, root: ET.Element, y: float) -> float:
+        stream = ET.SubElement(root, "path", {"class": "line"})
+        start, layer = y, None
+        for row in self._what.rows:
+            if layer is not None and row.layer != layer:
+                y += _GAP
+            if row.layer != layer and row.layer:
+                _text(root, self._stream - 14, y + 15, _layer_name(row), "soft", anchor="end")
+            layer = row.layer
+            self._row(root, row, y)
+            y += _ROW
+        stream.set("d", f"M{self._stream:.1f} {start - 6:.1f} V{y + 4:.1f}")
+        return y
+
+    def _row(self, root: ET.Element, row: SiteRow, y: float) -> None:
+        middle, left = y + _ROW / 2, self._box + _indent(row)
+        acting = [index for index, column in enumerate(self._what.columns) if row.name in column.cells]
+        if acting:
+            _line(root, "guide", self._box + self._box_width, self._middle(acting[-1]), middle)
+        if row.is_sublayer:
+            _line(root, "line", self._stream, left, middle)
+        _box(root, left, middle, self._box_width - _indent(row), "frozen" if row.name != HEAD else "guide")
+        _text(root, left + 8, middle + 4, row.place, "ink" if row.is_sublayer else "soft")
+        for index in acting:
+            column = self._what.columns[index]
+            self._cell(root, index, middle, column, column.cells[row.name])
+
+    def _cell(self, root: ET.Element, index: int, middle: float, column: Column, cell: Cell) -> None:
+        width = min(self._column - 10, max(30, _text_width(cell.text) + 12))
+        group = ET.SubElement(root, "g")
+        ET.SubElement(group, "title").text = cell.detail
+        _box(group, self._middle(index) - width / 2, middle, width, self._colour(column))
+        _text(group, self._middle(index), middle + 4, cell.text, "ink", anchor="middle", size=11)
+
+    def _totals(self, root: ET.Element, y: float) -> float:
+        if not self._what.columns:
+            return y + _MARGIN
+        y += _GAP + 14
+        _text(root, self._first - 28, y, "in float32", "soft", anchor="end", size=11)
+        for index, column in enumerate(self._what.columns):
+            text = size(column.parameters * _BYTES)
+            _text(root, self._middle(index), y, text, "soft", anchor="middle", size=11 if self._wide else 9.5)
+        return y + _MARGIN
+
+    def _legend(self, root: ET.Element, y: float) -> float:
+        """A colour for each kind, where the columns do not name it themselves; and what the numbers are."""
+        if not self._what.columns:
+            return y
+        x: float = _MARGIN
+        for number, kind in enumerate(self._kinds):
+            if x + 34 + _text_width(kind) > self._width - _MARGIN and x > _MARGIN:
+                x, y = _MARGIN, y + _ROW
+            _box(root, x, y + 4, 16, f"k{number % _COLOURS}", height=12)
+            _text(root, x + 22, y + 8, kind, "soft")
+            x += 40 + _text_width(kind)
+        _text(root, _MARGIN, y + 30, "numbers: widths of the adapter; at the head, classes", "soft", size=11)
+        return y + 30 + _MARGIN
+
+
+def _layer_name(row: SiteRow) -> str:
+    """`layers.3` as a person says it; what stands before it stays."""
+    before, _, number = row.layer.rpartition("layers.")
+    return f"{before.replace('.', ' ')}layer {number}" if number else row.layer
+
+
+def _indent(row: SiteRow) -> int:
+    return 0 if row.is_sublayer else _INDENT
+
+
+def _text_width(text: str) -> float:
+    return len(text) * _CHARACTER
+
+
+def _text(
+    parent: ET.Element,
+    x: float,
+    y: float,
+    text: str,
+    style: str,
+    *,
+    anchor: str = "start",
+    size: float = 12,
+    weight: str = "400",
+    turned: bool = False,
+) -> None:
+    found = ET.SubElement(parent, "text", {"class": style, "x": f"{x:.1f}", "y": f"{y:.1f}"})
+    found.text = text
+    wanted = {"text-anchor": (anchor, "start"), "font-size": (f"{size:g}", "12"), "font-weight": (weight, "400")}
+    for name, (value, usual) in wanted.items():
+        if value != usual:
+            found.set(name, value)
+    if turned:
+        found.set("transform", f"rotate(-90 {x:.1f} {y:.1f})")
+
+
+def _box(parent: ET.Element, x: float, middle: float, width: float, style: str, height: float = _BOX) -> None:
+    place = {
+        "x": f"{x:.1f}",
+        "y": f"{middle - height / 2:.1f}",
+        "width": f"{width:.1f}",
+        "height": f"{height:g}",
+        "rx": "4",
+    }
+    ET.SubElement(parent, "rect", {"class": style, **place})
+
+
+def _line(parent: ET.Element, style: str, start: float, end: float, y: float) -> None:
+    ET.SubElement(parent, "path", {"class": style, "d": f"M{start:.1f} {y:.1f} H{end:.1f}"})
