@@ -101,7 +101,13 @@ def adapter_fusion(
 
 
 def attend(
-    chain: Merged, options: FusionOptions, added: Sequence[str], query: str, residual: str, width: str = "d"
+    chain: Merged,
+    options: FusionOptions,
+    added: Sequence[str],
+    query: str,
+    residual: str,
+    width: str = "d",
+    owner: str = "fusion",
 ) -> None:
     """Put the attention behind what members add (`BertFusion.forward` of AdapterHub).
 
@@ -113,8 +119,9 @@ def attend(
         query: what the query is made of.
         residual: what the mean is added to.
         width: the symbol of their width.
+        owner: what stands in the place of `fusion` in the names, where a graph has several.
     """
-    own = _Projections(chain, width)
+    own = _Projections(chain, width, owner)
     if options.residual_before:
         added = [_op(chain, one, "add", f"{one}_whole", residual) for one in added]
     early = options.value and options.value_before_softmax
@@ -123,7 +130,7 @@ def attend(
     if len(added) > 1:  # the share of one alone is 1
         scores = _scores(own, options, added, query)
         chain.value = scores[0]
-        chain.op(_MIX, _MIXED, *scores[1:], *values, attributes={"temperature": options.temperature})
+        chain.op(_MIX, chain.free(_MIXED), *scores[1:], *values, attributes={"temperature": options.temperature})
     if options.value and not early:
         own.of(chain.value, "fusion_value", "value")
     if not options.residual_before:
@@ -176,11 +183,12 @@ class _Projections:
 
     chain: Merged
     width: str
+    owner: str
 
     def of(self, source: str, output: str, name: str) -> str:
         shapes: dict[str, Shape] = {"weight": (self.width, self.width)}
         shapes |= {} if name == "value" else {"bias": (self.width,)}
-        roles = {role: f"fusion.{name}.{role}" for role in shapes}
+        roles = {role: f"{self.owner}.{name}.{role}" for role in shapes}
         self.chain.parameters |= {roles[role]: shape for role, shape in shapes.items()}
         self.chain.value = source
         return self.chain.op("linear", self.chain.free(output), parameters=roles)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, UsageError
@@ -59,16 +60,16 @@ def import_bottleneck(config: BottleneckConfig, keys: Iterable[Key], taken: Take
     placed = place_blocks(modules_of(keys, "adapters"), sites)
     inverted = modules_of(keys, "invertible_adapters")
     shared = whole(modules_of(keys, "shared_parameters"))
-    modules = {**placed.sites, **({_embeddings(sites): inverted[0]} if inverted else {})}
+    modules = {**placed.sites, **({embeddings_of(sites): inverted[0]} if inverted else {})}
     placements: dict[str, Placement] = {}
     for site, part in _at(made, sites):
-        widths = _widths(part, site)
+        widths = part_widths(part, site)
         placements[site.name] = Placement(part.graph_name, {name: widths[name] for name in part.graph.symbols()})
-        _take(config, part, site, widths, modules.get(site.name), shared, taken)
+        take_part(config, part, site, widths, modules.get(site.name), shared, taken)
     taken.check()
     used = {placement.graph for placement in placements.values()}
     graphs = {name: graph for name, graph in made.graphs.items() if name in used}
-    return Parts(kind, graphs, placements, taken.weights, (*placed.notes, *_notes(config), *taken.notes()))
+    return Parts(kind, graphs, placements, taken.weights, (*placed.notes, *notes_of(config), *taken.notes()))
 
 
 def as_kind(config: BottleneckConfig, name: str) -> Kind:
@@ -92,7 +93,7 @@ def _at(kind: Kind, sites: SiteMap) -> Iterator[tuple[Site, KindPart]]:
             yield site, part
 
 
-def _widths(part: KindPart, site: Site) -> dict[str, int]:
+def part_widths(part: KindPart, site: Site) -> dict[str, int]:
     """The widths of a part's symbols, and those of the two halves of the features."""
     try:
         widths = part.widths_at(site)
@@ -101,7 +102,7 @@ def _widths(part: KindPart, site: Site) -> dict[str, int]:
     return {**widths, "d": site.width, "d1": site.width // 2, "d2": site.width - site.width // 2}
 
 
-def _take(
+def take_part(
     config: BottleneckConfig,
     part: KindPart,
     site: Site,
@@ -110,6 +111,7 @@ def _take(
     shared: Module | None,
     taken: Taken,
 ) -> None:
+    """Take the parameters of one part at one site."""
     if module is None:
         place = f"`{site.name}`" + (f" (`{site.path}`)" if site.path else "")
         taken.fault(f"every tensor of {place} is missing")
@@ -127,7 +129,12 @@ def whole(modules: tuple[Module, ...]) -> Module | None:
     return replace(modules[0], keys={name: full for module in modules for name, full in module.keys.items()})
 
 
-def _embeddings(sites: SiteMap) -> str:
+def embeddings_of(sites: SiteMap) -> str:
+    """The site of an invertible adapter.
+
+    Raises:
+        AdapterError: the base has none.
+    """
     found = sites.of_roles((EMBEDDINGS,))
     if not found:
         raise AdapterError(
@@ -135,6 +142,17 @@ def _embeddings(sites: SiteMap) -> str:
             fix="give a base that starts from tokens, or train without `inv_adapter`",
         )
     return found[0].name
+
+
+def without_unused_inverse(
+    config: BottleneckConfig, document: Mapping[str, Any], keys: tuple[Key, ...]
+) -> tuple[BottleneckConfig, tuple[str, ...]]:
+    """Old task adapters name invertible adapters that they never had (`AdapterLoader._fix_legacy_config`)."""
+    unused = document.get("type") == "text_task" and not any(key.container == "invertible_adapters" for key in keys)
+    if config.inv_adapter is None or not unused:
+        return config, ()
+    note = "the config names an invertible adapter, which old task adapters do not use: it was left out"
+    return replace(config, inv_adapter=None, inv_adapter_reduction_factor=None), (note,)
 
 
 def refuse_lost_rule(config: BottleneckConfig, keys: tuple[Key, ...]) -> None:
@@ -154,7 +172,8 @@ def refuse_lost_rule(config: BottleneckConfig, keys: tuple[Key, ...]) -> None:
         )
 
 
-def _notes(config: BottleneckConfig) -> Iterator[str]:
+def notes_of(config: BottleneckConfig) -> Iterator[str]:
+    """What a user should know of how a config was read."""
     if config.phm_layer and config.factorized_phm_rule:
         yield "the two factors of the rule were multiplied, and each number rounded once to float32"
     if config.inv_adapter is not None:

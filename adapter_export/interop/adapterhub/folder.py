@@ -114,6 +114,15 @@ def read_adapter_folder(path: Path) -> AdapterFolder:
     return AdapterFolder(path, adapter, head, _object(interface) if interface.is_file() else None)
 
 
+def read_head_folder(path: Path) -> Saved:
+    """Read one prediction head.
+
+    Raises:
+        FileError, FormatError, TensorError: a file is missing, damaged, or holds more than tensors.
+    """
+    return _saved(path / HEAD_CONFIG, _HEAD_WEIGHTS)
+
+
 def read_fusion_folder(path: Path) -> Saved:
     """Read one fusion layer.
 
@@ -124,10 +133,10 @@ def read_fusion_folder(path: Path) -> Saved:
 
 
 def read_setup(path: Path) -> Mapping[str, Any]:
-    """The composition of a setup folder, as its file has it.
+    """The JSON of a setup folder, with a composition at `adapter_setup`.
 
     Raises:
-        FormatError: it is no composition.
+        FormatError: it holds none.
     """
     document = _object(path / SETUP_CONFIG)
     setup = document.get("adapter_setup")
@@ -138,7 +147,7 @@ def read_setup(path: Path) -> Mapping[str, Any]:
             found=f"keys {', '.join(document)}",
             expected='an object `adapter_setup` with "type" and "children"',
         )
-    return setup
+    return document
 
 
 def _saved(config: Path, names: tuple[str, ...]) -> Saved:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import AdapterError, UsageError, within
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.kinds.adapterhub import BottleneckConfig
-from adapter_export.interop.adapterhub.bottleneck import Parts, import_bottleneck
+from adapter_export.interop.adapterhub.bottleneck import Parts, import_bottleneck, without_unused_inverse
 from adapter_export.interop.adapterhub.config import Config, LoraConfig, read_config
 from adapter_export.interop.adapterhub.folder import AdapterFolder, contents_of, members, read_adapter_folder
-from adapter_export.interop.adapterhub.fusion import import_fusion, read_fusion, read_members, record
 from adapter_export.interop.adapterhub.heads import ImportedHead, import_head
 from adapter_export.interop.adapterhub.interface import check_interface
-from adapter_export.interop.adapterhub.keys import Key, parse_key
+from adapter_export.interop.adapterhub.keys import parse_key
 from adapter_export.interop.adapterhub.low_rank import import_low_rank
+from adapter_export.interop.adapterhub.low_rank_setup import import_low_rank_average
 from adapter_export.interop.adapterhub.naming import kind_of
+from adapter_export.interop.adapterhub.setup_head import head_notes, setup_head
+from adapter_export.interop.adapterhub.setup_parts import MEAN, import_setup
+from adapter_export.interop.adapterhub.setups import Setup, read_setup_folder
 from adapter_export.interop.adapterhub.tensors import Taken
 from adapter_export.sites.site import SiteMap
 
@@ -70,7 +72,7 @@ def import_folder(path: Path, sites: SiteMap, *, name: str, base: str, with_head
         as `import_adapter` and `import_composition`.
     """
     if contents_of(path) == "setup":
-        return import_composition(path, sites, name=name, base=base)
+        return import_composition(path, sites, name=name, base=base, with_head=with_head)
     return import_adapter(path, sites, name=name, base=base, with_head=with_head)
 
 
@@ -104,7 +106,7 @@ def import_adapter(path: Path, sites: SiteMap, *, name: str, base: str, with_hea
     return Imported(adapter, (*config.notes, *parts.notes, *_head_notes(folder, head, with_head)))
 
 
-def import_composition(path: Path, sites: SiteMap, *, name: str, base: str) -> Imported:
+def import_composition(path: Path, sites: SiteMap, *, name: str, base: str, with_head: bool = True) -> Imported:
     """Make one adapter of the composition that a setup folder holds.
 
     Args:
@@ -112,24 +114,40 @@ def import_composition(path: Path, sites: SiteMap, *, name: str, base: str) -> I
         sites: of the base.
         name: what users will call it.
         base: the fingerprint of the base.
+        with_head: whether its head is imported, where it has one.
 
     Raises:
         UsageError: it is a composition that is not imported as a whole.
         FileError, FormatError, VersionError, TensorError: the folder's files break their format.
         AdapterError: it does not fit the base, or cannot be expressed; the message names what.
     """
-    members = read_members(path)
-    layer = read_fusion(path, members)
-    for member in members:
+    setup = read_setup_folder(path)
+    for member in setup.members.values():
         with within(member.folder.adapter.path):
             _check_base(member.config, sites)
             check_interface(member.folder.interface, member.config.method, sites)
-    with within(path):
-        parts = import_fusion(members, layer, sites)
-    adapter = Adapter(
-        name, parts.kind, base, parts.graphs, parts.placements, parts.weights, training=record(members, layer)
-    )
-    return Imported(adapter, parts.notes)
+    made = _composed(setup, sites, name, base)
+    saved = setup_head(setup) if with_head else None
+    head = None if saved is None else import_head(saved, sites.width)
+    weights = {**made.adapter.weights, **(head.weights if head else {})}
+    record = {"imported_from": {"library": "adapters", **_setup_record(setup)}}
+    adapter = replace(made.adapter, weights=weights, head=head.head if head else None, training=record)
+    return Imported(adapter, (*made.notes, *(head.notes if head else ()), *head_notes(setup, saved)))
+
+
+def _composed(setup: Setup, sites: SiteMap, name: str, base: str) -> Imported:
+    """Without a head."""
+    members = setup.members.values()
+    with within(setup.path):
+        if all(isinstance(member.config.method, LoraConfig) for member in members):
+            read = [
+                import_adapter(setup.path / each, sites, name=each, base=base, with_head=False)
+                for each in setup.members
+            ]
+            adapter = import_low_rank_average(setup, [one.adapter for one in read], sites, name)
+            return Imported(adapter, (*dict.fromkeys(note for one in read for note in one.notes), MEAN))
+        parts = import_setup(setup, sites)
+    return Imported(Adapter(name, parts.kind, base, parts.graphs, parts.placements, parts.weights), parts.notes)
 
 
 def _parts(config: Config, folder: AdapterFolder, sites: SiteMap) -> Parts:
@@ -138,20 +156,9 @@ def _parts(config: Config, folder: AdapterFolder, sites: SiteMap) -> Parts:
     taken = Taken(folder.adapter.tensors, f"`{folder.adapter.weights.name}`")
     if isinstance(config.method, LoraConfig):
         return import_low_rank(config.method, keys, taken, sites)
-    method, note = _without_unused_inverse(config.method, folder.adapter.document, keys)
+    method, note = without_unused_inverse(config.method, folder.adapter.document, keys)
     parts = import_bottleneck(method, keys, taken, sites, kind_of(method))
     return replace(parts, notes=(*parts.notes, *note))
-
-
-def _without_unused_inverse(
-    config: BottleneckConfig, document: Mapping[str, Any], keys: tuple[Key, ...]
-) -> tuple[BottleneckConfig, tuple[str, ...]]:
-    """Old task adapters name invertible adapters that they never had (`AdapterLoader._fix_legacy_config`)."""
-    unused = document.get("type") == "text_task" and not any(key.container == "invertible_adapters" for key in keys)
-    if config.inv_adapter is None or not unused:
-        return config, ()
-    note = "the config names an invertible adapter, which old task adapters do not use: it was left out"
-    return replace(config, inv_adapter=None, inv_adapter_reduction_factor=None), (note,)
 
 
 def _check_base(config: Config, sites: SiteMap) -> None:
@@ -187,3 +194,9 @@ def _record(config: Config, folder: AdapterFolder) -> dict[str, Any]:
     document = folder.adapter.document
     kept = {key: document[key] for key in ("model_name", "model_class", "model_type", "version") if document.get(key)}
     return {"imported_from": {"library": "adapters", "name": config.name, "config": dict(document["config"]), **kept}}
+
+
+def _setup_record(setup: Setup) -> dict[str, Any]:
+    """The composition, and the configs of its adapters."""
+    configs = {name: dict(member.folder.adapter.document["config"]) for name, member in setup.members.items()}
+    return {"setup": dict(setup.document), "members": configs}

@@ -467,12 +467,6 @@ class TestFolders:
 
 
 class TestFusions:
-    @pytest.mark.parametrize("case", ["setup_stack", "setup_average"])
-    def test_other_compositions_are_not_imported_as_a_whole(self, case: str, bert: Made) -> None:
-        kind = case.removeprefix("setup_").title()
-        with pytest.raises(UsageError, match=rf"its composition is not imported.*found `{kind}` of 2.*`a`, `b`"):
-            fuse(FIXTURES / "bert" / case, bert)
-
     def test_what_is_no_composition(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/fusion_static")
         (folder / "adapter_setup.json").write_text('{"adapter_setup": null}')
@@ -515,7 +509,6 @@ class TestFusions:
         ("change", "message"),
         [
             ({"is_parallel": True}, "a fusion of parallel adapters adds output and residual twice"),
-            ({"inv_adapter": "nice", "inv_adapter_reduction_factor": 2.0}, "invertible adapters in a fusion"),
             ({"leave_out": [0]}, "its members act in different places"),
         ],
     )
