@@ -13,7 +13,7 @@ from adapter_export.format.schema import validate
 from adapter_export.sites.given import GivenSite, GivenSites, SiteValues, View
 from adapter_export.sites.site import Site, SiteMap
 
-SITE_MAP_VERSION = "1.0.0"
+SITE_MAP_VERSION = "1.1.0"
 """The version of the format of site maps."""
 
 _SCHEMA = "site-map"
@@ -48,7 +48,7 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
     """
     sites: dict[str, dict[str, object]] = {}
     for view, found in views.items():
-        for site in found:
+        for site in found.sites:
             entry = sites.setdefault(site.name, _described(site))
             values = {"h": site.h, "x": site.x, "u": site.u, "y": site.y}
             entry[view] = {key: value for key, value in values.items() if value is not None}
@@ -59,18 +59,18 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
 
 def _described(site: Site) -> dict[str, object]:
     """What a site is in every view; a key that says nothing is left out."""
-    parts = {name: list(bounds) for name, bounds in site.parts.items()}
-    return (
-        {"role": site.role}
-        | ({} if site.layer is None else {"layer": site.layer})
-        | ({"parts": parts} if parts else {})
-    )
+    said: dict[str, object] = {
+        "layer": site.layer,
+        "parts": {name: list(bounds) for name, bounds in site.parts.items()} or None,
+        "blocks": site.blocks if site.blocks > 1 else None,
+    }
+    return {"role": site.role, **{key: value for key, value in said.items() if value is not None}}
 
 
 def _given(site: Mapping[str, Any]) -> GivenSite:
     values = {view: _values(site[view]) for view in _VIEWS if view in site}
     parts = {name: (start, end) for name, (start, end) in site.get("parts", {}).items()}
-    return GivenSite(site["role"], site.get("layer"), values, parts)
+    return GivenSite(site["role"], site.get("layer"), values, parts, site.get("blocks", 1))
 
 
 def _values(values: Mapping[str, str]) -> SiteValues:

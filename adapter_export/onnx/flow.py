@@ -21,6 +21,7 @@ from adapter_export.onnx.products import (
     is_product,
     is_weighted,
     operands,
+    packed,
     trained_matrix,
     width_in,
 )
@@ -231,6 +232,8 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         operands=operands(node, activations),
         finish=finish(node, activations),
         cuts=cuts_of(node),
+        order=tuple(node.attributes.get_ints("perm", ())) if node.op_type == "Transpose" else (),
+        packed=packed(node),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from itertools import accumulate, pairwise
 
 import onnx_ir as ir
 
@@ -76,6 +77,22 @@ def _factors(node: ir.Node) -> list[ir.Value | None]:
     else:
         places = _FACTORS.get(node.op_type) or CONVOLUTIONS.get(node.op_type, ())
     return [node.inputs[at] for at in places if at < len(node.inputs)]
+
+
+def packed(node: ir.Node) -> tuple[tuple[int, int], ...]:
+    """The slices of query, key and value in the one value that a grouped attention may read them in.
+
+    Its documentation has them as [(heads + 2·kv_heads)·head_size], one after the other.
+    """
+    value = node.inputs[0] if node.inputs else None
+    if node.op_type != "GroupQueryAttention" or value is None or value.shape is None or any(node.inputs[1:3]):
+        return ()
+    counts = [node.attributes.get_int(name, 0) for name in ("num_heads", "kv_num_heads", "kv_num_heads")]
+    width = value.shape[-1]
+    if not isinstance(width, int) or not all(counts) or width % sum(counts):
+        return ()
+    ends = list(accumulate(count * width // sum(counts) for count in counts))
+    return tuple(pairwise([0, *ends]))
 
 
 def is_linear(node: ir.Node, activations: Set[str]) -> bool:

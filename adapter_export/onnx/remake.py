@@ -93,7 +93,7 @@ def _identities(sites: SiteMap) -> tuple[tuple[str, str, int], ...]:
 
 def _with_paths(made: SiteMap, known: SiteMap) -> SiteMap:
     paths = {site.name: site.path for site in known}
-    return replace(made, sites=tuple(replace(site, path=paths.get(site.name, site.path)) for site in made))
+    return replace(made, sites=tuple(replace(site, path=paths.get(site.name, site.path)) for site in made.sites))
 
 
 def _check_same(what: str, found: Sequence[object], expected: Sequence[object], base: OnnxBase, done: str) -> None:

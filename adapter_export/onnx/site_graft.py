@@ -9,15 +9,17 @@ import onnx_ir as ir
 from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT
 from adapter_export.onnx.attention_bias import check_no_bias_behind, has_attention_bias, take_attention_bias
 from adapter_export.onnx.base import OnnxBase
+from adapter_export.onnx.casts import NODE_SITE_KEY
 from adapter_export.onnx.flow import activations_of, flow_graph
 from adapter_export.onnx.fused import UNNAMED_SUM, is_skip_norm, open_sum, sum_output, take_bias
 from adapter_export.onnx.graft import Graft
 from adapter_export.onnx.lowering import Writer
+from adapter_export.onnx.parts import cut_part, join_part
 from adapter_export.onnx.slots import SLOT_PREFIX
 from adapter_export.sites.entrance import Entrance, entrance
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.order import Place, in_order, value_of
-from adapter_export.sites.site import Site
+from adapter_export.sites.site import LAYERS, Site
 
 
 class SiteGraft:
@@ -41,6 +43,7 @@ class SiteGraft:
         self._origins = {value: name for name, value in self.graft.values.items()}
         self._sums = {site.h: site.residual for site in base.sites.sublayers if site.residual is not None}
         self._entrances: dict[str, Entrance] = {}
+        self._cut_parts: dict[str, list[ir.Node]] = {}
         self._inputs: dict[str, ir.Value] = {}
 
     def ordered(self, places: Iterable[Place]) -> list[Place]:
@@ -58,7 +61,7 @@ class SiteGraft:
             self._take_out_bias(site)
         if "y" in there:
             self._open_sum(site)
-        return {name: self._input(site) if name == "u" else self.graft.value(getattr(site, name)) for name in there}
+        return {name: self._value(site, name) for name in there}
 
     def norm_tensors(self, site: Site) -> dict[str, ir.Value]:
         """The trained tensors [d] of the norm before `y`, by the names that bound graphs have for them."""
@@ -68,11 +71,15 @@ class SiteGraft:
     def replace(self, site: Site, replaced: str, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
         """Let `new` stand for a site's value; `nodes` compute it.
 
-        In the place of `h` and of `y` everyone reads it, in the place of `u` this layer alone.
+        In the place of `h` and of `y` everyone reads it, in the place of `u` this layer alone. A part of a fused layer
+        is put back among the others.
 
         Raises:
             NoSitesError: nothing in the layer reads `u`.
         """
+        if site.role == "part":
+            self._replace_part(site, new, nodes)
+            return
         old = self._input(site) if replaced == "u" else self.graft.value(value_of(site, replaced))
         if new is old:
             return
@@ -85,6 +92,28 @@ class SiteGraft:
         self._redirect(old, new, self._entrance(site))
         self._inputs[site.name] = new
 
+    def _value(self, site: Site, name: str) -> ir.Value:
+        if name == "u":
+            return self._input(site)
+        whole = self.graft.value(getattr(site, name))
+        if site.role != "part":
+            return whole
+        writer = self._part_writer(site)
+        part = cut_part(whole, site, self._index.flow.shapes[site.h], writer)
+        self._cut_parts[site.name] = list(writer.tape.nodes)
+        return part
+
+    def _replace_part(self, site: Site, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
+        whole = self.graft.value(site.h)
+        writer = self._part_writer(site)
+        joined = join_part(whole, new, site, self._index.flow.shapes[site.h], writer)
+        self._origins[joined] = self._origins[whole]
+        self.graft.replace(whole, joined, [*self._cut_parts.pop(site.name), *nodes, *writer.tape.nodes])
+
+    def _part_writer(self, site: Site) -> Writer:
+        metadata = {NODE_SITE_KEY: site.name}
+        return Writer(ir.tape.Tape(), f"{SLOT_PREFIX}{site.name}", self._base.opset, metadata)
+
     def _entrance(self, site: Site) -> Entrance:
         if site.name not in self._entrances:
             self._entrances[site.name] = entrance(self._index, site)
@@ -93,7 +122,7 @@ class SiteGraft:
     def _input(self, site: Site) -> ir.Value:
         """What now stands for `u`: what was put there, or what a sublayer around a linear layer made of it."""
         assert site.u is not None
-        if site.name in self._inputs or site.role != "linear":
+        if site.name in self._inputs or site.role not in LAYERS:
             return self._inputs.get(site.name) or self.graft.value(site.u)
         within = self._entrance(site)
         node: ir.Node | None = self.graft.nodes[within.reader]
@@ -144,7 +173,7 @@ class SiteGraft:
             return
         bias = None if behind is None else take_bias(behind)
         if behind is None or bias is None:
-            if site.role == "linear" and not self._has_own_bias(site):
+            if site.role in LAYERS and not self._has_own_bias(site):
                 check_no_bias_behind(bare, self._activations)
             return
         name = self.graft.take_name(f"{SLOT_PREFIX}{site.name}/h")

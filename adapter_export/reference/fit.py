@@ -66,6 +66,8 @@ def _missing(graph: AdapterGraph, site: Site) -> Iterator[str]:
     for name in dict.fromkeys((*graph.inputs, graph.replaces)):
         if there[name] is None:
             yield f"{'reads' if name in graph.inputs else 'replaces'} `{name}`, which is not there at"
+    if site.role == "part" and graph.replaces == "u":
+        yield "replaces `u`, which the parts of a fused layer read in common, at"
     if needs_base_norm(graph):
         if site.role not in SUBLAYERS:
             yield f"applies the base's norm (`{BASE_NORM}`), which is not there at"

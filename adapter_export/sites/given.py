@@ -46,6 +46,7 @@ class GivenSite:
     layer: int | None
     values: Mapping[View, SiteValues]
     parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,9 @@ class _Check:
             path=path_of(nodes),
             followed_by="",
             parts=given.parts,
+            blocks=given.blocks,
         )
+        self._parts(site)
         return site if given.role == "linear" else self._sublayer(site, values)
 
     def _sublayer(self, site: Site, values: SiteValues) -> Site:
@@ -176,6 +179,17 @@ class _Check:
         if given.role != "embeddings":
             raise self.unfit(name, "`h` alone", "`u`, what it reads, as well")
         return embeddings_site(self.index, name, values.h)
+
+    def _parts(self, site: Site) -> None:
+        """The parts of a fused layer are slices of its output that have nothing in common."""
+        if site.parts and site.width % site.blocks:
+            raise self.unfit(f"{site.name}.blocks", site.blocks, f"a number that divides {site.width}")
+        before = 0
+        for name, (start, end) in sorted(site.parts.items(), key=lambda part: part[1]):
+            if not before <= start < end <= site.width // site.blocks:
+                expected = f"slices of 0–{site.width // site.blocks}, none within another"
+                raise self.unfit(f"{site.name}.parts.{name}", f"{start}–{end}", expected)
+            before = end
 
     def _width(self, value: str) -> int:
         width = self.index.flow.width(value)

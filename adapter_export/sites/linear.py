@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.layer import Layer, layer_of
-from adapter_export.sites.pieces import pieces_of
+from adapter_export.sites.pieces import Piece, pieces_of
 from adapter_export.sites.site import Site
-from adapter_export.sites.wiring import Wiring, attention_wiring, ffn_wiring
+from adapter_export.sites.wiring import PACKED, Wiring, attention_wiring, ffn_wiring
 
 _JOINED: Mapping[frozenset[str], str] = {
     frozenset({"query", "key", "value"}): "qkv",
@@ -53,6 +53,7 @@ def _is_turned(index: FlowIndex, value: str, x: str) -> bool:
 
 
 def _site(index: FlowIndex, layer: Layer, sublayer: Site, name: str, wiring: Wiring) -> Site:
+    parts = _parts(index, layer, wiring)
     return Site(
         name=f"{sublayer.name}.{name}",
         role="linear",
@@ -67,20 +68,25 @@ def _site(index: FlowIndex, layer: Layer, sublayer: Site, name: str, wiring: Wir
         residual=None,
         path=layer.product.path,
         followed_by="",
-        parts=_parts(index, layer, wiring),
+        parts={name: (piece.start, piece.end) for name, piece in parts.items()},
+        blocks=max((piece.blocks for piece in parts.values()), default=1),
     )
 
 
-def _parts(index: FlowIndex, layer: Layer, wiring: Wiring) -> dict[str, tuple[int, int]]:
-    """The slices of a fused layer's output; none if not each of its parts is known to be one slice."""
+def _parts(index: FlowIndex, layer: Layer, wiring: Wiring) -> dict[str, Piece]:
+    """The parts of a fused layer's output; none if not each of them is known to be one piece."""
     roles = wiring.roles.get(layer.product.name, set())
     if len(roles) < 2:
         return {}
     pieces = pieces_of(index, layer.h)
     found = {role: [pieces[name] for name in pieces if name in wiring.sources[role]] for role in roles}
-    if any(len(slices) != 1 for slices in found.values()):
+    for node in index.readers(layer.h):
+        for role, (start, end) in zip(PACKED, node.packed, strict=False):
+            found.setdefault(role, []).append(Piece(start, end))
+    several = any(len(set(places)) != 1 for places in found.values())
+    if several or len({places[0].blocks for places in found.values()}) > 1:
         return {}
-    return dict(sorted(((role, slices[0]) for role, slices in found.items()), key=lambda part: part[1]))
+    return dict(sorted(((role, places[0]) for role, places in found.items()), key=lambda part: part[1]))
 
 
 def _names(layers: Sequence[Layer], wiring: Wiring) -> list[str]:

@@ -1,49 +1,79 @@
-"""The slices of a value's features that a graph cuts out of it."""
+"""The features of a value that a graph cuts out of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import NamedTuple
 
 from adapter_export.sites.index import FlowIndex
-from adapter_export.sites.view import Dim
+from adapter_export.sites.view import Dim, FlowNode
 
 
-def pieces_of(index: FlowIndex, value: str) -> dict[str, tuple[int, int]]:
-    """The values that are slices [start, end) of the last axis of a value [..., width].
+class Piece(NamedTuple):
+    """Some features of a value: the slice [start, end) of each of `blocks` equal blocks of them."""
 
-    They are cut off that axis, or off the first of those that a reshape makes of it. What is cut in another way, such
-    as by heads, is no slice.
+    start: int
+    end: int
+    blocks: int = 1
+
+
+class _View(NamedTuple):
+    """A value with the features of another one on several axes.
+
+    Attributes:
+        value: its name.
+        inner: the lengths of the axes that the features were put on.
+        places: for each axis which of those it is; none for one of the axes before the features.
+    """
+
+    value: str
+    inner: tuple[int, ...]
+    places: tuple[int | None, ...]
+
+
+def pieces_of(index: FlowIndex, value: str) -> dict[str, Piece]:
+    """The values that are cut out of the last axis of a value [..., width], or out of an axis that is made of it.
+
+    A reshape may have put the features on several axes, as heads, and a transposition may have moved these.
     """
     shape = index.flow.shapes.get(value, ())
     if not shape or not isinstance(shape[-1], int):
         return {}
-    found = dict(_cuts(index, value, shape, shape[-1]))
-    for node in index.readers(value):
-        reshaped = index.flow.shapes.get(node.outputs[0], ())
-        if node.kind == "layout" and not node.cuts and _splits_last(shape, reshaped):
-            found |= _cuts(index, node.outputs[0], reshaped[: len(shape)], shape[-1])
-    return found
+    views = [_View(value, (shape[-1],), (*[None] * (len(shape) - 1), 0)), *_reshaped(index, value, shape)]
+    views += [turned for view in views for turned in _turned(index, view)]
+    return {name: piece for view in views for name, piece in _cuts(index, view)}
 
 
-def _cuts(index: FlowIndex, value: str, shape: tuple[Dim, ...], width: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The cuts along the last axis of `shape`, in features of `width`."""
-    size = shape[-1]
-    assert isinstance(size, int)  # the callers have seen to it
+def _reshaped(index: FlowIndex, value: str, shape: tuple[Dim, ...]) -> Iterator[_View]:
+    """Reshapes that make several axes of the last one, and leave the others alone."""
+    outer = len(shape) - 1
     for node in index.readers(value):
-        parts = [node] if node.cuts else index.readers(node.outputs[0]) if _is_split(index, node.outputs[0]) else []
-        for part in parts:
+        after = index.flow.shapes.get(node.outputs[0], ())
+        inner = tuple(axis for axis in after[outer:] if isinstance(axis, int))
+        splits = len(after) > len(shape) and len(inner) == len(after) - outer and prod(inner) == shape[-1]
+        if splits and node.kind == "layout" and not node.cuts:
+            yield _View(node.outputs[0], inner, (*[None] * outer, *range(len(inner))))
+
+
+def _turned(index: FlowIndex, view: _View) -> Iterator[_View]:
+    for node in index.readers(view.value):
+        if len(node.order) == len(view.places):
+            yield view._replace(value=node.outputs[0], places=tuple(view.places[axis] for axis in node.order))
+
+
+def _cuts(index: FlowIndex, view: _View) -> Iterator[tuple[str, Piece]]:
+    for node in index.readers(view.value):
+        for part in _parts(index, node):
             for name, cut in part.cuts.items():
-                if cut.axis == len(shape) - 1:
-                    yield name, (cut.start * width // size, cut.end * width // size)
+                place = view.places[cut.axis]
+                if place is not None:
+                    size = prod(view.inner[place + 1 :])
+                    yield name, Piece(cut.start * size, cut.end * size, prod(view.inner[:place]))
 
 
-def _is_split(index: FlowIndex, value: str) -> bool:
-    """Whether it is no tensor but all parts of one, which are taken out of it one by one."""
-    return value not in index.flow.shapes
-
-
-def _splits_last(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> bool:
-    """Whether a reshape makes several axes of the last one, and leaves the others alone."""
-    tail = [axis for axis in after[len(before) - 1 :] if isinstance(axis, int)]
-    return len(after) > len(before) and len(tail) == len(after) - len(before) + 1 and prod(tail) == before[-1]
+def _parts(index: FlowIndex, node: FlowNode) -> list[FlowNode]:
+    """The nodes that cut: this one, or where it gives no tensor but all parts of one, those that take them out."""
+    if node.cuts:
+        return [node]
+    return [] if node.outputs[0] in index.flow.shapes else index.readers(node.outputs[0])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Role = Literal["attention", "cross_attention", "ffn", "linear", "embeddings"]
+Role = Literal["attention", "cross_attention", "ffn", "linear", "part", "embeddings"]
+
+LAYERS: tuple[Role, ...] = ("linear", "part")
+"""The roles of single layers: those with a product of their own, and the parts of fused ones."""
 
 SUBLAYERS: tuple[Role, ...] = ("attention", "cross_attention", "ffn")
 """The roles of what adds its output to the residual stream."""
@@ -34,13 +37,14 @@ class Site:
     """One place in the base, as values of its dataflow graph (names of the view that found it).
 
     A sublayer has all values. A linear layer inside it has `u` and `h` alone, the embeddings have `h` alone; each value
-    is [batch, tokens, width], or [batch·tokens, width] in a base that flattens them there.
+    is [batch, tokens, width], or [batch·tokens, width] in a base that flattens them there. A part of a fused linear
+    layer names the values of the whole layer, and stands for some of the features of its `h`.
 
     Attributes:
         name: canonical, such as `layers.3.attention`, `layers.3.attention.query` or `embeddings`; in a base of encoder
             and decoder with the stream before it, `decoder.layers.3.cross_attention`.
         role: `attention` if the sublayer multiplies activations with activations, `cross_attention` if its keys and
-            values come from elsewhere than its queries, else `ffn`; `linear` or `embeddings`.
+            values come from elsewhere than its queries, else `ffn`; `linear`, `part` or `embeddings`.
         layer: counted from 0, those of a decoder on from the encoder's; none for the embeddings.
         width: the width `d` of `h`; at a sublayer that of the residual stream.
         width_in: the width `d_in` of `u`; `d` where there is no `u`.
@@ -54,7 +58,9 @@ class Site:
         path: the path of the module with the last product, at a sublayer its output projection, if the exporter
             recorded it. A module that is called once per layer gives several sites the same path.
         followed_by: the kind of what reads the sum first, such as `norm`, or `output`; empty at other sites.
-        parts: the slices [start, end) of `h` that are layers of their own, in a fused linear layer.
+        parts: the slices [start, end) of `h` that are layers of their own, in a fused linear layer; at a part, its own.
+        blocks: into how many equal blocks the features of `h` are cut first, so that a part is a slice of each of them;
+            more than 1 where a fused layer has its parts head by head.
         elsewhere: how often the base calls the module of a linear layer beside its sites, on what is no activation of
             a text, such as relative positions. An adapter at the site does not act there.
     """
@@ -74,6 +80,18 @@ class Site:
     followed_by: str
     parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     elsewhere: int = 0
+    blocks: int = 1
+
+    def part(self, name: str) -> Site:
+        """A part of this fused linear layer as a site of its own, beside it."""
+        start, end = self.parts[name]
+        return replace(
+            self,
+            name=f"{self.name.rpartition('.')[0]}.{name}",
+            role="part",
+            width=(end - start) * self.blocks,
+            parts={name: (start, end)},
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,12 @@ class SiteMap:
     width: int
 
     def __iter__(self) -> Iterator[Site]:
-        return iter(self.sites)
+        """The sites, each fused linear layer before its parts; a name that a site has is not given to a part."""
+        names = {site.name for site in self.sites}
+        for site in self.sites:
+            yield site
+            parts = map(site.part, site.parts if site.role == "linear" else ())
+            yield from (part for part in parts if part.name not in names)
 
     @property
     def sublayers(self) -> tuple[Site, ...]:
@@ -100,4 +123,4 @@ class SiteMap:
 
     def of_roles(self, roles: tuple[str, ...]) -> tuple[Site, ...]:
         """The sites whose role is one of `roles`."""
-        return tuple(site for site in self.sites if site.role in roles)
+        return tuple(site for site in self if site.role in roles)

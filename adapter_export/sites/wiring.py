@@ -16,7 +16,10 @@ from adapter_export.sites.pieces import pieces_of
 from adapter_export.sites.reach import Reach, bends, reach, turns
 from adapter_export.sites.view import FlowNode
 
-_OPERANDS = {1: (("query", "key", "value"),), 2: (("query",), ("key", "value")), 3: (("query",), ("key",), ("value",))}
+PACKED = ("query", "key", "value")
+"""What a fused attention reads in one value, in this order."""
+
+_OPERANDS = {1: (PACKED,), 2: (("query",), ("key", "value")), 3: (("query",), ("key",), ("value",))}
 """What a fused attention reads, by the number of its operands."""
 
 

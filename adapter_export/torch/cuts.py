@@ -1,4 +1,4 @@
-"""Layouts of an FX graph that cut one axis of what they read."""
+"""Layouts of an FX graph that cut one axis of what they read, or let axes change places."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ def cut_of(node: Node, op: str) -> Cut | None:
     steps = node.args[4] if op == "slice" and len(node.args) > 4 else 1
     length = 1 if op == "select" else length
     return None if length is None or steps != 1 else Cut(_axis(node.args[0], axis), begin, begin + length)
+
+
+def order_of(node: Node, op: str) -> tuple[int, ...]:
+    """The axis of its input that each axis of a transposition is; empty for other nodes."""
+    value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], Node) else None
+    if op not in ("transpose", "permute") or not isinstance(value, torch.Tensor):
+        return ()
+    axes = list(range(value.dim()))
+    if op == "permute":
+        return tuple(axes[axis] for axis in node.args[1])  # type: ignore[index,union-attr]
+    one, other = (axes[axis] for axis in node.args[1:3])  # type: ignore[index]
+    axes[one], axes[other] = other, one
+    return tuple(axes)
 
 
 def _part(whole: Node, index: int) -> Cut | None:

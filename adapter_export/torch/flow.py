@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
-from adapter_export.torch.cuts import cut_of
+from adapter_export.torch.cuts import cut_of, order_of
 from adapter_export.torch.norms import NORMS, norm_of
 from adapter_export.torch.products import (
     CONVOLUTIONS,
@@ -112,6 +112,7 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
         operands=operands(node, op, activations.keys()),
         finish=finish(node, op, activations.keys()),
         cuts={} if cut is None else {node.name: cut},
+        order=order_of(node, op),
     )
 
 

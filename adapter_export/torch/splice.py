@@ -13,9 +13,10 @@ from adapter_export.reference.fit import check_tokens
 from adapter_export.sites.entrance import Entrance, entrance
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.order import in_order
-from adapter_export.sites.site import Site, SiteMap
+from adapter_export.sites.site import LAYERS, Site, SiteMap
 from adapter_export.torch.flow import flow_graph
 from adapter_export.torch.layer import GraphLayer
+from adapter_export.torch.parts import cut_part, join_part
 
 
 def splice(base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mapping[str, GraphLayer]) -> fx.GraphModule:
@@ -74,6 +75,7 @@ class _Work:
             copy = self.graph.node_copy(node, lambda used: self.values[used.name])
             self.values[node.name] = copy
             self._names[copy] = self._origins[copy] = node.name
+        self._nodes = dict(self.values)
 
     def insert(self, site: Site, replaced: str, layer: GraphLayer, target: str) -> None:
         """Call a layer on a site's values; what it returns takes the place of one of them.
@@ -87,14 +89,25 @@ class _Work:
             call = self.graph.call_module(target, tuple(read))
         with self.graph.inserting_before(call):
             call.args = (*read, *(self.graph.get_attr(name) for name in layer.borrows))
-        call.meta, self._origins[call] = dict(old.meta), self._origins[old]
+        new, own = self._part(site, old, call) if site.role == "part" else (call, {call})
+        new.meta, self._origins[new] = dict(old.meta), self._origins[old]
         if replaced == "u":
-            self._redirect(old, call, entrance(self.index, site))
-            self._inputs[site.name] = call
+            self._redirect(old, new, entrance(self.index, site))
+            self._inputs[site.name] = new
             return
-        old.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in own)
         for name in [name for name, value in self.values.items() if value is old]:
-            self.values[name] = call
+            self.values[name] = new
+
+    def _part(self, site: Site, whole: fx.Node, call: fx.Node) -> tuple[fx.Node, set[fx.Node]]:
+        """Let a layer read a part of a value alone; the whole with the result in it, and the nodes that make it."""
+        ((start, end),) = site.parts.values()
+        with self.graph.inserting_before(call):
+            cut = self.graph.call_function(cut_part, (whole, start, end, site.blocks))
+        call.replace_input_with(whole, cut)
+        with self.graph.inserting_after(call):
+            joined = self.graph.call_function(join_part, (whole, call, start, end, site.blocks))
+        return joined, {cut, call, joined}
 
     def insert_head(self, mask: str | None, final: str, layer: GraphLayer, target: str) -> fx.Node:
         """Call the head on the final hidden state."""
@@ -107,10 +120,10 @@ class _Work:
     def _value(self, site: Site, name: str) -> fx.Node:
         """What now stands for one of a site's values."""
         original = getattr(site, name)
-        if name != "u" or site.role != "linear":
+        if name != "u" or site.role not in LAYERS:
             return self._inputs[site.name] if name == "u" and site.name in self._inputs else self.values[original]
         within = entrance(self.index, site)
-        node = self.values[within.reader]
+        node = self._nodes[within.reader]
         for value in within.back:  # a sublayer around a linear layer may have made something else of its input
             node = next(read for read in node.all_input_nodes if self._origins.get(read) == value)
         return node

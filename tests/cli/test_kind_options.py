@@ -142,14 +142,22 @@ def test_places_that_the_base_does_not_have(name: str, given: dict[str, Any], me
         make_kind(name, given).placed(SITES)
 
 
-def test_a_fused_layer_is_named_where_its_parts_are_asked_for() -> None:
+def test_parts_of_a_fused_layer_are_places() -> None:
     fused = site("layers.0.attention.qkv", "linear", 0, 48)
-    parts = {"query": (0, 16), "key": (16, 32), "value": (32, 48)}
-    sites = SiteMap((replace(fused, parts=parts),), "final", 16)
-    advice = "computes `query`, `value` in one layer: name `attention.qkv` instead"
+    sites = SiteMap((replace(fused, parts={"query": (0, 16), "key": (16, 32), "value": (32, 48)}),), "final", 16)
+    placed = make_kind("lora", {}).placements(sites)
+    assert {name: place.widths["d"] for name, place in placed.items()} == {
+        "layers.0.attention.query": 16,
+        "layers.0.attention.value": 16,
+    }
+    assert list(make_kind("lora", {"on": ("qkv",)}).placements(sites)) == ["layers.0.attention.qkv"]
+
+
+def test_a_fused_layer_is_named_where_its_parts_are_not_told_apart() -> None:
+    sites = SiteMap((site("layers.0.attention.qkv", "linear", 0, 48),), "final", 16)
+    advice = "computes `query`, `value` in one layer, mixed: name `attention.qkv` instead"
     with pytest.raises(AdapterError, match=advice):
         make_kind("lora", {}).placed(sites)
-    assert list(make_kind("lora", {"on": ("qkv",)}).placements(sites)) == ["layers.0.attention.qkv"]
 
 
 @pytest.mark.parametrize(

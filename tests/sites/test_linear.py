@@ -68,7 +68,7 @@ LISTED = {
     """,
     "gpt_neox": """
         embeddings             16  embed_in
-        attention.qkv      16  48  layers.0.attention.query_key_value
+        attention.qkv      16  48  layers.0.attention.query_key_value  query:0-8 key:8-16 value:16-24 x2
         attention.output   16  16  layers.0.attention.dense
         ffn.up             16  32  layers.0.mlp.dense_h_to_4h
         ffn.down           32  16  layers.0.mlp.dense_4h_to_h
@@ -262,7 +262,8 @@ def row(site: Site) -> list[str]:
     parts = [f"{name}:{start}-{end}" for name, (start, end) in site.parts.items()]
     widths = [str(site.width)] if site.u is None else [str(site.width_in), str(site.width)]
     path = (site.path or "").removeprefix("model.")
-    return [site.name.removeprefix(f"layers.{site.layer}."), *widths, path, *parts]
+    blocks = [f"x{site.blocks}"] if site.blocks > 1 else []
+    return [site.name.removeprefix(f"layers.{site.layer}."), *widths, path, *parts, *blocks]
 
 
 def inner(sites: SiteMap, layer: int | None) -> list[Site]:
@@ -357,6 +358,37 @@ def test_the_names_follow_the_indices_of_an_einstein_sum():
         'p = Softmax(s) c = Einsum <equation = "bqk,bkd->bqd"> (p, v) h = MatMul(c, wo) out = Add(x, h)'
     )
     assert products(view(body, weights(*ALL))) == {"query": "q", "key": "k", "value": "v", "output": "h"}
+
+
+def test_parts_of_a_fused_layer_are_sites_of_their_own():
+    """A reshape, a turn of the axes, and a slice for each; the parts stand behind the layer, under their own names."""
+    wide, narrow = "float[8, 24] w = {" + ", ".join(["0.5"] * 192) + "}", MATRIX.format("wo")
+    ints = "int64[5] s = {0, 0, 3, 2, 4}, int64 zero = {0}, int64 one = {1}, int64 two = {2}, int64[3] flat = {0, 0, 8}"
+    body = (
+        "f = MatMul(x, w) r = Reshape(f, s) m = Transpose <perm = [2, 0, 3, 1, 4]> (r) q = Gather(m, zero) "
+        "k = Gather(m, one) v = Gather(m, two) t = Transpose <perm = [0, 1, 3, 2]> (k) a = MatMul(q, t) "
+        "p = Softmax(a) c = MatMul(p, v) b = Transpose <perm = [0, 2, 1, 3]> (c) l = Reshape(b, flat) "
+        "h = MatMul(l, wo) out = Add(x, h)"
+    )
+    sites = view(body, weights(wide, narrow, ints))
+    found = [(site.name, site.role, site.width, dict(site.parts), site.blocks) for site in sites]
+    parts = {"query": (0, 8), "key": (8, 16), "value": (16, 24)}
+    assert found[:4] == [
+        ("layers.0.attention.qkv", "linear", 24, parts, 1),
+        *((f"layers.0.attention.{name}", "part", 8, {name: place}, 1) for name, place in parts.items()),
+    ]
+
+
+def test_what_a_grouped_attention_reads_in_one_value_has_parts():
+    wide, narrow = "float[8, 16] w = {" + ", ".join(["0.5"] * 128) + "}", MATRIX.format("wo")
+    shapes = "float[batch, tokens, 16] f, float[batch, tokens, 8] c, int32[1] n = {1}, int32 total = {1}"
+    attention = "com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> (f, , , , , n, total)"
+    sites = view(
+        f"f = MatMul(x, w) c = {attention} h = MatMul(c, wo) out = Add(x, h)",
+        weights(wide, narrow, shapes),
+        "com.microsoft",
+    )
+    assert only(sites, "layers.0.attention.qkv").parts == {"query": (0, 8), "key": (8, 12), "value": (12, 16)}
 
 
 def test_turned_scores_leave_queries_and_keys_untold():

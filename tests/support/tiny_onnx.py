@@ -125,13 +125,14 @@ def random_adapter(
         name: its name, which also seeds the weights.
         kind: what acts where.
         base: the base.
-        bottleneck: the width of the bottleneck.
+        bottleneck: the width of the bottleneck, in a kind that has one.
         labels: those of a head; no head without them.
         head: the head's graph; mean pooling and one linear if not given.
         fingerprint: another base's than this one's.
     """
     width = base.sites.width
-    placements = kind.with_widths(b=bottleneck).placements(base.sites)
+    wide = kind.with_widths(b=bottleneck) if any("b" in part.widths for part in kind.parts) else kind
+    placements = wide.placements(base.sites)
     shapes = {
         f"{site}.{parameter}": shape
         for site, placement in placements.items()

@@ -14,8 +14,16 @@ from adapter_export.graph.graph import AdapterGraph
 DEFAULT_BOTTLENECK = 64
 """The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
 
-LINEAR = "linear"
-"""The role of the sites around one linear layer, which `Places` selects by their names."""
+LAYER_ROLES = ("linear", "part")
+"""The roles of the sites around one layer, or one part of a fused layer, which `Places` selects by their names."""
+
+_FUSED = {
+    "qkv": ("query", "key", "value"),
+    "qk": ("query", "key"),
+    "kv": ("key", "value"),
+    "gate_up": ("gate", "up"),
+}
+"""What fused layers compute, by their names."""
 
 _DEFAULT = "default"
 _SUBLAYERS = frozenset({"attention", "cross_attention", "ffn"})
@@ -31,7 +39,7 @@ class Place(Protocol):
 
     @property
     def role(self) -> str:
-        """`attention`, `cross_attention`, `ffn`, `linear` or `embeddings`."""
+        """`attention`, `cross_attention`, `ffn`, `linear`, `part` of a fused linear layer, or `embeddings`."""
 
     @property
     def layer(self) -> int | None:
@@ -57,7 +65,8 @@ class Places:
     Attributes:
         roles: those of the roles `attention`, `cross_attention`, `ffn` or `embeddings`; those of one of several
             streams as `decoder.ffn`.
-        linears: those around linear layers with these names, or ends of names: `query`, `attention.output`.
+        linears: those around linear layers, or parts of fused ones, with these names, or ends of names: `query`,
+            `attention.output`.
         leave_out: the layers that are left out (AdapterDrop, Rücklé et al. 2021, §3).
     """
 
@@ -69,7 +78,7 @@ class Places:
         """Whether a site is one of them."""
         if site.layer is not None and site.layer in self.leave_out:
             return False
-        if site.role == LINEAR:
+        if site.role in LAYER_ROLES:
             return any(_is_named(site, name) for name in self.linears)
         return site.role in self.roles or _without_layer(site) in self.roles
 
@@ -287,11 +296,13 @@ def _at_sublayers(places: Places) -> bool:
 
 
 def _fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
-    """The advice to name the fused layer of which those that are absent are parts."""
+    """The advice to name the fused layer of which those that are absent are parts, where these are not told apart."""
     for site in sites:
-        parts = [name for name in absent if name.strip("`").rsplit(".", 1)[-1] in site.parts]
+        within = _FUSED.get(site.name.rpartition(".")[2], ())
+        parts = [name for name in absent if name.strip("`").rpartition(".")[2] in within]
         if parts:
-            return f"the base computes {', '.join(parts)} in one layer: name `{_without_layer(site)}` instead"
+            known = f"the base computes {', '.join(parts)} in one layer, mixed"
+            return f"{known}: name `{_without_layer(site)}` instead, or give its parts in a site map"
     return None
 
 

@@ -1,0 +1,88 @@
+"""Adapters at the parts of fused layers: LoRA on queries and values that a base computes together with keys.
+
+What must come out is computed by the live model with its layer written out as three: the weights are cut by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+from banks import assert_rows_are_those_of_slots
+from exported_bases import ExportedBase
+from small_bases import ARCHITECTURES
+from tiny_onnx import random_adapter
+from torch import Tensor, nn
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import Ia3Options, LoraOptions, ia3, lora
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.torch.runner import TorchRunner
+
+FUSED: Mapping[str, tuple[str, Mapping[str, list[int]]]] = {
+    "gpt2": ("model.h.{n}.attn.c_attn", {"query": [*range(16)], "value": [*range(32, 48)]}),
+    "modernbert": ("model.layers.{n}.attn.Wqkv", {"query": [*range(16)], "value": [*range(32, 48)]}),
+    "gpt_neox": (
+        "model.layers.{n}.attention.query_key_value",  # query, key and value of one head, then of the other
+        {"query": [*range(8), *range(24, 32)], "value": [*range(16, 24), *range(40, 48)]},
+    ),
+}
+"""The fused layer, and by hand which of its features are queries and values."""
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_lora_acts_on_its_part_alone(name: str, exported: Callable[[str], ExportedBase]) -> None:
+    made = exported(name)
+    adapter = random_adapter("a", lora(LoraOptions(("query", "value"), rank=3, alpha=6)), made.in_onnx)
+    assert set(adapter.placements) == {f"layers.{n}.attention.{part}" for n in range(2) for part in ("query", "value")}
+    inputs = ARCHITECTURES[name].inputs(3, 5)
+    arrays = {key: tensor.numpy() for key, tensor in inputs.items()}
+    real = arrays["attention_mask"] == 1
+    wanted = with_lora(made.module, *FUSED[name], adapter, inputs)[real]
+    (alone,) = TorchRunner(made.in_torch).run(arrays, None).values()
+    assert np.abs(wanted - alone[real]).max() > 0.05
+    for runner in (TorchRunner(made.in_torch), CutRunner(made.in_onnx)):
+        (found,) = runner.run(arrays, adapter).values()
+        np.testing.assert_allclose(found[real], wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_rows_of_a_batch_have_parts_and_wholes_of_their_own(name: str, exported: Callable[[str], ExportedBase]) -> None:
+    base = exported(name).in_onnx
+    adapters = [
+        random_adapter("lora", lora(LoraOptions(("query", "value"), rank=3)), base),
+        random_adapter("wider", lora(LoraOptions(("query",), rank=5)), base),
+        random_adapter("ia3", ia3(Ia3Options(("key", "value"), ("ffn.down",))), base),
+        random_adapter("whole", lora(LoraOptions(("qkv",), rank=2)), base),
+    ]
+    inputs = {key: np.asarray(value) for key, value in ARCHITECTURES[name].inputs(3, 5).items()}
+    assert_rows_are_those_of_slots(base, adapters, inputs, tolerance=1e-4)
+
+
+def with_lora(
+    module: nn.Module, path: str, features: Mapping[str, list[int]], adapter: Adapter, inputs: Mapping[str, Tensor]
+) -> np.ndarray:
+    """The live model, its fused layers with `(alpha/r)·B A u` added to some of their features."""
+
+    def hook(number: int) -> Callable[..., Tensor]:
+        def add(_module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
+            changed = result.clone()
+            for part, indices in features.items():
+                down, up = (
+                    torch.from_numpy(adapter.weights[f"layers.{number}.attention.{part}.lora_{name}.weight"])
+                    for name in "AB"
+                )
+                changed[..., indices] += 2 * args[0] @ down @ up
+            return changed
+
+        return add
+
+    layers = [module.get_submodule(path.format(n=n)) for n in range(2)]
+    handles = [layer.register_forward_hook(hook(number)) for number, layer in enumerate(layers)]
+    with torch.no_grad():
+        result = module(**inputs)
+    for handle in handles:
+        handle.remove()
+    return result.numpy()
