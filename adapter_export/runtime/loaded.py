@@ -63,8 +63,8 @@ def check_adapter(tensors: Weights, manifest: Manifest, claim: Claim, where: obj
     Raises:
         TensorError: a tensor is missing, left over, misshapen, named like a data input, or holds NaN or Inf; all faults
             are listed.
-        AdapterError: the labels are not as many as the classes, the task is not one that its head can do, or it fills
-            several heads.
+        AdapterError: the labels are not a name for each class, the task is unknown or not one that its head can do, or
+            it fills several heads.
     """
     faults = list(_faults(tensors, manifest))
     if faults:
@@ -79,11 +79,7 @@ def check_adapter(tensors: Weights, manifest: Manifest, claim: Claim, where: obj
     task = claim.task or _classification(head, claim)
     _check_task(task, head, where)
     labels = claim.labels
-    classes = 0 if head is None else _classes(tensors, manifest.slots, head)
-    if labels is not None and (len(labels) != classes or task not in LABELLED):
-        raise AdapterError(
-            "labels and classes differ", where=where, found=f"{len(labels)} labels", expected=f"{classes} classes"
-        )
+    _check_labels(labels, task, 0 if head is None else _classes(tensors, manifest.slots, head), where)
     named = None if labels is None else tuple(labels)
     if head is None:
         return LoadedAdapter(tensors, None, task, named, None)
@@ -174,7 +170,23 @@ def _classification(head: HeadRecord | None, claim: Claim) -> Task | None:
     return next((task for task in LABELLED if TASK_OUTPUTS[task] == head.result), None)
 
 
+def _check_labels(labels: Sequence[str] | None, task: Task | None, classes: int, where: object) -> None:
+    """A name for each class: of two classes with one name, an answer could say only one."""
+    if labels is None:
+        return
+    if len(labels) != classes or task not in LABELLED:
+        raise AdapterError(
+            "labels and classes differ", where=where, found=f"{len(labels)} labels", expected=f"{classes} classes"
+        )
+    if isinstance(labels, str) or len(set(labels)) != len(labels):
+        raise AdapterError(
+            "the labels are not one name for each class", where=where, found=repr(labels), expected="different names"
+        )
+
+
 def _check_task(task: Task | None, head: HeadRecord | None, where: object) -> None:
+    if task is not None and task not in TASK_OUTPUTS:
+        raise AdapterError("unknown task", where=where, found=f"`{task}`", expected=", ".join(TASK_OUTPUTS))
     if task is not None and (head is None or head.result != TASK_OUTPUTS[task]):
         raise AdapterError(
             f"has no head for the task `{task}`",

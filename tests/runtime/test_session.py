@@ -170,6 +170,15 @@ class TestLoad:
         with pytest.raises(AdapterError, match=f"{len(labels)} labels; expected 2 classes"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", labels=labels)
 
+    @pytest.mark.parametrize("labels", [("same", "same"), "ab"])
+    def test_labels_that_are_not_a_name_for_each_class(self, session: Session, bundle: Bundle, labels: object) -> None:
+        with pytest.raises(AdapterError, match="not one name for each class"):
+            session.load("more", bundle.folder / "adapters/wide.onnx_adapter", labels=labels)  # type: ignore[arg-type]
+
+    def test_a_task_that_is_none(self, session: Session, bundle: Bundle) -> None:
+        with pytest.raises(AdapterError, match=r"unknown task; found `classify`; expected .*regression"):
+            session.load("more", bundle.folder / "adapters/wide.onnx_adapter", task="classify")  # type: ignore[arg-type]
+
     def test_labels_for_an_adapter_without_a_head(self, session: Session, bundle: Bundle) -> None:
         with pytest.raises(AdapterError, match="1 labels; expected 0 classes"):
             session.load("more", bundle.folder / "adapters/plain.onnx_adapter", labels=("a",))

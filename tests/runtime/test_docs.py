@@ -1,0 +1,57 @@
+"""The Python of `docs/runtime.md` runs as it stands there, in its order."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_onnx import random_adapter, save_tiny
+
+from adapter_export.graph.kinds import houlsby
+from adapter_export.onnx.base import open_onnx
+from adapter_export.onnx.bundle import build_bundle
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.flavour_files import Forms
+from adapter_export.reference.inputs import input_cases
+
+PAGE = Path(__file__).parents[2] / "docs" / "runtime.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """`bundle` with `a` and `b`, and `c.onnx_adapter`, which was built for the same graph."""
+    base = open_onnx(save_tiny(tmp_path))
+    labels = {"a": "no,yes", "b": "red,green,blue", "c": "x,y,z"}
+    made = {
+        name: random_adapter(name, houlsby(), base, bottleneck=3 + index, labels=text.split(","))
+        for index, (name, text) in enumerate(labels.items())
+    }
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 1, "tokens": 3}])
+    given = {"references": CutRunner(base), "cases": cases}
+    build_bundle(base, list(made.values()), tmp_path / "all", forms=Forms([]), **given)
+    build_bundle(base, [made["a"], made["b"]], tmp_path / "bundle", forms=Forms(["bank", "mixture"]), **given)
+    (tmp_path / "all/adapters/c.onnx_adapter").rename(tmp_path / "c.onnx_adapter")
+    return tmp_path
+
+
+def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    for number, snippet in enumerate(SNIPPETS):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "runs on `cpu`", RuntimeWarning)  # where there is no GPU
+            exec(compile(snippet, f"docs/runtime.md, snippet {number}", "exec"), names)  # noqa: S102
+    assert {"mixed", "blend", "results", "many", "on_device"} <= names.keys(), "a part of the page has no code"
+    assert len(SNIPPETS) == 9
+
+
+def test_every_public_method_is_on_the_page() -> None:
+    from adapter_export.runtime import Session
+
+    page = PAGE.read_text("utf-8")
+    public = [name for name in vars(Session) if not name.startswith("_")]
+    assert [name for name in public if not re.search(rf"\b{name}\b", page)] == []
