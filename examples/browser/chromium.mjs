@@ -34,7 +34,7 @@ async function opened() {
   return { context: browser, close: () => browser.close().then(() => rm(profile, { recursive: true, force: true })) };
 }
 
-/** Open the page on a bundle, and give it to `work`; it shows its first answer then. Throws what it shows as an error. */
+/** Open the page on a bundle, and give it to `work` when it is ready. Throws what it shows as an error. */
 export async function withPage(bundle, work) {
   const { server, address } = await listen(bundle, 0);
   let browser;
@@ -43,7 +43,7 @@ export async function withPage(bundle, work) {
     const page = await browser.context.newPage();
     page.setDefaultTimeout(PATIENCE);
     await page.goto(address);
-    await page.waitForSelector("[data-answer], p.error");
+    await page.waitForSelector("[data-ready], p.error");
     const error = await page.$("p.error");
     if (error) throw new Error(await error.evaluate((node) => node.textContent));
     return await work(page);

@@ -2,6 +2,7 @@
 import type { Answer } from "../../node/src/core/answers.js";
 import { parseInputs } from "../../node/src/core/arrays.js";
 import { Bundle, type Choice } from "../../node/src/core/bundle.js";
+import { Fault } from "../../node/src/core/fault.js";
 import type { Inputs } from "../../node/src/core/request.js";
 import { selfCheck } from "../../node/src/core/selfCheck.js";
 import { type Call, Service } from "../../node/src/core/service.js";
@@ -27,18 +28,26 @@ class Page {
 
   private constructor(
     private readonly service: Service,
-    private readonly texts: TextInputs,
+    private readonly texts: TextInputs | null,
   ) {
     this.chosen = service.bundle.choices.at(1) ?? null;
   }
 
   static async open(address: string): Promise<Page> {
     const bundle = await Bundle.open(new Site(address));
-    return new Page(new Service(bundle), await TextInputs.open(bundle));
+    return new Page(new Service(bundle), bundle.manifest.text ? await TextInputs.open(bundle) : null);
   }
 
   /** Show the first answer, and only then what can be asked. */
   async start(): Promise<void> {
+    if (this.texts) await this.offerTexts();
+    else show("This bundle reads no texts. It can be held against its golden vectors, and other scripts can call it.");
+    this.button("check", () => this.check());
+    window.bundle = { run: (request) => this.run(request), load: (name, bytes) => this.load(name, bytes) };
+    document.body.dataset["ready"] = "";
+  }
+
+  private async offerTexts(): Promise<void> {
     const { manifest, choices } = this.service.bundle;
     await this.classify();
     for (const name of choices) this.offer(name);
@@ -46,11 +55,9 @@ class Page {
     if (manifest.graphs.bank && manifest.batch_invariant && manifest.adapters.length) {
       this.button("all", () => this.classifyWithAll());
     }
-    this.button("check", () => this.check());
     const file = element<HTMLInputElement>("file");
     file.disabled = false;
     file.addEventListener("change", () => this.later(() => this.loadFile(file)));
-    window.bundle = { run: (request) => this.run(request), load: (name, bytes) => this.load(name, bytes) };
   }
 
   private async run({ texts, inputs, ...call }: Request): Promise<Answer[]> {
@@ -58,7 +65,12 @@ class Page {
   }
 
   private inputsOf(texts: string[] | undefined, lists: unknown): Inputs {
-    return texts ? this.texts.batch(texts) : parseInputs(lists, this.service.bundle.manifest);
+    return texts ? this.batch(texts) : parseInputs(lists, this.service.bundle.manifest);
+  }
+
+  private batch(texts: string[]): Inputs {
+    if (!this.texts) throw new Fault({ what: "the bundle has no tokenizer", fix: "give arrays" });
+    return this.texts.batch(texts);
   }
 
   private offer(name: Choice): void {
@@ -92,7 +104,7 @@ class Page {
   }
 
   private async answer(texts: string[], call: Call, titles: string[]): Promise<void> {
-    const inputs = this.texts.batch(texts);
+    const inputs = this.batch(texts);
     await this.service.prepare(call);
     const start = performance.now();
     const found = await this.service.run(inputs, call);

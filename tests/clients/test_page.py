@@ -1,0 +1,83 @@
+"""What a user sees on the page: labels with bars, how long it took, and adapters that change with a click."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clients import Client, last_line
+
+from adapter_export.runtime import Bundle, Session
+from adapter_export.text import Tokenizer
+
+TEXT = "a dull book and not a good film"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def seen(browser_client: Client, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the page shows after each step of `clicks.mjs`."""
+    folder = tmp_path_factory.mktemp("clicks")
+    file = folder / "new.onnx_adapter"
+    shutil.copyfile(small_bundle / "adapters" / "tone.onnx_adapter", file)
+    node, page = browser_client.command
+    words = [Path(__file__).with_name("clicks.mjs"), Path(page).parent, small_bundle, TEXT, file, folder / "page.png"]
+    script = Client((node,), browser_client.flavours, browser_client.environment)
+    done = script.call(*words)
+    assert done.returncode == 0, last_line(done)
+    assert (folder / "page.png").read_bytes()[:8] == PNG
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def session(small_bundle: Path) -> Session:
+    return Bundle.open(small_bundle).session(threads=1)
+
+
+@pytest.fixture(scope="module")
+def inputs(small_bundle: Path) -> dict[str, np.ndarray]:
+    return dict(Tokenizer.from_folder(small_bundle, 64).batch([TEXT], ["input_ids", "attention_mask"]))
+
+
+def _holds(block: dict[str, Any], expected: dict[str, float]) -> None:
+    """Labels, the likeliest first, percentages, and bars of these lengths."""
+    ordered = sorted(expected.items(), key=lambda pair: -pair[1])
+    assert [row["label"] for row in block["rows"]] == [label for label, _ in ordered]
+    for row, (_, probability) in zip(block["rows"], ordered, strict=True):
+        assert row["number"] == f"{100 * probability:.1f} %"
+        assert row["bar"] == pytest.approx(probability, abs=0.01)
+
+
+def test_a_text_by_the_chosen_adapter(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+    shown = seen["tone"]
+    assert shown["chosen"] == "tone"
+    assert re.fullmatch(r"10 tokens, one call: \d+\.\d ms", shown["latency"])
+    _holds(shown["blocks"][0], dict(session.classify(inputs, "tone")[0].probabilities))
+
+
+def test_a_text_by_all_adapters(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+    shown = seen["all"]
+    assert "3 rows in one call" in shown["latency"]
+    assert [block["title"] for block in shown["blocks"]] == ["topic", "tone", "mood"]
+    for block in shown["blocks"]:
+        _holds(block, dict(session.classify(inputs, block["title"])[0].probabilities))
+
+
+def test_a_text_by_the_base(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+    (line,) = seen["none"]["blocks"][0]["lines"]
+    numbers = ", ".join(f"{number:.3f}" for number in session.run(inputs)["hidden"][0, 0, :6])
+    assert line == f"hidden [10 × 16]: {numbers}, …"
+
+
+def test_an_adapter_from_a_file(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
+    """It is chosen at once; nobody said its labels."""
+    shown = seen["loaded"]
+    assert (shown["error"], shown["chosen"]) == (None, "new")
+    numbers = ", ".join(f"{number:.3f}" for number in session.run(inputs, "tone")["logits"][0])
+    assert shown["blocks"][0]["lines"] == [numbers]
