@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peft_bases import peft_base
 from peft_folders import FIXTURES, adapter_folder, changed, expected, refused_folder
 
 from adapter_export.format.adapter_files import read_adapter
@@ -19,20 +20,12 @@ BASE = FIXTURES / "bases" / "bert"
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base as an ONNX graph, whose tensors and paths must do as well."""
-    return exported(BASE, tmp_path_factory.mktemp("bert"))
+    return peft_base(tmp_path_factory, "bert") / "model.onnx"
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(FIXTURES / "bases" / "llama", tmp_path_factory.mktemp("llama"))
-
-
-def exported(folder: Path, to: Path) -> Path:
-    from adapter_export.torch.huggingface import open_folder
-    from adapter_export.torch.to_onnx import export_onnx
-
-    export_onnx(open_folder(folder), to / "model.onnx")
-    return to / "model.onnx"
+    return peft_base(tmp_path_factory, "llama") / "model.onnx"
 
 
 def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:

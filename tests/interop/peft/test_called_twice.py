@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peft_folders import FIXTURES, refused_folder
+from peft_bases import peft_base
+from peft_folders import refused_folder
 from safetensors.numpy import load_file
 
 from adapter_export.errors import AdapterError
@@ -15,27 +16,28 @@ from adapter_export.interop.peft.importer import import_peft
 from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.base import TorchBase
+from adapter_export.torch.base import TorchBase, load_base
 from adapter_export.torch.flow import flow_graph
-from adapter_export.torch.huggingface import open_folder
 from adapter_export.torch.runner import TorchRunner
-from adapter_export.torch.to_onnx import export_onnx
 
 FOLDER = refused_folder("called_twice")
 QUERIES = {f"layers.{n}.attention.query" for n in range(2)}
 
 
 @pytest.fixture(scope="module")
-def in_torch() -> TorchBase:
-    return open_folder(FIXTURES / "bases" / "deberta")
+def deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return peft_base(tmp_path_factory, "deberta")
 
 
 @pytest.fixture(scope="module")
-def in_onnx(in_torch: TorchBase, tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
+def in_torch(deberta: Path) -> TorchBase:
+    return load_base(deberta / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def in_onnx(deberta: Path) -> OnnxBase:
     """The exporter has computed the projections of positions, and left their results alone."""
-    path = tmp_path_factory.mktemp("deberta") / "model.onnx"
-    export_onnx(in_torch, path)
-    return open_onnx(path)
+    return open_onnx(deberta / "model.onnx")
 
 
 def called_elsewhere(sites: SiteMap) -> dict[str, int]:

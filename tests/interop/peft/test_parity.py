@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from peft_folders import CASES, FIXTURES, Arrays, adapter_folder, base_folder, expected
-from transformers import T5EncoderModel
+from peft_bases import peft_base
+from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.interop.peft.importer import import_peft
@@ -20,10 +18,8 @@ from adapter_export.onnx.insert import insert_slots
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots, slot_tensors
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.base import TorchBase, load_base, save_base
-from adapter_export.torch.huggingface import open_folder
+from adapter_export.torch.base import TorchBase, load_base
 from adapter_export.torch.runner import TorchRunner
-from adapter_export.torch.to_onnx import export_onnx
 
 TOLERANCE = 2e-5
 
@@ -44,10 +40,9 @@ class Base:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Base]:
     @cache
     def make(name: str) -> Base:
-        in_torch = opened(FIXTURES / "bases" / name, tmp_path_factory.mktemp(name))
-        path = tmp_path_factory.mktemp(name) / "model.onnx"
-        export_onnx(in_torch, path)
-        return Base(in_torch, open_onnx(path), TorchRunner(in_torch))
+        folder = peft_base(tmp_path_factory, name)
+        in_torch = load_base(folder / "model.pt")
+        return Base(in_torch, open_onnx(folder / "model.onnx"), TorchRunner(in_torch))
 
     return make
 
@@ -76,15 +71,6 @@ def test_onnx_and_torch_find_one_adapter(name: str, bases: Callable[[str], Base]
     in_torch = imported(name, base)
     assert in_onnx.placements == in_torch.placements
     assert all(np.array_equal(in_onnx.weights[key], in_torch.weights[key]) for key in in_torch.weights)
-
-
-def opened(folder: Path, temporary: Path) -> TorchBase:
-    """The base as `capture` makes it; of T5, the encoder alone."""
-    if folder.name != "t5":
-        return open_folder(folder)
-    ids = torch.ones(2, 7, dtype=torch.int64)
-    save_base(T5EncoderModel.from_pretrained(folder), {"input_ids": ids, "attention_mask": ids}, temporary / "model.pt")
-    return load_base(temporary / "model.pt")
 
 
 def imported(name: str, base: Base) -> Adapter:
