@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.expose import exposed, with_site_outputs
+from adapter_export.onnx.flavour_files import FLAVOURS, Forms
 from adapter_export.onnx.insert import insert_slots, site_norms
 from adapter_export.onnx.optimize import optimized
 from adapter_export.onnx.precision import with_precision
@@ -43,28 +45,44 @@ CASES: Mapping[str, tuple[AdapterGraph, list[str]]] = {
     "linear_h": (scaled_plus("h", "u"), LINEARS),
     "embeddings": (scaled_plus("h", "h"), ["embeddings"]),
 }
-REMADE = ("fused", "pre-norm fused", "fp16", "int8", "pre-norm int8", "int8-weights", "int4-weights")
+FUSED = ("fused", "pre-norm fused")
+REMADE = (*FUSED, "fp16", "int8", "pre-norm int8", "int8-weights", "int4-weights")
 
 
 @dataclass(frozen=True)
 class Remade:
     """A base that was remade, and the encoder that it was made of."""
 
-    how: str
     encoder: Encoder
     base: OnnxBase
     adapters: Mapping[str, Adapter]
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], tuple[Encoder, OnnxBase]]:
+    """The encoder and its graph, each of the two exported once."""
+
+    @cache
+    def make(pre_norm: bool) -> tuple[Encoder, OnnxBase]:
+        folder = tmp_path_factory.mktemp("base")
+        in_torch = load_base(save_encoder(folder / "base.pt", pre_norm=pre_norm))
+        export_onnx(in_torch, folder / "base.onnx")
+        encoder = Encoder(pre_norm).eval()
+        encoder.load_state_dict(in_torch.module().state_dict())
+        return encoder, open_onnx(folder / "base.onnx")
+
+    return make
+
+
 @pytest.fixture(scope="module", params=REMADE)
-def remade(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Remade:
+def remade(
+    request: pytest.FixtureRequest,
+    exported: Callable[[bool], tuple[Encoder, OnnxBase]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Remade:
     _, pre_norm, how = request.param.rpartition("pre-norm ")
-    folder = tmp_path_factory.mktemp("base")
-    in_torch = load_base(save_encoder(folder / "base.pt", pre_norm=bool(pre_norm)))
-    export_onnx(in_torch, folder / "base.onnx")
-    encoder = Encoder(bool(pre_norm)).eval()
-    encoder.load_state_dict(in_torch.module().state_dict())
-    base, folder = open_onnx(folder / "base.onnx"), tmp_path_factory.mktemp("remade")
+    encoder, base = exported(bool(pre_norm))
+    folder = tmp_path_factory.mktemp("remade")
     made = optimized(base, folder)[0] if how == "fused" else with_precision(base, how, folder)
     there = {site.name for site in made.sites}
     adapters = {
@@ -72,16 +90,17 @@ def remade(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         for name, (graph, sites) in CASES.items()
         if not there.isdisjoint(sites)
     }
-    return Remade(how, encoder, made, adapters)
+    return Remade(encoder, made, adapters)
 
 
 @pytest.fixture(scope="module")
 def bundle(remade: Remade, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """One bundle with all adapters; building it holds it against the cut base."""
+    """One bundle with all adapters in every form; building it holds each against the cut base, row by row."""
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     cases = input_cases(remade.base.inputs, seed=1, shapes=[{"batch": 3, "sequence": 7}])
     adapters = list(remade.adapters.values())
-    return folder, build_bundle(remade.base, adapters, folder, references=CutRunner(remade.base), cases=cases)
+    runner, forms = CutRunner(remade.base), Forms(tuple(FLAVOURS))
+    return folder, build_bundle(remade.base, adapters, folder, references=runner, cases=cases, forms=forms)
 
 
 def test_every_place_is_what_numpy_makes_of_what_arrives_there(remade: Remade, bundle: tuple[Path, Manifest]) -> None:
@@ -107,9 +126,8 @@ def test_each_adapter_acts_and_its_absence_leaves_no_trace(remade: Remade, bundl
         np.testing.assert_array_equal(run_session(session, ARRAYS)["hidden"], alone)
 
 
+@pytest.mark.parametrize("remade", FUSED, indirect=True)  # the others round
 def test_fused_bases_compute_what_is_written_by_hand(remade: Remade, bundle: tuple[Path, Manifest]) -> None:
-    if remade.how != "fused":
-        pytest.skip("the others round")
     folder, manifest = bundle
     session = open_session(ir.load(folder / manifest.graphs["slots"]), folder)
     for record in manifest.adapters:
@@ -122,8 +140,6 @@ def test_what_one_projection_reads_is_not_what_the_others_read(remade: Remade) -
     """Three projections of 8 bits read one quantised tensor."""
     names = [f"layers.0.attention.{name}" for name in ("query", "key", "value")]
     base = remade.base
-    if names[0] not in {site.name for site in base.sites}:
-        pytest.skip("fused into one operator")
     reading = adapter_at("reading", scaled_plus("u", "u"), names[:1], base.sites, base.fingerprint)
     watching = adapter_at("watching", scaled_plus("h", "h"), names, base.sites, base.fingerprint)
     plan = plan_slots([reading, watching], base.sites)
