@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
-from adapter_export.graph.compose.merge import SWITCH, Merged, numbered, switched
+from adapter_export.graph.compose.merge import Merged, numbered
 from adapter_export.graph.graph import READABLE, AdapterGraph
 
-OWN = ("mix", "fusion", "switch")
+OWN = ("mix", "fusion")
 """What the parameters of a composition itself begin with; no label of a member."""
 
 COMPOSITION = "composition"
@@ -166,7 +164,7 @@ def compose(
         key = tuple(one.adapter.placements[site].graph if site in one.adapter.placements else None for one in members)
         if key not in names:
             names[key] = parts.kind if not names else f"{parts.kind}_{len(names) + 1}"
-            graphs[names[key]] = switched(merged(here_of(members, site), site))
+            graphs[names[key]] = merged(here_of(members, site), site)
         graph = graphs[names[key]]
         widths = {symbol: width for one in members for symbol, width in one.widths_at(site).items()}
         widths = _known(graph, {**parts.widths, **widths}, site)
@@ -188,7 +186,7 @@ def own_tensors(adapter: Adapter) -> tuple[str, ...]:
         tensor: None
         for site in adapter.placements
         for name, tensor in adapter.tensor_names(site).items()
-        if name.partition(".")[0] in OWN and name != SWITCH
+        if name.partition(".")[0] in OWN
     }
     return tuple(names)
 
@@ -202,9 +200,8 @@ def _known(graph: AdapterGraph, widths: Mapping[str, int], site: str) -> dict[st
 
 def _own(parts: Parts, graph: AdapterGraph, widths: Mapping[str, int]) -> Weights:
     shapes = graph.parameter_shapes(widths)
-    own = {name: shape for name, shape in shapes.items() if name.partition(".")[0] in OWN and name != SWITCH}
-    drawn = parts.weights(own) if own else {}
-    return drawn | ({SWITCH: np.ones(1, np.float32)} if SWITCH in shapes else {})
+    own = {name: shape for name, shape in shapes.items() if name.partition(".")[0] in OWN}
+    return parts.weights(own) if own else {}
 
 
 def _sites(members: Sequence[Member]) -> list[str]:

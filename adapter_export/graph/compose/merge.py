@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 
-from adapter_export.errors import NotNeutralError
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds.chain import Chain
-from adapter_export.graph.neutral import neutral_parameters, neutral_widths
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.rewire import producer
 
@@ -27,31 +25,6 @@ def numbered(dim: Dim, number: int) -> Dim:
         number: the member's, from 1.
     """
     return dim if isinstance(dim, int) or dim in SITE_DIMS else f"{dim}_{number}"
-
-
-SWITCH = "switch.weight"
-"""The parameter [1] of a switched graph: 1, and 0 where it lies idle."""
-
-
-def switched(graph: AdapterGraph) -> AdapterGraph:
-    """`v + switch·(result − v)`, `v` what the graph replaces: the same where the switch is 1, with neutral parameters.
-
-    A graph that has neutral parameters without it is returned as it is.
-    """
-    try:
-        neutral_parameters(graph, neutral_widths(graph, dict.fromkeys(graph.symbols(), 1)))
-    except NotNeutralError:
-        pass
-    else:
-        return graph
-    chain = Merged(graph.replaces)
-    chain.nodes, chain.parameters = list(graph.nodes), {**graph.parameters, SWITCH: (1,)}
-    change = chain.difference(graph.result, graph.replaces, "change")
-    chain.value = change
-    chain.op("learned_scale", chain.free("switched"), parameters={"weight": SWITCH})
-    part, chain.value = chain.value, graph.replaces
-    chain.op("add", chain.free("switched_sum"), part)
-    return chain.graph(graph.replaces, graph.shared)
 
 
 class Merged(Chain):

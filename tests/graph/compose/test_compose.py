@@ -25,6 +25,7 @@ from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, Wiring, ia3_graph, wired
 from adapter_export.graph.neutral import neutral_parameters
+from adapter_export.graph.switch import slot_form
 from adapter_export.reference.bound import BORROWED
 from adapter_export.reference.evaluate import evaluate_site
 from adapter_export.sites.site import Norm
@@ -240,13 +241,16 @@ def test_the_own_tensors_are_those_that_learn() -> None:
 @pytest.mark.parametrize("make", [stack, average, weighted_fusion, adapter_fusion])
 @pytest.mark.parametrize("members", [ON_H, (A, AT_Y), (IA3, AT_Y), (AT_U,), (AT_Y,)])
 def test_every_composition_can_lie_idle(values: Values, make, members: tuple[Adapter, ...]) -> None:
+    """In the form that goes into slots."""
     made = make(*members, name="c")
-    graph, widths = made.graphs[made.placements[SITE].graph], made.placements[SITE].widths
-    tensors = neutral_parameters(graph, widths)
-    own = {f"{'shared.' + made.placements[SITE].graph if name in graph.shared else SITE}.{name}" for name in tensors}
-    assert own == set(made.weights)
-    idle = replace(made, weights={made.tensor_names(SITE)[name]: tensor for name, tensor in tensors.items()})
-    np.testing.assert_array_equal(at(idle, values), values[graph.replaces])
+    form = slot_form(made.graphs[made.placements[SITE].graph])
+    widths = {**made.placements[SITE].widths, "d": WIDTH, "d_in": WIDTH}
+    own = {
+        f"{'shared.g' if name in form.shared else SITE}.{name}": t
+        for name, t in neutral_parameters(form, widths).items()
+    }
+    idle = replace(made, graphs={"g": form}, placements={SITE: Placement("g", widths)}, weights=own)
+    np.testing.assert_array_equal(at(idle, values), values[form.replaces])
 
 
 def test_what_members_compute_alike_is_computed_once() -> None:
