@@ -114,6 +114,11 @@ def fusion_options(command: Command) -> Command:
     return command
 
 
+def fusion_option_names() -> tuple[str, ...]:
+    """The names under which a command gets them."""
+    return _NAMES
+
+
 def take_fusion_options(given: dict[str, Any]) -> dict[str, Any]:
     """Take those that were given out of a command's options, and see that they go together.
 
