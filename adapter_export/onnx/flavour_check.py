@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,11 @@ Vectors = Mapping[str | None, Golden]
 """Golden vectors by adapter; none stands for the base."""
 
 RunAll = Callable[[Sequence[Arrays]], list[Arrays]]
+
+Item = TypeVar("Item")
+
+_RESULT_BYTES = 2**26
+"""How many bytes of results of a bank are in memory at a time, or those of one adapter."""
 
 
 def check_flavours(folder: Path, manifest: Manifest, vectors: Vectors) -> None:
@@ -66,18 +72,22 @@ def _check_inputs(run: RunAll, folder: Path, manifest: Manifest, vectors: Vector
 
 def _check_bank(run: RunAll, bank: BankRecord, vectors: Vectors, *, mixed: bool) -> None:
     """Each adapter alone, and then row by row one after the other, which shows whether the rows stay apart."""
-    for name in bank.rows:
-        _check_rows(run, bank, vectors, [name])
-    if mixed:
-        _check_rows(run, bank, vectors, bank.rows)
+    deals: list[Sequence[str | None]] = [[name] for name in bank.rows]
+    for some in _grouped([*deals, bank.rows] if mixed else deals, vectors):
+        _check_rows(run, bank, vectors, some)
 
 
-def _check_rows(run: RunAll, bank: BankRecord, vectors: Vectors, names: Sequence[str | None]) -> None:
-    cases = vectors[None].cases
-    ids = [np.array([bank.rows.index(name) for name in _dealt(case, names)], np.int64) for case in cases]
+def _check_rows(run: RunAll, bank: BankRecord, vectors: Vectors, deals: Sequence[Sequence[str | None]]) -> None:
+    requests = [(names, index, case) for names in deals for index, case in enumerate(vectors[None].cases)]
+    row_of = {name: row for row, name in enumerate(bank.rows)}
     with _rows_apart():
-        results = run([{**case.arrays, bank.ids: each} for case, each in zip(cases, ids, strict=True)])
-    for index, (case, result) in enumerate(zip(cases, results, strict=True)):
+        results = run(
+            [
+                {**case.arrays, bank.ids: np.array([row_of[name] for name in _dealt(case, names)], np.int64)}
+                for names, _, case in requests
+            ]
+        )
+    for (names, index, case), result in zip(requests, results, strict=True):
         for row, name in enumerate(_dealt(case, names)):
             words = "in a mixed batch of the bank" if len(names) > 1 else "in the bank"
             vectors[name].compare_row(index, row, result, f"{_words(name)} {words}")
@@ -85,13 +95,22 @@ def _check_rows(run: RunAll, bank: BankRecord, vectors: Vectors, names: Sequence
 
 def _check_mixture(run: RunAll, bank: BankRecord, vectors: Vectors) -> None:
     """A share of 1 for one adapter, of 0 for all others."""
-    for at, name in enumerate(bank.rows):
-        golden = vectors[name]
+    for some in _grouped([*enumerate(bank.rows)], vectors):
+        requests = [(at, name, index) for at, name in some for index in range(len(vectors[name].cases))]
+        cases = [vectors[name].cases[index] for _, name, index in requests]
+        shares = [_one_hot(case, at, len(bank.rows)) for case, (at, *_) in zip(cases, requests, strict=True)]
         with _rows_apart():
-            results = run([{**case.arrays, bank.weights: _one_hot(case, at, len(bank.rows))} for case in golden.cases])
-        for index, (case, result) in enumerate(zip(golden.cases, results, strict=True)):
+            results = run([{**case.arrays, bank.weights: each} for case, each in zip(cases, shares, strict=True)])
+        for (_, name, index), case, result in zip(requests, cases, results, strict=True):
             for row in range(_batch(case)):
-                golden.compare_row(index, row, result, f"{_words(name)} in the mixture")
+                vectors[name].compare_row(index, row, result, f"{_words(name)} in the mixture")
+
+
+def _grouped(items: Sequence[Item], vectors: Vectors) -> Iterator[Sequence[Item]]:
+    """As many at a time as there is room for their results; a graph in pieces is opened anew for each group."""
+    size = sum(array.nbytes for outputs in vectors[None].outputs for array in outputs.values())
+    count = max(1, _RESULT_BYTES // max(1, size))
+    return (items[start : start + count] for start in range(0, len(items), count))
 
 
 @contextmanager
