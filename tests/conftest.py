@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+from once import once
 from toolchain import skip_or_fail
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of cycles what was imported: it would walk through it all again in each export of torch."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +52,22 @@ def minilm_archive(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory
     # torch and transformers take seconds to import: only for the tests that need them
     from adapter_export.torch.huggingface import capture_folder
 
-    path = tmp_path_factory.mktemp("minilm") / "model.pt"
-    capture_folder(minilm_folder, path)
-    return path
+    def make(folder: Path) -> None:
+        capture_folder(minilm_folder, folder / "model.pt")
+
+    return once(tmp_path_factory, "minilm", make) / "model.pt"
+
+
+@pytest.fixture(scope="session")
+def minilm_graph(minilm_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real base as an ONNX graph, alone in its folder with its weights."""
+    from adapter_export.torch.base import load_base
+    from adapter_export.torch.to_onnx import export_onnx
+
+    def make(folder: Path) -> None:
+        export_onnx(load_base(minilm_archive), folder / "model.onnx")
+
+    return once(tmp_path_factory, "minilm_graph", make) / "model.onnx"
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +78,11 @@ def tiny_bert_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from adapter_export.torch.base import save_base
 
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    model = BertModel(BertConfig(vocab_size=99, initializer_range=0.2, **sizes))
-    ids = torch.ones(2, 7, dtype=torch.int64)
-    path = tmp_path_factory.mktemp("tiny_bert") / "model.pt"
-    save_base(model, {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}, path)
-    return path
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        model = BertModel(BertConfig(vocab_size=99, initializer_range=0.2, **sizes))
+        ids = torch.ones(2, 7, dtype=torch.int64)
+        save_base(model, {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}, folder / "model.pt")
+
+    return once(tmp_path_factory, "tiny_bert", make) / "model.pt"

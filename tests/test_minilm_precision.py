@@ -25,18 +25,14 @@ from adapter_export.parity.plan import plan_check
 from adapter_export.parity.prove import Reference, prove
 from adapter_export.reference.inputs import input_cases
 from adapter_export.runtime.bundle import Bundle
-from adapter_export.torch.huggingface import open_folder
-from adapter_export.torch.to_onnx import export_onnx
 
 CASE = "batch3_sequence7_padded"
 SHAPES = [{"batch": 3, "sequence": 7}]
 
 
 @pytest.fixture(scope="module")
-def minilm(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
-    path = tmp_path_factory.mktemp("minilm") / "base.onnx"
-    export_onnx(open_folder(minilm_folder), path)
-    return open_onnx(path)
+def minilm(minilm_graph: Path) -> OnnxBase:
+    return open_onnx(minilm_graph)
 
 
 def two_adapters(base: OnnxBase) -> list[Adapter]:

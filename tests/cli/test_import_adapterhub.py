@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adapterhub_bases import FIXTURES, Made
+from adapterhub_bases import FIXTURES, Made, adapterhub_base
 from safetensors.numpy import load_file
 
 from adapter_export.format.adapter_files import read_adapter
@@ -18,7 +18,7 @@ KINDS = ("seq_bn_inv", "adapter_plus", "scaled_par_bn", "lora_everywhere", "ia3"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(FIXTURES / "bert", tmp_path_factory.mktemp("bert"))
+    return adapterhub_base(tmp_path_factory, "bert")
 
 
 @pytest.fixture(scope="module")

@@ -10,24 +10,33 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pytest
 from float64_bases import Base
+from once import once
 from safetensors.numpy import load_file
 
-from adapter_export.cli.bases import as_onnx
 from adapter_export.cli.sources import TorchSource, open_source
-from adapter_export.onnx.base import OnnxBase
+from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.sites.site import SiteMap
+from adapter_export.torch.base import load_base
+from adapter_export.torch.huggingface import capture_folder
 from adapter_export.torch.runner import TorchRunner
+from adapter_export.torch.to_onnx import export_onnx
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 
 
 @dataclass(frozen=True)
 class Made:
-    """A base in every form, each made when it is first asked for."""
+    """A base in every form, each opened when it is first asked for.
+
+    Attributes:
+        folder: what the library wrote.
+        made: a folder with `model.pt` and `model.onnx`.
+    """
 
     folder: Path
-    scratch: Path
+    made: Path
 
     @cached_property
     def inputs(self) -> dict[str, np.ndarray]:
@@ -38,7 +47,7 @@ class Made:
 
     @cached_property
     def source(self) -> TorchSource:
-        source = open_source(self.folder / "model")
+        source = open_source(self.made / "model.pt")
         assert isinstance(source, TorchSource)
         return source
 
@@ -52,8 +61,18 @@ class Made:
 
     @cached_property
     def onnx(self) -> OnnxBase:
-        return as_onnx(self.source, self.scratch, lambda _: None)
+        return open_onnx(self.made / "model.onnx")
 
     @cached_property
     def float64(self) -> Base:
         return Base.read(self.folder / "model")
+
+
+def adapterhub_base(factory: pytest.TempPathFactory, name: str) -> Made:
+    """A base by its name; its files are made once in a run."""
+
+    def make(folder: Path) -> None:
+        capture_folder(FIXTURES / name / "model", folder / "model.pt")
+        export_onnx(load_base(folder / "model.pt"), folder / "model.onnx")
+
+    return Made(FIXTURES / name, once(factory, f"adapterhub_{name}", make))

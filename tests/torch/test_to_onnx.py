@@ -28,15 +28,8 @@ def minilm(minilm_archive: Path) -> TorchBase:
 
 
 @pytest.fixture(scope="module")
-def exported(minilm: TorchBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_onnx(minilm, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def session(exported: Path) -> ort.InferenceSession:
-    return ort.InferenceSession(exported, providers=["CPUExecutionProvider"])
+def session(minilm_graph: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(minilm_graph, providers=["CPUExecutionProvider"])
 
 
 def draw(base: TorchBase, rows: int, tokens: int) -> dict[str, Tensor]:
@@ -63,8 +56,8 @@ def test_minilm_computes_what_torch_computes(
     assert_equal(minilm, session, draw(minilm, *shape), 1e-5)
 
 
-def test_minilm_has_the_names_of_the_base(minilm: TorchBase, exported: Path) -> None:
-    base = open_onnx(exported)
+def test_minilm_has_the_names_of_the_base(minilm: TorchBase, minilm_graph: Path) -> None:
+    base = open_onnx(minilm_graph)
     assert (base.inputs, base.outputs) == (minilm.inputs, minilm.outputs)
     assert base.fingerprint == minilm.fingerprint
     assert [site.name for site in base.sites.sublayers] == [
@@ -72,24 +65,24 @@ def test_minilm_has_the_names_of_the_base(minilm: TorchBase, exported: Path) -> 
     ]
 
 
-def test_minilm_is_small_beside_its_weights(minilm: TorchBase, exported: Path) -> None:
-    assert exported.stat().st_size < 500_000
-    assert sorted(file.name for file in exported.parent.iterdir()) == ["base.bin", "model.onnx"]
-    model = onnx.load(exported, load_external_data=False)
+def test_minilm_is_small_beside_its_weights(minilm: TorchBase, minilm_graph: Path) -> None:
+    assert minilm_graph.stat().st_size < 500_000
+    assert sorted(file.name for file in minilm_graph.parent.iterdir()) == ["base.bin", "model.onnx"]
+    model = onnx.load(minilm_graph, load_external_data=False)
     assert model.ir_version <= 10
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
     assert [entry.key for entry in model.metadata_props] == [FINGERPRINT_KEY]
     keys = {entry.key for node in model.graph.node for entry in node.metadata_props}
     assert keys == {"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"}
-    assert b"site-packages" not in exported.read_bytes()
+    assert b"site-packages" not in minilm_graph.read_bytes()
     weights = sum(tensor.numel() * 4 for tensor in minilm.program.parameters())
-    assert weights <= (exported.parent / "base.bin").stat().st_size < weights * 1.01
+    assert weights <= (minilm_graph.parent / "base.bin").stat().st_size < weights * 1.01
 
 
-def test_no_axis_keeps_the_name_that_torch_gave_it(exported: Path) -> None:
+def test_no_axis_keeps_the_name_that_torch_gave_it(minilm_graph: Path) -> None:
     names = {
         str(dim.value)
-        for node in ir.load(exported).graph
+        for node in ir.load(minilm_graph).graph
         for value in node.outputs
         if value.shape is not None
         for dim in value.shape

@@ -13,12 +13,11 @@ from adapter_export.graph.kinds import KINDS
 from adapter_export.sites.discover import discover
 from adapter_export.text import Tokenizer
 from adapter_export.torch.attach import AdaptedModel, attach
-from adapter_export.torch.base import TorchBase
+from adapter_export.torch.base import TorchBase, load_base
 from adapter_export.torch.data import TextExamples
 from adapter_export.torch.fingerprint import fingerprint
 from adapter_export.torch.flow import flow_graph
 from adapter_export.torch.fresh import fresh_adapter, relative_change
-from adapter_export.torch.huggingface import open_folder
 from adapter_export.torch.settings import TrainingSettings
 from adapter_export.torch.train import TrainingData, train
 
@@ -48,8 +47,8 @@ WEIGHT_STDS = {"small_normal": 0.88 * SMALL_STD, "normal": HEAD_STD, "zero_up": 
 
 
 @pytest.fixture(scope="module")
-def base(minilm_folder: Path) -> TorchBase:
-    return open_folder(minilm_folder)
+def base(minilm_archive: Path) -> TorchBase:
+    return load_base(minilm_archive)
 
 
 @pytest.fixture(scope="module")

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from adapterhub_bases import FIXTURES, Made
+from adapterhub_bases import FIXTURES, Made, adapterhub_base
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     """A base by its name."""
-    known: dict[str, Made] = {}
-
-    def get(name: str) -> Made:
-        if name not in known:
-            known[name] = Made(FIXTURES / name, tmp_path_factory.mktemp(name))
-        return known[name]
-
-    return get
+    return cache(partial(adapterhub_base, tmp_path_factory))
 
 
 @pytest.fixture(scope="session")
