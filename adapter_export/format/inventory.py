@@ -38,6 +38,8 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
 def verify_files(manifest: Manifest, folder: Path) -> None:
     """Hold every file that the manifest lists against its size and its hash, and see that there are no others.
 
+    The manifest itself has no hash in it; like the others it must be no link that leads out.
+
     Files and folders with a name that begins with a dot are passed over: systems put them there by themselves.
 
     Raises:
@@ -45,6 +47,7 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
         FormatError: a file has another size, or is not listed.
         HashError: a file has other bytes.
     """
+    _check_inside(folder / MANIFEST_FILE, folder)
     _check_nothing_else(manifest, folder)
     for record in manifest.files:
         _verify(record, folder)
@@ -81,14 +84,7 @@ def _verify(record: FileRecord, folder: Path) -> None:
         raise FileError(
             "is missing in the bundle", where=path, expected=f"{record.bytes} bytes", fix="copy the whole bundle again"
         )
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise FileError(
-            "is a link that leads out of the bundle",
-            where=path,
-            found=path.resolve(),
-            expected=f"a file in {folder}",
-            fix="put the file itself in its place",
-        )
+    _check_inside(path, folder)
     size = path.stat().st_size
     if size != record.bytes:
         raise FormatError(
@@ -101,3 +97,14 @@ def _verify(record: FileRecord, folder: Path) -> None:
     found = sha256_of(path)
     if found != record.sha256:
         raise HashError(path, found=found, expected=record.sha256)
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise FileError(
+            "is a link that leads out of the bundle",
+            where=path,
+            found=path.resolve(),
+            expected=f"a file in {folder}",
+            fix="put the file itself in its place",
+        )

@@ -33,7 +33,7 @@ def read_manifest(folder: Path) -> Manifest:
         AdapterError: an adapter has a name that no adapter may have.
     """
     path = folder / MANIFEST_FILE
-    if not path.exists():
+    if not path.is_file():  # a pipe would never end
         raise FileError(
             "is not a bundle", where=folder, expected=f"a folder with `{MANIFEST_FILE}`", fix="check the path"
         )

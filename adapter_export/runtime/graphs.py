@@ -73,7 +73,7 @@ class Graphs:
                 f"the bundle has no graph for {_MISSING.get(flavour, flavour)}",
                 found=", ".join(f"`{name}`" for name in self.manifest.graphs),
                 expected=f"`{flavour}`",
-                fix=f"build it with `--flavours slots,inputs,{flavour}`, or give each call one `adapter`",
+                fix=f"build it with `--flavours {','.join(dict.fromkeys(('slots', 'inputs', flavour)))}`, or give each call one `adapter`",
             )
         return path
 

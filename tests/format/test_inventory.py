@@ -115,5 +115,18 @@ def test_empty_folders_are_no_files(manifest: Manifest, bundle: Path) -> None:
 def test_a_folder_behind_a_link_that_leads_out(manifest: Manifest, bundle: Path, tmp_path: Path) -> None:
     (bundle / "golden").rename(tmp_path / "golden")
     (bundle / "golden").symlink_to(tmp_path / "golden")
-    with pytest.raises((FileError, FormatError), match="leads out of the bundle|does not list; found `golden`"):
+    with pytest.raises((FileError, FormatError), match=r"leads out of the bundle|does not list; found `golden`"):
+        verify_files(manifest, bundle)
+
+
+def test_a_manifest_that_is_a_link(manifest: Manifest, bundle: Path) -> None:
+    write_manifest(manifest, bundle)
+    path = bundle / "manifest.json"
+    path.rename(bundle / ".manifest")
+    path.symlink_to(".manifest")
+    verify_files(manifest, bundle)
+    (bundle / ".manifest").rename(bundle.parent / "elsewhere")
+    path.unlink()
+    path.symlink_to(bundle.parent / "elsewhere")
+    with pytest.raises(FileError, match=r"manifest\.json: is a link that leads out of the bundle"):
         verify_files(manifest, bundle)

@@ -236,7 +236,7 @@ def test_adapters_that_zeros_cannot_fill_up_do_not_join(tmp_path: Path) -> None:
     bundle = Bundle.open(tmp_path / "bundle")
     session = bundle.session(threads=1)
     _holds(session, ("a", "b", None), token_inputs(3, 4, 2))
-    session.load("c", bundle.folder / "adapters/a.onnx_adapter", labels="ab")
+    session.load("c", bundle.folder / "adapters/a.onnx_adapter", labels=["a", "b"])
     with pytest.raises(RequestError, match="zeros in their tensors change what they compute"):
         session.run(token_inputs(3, 2), adapters=["a", "c"])
     requests = [Request(token_inputs(3 + seed, seed=seed), name) for seed, name in enumerate(("a", "c", "b"))]
