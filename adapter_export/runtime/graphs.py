@@ -69,11 +69,12 @@ class Graphs:
     def _path(self, flavour: Flavour) -> str:
         path = self.manifest.graphs.get(flavour)
         if path is None:
+            flavours = ",".join(dict.fromkeys(("slots", "inputs", flavour)))
             raise RequestError(
                 f"the bundle has no graph for {_MISSING.get(flavour, flavour)}",
                 found=", ".join(f"`{name}`" for name in self.manifest.graphs),
                 expected=f"`{flavour}`",
-                fix=f"build it with `--flavours {','.join(dict.fromkeys(('slots', 'inputs', flavour)))}`, or give each call one `adapter`",
+                fix=f"build it with `--flavours {flavours}`, or give each call one `adapter`",
             )
         return path
 
