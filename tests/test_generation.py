@@ -6,18 +6,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from replacing import adapter_at
 from tiny_llama import EXAMPLE, example, save_rounded
 
 from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import lora
 from adapter_export.onnx.base import open_onnx
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
@@ -26,7 +28,7 @@ from adapter_export.onnx.session import open_session, run_session
 from adapter_export.reference.inputs import input_cases
 from adapter_export.runtime import Bundle
 from adapter_export.sites.discover import discover
-from adapter_export.torch.base import load_base
+from adapter_export.torch.base import TorchBase, load_base
 from adapter_export.torch.flow import flow_graph
 from adapter_export.torch.huggingface import capture_folder
 from adapter_export.torch.runner import TorchRunner
@@ -37,6 +39,7 @@ PLANS = {
     "none": [None] * TOKENS,
     "a": ["a"] * TOKENS,
     "b": ["b"] * TOKENS,
+    "c": ["c"] * TOKENS,
     "a, then b": ["a"] * 8 + ["b"] * 8,
     "a, then none": ["a"] * 8 + [None] * 8,
 }
@@ -44,7 +47,9 @@ TOLERANCE = 1e-5
 """Of logits around 5: float32 rounds them, and 4-bit weights are the same numbers on both sides."""
 
 Arrays = dict[str, np.ndarray]
+Plan = Sequence[str | None]
 Step = Callable[[Arrays, str | None], Arrays]
+StepOfRows = Callable[[Arrays, Plan], Arrays]
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,28 @@ class Text:
 
 def generate(step: Step, inputs: Sequence[InputRecord], plan: Sequence[str | None]) -> Text:
     """Choose the most likely token again and again: the prompt at once, then one token at a time with the cache."""
-    tokens, fresh, chosen = list(PROMPT), list(PROMPT), []
+    (text,) = generate_rows(lambda arrays, names: step(arrays, names[0]), inputs, [plan])
+    return text
+
+
+def generate_rows(step: StepOfRows, inputs: Sequence[InputRecord], plans: Sequence[Plan]) -> list[Text]:
+    """Likewise several texts that begin alike, one in each row of the batch."""
+    rows = len(plans)
+    tokens, chosen = np.tile(PROMPT, (rows, 1)), []
+    fresh = tokens
     cache = {
-        record.name: np.zeros([1, *(axis if isinstance(axis, int) else 0 for axis in record.axes[1:])], np.float32)
+        record.name: np.zeros([rows, *(axis if isinstance(axis, int) else 0 for axis in record.axes[1:])], np.float32)
         for record in inputs
         if record.role == "cache"
     }
-    for adapter in plan:
-        mask = np.ones((1, len(tokens)), np.int64)
-        outputs = step({"input_ids": np.array([fresh]), "attention_mask": mask, **cache}, adapter)
+    for names in zip(*plans, strict=True):
+        outputs = step({"input_ids": fresh, "attention_mask": np.ones_like(tokens), **cache}, names)
         cache = {record.name: outputs[record.next] for record in inputs if record.next is not None}
-        chosen.append(outputs["logits"][0, -1])
-        fresh = [int(chosen[-1].argmax())]
-        tokens += fresh
-    return Text(tokens[len(PROMPT) :], np.array(chosen))
+        chosen.append(outputs["logits"][:, -1])
+        fresh = chosen[-1].argmax(-1)[:, None]
+        tokens = np.concatenate([tokens, fresh], 1)
+    logits = np.stack(chosen, 1)
+    return [Text(row[len(PROMPT) :].tolist(), own) for row, own in zip(tokens, logits, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,7 @@ class Llama:
         reference: torch, with the weights that the builder's graph computes with.
         adapters: by name.
         records: the inputs of the reference.
+        texts: what the reference wrote, by plan.
     """
 
     genai: GenaiFolder | None
@@ -90,11 +104,15 @@ class Llama:
     reference: TorchRunner
     adapters: Mapping[str, Adapter]
     records: Sequence[InputRecord]
+    texts: dict[tuple[str | None, ...], Text] = field(default_factory=dict)
 
     def in_torch(self, plan: Sequence[str | None]) -> Text:
-        return generate(
-            lambda arrays, name: self.reference.run(arrays, self.adapters.get(name or "")), self.records, plan
-        )
+        key = tuple(plan)
+        if key not in self.texts:
+            self.texts[key] = generate(
+                lambda arrays, name: self.reference.run(arrays, self.adapters.get(name or "")), self.records, plan
+            )
+        return self.texts[key]
 
 
 @pytest.fixture(scope="session")
@@ -134,11 +152,21 @@ def llama(
         archive = work / "rounded.pt"
         capture_folder(work / "rounded", archive, with_cache=True)
     base = load_base(archive)
-    adapters = tiny.random_adapters(discover(flow_graph(base.module())), base.fingerprint)
+    adapters = adapters_of(tiny, base)
     _build(genai, adapters, work / "bundle")
     return Llama(
         genai, work / "bundle", TorchRunner(base), {adapter.name: adapter for adapter in adapters}, base.inputs
     )
+
+
+def adapters_of(tiny: ModuleType, base: TorchBase) -> list[Adapter]:
+    """Those of the example, and LoRA on queries and values, which the builder's graph computes in one with keys."""
+    sites = discover(flow_graph(base.module()))
+    names = list(lora().placements(sites))
+    return [
+        *tiny.random_adapters(sites, base.fingerprint),
+        adapter_at("c", lora().graph, names, sites, base.fingerprint),
+    ]
 
 
 def _build(genai: GenaiFolder, adapters: Sequence[Adapter], out: Path) -> None:
@@ -173,7 +201,20 @@ def test_a_session_with_the_cache_writes_what_torch_writes(llama, plan):
     check_equal(found, llama.in_torch(plan))
 
 
-@pytest.mark.parametrize("name", ["none", "a", "b", "a, then b"])
+def test_rows_of_one_batch_write_texts_of_their_own(llama):
+    check_rows(llama)
+
+
+def check_rows(made: Llama) -> None:
+    """Row by row another plan: each has its adapter in the bank, its cache, and switches when it likes."""
+    bundle, plans = Bundle.open(made.bundle), list(PLANS.values())
+    session = bundle.session()
+    texts = generate_rows(lambda arrays, names: session.run(arrays, adapters=names), bundle.manifest.inputs, plans)
+    for found, plan in zip(texts, plans, strict=True):
+        check_equal(found, made.in_torch(plan))
+
+
+@pytest.mark.parametrize("name", ["none", "a", "b", "c", "a, then b"])
 def test_onnxruntime_genai_writes_what_torch_writes(llama, name):
     check_equal(in_genai(llama.bundle, PLANS[name]), llama.in_torch(PLANS[name]))
 
@@ -239,7 +280,7 @@ def captured(tiny: ModuleType, archive: Path, tmp_path_factory: pytest.TempPathF
     """The same Llama captured from torch, and its bundle."""
     work = tmp_path_factory.mktemp("captured")
     base = load_base(archive)
-    adapters = tiny.random_adapters(discover(flow_graph(base.module())), base.fingerprint)
+    adapters = adapters_of(tiny, base)
     export_onnx(base, work / "base.onnx")
     runner = TorchRunner(base)
     exported = open_onnx(work / "base.onnx")
@@ -252,6 +293,10 @@ def captured(tiny: ModuleType, archive: Path, tmp_path_factory: pytest.TempPathF
 def test_a_captured_decoder_writes_what_torch_writes(captured, plan):
     bundle = Bundle.open(captured.bundle)
     check_equal(generate(bundle.session().run, bundle.manifest.inputs, plan), captured.in_torch(plan))
+
+
+def test_rows_of_a_captured_decoder_write_texts_of_their_own(captured):
+    check_rows(captured)
 
 
 def test_the_example_writes_the_same_with_both_programs(llama):
@@ -269,7 +314,7 @@ def test_the_example_writes_the_same_with_both_programs(llama):
     expected = {("no adapter" if name == "none" else name): plan for name, plan in PLANS.items()}
     for name, _, text in texts:
         assert text.split() == [f"w{token}" for token in llama.in_torch(expected[name]).tokens]
-    assert len(texts) == 4
+    assert len(texts) == 5
     assert last[0] == "the same with onnxruntime and onnxruntime-genai"
 
 

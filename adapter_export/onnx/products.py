@@ -60,7 +60,7 @@ def operands(node: ir.Node, activations: Set[str]) -> tuple[str, ...]:
     """
     if holds_weights(node):
         return ()
-    found = tuple(_name(value) for value in _factors(node) if _name(value) in activations)
+    found = tuple(name for value in _factors(node) if (name := _name(value)) and name in activations)
     return rows_first(node.attributes.get_string("equation", ""), found) if node.op_type == "Einsum" else found
 
 
