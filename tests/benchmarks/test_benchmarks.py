@@ -34,6 +34,7 @@ ROWS: Mapping[str, Mapping[str, list[object]]] = {
         "Calls that swap": ["1 × 1", "3 × 7"],
         "A further adapter": [
             "load an adapter that is not in the bundle",
+            "the same by ONNX Runtime alone, unchecked",
             "a second session, adapter as constants",
             "a second session of the graph with slots",
         ],
