@@ -57,9 +57,9 @@ def compose(
 ) -> None:
     """Make one adapter of several: one after the other, their average, or their weighted fusion.
 
-    HOW is `stack`, `average` or `fuse`; ADAPTERS are folders. What comes out is an adapter like any other. The weights
-    of a `fuse` are a slot of the exported graph, to which each request can feed its own. A fusion by attention is
-    trained: `adapter-export train --fuse a,b`.
+    HOW is `stack`, `average` or `fuse`; ADAPTERS are folders; `other=folder` renames one. What comes out is an adapter
+    like any other. The weights of a `fuse` are a slot of the exported graph, to which each request can feed its own. A
+    fusion by attention is trained: `adapter-export train --fuse a,b`.
     """
     from adapter_export.cli.imported import report_adapter
     from adapter_export.format.adapter_files import write_adapter

@@ -47,14 +47,18 @@ class Members:
 def read_members(places: Sequence[str], near: Path) -> Members:
     """Read adapters from folders, or by names that are looked up here, beside `near` and in `adapters`.
 
+    What stands before `=` renames an adapter, as in `other=folder`.
+
     Raises:
         FileError, FormatError, AdapterError: one is not there, or damaged; or they were made with different site maps.
     """
     from adapter_export.format.adapter_files import WEIGHTS_FILE, read_adapter
     from adapter_export.format.files import sha256_of
 
-    folders = [find_adapter(place, near) for place in places]
-    adapters = tuple(map(read_adapter, folders))
+    named = [place.rpartition("=") for place in places]
+    folders = [find_adapter(place, near) for _, _, place in named]
+    read = zip(named, map(read_adapter, folders), strict=True)
+    adapters = tuple(replace(adapter, name=name) if name else adapter for (name, _, _), adapter in read)
     sha256 = tuple(sha256_of(folder / WEIGHTS_FILE) for folder in folders)
     return Members(adapters, sha256, _site_map(adapters))
 
@@ -79,6 +83,9 @@ def read_shares(_: click.Context, __: click.Parameter, text: str | None) -> Any:
         if "=" not in text:
             return tuple(map(float, text.split(",")))
         pairs = [item.rsplit("=", 1) for item in text.split(",")]
-        return {name.strip(): float(number) for name, number in pairs}
+        weights = {name.strip(): float(number) for name, number in pairs}
+        if len(weights) < len(pairs):
+            raise click.BadParameter(f"`{text}` gives one adapter two weights")
+        return weights
     except ValueError as error:
         raise click.BadParameter(f"`{text}` is no list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`") from error

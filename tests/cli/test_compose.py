@@ -27,10 +27,10 @@ def composed(cli, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_compositions_are_built_and_checked_beside_their_members(
-    cli, model: Path, adapters: Path, composed: Path, tmp_path: Path
+    cli, model: Path, graph: Path, adapters: Path, composed: Path, tmp_path: Path
 ) -> None:
     listed = ",".join(map(str, [adapters / "topic", adapters / "tone", *(composed / name for name in HOW)]))
-    cli.done("build", model, "--adapters", listed, "-o", tmp_path / "bundle")
+    cli.done("build", graph, "--adapters", listed, "-o", tmp_path / "bundle")
     cli.done("check", tmp_path / "bundle", "--against", model)
 
 
@@ -61,6 +61,15 @@ def test_the_head_is_that_of_the_named_member(cli, adapters: Path, composed: Pat
     assert read_adapter(tmp_path / "c").head is None
 
 
+def test_an_adapter_can_be_renamed(cli, adapters: Path, tmp_path: Path) -> None:
+    """As two folders whose adapters are called alike need it."""
+    cli.done("compose", "average", "topic", f"other={adapters / 'topic'}", "-o", tmp_path / "mean", folder=adapters)
+    made = read_adapter(tmp_path / "mean")
+    assert [member["name"] for member in made.training[COMPOSITION]["members"]] == ["topic", "other"]
+    one = made.weights["layers.0.ffn.other.down.weight"]
+    np.testing.assert_array_equal(one, made.weights["layers.0.ffn.topic.down.weight"])
+
+
 def test_names_are_looked_up_in_the_current_folder(cli, adapters: Path, tmp_path: Path) -> None:
     cli.done("compose", "fuse", "topic", "tone", "-o", tmp_path / "fused", folder=adapters)
     fused = read_adapter(tmp_path / "fused")
@@ -72,7 +81,11 @@ REFUSED = {
     "no such option; found `--residual`": ("average", "topic", "tone", "--residual", "once"),
     "add up to 1; found 3": ("average", "topic", "tone", "--weights", "1,2"),
     "no list of numbers": ("average", "topic", "tone", "--weights", "a,b"),
-    "are different adapters": ("fuse", "topic", "topic"),
+    "each with a name of its own; found topic, topic": ("fuse", "topic", "topic"),
+    "are shares, from 0 to 1": ("average", "topic", "tone", "--weights", "topic=-1,tone=2"),
+    "gives one adapter two weights": ("average", "topic", "tone", "--weights", "topic=0.5,topic=0.5"),
+    "found `topic`: 0.5, `other`: 0.5": ("average", "topic", "tone", "--weights", "topic=0.5,other=0.5"),
+    "found nan, 1": ("average", "topic", "tone", "--weights", "nan,1"),
     "no member of this name has a head": ("fuse", "topic", "tone", "--head", "other"),
 }
 

@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on(
 REFUSED = {
     "only a fusion has such an option; found `--temperature`": (2, ("--temperature", "3")),
     "is no list of two or more adapters": (2, ("--fuse", "topic")),
-    "are different adapters; found topic, topic": (2, ("--fuse", "topic,topic")),
+    "each with a name of its own; found topic, topic": (2, ("--fuse", "topic,topic")),
     "is not an adapter": (3, ("--fuse", "topic,missing")),
     "has no kind of its own; found `--bottleneck`, `--kind`": (
         2,

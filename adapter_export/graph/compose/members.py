@@ -96,7 +96,11 @@ def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
     """
     names = [adapter.name for adapter in adapters]
     if not adapters or len(set(names)) != len(names):
-        raise UsageError("the members of a composition are different adapters", found=", ".join(names) or "none")
+        raise UsageError(
+            "the members of a composition are different adapters, each with a name of its own",
+            found=", ".join(names) or "none",
+            fix="name each once; rename one of two that are called alike: `other=folder`",
+        )
     bases = {adapter.base for adapter in adapters}
     if len(bases) > 1:
         raise AdapterError(
@@ -166,7 +170,7 @@ def compose(
             names[key] = parts.kind if not names else f"{parts.kind}_{len(names) + 1}"
             graphs[names[key]] = merged(here_of(members, site), site)
         graph = graphs[names[key]]
-        widths = {symbol: width for one in members for symbol, width in one.widths_at(site).items()}
+        widths = _agreed(members, site)
         widths = _known(graph, {**parts.widths, **widths}, site)
         placements[site] = Placement(names[key], widths)
         tensors = dict(_tensors(members, site)) | _own(parts, graph, widths)
@@ -189,6 +193,21 @@ def own_tensors(adapter: Adapter) -> tuple[str, ...]:
         if name.partition(".")[0] in OWN
     }
     return tuple(names)
+
+
+def _agreed(members: Sequence[Member], site: str) -> dict[str, int]:
+    """The widths of all members at a site; those that the site gives are the same for all."""
+    found: dict[str, int] = {}
+    for one in members:
+        for symbol, width in one.widths_at(site).items():
+            if found.setdefault(symbol, width) != width:
+                raise AdapterError(
+                    "the members of a composition say different widths of one site",
+                    where=f"`{site}`",
+                    found=f"`{symbol}` = {width} in `{one.adapter.name}`, {found[symbol]} before it",
+                    expected="adapters of one base",
+                )
+    return found
 
 
 def _known(graph: AdapterGraph, widths: Mapping[str, int], site: str) -> dict[str, int]:

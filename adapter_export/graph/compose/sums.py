@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -28,6 +27,7 @@ WEIGHTED = "weighted_fusion"
 """The kind of a weighted fusion, and its type in the record."""
 
 _SUM_TOLERANCE = 1e-6
+_LARGEST = float(np.finfo(np.float32).max)
 
 _Merger = Callable[[Sequence[Here | None], str], AdapterGraph]
 
@@ -62,11 +62,17 @@ def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: 
         head: as in `stack`.
 
     Raises:
-        UsageError: as `stack`; or the weights do not add up to 1, or are not those of the members.
+        UsageError: as `stack`; or a weight is negative, they do not add up to 1, or are not those of the members.
         AdapterError: as `stack`.
     """
     shares = shares_of(adapters, weights)
-    if abs(sum(shares) - 1) > _SUM_TOLERANCE:
+    if min(shares, default=0.0) < 0:
+        raise UsageError(
+            "the weights of an average are shares, from 0 to 1",
+            found=_told(dict(zip((one.name for one in adapters), shares, strict=True))),
+            fix="take a weighted fusion (`compose fuse`), which has any weights",
+        )
+    if shares and abs(sum(shares) - 1) > _SUM_TOLERANCE:
         raise UsageError(
             "the weights of an average add up to 1", found=f"{sum(shares):g}", fix="divide each by their sum"
         )
@@ -118,13 +124,19 @@ def shares_of(adapters: Sequence[Adapter], weights: Shares | None) -> tuple[floa
         fits, values = set(weights) == set(names), tuple(weights.get(name, 0.0) for name in names)
     else:
         fits, values = len(weights) == len(names), tuple(weights)
-    if not fits or not all(map(math.isfinite, values)):
+    if not fits or not all(abs(value) <= _LARGEST for value in values):  # NaN is not below anything
         raise UsageError(
             "the weights are not those of the members",
-            found=weights,
+            found=_told(weights) or "none",
             expected=f"a finite number for each of {', '.join(f'`{name}`' for name in names)}",
         )
     return tuple(map(float, values))
+
+
+def _told(weights: Shares) -> str:
+    if isinstance(weights, Mapping):
+        return ", ".join(f"`{name}`: {weight:g}" for name, weight in weights.items())
+    return ", ".join(f"{weight:g}" for weight in weights)
 
 
 def weighted_members(adapter: Adapter) -> tuple[str, ...] | None:

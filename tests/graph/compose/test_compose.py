@@ -50,6 +50,15 @@ AT_Y = adapter("at_y", wired(Wiring("normed", "read", "y"), BottleneckOptions("s
 IA3 = adapter("ia3", ia3_graph("h"), 5)
 AT_U = adapter("at_u", ia3_graph("u"), 6)
 ELSEWHERE = adapter("elsewhere", wired(Wiring(), BottleneckOptions()), 7, site="layers.1.ffn")
+WIDE = replace(
+    A,
+    name="wide",
+    placements={SITE: Placement("g", {"d": 2 * WIDTH, "b": 3})},
+    weights={
+        name: np.resize(tensor, [2 * WIDTH if size == WIDTH else size for size in tensor.shape])
+        for name, tensor in A.weights.items()
+    },
+)
 ON_H = (A, B, NORMED, IA3)
 
 
@@ -281,16 +290,18 @@ def test_the_record_says_what_it_was_made_of() -> None:
 
 
 REFUSED = {
-    "are different adapters; found none": lambda: stack(name="s"),
-    "are different adapters; found a, a": lambda: average(A, A, name="m"),
+    "are different adapters, each with a name of its own; found none": lambda: stack(name="s"),
+    "a name of its own; found a, a": lambda: average(A, A, name="m"),
     "on different bases": lambda: stack(A, replace(B, base="other"), name="s"),
+    "`d` = 12 in `wide`, 6 before it": lambda: average(A, WIDE, name="m"),
     "`at_u` replaces `u`, `a` replaces `h`": lambda: stack(AT_U, A, name="s"),
     "add up to 1; found 1.2": lambda: average(A, B, name="m", weights=[0.5, 0.7]),
-    "not those of the members; found [1.0]": lambda: average(A, B, name="m", weights=[1.0]),
-    "not those of the members; found {'a': 1, 'c': 0}": lambda: weighted_fusion(
-        A, B, name="f", weights={"a": 1, "c": 0}
-    ),
-    "not those of the members; found [nan, 1]": lambda: weighted_fusion(A, B, name="f", weights=[float("nan"), 1]),
+    "are shares, from 0 to 1; found `a`: -0.5, `b`: 1.5": lambda: average(A, B, name="m", weights=[-0.5, 1.5]),
+    "not those of the members; found 1;": lambda: average(A, B, name="m", weights=[1.0]),
+    "not those of the members; found none;": lambda: average(A, B, name="m", weights={}),
+    "not those of the members; found `a`: 1, `c`: 0": lambda: weighted_fusion(A, B, name="f", weights={"a": 1, "c": 0}),
+    "not those of the members; found nan, 1": lambda: weighted_fusion(A, B, name="f", weights=[float("nan"), 1]),
+    "not those of the members; found 1e+40, 1": lambda: weighted_fusion(A, B, name="f", weights=[1e40, 1]),
     "no temperature of a softmax; found 0.0": lambda: FusionOptions(temperature=0.0),
     "no member of this name has a head; found `a`": lambda: stack(A, B, name="s", head="a"),
 }
