@@ -30,6 +30,4 @@ class Graph:
     def call(self, feeds: Mapping[str, np.ndarray]) -> Call:
         """A call with these tensors. They are put onto the device once, here, and the outputs stay there."""
         values: dict[str, ort.OrtValue] = {name: on_device(array, self._provider) for name, array in feeds.items()}
-        if self._provider == "cpu":
-            return lambda: self._session.run_with_ort_values(self._outputs, values)
         return lambda: run_bound(self._session, self._outputs, values, self._provider)
