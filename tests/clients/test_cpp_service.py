@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +163,12 @@ def test_it_stops_when_it_is_told_to(cpp_build: Path, small_bundle: Path, how: s
     rows = 512
     body = json.dumps({"inputs": {"input_ids": [[5] * 60] * rows, "attention_mask": [[1] * 60] * rows}})
     with _started(cpp_build, small_bundle) as (process, client):
-        connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port or 0, timeout=60)
-        connection.request("POST", "/run", body)
-        client.get("/adapters")  # came later, and was answered: the other request is being computed
-        process.send_signal(how)
-        assert len(json.loads(connection.getresponse().read())["rows"]) == rows
+        address = http.client.HTTPConnection(client.base_url.host, client.base_url.port or 0, timeout=60)
+        with closing(address) as connection:
+            connection.request("POST", "/run", body)
+            client.get("/adapters")  # came later, and was answered: the other request is being computed
+            process.send_signal(how)
+            assert len(json.loads(connection.getresponse().read())["rows"]) == rows
         client.close()
         assert process.wait(timeout=30) == 0
 
