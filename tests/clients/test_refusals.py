@@ -115,7 +115,7 @@ FILES = {
     "of another base": (_file_of_another_base, "was made for another bundle"),
     "a tensor like an input": (_file_with_an_input, "`input_ids` is the name of a data input"),
     "a tensor is missing": (_file_without_a_tensor, "is missing"),
-    "NaN": (_file_with_nan, "NaN"),
+    "NaN": (_file_with_nan, "holds NaN"),
     "half": (_half_a_file, "damaged"),
 }
 
