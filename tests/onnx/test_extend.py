@@ -16,6 +16,7 @@ import pytest
 from tiny_onnx import random_adapter, save_tiny, token_inputs
 
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, FormatError, HashError
+from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors
@@ -220,6 +221,7 @@ def test_a_bundle_whose_graph_says_nothing_of_its_slots_is_refused(base: OnnxBas
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
+from adapter_export.format import files
 from adapter_export.onnx import extend
 bundle, step = Path(sys.argv[1]), sys.argv[2]
 def tell(name):
@@ -230,6 +232,12 @@ def write(manifest, folder):
     kept(manifest, folder)
     tell("manifest")
 extend.write_manifest = write
+exchange = files.exchange
+def exchange_and_tell(one, other):
+    done = exchange(one, other)
+    tell("exchanged")
+    return done
+files.exchange = exchange_and_tell
 extend.remove_adapters(bundle, ["a"], progress=tell)
 """
 
@@ -243,3 +251,15 @@ def test_a_killed_change_leaves_the_bundle_as_it_was(built: Path, bundle: Path, 
         if path.is_file():
             assert (bundle / path.relative_to(built)).read_bytes() == path.read_bytes()
     assert read_tensors(bundle / "adapters/a.safetensors")
+
+
+def test_a_change_that_is_killed_after_the_exchange_is_made(built: Path, bundle: Path) -> None:
+    """The old folder lies beside it, hidden, and may be deleted."""
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), "exchanged"], check=False, env={**os.environ})
+    assert done.returncode == -signal.SIGKILL
+    after = read_manifest(bundle)
+    assert [record.name for record in after.adapters] == ["b"]
+    verify_files(after, bundle)
+    (left,) = (path for path in bundle.parent.iterdir() if path != bundle)
+    assert left.name.startswith(".bundle.")
+    assert read_manifest(left) == read_manifest(built)

@@ -10,12 +10,15 @@ from tiny_onnx import token_inputs
 from adapter_export.errors import RequestError, UsageError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.runtime import Bundle, Request, Session
+from adapter_export.runtime.providers import Provider
 
 INPUTS = token_inputs(5, 3, 1)
 NAMES = (None, "wide", "narrow", "pfeiffer", "plain")
 
 HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
-needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="no GPU: this build of ONNX Runtime has no CUDA provider")
+NEEDS_CUDA = pytest.mark.skipif(not HAS_CUDA, reason="no GPU: this build of ONNX Runtime has no CUDA provider")
+PROVIDERS = ("cpu", pytest.param("cuda", marks=NEEDS_CUDA))
+"""A missing GPU is no missing tool: the tests for it skip wherever there is none."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,32 +56,63 @@ def test_a_wrong_call_has_no_fallback(bundle: Bundle) -> None:
         bundle.session(resident=0)
 
 
-@needs_cuda
-class TestCuda:
+@pytest.mark.parametrize("provider", PROVIDERS)
+class TestProvider:
+    """What holds on a GPU, held on the CPU as well, so that these tests run everywhere."""
+
+    @pytest.fixture
+    def placed(self, bundle: Bundle, provider: Provider) -> Session:
+        return bundle.session(provider=provider, resident=2)
+
     @pytest.mark.parametrize("name", NAMES)
-    def test_golden_vectors_hold_and_outputs_stay_on_the_device(self, bundle: Bundle, name: str | None) -> None:
-        session = bundle.session(provider="cuda")
+    def test_golden_vectors_hold_and_outputs_stay_on_the_device(
+        self, bundle: Bundle, placed: Session, provider: Provider, name: str | None
+    ) -> None:
         record = next((each for each in bundle.manifest.adapters if each.name == name), None)
         golden = bundle.manifest.golden if record is None else record.golden
         tensors = read_tensors(bundle.folder / golden.path)
         for case in golden.cases:
             given = {i.name: tensors[f"{case}.input.{i.name}"] for i in bundle.manifest.inputs}
-            bound = session.run_on_device(given, name)
+            bound = placed.run_on_device(given, name)
             for output, allowed in golden.absolute.items():
-                assert bound[output].device_name() == "cuda"
+                assert bound[output].device_name() == provider
                 expected = tensors[f"{case}.output.{output}"]
                 np.testing.assert_allclose(bound[output].numpy(), expected, rtol=0, atol=allowed)
-                np.testing.assert_allclose(session.run(given, name)[output], expected, rtol=0, atol=allowed)
+                np.testing.assert_allclose(placed.run(given, name)[output], expected, rtol=0, atol=allowed)
 
-    def test_mixed_batches_and_loaded_adapters(self, bundle: Bundle) -> None:
-        session = bundle.session(provider="cuda", resident=2)
+    def test_adapters_are_uploaded_once(self, placed: Session, provider: Provider) -> None:
+        entry = placed._catalogue.entry("wide")
+        before = placed._catalogue.resident(entry).feeds
+        for _ in range(3):
+            placed.run(INPUTS, "wide")
+            placed.run_on_device(INPUTS, "wide")
+        after = placed._catalogue.resident(entry).feeds
+        assert {value.device_name() for value in after.values()} == {provider}
+        assert [value.data_ptr() for value in after.values()] == [value.data_ptr() for value in before.values()]
+        if provider == "cpu":
+            tensors = placed._catalogue.resident(entry).adapter.tensors
+            assert all(after[name].data_ptr() == tensor.ctypes.data for name, tensor in tensors.items())
+
+    def test_the_table_stays_on_the_device_until_an_adapter_is_put_in(
+        self, bundle: Bundle, placed: Session, provider: Provider
+    ) -> None:
+        path = bundle.folder / "adapters/wide.onnx_adapter"
+        placed.load("again", path)
+        placed.run(INPUTS, adapters=("again", None, "again"))
+        table = placed._bank._opened_table()
+        before = dict(table._feeds)
+        placed.run(INPUTS, adapters=(None, "again", "again"))
+        assert {value.device_name() for value in table._feeds.values()} == {provider}
+        assert all(table._feeds[name] is value for name, value in before.items())
+
+    def test_mixed_batches_and_loaded_adapters(self, bundle: Bundle, placed: Session) -> None:
         for record in bundle.manifest.adapters:
-            session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, labels=record.labels)
+            placed.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, labels=record.labels)
         for names in (("wide", None, "narrow"), ("wide.again", "narrow.again", None), ("plain.again", "wide", None)):
-            found = session.run(INPUTS, adapters=names)["hidden"]
+            found = placed.run(INPUTS, adapters=names)["hidden"]
             for row, name in enumerate(names):
-                np.testing.assert_allclose(found[row], session.run(INPUTS, name)["hidden"][row], rtol=0, atol=1e-4)
+                np.testing.assert_allclose(found[row], placed.run(INPUTS, name)["hidden"][row], rtol=0, atol=1e-4)
         requests = [Request(token_inputs(3 + index), name) for index, name in enumerate(NAMES)]
-        for request, outputs in zip(requests, session.run_many(requests), strict=True):
-            expected = session.run(request.inputs, request.adapter)["hidden"]
+        for request, outputs in zip(requests, placed.run_many(requests), strict=True):
+            expected = placed.run(request.inputs, request.adapter)["hidden"]
             np.testing.assert_allclose(outputs["hidden"], expected, rtol=0, atol=1e-4)
