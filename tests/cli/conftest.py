@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from once import once
 from safetensors.numpy import save_file
 
 from adapter_export.cli.main import main
@@ -123,8 +124,11 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel
 
-    folder = tmp_path_factory.mktemp("hf")
-    torch.manual_seed(0)
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        BertModel(config).eval().save_pretrained(folder)
+        tokenizer.save(str(folder / "tokenizer.json"))
+
     config = BertConfig(
         vocab_size=len(WORDS) + 4,
         hidden_size=WIDTH,
@@ -134,23 +138,35 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=80,
         initializer_range=0.2,
     )
-    BertModel(config).eval().save_pretrained(folder)
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return once(tmp_path_factory, "cli_hf", make)
 
 
 @pytest.fixture(scope="session")
 def model(cli: Cli, hf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small BERT as an archive, made by `capture`."""
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    cli.done("capture", hf_folder, "-o", path)
-    return path
+
+    def make(folder: Path) -> None:
+        cli.done("capture", hf_folder, "-o", folder / "model.pt")
+
+    return once(tmp_path_factory, "cli_model", make) / "model.pt"
+
+
+@pytest.fixture(scope="session")
+def graph(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small BERT as an ONNX graph, which `build` needs no export for."""
+    from adapter_export.torch.base import load_base
+    from adapter_export.torch.to_onnx import export_onnx
+
+    def make(folder: Path) -> None:
+        export_onnx(load_base(model), folder / "model.onnx")
+
+    return once(tmp_path_factory, "cli_graph", make) / "model.onnx"
 
 
 PlainTensors = Callable[..., dict[str, np.ndarray]]
@@ -178,21 +194,26 @@ def plain_tensors() -> PlainTensors:
 @pytest.fixture(scope="session")
 def adapters(cli: Cli, model: Path, plain_tensors: PlainTensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two adapters, made by `pack`: `topic` (Houlsby, 3 classes) and `tone` (Pfeiffer, 2 classes)."""
-    folder = tmp_path_factory.mktemp("adapters")
-    for name, kind, activation, labels in (
-        ("topic", "houlsby", "gelu", "a,b,c"),
-        ("tone", "pfeiffer", "relu", "bad,good"),
-    ):
-        file = folder / f"{name}.safetensors"
-        save_file(plain_tensors(kind, 4, seed=len(name), classes=labels.count(",") + 1), file)
-        options = ("--kind", kind, "--activation", activation, "--labels", labels, "--base", model)
-        cli.done("pack", file, *options, "-o", folder / name)
-    return folder
+
+    def make(folder: Path) -> None:
+        for name, kind, activation, labels in (
+            ("topic", "houlsby", "gelu", "a,b,c"),
+            ("tone", "pfeiffer", "relu", "bad,good"),
+        ):
+            file = folder / f"{name}.safetensors"
+            save_file(plain_tensors(kind, 4, seed=len(name), classes=labels.count(",") + 1), file)
+            options = ("--kind", kind, "--activation", activation, "--labels", labels, "--base", model)
+            cli.done("pack", file, *options, "-o", folder / name)
+
+    return once(tmp_path_factory, "cli_adapters", make)
 
 
 @pytest.fixture(scope="session")
 def bundle(cli: Cli, model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small BERT and both adapters, made by `build`."""
-    path = tmp_path_factory.mktemp("bundle") / "bundle"
-    cli.done("build", model, "--adapters", f"{adapters / 'topic'},{adapters / 'tone'}", "-o", path)
-    return path
+
+    def make(folder: Path) -> None:
+        listed = f"{adapters / 'topic'},{adapters / 'tone'}"
+        cli.done("build", model, "--adapters", listed, "-o", folder / "bundle")
+
+    return once(tmp_path_factory, "cli_bundle", make) / "bundle"

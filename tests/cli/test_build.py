@@ -25,12 +25,12 @@ def test_the_bundle_is_complete(bundle: Path) -> None:
     assert {"model.onnx", "base.bin", "adapters/topic.onnx_adapter"} <= {file["path"] for file in manifest["files"]}
 
 
-def test_names_are_looked_up_beside_the_model_and_in_adapters(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
-    shutil.copy(model, tmp_path / "model.pt")
+def test_names_are_looked_up_beside_the_model_and_in_adapters(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+    shutil.copytree(graph.parent, tmp_path, dirs_exist_ok=True)
     shutil.copytree(adapters / "topic", tmp_path / "topic")
     work = tmp_path / "work"
     shutil.copytree(adapters / "tone", work / "adapters" / "tone")
-    made = cli.json("build", "../model.pt", "--adapters", "topic,tone,again=tone", "-o", "out/bundle", folder=work)
+    made = cli.json("build", "../model.onnx", "--adapters", "topic,tone,again=tone", "-o", "out/bundle", folder=work)
     assert [adapter["name"] for adapter in made["manifest"]["adapters"]] == ["topic", "tone", "again"]
     assert (work / "out" / "bundle" / "manifest.json").is_file()
 
@@ -43,14 +43,8 @@ def test_the_table_shows_the_sizes_and_the_next_step(cli, hf_folder: Path, adapt
     assert "exporting the base to ONNX" in found.stderr
 
 
-def test_an_onnx_base_is_built_with_the_cut_base_as_reference(
-    cli, model: Path, adapters: Path, plain_tensors, tmp_path: Path
-) -> None:
-    from adapter_export.torch.base import load_base
-    from adapter_export.torch.to_onnx import export_onnx
-
-    export_onnx(load_base(model), tmp_path / "model.onnx")
-    made = cli.json("build", tmp_path / "model.onnx", "--adapters", adapters / "topic", "-o", tmp_path / "bundle")
+def test_an_onnx_base_is_built_with_the_cut_base_as_reference(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+    made = cli.json("build", graph, "--adapters", adapters / "topic", "-o", tmp_path / "bundle")
     assert "float64 for adapters" in made["manifest"]["golden"]["reference"]
     assert made["manifest"]["text"] is None
 
@@ -148,10 +142,10 @@ def test_another_base_is_refused_unless_it_is_allowed(
     assert "no" in cli.done("inspect", tmp_path / "bundle").stdout
 
 
-def test_what_is_there_is_replaced_only_by_force(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+def test_what_is_there_is_replaced_only_by_force(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("keep")
-    call = ("build", model, "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
+    call = ("build", graph, "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
     cli.refused(3, "already exists", *call)
     assert _left(tmp_path / "bundle") == ["mine.txt"]
     cli.done(*call, "--force")
@@ -160,10 +154,10 @@ def test_what_is_there_is_replaced_only_by_force(cli, model: Path, adapters: Pat
 
 
 @pytest.mark.parametrize("limit", [1_000, 12_000, 40_000])
-def test_a_full_disk_leaves_what_was_there(cli, model: Path, adapters: Path, tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_leaves_what_was_there(cli, graph: Path, adapters: Path, tmp_path: Path, limit: int) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("keep")
-    call = ("build", model, "--adapters", adapters / "tone", "-o", tmp_path / "bundle", "--force")
+    call = ("build", graph, "--adapters", adapters / "tone", "-o", tmp_path / "bundle", "--force")
     cli.refused(3, "error:", *call, file_size=limit)
     assert _left(tmp_path / "bundle") == ["mine.txt"]
     assert _left(tmp_path) == ["bundle"]

@@ -32,6 +32,20 @@ def test_compositions_are_built_and_checked_beside_their_members(
     listed = ",".join(map(str, [adapters / "topic", adapters / "tone", *(composed / name for name in HOW)]))
     cli.done("build", graph, "--adapters", listed, "-o", tmp_path / "bundle")
     cli.done("check", tmp_path / "bundle", "--against", model)
+    run_with_weights(cli, tmp_path / "bundle")
+
+
+def run_with_weights(cli, bundle: Path) -> None:
+    """Weights that a call gives count; half of them, or those of no fusion, are refused."""
+    call = ("run", bundle, "--text", "the film is good", "--adapter")
+    own, other = (cli.json(*call, "fuse", *options) for options in ((), ("--weights", "topic=0.9,tone=-0.5")))
+    assert own == other
+    assert cli.json(*call, "fuse", "--weights", "topic=0,tone=1") != own
+    cli.refused(3, "a finite weight for each of its members", *call, "fuse", "--weights", "topic=1")
+    cli.refused(3, "has no weights that a call could give", *call, "topic", "--weights", "topic=1")
+    cli.refused(2, "`--weights` names the members", *call, "fuse", "--weights", "1,2")
+    cli.refused(2, "those of an `--adapter`", "run", bundle, "--text", "good", "--weights", "topic=1,tone=1")
+    cli.refused(2, "`--many` and `--weights`", *call, "fuse", "--many", "--weights", "topic=1,tone=1")
 
 
 def test_the_record_names_the_members_and_their_weights(adapters: Path, composed: Path) -> None:

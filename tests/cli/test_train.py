@@ -251,7 +251,9 @@ KINDS_WITH_OPTIONS = {
 }
 
 
-def test_every_kind_trains_and_all_go_into_one_bundle(cli, model: Path, data: Path, tmp_path: Path) -> None:
+def test_every_kind_trains_and_all_go_into_one_bundle(
+    cli, model: Path, graph: Path, data: Path, tmp_path: Path
+) -> None:
     for kind, options in KINDS_WITH_OPTIONS.items():
         made = cli.json(
             "train", model, "--data", data, "--epochs", "1", "--kind", kind, *options, "-o", tmp_path / kind
@@ -264,7 +266,7 @@ def test_every_kind_trains_and_all_go_into_one_bundle(cli, model: Path, data: Pa
         "ffn.up": 4,
     }
     folders = ",".join(str(tmp_path / kind) for kind in KINDS_WITH_OPTIONS)
-    cli.done("build", model, "--adapters", folders, "-o", tmp_path / "bundle")
+    cli.done("build", graph, "--adapters", folders, "-o", tmp_path / "bundle")
     report = cli.json("check", tmp_path / "bundle", "--against", model)
     assert report["verdict"] == "passed"
 
