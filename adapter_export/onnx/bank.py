@@ -13,6 +13,7 @@ from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.graft import Graft
 from adapter_export.onnx.head_outputs import HeadSum
 from adapter_export.onnx.insert import insert
+from adapter_export.onnx.layout import as_before, row_by_row
 from adapter_export.onnx.lowering import Writer
 from adapter_export.onnx.rows import BankRows, bank_name, mask_name
 from adapter_export.onnx.slots import Part, SlotPlan
@@ -94,7 +95,7 @@ def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
             value = values.get(getattr(site, read))
             shape = ir.Shape([]) if value is None or value.shape is None else value.shape
             first = shape[0] if len(shape) == _ROWS_APART else None
-            if isinstance(first, int) or (first is not None and first.value in others):
+            if not site.turned and (isinstance(first, int) or (first is not None and first.value in others)):
                 raise BaseModelError(
                     "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
                     where=f"site `{site.name}`, `{read}`",
@@ -150,13 +151,13 @@ class _ById:
         tensors = self._tensors.of(part)
         return {name: self._gather(tensors[part.slot(name)], writer) for name in part.graph.parameters}
 
-    def enter(self, value: ir.Value, name: str, writer: Writer, /) -> ir.Value:
+    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, turned: bool = False) -> ir.Value:
         """[batch, tokens, width]."""
-        return _unflattened(value, self._ids, name, writer)
+        return row_by_row(value, self._ids, name, writer, turned=turned)
 
-    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /) -> ir.Value:
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, turned: bool = False) -> ir.Value:
         """In the shape of the base's value."""
-        return _flattened(result, like, writer)
+        return as_before(result, like, writer, turned=turned)
 
     def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
         """[batch, 1, tokens]."""
@@ -203,13 +204,14 @@ class _ByShare:
             for name in part.graph.parameters
         }
 
-    def enter(self, value: ir.Value, name: str, writer: Writer, /) -> ir.Value:
+    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, turned: bool = False) -> ir.Value:
         """[batch, 1, tokens, width]."""
-        return _unsqueezed(_unflattened(value, self._shares, name, writer), [1], f"{name}/all", writer)
+        rows = row_by_row(value, self._shares, name, writer, turned=turned)
+        return _unsqueezed(rows, [1], f"{name}/all", writer)
 
-    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /) -> ir.Value:
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, turned: bool = False) -> ir.Value:
         """In the shape of the base's value."""
-        return _flattened(self._mixed(result, f"{like.name}/mixed", writer), like, writer)
+        return as_before(self._mixed(result, f"{like.name}/mixed", writer), like, writer, turned=turned)
 
     def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
         """[batch, 1, 1, tokens]."""
@@ -247,22 +249,3 @@ def _pooled(head: HeadSum, result: ir.Value, writer: Writer) -> ir.Value:
 
 def _unsqueezed(value: ir.Value, axes: Sequence[int], name: str, writer: Writer) -> ir.Value:
     return writer.op(name, "Unsqueeze", (value, writer.integers(f"{name}/axes", axes)))
-
-
-def _unflattened(value: ir.Value, rows: ir.Value, name: str, writer: Writer) -> ir.Value:
-    """[batch, tokens, width], where the base has the tokens of all rows on one axis."""
-    if value.shape is None or len(value.shape) != 2:
-        return value
-    integer = ir.TensorType(ir.DataType.INT64)
-    batch = writer.op(f"{name}/batch", "Shape", (rows,), {"start": 0, "end": 1}, type=integer)
-    rest = writer.op(f"{name}/width", "Shape", (value,), {"start": -1}, type=integer)
-    shape = writer.op(f"{name}/shape", "Concat", (batch, writer.integers(f"{name}/tokens", [-1]), rest), {"axis": 0})
-    return writer.op(f"{name}/rows", "Reshape", (value, shape))
-
-
-def _flattened(result: ir.Value, like: ir.Value, writer: Writer) -> ir.Value:
-    """The tokens of all rows on one axis, where the base has them so."""
-    if like.shape is None or len(like.shape) != 2:
-        return result
-    shape = writer.op(f"{like.name}/shape", "Shape", (like,), type=ir.TensorType(ir.DataType.INT64))
-    return writer.op(f"{like.name}/flat", "Reshape", (result, shape))

@@ -1,4 +1,4 @@
-"""Layouts of an ONNX graph that cut one axis of what they read."""
+"""Layouts of an ONNX graph that cut one axis of what they read, or move whole axes."""
 
 from __future__ import annotations
 
@@ -61,3 +61,19 @@ def _numbers(node: ir.Node, at: int) -> list[int] | None:
     value = node.inputs[at] if at < len(node.inputs) else None
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else [int(number) for number in tensor.numpy().ravel()]
+
+
+def order_of(node: ir.Node) -> tuple[int | None, ...]:
+    """The axis of its input that each axis of a node's result is, of those that move whole axes; empty for others."""
+    source = node.inputs[0] if node.inputs else None
+    if node.op_type == "Transpose":
+        return tuple(node.attributes.get_ints("perm", ()))
+    axes = _numbers(node, 1) if node.op_type in ("Unsqueeze", "Squeeze") else None
+    if axes is None or source is None or source.shape is None:
+        return ()
+    rank = len(source.shape)
+    if node.op_type == "Squeeze":
+        dropped = {axis % rank for axis in axes}
+        return tuple(axis for axis in range(rank) if axis not in dropped)
+    new, old = {axis % (rank + len(axes)) for axis in axes}, iter(range(rank))
+    return tuple(None if axis in new else next(old) for axis in range(rank + len(axes)))

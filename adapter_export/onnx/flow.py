@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx.cuts import cuts_of
+from adapter_export.onnx.cuts import cuts_of, order_of
 from adapter_export.onnx.fused import SUMMANDS, UNNAMED_SUM, hides_sum, is_skip_norm, sum_output
 from adapter_export.onnx.norms import NORMS, norm_of
 from adapter_export.onnx.paths import called_aside, module_path
@@ -232,7 +232,7 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         operands=operands(node, activations),
         finish=finish(node, activations),
         cuts=cuts_of(node),
-        order=tuple(node.attributes.get_ints("perm", ())) if node.op_type == "Transpose" else (),
+        order=order_of(node),
         packed=packed(node),
     )
 

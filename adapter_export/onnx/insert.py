@@ -148,13 +148,14 @@ class _Insertion:
         inputs = {
             name: cast(tape, read[name], ir.DataType.FLOAT, site.name, f"{place}{name}") for name in sorted(needed)
         }
-        inputs = {name: self.supply.enter(value, f"{place}{name}", at_site) for name, value in inputs.items()}
+        enter, turned = self.supply.enter, site.turned
+        inputs = {name: enter(value, f"{place}{name}", at_site, turned=turned) for name, value in inputs.items()}
         norm = self._norm(tape, site, place) if any(needs_base_norm(part.graph) for part in parts) else {}
         for part in parts:
             graph, writer = bound_to(part.graph, site.norm), self._writer(tape, part, site.path)
             parameters = {**self.supply.parameters(part, writer), **norm}
             inputs[replaced] = emit(graph, inputs, parameters, writer)
-        left = self.supply.leave(inputs[replaced], read[replaced], at_site)
+        left = self.supply.leave(inputs[replaced], read[replaced], at_site, turned=turned)
         result = cast(tape, left, read[replaced].dtype, site.name, f"{place}result")
         self.sites.replace(site, replaced, result, tape.nodes)
         self.values[site.name] = {**read, **self.values.get(site.name, {}), result_of(replaced): result}

@@ -27,11 +27,11 @@ class Supply(Protocol):
         """The tensors of a part, by parameter."""
         ...
 
-    def enter(self, value: ir.Value, name: str, writer: Writer, /) -> ir.Value:
-        """A value [batch, tokens, width] of the base as the adapter's nodes read it."""
+    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, turned: bool = False) -> ir.Value:
+        """A value [batch, tokens, width] of the base as the adapter's nodes read it; `turned`: tokens before batch."""
         ...
 
-    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /) -> ir.Value:
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, turned: bool = False) -> ir.Value:
         """What the adapter's nodes computed in the place of a value of the base, in that value's shape."""
         ...
 
@@ -68,11 +68,11 @@ class SlotSupply:
                 self._shared[record.name] = slots[record.parameter]
         return slots
 
-    def enter(self, value: ir.Value, _name: str, _writer: Writer, /) -> ir.Value:
+    def enter(self, value: ir.Value, _name: str, _writer: Writer, /, *, turned: bool = False) -> ir.Value:  # noqa: ARG002
         """As it is."""
         return value
 
-    def leave(self, result: ir.Value, _like: ir.Value, _writer: Writer, /) -> ir.Value:
+    def leave(self, result: ir.Value, _like: ir.Value, _writer: Writer, /, *, turned: bool = False) -> ir.Value:  # noqa: ARG002
         """As it is."""
         return result
 

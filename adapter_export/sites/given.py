@@ -14,6 +14,7 @@ from adapter_export.sites.follow import block_output, follower_of, path_of
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.linear import linear_sites
 from adapter_export.sites.site import SUBLAYERS, Norm, Role, Site, SiteMap
+from adapter_export.sites.turned import is_turned
 from adapter_export.sites.view import FlowGraph, FlowNode
 
 View = Literal["torch", "onnx"]
@@ -79,7 +80,8 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
     if given is None:
         return discover(flow)
     found = _found(flow, given.final.get(view))
-    check = _Check(given.source, view, FlowIndex(flow))
+    streams = tuple(dict.fromkeys(site.x for site in found.sublayers if site.x is not None))
+    check = _Check(given.source, view, FlowIndex(flow), streams)
     chosen = {site.name: site for site in found.sites}
     for name in given.sites:
         if given.sites[name] is None and name not in chosen:
@@ -123,6 +125,7 @@ class _Check:
     source: str
     view: View
     index: FlowIndex
+    streams: tuple[str, ...]
 
     def unfit(self, place: str, found: object, expected: str) -> UsageError:
         return UsageError(
@@ -161,6 +164,7 @@ class _Check:
             path=path_of(nodes),
             followed_by="",
             parts=given.parts,
+            turned=given.role == "linear" and is_turned(self.index, start, self.streams),
             blocks=given.blocks,
         )
         self._parts(site)

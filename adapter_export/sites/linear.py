@@ -10,6 +10,7 @@ from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.layer import Layer, layer_of
 from adapter_export.sites.pieces import Piece, pieces_of
 from adapter_export.sites.site import Site
+from adapter_export.sites.turned import is_turned
 from adapter_export.sites.wiring import PACKED, Wiring, attention_wiring, ffn_wiring
 
 _JOINED: Mapping[frozenset[str], str] = {
@@ -40,16 +41,9 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Ite
     wiring = find(index, nodes, sublayer.h, frozenset(ends))
     products = {node.name: node for node in nodes if node.linear} | wiring.layers
     layers = [layer for product in products.values() if (layer := layer_of(index, product)) is not None]
-    layers = [layer for layer in layers if not _is_turned(index, layer.u, sublayer.x)]
     layers.sort(key=lambda layer: index.position(layer.h))
     for layer, name in zip(layers, _names(layers, wiring), strict=True):
         yield _site(index, layer, sublayer, name, wiring)
-
-
-def _is_turned(index: FlowIndex, value: str, x: str) -> bool:
-    """Whether tokens come before batch, as `torch.nn.MultiheadAttention` has them: no row of a request lies there."""
-    one, other = index.flow.shapes.get(value, ()), index.flow.shapes.get(x, ())
-    return len(one) == len(other) == 3 and one[0] != other[0] and one[:2] == other[1::-1] and None not in one
 
 
 def _site(index: FlowIndex, layer: Layer, sublayer: Site, name: str, wiring: Wiring) -> Site:
@@ -70,6 +64,7 @@ def _site(index: FlowIndex, layer: Layer, sublayer: Site, name: str, wiring: Wir
         followed_by="",
         parts={name: (piece.start, piece.end) for name, piece in parts.items()},
         blocks=max((piece.blocks for piece in parts.values()), default=1),
+        turned=is_turned(index, layer.u, [sublayer.x] if sublayer.x is not None else []),
     )
 
 

@@ -35,13 +35,14 @@ class _View(NamedTuple):
 def pieces_of(index: FlowIndex, value: str) -> dict[str, Piece]:
     """The values that are cut out of the last axis of a value [..., width], or out of an axis that is made of it.
 
-    A reshape may have put the features on several axes, as heads, and a transposition may have moved these.
+    A reshape may have put the features on several axes, as heads, and transpositions may have moved these.
     """
     shape = index.flow.shapes.get(value, ())
     if not shape or not isinstance(shape[-1], int):
         return {}
     views = [_View(value, (shape[-1],), (*[None] * (len(shape) - 1), 0)), *_reshaped(index, value, shape)]
-    views += [turned for view in views for turned in _turned(index, view)]
+    for view in views:  # which grow on the way
+        views += _moved(index, view)
     return {name: piece for view in views for name, piece in _cuts(index, view)}
 
 
@@ -56,10 +57,11 @@ def _reshaped(index: FlowIndex, value: str, shape: tuple[Dim, ...]) -> Iterator[
             yield _View(node.outputs[0], inner, (*[None] * outer, *range(len(inner))))
 
 
-def _turned(index: FlowIndex, view: _View) -> Iterator[_View]:
+def _moved(index: FlowIndex, view: _View) -> Iterator[_View]:
     for node in index.readers(view.value):
-        if len(node.order) == len(view.places):
-            yield view._replace(value=node.outputs[0], places=tuple(view.places[axis] for axis in node.order))
+        if node.order and not node.cuts:
+            places = tuple(None if axis is None else view.places[axis] for axis in node.order)
+            yield view._replace(value=node.outputs[0], places=places)
 
 
 def _cuts(index: FlowIndex, view: _View) -> Iterator[tuple[str, Piece]]:

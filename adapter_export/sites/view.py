@@ -50,7 +50,8 @@ class FlowNode:
             are; query, key and value of a fused attention, or what holds all three.
         finish: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
         cuts: of a layout that cuts one axis: the slice of its input that each output is.
-        order: of a transposition: the axis of its input that each axis of its output is.
+        order: of a layout that moves whole axes: the axis of its input that each axis of its output is; none for a new
+            one of length 1.
         packed: of an attention that reads one value with query, key and value: the slice that each of them is.
         norm: of a norm, and of the last piece of one that is written out: which one it is.
         normed: what that norm reads.
@@ -70,7 +71,7 @@ class FlowNode:
     operands: tuple[str, ...] = ()
     finish: Finish | None = None
     cuts: Mapping[str, Cut] = field(default_factory=dict)
-    order: tuple[int, ...] = ()
+    order: tuple[int | None, ...] = ()
     packed: tuple[tuple[int, int], ...] = ()
 
     @property

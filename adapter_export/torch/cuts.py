@@ -1,8 +1,9 @@
-"""Layouts of an FX graph that cut one axis of what they read, or let axes change places."""
+"""Layouts of an FX graph that cut one axis of what they read, or move whole axes."""
 
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -12,6 +13,8 @@ from adapter_export.sites.view import Cut
 _UNBIND = 1
 _SPLITS = {"split": 2, "split_with_sizes": 2, "chunk": 2, "unbind": _UNBIND}
 """What cuts a tensor into parts, and which argument is the axis; 0 if it is not given."""
+
+_ORDERS = frozenset({"transpose", "permute", "unsqueeze", "squeeze", "contiguous", "clone"})
 
 
 def cut_of(node: Node, op: str) -> Cut | None:
@@ -34,16 +37,25 @@ def cut_of(node: Node, op: str) -> Cut | None:
     return None if length is None or steps != 1 else Cut(_axis(node.args[0], axis), begin, begin + length)
 
 
-def order_of(node: Node, op: str) -> tuple[int, ...]:
-    """The axis of its input that each axis of a transposition is; empty for other nodes."""
+def order_of(node: Node, op: str) -> tuple[int | None, ...]:
+    """The axis of its input that each axis of a node's result is, of those that move whole axes; empty for others."""
     value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], Node) else None
-    if op not in ("transpose", "permute") or not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or op not in _ORDERS:
         return ()
     axes = list(range(value.dim()))
+    if op in ("contiguous", "clone"):
+        return tuple(axes)
+    first: Any = node.args[1] if len(node.args) > 1 else None
     if op == "permute":
-        return tuple(axes[axis] for axis in node.args[1])  # type: ignore[index,union-attr]
-    one, other = (axes[axis] for axis in node.args[1:3])  # type: ignore[index]
-    axes[one], axes[other] = other, one
+        return tuple(axes[axis] for axis in first)
+    if op == "unsqueeze":
+        at = first % (value.dim() + 1)
+        return (*axes[:at], None, *axes[at:])
+    if op == "squeeze":
+        at = first % value.dim() if isinstance(first, int) else None
+        return tuple(axis for axis in axes if axis != at) if at is not None and value.shape[at] == 1 else ()
+    other: Any = node.args[2]
+    axes[first], axes[other] = axes[other], axes[first]
     return tuple(axes)
 
 

@@ -1,8 +1,7 @@
-"""Sites at which tokens come before the batch: no bank acts on their rows, whether that is known or not."""
+"""Sites at which tokens come before the batch: a bank turns them where that is known, and is refused where not."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +44,8 @@ def turned(folder: Path, axes: list[str | None]) -> OnnxBase:
     return open_onnx(folder / "model.onnx")
 
 
-def build(base: OnnxBase, out: Path, flavours: list[str] | None) -> object:
-    (site,) = (site.name for site in base.sites if site.h == "up")
+def build(base: OnnxBase, out: Path, flavours: list[str] | None, *, at: str = "down") -> object:
+    (site,) = (site.name for site in base.sites if site.h == at)
     adapters = [
         adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("one", "two")
     ]
@@ -55,35 +54,41 @@ def build(base: OnnxBase, out: Path, flavours: list[str] | None) -> object:
     return build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, forms=forms)
 
 
-def test_layers_that_are_known_to_read_tokens_first_are_no_sites(tmp_path):
-    assert [site.name for site in turned(tmp_path, ["tokens", "batch"]).sites] == ["layers.0.ffn"]
+def test_layers_that_read_tokens_first_are_known_by_their_axes(tmp_path):
+    sites = turned(tmp_path, ["tokens", "batch"]).sites
+    assert [(site.name, site.turned) for site in sites] == [
+        ("layers.0.ffn.up", True),
+        ("layers.0.ffn.down", True),
+        ("layers.0.ffn", False),
+    ]
 
 
-def test_a_site_that_a_person_gives_there_has_no_bank(tmp_path):
-    """With the names known, the usual flavours leave the bank out and say why; asked for by name it is an error."""
-    known = turned(tmp_path, ["tokens", "batch"])
-    (tmp_path / "other").mkdir()
-    sites = turned(tmp_path / "other", [None, None]).sites
-    base = replace(known, sites=sites)
-    manifest = build(base, tmp_path / "bundle", None)
-    assert sorted(manifest.graphs) == ["inputs", "slots"]
-    with pytest.raises(BaseModelError, match=r"site `layers.0.ffn.up`.*no batch as the first axis"):
-        build(base, tmp_path / "asked", ["slots", "bank"])
+def test_without_names_what_a_transposition_gives_is_known(tmp_path):
+    sites = turned(tmp_path, [None, None]).sites
+    assert [site.name for site in sites if site.turned] == ["layers.0.ffn.up"]
+
+
+@pytest.mark.parametrize("axes", [["tokens", "batch"], [None, None]])
+def test_a_bank_turns_what_adapters_read_there(tmp_path, axes):
+    """The build runs mixed batches against each row alone."""
+    manifest = build(turned(tmp_path, axes), tmp_path / "bundle", ["slots", "bank", "mixture"], at="up")
+    assert sorted(manifest.graphs) == ["bank", "mixture", "slots"]
 
 
 @pytest.mark.parametrize("flavour", ["bank", "mixture"])
 def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path, flavour):
     base = turned(tmp_path, [None, None])
-    assert "layers.0.ffn.up" in [site.name for site in base.sites]
+    assert "layers.0.ffn.down" in [site.name for site in base.sites]
     with pytest.raises(BaseModelError, match=r"cannot tell rows apart.*--flavours slots,inputs"):
         build(base, tmp_path / "bundle", ["slots", flavour])
     assert not (tmp_path / "bundle").exists()
     assert sorted(build(base, tmp_path / "bundle", ["slots", "inputs"]).graphs) == ["inputs", "slots"]
 
 
-def test_a_fusion_there_is_refused_since_rows_cannot_have_weights_of_their_own(tmp_path):
+@pytest.mark.parametrize("at", ["up", "down"])
+def test_a_fusion_there_is_refused_since_rows_cannot_have_weights_of_their_own(tmp_path, at):
     base = turned(tmp_path, [None, None])
-    (site,) = (site.name for site in base.sites if site.h == "up")
+    (site,) = (site.name for site in base.sites if site.h == at)
     one, two = (adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("a", "b"))
     fused, forms = weighted_fusion(one, two, name="fused"), Forms(["slots", "inputs"])
     for tokens in (3, 4):  # as many as rows: ONNX Runtime finds nothing wrong

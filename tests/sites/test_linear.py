@@ -233,11 +233,13 @@ LISTED = {
         ffn.down           32  16  encoder.layers.0.feed_forward.output_dense
     """,
     "torch_post_norm": """
+        attention.qkv      16  48  layers.0.self_attn  query:0-16 key:16-32 value:32-48
         attention.output   16  16  layers.0.self_attn
         ffn.up             16  32  layers.0.linear1
         ffn.down           32  16  layers.0.linear2
     """,
     "torch_pre_norm": """
+        attention.qkv      16  48  layers.0.self_attn  query:0-16 key:16-32 value:32-48
         attention.output   16  16  layers.0.self_attn
         ffn.up             16  32  layers.0.linear1
         ffn.down           32  16  layers.0.linear2
@@ -281,11 +283,17 @@ def test_the_linear_layers_are_those_that_a_person_lists(exported, name):
     assert ours == theirs
 
 
-def test_layers_that_read_tokens_before_batch_are_no_sites(views):
+def test_layers_that_read_tokens_before_batch_are_known(views):
     """A bank would take the tokens for the rows of a batch there."""
     both = views("torch_pre_norm")
     for sites in (both.in_torch, both.in_onnx):
+        turned = {site.name for site in sites if site.layer == 0 and site.turned}
+        assert turned == {f"layers.0.attention.{name}" for name in ("qkv", "query", "key", "value", "output")}
         assert [site.name for site in sites if site.layer == 0] == [
+            "layers.0.attention.qkv",
+            "layers.0.attention.query",
+            "layers.0.attention.key",
+            "layers.0.attention.value",
             "layers.0.attention.output",
             "layers.0.attention",
             "layers.0.ffn.up",

@@ -1,0 +1,268 @@
+"""Encoders with decoders, each through the whole pipeline: folder or module, archive, graph, slots, bank.
+
+What must come out is computed by the live torch model with hooks at module paths that a person wrote down.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from banks import assert_rows_are_those_of_slots
+from tiny_onnx import random_adapter
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import LoraOptions, houlsby, lora
+from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.insert import insert_slots
+from adapter_export.onnx.session import open_session, run_session
+from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch.base import TorchBase, load_base, save_base
+from adapter_export.torch.flow import flow_graph
+from adapter_export.torch.huggingface import capture_folder
+from adapter_export.torch.runner import TorchRunner
+from adapter_export.torch.to_onnx import export_onnx
+
+SHAPES = ((3, 7, 5), (1, 4, 9))
+"""Batch, tokens of the encoder, tokens of the decoder."""
+
+TOLERANCE = 1e-4
+STD = 0.15
+EVERYWHERE = houlsby().at_roles("attention", "cross_attention", "ffn")
+CROSSING = lora(LoraOptions(on=("cross_attention.key", "cross_attention.query"), rank=2))
+SIZE = {"d_model": 16, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | {
+    f"{part}_{name}": count
+    for part in ("encoder", "decoder")
+    for name, count in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))
+}
+DECODER = {"decoder_start_token_id": 1}
+
+
+def _t5() -> nn.Module:
+    config = hf.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50)
+    return hf.T5ForConditionalGeneration(config)
+
+
+def _bart() -> nn.Module:
+    return hf.BartModel(hf.BartConfig(**SIZE, **DECODER, max_position_embeddings=40))
+
+
+def _marian() -> nn.Module:
+    return hf.MarianModel(hf.MarianConfig(**SIZE, **DECODER, max_position_embeddings=40))
+
+
+def _whisper() -> nn.Module:
+    positions = {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 12}
+    return hf.WhisperModel(hf.WhisperConfig(**SIZE, **DECODER, **positions))
+
+
+BART = """
+    encoder.layers.0.attention        encoder.layers.0.self_attn.out_proj
+    encoder.layers.0.ffn              encoder.layers.0.fc2
+    decoder.layers.0.attention        decoder.layers.0.self_attn.out_proj
+    decoder.layers.0.cross_attention  decoder.layers.0.encoder_attn.out_proj
+    decoder.layers.0.ffn              decoder.layers.0.fc2
+"""
+T5 = """
+    encoder.layers.0.attention        encoder.block.0.layer.0.SelfAttention.o
+    encoder.layers.0.ffn              encoder.block.0.layer.1.DenseReluDense.wo
+    decoder.layers.0.attention        decoder.block.0.layer.0.SelfAttention.o
+    decoder.layers.0.cross_attention  decoder.block.0.layer.1.EncDecAttention.o
+    decoder.layers.0.ffn              decoder.block.0.layer.2.DenseReluDense.wo
+"""
+MODELS: Mapping[str, tuple[Callable[[], nn.Module], str, bool]] = {
+    "t5": (_t5, T5, False),
+    "bart": (_bart, BART, False),
+    "marian": (_marian, BART, True),
+    "whisper": (_whisper, BART, True),
+}
+"""How each is made, its sites with the modules whose results they are, and whether it goes through a folder."""
+
+LINEARS = [
+    *(f"encoder.layers.0.attention.{name}" for name in ("query", "key", "value", "output")),
+    *(f"encoder.layers.0.ffn.{name}" for name in ("up", "down")),
+    *(f"decoder.layers.0.attention.{name}" for name in ("query", "key", "value", "output")),
+    *(f"decoder.layers.0.cross_attention.{name}" for name in ("query", "key", "value", "output")),
+    *(f"decoder.layers.0.ffn.{name}" for name in ("up", "down")),
+]
+
+
+def listed(name: str) -> list[tuple[str, ...]]:
+    return [tuple(line.split()) for line in MODELS[name][1].strip().splitlines()]
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    module = MODELS[name][0]().eval()
+    with torch.no_grad():
+        for parameter in (one for one in module.parameters() if one.requires_grad):  # the others are sines
+            parameter.copy_(torch.randn(parameter.shape) * STD + (parameter if parameter.dim() == 1 else 0.0))
+    return module
+
+
+def inputs_of(name: str, batch: int, tokens: int, decoder_tokens: int) -> dict[str, Tensor]:
+    """Random inputs; the last texts of a batch end in padding."""
+    mask, decoder_mask = (torch.ones(batch, length, dtype=torch.int64) for length in (tokens, decoder_tokens))
+    mask[-1, -2:] = decoder_mask[-1, -1:] = 0
+    texts = {"input_ids": torch.randint(3, 50, mask.shape), "attention_mask": mask}
+    sound = {"input_features": torch.randn(batch, 8, 20)}
+    decoder = {"decoder_input_ids": torch.randint(3, 50, decoder_mask.shape), "decoder_attention_mask": decoder_mask}
+    return (sound if name == "whisper" else texts) | decoder
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base in every form, and an adapter with random weights at all of its sublayers."""
+
+    name: str
+    module: nn.Module
+    in_torch: TorchBase
+    in_onnx: OnnxBase
+    adapter: Adapter
+
+
+@pytest.fixture(scope="module", params=("t5", "marian", "whisper"))
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    module = built(name)
+    if MODELS[name][2]:
+        module.save_pretrained(folder / "hf")
+        capture_folder(folder / "hf", folder / "model.pt")
+    else:
+        save_base(module, inputs_of(name, 2, 7, 5), folder / "model.pt")
+    in_torch = load_base(folder / "model.pt")
+    export_onnx(in_torch, folder / "model.onnx")
+    in_onnx = open_onnx(folder / "model.onnx")
+    return Base(name, module, in_torch, in_onnx, random_adapter("a", EVERYWHERE, in_onnx, bottleneck=4))
+
+
+def test_the_sites_are_those_that_a_person_lists(base: Base) -> None:
+    in_torch = discover(flow_graph(base.in_torch.module()))
+    for sites in (in_torch, base.in_onnx.sites):
+        assert [(site.name, site.path) for site in sites.sublayers] == listed(base.name)
+        assert [site.name for site in sites.of_roles(("linear",))] == LINEARS
+    assert _facts(in_torch) == _facts(base.in_onnx.sites)
+
+
+def _facts(sites: SiteMap) -> list[tuple[object, ...]]:
+    return [(site.name, site.role, site.layer, site.width_in, site.width, site.path, site.parts) for site in sites]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_graph_computes_what_the_model_with_hooks_computes(base: Base, shape: tuple[int, int, int]) -> None:
+    inputs = inputs_of(base.name, *shape)
+    wanted = with_hooks(base.module, base.name, base.adapter, inputs)
+    assert np.abs(wanted - with_hooks(base.module, base.name, None, inputs)).max() > 0.05
+    close(in_onnxruntime(base.in_onnx, base.adapter, inputs), wanted, inputs)
+    found = TorchRunner(base.in_torch).run({name: value.numpy() for name, value in inputs.items()}, base.adapter)
+    close(found[base.in_torch.outputs[0].name], wanted, inputs)
+
+
+def test_rows_of_a_batch_run_through_different_adapters(base: Base) -> None:
+    adapters = [
+        base.adapter,
+        random_adapter("crossing", CROSSING, base.in_onnx),
+        random_adapter("decoder", houlsby().at_roles("decoder.ffn"), base.in_onnx, bottleneck=2),
+    ]
+    inputs = {name: value.numpy() for name, value in inputs_of(base.name, 4, 6, 5).items()}
+    assert_rows_are_those_of_slots(base.in_onnx, adapters, inputs, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("base", ["marian"], indirect=True)
+def test_a_head_reads_the_tokens_that_the_mask_of_the_decoder_keeps(base: Base) -> None:
+    adapter = random_adapter("headed", EVERYWHERE, base.in_onnx, bottleneck=4, labels="abc")
+    inputs = {name: value.numpy() for name, value in inputs_of(base.name, 2, 6, 6).items()}
+    plan = plan_slots([adapter], base.in_onnx.sites)
+    session = open_session(insert_slots(base.in_onnx, plan), base.in_onnx.folder)
+    found = run_session(session, {**inputs, **slot_tensors(plan, adapter)})
+    real = inputs["decoder_attention_mask"][..., None]
+    pooled = (found["last_hidden_state"] * real).sum(1) / real.sum(1)
+    wanted = pooled @ adapter.weights["head.classifier.weight"] + adapter.weights["head.classifier.bias"]
+    np.testing.assert_allclose(found["logits"], wanted, rtol=0, atol=1e-5)
+    for runner in (TorchRunner(base.in_torch), CutRunner(base.in_onnx)):
+        np.testing.assert_allclose(runner.run(inputs, adapter)["logits"], wanted, rtol=0, atol=1e-5)
+
+
+LEGACY = ("t5", "bart", "whisper")
+
+
+class Positional(nn.Module):
+    """A model behind arguments by position."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True)), use_cache=False, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_a_graph_of_the_older_exporter_does_so_as_well(name: str, tmp_path: Path) -> None:
+    module, inputs = built(name), inputs_of(name, 2, 7, 5)
+    axes = {key: {0: "batch", 1: "decoder" if "decoder" in key else "tokens"} for key in inputs}
+    axes |= {"input_features": {0: "batch"}} if name == "whisper" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own deprecated calls
+        torch.onnx.export(
+            Positional(module, list(inputs)).eval(),
+            tuple(inputs.values()),
+            tmp_path / "model.onnx",
+            dynamo=False,
+            input_names=list(inputs),
+            output_names=["out"],
+            dynamic_axes=axes,
+            opset_version=18,
+        )
+    base = open_onnx(tmp_path / "model.onnx")
+    assert [site.name for site in base.sites.sublayers] == [site for site, _ in listed(name)]
+    adapter = random_adapter("a", EVERYWHERE, base, bottleneck=4)
+    for shape in SHAPES:
+        inputs = inputs_of(name, *shape)
+        close(in_onnxruntime(base, adapter, inputs), with_hooks(module, name, adapter, inputs), inputs)
+
+
+def close(found: np.ndarray, wanted: np.ndarray, inputs: Mapping[str, Tensor]) -> None:
+    """At real tokens of the decoder: what stands at padding means nothing, and fused kernels differ there."""
+    real = inputs["decoder_attention_mask"].numpy() == 1
+    np.testing.assert_allclose(found[real], wanted[real], rtol=0, atol=TOLERANCE)
+
+
+def in_onnxruntime(base: OnnxBase, adapter: Adapter, inputs: Mapping[str, Tensor]) -> np.ndarray:
+    plan = plan_slots([adapter], base.sites)
+    session = open_session(insert_slots(base, plan), base.folder)
+    taken = {record.name for record in base.inputs}
+    feeds = {name: value.numpy() for name, value in inputs.items() if name in taken}
+    return run_session(session, feeds | dict(slot_tensors(plan, adapter)))[base.outputs[0].name]
+
+
+def with_hooks(module: nn.Module, name: str, adapter: Adapter | None, inputs: Mapping[str, Tensor]) -> np.ndarray:
+    handles = [
+        module.get_submodule(path).register_forward_hook(_hook(adapter, site))
+        for site, path in (listed(name) if adapter else ())
+    ]
+    with torch.no_grad():
+        result = module(**inputs, use_cache=False, return_dict=False)[0]
+    for handle in handles:
+        handle.remove()
+    return result.numpy()
+
+
+def _hook(adapter: Adapter, site: str) -> Callable[..., Tensor]:
+    """Houlsby et al. 2019, figure 2."""
+    down, down_bias, up, up_bias = (
+        torch.from_numpy(adapter.weights[f"{site}.{name}"])
+        for name in ("down.weight", "down.bias", "up.weight", "up.bias")
+    )
+    return lambda _module, _args, h: h + F.gelu(h @ down + down_bias) @ up + up_bias
