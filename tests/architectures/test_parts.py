@@ -6,6 +6,7 @@ What must come out is computed by the live model with its layer written out as t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,16 @@ from small_bases import ARCHITECTURES
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
 
+from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Ia3Options, LoraOptions, ia3, lora
+from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
+from adapter_export.onnx.flavour_files import FLAVOURS, Forms
+from adapter_export.onnx.slots import plan_slots
+from adapter_export.parity.plan import plan_check
+from adapter_export.parity.prove import Reference, prove
+from adapter_export.reference.inputs import input_cases
 from adapter_export.torch.runner import TorchRunner
 
 FUSED: Mapping[str, tuple[str, Mapping[str, list[int]]]] = {
@@ -46,6 +54,37 @@ def test_lora_acts_on_its_part_alone(name: str, exported: Callable[[str], Export
     for runner in (TorchRunner(made.in_torch), CutRunner(made.in_onnx)):
         (found,) = runner.run(arrays, adapter).values()
         np.testing.assert_allclose(found[real], wanted, rtol=0, atol=1e-4)
+
+
+def test_parts_learn(exported: Callable[[str], ExportedBase]) -> None:
+    made = exported("gpt_neox")
+    model = TorchRunner(made.in_torch).model(random_adapter("a", lora(LoraOptions(rank=3)), made.in_onnx))
+    (result,) = model(**ARCHITECTURES["gpt_neox"].inputs(2, 5)).values()
+    result.square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in model.tensors().values())
+
+
+def test_a_bundle_proves_itself_at_parts(exported: Callable[[str], ExportedBase], tmp_path: Path) -> None:
+    """Every form of the graph, row by row, against the cut base; and each place on its own."""
+    base = exported("gpt_neox").in_onnx
+    adapters = [
+        random_adapter("lora", lora(LoraOptions(("query", "value"), rank=3)), base),
+        random_adapter("whole", lora(LoraOptions(("qkv",), rank=2)), base),
+    ]
+    runner = CutRunner(base)
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 5}])
+    forms = Forms(tuple(FLAVOURS), bake=("lora",))
+    build_bundle(base, adapters, tmp_path / "bundle", references=runner, cases=cases, forms=forms)
+    report = prove(plan_check(tmp_path / "bundle"), Reference("base", runner), lambda step: None)
+    assert report.passed
+    assert {site.site for site in report.sites if site.adapter == "lora"} >= set(adapters[0].placements)
+
+
+def test_a_part_cannot_replace_what_all_parts_read(exported: Callable[[str], ExportedBase]) -> None:
+    base = exported("gpt_neox").in_onnx
+    adapter = random_adapter("a", ia3(Ia3Options((), ("query",))), base)
+    with pytest.raises(AdapterError, match="replaces `u`, which the parts of a fused layer read in common, at"):
+        plan_slots([adapter], base.sites)
 
 
 @pytest.mark.parametrize("name", FUSED)

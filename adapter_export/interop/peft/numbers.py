@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from adapter_export.sites.site import Site, SiteMap
+from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "attention.output": ("attention.output.dense", "o_proj", "out_proj", "out_lin"),
@@ -33,7 +33,7 @@ def sites_by_number(paths: Collection[str], sites: SiteMap) -> dict[str, Site]:
         A site for every path; nothing at all where one has no number, or several, a name that is not known, or a layer
         that the base has not, or where two would be one site.
     """
-    known = {site.name: site for site in sites.of_roles(("linear",))}
+    known = {site.name: site for site in sites.of_roles(LAYERS)}
     found = {path: known.get(_site_name(path) or "") for path in paths}
     complete = {path: site for path, site in found.items() if site is not None}
     apart = len({site.name for site in complete.values()}) == len(paths)
@@ -44,7 +44,7 @@ def lost_by_number(found: Mapping[str, Site], sites: SiteMap) -> list[str]:
     """The sites of other layers whose like the adapter acts at."""
     kinds = {_kind(site) for site in found.values()}
     taken = {site.name for site in found.values()}
-    return [site.name for site in sites.of_roles(("linear",)) if _kind(site) in kinds and site.name not in taken]
+    return [site.name for site in sites.of_roles(LAYERS) if _kind(site) in kinds and site.name not in taken]
 
 
 def _kind(site: Site) -> str:

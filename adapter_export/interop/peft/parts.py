@@ -16,7 +16,7 @@ from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.kinds.ia3 import ia3_graph
 from adapter_export.graph.kinds.lora import lora_graph
 from adapter_export.interop.peft.options import Options
-from adapter_export.sites.site import Site
+from adapter_export.sites.site import LAYERS, Site
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -155,7 +155,7 @@ def _put_shift(parts: Parts, update: Update) -> None:
     At a linear layer that is the graph of the LoRA beside it; elsewhere a graph reads the value that it replaces.
     """
     assert update.shift is not None
-    linear = update.site.role == "linear"
+    linear = update.site.role in LAYERS
     name, graph = (
         ("lora_bias", lora_graph(1.0, bias=True)) if linear else (f"shift_{update.value}", _shift(update.value))
     )

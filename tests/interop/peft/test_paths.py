@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -116,3 +117,9 @@ def test_paths_beside_the_prefix_have_no_counterpart() -> None:
     assert Renaming(drop="bert")("bertha.x") is None
     assert Renaming(add="model")("classifier") == "model.classifier"
     assert Renaming(add="model").back("other.x") is None
+
+
+def test_a_part_of_a_fused_layer_is_found_by_the_name_that_it_has_elsewhere() -> None:
+    fused = replace(linear_site("layers.0.attention.qkv", None, 32, 96), parts={"query": (0, 32), "value": (64, 96)})
+    found = sites_by_number(["layers.0.self_attn.q_proj"], SiteMap((fused,), "f", 32))
+    assert [(site.name, site.role, site.width) for site in found.values()] == [("layers.0.attention.query", "part", 32)]
