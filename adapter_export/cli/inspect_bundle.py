@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import groupby
+from pathlib import PurePosixPath
 
 from rich.table import Table
 
@@ -20,6 +21,8 @@ _GRAPHS: Mapping[str, str] = {
 }
 """What the tensors of an adapter are in each form."""
 
+_MANY_FILES = 60
+
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -31,12 +34,7 @@ def bundle_tables(manifest: Manifest) -> Iterator[Table]:
     yield signature(manifest.inputs, manifest.outputs)
     yield _slots(manifest)
     yield _golden(manifest)
-    yield table(
-        f"files, {size(sum(sizes.values()))}, all as their hashes say",
-        ("path", "bytes", "sha256"),
-        [(file.path, f"{file.bytes:,}", f"{file.sha256[:12]}…") for file in manifest.files],
-        numbers="lr",
-    )
+    yield _files(manifest)
     yield facts(
         ("base", short(manifest.base)),
         (
@@ -77,6 +75,30 @@ def _graphs(manifest: Manifest, sizes: Mapping[str, int]) -> Table:
         if adapter.baked is not None
     ]
     return table("graphs", ("flavour", "file", "size", "an adapter's tensors are"), rows, numbers="llr")
+
+
+def _files(manifest: Manifest) -> Table:
+    """One line each; those of many adapters that are alike share one."""
+    title = f"files, {size(sum(file.bytes for file in manifest.files))}, all as their hashes say"
+    if len(manifest.files) <= _MANY_FILES:
+        rows = [(file.path, f"{file.bytes:,}", f"{file.sha256[:12]}…") for file in manifest.files]
+        return table(title, ("path", "bytes", "sha256"), rows, numbers="lr")
+    alike: dict[str, list[int]] = {}
+    for file in manifest.files:
+        alike.setdefault(_pattern(PurePosixPath(file.path)), []).append(file.bytes)
+    return table(
+        title,
+        ("path", "files", "bytes"),
+        [(path, str(len(found)), f"{sum(found):,}") for path, found in alike.items()],
+        numbers="lrr",
+    )
+
+
+def _pattern(path: PurePosixPath) -> str:
+    """`adapters/*/weights.safetensors` for a file of one adapter; what lies in the bundle's own folder has a line."""
+    if len(path.parts) == 1:
+        return str(path)
+    return f"{path.parts[0]}/*{path.suffix}" if len(path.parts) == 2 else f"{path.parts[0]}/*/{path.name}"
 
 
 def _slots(manifest: Manifest) -> Table:

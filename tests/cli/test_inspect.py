@@ -21,6 +21,26 @@ def test_a_bundle(cli, bundle: Path) -> None:
         assert words in shown
 
 
+def test_a_bundle_s_tables(cli, bundle: Path, monkeypatch) -> None:
+    from adapter_export.cli import inspect_bundle
+
+    shown = cli.done("inspect", bundle).stdout
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    tensors = "down.bias [b], down.weight [16, b], up.bias [16], up.weight [b, 16]"
+    assert f"layers.0–1.attention bottleneck_gelu {tensors}" in lines
+    assert f"layers.0–1.ffn bottleneck_relu {tensors}" in lines
+    assert any(
+        line.startswith("bank model.bank.onnx") and "each row of a batch names its own" in line for line in lines
+    )
+    assert any(line.startswith("tone") and "logits ±" in line and "torch" in line for line in lines)
+    assert any(line.startswith("adapters/tone/weights.safetensors") for line in lines)
+    monkeypatch.setattr(inspect_bundle, "_MANY_FILES", 5)
+    many = [" ".join(line.split()) for line in cli.done("inspect", bundle).stdout.splitlines()]
+    size = sum((bundle / f"adapters/{name}/weights.safetensors").stat().st_size for name in ("topic", "tone"))
+    assert f"adapters/*/weights.safetensors 2 {size:,}" in many
+    assert f"base.bin 1 {(bundle / 'base.bin').stat().st_size:,}" in many
+
+
 def test_an_adapter(cli, adapters: Path) -> None:
     found = cli.json("inspect", adapters / "tone")
     assert found["labels"] == ["bad", "good"]
