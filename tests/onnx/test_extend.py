@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from tiny_onnx import random_adapter, save_tiny, token_inputs
 
-from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, FormatError, HashError
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, FileError, FormatError, HashError
 from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
@@ -130,6 +130,21 @@ def test_open_sessions_keep_the_files_that_they_have(base: OnnxBase, bundle: Pat
     before = session.run(["hidden"], feeds)[0]
     _add(base, bundle, _adapters(base)["c"])
     assert np.array_equal(session.run(["hidden"], feeds)[0], before)
+
+
+def test_a_change_that_another_one_overtakes_is_refused(base: OnnxBase, bundle: Path) -> None:
+    """The adapter that came first stays."""
+    adapter = _adapters(base)["c"]
+
+    def overtake(step: str) -> None:
+        if step.startswith("holding the bundle"):
+            _add(base, bundle, replace(adapter, name="first"))
+
+    with pytest.raises(FileError, match="was changed by another process meanwhile"):
+        _add(base, bundle, adapter, progress=overtake)
+    assert [record.name for record in read_manifest(bundle).adapters] == ["a", "b", "first"]
+    verify_files(read_manifest(bundle), bundle)
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 
 def test_a_head_that_has_no_slots_is_refused(base: OnnxBase, tmp_path: Path) -> None:
