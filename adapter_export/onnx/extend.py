@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from adapter_export.errors import AdapterError, BaseModelError
+from adapter_export.errors import AdapterError, BaseModelError, FileError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.files import changed_folder
 from adapter_export.format.inventory import list_files, verify_files
@@ -84,6 +84,7 @@ def add_adapters(
         vectors = {**opened.vectors(after), **golden}
         self_check(folder, replace(after, adapters=tuple(records)), vectors)
         check_flavours(folder, after, vectors)
+        opened.check_unchanged()
     return after
 
 
@@ -114,6 +115,7 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, progress: Tell | None
         after = opened.finish(folder, replace(opened.manifest, adapters=kept), [])
         tell("holding the bundle against its golden vectors")
         check_flavours(folder, after, opened.vectors(after))
+        opened.check_unchanged()
     return after
 
 
@@ -149,6 +151,15 @@ class _Opened:
         """The files that are written anew in any case."""
         banks = [self.manifest.graphs[flavour] for flavour in _BANKS if flavour in self.manifest.graphs]
         return {*banks, BANK_FILE} if banks else set()
+
+    def check_unchanged(self) -> None:
+        """Refuse to take the place of what somebody else made of the bundle meanwhile: it would be lost.
+
+        Raises:
+            FileError: it is not what it was.
+        """
+        if read_manifest(self.folder) != self.manifest:
+            raise FileError("was changed by another process meanwhile", where=self.folder, fix="run the command again")
 
     def check_site_map(self, given: str | None) -> None:
         """Refuse a reference whose sites were moved by another site map than those of the bundle.
