@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from adapter_export.onnx.flow import check_layers_are_visible, flow_graph, node_
 from adapter_export.onnx.fused import check_biases
 from adapter_export.onnx.lowering import MINIMUM_OPSET
 from adapter_export.onnx.observe import complete_shapes, small_cases
+from adapter_export.onnx.operators import check_operators
 from adapter_export.onnx.opset import OLDEST_OPSET, check_converted, with_opset
 from adapter_export.onnx.plan_json import TOPOLOGY_KEY
 from adapter_export.onnx.sums import open_sums
@@ -37,9 +37,6 @@ FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 
 _IR_VERSION = 10
 """The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
-
-_DOMAINS = ("ai.onnx", "com.microsoft")
-"""What the domains of ONNX Runtime's operators begin with."""
 
 _RESHAPING = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
@@ -127,7 +124,7 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
     model = _load(path)
     _check_has_no_slots(model, path)
     folder = settle_external_data(model, path)
-    _check_operators(model, path)
+    check_operators(model, path)
     _normalise(model)
     fingerprint = model.metadata_props.get(FINGERPRINT_KEY) or _fingerprint(model)
     inputs, outputs = _signature(model)
@@ -225,24 +222,6 @@ def _check_has_no_slots(model: ir.Model, path: Path) -> None:
             where=path,
             expected="the base without them",
             fix="give the model that the bundle was built from",
-        )
-
-
-def _check_operators(model: ir.Model, path: Path) -> None:
-    """Refuse operators that ONNX Runtime does not have."""
-    own = {domain for domain, *_ in model.functions}
-    foreign = Counter(
-        f"`{node.op_type}` of `{node.domain}`"
-        for node in model.graph.all_nodes()
-        if not node.domain.startswith(_DOMAINS) and node.domain not in own | {""}
-    )
-    if foreign:
-        raise BaseModelError(
-            "has operators that ONNX Runtime does not have",
-            where=path,
-            found=", ".join(f"{count} {name}" for name, count in foreign.items()),
-            expected="operators of the domains `ai.onnx` and `com.microsoft`",
-            fix="export it again without operators of your own",
         )
 
 
