@@ -18,10 +18,20 @@ Answer = dict[str, Any]
 """
 
 
-def answers(session: Session, inputs: Arrays, names: Sequence[str | None]) -> list[Answer]:
-    """Run rows, each through an adapter or through the base alone."""
+def answers(
+    session: Session, inputs: Arrays, names: Sequence[str | None], weights: Sequence[Mapping[str, float]] = ()
+) -> list[Answer]:
+    """Run rows, each through an adapter or through the base alone.
+
+    Args:
+        session: the bundle's.
+        inputs: those of the base.
+        names: an adapter for each row.
+        weights: of a fusion that runs all rows: once for all of them, or once for each.
+    """
+    given = weights[0] if len(weights) == 1 else weights or None
     same = len(set(names)) == 1
-    outputs = session.run(inputs, names[0]) if same else session.run(inputs, adapters=list(names))
+    outputs = session.run(inputs, names[0], weights=given) if same else session.run(inputs, adapters=list(names))
     return [{"adapter": name, **_answer(session, outputs, row, name, inputs)} for row, name in enumerate(names)]
 
 

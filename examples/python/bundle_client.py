@@ -4,9 +4,11 @@
     python bundle_client.py run BUNDLE --text TEXT [--text ...] [--load NAME=FILE]... [--adapter NAME]...
     python bundle_client.py run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
     python bundle_client.py run BUNDLE ... --mix NAME=SHARE,NAME=SHARE [--mix ...]
+    python bundle_client.py run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
 
 One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --mix likewise: shares
-are from 0 to 1, and the base has what is left. --load takes an `.onnx_adapter` file that was built for this bundle.
+are from 0 to 1, and the base has what is left. --weights are those of the members of a weighted fusion. --load takes an
+`.onnx_adapter` file that was built for this bundle.
 
 Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
 """
@@ -69,7 +71,7 @@ def run(bundle: Bundle, given: argparse.Namespace) -> None:
         names = names * rows if len(names) == 1 else names
         if len(names) != rows:
             raise RequestError("not one adapter for each row", found=len(names), expected=rows)
-        found = answers(session, inputs, names)
+        found = answers(session, inputs, names, given.weights)
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
@@ -112,8 +114,11 @@ def main(arguments: list[str]) -> int:
     chosen = running.add_mutually_exclusive_group()
     chosen.add_argument("--adapter", action="append", default=[], help="for all rows, or once for each")
     chosen.add_argument("--mix", action="append", default=[], type=_shares, metavar="NAME=SHARE,NAME=SHARE")
+    running.add_argument("--weights", action="append", default=[], type=_shares, metavar="MEMBER=NUMBER,...")
     running.add_argument("--load", action="append", default=[], type=_pair, metavar="NAME=FILE")
     given = parser.parse_args(arguments)
+    if given.command == "run" and given.weights and len(given.adapter) != 1:
+        parser.error("--weights go with one --adapter")
     try:
         bundle = Bundle.open(given.bundle)
         if given.command == "verify":

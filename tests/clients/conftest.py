@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toolchain import skip_or_fail
 
 from adapter_export.graph.adapter import HEAD, Adapter, Head
+from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.onnx.base import OnnxBase, open_onnx
 from adapter_export.onnx.bundle import build_bundle
@@ -30,6 +31,7 @@ from adapter_export.onnx.flavour_files import FLAVOURS, Forms
 from adapter_export.reference.inputs import input_cases
 
 SHAPES = ({"batch": 1, "sequence": 1}, {"batch": 4, "sequence": 7}, {"batch": 3, "sequence": 19})
+FIXED = {"tone": 0.25, "mood": 1.5}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 OTHERS = "a who wrote it was good bad dull film book the and not ? . moon"
 
@@ -102,7 +104,16 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers of width 16 with a tokenizer of 20 words, in every flavour, with a case of one token."""
     folder = tmp_path_factory.mktemp("small")
     forms = Forms(list(FLAVOURS), ["topic"])
-    return build_small(folder, forms, ("input_ids", "attention_mask"), _tokenizer()).folder
+    return build_small(folder, forms, ("input_ids", "attention_mask"), _tokenizer(), _fusion).folder
+
+
+def _fusion(topic: Adapter, tone: Adapter, mood: Adapter) -> list[Adapter]:
+    """One whose weights a call may give, and one that has such weights."""
+    del topic
+    return [
+        weighted_fusion(tone, mood, name="fusion", weights={"tone": 0.9, "mood": -0.4}, head="tone"),
+        weighted_fusion(tone, mood, name="fixed", weights=FIXED, head="tone"),
+    ]
 
 
 def _tokenizer() -> str:

@@ -66,6 +66,20 @@ def test_a_blend(client: Client, small_bundle: Path, three_rows: Path, session: 
         _holds(row, _softmax(logits, session.labels("tone") or ()))
 
 
+def test_weights_of_a_fusion(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
+    """A fusion with other weights is the one that was made with them."""
+    weights = ["--weights", "tone=0.25,mood=1.5"]
+    rows = client.run(small_bundle, three_rows, "--adapter", "fusion", *weights)
+    for row, expected in zip(rows, session.classify(_arrays(three_rows), "fixed"), strict=True):
+        _holds(row, dict(expected.probabilities))
+    client.refuses("finite weight for each", "run", small_bundle, "--inputs", three_rows, *_other("fusion", "tone=1"))
+    client.refuses("no weights that a call", "run", small_bundle, "--inputs", three_rows, *_other("tone", "tone=1"))
+
+
+def _other(adapter: str, weights: str) -> list[str]:
+    return ["--adapter", adapter, "--weights", weights]
+
+
 def test_an_adapter_that_is_loaded_runs_on_one_token(
     client: Client, small_bundle: Path, session: Session, tmp_path: Path
 ) -> None:

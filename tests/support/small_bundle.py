@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +113,11 @@ class Built:
 
 
 def build_small(
-    folder: Path, forms: Forms | None = None, names: tuple[str, str] = NAMES, tokenizer: str | None = None
+    folder: Path,
+    forms: Forms | None = None,
+    names: tuple[str, str] = NAMES,
+    tokenizer: str | None = None,
+    compose: Callable[..., Sequence[Adapter]] = lambda *_: (),
 ) -> Built:
     """Two layers with random weights; `topic` is a Houlsby adapter, `tone` and `mood` are Pfeiffer adapters that fit
     the same slots, scaled by 2; each has a head.
@@ -122,6 +127,7 @@ def build_small(
         forms: the graphs of the bundle.
         names: those of the two inputs.
         tokenizer: a `tokenizer.json` of at most `WORDS` tokens.
+        compose: makes further adapters of these three.
     """
     model = parser.parse_model(_base_text(names))
     weights = _weights(np.random.default_rng(0))
@@ -136,7 +142,7 @@ def build_small(
     cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 1, "tokens": 65}, {"batch": 3, "tokens": 7}])
     manifest = build_bundle(
         base,
-        adapters,
+        [*adapters, *compose(*adapters)],
         folder / "bundle",
         references=CutRunner(base),
         cases=cases,

@@ -2,6 +2,7 @@
 // bundle_client run BUNDLE --ids 101,2040,102 [--ids ...] [--load NAME=FILE]... [--adapter NAME]...
 // bundle_client run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
 // bundle_client run BUNDLE ... --mix NAME=SHARE,NAME=SHARE [--mix ...]
+// bundle_client run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
 //
 // Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
 #include <algorithm>
@@ -27,8 +28,9 @@ constexpr const char* kUsage =
     "usage: bundle_client verify BUNDLE [--json]\n"
     "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) [--load NAME=FILE]... [--adapter NAME]...\n"
     "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --mix NAME=SHARE,NAME=SHARE [--mix ...]\n"
+    "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,...\n"
     "One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --mix likewise: shares\n"
-    "are from 0 to 1, and the base has what is left. --load takes an `.onnx_adapter` file that was built for this bundle.";
+    "are from 0 to 1, and the base has what is left. --weights are those of the members of a weighted fusion. --load takes an `.onnx_adapter` file that was built for this bundle.";
 
 struct Usage : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -126,13 +128,14 @@ Choice choice_of(const std::string& name) { return name == "-" ? Choice{} : Choi
 struct Call {
   std::vector<Choice> adapters;  // one for all rows, or one for each
   std::vector<Shares> mixture;   // instead
+  std::vector<Weights> weights;  // of a fusion that runs all rows
   std::vector<Pair> files;       // adapters to load before
 };
 
 Outcome run_alone(const Bundle& bundle, const Call& call, const Arrays& inputs) {
-  Switchboard switchboard(bundle, "slots", Feeding::native);
+  Switchboard switchboard(bundle, "slots", call.weights.empty() ? Feeding::native : Feeding::plain);
   for (const auto& [name, path] : call.files) switchboard.load(name, read_file(path), {});
-  return switchboard.run(inputs, call.adapters.front());
+  return switchboard.run(inputs, call.adapters.front(), call.weights);
 }
 
 int run(const Bundle& bundle, Call call, const Arrays& inputs) {
@@ -166,6 +169,7 @@ int main_of(const std::vector<std::string>& arguments) {
     if (option == "--json") as_json = true;
     else if (option == "--adapter" && has_value) call.adapters.push_back(choice_of(arguments[++at]));
     else if (option == "--mix" && has_value) call.mixture.push_back(shares_of(arguments[++at]));
+    else if (option == "--weights" && has_value) call.weights.push_back(shares_of(arguments[++at]));
     else if (option == "--load" && has_value) call.files.push_back(pair_of(arguments[++at]));
     else if (option == "--inputs" && has_value) path = arguments[++at];
     else if (option == "--ids" && has_value) rows.push_back(parse_ids(arguments[++at]));
@@ -175,6 +179,7 @@ int main_of(const std::vector<std::string>& arguments) {
   if (command != "verify" && command != "run") throw Usage("`" + command + "` is not a command");
   if (command == "run" && rows.empty() == path.empty()) throw Usage("either --ids or --inputs");
   if (!call.adapters.empty() && !call.mixture.empty()) throw Usage("either --adapter or --mix");
+  if (!call.weights.empty() && call.adapters.size() != 1) throw Usage("--weights go with one --adapter");
   const Bundle bundle(arguments[1]);
   if (command == "verify") bundle.check_nothing_else();
   if (command == "verify") return verify(bundle, as_json);

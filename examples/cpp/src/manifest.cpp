@@ -56,9 +56,15 @@ SlotRecord slot(const json& record) {
 }
 
 GoldenRecord golden(const json& record) {
-  known(record, {"path", "cases", "absolute", "reference"});
+  known(record, {"path", "cases", "absolute", "reference", "reasons"});
   if (record.at("cases").empty() || record.at("absolute").empty()) throw Fault({"golden vectors that prove nothing"});
   return {record.at("path"), record.at("cases"), record.at("absolute")};
+}
+
+std::optional<MixRecord> mix(const json& adapter) {
+  if (!adapter.contains("mix") || adapter.at("mix").is_null()) return std::nullopt;
+  const auto& record = known(adapter.at("mix"), {"slots", "members"});
+  return MixRecord{record.at("slots"), record.at("members")};
 }
 
 // In version 1.0, where adapters do not name their output, all with labels had the same.
@@ -68,7 +74,7 @@ AdapterRecord adapter(const json& record, const std::string& head_output) {
   const auto labels = value_or(record, "labels", std::vector<std::string>{});
   const auto output = value_or(record, "output", labels.empty() ? std::string{} : head_output);
   return {record.at("name"), {output, labels}, record.at("onnx_adapter"), record.at("safetensors"),
-          value_or(record, "baked", std::string{}), golden(record.at("golden"))};
+          value_or(record, "baked", std::string{}), golden(record.at("golden")), mix(record)};
 }
 
 BankRecord bank(const json& record) {
@@ -122,6 +128,15 @@ std::string lower(std::string text) {
   return text;
 }
 
+void check_mix(const Manifest& manifest, const std::vector<std::string>& slots) {
+  for (const auto& record : manifest.adapters) {
+    for (const auto& name : record.mix ? record.mix->slots : std::vector<std::string>{}) {
+      if (std::find(slots.begin(), slots.end(), name) != slots.end()) continue;
+      throw Fault({"has no slot for the weights of a fusion", "", "`" + name + "`"});
+    }
+  }
+}
+
 void check_names(const Manifest& manifest) {
   std::vector<std::string> adapters, inputs, slots, files;
   for (const auto& record : manifest.adapters) adapters.push_back(lower(record.name));  // files have these names
@@ -141,6 +156,7 @@ void check_names(const Manifest& manifest) {
     if (std::find(inputs.begin(), inputs.end(), name) == inputs.end()) continue;
     throw Fault({"a tensor of adapters has the name of a data input", "", "`" + name + "`"});
   }
+  check_mix(manifest, slots);
 }
 
 // The base first, then adapters, each once.

@@ -45,6 +45,12 @@ struct Head {
   std::vector<std::string> labels;  // its classes, if it has any
 };
 
+// The weights that a call may give a fusion: the same go to all slots, and column k weighs member k.
+struct MixRecord {
+  std::vector<std::string> slots;
+  std::vector<std::string> members;
+};
+
 struct AdapterRecord {
   std::string name;
   Head head;
@@ -52,6 +58,7 @@ struct AdapterRecord {
   std::string safetensors;
   std::string baked;  // the graph in which it is constant; empty if there is none
   GoldenRecord golden;
+  std::optional<MixRecord> mix;  // none if it is no weighted fusion
 };
 
 struct BankRecord {

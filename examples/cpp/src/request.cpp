@@ -161,6 +161,23 @@ void check_model_version(std::int32_t found, const Manifest& manifest, const std
   }
 }
 
+Array weight_tensor(const std::optional<MixRecord>& mix, const std::vector<Weights>& rows, const std::string& where) {
+  if (!mix) throw RequestFault({"has no weights that a call could give", where, "", "a weighted fusion of the bundle"});
+  const auto& members = mix->members;
+  const auto width = members.size();
+  Array array = make_array("float32", {static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(width)});
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    bool good = rows[row].size() == width;
+    for (std::size_t at = 0; at < width; ++at) {
+      const auto found = rows[row].find(members[at]);
+      good = good && found != rows[row].end() && std::isfinite(found->second);
+      if (good) array.data<float>()[row * width + at] = found->second;
+    }
+    if (!good) throw RequestFault({"a fusion needs a finite weight for each of its members", where});
+  }
+  return array;
+}
+
 Arrays neutral_tensors(const Manifest& manifest) {
   Arrays tensors;
   for (const auto& slot : manifest.slots) {

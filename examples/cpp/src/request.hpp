@@ -1,6 +1,8 @@
 // What a caller hands in, held against the manifest before ONNX Runtime sees it.
 #pragma once
 
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +25,12 @@ Head head_of(const Arrays& tensors, const Manifest& manifest, std::vector<std::s
 
 // Throws RequestFault if an adapter file was made for another base, or for a graph with other slots or activations.
 void check_model_version(std::int32_t found, const Manifest& manifest, const std::string& where);
+
+using Weights = std::map<std::string, float>;  // what the members of a fusion weigh, by their names
+
+// The weights of a fusion that a call gives, [rows, members], once for all rows of the batch or once for each.
+// Throws RequestFault if it is no fusion, or a member has no finite weight: one left out would be a guess.
+Array weight_tensor(const std::optional<MixRecord>& mix, const std::vector<Weights>& rows, const std::string& where);
 
 // The neutral tensors of every slot, with which the graph is the base.
 Arrays neutral_tensors(const Manifest& manifest);

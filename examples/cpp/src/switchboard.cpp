@@ -96,16 +96,24 @@ Switchboard::Switchboard(const Bundle& bundle, const std::string& flavour, Feedi
   if (flavour == "inputs") neutral_ = neutral_tensors(manifest_);
   for (const auto& record : manifest_.adapters) {
     const auto bytes = bundle.read(record.onnx_adapter);
-    keep(record.name, made(record.head, true, bytes, checked(bytes, record.onnx_adapter)));
+    keep(record.name, made({record.head, true, record.mix, checked(bytes, record.onnx_adapter)}, bytes));
   }
 }
 
-Outcome Switchboard::run(const Arrays& inputs, const Choice& adapter) const {
-  check_inputs(inputs, manifest_);
+Outcome Switchboard::run(const Arrays& inputs, const Choice& adapter, const std::vector<Weights>& weights) const {
+  if (weights.size() > 1) check_rows(inputs, manifest_, weights);
+  else check_inputs(inputs, manifest_);
   const auto held = adapter ? resident(*adapter) : nullptr;  // alive until the end of this call
   const bool native = held && feeding_ == Feeding::native;
+  if (native && !weights.empty()) throw RequestFault({"weights of a fusion need an adapter whose tensors are fed"});
   Feeds feeds = feeds_of(inputs);
   feeds.merge(feeds_of(held ? held->tensors : neutral_));
+  Array given;
+  if (!weights.empty()) {
+    const auto mix = held ? held->mix : std::nullopt;
+    given = weight_tensor(mix, weights, "adapter `" + adapter.value_or("base") + "`");
+    for (const auto& slot : mix->slots) feeds[slot] = &given;
+  }
   const std::vector<Head> heads(batch_of(inputs), held ? held->head : Head{});
   return {graph_.run(feeds, outputs_of(manifest_, heads), native ? &held->native : nullptr), heads};
 }
@@ -114,7 +122,7 @@ void Switchboard::load(const std::string& name, const std::string& bytes, std::v
   const auto where = "adapter `" + name + "`";
   auto tensors = checked(bytes, where);
   auto head = head_of(tensors, manifest_, std::move(labels), where);
-  keep(name, made(std::move(head), false, bytes, std::move(tensors)));
+  keep(name, made({std::move(head), false, std::nullopt, std::move(tensors)}, bytes));
 }
 
 Arrays Switchboard::checked(const std::string& bytes, const std::string& where) const {
@@ -125,9 +133,11 @@ Arrays Switchboard::checked(const std::string& bytes, const std::string& where) 
 }
 
 // ONNX Runtime copies the bytes; a native adapter has the tensors then, and they need not be there twice.
-Switchboard::Resident Switchboard::made(Head head, bool built_in, const std::string& bytes, Arrays tensors) const {
-  if (feeding_ == Feeding::plain) return {std::move(head), built_in, std::move(tensors)};
-  return {std::move(head), built_in, {}, Ort::LoraAdapter::CreateLoraAdapterFromArray(bytes.data(), bytes.size(), nullptr)};
+Switchboard::Resident Switchboard::made(Resident resident, const std::string& bytes) const {
+  if (feeding_ == Feeding::plain) return resident;
+  resident.tensors.clear();
+  resident.native = Ort::LoraAdapter::CreateLoraAdapterFromArray(bytes.data(), bytes.size(), nullptr);
+  return resident;
 }
 
 void Switchboard::unload(const std::string& name) {

@@ -10,6 +10,7 @@
 
 #include "bundle.hpp"
 #include "graph.hpp"
+#include "request.hpp"
 
 enum class Feeding {
   native,  // ONNX Runtime's own adapters, for the flavour `slots`
@@ -29,8 +30,10 @@ class Switchboard {
   // All adapters of the bundle are loaded.
   Switchboard(const Bundle& bundle, const std::string& flavour, Feeding feeding, int threads = 1);
 
-  // Throws RequestFault if the adapter is not loaded or the inputs do not fit.
-  Outcome run(const Arrays& inputs, const Choice& adapter) const;
+  // With weights, those of a fusion, in the place of its own, once for all rows or once for each; where its tensors are
+  // fed, since an active adapter holds these slots already.
+  // Throws RequestFault if the adapter is not loaded, or the inputs or the weights do not fit.
+  Outcome run(const Arrays& inputs, const Choice& adapter, const std::vector<Weights>& weights = {}) const;
 
   // Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle.
   // Throws RequestFault if it was not, or if an adapter of this name is loaded.
@@ -49,12 +52,13 @@ class Switchboard {
   struct Resident {
     Head head;
     bool built_in;
+    std::optional<MixRecord> mix;
     Arrays tensors;                    // what is fed …
     Ort::LoraAdapter native{nullptr};  // … or what is active, but never both
   };
 
   Arrays checked(const std::string& bytes, const std::string& where) const;
-  Resident made(Head head, bool built_in, const std::string& bytes, Arrays tensors) const;
+  Resident made(Resident resident, const std::string& bytes) const;
   std::shared_ptr<const Resident> resident(const std::string& name) const;
   void keep(const std::string& name, Resident resident);
 

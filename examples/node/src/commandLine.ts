@@ -2,7 +2,7 @@
 import { parseArgs } from "node:util";
 
 import type { Choice } from "./core/bundle.js";
-import type { Shares } from "./core/runners.js";
+import type { Shares, Weights } from "./core/runners.js";
 import type { Call } from "./core/service.js";
 
 export class Usage extends Error {}
@@ -18,14 +18,16 @@ export interface Command {
   load: [name: string, path: string][];
   adapters: Choice[];
   mixture: Shares[];
+  weights: Weights[];
 }
 
 export function usage(program: string): string {
   return `usage: ${program} verify BUNDLE [--json]
        ${program} run BUNDLE (--text TEXT… | --inputs ARRAYS.json) [--load NAME=FILE]… [--adapter NAME]…
        ${program} run BUNDLE (--text TEXT… | --inputs ARRAYS.json) --mix NAME=SHARE,NAME=SHARE [--mix …]…
+       ${program} run BUNDLE (--text TEXT… | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,… [--weights …]…
 One --adapter holds for all rows; one for each row makes a mixed batch, \`-\` standing for none. --mix likewise: shares
-are from 0 to 1, and the base has what is left. --load takes an \`.onnx_adapter\` file that was built for this bundle.`;
+are from 0 to 1, and the base has what is left. --weights are those of the members of a weighted fusion. --load takes an \`.onnx_adapter\` file that was built for this bundle.`;
 }
 
 /** Throws Usage if it is not clear what to do. */
@@ -37,13 +39,16 @@ export function parse(words: string[]): Command {
   if (values.adapter.length && values.mix.length) throw new Usage("either --adapter or --mix");
   const { json, text: texts, inputs } = values;
   const adapters = values.adapter.map((adapter) => (adapter === "-" ? null : adapter));
-  return { name, bundle, json, texts, inputs, load: values.load.map(pair), adapters, mixture: values.mix.map(shares) };
+  if (values.weights.length && values.adapter.length !== 1) throw new Usage("--weights go with one --adapter");
+  const weights = values.weights.map(shares);
+  return { weights, name, bundle, json, texts, inputs, load: values.load.map(pair), adapters, mixture: values.mix.map(shares) };
 }
 
 /** One choice holds for all rows. */
-export function callOf({ adapters, mixture }: Command, rows: number): Call {
+export function callOf({ adapters, mixture, weights }: Command, rows: number): Call {
   if (mixture.length) return { mixture: mixture.length === 1 ? Array<Shares>(rows).fill(mixture[0]!) : mixture };
-  return adapters.length > 1 ? { adapters } : { adapter: adapters[0] ?? null };
+  if (adapters.length > 1) return { adapters };
+  return { adapter: adapters[0] ?? null, ...(weights.length ? { weights } : {}) };
 }
 
 function parsed(words: string[]) {
@@ -57,6 +62,7 @@ function parsed(words: string[]) {
         inputs: { type: "string" },
         adapter: { type: "string", multiple: true, default: [] },
         mix: { type: "string", multiple: true, default: [] },
+        weights: { type: "string", multiple: true, default: [] },
         load: { type: "string", multiple: true, default: [] },
       },
     });

@@ -41,6 +41,14 @@ export interface AdapterRecord {
   /** The output that holds the result of its head; null for an adapter without one. */
   output: string | null;
   golden: GoldenRecord;
+  /** The weights that a call may give it; null if it is no weighted fusion. */
+  mix?: MixRecord | null;
+}
+
+/** The same weights go to all slots; column k weighs member k. */
+export interface MixRecord {
+  slots: string[];
+  members: string[];
 }
 
 /** `rows[i]` is the adapter that row i of the bank holds; null is the base. */
@@ -90,8 +98,9 @@ const KEYS = {
   adapter:
     "name kind labels parameters onnx_adapter safetensors source base golden task? output? baked? mix?",
   head: "graph output result",
+  mix: "slots members",
   bank: "ids weights rows tensors",
-  golden: "path cases absolute reference",
+  golden: "path cases absolute reference reasons?",
   text: "tokenizer max_tokens",
   file: "path sha256 bytes",
 };
@@ -132,6 +141,7 @@ function checkKeys(manifest: Manifest, where: string): void {
   checkRecords(manifest.heads ?? [], "head", where);
   checkRecords(manifest.files, "file", where);
   checkRecords([manifest.golden, ...manifest.adapters.map((record) => record.golden)], "golden", where);
+  checkRecords(manifest.adapters.flatMap(({ mix }) => mix ?? []), "mix", where);
   if (manifest.bank) checkRecord(manifest.bank, "bank", where);
   if (manifest.text) checkRecord(manifest.text, "text", where);
 }
@@ -186,6 +196,9 @@ function checkNames(manifest: Manifest, where: string): void {
     throw new Fault({ what: "a tensor of adapters has the name of a data input", where, found: `\`${taken}\`` });
   }
   if (bank) checkBank(bank, adapters, where);
+  const known = new Set(named(slots));
+  const unknown = adapters.flatMap(({ mix }) => mix?.slots ?? []).find((name) => !known.has(name));
+  if (unknown !== undefined) throw new Fault({ what: "has no slot for the weights of a fusion", where, found: `\`${unknown}\`` });
   if (manifest.inputs.some((record) => record.role === "cache")) {
     throw new Fault({ what: "is of a decoder with a cache, which this client does not keep", where });
   }

@@ -2,7 +2,7 @@
 import { Tensor } from "onnxruntime-common";
 
 import { Fault } from "./fault.js";
-import { type Axis, HEAD, type InputRecord, type Manifest, type SlotRecord } from "./manifest.js";
+import { type Axis, HEAD, type InputRecord, type Manifest, type MixRecord, type SlotRecord } from "./manifest.js";
 
 export type Inputs = Record<string, Tensor>;
 
@@ -79,6 +79,26 @@ export function headOf(tensors: Map<string, Tensor>, manifest: Manifest, labels:
 function isNeutral(tensor: Tensor, slot: SlotRecord): boolean {
   const value = Math.fround(slot.neutral_value ?? 0);
   return String(tensor.dims) === String(slot.neutral) && (tensor.data as Float32Array).every((number) => number === value);
+}
+
+/**
+ * The weights of a fusion that a call gives, for every slot that holds them, in the place of the adapter's tensors.
+ * Throws a Fault if it is no fusion, or a member has no finite weight: one left out would be a guess.
+ *
+ * @param rows weights by the names of the members: once for all rows of the batch, or once for each.
+ */
+export function weightTensors(mix: MixRecord | null, rows: Record<string, number>[], where: string): Map<string, Tensor> {
+  if (!mix) throw new Fault({ what: "has no weights that a call could give", where, expected: "a weighted fusion of the bundle" });
+  const { members, slots } = mix;
+  for (const row of rows) {
+    const isWhole = Object.keys(row).length === members.length && members.every((name) => Number.isFinite(Math.fround(row[name]!)));
+    if (isWhole) continue;
+    const expected = members.map((name) => `\`${name}\``).join(", ");
+    throw new Fault({ what: "a fusion needs a finite weight for each of its members", where, found: JSON.stringify(row), expected });
+  }
+  const numbers = Float32Array.from(rows.flatMap((row) => members.map((name) => row[name]!)));
+  const tensor = new Tensor("float32", numbers, [rows.length, members.length]);
+  return new Map(slots.map((slot) => [slot, tensor]));
 }
 
 /** The tensors with which the graph is the base. */

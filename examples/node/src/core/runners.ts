@@ -9,7 +9,8 @@ import { type InferenceSession, Tensor } from "onnxruntime-common";
 import { parseAdapterFile } from "./adapterFile.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
-import { type Head, type Inputs, checkAdapter, checkInputs, checkModelVersion, headOf, neutralTensors } from "./request.js";
+import type { MixRecord } from "./manifest.js";
+import { type Head, type Inputs, checkAdapter, checkInputs, checkModelVersion, headOf, neutralTensors, weightTensors } from "./request.js";
 
 export type Outputs = Record<string, Tensor>;
 
@@ -22,13 +23,16 @@ export interface Result {
 /** What a row has of adapters, from 0 to 1, by their names. */
 export type Shares = Record<string, number>;
 
+/** What the members of a fusion weigh, by their names. */
+export type Weights = Record<string, number>;
+
 const ROUNDING = 1e-6;
 
 const NO_HEAD: Head = { output: null, labels: null };
 
 /** One adapter for the whole batch: its tensors are inputs of the call. */
 export class FedAdapters {
-  private readonly loaded = new Map<Choice, { tensors: Map<string, Tensor>; head: Head }>();
+  private readonly loaded = new Map<Choice, { tensors: Map<string, Tensor>; head: Head; mix: MixRecord | null }>();
 
   private constructor(
     private readonly bundle: Bundle,
@@ -38,10 +42,10 @@ export class FedAdapters {
   /** Open the graph, with all adapters of the bundle loaded. */
   static async open(bundle: Bundle): Promise<FedAdapters> {
     const made = new FedAdapters(bundle, await bundle.open("inputs"));
-    made.loaded.set(null, { tensors: neutralTensors(bundle.manifest), head: NO_HEAD });
+    made.loaded.set(null, { tensors: neutralTensors(bundle.manifest), head: NO_HEAD, mix: null });
     for (const record of bundle.manifest.adapters) {
       const tensors = made.parse(await bundle.read(record.onnx_adapter), record.onnx_adapter);
-      made.loaded.set(record.name, { tensors, head: record });
+      made.loaded.set(record.name, { tensors, head: record, mix: record.mix ?? null });
     }
     return made;
   }
@@ -55,7 +59,7 @@ export class FedAdapters {
     const where = `adapter \`${name}\``;
     if (this.loaded.has(name)) throw new Fault({ what: "is loaded already", where, fix: "unload it first" });
     const tensors = this.parse(bytes, where);
-    this.loaded.set(name, { tensors, head: headOf(tensors, this.bundle.manifest, labels, where) });
+    this.loaded.set(name, { tensors, head: headOf(tensors, this.bundle.manifest, labels, where), mix: null });
   }
 
   private parse(bytes: Uint8Array, where: string): Map<string, Tensor> {
@@ -70,15 +74,18 @@ export class FedAdapters {
     if (!this.loaded.delete(name)) throw new Fault({ what: "is not loaded", where: `adapter \`${name}\`` });
   }
 
-  async run(inputs: Inputs, choice: Choice): Promise<Result> {
-    checkInputs(inputs, this.bundle.manifest);
+  /** @param weights of a fusion, in the place of its own: once for all rows, or once for each. */
+  async run(inputs: Inputs, choice: Choice, weights: Weights[] = []): Promise<Result> {
+    if (weights.length > 1) checkRows(inputs, this.bundle, weights.map(sorted));
+    else checkInputs(inputs, this.bundle.manifest);
     const chosen = this.loaded.get(choice);
     if (!chosen) {
       const expected = `one of ${this.adapters.map((name) => `\`${name}\``).join(", ")}`;
       throw new Fault({ what: "is not loaded", where: `adapter \`${choice}\``, expected, fix: "load it first" });
     }
     const heads = Array<Head>(batchOf(inputs)).fill(chosen.head);
-    const feeds = { ...inputs, ...Object.fromEntries(chosen.tensors) };
+    const own = weights.length ? weightTensors(chosen.mix, weights, `adapter \`${choice ?? "base"}\``) : [];
+    const feeds = { ...inputs, ...Object.fromEntries([...chosen.tensors, ...own]) };
     return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
   }
 }
@@ -116,7 +123,7 @@ export class Mixture {
 
   /** @param rows for each row of the batch, shares of adapters; the base has what is left to 1. */
   async run(inputs: Inputs, rows: Shares[]): Promise<Result> {
-    checkRows(inputs, this.bundle, rows.map((shares) => JSON.stringify(Object.entries(shares).sort())));
+    checkRows(inputs, this.bundle, rows.map(sorted));
     const width = this.bundle.bank.rows.length;
     const weights = new Float32Array(rows.length * width);
     rows.forEach((shares, row) => {
@@ -169,6 +176,11 @@ async function run(session: InferenceSession, feeds: Inputs, outputs = session.o
 function outputsOf(bundle: Bundle, heads: Head[]): string[] {
   const named = heads.map((head) => head.output).filter((output) => output !== null);
   return [...new Set([...Object.keys(bundle.manifest.golden.absolute), ...named])];
+}
+
+/** One text for what is equal. */
+function sorted(shares: Shares | Weights): string {
+  return JSON.stringify(Object.entries(shares).sort());
 }
 
 /** What is left for the base. */

@@ -3,13 +3,15 @@ import { type Answer, answers } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
 import type { Inputs } from "./request.js";
-import { Bank, FedAdapters, Mixture, type Result, type Shares } from "./runners.js";
+import { Bank, FedAdapters, Mixture, type Result, type Shares, type Weights } from "./runners.js";
 
 /** Who runs the rows of a batch: an adapter or none for all of them, one for each, or shares of several for each. */
 export interface Call {
   adapter?: Choice;
   adapters?: Choice[];
   mixture?: Shares[];
+  /** With an `adapter` that is a weighted fusion: what its members weigh, once for all rows or once for each. */
+  weights?: Weights[];
 }
 
 /** Who ran a row. */
@@ -44,13 +46,14 @@ export class Service {
     });
   }
 
-  private async result(inputs: Inputs, { adapter, adapters, mixture }: Call): Promise<Result> {
+  private async result(inputs: Inputs, { adapter, adapters, mixture, weights }: Call): Promise<Result> {
     if ([adapter, adapters, mixture].filter((each) => each !== undefined).length > 1) {
       throw new Fault({ what: "one call has one choice", expected: "`adapter`, `adapters` or `mixture`" });
     }
+    if (weights && (adapters || mixture)) throw new Fault({ what: "weights go with one `adapter`" });
     if (mixture) return (await this.blending()).run(inputs, mixture);
     if (adapters) return (await this.mixing()).run(inputs, adapters);
-    return (await this.opened()).run(inputs, adapter ?? null);
+    return (await this.opened()).run(inputs, adapter ?? null, weights);
   }
 
   private opened(): Promise<FedAdapters> {
