@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapter_export.cli.results import Head
@@ -27,15 +27,17 @@ class Choice:
         rows: the adapter of each row; none is the base.
         mixture: instead, shares of adapters for all rows.
         allow_mixed_rows: put rows of different adapters into one call although they influence each other.
+        weights: of the members of the one adapter, if it is a weighted fusion and shall not have its own.
     """
 
     rows: tuple[str | None, ...]
     mixture: Mapping[str, float] | None
     allow_mixed_rows: bool
+    weights: Mapping[str, float] | None = None
 
     def part(self, start: int, end: int) -> Choice:
         """That of some of the rows."""
-        return Choice(self.rows[start:end], self.mixture, self.allow_mixed_rows)
+        return replace(self, rows=self.rows[start:end])
 
     def run(self, session: Session, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Run rows through what is chosen for them."""
@@ -43,7 +45,7 @@ class Choice:
             mixture = [self.mixture] * len(self.rows)
             return session.run(arrays, mixture=mixture, allow_mixed_rows=self.allow_mixed_rows)
         if len(set(self.rows)) == 1:
-            return session.run(arrays, self.rows[0])
+            return session.run(arrays, self.rows[0], weights=self.weights)
         return session.run(arrays, adapters=self.rows, allow_mixed_rows=self.allow_mixed_rows)
 
     def heads(self, session: Session) -> list[Head]:

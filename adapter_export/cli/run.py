@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from adapter_export.cli.members import read_shares
 from adapter_export.cli.options import PATH, check_free, examples, force_option, json_option
 from adapter_export.errors import UsageError
 from adapter_export.graph.tasks import TASKS
@@ -29,6 +30,7 @@ _OPTION = {"texts": "--text"}
         "adapter-export run bundle --adapter trec --text 'How far is the moon?' --text 'Who wrote Faust?'",
         "adapter-export run bundle --adapters trec,sentiment,- --text 'How far?' --text 'Well done.' --text 'And?'",
         "adapter-export run bundle --mixture calm=0.3,warm=0.7 --text 'How far is the moon?'",
+        "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
         "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
         "adapter-export run bundle --adapter sentiment < sentences.txt",
         "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
@@ -41,6 +43,12 @@ _OPTION = {"texts": "--text"}
 @click.option("--adapter-column", metavar="NAME", help="The column of `--data` that names the adapter of each row.")
 @click.option(
     "--mixture", metavar="A=0.3,B=0.7", help="Shares of adapters for all rows; the base has what is left to 1."
+)
+@click.option(
+    "--weights",
+    metavar="A=0.3,B=0.7",
+    callback=read_shares,
+    help="Of an `--adapter` that is a weighted fusion: weights for all its members, in the place of its own.",
 )
 @click.option(
     "--adapter-file", type=PATH, metavar="FILE", help="Load this `.onnx_adapter` file, built for the same graph, too."
@@ -88,6 +96,7 @@ class _Call:
     adapters: str | None
     adapter_column: str | None
     mixture: str | None
+    weights: Any
     adapter_file: Path | None
     labels: str | None
     task: Task | None
@@ -143,8 +152,13 @@ def _check(call: _Call) -> None:
         raise UsageError("`--adapter-column` is one of `--data`, which is not given")
     if call.token_budget is not None and not call.many:
         raise UsageError("`--token-budget` is that of `--many`, which is not given")
-    if call.many and (call.out is not None or call.mixture is not None):
-        other = "--out" if call.out is not None else "--mixture"
+    if call.weights is not None and call.adapter is None:
+        raise UsageError("`--weights` are those of an `--adapter`, which is not given")
+    if call.weights is not None and not isinstance(call.weights, Mapping):
+        raise UsageError("`--weights` names the members", found=call.weights, expected="`a=0.3,b=0.7`")
+    alone = {"--out": call.out, "--mixture": call.mixture, "--weights": call.weights}
+    other = next((name for name, value in alone.items() if value is not None), None)
+    if call.many and other is not None:
         raise UsageError(f"`--many` and `{other}` do not go together", fix="leave one out")
     if call.out is not None:
         check_form(call.out)
@@ -187,4 +201,4 @@ def _choice(call: _Call, loaded: str | None, texts: Sequence[Text], rows: int) -
     elif call.adapter_column is not None:
         names = tuple(text.adapter for text in texts)
     mixture = None if call.mixture is None else parse_mixture(call.mixture)
-    return Choice(names, mixture, call.allow_mixed_rows)
+    return Choice(names, mixture, call.allow_mixed_rows, call.weights)

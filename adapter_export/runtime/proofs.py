@@ -87,7 +87,13 @@ def padded_axes(manifest: Manifest) -> frozenset[str]:
 
 
 def _shapes(manifest: Manifest, width: int) -> dict[str, tuple[int, ...]]:
-    return {slot.name: tuple(width if isinstance(axis, str) else axis for axis in slot.axes) for slot in manifest.slots}
+    """Of all slots at a width; the rows of a fusion's weights are no width."""
+    by_row = {name for adapter in manifest.adapters if adapter.mix is not None for name in adapter.mix.slots}
+    shapes = {}
+    for slot in manifest.slots:
+        shape = tuple(width if isinstance(axis, str) else axis for axis in slot.axes)
+        shapes[slot.name] = (1, *shape[1:]) if slot.name in by_row else shape
+    return shapes
 
 
 def _case(manifest: Manifest, tokens: int) -> InputCase:

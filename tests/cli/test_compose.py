@@ -27,10 +27,11 @@ def composed(cli, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_compositions_are_built_and_checked_beside_their_members(
-    cli, model: Path, graph: Path, adapters: Path, composed: Path, tmp_path: Path
+    cli, hf_folder: Path, model: Path, graph: Path, adapters: Path, composed: Path, tmp_path: Path
 ) -> None:
     listed = ",".join(map(str, [adapters / "topic", adapters / "tone", *(composed / name for name in HOW)]))
-    cli.done("build", graph, "--adapters", listed, "-o", tmp_path / "bundle")
+    text = ("--tokenizer", hf_folder, "--max-tokens", 80)
+    cli.done("build", graph, *text, "--adapters", listed, "-o", tmp_path / "bundle")
     cli.done("check", tmp_path / "bundle", "--against", model)
     run_with_weights(cli, tmp_path / "bundle")
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_onnx import random_adapter, save_tiny
 
+from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import houlsby
 from adapter_export.onnx.base import open_onnx
 from adapter_export.onnx.bundle import build_bundle
@@ -32,8 +33,15 @@ def folder(tmp_path: Path) -> Path:
     }
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 1, "tokens": 3}])
     given = {"references": CutRunner(base), "cases": cases}
+    made["fused"] = weighted_fusion(made["a"], made["b"], name="fused", head="b")
     build_bundle(base, list(made.values()), tmp_path / "all", forms=Forms([]), **given)
-    build_bundle(base, [made["a"], made["b"]], tmp_path / "bundle", forms=Forms(["bank", "mixture"]), **given)
+    build_bundle(
+        base,
+        [made[name] for name in ("a", "b", "fused")],
+        tmp_path / "bundle",
+        forms=Forms(["bank", "mixture"]),
+        **given,
+    )
     (tmp_path / "all/adapters/c.onnx_adapter").rename(tmp_path / "c.onnx_adapter")
     return tmp_path
 
@@ -45,8 +53,10 @@ def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "runs on `cpu`", RuntimeWarning)  # where there is no GPU
             exec(compile(snippet, f"docs/runtime.md, snippet {number}", "exec"), names)  # noqa: S102
-    assert {"mixed", "blend", "results", "many", "on_device"} <= names.keys(), "a part of the page has no code"
-    assert len(SNIPPETS) == 9
+    assert {"mixed", "blend", "weighed", "results", "many", "on_device"} <= names.keys(), (
+        "a part of the page has no code"
+    )
+    assert len(SNIPPETS) == 10
 
 
 def test_every_public_method_is_on_the_page() -> None:

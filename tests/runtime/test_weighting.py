@@ -18,7 +18,7 @@ from adapter_export.graph.compose import average, weighted_fusion
 from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.reference.inputs import input_cases
-from adapter_export.runtime import Bundle
+from adapter_export.runtime import Bundle, Request
 from adapter_export.runtime.session import Session
 
 RNG = np.random.default_rng(0)
@@ -146,3 +146,19 @@ def test_rows_that_influence_each_other_have_the_same_weights(fused: Fused) -> N
     session.run(INPUTS, "fused", weights=[OWN, OWN, OTHER], allow_mixed_rows=True)
     session.run(INPUTS, "fused", weights=[OWN, OWN, OWN])
     session.run(INPUTS, "fused", weights=OTHER)
+
+
+def test_fusions_stand_in_mixed_batches_beside_adapters_that_were_loaded_later(fused: Fused) -> None:
+    """A bank that is fed, and requests that are put together: what is tried out first takes weights for one row."""
+    session = fused.session()
+    session.load("later", fused.folder / "adapters/topic.onnx_adapter")
+    rows = ["fused", "later", "fixed"]
+    mixed = session.run(INPUTS, adapters=rows)["hidden"]
+    requests = [Request({name: array[:1] for name, array in INPUTS.items()}, name) for name in rows]
+    many = session.run_many(requests)
+    for index, name in enumerate(rows):
+        alone = session.run(INPUTS, name)["hidden"][index]
+        np.testing.assert_allclose(mixed[index], alone, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(
+            many[index]["hidden"][0], session.run(requests[index].inputs, name)["hidden"][0], rtol=0, atol=2e-6
+        )

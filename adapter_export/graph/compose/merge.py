@@ -11,6 +11,9 @@ from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.rewire import producer
 
+ROWS = "rows"
+"""The symbol for the rows of a fusion's weights: one in files, and one for each row of a batch if a call gives them."""
+
 SITE_DIMS = ("d", "d_in")
 """The dimensions that the site gives; all others are a member's own."""
 
@@ -20,10 +23,14 @@ _RANDOM = frozenset({"dropout", "drop_path"})
 def numbered(dim: Dim, number: int) -> Dim:
     """A dimension of a member among those of the others; the site's own are common to all.
 
+    Weights of a fusion inside another composition are no longer given by row, so theirs are one row.
+
     Args:
         dim: as the member's graph has it.
         number: the member's, from 1.
     """
+    if dim == ROWS:
+        return 1
     return dim if isinstance(dim, int) or dim in SITE_DIMS else f"{dim}_{number}"
 
 

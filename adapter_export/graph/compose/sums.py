@@ -11,7 +11,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import COMPOSITION, Here, Parts, compose, members_of, replaced_by
-from adapter_export.graph.compose.merge import Merged
+from adapter_export.graph.compose.merge import ROWS, Merged
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node
 
 Shares = Mapping[str, float] | Sequence[float]
@@ -107,7 +107,7 @@ def weighted_fusion(
     def drawn(_: Mapping[str, tuple[int, ...]]) -> Weights:
         return {MIX: np.array([shares], np.float32)}
 
-    parts = Parts(name, WEIGHTED, {"type": WEIGHTED, "residual": residual}, drawn, {"rows": 1})
+    parts = Parts(name, WEIGHTED, {"type": WEIGHTED, "residual": residual}, drawn, {ROWS: 1})
     return compose(members_of(adapters), parts, _weighted(residual), head)
 
 
@@ -145,7 +145,7 @@ def weighted_members(adapter: Adapter) -> tuple[str, ...] | None:
     if not isinstance(record, Mapping) or record.get("type") != WEIGHTED:
         return None
     names = tuple(str(member["name"]) for member in record["members"])
-    fits = all(graph.parameters.get(MIX) == ("rows", len(names)) for graph in adapter.graphs.values())
+    fits = all(graph.parameters.get(MIX) == (ROWS, len(names)) for graph in adapter.graphs.values())
     return names if fits else None
 
 
@@ -198,7 +198,7 @@ def _weighted(residual: Residual) -> _Merger:
         mixed = [delta or chain.zero() for delta in deltas(chain, here, target)]
         if residual == "literal":
             mixed = [chain.once(Node("add", (target, one), f"{one}_whole")) for one in mixed]
-        chain.parameters[MIX] = ("rows", len(mixed))
+        chain.parameters[MIX] = (ROWS, len(mixed))
         chain.nodes.append(Node("mix", tuple(mixed), "mixed", {"weights": MIX}))
         chain.op("add", "result", "mixed")
         return chain.graph(target, (*chain.shared, MIX))
