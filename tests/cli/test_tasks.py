@@ -114,6 +114,30 @@ def test_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) -> None:
     assert "--out FILE.npz" in shown.stderr
 
 
+def test_rows_of_different_tasks(cli: Any, bundle: Path) -> None:
+    """In one call and in many, each row is what its adapter alone says of its text alone."""
+    names, texts = ("tag", "grade", "vec"), ("the film is good", "dull", "how many films")
+    options = [word for text in texts for word in ("--text", text)]
+    call = ("run", bundle, "--adapters", ",".join(names), *options)
+    alone = []
+    for name, text in zip(names, texts, strict=True):
+        found = cli.json("run", bundle, "--adapter", name, "--text", text)
+        alone.append({**(found.get("predictions") or found["vectors"])[0], "adapter": name, "task": found["task"]})
+    many = [json.loads(line) for line in cli.done(*call, "--many").stdout.splitlines()]
+    for rows in (cli.json(*call)["rows"], many):
+        assert [[row[key] for key in ("text", "adapter", "task")] for row in rows] == [
+            [one[key] for key in ("text", "adapter", "task")] for one in alone
+        ]
+        tags, grade, vector = rows
+        assert [token["token"] for token in tags["tokens"]] == texts[0].split()
+        assert [token["label"] for token in tags["tokens"]] == [token["label"] for token in alone[0]["tokens"]]
+        assert np.allclose(grade["numbers"], alone[1]["numbers"], atol=1e-5)
+        assert np.allclose(vector["vector"], alone[2]["vector"], atol=1e-5)
+    shown = cli.done(*call).stdout
+    for words in (f"good/{alone[0]['tokens'][-1]['label']}", "tag", "grade", "vec", *texts):
+        assert words in shown
+
+
 def test_arrays_of_a_token_task(cli: Any, bundle: Path, tmp_path: Path) -> None:
     mask = np.array([[1, 1, 1], [1, 0, 0]])
     names = {record["name"] for record in json.loads((bundle / "manifest.json").read_text())["inputs"]}
