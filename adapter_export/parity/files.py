@@ -13,6 +13,7 @@ from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose.sums import weighted_members
 from adapter_export.onnx.session import FAILURES
 from adapter_export.parity.report import InvariantResult
 
@@ -38,7 +39,10 @@ def read_source(folder: Path, record: AdapterRecord) -> Adapter:
     adapter = read_adapter(folder / record.source)
     labels = None if adapter.head is None else adapter.head.labels or None
     task = None if adapter.head is None else adapter.head.task
-    facts = (("base", adapter.base, record.base), ("task", task, record.task), ("labels", labels, record.labels))
+    facts: list[tuple[str, object, object]] = [("base", adapter.base, record.base)]
+    facts += [("task", task, record.task), ("labels", labels, record.labels)]
+    if record.mix is not None:  # which column weighs which member: no number would tell
+        facts.append(("order of members", weighted_members(adapter), record.mix.members))
     for what, found, expected in facts:
         if found != expected:
             raise AdapterError(
