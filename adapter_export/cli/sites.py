@@ -62,8 +62,9 @@ def sites(
     MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder. Sites are found by
     the structure of the base's dataflow. The first table gives the sublayers: the name by which adapters know a site,
     the width of the residual stream there, the module in the torch model, the value that an adapter replaces, and what
-    reads the sum of that value and the residual stream. The second gives the linear layers inside them and the
-    embeddings; those that differ in the number of their layer alone share a row.
+    reads the sum of that value and the residual stream. The second gives the linear layers inside them, the parts of
+    fused ones, which are sites as well, and the embeddings; those that differ in the number of their layer alone share
+    a row.
     """
     from adapter_export.cli.output import emit_json
     from adapter_export.cli.sources import FORM_NAMES, open_source
@@ -84,6 +85,7 @@ def sites(
                 "final": found.final,
                 "sites": [asdict(site) for site in found.sublayers],
                 "linear": [asdict(site) for site in found.of_roles(("linear",))],
+                "parts": [asdict(site) for site in found.of_roles(("part",))],
                 "embeddings": [asdict(site) for site in found.of_roles(("embeddings",))],
             }
         )
@@ -130,6 +132,7 @@ def _inner(found: SiteMap) -> Iterable[tuple[tuple[str, str, str, str], list[str
         inside = _LAYER.sub("", site.name, count=1)
         width = f"{site.width_in} → {site.width}" if site.u is not None else f"{site.width}"
         parts = ", ".join(f"{name} {start}–{end}" for name, (start, end) in site.parts.items())
+        parts += f" of each {site.width // site.blocks}" if site.blocks > 1 else ""
         path = re.sub(r"\b\d+\b", "*", site.path or "", count=1)
         rows.setdefault((inside, width, parts, path), []).append(site.name)
     return rows.items()
@@ -156,7 +159,7 @@ def _drawing(found: SiteMap, title: str) -> Tree:
 
 
 def _inside(found: SiteMap, sublayer: Site) -> Iterable[Site]:
-    return (site for site in found.of_roles(("linear",)) if site.name.startswith(f"{sublayer.name}."))
+    return (site for site in found.of_roles(("linear", "part")) if site.name.startswith(f"{sublayer.name}."))
 
 
 def _alike(all_sites: Iterable[Site]) -> list[Sequence[_Layer]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import count
 
 import numpy as np
@@ -54,7 +55,7 @@ class Part:
         """What the names of its slots and nodes begin with."""
         return f"{SLOT_PREFIX}{self.owner}" if self.alone else f"{SLOT_PREFIX}{self.owner}.{self.graph_name}"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Its topology, as text."""
         return topology_key(self.graph)
