@@ -95,6 +95,7 @@ def test_many_names_are_turned_and_all_lies_inside(count: int, turned: int) -> N
         assert 0 <= float(one.attrib["x"]) <= width - float(one.attrib.get("width", 0))
         assert 0 <= float(one.attrib["y"]) <= height - float(one.attrib.get("height", 0))
     columns = sorted({x for x, _ in _boxes(ET.tostring(root, encoding="unicode"))})
+    assert len(columns) == count
     assert all(later - before >= 30 for before, later in pairwise(columns)), "no box covers another"
 
 
