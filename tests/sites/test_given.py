@@ -12,6 +12,7 @@ from adapter_export.errors import NoSitesError, UsageError
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.sites.discover import discover
 from adapter_export.sites.given import GivenSite, GivenSites, SiteValues, sites_of
+from adapter_export.sites.site import SiteMap
 from adapter_export.sites.view import FlowGraph
 
 ATTENTION = GivenSite("attention", 0, {"onnx": SiteValues("attention0", "embedded", "embedded")})
@@ -91,3 +92,23 @@ def test_what_does_not_fit_is_named(
     with pytest.raises(UsageError, match=words) as caught:
         sites_of(flow, "onnx", given(sites, final))
     assert "map.json" in str(caught.value)
+
+
+def test_parts_are_slices_that_have_nothing_in_common(flow: FlowGraph) -> None:
+    up = next(s for s in discover(flow) if s.name == "layers.0.ffn.up")
+    values, half = {"onnx": SiteValues(up.h, None, up.u)}, up.width // 2
+
+    def fused(parts: Mapping[str, tuple[int, int]], blocks: int = 1) -> SiteMap:
+        return sites_of(flow, "onnx", given({up.name: GivenSite("linear", 0, values, parts, blocks)}))
+
+    found = fused({"gate": (0, half), "other": (half, up.width)})
+    assert [(s.name, s.role, s.width) for s in found if s.name.startswith("layers.0.ffn.")][:3] == [
+        ("layers.0.ffn.up", "linear", up.width),
+        ("layers.0.ffn.gate", "part", half),
+        ("layers.0.ffn.other", "part", half),
+    ]
+    for parts in ({"gate": (0, up.width + 1)}, {"gate": (0, half), "other": (half - 1, half)}, {"gate": (2, 2)}):
+        with pytest.raises(UsageError, match=rf"slices of 0–{up.width}, none within another"):
+            fused(parts)
+    with pytest.raises(UsageError, match=rf"`layers.0.ffn.up.blocks`.*found 3.*a number that divides {up.width}"):
+        fused({"gate": (0, 1)}, 3)
