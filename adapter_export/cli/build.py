@@ -41,9 +41,8 @@ _FLAVOUR_WORDS = {
 }
 _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of the bank"}
 
-_LARGE_BYTES = 2**30
 _FEW_TOKENS = 2
-"""How long the golden vectors of a base with at least that many bytes of weights are: each row of a product costs."""
+"""How long the golden vectors of a large base are: each row of a product costs."""
 
 
 @click.command(
@@ -206,9 +205,10 @@ def _max_tokens(source: Source, given: int | None) -> int | None:
 
 def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:
     """The inputs of the golden vectors: two short ones for a large base, which takes seconds for each."""
+    from adapter_export.onnx.weights import is_large
     from adapter_export.reference.inputs import input_cases
 
-    if not _is_large(base):
+    if not is_large(base.model):
         cases = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest)
         if longest is None:
             _try(references, cases)
@@ -216,12 +216,6 @@ def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> li
     short = min(longest or _FEW_TOKENS, _FEW_TOKENS)
     first, *_, last = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=short)
     return [first, last]
-
-
-def _is_large(base: OnnxBase) -> bool:
-    from adapter_export.onnx.weights import weight_bytes
-
-    return weight_bytes(base.model) >= _LARGE_BYTES
 
 
 def _try(references: Runner, cases: Sequence[InputCase]) -> None:

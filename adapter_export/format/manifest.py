@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from adapter_export.format.rules import check_not_empty, check_not_negative, check_path, check_positive, check_sha256
@@ -145,12 +145,14 @@ class GoldenRecord:
         cases: the names of the cases.
         absolute: the allowed absolute deviation of each output, by output name.
         reference: what computed the outputs, such as `torch 2.13.0 float32`; never the exported graph.
+        reasons: where each number of `absolute` comes from, a sentence for people.
     """
 
     path: RelativePath
     cases: Annotated[tuple[str, ...], check_not_empty]
     absolute: Mapping[str, Annotated[float, check_not_negative]]
     reference: str
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

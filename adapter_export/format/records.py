@@ -36,7 +36,7 @@ def record_from_json(kind: type[Record], document: object, path: str = "$") -> R
     hints = _hints(kind)
     if not isinstance(document, dict):
         raise _fault(path, document, "an object")
-    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    needed = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
     wrong = [f"unknown key `{key}`" for key in document if key not in hints]
     wrong += [f"no key `{key}`" for key in hints if key in needed - document.keys()]
     if wrong:

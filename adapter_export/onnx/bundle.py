@@ -38,7 +38,7 @@ from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.oldest_runtime import oldest_runtime
 from adapter_export.onnx.self_check import self_check
 from adapter_export.onnx.slots import SlotPlan, plan_slots
-from adapter_export.onnx.weights import WEIGHTS_FILE, write_model
+from adapter_export.onnx.weights import WEIGHTS_FILE, is_large, write_model
 from adapter_export.reference.inputs import InputCase
 from adapter_export.reference.runner import Runner
 from adapter_export.sites.extent import extent
@@ -163,7 +163,16 @@ class _Build:
         """Computes the golden vectors."""
         names = [record.name for record in self.base.outputs]
         size, stored = extent(flow_graph(self.model)), numerics(self.base.model).stored
-        return GoldenMaker(self.references, self.cases, self.base.inputs, names, size, stored)
+        return GoldenMaker(
+            self.references,
+            self.cases,
+            self.base.inputs,
+            names,
+            size,
+            stored,
+            self.base.fingerprint,
+            amplified=not is_large(self.base.model),
+        )
 
     @property
     def entries(self) -> EntryWriter:

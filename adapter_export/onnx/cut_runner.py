@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,12 @@ from adapter_export.graph.bind import needs_base_norm
 from adapter_export.onnx.base import OnnxBase
 from adapter_export.onnx.expose import Cut, cut, cut_input, exposed, piece
 from adapter_export.onnx.numerics import numerics
-from adapter_export.onnx.pieces import Pieces
+from adapter_export.onnx.pieces import Pieces, weights_are_many
 from adapter_export.reference.bound import BORROWED
 from adapter_export.reference.evaluate import evaluate_head, evaluate_site
 from adapter_export.reference.fit import check_fit
 from adapter_export.reference.runner import Arrays, head_output
-from adapter_export.sites.site import Site
+from adapter_export.sites.site import Site, SiteMap
 
 _NAMES: dict[Precision, str] = {
     "fp32": "float32",
@@ -31,12 +32,17 @@ _NAMES: dict[Precision, str] = {
 }
 
 
+_MOST_CUT = 4
+"""How many sets of places a base stays cut at; each has the base's weights in memory."""
+
+
 class CutRunner:
     """Computes what a bundle must compute, without the exported graph; a `reference.runner.Runner`.
 
     The base is cut where an adapter acts. Piece by piece, one more site's values are known, the adapter is evaluated on
     them in float64, and its result goes into the next piece; the last one gives the outputs. Together the pieces do the
-    work of one run, and only one of them is open at a time. The base runs in its own precision as it is, not optimised.
+    work of one run; those of a base with many weights are not open all at once. The base runs in its own precision as
+    it is, not optimised.
 
     Args:
         base: the base.
@@ -53,6 +59,11 @@ class CutRunner:
         base = f"onnxruntime {ort.__version__} {_NAMES[numerics(self._base.model).precision]}"
         return f"{base} for the base, numpy {np.__version__} float64 for adapters"
 
+    @property
+    def sites(self) -> SiteMap:
+        """The sites of the base."""
+        return self._base.sites
+
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
         """All outputs of the base by name and, for an adapter with a head, the result of its task.
 
@@ -61,20 +72,31 @@ class CutRunner:
             RequestError: the base cannot compute these inputs.
         """
         if adapter is None:
-            return Pieces(self._base.model, self._base.folder, optimize=False).run(inputs)
+            return self._whole.run(inputs)
         check_fit([adapter], self._base.sites)
         pieces, feeds = self._pieces(adapter), dict(inputs)
         for (site, replaced), shown in pieces.cut.places:
             feeds[cut_input(site.name, replaced)] = _adapted(pieces, site, shown, feeds, adapter)
         return self._finish(pieces, feeds, inputs, adapter)
 
+    @cached_property
+    def _whole(self) -> Pieces:
+        return Pieces(self._base.model, self._base.folder, optimize=False, keep=self._few)
+
+    @cached_property
+    def _few(self) -> bool:
+        """Whether the base's weights are so few that all its pieces may be open."""
+        return not weights_are_many(self._base.model)
+
     def _pieces(self, adapter: Adapter) -> _Pieces:
         """The base cut where an adapter acts, and nowhere else."""
         replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
         key = frozenset(replaced.items())
         if key not in self._cuts:
+            if len(self._cuts) == _MOST_CUT:
+                del self._cuts[next(iter(self._cuts))]
             places = [(site, replaced[site.name]) for site in self._base.sites if site.name in replaced]
-            self._cuts[key] = _Pieces(self._base.folder, cut(self._base, places))
+            self._cuts[key] = _Pieces(self._base.folder, cut(self._base, places), self._few)
         return self._cuts[key]
 
     def _finish(
@@ -92,17 +114,25 @@ class CutRunner:
 
 @dataclass
 class _Pieces:
-    """The pieces of a cut base, each made when it is first needed; the weights are in memory once."""
+    """The pieces of a cut base, each made when it is first needed; the weights are in memory once.
+
+    Attributes:
+        folder: where the base lies.
+        cut: the base with its cuts.
+        few: whether all pieces may be open at once.
+        made: the pieces by what they compute.
+    """
 
     folder: Path
     cut: Cut
+    few: bool
     made: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
         """Run the piece that computes some outputs."""
         key = tuple(outputs)
         if key not in self.made:
-            self.made[key] = Pieces(piece(self.cut.model, outputs), self.folder, optimize=False)
+            self.made[key] = Pieces(piece(self.cut.model, outputs), self.folder, optimize=False, keep=self.few)
         return self.made[key].run(feeds)
 
 

@@ -27,6 +27,7 @@ from adapter_export.onnx.plan_json import read_plan
 from adapter_export.onnx.rows import bank_name, bank_rows, mask_name
 from adapter_export.onnx.self_check import self_check
 from adapter_export.onnx.slots import SlotPlan, slot_tensors
+from adapter_export.onnx.weights import is_large
 from adapter_export.reference.runner import Runner
 from adapter_export.sites.extent import extent
 
@@ -201,7 +202,16 @@ class _Opened:
         base = Golden.read(self.folder, self.manifest.golden, self.manifest.inputs)
         outputs = [record.name for record in self.manifest.base_outputs]
         size, stored = extent(flow_graph(self.model)), numerics(self.model).stored
-        maker = GoldenMaker(references, base.cases, self.manifest.inputs, outputs, size, stored)
+        maker = GoldenMaker(
+            references,
+            base.cases,
+            self.manifest.inputs,
+            outputs,
+            size,
+            stored,
+            self.manifest.base,
+            amplified=not is_large(self.model),
+        )
         found: dict[str | None, Golden] = {}
         for adapter in adapters:
             tell(f"computing golden vectors of `{adapter.name}` with {references.description}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from adapter_export.errors import BaseModelError, NothingComparedError, ParityEr
 from adapter_export.format.manifest import GoldenRecord, InputRecord
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
-from adapter_export.reference.budget import budget
+from adapter_export.reference.amplification import moved_by_rounding
+from adapter_export.reference.budget import EXACT, Budget, budget, product_error
 from adapter_export.reference.inputs import InputCase
 from adapter_export.reference.runner import Arrays, Runner, run
 from adapter_export.sites.extent import Extent
@@ -34,12 +35,14 @@ class Golden:
         outputs: what the reference gives for each case, by output.
         absolute: the allowed absolute deviation of each output.
         reference: what computed the outputs.
+        reasons: where the number of each output comes from.
     """
 
     cases: Sequence[InputCase]
     outputs: Sequence[Arrays]
     absolute: Mapping[str, float]
     reference: str
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, record: GoldenRecord, inputs: Sequence[InputRecord]) -> Golden:
@@ -68,7 +71,7 @@ class Golden:
             InputCase(case, {one.name: tensors[f"{case}.input.{one.name}"] for one in inputs}) for case in record.cases
         ]
         outputs = [{name: tensors[f"{case}.output.{name}"] for name in record.absolute} for case in record.cases]
-        return cls(cases, outputs, record.absolute, record.reference)
+        return cls(cases, outputs, record.absolute, record.reference, record.reasons)
 
     def write(self, path: Path, name: str) -> GoldenRecord:
         """Write the tensors; `name` is the file's path in the bundle.
@@ -77,7 +80,8 @@ class Golden:
             WriteError: the operating system refused.
         """
         write_tensors(path, dict(self._tensors()))
-        return GoldenRecord(name, tuple(case.name for case in self.cases), self.absolute, self.reference)
+        names = tuple(case.name for case in self.cases)
+        return GoldenRecord(name, names, self.absolute, self.reference, self.reasons)
 
     def _tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         for case, outputs in zip(self.cases, self.outputs, strict=True):
@@ -108,7 +112,7 @@ class Golden:
         """
         for case, outputs, found in zip(self.cases, self.outputs, results, strict=True):
             for name, expected in outputs.items():
-                _compare(found.get(name), expected, self.absolute[name], f"{where}, case `{case.name}`, `{name}`")
+                self._compare(found.get(name), expected, name, f"{where}, case `{case.name}`")
 
     def compare_row(self, case: int, row: int, outputs: Arrays, where: str) -> None:
         """Hold one row of the outputs of a bank against the golden vectors.
@@ -127,10 +131,20 @@ class Golden:
         batch = max(len(output) for output in self.outputs[case].values())
         for name, expected in self.outputs[case].items():
             if len(expected) == batch:
-                place = f"{where}, case `{self.cases[case].name}`, row {row}, `{name}`"
+                place = f"{where}, case `{self.cases[case].name}`, row {row}"
                 found = outputs[name][row : row + 1] if name in outputs else None
-                own = None if found is None else _own(found, expected.shape[-1], place)
-                _compare(own, expected[row : row + 1], self.absolute[name], place)
+                own = None if found is None else _own(found, expected.shape[-1], f"{place}, `{name}`")
+                self._compare(own, expected[row : row + 1], name, place)
+
+    def _compare(self, found: np.ndarray | None, expected: np.ndarray, name: str, where: str) -> None:
+        place = f"{where}, `{name}`"
+        if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
+            facts = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise ParityError(place, found=facts, expected=f"{expected.dtype} {list(expected.shape)}")
+        deviation = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0)
+        if not deviation <= self.absolute[name]:  # NaN fails
+            allowed = self.reasons.get(name, f"{self.absolute[name]:.2e}")
+            raise ParityError(place, found=f"a deviation of {deviation:.2e}", expected=f"at most {allowed}")
 
 
 def _own(found: np.ndarray, width: int, where: str) -> np.ndarray:
@@ -151,6 +165,9 @@ class GoldenMaker:
         outputs: the names of the base's outputs.
         extent: that of the graph, from which the allowed deviations follow.
         stored: the coarsest type that the graph rounds its activations to.
+        base: the fingerprint of the base.
+        amplified: whether the reference also runs with errors, to see how far they move its outputs. A base that rounds
+            more coarsely than float32 does not: there, errors of that size are the size of the outputs.
     """
 
     references: Runner
@@ -159,6 +176,8 @@ class GoldenMaker:
     outputs: Sequence[str]
     extent: Extent
     stored: Stored
+    base: str
+    amplified: bool = True
 
     def make(self, adapter: Adapter | None, output: str | None = None) -> Golden:
         """Golden vectors.
@@ -180,19 +199,40 @@ class GoldenMaker:
         outputs = [_checked(found, names, self.references, case) for case, found in pairs]
         for case, found in zip(self.cases, outputs, strict=True):
             _check_caches(self.inputs, case.arrays, found)
-        lengths = [size for case in self.cases for array in case.arrays.values() for size in array.shape]
-        size = Extent(max([self.extent.inner, *lengths]), self.extent.depth)
-        allowed = {name: _allowed([output[name] for output in outputs], size, self.stored) for name in names}
-        return Golden(self.cases, outputs, allowed, self.references.description)
+        moved = self._moved(adapter, output)
+        budgets = {name: self._allowed([found[name] for found in outputs], moved.get(name, 0.0)) for name in names}
+        absolute = {name: allowed.absolute for name, allowed in budgets.items()}
+        reasons = {name: allowed.reason for name, allowed in budgets.items()}
+        return Golden(self.cases, outputs, absolute, self.references.description, reasons)
 
+    @property
+    def _inner(self) -> int:
+        """The terms of the longest sum: attention and pooling add up as many as there are tokens."""
+        lengths: list[int] = [size for case in self.cases for array in case.arrays.values() for size in array.shape]
+        return max([self.extent.inner, *lengths])
 
-def _allowed(values: Sequence[np.ndarray], size: Extent, stored: Stored) -> float:
-    """The budget of an output, by its largest value in any case; whole numbers must be equal."""
-    dtype = values[0].dtype.name
-    scale = max(float(np.abs(value).max(initial=0.0)) for value in values)
-    if dtype not in FLOAT_TYPES:
-        return 0.0
-    return budget(dtype, inner=size.inner, depth=size.depth, scale=scale, rounded_to=stored).absolute
+    def _moved(self, adapter: Adapter | None, output: str | None) -> dict[str, float]:
+        """How far errors move the outputs; nothing where that is not measured."""
+        if not self.amplified or self.stored != "float32":
+            return {}
+        return moved_by_rounding(
+            lambda inputs, disturbed: run(self.references, inputs, disturbed, self.outputs, output),
+            [case.arrays for case in self.cases],
+            adapter,
+            sites=self.references.sites,
+            base=self.base,
+            step=product_error("float32", inner=self._inner),
+        )
+
+    def _allowed(self, values: Sequence[np.ndarray], moved: float) -> Budget:
+        """The budget of an output, by its largest value in any case; whole numbers must be equal."""
+        dtype = values[0].dtype.name
+        if dtype not in FLOAT_TYPES:
+            return EXACT
+        scale = max(float(np.abs(value).max(initial=0.0)) for value in values)
+        return budget(
+            dtype, inner=self._inner, depth=self.extent.depth, scale=scale, rounded_to=self.stored, moved=moved
+        )
 
 
 def _checked(outputs: Arrays, names: Sequence[str], references: Runner, case: InputCase) -> Arrays:
@@ -221,12 +261,3 @@ def _check_caches(records: Sequence[InputRecord], inputs: Mapping[str, np.ndarra
                     expected=f"what is given as `{record.name}`, and then the new tokens",
                     fix="export the base with the caches among its outputs in the order of its inputs",
                 )
-
-
-def _compare(found: np.ndarray | None, expected: np.ndarray, absolute: float, where: str) -> None:
-    if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
-        facts = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
-        raise ParityError(where, found=facts, expected=f"{expected.dtype} {list(expected.shape)}")
-    deviation = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0)
-    if not deviation <= absolute:  # NaN fails
-        raise ParityError(where, found=f"a deviation of {deviation:.2e}", expected=f"at most {absolute:.2e}")

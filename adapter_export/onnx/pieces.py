@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.reference.runner import Arrays
@@ -28,9 +29,13 @@ class Pieces:
         folder: where its external data lie.
         optimize: whether ONNX Runtime may rewrite each piece.
         size: the most bytes of external weights of one piece; `PIECE_BYTES` if not given.
+        keep: leave every piece open for the next run, since its weights are few.
     """
 
-    def __init__(self, model: ir.Model, folder: Path, *, optimize: bool = True, size: int | None = None) -> None:
+    def __init__(
+        self, model: ir.Model, folder: Path, *, optimize: bool = True, size: int | None = None, keep: bool = False
+    ) -> None:
+        self._open: dict[int, ort.InferenceSession] | None = {} if keep else None
         self._folder = folder
         self._optimize = optimize
         self._outputs = [_name(value) for value in model.graph.outputs]
@@ -60,7 +65,11 @@ class Pieces:
 
     def _run_piece(self, model: ir.Model, known: Sequence[Arrays]) -> None:
         """A function of its own, at whose end the session is closed."""
-        session = open_session(model, self._folder, optimize=self._optimize, pack=False)
+        session = None if self._open is None else self._open.get(id(model))
+        if session is None:
+            session = open_session(model, self._folder, optimize=self._optimize, pack=False)
+        if self._open is not None:
+            self._open[id(model)] = session
         inputs = [_name(value) for value in model.graph.inputs]
         for values in known:
             values.update(run_session(session, {name: values[name] for name in inputs if name in values}))

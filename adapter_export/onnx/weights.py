@@ -22,6 +22,8 @@ _RUNTIME_DOMAIN = "com.microsoft"
 _EMBEDDED_BYTES = 1024
 """Smaller tensors stay in the graph's own file."""
 
+_LARGE_BYTES = 2**30
+
 _LEAST_USED = 0.9
 """The least part of a file that a graph must use for the file to be linked as a whole."""
 
@@ -57,6 +59,11 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
             value.const_value = _embedded(value.const_value)
     ir.save(model, path)
     _check(path)
+
+
+def is_large(model: ir.Model) -> bool:
+    """Whether the weights of a model take a gigabyte or more, so that each run of it takes seconds."""
+    return weight_bytes(model) >= _LARGE_BYTES
 
 
 def weight_bytes(model: ir.Model) -> int:

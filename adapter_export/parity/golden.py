@@ -11,6 +11,7 @@ import numpy as np
 from adapter_export.errors import TensorError
 from adapter_export.format.manifest import GoldenRecord, InputRecord
 from adapter_export.format.tensors import read_tensors
+from adapter_export.parity.allowance import stored_reason
 from adapter_export.parity.cases import Case, case_of
 from adapter_export.reference.budget import Budget
 
@@ -38,10 +39,7 @@ def golden_cases(bundle: Path, record: GoldenRecord, inputs: Sequence[InputRecor
         TensorError: a case lacks an input or has no output.
     """
     tensors = read_tensors(bundle / record.path)
-    budgets = {
-        name: Budget(absolute, f"stored with the golden vectors of {record.reference}")
-        for name, absolute in record.absolute.items()
-    }
+    budgets = {name: Budget(absolute, stored_reason(record, name)) for name, absolute in record.absolute.items()}
     return [_golden_case(name, tensors, inputs, budgets, record.path) for name in record.cases]
 
 

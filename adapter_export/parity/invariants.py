@@ -16,8 +16,8 @@ from adapter_export.reference.runner import Arrays
 Run = Callable[[Mapping[str, np.ndarray], str | None], Arrays]
 """Runs the bundle: from inputs and the name of an adapter, or none for the base alone, to outputs."""
 
-Budgets = Callable[[np.ndarray], Budget]
-"""The budget for an output, from the output that is expected."""
+Budgets = Callable[[str | None, str, np.ndarray], Budget]
+"""The budget for an output, from the adapter that gives it, its name and what is expected of it."""
 
 _MOST_FOR_ALL_PAIRS = 5
 
@@ -46,16 +46,18 @@ def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets)
     rows = _batch(case)
     turned = {name: value[::-1].copy() if _has_rows(value, rows) else value for name, value in case.arrays.items()}
     plain, reverse = run(case.arrays, adapter), run(turned, adapter)
-    results = dict(_row_order(plain, reverse, rows, budgets))
+    results = dict(_row_order(plain, reverse, rows, lambda *output: budgets(adapter, *output)))
     bad = [f"{name}: {fault}" for name, fault in results.items() if fault]
     detail = "; ".join(bad) or f"every output of {rows} rows, within the budget"
     return InvariantResult("row order", _name(adapter), bool(results) and not bad, detail)
 
 
-def _row_order(plain: Arrays, reverse: Arrays, rows: int, budgets: Budgets) -> Iterator[tuple[str, str]]:
+def _row_order(
+    plain: Arrays, reverse: Arrays, rows: int, budget: Callable[[str, np.ndarray], Budget]
+) -> Iterator[tuple[str, str]]:
     for name, expected in plain.items():
         if _has_rows(expected, rows):
-            comparison = compare(reverse[name][::-1], expected, budgets(expected))
+            comparison = compare(reverse[name][::-1], expected, budget(name, expected))
             yield name, "; ".join(comparison.faults)
 
 

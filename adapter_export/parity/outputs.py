@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx.golden import MASK_BELOW
 from adapter_export.parity.allowance import Allowance
 from adapter_export.parity.cases import Case
@@ -15,6 +16,7 @@ from adapter_export.parity.compare import Comparison, compare, missing, unexpect
 from adapter_export.parity.failure import BASE
 from adapter_export.parity.plan import Plan, Subject
 from adapter_export.parity.report import Against, Form, OutputResult, Part
+from adapter_export.reference.amplification import moved_by_rounding
 from adapter_export.reference.budget import Budget
 from adapter_export.reference.runner import Arrays, Runner, run
 
@@ -84,14 +86,37 @@ def computed(plan: Plan, runner: Runner, allowance: Allowance, on_step: OnStep) 
         for case in plan.cases:
             outputs.append(run(runner, case.arrays, subject.adapter, plan.base_outputs, subject.output))
             on_step(f"{subject.name or BASE}, {case.name}: reference")
-        budgets = _budgets(outputs, allowance)
+        budgets = _budgets(outputs, allowance, _moved(plan, subject, runner, allowance, on_step))
         for case, expected in zip(plan.cases, outputs, strict=True):
             yield Expectation("reference", subject, case, expected, budgets, _logits(plan, subject))
 
 
-def _budgets(outputs: list[Arrays], allowance: Allowance) -> dict[str, Budget]:
+def _moved(plan: Plan, subject: Subject, runner: Runner, allowance: Allowance, on_step: OnStep) -> Mapping[str, float]:
+    """How far errors of the size of rounding move the outputs of the reference."""
+    if allowance.error is None:
+        return {}
+
+    def compute(inputs: Mapping[str, np.ndarray], disturbed: Adapter) -> Arrays:
+        found = run(runner, inputs, disturbed, plan.base_outputs, subject.output)
+        on_step(f"{subject.name or BASE}: reference with errors")
+        return found
+
+    return moved_by_rounding(
+        compute,
+        [case.arrays for case in plan.cases],
+        subject.adapter,
+        sites=runner.sites,
+        base=plan.manifest.base,
+        step=allowance.error,
+    )
+
+
+def _budgets(outputs: list[Arrays], allowance: Allowance, moved: Mapping[str, float]) -> dict[str, Budget]:
     names = dict.fromkeys(name for found in outputs for name in found)
-    return {name: allowance.budget(*(found[name] for found in outputs if name in found)) for name in names}
+    return {
+        name: allowance.budget(*(found[name] for found in outputs if name in found), moved=moved.get(name, 0.0))
+        for name in names
+    }
 
 
 def _logits(plan: Plan, subject: Subject) -> frozenset[str]:

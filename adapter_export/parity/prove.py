@@ -13,7 +13,8 @@ from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.insert import site_norms
 from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.session import open_session
-from adapter_export.parity.allowance import Allowance
+from adapter_export.onnx.weights import is_large
+from adapter_export.parity.allowance import Allowance, Tolerance, stored_budgets
 from adapter_export.parity.failure import BASE
 from adapter_export.parity.graphs import read_graph
 from adapter_export.parity.invariants import Run, check_row_order, check_swap, swaps
@@ -23,6 +24,8 @@ from adapter_export.parity.report import InvariantResult, OutputResult, Report, 
 from adapter_export.parity.rows import check_rows, row_steps
 from adapter_export.parity.sites import SiteProbe
 from adapter_export.parity.trials import run_trials, trials
+from adapter_export.reference.amplification import DRAWS
+from adapter_export.reference.budget import Budget
 from adapter_export.reference.runner import Runner
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.sites.extent import extent
@@ -44,12 +47,13 @@ class Reference:
 def steps(plan: Plan, reference: Reference | None) -> int:
     """How many steps `prove` takes."""
     runs = len(plan.subjects) * len(plan.cases) if reference else 0
+    disturbed = 0 if _allowance(plan).error is None else DRAWS * runs
     golden = sum(len(subject.golden) for subject in plan.subjects)
     names = [subject.name for subject in plan.subjects]
     adapters = sum(name is not None for name in names)
     by_slots = len(LEVELS) * (runs + golden) + len(swaps(names)) + len(names) + adapters
     others = len(trials(plan, referenced=reference is not None)) + row_steps(plan)
-    return runs + ("slots" in plan.forms) * by_slots + others
+    return runs + disturbed + ("slots" in plan.forms) * by_slots + others
 
 
 def prove(plan: Plan, reference: Reference | None, on_step: OnStep) -> Report:
@@ -66,20 +70,20 @@ def prove(plan: Plan, reference: Reference | None, on_step: OnStep) -> Report:
     Raises:
         InputError: the bundle or the reference cannot be run.
     """
-    model = read_graph(plan.folder / plan.manifest.graphs["slots"])
-    allowance = Allowance.of(extent(flow_graph(model)), plan.cases or (plan.probe,), numerics(model).stored)
+    model, allowance = _model(plan), _allowance(plan)
     expectations = list(stored(plan))
     if reference is not None:
         expectations += computed(plan, reference.runner, allowance, on_step)
+    tolerance = Tolerance(allowance, stored_budgets(plan.manifest) | _measured(expectations))
     outputs: list[OutputResult] = []
     invariants, sites = [*plan.files], list[SiteResult]()
     if "slots" in plan.forms:
         run = Bundle.open(plan.folder).session().run
         outputs += _by_slots(plan, expectations, on_step)
-        invariants += _invariants(plan, run, allowance, on_step)
+        invariants += _invariants(plan, run, tolerance, on_step)
         sites += _sites(plan, model, on_step)
     outputs += run_trials(plan, expectations, on_step)
-    invariants += check_rows(plan, allowance.budget, on_step)
+    invariants += check_rows(plan, tolerance, on_step)
     return Report(
         bundle=str(plan.folder),
         base=plan.manifest.base,
@@ -90,6 +94,26 @@ def prove(plan: Plan, reference: Reference | None, on_step: OnStep) -> Report:
         sites=tuple(sites),
         invariants=tuple(invariants),
     )
+
+
+def _measured(expectations: Sequence[Expectation]) -> dict[tuple[str | None, str], Budget]:
+    """The budgets that the reference gives now, by adapter and output."""
+    return {
+        (item.subject.name, output): allowed
+        for item in expectations
+        if item.against == "reference"
+        for output, allowed in item.budgets.items()
+    }
+
+
+def _model(plan: Plan) -> ir.Model:
+    return read_graph(plan.folder / plan.manifest.graphs["slots"])
+
+
+def _allowance(plan: Plan) -> Allowance:
+    model = _model(plan)
+    size, stored = extent(flow_graph(model)), numerics(model).stored
+    return Allowance.of(size, plan.cases or (plan.probe,), stored, large=is_large(model))
 
 
 def _by_slots(plan: Plan, expectations: Sequence[Expectation], on_step: OnStep) -> Iterator[OutputResult]:
@@ -103,13 +127,13 @@ def _by_slots(plan: Plan, expectations: Sequence[Expectation], on_step: OnStep) 
             on_step(f"{expectation.subject.name or BASE}, {expectation.case.name}: {level}")
 
 
-def _invariants(plan: Plan, run: Run, allowance: Allowance, on_step: OnStep) -> Iterator[InvariantResult]:
+def _invariants(plan: Plan, run: Run, tolerance: Tolerance, on_step: OnStep) -> Iterator[InvariantResult]:
     names = [subject.name for subject in plan.subjects]
     for first, second in swaps(names):
         yield check_swap(run, plan.probe, first, second)
         on_step(f"{first or BASE} → {second or BASE} → {first or BASE}")
     for name in names:
-        yield check_row_order(run, plan.probe, name, allowance.budget)
+        yield check_row_order(run, plan.probe, name, tolerance)
         on_step(f"{name or BASE}: row order")
 
 

@@ -72,7 +72,7 @@ def _check_apart(
         for output, expected in alone.items():
             if len(together[output]) == len(chosen) and len(expected) == 1:
                 compared += 1
-                faults += _faults(output, together[output][row : row + 1], expected, budgets)
+                faults += _faults(output, together[output][row : row + 1], expected, name, budgets)
     subject = ", ".join(name or BASE for name in chosen)
     detail = "; ".join(faults) or "each row as it is alone, within the budget"
     return InvariantResult("rows of a batch", subject, bool(compared) and not faults, detail)
@@ -83,16 +83,16 @@ def _check_shares(
 ) -> InvariantResult:
     expected = graph.run(case.arrays, [name] * batch_size(case), outputs)
     found = graph.run_one_twice(case.arrays, name, bank, outputs)
-    faults = [fault for output in outputs for fault in _faults(output, found[output], expected[output], budgets)]
+    faults = [fault for output in outputs for fault in _faults(output, found[output], expected[output], name, budgets)]
     detail = "; ".join(faults) or "a quarter and three quarters of it are the whole, within the budget"
     return InvariantResult("shares", name or BASE, bool(outputs) and not faults, detail)
 
 
-def _faults(output: str, found: np.ndarray, expected: np.ndarray, budgets: Budgets) -> list[str]:
+def _faults(output: str, found: np.ndarray, expected: np.ndarray, adapter: str | None, budgets: Budgets) -> list[str]:
     """Masked numbers are masked on both sides, and have no part in the scale of the budget."""
     hidden = expected < MASK_BELOW if expected.dtype.kind == "f" else np.zeros(expected.shape, bool)
     if found.shape == expected.shape and hidden.any():
         if not (found[hidden] < MASK_BELOW).all():
             return [f"{output}: a class that the adapter lacks is not masked"]
         found, expected = (np.where(hidden, np.zeros_like(side), side) for side in (found, expected))
-    return [f"{output}: {fault}" for fault in compare(found, expected, budgets(expected)).faults]
+    return [f"{output}: {fault}" for fault in compare(found, expected, budgets(adapter, output, expected)).faults]

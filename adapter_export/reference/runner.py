@@ -9,6 +9,7 @@ import numpy as np
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import HeadOutput
+from adapter_export.sites.site import SiteMap
 
 Arrays = dict[str, np.ndarray]
 """Inputs or outputs by name."""
@@ -32,6 +33,10 @@ class Runner(Protocol):
     @property
     def description(self) -> str:
         """What computes, for reports: `torch 2.13.0 float32`."""
+
+    @property
+    def sites(self) -> SiteMap:
+        """The sites of the base, at which adapters can act."""
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays:
         """All outputs of the base by name and, for an adapter with a head, the result of its task.
