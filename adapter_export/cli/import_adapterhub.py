@@ -22,6 +22,7 @@ from adapter_export.cli.options import (
     epilog=examples(
         "adapter-export import adapterhub saved/sentiment --base model.pt -o sentiment",
         "adapter-export import adapterhub saved --name sentiment --base model.onnx -o sentiment",
+        "adapter-export import adapterhub setup --base model.pt -o stacked",
     )
 )
 @click.argument("folder", type=PATH)
@@ -47,9 +48,11 @@ def adapterhub(
     """Import an adapter that AdapterHub's library saved in FOLDER.
 
     FOLDER has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are read.
-    Bottlenecks with every option, LoRA, IA3, invertible adapters, prediction heads and, from folders of setups,
-    fusions are imported; neither the library nor torch's unpickler is needed. What cannot be expressed is refused by
-    name.
+    Bottlenecks with every option, LoRA, IA3, invertible adapters and prediction heads are imported; neither the library
+    nor torch's unpickler is needed. What cannot be expressed is refused by name.
+
+    A folder that `save_adapter_setup` wrote becomes one adapter with its members inside, a `Stack`, `Average` or `Fuse`
+    as nested as the library allows; `--name` with the name of a member imports that one alone.
     """
     from adapter_export.cli.imported import report_adapter
     from adapter_export.cli.places import with_site_map
