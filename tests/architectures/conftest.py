@@ -1,12 +1,14 @@
-"""The bases of many architectures, each exported once for all tests that need it."""
+"""The bases of many architectures, each exported once in a run for all tests that need it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 from exported_bases import ExportedBase
+from once import once
 from small_bases import ARCHITECTURES
 
 from adapter_export.onnx.base import open_onnx
@@ -20,11 +22,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
 
     @cache
     def make(name: str) -> ExportedBase:
-        folder, architecture = tmp_path_factory.mktemp(name), ARCHITECTURES[name]
-        module, inputs = architecture.build(0.15), architecture.inputs(2, 7)
-        save_base(module, inputs, folder / "model.pt", axes=architecture.axes())
-        in_torch = load_base(folder / "model.pt")
-        export_onnx(in_torch, folder / "model.onnx")
-        return ExportedBase(name, module, in_torch, open_onnx(folder / "model.onnx"))
+        architecture = ARCHITECTURES[name]
+        module = architecture.build(0.15)
+
+        def files(folder: Path) -> None:
+            save_base(module, architecture.inputs(2, 7), folder / "model.pt", axes=architecture.axes())
+            export_onnx(load_base(folder / "model.pt"), folder / "model.onnx")
+
+        folder = once(tmp_path_factory, f"architecture_{name}", files)
+        return ExportedBase(name, module, load_base(folder / "model.pt"), open_onnx(folder / "model.onnx"))
 
     return make
