@@ -251,7 +251,12 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
     parts: list[KindPart] = []
     if config.inv_adapter is not None:
         parts.append(_invertible(config, options.activation))
-    roles = [role for role, there in (("attention", config.mh_adapter), ("ffn", config.output_adapter)) if there]
+    chosen = {
+        "attention": config.mh_adapter,
+        "cross_attention": config.cross_adapter,
+        "ffn": config.output_adapter,
+    }
+    roles = [role for role, there in chosen.items() if there]
     if roles:
         places = Places(tuple(roles), leave_out=tuple(config.leave_out))
         widths = bottleneck_widths(options, per_layer(config.reduction_factor))
@@ -274,10 +279,11 @@ def _check(config: BottleneckConfig) -> None:
             expected="`nice`",
             fix="AdapterHub's own `glow` fails in every forward pass" if config.inv_adapter == "glow" else None,
         )
-    if config.cross_adapter:
-        raise UsageError("`cross_adapter` acts after cross-attention, where no site is found", expected="false")
-    if not (config.mh_adapter or config.output_adapter or config.inv_adapter):
-        raise UsageError("the configuration acts nowhere", expected="`mh_adapter`, `output_adapter` or `inv_adapter`")
+    if not (config.mh_adapter or config.cross_adapter or config.output_adapter or config.inv_adapter):
+        raise UsageError(
+            "the configuration acts nowhere",
+            expected="`mh_adapter`, `cross_adapter`, `output_adapter` or `inv_adapter`",
+        )
     if config.init_weights not in _INITIALISATIONS:
         known = ", ".join(f"`{name}`" for name in _INITIALISATIONS)
         raise UsageError("unknown `init_weights`", found=f"`{config.init_weights}`", expected=known)

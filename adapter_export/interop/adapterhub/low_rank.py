@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from adapter_export.interop.adapterhub.places import place_linears
 from adapter_export.interop.adapterhub.tensors import Recipe, Source, Taken, as_it_is, transposed
 from adapter_export.sites.site import Site, SiteMap
 
+_LAYER = re.compile(r"\blayers\.\d+\.")
 _FUSED = {"q": "query", "k": "key", "v": "value"}
 """The parts of a fused layer, in their order, by the names that the config has for them."""
 
@@ -179,32 +181,31 @@ def _gate() -> dict[str, Recipe]:
 
 
 def _check_layers(config: LoraConfig, placed: Mapping[str, Module], sites: SiteMap, taken: Taken) -> None:
-    """Every layer that is not left out must have what the others have, and as many as the config asks for."""
-    within = {site.name: _inside(site) for site in sites.of_roles(("linear",))}
-    by_layer: dict[int, set[str]] = {
-        layer: set() for layer in _layers(sites) if layer is not None and layer not in config.leave_out
-    }
+    """Every layer that is not left out must have what others like it have, and as many as the config asks for.
+
+    The library treats cross-attention as attention: both have the same.
+    """
+    there: dict[int, set[str]] = {}
+    found: dict[int, set[str]] = {}
     for site in sites.of_roles(("linear",)):
-        if site.name in placed and site.layer in by_layer:
-            by_layer[site.layer].add(within[site.name])
-    everywhere = sorted(set().union(*by_layer.values()))
-    for layer, names in by_layer.items():
-        for name in everywhere:
-            if name not in names:
-                taken.fault(f"every tensor of `{name}` in layer {layer} is missing")
+        if site.layer is not None and site.layer not in config.leave_out:
+            there.setdefault(site.layer, set()).add(_inside(site))
+            found.setdefault(site.layer, set()).update([_inside(site)] if site.name in placed else [])
+    everywhere = set().union(*found.values())
+    crossing = {f"cross_{name}" for name in everywhere if name.startswith("attention.")}
+    for layer, names in found.items():
+        for name in sorted(((everywhere | crossing) & there[layer]) - names):
+            taken.fault(f"every tensor of `{name}` in layer {layer} is missing")
+    own = [name for name in everywhere if not name.startswith("cross_")]
     fused = any(site.parts for site in sites.of_roles(("linear",)) if site.name in placed)
     wanted = _modules_per_layer(config, fused)
-    if len(everywhere) != wanted:
-        taken.fault(f"there are {len(everywhere)} linear layers in each layer, and the config asks for {wanted}")
-
-
-def _layers(sites: SiteMap) -> Iterator[int | None]:
-    yield from dict.fromkeys(site.layer for site in sites.of_roles(("linear",)))
+    if len(own) != wanted:
+        taken.fault(f"there are {len(own)} linear layers in each layer, and the config asks for {wanted}")
 
 
 def _inside(site: Site) -> str:
     """A site's name without its layer: `attention.query` of `layers.3.attention.query`."""
-    return site.name.partition(f"{site.layer}.")[2]
+    return _LAYER.split(site.name, maxsplit=1)[-1]
 
 
 def _modules_per_layer(config: LoraConfig, fused: bool) -> int:

@@ -14,17 +14,16 @@ from adapter_export.interop.adapterhub.keys import Module
 from adapter_export.interop.calls import check_calls
 from adapter_export.sites.site import Role, Site, SiteMap
 
-_ENDS: tuple[tuple[str, Role | None], ...] = (
+_ENDS: tuple[tuple[str, Role], ...] = (
     ("attention_adapters", "attention"),
     ("output_adapters", "ffn"),
-    ("cross_attention_adapters", None),
-    ("crossattention.output", None),
+    ("cross_attention_adapters", "cross_attention"),
+    ("crossattention.output", "cross_attention"),
     ("attention.output", "attention"),
     ("output", "ffn"),
 )
 """How the path of a bottleneck's module ends, and what it acts behind: the library's own modules have the first names,
-those of BERT and its kin are the base's. After cross-attention there is no site."""
-
+those of BERT and its kin are the base's."""
 
 _PARTS: tuple[tuple[str, str], ...] = (
     (".query", "attention.query"),
@@ -108,15 +107,11 @@ def _called_once(placed: Placed, sites: SiteMap) -> Placed:
 def _block(module: Module) -> Block:
     for end, role in _ENDS:
         if module.path == end or module.path.endswith(f".{end}"):
-            if role is None:
-                raise AdapterError(
-                    "acts after cross-attention, where no site is found", where=f"`{module.path}`", fix="leave it out"
-                )
             return Block(module, module.path[: -len(end)].rstrip("."), role)
     raise AdapterError(
         "a bottleneck in a module of an unknown name",
         found=f"`{module.path}`",
-        expected=", ".join(f"`….{end}`" for end, role in _ENDS if role),
+        expected=", ".join(f"`….{end}`" for end, _ in _ENDS),
     )
 
 
@@ -150,7 +145,7 @@ def _renamed(path: str, sites: SiteMap) -> tuple[Site, ...]:
     return tuple(
         site
         for site in sites.of_roles(("linear",))
-        if numbers and parts and site.layer == numbers[-1] and site.name.endswith(f".{parts[0]}")
+        if numbers and parts and site.name == f"layers.{numbers[-1]}.{parts[0]}"
     )
 
 
@@ -175,7 +170,8 @@ def _by_layer(blocks: Iterable[Block], sites: SiteMap) -> Placed:
     missing = []
     for block in blocks:
         numbers = [int(part) for part in block.path.split(".") if part.isdecimal()]
-        places = [site for site in sites.of_roles((block.role,)) if numbers and site.layer == numbers[-1]]
+        near = [site for site in sites.of_roles((block.role,)) if not site.name.startswith(("encoder.", "decoder."))]
+        places = [site for site in near if numbers and site.layer == numbers[-1]]
         if len(places) == 1 and places[0].name not in placed:
             placed[places[0].name] = block.module
         else:

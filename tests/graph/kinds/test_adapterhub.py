@@ -274,7 +274,6 @@ def test_rules_and_factors_are_shared_as_the_configuration_says() -> None:
     [
         ({"inv_adapter": "glow", "inv_adapter_reduction_factor": 2.0}, "found `inv_adapter`: `glow`"),
         ({"inv_adapter": "nice"}, "has no `inv_adapter_reduction_factor`"),
-        ({"cross_adapter": True}, "`cross_adapter` acts after cross-attention"),
         ({"output_adapter": False}, "acts nowhere"),
         ({"init_weights": "lucky"}, "unknown `init_weights`"),
         ({"residual_before_ln": "post_add"}, "nothing is added before the adapter"),

@@ -104,7 +104,6 @@ class TestConfigs:
             ({"non_linearity": "prelu"}, "an activation that has no op here; found `prelu`"),
             ({"residual_before_ln": "post_add", "original_ln_before": False}, "nothing is added before the adapter"),
             ({"residual_before_ln": "later"}, "unknown `residual_before_ln`; found `later`"),
-            ({"cross_adapter": True}, "`cross_adapter` acts after cross-attention"),
             ({"mh_adapter": False, "output_adapter": False}, "the configuration acts nowhere"),
             ({"reduction_factor": {"0": 8}}, "layer 1 has no reduction factor"),
             ({"reduction_factor": 0}, "a reduction factor is not a positive number"),
@@ -320,12 +319,12 @@ class TestBases:
         with pytest.raises(AdapterError, match="the base has no linear layers of these names"):
             load(FIXTURES / "distilbert/lora", made("gpt2"))
 
-    def test_after_cross_attention_there_is_no_site(self, copied: Copy, bert: Made) -> None:
+    def test_after_cross_attention_that_the_base_lacks(self, copied: Copy, bert: Made) -> None:
         def change(tensors: dict[str, np.ndarray]) -> None:
             for name in list(tensors):
                 tensors[name.replace(".output.adapters", ".crossattention.output.adapters")] = tensors.pop(name)
 
-        with pytest.raises(AdapterError, match="acts after cross-attention, where no site is found"):
+        with pytest.raises(AdapterError, match="the base has no sublayers of these names"):
             load(retensor(copied("bert/seq_bn"), change), bert)
 
     def test_modules_without_paths_are_matched_by_their_layers(self, bert: Made) -> None:

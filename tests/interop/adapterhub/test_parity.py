@@ -23,12 +23,12 @@ from adapter_export.sites.site import SiteMap
 REFUSED = {"bert/compacter_bare_without_rule", "bert/head_pooler", "bert/plugin_seq_bn"}
 CASES = sorted(
     str(path.parent.relative_to(FIXTURES))
-    for base in ("bert", "roberta", "distilbert", "gpt2", "llama", "vit")
+    for base in ("bert", "roberta", "distilbert", "gpt2", "llama", "vit", "bart")
     for path in (FIXTURES / base).glob("*/adapter_config.json")
     if str(path.parent.relative_to(FIXTURES)) not in REFUSED
 )
 FUSIONS = sorted(str(path.relative_to(FIXTURES)) for path in (FIXTURES / "bert").glob("fusion_*"))
-IN_NUMPY = [case for case in CASES if not case.startswith(("llama", "vit"))]
+IN_NUMPY = [case for case in CASES if not case.startswith(("llama", "vit", "bart"))]
 
 ROUNDED_ONCE = {"bert/phm_factorized_rule", "bert/phm_factorized_rule_per_layer"}
 """A product of two factors is one parameter here, and rounded to float32."""
