@@ -25,10 +25,13 @@ def _flip(bundle: Path) -> None:
     (bundle / ADAPTER).write_bytes(data)
 
 
-def _link_out(bundle: Path) -> None:
-    outside = bundle.with_name("outside")
-    (bundle / ADAPTER).rename(outside)
-    (bundle / ADAPTER).symlink_to(outside)
+def _linked_out(name: str) -> Callable[[Path], None]:
+    def damage(bundle: Path) -> None:
+        outside = bundle.with_name("outside")
+        (bundle / name).rename(outside)
+        (bundle / name).symlink_to(outside)
+
+    return damage
 
 
 def _edited(change: Callable[[Any], object]) -> Callable[[Path], None]:
@@ -56,7 +59,8 @@ DAMAGES = {
     "oversized": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes() + b"0"), "another size"),
     "missing": (lambda b: (b / ADAPTER).unlink(), "is missing in the bundle"),
     "extra": (lambda b: (b / "adapters" / "more.bin").write_bytes(b"0"), "more.bin"),
-    "link out of the folder": (_link_out, "a link that leads out of the"),
+    "link out of the folder": (_linked_out(ADAPTER), "a link that leads out of the"),
+    "manifest that is a link": (_linked_out("manifest.json"), "a link that leads out of the"),
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "manifest.json"),
     "no JSON": (lambda b: (b / "manifest.json").write_text('{"version": '), "JSON"),
     "newer major version": (_edited(lambda d: d.update(version="2.0.0")), "2.0.0"),
@@ -65,6 +69,11 @@ DAMAGES = {
     "absolute path": (_edited(lambda d: d["files"][0].update(path="/etc/passwd")), "may leave its folder"),
     "two adapters of one name": (_edited(lambda d: d["adapters"].append(d["adapters"][0])), "a name occurs twice"),
     "a slot like an input": (_edited(lambda d: d["slots"][0].update(name="input_ids")), "name of a data input"),
+    "two classes of one label": (
+        _edited(lambda d: d["adapters"][1].update(labels=["a", "a"])),
+        "the labels are not one name for each class",
+    ),
+    "a label too many": (_edited(lambda d: d["adapters"][1]["labels"].append("c")), "labels and classes differ"),
     "adapters of another base": (_edited(lambda d: d.update(model_version=1)), "was made for another bundle"),
     "other results": (_other_golden_vectors, "does not compute what the reference computed"),
 }

@@ -84,16 +84,19 @@ fs::path inside(const fs::path& folder, const std::string& path) {
   return folder / path;
 }
 
-void verify_file(const fs::path& folder, const std::string& path, std::uintmax_t bytes, const std::string& hash) {
-  const auto file = inside(folder, path);
+void check_inside(const fs::path& folder, const fs::path& file) {
   if (!fs::is_regular_file(file)) {
-    throw Fault({"is missing in the bundle", file.string(), "", std::to_string(bytes) + " bytes",
-                 "copy the whole bundle again"});
+    throw Fault({"is missing in the bundle", file.string(), "", "a file", "copy the whole bundle again"});
   }
   if (!is_inside(file, folder)) {
     throw Fault({"is a link that leads out of the bundle", file.string(), fs::canonical(file).string(),
                  "a file in " + folder.string(), "put the file itself in its place"});
   }
+}
+
+void verify_file(const fs::path& folder, const std::string& path, std::uintmax_t bytes, const std::string& hash) {
+  const auto file = inside(folder, path);
+  check_inside(folder, file);
   if (fs::file_size(file) != bytes) {
     throw Fault({"has another size than when it was written", file.string(),
                  std::to_string(fs::file_size(file)) + " bytes", std::to_string(bytes) + " bytes",

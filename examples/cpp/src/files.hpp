@@ -15,6 +15,9 @@ std::string sha256_of_file(const std::filesystem::path& path);
 // A path of the manifest in its folder. Throws Fault if it may leave it: `..`, `.`, an absolute path, `\`, `:`.
 std::filesystem::path inside(const std::filesystem::path& folder, const std::string& path);
 
+// Throws Fault if a file is missing, is a folder or a pipe, or is a link out of the folder.
+void check_inside(const std::filesystem::path& folder, const std::filesystem::path& file);
+
 // Hold a file against its size and hash. Throws Fault if it is missing, is a link out of the folder, or differs.
 void verify_file(const std::filesystem::path& folder, const std::string& path, std::uintmax_t bytes,
                  const std::string& hash);

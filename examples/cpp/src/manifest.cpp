@@ -230,6 +230,7 @@ const GoldenRecord& Manifest::golden_of(const Choice& name) const { return name 
 
 Manifest read_manifest(const std::filesystem::path& folder) {
   const auto path = folder / "manifest.json";
+  check_inside(folder, path);
   const auto text = read_file(path);
   try {
     return parse(parse_json(text), folder);

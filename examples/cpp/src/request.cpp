@@ -149,7 +149,10 @@ Head head_of(const Arrays& tensors, const Manifest& manifest, std::vector<std::s
   }
   if (outputs.size() > 1) throw RequestFault({"fills several heads", where});
   if (!labels.empty() && static_cast<std::int64_t>(labels.size()) != classes) {
-    throw RequestFault({"not one label for each class", where, std::to_string(labels.size()), std::to_string(classes)});
+    throw RequestFault({"labels and classes differ", where, std::to_string(labels.size()), std::to_string(classes)});
+  }
+  if (std::set<std::string>(labels.begin(), labels.end()).size() < labels.size()) {
+    throw RequestFault({"the labels are not one name for each class", where});
   }
   return {outputs.empty() ? std::string{} : *outputs.begin(), std::move(labels)};
 }

@@ -19,7 +19,7 @@ void check_adapter(const Arrays& tensors, const Manifest& manifest, const std::s
 // The input of this name. Throws RequestFault if the graph has none.
 const InputRecord& input_record(const Manifest& manifest, const std::string& name);
 
-// The head that an adapter fills, for one of which the manifest says nothing. Throws RequestFault if there are several,
+// The head that an adapter fills, as far as its tensors show it. Throws RequestFault if there are several,
 // or not one label for each class.
 Head head_of(const Arrays& tensors, const Manifest& manifest, std::vector<std::string> labels, const std::string& where);
 

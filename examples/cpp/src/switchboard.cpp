@@ -96,7 +96,9 @@ Switchboard::Switchboard(const Bundle& bundle, const std::string& flavour, Feedi
   if (flavour == "inputs") neutral_ = neutral_tensors(manifest_);
   for (const auto& record : manifest_.adapters) {
     const auto bytes = bundle.read(record.onnx_adapter);
-    keep(record.name, made({record.head, true, record.mix, checked(bytes, record.onnx_adapter)}, bytes));
+    auto tensors = checked(bytes, record.onnx_adapter);
+    head_of(tensors, manifest_, record.head.labels, record.onnx_adapter);
+    keep(record.name, made({record.head, true, record.mix, std::move(tensors)}, bytes));
   }
 }
 

@@ -61,7 +61,7 @@ export interface Head {
 }
 
 /**
- * The head that an adapter fills, for one of which the manifest says nothing.
+ * The head that an adapter fills, as far as its tensors show it.
  * Throws a Fault if there are several, or not one label for each class.
  */
 export function headOf(tensors: Map<string, Tensor>, manifest: Manifest, labels: string[] | null, where: string): Head {
@@ -71,7 +71,10 @@ export function headOf(tensors: Map<string, Tensor>, manifest: Manifest, labels:
   const slot = filled.find(({ axes }) => axes.includes("classes"));
   const classes = slot ? tensors.get(slot.name)!.dims[slot.axes.indexOf("classes")]! : 0;
   if (labels && labels.length !== classes) {
-    throw new Fault({ what: "not one label for each class", where, found: `${labels.length}`, expected: `${classes}` });
+    throw new Fault({ what: "labels and classes differ", where, found: `${labels.length}`, expected: `${classes}` });
+  }
+  if (labels && new Set(labels).size < classes) {
+    throw new Fault({ what: "the labels are not one name for each class", where, found: labels.join(", ") });
   }
   return { output: [...outputs][0] ?? null, labels };
 }

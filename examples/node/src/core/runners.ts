@@ -45,6 +45,7 @@ export class FedAdapters {
     made.loaded.set(null, { tensors: neutralTensors(bundle.manifest), head: NO_HEAD, mix: null });
     for (const record of bundle.manifest.adapters) {
       const tensors = made.parse(await bundle.read(record.onnx_adapter), record.onnx_adapter);
+      headOf(tensors, bundle.manifest, record.labels, record.onnx_adapter);
       made.loaded.set(record.name, { tensors, head: record, mix: record.mix ?? null });
     }
     return made;
