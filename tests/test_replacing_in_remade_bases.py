@@ -22,6 +22,7 @@ from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.expose import exposed, with_site_outputs
 from adapter_export.onnx.flavour_files import FLAVOURS, Forms
+from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.insert import insert_slots, site_norms
 from adapter_export.onnx.optimize import optimized
 from adapter_export.onnx.precision import with_precision
@@ -30,6 +31,7 @@ from adapter_export.onnx.slots import plan_slots, slot_tensors
 from adapter_export.parity.plan import plan_check
 from adapter_export.parity.sites import SiteProbe
 from adapter_export.reference.inputs import input_cases
+from adapter_export.sites.index import FlowIndex
 from adapter_export.torch.base import load_base
 from adapter_export.torch.to_onnx import export_onnx
 
@@ -114,6 +116,14 @@ def test_every_place_is_what_numpy_makes_of_what_arrives_there(remade: Remade, b
         results = probe.check(case, adapter, record)
         assert {result.site for result in results} >= set(adapter.placements)
         assert [result.site for result in results if not result.comparison.passed] == []
+
+
+@pytest.mark.parametrize("remade", REMADE[len(FUSED) :], indirect=True)  # fusions hide it in the next operator
+def test_layers_end_behind_their_bias(remade: Remade) -> None:
+    """Quantisers drop the path of a product and keep that of its bias; IA3 would scale an output without it."""
+    index = FlowIndex(flow_graph(remade.base.model))
+    ends = [index.producer(site.h) for site in remade.base.sites.of_roles(("linear",))]
+    assert {None if node is None else node.finish for node in ends} == {"bias"}
 
 
 def test_each_adapter_acts_and_its_absence_leaves_no_trace(remade: Remade, bundle: tuple[Path, Manifest]) -> None:

@@ -59,7 +59,9 @@ def _written(index: FlowIndex, product: FlowNode) -> str:
 
 
 def _finishes(node: FlowNode, product: FlowNode) -> bool:
-    return node.finish is not None and not node.multiplies and node.path in (None, product.path)
+    """Quantisers drop the path of a product that they replace, and keep that of its bias."""
+    same_module = None in (node.path, product.path) or node.path == product.path
+    return node.finish is not None and not node.multiplies and same_module
 
 
 def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
