@@ -48,6 +48,14 @@ def test_numpy_and_torch_compute_them(case: str, bert: Made) -> None:
         close(in_torch["logits"], expected["logits"], SINGLE)
 
 
+@pytest.mark.parametrize("case", ["setup_average", "setup_stack"])
+def test_in_a_base_that_normalises_before(case: str, made: Callable[[str], Made]) -> None:
+    base, expected = made("gpt2"), load_file(FIXTURES / "gpt2" / case / "expected.safetensors")
+    adapter = imported(FIXTURES / "gpt2" / case, base).adapter
+    close(base.float64.run(base.inputs, adapter), expected["hidden_f64"], EXACT)
+    close(base.torch.run(base.inputs, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
+
+
 def test_onnxruntime_computes_them_in_one_graph(bert: Made) -> None:
     adapters = {case: imported(case, bert, onnx=True).adapter for case in SETUPS}
     plan = plan_slots(list(adapters.values()), bert.onnx.sites)
