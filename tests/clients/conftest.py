@@ -41,19 +41,16 @@ def conformance_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.
     """MiniLM with three adapters of different topology, width and number of classes, in every flavour."""
 
     def make(folder: Path) -> None:
-        _build_minilm(request.getfixturevalue("minilm_archive"), folder)
+        _build_minilm(*map(request.getfixturevalue, ("minilm_archive", "minilm_graph")), folder)
 
     return once(tmp_path_factory, "conformance", make) / "bundle"
 
 
-def _build_minilm(archive: Path, folder: Path) -> None:
+def _build_minilm(archive: Path, graph: Path, folder: Path) -> None:
     from adapter_export.torch.base import load_base
     from adapter_export.torch.runner import TorchRunner
-    from adapter_export.torch.to_onnx import export_onnx
 
-    torch_base = load_base(archive)
-    export_onnx(torch_base, folder / "base.onnx")
-    base = open_onnx(folder / "base.onnx")
+    torch_base, base = load_base(archive), open_onnx(graph)
     adapters = [
         _adapter("wide", houlsby(), base, 32, ("a", "b", "c", "d")),
         _adapter("narrow", pfeiffer(), base, 8, ("yes", "no")),
