@@ -36,9 +36,10 @@ from adapter_export.onnx.identity import model_version
 from adapter_export.onnx.insert import insert_slots, site_values
 from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.oldest_runtime import oldest_runtime
+from adapter_export.onnx.pieces import weights_are_many
 from adapter_export.onnx.self_check import self_check
 from adapter_export.onnx.slots import SlotPlan, plan_slots
-from adapter_export.onnx.weights import WEIGHTS_FILE, is_large, write_model
+from adapter_export.onnx.weights import WEIGHTS_FILE, write_model
 from adapter_export.reference.inputs import InputCase
 from adapter_export.reference.runner import Runner
 from adapter_export.sites.extent import extent
@@ -171,7 +172,7 @@ class _Build:
             size,
             stored,
             self.base.fingerprint,
-            amplified=not is_large(self.base.model),
+            amplified=not weights_are_many(self.model),
         )
 
     @property

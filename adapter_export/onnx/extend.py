@@ -23,11 +23,11 @@ from adapter_export.onnx.golden import Golden, GoldenMaker
 from adapter_export.onnx.head_outputs import HeadSum, adapter_output, head_sums
 from adapter_export.onnx.identity import model_version_of
 from adapter_export.onnx.numerics import numerics
+from adapter_export.onnx.pieces import weights_are_many
 from adapter_export.onnx.plan_json import read_plan
 from adapter_export.onnx.rows import bank_name, bank_rows, mask_name
 from adapter_export.onnx.self_check import self_check
 from adapter_export.onnx.slots import SlotPlan, slot_tensors
-from adapter_export.onnx.weights import is_large
 from adapter_export.reference.runner import Runner
 from adapter_export.sites.extent import extent
 
@@ -210,7 +210,7 @@ class _Opened:
             size,
             stored,
             self.manifest.base,
-            amplified=not is_large(self.model),
+            amplified=not weights_are_many(self.model),
         )
         found: dict[str | None, Golden] = {}
         for adapter in adapters:

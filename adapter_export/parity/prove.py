@@ -12,8 +12,8 @@ from adapter_export.onnx.expose import with_site_outputs
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.insert import site_norms
 from adapter_export.onnx.numerics import numerics
+from adapter_export.onnx.pieces import weights_are_many
 from adapter_export.onnx.session import open_session
-from adapter_export.onnx.weights import is_large
 from adapter_export.parity.allowance import Allowance, Tolerance, stored_budgets
 from adapter_export.parity.failure import BASE
 from adapter_export.parity.graphs import read_graph
@@ -113,7 +113,7 @@ def _model(plan: Plan) -> ir.Model:
 def _allowance(plan: Plan) -> Allowance:
     model = _model(plan)
     size, stored = extent(flow_graph(model)), numerics(model).stored
-    return Allowance.of(size, plan.cases or (plan.probe,), stored, large=is_large(model))
+    return Allowance.of(size, plan.cases or (plan.probe,), stored, large=weights_are_many(model))
 
 
 def _by_slots(plan: Plan, expectations: Sequence[Expectation], on_step: OnStep) -> Iterator[OutputResult]:
