@@ -99,7 +99,8 @@ def compared(record: Arrays, outputs: Arrays) -> tuple[np.ndarray, dict[str, np.
     output = next(key.partition(".")[2] for key in record if key.startswith("float64."))
     name = "token_logits" if output == "logits" and "token_logits" in outputs else output
     wanted = {dtype: record[f"{dtype}.{output}"] for dtype in ("float32", "float64")}
-    if outputs[name].ndim == 2 or "input.attention_mask" not in record:
+    masks = [key for key in ("input.decoder_attention_mask", "input.attention_mask") if key in record]
+    if outputs[name].ndim == 2 or not masks:
         return outputs[name], wanted
-    real = record["input.attention_mask"] == 1
+    real = record[masks[0]] == 1
     return outputs[name][real], {dtype: array[real] for dtype, array in wanted.items()}
