@@ -20,7 +20,7 @@ import demo_data
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from adapter_export.runtime import Bundle
+from adapter_export.runtime import Bundle, Prediction
 from adapter_export.text import Tokenizer
 
 FOLDER = Path("demo")
@@ -74,6 +74,8 @@ def main() -> None:
     unless(BUNDLE, "adapter-export", "build", MODEL, "--adapters", names, "-o", BUNDLE)
     step("Does it compute what torch computes?")
     run("adapter-export", "check", BUNDLE, "--against", MODEL)
+    step("Is it whole, and right on this machine? (no torch, no model)")
+    run("adapter-export", "verify", BUNDLE)
     step("Use it")
     run("adapter-export", "run", BUNDLE, "--adapter", "trec", "--text", SENTENCES[0][1], "--text", SENTENCES[4][1])
     Service().show(tasks)
@@ -113,7 +115,16 @@ class Service:
         step("Both adapters on one session, switched for every sentence")
         for adapter, text in SENTENCES:
             (found,) = self.session.classify(self.tokenizer.batch([text], self.names), adapter)
-            print(f"{adapter:<12}{text:<52}{found.label:<10}{found.probability:.3f}")
+            self.show_label(adapter, text, found)
+        step("The same in one call, with an adapter for each row")
+        adapters, texts = zip(*SENTENCES, strict=True)
+        labels = self.session.classify(self.tokenizer.batch(texts, self.names), adapters=adapters)
+        for adapter, text, found in zip(adapters, texts, labels, strict=True):
+            self.show_label(adapter, text, found)
+
+    @staticmethod
+    def show_label(adapter: str, text: str, found: Prediction) -> None:
+        print(f"{adapter:<12}{text:<52}{found.label:<10}{found.probability:.3f}")
 
     def accuracy(self, task: Task) -> float:
         rows = demo_data.read(task.split("test"))
