@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from adapter_export.errors import RequestError
-from adapter_export.format.manifest import InputRecord
+from adapter_export.format.axes import masks_of
+from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime.catalogue import Entry
 from adapter_export.runtime.head_rows import own_classes
@@ -58,16 +59,24 @@ def label_tokens(
     results: Sequence[np.ndarray],
     entries: Sequence[Entry | None],
     inputs: Mapping[str, np.ndarray],
-    records: Sequence[InputRecord],
+    manifest: Manifest,
 ) -> list[list[Prediction | None]]:
     """A label for each token; none where the mask says that it is padding."""
     shape = (len(results), len(results[0]))
-    masks = [np.asarray(inputs[record.name]) != 0 for record in records if record.role == "mask"]
+    masks = [np.asarray(inputs[name]) != 0 for name in _token_masks(manifest)]
     real = next((mask for mask in masks if mask.shape == shape), np.ones(shape, bool))
     return [
         predict_tokens(result[None], _labels(entry), row[None])[0]
         for result, entry, row in zip(results, entries, real, strict=True)
     ]
+
+
+def _token_masks(manifest: Manifest) -> list[str]:
+    """The masks of the tokens that heads give labels: not that of an encoder's where they are a decoder's."""
+    known = {axis for record in manifest.inputs for axis in record.axes}
+    labelled = [record for record in manifest.outputs if record.name.endswith("token_logits")]
+    axes = {record.axes[1] for record in labelled if len(record.axes) > 1} & known
+    return masks_of(manifest.inputs, axes.pop() if len(axes) == 1 else None)
 
 
 def _labels(entry: Entry | None) -> tuple[str, ...]:

@@ -204,7 +204,7 @@ class Session:
             RequestError: as `run`; or an adapter's task is not `token_classification`.
         """
         results, entries = self._calls.results(inputs, adapter, adapters, "token_classification")
-        return label_tokens(results, entries, inputs, self._manifest.inputs)
+        return label_tokens(results, entries, inputs, self._manifest)
 
     def predict(self, inputs: Inputs, adapter: str) -> np.ndarray:
         """Compute the numbers of a regression, [batch, numbers] in float32.

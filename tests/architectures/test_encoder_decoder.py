@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers as hf
 from banks import assert_rows_are_those_of_slots
+from heads import heads, with_head
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,10 +23,13 @@ from torch.nn import functional as F
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import LoraOptions, houlsby, lora
 from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx.bundle import build_bundle
 from adapter_export.onnx.cut_runner import CutRunner
 from adapter_export.onnx.insert import insert_slots
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.reference.inputs import input_cases
+from adapter_export.runtime import Bundle
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch.base import TorchBase, load_base, save_base
@@ -37,6 +41,7 @@ from adapter_export.torch.to_onnx import export_onnx
 SHAPES = ((3, 7, 5), (1, 4, 9))
 """Batch, tokens of the encoder, tokens of the decoder."""
 
+LENGTHS = ("sequence", "decoder_sequence")
 TOLERANCE = 1e-4
 STD = 0.15
 EVERYWHERE = houlsby().at_roles("attention", "cross_attention", "ffn")
@@ -192,6 +197,18 @@ def test_a_head_reads_the_tokens_that_the_mask_of_the_decoder_keeps(base: Base) 
     np.testing.assert_allclose(found["logits"], wanted, rtol=0, atol=1e-5)
     for runner in (TorchRunner(base.in_torch), CutRunner(base.in_onnx)):
         np.testing.assert_allclose(runner.run(inputs, adapter)["logits"], wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["marian"], indirect=True)
+def test_the_runtime_labels_the_tokens_that_the_mask_of_the_decoder_keeps(base: Base, tmp_path: Path) -> None:
+    """As many tokens as the encoder has: the shapes of both masks fit."""
+    adapter = with_head(base.adapter, "tag", heads(base.in_onnx.sites.width)["tag"])
+    cases = input_cases(base.in_onnx.inputs, seed=0, shapes=[dict.fromkeys(("batch", *LENGTHS), 3)])
+    build_bundle(base.in_onnx, [adapter], tmp_path / "b", references=CutRunner(base.in_onnx), cases=cases)
+    inputs = {name: value.numpy() for name, value in inputs_of(base.name, 2, 6, 6).items()}
+    found = Bundle.open(tmp_path / "b").session().classify_tokens(inputs, "tag")
+    kept = [[label is not None for label in row] for row in found]
+    np.testing.assert_array_equal(kept, inputs["decoder_attention_mask"] == 1)
 
 
 LEGACY = ("t5", "bart", "whisper")

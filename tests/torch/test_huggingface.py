@@ -136,9 +136,22 @@ def test_weights_of_half_precision_become_float32(folder: Path) -> None:
 
 
 def test_an_encoder_with_a_decoder(folder: Path) -> None:
-    small("T5", d_model=32, num_layers=1, num_heads=4, d_ff=64, d_kv=8).save_pretrained(folder)
-    with pytest.raises(BaseModelError, match="get_encoder"):
-        open_folder(folder)
+    model = small("T5", d_model=32, num_layers=1, num_heads=4, d_ff=64, d_kv=8)
+    model.save_pretrained(folder)
+    base = open_folder(folder)
+    axes = {record.name: record.axes for record in base.inputs}
+    assert axes == {
+        "input_ids": ("batch", "sequence"),
+        "attention_mask": ("batch", "sequence"),
+        "decoder_input_ids": ("batch", "decoder_sequence"),
+        "decoder_attention_mask": ("batch", "decoder_sequence"),
+    }
+    inputs = text(3, 7, False) | {f"decoder_{name}": value for name, value in text(3, 4, False).items()}
+    with torch.inference_mode():
+        expected, found = model(**inputs, use_cache=False), base.run(inputs)
+    real = inputs["decoder_attention_mask"].bool()
+    hidden = found["last_hidden_state"][real], expected.last_hidden_state[real]
+    torch.testing.assert_close(*hidden, rtol=0, atol=1e-5)
 
 
 def test_a_pickle_is_never_read(folder: Path) -> None:
