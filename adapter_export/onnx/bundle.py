@@ -36,7 +36,6 @@ from adapter_export.onnx.identity import model_version
 from adapter_export.onnx.insert import insert_slots, site_values
 from adapter_export.onnx.numerics import numerics
 from adapter_export.onnx.oldest_runtime import oldest_runtime
-from adapter_export.onnx.pieces import weights_are_many
 from adapter_export.onnx.self_check import self_check
 from adapter_export.onnx.slots import SlotPlan, plan_slots
 from adapter_export.onnx.weights import WEIGHTS_FILE, write_model
@@ -172,7 +171,6 @@ class _Build:
             size,
             stored,
             self.base.fingerprint,
-            amplified=not weights_are_many(self.model),
         )
 
     @property

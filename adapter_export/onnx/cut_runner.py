@@ -81,10 +81,10 @@ class CutRunner:
 
     @cached_property
     def _whole(self) -> Pieces:
-        return Pieces(self._base.model, self._base.folder, optimize=False, keep=self._few)
+        return Pieces(self._base.model, self._base.folder, optimize=False, keep=self.keeps_weights)
 
     @cached_property
-    def _few(self) -> bool:
+    def keeps_weights(self) -> bool:
         """Whether the base's weights are so few that all its pieces may be open."""
         return not weights_are_many(self._base.model)
 
@@ -96,7 +96,7 @@ class CutRunner:
             if len(self._cuts) == _MOST_CUT:
                 del self._cuts[next(iter(self._cuts))]
             places = [(site, replaced[site.name]) for site in self._base.sites if site.name in replaced]
-            self._cuts[key] = _Pieces(self._base.folder, cut(self._base, places), self._few)
+            self._cuts[key] = _Pieces(self._base.folder, cut(self._base, places), self.keeps_weights)
         return self._cuts[key]
 
     def _finish(

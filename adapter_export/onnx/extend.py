@@ -23,7 +23,6 @@ from adapter_export.onnx.golden import Golden, GoldenMaker
 from adapter_export.onnx.head_outputs import HeadSum, adapter_output, head_sums
 from adapter_export.onnx.identity import model_version_of
 from adapter_export.onnx.numerics import numerics
-from adapter_export.onnx.pieces import weights_are_many
 from adapter_export.onnx.plan_json import read_plan
 from adapter_export.onnx.rows import bank_name, bank_rows, mask_name
 from adapter_export.onnx.self_check import self_check
@@ -210,7 +209,6 @@ class _Opened:
             size,
             stored,
             self.manifest.base,
-            amplified=not weights_are_many(self.model),
         )
         found: dict[str | None, Golden] = {}
         for adapter in adapters:

@@ -166,8 +166,6 @@ class GoldenMaker:
         extent: that of the graph, from which the allowed deviations follow.
         stored: the coarsest type that the graph rounds its activations to.
         base: the fingerprint of the base.
-        amplified: whether the reference also runs with errors, to see how far they move its outputs. A base that rounds
-            more coarsely than float32 does not: there, errors of that size are the size of the outputs.
     """
 
     references: Runner
@@ -177,7 +175,6 @@ class GoldenMaker:
     extent: Extent
     stored: Stored
     base: str
-    amplified: bool = True
 
     def make(self, adapter: Adapter | None, output: str | None = None) -> Golden:
         """Golden vectors.
@@ -212,8 +209,11 @@ class GoldenMaker:
         return max([self.extent.inner, *lengths])
 
     def _moved(self, adapter: Adapter | None, output: str | None) -> dict[str, float]:
-        """How far errors move the outputs; nothing where that is not measured."""
-        if not self.amplified or self.stored != "float32":
+        """How far errors move the outputs; nothing where that is not measured.
+
+        Errors of a coarser type than float32 are the size of the outputs.
+        """
+        if not self.references.keeps_weights or self.stored != "float32":
             return {}
         return moved_by_rounding(
             lambda inputs, disturbed: run(self.references, inputs, disturbed, self.outputs, output),

@@ -11,6 +11,7 @@ from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.format.manifest import GoldenRecord, Manifest
 from adapter_export.parity.cases import Case
 from adapter_export.reference.budget import EXACT, Budget, budget, product_error
+from adapter_export.reference.runner import Runner
 from adapter_export.sites.extent import Extent
 
 
@@ -22,24 +23,22 @@ class Allowance:
         inner: the length of the longest dot product.
         depth: how many products follow each other.
         stored: the coarsest type that the base rounds its activations to.
-        large: whether the base is so large that the reference does not also run with errors.
     """
 
     inner: int
     depth: int
     stored: Stored = "float32"
-    large: bool = False
 
     @classmethod
-    def of(cls, found: Extent, cases: Iterable[Case], stored: Stored = "float32", *, large: bool = False) -> Allowance:
+    def of(cls, found: Extent, cases: Iterable[Case], stored: Stored = "float32") -> Allowance:
         """The allowance of a graph for some inputs: attention and pooling add up as many terms as there are tokens."""
         longest = max((length for case in cases for length in case.axes.values()), default=1)
-        return cls(max(found.inner, longest), found.depth, stored, large)
+        return cls(max(found.inner, longest), found.depth, stored)
 
-    @property
-    def error(self) -> float | None:
-        """The relative errors that the reference also runs with; none where it does not, as in golden vectors."""
-        return product_error("float32", inner=self.inner) if self.stored == "float32" and not self.large else None
+    def error(self, runner: Runner) -> float | None:
+        """The relative errors that a reference also runs with; none where it does not, as in golden vectors."""
+        measured = runner.keeps_weights and self.stored == "float32"
+        return product_error("float32", inner=self.inner) if measured else None
 
     def budget(self, *expected: np.ndarray, moved: float = 0.0) -> Budget:
         """The budget of an output, from what the reference gives for it in all cases.

@@ -93,7 +93,8 @@ def computed(plan: Plan, runner: Runner, allowance: Allowance, on_step: OnStep) 
 
 def _moved(plan: Plan, subject: Subject, runner: Runner, allowance: Allowance, on_step: OnStep) -> Mapping[str, float]:
     """How far errors of the size of rounding move the outputs of the reference."""
-    if allowance.error is None:
+    step = allowance.error(runner)
+    if step is None:
         return {}
 
     def compute(inputs: Mapping[str, np.ndarray], disturbed: Adapter) -> Arrays:
@@ -107,7 +108,7 @@ def _moved(plan: Plan, subject: Subject, runner: Runner, allowance: Allowance, o
         subject.adapter,
         sites=runner.sites,
         base=plan.manifest.base,
-        step=allowance.error,
+        step=step,
     )
 
 

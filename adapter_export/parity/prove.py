@@ -12,7 +12,6 @@ from adapter_export.onnx.expose import with_site_outputs
 from adapter_export.onnx.flow import flow_graph
 from adapter_export.onnx.insert import site_norms
 from adapter_export.onnx.numerics import numerics
-from adapter_export.onnx.pieces import weights_are_many
 from adapter_export.onnx.session import open_session
 from adapter_export.parity.allowance import Allowance, Tolerance, stored_budgets
 from adapter_export.parity.failure import BASE
@@ -47,7 +46,7 @@ class Reference:
 def steps(plan: Plan, reference: Reference | None) -> int:
     """How many steps `prove` takes."""
     runs = len(plan.subjects) * len(plan.cases) if reference else 0
-    disturbed = 0 if _allowance(plan).error is None else DRAWS * runs
+    disturbed = DRAWS * runs if reference and _allowance(plan).error(reference.runner) else 0
     golden = sum(len(subject.golden) for subject in plan.subjects)
     names = [subject.name for subject in plan.subjects]
     adapters = sum(name is not None for name in names)
@@ -113,7 +112,7 @@ def _model(plan: Plan) -> ir.Model:
 def _allowance(plan: Plan) -> Allowance:
     model = _model(plan)
     size, stored = extent(flow_graph(model)), numerics(model).stored
-    return Allowance.of(size, plan.cases or (plan.probe,), stored, large=weights_are_many(model))
+    return Allowance.of(size, plan.cases or (plan.probe,), stored)
 
 
 def _by_slots(plan: Plan, expectations: Sequence[Expectation], on_step: OnStep) -> Iterator[OutputResult]:

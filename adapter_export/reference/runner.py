@@ -38,6 +38,10 @@ class Runner(Protocol):
     def sites(self) -> SiteMap:
         """The sites of the base, at which adapters can act."""
 
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the base stays in memory, so that one more run costs its arithmetic alone."""
+
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays:
         """All outputs of the base by name and, for an adapter with a head, the result of its task.
 

@@ -51,6 +51,11 @@ class TorchRunner:
         """The sites of the base."""
         return self._sites
 
+    @property
+    def keeps_weights(self) -> bool:
+        """It does: torch has the base in memory."""
+        return True
+
     def model(self, adapter: Adapter | None) -> AdaptedModel:
         """The base with an adapter attached.
 

@@ -148,7 +148,7 @@ class OffByALittle:
         self.inner = inner
         self.change = change
         self.description = "a reference that is off"
-        self.sites = inner.sites
+        self.sites, self.keeps_weights = inner.sites, inner.keeps_weights
 
     def run(self, inputs: dict[str, np.ndarray], adapter: object = None) -> dict[str, np.ndarray]:
         outputs = self.inner.run(inputs, adapter)
