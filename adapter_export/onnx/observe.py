@@ -38,10 +38,32 @@ def complete_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
     for value in _values(model):
         _take(value, inferred.get(value.name))
     if not has_shapes(model.graph):
-        for value, arrays in _observed(model, folder, inputs):
+        unknown = [value for value in _values(model) if not is_known(value.shape)]
+        for value, arrays in _observed(model, unknown, folder, inputs):
             value.shape = _common_shape(value, arrays)
             if value.type is None:
                 value.type = ir.TensorType(ir.DataType.from_numpy(arrays[0].dtype))
+
+
+def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> bool:
+    """Replace the recorded shapes that have another number of axes than two runs show; whether there were any.
+
+    What fuses operators leaves the shape of a value that had the name before.
+
+    Args:
+        model: the model.
+        folder: where its external data lie.
+        inputs: its inputs.
+    """
+    recorded = [value for value in _values(model) if value.shape is not None]
+    wrong = [
+        (value, arrays)
+        for value, arrays in _observed(model, recorded, folder, inputs)
+        if value.shape is not None and len(value.shape) != arrays[0].ndim == arrays[1].ndim
+    ]
+    for value, arrays in wrong:
+        value.shape = _common_shape(value, arrays)
+    return bool(wrong)
 
 
 def _values(model: ir.Model) -> list[ir.Value]:
@@ -54,20 +76,22 @@ def _take(value: ir.Value, inferred: ir.Value | None) -> None:
         value.type = value.type or inferred.type
 
 
-def _observed(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> list[tuple[ir.Value, list[np.ndarray]]]:
-    """The values of unknown shapes with their arrays in two runs; none if the model cannot be run."""
+def _observed(
+    model: ir.Model, values: Sequence[ir.Value], folder: Path, inputs: Sequence[InputRecord]
+) -> list[tuple[ir.Value, list[np.ndarray]]]:
+    """Some values of a model with their arrays in two runs; none if the model cannot be run."""
     shown = model.clone()
-    outputs = {value.name for value in shown.graph.outputs}
-    shown.graph.outputs.extend(
-        value for value in _values(shown) if value.name not in outputs and not is_known(value.shape)
-    )
+    wanted = {value.name for value in values} - {value.name for value in shown.graph.outputs}
+    for value in [value for value in _values(shown) if value.name in wanted]:
+        value.shape = None  # a recorded one that is wrong is an error of ONNX Runtime
+        shown.graph.outputs.append(value)
     try:
         session = open_session(shown, folder, optimize=False)
         runs = [run_session(session, case.arrays) for case in small_cases(inputs)]
     except (BaseModelError, RequestError):  # whoever asks for a shape says what is missing
         return []
-    values = [value for value in _values(model) if not is_known(value.shape) and value.name in runs[0]]
-    return [(value, [run[value.name or ""] for run in runs]) for value in values if _are_arrays(value, runs)]
+    there = [value for value in values if value.name in runs[0]]
+    return [(value, [run[value.name or ""] for run in runs]) for value in there if _are_arrays(value, runs)]
 
 
 def _are_arrays(value: ir.Value, runs: Sequence[Mapping[str, object]]) -> bool:

@@ -15,6 +15,7 @@ from adapter_export.onnx.base import FINGERPRINT_KEY, OnnxBase, open_onnx
 from adapter_export.onnx.carry import carried
 from adapter_export.onnx.external import readable
 from adapter_export.onnx.flow import flow_graph
+from adapter_export.onnx.observe import correct_shapes
 from adapter_export.onnx.session import open_session, run_session
 from adapter_export.reference.budget import budget
 from adapter_export.reference.inputs import InputCase
@@ -57,6 +58,9 @@ def write_remade(model: ir.Model, base: OnnxBase, folder: Path, done: str) -> On
     model.metadata_props.update({**base.model.metadata_props, FINGERPRINT_KEY: base.fingerprint})
     path = folder / "base.onnx"
     ir.save(model, path, external_data="base.bin", size_threshold_bytes=_EXTERNAL_BYTES)
+    written = ir.load(path)
+    if correct_shapes(written, folder, base.inputs):
+        ir.save(written, path)
     made = _opened(path, base, done)
     _check_same("inputs", made.inputs, base.inputs, base, done)
     _check_same("outputs", made.outputs, base.outputs, base, done)
