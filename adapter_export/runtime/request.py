@@ -15,7 +15,8 @@ def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord
     """The inputs as contiguous arrays.
 
     Raises:
-        RequestError: an input is missing, unknown, of a wrong type or shape, empty, or has ids out of range.
+        RequestError: an input is missing, unknown, of a wrong type or shape, empty, has ids out of range, or is a mask
+            that leaves a row no token.
     """
     expected = {record.name for record in records}
     if set(inputs) != expected:
@@ -32,6 +33,7 @@ def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord
         _check_type(arrays[record.name], record)
         _check_shape(np.shape(inputs[record.name]), record, sizes)
         _check_ids(arrays[record.name], record)
+        _check_mask(arrays[record.name], record)
     for record in records:  # once more: now the names in every sum have their lengths
         _check_shape(np.shape(inputs[record.name]), record, sizes)
     return arrays
@@ -96,6 +98,18 @@ def _expected(axis: Axis, found: int, sizes: dict[str, int]) -> int:
 
 def _is_known(axis: Axis, sizes: Mapping[str, int]) -> bool:
     return isinstance(axis, str) and all(name in sizes for name in names(axis))
+
+
+def _check_mask(array: np.ndarray, record: InputRecord) -> None:
+    """A row without tokens has no answer, and a mask of other numbers means something else in every base."""
+    if record.role != "mask" or array.dtype.kind == "f":
+        return
+    if not (((array == 0) | (array == 1)).all() and array.any(axis=-1).all()):
+        raise RequestError(
+            "a mask that leaves no token, or is none",
+            where=f"`{record.name}`",
+            expected="1 for each token, 0 for padding, and a token in each row",
+        )
 
 
 def _check_ids(array: np.ndarray, record: InputRecord) -> None:
