@@ -1,27 +1,24 @@
 """Tensors in files of `torch.save`, read without torch and without unpickling.
 
-Such a file is a pickle beside the numbers of its tensors. The pickle is read here by a machine of its own that knows
-only what a dictionary of plain tensors is written with: whatever else a pickle asks for is refused by name, and nothing
-is ever imported or called. Both layouts are read: the zip archive (since torch 1.6), and the stream before it.
+Such a file is a pickle beside the numbers of its tensors; `tensor_pickle` reads the pickle. Both layouts are read: the
+zip archive (since torch 1.6), and the stream before it.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 
-from adapter_export.errors import FormatError, within
+from adapter_export.errors import within
 from adapter_export.format.files import read_bytes
+from adapter_export.interop.tensor_pickle import Machine, Storage, View, damaged, refuse
 
 Tensors = dict[str, np.ndarray]
 
@@ -42,25 +39,6 @@ _ZIP_ERRORS = (
     OverflowError,
 )
 
-_STORAGES = {
-    "torch.DoubleStorage": "<f8",
-    "torch.FloatStorage": "<f4",
-    "torch.HalfStorage": "<f2",
-    "torch.BFloat16Storage": "bfloat16",
-    "torch.LongStorage": "<i8",
-    "torch.IntStorage": "<i4",
-    "torch.ShortStorage": "<i2",
-    "torch.CharStorage": "i1",
-    "torch.ByteStorage": "u1",
-    "torch.BoolStorage": "?",
-}
-"""The element types, and NumPy's for them; bfloat16, which NumPy lacks, becomes float32 without loss."""
-
-_TENSOR = "torch._utils._rebuild_tensor_v2"
-_PARAMETER = "torch._utils._rebuild_parameter"
-_DICTIONARY = "collections.OrderedDict"
-_KNOWN = {_TENSOR, _PARAMETER, _DICTIONARY, *_STORAGES}
-
 
 def read_torch_file(path: Path) -> Tensors:
     """Read a dictionary of tensors that `torch.save` wrote, such as a `state_dict`.
@@ -73,42 +51,14 @@ def read_torch_file(path: Path) -> Tensors:
     with within(path):
         found, storages = _of_zip(data) if data.startswith(_ZIP) else _of_stream(data)
         if not isinstance(found, dict):
-            _refuse("holds no dictionary of tensors", type(found).__name__)
-        others = [
-            str(name) for name, value in found.items() if not (isinstance(name, str) and isinstance(value, _View))
-        ]
+            refuse("holds no dictionary of tensors", type(found).__name__)
+        others = [str(name) for name, value in found.items() if not (isinstance(name, str) and isinstance(value, View))]
         if others:
-            _refuse("holds more than tensors by name", ", ".join(f"`{name}`" for name in others))
+            refuse("holds more than tensors by name", ", ".join(f"`{name}`" for name in others))
         return {name: _array(view, storages, name) for name, view in found.items()}
 
 
-@dataclass(frozen=True)
-class _Global:
-    """A name that the pickle refers to."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """The numbers that a tensor is a view of."""
-
-    dtype: str
-    key: str
-    count: int
-
-
-@dataclass(frozen=True)
-class _View:
-    """A tensor: a part of a storage."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-Storages = Callable[[_Storage], bytes]
+Storages = Callable[[Storage], bytes]
 
 
 def _of_zip(data: bytes) -> tuple[object, Storages]:
@@ -118,19 +68,19 @@ def _of_zip(data: bytes) -> tuple[object, Storages]:
         (index,) = (name for name in names if name.endswith("/data.pkl"))
         root = index.removesuffix("data.pkl")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
-            _refuse("was written on a machine with another order of bytes", "big endian")
+            refuse("was written on a machine with another order of bytes", "big endian")
         packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
         if packed or archive.getinfo(index).file_size > _MAX_PICKLE:
-            _refuse("is no archive as `torch.save` writes it", ", ".join(packed) or "a pickle of over 64 MiB")
-        found = _Machine().run(io.BytesIO(archive.read(index)))
+            refuse("is no archive as `torch.save` writes it", ", ".join(packed) or "a pickle of over 64 MiB")
+        found = Machine().run(io.BytesIO(archive.read(index)))
     except _ZIP_ERRORS as error:
-        raise _damaged(error) from error
+        raise damaged(error) from error
 
-    def storage(wanted: _Storage) -> bytes:
+    def storage(wanted: Storage) -> bytes:
         try:
             return archive.read(f"{root}data/{wanted.key}")
         except _ZIP_ERRORS as error:
-            raise _damaged(error) from error
+            raise damaged(error) from error
 
     return found, storage
 
@@ -138,23 +88,23 @@ def _of_zip(data: bytes) -> tuple[object, Storages]:
 def _of_stream(data: bytes) -> tuple[object, Storages]:
     """The layout before torch 1.6: pickles one after the other, then each storage with its length before it."""
     stream = io.BytesIO(data)
-    magic, _version, _system = (_Machine().run(stream) for _ in range(_LEGACY_HEADERS))
+    magic, _version, _system = (Machine().run(stream) for _ in range(_LEGACY_HEADERS))
     if magic != _LEGACY_MAGIC:
-        _refuse("is not a file of `torch.save`", "a pickle of something else")
-    machine = _Machine()
-    found, keys = machine.run(stream), _Machine().run(stream)
+        refuse("is not a file of `torch.save`", "a pickle of something else")
+    machine = Machine()
+    found, keys = machine.run(stream), Machine().run(stream)
     sizes = {storage.key: np.dtype(_bits(storage.dtype)).itemsize for storage in machine.storages}
     read: dict[str, bytes] = {}
     for key in keys if isinstance(keys, list) else ():
         if key not in sizes:
-            _refuse("holds numbers that no tensor refers to", f"storage `{key}`")
+            refuse("holds numbers that no tensor refers to", f"storage `{key}`")
         length = stream.read(8)
         count = struct.unpack("<q", length)[0] if len(length) == 8 else -1
         read[key] = stream.read(min(max(count, 0) * sizes[key], len(data)))
     return found, lambda wanted: read.get(wanted.key, b"")
 
 
-def _array(view: _View, storages: Storages, name: str) -> np.ndarray:
+def _array(view: View, storages: Storages, name: str) -> np.ndarray:
     """The tensor as an array of its own, after its bounds were checked."""
     storage, data = view.storage, storages(view.storage)
     dtype = np.dtype(_bits(storage.dtype))
@@ -164,7 +114,7 @@ def _array(view: _View, storages: Storages, name: str) -> np.ndarray:
     size = math.prod(view.shape)
     inside = size == 0 or (last < storage.count and size <= storage.count)
     if len(data) != storage.count * dtype.itemsize or not inside or min((view.offset, *view.shape, *strides)) < 0:
-        _refuse(f"tensor `{name}` does not fit its numbers", f"{len(data)} bytes for the shape {list(view.shape)}")
+        refuse(f"tensor `{name}` does not fit its numbers", f"{len(data)} bytes for the shape {list(view.shape)}")
     if size == 0:
         return np.zeros([min(side, _MAX_EMPTY_SIDE) for side in view.shape], dtype)
     steps = tuple(stride * dtype.itemsize for stride in strides)
@@ -180,179 +130,3 @@ def _bits(dtype: str) -> str:
 def _widened(bits: np.ndarray) -> np.ndarray:
     """A bfloat16 is the upper half of a float32."""
     return (bits.astype("<u4") << 16).view("<f4")
-
-
-class _Machine:
-    """Reads one pickle; knows what tensors by name are written with, and nothing else."""
-
-    def __init__(self) -> None:
-        self.storages: list[_Storage] = []
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
-
-    def run(self, stream: io.BytesIO) -> object:
-        """The value of the pickle at the stream's position; the stream is left behind it."""
-        try:
-            for opcode, argument, _ in pickletools.genops(stream):
-                self._step(opcode.name, argument)
-            return self._stack.pop()
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-            struct.error,
-        ) as error:
-            raise _damaged(error) from error
-
-    def _step(self, name: str, argument: Any) -> None:
-        if name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name]())
-        elif name in _LITERALS:
-            self._stack.append(argument)
-        elif name in _HANDLERS:
-            _HANDLERS[name](self, argument)
-        elif name not in _IGNORED:
-            _refuse("holds more than tensors", f"`{name}` in its pickle")
-
-    def _mark(self, _: Any) -> None:
-        self._marks.append(len(self._stack))
-
-    def _since_mark(self) -> list[Any]:
-        start = self._marks.pop()
-        values = self._stack[start:]
-        del self._stack[start:]
-        return values
-
-    def _put(self, index: Any) -> None:
-        self._memo[len(self._memo) if index is None else index] = self._stack[-1]
-
-    def _get(self, index: Any) -> None:
-        self._stack.append(self._memo[index])
-
-    def _global(self, argument: Any) -> None:
-        name = str(argument).replace(" ", ".")
-        if name not in _KNOWN:
-            _refuse("holds more than tensors: its pickle could run code when it is loaded", f"`{name}`")
-        self._stack.append(_Global(name))
-
-    def _stack_global(self, _: Any) -> None:
-        name, module = self._stack.pop(), self._stack.pop()
-        self._global(f"{module} {name}")
-
-    def _tuple(self, count: int) -> None:
-        values = tuple(self._stack[len(self._stack) - count :])
-        del self._stack[len(self._stack) - count :]
-        self._stack.append(values)
-
-    def _marked_tuple(self, _: Any) -> None:
-        self._stack.append(tuple(self._since_mark()))
-
-    def _append(self, _: Any) -> None:
-        value = self._stack.pop()
-        self._stack[-1].append(value)
-
-    def _appends(self, _: Any) -> None:
-        values = self._since_mark()
-        self._stack[-1].extend(values)
-
-    def _set_item(self, _: Any) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
-        self._stack[-1][key] = value
-
-    def _set_items(self, _: Any) -> None:
-        values = self._since_mark()
-        self._stack[-1].update(zip(values[::2], values[1::2], strict=True))
-
-    def _build(self, _: Any) -> None:
-        """Attributes of a dictionary, such as the `_metadata` of a `state_dict`: not needed."""
-        self._stack.pop()
-        if not isinstance(self._stack[-1], dict):
-            _refuse("holds more than tensors", "an object with attributes")
-
-    def _persistent(self, _: Any) -> None:
-        tag, kind, key, _location, count, *_rest = self._stack.pop()
-        if tag != "storage" or kind.name not in _STORAGES:
-            _refuse("holds more than tensors", f"`{kind.name}`")
-        self.storages.append(_Storage(_STORAGES[kind.name], str(key), int(count)))
-        self._stack.append(self.storages[-1])
-
-    def _reduce(self, _: Any) -> None:
-        arguments, function = self._stack.pop(), self._stack.pop()
-        self._stack.append(_MADE[function.name](*arguments))
-
-
-def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _View:
-    if not isinstance(storage, _Storage) or len(shape) != len(strides):
-        _refuse("holds a tensor that is not plain", f"shape {shape}")
-    return _View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
-
-
-def _parameter(tensor: _View, *_: Any) -> _View:
-    return tensor
-
-
-def _dictionary(*pairs: Any) -> dict[Any, Any]:
-    return dict(*pairs)
-
-
-_MADE: Mapping[str, Callable[..., Any]] = {_TENSOR: _tensor, _PARAMETER: _parameter, _DICTIONARY: _dictionary}
-
-_CONSTANTS: Mapping[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
-
-_LITERALS = frozenset(
-    {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING"}
-    | {"SHORT_BINSTRING", "UNICODE", "INT", "LONG"}
-)
-
-_IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
-
-_HANDLERS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine._mark,
-    "BINPUT": _Machine._put,
-    "LONG_BINPUT": _Machine._put,
-    "MEMOIZE": _Machine._put,
-    "BINGET": _Machine._get,
-    "LONG_BINGET": _Machine._get,
-    "GLOBAL": _Machine._global,
-    "STACK_GLOBAL": _Machine._stack_global,
-    "TUPLE": _Machine._marked_tuple,
-    "TUPLE1": lambda machine, _: machine._tuple(1),
-    "TUPLE2": lambda machine, _: machine._tuple(2),
-    "TUPLE3": lambda machine, _: machine._tuple(3),
-    "APPEND": _Machine._append,
-    "APPENDS": _Machine._appends,
-    "SETITEM": _Machine._set_item,
-    "SETITEMS": _Machine._set_items,
-    "BUILD": _Machine._build,
-    "BINPERSID": _Machine._persistent,
-    "REDUCE": _Machine._reduce,
-}
-
-
-def _damaged(error: Exception) -> FormatError:
-    return FormatError(
-        "is not a file of `torch.save`, or it is damaged",
-        found=f"{type(error).__name__}: {error}",
-        expected="a dictionary of tensors",
-        fix="take the file from its source again",
-    )
-
-
-def _refuse(what: str, found: object) -> NoReturn:
-    raise FormatError(
-        what,
-        found=found,
-        expected="a dictionary of plain tensors, as `torch.save(module.state_dict())` writes it",
-        fix="only load what you trust: make it again with `torch.save`, or save it as safetensors",
-    )
