@@ -11,7 +11,8 @@ from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig, bottleneck_config
-from adapter_export.graph.kinds.kind import Kind, KindPart, Share
+from adapter_export.graph.kinds.kind import Kind, KindPart
+from adapter_export.graph.kinds.widths import Share
 from adapter_export.interop.adapterhub.keys import Key, Module, modules_of
 from adapter_export.interop.adapterhub.places import place_blocks
 from adapter_export.interop.adapterhub.recipes import bottleneck_recipes, nice_recipes
