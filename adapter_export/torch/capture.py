@@ -193,13 +193,14 @@ def _same_lengths(module: nn.Module, axes: AxisNames) -> Iterator[None]:
     """Tell torch that axes of one name have one length, before it draws conclusions from what is done with them."""
     places = [(name, place, axis) for name, named in axes.items() for place, axis in named.items()]
     first = {axis: (name, place) for name, place, axis in reversed(places)}
+    check: Any = torch._check  # typed in some releases of torch only
 
     def say(_module: nn.Module, _args: object, inputs: dict[str, Any]) -> None:
         tensors = dict(_input_tensors(inputs))
         for name, place, axis in places:
             known, at = first[axis]
             if (name, place) != (known, at):
-                torch._check(tensors[name].shape[place] == tensors[known].shape[at])  # type: ignore[no-untyped-call]
+                check(tensors[name].shape[place] == tensors[known].shape[at])
 
     handle = module.register_forward_pre_hook(say, with_kwargs=True)
     try:
