@@ -23,7 +23,7 @@ def _module() -> nn.Module:
 
 def _script(path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own word on TorchScript
+        warnings.simplefilter("ignore")  # torch's own word on TorchScript
         torch.jit.trace(_module(), torch.zeros(1, 4)).save(str(path))
 
 

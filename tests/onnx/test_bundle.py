@@ -166,7 +166,7 @@ class Shifted:
 
     def __init__(self, runner: Runner, adapter: str | None, output: str, by: float) -> None:
         self._runner, self._adapter, self._output, self._by = runner, adapter, output, by
-        self.sites = runner.sites
+        self.sites, self.keeps_weights = runner.sites, runner.keeps_weights
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays:
         outputs = self._runner.run(inputs, adapter)
