@@ -98,14 +98,16 @@ def build_bundle(
     tell, note = progress or _nobody, note or _nobody
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
         build = _Build(folder, base, plan, _write_slots(folder, base, plan, copy_weights, tell), references, cases)
-        hashed = pool.submit(_hash_weights, folder)  # seconds for a large base, beside the golden vectors
+        hashed = pool.submit(_hash_weights, folder)  # seconds for a large base, beside the rest
         graphs = build.graphs(adapters, forms or Forms(), tell, note)
         golden = build.entries.golden(None, build.golden(None, tell))
         records = [replace(build.adapter(each, tell), baked=graphs.baked.get(each.name)) for each in adapters]
         text = build.text(tokenizer, max_tokens)
         build.keep(kept or {})
-        manifest = build.manifest(graphs, golden, records, text, hashed.result())
+        manifest = build.manifest(graphs, golden, records, text)
         build.prove(manifest, tell)
+        manifest = replace(manifest, files=list_files(folder, hashed.result()))
+        write_manifest(manifest, folder)
     return manifest
 
 
@@ -212,14 +214,9 @@ class _Build:
                 path.write_bytes(content if isinstance(content, bytes) else read_bytes(content))
 
     def manifest(
-        self,
-        graphs: Flavours,
-        golden: GoldenRecord,
-        records: Sequence[AdapterRecord],
-        text: TextRecord | None,
-        hashed: Mapping[str, str],
+        self, graphs: Flavours, golden: GoldenRecord, records: Sequence[AdapterRecord], text: TextRecord | None
     ) -> Manifest:
-        """Describe all that was written; `hashed` has the sha256 of files that need not be hashed again."""
+        """Describe all that was written, but for the files, which are hashed meanwhile."""
         heads = {head.output for head in self.heads}
         computing = numerics(self.model)
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in self.model.graph.outputs)
@@ -240,15 +237,14 @@ class _Build:
             adapters=tuple(records),
             golden=golden,
             text=text,
-            files=list_files(self.folder, hashed),
+            files=(),
             bank=graphs.bank,
             heads=tuple(HeadRecord(p.graph_name, head.output, head.result) for head in self.heads for p in head.parts),
             model_version=model_version(self.base, self.plan),
         )
 
     def prove(self, manifest: Manifest, tell: Callable[[str], None]) -> None:
-        """Write the manifest, and hold everything against the golden vectors."""
-        write_manifest(manifest, self.folder)
+        """Hold everything against the golden vectors."""
         tell("holding the bundle against its golden vectors")
         self_check(self.folder, manifest, self.vectors)
         check_flavours(self.folder, manifest, self.vectors)
