@@ -106,9 +106,7 @@ def build_bundle(
         build.keep(kept or {})
         manifest = build.manifest(graphs, golden, records, text)
         build.prove(manifest, tell)
-        manifest = replace(manifest, files=list_files(folder, hashed.result()))
-        write_manifest(manifest, folder)
-    return manifest
+        return build.listed(manifest, hashed.result())
 
 
 def _nobody(_: str) -> None:
@@ -248,6 +246,12 @@ class _Build:
         tell("holding the bundle against its golden vectors")
         self_check(self.folder, manifest, self.vectors)
         check_flavours(self.folder, manifest, self.vectors)
+
+    def listed(self, manifest: Manifest, hashed: Mapping[str, str]) -> Manifest:
+        """Write the manifest, with all files; `hashed` has the sha256 of those that need not be hashed again."""
+        manifest = replace(manifest, files=list_files(self.folder, hashed))
+        write_manifest(manifest, self.folder)
+        return manifest
 
     def _sites(self) -> Iterator[SiteRecord]:
         """The sublayers, and the other sites that have slots."""
