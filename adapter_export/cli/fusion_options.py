@@ -104,7 +104,8 @@ _OPTIONS = (
         help="Of `weighted`: whether `h` counts once, or once more for each weight.  [default: once]",
     ),
 )
-_NAMES = ("fuse", "fusion", *_OF_ATTENTION, *_OF_VALUES, *_OF_WEIGHTS)
+FUSION_OPTIONS = ("fuse", "fusion", *_OF_ATTENTION, *_OF_VALUES, *_OF_WEIGHTS)
+"""The names under which a command gets them."""
 
 
 def fusion_options(command: Command) -> Command:
@@ -114,18 +115,13 @@ def fusion_options(command: Command) -> Command:
     return command
 
 
-def fusion_option_names() -> tuple[str, ...]:
-    """The names under which a command gets them."""
-    return _NAMES
-
-
 def take_fusion_options(given: dict[str, Any]) -> dict[str, Any]:
     """Take those that were given out of a command's options, and see that they go together.
 
     Raises:
         UsageError: an option without `--fuse`, or one that the fusion does not have.
     """
-    found = {name: given.pop(name) for name in _NAMES}
+    found = {name: given.pop(name) for name in FUSION_OPTIONS}
     found = {name: value for name, value in found.items() if value is not None}
     if found and "fuse" not in found:
         raise UsageError(

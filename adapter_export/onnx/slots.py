@@ -124,11 +124,6 @@ class SlotPlan:
         return tuple(dict.fromkeys(record for part in self.parts for record in part.records()))
 
     @property
-    def has_head(self) -> bool:
-        """Whether the graph has a head."""
-        return any(part.owner == HEAD for part in self.parts)
-
-    @property
     def digest(self) -> str:
         """The topology of the whole graph as `sha256:<hex>`: graphs of one digest take the same adapter files."""
         facts = [[part.owner, part.graph_name, part.alone, part.key, dict(part.site_widths)] for part in self.parts]

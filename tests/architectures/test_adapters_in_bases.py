@@ -10,13 +10,12 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from exported_bases import ExportedBase
+from exported_bases import AdaptedBase, ExportedBase
 from small_bases import ARCHITECTURES, Architecture
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
@@ -30,7 +29,6 @@ from adapter_export.onnx.session import open_session, run_session
 from adapter_export.onnx.slots import plan_slots, slot_tensors
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.base import TorchBase
 from adapter_export.torch.flow import flow_graph
 from adapter_export.torch.runner import TorchRunner
 
@@ -84,34 +82,23 @@ def listed(name: str) -> list[tuple[str, str]]:
     ]
 
 
-@dataclass(frozen=True)
-class Base:
-    """A base in every form, and an adapter with random weights at all of its sites."""
-
-    name: str
-    module: nn.Module
-    in_torch: TorchBase
-    in_onnx: OnnxBase
-    adapter: Adapter
-
-
 @pytest.fixture(scope="module", params=LISTED)
-def base(request: pytest.FixtureRequest, exported: Callable[[str], ExportedBase]) -> Base:
+def base(request: pytest.FixtureRequest, exported: Callable[[str], ExportedBase]) -> AdaptedBase:
     made = exported(request.param)
     adapter = random_adapter("a", houlsby(), made.in_onnx, bottleneck=4)
-    return Base(made.name, made.module, made.in_torch, made.in_onnx, adapter)
+    return AdaptedBase(**vars(made), adapter=adapter)
 
 
 def names_and_paths(sites: SiteMap) -> list[tuple[str, str | None]]:
     return [(site.name, site.path) for site in sites.sublayers]
 
 
-def test_the_sites_are_those_that_a_person_lists(base: Base) -> None:
+def test_the_sites_are_those_that_a_person_lists(base: AdaptedBase) -> None:
     assert names_and_paths(discover(flow_graph(base.in_torch.module()))) == listed(base.name)
     assert names_and_paths(base.in_onnx.sites) == listed(base.name)
 
 
-def test_both_graphs_have_the_same_linear_layers(base: Base) -> None:
+def test_both_graphs_have_the_same_linear_layers(base: AdaptedBase) -> None:
     def facts(sites: SiteMap) -> list[tuple[object, ...]]:
         inner = sites.of_roles(("linear", "embeddings"))
         return [(site.name, site.width_in, site.width, site.path, site.parts) for site in inner]
@@ -122,7 +109,7 @@ def test_both_graphs_have_the_same_linear_layers(base: Base) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_graph_computes_what_the_model_with_hooks_computes(base: Base, shape: tuple[int, int]) -> None:
+def test_the_graph_computes_what_the_model_with_hooks_computes(base: AdaptedBase, shape: tuple[int, int]) -> None:
     inputs = ARCHITECTURES[base.name].inputs(*shape)
     wanted = with_hooks(base.module, base.name, base.adapter, inputs)
     assert np.abs(wanted - with_hooks(base.module, base.name, None, inputs)).max() > 0.05

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from banks import assert_rows_are_those_of_slots
+from exported_bases import AdaptedBase
 from heads import heads, with_head
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from adapter_export.reference.inputs import input_cases
 from adapter_export.runtime import Bundle
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.base import TorchBase, load_base, save_base
+from adapter_export.torch.base import load_base, save_base
 from adapter_export.torch.flow import flow_graph
 from adapter_export.torch.huggingface import capture_folder
 from adapter_export.torch.runner import TorchRunner
@@ -126,19 +126,8 @@ def inputs_of(name: str, batch: int, tokens: int, decoder_tokens: int) -> dict[s
     return (sound if name == "whisper" else texts) | decoder
 
 
-@dataclass(frozen=True)
-class Base:
-    """A base in every form, and an adapter with random weights at all of its sublayers."""
-
-    name: str
-    module: nn.Module
-    in_torch: TorchBase
-    in_onnx: OnnxBase
-    adapter: Adapter
-
-
 @pytest.fixture(scope="module", params=("t5", "marian", "whisper"))
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AdaptedBase:
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     module = built(name)
     if MODELS[name][2]:
@@ -149,10 +138,10 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     in_torch = load_base(folder / "model.pt")
     export_onnx(in_torch, folder / "model.onnx")
     in_onnx = open_onnx(folder / "model.onnx")
-    return Base(name, module, in_torch, in_onnx, random_adapter("a", EVERYWHERE, in_onnx, bottleneck=4))
+    return AdaptedBase(name, module, in_torch, in_onnx, random_adapter("a", EVERYWHERE, in_onnx, bottleneck=4))
 
 
-def test_the_sites_are_those_that_a_person_lists(base: Base) -> None:
+def test_the_sites_are_those_that_a_person_lists(base: AdaptedBase) -> None:
     in_torch = discover(flow_graph(base.in_torch.module()))
     for sites in (in_torch, base.in_onnx.sites):
         assert [(site.name, site.path) for site in sites.sublayers] == listed(base.name)
@@ -165,7 +154,7 @@ def _facts(sites: SiteMap) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_graph_computes_what_the_model_with_hooks_computes(base: Base, shape: tuple[int, int, int]) -> None:
+def test_the_graph_computes_what_the_model_with_hooks_computes(base: AdaptedBase, shape: tuple[int, int, int]) -> None:
     inputs = inputs_of(base.name, *shape)
     wanted = with_hooks(base.module, base.name, base.adapter, inputs)
     assert np.abs(wanted - with_hooks(base.module, base.name, None, inputs)).max() > 0.05
@@ -174,7 +163,7 @@ def test_the_graph_computes_what_the_model_with_hooks_computes(base: Base, shape
     close(found[base.in_torch.outputs[0].name], wanted, inputs)
 
 
-def test_rows_of_a_batch_run_through_different_adapters(base: Base) -> None:
+def test_rows_of_a_batch_run_through_different_adapters(base: AdaptedBase) -> None:
     adapters = [
         base.adapter,
         random_adapter("crossing", CROSSING, base.in_onnx),
@@ -185,7 +174,7 @@ def test_rows_of_a_batch_run_through_different_adapters(base: Base) -> None:
 
 
 @pytest.mark.parametrize("base", ["marian"], indirect=True)
-def test_a_head_reads_the_tokens_that_the_mask_of_the_decoder_keeps(base: Base) -> None:
+def test_a_head_reads_the_tokens_that_the_mask_of_the_decoder_keeps(base: AdaptedBase) -> None:
     adapter = random_adapter("headed", EVERYWHERE, base.in_onnx, bottleneck=4, labels="abc")
     inputs = {name: value.numpy() for name, value in inputs_of(base.name, 2, 6, 6).items()}
     plan = plan_slots([adapter], base.in_onnx.sites)
@@ -200,7 +189,7 @@ def test_a_head_reads_the_tokens_that_the_mask_of_the_decoder_keeps(base: Base) 
 
 
 @pytest.mark.parametrize("base", ["marian"], indirect=True)
-def test_the_runtime_labels_the_tokens_that_the_mask_of_the_decoder_keeps(base: Base, tmp_path: Path) -> None:
+def test_the_runtime_labels_the_tokens_that_the_mask_of_the_decoder_keeps(base: AdaptedBase, tmp_path: Path) -> None:
     """As many tokens as the encoder has: the shapes of both masks fit."""
     adapter = with_head(base.adapter, "tag", heads(base.in_onnx.sites.width)["tag"])
     cases = input_cases(base.in_onnx.inputs, seed=0, shapes=[dict.fromkeys(("batch", *LENGTHS), 3)])

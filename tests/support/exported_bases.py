@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx.base import OnnxBase
 from adapter_export.torch.base import TorchBase
 
@@ -18,3 +19,10 @@ class ExportedBase:
     module: nn.Module
     in_torch: TorchBase
     in_onnx: OnnxBase
+
+
+@dataclass(frozen=True)
+class AdaptedBase(ExportedBase):
+    """A base in every form, and an adapter with random weights at all of its sublayers."""
+
+    adapter: Adapter

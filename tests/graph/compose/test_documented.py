@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapter_export.cli.fusion_options import FUSIONS, fusion_option_names
+from adapter_export.cli.fusion_options import FUSION_OPTIONS, FUSIONS
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.compose import STATIC, adapter_fusion, average, stack, weighted_fusion
 from adapter_export.graph.kinds import BottleneckOptions, Wiring, wired
@@ -63,6 +63,6 @@ def test_costs_are_those_of_the_code(name: str, count: int) -> None:
 
 def test_the_options_of_fusions_are_those_of_the_command() -> None:
     named = re.findall(r"`--([a-z-]+)`", " ".join(row[0] for row in table("fusion options")))
-    assert sorted(named) == sorted(name.replace("_", "-") for name in fusion_option_names())
+    assert sorted(named) == sorted(name.replace("_", "-") for name in FUSION_OPTIONS)
     kinds = next(row[1] for row in table("fusion options") if row[0] == "`--fusion`")
     assert tuple(re.findall(r"`([a-z]+)`", kinds)) == FUSIONS
