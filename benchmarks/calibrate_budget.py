@@ -1,4 +1,4 @@
-"""Measure how far float32 computations lie from float64, beside what `adapter_export.reference.budget` allows.
+"""Measure how far float32 computations lie from float64, beside what `adapter_export.numerics.budget` allows.
 
 Run: python benchmarks/calibrate_budget.py [--seeds 12]
 
@@ -19,15 +19,14 @@ import onnxruntime as ort
 import torch
 
 from adapter_export.dtypes import FLOAT_TYPES, Array
-from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.interpret import interpret
+from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import BottleneckOptions, PhmOptions, bottleneck, classification_head
+from adapter_export.graph.numpy_lowering import forward as numpy_ops
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.onnx.lowering import Writer, emit
-from adapter_export.reference import lowering as numpy_ops
-from adapter_export.reference.budget import ACCUMULATION, ROUNDING, budget
-from adapter_export.reference.evaluate import evaluate, rounding_scale
-from adapter_export.torch import lowering as torch_ops
+from adapter_export.numerics.budget import ACCUMULATION, ROUNDING, budget
+from adapter_export.numerics.evaluate import evaluate, rounding_scale
+from adapter_export.onnx_backend.lowering import Writer, emit
+from adapter_export.torch_backend import lowering as torch_ops
 
 WEIGHT_STD = 0.2
 PRODUCT_STD = 4.0

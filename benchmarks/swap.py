@@ -20,7 +20,7 @@ from kit.timing import Call, interleaved, milliseconds, ratio
 
 from adapter_export.format.tensors import read_tensors
 from adapter_export.runtime import Session
-from adapter_export.runtime.providers import Provider, on_device, open_session
+from adapter_export.runtime.graphs import Provider, on_device, open_session
 
 _LATE = "late"
 

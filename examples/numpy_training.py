@@ -21,9 +21,9 @@ from adapter_export.errors import UsageError
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.initialise import initialise
 from adapter_export.graph.kinds import KINDS, Kind, classification_head
-from adapter_export.interop.plain import pack
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.reference.evaluate import evaluate, gradients
+from adapter_export.importers.plain import pack
+from adapter_export.numerics.evaluate import evaluate, gradients
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.sites.site import Site
 from adapter_export.text import Tokenizer
 

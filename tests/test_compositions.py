@@ -18,14 +18,14 @@ from adapter_export.graph.compose import STATIC, FusionOptions, adapter_fusion, 
 from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.compose.sums import MIX
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.insert import insert_slots
-from adapter_export.onnx.session import open_session, run_session
-from adapter_export.onnx.slots import SlotPlan, plan_slots, slot_tensors, topology_key
-from adapter_export.torch.base import TorchBase, load_base
-from adapter_export.torch.runner import TorchRunner
-from adapter_export.torch.to_onnx import export_onnx
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import SlotPlan, plan_slots, slot_tensors, topology_key
+from adapter_export.torch_backend.base.base import TorchBase, load_base
+from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.runner import TorchRunner
 
 TOLERANCE = 2e-5
 ARRAYS = {name: tensor.numpy() for name, tensor in inputs().items()}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from adapter_export.format.manifest_json import read_manifest
-from adapter_export.onnx.base import open_onnx
+from adapter_export.onnx_backend.base.base import open_onnx
 from adapter_export.runtime import Bundle
-from adapter_export.torch.base import load_base
+from adapter_export.torch_backend.base.base import load_base
 
 PAGE = Path(__file__).parents[1] / "docs" / "bases.md"
 

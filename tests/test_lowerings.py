@@ -28,18 +28,16 @@ from published import WIDTHS as KIND_WIDTHS
 from random_graphs import WIDTHS, graphs, residual_graphs
 
 from adapter_export.errors import GraphError, NotNeutralError
-from adapter_export.graph.fold import fold_weights, inference_form
-from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.interpret import interpret
+from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head
-from adapter_export.graph.neutral import neutral_parameters, neutral_widths
+from adapter_export.graph.numpy_lowering import forward as numpy_ops
+from adapter_export.graph.numpy_lowering.backward import BACKWARD
 from adapter_export.graph.ops import ACTIVATIONS, BOUND_OPS, OPS
-from adapter_export.onnx.lowering import MINIMUM_OPSET, Writer, emit, lowerings
-from adapter_export.reference import lowering as numpy_ops
-from adapter_export.reference.backward import BACKWARD
-from adapter_export.reference.budget import graph_budget
-from adapter_export.reference.evaluate import evaluate, rounding_scale
-from adapter_export.torch import lowering as torch_ops
+from adapter_export.graph.slot_form import fold_weights, inference_form, neutral_parameters, neutral_widths
+from adapter_export.numerics.budget import graph_budget
+from adapter_export.numerics.evaluate import evaluate, rounding_scale
+from adapter_export.onnx_backend.lowering import MINIMUM_OPSET, Writer, emit, lowerings
+from adapter_export.torch_backend import lowering as torch_ops
 
 LOWERED = tuple(op for op in OPS if op not in BOUND_OPS)
 SHAPES = ((1, 1), (3, 7), (2, 64))

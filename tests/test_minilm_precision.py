@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 from tiny_onnx import random_adapter
 
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import Original, Reference, prove, with_agreements
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.onnx.bundle import build_bundle
-from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.insert import insert_slots
-from adapter_export.onnx.optimize import check_deviation, optimized
-from adapter_export.onnx.precision import with_precision
-from adapter_export.onnx.remake import deviations
-from adapter_export.onnx.session import open_session, run_session
-from adapter_export.onnx.slots import plan_slots, slot_tensors
-from adapter_export.parity.agreement import Original, with_agreements
-from adapter_export.parity.plan import plan_check
-from adapter_export.parity.prove import Reference, prove
-from adapter_export.reference.inputs import input_cases
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
+from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.onnx_backend.quantise.remake import deviations
+from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.bundle import Bundle
 
 CASE = "batch3_sequence7_padded"

@@ -13,27 +13,27 @@ import torch
 from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, inputs, save_encoder
 
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.site_check import SiteProbe
 from adapter_export.errors import AdapterError, NotNeutralError
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.onnx.bundle import build_bundle
-from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.expose import with_site_outputs
-from adapter_export.onnx.insert import insert_slots, site_norms
-from adapter_export.onnx.session import open_session, run_session
-from adapter_export.onnx.slots import plan_slots, slot_tensors
-from adapter_export.parity.plan import plan_check
-from adapter_export.parity.sites import SiteProbe
-from adapter_export.reference.inputs import input_cases
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.expose import with_site_outputs
+from adapter_export.onnx_backend.graft.insert import insert_slots, site_norms
+from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.sites.discover import discover
-from adapter_export.torch.attach import attach
-from adapter_export.torch.base import TorchBase, load_base
-from adapter_export.torch.flow import flow_graph
-from adapter_export.torch.runner import TorchRunner
-from adapter_export.torch.to_onnx import export_onnx
+from adapter_export.torch_backend.attach import attach
+from adapter_export.torch_backend.base.base import TorchBase, load_base
+from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.view import flow_graph
 
 TOLERANCE = 2e-5
 INPUTS = inputs()

@@ -13,27 +13,27 @@ import pytest
 from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, inputs, save_encoder
 
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.flavours import FLAVOURS, Forms
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.site_check import SiteProbe
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.onnx.bundle import build_bundle
-from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.expose import exposed, with_site_outputs
-from adapter_export.onnx.flavour_files import FLAVOURS, Forms
-from adapter_export.onnx.flow import flow_graph
-from adapter_export.onnx.insert import insert_slots, site_norms
-from adapter_export.onnx.optimize import optimized
-from adapter_export.onnx.precision import with_precision
-from adapter_export.onnx.session import open_session, run_session
-from adapter_export.onnx.slots import plan_slots, slot_tensors
-from adapter_export.parity.plan import plan_check
-from adapter_export.parity.sites import SiteProbe
-from adapter_export.reference.inputs import input_cases
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.expose import exposed, with_site_outputs
+from adapter_export.onnx_backend.graft.insert import insert_slots, site_norms
+from adapter_export.onnx_backend.quantise.optimize import optimized
+from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.onnx_backend.view.flow import flow_graph
 from adapter_export.sites.index import FlowIndex
-from adapter_export.torch.base import load_base
-from adapter_export.torch.to_onnx import export_onnx
+from adapter_export.torch_backend.base.base import load_base
+from adapter_export.torch_backend.base.to_onnx import export_onnx
 
 INPUTS = inputs()
 ARRAYS = {name: tensor.numpy() for name, tensor in INPUTS.items()}

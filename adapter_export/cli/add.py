@@ -58,12 +58,12 @@ def add(
     """
     import onnx_ir as ir
 
-    from adapter_export.cli.bases import model_of, same_precision
+    from adapter_export.bundle.change import add_adapters
     from adapter_export.cli.output import steps
     from adapter_export.cli.places import check_site_map, read_adapters
+    from adapter_export.cli.sources import model_of, same_precision
     from adapter_export.format.manifest_json import read_manifest
-    from adapter_export.onnx.extend import add_adapters
-    from adapter_export.onnx.numerics import numerics
+    from adapter_export.onnx_backend.base.numerics import numerics
 
     manifest = read_manifest(bundle)
     chosen = read_adapters(adapters, against)
@@ -94,8 +94,8 @@ def remove(bundle: Path, adapters: str, as_json: bool) -> None:
     adapters that compute the same can be added later. The last adapter stays, too: a bundle has at least one. If
     anything fails, the bundle is as it was.
     """
+    from adapter_export.bundle.change import remove_adapters
     from adapter_export.cli.output import steps
-    from adapter_export.onnx.extend import remove_adapters
 
     names = [name.strip() for name in adapters.split(",")]
     with steps() as tell:

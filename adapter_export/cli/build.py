@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapter_export.cli.bases import PRECISIONS, Treatment, prepared
 from adapter_export.cli.options import (
     PATH,
     check_free,
@@ -20,16 +19,17 @@ from adapter_export.cli.options import (
     site_map_option,
     trust_pickle_option,
 )
+from adapter_export.cli.sources import PRECISIONS, Treatment, prepared
 from adapter_export.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
+    from adapter_export.bundle.flavours import Forms
     from adapter_export.cli.sources import Source
     from adapter_export.format.manifest import Manifest, Precision
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.onnx.base import OnnxBase
-    from adapter_export.onnx.flavour_files import Forms
-    from adapter_export.reference.inputs import InputCase
-    from adapter_export.reference.runner import Runner
+    from adapter_export.numerics.runner import Runner
+    from adapter_export.numerics.sample_inputs import InputCase
+    from adapter_export.onnx_backend.base.base import OnnxBase
 
 _GOLDEN_SEED = 0
 
@@ -130,9 +130,9 @@ def build(
     adapter, golden vectors computed by the reference, and a manifest. It is held against its golden vectors before it
     is put in its place; if anything fails, nothing is left behind.
     """
+    from adapter_export.bundle.build import build_bundle
     from adapter_export.cli.output import emit_json, steps, warn
     from adapter_export.cli.places import read_adapters
-    from adapter_export.onnx.bundle import build_bundle
 
     treatment = Treatment(base_precision, int8_embeddings, optimize)
     treatment.check()
@@ -178,8 +178,8 @@ def _open(model: Path, adapters: Sequence[Adapter], trust_pickle: bool, site_map
 
 def _forms(flavours: str | None, bake: Sequence[str], source: Source) -> Forms:
     """What was asked for; nothing but slots in a folder that onnxruntime-genai loads, unless it was."""
+    from adapter_export.bundle.flavours import FLAVOURS, Forms
     from adapter_export.cli.sources import OnnxSource
-    from adapter_export.onnx.flavour_files import FLAVOURS, Forms
 
     if flavours is None:
         return Forms(["slots"] if isinstance(source, OnnxSource) and source.genai else None, bake)
@@ -205,8 +205,8 @@ def _max_tokens(source: Source, given: int | None) -> int | None:
 
 def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:
     """The inputs of the golden vectors: two short ones for a large base, which takes seconds for each."""
-    from adapter_export.onnx.weights import is_large
-    from adapter_export.reference.inputs import input_cases
+    from adapter_export.numerics.sample_inputs import input_cases
+    from adapter_export.onnx_backend.base.external import is_large
 
     if not is_large(base.model):
         cases = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest)
@@ -255,8 +255,8 @@ def _text(source: Source, tokenizer: Path | None, max_tokens: int | None) -> str
 
 def _kept(source: Source) -> Mapping[str, Path | bytes]:
     """What onnxruntime-genai needs to load the bundle of one of its folders."""
+    from adapter_export.bundle.build import GRAPH_FILE
     from adapter_export.cli.sources import OnnxSource
-    from adapter_export.onnx.bundle import GRAPH_FILE
 
     return source.genai.kept(GRAPH_FILE) if isinstance(source, OnnxSource) and source.genai else {}
 

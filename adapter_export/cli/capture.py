@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +11,49 @@ import click
 
 from adapter_export.cli.options import PATH, check_free, examples, force_option, json_option, output_option
 from adapter_export.errors import UsageError
+from adapter_export.format.manifest import Axis, InputRecord
 
 if TYPE_CHECKING:
-    from adapter_export.torch.base import TorchBase
+    from adapter_export.torch_backend.base.base import TorchBase
+
+
+# What a model takes, as it is written on the command line: `input_ids=int64[batch,sequence]`.
+
+_TYPES = ("float32", "int64", "int32", "bool")
+_INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<dtype>\w+)\[(?P<axes>[^\[\]]*)\]")
+_AXIS = re.compile(r"[A-Za-z_]\w*|[1-9][0-9]{0,8}")
+
+
+def parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
+    """The inputs that `--input` describes, in their order.
+
+    Raises:
+        UsageError: one is not of the form `NAME=TYPE[AXIS,…]`, or two have one name.
+    """
+    records = tuple(map(_parse, texts))
+    names = [record.name for record in records]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError("an input is described twice", where="`--input`", found=f"`{twice}`", fix="leave one out")
+    return records
+
+
+def _parse(text: str) -> InputRecord:
+    found = _INPUT.fullmatch(text)
+    axes = [] if found is None else [axis.strip() for axis in found["axes"].split(",") if found["axes"].strip()]
+    if found is None or found["dtype"] not in _TYPES or not all(map(_AXIS.fullmatch, axes)):
+        raise UsageError(
+            "an input that cannot be read",
+            where="`--input`",
+            found=f"`{text}`",
+            expected=f"`NAME=TYPE[AXIS,…]` with a type of {', '.join(_TYPES)}",
+            fix="write it as `input_ids=int64[batch,sequence]`; an axis is a number, or has a name and is dynamic",
+        )
+    return InputRecord(found["name"], found["dtype"], tuple(map(_axis, axes)), "values")
+
+
+def _axis(text: str) -> Axis:
+    return int(text) if text.isdecimal() else text
 
 
 @click.command(
@@ -64,7 +106,7 @@ def capture(
     MODEL is a Hugging Face folder: `config.json` and `model.safetensors`. With `--trust-pickle` it is a file of
     `torch.save(module)`. The archive holds the graph, the weights, the module paths and the tokenizer. It needs none of
     the model's code, it trains, and it exports. From Python, any module is saved with
-    `adapter_export.torch.base.save_base(module, example_inputs, "model.pt")`.
+    `adapter_export.torch_backend.base.base.save_base(module, example_inputs, "model.pt")`.
     """
     from adapter_export.cli.output import steps
     from adapter_export.cli.sources import require
@@ -72,7 +114,7 @@ def capture(
     check_free(output, force=force)
     _check_options(model, with_cache, trust_pickle, bool(inputs or tokenizer or max_tokens))
     require("torch", "torch", "capturing a model")
-    from adapter_export.torch.base import load_base
+    from adapter_export.torch_backend.base.base import load_base
 
     with steps() as tell:
         tell(f"opening and capturing {model}")
@@ -102,7 +144,7 @@ def _check_options(model: Path, with_cache: bool, trust_pickle: bool, described:
             fix="leave them out; a Hugging Face folder says all of it",
         )
     if model.is_file() and not trust_pickle:
-        from adapter_export.torch.sorts import check_pickled, untrusted
+        from adapter_export.torch_backend.base.file_kinds import check_pickled, untrusted
 
         check_pickled(model)
         raise untrusted(model)
@@ -112,7 +154,7 @@ def _capture_folder(folder: Path, output: Path, with_cache: bool, force: bool) -
     from adapter_export.cli.sources import require
 
     require("transformers", "hf", "opening a Hugging Face folder")
-    from adapter_export.torch.huggingface import capture_folder
+    from adapter_export.torch_backend.base.huggingface import capture_folder
 
     capture_folder(folder, output, with_cache=with_cache, force=force)
 
@@ -120,9 +162,9 @@ def _capture_folder(folder: Path, output: Path, with_cache: bool, force: bool) -
 def _capture_pickled(
     path: Path, output: Path, inputs: tuple[str, ...], tokenizer: Path | None, max_tokens: int | None, force: bool
 ) -> None:
-    from adapter_export.cli.inputs import parse_inputs
+    pass  # MOVE
     from adapter_export.cli.sources import read_tokenizer
-    from adapter_export.torch.pickled import capture_pickled
+    from adapter_export.torch_backend.base.pickled import capture_pickled
 
     described = parse_inputs(inputs)
     text = None

@@ -13,11 +13,10 @@ from adapter_export.cli.options import PATH, examples, json_option, site_map_opt
 from adapter_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapter_export.parity.agreement import Original
-    from adapter_export.parity.cases import Case
-    from adapter_export.parity.plan import Plan
-    from adapter_export.parity.prove import Reference
-    from adapter_export.parity.report import Report
+    from adapter_export.bundle.cases import Case
+    from adapter_export.bundle.plan import Plan
+    from adapter_export.bundle.prove import Original, Reference
+    from adapter_export.bundle.report import Report
 
 _MISMATCH = 1
 _ROWS_AT_ONCE = 16
@@ -86,9 +85,9 @@ def check(
     Exit codes: 0 everything is within its budget, 1 something is not, 3 the bundle or the model cannot be used,
     4 nothing was compared.
     """
+    from adapter_export.bundle.plan import plan_check
+    from adapter_export.bundle.report import to_document
     from adapter_export.cli.output import emit_json
-    from adapter_export.parity.document import to_document
-    from adapter_export.parity.plan import plan_check
 
     if (data is None) != (text is None) or (data is not None and against is None):
         raise UsageError("`--data`, `--text` and `--against` go together", fix="give all three, or `--against` alone")
@@ -108,9 +107,8 @@ def check(
 
 
 def _prove(plan: Plan, reference: Reference | None, original: Original | None) -> Report:
+    from adapter_export.bundle.prove import prove, steps, with_agreements
     from adapter_export.cli.output import progress_bar
-    from adapter_export.parity.agreement import with_agreements
-    from adapter_export.parity.prove import prove, steps
 
     total = steps(plan, reference) + (0 if original is None else original.steps(plan))
     with progress_bar("checking", total) as bar:
@@ -121,7 +119,7 @@ def _prove(plan: Plan, reference: Reference | None, original: Original | None) -
 
 
 def _texts(data: Path, column: str) -> tuple[str, ...]:
-    from adapter_export.torch.table import read_texts
+    from adapter_export.torch_backend.train.task import read_texts
 
     return read_texts(data, column)
 
@@ -136,10 +134,9 @@ def _sides(
         return
     import onnx_ir as ir
 
-    from adapter_export.cli.bases import model_of, precision_of, runner_of, same_precision
-    from adapter_export.onnx.numerics import numerics
-    from adapter_export.parity.agreement import Original
-    from adapter_export.parity.prove import Reference
+    from adapter_export.bundle.prove import Original, Reference
+    from adapter_export.cli.sources import model_of, precision_of, runner_of, same_precision
+    from adapter_export.onnx_backend.base.numerics import numerics
 
     source = model_of(plan.manifest, against, trust_pickle=trust_pickle, site_map=site_map)
     wanted = numerics(ir.load(plan.folder / plan.manifest.graphs["slots"]))
@@ -153,8 +150,8 @@ def _sides(
 
 
 def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
+    from adapter_export.bundle.cases import case_of
     from adapter_export.cli.sources import read_tokenizer, require
-    from adapter_export.parity.cases import case_of
 
     record = plan.manifest.text
     if record is None:

@@ -8,10 +8,20 @@ from itertools import groupby
 from rich.table import Table
 from rich.text import Text
 
+from adapter_export.bundle.compare import Comparison, Number
+from adapter_export.bundle.report import (
+    BASE,
+    Agreement,
+    Agreements,
+    Failure,
+    Form,
+    InvariantResult,
+    OutputResult,
+    Report,
+    SiteResult,
+    failures,
+)
 from adapter_export.cli.output import console, table
-from adapter_export.parity.compare import Comparison, Number
-from adapter_export.parity.failure import BASE, Failure, failures
-from adapter_export.parity.report import Agreement, Agreements, Form, InvariantResult, OutputResult, Report, SiteResult
 
 _COLUMNS = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
 _FLAVOUR_COLUMNS = ("flavour", "batches", "adapters", "outputs", "max error", "error/budget", "top class", "verdict")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapter_export.cli.results import Head
-from adapter_export.cli.texts import BASE, Text
+from adapter_export.cli.rows import BASE, Text
 from adapter_export.errors import UsageError, within
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapter_export.cli.members import read_members, read_shares
 from adapter_export.cli.options import check_free, examples, force_option, json_option, output_option
+from adapter_export.cli.places import read_members, read_shares
 from adapter_export.errors import UsageError
 from adapter_export.graph.compose import COMPOSITION, average, stack, weighted_fusion
 
@@ -61,7 +61,7 @@ def compose(
     like any other. The weights of a `fuse` are a slot of the exported graph, to which each request can feed its own. A
     fusion by attention is trained: `adapter-export train --fuse a,b`.
     """
-    from adapter_export.cli.imported import report_adapter
+    from adapter_export.cli.places import report_adapter
     from adapter_export.format.adapter_files import write_adapter
 
     check_free(output, force=force)

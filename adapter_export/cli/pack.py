@@ -105,8 +105,8 @@ def pack(
     from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
     from adapter_export.format.tensors import read_tensors
-    from adapter_export.interop.fitting import fitting_kind
-    from adapter_export.interop.plain import pack as make
+    from adapter_export.importers.plain import fitting_kind
+    from adapter_export.importers.plain import pack as make
 
     check_free(output, force=force)
     tensors = read_tensors(weights)

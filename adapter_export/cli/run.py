@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from adapter_export.cli.members import read_shares
 from adapter_export.cli.options import PATH, check_free, examples, force_option, json_option
+from adapter_export.cli.places import read_shares
 from adapter_export.errors import UsageError
 from adapter_export.graph.tasks import TASKS
 
 if TYPE_CHECKING:
     from adapter_export.cli.choices import Choice
-    from adapter_export.cli.texts import Text
+    from adapter_export.cli.rows import Text
     from adapter_export.graph.tasks import Task
     from adapter_export.runtime import Session
 
@@ -115,7 +115,8 @@ class _Call:
 
 
 def _run(call: _Call) -> None:
-    from adapter_export.cli import run_batches, run_many
+    from adapter_export.cli import run_batches
+    from adapter_export.cli import run_batches as run_many
     from adapter_export.cli.arrays import read_arrays, write_arrays
     from adapter_export.cli.choices import check_names
     from adapter_export.cli.rows import ArrayRows, Rows, TextRows
@@ -183,7 +184,7 @@ def _load(session: Session, call: _Call) -> str | None:
 
 
 def _texts(call: _Call) -> list[Text]:
-    from adapter_export.cli.texts import given_texts, read_table_texts
+    from adapter_export.cli.rows import given_texts, read_table_texts
 
     if call.data is not None:
         return read_table_texts(call.data, call.text_column, call.adapter_column)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import numpy as np
 
 from adapter_export.cli.choices import Choice
-from adapter_export.cli.output import console, emit_json, table
-from adapter_export.cli.result_tables import show as show_tables
-from adapter_export.cli.results import Head, Result, Token, document, result_of, summaries
+from adapter_export.cli.output import Bar, console, emit_json, progress_bar, table
+from adapter_export.cli.results import Head, Result, Token, document, full_facts, result_of, summaries
+from adapter_export.cli.results import show as show_tables
 from adapter_export.cli.rows import Arrays, Rows
-from adapter_export.runtime import Session
-from adapter_export.runtime.head_rows import own_classes
+from adapter_export.errors import within
+from adapter_export.runtime import Request, Session
+from adapter_export.runtime.answers import own_classes
+from adapter_export.runtime.many import TOKEN_BUDGET
 
 _ROWS_AT_ONCE = 32
 
@@ -105,3 +109,57 @@ def _show_outputs(adapter: str | None, batches: Sequence[Batch], *, as_json: boo
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
+
+
+# Many rows: put together by length and adapter, and written line by line as they are done.
+
+_WINDOW = 2048
+"""How many rows are sorted by length at a time: more would hold more in memory, and hardly save more padding."""
+
+
+def run_lines(
+    session: Session,
+    rows: Rows,
+    choice: Choice,
+    base: Sequence[str],
+    *,
+    token_budget: int | None,
+) -> None:
+    """Write one JSON document a line for each row, in their order.
+
+    Args:
+        session: the session.
+        rows: the rows; each is a request of its own.
+        choice: the adapter of each.
+        base: the outputs that every row has.
+        token_budget: the most tokens in a call.
+    """
+    heads = choice.heads(session)
+    with progress_bar("running", len(rows)) as bar:
+        for start in range(0, len(rows), _WINDOW):
+            window = range(start, min(start + _WINDOW, len(rows)))
+            requests = [Request(rows.inputs(row, row + 1), choice.rows[row]) for row in window]
+            with within(f"rows from {start} on"):
+                found = session.run_many(
+                    requests,
+                    token_budget=token_budget or TOKEN_BUDGET,
+                    progress=_Tell(bar),
+                    allow_mixed_rows=choice.allow_mixed_rows,
+                )
+            for row, outputs in zip(window, found, strict=True):
+                head = heads[row]
+                tokens = rows.tokens(row, row + 1)[0] if head.task == "token_classification" else ()
+                result = result_of(rows.name(row), head, row_outputs(outputs, 0, head, base), tokens)
+                click.echo(json.dumps(full_facts(result), ensure_ascii=False, allow_nan=False))
+
+
+class _Tell:
+    """Tells a bar of all rows what is done of a window."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._done = 0
+
+    def __call__(self, done: int, _: int) -> None:
+        self._bar.advance(done - self._done)
+        self._done = done

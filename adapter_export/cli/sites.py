@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from adapter_export.cli.sources import Source
-    from adapter_export.sites.given import View
     from adapter_export.sites.site import Site, SiteMap
+    from adapter_export.sites.site_map import View
 
 _Layer = tuple[str, tuple["Site", ...]]
 """The name of a layer, such as `decoder.layers.0`, and its sublayers."""
@@ -95,9 +95,8 @@ def sites(
 
 def _write(source: Source, found: SiteMap, path: Path, force: bool) -> None:
     """Write a site map; for a torch base with the names of both views, as training and building need them."""
-    from adapter_export.cli.bases import as_onnx
     from adapter_export.cli.output import say
-    from adapter_export.cli.sources import OnnxSource
+    from adapter_export.cli.sources import OnnxSource, as_onnx
     from adapter_export.format.site_map_json import write_site_map
 
     with TemporaryDirectory(prefix="adapter-export-") as folder:

@@ -13,7 +13,7 @@ from adapter_export.cli.options import PATH, examples, json_option
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from adapter_export.parity.verify import Verification
+    from adapter_export.bundle.prove import Verification
 
 _MISMATCH = 1
 _SHOWN = 10
@@ -34,10 +34,10 @@ def verify(bundle: Path, as_json: bool) -> None:
     Exit codes: 0 all is well, 1 a result is off, 3 the bundle is damaged, or something in it does not fit, 4 nothing
     was compared.
     """
+    from adapter_export.bundle.plan import plan_check
+    from adapter_export.bundle.prove import verify as verify_bundle
+    from adapter_export.bundle.prove import verify_steps
     from adapter_export.cli.output import emit_json, progress_bar
-    from adapter_export.parity.plan import plan_check
-    from adapter_export.parity.verify import verify as verify_bundle
-    from adapter_export.parity.verify import verify_steps
 
     plan = plan_check(bundle)
     with progress_bar("verifying", verify_steps(plan)) as bar:
@@ -76,8 +76,8 @@ def _document(found: Verification) -> dict[str, object]:
 
 
 def _show(found: Verification) -> None:
+    from adapter_export.bundle.report import BASE
     from adapter_export.cli.output import console, table
-    from adapter_export.parity.failure import BASE
 
     out = console()
     out.print(table(f"{found.bundle}  {found.runtime}", ("what", "of", "found", ""), list(_checks(found))))

@@ -13,8 +13,7 @@ from adapter_export.format.canonical import canonical_json, parse_json, read_jso
 from adapter_export.format.files import new_file
 from adapter_export.format.inventory import MANIFEST_FILE
 from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, HeadRecord, Manifest
-from adapter_export.format.records import record_from_json
-from adapter_export.format.version import version_checked
+from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED
 

@@ -10,8 +10,8 @@ from typing import Any
 from adapter_export.format.canonical import canonical_json, read_json
 from adapter_export.format.files import new_file
 from adapter_export.format.schema import validate
-from adapter_export.sites.given import GivenSite, GivenSites, SiteValues, View
 from adapter_export.sites.site import Site, SiteMap
+from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, View
 
 SITE_MAP_VERSION = "1.1.0"
 """The version of the format of site maps."""

@@ -12,8 +12,7 @@ import numpy as np
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError, within
-from adapter_export.graph.cost import NO_COST, Cost, cost, stored
-from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph
+from adapter_export.graph.graph import HEAD_VALUES, NO_COST, SITE_VALUES, AdapterGraph, Cost, cost, stored
 from adapter_export.graph.tasks import (
     CLASSES,
     DEFAULT_TASK,

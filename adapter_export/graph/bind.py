@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from adapter_export.errors import GraphError
-from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.rewire import bypass
+from adapter_export.graph.graph import AdapterGraph, Node, bypass
 
 NormKind = Literal["layer", "rms", "unknown"]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from adapter_export.errors import GraphError, within
-from adapter_export.graph.op_check import bind_dimensions, broken_products, check_attributes
-from adapter_export.graph.ops import OPS, Dim, Shape
+from adapter_export.graph.ops import BOUND_OPS, OPS, Dim, Shape, bind_dimensions, broken_products, check_attributes
 
 SITE_VALUES: Mapping[str, Shape] = {
     "h": ("batch", "tokens", "d"),
@@ -201,3 +202,183 @@ def resolve(dim: Dim, widths: Mapping[str, int]) -> int:
     if dim not in widths:
         raise GraphError("a width is not given", found=", ".join(sorted(widths)) or "none", expected=f"`{dim}`")
     return widths[dim]
+
+
+# Small surgery on graphs: who defines and who reads what, and taking a node out.
+
+
+def producer(graph: AdapterGraph, value: str) -> Node | None:
+    """The node that defines a value; none for what the graph reads from outside."""
+    return next((node for node in graph.nodes if node.output == value), None)
+
+
+def readers(graph: AdapterGraph, value: str) -> int:
+    """How often a value is read, the result counted as one reading."""
+    return sum(node.inputs.count(value) for node in graph.nodes) + (graph.result == value)
+
+
+def users(graph: AdapterGraph, parameter: str) -> int:
+    """How often nodes use a parameter."""
+    return sum(list(node.parameters.values()).count(parameter) for node in graph.nodes)
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """The name, with underscores behind it that make it new."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+def bypass(graph: AdapterGraph, node: Node) -> AdapterGraph:
+    """The graph without a node, whose readers read its first input instead, and without what only that node used."""
+    source = node.inputs[0]
+    rest = tuple(
+        replace(other, inputs=tuple(source if name == node.output else name for name in other.inputs))
+        for other in graph.nodes
+        if other is not node
+    )
+    result = source if graph.result == node.output else graph.result
+    return _with_nodes(graph, rest, graph.parameters, result, graph.shared)
+
+
+def exchange(
+    graph: AdapterGraph, old: Node, new: Node, added: Mapping[str, Shape], shared: Sequence[str]
+) -> AdapterGraph:
+    """The graph with another node for the same value and the parameters of that, without what only the old one used.
+
+    Args:
+        graph: the graph.
+        old: the node to take out.
+        new: the node to put in its place, with the same output.
+        added: the shapes of new parameters.
+        shared: those of them that all places share.
+    """
+    nodes = tuple(new if node is old else node for node in graph.nodes)
+    shapes = {**graph.parameters, **added}
+    in_order_of_use = {name: shapes[name] for node in nodes for name in node.parameters.values()}
+    return _with_nodes(graph, nodes, in_order_of_use, graph.result, (*graph.shared, *shared))
+
+
+def _with_nodes(
+    graph: AdapterGraph,
+    nodes: tuple[Node, ...],
+    parameters: Mapping[str, Shape],
+    result: str,
+    shared: tuple[str, ...],
+) -> AdapterGraph:
+    """With those of the parameters that the nodes use."""
+    used = {name for node in nodes for name in node.parameters.values()}
+    return replace(
+        graph,
+        nodes=nodes,
+        parameters={name: shape for name, shape in parameters.items() if name in used},
+        result=result,
+        shared=tuple(name for name in shared if name in used),
+    )
+
+
+# One walk over a graph, for every lowering.
+
+Value = TypeVar("Value")
+Lowering = Callable[[Node, tuple[Value, ...], Mapping[str, Value]], Value]
+"""What one op is in one backend: from the node (its attributes, its output's name), the values that it reads and its
+parameters by role to the value that it defines."""
+
+
+def interpret(
+    graph: AdapterGraph,
+    lowerings: Mapping[str, Lowering[Value]],
+    inputs: Mapping[str, Value],
+    parameters: Mapping[str, Value],
+) -> dict[str, Value]:
+    """Evaluate every node of a graph.
+
+    Args:
+        graph: the graph.
+        lowerings: one function per op; every op of the graph must be there.
+        inputs: the site values that the graph reads.
+        parameters: a tensor for each of the graph's parameters.
+
+    Returns:
+        Every value of the graph by name, the inputs included; the result is at `graph.result`.
+
+    Raises:
+        GraphError: an op of `BOUND_OPS` is not bound.
+    """
+    values = {name: inputs[name] for name in graph.inputs}
+    for node in graph.nodes:
+        read = tuple(values[name] for name in node.inputs)
+        owned = {role: parameters[name] for role, name in node.parameters.items()}
+        values[node.output] = _lowering(lowerings, node)(node, read, owned)
+    return values
+
+
+def _lowering(lowerings: Mapping[str, Lowering[Value]], node: Node) -> Lowering[Value]:
+    if node.op in BOUND_OPS:
+        raise GraphError(
+            "an op is the base's own and has no value without a base",
+            where=f"`{node.output}`",
+            found=f"`{node.op}`",
+            fix="bind it to the base first",
+        )
+    return lowerings[node.op]
+
+
+# What a graph costs: parameters, bytes, multiply-accumulates.
+
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The price of one graph at one site.
+
+    Attributes:
+        parameters: how many numbers it stores.
+        bytes: their size in float32.
+        multiply_accumulates: those of its matrix products, per token; element-wise work is not counted.
+    """
+
+    parameters: int
+    bytes: int
+    multiply_accumulates: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.parameters + other.parameters,
+            self.bytes + other.bytes,
+            self.multiply_accumulates + other.multiply_accumulates,
+        )
+
+
+NO_COST = Cost(0, 0, 0)
+
+
+def cost(graph: AdapterGraph, widths: Mapping[str, int]) -> Cost:
+    """Count a graph at given widths.
+
+    Args:
+        graph: the graph.
+        widths: a number for each of its symbols, such as `{"d": 384, "b": 64}`.
+    """
+    return stored(graph.parameter_shapes(widths).values(), _multiply_accumulates(graph, widths))
+
+
+def stored(shapes: Iterable[tuple[int, ...]], multiply_accumulates: int) -> Cost:
+    """The price of float32 tensors of these shapes, and of the work that is done with them."""
+    parameters = sum(map(math.prod, shapes))
+    return Cost(parameters, parameters * _FLOAT32_BYTES, multiply_accumulates)
+
+
+def _multiply_accumulates(graph: AdapterGraph, widths: Mapping[str, int]) -> int:
+    total = 0
+    for node in graph.nodes:
+        spec = OPS[node.op]
+        dims: dict[str, int] = {}
+        for parameter in spec.parameters:
+            if parameter.role in node.parameters:
+                shape = graph.parameters[node.parameters[parameter.role]]
+                pairs = zip(parameter.shape, shape, strict=True)
+                dims.update({name: resolve(dim, widths) for name, dim in pairs if isinstance(name, str)})
+        total += spec.multiply_accumulates(dims)
+    return total

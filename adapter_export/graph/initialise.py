@@ -10,8 +10,7 @@ import numpy as np
 
 from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import UsageError
-from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.rewire import producer
+from adapter_export.graph.graph import AdapterGraph, Node, producer
 
 SMALL_STD = 0.01
 HEAD_STD = 0.02

@@ -1,7 +1,7 @@
 """The vocabulary: every op that an adapter graph may use, given once.
 
-What an op computes is defined by the NumPy lowering (`adapter_export.reference`); here stand the facts that need no
-arithmetic: how many values it reads, which parameters and attributes it has, which shape it returns, what it costs.
+What an op computes is defined by the NumPy lowering (`adapter_export.graph.numpy_lowering`); here stand the facts that
+need no arithmetic: how many values it reads, which parameters and attributes it has, which shape it returns, what it costs.
 
 Shapes are tuples of dimensions; a dimension is a number or a symbol such as `d` (the site's width) or `b` (the
 bottleneck). Ops work on the last axis and leave the axes before it alone, unless they say otherwise.
@@ -9,10 +9,284 @@ bottleneck). Ops work on the last axis and leave the axes before it alone, unles
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from adapter_export.graph import shape_rules
-from adapter_export.graph.op_spec import SECOND_VERSION, Arity, Dim, Interval, OpSpec, ParameterSpec, Shape
+from adapter_export.errors import GraphError
+from adapter_export.graph import ops as shape_rules
+
+# What there is to say about an op without computing anything: the columns of the table in `ops.py`.
+
+FIRST_VERSION, SECOND_VERSION = "1.0.0", "1.1.0"
+"""Of the adapter format."""
+
+Dim = int | str
+Shape = tuple[Dim, ...]
+
+ShapeRule = Callable[[tuple[Shape, ...], Mapping[str, Dim]], Shape]
+"""From the shapes read and the op's own dimensions to the shape returned; raises `GraphError`."""
+
+CostRule = Callable[[Mapping[str, int]], int]
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """A tensor that an op owns.
+
+    Attributes:
+        role: what it is to the op: `weight`, `bias`.
+        shape: its dimensions in the op's own terms; `in` is the last axis of the first value that the op reads,
+            `values` how many values a variadic op reads.
+        optional: whether a node may leave it out.
+        optional_since: the version of the adapter format from which on it may.
+    """
+
+    role: str
+    shape: tuple[Dim, ...]
+    optional: bool = False
+    optional_since: str = FIRST_VERSION
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The numbers from `low` to `high`, without `high` where the interval is half open. NaN is in none."""
+
+    low: float
+    high: float
+    half_open: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number < self.high or (number == self.high and not self.half_open)
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {'below ' if self.half_open else ''}{self.high:g}"
+
+
+@dataclass(frozen=True)
+class Arity:
+    """How many values an op reads: `least`, or that and any multiple of `step` more.
+
+    Attributes:
+        least: the smallest number.
+        step: 0 where the number is fixed.
+    """
+
+    least: int = 1
+    step: int = 0
+
+    def __contains__(self, count: int) -> bool:
+        more = count - self.least
+        return more >= 0 and more % self.step == 0 if self.step else more == 0
+
+    def __str__(self) -> str:
+        return f"{self.least}, {self.least + self.step}, …" if self.step else str(self.least)
+
+
+def same_shape(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
+    """That of the first value."""
+    return inputs[0]
+
+
+def no_products(_: Mapping[str, int]) -> int:
+    """The cost of element-wise work, which is not counted."""
+    return 0
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One op.
+
+    Attributes:
+        name: its name in files.
+        summary: its formula.
+        arity: how many values it reads.
+        parameters: the tensors it owns.
+        attributes: the numbers that a node must state, and where each must lie.
+        shape: shape rule.
+        products: dimensions that are, in numbers, the product of others; 1 where there are none.
+        multiply_accumulates: cost rule, multiply-accumulates of matrix products per token (or per row after pooling).
+        since: the version of the adapter format that first had it.
+    """
+
+    name: str
+    summary: str
+    arity: Arity = Arity()
+    parameters: tuple[ParameterSpec, ...] = ()
+    attributes: Mapping[str, Interval] = field(default_factory=dict)
+    shape: ShapeRule = same_shape
+    products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    multiply_accumulates: CostRule = no_products
+    since: str = FIRST_VERSION
+
+
+# One application of an op, held against the op's row: attributes, parameters and dimensions.
+
+
+def check_attributes(spec: OpSpec, attributes: Mapping[str, float], where: str) -> None:
+    """Each is there and within its range, and there are no others."""
+    _check_names("attributes", set(attributes), set(spec.attributes), set(), where)
+    for name, interval in spec.attributes.items():
+        number = attributes[name]
+        if number not in interval:
+            raise GraphError(f"attribute `{name}` is out of range", where=where, found=number, expected=interval)
+
+
+def bind_dimensions(
+    spec: OpSpec, inputs: tuple[Shape, ...], roles: Mapping[str, str], shapes: Mapping[str, Shape], where: str
+) -> dict[str, Dim]:
+    """The op's own dimensions in the graph's terms.
+
+    Args:
+        spec: the op.
+        inputs: the shapes of the values that it reads.
+        roles: the graph's parameter for each role.
+        shapes: the shape of each of the graph's parameters.
+        where: the node, for messages.
+
+    Raises:
+        GraphError: a role is missing or left over, or a parameter has no shape or another than its role asks for.
+    """
+    needed = {parameter.role for parameter in spec.parameters if not parameter.optional}
+    allowed = {parameter.role for parameter in spec.parameters}
+    _check_names("parameters", set(roles), needed, allowed - needed, where)
+    dims: dict[str, Dim] = {"in": inputs[0][-1]}
+    if spec.arity.step:
+        dims["values"] = len(inputs)
+    for parameter in spec.parameters:
+        if parameter.role in roles:
+            _bind(roles[parameter.role], parameter.shape, shapes, dims, where)
+    return dims
+
+
+def _bind(name: str, template: tuple[Dim, ...], shapes: Mapping[str, Shape], dims: dict[str, Dim], where: str) -> None:
+    shape = shapes.get(name)
+    if shape is None:
+        raise GraphError(
+            "a parameter has no shape", where=where, found=f"`{name}`", expected="an entry in `parameters`"
+        )
+    pairs = zip(template, shape, strict=False)
+    bound = tuple(dims.setdefault(symbol, dim) if isinstance(symbol, str) else symbol for symbol, dim in pairs)
+    if len(shape) != len(template) or bound != shape:
+        expected = [dims.get(symbol, symbol) if isinstance(symbol, str) else symbol for symbol in template]
+        raise GraphError(f"parameter `{name}` has a wrong shape", where=where, found=list(shape), expected=expected)
+
+
+def check_three_axes(op: str, output: str, rank: int | None) -> None:
+    """Hold what an op of `THREE_AXES_OPS` reads against [batch, tokens, width], as some bases flatten the first two.
+
+    Args:
+        op: the op.
+        output: the value that it defines, for messages.
+        rank: how many axes there are, none where that is unknown.
+
+    Raises:
+        GraphError: not three.
+    """
+    if rank not in {None, 3}:
+        raise GraphError(
+            "an op that tells rows from tokens reads a value that has both on one axis",
+            where=f"`{output}` (`{op}`)",
+            found=f"{rank} axes",
+            expected="[batch, tokens, width]",
+            fix="choose a kind of adapter without this op, or export the base so that it keeps the two apart",
+        )
+
+
+def broken_products(spec: OpSpec, numbers: Mapping[str, int]) -> Iterator[str]:
+    """The dimensions that are not the product of others that the op needs them to be, in words.
+
+    Args:
+        spec: the op.
+        numbers: the op's own dimensions, as far as they are known.
+    """
+    for name, factors in spec.products.items():
+        if not {name, *factors} <= numbers.keys():
+            continue
+        product = math.prod(numbers[factor] for factor in factors)
+        if numbers[name] != product:
+            formula = " = ".join(filter(None, [name, "·".join(factors)]))
+            yield f"{formula} is {numbers[name]}, not {product}"
+
+
+def _check_names(what: str, found: set[str], needed: set[str], optional: set[str], where: str) -> None:
+    if not needed <= found <= needed | optional:
+        names = ", ".join(sorted(needed)) or "none"
+        more = f" (and perhaps {', '.join(sorted(optional))})" if optional else ""
+        raise GraphError(f"wrong {what}", where=where, found=", ".join(sorted(found)) or "none", expected=names + more)
+
+
+# Shape rules: which shape an op returns, and which shapes it cannot read.
+
+
+def all_equal(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
+    """Any number of values of one shape, which is returned."""
+    if len(set(inputs)) != 1:
+        raise GraphError(
+            "values of different shapes meet", found=" and ".join(map(str, inputs)), expected="equal shapes"
+        )
+    return inputs[0]
+
+
+def linear(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
+    """The last axis becomes `out`."""
+    return (*inputs[0][:-1], dims["out"])
+
+
+def one_number(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
+    """Values of one shape, whose last axis becomes 1."""
+    return (*all_equal(inputs, dims)[:-1], 1)
+
+
+def without_tokens(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
+    """One value per token becomes one per row."""
+    batch, _tokens, width = _three_axes(inputs[0])
+    return (batch, width)
+
+
+def masked(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
+    """One value per token and a mask [batch, tokens] become one value per row."""
+    if inputs[1] != _three_axes(inputs[0])[:2]:
+        raise GraphError("the mask does not cover the tokens", found=inputs[1], expected=inputs[0][:2])
+    return without_tokens(inputs, dims)
+
+
+def gated(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
+    """One value per token, and one number per token."""
+    batch, tokens, _width = _three_axes(inputs[0])
+    if inputs[1] != (batch, tokens, 1):
+        raise GraphError("a gate is one number per token", found=inputs[1], expected=(batch, tokens, 1))
+    return inputs[0]
+
+
+def equal_per_token(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
+    """Any number of values [batch, tokens, width] of one shape, which is returned."""
+    _three_axes(inputs[0])
+    return all_equal(inputs, dims)
+
+
+def mixed_by_scores(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
+    """N scores with a last axis of 1, then N values of one shape, which is returned."""
+    count = len(inputs) // 2
+    value = all_equal(inputs[count:], dims)
+    wrong = [shape for shape in inputs[:count] if shape != (*value[:-1], 1)]
+    if wrong:
+        raise GraphError("a score is one number beside each value", found=wrong[0], expected=(*value[:-1], 1))
+    return value
+
+
+def of_base_norm(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
+    """What the base itself normalises there."""
+    if inputs[0] != ("batch", "tokens", "d"):
+        raise GraphError("the base's norm is of width `d`", found=inputs[0], expected="[batch, tokens, d]")
+    return inputs[0]
+
+
+def _three_axes(shape: Shape) -> tuple[Dim, Dim, Dim]:
+    if len(shape) != 3:
+        raise GraphError("an op over tokens reads one value per token", found=shape, expected="[batch, tokens, width]")
+    return shape[0], shape[1], shape[2]
+
 
 __all__ = ["ACTIVATIONS", "BOUND_OPS", "OPS", "THREE_AXES_OPS", "Dim", "Interval", "OpSpec", "Shape"]
 

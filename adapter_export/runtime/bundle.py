@@ -13,9 +13,8 @@ from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.runtime.catalogue import Catalogue
-from adapter_export.runtime.graphs import Graphs
+from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
 from adapter_export.runtime.loading import Loader
-from adapter_export.runtime.providers import Optimization, Provider, open_session
 from adapter_export.runtime.session import Session
 
 RESIDENT = 64

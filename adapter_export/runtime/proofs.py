@@ -10,9 +10,8 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import RequestError
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import Manifest
-from adapter_export.reference.inputs import InputCase, input_cases
-from adapter_export.runtime.graphs import Graphs
-from adapter_export.runtime.providers import on_device
+from adapter_export.numerics.sample_inputs import InputCase, input_cases
+from adapter_export.runtime.graphs import Graphs, on_device
 
 _NARROW, _WIDE = 3, 5
 _TOKENS, _MORE_TOKENS = 5, 9

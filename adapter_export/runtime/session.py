@@ -11,20 +11,14 @@ import onnxruntime as ort
 from adapter_export.errors import within
 from adapter_export.format.files import read_bytes
 from adapter_export.graph.tasks import Task
-from adapter_export.runtime.answers import check_task, label_rows, label_tokens
+from adapter_export.runtime.answers import Prediction, check_task, label_rows, label_tokens
 from adapter_export.runtime.bank import Bank, Share
-from adapter_export.runtime.calls import Calls, Inputs, Outputs, Rows
-from adapter_export.runtime.catalogue import Catalogue
-from adapter_export.runtime.graphs import Graphs
-from adapter_export.runtime.leases import Statistics
+from adapter_export.runtime.calls import Calls, Inputs, Outputs, Rows, Weighting
+from adapter_export.runtime.catalogue import Catalogue, Statistics
+from adapter_export.runtime.graphs import Graphs, Provider
 from adapter_export.runtime.loaded import Claim
 from adapter_export.runtime.loading import Loader
-from adapter_export.runtime.many import TOKEN_BUDGET, ManyCalls, Request
-from adapter_export.runtime.padding import PaddingRule
-from adapter_export.runtime.predict import Prediction
-from adapter_export.runtime.progress import Progress, as_progress
-from adapter_export.runtime.providers import Provider
-from adapter_export.runtime.weighting import Weighting
+from adapter_export.runtime.many import TOKEN_BUDGET, ManyCalls, PaddingRule, Progress, Request, as_progress
 
 
 class Session:

@@ -8,21 +8,126 @@ inside a sublayer is not on the chain.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, takewhile
 
 from adapter_export.errors import NoSitesError
-from adapter_export.sites.ancestry import is_stream
-from adapter_export.sites.calls import with_calls
-from adapter_export.sites.follow import block_output, follower_of, maker_of, path_of
-from adapter_export.sites.index import FlowIndex
-from adapter_export.sites.linear import linear_sites
-from adapter_export.sites.roles import layers_of, role_of
-from adapter_export.sites.site import Role, Site, SiteMap
-from adapter_export.sites.stream import Residual
-from adapter_export.sites.streams import Stream, named_streams
+from adapter_export.sites.index import FlowIndex, is_stream
+from adapter_export.sites.linear import layer_of, linear_sites
+from adapter_export.sites.site import Norm, Role, Site, SiteMap
+from adapter_export.sites.streams import Residual, Stream, layers_of, named_streams, role_of
 from adapter_export.sites.view import FlowGraph, FlowNode
+
+# Calls of a module beside its sites: what acts on the module acts there, too, and an adapter at its site does not.
+#
+# DeBERTa projects its relative positions with the layers that project queries and keys (He et al. 2021, §3.1). These
+# calls read no activation, so that nothing can be replaced there; exporters may even have computed them already.
+
+ASIDE_KEY = "adapter_export.called_aside"
+"""Where the metadata of an ONNX graph say what `FlowGraph.aside` was in the graph that it was exported from: JSON."""
+
+_Identity = tuple[str, object]
+
+
+def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
+    """The sites, each linear one with the number of calls of its module that are no sites.
+
+    A module shows by its path, its matrix by its name; a path alone may stand for matrices of several shapes.
+    """
+    sites = list(sites)
+    products = [node for node in index.nodes if node.linear]
+    layers = ((product, layer_of(index, product)) for product in products)
+    found = {layer.h: product for product, layer in layers if layer is not None}
+    inside = [found[site.h] for site in sites if site.role == "linear" and site.h in found]
+    calls, known = (Counter(name for node in nodes for name in _names(index, node)) for nodes in (products, inside))
+    for site in sites:
+        if site.role != "linear" or site.h not in found:
+            yield site
+            continue
+        names = _names(index, found[site.h])
+        more = max((calls[name] - known[name] for name in names), default=0)
+        aside = max((index.flow.aside.get(str(name[0]), 0) for name in names), default=0)
+        yield replace(site, elsewhere=more + aside)
+
+
+def _names(index: FlowIndex, product: FlowNode) -> list[_Identity]:
+    """By which a call is known to be one of a module: its path and the widths of its matrix; the matrix itself."""
+    widths = (index.flow.width(product.operands[0]), index.flow.width(product.outputs[0]))
+    by_path = [] if product.path is None else [(product.path, widths)]
+    return [*by_path, *([] if product.weight is None else [(product.weight, "weight")])]
+
+
+# What follows the values of a sublayer: the norm behind its sum, and who reads what first.
+
+_SAME = frozenset({"cast", "dropout", "identity", "to", "_to_copy", "contiguous", "clone", "type_as", "alias"})
+"""Operations that change the type of numbers at most."""
+
+_UNKNOWN = Norm("unknown", 0.0, None, None)
+
+
+def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm | None]:
+    """The block's output `y`, and the norm that makes it of the sum `total`.
+
+    A norm counts if everything that is computed from the sum goes through it. Where the stream `ends` behind blocks
+    with norms of their own before them, the norm that follows is that of the whole base, and no block's.
+    """
+    behind = () if ends else index.computed_from(total)
+    positions = list(takewhile(lambda at: not index.nodes[at].multiplies, behind))
+    through = index.last_before_product(total, positions)
+    inside = [at for at in positions if at <= index.position(through)]
+    for count, at in enumerate(inside, 1):
+        node = index.nodes[at]
+        if node.norm is not None and index.last_before_product(total, inside[:count]) in node.outputs:
+            known = node.normed is not None and _is_same(index, node.normed, total)
+            return index.last_before_product(total, inside[:count]), node.norm if known else _UNKNOWN
+    if any(_is_statistic(index, index.nodes[at]) for at in inside):
+        return through, _UNKNOWN
+    return total, None
+
+
+def _is_same(index: FlowIndex, value: str, total: str) -> bool:
+    """Whether a value is the sum itself, casts and dropouts aside."""
+    while value != total:
+        node = index.producer(value)
+        if node is None or node.op.lower() not in _SAME or len(node.inputs) != 1:
+            return False
+        value = node.inputs[0]
+    return True
+
+
+def path_of(nodes: Iterable[FlowNode]) -> str | None:
+    """The module of the last product, which users know as the output projection."""
+    return next((node.path for node in reversed(list(nodes)) if node.multiplies), None)
+
+
+def maker_of(index: FlowIndex, value: str) -> str | None:
+    """The module that makes a value, dropouts and casts aside."""
+    node = index.producer(value)
+    while node is not None and node.kind == "other" and len(node.inputs) == 1 and index.flow.alike(*node.inputs, value):
+        value = node.inputs[0]
+        before = index.producer(value)
+        if before is None:
+            break
+        node = before
+    return None if node is None else node.path
+
+
+def follower_of(index: FlowIndex, total: str) -> str:
+    """The kind of what reads the sum first, casts, dropouts and reshapes aside."""
+    for at in index.computed_from(total):
+        node = index.nodes[at]
+        if node.kind not in ("other", "layout"):
+            return node.kind
+        if _is_statistic(index, node):
+            return "norm"
+    return next((node.kind for node in index.readers(total)), "output")
+
+
+def _is_statistic(index: FlowIndex, node: FlowNode) -> bool:
+    """Whether it reduces the features of each token, as a norm in small pieces begins."""
+    return node.kind == "other" and not index.flow.alike(node.inputs[0], node.outputs[0])
 
 
 def discover(flow: FlowGraph) -> SiteMap:

@@ -3,10 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import prod
+from typing import NamedTuple
 
-from adapter_export.sites.ancestry import Ancestry
-from adapter_export.sites.view import FlowGraph, FlowNode
+from adapter_export.sites.view import Dim, FlowGraph, FlowNode
+
+# What each value of a dataflow graph is computed from, and through what.
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The tracked values that one value is computed from, as bit sets: bit `i` stands for the `i`-th tracked value.
+
+    Attributes:
+        all: all of them, the value itself included.
+        weighted: those from which some way leads through a product with trained weights.
+        mixed: those from which some way leads through a product of activations with activations.
+        multiplied: those from which some way leads through a product of any kind.
+    """
+
+    all: int = 0
+    weighted: int = 0
+    mixed: int = 0
+    multiplied: int = 0
+
+    @property
+    def unmultiplied(self) -> int:
+        """Those from which no way leads through a product: norms, dropouts, casts and scales at most."""
+        return self.all & ~self.multiplied
+
+
+class Ancestry:
+    """The origins of every value, found in one pass over the graph.
+
+    Only values that could be a residual stream are tracked, [batch, tokens, d] with a known d: a bit set of them is
+    one Python integer, so that a question about two values costs next to nothing, however far apart they are.
+    """
+
+    def __init__(self, flow: FlowGraph) -> None:
+        self.tracked: list[str] = []
+        self._bits: dict[str, int] = {}
+        self._origins: dict[str, Origins] = {}
+        for name in _inputs(flow):
+            self._define(flow, name, Origins())
+        for node in flow.nodes:
+            origins = self._through(node)
+            for name in node.outputs:
+                self._define(flow, name, origins)
+
+    def _define(self, flow: FlowGraph, name: str, origins: Origins) -> None:
+        if is_stream(flow, name):
+            self._bits[name] = 1 << len(self.tracked)
+            self.tracked.append(name)
+            origins = Origins(origins.all | self._bits[name], origins.weighted, origins.mixed, origins.multiplied)
+        self._origins[name] = origins
+
+    def _through(self, node: FlowNode) -> Origins:
+        everything = weighted = mixed = multiplied = 0
+        for name in node.inputs:
+            read = self._origins[name]
+            everything |= read.all
+            weighted |= read.weighted
+            mixed |= read.mixed
+            multiplied |= read.multiplied
+        return Origins(
+            everything,
+            weighted | everything if node.multiplies and node.weighted else weighted,
+            mixed | everything if node.mixes_tokens else mixed,
+            multiplied | everything if node.multiplies else multiplied,
+        )
+
+    def of(self, value: str) -> Origins:
+        """What `value` is computed from."""
+        return self._origins[value]
+
+    def bit(self, value: str) -> int:
+        """The bit of a tracked value; 0 for any other."""
+        return self._bits.get(value, 0)
+
+    def depends(self, value: str, *, on: str) -> bool:
+        """Whether `value` is computed from the tracked value `on`, or is it."""
+        return bool(self.of(value).all & self.bit(on))
+
+    def is_weighted(self, x: str, h: str) -> bool:
+        """Whether `h` is computed from `x` through a product with trained weights."""
+        return bool(self.of(h).weighted & self.bit(x))
+
+    def is_mixed(self, x: str, h: str) -> bool:
+        """Whether `h` is computed from `x` through a product of activations with activations."""
+        return bool(self.of(h).mixed & self.bit(x))
+
+    def latest(self, bits: int) -> str | None:
+        """The last defined of a set of tracked values."""
+        return self.tracked[bits.bit_length() - 1] if bits else None
+
+
+def is_stream(flow: FlowGraph, value: str) -> bool:
+    """Whether it has the shape of a residual stream: [batch, tokens, d] or [batch·tokens, d], with a known d."""
+    return flow.rank(value) in (2, 3) and flow.width(value) is not None
+
+
+def _inputs(flow: FlowGraph) -> Iterator[str]:
+    """The values that are read but not defined, in the order in which they are first read."""
+    defined = {name for node in flow.nodes for name in node.outputs}
+    read = dict.fromkeys(name for node in flow.nodes for name in node.inputs)
+    yield from (name for name in read if name not in defined)
 
 
 class FlowIndex:
@@ -103,3 +205,77 @@ def _live(flow: FlowGraph) -> list[FlowNode]:
             needed.update(node.inputs)
             live.append(node)
     return live[::-1]
+
+
+# The features of a value that a graph cuts out of it.
+
+
+class Piece(NamedTuple):
+    """Some features of a value: the slice [start, end) of each of `blocks` equal blocks of them."""
+
+    start: int
+    end: int
+    blocks: int = 1
+
+
+class _View(NamedTuple):
+    """A value with the features of another one on several axes.
+
+    Attributes:
+        value: its name.
+        inner: the lengths of the axes that the features were put on.
+        places: for each axis which of those it is; none for one of the axes before the features.
+    """
+
+    value: str
+    inner: tuple[int, ...]
+    places: tuple[int | None, ...]
+
+
+def pieces_of(index: FlowIndex, value: str) -> dict[str, Piece]:
+    """The values that are cut out of the last axis of a value [..., width], or out of an axis that is made of it.
+
+    A reshape may have put the features on several axes, as heads, and transpositions may have moved these.
+    """
+    shape = index.flow.shapes.get(value, ())
+    if not shape or not isinstance(shape[-1], int):
+        return {}
+    views = [_View(value, (shape[-1],), (*[None] * (len(shape) - 1), 0)), *_reshaped(index, value, shape)]
+    for view in views:  # which grow on the way
+        views += _moved(index, view)
+    return {name: piece for view in views for name, piece in _cuts(index, view)}
+
+
+def _reshaped(index: FlowIndex, value: str, shape: tuple[Dim, ...]) -> Iterator[_View]:
+    """Reshapes that make several axes of the last one, and leave the others alone."""
+    outer = len(shape) - 1
+    for node in index.readers(value):
+        after = index.flow.shapes.get(node.outputs[0], ())
+        inner = tuple(axis for axis in after[outer:] if isinstance(axis, int))
+        splits = len(after) > len(shape) and len(inner) == len(after) - outer and prod(inner) == shape[-1]
+        if splits and node.kind == "layout" and not node.cuts:
+            yield _View(node.outputs[0], inner, (*[None] * outer, *range(len(inner))))
+
+
+def _moved(index: FlowIndex, view: _View) -> Iterator[_View]:
+    for node in index.readers(view.value):
+        if node.order and not node.cuts:
+            places = tuple(None if axis is None else view.places[axis] for axis in node.order)
+            yield view._replace(value=node.outputs[0], places=places)
+
+
+def _cuts(index: FlowIndex, view: _View) -> Iterator[tuple[str, Piece]]:
+    for node in index.readers(view.value):
+        for part in _parts(index, node):
+            for name, cut in part.cuts.items():
+                place = view.places[cut.axis]
+                if place is not None:
+                    size = prod(view.inner[place + 1 :])
+                    yield name, Piece(cut.start * size, cut.end * size, prod(view.inner[:place]))
+
+
+def _parts(index: FlowIndex, node: FlowNode) -> list[FlowNode]:
+    """The nodes that cut: this one, or where it gives no tensor but all parts of one, those that take them out."""
+    if node.cuts:
+        return [node]
+    return [] if node.outputs[0] in index.flow.shapes else index.readers(node.outputs[0])

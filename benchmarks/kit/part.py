@@ -14,7 +14,7 @@ from typing import Any
 import onnxruntime as ort
 
 from adapter_export.errors import AdapterExportError, UsageError
-from adapter_export.runtime.providers import Provider
+from adapter_export.runtime.graphs import Provider
 from kit.machine import description, load_average, warn_if_busy
 from kit.subject import Subject, prepared
 from kit.tables import Table

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from adapter_export.reference.inputs import input_cases
+from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.providers import Provider, open_session
+from adapter_export.runtime.graphs import Provider, open_session
 
 _TOKENS = 16
 

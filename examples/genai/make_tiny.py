@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, Kind, houlsby, pfeiffer
-from adapter_export.onnx.genai import open_genai
+from adapter_export.onnx_backend.base.genai import open_genai
 from adapter_export.sites.site import SiteMap
 
 WORDS = 96

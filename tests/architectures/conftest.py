@@ -11,9 +11,9 @@ from exported_bases import ExportedBase
 from once import once
 from small_bases import ARCHITECTURES
 
-from adapter_export.onnx.base import open_onnx
-from adapter_export.torch.base import load_base, save_base
-from adapter_export.torch.to_onnx import export_onnx
+from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.torch_backend.base.base import load_base, save_base
+from adapter_export.torch_backend.base.to_onnx import export_onnx
 
 
 @pytest.fixture(scope="session")

@@ -23,14 +23,14 @@ from torch.nn import functional as F
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import houlsby
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.onnx.insert import insert_slots
-from adapter_export.onnx.session import open_session, run_session
-from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.flow import flow_graph
-from adapter_export.torch.runner import TorchRunner
+from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.view import flow_graph
 
 SHAPES = ((3, 5), (1, 9))
 TOLERANCE = 1e-4

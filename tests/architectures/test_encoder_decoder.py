@@ -20,23 +20,23 @@ from tiny_onnx import random_adapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adapter_export.bundle.build import build_bundle
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import LoraOptions, houlsby, lora
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.onnx.bundle import build_bundle
-from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.insert import insert_slots
-from adapter_export.onnx.session import open_session, run_session
-from adapter_export.onnx.slots import plan_slots, slot_tensors
-from adapter_export.reference.inputs import input_cases
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime import Bundle
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.base import load_base, save_base
-from adapter_export.torch.flow import flow_graph
-from adapter_export.torch.huggingface import capture_folder
-from adapter_export.torch.runner import TorchRunner
-from adapter_export.torch.to_onnx import export_onnx
+from adapter_export.torch_backend.base.base import load_base, save_base
+from adapter_export.torch_backend.base.huggingface import capture_folder
+from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.view import flow_graph
 
 SHAPES = ((3, 7, 5), (1, 4, 9))
 """Batch, tokens of the encoder, tokens of the decoder."""

@@ -20,16 +20,16 @@ from adapter_export.errors import AdapterError
 from adapter_export.format.site_map_json import read_site_map, write_site_map
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Kind, LoraOptions, houlsby, lora
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.onnx.insert import insert_slots
-from adapter_export.onnx.session import open_session, run_session
-from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.sites.discover import discover
-from adapter_export.sites.given import sites_of
-from adapter_export.torch.base import TorchBase, load_base, save_base
-from adapter_export.torch.flow import flow_graph
-from adapter_export.torch.runner import TorchRunner
-from adapter_export.torch.to_onnx import export_onnx
+from adapter_export.sites.site_map import sites_of
+from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
+from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.view import flow_graph
 
 D = 16
 AXES = {"src": {0: "batch", 1: "source"}, "tgt": {0: "batch", 1: "target"}}

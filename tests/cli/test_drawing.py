@@ -11,8 +11,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from adapter_export.cli.drawing import draw
-from adapter_export.cli.placement_map import PlacementMap, SiteRow, placement_map
+from adapter_export.cli.drawing import PlacementMap, SiteRow, draw, placement_map
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.kinds import KINDS
 

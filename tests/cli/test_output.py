@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapter_export.cli.output import console, duration, emit_json, progress_bar, size, steps, table
-from adapter_export.cli.result_tables import bar
+from adapter_export.cli.results import bar
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_a_table_names_the_adapters(
 def test_many_lines_in_their_order(
     cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapter_export.cli import run_many
+    from adapter_export.cli import run_batches as run_many
 
     monkeypatch.setattr(run_many, "_WINDOW", 6)  # several windows, and no two with the same texts
     words = ["how", "far", "is", "the", "moon", "good", "film"]

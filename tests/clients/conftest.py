@@ -22,13 +22,13 @@ from small_bundle import WORDS, build_small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toolchain import skip_or_fail
 
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.flavours import FLAVOURS, Forms
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import Kind, classification_head, houlsby, parallel, pfeiffer
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.onnx.bundle import build_bundle
-from adapter_export.onnx.flavour_files import FLAVOURS, Forms
-from adapter_export.reference.inputs import input_cases
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 
 SHAPES = ({"batch": 1, "sequence": 1}, {"batch": 4, "sequence": 7}, {"batch": 3, "sequence": 19})
 FIXED = {"tone": 0.25, "mood": 1.5}
@@ -47,8 +47,8 @@ def conformance_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.
 
 
 def _build_minilm(archive: Path, graph: Path, folder: Path) -> None:
-    from adapter_export.torch.base import load_base
-    from adapter_export.torch.runner import TorchRunner
+    from adapter_export.torch_backend.base.base import load_base
+    from adapter_export.torch_backend.runner import TorchRunner
 
     torch_base, base = load_base(archive), open_onnx(graph)
     adapters = [

@@ -11,7 +11,7 @@ import pytest
 from adapter_export.format.manifest import GoldenRecord
 from adapter_export.format.tensors import read_tensors
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.providers import Provider
+from adapter_export.runtime.graphs import Provider
 
 NAMES = ("wide", "narrow", "first")
 

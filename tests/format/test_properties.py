@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapter_export.errors import AdapterExportError
-from adapter_export.format.adapter_files import read_adapter, write_adapter
-from adapter_export.format.graph_json import graph_from_json, graph_to_json
+from adapter_export.format.adapter_files import graph_from_json, graph_to_json, read_adapter, write_adapter
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import classification_head

@@ -16,10 +16,9 @@ from adapter_export.format.adapter_files import ADAPTER_VERSION, read_adapter, w
 from adapter_export.format.manifest_json import MANIFEST_VERSION
 from adapter_export.format.schema import schema_text
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.interpret import interpret
+from adapter_export.graph.graph import AdapterGraph, interpret
+from adapter_export.graph.numpy_lowering.forward import LOWERINGS
 from adapter_export.graph.ops import OPS, OpSpec
-from adapter_export.reference.lowering import LOWERINGS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/format.md").read_text(encoding="utf-8")
 

@@ -11,8 +11,7 @@ from backends import draw_parameters
 
 from adapter_export.errors import AdapterError, GraphError, TensorError
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
-from adapter_export.graph.cost import cost
-from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.graph.graph import AdapterGraph, Node, cost
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
 
 GRAPH = bottleneck("h", BottleneckOptions())

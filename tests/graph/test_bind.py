@@ -8,14 +8,11 @@ from backends import draw_inputs, draw_parameters
 
 from adapter_export.errors import GraphError
 from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT, bind_base_norm, needs_base_norm
-from adapter_export.graph.cost import cost
-from adapter_export.graph.fold import fold_weights, inference_form
-from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.interpret import interpret
+from adapter_export.graph.graph import AdapterGraph, Node, cost, interpret
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck
-from adapter_export.graph.neutral import neutral_parameters
-from adapter_export.reference.evaluate import evaluate
-from adapter_export.reference.lowering import LOWERINGS
+from adapter_export.graph.numpy_lowering.forward import LOWERINGS
+from adapter_export.graph.slot_form import fold_weights, inference_form, neutral_parameters
+from adapter_export.numerics.evaluate import evaluate
 
 SUM = Node("add", ("h", "x"), "sum")
 NORM = Node("base_norm", ("sum",), "normed")

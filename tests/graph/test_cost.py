@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapter_export.graph.cost import NO_COST, Cost, cost
+from adapter_export.graph.graph import NO_COST, Cost, cost
 from adapter_export.graph.kinds import DEFAULT_BOTTLENECK, BottleneckOptions, bottleneck, classification_head
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.interpret import interpret
+from adapter_export.graph.graph import AdapterGraph, Node, interpret
 
 
 def test_every_node_sees_what_it_reads_in_order() -> None:

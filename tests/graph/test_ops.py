@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter_export.graph.op_spec import Arity
-from adapter_export.graph.ops import ACTIVATIONS, OPS, Interval
+from adapter_export.graph.ops import ACTIVATIONS, OPS, Arity, Interval
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "adapter-graph.schema.json").read_text())
 

@@ -9,11 +9,17 @@ from hypothesis import given, settings
 from random_graphs import WIDTHS, graphs
 
 from adapter_export.errors import NotNeutralError
-from adapter_export.graph.fold import inference_form
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
-from adapter_export.graph.neutral import degree_idle, has_neutral_parameters, neutral_parameters, neutral_widths
-from adapter_export.graph.switch import slot_form, slot_weights
-from adapter_export.reference.evaluate import evaluate
+from adapter_export.graph.slot_form import (
+    degree_idle,
+    has_neutral_parameters,
+    inference_form,
+    neutral_parameters,
+    neutral_widths,
+    slot_form,
+    slot_weights,
+)
+from adapter_export.numerics.evaluate import evaluate
 
 PRODUCT = Node("linear", ("h",), "p", {"weight": "w"})
 SQUARE = {"w": ("d", "d")}

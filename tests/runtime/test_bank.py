@@ -11,13 +11,13 @@ import pytest
 from inner_norm import with_inner_norm
 from tiny_onnx import mixed_adapters, random_adapter, save_tiny, token_inputs
 
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.flavours import Forms
 from adapter_export.errors import HashError, RequestError
 from adapter_export.graph.kinds import pfeiffer
-from adapter_export.onnx.base import open_onnx
-from adapter_export.onnx.bundle import build_bundle
-from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.flavour_files import Forms
-from adapter_export.reference.inputs import input_cases
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.runtime import Bundle, Request, Session
 
 INPUTS = token_inputs(5, 3, 1, 7, 2)

@@ -10,7 +10,7 @@ from tiny_onnx import token_inputs
 from adapter_export.errors import RequestError, UsageError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.runtime import Bundle, Request, Session
-from adapter_export.runtime.providers import Provider
+from adapter_export.runtime.graphs import Provider
 
 INPUTS = token_inputs(5, 3, 1)
 NAMES = (None, "wide", "narrow", "pfeiffer", "plain")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from tiny_onnx import random_adapter, save_tiny
 
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.flavours import Forms
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import houlsby
-from adapter_export.onnx.base import open_onnx
-from adapter_export.onnx.bundle import build_bundle
-from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.flavour_files import Forms
-from adapter_export.reference.inputs import input_cases
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.runner import CutRunner
 
 PAGE = Path(__file__).parents[2] / "docs" / "runtime.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M)

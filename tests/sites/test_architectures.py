@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from adapter_export.errors import NoSitesError
-from adapter_export.onnx.flow import flow_graph as onnx_flow
+from adapter_export.onnx_backend.view.flow import flow_graph as onnx_flow
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.flow import flow_graph as torch_flow
+from adapter_export.torch_backend.view import flow_graph as torch_flow
 
 ALBERT = "encoder.albert_layer_groups.0.albert_layers.0"  # one module for all layers
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from adapter_export.errors import NoSitesError
-from adapter_export.sites.entrance import entrance
+from adapter_export.sites.edits import entrance, in_order
 from adapter_export.sites.index import FlowIndex
-from adapter_export.sites.order import in_order
 from adapter_export.sites.site import Role, Site
 from adapter_export.sites.view import FlowGraph, FlowNode, NodeKind
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapter_export.sites.extent import Extent, extent
+from adapter_export.numerics.budget import Extent, extent
 from adapter_export.sites.view import FlowGraph, FlowNode, NodeKind
 
 

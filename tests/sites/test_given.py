@@ -9,10 +9,10 @@ import pytest
 from tiny_onnx import WIDTH, tiny_model
 
 from adapter_export.errors import NoSitesError, UsageError
-from adapter_export.onnx.flow import flow_graph
+from adapter_export.onnx_backend.view.flow import flow_graph
 from adapter_export.sites.discover import discover
-from adapter_export.sites.given import GivenSite, GivenSites, SiteValues, sites_of
 from adapter_export.sites.site import SiteMap
+from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, sites_of
 from adapter_export.sites.view import FlowGraph
 
 ATTENTION = GivenSite("attention", 0, {"onnx": SiteValues("attention0", "embedded", "embedded")})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from adapter_export.onnx.flow import flow_graph as onnx_flow
+from adapter_export.onnx_backend.view.flow import flow_graph as onnx_flow
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.flow import flow_graph as torch_flow
+from adapter_export.torch_backend.view import flow_graph as torch_flow
 
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])

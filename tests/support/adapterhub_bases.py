@@ -16,12 +16,12 @@ from once import once
 from safetensors.numpy import load_file
 
 from adapter_export.cli.sources import TorchSource, open_source
-from adapter_export.onnx.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch.base import load_base
-from adapter_export.torch.huggingface import capture_folder
-from adapter_export.torch.runner import TorchRunner
-from adapter_export.torch.to_onnx import export_onnx
+from adapter_export.torch_backend.base.base import load_base
+from adapter_export.torch_backend.base.huggingface import capture_folder
+from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.runner import TorchRunner
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 

@@ -12,12 +12,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Node
-from adapter_export.graph.interpret import interpret
+from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Node, interpret
+from adapter_export.graph.numpy_lowering import forward as numpy_ops
 from adapter_export.graph.ops import OPS
-from adapter_export.onnx.lowering import Writer, emit
-from adapter_export.reference import lowering as numpy_ops
-from adapter_export.torch import lowering as torch_ops
+from adapter_export.onnx_backend.lowering import Writer, emit
+from adapter_export.torch_backend import lowering as torch_ops
 
 Arrays = Mapping[str, np.ndarray]
 Compute = Callable[[AdapterGraph, Arrays, Arrays], np.ndarray]

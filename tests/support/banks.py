@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx.bank import insert_bank, insert_mixture
-from adapter_export.onnx.base import OnnxBase
-from adapter_export.onnx.head_outputs import head_sums
-from adapter_export.onnx.insert import insert_slots
-from adapter_export.onnx.rows import bank_rows
-from adapter_export.onnx.session import open_session, run_session
-from adapter_export.onnx.slots import plan_slots, slot_tensors
+from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank, insert_mixture
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
 
 Inputs = Mapping[str, np.ndarray]
 

@@ -15,10 +15,9 @@ from small_task import prepared, review_data
 
 from adapter_export.dtypes import Weights
 from adapter_export.format.tensors import write_tensors
-from adapter_export.torch.base import load_base
-from adapter_export.torch.progress import Silent
-from adapter_export.torch.settings import TrainingSettings
-from adapter_export.torch.train import train
+from adapter_export.torch_backend.base.base import load_base
+from adapter_export.torch_backend.train.record import Silent, TrainingSettings
+from adapter_export.torch_backend.train.train import train
 
 
 class Fatal(Silent):

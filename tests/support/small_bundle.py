@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser, shape_inference
 
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.flavours import Forms
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
-from adapter_export.onnx.base import OnnxBase, open_onnx
-from adapter_export.onnx.bundle import build_bundle
-from adapter_export.onnx.cut_runner import CutRunner
-from adapter_export.onnx.flavour_files import Forms
-from adapter_export.reference.inputs import input_cases
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.runner import CutRunner
 
 WIDTH, INNER, WORDS, LAYERS = 16, 32, 20, 2
 

@@ -11,8 +11,7 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.compose.members import Here, Parts, compose, members_of, replaced_by
-from adapter_export.graph.compose.merge import Merged
+from adapter_export.graph.compose.members import Here, Merged, Parts, compose, members_of, replaced_by
 from adapter_export.graph.compose.sums import deltas
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
 from adapter_export.graph.initialise import normal

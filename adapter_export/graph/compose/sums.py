@@ -10,8 +10,16 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.compose.members import COMPOSITION, Here, Parts, compose, members_of, replaced_by
-from adapter_export.graph.compose.merge import ROWS, Merged
+from adapter_export.graph.compose.members import (
+    COMPOSITION,
+    ROWS,
+    Here,
+    Merged,
+    Parts,
+    compose,
+    members_of,
+    replaced_by,
+)
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node
 
 Shares = Mapping[str, float] | Sequence[float]

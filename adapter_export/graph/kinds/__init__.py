@@ -26,12 +26,10 @@ from adapter_export.graph.kinds.bottleneck import (
     wired,
 )
 from adapter_export.graph.kinds.ia3 import Ia3Options, ia3, ia3_graph
-from adapter_export.graph.kinds.kind import Kind, KindPart
+from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Place, Places, Share, Width, per_layer
 from adapter_export.graph.kinds.lora import LoraOptions, lora, lora_graph
 from adapter_export.graph.kinds.nice import NiceOptions, nice, nice_graph
-from adapter_export.graph.kinds.places import Place, Places
 from adapter_export.graph.kinds.table import BOTTLENECK_KINDS, KINDS, REFUSED, Maker, kind_named
-from adapter_export.graph.kinds.widths import DEFAULT_BOTTLENECK, Share, Width, per_layer
 
 __all__ = [
     "BOTTLENECK_KINDS",

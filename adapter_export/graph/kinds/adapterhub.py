@@ -18,10 +18,8 @@ from adapter_export.graph.kinds.bottleneck import (
     graph_name,
     wired,
 )
-from adapter_export.graph.kinds.kind import Kind, KindPart
+from adapter_export.graph.kinds.kind import Kind, KindPart, Places, Share, per_layer
 from adapter_export.graph.kinds.nice import NICE_PLACES, nice_graph, nice_widths
-from adapter_export.graph.kinds.places import Places
-from adapter_export.graph.kinds.widths import Share, per_layer
 from adapter_export.graph.ops import ACTIVATIONS
 
 _PHM = PhmOptions()

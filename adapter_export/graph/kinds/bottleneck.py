@@ -8,9 +8,7 @@ from typing import Literal
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
 from adapter_export.graph.kinds.chain import Chain
-from adapter_export.graph.kinds.kind import Kind, KindPart
-from adapter_export.graph.kinds.places import Places
-from adapter_export.graph.kinds.widths import DEFAULT_BOTTLENECK, Share, Width
+from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Places, Share, Width
 from adapter_export.graph.ops import Dim
 
 Scaling = float | Literal["learned", "channel"]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.chain import Chain
-from adapter_export.graph.kinds.kind import Kind, KindPart
-from adapter_export.graph.kinds.places import Places
+from adapter_export.graph.kinds.kind import Kind, KindPart, Places
 
 
 @dataclass(frozen=True)

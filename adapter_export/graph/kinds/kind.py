@@ -2,14 +2,196 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.places import Place, Places, fused_instead, without_layer
-from adapter_export.graph.kinds.widths import Width
+
+# The widths of a kind of adapter: numbers, and shares of other widths.
+
+DEFAULT_BOTTLENECK = 64
+"""The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
+
+_DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A width that follows from another one: `⌊of / factor⌋`, at least 1.
+
+    Attributes:
+        of: the symbol of the other width.
+        factor: what it is divided by, a number or another symbol; below 1 widens. None where `by_layer` names every
+            layer.
+        by_layer: other factors for some layers.
+        exact: whether it must divide without rest.
+    """
+
+    of: str
+    factor: float | str | None
+    by_layer: Mapping[int, float] = field(default_factory=dict)
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        factors = [factor for factor in (self.factor, *self.by_layer.values()) if factor is not None]
+        wrong = [factor for factor in factors if not isinstance(factor, str) and not 0 < factor < float("inf")]
+        if wrong:
+            raise UsageError("a reduction factor is not a positive number", found=wrong[0])
+
+    def at(self, layer: int | None, widths: Mapping[str, int]) -> int:
+        """The width in one layer.
+
+        Raises:
+            UsageError: the layer has no factor, or it must divide and does not.
+        """
+        whole = widths[self.of]
+        chosen = self.factor if layer is None else self.by_layer.get(layer, self.factor)
+        factor = widths[chosen] if isinstance(chosen, str) else chosen
+        if factor is None:
+            raise UsageError(f"layer {layer} has no reduction factor", fix="name it, or give one for `default`")
+        if self.exact and whole % factor:
+            raise UsageError(
+                f"the width `{self.of}` cannot be cut into equal blocks",
+                found=whole,
+                expected=f"a multiple of {factor:g}",
+                fix="choose another bottleneck or reduction factor",
+            )
+        return max(1, int(whole // factor))
+
+
+Width = int | Share
+
+
+def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
+    """A reduction factor, or a factor by layer number with `default` for the others, as AdapterHub writes them.
+
+    Raises:
+        UsageError: a key is neither a number nor `default`, or a factor is not positive.
+    """
+    if not isinstance(factors, Mapping):
+        return Share(of, factors)
+    layers = {key: factor for key, factor in factors.items() if key != _DEFAULT}
+    wrong = [key for key in layers if not key.isdecimal()]
+    if wrong:
+        raise UsageError(
+            "a reduction factor is given for something that is not a layer",
+            found=", ".join(f"`{key}`" for key in wrong),
+            expected="layer numbers, or `default`",
+        )
+    by_layer = {int(key): factor for key, factor in layers.items()}
+    return Share(of, factors.get(_DEFAULT), by_layer)
+
+
+# Which sites a kind of adapter acts at.
+
+_LAYER_ROLES = ("linear", "part")
+"""The roles of the sites around one layer, or one part of a fused layer, which `Places` selects by their names."""
+
+_FUSED = {
+    "qkv": ("query", "key", "value"),
+    "qk": ("query", "key"),
+    "kv": ("key", "value"),
+    "gate_up": ("gate", "up"),
+}
+"""What fused layers compute, by their names."""
+
+_SUBLAYERS = frozenset({"attention", "cross_attention", "ffn"})
+_LAYER = re.compile(r"\blayers\.\d+\.")
+
+
+class Place(Protocol):
+    """What a kind must know of a site."""
+
+    @property
+    def name(self) -> str:
+        """Canonical, such as `layers.3.ffn`."""
+
+    @property
+    def role(self) -> str:
+        """`attention`, `cross_attention`, `ffn`, `linear`, `part` of a fused linear layer, or `embeddings`."""
+
+    @property
+    def layer(self) -> int | None:
+        """Counted from 0; none for the embeddings."""
+
+    @property
+    def width(self) -> int:
+        """Of `h`."""
+
+    @property
+    def width_in(self) -> int:
+        """Of `u`."""
+
+    @property
+    def parts(self) -> Mapping[str, tuple[int, int]]:
+        """The layers that a fused linear layer computes together."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which sites.
+
+    Attributes:
+        roles: those of the roles `attention`, `cross_attention`, `ffn` or `embeddings`; those of one of several
+            streams as `decoder.ffn`.
+        linears: those around linear layers, or parts of fused ones, with these names, or ends of names: `query`,
+            `attention.output`.
+        leave_out: the layers that are left out (AdapterDrop, Rücklé et al. 2021, §3).
+    """
+
+    roles: tuple[str, ...] = ()
+    linears: tuple[str, ...] = ()
+    leave_out: tuple[int, ...] = ()
+
+    def hold(self, site: Place) -> bool:
+        """Whether a site is one of them."""
+        if site.layer is not None and site.layer in self.leave_out:
+            return False
+        if site.role in _LAYER_ROLES:
+            return any(_is_named(site, name) for name in self.linears)
+        return site.role in self.roles or without_layer(site) in self.roles
+
+    def absent(self, sites: Iterable[Place]) -> list[str]:
+        """What of it the sites lack, in words: a linear layer of each name, and a site of one of the roles."""
+        held = [site for site in sites if self.hold(site)]
+        names = [name for name in self.linears if not any(_is_named(site, name) for site in held)]
+        alone = replace(self, linears=())
+        roles = [str(alone)] if self.roles and not any(alone.hold(site) for site in held) else []
+        return [*roles, *(f"`{name}`" for name in names)]
+
+    @property
+    def are_sublayers(self) -> bool:
+        """Whether there are sublayers among the roles."""
+        return any(role.rpartition(".")[2] in _SUBLAYERS for role in self.roles)
+
+    def __str__(self) -> str:
+        names = " or ".join([*self.roles, *(f"`{name}`" for name in self.linears)])
+        left_out = ", ".join(map(str, self.leave_out))
+        return f"{names} outside the layers {left_out}" if left_out else names
+
+
+def without_layer(site: Place) -> str:
+    """`attention.query` of `layers.3.attention.query`, `decoder.ffn` of `decoder.layers.3.ffn`."""
+    return _LAYER.sub("", site.name, count=1)
+
+
+def _is_named(site: Place, name: str) -> bool:
+    return f".{without_layer(site)}".endswith(f".{name}")
+
+
+def fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
+    """The advice to name the fused layer of which those that are absent are parts, where these are not told apart."""
+    for site in sites:
+        within = _FUSED.get(site.name.rpartition(".")[2], ())
+        parts = [name for name in absent if name.strip("`").rpartition(".")[2] in within]
+        if parts:
+            known = f"the base computes {', '.join(parts)} in one layer, mixed"
+            return f"{known}: name `{without_layer(site)}` instead, or give its parts in a site map"
+    return None
 
 
 @dataclass(frozen=True)

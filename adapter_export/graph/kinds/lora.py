@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.chain import Chain
-from adapter_export.graph.kinds.kind import Kind, KindPart
-from adapter_export.graph.kinds.places import Places
+from adapter_export.graph.kinds.kind import Kind, KindPart, Places
 
 DEFAULT_RANK = 8
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.chain import Chain
-from adapter_export.graph.kinds.kind import Kind, KindPart
-from adapter_export.graph.kinds.places import Places
-from adapter_export.graph.kinds.widths import Share, Width
+from adapter_export.graph.kinds.kind import Kind, KindPart, Places, Share, Width
 
 NICE_PLACES = Places(("embeddings",))
 _REDUCTION = 2.0

@@ -24,10 +24,9 @@ from adapter_export.graph.compose.attention import at_temperature, temperature_o
 from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, Wiring, ia3_graph, wired
-from adapter_export.graph.neutral import neutral_parameters
-from adapter_export.graph.switch import slot_form
-from adapter_export.reference.bound import BORROWED
-from adapter_export.reference.evaluate import evaluate_site
+from adapter_export.graph.slot_form import neutral_parameters, slot_form
+from adapter_export.numerics.evaluate import evaluate_site
+from adapter_export.numerics.fit import BORROWED
 from adapter_export.sites.site import Norm
 
 SITE, WIDTH = "layers.0.ffn", 6

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapter_export.cli.fusion_options import FUSION_OPTIONS, FUSIONS
+from adapter_export.cli.training_options import FUSION_OPTIONS, FUSIONS
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.compose import STATIC, adapter_fusion, average, stack, weighted_fusion
 from adapter_export.graph.kinds import BottleneckOptions, Wiring, wired

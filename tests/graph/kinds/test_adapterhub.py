@@ -21,7 +21,7 @@ from adapter_export.graph.kinds import (
     activation_named,
     bottleneck_config,
 )
-from adapter_export.reference.evaluate import evaluate
+from adapter_export.numerics.evaluate import evaluate
 
 D, B, N, BASE_EPSILON = 12, 8, 4, 1e-12
 WIDTHS = {"d": D, "d_in": D, "b": B, "n": N, "k": 2, "p": D // N, "q": B // N}

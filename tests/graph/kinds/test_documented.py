@@ -12,8 +12,7 @@ import pytest
 
 from adapter_export.cli.kind_options import TRAINED, make_kind, names_of
 from adapter_export.errors import UsageError
-from adapter_export.graph.cost import cost
-from adapter_export.graph.fold import inference_form
+from adapter_export.graph.graph import cost
 from adapter_export.graph.initialise import SCHEMES
 from adapter_export.graph.kinds import (
     BOTTLENECK_KINDS,
@@ -26,7 +25,7 @@ from adapter_export.graph.kinds import (
     PhmOptions,
     Share,
 )
-from adapter_export.graph.neutral import neutral_parameters, neutral_widths
+from adapter_export.graph.slot_form import inference_form, neutral_parameters, neutral_widths
 
 PAGE = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")
 

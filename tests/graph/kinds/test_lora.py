@@ -10,7 +10,6 @@ import pytest
 from backends import draw_parameters
 
 from adapter_export.errors import UsageError
-from adapter_export.graph.fold import fold_weights, inference_form
 from adapter_export.graph.kinds import (
     Ia3Options,
     Kind,
@@ -23,7 +22,8 @@ from adapter_export.graph.kinds import (
     nice,
     nice_graph,
 )
-from adapter_export.reference.evaluate import evaluate
+from adapter_export.graph.slot_form import fold_weights, inference_form
+from adapter_export.numerics.evaluate import evaluate
 
 RNG = np.random.default_rng(0)
 WIDTHS = {"d": 10, "d_in": 6, "r": 3, "f": 4, "g": 2}

@@ -1,0 +1,121 @@
+"""Every adapter at every site: what the exported graph makes of the values that arrive there, against float64.
+
+The graph itself shows what adapters may read at each site and the result there, and what the head reads. So each site
+is judged on the values that it was given: an error before it does not count against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from adapter_export.bundle.cases import Case, scale
+from adapter_export.bundle.compare import Comparison, compare, missing
+from adapter_export.bundle.report import SiteResult
+from adapter_export.format.manifest import AdapterRecord, Manifest
+from adapter_export.format.tensors import read_tensors
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.numerics.budget import Budget, graph_budget
+from adapter_export.numerics.evaluate import evaluate_head, evaluate_site, site_scale
+from adapter_export.numerics.fit import BORROWED
+from adapter_export.numerics.runner import Arrays
+from adapter_export.onnx_backend.graft.expose import exposed
+from adapter_export.onnx_backend.graft.insert import result_of
+from adapter_export.onnx_backend.session import run_session
+from adapter_export.onnx_backend.slots import REPLACED
+from adapter_export.sites.site import Norm
+
+IDLE = Budget(0.0, "an idle slot returns what it replaces")
+
+
+@dataclass(frozen=True)
+class SiteProbe:
+    """A bundle's graph that shows its inner values.
+
+    Attributes:
+        session: on the graph of `with_site_outputs`, not optimised.
+        folder: the bundle.
+        manifest: its manifest.
+        norms: the norms of the base that adapters apply, by site.
+    """
+
+    session: ort.InferenceSession
+    folder: Path
+    manifest: Manifest
+    norms: Mapping[str, Norm]
+
+    def check(self, case: Case, adapter: Adapter, record: AdapterRecord) -> list[SiteResult]:
+        """Compare every site of the graph in the order of evaluation, then the head.
+
+        Args:
+            case: the inputs.
+            adapter: the adapter as it was given to the build.
+            record: the files that the build made of it.
+        """
+        tensors = read_tensors(self.folder / record.safetensors)
+        values = run_session(self.session, {**case.arrays, **tensors})
+        paths = {site.name: site.path for site in self.manifest.sites}
+        return [
+            SiteResult(record.name, case.name, owner, paths.get(owner), comparison)
+            for owner, comparison in self._comparisons(values, case, adapter, record.output)
+        ]
+
+    def _comparisons(
+        self, values: Arrays, case: Case, adapter: Adapter, output: str | None
+    ) -> Iterator[tuple[str, Comparison]]:
+        for site, replaced in self._places(values, adapter):
+            yield site, _compare_site(values, adapter, site, replaced, self.norms.get(site))
+        if adapter.head is not None:
+            yield HEAD, self._compare_head(values, case, adapter, output)
+
+    def _places(self, values: Arrays, adapter: Adapter) -> Iterator[tuple[str, str]]:
+        """What an adapter replaces, and what has slots, in the order of evaluation."""
+        replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
+        slots = {slot.site for slot in self.manifest.slots}
+        for site in self.manifest.sites:
+            shown = [name for name in REPLACED if exposed(site.name, result_of(name)) in values]
+            lost = site.name in slots and not shown
+            acts = {replaced[site.name]} if site.name in replaced else {"h"} if lost else set[str]()
+            yield from ((site.name, name) for name in REPLACED if name in {*shown, *acts})
+
+    def _compare_head(self, values: Arrays, case: Case, adapter: Adapter, output: str | None) -> Comparison:
+        hidden, found = values.get(exposed(HEAD, "hidden")), values.get(output or "")
+        if hidden is None or found is None:
+            return missing(IDLE)
+        mask = self._mask(case.arrays, hidden)
+        expected = evaluate_head(adapter, hidden, mask)
+        allowed = _budget(adapter, HEAD, found, scale(expected), hidden.shape[1])
+        return compare(found, expected.astype(found.dtype), allowed)
+
+    def _mask(self, arrays: Mapping[str, np.ndarray], hidden: np.ndarray) -> np.ndarray:
+        masks = [arrays[record.name] for record in self.manifest.inputs if record.role == "mask"]
+        fitting = [mask for mask in masks if mask.shape == hidden.shape[:2]]
+        return fitting[0] if fitting else np.ones(hidden.shape[:2])
+
+
+def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, norm: Norm | None) -> Comparison:
+    """Compare what stands in the place of one of a site's values."""
+    placement = adapter.placements.get(site)
+    graph = None if placement is None else adapter.graphs[placement.graph]
+    acts = graph is not None and graph.replaces == replaced
+    needed = (*graph.inputs, replaced) if graph is not None and acts else (replaced,)
+    shown = {name: values.get(exposed(site, name)) for name in (*needed, *BORROWED, result_of(replaced))}
+    there = {name: value for name, value in shown.items() if value is not None}
+    if not there.keys() >= {*needed, result_of(replaced)}:
+        return missing(IDLE)
+    found = there.pop(result_of(replaced))
+    if not acts:
+        return compare(found, there[replaced], IDLE)
+    expected = evaluate_site(adapter, site, there, norm)
+    tokens = found.shape[-2] if found.ndim > 1 else 1
+    allowed = _budget(adapter, site, found, site_scale(adapter, site, there, norm), tokens)
+    return compare(found, expected.astype(found.dtype), allowed)
+
+
+def _budget(adapter: Adapter, owner: str, found: np.ndarray, scale: float, tokens: int) -> Budget:
+    graph, widths = next((graph, widths) for name, graph, widths in adapter.parts() if name == owner)
+    return graph_budget(found.dtype.name, graph, widths, scale=scale, tokens=tokens)

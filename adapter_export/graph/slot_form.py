@@ -1,0 +1,369 @@
+"""The form in which a graph goes into slots: at a site it can lie idle, whatever it computes.
+
+Many graphs have parameters with which they return what they replace. One that has none, because it loses the residual
+or normalises the sum, gets a switch behind its result, with `v` what it replaces:
+
+    keep ⊙ v + use · result
+
+`keep` 1 and `use` 0 give `v` itself, `keep` 0 and `use` 1 the result itself. Both are exact: 0 and 1 round nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import GraphError, NotNeutralError
+from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT
+from adapter_export.graph.graph import (
+    SITE_VALUES,
+    AdapterGraph,
+    Node,
+    bypass,
+    exchange,
+    producer,
+    readers,
+    resolve,
+    unused,
+    users,
+)
+
+# Neutral parameters: a graph returns what it replaces, so that its slots can lie idle in a shared ONNX graph.
+#
+# Found by reasoning about the graph, not by a list of kinds: every projection and every norm is set to zero, learned
+# factors to one or to zero, and what is zero and what is a site value is followed through the ops. What arrives at the
+# result is the replaced value, or no parameters of this form are neutral.
+
+NEUTRAL_WIDTH = 1
+"""The width of an idle bottleneck. Not 0: an empty tensor through `Gelu` kills onnxruntime 1.21 to 1.28 (SIGFPE)."""
+
+NEUTRAL_NORM_WIDTH = 2
+"""The width of an idle bottleneck that is normalised: onnxruntime 1.21 refuses to normalise over one feature."""
+
+_ZERO = "zero"
+_UNKNOWN = "unknown"
+_ZERO_KEEPING = frozenset(
+    {"relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "leaky_relu", "relu6", "relu_squared", "mish", "elu"}
+    | {"scale", "learned_scale", "scale_features", "keep_first_half", "keep_second_half", "gate"}
+    | {"l2_normalise", "first_token", "mean_pool"}
+)
+"""Ops that return zero where their first value is zero."""
+
+_ZERO_WITH_ZERO_PARAMETERS = frozenset(
+    {"linear", "phm_linear", "layer_norm", "rms_norm", "mix", "learned_scale", "scale_features"}
+)
+_ZERO_WITH_ANY_ZERO = frozenset({"multiply", "dot"})
+_PASSING = frozenset({"identity", "dropout", "drop_path"})
+
+_TAME = frozenset({"sigmoid", "tanh", "relu6", "l2_normalise", "layer_norm", "rms_norm"})
+"""Ops whose result stays within bounds whatever they read."""
+
+_PRODUCTS = frozenset({"multiply", "dot", "gate"})
+
+_ONES = (frozenset({"scale_features", "learned_scale"}), frozenset({"scale_features"}), frozenset[str]())
+"""Which learned factors are one, tried in this order, and then each of those per feature alone; the others are zero."""
+
+
+def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[str, int]:
+    """The narrowest widths: the site's own where the site gives them, 1 for all else, 2 for what is normalised."""
+    normed = {graph.dimensions(node)["in"] for node in graph.nodes if node.op in {"layer_norm", "rms_norm"}}
+    narrowest = {symbol: NEUTRAL_NORM_WIDTH if symbol in normed else NEUTRAL_WIDTH for symbol in graph.symbols()}
+    return {symbol: site_widths.get(symbol, width) for symbol, width in narrowest.items()}
+
+
+def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weights:
+    """Parameters for which a site's graph returns the value that it replaces, or a head's graph returns zeros.
+
+    Raises:
+        NotNeutralError: the graph has none; the message says what arrives at its result instead.
+    """
+    ones = _neutral_ones(graph)
+    if ones is None:
+        reached = _follow(graph, _parameters_of(graph, _ONES[-1]))[graph.result]
+        raise NotNeutralError(
+            "an adapter graph has no neutral parameters",
+            where=f"result `{graph.result}`",
+            found=f"{reached} with all projections and norms at zero",
+            expected=f"`{_wanted(graph)}`",
+            fix="take its `slot_form`, which has a switch",
+        )
+    shapes = graph.parameter_shapes(widths)
+    return {name: (np.ones if name in ones else np.zeros)(shape, np.float32) for name, shape in shapes.items()}
+
+
+def has_neutral_parameters(graph: AdapterGraph) -> bool:
+    """Whether `neutral_parameters` finds some."""
+    return _neutral_ones(graph) is not None
+
+
+def degree_idle(graph: AdapterGraph) -> int:
+    """The highest power of the site values that is computed where all projections and norms are zero."""
+    zero = _follow(graph, _parameters_of(graph, frozenset({"scale_features"})))
+    degrees = dict.fromkeys(graph.inputs, 1)
+    for node in graph.nodes:
+        read = [degrees[name] for name in node.inputs]
+        degree = sum(read) if node.op in _PRODUCTS else 2 * read[0] if node.op == "relu_squared" else max(read)
+        degrees[node.output] = 0 if zero[node.output] == _ZERO or node.op in _TAME else degree
+    return max(degrees.values())
+
+
+def _wanted(graph: AdapterGraph) -> str:
+    return _ZERO if graph.reads_head_values() else graph.replaces
+
+
+def _neutral_ones(graph: AdapterGraph) -> frozenset[str] | None:
+    """The parameters that are one where the others are zero and the graph is neutral; none if it never is."""
+    choices = [_parameters_of(graph, ops) for ops in _ONES]
+    choices += [frozenset({name}) for name in sorted(_parameters_of(graph, frozenset({"scale_features"})))]
+    return next((ones for ones in choices if _follow(graph, ones)[graph.result] == _wanted(graph)), None)
+
+
+def _parameters_of(graph: AdapterGraph, ops: frozenset[str]) -> frozenset[str]:
+    """Those that nothing but these ops use."""
+    inside, outside = (
+        {name for node in graph.nodes if (node.op in ops) is wanted for name in node.parameters.values()}
+        for wanted in (True, False)
+    )
+    return frozenset(inside - outside)
+
+
+def _follow(graph: AdapterGraph, ones: frozenset[str]) -> dict[str, str]:
+    """What each value is when the other parameters are zero: the name of a site value, zero, or unknown."""
+    known = {name: name for name in graph.inputs}
+    for node in graph.nodes:
+        known[node.output] = _transfer(node, [known[name] for name in node.inputs], ones)
+    return known
+
+
+def _transfer(node: Node, inputs: list[str], ones: frozenset[str]) -> str:
+    if node.op in _PASSING or (node.parameters and set(node.parameters.values()) <= ones):
+        return inputs[0]
+    if node.op in _ZERO_WITH_ZERO_PARAMETERS or (node.op in _ZERO_WITH_ANY_ZERO and _ZERO in inputs):
+        return _ZERO
+    if node.op == "add" and _ZERO in inputs:
+        return inputs[1] if inputs[0] == _ZERO else inputs[0]
+    if node.op == "softmax_mix":
+        return _ZERO if set(inputs[len(inputs) // 2 :]) == {_ZERO} else _UNKNOWN
+    return _ZERO if node.op in _ZERO_KEEPING and inputs[0] == _ZERO else _UNKNOWN
+
+
+# The inference form: nothing that training alone needs, and nothing constant left to compute at run time.
+#
+# A graph is taken there in steps; each changes the graph, and the parameters with it so that the value stays the same:
+#
+# - a `phm_linear` becomes a dense `linear` with the parameter `<node output>.weight`;
+# - `identity`, `dropout` and `drop_path` go;
+# - a factor (`scale`, `learned_scale`, `scale_features`, `keep_first_half`, `keep_second_half`) goes into the
+#   parameters
+#   of the linear or norm before it, or into the rows of the linear behind it.
+#
+# Parameters that something else uses stay as they are, and so does the factor.
+
+Wide = dict[str, npt.NDArray[np.float64]]
+
+_TRANSPARENT = frozenset({"identity", "dropout", "drop_path"})
+_SCALARS = frozenset({"scale", "learned_scale"})
+_VECTORS = frozenset({"scale_features", "keep_first_half", "keep_second_half"})
+
+_PER_FEATURE = frozenset({"linear", "layer_norm", "rms_norm", "scale_features"})
+"""Ops whose result is linear in all their parameters together, feature by feature."""
+
+_AS_A_WHOLE = _PER_FEATURE | {"learned_scale"}
+"""Ops whose result is linear in all their parameters together. Not `mix`, whose weights mean what they say."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One change: the graph behind it, and what becomes of the parameters."""
+
+    graph: AdapterGraph
+    fold: Callable[[Wide], None]
+
+
+def inference_form(graph: AdapterGraph) -> AdapterGraph:
+    """The graph without what training alone needs and without factors that `fold_weights` puts into the weights."""
+    while (step := _next_step(graph)) is not None:
+        graph = step.graph
+    return graph
+
+
+def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> Weights:
+    """The parameters with which `inference_form(graph)` computes what `graph` computes with the given ones.
+
+    Products are taken in float64 and rounded once.
+
+    Raises:
+        GraphError: a factor takes a parameter out of the range of float32.
+    """
+    folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
+    while (step := _next_step(graph)) is not None:
+        step.fold(folded)
+        graph = step.graph
+    return {name: _float32(name, folded[name]) for name in graph.parameters}
+
+
+def _float32(name: str, value: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        narrow = value.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise GraphError(
+            f"the factors behind parameter `{name}` take it out of the range of float32",
+            found=f"{np.abs(value).max():.3g}",
+            expected=f"at most {np.finfo(np.float32).max:.3g}",
+            fix="train with a smaller `scale`",
+        )
+    return narrow
+
+
+def _next_step(graph: AdapterGraph) -> _Step | None:
+    return next(_steps(graph), None)
+
+
+def _steps(graph: AdapterGraph) -> Iterator[_Step]:
+    for node in graph.nodes:
+        if node.op == "phm_linear":
+            yield _made_dense(graph, node)
+        elif node.op in _TRANSPARENT:
+            yield _Step(bypass(graph, node), lambda _: None)
+        elif node.op in _SCALARS | _VECTORS:
+            yield from _absorbed(graph, node)
+
+
+def _made_dense(graph: AdapterGraph, node: Node) -> _Step:
+    rule, left, right = (node.parameters[role] for role in ("rule", "left", "right"))
+    weight = unused(f"{node.output}.weight", graph.parameters)
+    dims = graph.dimensions(node)
+    dense = Node("linear", node.inputs, node.output, {"weight": weight, "bias": node.parameters["bias"]})
+    shared = [weight] if {rule, left, right} <= set(graph.shared) else []
+    changed = exchange(graph, node, dense, {weight: (dims["in"], dims["out"])}, shared)
+
+    def fold(folded: Wide) -> None:
+        products = folded[left] @ folded[right]
+        blocks = np.einsum("iac,ipq->apcq", folded[rule], products)
+        folded[weight] = blocks.reshape(blocks.shape[0] * blocks.shape[1], -1)
+
+    return _Step(changed, fold)
+
+
+def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
+    """Into what is before the factor if that can take it, else into what is behind it."""
+    before = producer(graph, node.inputs[0])
+    takes = _AS_A_WHOLE if node.op in _SCALARS else _PER_FEATURE
+    if before is not None and before.op in takes and readers(graph, before.output) == 1:
+        names = tuple(before.parameters.values())
+        if _may_change(graph, node, names):
+            yield _Step(bypass(graph, node), lambda folded: _multiply(folded, node, names))
+    behind = next((other for other in graph.nodes if other.op == "linear" and node.output in other.inputs), None)
+    if behind is not None and readers(graph, node.output) == 1:
+        weight = behind.parameters["weight"]
+        if _may_change(graph, node, (weight,)):
+            yield _Step(bypass(graph, node), lambda folded: _multiply_rows(folded, node, weight))
+
+
+def _may_change(graph: AdapterGraph, factor: Node, names: tuple[str, ...]) -> bool:
+    """Nothing else uses them, they are not the base's, and no factor of one place changes what all places share."""
+    fixed = {BORROWED_WEIGHT, BORROWED_BIAS}
+    if not set(factor.parameters.values()) <= set(graph.shared):
+        fixed |= set(graph.shared)
+    return all(users(graph, name) == 1 and name not in fixed for name in names)
+
+
+def _multiply(folded: Wide, node: Node, names: tuple[str, ...]) -> None:
+    for name in names:
+        folded[name] = folded[name] * _factor(folded, node, folded[name].shape[-1])
+
+
+def _multiply_rows(folded: Wide, node: Node, weight: str) -> None:
+    rows = folded[weight].shape[0]
+    folded[weight] = folded[weight] * np.broadcast_to(_factor(folded, node, rows), rows)[:, None]
+
+
+def _factor(folded: Wide, node: Node, width: int) -> npt.NDArray[np.float64]:
+    """What the node multiplies the features by: [1] or [width]."""
+    if node.op == "scale":
+        return np.array([node.attributes["factor"]])
+    if node.op in {"keep_first_half", "keep_second_half"}:
+        first = np.arange(width) < width // 2
+        return np.where(first == (node.op == "keep_first_half"), 1.0, 0.0)
+    return folded[node.parameters["weight"]]
+
+
+KEEP, USE = "switch.keep", "switch.use"
+"""The parameters of a switch, as wide as what is replaced, and [1]."""
+
+_MOST_IDLE = 2
+"""The highest power of site values that an idle graph may compute: a square leaves float32 at 1e19, as norms do."""
+
+
+def slot_form(graph: AdapterGraph) -> AdapterGraph:
+    """The inference form of a graph; with a switch if it is that of a site and has no neutral parameters.
+
+    The form of a form is that form.
+
+    Raises:
+        NotNeutralError: it needs a switch and computes high powers of what it reads. Idle, it could turn the base's
+            values into infinity, and 0 times infinity is no number.
+    """
+    form = inference_form(graph)
+    return inference_form(_switched(form)) if _needs_switch(form) else form
+
+
+def slot_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> Weights:
+    """The parameters with which `slot_form(graph)` computes what `graph` computes with the given ones.
+
+    Args:
+        graph: the graph.
+        parameters: its tensors.
+        widths: the symbols that the site fixes, such as `d`.
+
+    Raises:
+        NotNeutralError: as `slot_form`.
+        GraphError: a factor takes a parameter out of the range of float32.
+    """
+    folded, form = fold_weights(graph, parameters), inference_form(graph)
+    if not _needs_switch(form):
+        return folded
+    keep, use = _parameters(form)
+    width = resolve(SITE_VALUES[form.replaces][-1], widths)
+    return fold_weights(_switched(form), {**folded, keep: np.zeros(width), use: np.ones(1)})
+
+
+def _needs_switch(form: AdapterGraph) -> bool:
+    if form.reads_head_values() or has_neutral_parameters(form):
+        return False
+    if degree_idle(form) > _MOST_IDLE:
+        raise NotNeutralError(
+            "an adapter graph cannot lie idle: with weights of zero it neither returns its input nor stays small",
+            where=f"result `{form.result}`",
+            found=f"a power of {degree_idle(form)} of the base's values",
+            expected=f"`{form.replaces}`, or at most squares",
+            fix=f"let the result be `{form.replaces}` plus what the weights make, or put a norm before the products",
+        )
+    return True
+
+
+def _switched(form: AdapterGraph) -> AdapterGraph:
+    keep, use = _parameters(form)
+    kept, used, result = (unused(name, form.shapes()) for name in ("kept", "used", "switched"))
+    value = form.replaces
+    nodes = (
+        Node("scale_features", (value,), kept, {"weight": keep}),
+        Node("learned_scale", (form.result,), used, {"weight": use}),
+        Node("add", (kept, used), result),
+    )
+    return replace(
+        form,
+        inputs=tuple(name for name in SITE_VALUES if name in {*form.inputs, value}),
+        parameters={**form.parameters, keep: SITE_VALUES[value][-1:], use: (1,)},
+        nodes=(*form.nodes, *nodes),
+        result=result,
+    )
+
+
+def _parameters(form: AdapterGraph) -> tuple[str, str]:
+    """`KEEP` and `USE`, or what they are called where these names are taken."""
+    return unused(KEEP, form.parameters), unused(USE, form.parameters)

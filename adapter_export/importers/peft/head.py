@@ -1,0 +1,368 @@
+"""The modules that PEFT saved as a whole, as a prediction head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.format.canonical import read_json
+from adapter_export.graph.adapter import HEAD, Head
+from adapter_export.graph.heads import HeadOptions, make_head
+from adapter_export.graph.tasks import LABELLED, Task
+from adapter_export.importers.peft.options import Options
+from adapter_export.importers.peft.tensors import Sorted
+
+# The names of classes, which PEFT does not save and the config of the base may have.
+
+
+def known_labels(config: Path) -> tuple[str, ...]:
+    """The values of `id2label` in the `config.json` of a Hugging Face folder, in the order of the classes.
+
+    Raises:
+        FileError, FormatError: the file is there and cannot be read.
+    """
+    document = read_json(config) if config.is_file() else {}
+    names = document.get("id2label") if isinstance(document, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        return ()
+    in_order = sorted((int(index), name) for index, name in names.items() if index.isdecimal())
+    complete = [index for index, _ in in_order] == list(range(len(names))) and len(set(names.values())) == len(names)
+    return tuple(name for _, name in in_order) if complete else ()
+
+
+# How the models of transformers classify a text: what a folder of PEFT does not say, and no tensor shows.
+#
+# Two heads of the same shapes differ in their activation (`tanh` in RoBERTa, `gelu` in ELECTRA), and a lone linear
+# layer
+# reads the pooled first token in BERT and the bare one in ViT. So this is a table, by the name that transformers gives
+# the base inside such a model, which stands before every module path of the adapter. Models outside the table are read
+# when the user says what their heads do.
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A head: `classes(f(dense(pool(hidden))))`, or `classes(pool(hidden))`.
+
+    Attributes:
+        pooling: `first` or `mean`.
+        dense: the path of the dense layer, in the head or in the base; none if there is none.
+        activation: what stands behind it.
+        classes: the path of the last layer; any one if none is named.
+    """
+
+    pooling: str
+    dense: str | None = None
+    activation: str = "tanh"
+    classes: str | None = None
+
+
+_DENSE_HEAD = Recipe("first", "classifier.dense", "tanh", "classifier.out_proj")
+_BARE = Recipe("first", classes="classifier")
+
+RECIPES: Mapping[str, Recipe] = {
+    "bert": Recipe("first", "bert.pooler.dense", "tanh", "classifier"),
+    "albert": Recipe("first", "albert.pooler", "tanh", "classifier"),
+    "roberta": _DENSE_HEAD,  # XLM-RoBERTa and CamemBERT, too
+    "longformer": _DENSE_HEAD,
+    "mpnet": _DENSE_HEAD,
+    "esm": _DENSE_HEAD,
+    "electra": Recipe("first", "classifier.dense", "gelu", "classifier.out_proj"),
+    "distilbert": Recipe("first", "pre_classifier", "relu", "classifier"),
+    "vit": _BARE,
+    "deit": _BARE,
+}
+"""Heads for one class per text or image, as transformers 5 has them, in `modeling_<name>.py`."""
+
+
+TOKENS = "tokens"
+"""The pooling of a head that pools nothing: one result for each token."""
+
+_TASKS: Mapping[str, Task] = {
+    "SEQ_CLS": "sequence_classification",
+    "ForSequenceClassification": "sequence_classification",
+    "ForImageClassification": "sequence_classification",
+    "TOKEN_CLS": "token_classification",
+    "ForTokenClassification": "token_classification",
+}
+"""What the head is for, by PEFT's task or by the end of the name of the model's class."""
+
+BaseTensor = Callable[[str], np.ndarray | None]
+"""A tensor of the base by the name that it has in the adapter's model, such as `bert.pooler.dense.weight`."""
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """What the user says of the head.
+
+    Attributes:
+        pooling: `first`, `mean` or `tokens`; as the recipe says if not given.
+        activation: behind the head's dense layer; likewise.
+        labels: the names of the classes, in the order of the logits.
+        known_labels: the names that the base's config gives, used where their number fits.
+        leave_out: whether the adapter shall have no head.
+    """
+
+    pooling: str | None = None
+    activation: str | None = None
+    labels: tuple[str, ...] | None = None
+    known_labels: tuple[str, ...] = ()
+    leave_out: bool = False
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer as torch has it.
+
+    Attributes:
+        weight: [out, in].
+        bias: [out].
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeadParts:
+    """A head with its weights.
+
+    Attributes:
+        head: the head.
+        weights: `head.<parameter>`.
+        used: the paths of modules outside the base's sites that went into it.
+        notes: what was decided on the way.
+    """
+
+    head: Head | None = None
+    weights: Weights = field(default_factory=dict)
+    used: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def make_head_parts(
+    found: Sorted, options: Options, base: BaseTensor, width: int, choice: HeadChoice, where: object
+) -> HeadParts:
+    """The head that the saved modules are, if there are any.
+
+    Args:
+        found: the adapter's tensors.
+        options: its config.
+        base: the tensors of the base.
+        width: of the final hidden state.
+        choice: what the user says.
+        where: names the adapter in messages.
+
+    Raises:
+        AdapterError: modules were saved that are no head, or a head whose way to read the hidden state is not known.
+        UsageError: the user says something of a head, and there is none, or labels of another number.
+        TensorError: tensors have shapes that do not go together.
+    """
+    if choice.leave_out or not found.saved:
+        if choice.labels or choice.pooling or choice.activation:
+            raise UsageError("something is said of a head, and the adapter has or shall have none", where=where)
+        return _left_out(found, base, where)
+    task = _task(found, options, base, choice, where)
+    recipe = Recipe(TOKENS) if task == "token_classification" else _recipe(found, choice, where)
+    return _Maker(found, options, base, width, where).make(task, recipe, choice)
+
+
+def _left_out(found: Sorted, base: BaseTensor, where: object) -> HeadParts:
+    """No head; what is not in the base was one, and so was the layer of the base that it read."""
+    _refuse([path for path in found.saved if base(f"{path}.weight") is not None], where)
+    if not found.saved:
+        return HeadParts()
+    read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
+    names = ", ".join(f"`{path}`" for path in found.saved)
+    return HeadParts(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
+
+
+def _task(found: Sorted, options: Options, base: BaseTensor, choice: HeadChoice, where: object) -> Task:
+    known = {name: task for name, task in _TASKS.items() if (options.model_class or "").endswith(name)}
+    task = _TASKS.get(options.task_type or "") or next(iter(known.values()), None)
+    if choice.pooling is not None:
+        return "token_classification" if choice.pooling == TOKENS else "sequence_classification"
+    if task is None:
+        _refuse([path for path in found.saved if base(f"{path}.weight") is not None], where)
+        raise AdapterError(
+            "has modules that were trained as a whole, and nothing says that they are a head",
+            where=where,
+            found=f"{', '.join(f'`{name}`' for name in options.saved)} and the task `{options.task_type}`",
+            expected="the task `SEQ_CLS` or `TOKEN_CLS`",
+            fix="say what the head reads with `--pooling first`, `mean` or `tokens`, if it is one",
+        )
+    return task
+
+
+def _recipe(found: Sorted, choice: HeadChoice, where: object) -> Recipe:
+    family = next(iter(found.adapted)).split(".")[0]
+    known = RECIPES.get(family)
+    if known is not None and choice.pooling is None:
+        return replace(known, activation=choice.activation or known.activation)
+    if choice.pooling is None:
+        raise AdapterError(
+            "has a head, and nothing says what it reads",
+            where=where,
+            found=f"a model whose base is called `{family}`",
+            expected=f"one of {', '.join(f'`{name}`' for name in RECIPES)}",
+            fix="say it with `--pooling first` or `mean`; a head that reads the last token, as decoders have it, "
+            "cannot be expressed, and `--without-head` leaves it out",
+        )
+    return _said(found, choice, where)
+
+
+def _said(found: Sorted, choice: HeadChoice, where: object) -> Recipe:
+    """The recipe that the user gives: the saved layers one after the other."""
+    assert choice.pooling is not None
+    if len(found.saved) == 1:
+        return Recipe(choice.pooling)
+    if len(found.saved) == 2 and choice.activation is not None:
+        first, last = _in_order(found.saved, where)
+        return Recipe(choice.pooling, first, choice.activation, last)
+    raise UsageError(
+        "the head has a dense layer, and nothing says what stands behind it"
+        if len(found.saved) == 2
+        else "the head has too many layers",
+        where=where,
+        found=", ".join(f"`{path}`" for path in found.saved),
+        fix="give `--activation`" if len(found.saved) == 2 else None,
+    )
+
+
+def _in_order(saved: Mapping[str, Mapping[str, np.ndarray]], where: object) -> tuple[str, str]:
+    """The dense layer and the last one: the shapes show it where they are not square."""
+    one, other = saved
+    fits = [
+        (first, last)
+        for first, last in ((one, other), (other, one))
+        if saved[first]["weight"].shape[0] == saved[last]["weight"].shape[-1]
+    ]
+    if len(fits) != 1:
+        raise UsageError("the order of the head's layers cannot be told", where=where, found=f"`{one}` and `{other}`")
+    return fits[0]
+
+
+class _Maker:
+    """Puts the layers of a recipe together."""
+
+    def __init__(self, found: Sorted, options: Options, base: BaseTensor, width: int, where: object) -> None:
+        self._found = found
+        self._options = options
+        self._base = base
+        self._width = width
+        self._where = where
+        self._used: set[str] = set()
+
+    def make(self, task: Task, recipe: Recipe, choice: HeadChoice) -> HeadParts:
+        dense = None if recipe.dense is None else self._layer(recipe.dense)
+        classes = self._layer(recipe.classes or next(iter(self._found.saved)))
+        _refuse([path for path in self._found.saved if path not in self._used], self._where)
+        self._check_shapes(dense, classes)
+        count = len(classes.bias)
+        labels, notes = _labels(count, choice, self._where)
+        if task == "sequence_classification" and count == 1:
+            task = "regression"
+        head = make_head(
+            task,
+            width=self._width,
+            labels=labels if task in LABELLED else (),
+            numbers=count,
+            hidden=None if dense is None else len(dense.bias),
+            options=HeadOptions(
+                pooling="first" if recipe.pooling == TOKENS else recipe.pooling,
+                dense=int(dense is not None),
+                activation=recipe.activation,
+            ),
+        )
+        layers = {"classifier": classes} | ({} if dense is None else {"dense_1": dense})
+        return HeadParts(head, _weights(layers), frozenset(self._used), notes if task in LABELLED else ())
+
+    def _layer(self, path: str) -> Layer:
+        """A layer of the head, or one of the base that the head reads, with what the adapter does to it."""
+        self._used.add(path)
+        saved = self._found.saved.get(path)
+        if saved is None:
+            return self._of_base(path)
+        weight = saved.get("weight")
+        if weight is None or weight.ndim != 2:
+            raise _not_expressible([path], self._where)
+        return Layer(weight, saved.get("bias", np.zeros(len(weight), np.float32)))
+
+    def _of_base(self, path: str) -> Layer:
+        weight, bias = self._base(f"{path}.weight"), self._base(f"{path}.bias")
+        if weight is None or weight.ndim != 2:
+            raise AdapterError(
+                "has a head that reads a layer which neither the adapter nor the base has",
+                where=self._where,
+                found=f"no `{path}.weight`",
+                fix="capture the base with that layer, or save it with the adapter (`modules_to_save` in PEFT)",
+            )
+        bias = self._found.biases.get(path, np.zeros(len(weight)) if bias is None else bias)
+        return self._merged(path, Layer(weight.astype(np.float64), bias.astype(np.float64)))
+
+    def _merged(self, path: str, layer: Layer) -> Layer:
+        """A layer of the head is the adapter's own, so that the update can go into its weights."""
+        tensors = {name: tensor.astype(np.float64) for name, tensor in self._found.adapted.get(path, {}).items()}
+        if "ia3_l" in tensors:
+            vector = tensors["ia3_l"]
+            return Layer(layer.weight * vector, layer.bias if vector.shape[0] == 1 else layer.bias * vector[:, 0])
+        if not tensors:
+            return layer
+        factor = self._options.factor_at(path)
+        update = factor * tensors["lora_B.weight"] @ tensors["lora_A.weight"]
+        return Layer(layer.weight + update, layer.bias + factor * tensors.get("lora_B.bias", np.zeros(len(layer.bias))))
+
+    def _check_shapes(self, dense: Layer | None, classes: Layer) -> None:
+        chain = [layer for layer in (dense, classes) if layer is not None]
+        widths = [self._width, *(len(layer.weight) for layer in chain)]
+        for layer, width in zip(chain, widths, strict=False):
+            if layer.weight.shape[1] != width or layer.bias.shape != (len(layer.weight),):
+                raise TensorError(
+                    "the layers of the head do not go together",
+                    where=self._where,
+                    found=f"a layer {list(layer.weight.shape)} with the bias {list(layer.bias.shape)}",
+                    expected=f"one that reads {width} features",
+                    fix="give the base that the adapter was trained on",
+                )
+
+
+def _refuse(paths: Sequence[str], where: object) -> None:
+    """Refuse what was trained as a whole and is no layer of a head."""
+    if paths:
+        raise _not_expressible(paths, where)
+
+
+def _not_expressible(paths: Sequence[str], where: object) -> AdapterError:
+    return AdapterError(
+        "has modules that were trained as a whole and cannot be expressed",
+        where=where,
+        found=", ".join(f"`{path}`" for path in paths),
+        expected="the layers of a prediction head",
+        fix="train it without them in `modules_to_save`",
+    )
+
+
+def _weights(layers: Mapping[str, Layer]) -> Weights:
+    weights: Weights = {}
+    for name, layer in layers.items():
+        weights[f"{HEAD}.{name}.weight"] = np.ascontiguousarray(layer.weight.T, np.float32)
+        weights[f"{HEAD}.{name}.bias"] = np.ascontiguousarray(layer.bias, np.float32)
+    return weights
+
+
+def _labels(count: int, choice: HeadChoice, where: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the classes, and a note where they are made up."""
+    if choice.labels is not None:
+        if len(choice.labels) != count:
+            raise UsageError(
+                "labels of another number than classes", where=where, found=len(choice.labels), expected=count
+            )
+        return choice.labels, ()
+    if len(choice.known_labels) == count:
+        return choice.known_labels, ()
+    made_up = tuple(f"LABEL_{index}" for index in range(count))
+    return made_up, (f"PEFT saves no names of classes: they are called {', '.join(made_up)}; `--labels` names them",)

@@ -1,0 +1,305 @@
+"""Plain tensors of any framework become an adapter: the names say where they belong, the shapes say how wide it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from adapter_export.dtypes import FLOAT_TYPES, Weights
+from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.heads import HeadOptions, head_graph
+from adapter_export.graph.kinds import BottleneckOptions, Kind, LoraOptions, PhmOptions, kind_named
+from adapter_export.graph.kinds.bottleneck import Scaling
+from adapter_export.graph.ops import Dim
+from adapter_export.graph.tasks import CLASSES, DEFAULT_TASK, LABELLED, Task
+from adapter_export.sites.site import SiteMap
+
+# The options that plain tensors show by their names and shapes; the others are given.
+
+Tensors = Mapping[str, np.ndarray]
+
+_LORA_A = re.compile(r"(?P<stream>(?:.+\.)?)layers\.\d+\.(?P<on>.+)\.lora_A\.weight")
+
+
+def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
+    """The kind of a name with the options that the tensors show and those that are given.
+
+    Shown are, of bottlenecks, biases, norms, gates and what kind of learned scaling there is; of LoRA, the linear
+    layers, their ranks, biases and gates. Nothing shows the activation, a constant scaling, LoRA's alpha.
+
+    Args:
+        tensors: `<site>.down.weight` [d, b] and so on.
+        name: of the kind.
+        given: options by their names, such as `activation="relu"`; they take precedence.
+
+    Raises:
+        UsageError: the kind is not known, has no such option, or one is needed that nothing shows.
+        AdapterError: the tensors are not of this kind, or LoRA's ranks differ where only one may stand.
+    """
+    maker = kind_named(name)
+    names = [key for key in tensors if not key.startswith(f"{HEAD}.")]
+    if isinstance(maker.defaults, BottleneckOptions):
+        _require(name, given, "activation")
+        shown = _shown_by_bottlenecks({key: tensors[key] for key in names}, maker.defaults)
+    elif isinstance(maker.defaults, LoraOptions):
+        shown = _shown_by_lora({key: tensors[key] for key in names})
+        if not set(given.get("on", shown["on"])) <= set(given.get("alphas", {})):
+            _require(name, given, "alpha")
+    else:
+        if hasattr(maker.defaults, "activation"):
+            _require(name, given, "activation")
+        shown = {}
+    return maker.changed(**{**shown, **given})
+
+
+def _require(kind: str, given: Mapping[str, Any], option: str) -> None:
+    if option not in given:
+        raise UsageError(f"nothing in the tensors shows the {option} of `{kind}`", fix=f"give `--{option}`")
+
+
+def _shown_by_bottlenecks(tensors: Tensors, defaults: BottleneckOptions) -> dict[str, Any]:
+    def there(*ends: str) -> bool:
+        return any(name.endswith(ends) for name in tensors)
+
+    shown: dict[str, Any] = {
+        "bias": there(".down.bias", ".up.bias"),
+        "norm_before": there(".norm_before.weight"),
+        "norm_after": there(".norm_after.weight"),
+        "gate": there(".gate.weight"),
+    }
+    if there(".left", ".right"):
+        shown["phm"] = replace(
+            defaults.phm or PhmOptions(),
+            shared_rule=not there(".down.rule", ".up.rule"),
+            shared_weights=any(re.fullmatch(r"shared\..+\.(left|right)", name) for name in tensors),
+        )
+    elif there(".down.weight"):
+        shown["phm"] = None
+    scaling = _learned_scaling(tensors)
+    return shown if scaling is None else {**shown, "scaling": scaling}
+
+
+def _learned_scaling(tensors: Tensors) -> Scaling | None:
+    shapes = {tensor.shape for name, tensor in tensors.items() if name.endswith(".scaling.weight")}
+    if not shapes:
+        return None
+    return "learned" if shapes == {(1,)} else "channel"
+
+
+def _shown_by_lora(tensors: Tensors) -> dict[str, Any]:
+    ranks: dict[str, set[int]] = {}
+    for name, tensor in tensors.items():
+        found = _LORA_A.fullmatch(name)
+        if found and tensor.ndim == 2:
+            ranks.setdefault(found["stream"] + found["on"], set()).add(tensor.shape[1])
+    if not ranks:
+        raise AdapterError(
+            "the tensors hold no LoRA",
+            found=", ".join(list(tensors)[:3]) or "no tensors",
+            expected="`layers.0.attention.query.lora_A.weight` [d_in, r] and `lora_B.weight` [r, d]",
+        )
+    several = {on: sizes for on, sizes in ranks.items() if len(sizes) > 1}
+    if several:
+        raise AdapterError(
+            "LoRA's rank differs by layer, so that one alpha means several factors",
+            found="; ".join(f"`{on}` {sorted(sizes)}" for on, sizes in several.items()),
+            expected="one rank for each name of a linear layer",
+            fix="pad the smaller ones with zeros, and scale `lora_B` to the factor of the larger rank",
+        )
+    return {
+        "on": tuple(ranks),
+        "ranks": {on: rank for on, (rank,) in ranks.items()},
+        "bias": any(name.endswith(".lora_B.bias") for name in tensors),
+        "gate": any(name.endswith(".gate.weight") for name in tensors),
+    }
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An adapter, and what was done to the tensors on the way."""
+
+    adapter: Adapter
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one owner of tensors, a site or the head, must bring."""
+
+    owner: str
+    graph_name: str
+    graph: AdapterGraph
+    widths: dict[str, int]
+    names: Mapping[str, str]
+    """The tensor behind each parameter of the graph."""
+
+
+def pack(
+    tensors: Tensors,
+    kind: Kind,
+    sites: SiteMap,
+    *,
+    name: str,
+    base: str,
+    labels: tuple[str, ...] | None = None,
+    pooling: str = "mean",
+    task: Task | None = None,
+    look: HeadOptions | None = None,
+) -> Packed:
+    """Make an adapter of tensors `<site>.<parameter>`, such as `layers.0.ffn.down.weight` [d, b].
+
+    Args:
+        tensors: the weights of every site of the kind; what all sites share as `shared.<graph>.<parameter>`; and those
+            of a head, `head.classifier.weight` [.., classes] and `head.classifier.bias` [classes], behind
+            `head.dense_1.weight` [d, e1] and so on. An embedding may have `head.projection.weight` [.., width].
+        kind: which graph acts at which sites.
+        sites: the sites of the base.
+        name: what users will call it.
+        base: the fingerprint of the base.
+        labels: the name of each class, in the order of the logits.
+        pooling: what the head reads: the `mean` over the tokens or the `first` token.
+        task: what the head is for; `sequence_classification` if there are tensors of a head and nothing is said.
+        look: what else the tensors do not show, in the place of `pooling`: the activation of dense layers,
+            `l2_normalise`.
+
+    Raises:
+        AdapterError: the base has no site at which the kind acts, or widths contradict each other.
+        UsageError: labels without a head, or a head without labels.
+        TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
+    """
+    head = _head(tensors, sites.width, labels, task, look or HeadOptions(pooling))
+    parts = list(_site_parts(tensors, kind, sites))
+    if head is not None:
+        parts.append(_Part(HEAD, HEAD, head.graph, dict(head.widths), _head_names(head.graph)))
+    _check(tensors, parts)
+    weights = _as_float32(tensors)
+    at_sites = [part for part in parts if part.owner != HEAD]
+    placements = {part.owner: Placement(part.graph_name, part.widths) for part in at_sites}
+    graphs = {part.graph_name: part.graph for part in at_sites}
+    adapter = Adapter(name, kind.name, base, graphs, placements, weights, head)
+    return Packed(adapter, tuple(_notes(tensors)))
+
+
+def _head(
+    tensors: Tensors, width: int, labels: tuple[str, ...] | None, task: Task | None, look: HeadOptions
+) -> Head | None:
+    """The head whose dense layers and projection the tensors show."""
+    present = any(name.startswith(f"{HEAD}.") for name in tensors)
+    wanted = task or DEFAULT_TASK
+    if (present or task) and labels is None and wanted in LABELLED:
+        raise UsageError(
+            "the head has classes, and they have no names",
+            fix="give `--labels` in the order of the logits, or the `--task` of a head without classes",
+        )
+    if labels is not None and (wanted not in LABELLED or not present):
+        raise UsageError(
+            f"labels are given, and {'the tensors hold no head' if not present else f'`{wanted}` has no classes'}",
+            expected=f"`{HEAD}.classifier.weight` [{width}, {len(labels)}] and `{HEAD}.classifier.bias`",
+            fix="add the head's tensors, or leave out `--labels`",
+        )
+    if not present and task is None:
+        return None
+    dense = sum(re.fullmatch(rf"{HEAD}\.dense_\d+\.weight", name) is not None for name in tensors)
+    projection = f"{HEAD}.projection.weight" in tensors
+    graph = head_graph(wanted, replace(look, dense=dense, projection=projection))
+    known = {"d": width} | ({} if labels is None else {CLASSES: len(labels)})
+    bound = _bind(tensors, _head_names(graph), graph, known)
+    return Head(graph, {name: bound[name] for name in graph.symbols() if name in bound}, labels or (), wanted)
+
+
+def _head_names(graph: AdapterGraph) -> dict[str, str]:
+    return {name: f"{HEAD}.{name}" for name in graph.parameters}
+
+
+def _site_parts(tensors: Tensors, kind: Kind, sites: SiteMap) -> Iterator[_Part]:
+    for site, part in kind.placed(sites):
+        names = part.tensor_names(site.name)
+        bound = _bind(tensors, names, part.graph, {"d": site.width, "d_in": site.width_in})
+        widths = {symbol: bound[symbol] for symbol in part.graph.symbols() if symbol in bound}
+        yield _Part(site.name, part.graph_name, part.graph, widths, names)
+
+
+def _bind(tensors: Tensors, names: Mapping[str, str], graph: AdapterGraph, known: Mapping[str, int]) -> dict[str, int]:
+    """A number for each symbol that the shapes of a part's tensors show, its own before those that all sites share."""
+    bound = dict(known)
+    for parameter in sorted(graph.parameters, key=graph.shared.__contains__):
+        symbols, tensor = graph.parameters[parameter], tensors.get(names[parameter])
+        if tensor is None or tensor.ndim != len(symbols):
+            continue
+        straight = _agrees(tensor.shape, symbols, bound)
+        shape = tensor.shape if straight or not _agrees(tensor.shape[::-1], symbols, bound) else tensor.shape[::-1]
+        for symbol, number in zip(symbols, shape, strict=True):
+            if isinstance(symbol, str):
+                bound.setdefault(symbol, number)
+    return bound
+
+
+def _agrees(shape: tuple[int, ...], symbols: tuple[Dim, ...], bound: Mapping[str, int]) -> bool:
+    wanted = (bound.get(symbol) if isinstance(symbol, str) else symbol for symbol in symbols)
+    return all(want in (None, number) for want, number in zip(wanted, shape, strict=True))
+
+
+def _check(tensors: Tensors, parts: list[_Part]) -> None:
+    expected = {tensor: (part, name) for part in parts for name, tensor in part.names.items()}
+    faults = list(dict.fromkeys(_missing(tensors, parts)))
+    faults += [f"`{name}` {_why_left_over(name, list(expected))}" for name in tensors if name not in expected]
+    for name, (part, parameter) in expected.items():
+        if name in tensors:
+            faults += [f"`{name}` {fault}" for fault in _faults(tensors[name], part, parameter)]
+    if faults:
+        raise TensorError(
+            f"{len(faults)} of the tensors {'does' if len(faults) == 1 else 'do'} not fit",
+            found="; ".join(faults),
+            fix="run `adapter-export sites MODEL` for the names of the sites, and write the tensors again",
+        )
+
+
+def _missing(tensors: Tensors, parts: list[_Part]) -> Iterator[str]:
+    for part in parts:
+        own = {name: tensor for name, tensor in part.names.items() if tensor.startswith(f"{part.owner}.")}
+        absent = [tensor for tensor in part.names.values() if tensor not in tensors]
+        if len(own) > 1 and not any(tensor in tensors for tensor in own.values()):
+            yield f"every tensor of `{part.owner}` is missing ({', '.join(own)})"
+            absent = [tensor for tensor in absent if tensor not in own.values()]
+        yield from (f"`{tensor}` is missing" for tensor in absent)
+
+
+def _why_left_over(name: str, expected: list[str]) -> str:
+    near = get_close_matches(name, expected, n=1, cutoff=0.8)
+    return f"has no place{f', perhaps it is `{near[0]}`' if near else ''}"
+
+
+def _faults(tensor: np.ndarray, part: _Part, parameter: str) -> Iterator[str]:
+    if tensor.dtype.name not in FLOAT_TYPES:
+        yield f"is {tensor.dtype}, not one of {', '.join(FLOAT_TYPES)}"
+        return
+    symbols = part.graph.parameters[parameter]
+    if 0 in tensor.shape:
+        yield f"has an empty shape {list(tensor.shape)}"
+    elif tensor.ndim != len(symbols) or not _agrees(tensor.shape, symbols, part.widths):
+        wanted = [part.widths.get(str(symbol), symbol) for symbol in symbols]
+        transposed = tensor.ndim == len(symbols) == 2 and _agrees(tensor.shape[::-1], symbols, part.widths)
+        hint = "; it looks transposed: weights are stored [in, out]" if transposed else ""
+        yield f"has shape {list(tensor.shape)}, not {wanted}{hint}"
+    with np.errstate(over="ignore"):
+        unfit = int(np.count_nonzero(~np.isfinite(tensor.astype(np.float32))))
+    if unfit:
+        yield f"holds {unfit} NaN, Inf or numbers beyond float32"
+
+
+def _as_float32(tensors: Tensors) -> Weights:
+    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+
+
+def _notes(tensors: Tensors) -> Iterator[str]:
+    for dtype in sorted({tensor.dtype.name for tensor in tensors.values()} - {"float32"}):
+        count = sum(tensor.dtype.name == dtype for tensor in tensors.values())
+        rounding = "each number rounded once" if dtype == "float64" else "without loss"
+        yield f"{count} tensors are {dtype} and were converted to float32, {rounding}"

@@ -1,0 +1,202 @@
+"""How far two correct floating-point computations of one output may lie apart, and why.
+
+Every product, norm and activation rounds its result, and a dot product also rounds while it adds up its terms. These
+errors have random signs, so they add up in quadrature: over the terms of a sum, and over the products that follow each
+other. With eps the distance from 1 to the next number, of the type that values are stored or added up in:
+
+    allowed = scale·√depth·(ROUNDING·eps(stored) + ACCUMULATION·√inner·eps(added))
+
+ACCUMULATION has a value in theory. Add n terms of equal variance one by one: the partial sum after k of them grows as
+√k, each is rounded by up to eps/2 of itself (variance eps²/12), and the n roundings leave an error whose standard
+deviation is eps·√(n/24), 0.204·√n·eps, times that of the sum. Kernels that add in blocks do better; the most extreme
+element of a large output does somewhat worse. ROUNDING is what a product and the activation behind it need without any
+sum: torch's and onnxruntime's float32 activations alone are off by up to 2.3·eps.
+
+Both were then calibrated against float64 by `benchmarks/calibrate_budget.py`: single activations, adapters (gated ones
+and Kronecker products as well), mixtures by attention, heads and stacks of up to 24 adapters with random weights,
+widths 32 to 4096, 12 networks of each, in NumPy, torch and onnxruntime. With ROUNDING 3, the worst of them would have
+needed ACCUMULATION 0.247; it is 0.28. Trained bases use less: MiniLM with a random adapter at every site a quarter of
+its budget. What is wrong rather than rounded stands out: MiniLM's budget is about 1e-5 of the scale, so a scaling of
+1.001 in the place of 1 fails.
+
+How far errors of that size move an output is measured, too, by `amplification`: where the reference itself moves by
+more than the formula says, that counts, up to `MOST_AMPLIFIED` of the scale. With some forty adapters (weights of std
+0.2, on random and on trained bases, sharp mixtures among them) ONNX Runtime and torch lay apart by 0.05 to 0.46 of
+what the reference moved, whether that was half of the formula or eighty times as much. On MiniLM with trained adapters
+it moves by less than half of the formula, which so is what counts.
+
+A base that rounds its activations more coarsely than float32 has a larger eps(stored). That of 8 bits is one step of
+255 over a range of at most twice the largest value, 2/255. There a difference in the last float32 bit now and then
+moves a value by a whole step, which moves others behind it: two correct computations end up as far apart as two
+independent roundings. Measured on MiniLM in dynamic int8 with adapters of std 0 to 0.2, ONNX Runtime unoptimised
+against optimised: at most 0.6 of this budget, which is about a fifth of the scale. What is wrong within it shows at the
+sites, which are each compared in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapter_export.dtypes import FLOAT_TYPES, ROUNDING_STEPS, Stored
+from adapter_export.errors import UsageError
+from adapter_export.graph.graph import AdapterGraph, Node, resolve
+from adapter_export.graph.ops import Dim
+from adapter_export.sites.view import FlowGraph, FlowNode
+
+# How much a base multiplies: the two numbers that decide how far rounding errors can grow in it.
+
+_PRODUCTS_IN_ATTENTION = 2
+"""Queries with keys, and the weights so found with the values."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The products of a base.
+
+    Attributes:
+        inner: the length of the longest dot product, as far as it is known.
+        depth: the largest number of products that follow each other, at least 1.
+    """
+
+    inner: int
+    depth: int
+
+
+def extent(flow: FlowGraph) -> Extent:
+    """Count the products on the longest way through a base, and the terms of the longest of them."""
+    depths: dict[str, int] = {}
+    for node in flow.nodes:
+        depth = max((depths.get(name, 0) for name in node.inputs), default=0) + _products(node)
+        depths.update(dict.fromkeys(node.outputs, depth))
+    widths = [flow.width(node.inputs[0]) or 1 for node in flow.nodes if node.multiplies and node.inputs]
+    return Extent(max(widths, default=1), max(depths.values(), default=1) or 1)
+
+
+def _products(node: FlowNode) -> int:
+    """Those of one node, one after the other; a fused attention may hold the projections in front of it as well."""
+    return _PRODUCTS_IN_ATTENTION + node.weighted if node.kind == "attention" else int(node.multiplies)
+
+
+ROUNDING = 3.0
+ACCUMULATION = 0.28
+
+MOST_AMPLIFIED = 1e-3
+"""The largest part of the scale that measured errors count for: where more is moved, float32 does not decide."""
+
+_ADDED_IN = {"float16": "float32", "float32": "float32", "float64": "float64"}
+"""The type in which kernels add up products of a stored type."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An allowed deviation.
+
+    Attributes:
+        absolute: by how much an element may differ.
+        reason: where the number comes from, one sentence.
+    """
+
+    absolute: float
+    reason: str
+
+
+EXACT = Budget(0.0, "integers are compared exactly")
+
+
+def product_error(dtype: str, *, inner: int, rounded_to: Stored = "float32") -> float:
+    """The error of one product and the activation behind it, relative to its largest result; takes what `budget` does.
+
+    Raises:
+        UsageError: no such type.
+    """
+    if dtype not in FLOAT_TYPES:
+        raise UsageError("no budget for this type", found=f"`{dtype}`", expected=", ".join(FLOAT_TYPES))
+    step = max(FLOAT_TYPES[dtype].epsilon, ROUNDING_STEPS[rounded_to])
+    return ROUNDING * step + ACCUMULATION * math.sqrt(inner) * FLOAT_TYPES[_ADDED_IN[dtype]].epsilon
+
+
+def budget(
+    dtype: str, *, inner: int, depth: int, scale: float, rounded_to: Stored = "float32", moved: float = 0.0
+) -> Budget:
+    """The deviation to allow between two computations of an output.
+
+    Args:
+        dtype: NumPy's name of the type that values are stored in.
+        inner: the length of the longest dot product: the widest layer.
+        depth: how many products follow each other on the way to the output, at least 1.
+        scale: the largest absolute value of the reference output over all cases of a check. Rounding errors follow
+            the terms of a sum, so an element, or a whole case, that happens to be small is no more exact than its
+            neighbours. The largest and not the root mean square, because the worst of all deviations is held against
+            it, and both grow alike with the number of elements. Where values on the way are far larger than the
+            output (a saturated tanh), theirs.
+        rounded_to: the coarsest type that values have on the way to the output, where that is coarser than `dtype`.
+        moved: how far errors of `product_error` move the output, where `amplification` has measured it.
+
+    Raises:
+        UsageError: no such type, or a number out of range.
+    """
+    if inner < 1 or depth < 1 or not 0 <= scale < math.inf:
+        found = f"inner {inner}, depth {depth}, scale {scale}"
+        raise UsageError("no budget for these numbers", found=found, expected="inner and depth ≥ 1, scale ≥ 0, finite")
+    per_product = product_error(dtype, inner=inner, rounded_to=rounded_to)
+    stored, added = FLOAT_TYPES[dtype], FLOAT_TYPES[_ADDED_IN[dtype]]
+    _, name = max((stored.epsilon, stored.name), (ROUNDING_STEPS[rounded_to], rounded_to))
+    absolute = scale * math.sqrt(depth) * per_product
+    reason = (
+        f"{absolute:.1e} = scale {scale:.3g} · √{depth} products"
+        f" · ({ROUNDING:g} roundings in {name} + {ACCUMULATION:g}·√{inner} terms added in {added.name})"
+    )
+    amplified = min(moved, MOST_AMPLIFIED * scale)
+    if amplified <= absolute:
+        return Budget(absolute, reason)
+    limit = "" if amplified == moved else f", of which {MOST_AMPLIFIED:g} of the scale {scale:.3g} counts"
+    measured = f"{amplified:.1e}: errors of {per_product:.1e} at its sites move the reference by {moved:.1e}{limit}"
+    return Budget(amplified, f"{measured}; without that {reason}")
+
+
+def graph_budget(
+    dtype: str, graph: AdapterGraph, widths: Mapping[str, int], *, scale: float, tokens: int = 1
+) -> Budget:
+    """The budget of an adapter graph's result, every product and norm of the graph counted.
+
+    Args:
+        dtype: the type that values are stored in.
+        graph: the graph.
+        widths: a number for each of its symbols.
+        scale: the largest absolute value of the reference result, or what `evaluate.rounding_scale` gives.
+        tokens: how many a pooling or a gate adds up.
+    """
+    sums = [terms for node in graph.nodes for terms in _sums(graph, node, widths, tokens)]
+    return budget(dtype, inner=max(sums, default=1), depth=max(len(sums), 1), scale=scale)
+
+
+def _sums(graph: AdapterGraph, node: Node, widths: Mapping[str, int], tokens: int) -> tuple[int, ...]:
+    """The number of terms of each sum that a node takes, one after the other."""
+    if node.op in _OVER_TOKENS:
+        return (tokens,)
+    if node.op == "softmax_mix":
+        return (len(node.inputs) // 2,) * 2
+    dims = graph.dimensions(node) if node.op in _SUMS else {}
+    return tuple(_number(dims[name], widths) for name in _SUMS.get(node.op, ()))
+
+
+def _number(dim: Dim, widths: Mapping[str, int]) -> int:
+    """A width of which no parameter is, which needs no number elsewhere, counts as the widest that is known."""
+    if isinstance(dim, str) and dim not in widths:
+        return max(widths.values(), default=1)
+    return resolve(dim, widths)
+
+
+_OVER_TOKENS = frozenset({"mean_pool", "gate"})
+_SUMS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("in",),
+    "phm_linear": ("k", "n", "in"),
+    "layer_norm": ("in",),
+    "rms_norm": ("in",),
+    "l2_normalise": ("in",),
+    "dot": ("in",),
+    "mix": ("values",),
+}
+"""The dimensions over which each op adds up, one after the other."""

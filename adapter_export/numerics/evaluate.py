@@ -1,0 +1,149 @@
+"""Whole graphs in float64: their values and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.dtypes import Array
+from adapter_export.errors import AdapterError
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.graph import AdapterGraph, Node, interpret
+from adapter_export.graph.numpy_lowering.backward import BACKWARD
+from adapter_export.graph.numpy_lowering.forward import LOWERINGS, shares_of
+from adapter_export.numerics.fit import borrowed, bound_to
+from adapter_export.sites.site import Norm
+
+Named = dict[str, Array]
+
+
+def evaluate(
+    graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
+) -> Array:
+    """The result of a graph, in float64.
+
+    Args:
+        graph: the graph.
+        inputs: the values that it reads, such as `h` [batch, tokens, d]; more may be there.
+        parameters: its tensors by the graph's names.
+    """
+    return _values(graph, inputs, parameters)[graph.result]
+
+
+def rounding_scale(
+    graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
+) -> float:
+    """The scale to which the rounding errors of a graph's result are relative: `scale` of `graph_budget`.
+
+    That is the largest absolute value of the result, or of what the errors of a `softmax_mix` are relative to.
+    """
+    values = _values(graph, inputs, parameters)
+    mixes = [_scale_of_mix(node, values) for node in graph.nodes if node.op == "softmax_mix"]
+    return max([_largest(values[graph.result]), *mixes])
+
+
+def _scale_of_mix(node: Node, values: Named) -> float:
+    """An error δ of score i moves Σ p·v by pᵢ·(vᵢ − Σ p·v)·δ/temperature, and δ is relative to the largest score."""
+    count, temperature = len(node.inputs) // 2, node.attributes["temperature"]
+    scores, mixed = (tuple(values[name] for name in names) for names in (node.inputs[:count], node.inputs[count:]))
+    shares = shares_of(scores, temperature)
+    moved = sum(share * np.abs(value - values[node.output]) for share, value in zip(shares, mixed, strict=True))
+    return max(map(_largest, scores)) / temperature * _largest(moved)
+
+
+def _largest(array: Array) -> float:
+    """Of the finite elements: whatever else there is, a comparison sees."""
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0))
+
+
+def gradients(
+    graph: AdapterGraph,
+    inputs: Mapping[str, npt.ArrayLike],
+    parameters: Mapping[str, npt.ArrayLike],
+    gradient: npt.ArrayLike,
+) -> tuple[Named, Named]:
+    """The gradients of Σ gradient·result, in float64, by going through the graph backwards.
+
+    Args:
+        graph: the graph.
+        inputs: the values that it reads.
+        parameters: its tensors.
+        gradient: the gradient of the result, of its shape.
+
+    Returns:
+        The gradient of each value that the graph reads, and of each parameter, by name.
+    """
+    values = _values(graph, inputs, parameters)
+    of_values = {name: np.zeros_like(value) for name, value in values.items()}
+    of_parameters = {name: np.zeros_like(value) for name, value in _float64(parameters).items()}
+    of_values[graph.result] += np.asarray(gradient, np.float64)
+    for node in reversed(graph.nodes):
+        read = tuple(values[name] for name in node.inputs)
+        owned = {role: np.asarray(parameters[name], np.float64) for role, name in node.parameters.items()}
+        of_read, of_owned = BACKWARD[node.op](node, read, owned, of_values[node.output])
+        for name, part in zip(node.inputs, of_read, strict=True):
+            of_values[name] += part
+        for role, part in of_owned.items():
+            of_parameters[node.parameters[role]] += part
+    return {name: of_values[name] for name in graph.inputs}, of_parameters
+
+
+def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None = None) -> Array:
+    """What an adapter puts in the place of `u`, `h` or `y` at a site, in float64.
+
+    Args:
+        adapter: the adapter.
+        site: a site at which it acts.
+        values: the site values that its graph reads, [batch, tokens, width]; where the graph applies the base's norm,
+            the norm's tensors as well, by their names in `BORROWED`.
+        norm: the norm before the site's `y`, if there is one.
+
+    Raises:
+        AdapterError: the adapter does not act at this site.
+        GraphError: its graph applies the base's norm, which could not be read.
+    """
+    return evaluate(*_at_site(adapter, site, values, norm))
+
+
+def site_scale(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None = None) -> float:
+    """The `rounding_scale` of what an adapter puts in place at a site; takes and raises what `evaluate_site` does."""
+    return rounding_scale(*_at_site(adapter, site, values, norm))
+
+
+def _at_site(
+    adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None
+) -> tuple[AdapterGraph, Mapping[str, npt.ArrayLike], Mapping[str, npt.ArrayLike]]:
+    """The bound graph, what it reads, and its parameters with the base's."""
+    placement = adapter.placements.get(site)
+    if placement is None:
+        known = ", ".join(adapter.placements) or "none"
+        raise AdapterError("does not act here", where=f"adapter `{adapter.name}`", found=f"`{site}`", expected=known)
+    graph = bound_to(adapter.graphs[placement.graph], norm)
+    width = placement.widths.get("d") or np.shape(values[graph.inputs[0]])[-1]
+    return graph, values, {**adapter.parameters(site), **borrowed(graph, values, width)}
+
+
+def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) -> Array:
+    """The result of an adapter's head, of the shape that its task gives it, in float64.
+
+    Args:
+        adapter: the adapter.
+        hidden: the final hidden state [batch, tokens, d].
+        mask: the attention mask [batch, tokens], 1 for real tokens and 0 for padding.
+
+    Raises:
+        AdapterError: the adapter has no head.
+    """
+    if adapter.head is None:
+        raise AdapterError("has no head", where=f"adapter `{adapter.name}`")
+    return evaluate(adapter.head.graph, {"hidden": hidden, "mask": mask}, adapter.parameters(HEAD))
+
+
+def _values(graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]) -> Named:
+    return interpret(graph, LOWERINGS, _float64(inputs), _float64(parameters))
+
+
+def _float64(arrays: Mapping[str, npt.ArrayLike]) -> Named:
+    return {name: np.asarray(array, np.float64) for name, array in arrays.items()}

@@ -1,0 +1,141 @@
+"""Whether adapters can act in a base: its sites have the values that they read and replace, of their widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.dtypes import Array
+from adapter_export.errors import AdapterError, GraphError
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.bind import BASE_NORM, BORROWED_BIAS, BORROWED_WEIGHT, bind_base_norm, needs_base_norm
+from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
+from adapter_export.sites.site import SUBLAYERS, Norm, Site, SiteMap
+
+# Adapter graphs bound to a site of a base: its norm in the place of `base_norm`.
+
+BORROWED = (BORROWED_WEIGHT, BORROWED_BIAS)
+"""The parameters of bound graphs that are the base's."""
+
+
+def bound_to(graph: AdapterGraph, norm: Norm | None) -> AdapterGraph:
+    """The graph as it is computed at a site.
+
+    Args:
+        graph: a site's graph.
+        norm: the norm before the site's `y`, if there is one.
+
+    Raises:
+        GraphError: the graph needs the norm, and it could not be read.
+    """
+    if norm is None:
+        return bind_base_norm(graph, None)
+    return bind_base_norm(graph, norm.kind, norm.epsilon, bias=norm.bias is not None)
+
+
+def borrowed(graph: AdapterGraph, values: Mapping[str, npt.ArrayLike], width: int) -> dict[str, Array]:
+    """The base's tensors [d] for a bound graph, in float64; a norm without a weight has ones.
+
+    Args:
+        graph: a bound graph.
+        values: the tensors that the base has, by their names in `BORROWED`; more may be there.
+        width: the site's `d`.
+    """
+    return {
+        name: np.asarray(values.get(name, np.ones(width)), np.float64) for name in BORROWED if name in graph.parameters
+    }
+
+
+_TAKES_TOKENS_TOGETHER = frozenset({"gate"})
+"""The ops of sites that compute with all tokens of a text at once."""
+
+
+def check_fit(adapters: Sequence[Adapter], sites: SiteMap) -> None:
+    """Hold adapters against the sites of a base.
+
+    Raises:
+        AdapterError: adapters act where the base has no site, read or replace what a site does not have, or are of
+            other widths; all of it is listed.
+    """
+    known = {site.name: site for site in sites}
+    faults = [fault for adapter in adapters for fault in _misfits(adapter, known, sites.width)]
+    if faults:
+        raise AdapterError(
+            "adapters do not fit the base",
+            found="; ".join(faults),
+            expected=f"sites {_listed([site.name for site in sites.sublayers])} of width {sites.width}",
+            fix="give the base that they were trained on; `adapter-export sites` lists what a base has",
+        )
+
+
+def site_widths(site: Site) -> dict[str, int]:
+    """The symbols of an adapter graph that a site fixes."""
+    return {"d": site.width, "d_in": site.width_in}
+
+
+def _misfits(adapter: Adapter, sites: Mapping[str, Site], width: int) -> Iterator[str]:
+    for owner, graph, found in adapter.parts():
+        site = sites.get(owner)
+        if site is None and owner != HEAD:
+            yield f"`{adapter.name}` acts at `{owner}`, which the base does not have"
+            continue
+        fixed = {"d": width} if site is None else site_widths(site)
+        for symbol in sorted(fixed.keys() & found.keys()):
+            if found[symbol] != fixed[symbol]:
+                yield f"`{adapter.name}` has `{symbol}` = {found[symbol]} at `{owner}`, the base {fixed[symbol]}"
+        if site is not None:
+            yield from (f"`{adapter.name}` {fault} `{owner}`" for fault in _missing(graph, site))
+            yield from (f"`{adapter.name}` at `{owner}`: {fault}" for fault in _broken(graph, {**fixed, **found}))
+
+
+def _broken(graph: AdapterGraph, widths: Mapping[str, int]) -> Iterator[str]:
+    """What the ops of a graph ask of the widths, those of the base among them."""
+    try:
+        graph.check_widths(widths)
+    except GraphError as error:
+        yield str(error)
+
+
+def _missing(graph: AdapterGraph, site: Site) -> Iterator[str]:
+    """What a graph needs and a site does not have."""
+    there = {"u": site.u, "x": site.x, "h": site.h, "y": site.y}
+    for name in dict.fromkeys((*graph.inputs, graph.replaces)):
+        if there[name] is None:
+            yield f"{'reads' if name in graph.inputs else 'replaces'} `{name}`, which is not there at"
+    if site.role == "part" and graph.replaces == "u":
+        yield "replaces `u`, which the parts of a fused layer read in common, at"
+    if needs_base_norm(graph):
+        if site.role not in SUBLAYERS:
+            yield f"applies the base's norm (`{BASE_NORM}`), which is not there at"
+        elif site.norm is not None and site.norm.kind == "unknown":
+            yield f"applies the base's norm (`{BASE_NORM}`), which could not be read at"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [f"`{name}`" for name in names]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "…", *shown[-2:]])
+
+
+def check_tokens(graph: AdapterGraph, site: Site, rank: int | None) -> None:
+    """Refuse a graph that takes the tokens of a text together where the base has those of all texts, or turned ones.
+
+    Args:
+        graph: what acts.
+        site: where it acts.
+        rank: the number of axes of what is replaced there, if known.
+
+    Raises:
+        AdapterError: it does so.
+    """
+    mixing = sorted({node.op for node in graph.nodes} & _TAKES_TOKENS_TOGETHER)
+    if mixing and (site.turned or rank != len(SITE_VALUES["h"])):
+        raise AdapterError(
+            "a graph takes the tokens of a text together, and the base has "
+            + ("tokens before batch there" if site.turned else "those of all texts in one row there"),
+            where=f"site `{site.name}`",
+            found=", ".join(f"`{op}`" for op in mixing),
+            expected="values [batch, tokens, width]",
+            fix="export the base in another way, or choose an adapter without that",
+        )

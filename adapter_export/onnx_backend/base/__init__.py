@@ -1,0 +1,1 @@
+"""ONNX bases: opened without reading their weights, checked, converted."""

@@ -1,0 +1,262 @@
+"""External data: where the large weights of an ONNX model lie, checked before they are read, copied without memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from adapter_export.errors import BaseModelError
+from adapter_export.format.files import sha256_of_part
+
+
+def settle_external_data(model: ir.Model, path: Path) -> Path:
+    """Hold every external tensor against the file that it names, then let it name that file without links.
+
+    A model cache keeps a model and its data as links into one folder, which ONNX Runtime does not follow.
+
+    Returns:
+        The folder to which the tensors' locations are relative from now on.
+
+    Raises:
+        BaseModelError: a file is missing, lies outside of the model's folder, or is too short.
+    """
+    values = list(_external_values(model))
+    files = {}
+    for _, tensor in values:
+        _check(tensor, path)
+        files[tensor.location] = (path.parent / tensor.location).resolve()
+    folder = _folder(path, files)
+    for value, tensor in values:
+        location = files[tensor.location].relative_to(folder).as_posix()
+        value.const_value = relocated(tensor, location, folder)
+    return folder
+
+
+def _check(tensor: ir.ExternalTensor, path: Path) -> None:
+    file = path.parent / tensor.location
+    if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(path.parent)):  # noqa: PTH100 `resolve` follows links
+        raise _outside(path, tensor.location)
+    if not file.is_file():
+        raise BaseModelError(
+            "is missing, and the model keeps weights in it",
+            where=file,
+            found="no such file",
+            expected=f"the data of `{tensor.name}`",
+            fix=f"put it beside `{path.name}`",
+        )
+    needed = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes)
+    if file.stat().st_size < needed:
+        raise BaseModelError(
+            "is truncated",
+            where=file,
+            found=f"{file.stat().st_size} bytes",
+            expected=f"at least {needed}, for `{tensor.name}`",
+            fix="copy it again as a whole",
+        )
+
+
+def _folder(path: Path, files: Mapping[str | os.PathLike[str], Path]) -> Path:
+    """The folder of the model, or of the file that the model is a link to, in which all data lie."""
+    candidates = (path.parent.resolve(), path.resolve().parent)
+    for folder in candidates:
+        if all(file.is_relative_to(folder) for file in files.values()):
+            return folder
+    raise _outside(path, next(name for name, file in files.items() if not file.is_relative_to(candidates[0])))
+
+
+def _outside(model: Path, location: str | os.PathLike[str]) -> BaseModelError:
+    return BaseModelError(
+        "keeps weights outside of its folder",
+        where=model,
+        found=f"`{location}`",
+        expected="files in the folder of the model",
+        fix="save the model and its weights into one folder",
+    )
+
+
+def external_files(model: ir.Model, folder: Path) -> set[Path]:
+    """The files with the external data of a settled model, whose locations are relative to `folder`."""
+    return {(folder / tensor.location).resolve() for _, tensor in _external_values(model)}
+
+
+def _external_values(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value, value.const_value
+
+
+def tensor_bytes(tensor: ir.TensorProtocol) -> bytes:
+    """The raw little-endian bytes of a tensor."""
+    return readable(tensor).tobytes()
+
+
+def sha256_of_tensor(tensor: ir.TensorProtocol) -> str:
+    """The sha256 of `tensor_bytes`, in lower-case hexadecimal, without holding external data in memory.
+
+    Raises:
+        FileError: the file with the data cannot be read.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+    return sha256_of_part(Path(tensor.path), tensor.offset or 0, tensor.nbytes)
+
+
+def readable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A view of a checked tensor that reads its file.
+
+    onnx-ir itself refuses files with several hard links, such as package installers make.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return relocated(tensor, os.path.abspath(tensor.path), "")  # noqa: PTH100
+
+
+def relocated(tensor: ir.ExternalTensor, location: str, folder: Path | str) -> ir.ExternalTensor:
+    """The same tensor, found by another path."""
+    return ir.ExternalTensor(
+        location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        base_dir=folder,
+    )
+
+
+# A model and its weights on disk: one file for all large weights, linked or written tensor by tensor.
+
+WEIGHTS_FILE = "base.bin"
+
+_RUNTIME_DOMAIN = "com.microsoft"
+
+_EMBEDDED_BYTES = 1024
+"""Smaller tensors stay in the graph's own file."""
+
+_LARGE_BYTES = 2**30
+
+_LEAST_USED = 0.9
+"""The least part of a file that a graph must use for the file to be linked as a whole."""
+
+
+def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> None:
+    """Write a graph, and the weights of its base beside it in `base.bin`; the slots stay in the graph's file.
+
+    Where the weights lie in one file on the same file system, `base.bin` is one more name of that file (a hard link).
+    Otherwise they are streamed: not the whole base is in memory at any time. The model refers to `base.bin` afterwards.
+
+    Args:
+        model: the graph.
+        path: where its file goes.
+        copy_weights: write a file of our own in any case.
+
+    Raises:
+        BaseModelError: the graph breaks a rule of ONNX.
+        OSError: the operating system refused a write.
+    """
+    overridable = {value.name for value in model.graph.inputs}
+    values = [
+        value
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None and value.name not in overridable
+    ]
+    large = [value for value in values if _is_large(value)]
+    used = sum(value.const_value.nbytes for value in values if isinstance(value.const_value, ir.ExternalTensor))
+    if copy_weights or not _link(large, used, path.with_name(WEIGHTS_FILE)):
+        _stream(large, path.parent)
+    for value in values:
+        if value not in large and isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _embedded(value.const_value)
+    ir.save(model, path)
+    _weights_check(path)
+
+
+def is_large(model: ir.Model) -> bool:
+    """Whether the weights of a model take a gigabyte or more, so that each run of it takes seconds."""
+    return weight_bytes(model) >= _LARGE_BYTES
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """How many bytes the weights of a model take."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _link(values: Sequence[ir.Value], used: int, target: Path) -> bool:
+    """Give the file that holds the values one more name; false where that cannot be, or most of it is not used."""
+    tensors = [value.const_value for value in values]
+    external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    files = {Path(tensor.path).resolve() for tensor in external}
+    if len(external) < len(tensors) or len(files) != 1:
+        return False
+    file = files.pop()
+    if used < _LEAST_USED * file.stat().st_size:
+        return False
+    try:
+        os.link(file, target)
+    except OSError:  # another file system, one without hard links, or a file that is not the user's
+        return False
+    for value, tensor in zip(values, external, strict=True):
+        value.const_value = relocated(tensor, WEIGHTS_FILE, target.parent)
+    return True
+
+
+def _stream(values: Sequence[ir.Value], folder: Path) -> None:
+    tensors = [readable(value.const_value) for value in values if value.const_value is not None]
+    written = ir.external_data.convert_tensors_to_external(tensors, folder, WEIGHTS_FILE)
+    for value, tensor in zip(values, written, strict=True):
+        value.const_value = tensor
+
+
+def _is_large(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > _EMBEDDED_BYTES
+
+
+def _embedded(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.Tensor(np.array(readable(tensor).numpy()), dtype=tensor.dtype, name=tensor.name)
+
+
+def _weights_check(path: Path) -> None:
+    try:
+        with _checkable(path) as file:
+            onnx.checker.check_model(str(file))
+    except onnx.checker.ValidationError as error:
+        raise BaseModelError(
+            "breaks a rule of ONNX",
+            where=path.name,
+            found=str(error).partition("\n")[0],
+            fix="check the base with `onnx.checker`; if it passes, report this",
+        ) from error
+
+
+@contextmanager
+def _checkable(path: Path) -> Iterator[Path]:
+    """For a while, a copy of the graph in which every operator stands in the domain that it belongs to.
+
+    ONNX Runtime has operators of its own in the standard domain (`SimplifiedLayerNormalization`), and tools write them.
+    Beside it lies a file of the size of the weights: the checker refuses files with several hard links.
+    """
+    model = onnx.load(path, load_external_data=False)
+    own = [node for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)]
+    for node in own:
+        node.domain = _RUNTIME_DOMAIN
+    if own and all(known.domain != _RUNTIME_DOMAIN for known in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(_RUNTIME_DOMAIN, 1))
+    weights = path.with_name(WEIGHTS_FILE)
+    with TemporaryDirectory(prefix=".check-", dir=path.parent) as folder:
+        if weights.exists():
+            with (Path(folder) / WEIGHTS_FILE).open("wb") as hole:
+                hole.truncate(weights.stat().st_size)
+        onnx.save(model, Path(folder) / path.name)
+        yield Path(folder) / path.name

@@ -1,0 +1,1 @@
+"""Surgery on a copy of a base: slots, banks, inner values."""

@@ -1,0 +1,440 @@
+"""A bank: all adapters of a build in one graph, so that each row of a batch runs through its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.dtypes import Array, Weights
+from adapter_export.errors import AdapterError, BaseModelError
+from adapter_export.format.manifest import BankTensor
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES
+from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.fit import bound_to
+from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.graft.editor import Graft
+from adapter_export.onnx_backend.graft.insert import insert
+from adapter_export.onnx_backend.lowering import Writer
+from adapter_export.onnx_backend.slots import SLOT_PREFIX, HeadSum, Part, SlotPlan, slot_tensors
+
+# The adapters of a bank as rows of tensors: all of one width, the narrower ones filled up so that nothing changes.
+
+MASKED = -3e38
+"""What a bank gives for a class that a row's adapter does not have; a softmax makes it 0."""
+
+_BANK_PREFIX = "bank."
+
+Sizes = Mapping[int | str, int]
+"""The length of every free axis of a graph, by its name there."""
+
+
+@dataclass(frozen=True)
+class BankRows:
+    """The contents of a bank.
+
+    Attributes:
+        names: the adapter in each row; none is the base, in row 0.
+        tensors: float32 [adapters, …] for each slot.
+        masks: float32 [adapters, width] for each output of heads of several widths, to be added to it: 0, and `MASKED`
+            beyond the width of the row's adapter.
+    """
+
+    names: tuple[str | None, ...]
+    tensors: Weights
+    masks: Weights
+
+
+def bank_name(slot: str) -> str:
+    """The tensor of a bank that holds a slot's tensors of all adapters."""
+    return _BANK_PREFIX + slot.removeprefix(SLOT_PREFIX)
+
+
+def mask_name(output: str) -> str:
+    """The tensor of a bank that masks an output."""
+    return f"{_BANK_PREFIX}{HEAD}.{output}.mask"
+
+
+def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapter]) -> BankRows:
+    """The base in row 0, then the adapters.
+
+    Args:
+        plan: the slots.
+        heads: the outputs that heads fill.
+        adapters: those of the bank, in order.
+
+    Raises:
+        AdapterError: an adapter cannot be filled up to the width of a wider one.
+    """
+    filled = [_neutral(plan), *(slot_tensors(plan, adapter) for adapter in adapters)]
+    sizes = _sizes(plan, heads, filled)
+    for adapter, tensors in zip(adapters, filled[1:], strict=True):
+        for part in plan.parts:
+            _check_padding(part, adapter, tensors, sizes)
+    stacked = {
+        part.slot(name): np.stack([_padded(part, name, tensors[part.slot(name)], sizes) for tensors in filled])
+        for part in plan.parts
+        for name in part.graph.parameters
+    }
+    masks = {head.output: _mask(head, filled, sizes) for head in heads if isinstance(head.width, str)}
+    return BankRows((None, *(adapter.name for adapter in adapters)), stacked, masks)
+
+
+def _neutral(plan: SlotPlan) -> Weights:
+    return {part.slot(name): tensor for part in plan.parts for name, tensor in part.neutral().items()}
+
+
+def _sizes(plan: SlotPlan, heads: Sequence[HeadSum], filled: Sequence[Weights]) -> Sizes:
+    """Of every free axis the longest; heads of one output are equally wide."""
+    sizes: dict[int | str, int] = {}
+    for part in plan.parts:
+        for name, axes in _axes(part).items():
+            for tensors in filled:
+                for axis, size in zip(axes, tensors[part.slot(name)].shape, strict=True):
+                    sizes[axis] = max(size, sizes.get(axis, 1))
+    for head in heads:
+        if isinstance(head.width, str):
+            names = [part.axis_name(part.result_width) for part in head.parts]
+            sizes.update(dict.fromkeys(names, max(sizes.get(name, 1) for name in names)))
+    return sizes
+
+
+def _axes(part: Part) -> dict[str, tuple[int | str, ...]]:
+    """The axes of each parameter, free ones by their names in the graph."""
+    return {
+        record.parameter: tuple(part.axis_name(axis, record.parameter) for axis in record.axes)
+        for record in part.records()
+    }
+
+
+def _padded(part: Part, name: str, tensor: Array, sizes: Sizes) -> Array:
+    """Zeros behind what is there, along every axis."""
+    wanted = [sizes[axis] for axis in _axes(part)[name]]
+    return np.pad(tensor, [(0, size - found) for size, found in zip(wanted, tensor.shape, strict=True)])
+
+
+def _check_padding(part: Part, adapter: Adapter, tensors: Weights, sizes: Sizes) -> None:
+    """Try out on random values whether a part computes the same from the wider tensors."""
+    own = {name: tensors[part.slot(name)] for name in part.graph.parameters}
+    wide = {name: _padded(part, name, tensor, sizes) for name, tensor in own.items()}
+    if all(own[name].shape == wide[name].shape for name in own):
+        return
+    expected, found = _tried(part, own), _tried(part, wide)
+    kept = found[..., : expected.shape[-1]]
+    if not np.allclose(kept, expected, rtol=1e-9, atol=1e-9) or found[..., expected.shape[-1] :].any():
+        raise AdapterError(
+            "an adapter cannot stand in a bank beside a wider one: zeros in its tensors change what it computes",
+            where=f"adapter `{adapter.name}`, graph `{part.graph_name}` at `{part.owner}`",
+            found=", ".join(f"`{name}` {list(own[name].shape)}" for name in own if own[name].shape != wide[name].shape),
+            expected=", ".join(str(list(wide[name].shape)) for name in own if own[name].shape != wide[name].shape),
+            fix="give the adapters one width, or build with `--flavours slots,inputs`",
+        )
+
+
+def _tried(part: Part, parameters: Weights) -> Array:
+    graph, rng = bound_to(part.graph, None), np.random.default_rng(0)
+    widths = {"d": 1, **part.site_widths, "batch": 1, "tokens": 2}
+    shapes = HEAD_VALUES if part.owner == HEAD else SITE_VALUES
+    values = {name: rng.standard_normal([widths[str(axis)] for axis in shapes[name]]) for name in graph.inputs}
+    if "mask" in values:
+        values["mask"] = np.ones_like(values["mask"])
+    return evaluate(graph, values, parameters)
+
+
+def _mask(head: HeadSum, filled: Sequence[Weights], sizes: Sizes) -> Array:
+    """A head lies idle where all its tensors are zero; without a busy one, nothing of the output means anything."""
+    width = sizes[head.parts[0].axis_name(head.parts[0].result_width)]
+    mask = np.zeros((len(filled), width), np.float32)
+    for row, tensors in zip(mask, filled, strict=True):
+        busy = [own for part in head.parts if (own := _own_width(part, tensors)) is not None]
+        row[max(busy, default=width) :] = MASKED
+    return mask
+
+
+def _own_width(part: Part, tensors: Weights) -> int | None:
+    own = {name: tensors[part.slot(name)] for name in part.graph.parameters}
+    if not any(tensor.any() for tensor in own.values()):
+        return None
+    symbol = part.axis_name(part.result_width)
+    widths = [
+        size
+        for name, axes in _axes(part).items()
+        for axis, size in zip(axes, own[name].shape, strict=True)
+        if axis == symbol
+    ]
+    return max(widths, default=None)
+
+
+# Values of a base with batch and tokens as adapters of a bank take them, and back.
+
+_IN_ONE_ROW = 2
+"""The axes of a value that has the tokens of all rows on one axis."""
+
+_TURN = {"perm": [1, 0, 2]}
+
+
+def row_by_row(value: ir.Value, rows: ir.Value, name: str, writer: Writer, *, turned: bool) -> ir.Value:
+    """A value as [batch, tokens, width].
+
+    Args:
+        value: as the base has it: so, or with batch and tokens on one axis.
+        rows: whose first axis is the batch.
+        name: what the nodes are called after.
+        writer: writes them.
+        turned: whether the base has tokens before batch.
+    """
+    if value.shape is not None and len(value.shape) == _IN_ONE_ROW:
+        integer = ir.TensorType(ir.DataType.INT64)
+        batch = writer.op(f"{name}/batch", "Shape", (rows,), {"start": 0, "end": 1}, type=integer)
+        rest = writer.op(f"{name}/width", "Shape", (value,), {"start": -1}, type=integer)
+        tokens = writer.integers(f"{name}/tokens", [-1])
+        leading = (tokens, batch) if turned else (batch, tokens)
+        shape = writer.op(f"{name}/shape", "Concat", (*leading, rest), {"axis": 0})
+        value = writer.op(f"{name}/rows", "Reshape", (value, shape))
+    return writer.op(f"{name}/turned", "Transpose", (value,), _TURN) if turned else value
+
+
+def as_before(result: ir.Value, like: ir.Value, writer: Writer, *, turned: bool) -> ir.Value:
+    """A result [batch, tokens, width] in the order and the shape of the base's value that it stands for."""
+    if turned:
+        result = writer.op(f"{like.name}/turned_back", "Transpose", (result,), _TURN)
+    if like.shape is None or len(like.shape) != _IN_ONE_ROW:
+        return result
+    shape = writer.op(f"{like.name}/shape", "Shape", (like,), type=ir.TensorType(ir.DataType.INT64))
+    return writer.op(f"{like.name}/flat", "Reshape", (result, shape))
+
+
+IDS_INPUT, WEIGHTS_INPUT = "adapter_ids", "adapter_weights"
+
+ADAPTERS_AXIS = "adapters"
+"""The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
+
+_ROWS_APART = 3
+"""The axes of a value that has batch and tokens apart."""
+
+_NO_ROW = np.iinfo(np.int64).max
+
+
+def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
+    """The base's graph with a bank, and an input `adapter_ids`, int64 [batch]: the row of the bank for each row.
+
+    An id that is no row of the bank is an error of ONNX Runtime; a negative one would count from the end otherwise.
+
+    Raises:
+        BaseModelError: the batch is not the first axis of every input, or of what an adapter reads, or as `insert`.
+    """
+    batch = _batch(base)
+    _check_sites(base, plan, batch)
+    return insert(base, plan, lambda graft: _ById(graft, rows, batch))
+
+
+def insert_mixture(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
+    """The base's graph with a bank, and an input `adapter_weights`, float32 [batch, adapters]: shares of the adapters.
+
+    At each site, and for each output of heads, the result is the sum over all rows of the bank, that of the base among
+    them: the share times what the row's adapter gives.
+
+    Raises:
+        BaseModelError: as `insert_bank`.
+    """
+    batch = _batch(base)
+    _check_sites(base, plan, batch)
+    return insert(base, plan, lambda graft: _ByShare(graft, rows, batch))
+
+
+def bank_tensors(plan: SlotPlan, heads: Sequence[HeadSum]) -> tuple[BankTensor, ...]:
+    """The tensors of a bank, as the manifest lists them."""
+    slots = [BankTensor(bank_name(slot.name), slot.name, (ADAPTERS_AXIS, *slot.axes)) for slot in plan.slots]
+    masks = [
+        BankTensor(mask_name(head.output), None, (ADAPTERS_AXIS, head.width))
+        for head in heads
+        if isinstance(head.width, str)
+    ]
+    return (*slots, *masks)
+
+
+def _batch(base: OnnxBase) -> str:
+    """The name of the first axis of all inputs: where it is another one, or a number, rows cannot be told apart."""
+    first = {record.axes[0] if record.axes else None for record in base.inputs}
+    batch = next(iter(first))
+    if len(first) != 1 or not isinstance(batch, str):
+        raise BaseModelError(
+            "has no batch of any length as the first axis of all its inputs, which a bank needs",
+            where=base.path,
+            found=", ".join(f"`{record.name}` {list(record.axes)}" for record in base.inputs),
+            fix="build with `--flavours slots,inputs`",
+        )
+    return batch
+
+
+def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
+    """Refuse sites whose first axis is known to be another one than the batch: each row there is no row of a request.
+
+    Where nothing is known, and where all tokens are in one row, the golden vectors of a mixed batch decide.
+    """
+    values = {value.name: value for node in base.model.graph for value in node.outputs}
+    others = {axis for record in base.inputs for axis in record.axes if isinstance(axis, str)} - {batch}
+    for site in base.sites:
+        for read in dict.fromkeys(
+            name for part in plan.at(site.name) for name in (part.graph.replaces, *part.graph.inputs)
+        ):
+            value = values.get(getattr(site, read))
+            shape = ir.Shape([]) if value is None or value.shape is None else value.shape
+            first = shape[0] if len(shape) == _ROWS_APART else None
+            if not site.turned and (isinstance(first, int) or (first is not None and first.value in others)):
+                raise BaseModelError(
+                    "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
+                    where=f"site `{site.name}`, `{read}`",
+                    found=str(shape),
+                    expected=f"`{batch}` first",
+                    fix="build with `--flavours slots,inputs`",
+                )
+
+
+class _Tensors:
+    """The tensors of a bank in a graph, each registered once."""
+
+    def __init__(self, graft: Graft, rows: BankRows) -> None:
+        self._graft = graft
+        self._rows = rows
+        self._values: dict[str, ir.Value] = {}
+
+    def of(self, part: Part) -> dict[str, ir.Value]:
+        """[adapters, …] for each of a part's slots."""
+        found = {}
+        for record in part.records():
+            axes = [part.axis_name(axis, record.parameter) for axis in record.axes]
+            found[record.name] = self._tensor(bank_name(record.name), self._rows.tensors[record.name], axes)
+        return found
+
+    def mask(self, head: HeadSum) -> ir.Value | None:
+        """[adapters, width]; none for an output of one width."""
+        if head.output not in self._rows.masks:
+            return None
+        return self._tensor(mask_name(head.output), self._rows.masks[head.output], [f"{head.output}.{head.width}"])
+
+    def _tensor(self, name: str, data: np.ndarray, axes: Sequence[int | str]) -> ir.Value:
+        if name not in self._values:
+            free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
+            shape = ir.Shape([ADAPTERS_AXIS, *free])
+            self._values[name] = self._graft.add_slot(name, shape, ir.Tensor(data, name=name))
+        return self._values[name]
+
+
+class _ById:
+    """One adapter for each row: its tensors are gathered. A `Supply`."""
+
+    stacked = True
+
+    def __init__(self, graft: Graft, rows: BankRows, batch: str) -> None:
+        self._tensors = _Tensors(graft, rows)
+        self._ids = graft.add_typed_input(IDS_INPUT, ir.DataType.INT64, [batch])
+        self._checked: ir.Value | None = None
+        self._gathered: dict[str, ir.Value] = {}
+
+    def parameters(self, part: Part, writer: Writer, /) -> Mapping[str, ir.Value]:
+        """[batch, in, out] for weights, [batch, 1, width] for vectors."""
+        tensors = self._tensors.of(part)
+        return {name: self._gather(tensors[part.slot(name)], writer) for name in part.graph.parameters}
+
+    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, turned: bool = False) -> ir.Value:
+        """[batch, tokens, width]."""
+        return row_by_row(value, self._ids, name, writer, turned=turned)
+
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, turned: bool = False) -> ir.Value:
+        """In the shape of the base's value."""
+        return as_before(result, like, writer, turned=turned)
+
+    def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
+        """[batch, 1, tokens]."""
+        return _unsqueezed(mask, [1], "mask/row", writer)
+
+    def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
+        """The classes that a row's adapter does not have are masked."""
+        mask = self._tensors.mask(head)
+        if mask is not None:
+            result = writer.op(f"{head.output}/masked", "Add", (result, self._gather(mask, writer)))
+        return _pooled(head, result, writer)
+
+    def _gather(self, tensor: ir.Value, writer: Writer) -> ir.Value:
+        name = tensor.name or ""
+        if name not in self._gathered:
+            rows = writer.op(f"{name}/rows", "Gather", (tensor, self._rows(writer)), {"axis": 0})
+            self._gathered[name] = _vectors_on_tokens(rows, tensor, writer)
+        return self._gathered[name]
+
+    def _rows(self, writer: Writer) -> ir.Value:
+        """The ids; a negative one becomes one that no bank has, instead of counting from the end."""
+        if self._checked is None:
+            boolean = ir.TensorType(ir.DataType.BOOL)
+            zero, none = writer.integers(f"{IDS_INPUT}/zero", 0), writer.integers(f"{IDS_INPUT}/none", int(_NO_ROW))
+            negative = writer.op(f"{IDS_INPUT}/negative", "Less", (self._ids, zero), type=boolean)
+            self._checked = writer.op(f"{IDS_INPUT}/checked", "Where", (negative, none, self._ids), type=self._ids.type)
+        return self._checked
+
+
+class _ByShare:
+    """All adapters for each row, [batch, adapters, tokens, width], and then their weighted sum. A `Supply`."""
+
+    stacked = True
+
+    def __init__(self, graft: Graft, rows: BankRows, batch: str) -> None:
+        self._tensors = _Tensors(graft, rows)
+        self._shares = graft.add_typed_input(WEIGHTS_INPUT, ir.DataType.FLOAT, [batch, ADAPTERS_AXIS])
+
+    def parameters(self, part: Part, writer: Writer, /) -> Mapping[str, ir.Value]:
+        """[adapters, in, out] for weights, [adapters, 1, width] for vectors."""
+        tensors = self._tensors.of(part)
+        return {
+            name: _vectors_on_tokens(tensors[part.slot(name)], tensors[part.slot(name)], writer)
+            for name in part.graph.parameters
+        }
+
+    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, turned: bool = False) -> ir.Value:
+        """[batch, 1, tokens, width]."""
+        rows = row_by_row(value, self._shares, name, writer, turned=turned)
+        return _unsqueezed(rows, [1], f"{name}/all", writer)
+
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, turned: bool = False) -> ir.Value:
+        """In the shape of the base's value."""
+        return as_before(self._mixed(result, f"{like.name}/mixed", writer), like, writer, turned=turned)
+
+    def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
+        """[batch, 1, 1, tokens]."""
+        return _unsqueezed(mask, [1, 2], "mask/row", writer)
+
+    def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
+        """The classes that none of the mixed adapters has are masked."""
+        mask = self._tensors.mask(head)
+        if mask is not None:
+            vectors = _vectors_on_tokens(mask, mask, writer)
+            result = writer.op(f"{head.output}/masked", "Add", (result, vectors))
+        return _pooled(head, self._mixed(result, f"{head.output}/mixed", writer), writer)
+
+    def _mixed(self, result: ir.Value, name: str, writer: Writer) -> ir.Value:
+        shares = _unsqueezed(self._shares, [2, 3], f"{name}/shares", writer)
+        parts = writer.op(f"{name}/parts", "Mul", (result, shares))
+        axis = writer.integers(f"{name}/axis", [1])
+        return writer.op(name, "ReduceSum", (parts, axis), {"keepdims": 0})
+
+
+def _vectors_on_tokens(value: ir.Value, tensor: ir.Value, writer: Writer) -> ir.Value:
+    """Vectors as [adapters, 1, width], beside values of many tokens; other tensors as they are."""
+    if tensor.shape is None or len(tensor.shape) != 2:
+        return value
+    return _unsqueezed(value, [1], f"{tensor.name}/vectors", writer)
+
+
+def _pooled(head: HeadSum, result: ir.Value, writer: Writer) -> ir.Value:
+    """[batch, width] for heads that give one value per row."""
+    if head.result == "token_logits":
+        return result
+    axis = writer.integers(f"{head.output}/axis", [1])
+    return writer.op(f"{head.output}/pooled", "Squeeze", (result, axis))
+
+
+def _unsqueezed(value: ir.Value, axes: Sequence[int], name: str, writer: Writer) -> ir.Value:
+    return writer.op(name, "Unsqueeze", (value, writer.integers(f"{name}/axes", axes)))

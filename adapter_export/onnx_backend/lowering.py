@@ -1,0 +1,444 @@
+"""The ONNX lowering: every op as nodes of the standard ONNX domain, one file per family of ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from adapter_export.graph.bind import BORROWED_WEIGHT
+from adapter_export.graph.graph import AdapterGraph, Lowering, Node, interpret
+from adapter_export.graph.ops import check_three_axes
+
+# Writing named ONNX nodes.
+
+MINIMUM_OPSET = 17
+"""The first opset with `LayerNormalization`."""
+
+_REDUCE_AXES_OPSET = 18
+"""From here on, the axes of `ReduceMean` are an input; those of `ReduceSum` are one in all opsets that are written."""
+
+Values = tuple[ir.Value, ...]
+Owned = Mapping[str, ir.Value]
+Attributes = Mapping[str, float | str | list[int]]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes named nodes on a tape.
+
+    A node and the value that it defines have one name: `<prefix>/<value>`, or `<prefix>/<value>/<part>` where an op
+    takes several nodes. Parameters are named with dots, so neither can meet the other.
+
+    Attributes:
+        tape: collects the nodes; constants are `Constant` nodes, so the nodes are all there is.
+        prefix: the name of the place, such as `adapter.layers.0.ffn`.
+        opset: of the graph that the nodes will stand in, at least `MINIMUM_OPSET`.
+        metadata: written on each node.
+        stacked: whether the adapter's tensors have an axis of adapters before their own, [adapters, in, out] and
+            [adapters, 1, width], so that each row of the batch has those of its adapter. A value of one row then keeps
+            the axis of the tokens, with length 1; a mask is [batch, 1, tokens].
+    """
+
+    tape: ir.tape.Tape
+    prefix: str
+    opset: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    stacked: bool = False
+
+    def op(
+        self,
+        name: str,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Attributes | None = None,
+        type: ir.TypeProtocol | None = None,
+    ) -> ir.Value:
+        """Write one node whose output has the type of its first input, unless another is given."""
+        full_name = f"{self.prefix}/{name}"
+        output = ir.Value(name=full_name, type=type or inputs[0].type)
+        return self.tape.op(
+            op_type, inputs, attributes, name=full_name, output=output, metadata_props=dict(self.metadata)
+        )
+
+    def number(self, name: str, value: float, like: ir.Value) -> ir.Value:
+        """Write a scalar of the type of `like`; float32, the type of every adapter tensor, where that is unknown."""
+        return self._constant(name, ir.tensor(value, dtype=like.dtype or ir.DataType.FLOAT))
+
+    def integers(self, name: str, value: int | Sequence[int]) -> ir.Value:
+        """Write an index or a list of axes."""
+        return self._constant(name, ir.tensor(value, dtype=ir.DataType.INT64))
+
+    def mean(self, name: str, x: ir.Value, axis: int) -> ir.Value:
+        """Write the mean over one axis, which stays with length 1."""
+        if self.opset < _REDUCE_AXES_OPSET:
+            return self.op(name, "ReduceMean", (x,), {"axes": [axis], "keepdims": 1})
+        return self.op(name, "ReduceMean", (x, self.integers(f"{name}/axis", [axis])), {"keepdims": 1})
+
+    def sum(self, name: str, x: ir.Value, axis: int) -> ir.Value:
+        """Write the sum over one axis, which stays with length 1."""
+        return self.op(name, "ReduceSum", (x, self.integers(f"{name}/axis", [axis])), {"keepdims": 1})
+
+    def check_three_axes(self, node: Node, x: ir.Value) -> None:
+        """Refuse a value that is known to have its rows and tokens on one axis; raises `GraphError`."""
+        check_three_axes(node.op, node.output, None if x.shape is None else len(x.shape))
+
+    def width(self, name: str, x: ir.Value) -> ir.Value:
+        """Write the length of the last axis, as a list of one integer."""
+        return self.op(name, "Shape", (x,), {"start": -1}, type=ir.TensorType(ir.DataType.INT64))
+
+    def _constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        full_name = f"{self.prefix}/{name}"
+        output = ir.Value(name=full_name, type=ir.TensorType(tensor.dtype))
+        return self.tape.op(
+            "Constant", (), {"value": tensor}, name=full_name, output=output, metadata_props=dict(self.metadata)
+        )
+
+
+Write = Callable[[Writer, Node, Values, Owned], ir.Value]
+"""Writes one op."""
+
+
+def one(op_type: str) -> Write:
+    """An op that ONNX has."""
+    return lambda writer, node, values, _owned: writer.op(node.output, op_type, values)
+
+
+def nothing(_: Writer, __: Node, values: Values, ___: Owned) -> ir.Value:
+    """An op that does nothing at inference."""
+    return values[0]
+
+
+# Sums of values, of products, and weighted ones.
+
+
+def _dot(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    return writer.sum(node.output, writer.op(f"{node.output}/products", "Mul", values), -1)
+
+
+def _mix(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    """Weights [rows, N] become [rows, 1, N], beside values [batch, tokens, width]; stacked ones are so already."""
+    writer.check_three_axes(node, values[0])
+    name = node.output
+    if writer.stacked:
+        return _weighted_sum(writer, name, owned["weights"], values)
+    axis = writer.integers(f"{name}/axis", [1])
+    return _weighted_sum(writer, name, writer.op(f"{name}/weights", "Unsqueeze", (owned["weights"], axis)), values)
+
+
+def _softmax_mix(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    name, count = node.output, len(values) // 2
+    scores = writer.op(f"{name}/scores", "Concat", values[:count], {"axis": -1})
+    temperature = writer.number(f"{name}/temperature", node.attributes["temperature"], values[0])
+    scaled = writer.op(f"{name}/scaled", "Div", (scores, temperature))
+    return _weighted_sum(writer, name, writer.op(f"{name}/shares", "Softmax", (scaled,), {"axis": -1}), values[count:])
+
+
+def _weighted_sum(writer: Writer, name: str, weights: ir.Value, values: Sequence[ir.Value]) -> ir.Value:
+    """Of as many values as the last axis of the weights is long."""
+    parts = list(_weighted(writer, name, weights, values))
+    for index, part in enumerate(parts[1:-1], start=1):
+        parts[0] = writer.op(f"{name}/sum_{index}", "Add", (parts[0], part))
+    return writer.op(name, "Add", (parts[0], parts[-1])) if len(parts) > 1 else parts[0]
+
+
+def _weighted(writer: Writer, name: str, weights: ir.Value, values: Sequence[ir.Value]) -> Iterator[ir.Value]:
+    for index, value in enumerate(values):
+        at = writer.integers(f"{name}/index_{index}", [index])
+        weight = writer.op(f"{name}/weight_{index}", "Gather", (weights, at), {"axis": -1})
+        last = f"{name}/part_{index}" if len(values) > 1 else name
+        yield writer.op(last, "Mul", (value, weight))
+
+
+_SUMS: Mapping[str, Write] = {
+    "add": one("Add"),
+    "multiply": one("Mul"),
+    "dot": _dot,
+    "mix": _mix,
+    "softmax_mix": _softmax_mix,
+}
+
+
+# Products with weights.
+
+
+def _linear(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    (x,) = values
+    return _product(writer, node.output, x, owned["weight"], owned.get("bias"))
+
+
+def _phm_linear(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    """For graphs that are not in their inference form, where it is a `linear`."""
+    (x,), name = values, node.output
+    products = writer.op(f"{name}/products", "MatMul", (owned["left"], owned["right"]))
+    blocks = writer.op(f"{name}/blocks", "Einsum", (owned["rule"], products), {"equation": "iac,ipq->apcq"})
+    rest = writer.integers(f"{name}/rest", [-1])
+    shape = writer.op(f"{name}/shape", "Concat", (writer.width(f"{name}/width", x), rest), {"axis": 0})
+    return _product(writer, name, x, writer.op(f"{name}/weight", "Reshape", (blocks, shape)), owned["bias"])
+
+
+def _product(writer: Writer, name: str, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    if bias is None:
+        return writer.op(name, "MatMul", (x, weight))
+    return writer.op(name, "Add", (writer.op(f"{name}/product", "MatMul", (x, weight)), bias))
+
+
+_PROJECTIONS: Mapping[str, Write] = {"linear": _linear, "phm_linear": _phm_linear}
+
+
+# From one value per token to one per row.
+
+
+def _first_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    index = writer.integers(f"{node.output}/index", [0] if writer.stacked else 0)
+    return writer.op(node.output, "Gather", (values[0], index), {"axis": -2})
+
+
+def _mean_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    """As one product per row, [1, tokens] @ [tokens, width]: no masked copy of the hidden state is made."""
+    x, mask = values
+    name = node.output
+    if writer.stacked:
+        return _mean_of_rows(writer, name, x, mask)
+    axis = writer.integers(f"{name}/axis", [1])
+    row = writer.op(f"{name}/row", "Unsqueeze", (mask, axis))
+    total = writer.op(f"{name}/total", "Squeeze", (writer.op(f"{name}/product", "MatMul", (row, x)), axis))
+    count = writer.op(f"{name}/count", "ReduceSum", (mask, axis))
+    at_least_one = writer.op(f"{name}/at_least_one", "Max", (count, writer.number(f"{name}/one", 1.0, mask)))
+    return writer.op(name, "Div", (total, at_least_one))
+
+
+def _mean_of_rows(writer: Writer, name: str, x: ir.Value, row: ir.Value) -> ir.Value:
+    """The same with a mask [batch, 1, tokens], giving [batch, 1, width]."""
+    count = writer.sum(f"{name}/count", row, -1)
+    at_least_one = writer.op(f"{name}/at_least_one", "Max", (count, writer.number(f"{name}/one", 1.0, row)))
+    return writer.op(name, "Div", (writer.op(f"{name}/product", "MatMul", (row, x)), at_least_one))
+
+
+_POOLING: Mapping[str, Write] = {"first_token": _first_token, "mean_pool": _mean_pool}
+
+
+# Norms over the last axis.
+
+_SMALLEST_NORM = 1e-12
+
+
+def _layer_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    if writer.stacked and not _is_borrowed(node):
+        return _layer_norm_of_rows(writer, node, values[0], owned)
+    inputs = (values[0], owned["weight"], *([owned["bias"]] if "bias" in owned else []))
+    return writer.op(node.output, "LayerNormalization", inputs, {"epsilon": float(node.attributes["epsilon"])})
+
+
+def _layer_norm_of_rows(writer: Writer, node: Node, x: ir.Value, owned: Owned) -> ir.Value:
+    """In pieces: `LayerNormalization` takes one weight for all rows."""
+    name = node.output
+    centred = writer.op(f"{name}/centred", "Sub", (x, writer.mean(f"{name}/mean", x, -1)))
+    variance = writer.mean(f"{name}/variance", writer.op(f"{name}/square", "Mul", (centred, centred)), -1)
+    epsilon = writer.number(f"{name}/epsilon", node.attributes["epsilon"], x)
+    root = writer.op(f"{name}/root", "Sqrt", (writer.op(f"{name}/shifted", "Add", (variance, epsilon)),))
+    scaled = writer.op(f"{name}/scaled", "Mul", (writer.op(f"{name}/normal", "Div", (centred, root)), owned["weight"]))
+    return writer.op(name, "Add", (scaled, owned["bias"])) if "bias" in owned else scaled
+
+
+def _is_borrowed(node: Node) -> bool:
+    return node.parameters["weight"] == BORROWED_WEIGHT
+
+
+def _rms_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    """In the spelling that onnxruntime's SimplifiedLayerNormFusion knows; `RMSNormalization` is of opset 23."""
+    (x,) = values
+    name = node.output
+    square = writer.op(f"{name}/square", "Pow", (x, writer.number(f"{name}/two", 2.0, x)))
+    epsilon = writer.number(f"{name}/epsilon", node.attributes["epsilon"], x)
+    shifted = writer.op(f"{name}/shifted", "Add", (writer.mean(f"{name}/mean", square, -1), epsilon))
+    normal = writer.op(f"{name}/normal", "Div", (x, writer.op(f"{name}/root", "Sqrt", (shifted,))))
+    return writer.op(name, "Mul", (normal, owned["weight"]))
+
+
+def _l2_normalise(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    (x,), name = values, node.output
+    squares = writer.sum(f"{name}/squares", writer.op(f"{name}/square", "Mul", (x, x)), -1)
+    length = writer.op(f"{name}/length", "Sqrt", (squares,))
+    divisor = writer.op(f"{name}/divisor", "Max", (length, writer.number(f"{name}/smallest", _SMALLEST_NORM, x)))
+    return writer.op(name, "Div", (x, divisor))
+
+
+_NORMS: Mapping[str, Write] = {"layer_norm": _layer_norm, "rms_norm": _rms_norm, "l2_normalise": _l2_normalise}
+
+
+# Factors: constant, learned, per feature, per row.
+
+
+def _scale(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    (x,) = values
+    return writer.op(node.output, "Mul", (x, writer.number(f"{node.output}/factor", node.attributes["factor"], x)))
+
+
+def _factors_weighted(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
+    return writer.op(node.output, "Mul", (values[0], owned["weight"]))
+
+
+def _keep_half(*, first: bool) -> Write:
+    """For graphs that are not in their inference form, where most of these are zeros in weights."""
+
+    def write(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+        (x,), name = values, node.output
+        kept = _first_half(writer, name, x)
+        zero = writer.number(f"{name}/zero", 0, x)
+        return writer.op(name, "Where", (kept, x, zero) if first else (kept, zero, x), type=x.type)
+
+    return write
+
+
+def _first_half(writer: Writer, name: str, x: ir.Value) -> ir.Value:
+    """Which features are in the first half, [width]."""
+    width = writer.op(f"{name}/width", "Squeeze", (writer.width(f"{name}/widths", x),))
+    half = writer.op(f"{name}/half", "Div", (width, writer.integers(f"{name}/two", 2)))
+    start, step = writer.integers(f"{name}/start", 0), writer.integers(f"{name}/step", 1)
+    index = writer.op(f"{name}/index", "Range", (start, width, step))
+    return writer.op(f"{name}/kept", "Less", (index, half), type=ir.TensorType(ir.DataType.BOOL))
+
+
+def _gate(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    x, gate = values
+    writer.check_three_axes(node, x)
+    return writer.op(node.output, "Mul", (x, writer.mean(f"{node.output}/mean", gate, -2)))
+
+
+_FACTORS: Mapping[str, Write] = {
+    "scale": _scale,
+    "learned_scale": _factors_weighted,
+    "scale_features": _factors_weighted,
+    "keep_first_half": _keep_half(first=True),
+    "keep_second_half": _keep_half(first=False),
+    "gate": _gate,
+    "dropout": nothing,
+    "drop_path": nothing,
+}
+
+
+# Element-wise functions without parameters.
+
+_GELU_OPSET = 20
+"""The first opset with `Gelu`."""
+
+
+def _gelu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    """Opset 20 has `Gelu`; before it, the spelling that onnxruntime's GeluFusion knows."""
+    (x,) = values
+    name = node.output
+    if writer.opset >= _GELU_OPSET:
+        return writer.op(name, "Gelu", (x,))
+    scaled = writer.op(f"{name}/scaled", "Div", (x, writer.number(f"{name}/sqrt_2", math.sqrt(2), x)))
+    erf = writer.op(f"{name}/erf", "Erf", (scaled,))
+    return _half_of_x_times_one_plus(writer, name, x, erf)
+
+
+def _gelu_tanh(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    (x,) = values
+    name = node.output
+    if writer.opset >= _GELU_OPSET:
+        return writer.op(name, "Gelu", (x,), {"approximate": "tanh"})
+    square = writer.op(f"{name}/square", "Mul", (x, x))
+    cubic = writer.op(f"{name}/cubic", "Mul", (square, writer.number(f"{name}/coefficient", 0.044715, x)))
+    factor = writer.op(f"{name}/factor", "Add", (cubic, writer.number(f"{name}/unit", 1.0, x)))
+    inner = writer.op(f"{name}/inner", "Mul", (x, factor))
+    scaled = writer.op(
+        f"{name}/scaled", "Mul", (inner, writer.number(f"{name}/sqrt_2_over_pi", math.sqrt(2 / math.pi), x))
+    )
+    return _half_of_x_times_one_plus(writer, name, x, writer.op(f"{name}/tanh", "Tanh", (scaled,)))
+
+
+def _half_of_x_times_one_plus(writer: Writer, name: str, x: ir.Value, value: ir.Value) -> ir.Value:
+    shifted = writer.op(f"{name}/shifted", "Add", (value, writer.number(f"{name}/one", 1.0, x)))
+    doubled = writer.op(f"{name}/doubled", "Mul", (x, shifted))
+    return writer.op(name, "Mul", (doubled, writer.number(f"{name}/half", 0.5, x)))
+
+
+def _silu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    (x,) = values
+    return writer.op(node.output, "Mul", (x, writer.op(f"{node.output}/gate", "Sigmoid", (x,))))
+
+
+def _quick_gelu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    (x,) = values
+    name = node.output
+    scaled = writer.op(f"{name}/scaled", "Mul", (x, writer.number(f"{name}/factor", 1.702, x)))
+    return writer.op(name, "Mul", (x, writer.op(f"{name}/gate", "Sigmoid", (scaled,))))
+
+
+def _leaky_relu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    return writer.op(node.output, "LeakyRelu", values, {"alpha": float(node.attributes["slope"])})
+
+
+def _relu6(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    (x,), name = values, node.output
+    return writer.op(name, "Clip", (x, writer.number(f"{name}/low", 0, x), writer.number(f"{name}/high", 6, x)))
+
+
+def _relu_squared(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    positive = writer.op(f"{node.output}/positive", "Relu", values)
+    return writer.op(node.output, "Mul", (positive, positive))
+
+
+def _mish(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    """ONNX has `Mish` from opset 18 on, but onnxruntime has no kernel for it."""
+    (x,), name = values, node.output
+    softplus = writer.op(f"{name}/softplus", "Softplus", (x,))
+    return writer.op(name, "Mul", (x, writer.op(f"{name}/gate", "Tanh", (softplus,))))
+
+
+_ACTIVATIONS: Mapping[str, Write] = {
+    "relu": one("Relu"),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "silu": _silu,
+    "tanh": one("Tanh"),
+    "sigmoid": one("Sigmoid"),
+    "leaky_relu": _leaky_relu,
+    "relu6": _relu6,
+    "relu_squared": _relu_squared,
+    "mish": _mish,
+    "elu": one("Elu"),
+    "identity": nothing,
+}
+
+
+__all__ = ["MINIMUM_OPSET", "Writer", "emit", "lowerings"]
+
+_WRITE: Mapping[str, Write] = {
+    **_PROJECTIONS,
+    **_ACTIVATIONS,
+    **_FACTORS,
+    **_SUMS,
+    **_NORMS,
+    **_POOLING,
+}
+
+
+def emit(graph: AdapterGraph, inputs: Owned, parameters: Owned, writer: Writer) -> ir.Value:
+    """Write an adapter graph as ONNX nodes.
+
+    Args:
+        graph: best in its `inference_form`; what acts in training alone writes nothing.
+        inputs: the ONNX value of each site value that the graph reads; in a head, `mask` as floating-point numbers.
+        parameters: the ONNX value of each parameter, [in, out] for weights; each feeds its `MatMul` as it is.
+        writer: where the nodes go, and under which names.
+
+    Returns:
+        The value of the graph's result; one of `inputs` if the graph computes nothing.
+    """
+    return interpret(graph, lowerings(writer), inputs, parameters)[graph.result]
+
+
+def lowerings(writer: Writer) -> Mapping[str, Lowering[ir.Value]]:
+    """The ops, each writing its nodes by `writer`."""
+    return {op: _bound(write, writer) for op, write in _WRITE.items()}
+
+
+def _bound(write: Write, writer: Writer) -> Lowering[ir.Value]:
+    return lambda node, values, owned: write(writer, node, values, owned)

@@ -1,0 +1,296 @@
+"""The reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from adapter_export.format.manifest import Precision
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.bind import needs_base_norm
+from adapter_export.numerics.evaluate import evaluate_head, evaluate_site
+from adapter_export.numerics.fit import BORROWED, check_fit
+from adapter_export.numerics.runner import Arrays, head_output
+from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.base.numerics import numerics
+from adapter_export.onnx_backend.graft.expose import Cut, cut, cut_input, exposed, piece
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.sites.site import Site, SiteMap
+
+# A graph run piece by piece, so that the weights of one piece at a time are in memory.
+#
+# ONNX Runtime maps weights from their file, and what it has read of a mapped file stays in memory, as long as a session
+# is open. A graph of many weights is cut between its nodes into pieces that run one after the other, each in a session
+# of its own; the values that cross a cut are handed over.
+
+PIECE_BYTES = 160 * 2**20
+"""The most weights of one piece; a node that has more is a piece by itself."""
+
+
+class Pieces:
+    """A graph that is run seldom; each piece is opened when its turn comes, and closed before the next.
+
+    Args:
+        model: the graph, its nodes in the order of evaluation.
+        folder: where its external data lie.
+        optimize: whether ONNX Runtime may rewrite each piece.
+        size: the most bytes of external weights of one piece; `PIECE_BYTES` if not given.
+        keep: leave every piece open for the next run, since its weights are few.
+    """
+
+    def __init__(
+        self, model: ir.Model, folder: Path, *, optimize: bool = True, size: int | None = None, keep: bool = False
+    ) -> None:
+        self._open: dict[int, ort.InferenceSession] | None = {} if keep else None
+        self._folder = folder
+        self._optimize = optimize
+        self._outputs = [_name(value) for value in model.graph.outputs]
+        self._models = _cut(model, PIECE_BYTES if size is None else size)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """All outputs by name.
+
+        Args:
+            feeds: the inputs, and tensors for overridable initializers; what the graph does not read is left alone.
+
+        Raises:
+            BaseModelError: ONNX Runtime cannot open a piece.
+            RequestError: it cannot compute these inputs.
+        """
+        return self.run_all([feeds])[0]
+
+    def run_all(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
+        """As `run` for each request, with each piece opened once."""
+        known: list[Arrays] = [dict(feeds) for feeds in requests]
+        for model in self._models:
+            self._run_piece(model, known)
+        return [{name: values[name] for name in self._outputs} for values in known]
+
+    def _run_piece(self, model: ir.Model, known: Sequence[Arrays]) -> None:
+        """A function of its own, at whose end the session is closed."""
+        session = None if self._open is None else self._open.get(id(model))
+        if session is None:
+            session = open_session(model, self._folder, optimize=self._optimize, pack=False)
+        if self._open is not None:
+            self._open[id(model)] = session
+        inputs = [_name(value) for value in model.graph.inputs]
+        for values in known:
+            values.update(run_session(session, {name: values[name] for name in inputs if name in values}))
+
+
+def weights_are_many(model: ir.Model) -> bool:
+    """Whether a graph has more weights outside of its file than one piece."""
+    return sum(_external_bytes(value) for value in model.graph.initializers.values()) > PIECE_BYTES
+
+
+def _cut(model: ir.Model, size: int) -> list[ir.Model]:
+    nodes = list(model.graph)
+    if any(value.producer() is None for value in model.graph.outputs):  # such an output crosses no cut
+        return [model]
+    reads = [_reads(node, model.graph) for node in nodes]
+    last = {value: at for at, values in enumerate(reads) for value in values}
+    last.update(dict.fromkeys(model.graph.outputs, len(nodes)))
+    pieces, start = [], 0
+    for end in (*_ends(nodes, reads, last, size), len(nodes)):
+        pieces.append(_piece(model, nodes[start:end], reads[start:end], [v for v in last if last[v] >= end]))
+        start = end
+    return pieces
+
+
+def _ends(
+    nodes: Sequence[ir.Node], reads: Sequence[Collection[ir.Value]], last: Mapping[ir.Value, int], size: int
+) -> Iterator[int]:
+    """Before which nodes to cut: as late as the weights allow, between values whose types are known."""
+    weights: set[ir.Value] = set()
+    open_: set[ir.Value] = set()
+    able = None
+    for at, node in enumerate(nodes):
+        added = weights | {value for value in reads[at] if _external_bytes(value)}
+        if able is not None and sum(map(_external_bytes, added)) > size:
+            yield able
+            able, added = None, added - weights
+        weights = added
+        open_ |= {value for value in node.outputs if last.get(value, at) > at}
+        open_ = {value for value in open_ if last[value] > at}
+        if weights and all(isinstance(value.type, ir.TensorType) for value in open_):
+            able = at + 1
+
+
+def _piece(
+    model: ir.Model, nodes: Sequence[ir.Node], reads: Sequence[Collection[ir.Value]], needed: Collection[ir.Value]
+) -> ir.Model:
+    made = {value for node in nodes for value in node.outputs}
+    given = {value for values in reads for value in values if value not in made}
+    overridable = set(model.graph.inputs)
+    initializers = [value for value in given if value.is_initializer()]
+    view = ir.GraphView(
+        [value for value in given if value in overridable or not value.is_initializer()],
+        [value for value in needed if value in made],
+        nodes=nodes,
+        initializers=initializers,
+        opset_imports=model.graph.opset_imports,
+        name=model.graph.name,
+    )
+    return ir.Model(view.clone(), ir_version=model.ir_version, functions=list(model.functions.values()))
+
+
+def _reads(node: ir.Node, graph: ir.Graph) -> set[ir.Value]:
+    """What a node reads, itself or in a graph inside of it."""
+    read = {value for value in node.inputs if value is not None}
+    for inner in _inner_graphs(node):
+        for each in ir.traversal.RecursiveGraphIterator(inner):
+            read |= {value for value in each.inputs if value is not None and value.graph is graph}
+        read |= {value for value in inner.outputs if value.graph is graph}
+    return read
+
+
+def _inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _external_bytes(value: ir.Value) -> int:
+    tensor = value.const_value
+    return tensor.nbytes if isinstance(tensor, ir.ExternalTensor) else 0
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None  # a loaded graph names every value
+    return value.name
+
+
+_NAMES: dict[Precision, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "int8-weights": "float32 with 8-bit weights",
+    "int4-weights": "float32 with 4-bit weights",
+}
+
+
+_MOST_CUT = 4
+"""How many sets of places a base stays cut at; each has the base's weights in memory."""
+
+
+class CutRunner:
+    """Computes what a bundle must compute, without the exported graph; a `reference.runner.Runner`.
+
+    The base is cut where an adapter acts. Piece by piece, one more site's values are known, the adapter is evaluated on
+    them in float64, and its result goes into the next piece; the last one gives the outputs. Together the pieces do the
+    work of one run; those of a base with many weights are not open all at once. The base runs in its own precision as
+    it is, not optimised.
+
+    Args:
+        base: the base.
+    """
+
+    def __init__(self, base: OnnxBase) -> None:
+        self._base = base
+        self._outputs = [record.name for record in base.outputs]
+        self._cuts: dict[frozenset[tuple[str, str]], _Pieces] = {}
+
+    @property
+    def description(self) -> str:
+        """What computes."""
+        base = f"onnxruntime {ort.__version__} {_NAMES[numerics(self._base.model).precision]}"
+        return f"{base} for the base, numpy {np.__version__} float64 for adapters"
+
+    @property
+    def sites(self) -> SiteMap:
+        """The sites of the base."""
+        return self._base.sites
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
+        """All outputs of the base by name and, for an adapter with a head, the result of its task.
+
+        Raises:
+            AdapterError: the adapter does not fit the base.
+            RequestError: the base cannot compute these inputs.
+        """
+        if adapter is None:
+            return self._whole.run(inputs)
+        check_fit([adapter], self._base.sites)
+        pieces, feeds = self._pieces(adapter), dict(inputs)
+        for (site, replaced), shown in pieces.cut.places:
+            feeds[cut_input(site.name, replaced)] = _adapted(pieces, site, shown, feeds, adapter)
+        return self._finish(pieces, feeds, inputs, adapter)
+
+    @cached_property
+    def _whole(self) -> Pieces:
+        return Pieces(self._base.model, self._base.folder, optimize=False, keep=self.keeps_weights)
+
+    @cached_property
+    def keeps_weights(self) -> bool:
+        """Whether the base's weights are so few that all its pieces may be open."""
+        return not weights_are_many(self._base.model)
+
+    def _pieces(self, adapter: Adapter) -> _Pieces:
+        """The base cut where an adapter acts, and nowhere else."""
+        replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
+        key = frozenset(replaced.items())
+        if key not in self._cuts:
+            if len(self._cuts) == _MOST_CUT:
+                del self._cuts[next(iter(self._cuts))]
+            places = [(site, replaced[site.name]) for site in self._base.sites if site.name in replaced]
+            self._cuts[key] = _Pieces(self._base.folder, cut(self._base, places), self.keeps_weights)
+        return self._cuts[key]
+
+    def _finish(
+        self, pieces: _Pieces, feeds: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], adapter: Adapter
+    ) -> Arrays:
+        hidden_output = exposed(HEAD, "hidden")
+        outputs = pieces.run(feeds, [*self._outputs, hidden_output])
+        hidden = outputs.pop(hidden_output)
+        if adapter.head is not None:
+            mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
+            name = head_output(self._outputs, adapter.head.output)
+            outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
+        return outputs
+
+
+@dataclass
+class _Pieces:
+    """The pieces of a cut base, each made when it is first needed; the weights are in memory once.
+
+    Attributes:
+        folder: where the base lies.
+        cut: the base with its cuts.
+        few: whether all pieces may be open at once.
+        made: the pieces by what they compute.
+    """
+
+    folder: Path
+    cut: Cut
+    few: bool
+    made: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
+        """Run the piece that computes some outputs."""
+        key = tuple(outputs)
+        if key not in self.made:
+            self.made[key] = Pieces(piece(self.cut.model, outputs), self.folder, optimize=False, keep=self.few)
+        return self.made[key].run(feeds)
+
+
+def _adapted(
+    pieces: _Pieces, site: Site, shown: Sequence[str], feeds: Mapping[str, np.ndarray], adapter: Adapter
+) -> np.ndarray:
+    """What the adapter puts in the place of a site's value, in that value's type."""
+    graph = adapter.graphs[adapter.placements[site.name].graph]
+    borrows = BORROWED if needs_base_norm(graph) else ()
+    needed = [name for name in shown if name in (*graph.inputs, graph.replaces, *borrows)]
+    names = {exposed(f"{site.name}.{graph.replaces}", name): name for name in needed}
+    values = {names[output]: array for output, array in pieces.run(feeds, list(names)).items()}
+    return evaluate_site(adapter, site.name, values, site.norm).astype(values[graph.replaces].dtype)

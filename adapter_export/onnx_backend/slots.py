@@ -1,0 +1,414 @@
+"""Slots: the tensors of an exported graph that an adapter fills, planned as the union over all adapters of a build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import count
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, FormatError, GraphError, NotNeutralError, within
+from adapter_export.format.adapter_files import graph_from_json, graph_to_json
+from adapter_export.format.manifest import Axis, SlotRecord
+from adapter_export.graph.adapter import HEAD, SHARED, Adapter
+from adapter_export.graph.graph import READABLE, SITE_VALUES, AdapterGraph
+from adapter_export.graph.ops import Dim
+from adapter_export.graph.slot_form import (
+    has_neutral_parameters,
+    neutral_parameters,
+    neutral_widths,
+    slot_form,
+    slot_weights,
+)
+from adapter_export.graph.tasks import HeadOutput, head_result
+from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.fit import bound_to, check_fit, site_widths
+from adapter_export.numerics.runner import head_output
+from adapter_export.sites.site import SiteMap
+
+SLOT_PREFIX = "adapter."
+"""What the name of every slot begins with."""
+
+REPLACED = tuple(READABLE)
+"""The values of a site that graphs replace, in the order of evaluation: `u`, `h`, `y`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One topology at one site, or one topology of prediction head.
+
+    Attributes:
+        owner: the site, or `head`.
+        graph_name: what the topology is called, the same at every site.
+        graph: what is computed, in the form that goes into slots.
+        site_widths: the symbols that the base fixes, such as `d`; all others are free per adapter.
+        alone: whether it is the only topology there, so that its name need not stand in the slots' names.
+    """
+
+    owner: str
+    graph_name: str
+    graph: AdapterGraph
+    site_widths: Mapping[str, int]
+    alone: bool
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its slots and nodes begin with."""
+        return f"{SLOT_PREFIX}{self.owner}" if self.alone else f"{SLOT_PREFIX}{self.owner}.{self.graph_name}"
+
+    @cached_property
+    def key(self) -> str:
+        """Its topology, as text."""
+        return topology_key(self.graph)
+
+    def slot(self, parameter: str) -> str:
+        """The slot of one of the graph's parameters; sites have one slot for what they share."""
+        prefix = f"{SLOT_PREFIX}{SHARED}.{self.graph_name}" if parameter in self.graph.shared else self.prefix
+        return f"{prefix}.{parameter}"
+
+    def records(self) -> Iterator[SlotRecord]:
+        """Its slots, in the order of the graph's parameters."""
+        for parameter, neutral in self.neutral().items():
+            shape = self.graph.parameters[parameter]
+            axes = tuple(self.site_widths.get(dim, dim) if isinstance(dim, str) else dim for dim in shape)
+            owner = SHARED if parameter in self.graph.shared else self.owner
+            value = float(neutral.flat[0])  # neutral tensors are zeros or ones
+            yield SlotRecord(self.slot(parameter), owner, self.graph_name, parameter, axes, neutral.shape, value)
+
+    @property
+    def result(self) -> HeadOutput:
+        """What it gives, if it is a head."""
+        found = head_result(self.graph.shapes()[self.graph.result])
+        assert found is not None  # adapters are checked
+        return found
+
+    @property
+    def result_width(self) -> Dim:
+        """The last axis of what it gives: a number if the base fixes it."""
+        width = self.graph.shapes()[self.graph.result][-1]
+        return self.site_widths.get(width, width) if isinstance(width, str) else width
+
+    @property
+    def gives_zeros_idle(self) -> bool:
+        """Whether its result is zero with its neutral parameters, if it is a head."""
+        return has_neutral_parameters(self.graph)
+
+    def neutral(self) -> Weights:
+        """Its neutral parameters, by parameter; zeros for a head that has none, whose output nobody reads then."""
+        widths = neutral_widths(self.graph, self.site_widths)
+        if self.owner == HEAD and not self.gives_zeros_idle:
+            shapes = self.graph.parameter_shapes(widths)
+            return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        return neutral_parameters(self.graph, widths)
+
+    def axis_name(self, axis: Axis, parameter: str | None = None) -> Axis:
+        """The name of a slot's free axis in the ONNX graph, where one name means one size: `layers.0.ffn.b`."""
+        if isinstance(axis, int) or (self.owner == HEAD and self.alone and axis == "classes"):
+            return axis
+        prefix = self.prefix if parameter is None else self.slot(parameter).removesuffix(f".{parameter}")
+        return f"{prefix.removeprefix(SLOT_PREFIX)}.{axis}"
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """What goes into one exported graph.
+
+    Attributes:
+        parts: in the order of evaluation, the heads last; several at one site are chained in this order.
+    """
+
+    parts: tuple[Part, ...]
+
+    @property
+    def slots(self) -> tuple[SlotRecord, ...]:
+        """Every slot of the graph; one that sites share is there once."""
+        return tuple(dict.fromkeys(record for part in self.parts for record in part.records()))
+
+    @property
+    def digest(self) -> str:
+        """The topology of the whole graph as `sha256:<hex>`: graphs of one digest take the same adapter files."""
+        facts = [[part.owner, part.graph_name, part.alone, part.key, dict(part.site_widths)] for part in self.parts]
+        return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}"
+
+    def at(self, owner: str) -> tuple[Part, ...]:
+        """The parts at one site, or the heads."""
+        return tuple(part for part in self.parts if part.owner == owner)
+
+
+def topology_key(graph: AdapterGraph) -> str:
+    """A text that is equal for two graphs if and only if they compute the same from parameters of the same names.
+
+    Names of values do not count, nor does what `slot_form` removes.
+    """
+    form = slot_form(graph)
+    names = {node.output: f"v{index}" for index, node in enumerate(form.nodes)}
+    nodes = [
+        asdict(replace(node, output=names[node.output], inputs=tuple(names.get(name, name) for name in node.inputs)))
+        for node in form.nodes
+    ]
+    result = names.get(form.result, form.result)
+    return json.dumps([nodes, dict(form.parameters), result, form.replaces, sorted(form.shared)], sort_keys=True)
+
+
+def plan_slots(adapters: Sequence[Adapter], sites: SiteMap) -> SlotPlan:
+    """The union of the slots of all adapters.
+
+    Args:
+        adapters: any number, of any topologies and widths.
+        sites: those of the base.
+
+    Raises:
+        AdapterError: adapters act where the base has no site, or are of other widths; all of them are listed.
+        NotNeutralError: a graph that cannot lie idle, as `slot_form`.
+    """
+    check_fit(adapters, sites)
+    forms = _forms(adapters)
+    names = _graph_names(adapters)
+    parts = []
+    owners = {**{site.name: site_widths(site) for site in sites}, HEAD: {"d": sites.width}}
+    for owner, fixed in owners.items():
+        here = sorted((REPLACED.index(form.replaces), names[key], key) for key, form in forms.get(owner, {}).items())
+        for _, name, key in here:
+            form = forms[owner][key]
+            widths = {symbol: fixed[symbol] for symbol in form.symbols() if symbol in fixed}
+            parts.append(Part(owner, name, form, widths, alone=len(here) == 1))
+    plan = SlotPlan(tuple(parts))
+    _check_names(plan)
+    return plan
+
+
+def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
+    """A tensor for every slot: the adapter's weights with factors folded in, neutral zeros where it does not act.
+
+    Raises:
+        AdapterError: it does something for which the plan has no slots.
+        GraphError: a factor takes a weight out of the range of float32.
+    """
+    own = {(owner, topology_key(graph)): graph for owner, graph, _ in adapter.parts()}
+    unplanned = own.keys() - {(part.owner, part.key) for part in plan.parts}
+    if unplanned:
+        raise AdapterError(
+            "does something for which the exported graph has no slots",
+            where=f"adapter `{adapter.name}`",
+            found=", ".join(sorted(owner for owner, _ in unplanned)),
+            fix="build again with this adapter among the others",
+        )
+    tensors: Weights = {}
+    for part in plan.parts:
+        graph = own.get((part.owner, part.key))
+        if graph is not None:
+            _fill(tensors, part, slot_weights(graph, adapter.parameters(part.owner), part.site_widths), adapter)
+    for part in plan.parts:
+        if (part.owner, part.key) not in own:
+            neutral = part.neutral()
+            shared = {name: tensors[part.slot(name)] for name in part.graph.shared if part.slot(name) in tensors}
+            _check_idle(part, neutral, shared, adapter)
+            _fill(tensors, part, neutral | shared, adapter)
+    return {slot.name: tensors[slot.name] for slot in plan.slots}
+
+
+def _fill(tensors: Weights, part: Part, filled: Weights, adapter: Adapter) -> None:
+    for name in part.graph.parameters:
+        tensor = np.ascontiguousarray(filled[name])
+        if not np.array_equal(tensors.setdefault(part.slot(name), tensor), tensor):
+            raise AdapterError(
+                "has two graphs that compute the same and share other tensors, for which a graph has one slot",
+                where=f"adapter `{adapter.name}`, `{part.owner}`",
+                found=f"two values of `{part.slot(name)}`",
+                fix="give the places of both graphs tensors of their own, not shared ones",
+            )
+
+
+def _check_idle(part: Part, neutral: Weights, shared: Weights, adapter: Adapter) -> None:
+    """An idle part must do nothing whatever the adapter shares among its other places: tried out on random values."""
+    if not shared:
+        return
+    graph, rng = bound_to(part.graph, None), np.random.default_rng(0)
+    widths = {"d": 1, **part.site_widths, "batch": 1, "tokens": 2}
+    values = {name: rng.standard_normal([widths[str(axis)] for axis in SITE_VALUES[name]]) for name in graph.inputs}
+    if not np.array_equal(evaluate(graph, values, neutral | shared), values[graph.replaces]):
+        raise NotNeutralError(
+            "what an adapter shares among its sites would act where the adapter does not",
+            where=f"adapter `{adapter.name}`, graph `{part.graph_name}` at `{part.owner}`",
+            found=", ".join(f"`{name}`" for name in shared),
+            fix="build this adapter on its own",
+        )
+
+
+def _forms(adapters: Sequence[Adapter]) -> dict[str, dict[str, AdapterGraph]]:
+    """What goes into slots, by owner and topology; of several spellings of one topology, always the same is taken."""
+    forms: dict[str, dict[str, AdapterGraph]] = {}
+    for adapter in adapters:
+        for owner, graph, _ in adapter.parts():
+            with within(f"adapter `{adapter.name}`, `{owner}`"):
+                form, here = slot_form(graph), forms.setdefault(owner, {})
+            key = topology_key(form)
+            here[key] = min(here.get(key, form), form, key=_spelling)
+    return forms
+
+
+def _spelling(graph: AdapterGraph) -> str:
+    return json.dumps(asdict(graph))
+
+
+def _graph_names(adapters: Sequence[Adapter]) -> dict[str, str]:
+    """One name for each topology; where two want the same name, the later one is numbered."""
+    wanted: dict[str, str] = {}
+    for adapter in adapters:
+        for name, graph in _named_graphs(adapter):
+            key = topology_key(graph)
+            wanted[key] = min(wanted.get(key, name), name)
+    names: dict[str, str] = {}
+    for key in sorted(wanted):
+        names[key] = first_free(wanted[key], names.values())
+    return names
+
+
+def _named_graphs(adapter: Adapter) -> Iterator[tuple[str, AdapterGraph]]:
+    yield from adapter.graphs.items()
+    if adapter.head is not None:
+        yield "_".join(node.op for node in slot_form(adapter.head.graph).nodes) or HEAD, adapter.head.graph
+
+
+def first_free(name: str, taken: Collection[str]) -> str:
+    """The name itself, or with the first number behind it that makes it new."""
+    numbered = (f"{name}_{number}" for number in count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
+
+
+def _check_names(plan: SlotPlan) -> None:
+    slots: dict[str, SlotRecord] = {}
+    for slot in plan.slots:
+        other = slots.setdefault(slot.name, slot)
+        if other is not slot:
+            shared = slot.site == other.site == SHARED and slot.graph == other.graph
+            raise AdapterError(
+                "what sites share is of different widths there" if shared else "two slots would have one name",
+                where=f"slot `{slot.name}`",
+                found=f"{list(other.axes)} and {list(slot.axes)}" if shared else f"`{other.site}` and `{slot.site}`",
+                fix="build these adapters one by one" if shared else "rename the graphs or the parameters",
+            )
+
+
+# The outputs of an exported graph that heads fill, and which head fills which.
+
+
+@dataclass(frozen=True)
+class HeadSum:
+    """Heads that give one output: their results are added up, those of idle ones are zeros.
+
+    Attributes:
+        output: its name in the graph.
+        result: what it holds.
+        width: its last axis: a number if the base fixes it, else a symbol that each adapter gives a number.
+        parts: the heads.
+    """
+
+    output: str
+    result: HeadOutput
+    width: Dim
+    parts: tuple[Part, ...]
+
+
+def head_sums(plan: SlotPlan, base_outputs: Collection[str]) -> tuple[HeadSum, ...]:
+    """The outputs of all heads of a plan.
+
+    Heads of one result share an output. One of its own has each head that gives something while it lies idle, and have
+    those whose results are of different fixed widths: adding those up would be wrong. A second output of one result is
+    called `logits_2`, and so on.
+
+    Args:
+        plan: what goes into the graph.
+        base_outputs: the names of the base's outputs.
+    """
+    groups: dict[tuple[HeadOutput, Dim | None, str], list[Part]] = {}
+    for part in plan.at(HEAD):
+        width = part.result_width
+        apart = "" if part.gives_zeros_idle else part.graph_name
+        groups.setdefault((part.result, width if isinstance(width, int) else None, apart), []).append(part)
+    taken = set(base_outputs)
+    sums = []
+    for (result, _, _), parts in groups.items():
+        name = first_free(head_output(base_outputs, result), taken)
+        taken.add(name)
+        sums.append(HeadSum(name, result, parts[0].result_width, tuple(parts)))
+    return tuple(sums)
+
+
+def adapter_output(sums: Iterable[HeadSum], adapter: Adapter | None) -> str | None:
+    """The output that holds the result of an adapter's head; none without a head."""
+    if adapter is None or adapter.head is None:
+        return None
+    key = topology_key(adapter.head.graph)
+    return next(found.output for found in sums if key in {part.key for part in found.parts})
+
+
+def head_graphs(sums: Iterable[HeadSum]) -> Mapping[str, str]:
+    """The output of each topology of head, by the name of its graph."""
+    return {part.graph_name: found.output for found in sums for part in found.parts}
+
+
+# The plan of an exported graph, kept in the graph itself: adapters are added by it, without the base.
+
+TOPOLOGY_KEY = "adapter_export.topology"
+"""Where in `metadata_props` the digest of the plan stands."""
+
+PLAN_KEY = "adapter_export.plan"
+"""Where in `metadata_props` the plan stands, as JSON: `graphs`, and `parts` that name one of them by its place."""
+
+
+def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
+    """Keep a plan in the graph that was made by it."""
+    graphs: list[dict[str, Any]] = []
+    parts = []
+    for part in plan.parts:
+        graph = graph_to_json(part.graph)
+        if graph not in graphs:
+            graphs.append(graph)
+        parts.append([part.owner, part.graph_name, graphs.index(graph), dict(part.site_widths), part.alone])
+    model.metadata_props[TOPOLOGY_KEY] = plan.digest
+    model.metadata_props[PLAN_KEY] = json.dumps({"graphs": graphs, "parts": parts})
+
+
+def read_plan(model: ir.Model, where: object) -> SlotPlan:
+    """The plan that a graph was made by.
+
+    Args:
+        model: the graph.
+        where: names it in messages.
+
+    Raises:
+        FormatError: there is none in it, or not the one whose digest stands beside it.
+    """
+    try:
+        document = json.loads(model.metadata_props[PLAN_KEY])
+        graphs = [graph_from_json(graph) for graph in document["graphs"]]
+        plan = SlotPlan(
+            tuple(
+                Part(owner, name, graphs[index], widths, alone)
+                for owner, name, index, widths, alone in document["parts"]
+            )
+        )
+        digest = plan.digest
+    except (GraphError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise _no_plan(where, f"{type(error).__name__}: {error}") from error
+    if digest != model.metadata_props.get(TOPOLOGY_KEY):
+        raise _no_plan(where, f"the topology {digest}")
+    return plan
+
+
+def _no_plan(where: object, found: str) -> FormatError:
+    return FormatError(
+        "does not say what its slots were planned for",
+        where=where,
+        found=found,
+        expected=f"`{PLAN_KEY}` in the metadata of the graph, as this release writes it",
+        fix="build the bundle again",
+    )

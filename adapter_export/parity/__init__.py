@@ -1,1 +1,0 @@
-"""Does the bundle compute what the reference computes?"""

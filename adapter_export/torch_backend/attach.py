@@ -1,0 +1,253 @@
+"""An adapter attached to a base: a module that computes both, in which the adapter alone is trainable."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, RequestError
+from adapter_export.format.axes import masks_of
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.compose.attention import temperature_of
+from adapter_export.graph.tasks import Task
+from adapter_export.numerics.fit import check_fit
+from adapter_export.numerics.runner import head_output
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.lowering import GraphLayer
+from adapter_export.torch_backend.splice import splice
+from adapter_export.torch_backend.view import flow_graph
+
+
+@dataclass(frozen=True)
+class SiteCall:
+    """What one graph did in one pass.
+
+    Attributes:
+        read: the values that it read, by name.
+        result: what it returned.
+    """
+
+    read: Mapping[str, Tensor]
+    result: Tensor
+
+
+def attach(
+    base: TorchBase,
+    adapter: Adapter | None,
+    *,
+    sites: SiteMap | None = None,
+    allow_mismatch: bool = False,
+    learned: Collection[str] | None = None,
+) -> AdaptedModel:
+    """Put an adapter into a base; the base itself is left as it is, and its weights are shared.
+
+    Args:
+        base: the base.
+        adapter: the adapter; `None` gives the base alone.
+        sites: the base's sites, if they are known already.
+        allow_mismatch: take an adapter that was trained on another base.
+        learned: the adapter's tensors that shall learn, such as a fusion's with frozen members; all if not given.
+
+    Raises:
+        BaseMismatchError: the adapter was trained on another base.
+        AdapterError: the base lacks a site of the adapter or what its graph needs there, or has another width.
+        NoSitesError: the base has no sites.
+    """
+    sites = discover(flow_graph(base.module())) if sites is None else sites
+    if adapter is not None:
+        if adapter.base != base.fingerprint and not allow_mismatch:
+            raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint)
+        check_fit([adapter], sites)
+    return AdaptedModel(base, adapter, sites, learned)
+
+
+class AdaptedModel(nn.Module):
+    """A base with at most one adapter.
+
+    The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. Only the
+    adapter's and the head's tensors are parameters, and those that learn want gradients. It starts in `eval` mode;
+    `train()` turns on the adapter's dropout and changes nothing in the base.
+
+    Attributes:
+        base: the base.
+        adapter: the adapter as it was attached; `to_adapter` gives it with the present weights.
+        sites: the sites of the base.
+    """
+
+    def __init__(
+        self, base: TorchBase, adapter: Adapter | None, sites: SiteMap, learned: Collection[str] | None = None
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+        self.sites = sites
+        self._layers = {} if adapter is None else _layers(adapter, sites, learned)
+        self._names = tuple(record.name for record in base.outputs)
+        self._body = splice(base.module(), _mask(base, sites, self._layers), sites, self._layers)
+        self.eval()
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Compute every output of the base by its name and, with a head, the result of its task.
+
+        Args:
+            inputs: the base's inputs by name.
+
+        Raises:
+            RequestError: an input is missing or unknown.
+        """
+        *outputs, _ = self._values(inputs)
+        return dict(zip(self.output_names, outputs, strict=True))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of what `forward` returns."""
+        return self._names if self.head_name is None else (*self._names, self.head_name)
+
+    @property
+    def head_name(self) -> str | None:
+        """The name of the head's result among the outputs, as `head_output` gives it; none without a head."""
+        head = None if self.adapter is None else self.adapter.head
+        return None if head is None else head_output(self._names, head.output)
+
+    @property
+    def task(self) -> Task:
+        """What the head is for.
+
+        Raises:
+            AdapterError: there is no head.
+        """
+        if self.adapter is None or self.adapter.head is None:
+            raise AdapterError("the adapter has no head", fix="attach one with a head")
+        return self.adapter.head.task
+
+    def head(self, **inputs: Tensor) -> Tensor:
+        """Compute the head's result, of the shape that its task gives it.
+
+        Raises:
+            AdapterError: there is no head.
+        """
+        if self.head_name is None:
+            raise AdapterError("the adapter has no head", fix="attach one with a head")
+        return self(**inputs)[self.head_name]  # type: ignore[no-any-return]
+
+    def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs on the device of the model's weights."""
+        device = next((tensor.device for tensor in self.parameters()), None)
+        return {name: value.to(device) for name, value in inputs.items()}
+
+    def hidden(self, **inputs: Tensor) -> Tensor:
+        """Compute the final hidden state, [batch, tokens, d], which a head reads."""
+        hidden: Tensor = self._values(inputs)[-1]
+        return hidden
+
+    def _values(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        names = [record.name for record in self.base.inputs]
+        if set(names) != set(inputs):
+            raise RequestError(
+                "the inputs are not those of the base",
+                found=", ".join(sorted(inputs)) or "none",
+                expected=", ".join(names),
+            )
+        values: tuple[Tensor, ...] = self._body(*(inputs[name] for name in names))
+        return values
+
+    def observe(self, **inputs: Tensor) -> dict[str, SiteCall]:
+        """Compute, and keep what each site's graph and the head's read and returned, by site or `head`."""
+        calls: dict[str, SiteCall] = {}
+
+        def keep(layer: nn.Module, values: tuple[Tensor, ...], result: Tensor) -> None:
+            assert isinstance(layer, GraphLayer)
+            read = values[: len(layer.graph.inputs)]  # behind them stand tensors of the base
+            calls[layer.owner] = SiteCall(dict(zip(layer.graph.inputs, read, strict=True)), result)
+
+        handles = [layer.register_forward_hook(keep) for layer in self._layers.values()]
+        try:
+            self._values(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The adapter's tensors by their names in its file, such as `<site>.<parameter>`."""
+        if self.adapter is None:
+            return {}
+        names = {owner: self.adapter.tensor_names(owner) for owner in self._layers}
+        return {
+            names[owner][name]: tensor
+            for owner, layer in self._layers.items()
+            for name, tensor in layer.named_tensors().items()
+        }
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Those of its tensors that learn."""
+        return {name: tensor for name, tensor in self.tensors().items() if tensor.requires_grad}
+
+    def cool(self, decay: float) -> None:
+        """Set the temperature of a fusion: the first one less a part of it, at least 1.
+
+        Args:
+            decay: that part.
+        """
+        for owner, graph, _ in () if self.adapter is None else self.adapter.parts():
+            first = temperature_of(graph)
+            self._layers[owner].set_temperature(min(first, max(1.0, first * (1 - decay))))
+
+    def to_adapter(self, *, training: Mapping[str, Any] | None = None) -> Adapter:
+        """The adapter with the present weights.
+
+        Args:
+            training: the training record; the adapter's own if none is given.
+
+        Raises:
+            AdapterError: no adapter is attached.
+            TensorError: a weight is NaN or Inf.
+        """
+        if self.adapter is None:
+            raise AdapterError("no adapter is attached", fix="attach one first")
+        weights = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in self.tensors().items()}
+        graphs = {place.graph: self._layers[site].graph for site, place in self.adapter.placements.items()}
+        record = self.adapter.training if training is None else training
+        return replace(self.adapter, graphs=graphs, weights=weights, training=record)
+
+
+def _mask(base: TorchBase, sites: SiteMap, layers: Mapping[str, GraphLayer]) -> str | None:
+    """The input that says which tokens are real, if there is one; a head that reads it must not have to guess."""
+    if HEAD not in layers or "mask" not in layers[HEAD].graph.inputs:
+        return None
+    masks = masks_of(base.inputs, base.axes(sites.final)[1])
+    if len(masks) > 1:
+        raise BaseModelError(
+            "has several inputs that may be the attention mask",
+            found=", ".join(f"`{name}`" for name in masks),
+            expected="one integer or bool input [batch, tokens] that indexes no embedding",
+            fix="capture the base with one of them only",
+        )
+    return masks[0] if masks else None
+
+
+def _layers(adapter: Adapter, sites: SiteMap, learned: Collection[str] | None) -> dict[str, GraphLayer]:
+    """A layer for each place; what places share is one parameter.
+
+    Raises:
+        AdapterError: there is no such tensor that shall learn.
+    """
+    unknown = sorted(set(learned or ()) - set(adapter.weights))
+    if unknown:
+        raise AdapterError("tensors shall learn that the adapter does not have", found=", ".join(unknown))
+    norms = {site.name: site.norm for site in sites}
+    tensors = {
+        name: nn.Parameter(torch.from_numpy(array.copy()), requires_grad=learned is None or name in learned)
+        for name, array in adapter.weights.items()
+    }
+    layers = {}
+    for owner, graph, _ in adapter.parts():
+        owned = {name: tensors[tensor] for name, tensor in adapter.tensor_names(owner).items()}
+        layers[owner] = GraphLayer(owner, graph, owned, norms.get(owner))
+    return layers

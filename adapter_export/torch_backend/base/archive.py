@@ -1,0 +1,363 @@
+"""Torch archives (`torch.export.save`), screened before torch sees them.
+
+`torch.export.load` runs code of a hostile file in many ways: it unpickles sample inputs, pickled tensors and objects,
+evaluates sizes and guards as Python, writes names of values into source text that it compiles, resolves operators and
+classes by name, and loads compiled libraries. So a file is read here first, entry by entry, and torch is given a copy
+that holds only what was understood.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError
+from adapter_export.format.canonical import parse_json
+from adapter_export.format.files import unreadable
+from adapter_export.torch_backend.base.file_kinds import ZIP_ERRORS, another_zip, foreign_globals, not_an_archive
+from adapter_export.torch_backend.base.program_file import check_program, cleaned
+
+# The lists of tensors in a torch archive: which entry holds which tensor, and how it lies there.
+
+_BYTES = {
+    **dict.fromkeys((1, 2, 12, 29, 30, 31, 32, 33), 1),
+    **dict.fromkeys((3, 6, 13, 28), 2),
+    **dict.fromkeys((4, 7, 9, 34), 4),
+    **dict.fromkeys((5, 8, 10, 35), 8),
+    11: 16,
+}
+"""The size of one number by `ScalarType` (`torch/_export/serde/schema.py`)."""
+
+_STRIDED = 7
+_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
+_FILE = re.compile(r"(weight|tensor)_\d{1,9}")
+_LARGEST = 2**62
+
+
+def check_payloads(entry: str, config: object, sizes: Mapping[str, int], path: Path) -> list[str]:
+    """Check that a list names plain tensors only, which fit into their entries; give the entries that it names.
+
+    Args:
+        entry: the list's own entry.
+        config: its parsed JSON.
+        sizes: the bytes of every entry of the archive.
+        path: the archive, for messages.
+
+    Raises:
+        UnsafeArchiveError: something is pickled.
+        BaseModelError: something else is wrong.
+    """
+    tensors = config.get("config") if isinstance(config, dict) else None
+    if not isinstance(tensors, dict):
+        raise _wrong(f"{path}, `{entry}`", "no list of tensors", "a list")
+    folder = entry.rpartition("/")[0]
+    used: dict[str, None] = {}
+    for name, meta in tensors.items():
+        where = f"{path}, `{entry}`, `{name[:120]}`"
+        used[_check_tensor(name, meta, folder, sizes, where)] = None
+    return list(used)
+
+
+def _wrong(where: str, found: object, expected: object) -> BaseModelError:
+    return BaseModelError(
+        "describes a tensor wrongly",
+        where=where,
+        found=found,
+        expected=expected,
+        fix="copy the file again as a whole, or save it again with `save_base`",
+    )
+
+
+def _check_tensor(name: str, meta: Any, folder: str, sizes: Mapping[str, int], where: str) -> str:
+    if not _NAME.fullmatch(name) or not isinstance(meta, dict):
+        raise _wrong(where, "an odd name or entry", "a tensor by its module path")
+    file = meta.get("path_name")
+    pickled = meta.get("use_pickle") is not False
+    if pickled or not isinstance(file, str) or not _FILE.fullmatch(file):
+        raise UnsafeArchiveError(
+            "holds a pickled tensor or object, which could run code when it is read",
+            where=where,
+            found=f"`{file}`" + (", pickled" if pickled else ""),
+            expected="plain tensors",
+            fix="load it with `--trust-pickle` only if you trust whoever made it; a GPU's or subclass's tensors become "
+            "plain ones by saving the model again with `save_base`",
+        )
+    if f"{folder}/{file}" not in sizes:
+        raise _wrong(where, f"no entry `{folder}/{file}`", "the tensor's bytes")
+    _check_layout(meta.get("tensor_meta"), sizes[f"{folder}/{file}"], where)
+    return f"{folder}/{file}"
+
+
+def _check_layout(meta: Any, size: int, where: str) -> None:
+    if not isinstance(meta, dict) or meta.get("layout") != _STRIDED or meta.get("dtype") not in _BYTES:
+        raise _wrong(where, "an unknown type or layout", "a dense tensor")
+    device = meta.get("device")
+    if not isinstance(device, dict) or device.get("type") != "cpu":
+        found = device.get("type") if isinstance(device, dict) else device
+        raise BaseModelError(
+            "was saved from another device than the CPU",
+            where=where,
+            found=f"`{found}`",
+            expected="`cpu`",
+            fix="move the model with `.to('cpu')` and save it again",
+        )
+    sizes, strides = _numbers(meta.get("sizes"), where), _numbers(meta.get("strides"), where)
+    (offset,) = _numbers([meta.get("storage_offset")], where)
+    if len(sizes) != len(strides):
+        raise _wrong(where, f"{len(sizes)} sizes and {len(strides)} strides", "one stride for each axis")
+    needed = _elements_needed(sizes, strides, offset) * _BYTES[meta["dtype"]]
+    if needed > size:
+        raise _wrong(where, f"{size} bytes", f"at least {needed}")
+
+
+def _numbers(values: Any, where: str) -> list[int]:
+    numbers = [value.get("as_int") if isinstance(value, dict) else None for value in values or []]
+    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < _LARGEST for n in numbers):
+        raise _wrong(where, "sizes that are no numbers", "numbers, each 0 or more")
+    return [int(number) for number in numbers if number is not None]
+
+
+def _elements_needed(sizes: list[int], strides: list[int], offset: int) -> int:
+    """The number of elements up to the last one that a strided tensor reads."""
+    if math.prod(sizes) == 0:
+        return 0
+    return offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) + 1
+
+
+PROGRAM = "models/model.json"
+WEIGHTS = "data/weights/model_weights_config.json"
+CONSTANTS = "data/constants/model_constants_config.json"
+SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+EXTRA = "extra/"
+
+_ROOT = "base"
+_MEGABYTE = 2**20
+_LIMITS = (
+    (re.compile(re.escape(PROGRAM)), 256 * _MEGABYTE),
+    (re.compile(rf"{re.escape(WEIGHTS)}|{re.escape(CONSTANTS)}"), 64 * _MEGABYTE),
+    (re.compile(r"data/weights/weight_\d{1,9}|data/constants/tensor_\d{1,9}"), None),
+    (re.compile(re.escape(SAMPLE_INPUTS)), None),
+    (re.compile(r"archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id"), 256),
+    (re.compile(r"extra/[\w.\-]{1,120}"), 256 * _MEGABYTE),
+)
+"""The entries that an archive may have, and how many bytes each may hold; tensors are bounded by the file itself."""
+
+_AGAIN = "copy the file again as a whole, or save it again with `save_base`"
+_TRUST = "load it with `--trust-pickle` only if you trust whoever made it; otherwise ask them for one of `save_base`"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive that was screened: its texts, and where its tensors are.
+
+    Attributes:
+        path: the file.
+        program: `models/model.json`, without guards and stack traces.
+        guards: the conditions on the lengths of its inputs under which the program is right.
+        payloads: the configs of weights and constants, by the name of their entry.
+        tensors: the entries that hold tensors, by their name below the root.
+        versions: the small entries by which torch knows an archive.
+        extra: the text of the files that were saved beside the program, by name.
+    """
+
+    path: Path
+    program: Mapping[str, Any]
+    guards: tuple[str, ...]
+    payloads: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, str]
+    versions: Mapping[str, bytes]
+    extra: Mapping[str, str]
+
+
+def screen(path: Path) -> Archive:
+    """Read everything of an archive but its weights, and refuse what could run code.
+
+    Raises:
+        FileError: the file cannot be read.
+        BaseModelError: it is not a torch archive, or it is truncated or damaged.
+        UnsafeArchiveError: it could run code when torch loads it.
+    """
+    with _opened(path) as archive:
+        entries = _entries(archive, path)
+        sizes = {name: info.file_size for name, info in entries.items()}
+        texts = {name: _read(archive, info, path) for name, info in entries.items() if not _is_tensor(name)}
+        _check_versions(texts, path)
+        _check_sample_inputs(texts.get(SAMPLE_INPUTS, b""), path)
+        payloads = {name: _json(texts, name, path) for name in (WEIGHTS, CONSTANTS)}
+        used = [tensor for name, config in payloads.items() for tensor in check_payloads(name, config, sizes, path)]
+        program = check_program(_json(texts, PROGRAM, path), str(path))
+        return Archive(
+            path=path,
+            program=cleaned(program),
+            guards=tuple(guard for guard in program.get("guards_code") or () if isinstance(guard, str)),
+            payloads=payloads,
+            tensors={name: entries[name].filename for name in used},
+            versions={name: data for name, data in texts.items() if name in _VERSION_ENTRIES},
+            extra={name.removeprefix(EXTRA): _text(data, name, path) for name, data in _extras(texts)},
+        )
+
+
+_VERSION_ENTRIES: Mapping[str, re.Pattern[bytes]] = {
+    "archive_format": re.compile(rb"pt2"),
+    "archive_version": re.compile(rb"\d{1,4}"),
+    "byteorder": re.compile(rb"little"),
+    ".data/version": re.compile(rb"\d{1,4}\n?"),
+}
+
+
+def readable(path: Path) -> None:
+    """Check that there is a file.
+
+    Raises:
+        FileError: there is none, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    readable(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except ZIP_ERRORS as error:
+        raise not_an_archive(path) from error
+    with archive:
+        yield archive
+
+
+def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The entries by their names below the root folder, each of a known sort."""
+    infos = archive.infolist()
+    names = [info.filename for info in infos]
+    root = names[0].partition("/")[0] if names else ""
+    if f"{root}/{PROGRAM}" not in names:
+        raise another_zip(path, archive, names)
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        name = _checked_name(info, root, path)
+        if name in entries:
+            raise _damaged(path, f"two entries `{name}`")
+        entries[name] = info
+    if sum(info.file_size for info in infos) > path.stat().st_size:
+        raise _damaged(path, "entries that are larger than the file")
+    return entries
+
+
+def _checked_name(info: zipfile.ZipInfo, root: str, path: Path) -> str:
+    folder, _, name = info.filename.partition("/")
+    limit = next((limit for pattern, limit in _LIMITS if pattern.fullmatch(name)), 0)
+    if folder != root or limit == 0 or ".." in name:
+        raise UnsafeArchiveError(
+            "holds something that a base has no use for",
+            where=path,
+            found=f"the entry `{info.filename[:120]}`",
+            expected="one program, its tensors, and text in `extra/`",
+            fix=_TRUST,
+        )
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise _damaged(path, f"`{name}` compressed, as torch never writes it")
+    if limit is not None and info.file_size > limit:
+        raise _damaged(path, f"`{name}` of {info.file_size} bytes", f"at most {limit}")
+    return name
+
+
+def _damaged(path: Path, found: str, expected: str = "an archive as `torch.export.save` writes it") -> BaseModelError:
+    return BaseModelError(
+        "is damaged, or was not written by torch", where=path, found=found, expected=expected, fix=_AGAIN
+    )
+
+
+def _is_tensor(name: str) -> bool:
+    return re.fullmatch(r"data/(weights/weight|constants/tensor)_\d+", name) is not None
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
+    try:
+        return archive.read(info)
+    except ZIP_ERRORS as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _check_versions(texts: Mapping[str, bytes], path: Path) -> None:
+    for name, pattern in _VERSION_ENTRIES.items():
+        if name in texts and not pattern.fullmatch(texts[name]):
+            raise _damaged(path, f"`{name}` {texts[name][:20]!r}", f"`{pattern.pattern.decode()}`")
+
+
+def _check_sample_inputs(data: bytes, path: Path) -> None:
+    """They are never loaded; a file in which they could run code was made to do harm, or nobody can say it was not."""
+    try:
+        foreign = sorted(foreign_globals(data)) if data else []
+    except ValueError as error:
+        raise _damaged(path, f"`{SAMPLE_INPUTS}`: {error}") from error
+    if foreign:
+        raise UnsafeArchiveError(
+            "could run code: its sample inputs are a pickle of something else than tensors",
+            where=f"{path}, `{SAMPLE_INPUTS}`",
+            found=f"`{foreign[0][:120]}`",
+            expected="plain tensors, or none",
+            fix=_TRUST,
+        )
+
+
+def _json(texts: Mapping[str, bytes], name: str, path: Path) -> Any:
+    if name not in texts:
+        raise _damaged(path, f"no entry `{name}`")
+    try:
+        return parse_json(texts[name], f"{path}, `{name}`")
+    except FormatError as error:
+        raise _damaged(path, f"`{name}` that is no JSON: {error.found}") from error
+
+
+def _extras(texts: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
+    return [(name, data) for name, data in texts.items() if name.startswith(EXTRA)]
+
+
+def _text(data: bytes, name: str, path: Path) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise _damaged(path, f"`{name}` that is no UTF-8") from error
+
+
+def write_clean(archive: Archive, target: Path) -> None:
+    """Write a copy that holds only what was screened, and no sample inputs.
+
+    Raises:
+        BaseModelError: a tensor's bytes are damaged.
+        OSError: the copy cannot be written.
+    """
+    with _opened(archive.path) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as copy:
+        copy.writestr(f"{_ROOT}/{PROGRAM}", json.dumps(archive.program))
+        for name, config in archive.payloads.items():
+            copy.writestr(f"{_ROOT}/{name}", json.dumps(config))
+        copy.writestr(f"{_ROOT}/{SAMPLE_INPUTS}", b"")
+        for name, data in archive.versions.items():
+            copy.writestr(f"{_ROOT}/{name}", data)
+        for name, entry in archive.tensors.items():
+            _copy(source, entry, copy, f"{_ROOT}/{name}", archive.path)
+
+
+def _copy(source: zipfile.ZipFile, entry: str, copy: zipfile.ZipFile, name: str, path: Path) -> None:
+    with copy.open(name, "w", force_zip64=True) as written:
+        try:
+            reader = source.open(entry)
+        except ZIP_ERRORS as error:
+            raise _damaged(path, str(error)) from error
+        with reader:
+            try:
+                shutil.copyfileobj(reader, written, 4 * _MEGABYTE)
+            except (zipfile.BadZipFile, EOFError) as error:
+                raise _damaged(path, str(error)) from error

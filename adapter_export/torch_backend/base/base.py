@@ -1,0 +1,384 @@
+"""Bases as torch archives: saved, loaded, described."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from adapter_export import __version__
+from adapter_export.errors import BaseModelError, InputError, RequestError, WriteError, within
+from adapter_export.format.axes import with_caches
+from adapter_export.format.canonical import canonical_json, parse_json
+from adapter_export.format.files import new_file
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, Positive
+from adapter_export.format.records import record_from_json, version_checked
+from adapter_export.torch_backend.base.archive import Archive, readable, screen, write_clean
+from adapter_export.torch_backend.base.capture import AxisNames, Inputs, capture
+from adapter_export.torch_backend.base.file_kinds import check_sort, not_an_archive
+from adapter_export.torch_backend.base.program_file import is_harmless
+from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.signature import Signature
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+
+# What `save_base` notes in an archive beside the program (`extra/adapter_export.json`).
+
+NOTE = "adapter_export.json"
+TOKENIZER = "tokenizer.json"
+"""The names of the files beside the program."""
+
+_VERSION = "1.0.0"
+
+
+@dataclass(frozen=True)
+class CaptureNote:
+    """The names that torch does not keep.
+
+    Attributes:
+        inputs: the shape of each input, with the names of its dynamic axes.
+        max_tokens: the longest input that the model was made for, if known.
+        version: of this note, semver.
+        producer: the tool and version that wrote it.
+    """
+
+    inputs: Mapping[str, tuple[Axis, ...]]
+    max_tokens: Positive | None = None
+    version: str = _VERSION
+    producer: str = f"adapter-export {__version__}"
+
+    def to_text(self) -> str:
+        """The note as JSON."""
+        return canonical_json(asdict(self)).decode()
+
+
+def read_note(text: str, where: object) -> CaptureNote:
+    """Read a note.
+
+    Raises:
+        BaseModelError: it breaks its format.
+    """
+    try:
+        document = parse_json(text.encode(), where)
+        with version_checked(document, _VERSION, where):
+            return record_from_json(CaptureNote, document)
+    except InputError as error:
+        raise BaseModelError(
+            f"holds a note that cannot be read ({error.what})",
+            where=where,
+            found=error.found,
+            expected=error.expected,
+            fix="save the base again with `save_base`",
+        ) from error
+
+
+# What tells one base from another: its weights.
+
+
+def fingerprint(program: ExportedProgram) -> str:
+    """The sha256 over the sorted facts of all parameters and buffers, as `sha256:<hex>`.
+
+    A fact is a line `<name> <type> <shape> <sha256 of the bytes>`, such as `encoder.bias float32 [384] 0f3a…`, with the
+    bytes in row-major order and little-endian. So it survives saving and loading, and changes with any bit of a weight.
+    """
+    digest = hashlib.sha256()
+    for fact in sorted(_facts(program)):
+        digest.update(fact.encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _facts(program: ExportedProgram) -> Iterator[str]:
+    for tensors in (program.named_parameters(), program.named_buffers()):
+        for name, tensor in tensors:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            yield f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(_bytes(tensor)).hexdigest()}\n"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor without a copy, where they lie in one piece."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+@dataclass(frozen=True)
+class TorchBase:
+    """A frozen pretrained model.
+
+    Attributes:
+        program: its graph and weights.
+        fingerprint: of its weights, `sha256:<hex>`.
+        inputs: what it takes, in the order of the program.
+        outputs: what it returns, in the order of the program.
+        max_tokens: the longest input for which it is right, if that is known.
+        tokenizer: the text of its `tokenizer.json`, if it was saved with one.
+    """
+
+    program: ExportedProgram
+    fingerprint: str
+    inputs: tuple[InputRecord, ...]
+    outputs: tuple[OutputRecord, ...]
+    max_tokens: int | None
+    tokenizer: str | None
+
+    def module(self) -> fx.GraphModule:
+        """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
+        module = self.program.module(check_guards=False)
+        for node, record in zip(module.graph.find_nodes(op="placeholder"), self.inputs, strict=True):
+            # not by `_rename`: names of Python's builtins, such as `input`, are fine here
+            node.name = record.name
+        return module
+
+    def axes(self, node: str) -> tuple[Axis, ...]:
+        """The axes of a value of the graph, dynamic ones by the names that the inputs give them."""
+        symbols: dict[str, Axis] = {}
+        graph = self.module().graph
+        for placeholder, record in zip(graph.find_nodes(op="placeholder"), self.inputs, strict=True):
+            symbols |= {str(size): axis for size, axis in zip(placeholder.meta["val"].shape, record.axes, strict=True)}
+        (found,) = (one for one in graph.nodes if one.name == node)
+        sizes = found.meta["val"].shape
+        return tuple(size if isinstance(size, int) else symbols.get(str(size), str(size)) for size in sizes)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute every output by its name.
+
+        Raises:
+            RequestError: an input is missing or unknown, or its shape or type is one that the base cannot take.
+        """
+        names = [record.name for record in self.inputs]
+        if set(names) != set(inputs):
+            found = ", ".join(sorted(inputs)) or "none"
+            raise RequestError("the inputs are not those of the base", found=found, expected=", ".join(names))
+        args, kwargs = pytree.tree_unflatten([inputs[name] for name in names], self.program.call_spec.in_spec)
+        try:
+            values = pytree.tree_leaves(self.module()(*args, **kwargs))
+        except (RuntimeError, IndexError) as error:
+            raise RequestError("the base cannot compute these inputs", found=first_line(error)) from error
+        return {record.name: value for record, value in zip(self.outputs, values, strict=True)}
+
+
+def save_base(
+    module: nn.Module,
+    example_inputs: Inputs,
+    path: Path | str,
+    *,
+    axes: AxisNames | None = None,
+    tokenizer: str | None = None,
+    max_tokens: int | None = None,
+    force: bool = False,
+) -> None:
+    """Save a module as a base: graph, weights, names of inputs, outputs and axes; no sample inputs, no pickle.
+
+    The module is exported in `eval` mode and left as it is. Outputs of transformers, tuples and dataclasses become
+    tensors by name (`last_hidden_state`, `output_0`).
+
+    Args:
+        module: the model, with float32 weights on the CPU.
+        example_inputs: by name, or in the order of the arguments of `forward`; one row is enough. Tensors in lists,
+            tuples and dicts become inputs with the keys and places in their names, `past_key_values.0.key`.
+        path: where to write, such as `model.pt`.
+        axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; all others are fixed. If
+            none are given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input of two axes is
+            `sequence`; of another length than the first one's it is an axis of its own.
+        tokenizer: the text of a `tokenizer.json`, kept beside the program.
+        max_tokens: the longest input that the model was made for, in tokens.
+        force: replace what is there.
+
+    Raises:
+        UsageError: the inputs or axes are not those of the module.
+        BaseModelError: torch cannot export the module, or it is no base (other types than float32, for example).
+        OutputExistsError: the path is taken and `force` is not given.
+        WriteError: the file cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    with new_file(path, force=force) as temporary:
+        captured = capture(module, example_inputs, axes)
+        note = CaptureNote(inputs=captured.axes, max_tokens=max_tokens)
+        extra = {NOTE: note.to_text()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+        _write(captured.program, temporary, path, extra)
+        with within(path):
+            _describe(captured.program, note, None, _screened(temporary).guards)
+
+
+def _write(program: ExportedProgram, temporary: Path, path: Path, extra: Mapping[str, str]) -> None:
+    with temporary.open("wb") as file, quiet():
+        sink = _Sink(file)
+        try:
+            torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(extra))
+        except LIBRARY_ERRORS as error:
+            raise BaseModelError(
+                "torch cannot save the program", where=path, found=first_line(error), expected="plain tensors"
+            ) from error
+    if sink.failure is not None:
+        raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
+
+
+class _Sink(io.RawIOBase):
+    """Hands on what torch writes. It keeps a failure for later: torch's writer ends the process at an exception."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Write; after the first failure, pretend to."""
+        if self.failure is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.failure = error
+        return memoryview(data).nbytes
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Torch asks, and goes back to the start when it is done."""
+        return True
+
+    def seek(self, offset: int, _whence: int = 0, /) -> int:
+        """Do nothing: everything was written in order."""
+        return offset
+
+
+def _screened(temporary: Path) -> Archive:
+    """What is written must pass the screening, or nobody could load it."""
+    try:
+        return screen(temporary)
+    except BaseModelError as error:
+        raise BaseModelError(
+            f"cannot be saved as a base: the archive {error.what}",
+            found=error.found,
+            expected=error.expected,
+            fix="take that out of the model; `torch.export.export` wrote it into the program",
+        ) from error
+
+
+def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
+    """Load a base from an archive of `save_base` or `torch.export.save`; nothing in the file is run or unpickled.
+
+    Args:
+        path: the archive.
+        trust_pickle: give the file to torch as it is. It can then run any code: only for files whose maker you trust.
+
+    Raises:
+        FileError: the file cannot be read.
+        BaseModelError: it is not an archive, it is truncated or damaged, or it is no base.
+        UnsafeArchiveError: it could run code.
+    """
+    path = Path(path)
+    program, extra, guards = _load_trusted(path) if trust_pickle else _load_screened(path)
+    with within(path):
+        note = read_note(extra[NOTE], f"`extra/{NOTE}`") if extra.get(NOTE) else None
+        return _describe(program, note, extra.get(TOKENIZER) or None, guards)
+
+
+_Loaded = tuple[ExportedProgram, Mapping[str, str], Sequence[str]]
+"""A program, the texts beside it, the conditions on the lengths of its inputs."""
+
+
+def _load_screened(path: Path) -> _Loaded:
+    """Load a copy that holds only what was screened: torch reads zip files in its own way, and would read more."""
+    archive = screen(path)
+    try:
+        with TemporaryDirectory(prefix="adapter-export-") as folder:
+            copy = Path(folder) / "base.pt2"
+            write_clean(archive, copy)
+            return _load(copy, path), archive.extra, archive.guards
+    except OSError as error:
+        raise WriteError(error.filename or "the folder for temporary files", error.strerror or error) from error
+
+
+def _load_trusted(path: Path) -> _Loaded:
+    readable(path)
+    if not zipfile.is_zipfile(path):
+        raise not_an_archive(path)
+    check_sort(path)
+    # torch fills the dict that it is given, unless that is empty
+    extra = {NOTE: ""}
+    return _load(path, path, extra), extra, ()
+
+
+def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
+    with quiet() as lines:
+        try:
+            return torch.export.load(file, extra_files=extra)
+        except LIBRARY_ERRORS as error:
+            raise _not_loaded(path, _logged_cause(lines) or error) from error
+
+
+def _logged_cause(lines: Sequence[logging.LogRecord]) -> BaseException | None:
+    """Why torch could not read a file: it logs the reason, and raises that there was one."""
+    return next((line.exc_info[1] for line in lines if line.exc_info and line.exc_info[1] is not None), None)
+
+
+def _not_loaded(path: Path, cause: BaseException) -> BaseModelError:
+    return BaseModelError(
+        "torch cannot load the program",
+        where=path,
+        found=first_line(cause),
+        expected=f"a program that torch {torch.__version__.partition('+')[0]} can read",
+        fix="save it again with `save_base`, with the torch that loads it",
+    )
+
+
+def _describe(
+    program: ExportedProgram, note: CaptureNote | None, tokenizer: str | None, guards: Sequence[str]
+) -> TorchBase:
+    _check_types(program)
+    signature = Signature(program, None if note is None else note.inputs)
+    inputs, outputs = with_caches(signature.inputs(), signature.outputs())
+    _check_guards(guards, inputs)
+    bounds = [bound for bound in (signature.longest(), None if note is None else note.max_tokens) if bound is not None]
+    return TorchBase(
+        program=program,
+        fingerprint=fingerprint(program),
+        inputs=inputs,
+        outputs=outputs,
+        max_tokens=min(bounds, default=None),
+        tokenizer=tokenizer,
+    )
+
+
+def _check_types(program: ExportedProgram) -> None:
+    for name, tensor in (*program.named_parameters(), *program.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise BaseModelError(
+                "has weights of a type that adapters cannot be trained on yet",
+                where=f"`{name}`",
+                found=f"`{str(tensor.dtype).removeprefix('torch.')}`",
+                expected="`float32`",
+                fix="convert the model with `.float()` and save it again",
+            )
+        if tensor.device.type != "cpu":
+            raise BaseModelError(
+                "has weights on another device than the CPU",
+                where=f"`{name}`",
+                found=f"`{tensor.device}`",
+                fix="move the model with `.to('cpu')` and save it again",
+            )
+
+
+def _check_guards(guards: Sequence[str], inputs: Sequence[InputRecord]) -> None:
+    axes = {record.name: record.axes for record in inputs}
+    for guard in guards:
+        if not is_harmless(guard, axes):
+            raise BaseModelError(
+                "was captured for some lengths only, and would be wrong at others",
+                found=f"the condition `{guard}`",
+                expected="a program without a branch on the length of an input",
+                fix="take the branch out of the model, or make that axis fixed when you capture it",
+            )

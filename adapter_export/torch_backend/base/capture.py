@@ -1,0 +1,398 @@
+"""A module becomes an exported program with dynamic axes, and plain tensors going in and out by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from adapter_export.errors import BaseModelError, UsageError
+from adapter_export.format.manifest import Axis, InputRecord
+from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+
+AxisNames = Mapping[str, Mapping[int, str]]
+"""The names of the dynamic axes of each input, by their place. A sum of names, `past + sequence`, is such a name."""
+
+Inputs = Mapping[str, Any] | Sequence[Any]
+"""Tensors, alone or in lists, tuples and dicts, whose tensors are then inputs on their own: `past.0.key`."""
+
+_BATCH, _SEQUENCE = "batch", "sequence"
+
+
+@dataclasses.dataclass(frozen=True)
+class Captured:
+    """A module as a program.
+
+    Attributes:
+        program: without sample inputs and stack traces.
+        axes: the shape of each input, with the names of its dynamic axes.
+    """
+
+    program: ExportedProgram
+    axes: Mapping[str, tuple[Axis, ...]]
+
+
+def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None) -> Captured:
+    """Export a module in `eval` mode; the module itself is left as it is.
+
+    Args:
+        module: takes tensors; returns tensors in tuples, lists, dicts, dataclasses or the outputs of transformers.
+        example_inputs: by name, or in the order of the arguments of `forward`. Their numbers do not matter, and an axis
+            of length 1 is widened where it shall be dynamic. Tensors in lists, tuples and dicts have the keys and
+            places in their names: `past_key_values.0.key`.
+        axes: the dynamic axes; all others are fixed. If none are given, axis 0 of every input is `batch`, and axis 1 of
+            every integer or bool input of two axes is `sequence`; of another length than the first one's it is an axis
+            of its own, such as `decoder_input_ids_sequence`.
+
+    Raises:
+        UsageError: the inputs or axes are not those of the module.
+        BaseModelError: torch cannot export the module; the message says why and what to do.
+    """
+    given = _named_inputs(module, example_inputs)
+    inputs = dict(_input_tensors(given))
+    names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
+    inputs = _widened(inputs, names)
+    shapes = [dict.fromkeys(names.get(name, {}), Dim.DYNAMIC) for name in inputs]
+    structure = pytree.tree_structure(given)
+    with _settled(module), _same_lengths(module, names), quiet():
+        try:
+            program = torch.export.export(
+                module,
+                (),
+                pytree.tree_unflatten(inputs.values(), structure),
+                dynamic_shapes=pytree.tree_unflatten(shapes, structure),
+            )
+        except LIBRARY_ERRORS as error:
+            raise _not_exported(error) from error
+    _strip(program)
+    return Captured(program, {name: _named_shape(tensor, names.get(name, {})) for name, tensor in inputs.items()})
+
+
+def _named_inputs(module: nn.Module, given: Inputs) -> dict[str, Any]:
+    """By name, in the order of `forward`."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    known = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
+    inputs = given if isinstance(given, Mapping) else dict(zip(known, given, strict=False))
+    unknown = sorted(set(inputs) - set(known))
+    if unknown or not inputs or len(inputs) != len(given):
+        raise UsageError(
+            "the example inputs are not arguments of the model",
+            where=f"`{type(module).__name__}.forward`",
+            found=", ".join(unknown) or f"{len(given)} inputs",
+            expected=f"some of {', '.join(known) or 'its arguments by name'}",
+            fix="give a dict of tensors by the names of the arguments",
+        )
+    return {name: inputs[name] for name in known if name in inputs}
+
+
+def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in the order in which torch flattens containers, by their keys and places joined by dots."""
+    if isinstance(value, Tensor):
+        yield prefix, value
+    elif isinstance(value, dict | list | tuple) and value:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _input_tensors(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        raise UsageError(
+            "an example input is no tensor",
+            where=f"`{prefix}`",
+            found=f"`{type(value).__name__}`",
+            expected="a tensor, or tensors in a list, a tuple or a dict",
+        )
+
+
+def _default_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    """By place; texts of another length than the first one's have an axis of their own, as those of a decoder."""
+    texts = {name: tensor.shape[1] for name, tensor in inputs.items() if _is_text(tensor)}
+    first = next((length for length in texts.values() if length > 1), 1)
+    names = {length: f"{name}_{_SEQUENCE}" for name, length in reversed(texts.items())}
+    names |= {first: _SEQUENCE, 1: _SEQUENCE}
+    batches: dict[str, dict[int, str]] = {name: {0: _BATCH} if value.dim() else {} for name, value in inputs.items()}
+    return {name: axes | ({1: names[texts[name]]} if name in texts else {}) for name, axes in batches.items()}
+
+
+def _is_text(tensor: Tensor) -> bool:
+    return tensor.dim() == 2 and not tensor.is_floating_point()
+
+
+def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, dict[int, str]]:
+    for name, places in axes.items():
+        if name not in inputs or any(not 0 <= place < inputs[name].dim() for place in places):
+            raise UsageError(
+                "an axis is named that the example inputs do not have",
+                where=f"`{name}`",
+                found=", ".join(str(place) for place in places),
+                expected=", ".join(f"`{key}` with {tensor.dim()} axes" for key, tensor in inputs.items()),
+            )
+    return {name: dict(axes.get(name, {})) for name in inputs}
+
+
+def _widened(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, Tensor]:
+    """Copies, repeated along dynamic axes of length 1, which torch would take for constants.
+
+    Each is a tensor of its own: where one tensor is given twice, torch takes both inputs for the same one.
+    """
+    lengths = _lengths(inputs, axes)
+    widened = {}
+    for name, tensor in inputs.items():
+        repeats = [1] * tensor.dim()
+        for place, axis in axes.get(name, {}).items():
+            repeats[place] = lengths[axis] if tensor.shape[place] == 1 else 1
+        widened[name] = tensor.detach().repeat(repeats)
+    return widened
+
+
+def _lengths(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, int]:
+    """A length of at least 2 for each dynamic axis."""
+    found: dict[str, int] = {}
+    for name, places in axes.items():
+        for place, axis in places.items():
+            length = inputs[name].shape[place]
+            if length == 0 or (length > 1 and found.get(axis, 1) not in {1, length}):
+                raise UsageError(
+                    f"the axis `{axis}` of the example inputs has no one length",
+                    where=f"`{name}`",
+                    found=f"{length}, and {found.get(axis, 'no other')} elsewhere",
+                    expected="one length of 1 or more for all axes of one name",
+                )
+            found[axis] = max(length, found.get(axis, 1))
+    return {axis: length if length > 1 else index + 2 for index, (axis, length) in enumerate(found.items())}
+
+
+def _named_shape(tensor: Tensor, names: Mapping[int, str]) -> tuple[Axis, ...]:
+    return tuple(names.get(place, size) for place, size in enumerate(tensor.shape))
+
+
+@contextmanager
+def _settled(module: nn.Module) -> Iterator[None]:
+    """The module in `eval` mode, without a cache, returning tensors by name; afterwards it is as it was."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            stack.callback(setattr, part, "training", part.training)
+            config: Any = getattr(part, "config", None)  # the parts of an encoder–decoder may have copies of their own
+            if getattr(config, "use_cache", None) is not None:
+                stack.callback(setattr, config, "use_cache", config.use_cache)
+                config.use_cache = False
+        fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(module.register_forward_hook(_return_named_tensors).remove)
+        module.eval()
+        yield
+
+
+@contextmanager
+def _same_lengths(module: nn.Module, axes: AxisNames) -> Iterator[None]:
+    """Tell torch that axes of one name have one length, before it draws conclusions from what is done with them."""
+    places = [(name, place, axis) for name, named in axes.items() for place, axis in named.items()]
+    first = {axis: (name, place) for name, place, axis in reversed(places)}
+    check: Any = torch._check  # typed in some releases of torch only
+
+    def say(_module: nn.Module, _args: object, inputs: dict[str, Any]) -> None:
+        tensors = dict(_input_tensors(inputs))
+        for name, place, axis in places:
+            known, at = first[axis]
+            if (name, place) != (known, at):
+                check(tensors[name].shape[place] == tensors[known].shape[at])
+
+    handle = module.register_forward_pre_hook(say, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _return_named_tensors(_module: nn.Module, _inputs: object, output: object) -> dict[str, Tensor]:
+    found = dict(_named_tensors(output, ""))
+    if not found:
+        raise BaseModelError("returns no tensor", found=f"`{type(output).__name__}`", expected="tensors")
+    return found
+
+
+def _named_tensors(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield prefix or "output_0", value
+        return
+    for key, item in _members(value, prefix):
+        if item is not None:
+            yield from _named_tensors(item, f"{prefix}.{key}" if prefix else key)
+
+
+def _members(value: Any, prefix: str) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(key), item) for key, item in value.items()]
+    if hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, tuple | list):
+        return [(str(index) if prefix else f"output_{index}", item) for index, item in enumerate(value)]
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    raise BaseModelError(
+        "returns something that is no tensor",
+        where=f"output `{prefix}`" if prefix else None,
+        found=f"`{type(value).__name__}`",
+        expected="tensors, alone or in tuples, lists, dicts and dataclasses",
+        fix="wrap the model so that it returns tensors only",
+    )
+
+
+_REMEDIES = (
+    ("specialized", "make that axis fixed (leave it out of `axes`), or take the constant length out of the model"),
+    ("Constraints violated", "make that axis fixed (leave it out of `axes`)"),
+    ("data-dependent", "take the branch on the values of a tensor out of the model"),
+    ("DataDependent", "take the branch on the values of a tensor out of the model"),
+    ("Cache", "turn the cache off (`use_cache=False`), or wrap the model so that it returns tensors only"),
+    ("required positional argument", "give an example for every input that the model needs"),
+)
+
+
+def _not_exported(error: Exception) -> BaseModelError:
+    text = f"{type(error).__name__} {error}"
+    remedy = next((remedy for mark, remedy in _REMEDIES if mark in text), None)
+    return BaseModelError(
+        "torch cannot export the model",
+        found=_cause(error),
+        expected="a model that `torch.export.export` takes",
+        fix=remedy or "wrap the model so that it computes with tensors only, and try `torch.export.export` on it",
+    )
+
+
+def _cause(error: Exception) -> str:
+    """The line that names the axis or the op: where torch lists several causes, it marks each with a dash."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line.removeprefix("- ") for line in lines if line.startswith("- ")), first_line(error))
+
+
+def _strip(program: ExportedProgram) -> None:
+    """Drop sample inputs, and stack traces, which show the folders of this machine.
+
+    Bounds of sums of lengths go too: they follow from those of the lengths, and torch does not read them back.
+    """
+    program.example_inputs = None
+    bounds = program.range_constraints
+    for size in [size for size in bounds if not size.is_symbol]:
+        del bounds[size]
+    for graph_module in program.graph_module.modules():
+        if isinstance(graph_module, torch.fx.GraphModule):
+            for node in graph_module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+
+
+# Inputs to capture a module with: as somebody describes them, or as they follow from what the module takes.
+
+_EXAMPLE_BATCH, _TOKENS, _DECODER_TOKENS = 2, 7, 5
+"""The lengths of the example inputs; nothing depends on them, but torch takes equal ones for one."""
+
+_DECODER = "decoder_"
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def described_inputs(records: Sequence[InputRecord]) -> tuple[dict[str, Tensor], AxisNames]:
+    """Example inputs of some names, types and shapes, and the names of their dynamic axes.
+
+    A dynamic axis has the length 1, which `capture` widens.
+    """
+    inputs = {
+        record.name: torch.ones(
+            [1 if isinstance(axis, str) else axis for axis in record.axes], dtype=getattr(torch, record.dtype)
+        )
+        for record in records
+    }
+    axes = {
+        record.name: {place: axis for place, axis in enumerate(record.axes) if isinstance(axis, str)}
+        for record in records
+    }
+    return inputs, axes
+
+
+def obvious_inputs(module: nn.Module) -> tuple[dict[str, Tensor], AxisNames] | None:
+    """Example inputs of a module that takes tokens, images or sound by their usual names; none of another.
+
+    Tokens are `input_ids` [batch, sequence], with the `attention_mask` and `token_type_ids` that the module takes;
+    images are `pixel_values`, [batch, channels, height, width] as the module's `config` says; sound is
+    `input_features` [batch, bands, frames], likewise. A module with a decoder takes `decoder_input_ids` and
+    `decoder_attention_mask` [batch, decoder_sequence] as well.
+
+    Returns:
+        The inputs, and the names of their dynamic axes.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    needed = {
+        name
+        for name, each in parameters.items()
+        if each.default is inspect.Parameter.empty and each.kind not in _VARIADIC
+    }
+    offered = _tokens(module, parameters) or _images(module, parameters) or _sound(module, parameters)
+    if offered:
+        offered |= _decoder_tokens(parameters)
+    if not offered or not needed <= offered.keys():
+        return None
+    return offered, {name: _axes(name, tensor) for name, tensor in offered.items()}
+
+
+def _axes(name: str, tensor: Tensor) -> dict[int, str]:
+    text = "decoder_sequence" if name.startswith(_DECODER) else "sequence"
+    return {0: "batch", 1: text} if tensor.dim() == len(("batch", "tokens")) else {0: "batch"}
+
+
+def _tokens(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
+    if "input_ids" not in taken:
+        return {}
+    ids = torch.ones(_EXAMPLE_BATCH, _TOKENS, dtype=torch.int64)
+    config: Any = getattr(module, "config", None)
+    # without a table of token types, models of transformers add the embedding of a token instead
+    typed = config is None or (getattr(config, "type_vocab_size", 0) or 0) > 0
+    offered = {"input_ids": ids, "attention_mask": ids, **({"token_type_ids": ids * 0} if typed else {})}
+    return {name: tensor for name, tensor in offered.items() if name in taken}
+
+
+def _decoder_tokens(taken: Mapping[str, object]) -> dict[str, Tensor]:
+    ids = torch.ones(_EXAMPLE_BATCH, _DECODER_TOKENS, dtype=torch.int64)
+    names = (f"{_DECODER}input_ids", f"{_DECODER}attention_mask")
+    return {name: ids for name in names if name in taken and names[0] in taken}
+
+
+def _images(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
+    config: Any = getattr(module, "config", None)
+    size = getattr(config, "image_size", None)
+    if "pixel_values" not in taken or size is None:
+        return {}
+    height, width = (size, size) if isinstance(size, int) else size
+    return {"pixel_values": torch.zeros(_EXAMPLE_BATCH, getattr(config, "num_channels", 3), height, width)}
+
+
+def _sound(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
+    """As many frames as the convolutions in front make the positions of."""
+    config: Any = getattr(module, "config", None)
+    bands, positions = (getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions"))
+    if "input_features" not in taken or not isinstance(bands, int) or not isinstance(positions, int):
+        return {}
+    strides = [part.stride[0] for part in module.modules() if isinstance(part, nn.Conv1d)]
+    return {"input_features": torch.zeros(_EXAMPLE_BATCH, bands, positions * prod(strides))}
+
+
+def most_tokens(module: nn.Module) -> int | None:
+    """The number of positions in a module's `config`, less those that a table with a padding row skips (RoBERTa)."""
+    config: Any = getattr(module, "config", None)
+    known = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    positions = next((number for number in known if isinstance(number, int) and number > 0), None)
+    if positions is None:
+        return None
+    skipped = [
+        part.padding_idx + 1
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Embedding)
+        and "position" in name
+        and part.num_embeddings == positions
+        and part.padding_idx is not None
+    ]
+    return positions - max(skipped, default=0)

@@ -1,0 +1,459 @@
+"""The program in a torch archive (`models/model.json`): every string in it is held against a grammar.
+
+torch makes Python of many of them: it resolves operators by name, evaluates sizes and guards, imports what a pytree's
+context names, and writes the names of values into the source text of a function. What is not known to be harmless is
+refused (the schema is that of `torch/_export/serde/schema.py`, major version 8).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+
+from adapter_export.errors import BaseModelError, UnsafeArchiveError
+from adapter_export.format.axes import names
+from adapter_export.format.manifest import Axis
+
+# The grammars of the two sorts of expression in a torch archive, both of which torch evaluates as Python.
+#
+# Sizes are SymPy expressions in the form of `sympy.srepr`, such as `Mul(Integer(2), Symbol('s0', integer=True))`.
+# Guards are comparisons of the sizes of inputs, such as `L['ids'].size()[1] <= 512`.
+
+SYMBOL = re.compile(r"[su]\d{1,6}")
+"""The name of a symbolic size: `s` if it comes from an input, `u` if it comes from data."""
+
+_FUNCTIONS = frozenset(
+    {
+        "Add",
+        "Mul",
+        "Pow",
+        "Mod",
+        "PythonMod",
+        "FloorDiv",
+        "CleanDiv",
+        "CeilDiv",
+        "ModularIndexing",
+        "Max",
+        "Min",
+        "Abs",
+        "Integer",
+        "Rational",
+        "Equality",
+        "Unequality",
+        "GreaterThan",
+        "StrictGreaterThan",
+        "LessThan",
+        "StrictLessThan",
+        "And",
+        "Or",
+        "Not",
+        "ToFloat",
+        "TruncToInt",
+        "CeilToInt",
+        "FloorToInt",
+        "IntTrueDiv",
+        "FloatTrueDiv",
+        "Identity",
+    }
+)
+_LONGEST = 10_000
+_DEEPEST = 60
+_LARGEST_EXPONENT = 16
+_LARGEST_NUMBER = 2**63
+_FLOAT = re.compile(r"-?\d{1,40}(\.\d{0,40})?(e[+-]?\d{1,3})?")
+
+
+def is_size_expression(text: str) -> bool:
+    """Whether this is arithmetic over symbolic sizes and nothing else."""
+    tree = _parse(text)
+    return tree is not None and _is_size(tree)
+
+
+def _parse(text: str) -> ast.expr | None:
+    """The syntax tree, which is not evaluated; none for what is too long, too deep or no expression."""
+    if len(text) > _LONGEST or _depth(text) > _DEEPEST or not text.isascii():
+        return None
+    try:
+        return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    # signs and powers nest without brackets
+    return max(deepest, *(len(run) for run in re.findall(r"[-+~*\s]{2,}", text)), 0)
+
+
+def _is_size(node: ast.expr) -> bool:
+    if isinstance(node, ast.Constant):
+        return _is_number(node)
+    if isinstance(node, ast.Name):
+        return SYMBOL.fullmatch(node.id) is not None or node.id in {"true", "false"}
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant) and _is_size(node.operand)
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _is_call(node.func.id, node)
+
+
+def _is_number(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int) and abs(node.value) < _LARGEST_NUMBER
+
+
+def _is_call(function: str, call: ast.Call) -> bool:
+    if function == "Symbol":
+        return all(_is_flag(keyword) for keyword in call.keywords) and _is_text(call, SYMBOL)
+    if function == "Float":
+        return all(_is_number(keyword.value) for keyword in call.keywords) and _is_text(call, _FLOAT)
+    if function == "Pow":
+        return not call.keywords and len(call.args) == 2 and _is_power(*call.args)
+    return function in _FUNCTIONS and not call.keywords and all(_is_size(argument) for argument in call.args)
+
+
+def _is_flag(keyword: ast.keyword) -> bool:
+    """`positive=True`, but not `**x`."""
+    return bool(keyword.arg) and isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, bool)
+
+
+def _is_text(call: ast.Call, pattern: re.Pattern[str]) -> bool:
+    if len(call.args) != 1 or not isinstance(call.args[0], ast.Constant):
+        return False
+    value = call.args[0].value
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _is_power(base: ast.expr, exponent: ast.expr) -> bool:
+    """A symbol to a small number: powers of numbers would let a short text ask for a huge result."""
+    if not (isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and base.func.id == "Symbol"):
+        return False
+    match = re.fullmatch(r"Integer\((-?\d{1,2})\)", ast.unparse(exponent))
+    return _is_size(base) and match is not None and abs(int(match[1])) <= _LARGEST_EXPONENT
+
+
+def is_guard(text: str) -> bool:
+    """Whether this compares the sizes of inputs and does nothing else."""
+    tree = _parse(text)
+    return tree is not None and _is_condition(tree)
+
+
+def _is_condition(node: ast.expr) -> bool:
+    if isinstance(node, ast.Compare):
+        return all(_is_measure(side) for side in (node.left, *node.comparators))
+    if isinstance(node, ast.BoolOp):
+        return all(_is_condition(value) for value in node.values)
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) and _is_condition(node.operand)
+
+
+def _is_measure(node: ast.expr) -> bool:
+    if isinstance(node, ast.BinOp):
+        arithmetic = isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.FloorDiv | ast.Div | ast.Mod)
+        return arithmetic and _is_measure(node.left) and _is_measure(node.right)
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.op, ast.USub) and _is_measure(node.operand)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"max", "min"}:
+        return not node.keywords and all(_is_measure(argument) for argument in node.args)
+    if isinstance(node, ast.Subscript):
+        return _is_size_of_input(node)
+    return _is_number(node)
+
+
+def _is_size_of_input(node: ast.Subscript) -> bool:
+    call = node.value
+    if not (isinstance(node.slice, ast.Constant) and isinstance(call, ast.Call)):
+        return False
+    if call.args or call.keywords or not isinstance(call.func, ast.Attribute):
+        return False
+    return call.func.attr in {"size", "stride"} and _is_input(call.func.value)
+
+
+def _is_input(node: ast.expr) -> bool:
+    """`L['ids']`, `L['batch']['ids'][0]`."""
+    while isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id == "L"
+
+
+def is_harmless(guard: str, axes: Mapping[str, Sequence[Axis]]) -> bool:
+    """Whether a guard says no more than a bound, that two lengths are the same, or what always holds.
+
+    Other guards (`length % 8 == 0`) come from a branch on a length: the program computes one side of it only.
+
+    Args:
+        guard: what `is_guard` accepts.
+        axes: the names of the axes of each input; axes of one name have one length.
+    """
+    tree = _parse(guard)
+    if not isinstance(tree, ast.Compare):
+        return False
+    if any(isinstance(node, ast.Mod | ast.FloorDiv | ast.Div) for node in ast.walk(tree)):
+        return _always_holds(tree, axes)
+    sides = [tree.left, *tree.comparators]
+    pairs = zip(sides[:-1], tree.ops, sides[1:], strict=True)
+    return not any(isinstance(op, ast.Eq | ast.NotEq) and _fixes(left, right) for left, op, right in pairs)
+
+
+def _always_holds(tree: ast.Compare, axes: Mapping[str, Sequence[Axis]]) -> bool:
+    """Whether both sides of an equation are the same number for all lengths."""
+    if len(tree.ops) != 1 or not isinstance(tree.ops[0], ast.Eq):
+        return False
+    left, right = _symbolic(tree.left, axes), _symbolic(tree.comparators[0], axes)
+    return left is not None and right is not None and bool(left == right)
+
+
+def _symbolic(node: ast.expr, axes: Mapping[str, Sequence[Axis]]) -> sympy.Expr | None:
+    if isinstance(node, ast.Constant):
+        return sympy.Integer(node.value)
+    if isinstance(node, ast.Subscript):
+        return _length(node, axes)
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _ARITHMETIC:
+        return None
+    left, right = _symbolic(node.left, axes), _symbolic(node.right, axes)
+    return None if left is None or right is None else _ARITHMETIC[type(node.op)](left, right)
+
+
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Mod: sympy.Mod,
+    ast.FloorDiv: lambda left, right: sympy.floor(left / right),
+}
+
+
+def _length(node: ast.Subscript, axes: Mapping[str, Sequence[Axis]]) -> sympy.Expr | None:
+    """The length of an axis: a number, a symbol with the axis's name, or a sum of such symbols."""
+    match = re.fullmatch(r"L((?:\[[\w']+\])+)\.size\(\)\[(\d+)\]", ast.unparse(node))
+    shape = axes.get(".".join(re.findall(r"\w+", match[1])), ()) if match is not None else ()
+    if match is None or int(match[2]) >= len(shape):
+        return None
+    axis = shape[int(match[2])]
+    if isinstance(axis, int):
+        return sympy.Integer(axis)
+    return sympy.Add(*(sympy.Symbol(name, integer=True, positive=True) for name in names(axis)))
+
+
+def _fixes(left: ast.expr, right: ast.expr) -> bool:
+    """Whether a length is compared with a number; 0 and 1 are told apart by torch in every program."""
+    numbers = [side.value for side in (left, right) if isinstance(side, ast.Constant)]
+    return any(number not in {0, 1} for number in numbers)
+
+
+_TRUST = "load it with `--trust-pickle` only if you trust whoever made it; otherwise ask them for one of `save_base`"
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PATH = re.compile(r"[A-Za-z0-9_.@\-]*")
+_KEY = re.compile(r"[\w.\-/ ]+")
+_ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
+_MODULE_STACK = re.compile(r"""[\w.,;@\-\[\]'<>() :]*""")
+
+_FILE_OPERATORS = frozenset({"from_file"})
+_REGIONS = frozenset({"torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.wrap_with_autocast"})
+_ON_NUMBERS = frozenset(
+    {
+        "_operator.add",
+        "_operator.sub",
+        "_operator.mul",
+        "_operator.floordiv",
+        "_operator.truediv",
+        "_operator.mod",
+        "_operator.pow",
+        "_operator.neg",
+        "_operator.pos",
+        "_operator.eq",
+        "_operator.ne",
+        "_operator.lt",
+        "_operator.le",
+        "_operator.gt",
+        "_operator.ge",
+        "_operator.and_",
+        "_operator.or_",
+        "torch.sym_not",
+        "torch.sym_int",
+        "torch.sym_float",
+        "torch.sym_ite",
+        "torch.sym_max",
+        "torch.sym_min",
+        "torch.sym_sqrt",
+        "torch.sym_sum",
+        "math.trunc",
+    }
+)
+
+_PLAIN_CONTAINERS = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
+_OBJECTS = frozenset({"custom_obj", "as_custom_obj", "custom_obj_values", "token"})
+_NAMED_VALUES = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "opset_version"})
+_KEPT_METADATA = ("nn_module_stack", "torch_fn")
+
+
+def check_program(document: object, where: str) -> dict[str, Any]:
+    """Hold every string of a program against its grammar.
+
+    Args:
+        document: the parsed `models/model.json`.
+        where: the file, for messages.
+
+    Raises:
+        UnsafeArchiveError: a string could run code, or is in a place where none is known.
+        BaseModelError: it is no program, or one with inputs or outputs of a class.
+    """
+    if not isinstance(document, dict) or "graph_module" not in document:
+        raise BaseModelError(
+            "holds no program", where=f"{where}, `models/model.json`", fix="save it again with `save_base`"
+        )
+    _check(document, "", "", where)
+    return document
+
+
+def _check(value: object, key: str, path: str, where: str) -> None:
+    if isinstance(value, str):
+        _check_string(value, key, path, where)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check(item, key, f"{path}[{index}]", where)
+    elif isinstance(value, dict):
+        _check_object(value, key, path, where)
+
+
+def _check_object(value: Mapping[str, object], key: str, path: str, where: str) -> None:
+    if key == "metadata":
+        return  # what is kept of it is chosen in `cleaned`
+    for name, item in value.items():
+        if key in _TABLES and not _TABLES[key](name):
+            raise _unsafe("holds a name that is no identifier", where, path, name)
+        if key not in _TABLES and name in _OBJECTS and item:
+            raise _unsafe("holds Python objects beside its tensors", where, path, name)
+        _check(item, _field(key, name), f"{path}.{name}" if path else name, where)
+
+
+def _field(key: str, name: str) -> str:
+    """The field that a value stands for: the entries of a table have names of their own, not names of fields."""
+    return "" if key in _TABLES else name
+
+
+def _check_string(text: str, key: str, path: str, where: str) -> None:
+    rule = _RULES.get(key)
+    if rule is None:
+        raise _unsafe("holds text where none is known", where, path, text)
+    if key in {"in_spec", "out_spec"}:
+        _check_containers(text, path, where)
+    if not rule(text):
+        raise _unsafe(_REASONS.get(key, "holds a name that is no identifier"), where, path, text)
+
+
+def _unsafe(what: str, where: str, path: str, found: str) -> UnsafeArchiveError:
+    shown = found if len(found) <= 120 else f"{found[:120]}…"
+    return UnsafeArchiveError(what, where=f"{where}, `models/model.json` at `{path}`", found=f"`{shown}`", fix=_TRUST)
+
+
+def _is_identifier(text: str) -> bool:
+    return text == "" or _IDENTIFIER.fullmatch(text) is not None
+
+
+def _is_operator(text: str) -> bool:
+    """Whether it names one of torch's own tensor functions, arithmetic on sizes, or a region without autograd."""
+    aten = _ATEN.fullmatch(text)
+    return text in _ON_NUMBERS or text in _REGIONS or (aten is not None and _is_aten(*aten.groups()))
+
+
+def _is_aten(name: str, overload: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None)
+    known = (
+        isinstance(packet, torch._ops.OpOverloadPacket) and overload.removeprefix("default") in packet._overload_names
+    )
+    return known and name not in _FILE_OPERATORS
+
+
+def _is_treespec(text: str, keys: re.Pattern[str]) -> bool:
+    try:
+        protocol, spec = json.loads(text)
+        return protocol == 1 and _is_plain_tree(spec, keys)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _is_plain_tree(spec: Mapping[str, Any], keys: re.Pattern[str]) -> bool:
+    if set(spec) != {"type", "context", "children_spec"} or not isinstance(spec["children_spec"], list):
+        return False
+    context = None if spec["context"] is None else json.loads(spec["context"])
+    mapping = spec["type"] in {"builtins.dict", "collections.OrderedDict"}
+    named = isinstance(context, list) and all(isinstance(key, str) and keys.fullmatch(key) for key in context)
+    known = spec["type"] is None or spec["type"] in _PLAIN_CONTAINERS
+    return (
+        known
+        and (named if mapping else context is None)
+        and all(_is_plain_tree(c, keys) for c in spec["children_spec"])
+    )
+
+
+def _check_containers(text: str, path: str, where: str) -> None:
+    """Name a class that torch would look up, such as the outputs of transformers: harmless, but not portable."""
+    for name in re.findall(r'"type": "([\w.]+)"', text):
+        if name not in _PLAIN_CONTAINERS and not name.startswith("collections."):
+            raise BaseModelError(
+                "takes or returns objects of a class instead of plain tensors",
+                where=f"{where}, `models/model.json` at `{path}`",
+                found=f"`{name}`",
+                expected="tensors in tuples, lists and dicts",
+                fix="capture the model with `save_base`, which writes plain tensors",
+            )
+
+
+_Rule = Callable[[str], object]
+
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(("name", "as_name", "forward_arg_names", "type", "user_input_name"), _is_identifier),
+    **dict.fromkeys(("fqn", "parameter_name", "buffer_name", "tensor_constant_name"), _PATH.fullmatch),
+    **dict.fromkeys(("target", "as_operator"), _is_operator),
+    **dict.fromkeys(("as_string", "as_strings"), lambda text: len(text) < 10_000),
+    **dict.fromkeys(
+        ("as_float", "as_floats", "as_float_lists", "real", "imag"), {"Infinity", "-Infinity", "NaN"}.__contains__
+    ),
+    "expr_str": is_size_expression,
+    "guards_code": is_guard,
+    "in_spec": lambda text: _is_treespec(text, _IDENTIFIER),
+    "out_spec": lambda text: _is_treespec(text, _KEY),
+    "torch_version": re.compile(r"[\w.+\-<= ]*").fullmatch,
+    "verifiers": re.compile(r"[A-Z_]*").fullmatch,
+}
+"""What the text under each key may be; torch keeps the text of `as_string` a string."""
+
+_TABLES: Mapping[str, _Rule] = {
+    **dict.fromkeys(_NAMED_VALUES | {"as_string_to_argument"}, _is_identifier),
+    "range_constraints": SYMBOL.fullmatch,
+    "treespec_namedtuple_fields": lambda _: False,
+}
+"""The objects whose keys are names, and what these may be."""
+
+_REASONS = {
+    **dict.fromkeys(("target", "as_operator"), "calls a function that is not one of torch's own on tensors"),
+    "expr_str": "holds a size that is not plain arithmetic, which torch would evaluate as Python",
+    "guards_code": "holds a condition that is no comparison of lengths, which torch would run as Python",
+    **dict.fromkeys(("in_spec", "out_spec"), "has inputs or outputs in containers that torch would import"),
+}
+
+
+def cleaned(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A program without what it does not need: guards, stack traces, paths of the machine that it was made on."""
+    result: dict[str, Any] = _cleaned(document, "")
+    return result | {"guards_code": []}
+
+
+def _cleaned(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        if key == "metadata":
+            return {name: value[name] for name in _KEPT_METADATA if _is_module_stack(value.get(name))}
+        return {name: _cleaned(item, _field(key, name)) for name, item in value.items()}
+    return [_cleaned(item, key) for item in value] if isinstance(value, list) else value
+
+
+def _is_module_stack(text: object) -> bool:
+    return isinstance(text, str) and _MODULE_STACK.fullmatch(text) is not None

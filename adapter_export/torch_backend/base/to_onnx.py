@@ -1,0 +1,216 @@
+"""A torch base as an ONNX file, with the names that its users know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from adapter_export import __version__
+from adapter_export.errors import BaseModelError
+from adapter_export.format.files import new_file
+from adapter_export.format.manifest import OutputRecord
+from adapter_export.sites.discover import ASIDE_KEY
+from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.signature import Signature
+from adapter_export.torch_backend.view import flow_graph
+
+# Programs whose tensors lie in memory as torch's own decompositions expect.
+
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+
+
+@contextmanager
+def contiguous_attention(program: ExportedProgram) -> Iterator[bool]:
+    """A copy behind each attention of a program, for as long as the context lasts; whether there is any.
+
+    Torch traces a fused attention whose result lies in memory as a kernel leaves it, and replaces it by products whose
+    result lies otherwise; a `view` of it then fails (T5). A copy has one layout in both.
+    """
+    graph = program.graph
+    copies = [_copied(graph, node) for node in graph.find_nodes(op="call_function", target=_ATTENTION)]
+    try:
+        yield bool(copies)
+    finally:
+        for copy in copies:
+            copy.replace_all_uses_with(copy.all_input_nodes[0])
+            graph.erase_node(copy)
+
+
+def _copied(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    with graph.inserting_after(node):
+        copy = graph.call_function(torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
+    copy.meta = dict(node.meta)
+    node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+    return copy
+
+
+OPSET = 20
+"""The first opset with `Gelu`; what onnxruntime 1.21 and newer run."""
+
+_IR_VERSION = 10
+_FINGERPRINT_KEY = "adapter_export.base_fingerprint"
+_KEPT = frozenset({"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"})
+"""The metadata that tell a node's module; the rest are stack traces and copies of the FX graph."""
+
+_SMALL = 256
+"""Tensors below this many bytes stay in the graph, where shapes and scalars can be read."""
+
+
+def export_onnx(base: TorchBase, path: Path, *, data: str = "base.bin", force: bool = False) -> None:
+    """Write a base as ONNX: opset 20, IR 10, dynamic axes by their names, weights in one file beside the graph.
+
+    Each node says the module that it comes from (`pkg.torch.onnx.name_scopes`), and the model's metadata the base's
+    fingerprint (`adapter_export.base_fingerprint`).
+
+    Args:
+        base: the base; it is left as it is.
+        path: the `.onnx` file.
+        data: the name of the file with the weights, in the same folder.
+        force: replace what is there.
+
+    Raises:
+        BaseModelError: torch cannot export it.
+        OutputExistsError: a file is there already and `force` is not given.
+        WriteError: the files cannot be written; nothing is left behind.
+    """
+    with new_file(path.parent / data, force=force) as weights, new_file(path, force=force) as graph:
+        model = to_onnx(base)
+        with TemporaryDirectory(prefix=".adapter-export-", dir=graph.parent) as folder:
+            written = Path(folder) / graph.name
+            ir.save(model, written, external_data=data, size_threshold_bytes=_SMALL)
+            # a model without large weights has no file for them
+            (Path(folder) / data).touch()
+            (Path(folder) / data).replace(weights)
+            written.replace(graph)
+
+
+def to_onnx(base: TorchBase) -> ir.Model:
+    """The base as an ONNX model in memory, which shares the base's weights.
+
+    Raises:
+        BaseModelError: torch cannot export it.
+    """
+    model = _exported(base.program)
+    _describe_model(model, base)
+    _name_axes(model, base)
+    _name_values(model.graph, base)
+    return model
+
+
+def _exported(program: ExportedProgram) -> ir.Model:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with quiet():
+            return _converted(program)
+    except LIBRARY_ERRORS as error:
+        raise BaseModelError(
+            "torch cannot export the base to ONNX",
+            found=_reason(error),
+            fix="load the model with `attn_implementation='eager'`, or replace the op that is named, and save it again",
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _converted(program: ExportedProgram) -> ir.Model:
+    """Torch's conversion; where it fails and there is fused attention, once more with copies behind it."""
+    try:
+        return _convert(program)
+    except LIBRARY_ERRORS:
+        with contiguous_attention(program) as changed:
+            if not changed:
+                raise
+            return _convert(program)
+
+
+def _convert(program: ExportedProgram) -> ir.Model:
+    exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    assert exported is not None  # only the legacy exporter returns nothing
+    return exported.model
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause: the exporter wraps it in pages of its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+def _describe_model(model: ir.Model, base: TorchBase) -> None:
+    model.ir_version = _IR_VERSION
+    model.producer_name, model.producer_version = "adapter-export", __version__
+    model.metadata_props.clear()
+    model.metadata_props[_FINGERPRINT_KEY] = base.fingerprint
+    aside = flow_graph(base.module()).aside  # the exporter computes these layers, and leaves their results alone
+    if aside:
+        model.metadata_props[ASIDE_KEY] = json.dumps(aside, sort_keys=True)
+    for graph in model.graphs():
+        graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        kept = {key: value for key, value in node.metadata_props.items() if key in _KEPT}
+        node.metadata_props.clear()
+        node.metadata_props.update(kept)
+        node.doc_string = None
+    for value in _values(model):
+        value.metadata_props.clear()
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        for node in graph:
+            yield from node.outputs
+
+
+def _name_axes(model: ir.Model, base: TorchBase) -> None:
+    """Give every dynamic axis the name that it has in the base, and every input and output its recorded shape."""
+    given = {record.name: record.axes for record in base.inputs}
+    signature = Signature(base.program, given)
+    for value in _values(model):
+        if value.shape is not None:
+            value.shape = ir.Shape([dim if isinstance(dim, int) else _named(dim, signature) for dim in value.shape])
+
+
+def _named(dim: ir.SymbolicDim, signature: Signature) -> str | None:
+    return None if dim.value is None else signature.renamed(str(dim.value))
+
+
+def _name_values(graph: ir.Graph, base: TorchBase) -> None:
+    """Give the inputs and outputs the names that they have in the base; the exporter names them after ops."""
+    wanted = {record.name for record in base.inputs} | {record.name for record in base.outputs}
+    for value in [*(value for node in graph for value in node.outputs), *graph.initializers.values()]:
+        if value.name in wanted:
+            value.name = f"{value.name}.value"
+    for placeholder, record in zip(graph.inputs, base.inputs, strict=True):
+        placeholder.name = record.name
+    seen: set[int] = set()
+    for index, output in enumerate(base.outputs):
+        value = graph.outputs[index]
+        if id(value) in seen or value.producer() is None:
+            value = graph.outputs[index] = _copy(graph, value)
+        seen.add(id(value))
+        _set_output(value, output)
+
+
+def _copy(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """An output that is an input, a weight or another output needs a value of its own."""
+    node = ir.node("Identity", [value])
+    graph.append(node)
+    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+    return node.outputs[0]
+
+
+def _set_output(value: ir.Value, record: OutputRecord) -> None:
+    value.name = record.name
+    value.shape = ir.Shape(list(record.axes))

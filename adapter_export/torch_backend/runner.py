@@ -1,0 +1,106 @@
+"""The torch reference: a base that runs with any adapter, arrays in and arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from adapter_export.errors import RequestError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.numerics.runner import Arrays
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.attach import AdaptedModel, attach
+from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.view import flow_graph
+
+_MOST_ATTACHED = 32
+
+
+class TorchRunner:
+    """Computes with torch what a bundle must compute; a `reference.runner.Runner`.
+
+    Each adapter is attached when it is first asked for; the latest ones stay so.
+
+    Args:
+        base: the base.
+        sites: its sites, if they are known already.
+        allow_mismatch: take adapters that were trained on another base.
+
+    Raises:
+        NoSitesError: the base has no sites.
+    """
+
+    def __init__(self, base: TorchBase, *, sites: SiteMap | None = None, allow_mismatch: bool = False) -> None:
+        self._base = base
+        self._sites = discover(flow_graph(base.module())) if sites is None else sites
+        self._allow_mismatch = allow_mismatch
+        self._models: dict[int, AdaptedModel] = {}
+
+    @property
+    def description(self) -> str:
+        """What computes: `torch 2.13.0 float32`."""
+        return f"torch {torch.__version__.partition('+')[0]} float32"
+
+    @property
+    def sites(self) -> SiteMap:
+        """The sites of the base."""
+        return self._sites
+
+    @property
+    def keeps_weights(self) -> bool:
+        """It does: torch has the base in memory."""
+        return True
+
+    def model(self, adapter: Adapter | None) -> AdaptedModel:
+        """The base with an adapter attached.
+
+        Raises:
+            AdapterError: the adapter does not fit the base.
+        """
+        known = self._models.pop(id(adapter), None)
+        if known is None:
+            # the model holds the adapter, so that its id is not given to another one
+            known = attach(self._base, adapter, sites=self._sites, allow_mismatch=self._allow_mismatch)
+        self._models[id(adapter)] = known  # behind all others, the first of which goes
+        if len(self._models) > _MOST_ATTACHED:
+            del self._models[next(iter(self._models))]
+        return known
+
+    def _compute(self, adapter: Adapter | None, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs; an adapter that differs from an attached one in its weights alone lends its weights to that."""
+        for known in self._models.values():
+            if adapter is not None and known.adapter is not None and _differ_in_weights(known.adapter, adapter):
+                places = {id(tensor): name for name, tensor in known.named_parameters()}
+                lent = {
+                    places[id(own)]: torch.from_numpy(adapter.weights[name]) for name, own in known.tensors().items()
+                }
+                outputs: dict[str, Tensor] = functional_call(known, lent, kwargs=dict(inputs))
+                return outputs
+        found: dict[str, Tensor] = self.model(adapter)(**inputs)
+        return found
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
+        """All outputs of the base by name and, for an adapter with a head, the result of its task.
+
+        Raises:
+            AdapterError: the adapter does not fit the base.
+            RequestError: the inputs are not those of the base.
+        """
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        try:
+            with torch.inference_mode():
+                outputs = self._compute(adapter, tensors)
+        except (RuntimeError, IndexError) as error:
+            raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
+        return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _differ_in_weights(one: Adapter, other: Adapter) -> bool:
+    """Whether two adapters are one with two sets of weights: all else they share, as copies do."""
+    alike = one.graphs is other.graphs and one.placements is other.placements and one.head is other.head
+    return alike and one is not other and one.base == other.base

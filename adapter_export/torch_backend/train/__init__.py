@@ -1,0 +1,1 @@
+"""Train adapters: tables of labelled texts, objectives, the loop, its checkpoints."""

@@ -1,0 +1,166 @@
+"""The training record: what an adapter tells about where it came from."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from adapter_export import __version__
+from adapter_export.errors import UsageError
+from adapter_export.torch_backend.train.objectives import Scores
+from adapter_export.torch_backend.train.task import TextTask
+
+# What a training run tells while it runs, and what it leaves behind.
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One pass over the training rows.
+
+    Attributes:
+        epoch: counted from 1.
+        training_loss: the mean loss of a row, each at the step that saw it.
+        validation: the scores after the pass.
+        seconds: how long pass and validation took.
+    """
+
+    epoch: int
+    training_loss: float
+    validation: Scores
+    seconds: float
+
+
+class Progress(Protocol):
+    """Hears of a run as it goes."""
+
+    def started(self, steps: int, done: int) -> None:
+        """The run has so many steps at most, of which some were done before it was interrupted."""
+
+    def stepped(self, loss: float) -> None:
+        """A step is done; `loss` is that of its batch."""
+
+    def epoch_finished(self, record: EpochRecord) -> None:
+        """An epoch is done."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def started(self, steps: int, done: int) -> None:
+        """Say nothing."""
+
+    def stepped(self, loss: float) -> None:
+        """Say nothing."""
+
+    def epoch_finished(self, record: EpochRecord) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run; the model holds the weights of the best epoch.
+
+    Attributes:
+        history: the epochs.
+        best_epoch: counted from 1.
+        steps: how many were taken.
+        resumed_at: the step at which it went on after an interruption, if it did.
+    """
+
+    history: Sequence[EpochRecord]
+    best_epoch: int
+    steps: int
+    resumed_at: int | None
+
+    @property
+    def best(self) -> EpochRecord:
+        """The best epoch."""
+        return self.history[self.best_epoch - 1]
+
+
+# What a training run is told.
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; the defaults do well on sentences (a few thousand rows, bottleneck 64).
+
+    Attributes:
+        epochs: passes over the training rows, at most.
+        batch_size: rows in a step.
+        learning_rate: the highest one.
+        warmup: the fraction of the steps over which the learning rate rises.
+        weight_decay: decoupled, on projections and not on biases and norms (Loshchilov & Hutter 2019, §2).
+        clip: the largest norm of the gradient of all tensors together; longer ones are scaled down to it.
+        patience: stop after this many epochs without a better one.
+        seed: of the order of rows and the dropout.
+        temperature_decay: the part of its first temperature that a fusion loses in each step, down to 1; 1/1000 in
+            AdapterHub.
+        value_penalty: the factor of Σ(I − V)² in the loss, over the value projections of a fusion; 0.01 in AdapterHub.
+        checkpoint_steps: steps between two checkpoints; one is written after each epoch, too.
+    """
+
+    epochs: int = 4
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    patience: int = 3
+    seed: int = 0
+    checkpoint_steps: int = 100
+    temperature_decay: float = 0.0
+    value_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience", "checkpoint_steps"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "clip"):
+            _check(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
+        _check(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction, at least 0 and below 1")
+        for name in ("temperature_decay", "value_penalty"):
+            _check(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
+        _check(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "at least 0")
+        _check(self.seed >= 0, "seed", self.seed, "at least 0")
+
+
+def _check(holds: bool, name: str, found: object, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"`{name}` has a value that it cannot have", found=found, expected=expected)
+
+
+def training_record(
+    settings: TrainingSettings, options: dict[str, Any], task: TextTask, result: TrainingResult, test: Scores | None
+) -> dict[str, Any]:
+    """Put a finished run together as JSON.
+
+    Args:
+        settings: how it was trained.
+        options: what else decided the result: widths, first weights and how far they moved the output, the cut.
+        task: what it was trained on.
+        result: the run.
+        test: the scores on the test rows, if there were any.
+    """
+    record: dict[str, Any] = {
+        "producer": f"adapter-export {__version__}",
+        "task": task.task,
+        "settings": {**asdict(settings), **options},
+        "data": {
+            **task.sources,
+            "training_rows": len(task.training.texts),
+            "validation_rows": len(task.validation.texts),
+        },
+        "history": [{**asdict(record), "validation": record.validation.document()} for record in result.history],
+        "best_epoch": result.best_epoch,
+        "validation": result.best.validation.document(),
+        "steps": result.steps,
+        "seconds": round(sum(record.seconds for record in result.history), 3),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+        "threads": torch.get_num_threads(),
+    }
+    return record if test is None else {**record, "test": test.document()}

@@ -1,0 +1,359 @@
+"""A task out of files: classes or numbers, rows to learn from, to validate by and to test with."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapter_export.errors import DataError, UsageError
+from adapter_export.format.files import sha256_of
+from adapter_export.format.tables import check_columns, read_rows
+from adapter_export.graph.tasks import DEFAULT_TASK, Task
+from adapter_export.text import Tokenizer
+from adapter_export.torch_backend.train.data import (
+    Rows,
+    TextExamples,
+    class_indices,
+    label_names,
+    number_rows,
+    split,
+    word_label_names,
+)
+
+# What the cells of a table mean to a task: texts, words, labels, numbers.
+
+Cell = Callable[[Any, str], Any]
+"""From a cell and the name of its place to what it means; `None` where there is nothing."""
+
+
+def text_cell(cell: object, _: str) -> str | None:
+    """A text."""
+    return cell if isinstance(cell, str) and cell.strip() else None
+
+
+def words(cell: object, where: str) -> tuple[str, ...] | None:
+    """The words of a text: a list, or one string with spaces between them."""
+    found = cell.split() if isinstance(cell, str) else cell
+    if found is None or found == []:
+        return None
+    if not isinstance(found, list) or not all(isinstance(word, str) and word for word in found):
+        raise DataError("holds no words", where=where, found=f"`{cell}`", expected="a list of words")
+    return tuple(found)
+
+
+def label(cell: object, where: str) -> str | None:
+    """A label as text; `None` where there is none, NaN included, which is how tables spell an empty cell."""
+    if cell is None or cell != cell:  # NaN alone differs from itself
+        return None
+    if not isinstance(cell, str | int | float):
+        raise DataError("a label is not a word or a number", where=where, found=type(cell).__name__)
+    found = str(cell).strip()
+    return None if found.lower() in {"", "nan"} else found
+
+
+def labels(cell: object, where: str) -> tuple[str, ...] | None:
+    """The labels of words: a list, or one string with spaces between them."""
+    found = cell.split() if isinstance(cell, str) else cell
+    if found is None or found == [] or found != found:
+        return None
+    if not isinstance(found, list):
+        raise DataError("holds no labels of words", where=where, found=f"`{cell}`", expected="a list of labels")
+    named = [label(one, where) for one in found]
+    if None in named:
+        raise DataError("a word has no label", where=where, found=f"`{cell}`", expected="a label for each word")
+    return tuple(str(one) for one in named)
+
+
+def numbers(cell: Any, where: str) -> tuple[float, ...] | None:
+    """Numbers: one, a list, or one string with spaces between them; `None` where there is none, or a NaN."""
+    parts = cell.split() if isinstance(cell, str) else cell if isinstance(cell, list) else [cell]
+    if parts in ([], [None]):
+        return None
+    try:
+        found = tuple(float(part) for part in parts if not isinstance(part, bool))
+    except (TypeError, ValueError) as error:
+        raise DataError("holds no numbers", where=where, found=f"`{cell}`", expected="a number, or a list") from error
+    if len(found) != len(parts) or any(math.isinf(number) for number in found):
+        raise DataError("holds no finite numbers", where=where, found=f"`{cell}`", expected="a number, or a list")
+    return None if any(math.isnan(number) for number in found) else found
+
+
+CELLS: Mapping[Task, tuple[Cell, Cell]] = {
+    "sequence_classification": (text_cell, label),
+    "token_classification": (words, labels),
+    "regression": (text_cell, numbers),
+    "embedding": (text_cell, label),
+}
+"""How each task reads its texts, and what it learns of them."""
+
+
+def pair(task: Task, source: object, answer: object, where: str) -> tuple[Any, Any]:
+    """What a row says: a text, or its words, and what is to be learnt of it; `None` for what is not there.
+
+    Raises:
+        DataError: a cell means nothing to the task, or the words of a row are not as many as their labels.
+    """
+    read_text, read_answer = CELLS[task]
+    found, learnt = read_text(source, where), read_answer(answer, where)
+    if task == "token_classification" and found is not None and learnt is not None and len(found) != len(learnt):
+        raise DataError(
+            "words and labels differ in number",
+            where=where,
+            found=f"{len(found)} words and {len(learnt)} labels",
+            expected="a label for each word",
+        )
+    return found, learnt
+
+
+# Labelled texts out of csv, tsv and jsonl files, read strictly: a row is understood, or named with its line.
+
+_LINES_NAMED = 5
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """The rows of a file.
+
+    Attributes:
+        texts: one text per row, or its words.
+        labels: the label of each; the labels of its words; or its numbers.
+        repeated: how many rows were left out because they repeat another one, text and label.
+        incomplete: how many rows were left out because they have no text or no label.
+        contradicting: how many texts occur with more than one label; their rows are kept.
+    """
+
+    texts: tuple[Any, ...]
+    labels: tuple[Any, ...]
+    repeated: int
+    incomplete: int
+    contradicting: int
+
+
+def read_table(
+    path: Path, text: str, label: str, *, task: Task = DEFAULT_TASK, skip_incomplete: bool = False
+) -> LabelledTexts:
+    """Read labelled texts; a row that repeats another one is left out, so that no split can hold both.
+
+    Args:
+        path: a csv, tsv or jsonl file in UTF-8, told apart by its suffix or else by its first line.
+        text: the column that holds the texts.
+        label: the column that holds the labels, or what else the task learns.
+        task: what the columns mean: a text and its label, words and their labels, or a text and its numbers.
+        skip_incomplete: leave rows without text or label out, instead of refusing the file.
+
+    Raises:
+        DataError: the file cannot be read, a line is broken, a column is missing, or rows are incomplete.
+    """
+    rows = list(read_rows(path))
+    if not rows:
+        raise DataError("holds no rows", where=path, expected="a line with the column names, then one row a line")
+    for line, cells in rows:
+        check_columns(cells, (text, label), f"{path}, line {line}")
+    pairs = [(line, *pair(task, cells[text], cells[label], f"{path}, line {line}")) for line, cells in rows]
+    incomplete = [line for line, *said in pairs if None in said]
+    if incomplete and not skip_incomplete:
+        _refuse_incomplete(incomplete, path)
+    complete = [(words, name) for _, words, name in pairs if words is not None and name is not None]
+    if not complete:
+        raise DataError("no row has both a text and a label", where=path)
+    return _without_repeats(complete, len(incomplete))
+
+
+def read_texts(path: Path, text: str) -> tuple[str, ...]:
+    """Read the texts of a table, labelled or not; rows without a text are left out.
+
+    Raises:
+        DataError: the file cannot be read, a line is broken, the column is missing, or no row has a text.
+    """
+    found = []
+    for line, cells in read_rows(path):
+        check_columns(cells, (text,), f"{path}, line {line}")
+        found.append(text_cell(cells[text], f"{path}, line {line}"))
+    texts = tuple(words for words in found if words is not None)
+    if not texts:
+        raise DataError("no row has a text", where=path, expected=f"texts in the column `{text}`")
+    return texts
+
+
+def _without_repeats(pairs: list[tuple[Any, Any]], incomplete: int) -> LabelledTexts:
+    unique = tuple(dict.fromkeys(pairs))
+    contradicting = sum(count > 1 for count in Counter(text for text, _ in unique).values())
+    texts, labels = zip(*unique, strict=True)
+    return LabelledTexts(texts, labels, len(pairs) - len(unique), incomplete, contradicting)
+
+
+def _refuse_incomplete(lines: list[int], path: Path) -> None:
+    named = ", ".join(map(str, lines[:_LINES_NAMED])) + (", …" if len(lines) > _LINES_NAMED else "")
+    raise DataError(
+        f"{len(lines)} rows have no text or no label",
+        where=path,
+        found=f"lines {named}",
+        expected="both in every row",
+        fix="complete these rows, or give `--skip-incomplete` to leave them out",
+    )
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """Where the rows are.
+
+    Attributes:
+        training: the file to learn from.
+        validation: a file to validate by, or the fraction of each class of `training` that is kept for it.
+        test: a file that is looked at once, at the end.
+        text: the column that holds the texts.
+        label: the column that holds the labels, or what else is to be learnt.
+        skip_incomplete: leave rows without text or label out, instead of refusing the file.
+        task: what is to be learnt. An embedding learns from labels: texts of one label shall be near each other.
+    """
+
+    training: Path
+    validation: Path | float = 0.1
+    test: Path | None = None
+    text: str = "text"
+    label: str = "label"
+    skip_incomplete: bool = False
+    task: Task = DEFAULT_TASK
+
+    def __post_init__(self) -> None:
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise UsageError(
+                "the part kept for validation is a fraction", found=self.validation, expected="above 0 and below 1"
+            )
+
+    def read(self, path: Path) -> LabelledTexts:
+        """Read one of the files."""
+        return read_table(path, self.text, self.label, task=self.task, skip_incomplete=self.skip_incomplete)
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """What `read_task` returns.
+
+    Attributes:
+        task: what is to be learnt.
+        labels: the name of each class; empty for a regression.
+        numbers: how many numbers a regression learns; 0 for other tasks.
+        training: the rows to learn from.
+        validation: the rows that decide which epoch is the best.
+        test: rows that decide nothing.
+        sources: the files with their sha256 and numbers of rows, for the training record.
+        notes: what a user should know about the data, each a clause.
+    """
+
+    task: Task
+    labels: tuple[str, ...]
+    numbers: int
+    training: TextExamples
+    validation: TextExamples
+    test: TextExamples | None
+    sources: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], seed: int = 0) -> TextTask:
+    """Read the files, split what is to be split, and count the tokens.
+
+    Args:
+        files: where the rows are.
+        tokenizer: makes the tokens.
+        names: the base's inputs.
+        seed: decides the split.
+
+    Raises:
+        DataError: a file cannot be used; the message says which line.
+        RequestError: the base has an input that text cannot fill.
+    """
+    tables = {"training": files.read(files.training)}
+    if isinstance(files.validation, Path):
+        tables["validation"] = files.read(files.validation)
+    if files.test is not None:
+        tables["test"] = files.read(files.test)
+    labels = _names(files.task, tables["training"], str(files.training))
+    paths = {name: getattr(files, name) for name in tables}
+    answers = {name: _answers(files.task, table, labels, str(paths[name])) for name, table in tables.items()}
+    numbers = _numbers(answers, files.task)
+    examples = {name: TextExamples.of(tables[name].texts, answers[name], tokenizer, names) for name in tables}
+    notes = tuple(note for name in tables for note in _notes(name, tables, examples[name]))
+    sources: dict[str, Any] = {name: _source(paths[name], table) for name, table in tables.items()}
+    if isinstance(files.validation, float):
+        whole = examples["training"]
+        kept, held_out = split(_strata(files.task, whole), files.validation, seed)
+        examples |= {"training": whole.only(kept), "validation": whole.only(held_out)}
+        sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
+    return TextTask(
+        files.task,
+        labels,
+        numbers,
+        examples["training"],
+        examples["validation"],
+        examples.get("test"),
+        sources,
+        notes,
+    )
+
+
+def _names(task: Task, table: LabelledTexts, where: str) -> tuple[str, ...]:
+    if task == "regression":
+        return ()
+    return word_label_names(table.labels, where) if task == "token_classification" else label_names(table.labels, where)
+
+
+def _answers(task: Task, table: LabelledTexts, labels: tuple[str, ...], where: str) -> np.ndarray | list[Rows]:
+    if task == "regression":
+        return number_rows(table.labels, where)
+    if task == "token_classification":
+        return [class_indices(row, labels, where) for row in table.labels]
+    return class_indices(table.labels, labels, where)
+
+
+def _numbers(answers: Mapping[str, np.ndarray | list[Rows]], task: Task) -> int:
+    """How many numbers every row of every file has."""
+    if task != "regression":
+        return 0
+    counts = {name: int(rows.shape[1]) for name, rows in answers.items() if isinstance(rows, np.ndarray)}
+    if len(set(counts.values())) > 1:
+        raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")
+    return counts["training"]
+
+
+def _strata(task: Task, examples: TextExamples) -> Rows:
+    """What both halves of a split must have: every class, where rows have one."""
+    if task in ("sequence_classification", "embedding"):
+        return np.asarray(examples.answers)
+    if len(examples.lengths) < 2:
+        raise DataError("a single row cannot be both trained on and validated", expected="at least two rows")
+    return np.zeros(len(examples.lengths), np.int64)
+
+
+def _source(path: Path, table: LabelledTexts) -> dict[str, Any]:
+    return {
+        "file": path.name,
+        "sha256": sha256_of(path),
+        "rows": len(table.texts),
+        "repeated_rows_left_out": table.repeated,
+        "incomplete_rows_left_out": table.incomplete,
+        "texts_with_contradicting_labels": table.contradicting,
+    }
+
+
+def _notes(name: str, tables: dict[str, LabelledTexts], examples: TextExamples) -> Iterator[str]:
+    table = tables[name]
+    if table.repeated:
+        yield f"{table.repeated:,} rows of the {name} data repeat another row and were left out"
+    if table.incomplete:
+        yield f"{table.incomplete:,} rows of the {name} data have no text or no label and were left out"
+    if table.contradicting:
+        yield f"{table.contradicting:,} texts of the {name} data occur with more than one label"
+    if examples.cut:
+        limit = examples.tokenizer.max_tokens
+        yield f"{examples.cut:,} texts of the {name} data are longer than {limit} tokens and are cut there"
+    shared = len(set(table.texts) & set(tables["training"].texts)) if name != "training" else 0
+    if shared:
+        yield f"{shared:,} texts of the {name} data are in the training data, too, so its scores flatter"

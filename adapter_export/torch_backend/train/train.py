@@ -1,0 +1,386 @@
+"""The training loop: an adapter and its head learn a task, the base stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import TrainingError
+from adapter_export.format.files import new_file
+from adapter_export.graph.compose.attention import VALUE
+from adapter_export.torch_backend.attach import AdaptedModel
+from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches, training_batches
+from adapter_export.torch_backend.train.objectives import OBJECTIVES, Scores, labelled
+from adapter_export.torch_backend.train.record import EpochRecord, Progress, Silent, TrainingResult, TrainingSettings
+
+# How well a model does its task on some rows.
+
+
+def evaluate(model: AdaptedModel, examples: Examples, batch_size: int) -> Scores:
+    """Compute the scores of a model with a head; the model's mode is left as it was.
+
+    Raises:
+        AdapterError: there is no head.
+    """
+    was_training = model.training
+    model.eval()
+    found = []
+    with torch.inference_mode():
+        for rows in evaluation_batches(examples.lengths, batch_size):
+            results = model.head(**model.placed(examples.inputs(rows))).cpu()
+            found.append(labelled(results, examples.targets(rows)))
+    model.train(was_training)
+    results, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return OBJECTIVES[model.task].scores(results, targets)
+
+
+# Where an interrupted run goes on: one safetensors file, its numbers as JSON in the file's own metadata.
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+_GROUPS = ("weights", "first_moments", "second_moments", "best")
+_NUMBERS = ("step", "step_in_epoch", "loss_sum", "seconds", "best_epoch")
+
+
+@dataclass
+class RunState:
+    """All that a run knows between two steps.
+
+    Randomness is not in it: each step and each epoch draws from a generator of its own, seeded by its number.
+
+    Attributes:
+        step: how many steps are done.
+        step_in_epoch: how many of them in the present epoch.
+        loss_sum: the summed loss of the present epoch's rows so far.
+        seconds: how long the present epoch has taken so far.
+        history: the finished epochs.
+        best_epoch: the best of them, counted from 1; 0 before the first.
+        weights: the adapter's tensors.
+        first_moments: the optimizer's running mean of the gradients.
+        second_moments: the optimizer's running mean of their squares.
+        best: the tensors after the best epoch.
+    """
+
+    step: int = 0
+    step_in_epoch: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    history: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int = 0
+    weights: Weights = field(default_factory=dict)
+    first_moments: Weights = field(default_factory=dict)
+    second_moments: Weights = field(default_factory=dict)
+    best: Weights = field(default_factory=dict)
+
+
+def write_checkpoint(state: RunState, digest: str, path: Path) -> None:
+    """Write a state; at every moment `path` holds one whole checkpoint, the old or the new.
+
+    Args:
+        state: the state.
+        digest: what tells this run from others; see `read_checkpoint`.
+        path: the file.
+
+    Raises:
+        WriteError: the operating system refused; the checkpoint before is still there.
+    """
+    groups: dict[str, Weights] = {name: getattr(state, name) for name in _GROUPS}
+    tensors = {f"{group}/{name}": tensor for group, found in groups.items() for name, tensor in found.items()}
+    numbers = {name: getattr(state, name) for name in _NUMBERS}
+    numbers["history"] = [asdict(record) for record in state.history]
+    with new_file(path, force=True) as temporary:
+        temporary.write_bytes(save(tensors, {"digest": digest, "state": json.dumps(numbers)}))
+
+
+def read_checkpoint(path: Path, digest: str) -> RunState | None:
+    """Read a state; `None` if there is no checkpoint.
+
+    Args:
+        path: the file.
+        digest: that of the run that wants to go on.
+
+    Raises:
+        TrainingError: the file is damaged, or of a run with other data, settings or first weights.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if metadata["digest"] == digest:
+            return _state(json.loads(metadata["state"]), tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(
+            "the checkpoint is damaged", where=path, found=error, fix="delete it, or give `--restart` to start anew"
+        ) from error
+    raise TrainingError(
+        "an interrupted run with other data, settings or weights lies here",
+        where=path,
+        fix="repeat its settings to go on with it, or give `--restart` to start anew",
+    )
+
+
+def _state(numbers: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> RunState:
+    epochs = [
+        EpochRecord(**{**record, "validation": Scores(**record["validation"])}) for record in numbers.pop("history")
+    ]
+    groups: dict[str, Weights] = {group: {} for group in _GROUPS}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = tensor
+    return RunState(**{**numbers, **groups, "history": epochs})
+
+
+# The learning rate over a run.
+
+
+def rate_factor(step: int, total: int, warmup: float) -> float:
+    """The factor on the learning rate at a step: up to 1 over the warm-up, then down towards 0, both in a line.
+
+    It is above 0 at every step, so that no step is wasted.
+
+    Args:
+        step: counted from 0.
+        total: the number of steps of the run.
+        warmup: the fraction of the run that warms up, at least 0 and below 1.
+    """
+    warm = round(total * warmup)
+    return (step + 1) / warm if step < warm else (total - step) / (total - warm)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows to learn from and those to measure by."""
+
+    training: Examples
+    validation: Examples
+
+
+def train(
+    model: AdaptedModel,
+    data: TrainingData,
+    settings: TrainingSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    checkpoints: Path | None = None,
+) -> TrainingResult:
+    """Train an attached adapter; afterwards the model holds the weights of the best epoch, in `eval` mode.
+
+    The same model, data, settings and number of threads give the same weights bit for bit, interrupted or not. torch's
+    own generator is as it was before.
+
+    Args:
+        model: a base with an adapter and a head.
+        data: what to learn.
+        settings: how; the defaults if none are given.
+        progress: hears of every step.
+        checkpoints: a folder for checkpoints; a run that was interrupted goes on from the one that it finds there.
+
+    Raises:
+        TrainingError: there is no head, the loss or the gradient became NaN or Inf, or the folder holds a checkpoint
+            of another run.
+        WriteError: a checkpoint could not be written.
+    """
+    if model.head_name is None:
+        raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
+    if not model.learned():
+        raise TrainingError("none of the adapter's tensors shall learn", fix="name some, or all, when it is attached")
+    run = _Run(model, data, settings or TrainingSettings(), progress or Silent(), checkpoints)
+    with torch.random.fork_rng(devices=[]):
+        return run.finish()
+
+
+class _Run:
+    """A run: its state, and how it takes the next step."""
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        data: TrainingData,
+        settings: TrainingSettings,
+        progress: Progress,
+        folder: Path | None,
+    ) -> None:
+        self._model = model
+        self._data = data
+        self._settings = settings
+        self._progress = progress
+        self._objective = OBJECTIVES[model.task]
+        self._tensors = model.learned()
+        self._optimizer = _optimizer(self._tensors.values(), settings)
+        self._steps_per_epoch = len(self._batches(0))
+        self._path = None if folder is None else folder / CHECKPOINT_FILE
+        self._digest = run_digest(model, data, settings)
+        self._state = RunState()
+
+    def finish(self) -> TrainingResult:
+        resumed_at = self._resume()
+        self._progress.started(self._steps_per_epoch * self._settings.epochs, self._state.step)
+        while not self._is_over():
+            self._finish_epoch()
+        _load(self._tensors, self._state.best)
+        self._cool(self._state.best_epoch * self._steps_per_epoch)
+        self._model.eval()
+        return TrainingResult(self._state.history, self._state.best_epoch, self._state.step, resumed_at)
+
+    def _is_over(self) -> bool:
+        done = len(self._state.history)
+        return done == self._settings.epochs or done - self._state.best_epoch >= self._settings.patience
+
+    def _batches(self, epoch: int) -> list[Rows]:
+        return training_batches(self._data.training.lengths, self._settings.batch_size, (self._settings.seed, epoch))
+
+    def _finish_epoch(self) -> None:
+        state = self._state
+        began = time.monotonic() - state.seconds
+        self._model.train()
+        for rows in self._batches(len(state.history))[state.step_in_epoch :]:
+            loss = self._take_step(rows)
+            state.loss_sum += loss * len(rows)
+            state.step += 1
+            state.step_in_epoch += 1
+            state.seconds = time.monotonic() - began
+            self._progress.stepped(loss)
+            if state.step % self._settings.checkpoint_steps == 0 and state.step_in_epoch < self._steps_per_epoch:
+                self._save()
+        self._close_epoch(began)
+        self._save()
+
+    def _close_epoch(self, began: float) -> None:
+        state = self._state
+        self._cool(state.step)
+        scores = evaluate(self._model, self._data.validation, self._settings.batch_size)
+        loss = state.loss_sum / len(self._data.training.lengths)
+        record = EpochRecord(len(state.history) + 1, loss, scores, time.monotonic() - began)
+        state.history.append(record)
+        if not state.best_epoch or scores.is_better_than(state.history[state.best_epoch - 1].validation):
+            state.best_epoch = record.epoch
+            state.best = _copy(self._tensors)
+        state.step_in_epoch, state.loss_sum, state.seconds = 0, 0.0, 0.0
+        self._progress.epoch_finished(record)
+
+    def _cool(self, steps: int) -> None:
+        """Set the temperature of a fusion to what it is after so many steps."""
+        if self._settings.temperature_decay:
+            self._model.cool(steps * self._settings.temperature_decay)
+
+    def _penalty(self) -> Tensor | float:
+        """Σ(I − V)² over the value projections of a fusion (Pfeiffer et al. 2021, the authors' implementation)."""
+        if not self._settings.value_penalty:
+            return 0.0
+        values = [tensor for name, tensor in self._tensors.items() if name.endswith(f".{VALUE}")]
+        return self._settings.value_penalty * sum((_identity_like(value) - value).square().sum() for value in values)
+
+    def _take_step(self, rows: Rows) -> float:
+        """One update; the loss of its batch before it."""
+        torch.manual_seed(_seed(self._settings.seed, self._state.step))
+        factor = rate_factor(self._state.step, self._steps_per_epoch * self._settings.epochs, self._settings.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.learning_rate * factor
+        self._cool(self._state.step)
+        examples = self._data.training
+        results = self._model.head(**self._model.placed(examples.inputs(rows)))
+        loss = self._objective.loss(*labelled(results, examples.targets(rows).to(results.device)))
+        self._optimizer.zero_grad()
+        (loss + self._penalty()).backward()  # type: ignore[no-untyped-call]
+        norm = clip_grad_norm_(self._tensors.values(), self._settings.clip)
+        self._check_finite(loss.item(), norm.item())
+        self._optimizer.step()
+        return loss.item()
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        for name, value in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the {name} is not finite",
+                    where=f"step {self._state.step + 1}, epoch {len(self._state.history) + 1}",
+                    found=value,
+                    fix="lower the learning rate with `--learning-rate`, or look for broken rows in the data",
+                )
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        moments = {name: self._optimizer.state[tensor] for name, tensor in self._tensors.items()}
+        self._state.weights = _copy(self._tensors)
+        self._state.first_moments = _copy({name: found["exp_avg"] for name, found in moments.items()})
+        self._state.second_moments = _copy({name: found["exp_avg_sq"] for name, found in moments.items()})
+        write_checkpoint(self._state, self._digest, self._path)
+
+    def _resume(self) -> int | None:
+        """Take up the checkpoint, if there is one; the step that it was written after."""
+        state = None if self._path is None else read_checkpoint(self._path, self._digest)
+        if state is None:
+            return None
+        self._state = state
+        _load(self._tensors, state.weights)
+        for name, tensor in self._tensors.items():
+            moments = self._optimizer.state[tensor]
+            moments["step"].fill_(state.step)
+            _load(moments, {"exp_avg": state.first_moments[name], "exp_avg_sq": state.second_moments[name]})
+        return state.step
+
+
+def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettings) -> str:
+    """What tells one run from another: base, first weights, rows and settings, as a sha256."""
+    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+    head = model.adapter and model.adapter.head
+    for text in (model.base.fingerprint, repr(model.adapter and model.adapter.graphs), repr(head), repr(model.sites)):
+        digest.update(text.encode())
+    for name, tensor in _copy(model.tensors()).items():
+        digest.update(name.encode() + tensor.tobytes())
+    digest.update(repr(list(model.learned())).encode())
+    for examples in (data.training, data.validation):
+        digest.update(examples.fingerprint.encode())
+    return digest.hexdigest()
+
+
+def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW over the adapter's tensors, its moments at zero; biases, norms and weights of mixes do not decay."""
+    matrices = [tensor for tensor in tensors if _is_matrix(tensor)]
+    vectors = [tensor for tensor in tensors if not _is_matrix(tensor)]
+    decays = ((settings.weight_decay, matrices), (0.0, vectors))
+    groups = [{"params": group, "weight_decay": decay} for decay, group in decays if group]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    for tensor in tensors:
+        moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[tensor] = {"step": torch.tensor(0.0), **moments}
+    return optimizer
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return tensor.ndim > 1 and len(tensor) > 1
+
+
+def _identity_like(matrix: Tensor) -> Tensor:
+    return torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
+
+
+def _seed(seed: int, step: int) -> int:
+    """A seed for the dropout of one step."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> Weights:
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+
+
+def _load(tensors: Mapping[str, Tensor], weights: Weights) -> None:
+    with torch.no_grad():
+        for name, weight in weights.items():
+            tensors[name].copy_(torch.from_numpy(weight))

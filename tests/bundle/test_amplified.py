@@ -1,0 +1,213 @@
+"""Where rounding is made larger, more is allowed; what is wrong is still seen, by the golden vectors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from adapterhub_bases import FIXTURES, Made, adapterhub_base
+from random_kinds import random_of_kind
+
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.flavours import FLAVOURS, Forms
+from adapter_export.bundle.golden import Golden, GoldenMaker
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import Reference, prove
+from adapter_export.dtypes import Weights
+from adapter_export.errors import ParityError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose import FusionOptions, adapter_fusion
+from adapter_export.graph.compose.members import own_tensors
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.kinds import KINDS, BottleneckOptions
+from adapter_export.importers.adapterhub.importing import import_adapter
+from adapter_export.numerics.budget import Extent
+from adapter_export.numerics.sample_inputs import InputCase, input_cases
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.base.base import TorchBase, load_base
+from adapter_export.torch_backend.runner import TorchRunner
+
+Change = Callable[[Adapter], Adapter]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return adapterhub_base(tmp_path_factory, "bert")
+
+
+def imported(base: Made, name: str) -> Adapter:
+    return import_adapter(FIXTURES / "bert" / name, base.sites, name=name, base=base.source.fingerprint).adapter
+
+
+def sharp(base: Made) -> Adapter:
+    """A fusion that chooses more than it mixes: scores of some units, divided by 0.01."""
+    members = [
+        random_of_kind(
+            name,
+            KINDS["houlsby"](BottleneckOptions(name)).with_widths(b=4),
+            base.sites,
+            base.source.fingerprint,
+            seed=seed,
+        )
+        for seed, name in enumerate(("gelu", "relu", "tanh"))
+    ]
+    made = adapter_fusion(*members, name="sharp", options=FusionOptions(temperature=0.01))
+    rng = np.random.default_rng(9)
+    drawn = {name: rng.normal(0, 0.2, made.weights[name].shape).astype(np.float32) for name in own_tensors(made)}
+    return replace(made, weights={**made.weights, **drawn})
+
+
+def maker(base: TorchBase, runner: TorchRunner, cases: list[InputCase], inner: int, depth: int) -> GoldenMaker:
+    names = [record.name for record in base.outputs]
+    return GoldenMaker(runner, cases, base.inputs, names, Extent(inner, depth), "float32", base.fingerprint)
+
+
+def of_bert(base: Made) -> GoldenMaker:
+    cases = input_cases(base.source.base.inputs, seed=0, max_tokens=base.source.max_tokens)
+    return maker(base.source.base, base.torch, cases, 64, 19)
+
+
+def weights(adapter: Adapter, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Adapter:
+    """With one tensor changed."""
+    return replace(adapter, weights={**adapter.weights, name: change(adapter.weights[name])})
+
+
+def first(adapter: Adapter, ending: str) -> str:
+    return next(name for name in adapter.weights if name.endswith(ending))
+
+
+def last(adapter: Adapter, ending: str) -> str:
+    return [name for name in adapter.weights if name.endswith(ending)][-1]
+
+
+def graphs(adapter: Adapter, change: Callable[[AdapterGraph], AdapterGraph]) -> Adapter:
+    return replace(adapter, graphs={name: change(graph) for name, graph in adapter.graphs.items()})
+
+
+def without_residual(graph: AdapterGraph) -> AdapterGraph:
+    """The result is what was to be added."""
+    added = next(name for name in graph.nodes[-1].inputs if name != "h")
+    return replace(graph, nodes=graph.nodes[:-1], result=added)
+
+
+def with_epsilon(epsilon: float) -> Callable[[AdapterGraph], AdapterGraph]:
+    def change(graph: AdapterGraph) -> AdapterGraph:
+        nodes = [
+            replace(node, attributes={"epsilon": epsilon}) if node.op == "layer_norm" else node for node in graph.nodes
+        ]
+        assert tuple(nodes) != graph.nodes
+        return replace(graph, nodes=tuple(nodes))
+
+    return change
+
+
+def exchanged(adapter: Adapter) -> Adapter:
+    """The tensors of two sites in each other's place."""
+    one, other, *_ = adapter.placements
+    taken: Weights = dict(adapter.weights)
+    for name in adapter.weights:
+        for here, there in ((one, other), (other, one)):
+            if name.startswith(f"{here}."):
+                taken[name] = adapter.weights[there + name.removeprefix(here)]
+    return replace(adapter, weights=taken)
+
+
+def transposed(value: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(value.swapaxes(-1, -2))
+
+
+WRONG: dict[str, tuple[str, Change]] = {
+    "scaled by 1.001 at the first site": (
+        "compacter",
+        lambda a: weights(a, first(a, "up.left"), lambda w: w * np.float32(1.001)),
+    ),
+    "scaled by 1.001 at the last site": (
+        "compacter",
+        lambda a: weights(a, last(a, "up.left"), lambda w: w * np.float32(1.001)),
+    ),
+    "a weight transposed": ("compacter", lambda a: weights(a, first(a, ".rule"), transposed)),
+    "two sites exchanged": ("compacter", exchanged),
+    "no residual": ("compacter", lambda a: graphs(a, without_residual)),
+    "another epsilon": ("ln_before", lambda a: graphs(a, with_epsilon(1e-3))),
+}
+
+
+@pytest.mark.parametrize("name", ["compacter", "norms_before__residual_post_add"])
+def test_all_forms_of_a_bundle_compute_it(bert: Made, tmp_path: Path, name: str) -> None:
+    """They deviate by up to three times what the formula alone allows; the second one has a switch in its slots."""
+    check_all_forms(bert, imported(bert, name), tmp_path)
+
+
+def test_all_forms_of_a_bundle_compute_a_sharp_mixture(bert: Made, tmp_path: Path) -> None:
+    check_all_forms(bert, sharp(bert), tmp_path)
+
+
+def check_all_forms(base: Made, adapter: Adapter, folder: Path) -> None:
+    cases = input_cases(base.onnx.inputs, seed=0, max_tokens=base.source.max_tokens)
+    forms = Forms(list(FLAVOURS), [adapter.name])
+    build_bundle(base.onnx, [adapter], folder / "bundle", references=base.torch, cases=cases, forms=forms)
+    report = prove(plan_check(folder / "bundle"), Reference("model", base.torch), lambda step: None)
+    assert report.passed
+    assert {result.form for result in report.outputs} == {*FLAVOURS, "baked"}
+
+
+@pytest.fixture(scope="module")
+def golden(bert: Made) -> Callable[[str], tuple[Adapter, Golden]]:
+    known: dict[str, tuple[Adapter, Golden]] = {}
+
+    def get(name: str) -> tuple[Adapter, Golden]:
+        if name not in known:
+            adapter = imported(bert, name)
+            known[name] = adapter, of_bert(bert).make(adapter)
+        return known[name]
+
+    return get
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_still_seen(bert: Made, golden: Callable[[str], tuple[Adapter, Golden]], what: str) -> None:
+    name, change = WRONG[what]
+    adapter, vectors = golden(name)
+    vectors.verify(lambda inputs: bert.torch.run(inputs, adapter), "right")
+    wrong = change(adapter)
+    with pytest.raises(ParityError, match="a deviation of"):
+        vectors.verify(lambda inputs: bert.torch.run(inputs, wrong), "wrong")
+
+
+def test_the_reasons_say_what_was_measured(golden: Callable[[str], tuple[Adapter, Golden]]) -> None:
+    _, vectors = golden("compacter")
+    assert vectors.reasons.keys() == vectors.absolute.keys()
+    assert "move the reference by" in vectors.reasons["last_hidden_state"]
+
+
+def of_minilm(base: TorchBase) -> GoldenMaker:
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "sequence": 7}])
+    return maker(base, TorchRunner(base), cases, 1536, 74)
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_archive: Path) -> GoldenMaker:
+    return of_minilm(load_base(minilm_archive))
+
+
+def test_a_trained_base_is_held_to_what_the_formula_says(minilm: GoldenMaker) -> None:
+    """That of MiniLM, and with an adapter as small as trained ones are."""
+    sites: SiteMap = minilm.references.sites
+    adapter = random_of_kind("a", KINDS["houlsby"](None), sites, minilm.base)
+    small = replace(adapter, weights={name: tensor / 10 for name, tensor in adapter.weights.items()})
+    for each in (None, small):
+        found = minilm.make(each)
+        assert not any("move the reference" in reason for reason in found.reasons.values())
+
+
+def test_a_scaling_of_1_001_in_minilm_fails(minilm: GoldenMaker) -> None:
+    """At one of twelve sites, whichever it is."""
+    adapter = random_of_kind("a", KINDS["houlsby"](None), minilm.references.sites, minilm.base)
+    vectors = minilm.make(adapter)
+    for site in adapter.placements:
+        wrong = weights(adapter, f"{site}.up.weight", lambda w: w * np.float32(1.001))
+        with pytest.raises(ParityError):
+            vectors.verify(lambda inputs, wrong=wrong: minilm.references.run(inputs, wrong), site)

@@ -1,0 +1,274 @@
+"""Every graph of a bundle is checked, and every kind of damage to one of them is found."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_bundle import Built, build_small
+
+from adapter_export.bundle.flavours import FLAVOURS, Forms
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import Reference, prove, steps
+from adapter_export.bundle.report import FORMS, Report, failures, to_document
+from adapter_export.errors import FormatError, UsageError
+from adapter_export.format.inventory import list_files
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.schema import validate
+from adapter_export.onnx_backend.runner import CutRunner
+
+Change = Callable[[dict[str, np.ndarray]], None]
+
+UP, MASK = "bank.layers.0.ffn.bottleneck_relu.up.weight", "bank.head.logits.mask"
+ALL = (None, "topic", "tone", "mood")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A bundle with every graph; two adapters are baked in."""
+    return build_small(tmp_path_factory.mktemp("whole"), Forms(list(FLAVOURS), ["topic", "tone"]))
+
+
+@pytest.fixture
+def bundle(whole: Built, tmp_path: Path) -> Path:
+    """A copy, to be tampered with."""
+    return shutil.copytree(whole.folder, tmp_path / "bundle")
+
+
+def check(folder: Path, *forms: str, only: tuple[str, ...] = (), reference: Reference | None = None) -> Report:
+    seen: list[str] = []
+    plan = plan_check(folder, forms=forms, only=only)
+    report = prove(plan, reference, seen.append)
+    assert len(seen) == steps(plan, reference)
+    report.require_compared()
+    validate(to_document(report), "check-report", "report")
+    return report
+
+
+def broken(report: Report) -> set[tuple[str, str]]:
+    return {(result.name, result.subject) for result in report.invariants if not result.passed}
+
+
+def failed(report: Report) -> set[tuple[str | None, str, bool]]:
+    return {(each.adapter, each.form, each.mixed) for each in report.outputs if not each.comparison.passed}
+
+
+def rehash(folder: Path, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
+    manifest = replace(change(read_manifest(folder)), files=list_files(folder))
+    (folder / "manifest.json").unlink()
+    write_manifest(manifest, folder)
+
+
+def edit_bank(folder: Path, change: Change) -> None:
+    """Change tensors in `bank.bin`, and the hashes."""
+    path = folder / "bank.bin"
+    held = ir.load(folder / "model.bank.onnx").graph.initializers
+    stored = [value.const_value for value in held.values() if isinstance(value.const_value, ir.ExternalTensor)]
+    parts = [tensor for tensor in stored if tensor.location == path.name]
+    tensors = {tensor.name or "": tensor.numpy().copy() for tensor in parts}
+    change(tensors)
+    data = bytearray(path.read_bytes())
+    for tensor in parts:
+        start = tensor.offset or 0
+        data[start : start + tensor.nbytes] = tensors[tensor.name or ""].tobytes()
+    path.write_bytes(data)
+    rehash(folder)
+
+
+def edit_graph(folder: Path, file: str, change: Callable[[ir.Graph], None]) -> None:
+    model = ir.load(folder / file)
+    change(model.graph)
+    ir.save(model, folder / file)
+    rehash(folder)
+
+
+def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) -> None:
+    report = check(whole.folder, reference=Reference(str(whole.model), CutRunner(whole.base)))
+    assert report.passed
+    runs = {
+        form: {(each.against, each.adapter, each.case, each.output) for each in report.outputs
+               if each.form == form and not each.mixed}
+        for form in FORMS
+    }  # fmt: skip
+    assert runs["inputs"] == runs["bank"] == runs["mixture"] == runs["slots"]
+    assert runs["baked"] == {place for place in runs["slots"] if place[1] in ("topic", "tone")}
+    mixed = {(each.against, each.adapter, each.case) for each in report.outputs if each.mixed}
+    several = {(against, name, case) for against, name, case, _ in runs["slots"] if not case.startswith("batch1")}
+    assert mixed == several
+    assert {each.form for each in report.outputs if each.mixed} == {"bank"}
+
+
+def test_without_a_reference_every_graph_is_held_against_the_golden_vectors(whole: Built) -> None:
+    report = check(whole.folder)
+    assert report.passed
+    assert {(each.form, each.adapter) for each in report.outputs} == {
+        *((form, name) for form in FORMS[:-1] for name in ALL),
+        ("baked", "topic"),
+        ("baked", "tone"),
+    }
+    names = {result.name for result in report.invariants}
+    assert names >= {"bank rows", "baked tensors", "rows of a batch", "shares", "swap"}
+
+
+def test_one_graph_can_be_checked_alone(whole: Built) -> None:
+    report = check(whole.folder, "bank", only=("tone",))
+    assert report.passed
+    assert {(each.form, each.adapter) for each in report.outputs} == {("bank", "tone")}
+    assert {each.mixed for each in report.outputs} == {False, True}, "beside the others, which are not looked at"
+    assert not report.sites
+    with pytest.raises(UsageError, match="no such flavour"):
+        plan_check(whole.folder, forms=["fast"])
+
+
+def test_rows_of_a_bank_in_a_wrong_order_are_found(bundle: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        for tensor in tensors.values():
+            tensor[1:] = tensor[[2, 3, 1]]
+
+    edit_bank(bundle, change)
+    report = check(bundle)
+    assert failed(report) == {
+        (name, form, mixed)
+        for name in ("topic", "tone", "mood")
+        for form, mixed in (("bank", False), ("bank", True), ("mixture", False))
+    }
+    assert broken(report) == {("bank rows", name) for name in ("topic", "tone", "mood")}
+    assert all(failure.forms_failed == ("bank", "mixture") for failure in failures(report))
+
+
+def test_rows_with_wrong_names_are_found(bundle: Path) -> None:
+    def change(manifest: Manifest) -> Manifest:
+        assert manifest.bank is not None
+        return replace(manifest, bank=replace(manifest.bank, rows=(None, "topic", "mood", "tone")))
+
+    rehash(bundle, change)
+    report = check(bundle, "slots", "bank")
+    assert {failure.adapter for failure in failures(report)} == {"tone", "mood"}
+    assert broken(report) == {("bank rows", "tone"), ("bank rows", "mood")}
+
+
+def test_one_tensor_that_changed_places_in_the_bank_is_found_and_named(bundle: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors[UP][[2, 3]] = tensors[UP][[3, 2]]
+
+    edit_bank(bundle, change)
+    report = check(bundle, "bank")
+    assert {failure.adapter for failure in failures(report)} == {"tone", "mood"}
+    details = [result.detail for result in report.invariants if not result.passed]
+    assert details == [f"not as in its file: {UP}"] * 2
+
+
+def test_one_unit_in_the_last_place_of_the_bank_is_found(bundle: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors[UP][2, 0, 0] = np.nextafter(tensors[UP][2, 0, 0], np.float32(9))
+
+    edit_bank(bundle, change)
+    report = check(bundle)
+    assert not report.passed
+    assert (failed(report), broken(report)) == (set(), {("bank rows", "tone")})
+
+
+@pytest.mark.parametrize("value", [0.0, -10.0])
+def test_a_class_that_is_not_masked_is_found(bundle: Path, value: float) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        assert not tensors[MASK][2, :2].any()
+        assert tensors[MASK][2, 2] < -1e30
+        tensors[MASK][2, 2] = value
+
+    edit_bank(bundle, change)
+    report = check(bundle, "bank", "mixture")
+    assert failed(report) == {("tone", "bank", False), ("tone", "bank", True), ("tone", "mixture", False)}
+    faults = {fault for each in report.outputs for fault in each.comparison.faults}
+    assert faults == {"a class that the adapter lacks is not masked"}
+
+
+def test_a_class_that_is_masked_but_there_is_found(bundle: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors[MASK][1, 2] = -3e38
+
+    edit_bank(bundle, change)
+    assert {failure.adapter for failure in failures(check(bundle, "bank"))} == {"topic"}
+
+
+@pytest.mark.parametrize("form", ["inputs", "bank", "mixture", "baked"])
+def test_a_graph_that_computes_something_else_is_found(bundle: Path, form: str) -> None:
+    file = "model.baked.tone.onnx" if form == "baked" else FLAVOURS[form]  # type: ignore[index]
+
+    def change(graph: ir.Graph) -> None:
+        act = next(node for node in graph if node.op_type == "Relu" and node.name.startswith("adapter."))
+        act.op_type = "Tanh"
+
+    edit_graph(bundle, file, change)
+    report = check(bundle)
+    assert {(failure.adapter, failure.forms_failed) for failure in failures(report)} == {
+        (name, (form,)) for name in (("tone",) if form == "baked" else ("tone", "mood"))
+    }
+    assert all(f"--flavour {form}" in failure.command for failure in failures(report))
+
+
+def _replace(graph: ir.Graph, old: ir.Value, op: str, **attributes: int) -> None:
+    """Let everything that reads a value read what an operator makes of it and itself."""
+    inputs = [old] if op.startswith("Reduce") else [old, old]
+    node = ir.node(op, inputs, attributes)
+    readers = [(reader, at) for reader, at in old.uses()]
+    graph.insert_before(readers[0][0], node)
+    for reader, at in readers:
+        if reader is not node:
+            reader.replace_input_with(at, node.outputs[0])
+
+
+def _input(graph: ir.Graph, name: str) -> ir.Value:
+    return next(value for value in graph.inputs if value.name == name)
+
+
+def test_ids_that_are_ignored_are_found(bundle: Path) -> None:
+    edit_graph(bundle, "model.bank.onnx", lambda graph: _replace(graph, _input(graph, "adapter_ids"), "Sub"))
+    report = check(bundle, "bank")
+    assert {failure.adapter for failure in failures(report)} == {"topic", "tone", "mood"}
+
+
+def test_one_id_for_all_rows_is_found_in_mixed_batches_alone(bundle: Path) -> None:
+    def change(graph: ir.Graph) -> None:
+        _replace(graph, _input(graph, "adapter_ids"), "ReduceMax", keepdims=1)
+
+    edit_graph(bundle, "model.bank.onnx", change)
+    report = check(bundle, "bank")
+    assert {mixed for _, _, mixed in failed(report)} == {True}
+    assert {name for name, _ in broken(report)} == {"rows of a batch"}
+
+
+def test_shares_that_are_not_shares_are_found(bundle: Path) -> None:
+    """Squared ones are right where all belongs to one adapter."""
+    edit_graph(bundle, "model.mixture.onnx", lambda graph: _replace(graph, _input(graph, "adapter_weights"), "Mul"))
+    report = check(bundle, "mixture")
+    assert not report.passed
+    assert not failed(report)
+    assert broken(report) == {("shares", name or "base") for name in ALL}
+
+
+def test_another_adapter_baked_in_is_found(bundle: Path) -> None:
+    shutil.copy(bundle / "model.baked.topic.onnx", bundle / "model.baked.tone.onnx")
+    rehash(bundle)
+    report = check(bundle, "baked")
+    assert {failure.adapter for failure in failures(report)} == {"tone"}
+    assert broken(report) == {("baked tensors", "tone")}
+
+
+@pytest.mark.parametrize("file", ["model.bank.onnx", "model.inputs.onnx", "model.onnx"])
+def test_a_file_that_is_no_graph_is_refused(bundle: Path, file: str) -> None:
+    (bundle / file).write_bytes(b"no graph at all")
+    rehash(bundle)
+    with pytest.raises(FormatError, match="not an ONNX model"):
+        check(bundle)
+
+
+def test_ids_of_another_name_are_refused(bundle: Path) -> None:
+    edit_graph(bundle, "model.bank.onnx", lambda graph: setattr(_input(graph, "adapter_ids"), "name", "ids_of_rows"))
+    with pytest.raises(FormatError, match="an input `ids_of_rows` too many"):
+        check(bundle, "bank")

@@ -1,0 +1,188 @@
+"""A whole check of a small bundle that is as it should be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from small_bundle import Built
+
+from adapter_export.bundle.plan import LEVELS, plan_check
+from adapter_export.bundle.prove import Reference, prove, steps
+from adapter_export.bundle.report import Report, failures, to_document
+from adapter_export.errors import UsageError
+from adapter_export.format.schema import validate
+from adapter_export.onnx_backend.runner import CutRunner
+
+
+def run(built: Built, *, reference: bool, only: tuple[str, ...] = (), cases: tuple[str, ...] = ()) -> Report:
+    plan = plan_check(built.folder, only=only, cases=cases)
+    against = Reference(str(built.model), CutRunner(built.base)) if reference else None
+    seen: list[str] = []
+    report = prove(plan, against, seen.append)
+    assert len(seen) == steps(plan, against), "the progress bar must end where the work ends"
+    return report
+
+
+@pytest.fixture(scope="module")
+def report(built: Built) -> Report:
+    return run(built, reference=True)
+
+
+def test_a_good_bundle_passes(report: Report) -> None:
+    assert report.passed
+    assert failures(report) == ()
+    report.require_compared()
+
+
+def test_every_output_of_every_adapter_at_every_shape_and_level_is_compared(report: Report) -> None:
+    matrix = {
+        (result.adapter, result.case, result.level, result.output)
+        for result in report.outputs
+        if result.against == "reference"
+    }
+    adapters, cases = (None, "topic", "tone", "mood"), {result.case for result in report.outputs}
+    assert len(cases) == 7
+    expected = {
+        (adapter, case, level, output)
+        for adapter in adapters
+        for case in cases
+        for level in LEVELS
+        for output in (("hidden",) if adapter is None else ("hidden", "logits"))
+    }
+    assert matrix == expected
+
+
+def test_the_matrix_has_one_token_odd_numbers_and_many(report: Report) -> None:
+    shapes = {tuple(result.axes.values()) for result in report.outputs}
+    assert {(1, 1), (3, 1), (1, 7), (3, 7), (1, 65), (3, 65)} == shapes
+
+
+def test_padding_is_compared_on_its_own(report: Report) -> None:
+    parts = {
+        (result.output, result.part): result.comparison.elements
+        for result in report.outputs
+        if result.case.endswith("padded") and result.adapter == "topic" and result.form == "slots"
+    }
+    assert parts[("hidden", "tokens")] + parts[("hidden", "padding")] == 3 * 7 * 16
+    assert set(parts) == {("hidden", "tokens"), ("hidden", "padding"), ("logits", "all")}
+
+
+def test_all_is_covered(report: Report) -> None:
+    coverage = report.coverage()
+    assert coverage.compared == coverage.planned == len(report.outputs) + len(report.sites)
+    assert coverage.elements == sum(result.comparison.elements for result in report.comparisons())
+
+
+def test_every_adapter_is_checked_at_every_site_and_its_head(report: Report) -> None:
+    sites = ["layers.0.attention", "layers.0.ffn", "layers.1.attention", "layers.1.ffn", "head"]
+    for adapter in ("topic", "tone", "mood"):
+        assert [result.site for result in report.sites if result.adapter == adapter] == sites
+
+
+def test_idle_sites_return_h_itself(report: Report) -> None:
+    idle = [result for result in report.sites if result.adapter == "tone" and result.site.endswith("attention")]
+    assert [(result.comparison.budget.absolute, result.comparison.measures.ulp) for result in idle] == [(0, 0), (0, 0)]
+
+
+def test_every_pair_is_swapped(report: Report) -> None:
+    swaps = [result.subject for result in report.invariants if result.name == "swap"]
+    assert len(swaps) == len(set(swaps)) == 4 * 3
+    assert "base → topic → base" in swaps
+    assert "topic → tone → topic" in swaps
+
+
+def test_the_document_keeps_to_its_schema_and_says_what_the_report_says(report: Report) -> None:
+    document = json.loads(json.dumps(to_document(report), allow_nan=False))
+    validate(document, "check-report", "report")
+    assert document["verdict"] == "passed"
+    assert document["coverage"]["compared"] == report.coverage().compared
+    assert document["outputs"][0]["budget"]["reason"]
+
+
+def test_without_a_reference_the_golden_vectors_are(built: Built) -> None:
+    report = run(built, reference=False)
+    assert report.passed
+    assert {result.against for result in report.outputs} == {"golden"}
+    assert len(report.sites) == 15
+    validate(to_document(report), "check-report", "report")
+
+
+def test_a_part_can_be_checked_alone(built: Built) -> None:
+    report = run(built, reference=True, only=("tone",), cases=("batch3_tokens7_padded",))
+    assert report.passed
+    assert {(result.adapter, result.case) for result in report.outputs} == {("tone", "batch3_tokens7_padded")}
+    base = run(built, reference=False, only=("base",))
+    assert {result.adapter for result in base.outputs} == {None}
+
+
+@pytest.mark.parametrize(("only", "cases"), [(("nobody",), ()), ((), ("batch9_tokens9",))])
+def test_a_name_that_is_not_there_is_refused(built: Built, only: tuple[str, ...], cases: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="no such"):
+        plan_check(built.folder, only=only, cases=cases)
+
+
+def test_all_of_it_runs_without_torch(built: Built) -> None:
+    code = """
+import sys
+sys.modules["torch"] = None  # importing it fails
+from pathlib import Path
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import prove
+report = prove(plan_check(Path(sys.argv[1])), None, lambda step: None)
+sys.exit(0 if report.passed else 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(built.folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class OffByALittle:
+    """The reference with one output changed: the stand-in for a bundle that is wrong there."""
+
+    def __init__(self, inner: CutRunner, change: str) -> None:
+        self.inner = inner
+        self.change = change
+        self.description = "a reference that is off"
+        self.sites, self.keeps_weights = inner.sites, inner.keeps_weights
+
+    def run(self, inputs: dict[str, np.ndarray], adapter: object = None) -> dict[str, np.ndarray]:
+        outputs = self.inner.run(inputs, adapter)
+        if self.change == "extra":
+            del outputs["hidden"]
+        elif self.change == "missing":
+            outputs["pooled"] = np.ones(1, np.float32)
+        elif self.change == "nan":
+            outputs["hidden"] = outputs["hidden"].copy()
+            outputs["hidden"][0, 0, 0] = np.nan
+        elif self.change == "dtype":
+            outputs["hidden"] = outputs["hidden"].astype(np.float64)
+        elif self.change == "scale":
+            outputs["hidden"] = outputs["hidden"] * np.float32(1.001)
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("extra", "the reference has no such output"),
+        ("missing", "the output is missing"),
+        ("nan", "1 NaN of the reference are not there"),
+        ("dtype", "the type is float32, not float64"),
+        ("scale", "over the budget"),
+    ],
+)
+def test_what_differs_from_the_reference_fails(built: Built, change: str, fault: str) -> None:
+    reference = Reference("other.onnx", OffByALittle(CutRunner(built.base), change))
+    report = prove(plan_check(built.folder, only=("base",)), reference, lambda step: None)
+    assert not report.passed
+    (failure,) = failures(report)
+    assert fault in failure.comparison.faults[0]
+    assert failure.case == "batch1_tokens1"
+    assert failure.levels_failed == LEVELS
+    assert failure.command == (
+        f"adapter-export check {built.folder} --against other.onnx --only base --case batch1_tokens1"
+    )
+    validate(json.loads(json.dumps(to_document(report), allow_nan=False)), "check-report", "report")

@@ -1,0 +1,102 @@
+"""A report: its verdict, its coverage, and which failure it names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adapter_export.bundle.compare import Comparison, compare, missing
+from adapter_export.bundle.report import InvariantResult, OutputResult, Report, SiteResult, failures, to_document
+from adapter_export.errors import NothingComparedError
+from adapter_export.format.schema import validate
+from adapter_export.numerics.budget import Budget
+
+BUDGET = Budget(0.1, "for tests")
+ONES = np.ones((2, 3), np.float32)
+GOOD = compare(ONES, ONES, BUDGET)
+BAD = compare(ONES + 1, ONES, BUDGET)
+NAN = compare(np.where(np.eye(2, 3, dtype=bool), np.float32(np.nan), ONES), ONES, BUDGET)
+EMPTY = compare(ONES[:0], ONES[:0], BUDGET)
+
+
+def output(comparison: Comparison, **place: object) -> OutputResult:
+    plain = OutputResult("golden", "trec", "batch2", {"batch": 2}, "none", "hidden", "all", comparison)
+    return replace(plain, **place)  # type: ignore[arg-type]
+
+
+def site(comparison: Comparison, name: str, adapter: str = "trec") -> SiteResult:
+    return SiteResult(adapter, "batch2", name, f"encoder.{name}", comparison)
+
+
+def report(*results: OutputResult | SiteResult, invariants: tuple[InvariantResult, ...] = ()) -> Report:
+    outputs = tuple(result for result in results if isinstance(result, OutputResult))
+    sites = tuple(result for result in results if isinstance(result, SiteResult))
+    return Report("my bundle", "sha256:0", None, None, "onnxruntime", outputs, sites, invariants)
+
+
+@pytest.mark.parametrize("bad", [BAD, NAN, EMPTY, missing(BUDGET)])
+def test_one_bad_comparison_fails_the_report(bad: Comparison) -> None:
+    assert report(output(GOOD)).passed
+    assert not report(output(GOOD), output(bad, case="other")).passed
+    assert not report(output(GOOD), site(bad, "ffn")).passed
+
+
+def test_a_broken_invariant_fails_the_report() -> None:
+    held = InvariantResult("swap", "a → b → a", True, "bit for bit")
+    assert report(output(GOOD), invariants=(held,)).passed
+    assert not report(output(GOOD), invariants=(held, replace(held, passed=False))).passed
+
+
+@pytest.mark.parametrize("results", [(), (output(EMPTY),), (output(missing(BUDGET)),), (site(GOOD, "ffn"),)])
+def test_a_check_without_one_compared_output_is_an_error(results: tuple[OutputResult, ...]) -> None:
+    with pytest.raises(NothingComparedError, match="nothing was compared"):
+        report(*results).require_compared()
+
+
+def test_coverage_names_what_was_left_out() -> None:
+    coverage = report(output(GOOD), output(EMPTY, output="extra"), site(GOOD, "ffn")).coverage()
+    assert (coverage.planned, coverage.compared, coverage.elements) == (3, 2, 12)
+    assert coverage.left_out == ("trec, batch2, none, against golden: extra",)
+
+
+def test_a_failure_says_at_which_levels_it_appears() -> None:
+    levels = [output(BAD if level == "all" else GOOD, level=level) for level in ("none", "basic", "all")]
+    (failure,) = failures(report(*levels))
+    assert (failure.levels_failed, failure.levels_passed) == (("all",), ("none", "basic"))
+
+
+def test_a_failure_names_the_first_case_and_its_worst_output() -> None:
+    results = [
+        output(GOOD, case="small"),
+        output(BAD, case="middle"),
+        output(NAN, case="middle", output="logits"),
+        output(NAN, case="large", output="other"),
+    ]
+    (failure,) = failures(report(*results))
+    assert (failure.case, failure.output) == ("middle", "logits")
+
+
+def test_a_failure_names_the_first_site_of_its_own_adapter() -> None:
+    sites = [site(GOOD, "first"), site(BAD, "second"), site(BAD, "third"), site(BAD, "zeroth", adapter="other")]
+    trec, other = failures(report(output(BAD), *sites))
+    assert trec.culprit is not None
+    assert trec.culprit.site == "second"
+    assert (other.adapter, other.output) == ("other", None)
+
+
+def test_the_command_can_be_pasted() -> None:
+    (failure,) = failures(report(output(BAD, adapter=None)))
+    assert failure.command == "adapter-export check 'my bundle' --only base --case batch2"
+
+
+def test_the_document_can_say_nan_inf_and_nothing() -> None:
+    infinite = compare(np.full((2, 3), -np.inf, np.float32), ONES, BUDGET)
+    found = report(output(NAN), output(infinite, case="b"), output(missing(BUDGET), case="c"), site(EMPTY, "ffn"))
+    document = to_document(found)
+    validate(document, "check-report", "report")
+    assert document["verdict"] == "failed"
+    assert document["outputs"][0]["worst"]["found"] == "nan"
+    assert document["outputs"][1]["worst"]["found"] == "-inf"
+    assert document["outputs"][2]["worst"] is None

@@ -1,0 +1,259 @@
+"""Every kind of tampering with a bundle makes its check fail, also where the hashes were written anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from small_bundle import Built
+
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import Reference, prove
+from adapter_export.bundle.report import Report, failures
+from adapter_export.errors import AdapterError, HashError, NothingComparedError, TensorError
+from adapter_export.format.adapter_files import read_adapter, write_adapter
+from adapter_export.format.inventory import list_files
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.onnx_backend.runner import CutRunner
+
+UP = "adapter.layers.0.ffn.bottleneck_relu.up.weight"
+Change = Callable[[dict[str, np.ndarray]], None]
+
+
+def check(
+    folder: Path, reference: Reference | None = None, only: tuple[str, ...] = (), forms: tuple[str, ...] = ("slots",)
+) -> Report:
+    report = prove(plan_check(folder, only=only, forms=forms), reference, lambda step: None)
+    report.require_compared()
+    return report
+
+
+def rehash(folder: Path, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
+    """Write the manifest anew, so that every hash is right again."""
+    manifest = replace(change(read_manifest(folder)), files=list_files(folder))
+    (folder / "manifest.json").unlink()
+    write_manifest(manifest, folder)
+
+
+def edit(path: Path, change: Change) -> dict[str, np.ndarray]:
+    """Change tensors in a file."""
+    tensors = {name: value.copy() for name, value in read_tensors(path).items()}
+    change(tensors)
+    path.unlink()
+    write_tensors(path, tensors)
+    return tensors
+
+
+def edit_adapter(folder: Path, name: str, change: Change) -> None:
+    """Change both files of an adapter, and the hashes."""
+    tensors = edit(folder / f"adapters/{name}.safetensors", change)
+    native = ort.AdapterFormat()
+    native.set_model_version(read_manifest(folder).model_version)
+    native.set_parameters({key: ort.OrtValue.ortvalue_from_numpy(value) for key, value in tensors.items()})
+    native.export_adapter(str(folder / f"adapters/{name}.onnx_adapter"))
+    rehash(folder)
+
+
+def scaled(slot: str, factor: float) -> Change:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors[slot] *= np.float32(factor)
+
+    return change
+
+
+def test_a_changed_byte_is_seen(copy: Path) -> None:
+    path = copy / "adapters/tone.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(HashError):
+        check(copy)
+
+
+def test_two_adapters_that_changed_places_are_seen(copy: Path) -> None:
+    for ending in ("onnx_adapter", "safetensors"):
+        one, other = copy / f"adapters/tone.{ending}", copy / f"adapters/mood.{ending}"
+        data = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(data)
+    rehash(copy)
+    report = check(copy)
+    assert {failure.adapter for failure in failures(report)} == {"tone", "mood"}
+    assert all(failure.culprit is not None and failure.culprit.site == "layers.0.ffn" for failure in failures(report))
+
+
+def test_adapters_of_other_heads_that_changed_places_are_seen(copy: Path) -> None:
+    one, other = copy / "adapters/tone.onnx_adapter", copy / "adapters/topic.onnx_adapter"
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    rehash(copy)
+    with pytest.raises(AdapterError):
+        check(copy)
+
+
+@pytest.mark.parametrize("site", ["layers.0.ffn", "layers.1.ffn"])
+@pytest.mark.parametrize("factor", [1.001, 0.5, -1.0, 0.0])
+def test_a_wrong_scale_is_reported_at_its_site(copy: Path, site: str, factor: float) -> None:
+    edit_adapter(copy, "tone", scaled(UP.replace("layers.0.ffn", site), factor))
+    report = check(copy)
+    (failure,) = failures(report)
+    assert failure.adapter == "tone"
+    assert failure.culprit is not None
+    assert failure.culprit.site == site
+    bad = [result.site for result in report.sites if not result.comparison.passed]
+    assert bad == [site], "an error that travels on must not count against the sites behind it"
+
+
+def test_a_wrong_head_is_reported_at_the_head(copy: Path) -> None:
+    edit_adapter(copy, "tone", scaled("adapter.head.classifier.weight", 1.001))
+    (failure,) = failures(check(copy))
+    assert failure.output == "logits"
+    assert failure.culprit is not None
+    assert failure.culprit.site == "head"
+
+
+def test_one_unit_in_the_last_place_of_an_idle_site_is_reported_there(copy: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors["adapter.layers.1.attention.up.bias"] = np.full(16, 1e-7, np.float32)
+
+    edit_adapter(copy, "tone", change)
+    report = check(copy)
+    bad = [result for result in report.sites if not result.comparison.passed]
+    assert [result.site for result in bad] == ["layers.1.attention"]
+    assert bad[0].comparison.measures.absolute < 3e-7
+
+
+def test_an_error_below_the_budget_of_every_site_passes(copy: Path) -> None:
+    edit_adapter(copy, "tone", scaled(UP, 1 + 2**-23))
+    assert check(copy, forms=("slots", "inputs")).passed
+    (bad,) = [result for result in check(copy, forms=()).invariants if not result.passed]
+    assert (bad.name, bad.subject) == ("bank rows", "tone"), "the bank has the adapter as it was"
+
+
+def test_a_missing_slot_is_seen(copy: Path) -> None:
+    edit_adapter(copy, "tone", lambda tensors: tensors.__delitem__(UP))
+    with pytest.raises(TensorError, match=UP):
+        check(copy)
+
+
+def test_an_adapter_of_nan_is_seen(copy: Path) -> None:
+    edit_adapter(copy, "tone", scaled(UP, float("nan")))
+    with pytest.raises(TensorError):
+        check(copy)
+
+
+def test_an_adapter_that_overflows_is_seen(copy: Path) -> None:
+    edit_adapter(copy, "tone", scaled(UP, 1e38))
+    report = check(copy)
+    (failure,) = failures(report)
+    assert failure.culprit is not None
+    assert failure.culprit.site == "layers.0.ffn"
+
+
+def test_files_of_one_adapter_that_do_not_agree_are_seen(copy: Path) -> None:
+    edit(copy / "adapters/tone.safetensors", scaled(UP, 1 + 2**-23))
+    rehash(copy)
+    report = check(copy)
+    assert not report.passed
+    (bad,) = [result for result in report.invariants if not result.passed]
+    assert (bad.name, bad.subject) == ("adapter files", "tone")
+    assert UP in bad.detail
+
+
+def test_an_adapter_changed_everywhere_is_seen_by_its_golden_vectors(copy: Path) -> None:
+    """The tampered adapter is consistent in itself; only what was stored before contradicts it."""
+    source = read_adapter(copy / "adapters/tone")
+    weights = {**source.weights, "layers.0.ffn.up.weight": source.weights["layers.0.ffn.up.weight"] * np.float32(1.01)}
+    write_adapter(replace(source, weights=weights), copy / "adapters/tone", force=True)
+    edit_adapter(copy, "tone", scaled(UP, 1.01))
+    report = check(copy)
+    assert all(result.comparison.passed for result in report.sites)
+    (failure,) = failures(report)
+    assert (failure.adapter, failure.culprit) == ("tone", None)
+
+
+def test_a_changed_base_is_seen_by_every_golden_vector(copy: Path) -> None:
+    path = copy / "base.bin"
+    data = np.frombuffer(path.read_bytes(), np.float32).copy()
+    path.write_bytes((data * np.float32(1.001)).tobytes())
+    rehash(copy)
+    assert {failure.adapter for failure in failures(check(copy))} == {None, "topic", "tone", "mood"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_golden_vectors_that_are_not_finite_are_seen(copy: Path, value: float) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors["batch3_tokens7.output.hidden"][0, 0, 0] = value
+
+    edit(copy / "golden/tone.safetensors", change)
+    rehash(copy)
+    assert {failure.adapter for failure in failures(check(copy))} == {"tone"}
+
+
+@pytest.mark.parametrize("name", ["batch3_tokens7.input.ids", "batch3_tokens7.output.hidden"])
+def test_golden_vectors_without_a_tensor_are_refused(copy: Path, name: str) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        del tensors[name]
+
+    edit(copy / "golden/tone.safetensors", change)
+    rehash(copy)
+    with pytest.raises(TensorError, match="not complete"):
+        check(copy)
+
+
+def test_a_case_that_nothing_is_known_of_compares_nothing(built: Built) -> None:
+    """The golden vectors have other shapes, and there is no reference."""
+    report = prove(plan_check(built.folder, cases=["batch3_tokens65"]), None, lambda step: None)
+    assert report.coverage().compared == len(report.sites)
+    with pytest.raises(NothingComparedError, match="nothing was compared"):
+        report.require_compared()
+
+
+def test_golden_vectors_of_one_output_alone_are_not_enough(copy: Path) -> None:
+    def change(manifest: Manifest) -> Manifest:
+        adapters = tuple(
+            replace(adapter, golden=replace(adapter.golden, absolute={"logits": adapter.golden.absolute["logits"]}))
+            for adapter in manifest.adapters
+        )
+        return replace(manifest, adapters=adapters)
+
+    for name in ("tone", "topic", "mood"):
+        edit(copy / f"golden/{name}.safetensors", _without_hidden)
+    rehash(copy, change)
+    faults = {fault for result in check(copy).outputs for fault in result.comparison.faults}
+    assert faults == {"the reference has no such output"}
+
+
+def _without_hidden(tensors: dict[str, np.ndarray]) -> None:
+    for name in [name for name in tensors if name.endswith("output.hidden")]:
+        del tensors[name]
+
+
+def test_another_budget_is_seen_beside_a_reference(built: Built, copy: Path) -> None:
+    """Whoever loosens the budgets in the manifest deceives the golden vectors, not the reference."""
+
+    def change(manifest: Manifest) -> Manifest:
+        adapters = tuple(
+            replace(adapter, golden=replace(adapter.golden, absolute=dict.fromkeys(adapter.golden.absolute, 1e9)))
+            for adapter in manifest.adapters
+        )
+        return replace(manifest, adapters=adapters)
+
+    edit_adapter(copy, "tone", scaled(UP, 1.01))
+    rehash(copy, change)
+    reference = Reference(str(built.model), CutRunner(built.base))
+    assert {failure.adapter for failure in failures(check(copy, reference, only=("tone",)))} == {"tone"}
+
+
+def test_a_source_of_another_adapter_is_refused(copy: Path) -> None:
+    write_adapter(read_adapter(copy / "adapters/topic"), copy / "adapters/tone", force=True)
+    rehash(copy)
+    with pytest.raises(AdapterError, match="labels"):
+        check(copy)

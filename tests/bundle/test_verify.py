@@ -1,0 +1,54 @@
+"""A bundle verifies itself: every form of the graph, every adapter, alone and in mixed batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from small_bundle import Built
+
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import Verification, verify
+from adapter_export.format.inventory import list_files
+from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.tensors import read_tensors, write_tensors
+
+NAMES = {None, "topic", "tone", "mood"}
+
+
+def _verify(folder: Path) -> Verification:
+    return verify(plan_check(folder), lambda step: None)
+
+
+def test_a_whole_bundle(built: Built) -> None:
+    found = _verify(built.folder)
+    assert found.passed
+    forms = {*built.manifest.graphs, *("baked" for record in built.manifest.adapters if record.baked)}
+    assert {one.form for one in found.findings} == forms
+    for form in built.manifest.graphs:
+        assert {one.adapter for one in found.findings if one.form == form and not one.mixed} == NAMES
+    assert {one.adapter for one in found.findings if one.mixed} == NAMES
+    for one in found.findings:
+        assert one.elements > 0
+        assert 0 < one.worst < 1
+        assert not one.faults
+    names = {check.name for check in found.checks}
+    assert {"files", "schema", "graph", "adapter files", "bank rows"} <= names
+
+
+def test_a_golden_vector_that_is_off_is_found_in_every_form(copy: Path) -> None:
+    path = copy / "golden/tone.safetensors"
+    tensors = dict(read_tensors(path))
+    for name in tensors:
+        if name.endswith(".output.logits"):
+            tensors[name] = tensors[name] + np.float32(0.01)
+    path.unlink()
+    write_tensors(path, tensors)
+    write_manifest(replace(read_manifest(copy), files=list_files(copy)), copy)
+    found = _verify(copy)
+    assert not found.passed
+    off = {(one.form, one.adapter) for one in found.findings if one.faults}
+    forms = {one.form for one in found.findings if one.adapter == "tone"}
+    assert off == {(form, "tone") for form in forms}
+    assert all(one.worst > 1 for one in found.findings if one.faults)

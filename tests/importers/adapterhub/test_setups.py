@@ -1,0 +1,216 @@
+"""Setup folders as a whole: what AdapterHub's library computes with its compositions, and what is computed here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adapterhub_bases import FIXTURES, Made
+from safetensors.numpy import load_file
+
+from adapter_export.errors import AdapterError, FormatError, UsageError
+from adapter_export.importers.adapterhub.importing import Imported, import_folder
+from adapter_export.numerics.evaluate import evaluate_head
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+
+SETUPS = sorted(path.parent.name for path in (FIXTURES / "bert").glob("setup_*/adapter_setup.json"))
+EXACT, SINGLE = 1e-10, 2e-5
+Copy = Callable[[str], Path]
+
+
+def imported(case: str | Path, base: Made, *, onnx: bool = False) -> Imported:
+    sites, fingerprint = (base.onnx.sites, base.onnx.fingerprint) if onnx else (base.sites, base.source.fingerprint)
+    return import_folder(FIXTURES / "bert" / case, sites, name="whole", base=fingerprint)
+
+
+def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1.0, float(np.abs(expected).max())))
+
+
+@pytest.mark.parametrize("case", SETUPS)
+def test_numpy_and_torch_compute_them(case: str, bert: Made) -> None:
+    expected = load_file(FIXTURES / "bert" / case / "expected.safetensors")
+    adapter = imported(case, bert).adapter
+    hidden, in_torch = bert.float64.run(bert.inputs, adapter), bert.torch.run(bert.inputs, adapter)
+    close(hidden, expected["hidden_f64"], EXACT)
+    close(in_torch["last_hidden_state"], expected["hidden"], SINGLE)
+    assert (adapter.head is not None) == ("logits" in expected)
+    if adapter.head is not None:
+        logits = evaluate_head(adapter, hidden, bert.inputs["attention_mask"])
+        close(logits, expected["logits_f64"], EXACT)
+        close(in_torch["logits"], expected["logits"], SINGLE)
+
+
+@pytest.mark.parametrize("case", ["setup_average", "setup_stack"])
+def test_in_a_base_that_normalises_before(case: str, made: Callable[[str], Made]) -> None:
+    base, expected = made("gpt2"), load_file(FIXTURES / "gpt2" / case / "expected.safetensors")
+    adapter = imported(FIXTURES / "gpt2" / case, base).adapter
+    close(base.float64.run(base.inputs, adapter), expected["hidden_f64"], EXACT)
+    close(base.torch.run(base.inputs, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
+
+
+def test_onnxruntime_computes_them_in_one_graph(bert: Made) -> None:
+    adapters = {case: imported(case, bert, onnx=True).adapter for case in SETUPS}
+    plan = plan_slots(list(adapters.values()), bert.onnx.sites)
+    session = open_session(insert_slots(bert.onnx, plan), bert.onnx.folder)
+    for case, adapter in adapters.items():
+        expected = load_file(FIXTURES / "bert" / case / "expected.safetensors")
+        found = run_session(session, {**bert.inputs, **slot_tensors(plan, adapter)})
+        close(found["last_hidden_state"], expected["hidden"], SINGLE)
+        if "logits" in expected:
+            close(found["logits"], expected["logits"], SINGLE)
+
+
+def test_the_record_says_what_was_imported(bert: Made) -> None:
+    found = imported("setup_fuse_of_stacks", bert)
+    record = found.adapter.training["imported_from"]
+    assert (found.adapter.kind, record["setup"]["type"], list(record["members"])) == ("fusion", "Fuse", ["a", "b", "c"])
+    assert record["members"]["b"]["use_gating"] is True
+    assert any("gates and norms: those of `b` have no effect" in note for note in found.notes)
+
+
+def test_an_average_that_is_divided_once_more_is_told(bert: Made) -> None:
+    for case in ("setup_average", "setup_stack_of_average", "setup_average_lora", "setup_average_ia3"):
+        assert any("divides an average by the number of its members" in note for note in imported(case, bert).notes)
+    assert not imported("setup_stack", bert).notes
+
+
+def test_the_first_invertible_adapter_acts_alone(copied: Copy, bert: Made) -> None:
+    adapter = imported("setup_stack_invertible", bert).adapter
+    assert next(iter(adapter.placements)) == "embeddings"
+    folder = copied("bert/setup_stack_invertible")
+    compose(folder, "Stack", "b", "a")
+    found = imported(folder, bert)
+    assert "embeddings" not in found.adapter.placements
+    assert any("runs the first adapter's invertible one alone: that of `a` has none" in note for note in found.notes)
+
+
+def test_heads(copied: Copy, bert: Made) -> None:
+    """A stack has that of its last adapter, others the one that was saved for the whole, or none."""
+    stacked = imported("setup_stack_head", bert)
+    assert stacked.adapter.head is not None
+    assert stacked.adapter.head.labels == ("x", "y", "z")
+    assert stacked.notes == ("the heads of `a` were left out",)
+    folder = copied("bert/setup_stack_head")
+    compose(folder, "Average", "a", "b")
+    averaged = imported(folder, bert)
+    assert averaged.adapter.head is None
+    assert "the heads of `a`, `b` were left out" in averaged.notes
+    bare = import_folder(
+        FIXTURES / "bert/setup_fuse_head", bert.sites, name="a", base=bert.source.fingerprint, with_head=False
+    )
+    assert bare.adapter.head is None
+    edit_setup(folder, head_setup={"type": "BatchSplit", "children": []})
+    with pytest.raises(AdapterError, match=r"was saved with several heads.*--without-head"):
+        imported(folder, bert)
+
+
+def test_names_that_are_no_names_of_parameters(copied: Copy, bert: Made) -> None:
+    folder = copied("bert/setup_stack")
+    (folder / "a").rename(folder / "fusion")
+    config = folder / "fusion" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"name": "a"', '"name": "a"'))
+    compose(folder, "Stack", "fusion", "b")
+    graph = imported(folder, bert).adapter.graphs["stack"]
+    assert {name.partition(".")[0] for name in graph.parameters} == {"member1", "b"}
+
+
+def compose(folder: Path, kind: str, *names: str, **kwargs: Any) -> None:
+    children = [{"type": "single", "children": [name]} for name in names]
+    edit_setup(folder, adapter_setup={"type": kind, "children": children, **({"kwargs": kwargs} if kwargs else {})})
+
+
+def edit_setup(folder: Path, **changes: Any) -> None:
+    path = folder / "adapter_setup.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "adapter_config.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "config": {**document["config"], **changes}}))
+
+
+def single(name: str) -> dict[str, Any]:
+    return {"type": "single", "children": [name]}
+
+
+TREES: dict[str, tuple[type[Exception], dict[str, Any]]] = {
+    r"its composition is not imported as a whole.*found `Parallel`.*`a`, `b`": (
+        UsageError,
+        {"type": "Parallel", "children": [single("a"), single("b")]},
+    ),
+    r"found `Average` in a `Average`": (
+        UsageError,
+        {"type": "Average", "children": [single("a"), {"type": "Average", "children": [single("b")]}]},
+    ),
+    r"a composition without children": (FormatError, {"type": "Stack", "children": []}),
+    r"a single adapter without a name": (FormatError, {"type": "Stack", "children": [{"type": "single"}]}),
+    r"no name of a folder; found `../a`": (FormatError, {"type": "Stack", "children": [single("../a")]}),
+    r"an adapter occurs twice in its composition; found `a`": (
+        AdapterError,
+        {"type": "Stack", "children": [single("a"), single("a")]},
+    ),
+    r"not those of its children; found `kwargs`: {'weights': \[1\]}": (
+        FormatError,
+        {"type": "Average", "children": [single("a"), single("b")], "kwargs": {"weights": [1]}},
+    ),
+    r"found `NaN`, which is no JSON number": (
+        FormatError,
+        {"type": "Average", "children": [single("a"), single("b")], "kwargs": {"weights": [float("nan"), 1]}},
+    ),
+    r"found `kwargs`: {'weights': \['1', True\]}": (
+        FormatError,
+        {"type": "Average", "children": [single("a"), single("b")], "kwargs": {"weights": ["1", True]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("message", TREES)
+def test_compositions_that_cannot_be_read(message: str, copied: Copy, bert: Made) -> None:
+    error, tree = TREES[message]
+    folder = copied("bert/setup_stack")
+    edit_setup(folder, adapter_setup=tree)
+    with pytest.raises(error, match=message):
+        imported(folder, bert)
+
+
+PARALLEL = {"is_parallel": True}
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    r"a stack with a parallel adapter loses .*found `b`": ("Stack", PARALLEL, "b"),
+    r"an average of parallel and other adapters loses or doubles.*found `b`": ("Average", PARALLEL, "b"),
+    r"layers.0.ffn`.*act in different places.*`Average`.*nothing of `b`": ("Average", {"leave_out": [0]}, "b"),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_the_library_cannot_run_is_refused(message: str, copied: Copy, bert: Made) -> None:
+    kind, changes, name = REFUSED[message]
+    folder = copied("bert/setup_stack")
+    compose(folder, kind, "a", "b")
+    change_config(folder / name, **changes)
+    with pytest.raises(AdapterError, match=message):
+        imported(folder, bert)
+
+
+def test_low_rank_adapters_are_averaged_among_themselves(copied: Copy, bert: Made) -> None:
+    folder = copied("bert/setup_average_lora")
+    compose(folder, "Stack", "a", "b")
+    with pytest.raises(UsageError, match=r"LoRA or IA3 that is not imported as a whole.*found `Stack` of `a`, `b`"):
+        imported(folder, bert)
+    shutil.rmtree(folder / "b")
+    shutil.copytree(FIXTURES / "bert/setup_average_ia3/b", folder / "b")
+    compose(folder, "Average", "a", "b")
+    with pytest.raises(AdapterError, match="its members act in different places or ways"):
+        imported(folder, bert)
+    shutil.rmtree(folder / "b")
+    shutil.copytree(FIXTURES / "bert/setup_stack/b", folder / "b")
+    with pytest.raises(AdapterError, match=r"only bottlenecks can be fused or stacked.*--name a"):
+        imported(folder, bert)

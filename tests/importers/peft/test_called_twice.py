@@ -1,0 +1,72 @@
+"""A layer that the base calls beside its site: PEFT's adapter acts at both calls, ours at one, so it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peft_bases import peft_base
+from peft_folders import refused_folder
+from safetensors.numpy import load_file
+
+from adapter_export.errors import AdapterError
+from adapter_export.importers.peft.importer import import_peft
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.base.base import TorchBase, load_base
+from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.view import flow_graph
+
+FOLDER = refused_folder("called_twice")
+QUERIES = {f"layers.{n}.attention.query" for n in range(2)}
+
+
+@pytest.fixture(scope="module")
+def deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return peft_base(tmp_path_factory, "deberta")
+
+
+@pytest.fixture(scope="module")
+def in_torch(deberta: Path) -> TorchBase:
+    return load_base(deberta / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def in_onnx(deberta: Path) -> OnnxBase:
+    """The exporter has computed the projections of positions, and left their results alone."""
+    return open_onnx(deberta / "model.onnx")
+
+
+def called_elsewhere(sites: SiteMap) -> dict[str, int]:
+    return {site.name: site.elsewhere for site in sites if site.elsewhere}
+
+
+def test_both_views_know_the_second_call(in_torch: TorchBase, in_onnx: OnnxBase) -> None:
+    """DeBERTa projects relative positions with the layers of queries and keys."""
+    keys = {name.replace("query", "key") for name in QUERIES}
+    assert called_elsewhere(discover(flow_graph(in_torch.module()))) == dict.fromkeys(QUERIES | keys, 1)
+    assert called_elsewhere(in_onnx.sites) == dict.fromkeys(QUERIES | keys, 1)
+
+
+def test_an_adapter_on_such_a_layer_is_refused(in_torch: TorchBase, in_onnx: OnnxBase) -> None:
+    for sites in (discover(flow_graph(in_torch.module())), in_onnx.sites):
+        with pytest.raises(AdapterError, match="calls a second time") as error:
+            import_peft(FOLDER, sites, base="sha256:0", name="a")
+        assert "`encoder.layer.0.attention.self.query_proj`, `encoder.layer.1" in str(error.value)
+        assert "value_proj" not in str(error.value)
+
+
+def test_what_it_would_compute_is_not_what_peft_computes(in_torch: TorchBase) -> None:
+    """The refusal is needed: with the second call forgotten, the adapter is taken and the result is wrong."""
+    sites = discover(flow_graph(in_torch.module()))
+    forgotten = replace(sites, sites=tuple(replace(site, elsewhere=0) for site in sites))
+    adapter = import_peft(FOLDER, forgotten, base=in_torch.fingerprint, name="a").adapter
+    record = load_file(Path(FOLDER) / "expected.safetensors")
+    inputs = {record.name: np.zeros((2, 5), np.int64) for record in in_torch.inputs}
+    inputs |= {key.removeprefix("input."): value for key, value in record.items() if key.startswith("input.")}
+    (found,) = TorchRunner(in_torch).run(inputs, adapter).values()
+    real = inputs["attention_mask"] == 1
+    assert np.abs(found - record["float64.last_hidden_state"])[real].max() > 0.01

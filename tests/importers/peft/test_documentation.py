@@ -1,0 +1,28 @@
+"""The page on importing says what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapter_export.importers.peft.head import RECIPES
+from adapter_export.importers.peft.options import NO_MATTER, PLAIN_STARTS
+
+PAGE = Path(__file__).parents[3] / "docs" / "importing.md"
+TEXT = PAGE.read_text(encoding="utf-8").partition("\n## PEFT\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("word", [*RECIPES, *sorted(NO_MATTER), *PLAIN_STARTS])
+def test_every_name_is_there(word: str) -> None:
+    assert f"`{word}`" in TEXT
+
+
+def test_the_activations_are_those_of_the_recipes() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in TEXT.splitlines() if line.startswith("| `")]
+    heads = {row[0]: row[1] for row in rows if row[1].startswith("first token")}
+    listed = {name: text for names, text in heads.items() for name in RECIPES if f"`{name}`" in names}
+    assert listed.keys() == RECIPES.keys()
+    for name, recipe in RECIPES.items():
+        assert recipe.pooling == "first"
+        assert (f"`{recipe.activation}`" in listed[name]) == (recipe.dense is not None)

@@ -1,0 +1,148 @@
+"""Heads: what the folder does not say comes from a recipe or from the user, and is never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from peft_folders import Arrays, adapter_folder, bare_bert, changed, expected, linear_site
+
+from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.importers.peft.head import HeadChoice
+from adapter_export.importers.peft.importer import Imported, import_peft
+from adapter_export.numerics.evaluate import evaluate_head
+from adapter_export.sites.site import SiteMap
+
+STRANGE = "base_model.model.strange.encoder.layer."
+
+
+def imported(folder: Path, choice: HeadChoice | None = None, **base: Any) -> Imported:
+    sites, tensors = bare_bert()
+    return import_peft(folder, sites, base="sha256:0", name="a", **{"base_tensor": tensors.get, "head": choice, **base})
+
+
+def renamed(old: str, new: str) -> Callable[[Arrays], Arrays]:
+    return lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
+
+
+def test_a_model_without_a_recipe_is_asked_for(tmp_path: Path) -> None:
+    strange = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", tensors=renamed(".bert.", ".strange."))
+    with pytest.raises(AdapterError, match=r"nothing says what it reads; found a model whose base is called `strange`"):
+        imported(strange)
+    hidden = np.random.default_rng(0).normal(0, 1, (2, 5, 32))
+    adapter = imported(strange, HeadChoice(pooling="mean")).adapter
+    weights = {
+        name.removeprefix("head.classifier."): array for name, array in adapter.weights.items() if "head" in name
+    }
+    wanted = hidden.mean(1) @ weights["weight"].astype(float) + weights["bias"]
+    np.testing.assert_allclose(evaluate_head(adapter, hidden, np.ones((2, 5))), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_dense_head_without_a_recipe_needs_its_activation(tmp_path: Path) -> None:
+    folder = changed(adapter_folder("roberta_lora_classify"), tmp_path / "a", tensors=renamed(".roberta.", ".strange."))
+    with pytest.raises(UsageError, match=r"what stands behind it.*Give `--activation`"):
+        imported(folder, HeadChoice(pooling="first"))
+    record = expected("roberta_lora_classify")
+    mask = record["input.attention_mask"]
+    tanh = imported(folder, HeadChoice("first", "tanh")).adapter
+    np.testing.assert_allclose(evaluate_head(tanh, record["head.hidden"], mask), record["float64.logits"], atol=1e-10)
+    gelu = imported(folder, HeadChoice("first", "gelu")).adapter
+    assert np.abs(evaluate_head(gelu, record["head.hidden"], mask) - record["float64.logits"]).max() > 0.01
+
+
+def test_square_layers_have_no_order(tmp_path: Path) -> None:
+    def square(tensors: Arrays) -> Arrays:
+        wide = {"weight": np.eye(32, dtype=np.float32), "bias": np.zeros(32, np.float32)}
+        return renamed(".roberta.", ".strange.")(tensors) | {
+            f"base_model.model.classifier.out_proj.{name}": array for name, array in wide.items()
+        }
+
+    folder = changed(adapter_folder("roberta_lora_classify"), tmp_path / "a", tensors=square)
+    with pytest.raises(UsageError, match="order of the head's layers cannot be told"):
+        imported(folder, HeadChoice("first", "tanh"))
+
+
+def test_a_recipe_whose_layer_is_nowhere() -> None:
+    with pytest.raises(AdapterError, match=r"no `bert\.pooler\.dense\.weight`.*modules_to_save"):
+        imported(adapter_folder("bert_lora_classify"), base_tensor=lambda _: None)
+
+
+def test_a_layer_that_older_versions_did_not_save(tmp_path: Path) -> None:
+    """They saved the classifier of DistilBERT, and not the layer before it that was trained at random."""
+
+    def cut(tensors: Arrays) -> Arrays:
+        return {name: tensor for name, tensor in tensors.items() if "pre_classifier" not in name}
+
+    folder = changed(adapter_folder("distilbert_lora_classify"), tmp_path / "a", tensors=cut)
+    with pytest.raises(AdapterError, match=r"no `pre_classifier\.weight`"):
+        imported_distilbert(folder)
+
+
+def imported_distilbert(folder: Path) -> Imported:
+    sites = tuple(
+        linear_site(f"layers.{n}.{name}", f"transformer.layer.{n}.attention.{name}", 32, 32)
+        for n in range(2)
+        for name in ("q_lin", "v_lin")
+    )
+    return import_peft(folder, SiteMap(sites, "final", 32), base="sha256:0", name="a")
+
+
+def test_a_head_on_another_width(tmp_path: Path) -> None:
+    def narrow(tensors: Arrays) -> Arrays:
+        return tensors | {"base_model.model.classifier.weight": np.ones((3, 31), np.float32)}
+
+    folder = changed(adapter_folder("bert_lora_tag"), tmp_path / "a", tensors=narrow)
+    with pytest.raises(
+        TensorError, match=r"a layer \[3, 31\] with the bias \[5\]; expected one that reads 32 features"
+    ):
+        imported(folder)
+
+
+def test_more_than_a_head(tmp_path: Path) -> None:
+    def more(tensors: Arrays) -> Arrays:
+        return tensors | {"base_model.model.bert.embeddings.LayerNorm.weight": np.ones(32, np.float32)}
+
+    config = {"modules_to_save": ["classifier", "LayerNorm"]}
+    folder = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", tensors=more, config=config)
+    for choice in (None, HeadChoice(leave_out=True)):
+        with pytest.raises(AdapterError, match=r"trained as a whole and cannot.*found `bert\.embeddings\.LayerNorm`"):
+            imported(folder, choice)
+
+
+def test_a_saved_module_without_a_task(tmp_path: Path) -> None:
+    folder = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", config={"task_type": None})
+    with pytest.raises(AdapterError, match=r"`classifier`, `score` and the task `None`.*`--pooling first`"):
+        imported(folder)
+    named = {"task_type": None, "auto_mapping": {"base_model_class": "BertForSequenceClassification"}}
+    head = imported(changed(folder, tmp_path / "b", config=named)).adapter.head
+    assert head is not None
+    assert head.task == "sequence_classification"
+
+
+def test_words_about_no_head() -> None:
+    with pytest.raises(UsageError, match="something is said of a head"):
+        imported(adapter_folder("bert_lora"), HeadChoice(labels=("a",)))
+
+
+def test_a_bias_that_is_not_there_is_zero(tmp_path: Path) -> None:
+    def cut(tensors: Arrays) -> Arrays:
+        return {name: tensor for name, tensor in tensors.items() if not name.endswith("classifier.bias")}
+
+    adapter = imported(changed(adapter_folder("bert_lora_tag"), tmp_path / "a", tensors=cut)).adapter
+    assert not adapter.weights["head.classifier.bias"].any()
+
+
+def test_keys_of_older_versions(tmp_path: Path) -> None:
+    """They left their wrappers in the keys, with the untrained original beside the trained copy."""
+
+    def older(tensors: Arrays) -> Arrays:
+        wrapped = renamed(".classifier.", ".classifier.modules_to_save.")(tensors)
+        return wrapped | {"base_model.model.classifier.original_module.weight": np.zeros((3, 32), np.float32)}
+
+    found = imported(changed(adapter_folder("bert_lora_classify"), tmp_path / "a", tensors=older)).adapter
+    wanted = imported(adapter_folder("bert_lora_classify")).adapter
+    assert found.weights.keys() == wanted.weights.keys()
+    assert all(np.array_equal(found.weights[name], wanted.weights[name]) for name in wanted.weights)

@@ -1,0 +1,124 @@
+"""Module paths: one prefix may differ, and nothing is taken for something else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from peft_folders import linear_site
+
+from adapter_export.errors import AdapterError
+from adapter_export.importers.peft.importer import Renaming, find_renaming, lost_by_number, sites_by_number
+from adapter_export.sites.site import SiteMap
+
+LAYERS = [f"encoder.layer.{layer}.{name}" for layer in range(2) for name in ("query", "output.dense", "value")]
+
+
+def below(prefix: str) -> list[str]:
+    return [f"{prefix}.{path}" for path in LAYERS]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "base", "expected"),
+    [
+        (LAYERS, LAYERS, Renaming()),
+        (LAYERS[:1], LAYERS, Renaming()),
+        (below("bert"), LAYERS, Renaming(drop="bert")),
+        (below("model.bert"), LAYERS, Renaming(drop="model.bert")),
+        (LAYERS, below("model"), Renaming(add="model")),
+        (LAYERS, below("0.auto_model"), Renaming(add="0.auto_model")),
+        (below("bert"), below("model.bert"), Renaming(add="model")),
+        (["h.0.c_attn"], ["transformer.h.0.c_attn", "other.c_attn"], Renaming(add="transformer")),
+        (["layers.0.q", "layers.1.q"], ["layers.0.q", "layers.1.q", "x.layers.0.q"], Renaming()),
+        ([*below("bert"), "bert.pooler.dense"], LAYERS, Renaming(drop="bert")),
+    ],
+)
+def test_what_stands_before_the_paths(adapter: list[str], base: list[str], expected: Renaming) -> None:
+    found = find_renaming(adapter, base, "a")
+    assert found == expected
+    assert found is not None
+    for path in adapter:
+        if found(path) in base:
+            assert found.back(found(path) or "") == path
+
+
+@pytest.mark.parametrize(
+    ("adapter", "base"),
+    [
+        (["decoder.block.0.q"], ["encoder.block.0.q"]),
+        (["encoder.layer.5.query"], ["encoder.layer.0.query"]),
+        (["layers.5.query"], ["query"]),
+        (["bert.encoder.layer.0.query"], ["model.encoder.layer.0.query"]),
+        (["a.query"], []),
+    ],
+)
+def test_what_is_not_the_same_module(adapter: list[str], base: list[str]) -> None:
+    assert find_renaming(adapter, base, "a") is None
+
+
+@pytest.mark.parametrize(
+    ("adapter", "base", "words"),
+    [
+        (["query"], ["layers.0.query", "layers.1.query"], "not `layers.0` and `layers.1`"),
+        (["block.0.q"], ["encoder.block.0.q", "decoder.block.0.q"], "not `decoder` and `encoder`"),
+        (["encoder.q", "decoder.q"], ["q"], "not `decoder` and `encoder`"),
+    ],
+)
+def test_what_could_be_two_modules(adapter: list[str], base: list[str], words: str) -> None:
+    with pytest.raises(AdapterError, match=words):
+        find_renaming(adapter, base, "a")
+
+
+def renamed_sites(*paths: str | None) -> SiteMap:
+    names = [f"layers.{layer}.{name}" for layer in range(2) for name in ("attention.query", "ffn.up", "ffn.down")]
+    return SiteMap(tuple(linear_site(name, path, 32, 32) for name, path in zip(names, paths, strict=True)), "f", 32)
+
+
+@pytest.mark.parametrize(
+    "paths", [(None,) * 6, tuple(f"layers.{layer}.{name}" for layer in range(2) for name in ("q_proj", "fc1", "fc2"))]
+)
+def test_by_their_numbers_where_no_path_agrees(paths: tuple[str | None, ...]) -> None:
+    sites = renamed_sites(*paths)
+    old = [f"vit.encoder.layer.{layer}.{name}" for layer in range(2) for name in ("intermediate.dense", "output.dense")]
+    found = sites_by_number(old, sites)
+    assert {path: site.name for path, site in found.items()} == {
+        path: f"layers.{layer}.ffn.{name}"
+        for path, (layer, name) in zip(old, product((0, 1), ("up", "down")), strict=True)
+    }
+    assert lost_by_number(found, sites) == []
+    assert lost_by_number({path: found[path] for path in old[:3]}, sites) == ["layers.1.ffn.down"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "encoder.layer.2.intermediate.dense",
+        "encoder.layer.0.something.dense",
+        "encoder.intermediate.dense",
+        "encoder.block.0.layer.1.intermediate.dense",
+        "decoder.layer.0.intermediate.dense",
+        "encoder.layer.0.crossattention.self.query",
+        "layers.0.monkey",
+    ],
+)
+def test_what_no_number_finds(path: str) -> None:
+    assert sites_by_number([path], renamed_sites(*(None,) * 6)) == {}
+    assert sites_by_number(["encoder.layer.0.output.dense", path], renamed_sites(*(None,) * 6)) == {}
+
+
+def test_two_modules_are_never_one_site() -> None:
+    assert sites_by_number(["a.0.fc1", "b.0.fc1"], renamed_sites(*(None,) * 6)) == {}
+
+
+def test_paths_beside_the_prefix_have_no_counterpart() -> None:
+    assert Renaming(drop="bert")("classifier") is None
+    assert Renaming(drop="bert")("bertha.x") is None
+    assert Renaming(add="model")("classifier") == "model.classifier"
+    assert Renaming(add="model").back("other.x") is None
+
+
+def test_a_part_of_a_fused_layer_is_found_by_the_name_that_it_has_elsewhere() -> None:
+    fused = replace(linear_site("layers.0.attention.qkv", None, 32, 96), parts={"query": (0, 32), "value": (64, 96)})
+    found = sites_by_number(["layers.0.self_attn.q_proj"], SiteMap((fused,), "f", 32))
+    assert [(site.name, site.role, site.width) for site in found.values()] == [("layers.0.attention.query", "part", 32)]

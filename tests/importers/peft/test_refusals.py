@@ -1,0 +1,299 @@
+"""What cannot be expressed is refused by name, with the reason; tensors that do not fit are all listed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from peft_folders import Arrays, adapter_folder, bare_bert, changed, linear_site, refused_folder
+
+from adapter_export.errors import AdapterError, AdapterExportError, FileError, FormatError, TensorError
+from adapter_export.importers.peft.importer import Imported, import_peft
+from adapter_export.sites.site import SiteMap
+
+QUERY = "base_model.model.encoder.layer.0.attention.self.query"
+VALUE = "base_model.model.encoder.layer.1.attention.self.value"
+
+
+def imported(folder: Path, sites: SiteMap | None = None) -> Imported:
+    bert, tensors = bare_bert()
+    return import_peft(folder, sites or bert, base="sha256:0", name="a", base_tensor=tensors.get)
+
+
+def refused(folder: Path, error: type[AdapterExportError], *words: str) -> None:
+    with pytest.raises(error) as caught:
+        imported(folder)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dora", ("`use_dora` is True", "DoRA")),
+        (
+            "embedding",
+            ("word_embeddings.lora_embedding_A`", "word_embeddings.lora_embedding_B`", "LoRA on an embedding"),
+        ),
+        ("convolution", ("projection.lora_A.weight` [4, 3, 4, 4]", "convolution")),
+        ("tokens", ("`trainable_token_indices`", "rows of the embeddings")),
+        (
+            "pissa",
+            ("`init_lora_weights` 'pissa'", "Convert it to plain LoRA", "path_initial_model_for_weight_conversion"),
+        ),
+        ("olora", ("`init_lora_weights` 'olora'",)),
+        ("replication", ("`layer_replication` is [[0, 2], [1, 2]]",)),
+        ("alora", ("`alora_invocation_tokens` is [4]", "activated LoRA")),
+        ("saved_norm", ("`embeddings.LayerNorm`", "`encoder.layer.1.output.LayerNorm`", "modules_to_save")),
+        ("saved_embeddings", ("`embeddings.word_embeddings`", "modules_to_save")),
+        ("output_layer", ("lm_head.base_layer.weight`", "a weight of the base itself")),
+        ("loha", ("LOHA", "products")),
+        ("lokr", ("LOKR", "products")),
+        ("vera", ("VERA", "random numbers")),
+        ("adalora", ("ADALORA", "singular values")),
+        ("oft", ("OFT", "multiplies the base's weights")),
+        ("prefix", ("PREFIX_TUNING", "trained vectors")),
+        ("prompt", ("PROMPT_TUNING", "trained vectors")),
+    ],
+)
+def test_what_peft_can_save_and_no_graph_can_say(name: str, words: tuple[str, ...]) -> None:
+    refused(refused_folder(name), AdapterError, *words)
+
+
+def test_a_head_that_reads_the_last_token() -> None:
+    llama = SiteMap(
+        tuple(linear_site(f"layers.{n}.attention.query", f"layers.{n}.self_attn.q_proj", 32, 32) for n in range(2)),
+        "final",
+        32,
+    )
+    with pytest.raises(AdapterError, match=r"base is called `model`.*the last token"):
+        imported(refused_folder("last_token"), llama)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"use_qalora": True}, "QA-LoRA"),
+        ({"megatron_config": {"a": 1}}, "Megatron"),
+        ({"target_parameters": ["experts.down"]}, "no layer"),
+        ({"loftq_config": {"loftq_bits": 4}}, "LoftQ"),
+        ({"corda_config": {"a": 1}}, "CorDA"),
+        ({"arrow_config": {"a": 1}}, "mixes several adapters"),
+        ({"use_a_new_trick": True}, "`use_a_new_trick` is True: it is not known to this release"),
+        ({"new_factor": 0.5}, "`new_factor` is 0.5"),
+        ({"peft_type": "NEWEST"}, "a kind that this release does not know"),
+        ({"use_dora": True, "new_factor": 2}, "`use_dora` is True"),
+        ({"use_dora": True, "new_factor": 2}, "`new_factor` is 2"),
+        ({"init_lora_weights": "pissa_niter_16"}, "pissa_niter_16"),
+        ({"init_lora_weights": "loftq"}, "loftq"),
+    ],
+)
+def test_options_that_are_on(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    refused(changed(adapter_folder("bert_lora"), tmp_path / "a", config=config), AdapterError, words)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"a_new_key": None, "another": False, "a_list": [], "an_object": {}, "a_text": ""},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": False},
+        {"peft_version": "99.0", "base_model_name_or_path": "nobody/knows", "revision": "main"},
+        {"fan_in_fan_out": True},
+    ],
+)
+def test_options_that_change_nothing(tmp_path: Path, config: dict[str, Any]) -> None:
+    found = imported(changed(adapter_folder("bert_lora"), tmp_path / "a", config=config)).adapter
+    wanted = imported(adapter_folder("bert_lora")).adapter
+    assert found.weights.keys() == wanted.weights.keys()
+    assert all(np.array_equal(found.weights[name], wanted.weights[name]) for name in wanted.weights)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"r": "8"}, "`r`"),
+        ({"r": 0}, "at least 1"),
+        ({"r": True}, "a whole number"),
+        ({"lora_alpha": [1]}, "`lora_alpha`"),
+        ({"bias": "some"}, "none, all or lora_only"),
+        ({"use_rslora": 1}, "true or false"),
+        ({"rank_pattern": {"query": "4"}}, "`rank_pattern.query`"),
+        ({"rank_pattern": {"(": 4}}, "a regular expression"),
+        ({"alpha_pattern": {"a{2,1}": 4}}, "a regular expression"),
+        ({"target_modules": "("}, "a regular expression"),
+        ({"target_modules": [1]}, "a list of texts"),
+        ({"layers_to_transform": ["1"]}, "a list of whole numbers"),
+        ({"task_type": 3}, "`task_type`"),
+        ({"peft_type": None}, "`peft_type`"),
+    ],
+)
+def test_values_that_peft_does_not_write(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    refused(changed(adapter_folder("bert_lora"), tmp_path / "a", config=config), FormatError, words)
+
+
+def _spoiled(tensors: Arrays, how: str) -> Arrays:
+    a, b = f"{QUERY}.lora_A.weight", f"{VALUE}.lora_B.weight"
+    match how:
+        case "missing":
+            return {name: tensor for name, tensor in tensors.items() if name not in (a, b)}
+        case "left over":
+            return tensors | {f"{QUERY}.lora_C.weight": tensors[a], "stray": tensors[a].copy()}
+        case "rank":
+            return tensors | {a: tensors[a][:3].copy(), b: tensors[b][:, :2].copy()}
+        case "width":
+            return tensors | {a: np.ascontiguousarray(tensors[a].T), b: np.ascontiguousarray(tensors[b].T)}
+        case "not finite":
+            return tensors | {a: np.full_like(tensors[a], np.nan), b: np.full_like(tensors[b], np.inf)}
+        case "whole numbers":
+            return tensors | {a: tensors[a].astype(np.int32), b: tensors[b].astype(np.int64)}
+        case "empty":
+            return tensors | {a: np.zeros((0, 32), np.float32), b: np.zeros((32, 0), np.float32)}
+    raise AssertionError(how)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("missing", (f"`{QUERY}.lora_A.weight` is missing", f"`{VALUE}.lora_B.weight` is missing")),
+        ("left over", (f"`{QUERY}.lora_C.weight` is left over", "`stray` is left over")),
+        ("rank", ("query.lora_A.weight` has shape [3, 32], not [4, 32]", "has shape [32, 2], not [32, 4]")),
+        ("width", ("has shape [32, 4], not [4, 32]", "has shape [4, 32], not [32, 4]")),
+        ("not finite", (f"`{QUERY}.lora_A.weight` holds 128 NaN", f"`{VALUE}.lora_B.weight` holds 128 NaN")),
+        ("whole numbers", ("is int32", "is int64")),
+        ("empty", ("empty shape [0, 32]", "empty shape [32, 0]")),
+    ],
+)
+def test_all_tensors_that_do_not_fit_are_listed(tmp_path: Path, how: str, words: tuple[str, ...]) -> None:
+    folder = changed(adapter_folder("bert_lora"), tmp_path / "a", tensors=lambda tensors: _spoiled(tensors, how))
+    refused(folder, TensorError, *words)
+
+
+def test_layers_whose_tensors_were_lost_are_listed(tmp_path: Path) -> None:
+    def cut(tensors: Arrays) -> Arrays:
+        return {name: tensor for name, tensor in tensors.items() if ".layer.1." not in name}
+
+    folder = changed(adapter_folder("bert_lora"), tmp_path / "a", tensors=cut)
+    refused(folder, TensorError, "`encoder.layer.1.attention.self.query`, `encoder.layer.1.attention.self.value`")
+    on_purpose = {"exclude_modules": r".*layer\.1\..*"}
+    assert len(imported(changed(folder, tmp_path / "b", config=on_purpose)).adapter.placements) == 2
+
+
+def test_a_file_without_tensors_of_its_kind(tmp_path: Path) -> None:
+    folder = changed(adapter_folder("bert_lora"), tmp_path / "a", tensors=lambda _: {})
+    refused(folder, TensorError, "no lora tensor")
+
+
+def test_a_base_without_the_modules_lists_them() -> None:
+    bert, _ = bare_bert()
+    small = SiteMap(tuple(site for site in bert if site.layer == 0), "final", 32)
+    with pytest.raises(AdapterError, match=r"`encoder\.layer\.1\.attention\.self\.query`, `encoder.layer.1"):
+        imported(adapter_folder("bert_lora"), small)
+
+
+def test_a_base_without_module_paths() -> None:
+    nameless = SiteMap((linear_site("layers.0.attention.query", None, 32, 32),), "final", 32)
+    with pytest.raises(AdapterError, match="some of its 0 linear layers with a path"):
+        imported(adapter_folder("bert_lora"), nameless)
+
+
+def test_layers_by_their_numbers_are_named_in_a_note(tmp_path: Path) -> None:
+    bert, _ = bare_bert()
+    nameless = SiteMap(tuple(replace(site, path=None) for site in bert), "final", 32)
+    found, wanted = imported(adapter_folder("bert_lora"), nameless), imported(adapter_folder("bert_lora"))
+    assert found.adapter.placements == wanted.adapter.placements
+    assert found.notes == (
+        "the base's modules have other names than the adapter's: layers were matched by their numbers",
+    )
+
+    def cut(tensors: Arrays) -> Arrays:
+        return {name: tensor for name, tensor in tensors.items() if ".layer.1." not in name}
+
+    folder = changed(adapter_folder("bert_lora"), tmp_path / "a", tensors=cut)
+    with pytest.raises(TensorError, match=r"`layers\.1\.attention\.query`, `layers\.1\.attention\.value`"):
+        imported(folder, nameless)
+
+
+def test_renamed_modules_are_matched_by_number_if_the_user_says_so() -> None:
+    bert, _ = bare_bert()
+    other = SiteMap(tuple(replace(site, path=f"other.{site.name}") for site in bert), "final", 32)
+    with pytest.raises(AdapterError, match=r"such as `other\.layers\.0\.attention\.query`.*give `--by-number`"):
+        imported(adapter_folder("bert_lora"), other)
+    found = import_peft(adapter_folder("bert_lora"), other, base="sha256:0", name="a", by_number=True)
+    assert found.adapter.placements == imported(adapter_folder("bert_lora")).adapter.placements
+    assert "matched by their numbers" in found.notes[0]
+
+
+def test_trained_biases_need_the_base_and_a_linear_layer() -> None:
+    refused(refused_folder("bias_of_pooler"), AdapterError, "`pooler.dense.bias` belongs to no linear layer")
+    bert, _ = bare_bert()
+    with pytest.raises(AdapterError, match=r"the base has no `encoder\.layer\.0\.attention\.self\.query\.bias` \[32\]"):
+        import_peft(adapter_folder("bert_lora_bias_lora_only"), bert, base="sha256:0", name="a")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "differ"),
+    [
+        ({"alpha_pattern": {"query": 3}}, False),
+        ({"alpha_pattern": {"query": 3}, "rank_pattern": {"query": 4}}, False),
+        ({"alpha_pattern": {"query": 3}, "rank_pattern": {"que.*": 4}}, True),
+        ({"alpha_pattern": {"^encoder.*query": 3}}, True),
+        ({"alpha_pattern": {"query|value": 3}}, True),
+    ],
+)
+def test_patterns_that_versions_of_peft_read_differently(
+    tmp_path: Path, patterns: dict[str, Any], differ: bool
+) -> None:
+    folder = changed(adapter_folder("bert_lora"), tmp_path / "a", config=patterns | {"peft_version": None})
+    if differ:
+        refused(folder, AdapterError, "names no version", "`: the factor 1.5 before version 0.15 and 0.75 since")
+    else:
+        imported(folder)
+    imported(changed(folder, tmp_path / "b", config={"peft_version": "0.17.0"}))
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    refused(tmp_path / "absent", FileError, "no folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", FileError, "no `adapter_config.json`")
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "model.safetensors").write_bytes(b"")
+    refused(tmp_path / "merged", FileError, "a whole model, perhaps one that an adapter was merged into")
+    changed(adapter_folder("bert_lora"), tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    refused(tmp_path / "a", FileError, "has no tensors", "`adapter_model.safetensors` or `adapter_model.bin`")
+
+
+def test_a_folder_of_several_lists_them(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        changed(adapter_folder("bert_lora"), tmp_path / name)
+    refused(tmp_path, FileError, "the adapters `one`, `two` in it", "`--name`")
+    bert, _ = bare_bert()
+    found = import_peft(tmp_path, bert, base="sha256:0", name="a", member="two").adapter
+    assert len(found.placements) == 4
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"r": 8}', '{"peft_type": "LORA", "peft_type": "LORA"}'])
+def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
+    changed(adapter_folder("bert_lora"), tmp_path / "a")
+    (tmp_path / "a" / "adapter_config.json").write_text(text)
+    refused(tmp_path / "a", FormatError, "adapter_config.json")
+
+
+def test_a_truncated_file(tmp_path: Path) -> None:
+    path = changed(adapter_folder("bert_lora"), tmp_path / "a") / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    refused(tmp_path / "a", FormatError, "adapter_model.safetensors")
+
+
+def test_a_pickle_that_is_more_than_tensors(tmp_path: Path) -> None:
+    changed(adapter_folder("bert_lora"), tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    code = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode()
+    (tmp_path / "a" / "adapter_model.bin").write_bytes(b"\x80\x02" + code)
+    refused(tmp_path / "a", FormatError, "adapter_model.bin")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,133 @@
+"""Plain tensors of every kind: what they show is seen, what they do not show must be given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hand_made_sites import encoder
+from random_kinds import random_tensors
+
+from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import KINDS, BottleneckOptions, Kind, LoraOptions, PhmOptions
+from adapter_export.importers.plain import fitting_kind, pack
+
+SITES = encoder()
+HIDDEN: dict[str, dict[str, Any]] = {"lora": {"alpha": 8}, "ia3": {}}
+"""What the tensors of a kind do not show, where it is not the activation."""
+
+
+def tensors_of(kind: Kind) -> dict[str, np.ndarray]:
+    return random_tensors(kind, SITES)
+
+
+def packed(tensors: dict[str, np.ndarray], kind: Kind) -> Adapter:
+    return pack(tensors, kind, SITES, name="a", base="f" * 64).adapter
+
+
+def small(kind: Kind) -> Kind:
+    return kind.with_widths(b=8) if "b" in kind.parts[0].widths else kind
+
+
+def given(name: str) -> dict[str, Any]:
+    return HIDDEN.get(name, {"activation": getattr(KINDS[name].defaults, "activation", None)})
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_packed_from_its_tensors(name: str) -> None:
+    kind = small(KINDS[name]())
+    tensors = tensors_of(kind)
+    adapter = packed(tensors, fitting_kind(tensors, name, **given(name)))
+    assert adapter.graphs == kind.graphs
+    assert adapter.placements == kind.placements(SITES)
+    assert adapter.weights.keys() == tensors.keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BottleneckOptions("relu", bias=False),
+        BottleneckOptions("relu", norm_before=True),
+        BottleneckOptions("relu", "channel", norm_after=True),
+        BottleneckOptions("relu", "learned", gate=True),
+        BottleneckOptions("relu", phm=PhmOptions(n=2, rank=3)),
+        BottleneckOptions("relu", phm=PhmOptions(n=4, shared_rule=False)),
+        BottleneckOptions("relu", phm=PhmOptions(n=2, shared_weights=True)),
+    ],
+)
+def test_the_options_of_bottlenecks_are_seen(options: BottleneckOptions) -> None:
+    kind = KINDS["houlsby"](options).with_widths(b=8)
+    tensors = tensors_of(kind)
+    adapter = packed(tensors, fitting_kind(tensors, "houlsby", activation="relu"))
+    assert adapter.graphs == kind.graphs
+    assert adapter.placements == kind.placements(SITES)
+
+
+def test_the_layers_and_ranks_of_lora_are_seen() -> None:
+    options = LoraOptions(
+        ("attention.query", "ffn.down"), ranks={"attention.query": 2, "ffn.down": 4}, alpha=8, bias=True
+    )
+    tensors = tensors_of(KINDS["lora"](options))
+    adapter = packed(tensors, fitting_kind(tensors, "lora", alpha=8))
+    factors = {
+        site: [node.attributes["factor"] for node in adapter.graphs[placement.graph].nodes if node.op == "scale"]
+        for site, placement in adapter.placements.items()
+    }
+    assert factors["layers.1.attention.query"] == [4.0]
+    assert factors["layers.1.ffn.down"] == [2.0]
+    assert adapter.placements["layers.0.ffn.down"].widths == {"d_in": 32, "r": 4, "d": 16}
+    by_name = fitting_kind(tensors, "lora", alphas={"attention.query": 8, "ffn.down": 8})
+    assert packed(tensors, by_name).graphs == adapter.graphs
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("houlsby", {}, "nothing in the tensors shows the activation of `houlsby`. Give `--activation`"),
+        ("nice", {}, "nothing in the tensors shows the activation of `nice`"),
+        ("lora", {}, "nothing in the tensors shows the alpha of `lora`. Give `--alpha`"),
+        ("lora", {"alphas": {"attention.query": 1}}, "nothing in the tensors shows the alpha"),
+        ("ia3", {"activation": "relu"}, "`ia3` has no such option; found `activation`"),
+        ("dora", {}, "`dora` cannot be expressed yet"),
+    ],
+)
+def test_what_nothing_shows_must_be_given(name: str, options: dict[str, Any], message: str) -> None:
+    tensors = tensors_of(small(KINDS[name]())) if name in KINDS else {}
+    with pytest.raises(UsageError, match=message):
+        fitting_kind(tensors, name, **options)
+
+
+def test_other_tensors_than_lora_are_refused() -> None:
+    with pytest.raises(AdapterError, match="the tensors hold no LoRA"):
+        fitting_kind(tensors_of(small(KINDS["pfeiffer"]())), "lora", alpha=1)
+
+
+def test_one_alpha_needs_one_rank_in_all_layers() -> None:
+    tensors = tensors_of(KINDS["lora"]())
+    tensors["layers.1.attention.query.lora_A.weight"] = np.ones((16, 2), np.float32)
+    with pytest.raises(AdapterError, match=r"LoRA's rank differs by layer.*`attention.query` \[2, 8\]"):
+        fitting_kind(tensors, "lora", alpha=1)
+
+
+def test_a_missing_rule_is_named_once() -> None:
+    kind = KINDS["compacter"]().with_widths(b=8)
+    tensors = tensors_of(kind)
+    rule = tensors.pop("shared.bottleneck_gelu_phm.rule")
+    with pytest.raises(
+        TensorError, match=r"1 of the tensors does not fit; found `shared\.bottleneck_gelu_phm.rule` is missing"
+    ):
+        packed(tensors, kind)
+    tensors["shared.bottleneck_gelu_phm.rule"] = rule[:2]
+    with pytest.raises(TensorError, match=r"`shared.bottleneck_gelu_phm.rule` has shape \[2, 4, 4\], not \[4, 4, 4\]"):
+        packed(tensors, kind)
+
+
+def test_left_out_layers_have_no_tensors() -> None:
+    kind = KINDS["pfeiffer"]().with_widths(b=8).leaving_out(0)
+    tensors = tensors_of(kind)
+    fitted = fitting_kind(tensors, "pfeiffer", activation="relu")
+    with pytest.raises(TensorError, match=r"every tensor of `layers\.0\.ffn` is missing"):
+        packed(tensors, fitted)
+    assert list(packed(tensors, fitted.leaving_out(0)).placements) == ["layers.1.ffn"]

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adapter_export.errors import FileError, FormatError
+from adapter_export.importers.torch_file import read_torch_file
+
+LAYOUTS = (True, False)
+
+
+def save(value: object, path: Path, zipped: bool) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+@pytest.mark.parametrize("zipped", LAYOUTS)
+def test_it_reads_what_torch_reads(tmp_path: Path, zipped: bool) -> None:
+    table = torch.randn(6, 8)
+    tensors = {
+        "whole": table,
+        "transposed": table.t(),
+        "a part, by steps": table[1:5:2, ::3],
+        "double": torch.randn(2).double(),
+        "half": torch.randn(3).half(),
+        "long": torch.arange(5),
+        "int": torch.arange(5, dtype=torch.int32),
+        "bool": torch.tensor([True, False]),
+        "one number": torch.tensor(3.0),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(torch.randn(2, 2)),
+    }
+    path = save(tensors, tmp_path / "a.bin", zipped)
+    found, expected = read_torch_file(path), torch.load(path, weights_only=True)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.detach().numpy().dtype, name
+        np.testing.assert_array_equal(found[name], tensor.detach().numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("zipped", LAYOUTS)
+def test_bfloat16_becomes_float32_without_loss(tmp_path: Path, zipped: bool) -> None:
+    tensor = torch.randn(5, 7).bfloat16()
+    found = read_torch_file(save({"a": tensor}, tmp_path / "a.bin", zipped))["a"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, tensor.float().numpy())
+
+
+@pytest.mark.parametrize("zipped", LAYOUTS)
+def test_a_state_dict_with_its_metadata_is_read(tmp_path: Path, zipped: bool) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    found = read_torch_file(save(module.state_dict(), tmp_path / "a.bin", zipped))
+    assert list(found) == list(module.state_dict())
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("zipped", LAYOUTS)
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, zipped: bool) -> None:
+    marker = tmp_path / "marker"
+    path = save({"a": torch.zeros(1), "b": Hostile(marker)}, tmp_path / "a.bin", zipped)
+    with pytest.raises(FormatError, match=r"could run code when it is loaded; found `.*mkdir"):
+        read_torch_file(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("zipped", LAYOUTS)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([torch.zeros(1)], "holds no dictionary of tensors"),
+        ({"a": 3, "b": torch.zeros(1)}, "more than tensors by name; found `a`"),
+        ({"a": {"b": torch.zeros(1)}}, "more than tensors by name; found `a`"),
+        ({3: torch.zeros(1)}, "more than tensors by name; found `3`"),
+        (torch.nn.Linear(2, 2), r"found `torch.nn.modules.linear.Linear`"),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, r"found `torch.ComplexFloatStorage`"),
+    ],
+)
+def test_what_is_not_tensors_by_name_is_refused_by_name(
+    tmp_path: Path, zipped: bool, value: object, message: str
+) -> None:
+    with pytest.raises(FormatError, match=message):
+        read_torch_file(save(value, tmp_path / "a.bin", zipped))
+
+
+def _whole(zipped: bool) -> bytes:
+    stream = io.BytesIO()
+    torch.save({"a": torch.randn(40), "b": torch.randn(4, 4)}, stream, _use_new_zipfile_serialization=zipped)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("zipped", LAYOUTS)
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.3, 0.6, 0.97])
+def test_a_file_that_is_cut_off_is_named(tmp_path: Path, zipped: bool, part: float) -> None:
+    data = _whole(zipped)
+    path = tmp_path / "a.bin"
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(FormatError, match=r"a\.bin"):
+        read_torch_file(path)
+
+
+def rewritten(change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(_whole(True))) as old, zipfile.ZipFile(stream, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (rewritten(lambda name, data: data[:-4] if name.endswith("data/0") else data), "does not fit its numbers"),
+        (rewritten(lambda name, data: b"big" if name.endswith("byteorder") else data), "another order of bytes"),
+        (rewritten(lambda name, data: data, zipfile.ZIP_DEFLATED), "is no archive as `torch.save` writes it"),
+        (rewritten(lambda name, data: b"I1\n." if name.endswith("pkl") else data), "no dictionary"),
+        (b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s.", "not a file of `torch.save`"),
+        (b"\x80\x02}q\x00(X\x01\x00\x00\x00ac__builtin__\neval\n", "found `__builtin__.eval`"),
+        (b'{"json": 1}', "not a file of `torch.save`"),
+    ],
+)
+def test_a_file_that_was_tampered_with_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=message):
+        read_torch_file(path)
+
+
+def test_a_view_outside_of_its_numbers_is_refused(tmp_path: Path) -> None:
+    """The offset of the 4 × 4 tensor is raised by one in the pickle: its last number would lie behind the file."""
+
+    def shift(name: str, data: bytes) -> bytes:
+        at = data.rindex(b"K\x00K\x04K\x04") if name.endswith("pkl") else 0
+        return data[:at] + b"K\x01" + data[at + 2 :] if name.endswith("pkl") else data
+
+    path = tmp_path / "a.bin"
+    path.write_bytes(rewritten(shift))
+    with pytest.raises(FormatError, match="tensor `b` does not fit its numbers"):
+        read_torch_file(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"none\.bin"):
+        read_torch_file(tmp_path / "none.bin")
+
+
+@pytest.mark.parametrize("zipped", LAYOUTS)
+def test_damage_anywhere_is_a_named_error_or_another_tensor(tmp_path: Path, zipped: bool) -> None:
+    random = np.random.default_rng(0)
+    whole, path = _whole(zipped), tmp_path / "a.bin"
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in random.integers(0, len(data), 3):
+            data[at] = random.integers(256)
+        path.write_bytes(bytes(data))
+        try:
+            found = read_torch_file(path)
+        except FormatError:
+            refused += 1
+        else:
+            assert all(isinstance(tensor, np.ndarray) for tensor in found.values())
+    assert refused > 30

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from adapter_export.bundle.entry import write_adapter_file
+from adapter_export.errors import WriteError
+
+TENSORS = {
+    "adapter.b.up.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "adapter.a.down.bias": np.array([0.25, -1.5], np.float32),
+}
+
+_WRITE_WITH_A_SMALL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from adapter_export.errors import WriteError
+from adapter_export.bundle.entry import write_adapter_file
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    write_adapter_file(Path(sys.argv[1]), {"w": np.ones((100, 100), np.float32)}, 5)
+except WriteError:
+    print("refused")
+"""
+
+
+def test_onnxruntime_reads_what_was_written(tmp_path: Path) -> None:
+    write_adapter_file(tmp_path / "a.onnx_adapter", TENSORS, 5)
+    read = ort.AdapterFormat.read_adapter(str(tmp_path / "a.onnx_adapter")).get_parameters()
+    assert set(read) == set(TENSORS)
+    for name, value in read.items():
+        np.testing.assert_array_equal(value.numpy(), TENSORS[name])
+
+
+def test_the_order_of_the_tensors_does_not_change_the_bytes(tmp_path: Path) -> None:
+    write_adapter_file(tmp_path / "a", TENSORS, 5)
+    write_adapter_file(tmp_path / "b", dict(reversed(TENSORS.items())), 5)
+    digests = {hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in "ab"}
+    assert len(digests) == 1
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(WriteError):
+        write_adapter_file(tmp_path / "none" / "a.onnx_adapter", TENSORS, 5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of files are a thing of POSIX")
+@pytest.mark.parametrize("limit", [0, 10_000, 40_000])
+def test_a_full_disk(tmp_path: Path, limit: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITE_WITH_A_SMALL_DISK, str(tmp_path / "a"), str(limit)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "refused\n", done.stderr

@@ -1,0 +1,133 @@
+"""Every kind in one bundle: in each of its graphs each computes what its reference does, and leaves no trace."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_kinds import random_of_kind
+from tiny_onnx import save_tiny, token_inputs
+
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.contents import open_graph
+from adapter_export.bundle.flavours import FLAVOURS, Forms
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import prove
+from adapter_export.bundle.report import FORMS
+from adapter_export.format.manifest import Manifest
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import KINDS, BottleneckConfig, Kind, bottleneck_config
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.runtime import Bundle
+
+ODD = BottleneckConfig(
+    True,
+    True,
+    {"0": 4, "default": 2},
+    "mish",
+    original_ln_before=True,
+    residual_before_ln=True,
+    ln_before=True,
+    ln_after=True,
+    use_gating=True,
+    scaling="channel",
+    inv_adapter="nice",
+    inv_adapter_reduction_factor=2.0,
+)
+"""A configuration with everything that can lie idle."""
+
+CLASSES = ((), ("a", "b"), ("a", "b", "c"), (), ("a", "b", "c", "d"))
+
+
+def kinds() -> dict[str, Kind]:
+    """Every published kind, one with many options, and some once more at other widths, for a base of width 16."""
+    made = {name.replace("+", "p"): maker() for name, maker in KINDS.items()}
+    narrow = {name: _with_width(kind, 8) for name, kind in made.items()}
+    again = {f"{name}_4": _with_width(made[name], 4) for name in ("houlsby", "seq_bn", "adapter_plus", "compacter")}
+    thin = {"lora_3": made["lora"].with_widths(r=3)}
+    return {**narrow, "odd": bottleneck_config(ODD), **again, **thin}
+
+
+def _with_width(kind: Kind, bottleneck: int) -> Kind:
+    return kind.with_widths(b=bottleneck) if "b" in kind.parts[0].widths else kind
+
+
+@dataclass(frozen=True)
+class Built:
+    folder: Path
+    manifest: Manifest
+    runner: CutRunner
+    adapters: dict[str, Adapter]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("kinds")
+    base = open_onnx(save_tiny(folder))
+    adapters = {
+        name: random_of_kind(name, kind, base.sites, base.fingerprint, labels=CLASSES[seed % len(CLASSES)], seed=seed)
+        for seed, (name, kind) in enumerate(kinds().items())
+    }
+    runner = CutRunner(base)
+    cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 2, "tokens": 5}])
+    forms = Forms(list(FLAVOURS), ["nice", "odd", "compacterpp"])
+    manifest = build_bundle(
+        base, list(adapters.values()), folder / "bundle", references=runner, cases=cases, forms=forms
+    )
+    return Built(folder / "bundle", manifest, runner, adapters)
+
+
+def test_each_kind_computes_what_the_reference_computes(built: Built) -> None:
+    session, inputs = Bundle.open(built.folder).session(), token_inputs(4, 6, seed=3)
+    plain = session.run(inputs)["hidden"]
+    for name, adapter in built.adapters.items():
+        found, expected = session.run(inputs, adapter=name), built.runner.run(inputs, adapter)
+        assert np.abs(found["hidden"] - plain).max() > 0.05, f"`{name}` changes nothing"
+        for output, values in expected.items():
+            np.testing.assert_allclose(found[output], values, atol=1e-4, rtol=1e-4, err_msg=f"{name}, {output}")
+
+
+def test_after_any_kind_any_other_is_as_in_a_fresh_session(built: Built) -> None:
+    inputs = token_inputs(3, 5, seed=5)
+    alone = {name: Bundle.open(built.folder).session().run(inputs, adapter=name) for name in built.adapters}
+    session = Bundle.open(built.folder).session()
+    for before, after in itertools.permutations(built.adapters, 2):
+        session.run(inputs, adapter=before)
+        found = session.run(inputs, adapter=after)
+        assert found.keys() == alone[after].keys()
+        assert all(np.array_equal(found[name], alone[after][name]) for name in found), f"{before} before {after}"
+
+
+def test_all_of_them_in_one_batch_are_what_each_is_alone(built: Built) -> None:
+    """Row by row, in two orders, with padding of every length."""
+    assert built.manifest.bank is not None
+    names = list(built.manifest.bank.rows)
+    assert names == [None, *built.adapters]
+    inputs = token_inputs(*(1 + at % 7 for at in range(len(names))), seed=7)
+    session = Bundle.open(built.folder).session()
+    bank = open_graph(built.folder, built.manifest, "bank", "model.bank.onnx")
+    mixture = open_graph(built.folder, built.manifest, "mixture", "model.mixture.onnx")
+    alone = {name: session.run(inputs, adapter=name) for name in names}
+    for chosen in (names, names[::-1]):
+        for graph in (bank, mixture):
+            found = graph.run(inputs, chosen, ["hidden", "logits"])
+            for row, name in enumerate(chosen):
+                expected = {output: value[row] for output, value in alone[name].items()}
+                np.testing.assert_allclose(found["hidden"][row], expected["hidden"], atol=2e-5, err_msg=str(name))
+                if "logits" in expected:
+                    width = len(expected["logits"])
+                    np.testing.assert_allclose(found["logits"][row, :width], expected["logits"], atol=2e-5)
+                    assert (found["logits"][row, width:] < -1e30).all()
+
+
+def test_a_check_of_all_kinds_in_all_graphs_passes(built: Built) -> None:
+    report = prove(plan_check(built.folder), None, lambda step: None)
+    assert report.passed
+    seen = {(result.form, result.adapter) for result in report.outputs}
+    assert seen >= {(form, name) for form in FORMS[:-1] for name in (None, *built.adapters)}
+    assert {name for form, name in seen if form == "baked"} == {"nice", "odd", "compacterpp"}

@@ -1,0 +1,280 @@
+"""Adapters are added to a bundle and removed from it; nothing else of it changes, whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from tiny_onnx import random_adapter, save_tiny, token_inputs
+
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.change import add_adapters, remove_adapters
+from adapter_export.bundle.flavours import FLAVOURS, Forms
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, FileError, FormatError, HashError
+from adapter_export.format.inventory import verify_files
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.tensors import read_tensors
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import BottleneckOptions, classification_head, houlsby, parallel, pfeiffer
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.runner import CutRunner
+
+
+def _adapters(base: OnnxBase) -> dict[str, Adapter]:
+    first = classification_head("first")
+    made = [
+        random_adapter("a", houlsby(), base, bottleneck=4, labels=["x", "y"]),
+        random_adapter("b", parallel(), base, bottleneck=3, labels=["x", "y", "z"], head=first),
+        random_adapter("c", houlsby(), base, bottleneck=8, labels=["p", "q", "r", "s"]),
+    ]
+    return {adapter.name: adapter for adapter in made}
+
+
+def _build(base: OnnxBase, names: str, out: Path, forms: Forms | None = None) -> Path:
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 4}, {"batch": 1, "tokens": 1}])
+    adapters = [_adapters(base)[name] for name in names]
+    forms = forms or Forms(list(FLAVOURS), ["a"])
+    build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, forms=forms)
+    return out
+
+
+@pytest.fixture(scope="module")
+def built(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of `a` and `b`, not to be changed."""
+    return _build(base, "ab", tmp_path_factory.mktemp("extend") / "bundle")
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(built, tmp_path / "bundle")
+
+
+def _state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file with its inode and its bytes, and nothing else beside the folder."""
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_ino, path.read_bytes()) for path in files}
+
+
+def _add(base: OnnxBase, bundle: Path, *adapters: Adapter, **settings: object) -> Manifest:
+    return add_adapters(bundle, adapters, references=CutRunner(base), **settings)  # type: ignore[arg-type]
+
+
+def test_a_bundle_with_a_new_adapter_is_the_one_that_a_build_makes(
+    base: OnnxBase, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Byte for byte: the widths of the bank grow, the slots are the same."""
+    again = _build(base, "abc", tmp_path_factory.mktemp("whole") / "bundle")
+    before = _state(bundle)
+    after = _add(base, bundle, _adapters(base)["c"])
+    assert [record.name for record in after.adapters] == ["a", "b", "c"]
+    assert after.bank is not None
+    assert after.bank.rows == (None, "a", "b", "c")
+    assert read_manifest(bundle) == after == read_manifest(again)
+    found = {name: data for name, (_, data) in _state(bundle).items()}
+    assert found == {name: data for name, (_, data) in _state(again).items()}
+    rewritten = {"manifest.json", "bank.bin", "model.bank.onnx", "model.mixture.onnx"}
+    same = {name for name, (inode, _) in _state(bundle).items() if before.get(name, (0, b""))[0] == inode}
+    assert same == before.keys() - rewritten, "all else is the very same file, the weights of the base too"
+
+
+def test_a_new_adapter_answers_in_the_bank_beside_the_others(base: OnnxBase, bundle: Path) -> None:
+    adapter = _adapters(base)["c"]
+    _add(base, bundle, adapter)
+    inputs = token_inputs(4, 4, seed=1)
+    session = ort.InferenceSession(bundle / "model.bank.onnx")
+    found = session.run(["hidden", "logits"], {**inputs, "adapter_ids": np.array([3, 1])})
+    expected = CutRunner(base).run(inputs, adapter)
+    assert np.allclose(found[0][0], expected["hidden"][0], atol=1e-5)
+    assert np.allclose(found[1][0], expected["logits"][0], atol=1e-5)
+
+
+def test_removing_takes_every_trace_away(base: OnnxBase, bundle: Path, built: Path) -> None:
+    _add(base, bundle, _adapters(base)["c"])
+    remove_adapters(bundle, ["c"])
+    assert {name: data for name, (_, data) in _state(bundle).items()} == {
+        name: data for name, (_, data) in _state(built).items()
+    }
+
+
+def test_the_slots_of_a_removed_topology_stay_for_another_adapter(base: OnnxBase, bundle: Path) -> None:
+    graph = (bundle / "model.onnx").read_bytes()
+    remove_adapters(bundle, ["a"])
+    assert not (bundle / "model.baked.a.onnx").exists()
+    assert not (bundle / "adapters/a").exists()
+    after = _add(base, bundle, _adapters(base)["a"])
+    assert [record.name for record in after.adapters] == ["b", "a"]
+    assert (bundle / "model.onnx").read_bytes() == graph
+
+
+def test_a_bundle_without_a_bank_takes_adapters(base: OnnxBase, tmp_path: Path) -> None:
+    bundle = _build(base, "a", tmp_path / "bundle", Forms(["inputs"]))
+    after = _add(base, bundle, _adapters(base)["c"], replace(_adapters(base)["c"], name="d"))
+    assert [record.name for record in after.adapters] == ["a", "c", "d"]
+    assert sorted(after.graphs) == ["inputs", "slots"]
+
+
+def test_open_sessions_keep_the_files_that_they_have(base: OnnxBase, bundle: Path) -> None:
+    session = ort.InferenceSession(bundle / "model.bank.onnx")
+    feeds = {**token_inputs(4, 4, seed=1), "adapter_ids": np.array([1, 2])}
+    before = session.run(["hidden"], feeds)[0]
+    _add(base, bundle, _adapters(base)["c"])
+    assert np.array_equal(session.run(["hidden"], feeds)[0], before)
+
+
+def test_a_change_that_another_one_overtakes_is_refused(base: OnnxBase, bundle: Path) -> None:
+    """The adapter that came first stays."""
+    adapter = _adapters(base)["c"]
+
+    def overtake(step: str) -> None:
+        if step.startswith("holding the bundle"):
+            _add(base, bundle, replace(adapter, name="first"))
+
+    with pytest.raises(FileError, match="was changed by another process meanwhile"):
+        _add(base, bundle, adapter, progress=overtake)
+    assert [record.name for record in read_manifest(bundle).adapters] == ["a", "b", "first"]
+    verify_files(read_manifest(bundle), bundle)
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_a_head_that_has_no_slots_is_refused(base: OnnxBase, tmp_path: Path) -> None:
+    bundle = _build(base, "a", tmp_path / "bundle", Forms([]))
+    before = _state(bundle)
+    head = classification_head("first")
+    with pytest.raises(AdapterError, match=r"no slots.*head"):
+        _add(base, bundle, random_adapter("c", houlsby(), base, labels=["x", "y"], head=head))
+    assert _state(bundle) == before
+
+
+class TestRefused:
+    """Each leaves every file as it was, byte for byte and inode for inode."""
+
+    @pytest.fixture(autouse=True)
+    def _unchanged(self, bundle: Path) -> object:
+        before = _state(bundle)
+        yield
+        assert _state(bundle) == before
+
+    def _refused(self, base: OnnxBase, bundle: Path, adapter: Adapter, words: str, **settings: object) -> None:
+        with pytest.raises(AdapterError, match=words):
+            _add(base, bundle, adapter, **settings)
+
+    def test_what_has_no_slots(self, base: OnnxBase, bundle: Path) -> None:
+        other, other_norm = houlsby(BottleneckOptions("tanh")), BottleneckOptions(norm_before=True)
+        for kind in (other, pfeiffer(other_norm)):
+            adapter = random_adapter("c", kind, base, bottleneck=4)
+            self._refused(base, bundle, adapter, "no slots.*layers.0.*Build again with this adapter among")
+
+    def test_another_base(self, base: OnnxBase, bundle: Path) -> None:
+        adapter = random_adapter("c", houlsby(), base, fingerprint="sha256:other")
+        with pytest.raises(BaseMismatchError, match="sha256:other"):
+            _add(base, bundle, adapter)
+
+    @pytest.mark.parametrize("name", ["a", "A", "base"])
+    def test_a_taken_name(self, base: OnnxBase, bundle: Path, name: str) -> None:
+        self._refused(base, bundle, replace(_adapters(base)["c"], name=name), f"`{name}`")
+
+    def test_two_of_one_name(self, base: OnnxBase, bundle: Path) -> None:
+        adapter = _adapters(base)["c"]
+        with pytest.raises(AdapterError, match="`c`, `C`"):
+            _add(base, bundle, adapter, replace(adapter, name="C"))
+
+    def test_another_site_map(self, base: OnnxBase, bundle: Path) -> None:
+        with pytest.raises(BaseModelError, match="another site map"):
+            _add(base, bundle, _adapters(base)["c"], site_map="sha256:map")
+
+    def test_removing_all_or_an_unknown_one(self, base: OnnxBase, bundle: Path) -> None:
+        with pytest.raises(AdapterError, match="at least one adapter"):
+            remove_adapters(bundle, ["a", "b"])
+        with pytest.raises(AdapterError, match=r"`nobody`; expected one of `a`, `b`"):
+            remove_adapters(bundle, ["nobody"])
+
+    def test_a_damaged_bundle(self, base: OnnxBase, bundle: Path) -> None:
+        path = bundle / "adapters/a.safetensors"
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(HashError):
+            _add(base, bundle, _adapters(base)["c"])
+        path.write_bytes(data)
+
+    def test_a_reference_of_other_weights_is_seen(self, base: OnnxBase, bundle: Path, tmp_path_factory: object) -> None:
+        """The graph is held against what the reference computes, not against itself."""
+        from tiny_onnx import tiny_model
+
+        folder = tmp_path_factory.mktemp("other")  # type: ignore[attr-defined]
+        other = open_onnx(save_tiny(folder, tiny_model(seed=1)))
+        with pytest.raises(Exception, match="does not compute what the reference computes"):
+            _add(other, bundle, _adapters(base)["c"])
+
+
+def test_a_bundle_whose_graph_says_nothing_of_its_slots_is_refused(base: OnnxBase, bundle: Path) -> None:
+    import onnx
+
+    from adapter_export.format.inventory import list_files
+    from adapter_export.format.manifest_json import write_manifest
+
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    for prop in list(model.metadata_props):
+        if prop.key == "adapter_export.plan":
+            model.metadata_props.remove(prop)
+    onnx.save(model, bundle / "model.onnx")
+    write_manifest(replace(read_manifest(bundle), files=list_files(bundle)), bundle)
+    with pytest.raises(FormatError, match="planned for"):
+        _add(base, bundle, _adapters(base)["c"])
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from adapter_export.format import files
+from adapter_export.bundle import change as extend
+bundle, step = Path(sys.argv[1]), sys.argv[2]
+def tell(name):
+    if name.startswith(step):
+        os.kill(os.getpid(), signal.SIGKILL)
+kept = extend.write_manifest
+def write(manifest, folder):
+    kept(manifest, folder)
+    tell("manifest")
+extend.write_manifest = write
+exchange = files.exchange
+def exchange_and_tell(one, other):
+    done = exchange(one, other)
+    tell("exchanged")
+    return done
+files.exchange = exchange_and_tell
+extend.remove_adapters(bundle, ["a"], progress=tell)
+"""
+
+
+@pytest.mark.parametrize("step", ["manifest", "holding the bundle against its golden"])
+def test_a_killed_change_leaves_the_bundle_as_it_was(built: Path, bundle: Path, step: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), step], check=False, env={**os.environ})
+    assert done.returncode == -signal.SIGKILL
+    assert read_manifest(bundle) == read_manifest(built)
+    for path in built.rglob("*"):
+        if path.is_file():
+            assert (bundle / path.relative_to(built)).read_bytes() == path.read_bytes()
+    assert read_tensors(bundle / "adapters/a.safetensors")
+
+
+def test_a_change_that_is_killed_after_the_exchange_is_made(built: Path, bundle: Path) -> None:
+    """The old folder lies beside it, hidden, and may be deleted."""
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), "exchanged"], check=False, env={**os.environ})
+    assert done.returncode == -signal.SIGKILL
+    after = read_manifest(bundle)
+    assert [record.name for record in after.adapters] == ["b"]
+    verify_files(after, bundle)
+    (left,) = (path for path in bundle.parent.iterdir() if path != bundle)
+    assert left.name.startswith(".bundle.")
+    assert read_manifest(left) == read_manifest(built)

@@ -1,0 +1,96 @@
+"""Fused bases: what was fused, the same sites, the same results, and slots that nothing fuses away."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_encoder import load_encoder
+from tiny_onnx import random_adapter, save_tiny, tiny_model
+
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import Reference, prove
+from adapter_export.errors import BaseModelError
+from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
+from adapter_export.onnx_backend.quantise.remake import Deviation, deviations
+from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.runner import TorchRunner
+
+SHAPES = [{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["post-norm", "pre-norm"])
+def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[OnnxBase, TorchRunner]:
+    folder = tmp_path_factory.mktemp("plain")
+    torch_base = load_encoder(folder / "model.pt", pre_norm=request.param)
+    export_onnx(torch_base, folder / "base.onnx")
+    return open_onnx(folder / "base.onnx"), TorchRunner(torch_base)
+
+
+@pytest.fixture(scope="module")
+def fused(plain: tuple[OnnxBase, TorchRunner], tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
+    made, fusions = optimized(plain[0], tmp_path_factory.mktemp("fused"))
+    assert fusions["skip_layer_normalization"] >= 3
+    return made
+
+
+def test_operators_are_fused_and_the_sites_are_where_they_were(
+    plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase
+) -> None:
+    ops = Counter(node.op_type for node in fused.model.graph)
+    assert ops["SkipLayerNormalization"] >= 3
+    assert len(fused.model.graph) < len(plain[0].model.graph)
+    found, expected = ([(s.name, s.role, s.width, s.path) for s in base.sites.sublayers] for base in (fused, plain[0]))
+    assert found == expected
+    assert (fused.fingerprint, fused.inputs, fused.outputs) == (
+        plain[0].fingerprint,
+        plain[0].inputs,
+        plain[0].outputs,
+    )
+
+
+def test_it_computes_what_the_plain_base_computes(plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase) -> None:
+    found = deviations(plain[0], fused, input_cases(fused.inputs, seed=0, max_tokens=7))
+    assert [each.output for each in found] == ["hidden", "pooled"]
+    for each in found:
+        assert each.scale > 0
+        check_deviation(each)
+
+
+def test_a_bundle_of_it_computes_what_torch_computes(
+    plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase, tmp_path: Path
+) -> None:
+    adapters = [
+        random_adapter("a", houlsby(BottleneckOptions("gelu")), fused, labels="abc"),
+        random_adapter("b", pfeiffer(BottleneckOptions("relu")), fused, bottleneck=3, labels="ab"),
+    ]
+    cases = input_cases(fused.inputs, seed=1, max_tokens=7)
+    manifest = build_bundle(fused, adapters, tmp_path / "bundle", references=plain[1], cases=cases)
+    assert manifest.base_precision == "fp32"
+    report = prove(plan_check(tmp_path / "bundle"), Reference("model.pt", plain[1]), lambda step: None)
+    assert report.passed
+    cut = prove(plan_check(tmp_path / "bundle"), Reference("base.onnx", CutRunner(fused)), lambda step: None)
+    assert cut.passed
+
+
+def test_a_deviation_beyond_rounding_is_refused() -> None:
+    close = Deviation("hidden", absolute=1e-6, scale=1.0, allowed=1e-5)
+    check_deviation(close)
+    for absolute in (2e-5, float("nan")):
+        with pytest.raises(BaseModelError, match="does not compute what the plain one computes"):
+            check_deviation(replace(close, absolute=absolute))
+
+
+def test_deviations_are_seen(base: OnnxBase, tmp_path: Path) -> None:
+    other = open_onnx(save_tiny(tmp_path, tiny_model(seed=1)))
+    (found,) = deviations(base, other, input_cases(base.inputs, seed=0, shapes=SHAPES))
+    assert found.absolute > 100 * found.allowed
+    assert np.isfinite(found.absolute)

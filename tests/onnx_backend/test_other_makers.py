@@ -1,0 +1,234 @@
+"""Graphs that torch did not make: their ways to write a transformer, and what of them cannot be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hand_edited import run, with_bottlenecks
+from onnx import helper, numpy_helper
+from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
+
+from adapter_export.errors import BaseModelError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import BottleneckOptions, houlsby
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+
+KIND = houlsby(BottleneckOptions("relu"))
+X = np.random.default_rng(3).standard_normal((2, 5, 16)).astype(np.float32)
+
+_FLAX_LAYER = """
+    square{i} = Mul({x}, {x})
+    mean{i} = ReduceMean <axes = [-1], keepdims = 1> (square{i})
+    safe{i} = Add(mean{i}, epsilon)
+    root{i} = Sqrt(safe{i})
+    unit{i} = Div({x}, root{i})
+    normed{i} = Mul(unit{i}, scale)
+    q{i} = Einsum <equation = "btd,dhk->bthk"> (normed{i}, query)
+    k{i} = Einsum <equation = "btd,dhk->bthk"> (normed{i}, key)
+    v{i} = Einsum <equation = "btd,dhk->bthk"> (normed{i}, value)
+    s{i} = Einsum <equation = "bqhk,bthk->bhqt"> (q{i}, k{i})
+    p{i} = Softmax <axis = -1> (s{i})
+    c{i} = Einsum <equation = "bhqt,bthk->bqhk"> (p{i}, v{i})
+    o{i} = Einsum <equation = "bqhk,hkd->bqd"> (c{i}, output)
+    attention{i} = Add(output_bias, o{i})
+    middle{i} = Add({x}, attention{i})
+    rows{i} = Reshape(middle{i}, flat)
+    up{i} = Gemm(rows{i}, up, up_bias)
+    active{i} = Relu(up{i})
+    down{i} = Gemm(active{i}, down, output_bias)
+    shape{i} = Shape(middle{i})
+    ffn{i} = Reshape(down{i}, shape{i})
+    {y} = Add(ffn{i}, middle{i})
+"""
+"""Einsum over heads as JAX writes it, a norm in small pieces, a dense layer over rows as Keras does."""
+
+_SHAPES = {
+    **dict.fromkeys(("query", "key", "value"), (16, 4, 4)),
+    **dict.fromkeys(("scale", "output_bias"), (16,)),
+    "output": (4, 4, 16),
+    "up": (16, 32),
+    "up_bias": (32,),
+    "down": (32, 16),
+    "w": (16, 16),
+}
+
+
+def parsed(body: str, *, opset: int = 13, more: str = "") -> onnx.ModelProto:
+    """A graph from `x` to `y`, both [batch, tokens, 16], with random weights."""
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}{more}]>
+        g (float[batch, tokens, 16] x) => (float[batch, tokens, 16] y) {{ {body} }}"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    weights = {name: (rng.standard_normal(shape) * 0.3).astype(np.float32) for name, shape in _SHAPES.items()}
+    weights |= {"epsilon": np.array(1e-6, np.float32), "flat": np.array([-1, 16])}
+    read = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in weights.items() if name in read
+    )
+    return model
+
+
+def saved(folder: Path, model: onnx.ModelProto) -> Path:
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def adapted(base: OnnxBase, inputs: Mapping[str, np.ndarray]) -> tuple[Adapter, np.ndarray]:
+    """An adapter, and the first output with it, after the reference has agreed."""
+    adapter = random_adapter("a", KIND, base)
+    plan = plan_slots([adapter], base.sites)
+    session = open_session(insert_slots(base, plan), base.folder)
+    output = base.outputs[0].name
+    found = run_session(session, {**inputs, **slot_tensors(plan, adapter)}, [output])[output]
+    np.testing.assert_allclose(found, CutRunner(base).run(inputs, adapter)[output], rtol=0, atol=1e-4)
+    return adapter, found
+
+
+def bottleneck(adapter: Adapter, site: str, h: np.ndarray) -> np.ndarray:
+    down, bias, up, bias_up = (
+        adapter.weights[f"{site}.{name}"] for name in ("down.weight", "down.bias", "up.weight", "up.bias")
+    )
+    return h + np.maximum(h @ down + bias, 0) @ up + bias_up
+
+
+def test_einsum_over_heads_and_dense_layers_over_rows(tmp_path: Path) -> None:
+    model = parsed(
+        "".join(_FLAX_LAYER.format(i=i, x=x, y=y) for i, (x, y) in enumerate((("x", "half"), ("half", "y"))))
+    )
+    for node in model.graph.node:  # as TensorFlow names tensors
+        for names in (node.input, node.output):
+            names[:] = [f"{name}:0" if name not in ("x", "y") else name for name in names]
+    for tensor in model.graph.initializer:
+        tensor.name += ":0"
+    path = saved(tmp_path, model)
+    base = open_onnx(path)
+    places = {f"layers.{i}.{role}": f"{role}{i}:0" for i in range(2) for role in ("attention", "ffn")}
+    assert {site.name: site.h for site in base.sites.sublayers} == places
+    assert [site.u for site in base.sites.sublayers] == ["normed0:0", "middle0:0", "normed1:0", "middle1:0"]
+    adapter, found = adapted(base, {"x": X})
+    (expected,) = run(with_bottlenecks(path, places, adapter.weights), {"x": X}, ["y"])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_residual_sum_inside_a_gemm_is_opened(tmp_path: Path) -> None:
+    body = (
+        "r = Reshape(x, flat) u = Gemm(r, up, up_bias) a = Relu(u) s = Gemm(a, down, r) k = Shape(x) y = Reshape(s, k)"
+    )
+    model = parsed(body)
+    base = open_onnx(saved(tmp_path, model))
+    assert [(site.name, site.h) for site in base.sites.sublayers] == [("layers.0.ffn", "s/product")]
+    adapter, found = adapted(base, {"x": X})
+    w = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    h = np.maximum(X @ w["up"] + w["up_bias"], 0) @ w["down"]
+    np.testing.assert_allclose(found, X + bottleneck(adapter, "layers.0.ffn", h), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["x, a, f", "a, f, x", "a, x, f"])
+def test_a_sum_of_three_is_opened(tmp_path: Path, order: str) -> None:
+    attention = "t = Transpose <perm = [0, 2, 1]> (x) s = MatMul(x, t) m = MatMul(s, x) a = MatMul(m, w)"
+    model = parsed(f"{attention} f = MatMul(x, w) y = Sum({order})")
+    base = open_onnx(saved(tmp_path, model))
+    assert [(site.name, site.h) for site in base.sites.sublayers] == [
+        ("layers.0.attention", "a"),
+        ("layers.0.ffn", "f"),
+    ]
+    adapter, found = adapted(base, {"x": X})
+    w = numpy_helper.to_array(model.graph.initializer[0])
+    a, f = X @ X.transpose(0, 2, 1) @ X @ w, X @ w
+    expected = X + bottleneck(adapter, "layers.0.attention", a) + bottleneck(adapter, "layers.0.ffn", f)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+_FFN = "f = MatMul(x, w) y = Add(x, f)"
+_BRANCH = "then_branch = t () => (float[batch, tokens, 16] p) { p = MatMul(x, w) }"
+_OTHER = "else_branch = e () => (float[batch, tokens, 16] n) { n = Neg(x) }"
+_WHICH = "yes = Constant <value = bool {1}> ()"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("f = MatMul(x, w) y = Sum(x, f, scale)", "nothing says to which of them that belongs.*weights among"),
+        (
+            "r = Reshape(x, flat) s = Gemm <beta = 0.5> (r, w, r) k = Shape(x) y = Reshape(s, k)",
+            "nothing says to which of them that belongs.*beta",
+        ),
+        (f"{_WHICH} f = If <{_BRANCH}, {_OTHER}> (yes) y = Add(x, f)", "inside its control flow.*1 `If`"),
+        (f"o = acme.Sharpen(x) {_FFN}", "operators that ONNX Runtime does not have.*1 `Sharpen` of `acme`"),
+        (f"o = Erfc(x) {_FFN}", "operators that ONNX Runtime does not have.*1 `Erfc` of `ai.onnx`"),
+    ],
+    ids=["bias in a sum", "factor in a gemm", "layers in an if", "operators of one's own", "made up in the standard"],
+)
+def test_what_cannot_be_taken_is_named(tmp_path: Path, body: str, message: str) -> None:
+    with pytest.raises(BaseModelError, match=message):
+        open_onnx(saved(tmp_path, parsed(body, more=', "acme" : 1')))
+
+
+def test_what_hides_a_residual_sum_is_named(tmp_path: Path) -> None:
+    body = "f = MatMul(x, w) z = com.microsoft.BiasDropout(f, scale, x) y = Add(z, f)"
+    with pytest.raises(BaseModelError, match=r"hidden inside fused operators.*1 `BiasDropout`"):
+        open_onnx(saved(tmp_path, parsed(body, more=', "com.microsoft" : 1')))
+
+
+def test_functions_are_opened(tmp_path: Path) -> None:
+    model = parsed("y = local.Layer(x, w)", opset=17, more=', "local" : 1')
+    nodes = [helper.make_node("MatMul", ["v", "m"], ["f"]), helper.make_node("Add", ["v", "f"], ["o"])]
+    imports = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("local", "Layer", ["v", "m"], ["o"], nodes, imports))
+    base = open_onnx(saved(tmp_path, model))
+    assert [site.name for site in base.sites.sublayers] == ["layers.0.ffn"]
+    adapter, found = adapted(base, {"x": X})
+    w = numpy_helper.to_array(model.graph.initializer[0])
+    np.testing.assert_allclose(found, X + bottleneck(adapter, "layers.0.ffn", X @ w), rtol=0, atol=1e-4)
+
+
+class TestOldOpsets:
+    """`LayerNormalization` is of opset 17; ONNX Runtime has it in every opset, and its optimiser writes it."""
+
+    @pytest.mark.parametrize("opset", [13, 14, 15, 16])
+    def test_are_converted_with_a_word_about_it(self, tmp_path: Path, opset: int) -> None:
+        plain = open_onnx(save_tiny(tmp_path))
+        model = tiny_model()
+        model.opset_import[0].version = opset
+        base = open_onnx(save_tiny(tmp_path, model))
+        assert base.notes == (f"converted from opset {opset} to 17, which slots need; its outputs are unchanged",)
+        assert (base.opset, base.fingerprint, base.inputs) == (17, plain.fingerprint, plain.inputs)
+        assert [(site.name, site.h) for site in base.sites.sublayers] == [
+            (site.name, site.h) for site in plain.sites.sublayers
+        ]
+        inputs = token_inputs(5, 3)
+        np.testing.assert_array_equal(adapted(base, inputs)[1], adapted(plain, inputs)[1])
+
+    def test_weights_stay_where_they_are(self, tmp_path: Path) -> None:
+        model = tiny_model()
+        model.opset_import[0].version = 14
+        base = open_onnx(save_tiny(tmp_path, model))
+        assert {type(value.const_value).__name__ for value in base.model.graph.initializers.values()} >= {
+            "ExternalTensor"
+        }
+
+
+class TestUnknownShapes:
+    """ONNX knows nothing of the results of ONNX Runtime's own operators; a run does."""
+
+    BODY = "u = MatMul(x, w) a = com.microsoft.BiasGelu(u, scale) f = MatMul(a, w) y = Add(x, f)"
+
+    def test_are_read_off_two_runs(self, tmp_path: Path) -> None:
+        base = open_onnx(saved(tmp_path, parsed(self.BODY, opset=17, more=', "com.microsoft" : 1')))
+        assert [(site.name, site.h, site.width) for site in base.sites.sublayers] == [("layers.0.ffn", "f", 16)]
+        gelu = next(node for node in base.model.graph if node.op_type == "BiasGelu").outputs[0]
+        assert [dim if isinstance(dim, int) else None for dim in gelu.shape or ()] == [None, None, 16]
+        adapted(base, {"x": X})
+
+    def test_stay_unknown_where_the_graph_cannot_be_run(self, tmp_path: Path) -> None:
+        body = self.BODY.replace("BiasGelu", "GemmFastGelu")  # which the CPU has no kernel for
+        with pytest.raises(BaseModelError, match="1 `GemmFastGelu` of unknown output shape"):
+            open_onnx(saved(tmp_path, parsed(body, opset=17, more=', "com.microsoft" : 1')))

@@ -1,0 +1,166 @@
+"""Pieces: a graph cut between its nodes computes what the whole graph computes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper, parser
+from tiny_onnx import build_tiny, token_inputs
+
+from adapter_export.bundle.golden import Golden
+from adapter_export.bundle.self_check import self_check
+from adapter_export.errors import ParityError, RequestError
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.tensors import read_tensors
+from adapter_export.numerics.sample_inputs import InputCase
+from adapter_export.onnx_backend import runner as pieces
+from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.runner import Pieces
+from adapter_export.onnx_backend.session import open_session, run_session
+
+SMALL = 2560
+"""The largest tensor of the tiny base."""
+
+_BRANCHES = """<ir_version: 8, opset_import: ["" : 17]>
+    branches (float[rows, 8] x, bool choice) => (float[rows, 8] y, float[rows, 8] early) {
+        early = MatMul(x, one)
+        late = MatMul(early, two)
+        either = If (choice) <
+            then_branch = first () => (float[rows, 8] a) { a = MatMul(early, three) },
+            else_branch = second () => (float[rows, 8] b) { b = Add(late, x) }
+        >
+        y = MatMul(either, four)
+    }"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny(tmp_path_factory.mktemp("bundle"))
+
+
+def test_pieces_give_the_bits_of_the_whole_graph(base: OnnxBase) -> None:
+    whole = open_session(base.model, base.folder, optimize=False, pack=False)
+    parts = Pieces(base.model, base.folder, optimize=False, size=SMALL)
+    assert len(parts) > 3
+    requests = [token_inputs(1), token_inputs(5, 3, 7)]
+    for inputs, found in zip(requests, parts.run_all(requests), strict=True):
+        expected = run_session(whole, inputs)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_no_piece_has_more_weights_than_it_may(base: OnnxBase) -> None:
+    parts = Pieces(base.model, base.folder, size=SMALL)
+    assert max(_bytes(model) for model in parts._models) <= SMALL
+    assert sum(_bytes(model) for model in parts._models) >= _bytes(base.model)
+
+
+def test_weights_that_fit_are_one_piece(base: OnnxBase) -> None:
+    assert len(Pieces(base.model, base.folder)) == 1
+
+
+def test_slots_are_fed_in_each_piece(bundle: Path) -> None:
+    model, manifest = ir.load(bundle / "model.onnx"), read_manifest(bundle)
+    parts = Pieces(model, bundle, optimize=False, size=SMALL)
+    assert len(parts) > 3
+    whole, inputs = open_session(model, bundle, optimize=False, pack=False), token_inputs(4, 6)
+    for record in manifest.adapters:
+        feeds = {**inputs, **read_tensors(bundle / record.safetensors)}
+        expected, found = run_session(whole, feeds), parts.run(feeds)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize("choice", [True, False])
+def test_what_a_branch_reads_from_outside_is_handed_over(tmp_path: Path, choice: bool) -> None:
+    model = _with_weights(_BRANCHES, tmp_path)
+    parts = Pieces(model, tmp_path, optimize=False, size=256)
+    assert len(parts) == 4
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 8), np.float32), "choice": np.array(choice)}
+    expected = run_session(open_session(model, tmp_path, optimize=False, pack=False), feeds)
+    found = parts.run(feeds)
+    assert found.keys() == expected.keys() == {"y", "early"}
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_there_is_no_cut_through_values_of_unknown_type(tmp_path: Path) -> None:
+    model = _with_weights(_BRANCHES, tmp_path)
+    for node in model.graph:
+        for value in node.outputs:
+            value.type = ir.TensorType(ir.DataType.FLOAT) if value.is_graph_output() else None
+    assert len(Pieces(model, tmp_path, size=256)) == 2
+
+
+def test_a_missing_input_is_named(base: OnnxBase) -> None:
+    inputs = token_inputs(3)
+    inputs.pop("attention_mask")
+    with pytest.raises(RequestError, match="attention_mask"):
+        Pieces(base.model, base.folder, size=SMALL).run(inputs)
+
+
+class TestSelfCheck:
+    """Of a bundle whose weights are many, which here means more than a few kilobytes."""
+
+    @pytest.fixture(autouse=True)
+    def _small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pieces, "PIECE_BYTES", SMALL)
+
+    def test_a_good_bundle_passes(self, bundle: Path) -> None:
+        manifest = read_manifest(bundle)
+        self_check(bundle, manifest, _vectors(bundle, manifest))
+
+    def test_files_of_one_adapter_that_differ_are_found(self, bundle: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(bundle, tmp_path / "bundle")
+        manifest = read_manifest(folder)
+        shutil.copy(folder / manifest.adapters[0].onnx_adapter, folder / manifest.adapters[1].onnx_adapter)
+        with pytest.raises(ParityError, match=r"`narrow`.*two files that differ"):
+            self_check(folder, manifest, _vectors(folder, manifest))
+
+    def test_other_weights_are_found(self, bundle: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(bundle, tmp_path / "bundle")
+        manifest = read_manifest(folder)
+        weights = np.fromfile(folder / "base.bin", "<f4")
+        (folder / "base.bin").unlink()  # one more name of the base's own file
+        (weights * np.float32(1.01)).tofile(folder / "base.bin")
+        with pytest.raises(ParityError, match=r"no adapter.*deviation"):
+            self_check(folder, manifest, _vectors(folder, manifest))
+
+
+def _vectors(folder: Path, manifest: Manifest) -> dict[str | None, Golden]:
+    records = {None: manifest.golden, **{record.name: record.golden for record in manifest.adapters}}
+    vectors = {}
+    for name, record in records.items():
+        tensors = read_tensors(folder / record.path)
+        cases = [InputCase(case, _part(tensors, f"{case}.input.")) for case in record.cases]
+        outputs = [_part(tensors, f"{case}.output.") for case in record.cases]
+        vectors[name] = Golden(cases, outputs, record.absolute, record.reference)
+    return vectors
+
+
+def _part(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+
+
+def _with_weights(text: str, folder: Path) -> ir.Model:
+    model = parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name in ("one", "two", "three", "four"):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal((8, 8), np.float32), name))
+    path = folder / "model.onnx"
+    onnx.save(
+        onnx.shape_inference.infer_shapes(model), path, save_as_external_data=True, location="data", size_threshold=0
+    )
+    return ir.load(path)

@@ -1,0 +1,271 @@
+"""Bases in every precision: the same sites, slots that can all be overridden, parity with the cut base itself."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
+
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import Original, Reference, prove, with_agreements
+from adapter_export.bundle.report import Report
+from adapter_export.cli.sources import PRECISIONS
+from adapter_export.errors import BaseModelError, UsageError
+from adapter_export.format.manifest import Manifest, Precision
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.numerics import numerics
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.bundle import Bundle
+
+CHANGED: tuple[Precision, ...] = ("fp16", "int8", "int8-weights", "int4-weights")
+SHAPES = [{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}]
+
+
+def adapters_of(base: OnnxBase) -> list[Adapter]:
+    return [
+        random_adapter("a", houlsby(BottleneckOptions("gelu")), base, labels="abc"),
+        random_adapter("b", pfeiffer(BottleneckOptions("relu")), base, bottleneck=3, labels="ab"),
+    ]
+
+
+@pytest.fixture(scope="module", params=CHANGED)
+def made(request: pytest.FixtureRequest, base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
+    return with_precision(base, request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def bundle(made: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    cases = input_cases(made.inputs, seed=1, shapes=SHAPES)
+    return folder, build_bundle(made, adapters_of(made), folder, references=CutRunner(made), cases=cases)
+
+
+@pytest.fixture(scope="module")
+def report(made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]) -> Report:
+    plan = plan_check(bundle[0])
+    found = prove(plan, Reference("tiny.onnx", CutRunner(made)), lambda step: None)
+    return with_agreements(found, plan, Original(CutRunner(base), plan.cases, "random inputs"), lambda step: None)
+
+
+def test_the_command_line_offers_the_precisions_of_the_format() -> None:
+    assert get_args(Precision) == PRECISIONS
+
+
+def test_the_root_logger_is_left_alone() -> None:
+    """ONNX Runtime's quantiser configures it when it is imported."""
+    module = "adapter_export.onnx_backend.quantise.precision"
+    code = f"import logging, {module}; print(logging.root.handlers, logging.root.level)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (found.stdout.split(), found.stderr) == (["[]", str(logging.WARNING)], "")
+
+
+class TestBase:
+    def test_is_the_same_base(self, made: OnnxBase, base: OnnxBase) -> None:
+        assert (made.fingerprint, made.inputs, made.outputs) == (base.fingerprint, base.inputs, base.outputs)
+        found, expected = ([(s.name, s.role, s.width, s.path) for s in b.sites.sublayers] for b in (made, base))
+        assert found == expected
+
+    def test_computes_nearly_the_same(self, made: OnnxBase, base: OnnxBase) -> None:
+        inputs = token_inputs(5, 3, 1)
+        before, after = (run_session(open_session(b.model, b.folder), inputs)["hidden"] for b in (base, made))
+        cosine = (before * after).sum() / np.linalg.norm(before) / np.linalg.norm(after)
+        assert not np.array_equal(before, after)
+        assert cosine > 0.97
+
+    def test_weights_are_smaller(self, made: OnnxBase, base: OnnxBase) -> None:
+        assert (made.folder / "base.bin").stat().st_size < (base.folder / "tiny.onnx.data").stat().st_size
+
+    def test_fp32_is_the_base_itself(self, base: OnnxBase, tmp_path: Path) -> None:
+        assert with_precision(base, "fp32", tmp_path) is base
+        assert list(tmp_path.iterdir()) == []
+
+    def test_embeddings_get_8_bits_only_if_asked(self, base: OnnxBase, tmp_path: Path) -> None:
+        for name, embeddings in (("with", True), ("without", False)):
+            (tmp_path / name).mkdir()
+            made = with_precision(base, "int4-weights", tmp_path / name, int8_embeddings=embeddings)
+            assert numerics(made.model).int8_tables == embeddings
+            assert made.inputs == base.inputs
+
+    def test_gemm_is_quantised_as_well(self, tmp_path: Path) -> None:
+        """What torch makes of `Conv1D`, and of a linear layer on two axes."""
+        model = tiny_model(more=", float[batch, 16] pooled")
+        first = numpy_helper.from_array(np.array(0), "first")
+        weight = numpy_helper.from_array(np.eye(16, dtype=np.float32)[::-1].copy(), "pool_weight")
+        bias = numpy_helper.from_array(np.ones(16, np.float32), "pool_bias")
+        model.graph.initializer.extend([first, weight, bias])
+        model.graph.node.extend(
+            [
+                onnx.helper.make_node("Gather", ["hidden", "first"], ["row"], axis=1),
+                onnx.helper.make_node("Gemm", ["row", "pool_weight", "pool_bias"], ["pooled"], transB=1),
+            ]
+        )
+        base = open_onnx(save_tiny(tmp_path, model))
+        for precision in ("int8", "int8-weights"):
+            (tmp_path / precision).mkdir()
+            made = with_precision(base, precision, tmp_path / precision)
+            assert Counter(node.op_type for node in made.model.graph)["Gemm"] == 0
+
+
+class TestNumerics:
+    @pytest.mark.parametrize(
+        ("precision", "stored", "invariant"),
+        [
+            ("fp16", "float16", True),
+            ("int8", "uint8", False),
+            ("int8-weights", "float32", True),
+            ("int4-weights", "float32", True),
+        ],
+    )
+    def test_are_read_off_the_graph(
+        self, base: OnnxBase, tmp_path: Path, precision: Precision, stored: str, invariant: bool
+    ) -> None:
+        found = numerics(with_precision(base, precision, tmp_path).model)
+        assert (found.precision, found.stored, found.batch_invariant) == (precision, stored, invariant)
+
+    def test_of_a_plain_base(self, base: OnnxBase) -> None:
+        found = numerics(base.model)
+        assert (found.precision, found.stored, found.batch_invariant) == ("fp32", "float32", True)
+
+    def test_blocks_with_rounded_activations_round_but_keep_rows_apart(self, base: OnnxBase, tmp_path: Path) -> None:
+        model = with_precision(base, "int4-weights", tmp_path).model
+        for node in model.graph:
+            if node.op_type == "MatMulNBits":
+                node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 4)
+        found = numerics(model)
+        assert (found.precision, found.stored, found.batch_invariant) == ("int4-weights", "uint8", True)
+
+    def test_say_the_truth_about_batches(self, tmp_path: Path) -> None:
+        """A row alone, and in a batch with one whose first token is 20 times as large as any other."""
+        model = tiny_model()
+        table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
+        large = numpy_helper.to_array(table).copy()
+        large[1] *= 20
+        table.CopyFrom(numpy_helper.from_array(large, "table"))
+        base, inputs = open_onnx(save_tiny(tmp_path, model)), token_inputs(6, 6)
+        inputs["input_ids"] = np.array([[7, 8, 9, 10, 11, 12], [1, 8, 9, 10, 11, 12]])
+        for precision in CHANGED:
+            (tmp_path / precision).mkdir()
+            made = with_precision(base, precision, tmp_path / precision)
+            session = open_session(made.model, made.folder)
+            whole = run_session(session, inputs)["hidden"][:1]
+            alone = run_session(session, {name: value[:1] for name, value in inputs.items()})["hidden"]
+            assert (np.abs(whole - alone).max() < 0.01) == numerics(made.model).batch_invariant, precision
+
+
+class TestBundle:
+    def test_every_slot_can_be_overridden(self, made: OnnxBase) -> None:
+        """`insert_slots` verifies it; here each slot is moved, and moves the outputs."""
+        adapter, *_ = adapters_of(made)
+        plan = plan_slots([adapter], made.sites)
+        session = open_session(insert_slots(made, plan), made.folder)
+        tensors, inputs, random = slot_tensors(plan, adapter), token_inputs(5, 3), np.random.default_rng(0)
+        before = run_session(session, {**inputs, **tensors})["logits"]
+        assert len(tensors) == len(plan.slots) == 4 * 4 + 2
+        for name, tensor in tensors.items():
+            moved = tensor + random.standard_normal(tensor.shape).astype(np.float32)
+            after = run_session(session, {**inputs, **tensors, name: moved})["logits"]
+            assert not np.array_equal(before, after), name
+
+    def test_the_manifest_says_what_it_is(self, made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]) -> None:
+        manifest = bundle[1]
+        assert manifest.base == base.fingerprint
+        assert manifest.base_precision == numerics(made.model).precision
+        assert manifest.batch_invariant == (manifest.base_precision != "int8")
+        assert manifest.minimum_onnxruntime == ("1.23" if manifest.base_precision == "int8-weights" else "1.21")
+        for golden in (manifest.golden, *(adapter.golden for adapter in manifest.adapters)):
+            assert "for the base" in golden.reference
+            assert manifest.base_precision not in ("fp16", "int8") or "float32" not in golden.reference
+
+    def test_slots_are_float32(self, bundle: tuple[Path, Manifest]) -> None:
+        graph = onnx.load(bundle[0] / "model.onnx", load_external_data=False).graph
+        types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+        assert {types[slot.name] for slot in bundle[1].slots} == {onnx.TensorProto.FLOAT}
+        assert types["hidden"] == types["logits"] == onnx.TensorProto.FLOAT
+
+    def test_switching_leaves_no_trace(self, bundle: tuple[Path, Manifest]) -> None:
+        session, inputs = Bundle.open(bundle[0]).session(), token_inputs(5, 3, 1)
+        for first, second in (("a", "b"), ("b", None), (None, "a")):
+            before, _, after = (session.run(inputs, name) for name in (first, second, first))
+            assert all(np.array_equal(before[name], after[name]) for name in before)
+
+    def test_parity_with_the_cut_base_of_the_same_precision(self, report: Report) -> None:
+        assert report.passed
+        assert report.coverage().left_out == ()
+        assert {result.level for result in report.outputs} == {"none", "basic", "all"}
+
+    def test_a_changed_weight_is_still_seen(self, made: OnnxBase, bundle: tuple[Path, Manifest]) -> None:
+        """A budget for rounded activations is wide, but each site is held to that of its own arithmetic."""
+        plan = plan_check(bundle[0])
+        subjects = []
+        for subject in plan.subjects:
+            if subject.adapter is not None:
+                name = "layers.0.ffn.up.weight"
+                weights = {**subject.adapter.weights, name: subject.adapter.weights[name] * np.float32(1.02)}
+                subject = replace(subject, adapter=replace(subject.adapter, weights=weights))
+            subjects.append(subject)
+        found = prove(replace(plan, subjects=tuple(subjects)), None, lambda step: None)
+        assert {result.site for result in found.sites if not result.comparison.passed} == {"layers.0.ffn"}
+
+    def test_the_loss_against_float32_is_reported_and_no_fault(self, report: Report) -> None:
+        assert report.agreements is not None
+        found = {(result.adapter, result.output): result for result in report.agreements.results}
+        assert set(found) == {(None, "hidden"), *((a, o) for a in "ab" for o in ("hidden", "logits"))}
+        assert all(0 < result.absolute < result.scale for result in found.values())
+        rows = sum(
+            result.axes["batch"]
+            for result in report.outputs
+            if result.form == "slots"
+            and result.level == "all"
+            and result.adapter == "a"
+            and result.output == "logits"
+            and result.against == "reference"
+        )
+        assert found["a", "logits"].rows == rows
+        assert found["a", "logits"].agree is not None
+        assert found["a", "hidden"].agree is None
+
+
+class TestRefusals:
+    def test_a_base_in_another_precision(self, base: OnnxBase, tmp_path: Path) -> None:
+        (tmp_path / "again").mkdir()
+        made = with_precision(base, "int8", tmp_path)
+        with pytest.raises(BaseModelError, match=r"not in float32 any more; found int8"):
+            with_precision(made, "int4-weights", tmp_path / "again")
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+    def test_8_bit_embeddings_beside_floats(self, base: OnnxBase, tmp_path: Path, precision: Precision) -> None:
+        with pytest.raises(UsageError, match="8-bit embeddings"):
+            with_precision(base, precision, tmp_path, int8_embeddings=True)
+
+    def test_a_base_without_products_that_can_be_quantised(self, tmp_path: Path) -> None:
+        model = tiny_model()
+        for node in model.graph.node:  # a product by another name, which no quantiser knows
+            if node.op_type == "MatMul":
+                node.op_type = "Einsum"
+                weighted = any(node.input[1] == tensor.name for tensor in model.graph.initializer)
+                node.attribute.append(
+                    onnx.helper.make_attribute("equation", "bti,io->bto" if weighted else "bti,bio->bto")
+                )
+        base = open_onnx(save_tiny(tmp_path, model))
+        (tmp_path / "out").mkdir()
+        with pytest.raises(BaseModelError, match="no products that can be quantised"):
+            with_precision(base, "int4-weights", tmp_path / "out")

@@ -1,0 +1,97 @@
+"""Sites at which tokens come before the batch: a bank turns them where that is known, and is refused where not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+from replacing import adapter_at, scaled_plus
+
+from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.flavours import Forms
+from adapter_export.errors import BaseModelError
+from adapter_export.graph.compose import weighted_fusion
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.runner import CutRunner
+
+WIDTH = 8
+
+
+def turned(folder: Path, axes: list[str | None]) -> OnnxBase:
+    """An ffn that reads [tokens, batch, width], with these axes recorded there."""
+    model = parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 20]>
+        g (float[batch, tokens, {WIDTH}] x) => (float[batch, tokens, {WIDTH}] y) {{
+            t = Transpose <perm = [1, 0, 2]> (x)
+            up = MatMul(t, w) bent = Relu(up) down = MatMul(bent, v)
+            h = Transpose <perm = [1, 0, 2]> (down)
+            y = Add(x, h) }}"""
+    )
+    rng = np.random.default_rng(0)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(0.4 * rng.standard_normal((WIDTH, WIDTH)).astype(np.float32), name) for name in "wv"
+    )
+    for name in ("t", "up", "bent", "down"):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [*axes, WIDTH]))
+    model.graph.value_info.append(
+        helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, ["batch", "tokens", WIDTH])
+    )
+    onnx.save(model, folder / "model.onnx")
+    return open_onnx(folder / "model.onnx")
+
+
+def build(base: OnnxBase, out: Path, flavours: list[str] | None, *, at: str = "down") -> object:
+    (site,) = (site.name for site in base.sites if site.h == at)
+    adapters = [
+        adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("one", "two")
+    ]
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 4}, {"batch": 1, "tokens": 2}])
+    forms = None if flavours is None else Forms(flavours)
+    return build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, forms=forms)
+
+
+def test_layers_that_read_tokens_first_are_known_by_their_axes(tmp_path):
+    sites = turned(tmp_path, ["tokens", "batch"]).sites
+    assert [(site.name, site.turned) for site in sites] == [
+        ("layers.0.ffn.up", True),
+        ("layers.0.ffn.down", True),
+        ("layers.0.ffn", False),
+    ]
+
+
+def test_without_names_what_a_transposition_gives_is_known(tmp_path):
+    sites = turned(tmp_path, [None, None]).sites
+    assert [site.name for site in sites if site.turned] == ["layers.0.ffn.up"]
+
+
+@pytest.mark.parametrize("axes", [["tokens", "batch"], [None, None]])
+def test_a_bank_turns_what_adapters_read_there(tmp_path, axes):
+    """The build runs mixed batches against each row alone."""
+    manifest = build(turned(tmp_path, axes), tmp_path / "bundle", ["slots", "bank", "mixture"], at="up")
+    assert sorted(manifest.graphs) == ["bank", "mixture", "slots"]
+
+
+@pytest.mark.parametrize("flavour", ["bank", "mixture"])
+def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path, flavour):
+    base = turned(tmp_path, [None, None])
+    assert "layers.0.ffn.down" in [site.name for site in base.sites]
+    with pytest.raises(BaseModelError, match=r"cannot tell rows apart.*--flavours slots,inputs"):
+        build(base, tmp_path / "bundle", ["slots", flavour])
+    assert not (tmp_path / "bundle").exists()
+    assert sorted(build(base, tmp_path / "bundle", ["slots", "inputs"]).graphs) == ["inputs", "slots"]
+
+
+@pytest.mark.parametrize("at", ["up", "down"])
+def test_a_fusion_there_is_refused_since_rows_cannot_have_weights_of_their_own(tmp_path, at):
+    base = turned(tmp_path, [None, None])
+    (site,) = (site.name for site in base.sites if site.h == at)
+    one, two = (adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("a", "b"))
+    fused, forms = weighted_fusion(one, two, name="fused"), Forms(["slots", "inputs"])
+    for tokens in (3, 4):  # as many as rows: ONNX Runtime finds nothing wrong
+        cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": tokens}])
+        with pytest.raises(BaseModelError, match=r"rows cannot have weights of their own.*compose average"):
+            build_bundle(base, [fused], tmp_path / "b", references=CutRunner(base), cases=cases, forms=forms)

@@ -1,0 +1,133 @@
+"""Decoders with their caches, held against `generate` of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adapter_export.errors import BaseModelError
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.sites.discover import discover
+from adapter_export.torch_backend.base.base import TorchBase, load_base
+from adapter_export.torch_backend.base.huggingface import capture_folder
+from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.view import flow_graph
+
+WORDS, TOKENS = 50, 6
+
+SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+COUNTS = {"vocab_size": WORDS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+MODELS: Mapping[str, hf.PretrainedConfig] = {
+    # grouped heads, rotary positions
+    "llama": hf.LlamaConfig(**SIZE, **COUNTS, num_key_value_heads=1, max_position_embeddings=40),
+    # a table of positions, and a language head whose weight is the table of words
+    "gpt2": hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=40, **COUNTS),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(MODELS[request.param])
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, 1.0 if weight.dim() == 1 else 0.0, 0.2)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> TorchBase:
+    capture_folder(folder, folder / "model.pt", with_cache=True)
+    return load_base(folder / "model.pt")
+
+
+def empty_cache(base: TorchBase, rows: int) -> dict[str, Tensor]:
+    caches = [record for record in base.inputs if record.role == "cache"]
+    return {
+        record.name: torch.zeros(rows, *(axis if isinstance(axis, int) else 0 for axis in record.axes[1:]))
+        for record in caches
+    }
+
+
+def test_its_inputs_and_outputs_have_the_names_and_lengths_of_a_cache(base):
+    assert [record.name for record in base.inputs[:4]] == [
+        "input_ids",
+        "attention_mask",
+        "past_key_values.0.key",
+        "past_key_values.0.value",
+    ]
+    assert base.inputs[1].axes == ("batch", "past_sequence + sequence")
+    for record in base.inputs[2:]:
+        assert (record.role, record.next) == ("cache", record.name.replace("past_key_values", "present"))
+        assert record.axes[0::2] == ("batch", "past_sequence")
+    assert base.outputs[0].axes == ("batch", "sequence", WORDS)
+    assert [output.axes[2] for output in base.outputs[1:]] == ["past_sequence + sequence"] * 4
+    assert [site.name for site in discover(flow_graph(base.module())).sublayers] == [
+        f"layers.{layer}.{role}" for layer in (0, 1) for role in ("attention", "ffn")
+    ]
+
+
+def test_it_generates_what_transformers_generates_from_rows_padded_on_the_left(base, folder):
+    ids = torch.tensor([[5, 9, 33, 41], [0, 0, 7, 20]])
+    mask = (ids > 0).long()
+    model = hf.AutoModelForCausalLM.from_pretrained(folder).eval()
+    options = {"do_sample": False, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+    expected = model.generate(ids, attention_mask=mask, eos_token_id=None, **options)
+    tokens, fresh, cache = ids, ids, empty_cache(base, 2)
+    with torch.no_grad():
+        for _ in range(TOKENS):
+            outputs = base.run({"input_ids": fresh, "attention_mask": mask, **cache})
+            cache = {record.name: outputs[record.next] for record in base.inputs if record.next}
+            fresh = outputs["logits"][:, -1].argmax(-1, keepdim=True)
+            tokens, mask = torch.cat([tokens, fresh], 1), torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+    assert tokens.tolist() == expected.tolist()
+
+
+def test_a_text_in_two_parts_is_the_text_at_once(base):
+    ids, whole = torch.tensor([[5, 9, 33, 41, 7]]), torch.ones(1, 5, dtype=torch.long)
+    with torch.no_grad():
+        at_once = base.run({"input_ids": ids, "attention_mask": whole, **empty_cache(base, 1)})
+        first = base.run({"input_ids": ids[:, :2], "attention_mask": whole[:, :2], **empty_cache(base, 1)})
+        cache = {record.name: first[record.next] for record in base.inputs if record.next}
+        second = base.run({"input_ids": ids[:, 2:], "attention_mask": whole, **cache})
+    torch.testing.assert_close(second["logits"], at_once["logits"][:, 2:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(second["present.1.key"], at_once["present.1.key"], rtol=0, atol=1e-5)
+
+
+def test_its_onnx_graph_computes_the_same_with_and_without_a_past(base, tmp_path):
+    export_onnx(base, tmp_path / "model.onnx")
+    exported = open_onnx(tmp_path / "model.onnx")
+    assert (exported.inputs, exported.outputs) == (base.inputs, base.outputs)
+    session, runner = open_session(exported.model, tmp_path), TorchRunner(base)
+    for case in input_cases(base.inputs, seed=0, max_tokens=9):
+        expected, found = runner.run(case.arrays), run_session(session, case.arrays)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-5, err_msg=f"{case.name} {name}")
+
+
+def test_a_model_that_keeps_something_else_is_refused(tmp_path):
+    sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 1}
+    hf.MambaForCausalLM(hf.MambaConfig(vocab_size=WORDS, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(BaseModelError, match=r"keys and values of each layer.*Capture it without `--with-cache`"):
+        capture_folder(tmp_path, tmp_path / "model.pt", with_cache=True)
+
+
+def test_a_folder_without_a_language_head_is_refused(tmp_path):
+    """Or its weights would be random numbers."""
+    hf.LlamaForCausalLM(MODELS["llama"]).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseModelError, match=r"random numbers; found `lm_head.weight`"):
+        capture_folder(tmp_path, tmp_path / "model.pt", with_cache=True)

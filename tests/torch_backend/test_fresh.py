@@ -1,0 +1,87 @@
+"""Adapters before training: a graph at every site of the kind, drawn from the seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hand_made_sites import encoder
+from small_encoder import load_encoder
+from small_task import make_adapter
+
+from adapter_export.errors import AdapterError, UsageError
+from adapter_export.graph.kinds import KINDS
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.train.fresh import fresh_adapter
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
+    return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
+
+
+def test_each_kind_acts_at_its_sites(base) -> None:
+    ffn = ["layers.0.ffn", "layers.1.ffn"]
+    both = ["layers.0.attention", "layers.0.ffn", "layers.1.attention", "layers.1.ffn"]
+    found = {kind: list(make_adapter(base, kind).placements) for kind in ("houlsby", "pfeiffer", "parallel")}
+    assert found == {"houlsby": both, "pfeiffer": ffn, "parallel": ffn}
+
+
+def test_the_widths_are_those_of_the_site_and_the_bottleneck(base) -> None:
+    adapter = make_adapter(base, "parallel", bottleneck=5, labels=("x", "y", "z"))
+    assert adapter.placements["layers.0.ffn"].widths == {"d_in": 16, "b": 5, "d": 16}
+    assert adapter.head is not None
+    assert adapter.head.widths == {"d": 16, "classes": 3}
+    assert adapter.base == base.fingerprint
+
+
+def test_the_seed_decides_the_weights_and_sites_differ(base) -> None:
+    one, same, other = (make_adapter(base, seed=seed).weights for seed in (0, 0, 1))
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert not np.array_equal(one["layers.0.ffn.down.weight"], other["layers.0.ffn.down.weight"])
+    assert not np.array_equal(one["layers.0.ffn.down.weight"], one["layers.1.ffn.down.weight"])
+
+
+def test_without_labels_there_is_no_head(base) -> None:
+    assert make_adapter(base, labels=None).head is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_weights_for_all_its_places(kind: str) -> None:
+    """Which tensors there must be, and of which shapes, is checked by `Adapter`."""
+    made = KINDS[kind]()
+    made = made.with_widths(b=8) if "b" in made.parts[0].widths else made
+    adapter = fresh_adapter(made, encoder(), name="a", base="f" * 64)
+    assert set(adapter.placements) == {site.name for site, _ in made.at(encoder())}
+    assert adapter.graphs == made.graphs
+    zero = {name for name, tensor in adapter.weights.items() if not tensor.any()}
+    assert {name.rsplit(".", 1)[1] for name in zero} <= {"bias", "weight"}
+
+
+def test_what_is_shared_is_drawn_once() -> None:
+    adapter = fresh_adapter(KINDS["compacter"]().with_widths(b=8), encoder(), name="a", base="f" * 64)
+    shared = [name for name in adapter.weights if name.startswith("shared.")]
+    assert shared == ["shared.bottleneck_gelu_phm.rule"]
+    rules = [adapter.parameters(site)["rule"] for site in adapter.placements]
+    assert len(rules) == 4
+    assert all(rule is rules[0] for rule in rules)
+
+
+def test_the_scheme_is_the_kinds_own_unless_another_is_given() -> None:
+    made = [
+        fresh_adapter(KINDS["lora"](), encoder(), name="a", base="f" * 64, scheme=scheme)
+        for scheme in (None, "kaiming_zero_up", "normal")
+    ]
+    own, same, other = (adapter.weights["layers.0.attention.query.lora_B.weight"] for adapter in made)
+    assert not own.any()
+    assert not same.any()
+    assert other.any()
+
+
+def test_what_cannot_be_made_is_refused(base) -> None:
+    with pytest.raises(UsageError, match="unknown initialisation"):
+        make_adapter(base, scheme="lucky")
+    with pytest.raises(UsageError, match="unknown pooling"):
+        make_adapter(base, pooling="last")
+    with pytest.raises(AdapterError, match="no site for kind `houlsby`; expected attention or ffn"):
+        fresh_adapter(KINDS["houlsby"](), SiteMap((), "h", 16), name="a", base=base.fingerprint)

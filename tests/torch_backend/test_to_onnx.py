@@ -1,0 +1,199 @@
+"""Bases exported to ONNX: the numbers of torch at any shape, and the names of the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from archives import Small
+from small_encoder import load_encoder
+from torch import Tensor, nn
+
+from adapter_export.errors import BaseModelError, OutputExistsError, WriteError
+from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, open_onnx
+from adapter_export.sites.discover import discover
+from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
+from adapter_export.torch_backend.base.to_onnx import OPSET, export_onnx, to_onnx
+from adapter_export.torch_backend.view import flow_graph
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_archive: Path) -> TorchBase:
+    return load_base(minilm_archive)
+
+
+@pytest.fixture(scope="module")
+def session(minilm_graph: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(minilm_graph, providers=["CPUExecutionProvider"])
+
+
+def draw(base: TorchBase, rows: int, tokens: int) -> dict[str, Tensor]:
+    torch.manual_seed(rows * 1000 + tokens)
+    mask = torch.ones(rows, tokens, dtype=torch.int64)
+    mask[-1, tokens // 2 + 1 :] = 0
+    limits = {record.name: record.limit for record in base.inputs}
+    return {name: mask if limit is None else torch.randint(0, limit, (rows, tokens)) for name, limit in limits.items()}
+
+
+def assert_equal(base: TorchBase, session: ort.InferenceSession, inputs: dict[str, Tensor], atol: float) -> None:
+    with torch.inference_mode():
+        expected = base.run(inputs)
+    found = session.run(list(expected), {name: tensor.numpy() for name, tensor in inputs.items()})
+    for name, value in zip(expected, found, strict=True):
+        assert np.isfinite(value).all()
+        np.testing.assert_allclose(value, expected[name].detach().numpy(), rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 7), (2, 130), (1, 512)])
+def test_minilm_computes_what_torch_computes(
+    minilm: TorchBase, session: ort.InferenceSession, shape: tuple[int, int]
+) -> None:
+    assert_equal(minilm, session, draw(minilm, *shape), 1e-5)
+
+
+def test_minilm_has_the_names_of_the_base(minilm: TorchBase, minilm_graph: Path) -> None:
+    base = open_onnx(minilm_graph)
+    assert (base.inputs, base.outputs) == (minilm.inputs, minilm.outputs)
+    assert base.fingerprint == minilm.fingerprint
+    assert [site.name for site in base.sites.sublayers] == [
+        site.name for site in discover(flow_graph(minilm.module())).sublayers
+    ]
+
+
+def test_minilm_is_small_beside_its_weights(minilm: TorchBase, minilm_graph: Path) -> None:
+    assert minilm_graph.stat().st_size < 500_000
+    assert sorted(file.name for file in minilm_graph.parent.iterdir()) == ["base.bin", "model.onnx"]
+    model = onnx.load(minilm_graph, load_external_data=False)
+    assert model.ir_version <= 10
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    assert [entry.key for entry in model.metadata_props] == [FINGERPRINT_KEY]
+    keys = {entry.key for node in model.graph.node for entry in node.metadata_props}
+    assert keys == {"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"}
+    assert b"site-packages" not in minilm_graph.read_bytes()
+    weights = sum(tensor.numel() * 4 for tensor in minilm.program.parameters())
+    assert weights <= (minilm_graph.parent / "base.bin").stat().st_size < weights * 1.01
+
+
+def test_no_axis_keeps_the_name_that_torch_gave_it(minilm_graph: Path) -> None:
+    names = {
+        str(dim.value)
+        for node in ir.load(minilm_graph).graph
+        for value in node.outputs
+        if value.shape is not None
+        for dim in value.shape
+        if isinstance(dim, ir.SymbolicDim)
+    }
+    assert {"batch", "sequence"} <= names
+    assert not [name for name in names if name.startswith("s") and name != "sequence"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 130)])
+def test_a_bert_with_all_inputs(
+    tiny_bert: TorchBase, tiny_session: ort.InferenceSession, shape: tuple[int, int]
+) -> None:
+    assert_equal(tiny_bert, tiny_session, draw(tiny_bert, *shape), 1e-5)
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tiny_bert_archive: Path) -> TorchBase:
+    return load_base(tiny_bert_archive)
+
+
+@pytest.fixture(scope="module")
+def tiny_session(tiny_bert: TorchBase, tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
+    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
+    export_onnx(tiny_bert, path)
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+class Awkward(nn.Module):
+    """Its outputs are an input, a weight, one value twice, and names that the exporter gives to other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.randn(4))
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        h = self.linear(x) + self.x
+        return {"x": x, "linear": h + y, "same": h, "again": h, "add": h * 2, "weight": self.x}
+
+
+def test_awkward_outputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_base(Awkward(), (torch.randn(1, 4), torch.randn(1, 4)), tmp_path / "model.pt")
+    base = load_base(tmp_path / "model.pt")
+    export_onnx(base, tmp_path / "model.onnx")
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    names = ["x_output", "linear", "same", "again", "add", "weight"]
+    assert [output.name for output in session.get_outputs()] == names
+    inputs = {"x": torch.randn(3, 4), "y": torch.randn(3, 4)}
+    assert_equal(base, session, inputs, 1e-6)
+    torch.testing.assert_close(base.run(inputs)["add"], base.run(inputs)["same"] * 2)
+
+
+def test_the_base_stays_as_it_is_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    base = load_encoder(tmp_path / "model.pt")
+    inputs = draw(base, 2, 5)
+    before = base.run(inputs)
+    capfd.readouterr()
+    models = [to_onnx(base), to_onnx(base)]
+    assert len(models[0].graph) == len(models[1].graph)
+    assert all(torch.equal(before[name], value) for name, value in base.run(inputs).items())
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> TorchBase:
+    save_base(Small(), (torch.ones(1, 4),), tmp_path / "model.pt")
+    return load_base(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("taken", ["model.onnx", "weights.bin"])
+def test_what_is_there_is_kept(small: TorchBase, taken: str, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / taken).write_text("mine")
+    with pytest.raises(OutputExistsError, match=taken):
+        export_onnx(small, folder / "model.onnx", data="weights.bin")
+    assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(taken, "mine")]
+
+
+def test_what_is_there_is_replaced_when_that_is_asked_for(small: TorchBase, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "model.onnx").write_text("mine")
+    export_onnx(small, folder / "model.onnx", data="weights.bin", force=True)
+    assert sorted(file.name for file in folder.iterdir()) == ["model.onnx", "weights.bin"]
+    session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    assert_equal(small, session, {"x": torch.randn(3, 4)}, 1e-6)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(
+    small: TorchBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", fail)
+    with pytest.raises(WriteError, match="No space left"):
+        export_onnx(small, tmp_path / "out" / "model.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+class WithoutOnnx(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvalsh(x)
+
+
+def test_an_op_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    save_base(WithoutOnnx(), (torch.eye(3)[None],), tmp_path / "model.pt")
+    with pytest.raises(BaseModelError, match=r"cannot export the base to ONNX.*eigh"):
+        export_onnx(load_base(tmp_path / "model.pt"), tmp_path / "model.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]

@@ -1,0 +1,258 @@
+"""Training: what must be learnt is, what must not change does not, and an interruption leaves no trace."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import interrupted_training
+import numpy as np
+import pytest
+import torch
+from small_encoder import load_encoder, save_encoder
+from small_task import make_adapter, prepared, review_data, with_random_weights
+from torch import Tensor
+
+from adapter_export.errors import TrainingError
+from adapter_export.format.tensors import read_tensors
+from adapter_export.torch_backend.attach import attach
+from adapter_export.torch_backend.base.base import TorchBase, fingerprint
+from adapter_export.torch_backend.train.objectives import Scores, macro_f1
+from adapter_export.torch_backend.train.record import EpochRecord, Silent, TrainingSettings
+from adapter_export.torch_backend.train.train import CHECKPOINT_FILE, TrainingData, evaluate, train
+
+QUICK = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
+    return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def data(base: TorchBase) -> TrainingData:
+    return review_data(base)
+
+
+class Witness(Silent):
+    """Remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, int]] = []
+        self.losses: list[float] = []
+        self.records: list[EpochRecord] = []
+
+    def started(self, steps: int, done: int) -> None:
+        self.begun.append((steps, done))
+
+    def stepped(self, loss: float) -> None:
+        self.losses.append(loss)
+
+    def epoch_finished(self, record: EpochRecord) -> None:
+        self.records.append(record)
+
+
+def test_it_learns_the_task_and_leaves_the_base_bit_for_bit(base) -> None:
+    before = fingerprint(base.program)
+    model = attach(base, make_adapter(base, bottleneck=8))
+    settings = TrainingSettings(epochs=15, batch_size=8, learning_rate=0.02, patience=15)
+    result = train(model, review_data(base, 300), settings)
+    assert result.best.validation.metrics["accuracy"] >= 0.9
+    assert result.history[-1].training_loss < 0.3 * result.history[0].training_loss
+    assert fingerprint(base.program) == before == base.fingerprint
+    wanted = {id(tensor) for tensor in model.tensors().values()}
+    assert all(tensor.grad is None for tensor in model.parameters() if id(tensor) not in wanted)
+
+
+def test_it_tells_every_step(base, data) -> None:
+    witness = Witness()
+    result = train(prepared(base), data, QUICK, progress=witness)
+    steps = math.ceil(60 / 8) * 2
+    assert witness.begun == [(steps, 0)]
+    assert len(witness.losses) == result.steps == steps
+    assert witness.losses[0] == pytest.approx(math.log(2), abs=0.1)
+    assert witness.records == result.history
+    assert [record.epoch for record in result.history] == [1, 2]
+
+
+def test_the_model_ends_with_the_best_epoch(base, data) -> None:
+    model = prepared(base, dropout=0.5)
+    result = train(model, data, TrainingSettings(epochs=6, batch_size=8, learning_rate=0.05, patience=6))
+    accuracies = [record.validation.metrics["accuracy"] for record in result.history]
+    assert result.best.validation.metrics["accuracy"] == max(accuracies)
+    assert evaluate(model, data.validation, 8) == result.best.validation
+    assert not model.training
+
+
+def test_the_same_run_twice_gives_the_same_bits_and_another_seed_does_not(base, data) -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        model = prepared(base, dropout=0.2)
+        train(model, data, replace(QUICK, seed=seed))
+        weights.append(model.to_adapter().weights)
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not np.array_equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_it_leaves_the_generator_of_torch_alone(base, data) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(prepared(base, dropout=0.2), data, replace(QUICK, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_stops_when_nothing_gets_better(base, data) -> None:
+    settings = TrainingSettings(epochs=20, batch_size=8, learning_rate=1e-9, patience=2)
+    still = replace(data, validation=data.validation.only(np.arange(4)))
+    result = train(prepared(base), still, settings)
+    assert len(result.history) < 20
+    assert len(result.history) == result.best_epoch + 2
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Killed between two checkpoints, then after the last step of an epoch, before it was validated."""
+    archive, output = save_encoder(tmp_path / "model.pt"), tmp_path / "weights.safetensors"
+    for step in (5, 16, 0):
+        command = [sys.executable, interrupted_training.__file__, archive, tmp_path / "partial", output, step]
+        found = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert found.returncode == (-signal.SIGKILL if step else 0), found.stderr
+    threads = torch.get_num_threads()
+    try:
+        whole = interrupted_training.run(archive, tmp_path / "whole")
+    finally:
+        torch.set_num_threads(threads)
+    broken = read_tensors(output)
+    assert whole.keys() == broken.keys()
+    assert all(np.array_equal(whole[name], broken[name]) for name in whole)
+
+
+class Interrupt(Silent):
+    """Stops the run as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def stepped(self, loss: float) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def interrupted(base: TorchBase, data: TrainingData, folder: Path) -> Path:
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared(base), data, replace(QUICK, checkpoint_steps=2), progress=Interrupt(5), checkpoints=folder)
+    return folder / CHECKPOINT_FILE
+
+
+def test_it_says_where_it_went_on(base, data, tmp_path: Path) -> None:
+    interrupted(base, data, tmp_path)
+    witness = Witness()
+    settings = replace(QUICK, checkpoint_steps=2)
+    result = train(prepared(base), data, settings, progress=witness, checkpoints=tmp_path)
+    assert result.resumed_at == 4
+    assert witness.begun == [(16, 4)]
+    assert len(witness.losses) == 12
+
+
+def test_a_finished_run_is_not_run_again(base, data, tmp_path: Path) -> None:
+    models = [prepared(base), prepared(base)]
+    first, again = (train(model, data, QUICK, checkpoints=tmp_path) for model in models)
+    assert again.resumed_at == first.steps == again.steps
+    assert again.history == first.history
+    one, other = (model.to_adapter().weights for model in models)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("change", ["settings", "data", "weights"])
+def test_another_run_does_not_take_up_the_checkpoint(base, data, tmp_path: Path, change: str) -> None:
+    path = interrupted(base, data, tmp_path)
+    before = path.read_bytes()
+    settings, model = replace(QUICK, checkpoint_steps=2), prepared(base)
+    if change == "settings":
+        settings = replace(settings, learning_rate=0.02)
+    if change == "data":
+        data = replace(data, training=data.training.only(np.arange(59)))
+    if change == "weights":
+        model = attach(base, make_adapter(base, seed=1))
+    with pytest.raises(TrainingError, match="an interrupted run with other data, settings or weights"):
+        train(model, data, settings, checkpoints=tmp_path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_named(base, data, tmp_path: Path, damage: str) -> None:
+    path = interrupted(base, data, tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[:-10], "flipped": b"\xff" + whole[1:], "empty": b""}[damage])
+    with pytest.raises(TrainingError, match=r"the checkpoint is damaged.*--restart"):
+        train(prepared(base), data, replace(QUICK, checkpoint_steps=2), checkpoints=tmp_path)
+
+
+class Sabotage(Silent):
+    """Puts a NaN into the model after a number of steps."""
+
+    def __init__(self, tensor: Tensor, step: int) -> None:
+        self.tensor = tensor
+        self.left = step
+
+    def stepped(self, loss: float) -> None:
+        self.left -= 1
+        if not self.left:
+            self.tensor.data[0] = math.nan
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(base, data) -> None:
+    model = prepared(base)
+    sabotage = Sabotage(model.tensors()["head.classifier.bias"], 9)
+    with pytest.raises(TrainingError, match=r"step 10, epoch 2: the loss is not finite; found nan.*--learning-rate"):
+        train(model, data, QUICK, progress=sabotage)
+
+
+def test_without_a_head_there_is_nothing_to_train(base, data) -> None:
+    with pytest.raises(TrainingError, match="has no head"):
+        train(attach(base, make_adapter(base, labels=None)), data)
+
+
+def test_a_loop_of_ones_own(base, data) -> None:
+    """What the README shows to those who have a loop already."""
+    model = attach(base, make_adapter(base))
+    optimizer = torch.optim.AdamW(model.tensors().values(), lr=0.02)
+    batch, classes = data.training.inputs(np.arange(20)), data.training.targets(np.arange(20))
+    losses = []
+    for _ in range(20):
+        loss = torch.nn.functional.cross_entropy(model(**batch)["logits"], classes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_macro_f1_by_hand() -> None:
+    true, predicted = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 1])
+    assert macro_f1(true, predicted) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert macro_f1(true, true) == 1.0
+    assert macro_f1(np.array([0, 0]), np.array([0, 2])) == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_scores_do_not_depend_on_the_batches(base, data) -> None:
+    model = attach(base, with_random_weights(make_adapter(base)))
+    one, other = (evaluate(model, data.validation, size) for size in (1, 30))
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
+    assert one.metrics == other.metrics
+
+
+def scores(loss: float, accuracy: float, macro_f1: float) -> Scores:
+    return Scores(loss, {"accuracy": accuracy, "macro_f1": macro_f1}, "accuracy")
+
+
+def test_better_means_more_accurate_and_then_less_loss() -> None:
+    assert scores(1.0, 0.9, 0).is_better_than(scores(0.5, 0.8, 0))
+    assert scores(0.4, 0.9, 0).is_better_than(scores(0.5, 0.9, 0))
+    assert not scores(0.5, 0.9, 0).is_better_than(scores(0.5, 0.9, 1))
+    assert Scores(0.4, {"pearson": 0.1}).is_better_than(Scores(0.5, {"pearson": 0.9}))
