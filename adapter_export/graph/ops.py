@@ -1,7 +1,7 @@
 """The vocabulary: every op that an adapter graph may use, given once.
 
 What an op computes is defined by the NumPy lowering (`adapter_export.graph.numpy_lowering`); here stand the facts that
-need no arithmetic: how many values it reads, which parameters and attributes it has, which shape it returns, what it costs.
+need no arithmetic: how many values it reads, which parameters and attributes it has, which shape it returns, its cost.
 
 Shapes are tuples of dimensions; a dimension is a number or a symbol such as `d` (the site's width) or `b` (the
 bottleneck). Ops work on the last axis and leave the axes before it alone, unless they say otherwise.
