@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clients import EXAMPLES, Client, succeed, tool
+from clients import CPP_PACKAGES, EXAMPLES, Client, missing_cpp_packages, succeed, tool
 from once import once
 from small_bundle import WORDS, build_small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -132,11 +132,14 @@ def damaged_bundle(small_bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the programs of `examples/cpp`."""
-    packages = "cmake g++ libonnxruntime-dev nlohmann-json3-dev libflatbuffers-dev libssl-dev libcpp-httplib-dev"
-    cmake = tool("cmake", packages)
-    tool("g++", packages)
-    if not Path("/usr/include/onnxruntime/onnxruntime_cxx_api.h").exists():
-        skip_or_fail(f"ONNX Runtime for C++ is missing: on Debian, `apt-get install {packages}`")
+    install = f"on Debian, `apt-get install {' '.join(['cmake', 'g++', *CPP_PACKAGES.values()])}`"
+    absent = [program for program in ("cmake", "g++") if shutil.which(program) is None]
+    if absent:
+        skip_or_fail(f"the C++ client cannot be built without {' and '.join(absent)}: {install}")
+    cmake = tool("cmake", "cmake")
+    missing = missing_cpp_packages(cmake, tmp_path_factory.mktemp("find_packages"))
+    if missing:
+        skip_or_fail(f"the C++ client cannot be built without {', '.join(missing)}: {install}")
 
     def make(folder: Path) -> None:
         # without optimisation, which takes longer than what it would save here

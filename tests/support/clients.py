@@ -73,7 +73,40 @@ def tool(name: str, package: str) -> str:
     return found
 
 
-def succeed(words: Sequence[str | Path], folder: Path) -> None:
-    """Run a program that must end well."""
+def succeed(words: Sequence[str | Path], folder: Path) -> str:
+    """Run a program that must end with exit code 0, and return what it printed."""
     done = subprocess.run(list(map(str, words)), cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+CPP_PACKAGES = {
+    "onnxruntime": "libonnxruntime-dev",
+    "nlohmann_json": "nlohmann-json3-dev",
+    "flatbuffers": "libflatbuffers-dev",
+    "OpenSSL": "libssl-dev",
+    "httplib": "libcpp-httplib-dev",
+}
+"""What `examples/cpp` needs, by the names that CMake knows, and Debian's packages of it."""
+
+FIND_PACKAGES = """
+cmake_minimum_required(VERSION 3.16)
+project(find_packages LANGUAGES CXX)
+foreach(name onnxruntime nlohmann_json flatbuffers OpenSSL)
+  find_package(${name} QUIET)
+  if(NOT ${name}_FOUND)
+    message(NOTICE "missing: ${name}")
+  endif()
+endforeach()
+find_library(HTTPLIB cpp-httplib)
+if(NOT HTTPLIB)
+  message(NOTICE "missing: httplib")
+endif()
+"""
+
+
+def missing_cpp_packages(cmake: str, folder: Path, *options: str) -> list[str]:
+    """Debian's names of the packages that `examples/cpp` needs and CMake cannot find."""
+    (folder / "CMakeLists.txt").write_text(FIND_PACKAGES)
+    found = succeed([cmake, "-S", folder, "-B", folder / "build", *options], folder)
+    return [package for name, package in CPP_PACKAGES.items() if f"missing: {name}\n" in found]
