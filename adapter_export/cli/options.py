@@ -1,20 +1,222 @@
-"""Options that several commands have, said in the same words."""
+"""Commands made from signatures: a parameter is an option, its type a converter, its annotation the help.
+
+::
+
+    @command("adapter-export pack w.safetensors --kind lora --base model.pt -o a")
+    def pack(weights: Path, *, base: Annotated[Path, Option("The model.", "MODEL")], as_json: Json = False) -> None:
+
+A parameter that can be given by position is an argument of the command, one by keyword alone is an option. It is
+required if it has no default. `**options: Unpack[PackOptions]`, a `TypedDict`, brings an option for each key, and the
+function gets those that were given; `like=call` brings the keyword parameters of a call that the function does not
+have itself. So an option is declared once, in the API.
+
+Types: `bool` is a flag, `Sequence[str]` an option that may be repeated, a `Literal` a choice, and `_CONVERTERS` has
+what is written with commas.
+"""
 
 from __future__ import annotations
 
+import builtins
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from adapter_export.api.option import Option
 from adapter_export.errors import OutputExistsError
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
 """A path; whether it is there is said by the reader, in the words of `errors.py`."""
+
+Json = Annotated[bool, Option("Write one JSON document to stdout.", flags="--json")]
+Force = Annotated[bool, Option("Replace what is at the output's place.")]
+TrustPickle = Annotated[
+    bool, Option("Load a model archive that could run code. Only for files that you made yourself.")
+]
+SiteMapFile = Annotated[
+    Path | None,
+    Option(
+        "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
+    ),
+]
+AdapterFolder = Annotated[Path, Option("The adapter folder to write.", "PATH", "-o")]
+
+
+def command(
+    *examples: str, like: Callable[..., object] | None = None, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function; its docstring is the help.
+
+    Options come in the order of the signatures: those of `**options` and `like` first, the function's own last.
+
+    Args:
+        examples: lines for the end of the help page.
+        like: a call whose keyword parameters are options, too; the function takes them as `**options: Any`.
+        without: those of `like` that are not.
+    """
+
+    def make(function: Callable[..., None]) -> click.Command:
+        own = inspect.signature(function).parameters
+        params = list(_params(function))
+        arguments = [param for param in params if isinstance(param, click.Argument)]
+        options = [param for param in params if not isinstance(param, click.Argument)]
+        if like is not None:
+            borrowed = [param for param in _params(like) if isinstance(param, click.Option)]
+            options = [param for param in borrowed if param.name not in {*own, *without}] + options
+
+        def call(**given: Any) -> None:
+            function(**{name: value for name, value in given.items() if value is not None})
+
+        return click.Command(
+            function.__name__.rstrip("_"),
+            params=[*arguments, *options],
+            callback=call,
+            help=inspect.getdoc(function),
+            epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples),
+        )
+
+    return make
+
+
+def option_names(options: type) -> list[str]:
+    """Return the keys of a `TypedDict` of options."""
+    return list(get_type_hints(options))
+
+
+def _params(call: Callable[..., object]) -> Iterator[click.Parameter]:
+    hints = get_type_hints(call, localns=_Names(), include_extras=True)
+    signature = inspect.signature(call).parameters.values()
+    for options in (hints[one.name] for one in signature if one.kind is one.VAR_KEYWORD):
+        for typed in get_args(options):  # of `Unpack`
+            yield from (_option(name, hint, None) for name, hint in get_type_hints(typed, include_extras=True).items())
+    for one in signature:
+        if one.kind is one.KEYWORD_ONLY:
+            yield _option(one.name, hints[one.name], one.default)
+        elif one.kind is not one.VAR_KEYWORD:
+            kind, said = _read(hints[one.name])
+            yield click.Argument([one.name], type=_converter(kind, said), metavar=said.metavar)
+
+
+class _Names(dict[str, object]):
+    """Lets the types of a call that are imported for type checking alone be anything: no option is made of them."""
+
+    def __missing__(self, name: str) -> object:
+        if hasattr(builtins, name):
+            raise KeyError(name)
+        return Any
+
+
+def _option(name: str, hint: object, default: object) -> click.Option:
+    kind, said = _read(hint)
+    flags = said.flags.split()
+    if not any(flag.startswith("--") for flag in flags):
+        flags.append(f"--{name.replace('_', '-')}")
+    required = default is inspect.Parameter.empty
+    settings: dict[str, Any] = {"help": said.help, "required": required}
+    if kind == {bool}:
+        settings |= {"is_flag": True, "default": None if default is None else False}
+    else:
+        settings |= {"type": _converter(kind, said), "metavar": said.metavar, "multiple": kind == {Sequence[str]}}
+        if not required and default not in (None, ()):
+            settings |= {"default": default, "show_default": True}
+    return click.Option([name, *flags], **settings)
+
+
+def _read(hint: object) -> tuple[frozenset[Any], Option]:
+    """Return the types that a value can have, without `None`, and what is said of it."""
+    said: object = Option()
+    if get_origin(hint) is Annotated:
+        hint, said = get_args(hint)[:2]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return frozenset(kinds) - {NoneType}, said if isinstance(said, Option) else Option(str(said))
+
+
+def _converter(kind: frozenset[Any], said: Option) -> Any:
+    if said.choices:
+        return click.Choice(said.choices)
+    if kind == {int} and said.least is not None:
+        return click.IntRange(min=said.least)
+    if kind in _CONVERTERS:
+        return _CONVERTERS[kind]
+    literals = [word for one in kind if get_origin(one) is Literal for word in get_args(one)]
+    if literals:
+        return click.Choice(literals)
+    return next((found for one, found in _PLAIN.items() if one in kind), click.STRING)
+
+
+class _Text(click.ParamType[Any]):
+    """A value that is written as text in a way of its own."""
+
+    def __init__(self, metavar: str, parse: Callable[[str], object], otherwise: str) -> None:
+        self.name = self._metavar = metavar
+        self._parse = parse
+        self._otherwise = otherwise
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        return self._metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return what the text means, or refuse it."""
+        try:
+            return self._parse(value) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"`{value}` {self._otherwise}", param, ctx)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise ValueError(text)
+    return words
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def _by_name(text: str, twice: str) -> dict[str, float]:
+    pairs = [item.rsplit("=", 1) for item in text.split(",")]
+    found = {name.strip(): _number(number) for name, number in pairs}
+    if len(found) < len(pairs):
+        raise click.BadParameter(f"`{text}` gives {twice}")
+    return found
+
+
+def _numbers(text: str) -> float | dict[str, float]:
+    return _by_name(text, "one name two numbers") if "=" in text else _number(text)
+
+
+def _weights(text: str) -> tuple[float, ...] | dict[str, float]:
+    return _by_name(text, "one adapter two weights") if "=" in text else tuple(map(float, text.split(",")))
+
+
+def _scaling(text: str) -> float | str:
+    return text if text in ("learned", "channel") else float(text)
+
+
+_CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
+    frozenset({tuple[str, ...]}): _Text("A,B,…", _names, "has an empty item"),
+    frozenset({float, Mapping[str, float]}): _Text(
+        "N|NAME=N,…", _numbers, "is neither a number nor a list such as `query=8,value=4`"
+    ),
+    frozenset({float, Literal["learned", "channel"]}): _Text(
+        "N|learned|channel", _scaling, "is neither a number nor `learned` or `channel`"
+    ),
+    frozenset({tuple[float, ...], Mapping[str, float]}): _Text(
+        "N,…|NAME=N,…", _weights, "is no list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`"
+    ),
+}
+_PLAIN: Mapping[type, click.ParamType[Any]] = {Path: PATH, int: click.INT, float: click.FLOAT, str: click.STRING}
+
+
+# Decorators for the commands that are not made from a signature yet.
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def json_option(command: Command) -> Command:

@@ -1,0 +1,24 @@
+"""How a parameter of a call is said on the command line, written where it stands: `Annotated[int, Option(…)]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Option:
+    """The words of an option; its type, its default and, mostly, its name are those of the parameter.
+
+    Attributes:
+        help: what it does; its default too, where the signature does not show one: `[default: 0.1]`.
+        metavar: stands for the value in help pages, such as `FILE`; by type if not given.
+        flags: other names, with spaces between them: `-o` beside the parameter's name, `--json` in its place.
+        choices: the values that it can have; those of a `Literal` if not given.
+        least: the smallest number that it can be.
+    """
+
+    help: str = ""
+    metavar: str | None = None
+    flags: str = ""
+    choices: tuple[str, ...] = ()
+    least: int | None = None
