@@ -28,8 +28,6 @@ from adapter_export.onnx_backend.view.flow import flow_graph
 
 Tell = Callable[[str], None]
 
-_BANKS = ("bank", "mixture")
-
 
 def add_adapters(
     bundle: Path,
@@ -145,8 +143,7 @@ class _Opened:
     @property
     def rewritten(self) -> set[str]:
         """The files that are written anew in any case."""
-        banks = [self.manifest.graphs[flavour] for flavour in _BANKS if flavour in self.manifest.graphs]
-        return {*banks, BANK_FILE} if banks else set()
+        return {self.manifest.graphs["bank"], BANK_FILE} if "bank" in self.manifest.graphs else set()
 
     def check_unchanged(self) -> None:
         """Refuse to take the place of what somebody else made of the bundle meanwhile: it would be lost.
@@ -233,14 +230,11 @@ class _Opened:
         rows = bank_rows(self.plan, self.heads, adapters)
         tensors = {bank_name(slot): tensor for slot, tensor in rows.tensors.items()}
         tensors |= {mask_name(output): tensor for output, tensor in rows.masks.items()}
-        graphs = [manifest.graphs[flavour] for flavour in _BANKS if flavour in manifest.graphs]
-        models = [ir.load(self.folder / path) for path in graphs]
-        for model in models:
-            for name, tensor in tensors.items():
-                model.graph.initializers[name].const_value = ir.Tensor(tensor, name=name)
-        store_bank(models, folder)
-        for path, model in zip(graphs, models, strict=True):
-            ir.save(model, folder / path)
+        model = ir.load(self.folder / manifest.graphs["bank"])
+        for name, tensor in tensors.items():
+            model.graph.initializers[name].const_value = ir.Tensor(tensor, name=name)
+        store_bank(model, folder)
+        ir.save(model, folder / manifest.graphs["bank"])
         return replace(manifest.bank, rows=rows.names)
 
     def vectors(self, manifest: Manifest) -> dict[str | None, Golden]:

@@ -62,30 +62,13 @@ class Graph:
         wanted = [name for name in outputs if name in there]
         return run_session(self.session, {**arrays, **self._feeds(chosen)}, wanted) if wanted else {}
 
-    def run_one_twice(
-        self, arrays: Mapping[str, np.ndarray], name: str | None, bank: BankRecord, outputs: Sequence[str]
-    ) -> Arrays:
-        """Run the mixture on a bank that holds one adapter twice, with shares that add up to one.
-
-        Raises:
-            RequestError: as `run`.
-        """
-        row, batch = bank.rows.index(name), len(next(iter(arrays.values())))
-        held = bank_contents(self.folder / self.manifest.graphs["mixture"], bank)
-        twice = {key: np.repeat(tensor[row : row + 1], 2, axis=0) for key, tensor in held.items()}
-        shares = np.tile(np.array([[0.25, 0.75]], np.float32), (batch, 1))  # exact in binary
-        return run_session(self.session, {**arrays, **twice, bank.weights: shares}, list(outputs))
-
     def _feeds(self, chosen: Sequence[str | None]) -> Mapping[str, np.ndarray]:
         if self.form == "inputs":
             return adapter_tensors(self.folder, self.manifest, chosen[0])
         bank = self.manifest.bank
         if bank is None or self.form == "baked":
             return {}
-        rows = np.array([bank.rows.index(name) for name in chosen], np.int64)
-        if self.form == "bank":
-            return {bank.ids: rows}
-        return {bank.weights: np.eye(len(bank.rows), dtype=np.float32)[rows]}
+        return {bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
 
 
 def open_graph(folder: Path, manifest: Manifest, form: Form, path: str) -> Graph:
@@ -144,9 +127,8 @@ def check_contents(
         forms: the graphs to look at.
         records: the adapters; none for the base.
     """
-    banks = [manifest.graphs[form] for form in ("bank", "mixture") if form in forms]
-    if manifest.bank is not None and banks:
-        contents = [bank_contents(folder / file, manifest.bank) for file in banks]
+    if manifest.bank is not None and "bank" in forms:
+        contents = bank_contents(folder / manifest.graphs["bank"], manifest.bank)
         names = [None if record is None else record.name for record in records]
         for name in names:
             if name in manifest.bank.rows:
@@ -157,15 +139,11 @@ def check_contents(
 
 
 def _check_row(
-    folder: Path, manifest: Manifest, bank: BankRecord, name: str | None, contents: Sequence[Weights]
+    folder: Path, manifest: Manifest, bank: BankRecord, name: str | None, contents: Weights
 ) -> InvariantResult:
     """A row holds an adapter, and zeros where it is narrower than others."""
     row, own = bank.rows.index(name), adapter_tensors(folder, manifest, name)
-    wrong = [
-        tensor.name
-        for tensor in bank.tensors
-        if not all(_holds(held.get(tensor.name), row, tensor, own) for held in contents)
-    ]
+    wrong = [tensor.name for tensor in bank.tensors if not _holds(contents.get(tensor.name), row, tensor, own)]
     return _result("bank rows", name or BASE, wrong, len(bank.tensors))
 
 
@@ -244,7 +222,7 @@ def check_structure(folder: Path, manifest: Manifest) -> Iterator[InvariantResul
 
 
 def _graphs(manifest: Manifest) -> Iterator[tuple[Form, str]]:
-    forms: tuple[Form, ...] = ("slots", "inputs", "bank", "mixture")
+    forms: tuple[Form, ...] = ("slots", "inputs", "bank")
     yield from ((form, manifest.graphs[form]) for form in forms if form in manifest.graphs)
     yield from (("baked", record.baked) for record in manifest.adapters if record.baked is not None)
 
@@ -283,8 +261,6 @@ def _own(manifest: Manifest, form: Form) -> dict[str, _Value]:
     if form == "baked" or bank is None:
         return {}
     choice = {bank.ids: _Value("int64", ("batch",))}
-    if form == "mixture":
-        choice = {bank.weights: _Value("float32", ("batch", "adapters"))}
     return choice | {tensor.name: _Value("float32", tensor.axes) for tensor in bank.tensors}
 
 
@@ -319,7 +295,7 @@ def _defaults(model: ir.Model, manifest: Manifest, form: Form) -> Iterator[str]:
     """What can be overridden is what should be, and its default does nothing."""
     bank = manifest.bank
     tensors = () if bank is None else tuple(tensor.name for tensor in bank.tensors)
-    wanted = {"slots": tuple(slot.name for slot in manifest.slots), "bank": tensors, "mixture": tensors}.get(form, ())
+    wanted = {"slots": tuple(slot.name for slot in manifest.slots), "bank": tensors}.get(form, ())
     found = _overridable(model)
     yield from (f"`{name}` cannot be overridden" for name in wanted if name not in found)
     yield from (f"`{name}` can be overridden" for name in found if name not in wanted)
@@ -327,7 +303,7 @@ def _defaults(model: ir.Model, manifest: Manifest, form: Form) -> Iterator[str]:
         value = model.graph.initializers.get(slot.name)
         if value is not None and value.const_value is not None and not _is_neutral(value.const_value, slot):
             yield f"`{slot.name}` has another default than {list(slot.neutral)} of {slot.neutral_value:g}"
-    if bank is not None and form in ("bank", "mixture"):
+    if bank is not None and form == "bank":
         yield from _bank_rows(model, tensors, len(bank.rows))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,9 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.graft.bank import (
     IDS_INPUT,
-    WEIGHTS_INPUT,
-    BankRows,
     bank_rows,
     bank_tensors,
     insert_bank,
-    insert_mixture,
 )
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, slot_tensors
 
@@ -51,22 +48,16 @@ def baked(model: ir.Model, tensors: Weights) -> ir.Model:
 
 
 BANK_FILE = "bank.bin"
-"""The adapters of a bank, for the graphs `bank` and `mixture`."""
+"""The adapters of the graph `bank`."""
 
 FLAVOURS: Mapping[Flavour, str] = {
     "slots": "model.onnx",
     "inputs": "model.inputs.onnx",
     "bank": "model.bank.onnx",
-    "mixture": "model.mixture.onnx",
 }
 """The file of each flavour."""
 
 USUAL_FLAVOURS: tuple[Flavour, ...] = ("slots", "inputs", "bank")
-
-_BANKS: Mapping[Flavour, Callable[[OnnxBase, SlotPlan, BankRows], ir.Model]] = {
-    "bank": insert_bank,
-    "mixture": insert_mixture,
-}
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,8 @@ class FlavourWriter:
             model = with_required_inputs(self.model, [slot.name for slot in self.plan.slots])
             ir.save(model, self.folder / FLAVOURS["inputs"])
         try:
-            self._write_bank([flavour for flavour in _BANKS if flavour in wanted], written)
+            if "bank" in wanted:
+                self._write_bank(written)
         except (AdapterError, BaseModelError) as error:
             if forms.flavours is not None:
                 raise
@@ -143,18 +135,14 @@ class FlavourWriter:
             written.baked[name] = self._bake(name)
         return written
 
-    def _write_bank(self, flavours: Sequence[Flavour], written: Flavours) -> None:
-        if not flavours:
-            return
+    def _write_bank(self, written: Flavours) -> None:
         rows = bank_rows(self.plan, self.heads, self.adapters)
-        models = {flavour: _BANKS[flavour](self.base, self.plan, rows) for flavour in flavours}
-        for model in models.values():
-            _share_weights(model, self.model)
-        store_bank(list(models.values()), self.folder)
-        for flavour, model in models.items():
-            ir.save(model, self.folder / FLAVOURS[flavour])
-            written.graphs[flavour] = FLAVOURS[flavour]
-        written.bank = BankRecord(IDS_INPUT, WEIGHTS_INPUT, rows.names, bank_tensors(self.plan, self.heads))
+        model = insert_bank(self.base, self.plan, rows)
+        _share_weights(model, self.model)
+        store_bank(model, self.folder)
+        ir.save(model, self.folder / FLAVOURS["bank"])
+        written.graphs["bank"] = FLAVOURS["bank"]
+        written.bank = BankRecord(IDS_INPUT, rows.names, bank_tensors(self.plan, self.heads))
 
     def _bake(self, name: str) -> str:
         adapter = next((adapter for adapter in self.adapters if adapter.name == name), None)
@@ -166,22 +154,18 @@ class FlavourWriter:
         return path
 
 
-def store_bank(models: Sequence[ir.Model], folder: Path) -> None:
-    """Put the tensors of a bank into a file, for all graphs that have it; they must hold the same tensors.
+def store_bank(model: ir.Model, folder: Path) -> None:
+    """Move the tensors of a bank into a file.
 
     Raises:
         OSError: the operating system refused.
     """
-    stored: dict[str, ir.ExternalTensor] = {}
-    for model in models:
-        inputs = {value.name for value in model.graph.inputs}
-        values = {name: value for name, value in model.graph.initializers.items() if name in inputs}
-        if not stored:
-            tensors = [value.const_value for value in values.values() if value.const_value is not None]
-            written = ir.external_data.convert_tensors_to_external(tensors, folder, BANK_FILE)
-            stored = dict(zip(values, written, strict=True))
-        for name, value in values.items():
-            value.const_value = stored[name]
+    inputs = {value.name for value in model.graph.inputs}
+    values = [value for name, value in model.graph.initializers.items() if name in inputs]
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    stored = ir.external_data.convert_tensors_to_external(tensors, folder, BANK_FILE)
+    for value, tensor in zip(values, stored, strict=True):
+        value.const_value = tensor
 
 
 def _share_weights(model: ir.Model, other: ir.Model) -> None:

@@ -152,7 +152,7 @@ def _comparisons(found: Arrays, expectation: Expectation, way: Way) -> Iterator[
             continue
         for part, where in way.parts(expectation.case, value.shape):
             logits = name in expectation.logits
-            if way.form in ("bank", "mixture"):
+            if way.form == "bank":
                 yield name, part, _compare_own(found[name], value, budget, where, logits=logits)
             else:
                 yield name, part, compare(found[name], value, budget, where=where, logits=logits)

@@ -14,10 +14,10 @@ from adapter_export.errors import NothingComparedError
 Against = Literal["reference", "golden"]
 Part = Literal["all", "tokens", "padding"]
 
-Form = Literal["slots", "inputs", "bank", "mixture", "baked"]
+Form = Literal["slots", "inputs", "bank", "baked"]
 """A graph of a bundle: one of its flavours, or one with an adapter baked in."""
 
-FORMS: tuple[Form, ...] = ("slots", "inputs", "bank", "mixture", "baked")
+FORMS: tuple[Form, ...] = ("slots", "inputs", "bank", "baked")
 """All of them, in the order in which they are checked."""
 
 

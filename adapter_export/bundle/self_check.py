@@ -46,8 +46,6 @@ def check_flavours(folder: Path, manifest: Manifest, vectors: Vectors) -> None:
         _check_inputs(_opened(folder, manifest.graphs["inputs"]), folder, manifest, vectors)
     if manifest.bank is not None and "bank" in manifest.graphs:
         _check_bank(_opened(folder, manifest.graphs["bank"]), manifest.bank, vectors, mixed=manifest.batch_invariant)
-    if manifest.bank is not None and "mixture" in manifest.graphs:
-        _check_mixture(_opened(folder, manifest.graphs["mixture"]), manifest.bank, vectors)
     for record in manifest.adapters:
         if record.baked is not None:
             golden = vectors[record.name]
@@ -98,19 +96,6 @@ def _check_rows(run: RunAll, bank: BankRecord, vectors: Vectors, deals: Sequence
             vectors[name].compare_row(index, row, result, f"{_words(name)} {words}")
 
 
-def _check_mixture(run: RunAll, bank: BankRecord, vectors: Vectors) -> None:
-    """A share of 1 for one adapter, of 0 for all others."""
-    for some in _grouped([*enumerate(bank.rows)], vectors):
-        requests = [(at, name, index) for at, name in some for index in range(len(vectors[name].cases))]
-        cases = [vectors[name].cases[index] for _, name, index in requests]
-        shares = [_one_hot(case, at, len(bank.rows)) for case, (at, *_) in zip(cases, requests, strict=True)]
-        with _rows_apart():
-            results = run([{**case.arrays, bank.weights: each} for case, each in zip(cases, shares, strict=True)])
-        for (_, name, index), case, result in zip(requests, cases, results, strict=True):
-            for row in range(_batch(case)):
-                vectors[name].compare_row(index, row, result, f"{_words(name)} in the mixture")
-
-
 def _grouped(items: Sequence[Item], vectors: Vectors) -> Iterator[Sequence[Item]]:
     """As many at a time as there is room for their results; a graph in pieces is opened anew for each group."""
     size = sum(array.nbytes for outputs in vectors[None].outputs for array in outputs.values())
@@ -134,12 +119,6 @@ def _rows_apart() -> Iterator[None]:
 def _dealt(case: InputCase, names: Sequence[str | None]) -> Iterator[str | None]:
     """A name for each row of the batch, beginning anew when they are used up."""
     return (names[row % len(names)] for row in range(_batch(case)))
-
-
-def _one_hot(case: InputCase, at: int, count: int) -> np.ndarray:
-    shares = np.zeros((_batch(case), count), np.float32)
-    shares[:, at] = 1
-    return shares
 
 
 def _batch(case: InputCase) -> int:

@@ -196,31 +196,26 @@ def _mixed(
                 yield Trial("bank", path, against, case, chosen, mixed=True)
 
 
-# What must hold of a bank and a mixture whatever a reference says: rows stay apart, shares add up.
+# What must hold of a bank whatever a reference says: rows stay apart.
 
 
 def row_steps(plan: Plan) -> int:
     """How many steps `check_rows` takes."""
     bank = plan.manifest.bank
-    return 0 if bank is None else len(_batches(plan, bank)) + len(_twice(plan, bank))
+    return 0 if bank is None else len(_batches(plan, bank))
 
 
 def check_rows(plan: Plan, budgets: Budgets, on_step: OnStep) -> Iterator[InvariantResult]:
-    """Every row of a mixed batch is what it is alone, and two shares of one adapter are that adapter."""
+    """Every row of a mixed batch is what it is alone."""
     bank, graphs = plan.manifest.bank, plan.manifest.graphs
     if bank is None:
         return
-    batches, twice = _batches(plan, bank), _twice(plan, bank)
+    batches = _batches(plan, bank)
     if batches:
         graph = open_graph(plan.folder, plan.manifest, "bank", graphs["bank"])
         for chosen in batches:
             yield _check_apart(graph, plan.probe, chosen, _outputs(plan), budgets)
             on_step("rows of a batch")
-    if twice:
-        graph = open_graph(plan.folder, plan.manifest, "mixture", graphs["mixture"])
-        for name in twice:
-            yield _check_shares(graph, plan.probe, name, bank, _outputs(plan), budgets)
-            on_step(f"{name or BASE}: shares")
 
 
 def _batches(plan: Plan, bank: BankRecord) -> list[tuple[str | None, ...]]:
@@ -230,12 +225,6 @@ def _batches(plan: Plan, bank: BankRecord) -> list[tuple[str | None, ...]]:
         return []
     wanted = {subject.name for subject in plan.subjects}
     return [chosen for chosen in dealt(bank.rows, batch) if wanted & set(chosen)]
-
-
-def _twice(plan: Plan, bank: BankRecord) -> list[str | None]:
-    if "mixture" not in plan.forms:
-        return []
-    return [subject.name for subject in plan.subjects if subject.name in bank.rows]
 
 
 def _outputs(plan: Plan) -> list[str]:
@@ -256,16 +245,6 @@ def _check_apart(
     subject = ", ".join(name or BASE for name in chosen)
     detail = "; ".join(faults) or "each row as it is alone, within the budget"
     return InvariantResult("rows of a batch", subject, bool(compared) and not faults, detail)
-
-
-def _check_shares(
-    graph: Graph, case: Case, name: str | None, bank: BankRecord, outputs: Sequence[str], budgets: Budgets
-) -> InvariantResult:
-    expected = graph.run(case.arrays, [name] * batch_size(case), outputs)
-    found = graph.run_one_twice(case.arrays, name, bank, outputs)
-    faults = [fault for output in outputs for fault in _faults(output, found[output], expected[output], name, budgets)]
-    detail = "; ".join(faults) or "a quarter and three quarters of it are the whole, within the budget"
-    return InvariantResult("shares", name or BASE, bool(outputs) and not faults, detail)
 
 
 def _faults(output: str, found: np.ndarray, expected: np.ndarray, adapter: str | None, budgets: Budgets) -> list[str]:

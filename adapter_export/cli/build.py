@@ -37,7 +37,6 @@ _FLAVOUR_WORDS = {
     "slots": "an adapter may be fed",
     "inputs": "an adapter must be fed",
     "bank": "an adapter for each row",
-    "mixture": "a mixture of adapters for each row",
 }
 _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of the bank"}
 
@@ -86,8 +85,8 @@ _FEW_TOKENS = 2
 @click.option(
     "--flavours",
     metavar="A,B,…",
-    help="Forms of the graph: some of slots, inputs, bank and mixture, or `all`; the first three if not given. The one "
-    "with slots is always there.",
+    help="Forms of the graph: some of slots, inputs and bank, or `all`; if not given, all that the model allows. The "
+    "one with slots is always there.",
 )
 @click.option(
     "--bake",

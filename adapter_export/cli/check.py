@@ -46,7 +46,7 @@ _ROWS_AT_ONCE = 16
     "flavours",
     multiple=True,
     metavar="FLAVOUR",
-    help="Check this graph of the bundle alone: slots, inputs, bank, mixture or baked; may be repeated.",
+    help="Check this graph of the bundle alone: slots, inputs, bank or baked; may be repeated.",
 )
 @click.option("--case", "cases", multiple=True, metavar="CASE", help="Try this shape alone; may be repeated.")
 @click.option(

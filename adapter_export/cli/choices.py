@@ -1,8 +1,7 @@
-"""What rows run through: one adapter, one for each row, or a mixture; and what their results mean."""
+"""What rows run through: one adapter, or one for each row; and what their results mean."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -25,13 +24,11 @@ class Choice:
 
     Attributes:
         rows: the adapter of each row; none is the base.
-        mixture: instead, shares of adapters for all rows.
         allow_mixed_rows: put rows of different adapters into one call although they influence each other.
         weights: of the members of the one adapter, if it is a weighted fusion and shall not have its own.
     """
 
     rows: tuple[str | None, ...]
-    mixture: Mapping[str, float] | None
     allow_mixed_rows: bool
     weights: Mapping[str, float] | None = None
 
@@ -41,17 +38,12 @@ class Choice:
 
     def run(self, session: Session, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Run rows through what is chosen for them."""
-        if self.mixture is not None:
-            mixture = [self.mixture] * len(self.rows)
-            return session.run(arrays, mixture=mixture, allow_mixed_rows=self.allow_mixed_rows)
         if len(set(self.rows)) == 1:
             return session.run(arrays, self.rows[0], weights=self.weights)
         return session.run(arrays, adapters=self.rows, allow_mixed_rows=self.allow_mixed_rows)
 
     def heads(self, session: Session) -> list[Head]:
         """What the result of each row means."""
-        if self.mixture is not None:
-            return [mixed_head(session, self.mixture)] * len(self.rows)
         known = {name: head_of(session, name) for name in dict.fromkeys(self.rows)}
         return [known[name] for name in self.rows]
 
@@ -66,27 +58,6 @@ def parse_adapters(text: str) -> tuple[str | None, ...]:
     if "" in names:
         raise UsageError("an adapter without a name", where="`--adapters`", found=f"`{text}`", expected=f"`a,b,{BASE}`")
     return tuple(None if name == BASE else name for name in names)
-
-
-def parse_mixture(text: str) -> dict[str, float]:
-    """The shares of `a=0.3,b=0.7`.
-
-    Raises:
-        UsageError: a share cannot be read, is no number from 0 to 1, or an adapter has two.
-    """
-    shares: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = part.partition("=")
-        name, share = name.strip(), _number(number)
-        if not name or name in shares or not 0 <= share <= 1:  # NaN is neither
-            raise UsageError(
-                "shares that cannot be read",
-                where="`--mixture`",
-                found=f"`{part}`",
-                expected="`a=0.3,b=0.7`: once for each adapter, from 0 to 1",
-            )
-        shares[name] = share
-    return shares
 
 
 def check_rows(choices: Sequence[str | None], rows: int) -> None:
@@ -127,24 +98,3 @@ def head_of(session: Session, adapter: str | None) -> Head:
     if adapter is None:
         return Head(None, None, (), None)
     return Head(adapter, session.task(adapter), session.labels(adapter) or (), session.output(adapter))
-
-
-def mixed_head(session: Session, mixture: Mapping[str, float]) -> Head:
-    """What the result of a mixture means: what it means for each adapter, if that is the same.
-
-    Raises:
-        RequestError: an adapter is not loaded.
-    """
-    name = ",".join(f"{adapter}={share:g}" for adapter, share in mixture.items())
-    heads = [head_of(session, adapter) for adapter in mixture]
-    first = heads[0]
-    if all((head.task, head.labels, head.output) == (first.task, first.labels, first.output) for head in heads):
-        return Head(name, first.task, first.labels, first.output)
-    return Head(name, None, (), None)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

@@ -80,7 +80,6 @@ _GRAPHS: Mapping[str, str] = {
     "slots": "optional inputs; their defaults are the base",
     "inputs": "required inputs",
     "bank": "rows of a table; each row of a batch names its own",
-    "mixture": "rows of a table; each row of a batch gives a share of each",
 }
 """What the tensors of an adapter are in each form."""
 

@@ -37,7 +37,7 @@ class Head:
     """What one row, or all, ran through, and what its result means.
 
     Attributes:
-        adapter: the adapter, or the shares of a mixture; none is the base alone.
+        adapter: the adapter; none is the base alone.
         task: what the head is for; none without a head, or if nobody said it.
         labels: its classes, if it has any.
         output: the output that holds its result; none without a head.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapter_export.graph.tasks import Task
     from adapter_export.runtime import Session
 
-_CHOICES = ("adapter", "adapters", "adapter_column", "mixture")
+_CHOICES = ("adapter", "adapters", "adapter_column")
 _SOURCES = ("texts", "data", "arrays")
 _OPTION = {"texts": "--text"}
 
@@ -29,7 +29,6 @@ _OPTION = {"texts": "--text"}
     epilog=examples(
         "adapter-export run bundle --adapter trec --text 'How far is the moon?' --text 'Who wrote Faust?'",
         "adapter-export run bundle --adapters trec,sentiment,- --text 'How far?' --text 'Well done.' --text 'And?'",
-        "adapter-export run bundle --mixture calm=0.3,warm=0.7 --text 'How far is the moon?'",
         "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
         "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
         "adapter-export run bundle --adapter sentiment < sentences.txt",
@@ -41,9 +40,6 @@ _OPTION = {"texts": "--text"}
 @click.option("--adapter", metavar="NAME", help="An adapter for all rows; the base alone if nothing is chosen.")
 @click.option("--adapters", metavar="A,B,-", help="An adapter for each row, `-` for the base, in one call.")
 @click.option("--adapter-column", metavar="NAME", help="The column of `--data` that names the adapter of each row.")
-@click.option(
-    "--mixture", metavar="A=0.3,B=0.7", help="Shares of adapters for all rows; the base has what is left to 1."
-)
 @click.option(
     "--weights",
     metavar="A=0.3,B=0.7",
@@ -82,7 +78,7 @@ def run(**given: Any) -> None:
 
     What an adapter prints is the result of its task: the labels of texts or of their tokens with their probabilities,
     numbers, or the beginning of each vector. The base alone, and an adapter without a head, print a summary of the
-    outputs. Rows with different adapters, and mixtures, need the bundle's graphs `bank` and `mixture`.
+    outputs. Rows with different adapters need the bundle's graph `bank`.
     """
     _run(_Call(**given))
 
@@ -95,7 +91,6 @@ class _Call:
     adapter: str | None
     adapters: str | None
     adapter_column: str | None
-    mixture: str | None
     weights: Any
     adapter_file: Path | None
     labels: str | None
@@ -157,7 +152,7 @@ def _check(call: _Call) -> None:
         raise UsageError("`--weights` are those of an `--adapter`, which is not given")
     if call.weights is not None and not isinstance(call.weights, Mapping):
         raise UsageError("`--weights` names the members", found=call.weights, expected="`a=0.3,b=0.7`")
-    alone = {"--out": call.out, "--mixture": call.mixture, "--weights": call.weights}
+    alone = {"--out": call.out, "--weights": call.weights}
     other = next((name for name, value in alone.items() if value is not None), None)
     if call.many and other is not None:
         raise UsageError(f"`--many` and `{other}` do not go together", fix="leave one out")
@@ -193,7 +188,7 @@ def _texts(call: _Call) -> list[Text]:
 
 def _choice(call: _Call, loaded: str | None, texts: Sequence[Text], rows: int) -> Choice:
     """What each row runs through; a file that is given and nothing chosen is meant to be used."""
-    from adapter_export.cli.choices import Choice, check_rows, parse_adapters, parse_mixture
+    from adapter_export.cli.choices import Choice, check_rows, parse_adapters
 
     names: tuple[str | None, ...] = (call.adapter or loaded,) * rows
     if call.adapters is not None:
@@ -201,5 +196,4 @@ def _choice(call: _Call, loaded: str | None, texts: Sequence[Text], rows: int) -
         check_rows(names, rows)
     elif call.adapter_column is not None:
         names = tuple(text.adapter for text in texts)
-    mixture = None if call.mixture is None else parse_mixture(call.mixture)
-    return Choice(names, mixture, call.allow_mixed_rows, call.weights)
+    return Choice(names, call.allow_mixed_rows, call.weights)

@@ -60,7 +60,7 @@ RelativePath = Annotated[str, check_path]
 Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
 """How a base computes its products: in floats, in integers (`int8`), or in floats with weights of so many bits."""
 
-Flavour = Literal["slots", "inputs", "bank", "mixture"]
+Flavour = Literal["slots", "inputs", "bank"]
 """A form of the exported graph."""
 
 Axis = Positive | str
@@ -146,7 +146,7 @@ class BankTensor:
     """One tensor of a bank: an overridable initializer.
 
     Attributes:
-        name: its name in the graphs `bank` and `mixture`.
+        name: its name in the graph `bank`.
         slot: the slot whose tensors it holds; none for what masks the classes that an adapter lacks, which is to be
             added to an output: 0, and a very low number for them.
         axes: its shape: `adapters`, then those of the slot. The names are free; narrower adapters are filled up with
@@ -164,13 +164,11 @@ class BankRecord:
 
     Attributes:
         ids: the input of the graph `bank`, int64 [batch]: for each row a position in `rows`.
-        weights: the input of the graph `mixture`, float32 [batch, adapters]: for each row a share of each of `rows`.
         rows: the adapter that each row of the bank holds; null is the base.
         tensors: the tensors of the bank.
     """
 
     ids: str
-    weights: str
     rows: tuple[str | None, ...]
     tensors: tuple[BankTensor, ...]
 
@@ -298,7 +296,7 @@ class Manifest:
         batch_invariant: whether a row's outputs do not depend on the other rows of its batch, rounding aside. Where
             they do, the rows of different users do not belong into one call.
         graphs: the ONNX files by flavour: `slots` has overridable initializers, `inputs` required inputs in their
-            place, `bank` an adapter for each row of the batch, `mixture` shares of all adapters for each row.
+            place, `bank` an adapter for each row of the batch.
         inputs: the data inputs, in the order of the base.
         outputs: the base's outputs, then the heads'.
         head_output: the first output with logits [batch, classes]; none if no adapter has such a head. Format 1.0 knew
@@ -310,7 +308,7 @@ class Manifest:
         text: how text becomes inputs, if known.
         files: every file of the bundle but the manifest itself.
         heads: every topology of prediction head.
-        bank: what the graphs `bank` and `mixture` hold; none without them.
+        bank: what the graph `bank` holds; none without it.
         model_version: the number that the graph and every adapter file for it carry; none in bundles of format 1.0,
             whose adapter files do not say what they were made for.
     """

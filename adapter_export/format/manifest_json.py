@@ -92,7 +92,7 @@ def _check_fed(manifest: Manifest) -> None:
     data, bank = {record.name for record in manifest.inputs}, manifest.bank
     own = {"slots": [slot.name for slot in manifest.slots]}
     if bank is not None:
-        own |= {"bank": [bank.ids, bank.weights], "bank.tensors": [tensor.name for tensor in bank.tensors]}
+        own |= {"bank": [bank.ids], "bank.tensors": [tensor.name for tensor in bank.tensors]}
     for key, names in own.items():
         taken = sorted(f"`{name}`" for name in names if name in data)
         if taken:

@@ -1,8 +1,7 @@
-"""Mixed batches and mixtures: each row of a call through its own adapter, or through shares of several."""
+"""Mixed batches: each row of a call through its own adapter."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,14 +88,6 @@ class RowLayout:
             if slot.site == HEAD and slot.graph == adapter.graph and symbol in slot.axes:
                 return int(adapter.tensors[slot.name].shape[slot.axes.index(symbol)])
         return None
-
-    def stacked(self, adapters: Sequence[LoadedAdapter | None]) -> Weights:
-        """A bank of these adapters alone, in tensors of its own."""
-        widths = widest(self.widths(adapter) for adapter in adapters)
-        arrays = self.empty(len(adapters), widths)
-        for row, adapter in enumerate(adapters):
-            self.write(arrays, row, adapter)
-        return arrays
 
     def empty(self, rows: int, widths: Widths) -> Weights:
         """Tensors of zeros."""
@@ -242,14 +233,8 @@ class Table:
         return {name: on_device(array, self._provider) for name, array in arrays.items()}
 
 
-Share = Mapping[str, float]
-"""How much of each adapter; the base has what is left to 1."""
-
-_ROUNDING = 1e-6
-
-
 class Bank:
-    """Runs the graphs `bank` and `mixture` of a bundle.
+    """Runs the graph `bank` of a bundle.
 
     Where a call names none but adapters that the bundle's own bank holds, nothing is fed but which they are. For others
     there is a table of `resident` rows beside it, made when it is first needed.
@@ -309,29 +294,6 @@ class Bank:
             outputs = self._graphs.run("bank", wanted_outputs(self._graphs.manifest, filled), given)
         return only_own_results(outputs, self._graphs.manifest, filled)
 
-    def mix(self, feeds: Feeds, shares: Sequence[Share]) -> dict[str, np.ndarray]:
-        """Run each row of a batch through a mixture of adapters.
-
-        Args:
-            feeds: the data inputs.
-            shares: for each row the shares of adapters.
-
-        Raises:
-            RequestError: the bundle has no graph for mixtures, shares do not fit, or as `run`.
-        """
-        self._graphs.session("mixture")
-        entries = {name: self._catalogue.entry(name) for share in shares for name in share}
-        rows, bank = self._rows_of_mixture(entries)
-        weights = np.zeros((len(shares), max(rows.values(), default=0) + 1 if bank else len(self._record.rows)), "f4")
-        for row, share in enumerate(shares):
-            weights[row, 0] = _rest(share, row)
-            for name, part in share.items():
-                weights[row, rows[name]] += part
-        given = {**feeds, **bank, self._record.weights: ort.OrtValue.ortvalue_from_numpy(weights)}
-        filled = [frozenset().union(*(own_outputs(entries[name]) for name in share)) for share in shares]
-        outputs = self._graphs.run("mixture", wanted_outputs(self._graphs.manifest, filled), given)
-        return only_own_results(outputs, self._graphs.manifest, filled)
-
     @property
     def _record(self) -> BankRecord:
         record = self._graphs.manifest.bank
@@ -353,18 +315,6 @@ class Bank:
                 self._table = Table(self._row_layout(), self._resident, self._graphs.provider)
             return self._table
 
-    def _rows_of_mixture(self, entries: Mapping[str, Entry]) -> tuple[Mapping[str, int], Feeds]:
-        """Where each adapter lies, and the tensors of a bank that holds no others, unless the bundle's own has all."""
-        built = {name: entry.row for name, entry in entries.items() if entry.row is not None}
-        if len(built) == len(entries):
-            return built, {}
-        with self._lock:
-            layout = self._row_layout()
-        adapters: list[LoadedAdapter | None] = [None]
-        adapters += [self._catalogue.resident(entry).adapter for entry in entries.values()]
-        feeds = {name: on_device(array, self._graphs.provider) for name, array in layout.stacked(adapters).items()}
-        return {name: 1 + index for index, name in enumerate(entries)}, feeds
-
     def _row_layout(self) -> RowLayout:
         if self._layout is None:
             check_widths_can_be_filled(self._graphs)
@@ -375,15 +325,3 @@ class Bank:
 def own_outputs(entry: Entry | None) -> frozenset[str]:
     """The outputs of heads that mean something for an adapter."""
     return frozenset() if entry is None or entry.output is None else frozenset({entry.output})
-
-
-def _rest(share: Share, row: int) -> float:
-    """What is left for the base."""
-    total = math.fsum(share.values())
-    if not all(0 <= part <= 1 for part in share.values()) or total > 1 + _ROUNDING:  # NaN is neither
-        raise RequestError(
-            "shares are from 0 to 1, and so is their sum; the base gets what is left",
-            where=f"row {row}",
-            found=", ".join(f"`{name}`: {part}" for name, part in share.items()),
-        )
-    return max(0.0, 1.0 - total)

@@ -12,7 +12,7 @@ from adapter_export.format.axes import length, names
 from adapter_export.format.manifest import Axis, InputRecord, Manifest, MixRecord
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime.answers import check_task, row_results, wanted_outputs
-from adapter_export.runtime.bank import Bank, Share
+from adapter_export.runtime.bank import Bank
 from adapter_export.runtime.catalogue import Catalogue, Entry
 from adapter_export.runtime.graphs import FAILURES, Graphs, Provider, incomputable, on_device
 
@@ -250,19 +250,15 @@ class Calls:
         inputs: Inputs,
         adapter: str | None,
         adapters: Rows | None,
-        mixture: Sequence[Share] | None,
         weights: Weighting | None,
         allow_mixed_rows: bool,
     ) -> Outputs:
         """Compute the outputs, as `Session.run` says it."""
-        if sum(each is not None for each in (adapter, adapters, mixture)) > 1:
-            raise RequestError("one call has one choice", expected="`adapter`, `adapters` or `mixture`")
+        if adapter is not None and adapters is not None:
+            raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
         if weights is not None and adapter is None:
             raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
         arrays = check_inputs(inputs, self.manifest.inputs)
-        if mixture is not None:
-            check_rows(arrays, [sorted(share.items()) for share in mixture], self.manifest, allow_mixed_rows)
-            return self._bank.mix(_fed(arrays), mixture)
         if adapters is not None:
             return self._rows(arrays, self._entries(adapters), allow_mixed_rows)
         return self._one(arrays, self.entry(adapter), weights, allow_mixed_rows)

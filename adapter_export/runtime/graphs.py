@@ -117,7 +117,6 @@ _FATAL_ONLY = 4
 
 _MISSING: Mapping[str, str] = {
     "bank": "rows of one batch through different adapters",
-    "mixture": "mixtures of adapters",
 }
 
 

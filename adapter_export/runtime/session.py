@@ -12,7 +12,7 @@ from adapter_export.errors import within
 from adapter_export.format.files import read_bytes
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime.answers import Prediction, check_task, label_rows, label_tokens
-from adapter_export.runtime.bank import Bank, Share
+from adapter_export.runtime.bank import Bank
 from adapter_export.runtime.calls import Calls, Inputs, Outputs, Rows, Weighting
 from adapter_export.runtime.catalogue import Catalogue, Statistics
 from adapter_export.runtime.graphs import Graphs, Provider
@@ -83,7 +83,6 @@ class Session:
         adapter: str | None = None,
         *,
         adapters: Rows | None = None,
-        mixture: Sequence[Share] | None = None,
         weights: Weighting | None = None,
         allow_mixed_rows: bool = False,
     ) -> Outputs:
@@ -91,10 +90,8 @@ class Session:
 
         Args:
             inputs: an array for each input of the base.
-            adapter: the adapter to run all rows with; without it, and without the next two, the base as it is.
+            adapter: the adapter to run all rows with; without it, and without `adapters`, the base as it is.
             adapters: instead, an adapter for each row; none is the base. Needs the bundle's graph `bank`.
-            mixture: instead, for each row shares of adapters, from 0 to 1; the base has what is left to 1. Needs the
-                bundle's graph `mixture`.
             weights: with an `adapter` that is a weighted fusion: a number for each of its members, by name, in the
                 place of its own; for all rows, or a mapping for each row.
             allow_mixed_rows: put rows of different adapters or weights into one call although the base lets the rows of
@@ -102,7 +99,7 @@ class Session:
 
         Returns:
             The base's outputs by name, and the results of heads: of an adapter with a head at `output(adapter)`. In a
-            call with `adapters` or `mixture`, they are as wide as the widest of its rows; a row holds −inf for classes
+            call with `adapters`, they are as wide as the widest of its rows; a row holds −inf for classes
             that its adapter does not have, and NaN where its adapter has another head or none.
 
         Raises:
@@ -110,7 +107,7 @@ class Session:
                 lacks the graph, or rows would influence each other.
             InputError: the file of an adapter that is read on demand is not what it was.
         """
-        return self._calls.run(inputs, adapter, adapters, mixture, weights, allow_mixed_rows)
+        return self._calls.run(inputs, adapter, adapters, weights, allow_mixed_rows)
 
     def run_many(
         self,

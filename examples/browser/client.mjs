@@ -25,8 +25,7 @@ async function verify(page, { json }) {
 async function run(page, command) {
   for (const [name, path] of command.load) await load(page, name, await readFile(path));
   const inputs = command.inputs === undefined ? null : JSON.parse(await readFile(command.inputs, "utf-8"));
-  const rows = inputs === null ? command.texts.length : Object.values(inputs)[0]?.length;
-  const request = { ...(inputs === null ? { texts: command.texts } : { inputs }), ...callOf(command, rows) };
+  const request = { ...(inputs === null ? { texts: command.texts } : { inputs }), ...callOf(command) };
   console.log(JSON.stringify(await page.evaluate((asked) => window.bundle.run(asked), request), null, 2));
 }
 

@@ -35,17 +35,6 @@ def answers(
     return [{"adapter": name, **_answer(session, outputs, row, name, inputs)} for row, name in enumerate(names)]
 
 
-def blended(session: Session, inputs: Arrays, mixture: Sequence[Mapping[str, float]]) -> list[Answer]:
-    """Run rows, each through shares of several adapters; their heads count only where all of them mean the same."""
-    outputs = session.run(inputs, mixture=mixture)
-    found = []
-    for row, shares in enumerate(mixture):
-        kinds = {(session.output(name), session.labels(name)) for name in shares}
-        name = next(iter(shares)) if len(kinds) == 1 else None
-        found.append({"mixture": dict(shares), **_answer(session, outputs, row, name, inputs)})
-    return found
-
-
 def _answer(session: Session, outputs: Arrays, row: int, name: str | None, inputs: Arrays) -> Answer:
     output = None if name is None else session.output(name)
     if name is None or output is None:

@@ -3,12 +3,11 @@
     python bundle_client.py verify BUNDLE [--json]
     python bundle_client.py run BUNDLE --text TEXT [--text ...] [--load NAME=FILE]... [--adapter NAME]...
     python bundle_client.py run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
-    python bundle_client.py run BUNDLE ... --mix NAME=SHARE,NAME=SHARE [--mix ...]
     python bundle_client.py run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
 
-One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --mix likewise: shares
-are from 0 to 1, and the base has what is left. --weights are those of the members of a weighted fusion. --load takes an
-`.onnx_adapter` file that was built for this bundle.
+One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --weights are
+those of the members of a weighted fusion, for all rows or for each. --load takes an `.onnx_adapter` file that was built
+for this bundle.
 
 Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
 """
@@ -21,7 +20,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from answers import answers, blended
+from answers import answers
 from arrays import read_inputs
 from golden import Finding, findings
 
@@ -64,14 +63,11 @@ def run(bundle: Bundle, given: argparse.Namespace) -> None:
     session, rows = bundle.session(), len(next(iter(inputs.values()), ()))
     for name, path in given.load:
         session.load(name, path)
-    if given.mix:
-        found = blended(session, inputs, given.mix * rows if len(given.mix) == 1 else given.mix)
-    else:
-        names = [None if name == BASE else name for name in given.adapter or [BASE]]
-        names = names * rows if len(names) == 1 else names
-        if len(names) != rows:
-            raise RequestError("not one adapter for each row", found=len(names), expected=rows)
-        found = answers(session, inputs, names, given.weights)
+    names = [None if name == BASE else name for name in given.adapter or [BASE]]
+    names = names * rows if len(names) == 1 else names
+    if len(names) != rows:
+        raise RequestError("not one adapter for each row", found=len(names), expected=rows)
+    found = answers(session, inputs, names, given.weights)
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
@@ -92,12 +88,12 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _shares(text: str) -> dict[str, float]:
+def _weights(text: str) -> dict[str, float]:
     pairs = [_pair(part) for part in text.split(",")]
-    shares = {name: float(share) for name, share in pairs}
-    if len(shares) < len(pairs):
+    weights = {name: float(weight) for name, weight in pairs}
+    if len(weights) < len(pairs):
         raise argparse.ArgumentTypeError(f"`{text}` names an adapter twice")
-    return shares
+    return weights
 
 
 def main(arguments: list[str]) -> int:
@@ -111,10 +107,8 @@ def main(arguments: list[str]) -> int:
     given_as = running.add_mutually_exclusive_group(required=True)
     given_as.add_argument("--text", action="append")
     given_as.add_argument("--inputs", type=Path, metavar="ARRAYS.json")
-    chosen = running.add_mutually_exclusive_group()
-    chosen.add_argument("--adapter", action="append", default=[], help="for all rows, or once for each")
-    chosen.add_argument("--mix", action="append", default=[], type=_shares, metavar="NAME=SHARE,NAME=SHARE")
-    running.add_argument("--weights", action="append", default=[], type=_shares, metavar="MEMBER=NUMBER,...")
+    running.add_argument("--adapter", action="append", default=[], help="for all rows, or once for each")
+    running.add_argument("--weights", action="append", default=[], type=_weights, metavar="MEMBER=NUMBER,...")
     running.add_argument("--load", action="append", default=[], type=_pair, metavar="NAME=FILE")
     given = parser.parse_args(arguments)
     if given.command == "run" and given.weights and len(given.adapter) != 1:

@@ -38,7 +38,7 @@ def findings(bundle: Bundle) -> Iterator[Finding]:
     for flavour, run in _runs(bundle).items():
         for name in names:
             yield Finding(flavour, name, False, _worst(bundle, run, [name]))
-        if flavour in ("bank", "mixture") and bundle.manifest.batch_invariant:
+        if flavour == "bank" and bundle.manifest.batch_invariant:
             yield Finding(flavour, None, True, _worst(bundle, run, names))
     for record in bundle.manifest.adapters:
         if record.baked is not None:
@@ -52,8 +52,6 @@ def _runs(bundle: Bundle) -> dict[str, Run]:
         runs["inputs"] = _with_tensors(bundle, _plain(bundle, bundle.manifest.graphs["inputs"]))
     if "bank" in bundle.manifest.graphs:
         runs["bank"] = lambda inputs, names: session.run(inputs, adapters=names)
-    if "mixture" in bundle.manifest.graphs:
-        runs["mixture"] = lambda inputs, names: session.run(inputs, mixture=[{n: 1.0} if n else {} for n in names])
     return runs
 
 

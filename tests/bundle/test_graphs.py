@@ -96,7 +96,7 @@ def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) ->
                if each.form == form and not each.mixed}
         for form in FORMS
     }  # fmt: skip
-    assert runs["inputs"] == runs["bank"] == runs["mixture"] == runs["slots"]
+    assert runs["inputs"] == runs["bank"] == runs["slots"]
     assert runs["baked"] == {place for place in runs["slots"] if place[1] in ("topic", "tone")}
     mixed = {(each.against, each.adapter, each.case) for each in report.outputs if each.mixed}
     several = {(against, name, case) for against, name, case, _ in runs["slots"] if not case.startswith("batch1")}
@@ -113,7 +113,7 @@ def test_without_a_reference_every_graph_is_held_against_the_golden_vectors(whol
         ("baked", "tone"),
     }
     names = {result.name for result in report.invariants}
-    assert names >= {"bank rows", "baked tensors", "rows of a batch", "shares", "swap"}
+    assert names >= {"bank rows", "baked tensors", "rows of a batch", "swap"}
 
 
 def test_one_graph_can_be_checked_alone(whole: Built) -> None:
@@ -133,13 +133,9 @@ def test_rows_of_a_bank_in_a_wrong_order_are_found(bundle: Path) -> None:
 
     edit_bank(bundle, change)
     report = check(bundle)
-    assert failed(report) == {
-        (name, form, mixed)
-        for name in ("topic", "tone", "mood")
-        for form, mixed in (("bank", False), ("bank", True), ("mixture", False))
-    }
+    assert failed(report) == {(name, "bank", mixed) for name in ("topic", "tone", "mood") for mixed in (False, True)}
     assert broken(report) == {("bank rows", name) for name in ("topic", "tone", "mood")}
-    assert all(failure.forms_failed == ("bank", "mixture") for failure in failures(report))
+    assert all(failure.forms_failed == ("bank",) for failure in failures(report))
 
 
 def test_rows_with_wrong_names_are_found(bundle: Path) -> None:
@@ -182,8 +178,8 @@ def test_a_class_that_is_not_masked_is_found(bundle: Path, value: float) -> None
         tensors[MASK][2, 2] = value
 
     edit_bank(bundle, change)
-    report = check(bundle, "bank", "mixture")
-    assert failed(report) == {("tone", "bank", False), ("tone", "bank", True), ("tone", "mixture", False)}
+    report = check(bundle, "bank")
+    assert failed(report) == {("tone", "bank", False), ("tone", "bank", True)}
     faults = {fault for each in report.outputs for fault in each.comparison.faults}
     assert faults == {"a class that the adapter lacks is not masked"}
 
@@ -196,7 +192,7 @@ def test_a_class_that_is_masked_but_there_is_found(bundle: Path) -> None:
     assert {failure.adapter for failure in failures(check(bundle, "bank"))} == {"topic"}
 
 
-@pytest.mark.parametrize("form", ["inputs", "bank", "mixture", "baked"])
+@pytest.mark.parametrize("form", ["inputs", "bank", "baked"])
 def test_a_graph_that_computes_something_else_is_found(bundle: Path, form: str) -> None:
     file = "model.baked.tone.onnx" if form == "baked" else FLAVOURS[form]  # type: ignore[index]
 
@@ -241,15 +237,6 @@ def test_one_id_for_all_rows_is_found_in_mixed_batches_alone(bundle: Path) -> No
     report = check(bundle, "bank")
     assert {mixed for _, _, mixed in failed(report)} == {True}
     assert {name for name, _ in broken(report)} == {"rows of a batch"}
-
-
-def test_shares_that_are_not_shares_are_found(bundle: Path) -> None:
-    """Squared ones are right where all belongs to one adapter."""
-    edit_graph(bundle, "model.mixture.onnx", lambda graph: _replace(graph, _input(graph, "adapter_weights"), "Mul"))
-    report = check(bundle, "mixture")
-    assert not report.passed
-    assert not failed(report)
-    assert broken(report) == {("shares", name or "base") for name in ALL}
 
 
 def test_another_adapter_baked_in_is_found(bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""`run` on rows with different adapters, on mixtures, and on many rows."""
+"""`run` on rows with different adapters, and on many rows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LABELS = {"topic": ("a", "b", "c"), "tone": ("bad", "good")}
 
 @pytest.fixture(scope="module")
 def mixed(cli: Any, model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with the graphs for rows and for mixtures; `other` has the classes of `tone`."""
+    """A bundle with the graph for rows; `other` has the classes of `tone`."""
     path = tmp_path_factory.mktemp("mixed") / "bundle"
     listed = ",".join(f"{name}={adapters / source}" for name, source in _SOURCES.items())
-    cli.done("build", model, "--adapters", listed, "--flavours", "bank,mixture", "-o", path)
+    cli.done("build", model, "--adapters", listed, "--flavours", "bank", "-o", path)
     return path
 
 
@@ -108,22 +108,6 @@ def test_many_lines_in_their_order(
     assert "20/20" in found.stderr
 
 
-def test_a_mixture(cli: Any, mixed: Path, session: Session, encode: Any) -> None:
-    share = {"tone": 0.3, "topic": 0.7}
-    logits = session.run(encode(TEXTS[0]), mixture=[share])["logits"][0]
-    (output, *_) = [
-        one
-        for one in cli.json("run", mixed, "--mixture", "tone=0.3,topic=0.7", *_texts(TEXTS[0]))["outputs"]
-        if one["output"] == "logits"
-    ]
-    assert output["max"] == pytest.approx(logits.max(), abs=1e-6)
-    same = cli.json("run", mixed, "--mixture", "tone=0.25,other=0.75", *_texts(*TEXTS))
-    assert same["adapter"] == "tone=0.25,other=0.75"
-    expected = cli.json("run", mixed, "--adapter", "tone", *_texts(*TEXTS))["predictions"]
-    for row, one in zip(same["predictions"], expected, strict=True):  # `other` is `tone` by another name
-        assert row["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
-
-
 def test_arrays_of_both_forms(cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path) -> None:
     arrays = encode(*TEXTS)
     np.savez(tmp_path / "in.npz", **arrays)
@@ -146,11 +130,6 @@ def test_arrays_of_both_forms(cli: Any, mixed: Path, session: Session, encode: A
         (("--adapters", "topic,tone", *_texts("a")), "2 adapters for 1 rows"),
         (("--adapters", "topic,,tone", *_texts("a", "b", "c")), "an adapter without a name"),
         (("--adapter", "topic", "--adapters", "topic", *_texts("a")), "`--adapter` and `--adapters` do not go"),
-        (("--mixture", "topic=0.5,topic=0.5", *_texts("a")), "shares that cannot be read"),
-        (("--mixture", "topic=nan", *_texts("a")), "shares that cannot be read"),
-        (("--mixture", "topic", *_texts("a")), "shares that cannot be read"),
-        (("--mixture", "topic=1.5", *_texts("a")), "from 0 to 1"),
-        (("--mixture", "topic=1", "--many", *_texts("a")), "`--many` and `--mixture` do not go together"),
         (("--out", "a.npz", "--many", *_texts("a")), "`--many` and `--out` do not go together"),
         (("--out", "a.json", *_texts("a")), "`.npz` or `.safetensors`"),
         (("--token-budget", "9", *_texts("a")), "`--token-budget` is that of `--many`"),
@@ -199,5 +178,6 @@ def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, en
     cli.refused(3, "at least 1 along each axis", "run", mixed, "--arrays", tmp_path / "empty.safetensors")
 
 
-def test_a_bundle_without_the_graph_says_so(cli: Any, bundle: Path) -> None:
-    cli.refused(3, "no graph for mixtures", "run", bundle, "--mixture", "topic=1", *_texts("a"))
+def test_a_bundle_without_the_graph_says_so(cli: Any, model: Path, adapters: Path, tmp_path: Path) -> None:
+    cli.done("build", model, "--adapters", f"topic={adapters / 'topic'}", "--flavours", "inputs", "-o", tmp_path / "b")
+    cli.refused(3, "no graph for rows", "run", tmp_path / "b", "--adapters", "topic,-", *_texts("a", "b"))

@@ -23,7 +23,7 @@ def _expected(flavours: Iterable[str]) -> set[Finding]:
     for flavour in flavours:
         subjects = BAKED if flavour == "baked" else (None, *NAMES)
         found |= {(flavour, name, False) for name in subjects}
-    return found | {(flavour, None, True) for flavour in flavours if flavour in ("bank", "mixture")}
+    return found | {(flavour, None, True) for flavour in flavours if flavour == "bank"}
 
 
 def _facts(findings: list[dict[str, Any]]) -> set[Finding]:

@@ -68,8 +68,7 @@ def test_alone(bundle: Bundle, session: Session, name: str | None) -> None:
             np.testing.assert_allclose(bound[output].numpy(), expected[output], rtol=0, atol=allowed)
 
 
-@pytest.mark.parametrize("form", ["bank", "mixture"])
-def test_rows_of_one_batch(bundle: Bundle, session: Session, form: str) -> None:
+def test_rows_of_one_batch(bundle: Bundle, session: Session) -> None:
     """Every row is another subject in turn: each subject's rows are what the reference computed for it."""
     subjects = (None, *NAMES)
     expected = {name: _cases(bundle, name) for name in subjects}
@@ -78,10 +77,7 @@ def test_rows_of_one_batch(bundle: Bundle, session: Session, form: str) -> None:
         rows = len(next(iter(inputs.values())))
         for turn in range(len(subjects)):
             chosen = [subjects[(row + turn) % len(subjects)] for row in range(rows)]
-            if form == "bank":
-                found = session.run(inputs, adapters=chosen)
-            else:
-                found = session.run(inputs, mixture=[{} if name is None else {name: 1.0} for name in chosen])
+            found = session.run(inputs, adapters=chosen)
             for row, name in enumerate(chosen):
                 for output, allowed in _golden(bundle, name).absolute.items():
                     own = expected[name][case][1][output][row]

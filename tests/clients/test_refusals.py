@@ -156,7 +156,6 @@ CALLS = {
         ["--adapter", "tone", "--adapter", "topic"],
         "one adapter for each row",
     ),
-    "shares above one": ({"input_ids": IDS, "attention_mask": MASK}, ["--mix", "tone=0.7,mood=0.7"], "from 0 to 1"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Every client runs adapters, each row of a batch through its own, blends them, and loads another while it runs."""
+"""Every client runs adapters, each row of a batch through its own, and loads another while it runs."""
 
 from __future__ import annotations
 
@@ -54,16 +54,6 @@ def test_a_mixed_batch(client: Client, small_bundle: Path, three_rows: Path, ses
     _holds(tone, dict(session.classify(_row(inputs, 0), "tone")[0].probabilities))
     _holds(topic, dict(session.classify(_row(inputs, 2), "topic")[0].probabilities))
     np.testing.assert_allclose(base["outputs"]["hidden"], session.run(_row(inputs, 1))["hidden"][0], rtol=0, atol=CLOSE)
-
-
-def test_a_blend(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
-    """A quarter of one, half of another, and the rest of the base."""
-    shares = {"tone": 0.25, "mood": 0.5}
-    expected = session.run(_arrays(three_rows), mixture=[shares] * 3)["logits"]
-    rows = client.run(small_bundle, three_rows, "--mix", "tone=0.25,mood=0.5")
-    assert [row["mixture"] for row in rows] == [shares] * 3
-    for row, logits in zip(rows, expected, strict=True):
-        _holds(row, _softmax(logits, session.labels("tone") or ()))
 
 
 def test_weights_of_a_fusion(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:

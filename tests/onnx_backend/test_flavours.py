@@ -23,7 +23,6 @@ from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import (
     BottleneckOptions,
-    KindPart,
     classification_head,
     houlsby,
     parallel,
@@ -85,12 +84,12 @@ def _by_slots(bundle: Path, inputs: Run, adapter: str | None) -> dict[str, np.nd
 
 def test_every_graph_shares_the_weights_of_the_base(bundle: Path, manifest: Manifest) -> None:
     files = [*manifest.graphs.values(), *(adapter.baked for adapter in manifest.adapters if adapter.baked)]
-    assert len(files) == 6
+    assert len(files) == 5
     for file in files:
         model = ir.load(bundle / file)
         tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
         stored = {tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-        assert stored == {"base.bin"} | ({"bank.bin"} if file in ("model.bank.onnx", "model.mixture.onnx") else set())
+        assert stored == {"base.bin"} | ({"bank.bin"} if file == "model.bank.onnx" else set())
         assert (bundle / "base.bin").exists()
 
 
@@ -151,45 +150,6 @@ class TestBank:
         assert np.allclose(found["hidden"], _by_slots(bundle, inputs, "plain")["hidden"], atol=2e-6)
 
 
-class TestMixture:
-    def test_a_share_of_one_is_that_adapter(self, bundle: Path) -> None:
-        session, inputs = _session(bundle, "model.mixture.onnx"), token_inputs(4, 2, 3, 4, 1)
-        found = _run(session, {**inputs, "adapter_weights": np.eye(5, dtype=np.float32)})
-        for row, name in enumerate(ROWS):
-            assert np.allclose(found["hidden"][row], _by_slots(bundle, inputs, name)["hidden"][row], atol=2e-6)
-
-    def test_shares_blend_what_the_adapters_give(self, base: OnnxBase, tmp_path: Path) -> None:
-        """At the last ffn alone, where the blend can be computed from the results of single runs."""
-        kind = replace(pfeiffer(), parts=tuple(_last_layer(part) for part in pfeiffer().parts))
-        adapters = [random_adapter(name, kind, base) for name in ("one", "two")]
-        _build(base, adapters, tmp_path / "bundle", forms=Forms(["mixture"]))
-        sums = {name: _before_the_last_norm(tmp_path / "bundle", name) for name in (None, "one", "two")}
-        inputs, shares = token_inputs(4), np.array([[0.2, 0.5, 0.3]], np.float32)
-        mixture = _exposed(tmp_path / "bundle" / "model.mixture.onnx")
-        found = _run(mixture, {**inputs, "adapter_weights": shares})["sum1"]
-        expected = 0.2 * sums[None] + 0.5 * sums["one"] + 0.3 * sums["two"]
-        assert np.allclose(found, expected, atol=5e-6)
-        assert np.abs(found - sums["one"]).max() > 0.1
-
-
-def _last_layer(part: KindPart) -> KindPart:
-    return replace(part, places=replace(part.places, leave_out=(0,)))
-
-
-def _exposed(file: Path) -> ort.InferenceSession:
-    model = ir.load(file)
-    value = next(value for node in model.graph for value in node.outputs if value.name == "sum1")
-    model.graph.outputs.append(value)
-    value.type = ir.TensorType(ir.DataType.FLOAT)
-    ir.save(model, file.with_name("exposed.onnx"))
-    return _session(file.parent, "exposed.onnx")
-
-
-def _before_the_last_norm(bundle: Path, adapter: str | None) -> np.ndarray:
-    tensors = {} if adapter is None else read_tensors(bundle / f"adapters/{adapter}.safetensors")
-    return _run(_exposed(bundle / "model.onnx"), {**token_inputs(4), **tensors})["sum1"]
-
-
 def test_a_baked_adapter_needs_no_feed(bundle: Path, manifest: Manifest) -> None:
     inputs = token_inputs(4, 2)
     for name in ("wide", "narrow"):
@@ -223,7 +183,7 @@ class TestRefusals:
             _build(fixed, _adapters(base), tmp_path / "asked", forms=Forms(["bank"]))
 
 
-@pytest.mark.parametrize("flavour", ["inputs", "bank", "mixture"])
+@pytest.mark.parametrize("flavour", ["inputs", "bank"])
 def test_a_graph_that_computes_something_else_is_found(
     bundle: Path, manifest: Manifest, flavour: str, tmp_path: Path
 ) -> None:

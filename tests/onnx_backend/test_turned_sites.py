@@ -71,16 +71,15 @@ def test_without_names_what_a_transposition_gives_is_known(tmp_path):
 @pytest.mark.parametrize("axes", [["tokens", "batch"], [None, None]])
 def test_a_bank_turns_what_adapters_read_there(tmp_path, axes):
     """The build runs mixed batches against each row alone."""
-    manifest = build(turned(tmp_path, axes), tmp_path / "bundle", ["slots", "bank", "mixture"], at="up")
-    assert sorted(manifest.graphs) == ["bank", "mixture", "slots"]
+    manifest = build(turned(tmp_path, axes), tmp_path / "bundle", ["slots", "bank"], at="up")
+    assert sorted(manifest.graphs) == ["bank", "slots"]
 
 
-@pytest.mark.parametrize("flavour", ["bank", "mixture"])
-def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path, flavour):
+def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path):
     base = turned(tmp_path, [None, None])
     assert "layers.0.ffn.down" in [site.name for site in base.sites]
     with pytest.raises(BaseModelError, match=r"cannot tell rows apart.*--flavours slots,inputs"):
-        build(base, tmp_path / "bundle", ["slots", flavour])
+        build(base, tmp_path / "bundle", ["slots", "bank"])
     assert not (tmp_path / "bundle").exists()
     assert sorted(build(base, tmp_path / "bundle", ["slots", "inputs"]).graphs) == ["inputs", "slots"]
 

@@ -1,4 +1,4 @@
-"""Mixed batches and mixtures: each row through its own adapter, whatever comes and goes meanwhile."""
+"""Mixed batches: each row through its own adapter, whatever comes and goes meanwhile."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inner_norm import with_inner_norm
-from tiny_onnx import mixed_adapters, random_adapter, save_tiny, token_inputs
+from tiny_onnx import random_adapter, save_tiny, token_inputs
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.flavours import Forms
 from adapter_export.errors import HashError, RequestError
 from adapter_export.graph.kinds import pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
@@ -159,50 +158,6 @@ class TestOnDemand:
         for call in ({"adapter": "late"}, {"adapters": ["late"] * 5}):
             with pytest.raises(HashError):
                 session.run(INPUTS, **call)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def mixing(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("mixing")
-    base = open_onnx(save_tiny(folder))
-    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 7}])
-    forms = Forms(flavours=["mixture"])
-    build_bundle(base, mixed_adapters(base), folder / "b", references=CutRunner(base), cases=cases, forms=forms)
-    return Bundle.open(folder / "b")
-
-
-class TestMixture:
-    def test_all_of_one_is_that_one_and_nothing_is_the_base(self, mixing: Bundle) -> None:
-        session = mixing.session(threads=1)
-        found = session.run(INPUTS, mixture=[{} if name is None else {name: 1.0} for name in ROWS])
-        for index, name in enumerate(ROWS):
-            for output, own in session.run(_row(INPUTS, index), name).items():
-                np.testing.assert_allclose(found[output][index][..., : own.shape[-1]], own[0], rtol=0, atol=1e-5)
-
-    def test_shares_say_how_much(self, mixing: Bundle) -> None:
-        session = mixing.session(threads=1)
-        inputs = token_inputs(4)
-        pure = [session.run(inputs, name)["hidden"] for name in ("wide", "narrow")]
-        found = session.run(inputs, mixture=[{"wide": 0.999, "narrow": 0.001}])["hidden"]
-        np.testing.assert_allclose(found, pure[0], rtol=0, atol=0.02)
-        half = session.run(inputs, mixture=[{"wide": 0.5, "narrow": 0.5}])["hidden"]
-        assert min(np.abs(half - each).max() for each in pure) > 0.01
-        again = session.run(inputs, mixture=[{"narrow": 0.5, "wide": 0.5}])["hidden"]
-        np.testing.assert_array_equal(half, again)
-
-    def test_loaded_adapters_are_mixed_as_built_ones(self, mixing: Bundle) -> None:
-        session = mixing.session(threads=1)
-        _load_all(session, mixing)
-        inputs = token_inputs(4, 3)
-        built = session.run(inputs, mixture=[{"wide": 0.7, "narrow": 0.3}, {"plain": 0.2}])
-        loaded = session.run(inputs, mixture=[{"wide.again": 0.7, "narrow": 0.3}, {"plain.again": 0.2}])
-        for output, expected in built.items():
-            np.testing.assert_allclose(loaded[output], expected, rtol=0, atol=1e-5)
-
-    @pytest.mark.parametrize("share", [{"wide": 0.7, "narrow": 0.4}, {"wide": -0.1}, {"wide": float("nan")}])
-    def test_shares_that_are_none(self, mixing: Bundle, share: dict[str, float]) -> None:
-        with pytest.raises(RequestError, match="shares are from 0 to 1"):
-            mixing.session().run(token_inputs(4), mixture=[share])
 
 
 def test_threads_that_want_more_rows_than_there_are_wait_for_each_other(bundle: Bundle) -> None:

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
         base,
         [made[name] for name in ("a", "b", "fused")],
         tmp_path / "bundle",
-        forms=Forms(["bank", "mixture"]),
+        forms=Forms(["bank"]),
         **given,
     )
     (tmp_path / "all/adapters/c.onnx_adapter").rename(tmp_path / "c.onnx_adapter")
@@ -53,10 +53,8 @@ def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "runs on `cpu`", RuntimeWarning)  # where there is no GPU
             exec(compile(snippet, f"docs/runtime.md, snippet {number}", "exec"), names)  # noqa: S102
-    assert {"mixed", "blend", "weighed", "results", "many", "on_device"} <= names.keys(), (
-        "a part of the page has no code"
-    )
-    assert len(SNIPPETS) == 10
+    assert {"mixed", "weighed", "results", "many", "on_device"} <= names.keys(), "a part of the page has no code"
+    assert len(SNIPPETS) == 9
 
 
 def test_every_public_method_is_on_the_page() -> None:

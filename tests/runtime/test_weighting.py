@@ -131,7 +131,7 @@ def test_weights_of_what_has_none_are_refused(fused: Fused) -> None:
     for name in ("topic", "mean", "loaded"):
         with pytest.raises(RequestError, match=f"adapter `{name}`: has no weights that a call could give"):
             session.run(INPUTS, name, weights=OWN)
-    for choice in ({}, {"adapters": ["fused"] * 3}, {"mixture": [{"topic": 1}] * 3}):
+    for choice in ({}, {"adapters": ["fused"] * 3}):
         with pytest.raises(RequestError, match="weights are those of a fusion's members"):
             session.run(INPUTS, weights=OWN, **choice)
     with pytest.raises(RequestError, match="weights are those of a fusion's members"):

@@ -1,4 +1,4 @@
-"""Whether a bank and a mixture of any base give, row by row, what its graph with slots gives."""
+"""Whether a bank of any base gives, row by row, what its graph with slots gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank, insert_mixture
+from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.session import open_session, run_session
 from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
@@ -34,16 +34,11 @@ def assert_rows_are_those_of_slots(
     alone = [run_session(slots, {**inputs, **each}) for each in tensors]
     rows = bank_rows(plan, head_sums(plan, [record.name for record in base.outputs]), adapters)
     bank = open_session(insert_bank(base, plan, rows), base.folder)
-    mixture = open_session(insert_mixture(base, plan, rows), base.folder)
     count, batch = len(tensors), len(next(iter(inputs.values())))
     for start in range(count):
         ids = (start + np.arange(batch) * mixed) % count
-        shares = np.eye(count, dtype=np.float32)[ids]
         expected = {name: np.stack([alone[at][name][row] for row, at in enumerate(ids)]) for name in alone[0]}
         _assert_close(run_session(bank, {**inputs, "adapter_ids": ids}), expected, tolerance, f"bank {ids}")
-        _assert_close(
-            run_session(mixture, {**inputs, "adapter_weights": shares}), expected, tolerance, f"mixture {ids}"
-        )
     assert_all_differ(alone)
 
 

@@ -207,7 +207,7 @@ def as_before(result: ir.Value, like: ir.Value, writer: Writer, *, turned: bool)
     return writer.op(f"{like.name}/flat", "Reshape", (result, shape))
 
 
-IDS_INPUT, WEIGHTS_INPUT = "adapter_ids", "adapter_weights"
+IDS_INPUT = "adapter_ids"
 
 ADAPTERS_AXIS = "adapters"
 """The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
@@ -229,20 +229,6 @@ def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
     batch = _batch(base)
     _check_sites(base, plan, batch)
     return insert(base, plan, lambda graft: _ById(graft, rows, batch))
-
-
-def insert_mixture(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
-    """The base's graph with a bank, and an input `adapter_weights`, float32 [batch, adapters]: shares of the adapters.
-
-    At each site, and for each output of heads, the result is the sum over all rows of the bank, that of the base among
-    them: the share times what the row's adapter gives.
-
-    Raises:
-        BaseModelError: as `insert_bank`.
-    """
-    batch = _batch(base)
-    _check_sites(base, plan, batch)
-    return insert(base, plan, lambda graft: _ByShare(graft, rows, batch))
 
 
 def bank_tensors(plan: SlotPlan, heads: Sequence[HeadSum]) -> tuple[BankTensor, ...]:
@@ -374,51 +360,6 @@ class _ById:
             negative = writer.op(f"{IDS_INPUT}/negative", "Less", (self._ids, zero), type=boolean)
             self._checked = writer.op(f"{IDS_INPUT}/checked", "Where", (negative, none, self._ids), type=self._ids.type)
         return self._checked
-
-
-class _ByShare:
-    """All adapters for each row, [batch, adapters, tokens, width], and then their weighted sum. A `Supply`."""
-
-    stacked = True
-
-    def __init__(self, graft: Graft, rows: BankRows, batch: str) -> None:
-        self._tensors = _Tensors(graft, rows)
-        self._shares = graft.add_typed_input(WEIGHTS_INPUT, ir.DataType.FLOAT, [batch, ADAPTERS_AXIS])
-
-    def parameters(self, part: Part, writer: Writer, /) -> Mapping[str, ir.Value]:
-        """[adapters, in, out] for weights, [adapters, 1, width] for vectors."""
-        tensors = self._tensors.of(part)
-        return {
-            name: _vectors_on_tokens(tensors[part.slot(name)], tensors[part.slot(name)], writer)
-            for name in part.graph.parameters
-        }
-
-    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, turned: bool = False) -> ir.Value:
-        """[batch, 1, tokens, width]."""
-        rows = row_by_row(value, self._shares, name, writer, turned=turned)
-        return _unsqueezed(rows, [1], f"{name}/all", writer)
-
-    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, turned: bool = False) -> ir.Value:
-        """In the shape of the base's value."""
-        return as_before(self._mixed(result, f"{like.name}/mixed", writer), like, writer, turned=turned)
-
-    def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
-        """[batch, 1, 1, tokens]."""
-        return _unsqueezed(mask, [1, 2], "mask/row", writer)
-
-    def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
-        """The classes that none of the mixed adapters has are masked."""
-        mask = self._tensors.mask(head)
-        if mask is not None:
-            vectors = _vectors_on_tokens(mask, mask, writer)
-            result = writer.op(f"{head.output}/masked", "Add", (result, vectors))
-        return _pooled(head, self._mixed(result, f"{head.output}/mixed", writer), writer)
-
-    def _mixed(self, result: ir.Value, name: str, writer: Writer) -> ir.Value:
-        shares = _unsqueezed(self._shares, [2, 3], f"{name}/shares", writer)
-        parts = writer.op(f"{name}/parts", "Mul", (result, shares))
-        axis = writer.integers(f"{name}/axis", [1])
-        return writer.op(name, "ReduceSum", (parts, axis), {"keepdims": 0})
 
 
 def _vectors_on_tokens(value: ir.Value, tensor: ir.Value, writer: Writer) -> ir.Value:

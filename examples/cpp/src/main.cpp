@@ -1,7 +1,6 @@
 // bundle_client verify BUNDLE [--json]
 // bundle_client run BUNDLE --ids 101,2040,102 [--ids ...] [--load NAME=FILE]... [--adapter NAME]...
 // bundle_client run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
-// bundle_client run BUNDLE ... --mix NAME=SHARE,NAME=SHARE [--mix ...]
 // bundle_client run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
 //
 // Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
@@ -27,10 +26,9 @@ namespace {
 constexpr const char* kUsage =
     "usage: bundle_client verify BUNDLE [--json]\n"
     "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) [--load NAME=FILE]... [--adapter NAME]...\n"
-    "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --mix NAME=SHARE,NAME=SHARE [--mix ...]\n"
     "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,...\n"
-    "One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --mix likewise: shares\n"
-    "are from 0 to 1, and the base has what is left. --weights are those of the members of a weighted fusion. --load takes an `.onnx_adapter` file that was built for this bundle.";
+    "One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --weights\n"
+    "are those of the members of a weighted fusion, for all rows or for each. --load takes an `.onnx_adapter` file that was built for this bundle.";
 
 struct Usage : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -110,24 +108,23 @@ Pair pair_of(const std::string& text) {
   return {text.substr(0, at), text.substr(at + 1)};
 }
 
-Shares shares_of(const std::string& text) {
-  Shares shares;
+Weights weights_of(const std::string& text) {
+  Weights weights;
   std::istringstream parts(text);
   for (std::string part; std::getline(parts, part, ',');) {
     const auto [name, value] = pair_of(part);
     std::istringstream number(value);
-    float share = 0;
-    if (!(number >> share) || !number.eof()) throw Usage("`" + value + "` is no number");
-    if (!shares.emplace(name, share).second) throw Usage("`" + text + "` names an adapter twice");
+    float weight = 0;
+    if (!(number >> weight) || !number.eof()) throw Usage("`" + value + "` is no number");
+    if (!weights.emplace(name, weight).second) throw Usage("`" + text + "` names an adapter twice");
   }
-  return shares;
+  return weights;
 }
 
 Choice choice_of(const std::string& name) { return name == "-" ? Choice{} : Choice{name}; }
 
 struct Call {
   std::vector<Choice> adapters;  // one for all rows, or one for each
-  std::vector<Shares> mixture;   // instead
   std::vector<Weights> weights;  // of a fusion that runs all rows
   std::vector<Pair> files;       // adapters to load before
 };
@@ -139,19 +136,14 @@ Outcome run_alone(const Bundle& bundle, const Call& call, const Arrays& inputs) 
 }
 
 int run(const Bundle& bundle, Call call, const Arrays& inputs) {
-  const auto batch = static_cast<std::size_t>(inputs.begin()->second.shape.front());
   if (call.adapters.empty()) call.adapters.emplace_back();
-  if (call.mixture.size() == 1) call.mixture.resize(batch, call.mixture.front());
   const bool is_mixed = call.adapters.size() > 1;
-  if (!call.files.empty() && (is_mixed || !call.mixture.empty())) throw Usage("what is loaded runs alone, not in a bank");
-  const auto outcome = !call.mixture.empty() ? Mixture(bundle).run(inputs, call.mixture)
-                       : is_mixed            ? Bank(bundle).run(inputs, call.adapters)
-                                             : run_alone(bundle, call, inputs);
+  if (!call.files.empty() && is_mixed) throw Usage("what is loaded runs alone, not in a bank");
+  const auto outcome = is_mixed ? Bank(bundle).run(inputs, call.adapters) : run_alone(bundle, call, inputs);
   auto found = answers(inputs, outcome, bundle.manifest());
   for (std::size_t row = 0; row < found.size(); ++row) {
     const auto& adapter = call.adapters[is_mixed ? row : 0];
-    if (call.mixture.empty()) found[row]["adapter"] = adapter ? json(*adapter) : json(nullptr);
-    else found[row]["mixture"] = call.mixture[row];
+    found[row]["adapter"] = adapter ? json(*adapter) : json(nullptr);
   }
   std::cout << found.dump(2) << "\n";
   return 0;
@@ -168,8 +160,7 @@ int main_of(const std::vector<std::string>& arguments) {
     const bool has_value = at + 1 < arguments.size();
     if (option == "--json") as_json = true;
     else if (option == "--adapter" && has_value) call.adapters.push_back(choice_of(arguments[++at]));
-    else if (option == "--mix" && has_value) call.mixture.push_back(shares_of(arguments[++at]));
-    else if (option == "--weights" && has_value) call.weights.push_back(shares_of(arguments[++at]));
+    else if (option == "--weights" && has_value) call.weights.push_back(weights_of(arguments[++at]));
     else if (option == "--load" && has_value) call.files.push_back(pair_of(arguments[++at]));
     else if (option == "--inputs" && has_value) path = arguments[++at];
     else if (option == "--ids" && has_value) rows.push_back(parse_ids(arguments[++at]));
@@ -178,7 +169,6 @@ int main_of(const std::vector<std::string>& arguments) {
   const std::string& command = arguments[0];
   if (command != "verify" && command != "run") throw Usage("`" + command + "` is not a command");
   if (command == "run" && rows.empty() == path.empty()) throw Usage("either --ids or --inputs");
-  if (!call.adapters.empty() && !call.mixture.empty()) throw Usage("either --adapter or --mix");
   if (!call.weights.empty() && call.adapters.size() != 1) throw Usage("--weights go with one --adapter");
   const Bundle bundle(arguments[1]);
   if (command == "verify") bundle.check_nothing_else();

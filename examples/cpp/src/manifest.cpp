@@ -78,8 +78,8 @@ AdapterRecord adapter(const json& record, const std::string& head_output) {
 }
 
 BankRecord bank(const json& record) {
-  known(record, {"ids", "weights", "rows", "tensors"});
-  BankRecord found{record.at("ids"), record.at("weights"), {}, {}};
+  known(record, {"ids", "rows", "tensors"});
+  BankRecord found{record.at("ids"), {}, {}};
   for (const auto& tensor : record.at("tensors")) found.tensors.push_back(tensor.at("name"));
   for (const auto& row : record.at("rows")) {
     found.rows.push_back(row.is_null() ? Choice{} : Choice{row.get<std::string>()});
@@ -149,7 +149,7 @@ void check_names(const Manifest& manifest) {
   check_unique("files", files);
   auto others = slots;
   if (manifest.bank) {
-    others.insert(others.end(), {manifest.bank->ids, manifest.bank->weights});
+    others.push_back(manifest.bank->ids);
     others.insert(others.end(), manifest.bank->tensors.begin(), manifest.bank->tensors.end());
   }
   for (const auto& name : others) {

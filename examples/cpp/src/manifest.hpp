@@ -63,7 +63,6 @@ struct AdapterRecord {
 
 struct BankRecord {
   std::string ids;           // the input that chooses a row of the bank for each row of the batch
-  std::string weights;       // the input that mixes them, in the flavour `mixture`
   std::vector<Choice> rows;  // which adapter each row holds; the base where there is none
   std::vector<std::string> tensors;  // their names
 };

@@ -128,33 +128,20 @@ void check_switchboard(const Bundle& bundle, const std::string& flavour, Feeding
   }
 }
 
-void check_rows(const Bundle& bundle, const std::string& flavour, const RunRows& run, std::vector<Finding>& findings) {
+void check_bank(const Bundle& bundle, std::vector<Finding>& findings) {
+  const Bank bank(bundle);
+  const RunRows run = [&](const auto& inputs, const auto& rows) { return bank.run(inputs, rows).outputs; };
   const auto& subjects = bundle.manifest().bank->rows;
   std::vector<Golden> goldens;
   goldens.reserve(subjects.size());
   std::vector<const Golden*> all;
   for (const auto& subject : subjects) {
     all.push_back(&goldens.emplace_back(bundle, subject));
-    findings.push_back({flavour, subject, false, worst_of_all_rows({all.back()}, {subject}, run)});
+    findings.push_back({"bank", subject, false, worst_of_all_rows({all.back()}, {subject}, run)});
   }
   if (bundle.manifest().batch_invariant) {
-    findings.push_back({flavour, std::nullopt, true, worst_of_all_rows(all, subjects, run)});
+    findings.push_back({"bank", std::nullopt, true, worst_of_all_rows(all, subjects, run)});
   }
-}
-
-void check_bank(const Bundle& bundle, std::vector<Finding>& findings) {
-  const Bank bank(bundle);
-  check_rows(bundle, "bank", [&](const auto& inputs, const auto& rows) { return bank.run(inputs, rows).outputs; }, findings);
-}
-
-void check_mixture(const Bundle& bundle, std::vector<Finding>& findings) {
-  const Mixture mixture(bundle);
-  const RunRows run = [&](const Arrays& inputs, const std::vector<Choice>& rows) {
-    std::vector<Shares> shares;
-    for (const auto& row : rows) shares.push_back(row ? Shares{{*row, 1.0F}} : Shares{});
-    return mixture.run(inputs, shares).outputs;
-  };
-  check_rows(bundle, "mixture", run, findings);
 }
 
 void check_baked(const Bundle& bundle, const std::string& adapter, std::vector<Finding>& findings) {
@@ -174,7 +161,6 @@ std::vector<Finding> self_check(const Bundle& bundle) {
   }
   if (manifest.graphs.count("inputs")) check_switchboard(bundle, "inputs", Feeding::plain, "inputs", findings);
   if (manifest.graphs.count("bank")) check_bank(bundle, findings);
-  if (manifest.graphs.count("mixture")) check_mixture(bundle, findings);
   for (const auto& record : manifest.adapters) {
     if (!record.baked.empty()) check_baked(bundle, record.name, findings);
   }

@@ -7,7 +7,7 @@
 #include "switchboard.hpp"
 
 struct Finding {
-  std::string flavour;  // `slots` (native adapters), `slots, fed`, `inputs`, `bank`, `mixture`, `baked`
+  std::string flavour;  // `slots` (native adapters), `slots, fed`, `inputs`, `bank`, `baked`
   Choice adapter;       // none: the base
   bool mixed;           // rows of one batch through different adapters
   double worst;         // the largest deviation as a part of the allowed one; at most 1 is good

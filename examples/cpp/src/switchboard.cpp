@@ -1,7 +1,6 @@
 #include "switchboard.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <mutex>
 #include <set>
 
@@ -10,8 +9,6 @@
 #include "request.hpp"
 
 namespace {
-
-constexpr double kRounding = 1e-6;
 
 Feeds feeds_of(const Arrays& arrays) {
   Feeds feeds;
@@ -27,17 +24,6 @@ std::vector<std::string> outputs_of(const Manifest& manifest, const std::vector<
     if (!head.output.empty()) names.insert(head.output);
   }
   return {names.begin(), names.end()};
-}
-
-// Results of heads add up only where they mean the same.
-Head common_head(const Manifest& manifest, const Shares& shares) {
-  std::optional<Head> common;
-  for (const auto& [name, _] : shares) {
-    const auto& head = manifest.adapter(name).head;
-    if (common && (common->output != head.output || common->labels != head.labels)) return {};
-    common = head;
-  }
-  return common.value_or(Head{});
 }
 
 std::size_t batch_of(const Arrays& inputs) { return static_cast<std::size_t>(inputs.begin()->second.shape.front()); }
@@ -75,18 +61,6 @@ void check_rows(const Arrays& inputs, const Manifest& manifest, const std::vecto
   if (!manifest.batch_invariant && std::set<T>(rows.begin(), rows.end()).size() > 1) {
     throw RequestFault({"the rows of a batch influence each other in this bundle", "", "", "", "send one row a request"});
   }
-}
-
-// What is left for the base.
-float rest(const Shares& shares) {
-  double total = 0;
-  bool good = true;
-  for (const auto& [_, share] : shares) {
-    good = good && share >= 0 && share <= 1;  // NaN is neither
-    total += share;
-  }
-  if (good && total <= 1 + kRounding) return static_cast<float>(std::max(0.0, 1 - total));
-  throw RequestFault({"shares are from 0 to 1, and so is their sum; the base gets what is left"});
 }
 
 }  // namespace
@@ -188,27 +162,6 @@ Outcome Bank::run(const Arrays& inputs, const std::vector<Choice>& rows) const {
   feeds.emplace(bank_of(manifest_).ids, &chosen);
   std::vector<Head> heads;
   for (const auto& adapter : rows) heads.push_back(adapter ? manifest_.adapter(*adapter).head : Head{});
-  return {graph_.run(feeds, outputs_of(manifest_, heads)), heads};
-}
-
-Mixture::Mixture(const Bundle& bundle, int threads)
-    : manifest_(bundle.manifest()), graph_(bundle.graph("mixture"), threads) {
-  bank_of(manifest_);
-}
-
-Outcome Mixture::run(const Arrays& inputs, const std::vector<Shares>& rows) const {
-  check_rows(inputs, manifest_, rows);
-  const auto width = bank_of(manifest_).rows.size();
-  Array weights = make_array("float32", {static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(width)});
-  for (std::size_t row = 0; row < rows.size(); ++row) {
-    float* shares = weights.data<float>() + row * width;
-    shares[row_of(manifest_, {})] = rest(rows[row]);
-    for (const auto& [adapter, share] : rows[row]) shares[row_of(manifest_, adapter)] = share;
-  }
-  Feeds feeds = feeds_of(inputs);
-  feeds.emplace(bank_of(manifest_).weights, &weights);
-  std::vector<Head> heads;
-  for (const auto& shares : rows) heads.push_back(common_head(manifest_, shares));
   return {graph_.run(feeds, outputs_of(manifest_, heads)), heads};
 }
 

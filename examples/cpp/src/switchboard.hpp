@@ -17,8 +17,6 @@ enum class Feeding {
   plain,   // the adapter's tensors as inputs of the call, for the flavours `slots` and `inputs`
 };
 
-using Shares = std::map<std::string, float>;  // what a row has of adapters, from 0 to 1, by their names
-
 struct Outcome {
   Arrays outputs;           // those of the base, and those of the rows' heads
   std::vector<Head> heads;  // for each row that of the very adapter that ran
@@ -78,20 +76,6 @@ class Bank {
   // Logits of classes that a row's adapter does not have are below −1e30.
   // Throws RequestFault if there is no adapter of a name, or not one choice for each row.
   Outcome run(const Arrays& inputs, const std::vector<Choice>& rows) const;
-
- private:
-  Manifest manifest_;
-  Graph graph_;
-};
-
-// The bank with shares: a blend of adapters for every row of the batch.
-class Mixture {
- public:
-  explicit Mixture(const Bundle& bundle, int threads = 1);
-
-  // For each row shares of adapters; the base has what is left to 1.
-  // Throws RequestFault as a bank does, and if a share or the sum of a row is not from 0 to 1.
-  Outcome run(const Arrays& inputs, const std::vector<Shares>& rows) const;
 
  private:
   Manifest manifest_;

@@ -2,7 +2,7 @@
 import { parseArgs } from "node:util";
 
 import type { Choice } from "./core/bundle.js";
-import type { Shares, Weights } from "./core/runners.js";
+import type { Weights } from "./core/runners.js";
 import type { Call } from "./core/service.js";
 
 export class Usage extends Error {}
@@ -17,17 +17,15 @@ export interface Command {
   /** Adapters to load before, from their files. */
   load: [name: string, path: string][];
   adapters: Choice[];
-  mixture: Shares[];
   weights: Weights[];
 }
 
 export function usage(program: string): string {
   return `usage: ${program} verify BUNDLE [--json]
        ${program} run BUNDLE (--text TEXT… | --inputs ARRAYS.json) [--load NAME=FILE]… [--adapter NAME]…
-       ${program} run BUNDLE (--text TEXT… | --inputs ARRAYS.json) --mix NAME=SHARE,NAME=SHARE [--mix …]…
        ${program} run BUNDLE (--text TEXT… | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,… [--weights …]…
-One --adapter holds for all rows; one for each row makes a mixed batch, \`-\` standing for none. --mix likewise: shares
-are from 0 to 1, and the base has what is left. --weights are those of the members of a weighted fusion. --load takes an \`.onnx_adapter\` file that was built for this bundle.`;
+One --adapter holds for all rows; one for each row makes a mixed batch, \`-\` standing for none. --weights
+are those of the members of a weighted fusion, for all rows or for each. --load takes an \`.onnx_adapter\` file that was built for this bundle.`;
 }
 
 /** Throws Usage if it is not clear what to do. */
@@ -36,17 +34,15 @@ export function parse(words: string[]): Command {
   const [name, bundle] = positionals;
   if (!bundle || positionals.length !== 2 || (name !== "verify" && name !== "run")) throw new Usage("what to do is not clear");
   if (name === "run" && !values.text.length === !values.inputs) throw new Usage("either --text or --inputs");
-  if (values.adapter.length && values.mix.length) throw new Usage("either --adapter or --mix");
   const { json, text: texts, inputs } = values;
   const adapters = values.adapter.map((adapter) => (adapter === "-" ? null : adapter));
   if (values.weights.length && values.adapter.length !== 1) throw new Usage("--weights go with one --adapter");
-  const weights = values.weights.map(shares);
-  return { weights, name, bundle, json, texts, inputs, load: values.load.map(pair), adapters, mixture: values.mix.map(shares) };
+  const weights = values.weights.map(weightsOf);
+  return { weights, name, bundle, json, texts, inputs, load: values.load.map(pair), adapters };
 }
 
 /** One choice holds for all rows. */
-export function callOf({ adapters, mixture, weights }: Command, rows: number): Call {
-  if (mixture.length) return { mixture: mixture.length === 1 ? Array<Shares>(rows).fill(mixture[0]!) : mixture };
+export function callOf({ adapters, weights }: Command): Call {
   if (adapters.length > 1) return { adapters };
   return { adapter: adapters[0] ?? null, ...(weights.length ? { weights } : {}) };
 }
@@ -61,7 +57,6 @@ function parsed(words: string[]) {
         text: { type: "string", multiple: true, default: [] },
         inputs: { type: "string" },
         adapter: { type: "string", multiple: true, default: [] },
-        mix: { type: "string", multiple: true, default: [] },
         weights: { type: "string", multiple: true, default: [] },
         load: { type: "string", multiple: true, default: [] },
       },
@@ -78,9 +73,9 @@ function pair(text: string): [string, string] {
   return [text.slice(0, at), text.slice(at + 1)];
 }
 
-function shares(text: string): Shares {
+function weightsOf(text: string): Weights {
   const parts = text.split(",").map(pair);
-  const found = Object.fromEntries(parts.map(([name, share]) => [name, share.trim() ? Number(share) : NaN]));
+  const found = Object.fromEntries(parts.map(([name, weight]) => [name, weight.trim() ? Number(weight) : NaN]));
   if (Object.keys(found).length < parts.length) throw new Usage(`\`${text}\` names an adapter twice`);
   return found;
 }

@@ -2,7 +2,6 @@
  * node dist/main.js verify BUNDLE [--json]
  * node dist/main.js run BUNDLE --text TEXT [--text TEXT]… [--load NAME=FILE]… [--adapter NAME]…
  * node dist/main.js run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]… [--adapter NAME]…
- * node dist/main.js run BUNDLE … --mix NAME=SHARE,NAME=SHARE [--mix …]…
  *
  * Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
  */
@@ -38,7 +37,7 @@ async function verify(bundle: Bundle, asJson: boolean): Promise<void> {
 
 async function run(bundle: Bundle, command: Command): Promise<void> {
   const inputs = await inputsOf(bundle, command);
-  const call = callOf(command, Object.values(inputs)[0]?.dims[0] ?? 0);
+  const call = callOf(command);
   const service = new Service(bundle);
   for (const [name, path] of command.load) await service.load(name, await bytesOf(path));
   console.log(JSON.stringify(await service.run(inputs, call), null, 2));

@@ -105,7 +105,7 @@ export class Bundle {
   }
 
   /** Open the graph of a flavour. */
-  async open(flavour: "inputs" | "bank" | "mixture"): Promise<InferenceSession> {
+  async open(flavour: "inputs" | "bank"): Promise<InferenceSession> {
     const graph = this.manifest.graphs[flavour];
     if (!graph) {
       const fix = `build it with \`--flavours ${flavour}\``;

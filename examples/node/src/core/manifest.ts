@@ -54,7 +54,6 @@ export interface MixRecord {
 /** `rows[i]` is the adapter that row i of the bank holds; null is the base. */
 export interface BankRecord {
   ids: string;
-  weights: string;
   rows: (string | null)[];
   tensors: { name: string }[];
 }
@@ -69,7 +68,7 @@ export interface Manifest {
   version: string;
   minimum_onnxruntime: string;
   batch_invariant: boolean;
-  graphs: Partial<Record<"slots" | "inputs" | "bank" | "mixture", string>>;
+  graphs: Partial<Record<"slots" | "inputs" | "bank", string>>;
   inputs: InputRecord[];
   outputs: { name: string; axes: Axis[] }[];
   /** The output that each topology of head fills. */
@@ -99,7 +98,7 @@ const KEYS = {
     "name kind labels parameters onnx_adapter safetensors source base golden task? output? baked? mix?",
   head: "graph output result",
   mix: "slots members",
-  bank: "ids weights rows tensors",
+  bank: "ids rows tensors",
   golden: "path cases absolute reference reasons?",
   text: "tokenizer max_tokens",
   file: "path sha256 bytes",
@@ -190,7 +189,7 @@ function checkNames(manifest: Manifest, where: string): void {
   checkUnique("slots", named(slots), where);
   checkUnique("adapters", named(adapters).map((name) => name.toLowerCase()), where); // files have these names
   checkUnique("files", files.map((file) => file.path.toLowerCase()), where);
-  const others = new Set([...named(slots), ...(bank ? [bank.ids, bank.weights, ...named(bank.tensors)] : [])]);
+  const others = new Set([...named(slots), ...(bank ? [bank.ids, ...named(bank.tensors)] : [])]);
   const taken = named(inputs).find((name) => others.has(name));
   if (taken !== undefined) {
     throw new Fault({ what: "a tensor of adapters has the name of a data input", where, found: `\`${taken}\`` });

@@ -20,13 +20,8 @@ export interface Result {
   heads: Head[];
 }
 
-/** What a row has of adapters, from 0 to 1, by their names. */
-export type Shares = Record<string, number>;
-
 /** What the members of a fusion weigh, by their names. */
 export type Weights = Record<string, number>;
-
-const ROUNDING = 1e-6;
 
 const NO_HEAD: Head = { output: null, labels: null };
 
@@ -111,40 +106,6 @@ export class Bank {
   }
 }
 
-/** The bank with shares: a blend of adapters for every row of the batch. */
-export class Mixture {
-  private constructor(
-    private readonly bundle: Bundle,
-    private readonly session: InferenceSession,
-  ) {}
-
-  static async open(bundle: Bundle): Promise<Mixture> {
-    return new Mixture(bundle, await bundle.open("mixture"));
-  }
-
-  /** @param rows for each row of the batch, shares of adapters; the base has what is left to 1. */
-  async run(inputs: Inputs, rows: Shares[]): Promise<Result> {
-    checkRows(inputs, this.bundle, rows.map(sorted));
-    const width = this.bundle.bank.rows.length;
-    const weights = new Float32Array(rows.length * width);
-    rows.forEach((shares, row) => {
-      for (const [name, share] of [[null, restOf(shares)] as const, ...Object.entries(shares)]) {
-        weights[row * width + rowOf(this.bundle, name)] = share;
-      }
-    });
-    const heads = rows.map((shares) => this.commonHead(Object.keys(shares)));
-    const feeds = { ...inputs, [this.bundle.bank.weights]: new Tensor("float32", weights, [rows.length, width]) };
-    return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
-  }
-
-  /** Results of heads add up only where they mean the same. */
-  private commonHead(names: string[]): Head {
-    const heads = names.map((name) => this.bundle.adapter(name));
-    const kinds = new Set(heads.map(({ output, labels }) => JSON.stringify([output, labels])));
-    return kinds.size === 1 ? heads[0]! : NO_HEAD;
-  }
-}
-
 /** A graph in which one adapter is constant. */
 export class Baked {
   private constructor(
@@ -180,17 +141,8 @@ function outputsOf(bundle: Bundle, heads: Head[]): string[] {
 }
 
 /** One text for what is equal. */
-function sorted(shares: Shares | Weights): string {
-  return JSON.stringify(Object.entries(shares).sort());
-}
-
-/** What is left for the base. */
-function restOf(shares: Shares): number {
-  const parts = Object.values(shares);
-  const total = parts.reduce((sum, part) => sum + part, 0);
-  if (parts.every((part) => part >= 0 && part <= 1) && total <= 1 + ROUNDING) return Math.max(0, 1 - total);
-  const found = JSON.stringify(shares);
-  throw new Fault({ what: "shares are from 0 to 1, and so is their sum; the base gets what is left", found });
+function sorted(weights: Weights): string {
+  return JSON.stringify(Object.entries(weights).sort());
 }
 
 /** Never a number from outside: an id of −1 would take the last adapter without a word. */

@@ -6,10 +6,10 @@ import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
 import type { GoldenRecord } from "./manifest.js";
 import type { Inputs } from "./request.js";
-import { Baked, Bank, FedAdapters, Mixture, type Outputs } from "./runners.js";
+import { Baked, Bank, FedAdapters, type Outputs } from "./runners.js";
 
 export interface Finding {
-  flavour: "inputs" | "bank" | "mixture" | "baked";
+  flavour: "inputs" | "bank" | "baked";
   /** Null is the base. */
   adapter: Choice;
   /** Rows of one batch through different adapters. */
@@ -60,15 +60,7 @@ export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
   }
   if (graphs.bank) {
     const bank = await Bank.open(bundle);
-    findings.push(...(await checkRows(bundle, "bank", async (inputs, rows) => (await bank.run(inputs, rows)).outputs)));
-  }
-  if (graphs.mixture) {
-    const mixture = await Mixture.open(bundle);
-    const run: RunRows = async (inputs, rows) => {
-      const shares = rows.map((choice) => (choice === null ? {} : { [choice]: 1 }));
-      return (await mixture.run(inputs, shares)).outputs;
-    };
-    findings.push(...(await checkRows(bundle, "mixture", run)));
+    findings.push(...(await checkRows(bundle, async (inputs, rows) => (await bank.run(inputs, rows)).outputs)));
   }
   for (const { name: adapter } of adapters.filter((record) => record.baked)) {
     const graph = await Baked.open(bundle, adapter);
@@ -78,15 +70,15 @@ export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
   return findings;
 }
 
-async function checkRows(bundle: Bundle, flavour: "bank" | "mixture", run: RunRows): Promise<Finding[]> {
+async function checkRows(bundle: Bundle, run: RunRows): Promise<Finding[]> {
   const choices = bundle.bank.rows;
   const goldens = await Promise.all(choices.map((choice) => Golden.of(bundle, choice)));
   const findings: Finding[] = [];
   for (const [at, adapter] of choices.entries()) {
-    findings.push({ flavour, adapter, mixed: false, worst: await worstOfRows([goldens[at]!], [adapter], run) });
+    findings.push({ flavour: "bank", adapter, mixed: false, worst: await worstOfRows([goldens[at]!], [adapter], run) });
   }
   if (bundle.manifest.batch_invariant) {
-    findings.push({ flavour, adapter: null, mixed: true, worst: await worstOfRows(goldens, choices, run) });
+    findings.push({ flavour: "bank", adapter: null, mixed: true, worst: await worstOfRows(goldens, choices, run) });
   }
   return findings;
 }

@@ -3,33 +3,25 @@ import { type Answer, answers } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
 import type { Inputs } from "./request.js";
-import { Bank, FedAdapters, Mixture, type Result, type Shares, type Weights } from "./runners.js";
+import { Bank, FedAdapters, type Result, type Weights } from "./runners.js";
 
-/** Who runs the rows of a batch: an adapter or none for all of them, one for each, or shares of several for each. */
+/** Who runs the rows of a batch: an adapter or none for all of them, or one for each. */
 export interface Call {
   adapter?: Choice;
   adapters?: Choice[];
-  mixture?: Shares[];
   /** With an `adapter` that is a weighted fusion: what its members weigh, once for all rows or once for each. */
   weights?: Weights[];
-}
-
-/** Who ran a row. */
-export interface Chosen {
-  adapter?: Choice;
-  mixture?: Shares;
 }
 
 export class Service {
   private fed: Promise<FedAdapters> | null = null;
   private bank: Promise<Bank> | null = null;
-  private mixture: Promise<Mixture> | null = null;
 
   constructor(readonly bundle: Bundle) {}
 
   /** Open what such a call needs, so that the first one takes no longer than others. */
-  async prepare({ adapters, mixture }: Call): Promise<void> {
-    await (mixture ? this.blending() : adapters ? this.mixing() : this.opened());
+  async prepare({ adapters }: Call): Promise<void> {
+    await (adapters ? this.mixing() : this.opened());
   }
 
   /** Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle: no new session. */
@@ -38,20 +30,17 @@ export class Service {
   }
 
   /** Throws a Fault if the inputs do not fit, or nobody has one of the names. */
-  async run(inputs: Inputs, call: Call): Promise<(Answer & Chosen)[]> {
+  async run(inputs: Inputs, call: Call): Promise<(Answer & { adapter: Choice })[]> {
     const found = answers(await this.result(inputs, call), inputs);
-    const { adapter = null, adapters, mixture } = call;
-    return found.map((answer, row) => {
-      return { ...(mixture ? { mixture: mixture[row] } : { adapter: adapters ? adapters[row] : adapter }), ...answer };
-    });
+    const { adapter = null, adapters } = call;
+    return found.map((answer, row) => ({ adapter: adapters ? adapters[row]! : adapter, ...answer }));
   }
 
-  private async result(inputs: Inputs, { adapter, adapters, mixture, weights }: Call): Promise<Result> {
-    if ([adapter, adapters, mixture].filter((each) => each !== undefined).length > 1) {
-      throw new Fault({ what: "one call has one choice", expected: "`adapter`, `adapters` or `mixture`" });
+  private async result(inputs: Inputs, { adapter, adapters, weights }: Call): Promise<Result> {
+    if (adapter !== undefined && adapters) {
+      throw new Fault({ what: "one call has one choice", expected: "`adapter` or `adapters`" });
     }
-    if (weights && (adapters || mixture)) throw new Fault({ what: "weights go with one `adapter`" });
-    if (mixture) return (await this.blending()).run(inputs, mixture);
+    if (weights && adapters) throw new Fault({ what: "weights go with one `adapter`" });
     if (adapters) return (await this.mixing()).run(inputs, adapters);
     return (await this.opened()).run(inputs, adapter ?? null, weights);
   }
@@ -62,9 +51,5 @@ export class Service {
 
   private mixing(): Promise<Bank> {
     return (this.bank ??= Bank.open(this.bundle));
-  }
-
-  private blending(): Promise<Mixture> {
-    return (this.mixture ??= Mixture.open(this.bundle));
   }
 }
