@@ -138,7 +138,7 @@ class Together:
 
     def slots_of_weights(self, name: str) -> list[str]:
         keys = {topology_key(graph) for graph in self.adapters[name].graphs.values()}
-        return list(dict.fromkeys(part.slot(MIX) for part in self.plan.parts if part.key in keys))
+        return list(dict.fromkeys(group.slot(MIX) for group in self.plan.groups if group.key in keys))
 
 
 @pytest.fixture(scope="module")

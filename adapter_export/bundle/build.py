@@ -265,7 +265,7 @@ class _Build:
             text=text,
             files=(),
             bank=graphs.bank,
-            heads=tuple(HeadRecord(p.graph_name, head.output, head.result) for head in self.heads for p in head.parts),
+            heads=tuple(HeadRecord(p.graph_name, head.output, head.result) for head in self.heads for p in head.groups),
             model_version=model_version(self.base, self.plan),
         )
 

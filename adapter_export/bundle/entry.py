@@ -103,7 +103,9 @@ def mix_record(plan: SlotPlan, adapter: Adapter) -> MixRecord | None:
     if members is None:
         return None
     own = {(owner, topology_key(graph)) for owner, graph, _ in adapter.parts()}
-    slots = [part.slot(MIX) for part in plan.parts if (part.owner, part.key) in own and MIX in part.graph.parameters]
+    slots = [
+        group.slot(MIX) for group in plan.groups if (group.owner, group.key) in own and MIX in group.graph.parameters
+    ]
     return MixRecord(tuple(dict.fromkeys(slots)), members)
 
 

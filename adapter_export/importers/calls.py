@@ -18,7 +18,7 @@ def check_calls(sites: Iterable[Site], where: object) -> None:
     Raises:
         AdapterError: there are such sites; all are listed.
     """
-    found = [site for site in sites if site.elsewhere]
+    found = [site for site in sites if site.other_calls]
     if found:
         raise AdapterError(
             "acts on layers that the base calls a second time, on what is no text, such as relative positions; "

@@ -119,7 +119,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def check_tokens(graph: AdapterGraph, site: Site, rank: int | None) -> None:
-    """Refuse a graph that takes the tokens of a text together where the base has those of all texts, or turned ones.
+    """Refuse a graph that takes the tokens of a text together where the base has no axis of them, or another order.
 
     Args:
         graph: what acts.
@@ -130,10 +130,10 @@ def check_tokens(graph: AdapterGraph, site: Site, rank: int | None) -> None:
         AdapterError: it does so.
     """
     mixing = sorted({node.op for node in graph.nodes} & _TAKES_TOKENS_TOGETHER)
-    if mixing and (site.turned or rank != len(SITE_VALUES["h"])):
+    if mixing and (site.sequence_first or rank != len(SITE_VALUES["h"])):
         raise AdapterError(
             "a graph takes the tokens of a text together, and the base has "
-            + ("tokens before batch there" if site.turned else "those of all texts in one row there"),
+            + ("tokens before batch there" if site.sequence_first else "those of all texts in one row there"),
             where=f"site `{site.name}`",
             found=", ".join(f"`{op}`" for op in mixing),
             expected="values [batch, tokens, width]",

@@ -41,7 +41,7 @@ REPLACED = tuple(READABLE)
 
 
 @dataclass(frozen=True)
-class Part:
+class SlotGroup:
     """One topology at one site, or one topology of prediction head.
 
     Attributes:
@@ -121,25 +121,27 @@ class SlotPlan:
     """What goes into one exported graph.
 
     Attributes:
-        parts: in the order of evaluation, the heads last; several at one site are chained in this order.
+        groups: in the order of evaluation, the heads last; several at one site are chained in this order.
     """
 
-    parts: tuple[Part, ...]
+    groups: tuple[SlotGroup, ...]
 
     @property
     def slots(self) -> tuple[SlotRecord, ...]:
         """Every slot of the graph; one that sites share is there once."""
-        return tuple(dict.fromkeys(record for part in self.parts for record in part.records()))
+        return tuple(dict.fromkeys(record for group in self.groups for record in group.records()))
 
     @property
     def digest(self) -> str:
         """The topology of the whole graph as `sha256:<hex>`: graphs of one digest take the same adapter files."""
-        facts = [[part.owner, part.graph_name, part.alone, part.key, dict(part.site_widths)] for part in self.parts]
+        facts = [
+            [group.owner, group.graph_name, group.alone, group.key, dict(group.site_widths)] for group in self.groups
+        ]
         return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}"
 
-    def at(self, owner: str) -> tuple[Part, ...]:
-        """The parts at one site, or the heads."""
-        return tuple(part for part in self.parts if part.owner == owner)
+    def at(self, owner: str) -> tuple[SlotGroup, ...]:
+        """The groups at one site, or the heads."""
+        return tuple(group for group in self.groups if group.owner == owner)
 
 
 def topology_key(graph: AdapterGraph) -> str:
@@ -171,15 +173,15 @@ def plan_slots(adapters: Sequence[Adapter], sites: SiteMap) -> SlotPlan:
     check_fit(adapters, sites)
     forms = _forms(adapters)
     names = _graph_names(adapters)
-    parts = []
+    groups = []
     owners = {**{site.name: site_widths(site) for site in sites}, HEAD: {"d": sites.width}}
     for owner, fixed in owners.items():
         here = sorted((REPLACED.index(form.replaces), names[key], key) for key, form in forms.get(owner, {}).items())
         for _, name, key in here:
             form = forms[owner][key]
             widths = {symbol: fixed[symbol] for symbol in form.symbols() if symbol in fixed}
-            parts.append(Part(owner, name, form, widths, alone=len(here) == 1))
-    plan = SlotPlan(tuple(parts))
+            groups.append(SlotGroup(owner, name, form, widths, alone=len(here) == 1))
+    plan = SlotPlan(tuple(groups))
     _check_names(plan)
     return plan
 
@@ -192,7 +194,7 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
         GraphError: a factor takes a weight out of the range of float32.
     """
     own = {(owner, topology_key(graph)): graph for owner, graph, _ in adapter.parts()}
-    unplanned = own.keys() - {(part.owner, part.key) for part in plan.parts}
+    unplanned = own.keys() - {(group.owner, group.key) for group in plan.groups}
     if unplanned:
         raise AdapterError(
             "does something for which the exported graph has no slots",
@@ -201,42 +203,42 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
             fix="build again with this adapter among the others",
         )
     tensors: Weights = {}
-    for part in plan.parts:
-        graph = own.get((part.owner, part.key))
+    for group in plan.groups:
+        graph = own.get((group.owner, group.key))
         if graph is not None:
-            _fill(tensors, part, slot_weights(graph, adapter.parameters(part.owner), part.site_widths), adapter)
-    for part in plan.parts:
-        if (part.owner, part.key) not in own:
-            neutral = part.neutral()
-            shared = {name: tensors[part.slot(name)] for name in part.graph.shared if part.slot(name) in tensors}
-            _check_idle(part, neutral, shared, adapter)
-            _fill(tensors, part, neutral | shared, adapter)
+            _fill(tensors, group, slot_weights(graph, adapter.parameters(group.owner), group.site_widths), adapter)
+    for group in plan.groups:
+        if (group.owner, group.key) not in own:
+            neutral = group.neutral()
+            shared = {name: tensors[group.slot(name)] for name in group.graph.shared if group.slot(name) in tensors}
+            _check_idle(group, neutral, shared, adapter)
+            _fill(tensors, group, neutral | shared, adapter)
     return {slot.name: tensors[slot.name] for slot in plan.slots}
 
 
-def _fill(tensors: Weights, part: Part, filled: Weights, adapter: Adapter) -> None:
-    for name in part.graph.parameters:
+def _fill(tensors: Weights, group: SlotGroup, filled: Weights, adapter: Adapter) -> None:
+    for name in group.graph.parameters:
         tensor = np.ascontiguousarray(filled[name])
-        if not np.array_equal(tensors.setdefault(part.slot(name), tensor), tensor):
+        if not np.array_equal(tensors.setdefault(group.slot(name), tensor), tensor):
             raise AdapterError(
                 "has two graphs that compute the same and share other tensors, for which a graph has one slot",
-                where=f"adapter `{adapter.name}`, `{part.owner}`",
-                found=f"two values of `{part.slot(name)}`",
+                where=f"adapter `{adapter.name}`, `{group.owner}`",
+                found=f"two values of `{group.slot(name)}`",
                 fix="give the places of both graphs tensors of their own, not shared ones",
             )
 
 
-def _check_idle(part: Part, neutral: Weights, shared: Weights, adapter: Adapter) -> None:
-    """An idle part must do nothing whatever the adapter shares among its other places: tried out on random values."""
+def _check_idle(group: SlotGroup, neutral: Weights, shared: Weights, adapter: Adapter) -> None:
+    """An idle group must do nothing whatever the adapter shares among its other places: tried out on random values."""
     if not shared:
         return
-    graph, rng = bound_to(part.graph, None), np.random.default_rng(0)
-    widths = {"d": 1, **part.site_widths, "batch": 1, "tokens": 2}
+    graph, rng = bound_to(group.graph, None), np.random.default_rng(0)
+    widths = {"d": 1, **group.site_widths, "batch": 1, "tokens": 2}
     values = {name: rng.standard_normal([widths[str(axis)] for axis in SITE_VALUES[name]]) for name in graph.inputs}
     if not np.array_equal(evaluate(graph, values, neutral | shared), values[graph.replaces]):
         raise NotNeutralError(
             "what an adapter shares among its sites would act where the adapter does not",
-            where=f"adapter `{adapter.name}`, graph `{part.graph_name}` at `{part.owner}`",
+            where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
             found=", ".join(f"`{name}`" for name in shared),
             fix="build this adapter on its own",
         )
@@ -308,13 +310,13 @@ class HeadSum:
         output: its name in the graph.
         result: what it holds.
         width: its last axis: a number if the base fixes it, else a symbol that each adapter gives a number.
-        parts: the heads.
+        groups: the heads.
     """
 
     output: str
     result: HeadOutput
     width: Dim
-    parts: tuple[Part, ...]
+    groups: tuple[SlotGroup, ...]
 
 
 def head_sums(plan: SlotPlan, base_outputs: Collection[str]) -> tuple[HeadSum, ...]:
@@ -328,17 +330,17 @@ def head_sums(plan: SlotPlan, base_outputs: Collection[str]) -> tuple[HeadSum, .
         plan: what goes into the graph.
         base_outputs: the names of the base's outputs.
     """
-    groups: dict[tuple[HeadOutput, Dim | None, str], list[Part]] = {}
-    for part in plan.at(HEAD):
-        width = part.result_width
-        apart = "" if part.gives_zeros_idle else part.graph_name
-        groups.setdefault((part.result, width if isinstance(width, int) else None, apart), []).append(part)
+    groups: dict[tuple[HeadOutput, Dim | None, str], list[SlotGroup]] = {}
+    for group in plan.at(HEAD):
+        width = group.result_width
+        apart = "" if group.gives_zeros_idle else group.graph_name
+        groups.setdefault((group.result, width if isinstance(width, int) else None, apart), []).append(group)
     taken = set(base_outputs)
     sums = []
-    for (result, _, _), parts in groups.items():
+    for (result, _, _), heads in groups.items():
         name = first_free(head_output(base_outputs, result), taken)
         taken.add(name)
-        sums.append(HeadSum(name, result, parts[0].result_width, tuple(parts)))
+        sums.append(HeadSum(name, result, heads[0].result_width, tuple(heads)))
     return tuple(sums)
 
 
@@ -347,12 +349,12 @@ def adapter_output(sums: Iterable[HeadSum], adapter: Adapter | None) -> str | No
     if adapter is None or adapter.head is None:
         return None
     key = topology_key(adapter.head.graph)
-    return next(found.output for found in sums if key in {part.key for part in found.parts})
+    return next(found.output for found in sums if key in {group.key for group in found.groups})
 
 
 def head_graphs(sums: Iterable[HeadSum]) -> Mapping[str, str]:
     """The output of each topology of head, by the name of its graph."""
-    return {part.graph_name: found.output for found in sums for part in found.parts}
+    return {group.graph_name: found.output for found in sums for group in found.groups}
 
 
 # The plan of an exported graph, kept in the graph itself: adapters are added by it, without the base.
@@ -368,11 +370,11 @@ def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
     """Keep a plan in the graph that was made by it."""
     graphs: list[dict[str, Any]] = []
     parts = []
-    for part in plan.parts:
-        graph = graph_to_json(part.graph)
+    for group in plan.groups:
+        graph = graph_to_json(group.graph)
         if graph not in graphs:
             graphs.append(graph)
-        parts.append([part.owner, part.graph_name, graphs.index(graph), dict(part.site_widths), part.alone])
+        parts.append([group.owner, group.graph_name, graphs.index(graph), dict(group.site_widths), group.alone])
     model.metadata_props[TOPOLOGY_KEY] = plan.digest
     model.metadata_props[PLAN_KEY] = json.dumps({"graphs": graphs, "parts": parts})
 
@@ -392,7 +394,7 @@ def read_plan(model: ir.Model, where: object) -> SlotPlan:
         graphs = [graph_from_json(graph) for graph in document["graphs"]]
         plan = SlotPlan(
             tuple(
-                Part(owner, name, graphs[index], widths, alone)
+                SlotGroup(owner, name, graphs[index], widths, alone)
                 for owner, name, index, widths, alone in document["parts"]
             )
         )

@@ -25,8 +25,8 @@ from adapter_export.sites.view import FlowGraph, FlowNode
 # DeBERTa projects its relative positions with the layers that project queries and keys (He et al. 2021, §3.1). These
 # calls read no activation, so that nothing can be replaced there; exporters may even have computed them already.
 
-ASIDE_KEY = "adapter_export.called_aside"
-"""Where the metadata of an ONNX graph say what `FlowGraph.aside` was in the graph that it was exported from: JSON."""
+OTHER_CALLS_KEY = "adapter_export.other_calls"
+"""Where the metadata of an ONNX graph say, as JSON, what `FlowGraph.other_calls` was in the base before its export."""
 
 _Identity = tuple[str, object]
 
@@ -48,8 +48,8 @@ def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
             continue
         names = _names(index, found[site.h])
         more = max((calls[name] - known[name] for name in names), default=0)
-        aside = max((index.flow.aside.get(str(name[0]), 0) for name in names), default=0)
-        yield replace(site, elsewhere=more + aside)
+        aside = max((index.flow.other_calls.get(str(name[0]), 0) for name in names), default=0)
+        yield replace(site, other_calls=more + aside)
 
 
 def _names(index: FlowIndex, product: FlowNode) -> list[_Identity]:

@@ -18,12 +18,12 @@ _ROWS, _APART = 2, 3
 """The axes of a value with the tokens of all texts in one row, and of one that has batch and tokens apart."""
 
 
-def is_turned(index: FlowIndex, value: str, streams: Iterable[str]) -> bool:
+def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> bool:
     """Whether tokens come before batch in what a linear layer reads, as `torch.nn.MultiheadAttention` has them.
 
     Args:
         index: the graph of the base.
-        value: what the layer reads, [batch, tokens, d_in] or [batch·tokens, d_in] if it is not turned.
+        value: what the layer reads, [batch, tokens, d_in] or [batch·tokens, d_in] otherwise.
         streams: values of residual streams of the base, whose axes are those of a request.
     """
     source = index.producer(value)
@@ -138,18 +138,18 @@ def _read(index: FlowIndex, product: FlowNode) -> str | None:
 def _written(index: FlowIndex, product: FlowNode) -> str:
     """The product, scaled back and with its bias; both stand behind it alone, and a bias belongs to the same module."""
     node, value = product, product.outputs[0]
-    while node.finish != "bias":
+    while node.epilogue != "bias":
         readers = index.readers(value)
-        if len(readers) != 1 or value in index.flow.outputs or not _finishes(readers[0], product):
+        if len(readers) != 1 or value in index.flow.outputs or not _is_epilogue(readers[0], product):
             break
         node, value = readers[0], readers[0].outputs[0]
     return value
 
 
-def _finishes(node: FlowNode, product: FlowNode) -> bool:
+def _is_epilogue(node: FlowNode, product: FlowNode) -> bool:
     """Quantisers drop the path of a product that they replace, and keep that of its bias."""
     same_module = None in (node.path, product.path) or node.path == product.path
-    return node.finish is not None and not node.multiplies and same_module
+    return node.epilogue is not None and not node.multiplies and same_module
 
 
 def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
@@ -342,7 +342,7 @@ def _site(index: FlowIndex, layer: Layer, sublayer: Site, name: str, wiring: Wir
         followed_by="",
         parts={name: (piece.start, piece.end) for name, piece in parts.items()},
         blocks=max((piece.blocks for piece in parts.values()), default=1),
-        turned=is_turned(index, layer.u, [sublayer.x] if sublayer.x is not None else []),
+        sequence_first=is_sequence_first(index, layer.u, [sublayer.x] if sublayer.x is not None else []),
     )
 
 

@@ -61,9 +61,9 @@ class Site:
         parts: the slices [start, end) of `h` that are layers of their own, in a fused linear layer; at a part, its own.
         blocks: into how many equal blocks the features of `h` are cut first, so that a part is a slice of each of them;
             more than 1 where a fused layer has its parts head by head.
-        turned: whether tokens come before batch in the values of a linear layer, on two axes or on one, as
+        sequence_first: whether tokens come before batch in the values of a linear layer, on two axes or on one, as
             `torch.nn.MultiheadAttention` has them.
-        elsewhere: how often the base calls the module of a linear layer beside its sites, on what is no activation of
+        other_calls: how often the base calls the module of a linear layer beside its sites, on what is no activation of
             a text, such as relative positions. An adapter at the site does not act there.
     """
 
@@ -81,9 +81,9 @@ class Site:
     path: str | None
     followed_by: str
     parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    elsewhere: int = 0
+    other_calls: int = 0
     blocks: int = 1
-    turned: bool = False
+    sequence_first: bool = False
 
     def part(self, name: str) -> Site:
         """A part of this fused linear layer as a site of its own, beside it."""

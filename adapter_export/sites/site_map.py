@@ -17,7 +17,7 @@ from adapter_export.sites.discover import (
     with_calls,
 )
 from adapter_export.sites.index import FlowIndex, is_stream
-from adapter_export.sites.linear import is_turned, linear_sites
+from adapter_export.sites.linear import is_sequence_first, linear_sites
 from adapter_export.sites.site import SUBLAYERS, Norm, Role, Site, SiteMap
 from adapter_export.sites.view import FlowGraph, FlowNode
 
@@ -168,7 +168,7 @@ class _Check:
             path=path_of(nodes),
             followed_by="",
             parts=given.parts,
-            turned=given.role == "linear" and is_turned(self.index, start, self.streams),
+            sequence_first=given.role == "linear" and is_sequence_first(self.index, start, self.streams),
             blocks=given.blocks,
         )
         self._parts(site)

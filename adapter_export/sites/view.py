@@ -10,7 +10,7 @@ from adapter_export.sites.site import Norm
 
 NodeKind = Literal["add", "product", "convolution", "attention", "norm", "activation", "layout", "other"]
 
-Finish = Literal["bias", "rescale"]
+Epilogue = Literal["bias", "rescale"]
 """What is left to do behind the product of a linear layer: to add its bias, or to scale integers back."""
 
 Dim = int | str | None
@@ -48,7 +48,7 @@ class FlowNode:
         weight: the name of that matrix in the view.
         operands: the activations among the factors of a product, first the one whose index the rows of the result
             are; query, key and value of a fused attention, or what holds all three.
-        finish: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
+        epilogue: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
         cuts: of a layout that cuts one axis: the slice of its input that each output is.
         order: of a layout that moves whole axes: the axis of its input that each axis of its output is; none for a new
             one of length 1.
@@ -69,7 +69,7 @@ class FlowNode:
     linear: bool = False
     weight: str | None = None
     operands: tuple[str, ...] = ()
-    finish: Finish | None = None
+    epilogue: Epilogue | None = None
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     order: tuple[int | None, ...] = ()
     packed: tuple[tuple[int, int], ...] = ()
@@ -93,14 +93,14 @@ class FlowGraph:
         nodes: in the order of evaluation; those that compute no activation are left out.
         shapes: the axes of each value, where their number is known.
         outputs: the values that the base returns.
-        aside: how often linear layers are computed of weights alone, by their module paths and the names of their
+        other_calls: how often linear layers are computed of weights alone, by their module paths and the names of their
             matrices; these are no nodes.
     """
 
     nodes: Sequence[FlowNode]
     shapes: Mapping[str, tuple[Dim, ...]]
     outputs: tuple[str, ...]
-    aside: Mapping[str, int] = field(default_factory=dict)
+    other_calls: Mapping[str, int] = field(default_factory=dict)
 
     def rank(self, value: str) -> int | None:
         """The number of axes, if known."""

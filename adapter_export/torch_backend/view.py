@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from adapter_export.sites.site import Norm
-from adapter_export.sites.view import Cut, Dim, Finish, FlowGraph, FlowNode, NodeKind, rows_first
+from adapter_export.sites.view import Cut, Dim, Epilogue, FlowGraph, FlowNode, NodeKind, rows_first
 
 # Layouts of an FX graph that cut one axis of what they read, or move whole axes.
 
@@ -198,7 +198,7 @@ def trained_matrix(node: Node, op: str) -> str | None:
     return str(right.target) if right is not None and right.op == "get_attr" else None
 
 
-def finish(node: Node, op: str, activations: Set[Node]) -> Finish | None:
+def epilogue(node: Node, op: str, activations: Set[Node]) -> Epilogue | None:
     """The step of a linear layer that a node is: the addition of a bias."""
     if op not in ("linear", "addmm", "add"):
         return None
@@ -262,7 +262,9 @@ def flow_graph(module: GraphModule) -> FlowGraph:
         nodes=[_flow_node(node, activations) for node in activations if node.op != "placeholder"],
         shapes=dict(_shapes(activations)),
         outputs=tuple(node.name for node in result.all_input_nodes),
-        aside=Counter(name for node in module.graph.nodes if node not in activations for name in _layer_names(node)),
+        other_calls=Counter(
+            name for node in module.graph.nodes if node not in activations for name in _layer_names(node)
+        ),
     )
 
 
@@ -315,7 +317,7 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
         linear=is_linear(node, op, activations.keys()),
         weight=trained_matrix(node, op),
         operands=operands(node, op, activations.keys()),
-        finish=finish(node, op, activations.keys()),
+        epilogue=epilogue(node, op, activations.keys()),
         cuts={} if cut is None else {node.name: cut},
         order=order_of(node, op),
     )

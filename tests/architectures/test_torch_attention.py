@@ -98,8 +98,8 @@ def test_the_fused_projections_are_sites_with_parts(base: Base) -> None:
         found = {site.name: site for site in sites}
         assert found.keys() >= ROWS.keys()
         assert {name: dict(found[name].parts) for name in FUSED} == FUSED
-        assert {name for name in ROWS if not found[name].turned} == set()
-        assert not found["encoder.layers.0.ffn.up"].turned
+        assert {name for name in ROWS if not found[name].sequence_first} == set()
+        assert not found["encoder.layers.0.ffn.up"].sequence_first
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -137,7 +137,9 @@ def test_a_site_map_keeps_them(base: Base, tmp_path: Path) -> None:
     flow = flow_graph(base.in_torch.module())
     write_site_map({"torch": discover(flow)}, tmp_path / "sites.json")
     given = sites_of(flow, "torch", read_site_map(tmp_path / "sites.json"))
-    assert {(site.name, site.turned) for site in given} == {(site.name, site.turned) for site in discover(flow)}
+    assert {(site.name, site.sequence_first) for site in given} == {
+        (site.name, site.sequence_first) for site in discover(flow)
+    }
 
 
 def merged(adapter: Adapter, inputs: Mapping[str, Tensor]) -> np.ndarray:

@@ -35,28 +35,31 @@ def model(more: str, more_outputs: str = "") -> ir.Model:
     return ir.from_proto(onnx.shape_inference.infer_shapes(made))
 
 
-def elsewhere(made: ir.Model) -> dict[str, int]:
+def other_calls(made: ir.Model) -> dict[str, int]:
     return {
-        site.name.rpartition(".")[2]: site.elsewhere for site in discover(flow_graph(made)) if site.role == "linear"
+        site.name.rpartition(".")[2]: site.other_calls for site in discover(flow_graph(made)) if site.role == "linear"
     }
 
 
 def test_a_layer_that_is_called_at_its_site_alone():
-    assert elsewhere(model("")) == {"up": 0, "down": 0}
+    assert other_calls(model("")) == {"up": 0, "down": 0}
 
 
 def test_a_matrix_that_multiplies_weights():
-    assert elsewhere(model("p = MatMul(positions, w) s = Shape(p)")) == {"up": 1, "down": 0}
+    assert other_calls(model("p = MatMul(positions, w) s = Shape(p)")) == {"up": 1, "down": 0}
 
 
 def test_a_matrix_that_multiplies_behind_the_last_sublayer():
-    assert elsewhere(model("logits = MatMul(y, v)", f", float[batch, tokens, {WIDTH}] logits")) == {"up": 0, "down": 1}
+    assert other_calls(model("logits = MatMul(y, v)", f", float[batch, tokens, {WIDTH}] logits")) == {
+        "up": 0,
+        "down": 1,
+    }
 
 
 def test_a_note_that_cannot_be_read_is_refused():
     made = model("")
-    made.metadata_props["adapter_export.called_aside"] = "[1"
+    made.metadata_props["adapter_export.other_calls"] = "[1"
     with pytest.raises(BaseModelError, match="has a note on its layers that cannot be read"):
         flow_graph(made)
-    made.metadata_props["adapter_export.called_aside"] = '{"w": 2}'
-    assert elsewhere(made) == {"up": 2, "down": 0}
+    made.metadata_props["adapter_export.other_calls"] = '{"w": 2}'
+    assert other_calls(made) == {"up": 2, "down": 0}

@@ -287,8 +287,8 @@ def test_layers_that_read_tokens_before_batch_are_known(views):
     """A bank would take the tokens for the rows of a batch there."""
     both = views("torch_pre_norm")
     for sites in (both.in_torch, both.in_onnx):
-        turned = {site.name for site in sites if site.layer == 0 and site.turned}
-        assert turned == {f"layers.0.attention.{name}" for name in ("qkv", "query", "key", "value", "output")}
+        found = {site.name for site in sites if site.layer == 0 and site.sequence_first}
+        assert found == {f"layers.0.attention.{name}" for name in ("qkv", "query", "key", "value", "output")}
         assert [site.name for site in sites if site.layer == 0] == [
             "layers.0.attention.qkv",
             "layers.0.attention.query",

@@ -109,7 +109,7 @@ OLDEST_OPSET = 13
 _LARGE_BYTES = 1024
 """Larger weights are not handed to the converter, which has no use for them and holds 2 GB at most."""
 
-_ASIDE = "com.microsoft.aside"
+_ASIDE = "com.microsoft.other_calls"
 """The domain of ONNX Runtime's own operators meanwhile, some of which stand in the domain of ONNX."""
 
 _TOLERANCE = 1e-5

@@ -19,7 +19,7 @@ from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.graft.editor import Graft
 from adapter_export.onnx_backend.graft.insert import insert
 from adapter_export.onnx_backend.lowering import Writer
-from adapter_export.onnx_backend.slots import SLOT_PREFIX, HeadSum, Part, SlotPlan, slot_tensors
+from adapter_export.onnx_backend.slots import SLOT_PREFIX, HeadSum, SlotGroup, SlotPlan, slot_tensors
 
 # The adapters of a bank as rows of tensors: all of one width, the narrower ones filled up so that nothing changes.
 
@@ -72,72 +72,72 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
     filled = [_neutral(plan), *(slot_tensors(plan, adapter) for adapter in adapters)]
     sizes = _sizes(plan, heads, filled)
     for adapter, tensors in zip(adapters, filled[1:], strict=True):
-        for part in plan.parts:
-            _check_padding(part, adapter, tensors, sizes)
+        for group in plan.groups:
+            _check_padding(group, adapter, tensors, sizes)
     stacked = {
-        part.slot(name): np.stack([_padded(part, name, tensors[part.slot(name)], sizes) for tensors in filled])
-        for part in plan.parts
-        for name in part.graph.parameters
+        group.slot(name): np.stack([_padded(group, name, tensors[group.slot(name)], sizes) for tensors in filled])
+        for group in plan.groups
+        for name in group.graph.parameters
     }
     masks = {head.output: _mask(head, filled, sizes) for head in heads if isinstance(head.width, str)}
     return BankRows((None, *(adapter.name for adapter in adapters)), stacked, masks)
 
 
 def _neutral(plan: SlotPlan) -> Weights:
-    return {part.slot(name): tensor for part in plan.parts for name, tensor in part.neutral().items()}
+    return {group.slot(name): tensor for group in plan.groups for name, tensor in group.neutral().items()}
 
 
 def _sizes(plan: SlotPlan, heads: Sequence[HeadSum], filled: Sequence[Weights]) -> Sizes:
     """Of every free axis the longest; heads of one output are equally wide."""
     sizes: dict[int | str, int] = {}
-    for part in plan.parts:
-        for name, axes in _axes(part).items():
+    for group in plan.groups:
+        for name, axes in _axes(group).items():
             for tensors in filled:
-                for axis, size in zip(axes, tensors[part.slot(name)].shape, strict=True):
+                for axis, size in zip(axes, tensors[group.slot(name)].shape, strict=True):
                     sizes[axis] = max(size, sizes.get(axis, 1))
     for head in heads:
         if isinstance(head.width, str):
-            names = [part.axis_name(part.result_width) for part in head.parts]
+            names = [group.axis_name(group.result_width) for group in head.groups]
             sizes.update(dict.fromkeys(names, max(sizes.get(name, 1) for name in names)))
     return sizes
 
 
-def _axes(part: Part) -> dict[str, tuple[int | str, ...]]:
+def _axes(group: SlotGroup) -> dict[str, tuple[int | str, ...]]:
     """The axes of each parameter, free ones by their names in the graph."""
     return {
-        record.parameter: tuple(part.axis_name(axis, record.parameter) for axis in record.axes)
-        for record in part.records()
+        record.parameter: tuple(group.axis_name(axis, record.parameter) for axis in record.axes)
+        for record in group.records()
     }
 
 
-def _padded(part: Part, name: str, tensor: Array, sizes: Sizes) -> Array:
+def _padded(group: SlotGroup, name: str, tensor: Array, sizes: Sizes) -> Array:
     """Zeros behind what is there, along every axis."""
-    wanted = [sizes[axis] for axis in _axes(part)[name]]
+    wanted = [sizes[axis] for axis in _axes(group)[name]]
     return np.pad(tensor, [(0, size - found) for size, found in zip(wanted, tensor.shape, strict=True)])
 
 
-def _check_padding(part: Part, adapter: Adapter, tensors: Weights, sizes: Sizes) -> None:
-    """Try out on random values whether a part computes the same from the wider tensors."""
-    own = {name: tensors[part.slot(name)] for name in part.graph.parameters}
-    wide = {name: _padded(part, name, tensor, sizes) for name, tensor in own.items()}
+def _check_padding(group: SlotGroup, adapter: Adapter, tensors: Weights, sizes: Sizes) -> None:
+    """Try out on random values whether a group computes the same from the wider tensors."""
+    own = {name: tensors[group.slot(name)] for name in group.graph.parameters}
+    wide = {name: _padded(group, name, tensor, sizes) for name, tensor in own.items()}
     if all(own[name].shape == wide[name].shape for name in own):
         return
-    expected, found = _tried(part, own), _tried(part, wide)
+    expected, found = _tried(group, own), _tried(group, wide)
     kept = found[..., : expected.shape[-1]]
     if not np.allclose(kept, expected, rtol=1e-9, atol=1e-9) or found[..., expected.shape[-1] :].any():
         raise AdapterError(
             "an adapter cannot stand in a bank beside a wider one: zeros in its tensors change what it computes",
-            where=f"adapter `{adapter.name}`, graph `{part.graph_name}` at `{part.owner}`",
+            where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
             found=", ".join(f"`{name}` {list(own[name].shape)}" for name in own if own[name].shape != wide[name].shape),
             expected=", ".join(str(list(wide[name].shape)) for name in own if own[name].shape != wide[name].shape),
             fix="give the adapters one width, or build with `--flavours slots,inputs`",
         )
 
 
-def _tried(part: Part, parameters: Weights) -> Array:
-    graph, rng = bound_to(part.graph, None), np.random.default_rng(0)
-    widths = {"d": 1, **part.site_widths, "batch": 1, "tokens": 2}
-    shapes = HEAD_VALUES if part.owner == HEAD else SITE_VALUES
+def _tried(group: SlotGroup, parameters: Weights) -> Array:
+    graph, rng = bound_to(group.graph, None), np.random.default_rng(0)
+    widths = {"d": 1, **group.site_widths, "batch": 1, "tokens": 2}
+    shapes = HEAD_VALUES if group.owner == HEAD else SITE_VALUES
     values = {name: rng.standard_normal([widths[str(axis)] for axis in shapes[name]]) for name in graph.inputs}
     if "mask" in values:
         values["mask"] = np.ones_like(values["mask"])
@@ -146,22 +146,22 @@ def _tried(part: Part, parameters: Weights) -> Array:
 
 def _mask(head: HeadSum, filled: Sequence[Weights], sizes: Sizes) -> Array:
     """A head lies idle where all its tensors are zero; without a busy one, nothing of the output means anything."""
-    width = sizes[head.parts[0].axis_name(head.parts[0].result_width)]
+    width = sizes[head.groups[0].axis_name(head.groups[0].result_width)]
     mask = np.zeros((len(filled), width), np.float32)
     for row, tensors in zip(mask, filled, strict=True):
-        busy = [own for part in head.parts if (own := _own_width(part, tensors)) is not None]
+        busy = [own for group in head.groups if (own := _own_width(group, tensors)) is not None]
         row[max(busy, default=width) :] = MASKED
     return mask
 
 
-def _own_width(part: Part, tensors: Weights) -> int | None:
-    own = {name: tensors[part.slot(name)] for name in part.graph.parameters}
+def _own_width(group: SlotGroup, tensors: Weights) -> int | None:
+    own = {name: tensors[group.slot(name)] for name in group.graph.parameters}
     if not any(tensor.any() for tensor in own.values()):
         return None
-    symbol = part.axis_name(part.result_width)
+    symbol = group.axis_name(group.result_width)
     widths = [
         size
-        for name, axes in _axes(part).items()
+        for name, axes in _axes(group).items()
         for axis, size in zip(axes, own[name].shape, strict=True)
         if axis == symbol
     ]
@@ -173,10 +173,10 @@ def _own_width(part: Part, tensors: Weights) -> int | None:
 _IN_ONE_ROW = 2
 """The axes of a value that has the tokens of all rows on one axis."""
 
-_TURN = {"perm": [1, 0, 2]}
+_SWAP = {"perm": [1, 0, 2]}
 
 
-def row_by_row(value: ir.Value, rows: ir.Value, name: str, writer: Writer, *, turned: bool) -> ir.Value:
+def row_by_row(value: ir.Value, rows: ir.Value, name: str, writer: Writer, *, sequence_first: bool) -> ir.Value:
     """A value as [batch, tokens, width].
 
     Args:
@@ -184,23 +184,23 @@ def row_by_row(value: ir.Value, rows: ir.Value, name: str, writer: Writer, *, tu
         rows: whose first axis is the batch.
         name: what the nodes are called after.
         writer: writes them.
-        turned: whether the base has tokens before batch.
+        sequence_first: whether the base has tokens before batch.
     """
     if value.shape is not None and len(value.shape) == _IN_ONE_ROW:
         integer = ir.TensorType(ir.DataType.INT64)
         batch = writer.op(f"{name}/batch", "Shape", (rows,), {"start": 0, "end": 1}, type=integer)
         rest = writer.op(f"{name}/width", "Shape", (value,), {"start": -1}, type=integer)
         tokens = writer.integers(f"{name}/tokens", [-1])
-        leading = (tokens, batch) if turned else (batch, tokens)
+        leading = (tokens, batch) if sequence_first else (batch, tokens)
         shape = writer.op(f"{name}/shape", "Concat", (*leading, rest), {"axis": 0})
         value = writer.op(f"{name}/rows", "Reshape", (value, shape))
-    return writer.op(f"{name}/turned", "Transpose", (value,), _TURN) if turned else value
+    return writer.op(f"{name}/batch_first", "Transpose", (value,), _SWAP) if sequence_first else value
 
 
-def as_before(result: ir.Value, like: ir.Value, writer: Writer, *, turned: bool) -> ir.Value:
+def as_before(result: ir.Value, like: ir.Value, writer: Writer, *, sequence_first: bool) -> ir.Value:
     """A result [batch, tokens, width] in the order and the shape of the base's value that it stands for."""
-    if turned:
-        result = writer.op(f"{like.name}/turned_back", "Transpose", (result,), _TURN)
+    if sequence_first:
+        result = writer.op(f"{like.name}/sequence_first", "Transpose", (result,), _SWAP)
     if like.shape is None or len(like.shape) != _IN_ONE_ROW:
         return result
     shape = writer.op(f"{like.name}/shape", "Shape", (like,), type=ir.TensorType(ir.DataType.INT64))
@@ -265,12 +265,12 @@ def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
     others = {axis for record in base.inputs for axis in record.axes if isinstance(axis, str)} - {batch}
     for site in base.sites:
         for read in dict.fromkeys(
-            name for part in plan.at(site.name) for name in (part.graph.replaces, *part.graph.inputs)
+            name for group in plan.at(site.name) for name in (group.graph.replaces, *group.graph.inputs)
         ):
             value = values.get(getattr(site, read))
             shape = ir.Shape([]) if value is None or value.shape is None else value.shape
             first = shape[0] if len(shape) == _ROWS_APART else None
-            if not site.turned and (isinstance(first, int) or (first is not None and first.value in others)):
+            if not site.sequence_first and (isinstance(first, int) or (first is not None and first.value in others)):
                 raise BaseModelError(
                     "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
                     where=f"site `{site.name}`, `{read}`",
@@ -288,11 +288,11 @@ class _Tensors:
         self._rows = rows
         self._values: dict[str, ir.Value] = {}
 
-    def of(self, part: Part) -> dict[str, ir.Value]:
-        """[adapters, …] for each of a part's slots."""
+    def of(self, group: SlotGroup) -> dict[str, ir.Value]:
+        """[adapters, …] for each of a group's slots."""
         found = {}
-        for record in part.records():
-            axes = [part.axis_name(axis, record.parameter) for axis in record.axes]
+        for record in group.records():
+            axes = [group.axis_name(axis, record.parameter) for axis in record.axes]
             found[record.name] = self._tensor(bank_name(record.name), self._rows.tensors[record.name], axes)
         return found
 
@@ -321,18 +321,18 @@ class _ById:
         self._checked: ir.Value | None = None
         self._gathered: dict[str, ir.Value] = {}
 
-    def parameters(self, part: Part, writer: Writer, /) -> Mapping[str, ir.Value]:
+    def parameters(self, group: SlotGroup, writer: Writer, /) -> Mapping[str, ir.Value]:
         """[batch, in, out] for weights, [batch, 1, width] for vectors."""
-        tensors = self._tensors.of(part)
-        return {name: self._gather(tensors[part.slot(name)], writer) for name in part.graph.parameters}
+        tensors = self._tensors.of(group)
+        return {name: self._gather(tensors[group.slot(name)], writer) for name in group.graph.parameters}
 
-    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, turned: bool = False) -> ir.Value:
+    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
         """[batch, tokens, width]."""
-        return row_by_row(value, self._ids, name, writer, turned=turned)
+        return row_by_row(value, self._ids, name, writer, sequence_first=sequence_first)
 
-    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, turned: bool = False) -> ir.Value:
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
         """In the shape of the base's value."""
-        return as_before(result, like, writer, turned=turned)
+        return as_before(result, like, writer, sequence_first=sequence_first)
 
     def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
         """[batch, 1, tokens]."""

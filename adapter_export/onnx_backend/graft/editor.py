@@ -47,8 +47,8 @@ def cast(tape: ir.tape.Tape, value: ir.Value, to: ir.DataType | None, owner: str
     producer = value.producer()
     if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
         # a `MatMul` of a cast of a transpose kills the process, in MatmulTransposeFusion of onnxruntime 1.32
-        turned = _typed_op(tape, "Cast", producer.inputs[0], {"to": to}, f"{full_name}.turned", to, owner)
-        return _typed_op(tape, "Transpose", turned, producer.attributes, full_name, to, owner, value.shape)
+        transposed = _typed_op(tape, "Cast", producer.inputs[0], {"to": to}, f"{full_name}.transposed", to, owner)
+        return _typed_op(tape, "Transpose", transposed, producer.attributes, full_name, to, owner, value.shape)
     return _typed_op(tape, "Cast", value, {"to": to}, full_name, to, owner, value.shape)
 
 

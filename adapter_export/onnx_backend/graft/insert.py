@@ -23,7 +23,7 @@ from adapter_export.onnx_backend.lowering import Writer, emit
 from adapter_export.onnx_backend.slots import (
     SLOT_PREFIX,
     HeadSum,
-    Part,
+    SlotGroup,
     SlotPlan,
     describe_plan,
     head_graphs,
@@ -86,15 +86,15 @@ class Supply(Protocol):
 
     stacked: bool
 
-    def parameters(self, part: Part, writer: Writer, /) -> Mapping[str, ir.Value]:
-        """The tensors of a part, by parameter."""
+    def parameters(self, group: SlotGroup, writer: Writer, /) -> Mapping[str, ir.Value]:
+        """The tensors of a group, by parameter."""
         ...
 
-    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, turned: bool = False) -> ir.Value:
-        """A value [batch, tokens, width] of the base as the adapter's nodes read it; `turned`: tokens before batch."""
+    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
+        """A value [batch, tokens, width] of the base, or [tokens, batch, width], as the adapter's nodes read it."""
         ...
 
-    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, turned: bool = False) -> ir.Value:
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
         """What the adapter's nodes computed in the place of a value of the base, in that value's shape."""
         ...
 
@@ -116,26 +116,26 @@ class SlotSupply:
         self._graft = graft
         self._shared: dict[str, ir.Value] = {}
 
-    def parameters(self, part: Part, _writer: Writer, /) -> Mapping[str, ir.Value]:
-        """The slots of a part; what several sites share is registered once."""
-        neutral = part.neutral()
+    def parameters(self, group: SlotGroup, _writer: Writer, /) -> Mapping[str, ir.Value]:
+        """The slots of a group; what several sites share is registered once."""
+        neutral = group.neutral()
         slots = {}
-        for record in part.records():
+        for record in group.records():
             if record.name in self._shared:
                 slots[record.parameter] = self._shared[record.name]
                 continue
-            shape = ir.Shape([part.axis_name(axis, record.parameter) for axis in record.axes])
+            shape = ir.Shape([group.axis_name(axis, record.parameter) for axis in record.axes])
             tensor = ir.Tensor(neutral[record.parameter], name=record.name)
             slots[record.parameter] = self._graft.add_slot(record.name, shape, tensor)
-            if record.parameter in part.graph.shared:
+            if record.parameter in group.graph.shared:
                 self._shared[record.name] = slots[record.parameter]
         return slots
 
-    def enter(self, value: ir.Value, _name: str, _writer: Writer, /, *, turned: bool = False) -> ir.Value:  # noqa: ARG002
+    def enter(self, value: ir.Value, _name: str, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
         """As it is."""
         return value
 
-    def leave(self, result: ir.Value, _like: ir.Value, _writer: Writer, /, *, turned: bool = False) -> ir.Value:  # noqa: ARG002
+    def leave(self, result: ir.Value, _like: ir.Value, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
         """As it is."""
         return result
 
@@ -194,9 +194,9 @@ def insert(base: OnnxBase, plan: SlotPlan, supply: Callable[[Graft], Supply]) ->
     """
     sites = SiteGraft(base)
     insertion = _Insertion(base, sites, supply(sites.graft))
-    places = {(site.name, part.graph.replaces): site for site in base.sites for part in plan.at(site.name)}
+    places = {(site.name, group.graph.replaces): site for site in base.sites for group in plan.at(site.name)}
     for site, replaced in sites.ordered((site, replaced) for (_, replaced), site in places.items()):
-        insertion.adapt(site, replaced, [part for part in plan.at(site.name) if part.graph.replaces == replaced])
+        insertion.adapt(site, replaced, [group for group in plan.at(site.name) if group.graph.replaces == replaced])
     sums = head_sums(plan, [record.name for record in base.outputs])
     if sums:
         insertion.add_heads(sums)
@@ -251,31 +251,34 @@ class _Insertion:
         """The copy of the graph that is changed."""
         return self.sites.graft
 
-    def adapt(self, site: Site, replaced: str, parts: Sequence[Part]) -> None:
-        """Put adapter nodes behind one of a site's values, each part reading the result of the one before in its place.
+    def adapt(self, site: Site, replaced: str, groups: Sequence[SlotGroup]) -> None:
+        """Put adapter nodes behind one of a site's values, each group reading the result of the one before.
 
         They compute in float32; where the base does not, casts stand around them.
         """
         read = self.sites.values(site, READABLE[replaced])
         check_floats(read, site.name)
         shape = read[replaced].shape
-        for part in parts:
-            check_tokens(part.graph, site, None if shape is None else len(shape))
+        for group in groups:
+            check_tokens(group.graph, site, None if shape is None else len(shape))
         tape = ir.tape.Tape()
-        needed = {replaced}.union(*(part.graph.inputs for part in parts))
+        needed = {replaced}.union(*(group.graph.inputs for group in groups))
         place = "" if replaced == "h" else f"{replaced}/"
         at_site = self._site_writer(tape, site.name, site.path)
         inputs = {
             name: cast(tape, read[name], ir.DataType.FLOAT, site.name, f"{place}{name}") for name in sorted(needed)
         }
-        enter, turned = self.supply.enter, site.turned
-        inputs = {name: enter(value, f"{place}{name}", at_site, turned=turned) for name, value in inputs.items()}
-        norm = self._norm(tape, site, place) if any(needs_base_norm(part.graph) for part in parts) else {}
-        for part in parts:
-            graph, writer = bound_to(part.graph, site.norm), self._writer(tape, part, site.path)
-            parameters = {**self.supply.parameters(part, writer), **norm}
+        enter, sequence_first = self.supply.enter, site.sequence_first
+        inputs = {
+            name: enter(value, f"{place}{name}", at_site, sequence_first=sequence_first)
+            for name, value in inputs.items()
+        }
+        norm = self._norm(tape, site, place) if any(needs_base_norm(group.graph) for group in groups) else {}
+        for group in groups:
+            graph, writer = bound_to(group.graph, site.norm), self._writer(tape, group, site.path)
+            parameters = {**self.supply.parameters(group, writer), **norm}
             inputs[replaced] = emit(graph, inputs, parameters, writer)
-        left = self.supply.leave(inputs[replaced], read[replaced], at_site, turned=turned)
+        left = self.supply.leave(inputs[replaced], read[replaced], at_site, sequence_first=sequence_first)
         result = cast(tape, left, read[replaced].dtype, site.name, f"{place}result")
         self.sites.replace(site, replaced, result, tape.nodes)
         self.values[site.name] = {**read, **self.values.get(site.name, {}), result_of(replaced): result}
@@ -300,7 +303,7 @@ class _Insertion:
         plain = cast(tape, hidden, ir.DataType.FLOAT, HEAD, "hidden")
         at_head = self._site_writer(tape, HEAD, None)
         inputs = {"hidden": self.supply.enter(plain, "hidden", at_head)}
-        if any("mask" in part.graph.inputs for head in sums for part in head.parts):
+        if any("mask" in group.graph.inputs for head in sums for group in head.groups):
             inputs["mask"] = self.supply.mask(self._mask(tape, plain), at_head)
         self.values[HEAD] = {"hidden": hidden}
         for head in sums:
@@ -311,9 +314,9 @@ class _Insertion:
 
     def _head(self, tape: ir.tape.Tape, head: HeadSum, inputs: Mapping[str, ir.Value]) -> ir.Value:
         results = []
-        for part in head.parts:
-            writer = self._writer(tape, part, None)
-            results.append(emit(part.graph, inputs, self.supply.parameters(part, writer), writer))
+        for group in head.groups:
+            writer = self._writer(tape, group, None)
+            results.append(emit(group.graph, inputs, self.supply.parameters(group, writer), writer))
         return self.supply.head(head, _sum(tape, head.output, results), self._site_writer(tape, HEAD, None))
 
     def _mask(self, tape: ir.tape.Tape, hidden: ir.Value) -> ir.Value:
@@ -331,12 +334,12 @@ class _Insertion:
         shape.dtype = ir.DataType.INT64
         return _head_op(tape, "mask", "ConstantOfShape", [shape], value=ir.tensor([1.0], ir.DataType.FLOAT))
 
-    def _writer(self, tape: ir.tape.Tape, part: Part, path: str | None) -> Writer:
-        metadata = {**_node_metadata(part.owner, path), NODE_GRAPH_KEY: part.graph_name}
-        return Writer(tape, part.prefix, self.base.opset, metadata, stacked=self.supply.stacked)
+    def _writer(self, tape: ir.tape.Tape, group: SlotGroup, path: str | None) -> Writer:
+        metadata = {**_node_metadata(group.owner, path), NODE_GRAPH_KEY: group.graph_name}
+        return Writer(tape, group.prefix, self.base.opset, metadata, stacked=self.supply.stacked)
 
     def _site_writer(self, tape: ir.tape.Tape, owner: str, path: str | None) -> Writer:
-        """For what stands around all parts of one place."""
+        """For what stands around all groups of one place."""
         return Writer(tape, f"{SLOT_PREFIX}{owner}", self.base.opset, _node_metadata(owner, path))
 
 
@@ -374,8 +377,8 @@ def _sum(tape: ir.tape.Tape, name: str, values: Sequence[ir.Value]) -> ir.Value:
 def _head_axes(hidden: ir.Value, head: HeadSum) -> ir.Shape:
     """The axes of a head's output; one name means one size in a graph, so those of different outputs differ."""
     leading = [_axis(hidden, index, name) for index, name in enumerate(("batch", "tokens"))]
-    last = head.parts[0].axis_name(head.width) if len(head.parts) == 1 else head.width
-    if isinstance(last, str) and len(head.parts) > 1 and head.output != "logits":
+    last = head.groups[0].axis_name(head.width) if len(head.groups) == 1 else head.width
+    if isinstance(last, str) and len(head.groups) > 1 and head.output != "logits":
         last = f"{head.output}.{last}"
     return ir.Shape([*(leading if head.result == "token_logits" else leading[:1]), last])
 

@@ -358,7 +358,7 @@ class SiteGraft:
 
     def _has_own_bias(self, site: Site) -> bool:
         maker = self._index.producer(site.h)
-        return maker is not None and maker.finish == "bias"
+        return maker is not None and maker.epilogue == "bias"
 
     def _fused_behind(self, h: str, bare: ir.Value) -> ir.Node | None:
         """The operator that may hold the bias of `h`: the residual sum of a sublayer, or the only one that reads it."""

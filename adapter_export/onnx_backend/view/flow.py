@@ -24,7 +24,7 @@ from adapter_export.onnx_backend.view.norms import (
 from adapter_export.onnx_backend.view.products import (
     CONVOLUTIONS,
     cuts_of,
-    finish,
+    epilogue,
     is_linear,
     is_product,
     is_weighted,
@@ -34,7 +34,7 @@ from adapter_export.onnx_backend.view.products import (
     trained_matrix,
     width_in,
 )
-from adapter_export.sites.discover import ASIDE_KEY
+from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 
 # What exporters note of torch's modules in a graph: the path of each node, and calls that are no nodes any more.
@@ -52,11 +52,11 @@ def module_path(node: ir.Node) -> str | None:
     return next((str(module) for module in reversed(modules) if module), None)
 
 
-def called_aside(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
+def other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
     """Linear layers computed of weights alone, here or in the graph that this one was exported from.
 
     Returns:
-        How often, by module path and by the name of the matrix; see `FlowGraph.aside`.
+        How often, by module path and by the name of the matrix; see `FlowGraph.other_calls`.
 
     Raises:
         BaseModelError: the note on the graph that it was exported from cannot be read.
@@ -68,7 +68,7 @@ def called_aside(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
         for name in (module_path(node), trained_matrix(node))
         if name is not None
     )
-    noted = _noted(model.metadata_props.get(ASIDE_KEY, "{}"))
+    noted = _noted(model.metadata_props.get(OTHER_CALLS_KEY, "{}"))
     return {name: max(found[name], noted.get(name, 0)) for name in {*found, *noted}}
 
 
@@ -80,7 +80,7 @@ def _noted(text: str) -> dict[str, int]:
     if not isinstance(noted, dict) or any(type(count) is not int for count in noted.values()):
         raise BaseModelError(
             "has a note on its layers that cannot be read",
-            where=f"`metadata_props`, `{ASIDE_KEY}`",
+            where=f"`metadata_props`, `{OTHER_CALLS_KEY}`",
             found=text[:60],
             expected="a JSON object of numbers",
             fix="export the graph again",
@@ -133,7 +133,7 @@ def flow_graph(model: ir.Model) -> FlowGraph:
         | dict(_shapes_of_sums(names))
         | dict(_shapes_of_factors(graph, activations)),
         outputs=tuple(_name(value) for value in graph.outputs),
-        aside=called_aside(model, activations),
+        other_calls=other_calls(model, activations),
     )
     _check_sums_have_shapes(flow)
     return flow
@@ -291,7 +291,7 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         linear=is_linear(node, activations),
         weight=trained_matrix(node),
         operands=operands(node, activations),
-        finish=finish(node, activations),
+        epilogue=epilogue(node, activations),
         cuts=cuts_of(node),
         order=order_of(node),
         packed=packed(node),

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 import onnx_ir as ir
 
-from adapter_export.sites.view import Cut, Finish, rows_first
+from adapter_export.sites.view import Cut, Epilogue, rows_first
 
 # Layouts of an ONNX graph that cut one axis of what they read, or move whole axes.
 
@@ -183,7 +183,7 @@ def is_linear(node: ir.Node, activations: Set[str]) -> bool:
         and weight.shape is not None
         and len(weight.shape) == 2
         and node.attributes.get_float("alpha", 1.0) == 1.0
-        and not any(node.attributes.get_int(turned, 0) for turned in ("transA", "transBatchA", "transBatchB"))
+        and not any(node.attributes.get_int(transposed, 0) for transposed in ("transA", "transBatchA", "transBatchB"))
     )
 
 
@@ -201,13 +201,13 @@ def width_in(node: ir.Node) -> int | None:
     """The width of what a linear layer reads, as its matrix says."""
     if node.op_type in _PACKED:
         return node.attributes.get_int("K", 0) or None
-    turned = node.attributes.get_int("transB", 0)
+    transposed = node.attributes.get_int("transB", 0)
     shape = None if node.inputs[1] is None else node.inputs[1].shape
-    size = None if shape is None else shape[1 if turned else 0]
+    size = None if shape is None else shape[1 if transposed else 0]
     return size if isinstance(size, int) else None
 
 
-def finish(node: ir.Node, activations: Set[str]) -> Finish | None:
+def epilogue(node: ir.Node, activations: Set[str]) -> Epilogue | None:
     """The step of a linear layer that a node is: the addition of a bias, or what scales integers back."""
     if node.op_type in _BIASES:
         at = _BIASES[node.op_type]

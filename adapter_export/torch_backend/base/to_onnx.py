@@ -17,7 +17,7 @@ from adapter_export import __version__
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import new_file
 from adapter_export.format.manifest import OutputRecord
-from adapter_export.sites.discover import ASIDE_KEY
+from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.torch_backend.base.base import TorchBase
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.signature import Signature
@@ -151,9 +151,11 @@ def _describe_model(model: ir.Model, base: TorchBase) -> None:
     model.producer_name, model.producer_version = "adapter-export", __version__
     model.metadata_props.clear()
     model.metadata_props[_FINGERPRINT_KEY] = base.fingerprint
-    aside = flow_graph(base.module()).aside  # the exporter computes these layers, and leaves their results alone
-    if aside:
-        model.metadata_props[ASIDE_KEY] = json.dumps(aside, sort_keys=True)
+    other_calls = flow_graph(
+        base.module()
+    ).other_calls  # the exporter computes these layers, and leaves their results alone
+    if other_calls:
+        model.metadata_props[OTHER_CALLS_KEY] = json.dumps(other_calls, sort_keys=True)
     for graph in model.graphs():
         graph.metadata_props.clear()
     for node in model.graph.all_nodes():

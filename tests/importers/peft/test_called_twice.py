@@ -41,7 +41,7 @@ def in_onnx(deberta: Path) -> OnnxBase:
 
 
 def called_elsewhere(sites: SiteMap) -> dict[str, int]:
-    return {site.name: site.elsewhere for site in sites if site.elsewhere}
+    return {site.name: site.other_calls for site in sites if site.other_calls}
 
 
 def test_both_views_know_the_second_call(in_torch: TorchBase, in_onnx: OnnxBase) -> None:
@@ -62,7 +62,7 @@ def test_an_adapter_on_such_a_layer_is_refused(in_torch: TorchBase, in_onnx: Onn
 def test_what_it_would_compute_is_not_what_peft_computes(in_torch: TorchBase) -> None:
     """The refusal is needed: with the second call forgotten, the adapter is taken and the result is wrong."""
     sites = discover(flow_graph(in_torch.module()))
-    forgotten = replace(sites, sites=tuple(replace(site, elsewhere=0) for site in sites))
+    forgotten = replace(sites, sites=tuple(replace(site, other_calls=0) for site in sites))
     adapter = import_peft(FOLDER, forgotten, base=in_torch.fingerprint, name="a").adapter
     record = load_file(Path(FOLDER) / "expected.safetensors")
     inputs = {record.name: np.zeros((2, 5), np.int64) for record in in_torch.inputs}

@@ -21,7 +21,7 @@ from adapter_export.onnx_backend.runner import CutRunner
 WIDTH = 8
 
 
-def turned(folder: Path, axes: list[str | None]) -> OnnxBase:
+def sequence_first(folder: Path, axes: list[str | None]) -> OnnxBase:
     """An ffn that reads [tokens, batch, width], with these axes recorded there."""
     model = parser.parse_model(
         f"""<ir_version: 9, opset_import: ["" : 20]>
@@ -55,8 +55,8 @@ def build(base: OnnxBase, out: Path, flavours: list[str] | None, *, at: str = "d
 
 
 def test_layers_that_read_tokens_first_are_known_by_their_axes(tmp_path):
-    sites = turned(tmp_path, ["tokens", "batch"]).sites
-    assert [(site.name, site.turned) for site in sites] == [
+    sites = sequence_first(tmp_path, ["tokens", "batch"]).sites
+    assert [(site.name, site.sequence_first) for site in sites] == [
         ("layers.0.ffn.up", True),
         ("layers.0.ffn.down", True),
         ("layers.0.ffn", False),
@@ -64,19 +64,19 @@ def test_layers_that_read_tokens_first_are_known_by_their_axes(tmp_path):
 
 
 def test_without_names_what_a_transposition_gives_is_known(tmp_path):
-    sites = turned(tmp_path, [None, None]).sites
-    assert [site.name for site in sites if site.turned] == ["layers.0.ffn.up"]
+    sites = sequence_first(tmp_path, [None, None]).sites
+    assert [site.name for site in sites if site.sequence_first] == ["layers.0.ffn.up"]
 
 
 @pytest.mark.parametrize("axes", [["tokens", "batch"], [None, None]])
 def test_a_bank_turns_what_adapters_read_there(tmp_path, axes):
     """The build runs mixed batches against each row alone."""
-    manifest = build(turned(tmp_path, axes), tmp_path / "bundle", ["slots", "bank"], at="up")
+    manifest = build(sequence_first(tmp_path, axes), tmp_path / "bundle", ["slots", "bank"], at="up")
     assert sorted(manifest.graphs) == ["bank", "slots"]
 
 
 def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path):
-    base = turned(tmp_path, [None, None])
+    base = sequence_first(tmp_path, [None, None])
     assert "layers.0.ffn.down" in [site.name for site in base.sites]
     with pytest.raises(BaseModelError, match=r"cannot tell rows apart.*--flavours slots,inputs"):
         build(base, tmp_path / "bundle", ["slots", "bank"])
@@ -86,7 +86,7 @@ def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path):
 
 @pytest.mark.parametrize("at", ["up", "down"])
 def test_a_fusion_there_is_refused_since_rows_cannot_have_weights_of_their_own(tmp_path, at):
-    base = turned(tmp_path, [None, None])
+    base = sequence_first(tmp_path, [None, None])
     (site,) = (site.name for site in base.sites if site.h == at)
     one, two = (adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("a", "b"))
     fused, forms = weighted_fusion(one, two, name="fused"), Forms(["slots", "inputs"])
