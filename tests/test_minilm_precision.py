@@ -21,9 +21,10 @@ from adapter_export.onnx_backend.quantise.optimize import check_deviation, optim
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.quantise.remake import deviations
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.bundle import Bundle
+from adapter_export.runtime.graphs import run_session
 
 CASE = "batch3_sequence7_padded"
 SHAPES = [{"batch": 3, "sequence": 7}]

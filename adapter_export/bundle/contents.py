@@ -25,7 +25,8 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import weighted_members
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY
-from adapter_export.onnx_backend.session import FAILURES, open_session, run_session
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.runtime.graphs import FAILURES, run_session
 
 # The further graphs of a bundle, fed as a client feeds them.
 

@@ -29,8 +29,8 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.session import FAILURES
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
+from adapter_export.runtime.graphs import FAILURES
 
 # The number that a bundle's graph and its adapter files share, so that an adapter of another bundle is told apart.
 

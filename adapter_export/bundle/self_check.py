@@ -20,7 +20,8 @@ from adapter_export.format.tensors import read_tensors
 from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend.runner import Pieces, weights_are_many
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.runtime.graphs import run_session
 
 # The further graphs of a new bundle prove themselves, as the one with slots does.
 

@@ -25,8 +25,8 @@ from adapter_export.numerics.fit import BORROWED
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.graft.expose import exposed
 from adapter_export.onnx_backend.graft.insert import result_of
-from adapter_export.onnx_backend.session import run_session
 from adapter_export.onnx_backend.slots import REPLACED
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site import Norm
 
 IDLE = Budget(0.0, "an idle slot returns what it replaces")

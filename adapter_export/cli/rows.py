@@ -16,7 +16,7 @@ from adapter_export.errors import DataError, UsageError, within
 from adapter_export.format.files import read_bytes
 from adapter_export.format.tables import Row, check_columns, read_rows
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.calls import check_inputs
+from adapter_export.runtime.inputs import check_inputs
 
 if TYPE_CHECKING:
     from adapter_export.text import Tokenizer

@@ -18,7 +18,7 @@ from adapter_export.cli.rows import Arrays, Rows
 from adapter_export.errors import within
 from adapter_export.runtime import Request, Session
 from adapter_export.runtime.answers import own_classes
-from adapter_export.runtime.many import TOKEN_BUDGET
+from adapter_export.runtime.batches import TOKEN_BUDGET
 
 _ROWS_AT_ONCE = 32
 

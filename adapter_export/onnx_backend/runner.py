@@ -20,7 +20,8 @@ from adapter_export.numerics.runner import Arrays, head_output
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.numerics import numerics
 from adapter_export.onnx_backend.graft.expose import Cut, cut, cut_input, exposed, piece
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site import Site, SiteMap
 
 # A graph run piece by piece, so that the weights of one piece at a time are in memory.

@@ -1,26 +1,23 @@
-"""Mixed batches: each row of a call through its own adapter."""
+"""Adapters as rows of a bank: where each number goes, and a table of rows in which adapters come and go."""
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import Lock
+from functools import cached_property
+from threading import Condition
 
 import numpy as np
 import onnxruntime as ort
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError
-from adapter_export.format.manifest import BankRecord, BankTensor, Manifest, SlotRecord
+from adapter_export.format.manifest import BankTensor, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD
-from adapter_export.runtime.answers import only_own_results, wanted_outputs
-from adapter_export.runtime.catalogue import Catalogue, Counts, Entry, Leases
-from adapter_export.runtime.graphs import Graphs, Provider, on_device
-from adapter_export.runtime.loaded import LoadedAdapter
+from adapter_export.runtime.adapters import Adapters, Counts, Entry
+from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_values
 from adapter_export.runtime.proofs import check_widths_can_be_filled
-
-# Adapters as rows of a bank's tensors: where each number goes, and what stands where an adapter has none.
 
 MASKED = -3e38
 """What is added to the results of classes that a row's adapter does not have; a softmax makes them 0."""
@@ -28,70 +25,96 @@ MASKED = -3e38
 Width = tuple[str, str, str]
 """A free width: a site or `head`, a graph there or an output of heads, a symbol."""
 
-Widths = Mapping[Width, int]
+Row = tuple[Weights, HeadRecord | None]
+"""What goes into a row: a tensor for each slot, and the head that the adapter fills."""
+
+
+def mask_name(output: str) -> str:
+    """Return the name of the tensor of a bank that masks an output of heads."""
+    return f"bank.{HEAD}.{output}.mask"
 
 
 class RowLayout:
-    """What a row of a bank is made of, by the bundle's manifest.
+    """The rows of a bank, narrower adapters being filled up with zeros. Row 0 is the base.
+
+    Args:
+        slots: the slots of the graph.
+        heads: every topology of head.
+        tensors: the tensors of the bank: one for each slot, and one for each output of heads of several widths.
 
     Raises:
-        FormatError: the bundle has no bank, or one whose tensors are not those of its slots and heads.
+        FormatError: the tensors are not those of the slots and heads.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self.tensors = () if manifest.bank is None else manifest.bank.tensors
-        self._slots = {slot.name: slot for slot in manifest.slots}
-        self._outputs = {head.graph: head.output for head in manifest.heads}
-        self._masked = {mask_name(head.output): head.output for head in manifest.heads}
+    def __init__(self, slots: Iterable[SlotRecord], heads: Iterable[HeadRecord], tensors: Iterable[BankTensor]) -> None:
+        self.tensors = tuple(tensors)
+        self._slots = {slot.name: slot for slot in slots}
+        self._outputs = {head.graph: head.output for head in heads}
+        self._masked = {mask_name(output): output for output in self._outputs.values()}
         self._symbols = {
-            self._masked[tensor.name]: str(tensor.axes[1]) for tensor in self.tensors if tensor.name in self._masked
+            self._masked[each.name]: str(each.axes[1]) for each in self.tensors if each.name in self._masked
         }
-        self._check(manifest)
+        held = [tensor.slot for tensor in self.tensors if tensor.slot is not None]
+        others = [tensor.name for tensor in self.tensors if tensor.slot is None and tensor.name not in self._masked]
+        if sorted(held) != sorted(self._slots) or others:
+            raise FormatError(
+                "the tensors of the bank are not those of the slots and heads",
+                found=f"{len(held)} tensors for {len(self._slots)} slots; {', '.join(others) or 'no others'}",
+                fix="build the bundle again with `--flavours slots,inputs,bank`",
+            )
 
-    def widths(self, adapter: LoadedAdapter | None) -> dict[Width, int]:
-        """The free widths of an adapter's row; without one those of the base, where nothing acts."""
-        found: dict[Width, int] = {}
-        for slot in self._slots.values():
-            shape = slot.neutral if adapter is None else adapter.tensors[slot.name].shape
-            for axis, size in zip(slot.axes, shape, strict=True):
-                if isinstance(axis, str):
-                    key = self._width(slot, axis)
-                    found[key] = max(size, found.get(key, 1))
-        return found
+    def stacked(self, rows: Sequence[Row]) -> Weights:
+        """Return the tensors, float32 [1 + rows, …], as wide as the widest row: the base, then the rows."""
+        arrays = self.empty(1 + len(rows), self.widths(tensors for tensors, _ in rows))
+        for index, row in enumerate(rows):
+            self.write(arrays, 1 + index, row)
+        return arrays
 
-    def shape(self, tensor: BankTensor, widths: Widths) -> tuple[int, ...]:
-        """That of a tensor's rows."""
-        if tensor.slot is None:
-            output = self._masked[tensor.name]
-            return (widths.get((HEAD, output, self._symbols[output]), 1),)
-        slot = self._slots[tensor.slot]
-        return tuple(axis if isinstance(axis, int) else widths[self._width(slot, axis)] for axis in slot.axes)
+    def widths(self, adapters: Iterable[Weights]) -> dict[Width, int]:
+        """Return the largest of each free width of the tensors of adapters, and of those of the base."""
+        widest: dict[Width, int] = {}
+        for tensors in (None, *adapters):
+            for slot in self._slots.values():
+                shape = slot.neutral if tensors is None else tensors[slot.name].shape
+                for axis, size in zip(slot.axes, shape, strict=True):
+                    if isinstance(axis, str):
+                        key = self._width(slot, axis)
+                        widest[key] = max(size, widest.get(key, 1))
+        return widest
 
-    def write(self, arrays: Weights, row: int, adapter: LoadedAdapter | None) -> None:
-        """Write an adapter, or without one the base, into a row of tensors that are at least as wide."""
+    def empty(self, rows: int, widths: Mapping[Width, int]) -> Weights:
+        """Return tensors with the base in row 0, and zeros in all others."""
+        arrays: Weights = {}
         for tensor in self.tensors:
-            target = arrays[tensor.name][row]
             if tensor.slot is None:
-                target[...] = 0.0
-                width = None if adapter is None else self.result_width(adapter)
-                if adapter is not None and width is not None and adapter.output == self._masked[tensor.name]:
-                    target[width:] = MASKED
+                output = self._masked[tensor.name]
+                arrays[tensor.name] = np.zeros((rows, widths.get((HEAD, output, self._symbols[output]), 1)), np.float32)
                 continue
             slot = self._slots[tensor.slot]
-            values = np.full(slot.neutral, slot.neutral_value) if adapter is None else adapter.tensors[slot.name]
-            _write_padded(target, values)
+            sizes = (axis if isinstance(axis, int) else widths[self._width(slot, axis)] for axis in slot.axes)
+            arrays[tensor.name] = np.zeros((rows, *sizes), np.float32)
+            arrays[tensor.name][0][tuple(slice(size) for size in slot.neutral)] = slot.neutral_value
+        return arrays
 
-    def result_width(self, adapter: LoadedAdapter) -> int | None:
-        """How many numbers an adapter's head gives per row or token; none where the base fixes it, or without one."""
-        symbol = None if adapter.output is None else self._symbols.get(adapter.output)
+    def write(self, arrays: Weights, index: int, row: Row) -> None:
+        """Write an adapter into a row of tensors that are at least as wide."""
+        tensors, head = row
+        for tensor in self.tensors:
+            target = arrays[tensor.name][index]
+            target[...] = 0.0
+            if tensor.slot is not None:
+                values = tensors[tensor.slot]
+                target[tuple(slice(size) for size in values.shape)] = values
+            elif head is not None and head.output == self._masked[tensor.name]:
+                target[self._result_width(tensors, head) :] = MASKED
+
+    def _result_width(self, tensors: Weights, head: HeadRecord) -> int | None:
+        """Return how many numbers a head gives per row or token; none where the base fixes it."""
+        symbol = self._symbols[head.output]
         for slot in self._slots.values():
-            if slot.site == HEAD and slot.graph == adapter.graph and symbol in slot.axes:
-                return int(adapter.tensors[slot.name].shape[slot.axes.index(symbol)])
+            if slot.site == HEAD and slot.graph == head.graph and symbol in slot.axes:
+                return int(tensors[slot.name].shape[slot.axes.index(symbol)])
         return None
-
-    def empty(self, rows: int, widths: Widths) -> Weights:
-        """Tensors of zeros."""
-        return {tensor.name: np.zeros((rows, *self.shape(tensor, widths)), np.float32) for tensor in self.tensors}
 
     def _width(self, slot: SlotRecord, symbol: str) -> Width:
         """Heads of one output give equally many numbers."""
@@ -100,228 +123,176 @@ class RowLayout:
             return HEAD, output, symbol
         return slot.site, slot.graph, symbol
 
-    def _check(self, manifest: Manifest) -> None:
-        held = [tensor.slot for tensor in self.tensors if tensor.slot is not None]
-        others = [tensor.name for tensor in self.tensors if tensor.slot is None and tensor.name not in self._masked]
-        if sorted(held) != sorted(self._slots) or others:
-            raise FormatError(
-                "the tensors of the bank are not those of the slots and heads",
-                where=f"bundle of {manifest.producer}",
-                found=f"{len(held)} tensors for {len(self._slots)} slots; {', '.join(others) or 'no others'}",
-                fix="build the bundle again with `--flavours slots,inputs,bank`",
-            )
-
-
-def mask_name(output: str) -> str:
-    """The tensor of a bank that masks an output of heads."""
-    return f"bank.{HEAD}.{output}.mask"
-
-
-def widest(widths: Iterable[Widths]) -> dict[Width, int]:
-    """Of each width the largest."""
-    found: dict[Width, int] = {}
-    for some in widths:
-        found.update({key: max(size, found.get(key, 1)) for key, size in some.items()})
-    return found
-
-
-def _write_padded(target: np.ndarray, values: np.ndarray) -> None:
-    if target.shape != values.shape:
-        target[...] = 0.0
-    target[tuple(slice(size) for size in values.shape)] = values
-
-
-# A bank of a fixed number of rows, fed at run time: adapters come and go while calls use others.
-
-Feeds = Mapping[str, ort.OrtValue]
-
-
-@dataclass(frozen=True)
-class Lease:
-    """Rows of a table for the time of a call.
-
-    Attributes:
-        rows: the row of each adapter; 0 is the base.
-        feeds: the tensors of the bank, which hold these adapters in these rows until the call ends.
-    """
-
-    rows: tuple[int, ...]
-    feeds: Feeds
-
-
-class Table:
-    """The rows of a bank. Row 0 is the base; the others hold adapters, each as wide as the widest so far.
-
-    On the CPU the tensors of the bank are fed as they lie here, without a copy. On a device they are uploaded whenever
-    an adapter was put in, and kept there.
-
-    Args:
-        layout: what a row is made of.
-        rows: how many adapters there is room for.
-        provider: where the graph runs.
-    """
-
-    def __init__(self, layout: RowLayout, rows: int, provider: Provider) -> None:
-        self._layout = layout
-        self._size = rows + 1
-        self._provider = provider
-        self._leases = Leases(rows)
-        self._widths: dict[Width, int] = {}
-        self._arrays: Weights = {}
-        self._feeds: Feeds = {}
-        self._occupied: set[int] = set()
-
-    @property
-    def counts(self) -> Counts:
-        """What the table has done so far."""
-        return self._leases.counts
-
-    def forget(self, entry: Entry) -> None:
-        """Replace this adapter first."""
-        self._leases.forget(entry.serial)
-
-    @contextmanager
-    def lease(self, rows: Sequence[Entry | None], read: Callable[[Entry], LoadedAdapter]) -> Iterator[Lease]:
-        """Put adapters into rows, and keep them there until the block ends.
-
-        Args:
-            rows: an adapter for each row of a batch; none is the base.
-            read: gives the tensors of those that are not there.
-
-        Raises:
-            RequestError: they are more than the table has rows.
-        """
-        entries = {entry.serial: entry for entry in rows if entry is not None}
-        keys = list(entries)
-        ahead = {key: read(entries[key]) for key in self._leases.absent(keys)}  # others go on meanwhile
-        found, feeds = self._leases.take(
-            keys,
-            lambda missing: self._fill({row: ahead.get(key) or read(entries[key]) for key, row in missing.items()}),
-        )
-        try:
-            row = dict(zip(keys, (1 + each for each in found), strict=True))
-            yield Lease(tuple(0 if entry is None else row[entry.serial] for entry in rows), feeds)
-        finally:
-            self._leases.give_back(keys)
-
-    def _fill(self, missing: Mapping[int, LoadedAdapter]) -> Feeds:
-        """Called by one thread at a time."""
-        self._grow(list(missing.values()))
-        for row, adapter in missing.items():
-            self._layout.write(self._arrays, 1 + row, adapter)
-            self._occupied.add(1 + row)
-        if missing and self._provider != "cpu":
-            self._feeds = self._fed(self._arrays)
-        return self._feeds
-
-    def _grow(self, adapters: Sequence[LoadedAdapter]) -> None:
-        """Make room for wider adapters, in new tensors: calls that run now read the old ones to their end."""
-        widths = widest([self._layout.widths(None), self._widths, *map(self._layout.widths, adapters)])
-        if widths == self._widths:
-            return
-        arrays = self._layout.empty(self._size, widths)
-        self._layout.write(arrays, 0, None)
-        for tensor in self._layout.tensors:
-            for row in self._occupied:
-                old = self._arrays[tensor.name][row]
-                if tensor.slot is None:  # an adapter does not have the classes that are new
-                    arrays[tensor.name][row] = MASKED
-                arrays[tensor.name][row][tuple(slice(size) for size in old.shape)] = old
-        self._feeds, self._arrays, self._widths = self._fed(arrays), arrays, widths
-
-    def _fed(self, arrays: Weights) -> Feeds:
-        return {name: on_device(array, self._provider) for name, array in arrays.items()}
-
 
 class Bank:
-    """Runs the graph `bank` of a bundle.
+    """The graph `bank` of a bundle: each row of a batch runs through its own adapter.
 
     Where a call names none but adapters that the bundle's own bank holds, nothing is fed but which they are. For others
-    there is a table of `resident` rows beside it, made when it is first needed.
+    there is a table of rows beside it, made when it is first needed. The least recently used row is replaced, and never
+    while a call uses it. A call takes all its rows at once or waits, in the order of arrival: no two calls wait for
+    each other. On the CPU the table is fed as it lies here, without a copy; on a device it is uploaded whenever an
+    adapter was put in, and kept there.
 
     Args:
         graphs: the bundle's.
-        catalogue: the session's adapters.
+        adapters: the session's.
         resident: how many adapters the table holds at once.
     """
 
-    def __init__(self, graphs: Graphs, catalogue: Catalogue, resident: int) -> None:
+    def __init__(self, graphs: Graphs, adapters: Adapters, resident: int) -> None:
         self._graphs = graphs
-        self._catalogue = catalogue
-        self._resident = resident
-        self._lock = Lock()
-        self._layout: RowLayout | None = None
-        self._table: Table | None = None
+        self._adapters = adapters
+        self._size = resident
+        self._proved = False
+        self._widths: dict[Width, int] = {}
+        self._arrays: Weights = {}
+        self._feeds: Feeds = {}
+        self._lent: OrderedDict[Entry, int] = OrderedDict()  # row by adapter, the least recently used first
+        self._unused = list(range(resident, 0, -1))
+        self._users: Counter[Entry] = Counter()
+        self._waiting: deque[object] = deque()
+        self._changed = Condition()
+        self._counts = Counter[str]()
 
     @property
     def counts(self) -> Counts:
         """What the table has done so far."""
-        return Counts() if self._table is None else self._table.counts
+        with self._changed:
+            return Counts(**self._counts, resident=len(self._lent))
 
     def forget(self, entry: Entry) -> None:
-        """An adapter that is gone makes room first."""
-        if self._table is not None:
-            self._table.forget(entry)
+        """Replace this adapter first: nobody will ask for it again."""
+        with self._changed:
+            if entry in self._lent:
+                self._lent.move_to_end(entry, last=False)
 
-    def takes(self, entries: Sequence[Entry | None]) -> bool:
-        """Whether these adapters can be mixed here."""
-        if "bank" not in self._graphs.manifest.graphs:
+    def takes(self, entries: Iterable[Entry | None]) -> bool:
+        """Return whether rows with these adapters can run in one batch."""
+        bank = self._graphs.manifest.bank
+        if bank is None or "bank" not in self._graphs.manifest.graphs:
             return False
         if all(entry is None or entry.row is not None for entry in entries):
             return True
         try:
-            self._opened_table()
+            self._check(0)
         except RequestError:
             return False
         return True
 
-    def run(self, feeds: Feeds, rows: Sequence[Entry | None]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str]) -> Arrays:
         """Run each row of a batch through its own adapter.
 
         Args:
             feeds: the data inputs.
-            rows: the adapter of each row; none is the base.
+            entries: the adapter of each row; none is the base.
+            outputs: which to compute.
 
         Raises:
             RequestError: the bundle has no bank, the adapters are more than the table holds, or cannot share one; or
                 ONNX Runtime cannot compute the inputs.
         """
-        self._graphs.session("bank")
-        filled = [own_outputs(one) for one in rows]
-        with self._lease(rows) as lease:
-            ids = ort.OrtValue.ortvalue_from_numpy(np.array(lease.rows, np.int64))
-            given = {**feeds, **lease.feeds, self._record.ids: ids}
-            outputs = self._graphs.run("bank", wanted_outputs(self._graphs.manifest, filled), given)
-        return only_own_results(outputs, self._graphs.manifest, filled)
-
-    @property
-    def _record(self) -> BankRecord:
-        record = self._graphs.manifest.bank
-        assert record is not None  # a manifest with such a graph has one
-        return record
+        session = self._graphs.session("bank")
+        bank = self._graphs.manifest.bank
+        assert bank is not None  # a manifest with such a graph has one
+        with self._lease(entries) as (rows, tensors):
+            ids = on_device(np.array(rows, np.int64))
+            return run_values(session, {**feeds, **tensors, bank.ids: ids}, outputs)
 
     @contextmanager
-    def _lease(self, rows: Sequence[Entry | None]) -> Iterator[Lease]:
-        built = [0 if entry is None else entry.row for entry in rows]
-        if None not in built:
-            yield Lease(tuple(row for row in built if row is not None), {})
+    def _lease(self, entries: Sequence[Entry | None]) -> Iterator[tuple[list[int], Feeds]]:
+        """Give the row of each adapter, and the tensors that hold them in these rows until the block ends."""
+        built = [0 if entry is None else entry.row for entry in entries]
+        rows = [row for row in built if row is not None]
+        if len(rows) == len(built):
+            yield rows, {}
             return
-        with self._opened_table().lease(rows, lambda entry: self._catalogue.resident(entry).adapter) as lease:
-            yield lease
+        wanted = dict.fromkeys(entry for entry in entries if entry is not None)
+        self._check(len(wanted))
+        with self._changed:
+            absent = [entry for entry in wanted if entry not in self._lent]
+        ahead = {entry: self._row(entry) for entry in absent}  # other calls go on meanwhile
+        with self._changed:
+            self._wait_for_room(wanted)
+            self._put_in(wanted, lambda entry: ahead.get(entry) or self._row(entry))
+            self._users.update(wanted.keys())
+            rows, feeds = [0 if entry is None else self._lent[entry] for entry in entries], self._feeds
+        try:
+            yield rows, feeds
+        finally:
+            with self._changed:
+                self._users -= Counter(wanted.keys())
+                self._changed.notify_all()
 
-    def _opened_table(self) -> Table:
-        with self._lock:
-            if self._table is None:
-                self._table = Table(self._row_layout(), self._resident, self._graphs.provider)
-            return self._table
+    @cached_property
+    def _layout(self) -> RowLayout:
+        manifest = self._graphs.manifest
+        return RowLayout(manifest.slots, manifest.heads, () if manifest.bank is None else manifest.bank.tensors)
 
-    def _row_layout(self) -> RowLayout:
-        if self._layout is None:
+    def _row(self, entry: Entry) -> Row:
+        loaded = self._adapters.loaded(entry)
+        return loaded.tensors, loaded.head
+
+    def _check(self, count: int) -> None:
+        if not self._proved:
             check_widths_can_be_filled(self._graphs)
-            self._layout = RowLayout(self._graphs.manifest)
-        return self._layout
+            self._proved = True
+        if count > self._size:
+            raise RequestError(
+                "the call needs more adapters at once than the bank holds",
+                found=count,
+                expected=f"at most {self._size}",
+                fix="open the session with a larger `resident`, or split the batch",
+            )
 
+    def _wait_for_room(self, wanted: Mapping[Entry, None]) -> None:
+        def has_room() -> bool:
+            missing = sum(entry not in self._lent for entry in wanted)
+            return missing <= len(self._unused) or missing <= len(self._unused) + len(self._replaceable(wanted))
 
-def own_outputs(entry: Entry | None) -> frozenset[str]:
-    """The outputs of heads that mean something for an adapter."""
-    return frozenset() if entry is None or entry.output is None else frozenset({entry.output})
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and has_room())
+        finally:
+            self._waiting.remove(ticket)
+            self._changed.notify_all()
+
+    def _replaceable(self, wanted: Mapping[Entry, None]) -> list[Entry]:
+        """Return what may make room, in that order."""
+        return [entry for entry in self._lent if entry not in self._users and entry not in wanted]
+
+    def _put_in(self, wanted: Mapping[Entry, None], read: Callable[[Entry], Row]) -> None:
+        missing = [entry for entry in wanted if entry not in self._lent]
+        adapters = {entry: read(entry) for entry in missing}
+        self._grow([tensors for tensors, _ in adapters.values()])
+        rows = {}
+        for entry in missing:
+            if not self._unused:
+                self._unused.append(self._lent.pop(self._replaceable(wanted)[0]))
+                self._counts["evictions"] += 1
+            rows[entry] = self._unused.pop()
+            self._layout.write(self._arrays, rows[entry], adapters[entry])
+        self._lent.update(rows)
+        for entry in wanted:
+            self._lent.move_to_end(entry)
+        self._counts.update(hits=len(wanted) - len(missing), loads=len(missing))
+        if missing and self._graphs.provider != "cpu":
+            self._feeds = self._fed(self._arrays)
+
+    def _grow(self, adapters: Sequence[Weights]) -> None:
+        """Make room for wider adapters, in new tensors: calls that run now read the old ones to their end."""
+        widths = self._layout.widths(adapters)
+        widths = {key: max(size, self._widths.get(key, 1)) for key, size in widths.items()}
+        if widths == self._widths:
+            return
+        arrays = self._layout.empty(1 + self._size, widths)
+        for tensor in self._layout.tensors:
+            for row in self._lent.values():
+                old = self._arrays[tensor.name][row]
+                if tensor.slot is None:  # an adapter does not have the classes that are new
+                    arrays[tensor.name][row] = MASKED
+                arrays[tensor.name][row][tuple(slice(size) for size in old.shape)] = old
+        self._arrays, self._widths, self._feeds = arrays, widths, self._fed(arrays)
+
+    def _fed(self, arrays: Weights) -> dict[str, ort.OrtValue]:
+        return {name: on_device(array, self._graphs.provider) for name, array in arrays.items()}

@@ -12,9 +12,8 @@ from adapter_export.errors import UsageError, VersionError
 from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
-from adapter_export.runtime.catalogue import Catalogue
-from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
-from adapter_export.runtime.loading import Loader
+from adapter_export.runtime.adapters import Adapters
+from adapter_export.runtime.graphs import Graphs, Optimization, Provider
 from adapter_export.runtime.session import Session
 
 RESIDENT = 64
@@ -28,7 +27,7 @@ class Bundle:
     Attributes:
         folder: where it lies.
         manifest: what is in it.
-        verified: whether its files were held against their hashes.
+        verified: whether its files were compared with their hashes.
     """
 
     folder: Path
@@ -41,7 +40,7 @@ class Bundle:
 
         Args:
             folder: the folder that `adapter-export build` made.
-            verify: hold every file against its hash. Without it, damage goes unseen: most damaged weights run.
+            verify: compare every file with its hash. Without it, damage goes unseen: most damaged weights run.
 
         Raises:
             FileError: a file is missing, or a link leads out of the folder.
@@ -50,7 +49,15 @@ class Bundle:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        _check_runtime(manifest, folder)
+        found, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
+        if found < needed:
+            raise VersionError(
+                "needs a newer ONNX Runtime",
+                where=folder,
+                found=f"onnxruntime {ort.__version__}",
+                expected=f"{manifest.minimum_onnxruntime} or newer",
+                fix="run `pip install --upgrade onnxruntime`",
+            )
         if verify:
             verify_files(manifest, folder)
         return cls(folder, manifest, verify)
@@ -85,39 +92,17 @@ class Bundle:
                 "a session needs room for an adapter", found=f"`resident` {resident}", expected="1 or more"
             )
         try:
-            graphs = self._opened(provider, optimization, threads)
+            graphs = Graphs(self.folder, self.manifest, provider, optimization, threads)
         except UsageError as error:
             if fallback is None:
                 raise
-            graphs = self._opened(fallback, optimization, threads)
+            graphs = Graphs(self.folder, self.manifest, fallback, optimization, threads)
             warnings.warn(f"runs on `{fallback}`: {error}", RuntimeWarning, stacklevel=2)
-        catalogue = Catalogue(resident)
-        loader = Loader(self.manifest, graphs.provider, catalogue.next_serial)
+        adapters = Adapters(self.manifest, graphs.provider, resident)
         hashes = {file.path: file.sha256 for file in self.manifest.files} if self.verified else {}
         for record in self.manifest.adapters:
-            digest = hashes.get(record.onnx_adapter)
-            catalogue.add(loader.built(record, self.folder, digest, on_demand=on_demand))
-        return Session(graphs, catalogue, loader, resident)
-
-    def _opened(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
-        """The graphs, the one with slots opened."""
-        graphs = Graphs(
-            self.manifest, provider, lambda path: open_session(self.folder / path, provider, optimization, threads)
-        )
-        graphs.session("slots")
-        return graphs
-
-
-def _check_runtime(manifest: Manifest, folder: Path) -> None:
-    found, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
-    if found < needed:
-        raise VersionError(
-            "needs a newer ONNX Runtime",
-            where=folder,
-            found=f"onnxruntime {ort.__version__}",
-            expected=f"{manifest.minimum_onnxruntime} or newer",
-            fix="run `pip install --upgrade onnxruntime`",
-        )
+            adapters.add_built(record, self.folder, hashes.get(record.onnx_adapter), on_demand=on_demand)
+        return Session(graphs, adapters, resident)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
-"""The graphs of a bundle in sessions of ONNX Runtime, each opened when it is first needed."""
+"""Sessions of ONNX Runtime: opened on the device that was asked for and on no other, run with named errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -14,10 +15,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from adapter_export.errors import FormatError, RequestError, UsageError
 from adapter_export.format.manifest import Flavour, Manifest
 
-# Sessions of ONNX Runtime on the device that was asked for, and on no other.
-
 Provider = Literal["cpu", "cuda"]
 Optimization = Literal["all", "basic", "none"]
+
+Arrays = dict[str, np.ndarray]
+Feeds = Mapping[str, ort.OrtValue]
 
 FAILURES: tuple[type[Exception], ...] = (
     state.EPFail,
@@ -29,8 +31,9 @@ FAILURES: tuple[type[Exception], ...] = (
     state.NotImplemented,
     state.RuntimeException,
     RuntimeError,
+    ValueError,  # a missing input
 )
-"""What ONNX Runtime raises when a model or a call is not to its liking."""
+"""What ONNX Runtime raises for a model or a call that it does not take."""
 
 _PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": ("CPUExecutionProvider", {}),
@@ -44,31 +47,54 @@ _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
-_ERRORS_ONLY = 3
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+
+_FATAL_ONLY = 4
+"""Errors are raised and need not be logged as well; sessions warn of each overridable initializer otherwise."""
 
 
 def open_session(
-    path: Path, provider: Provider, optimization: Optimization, threads: int | None
+    graph: Path | bytes,
+    provider: Provider = "cpu",
+    optimization: Optimization = "all",
+    threads: int | None = None,
+    *,
+    folder: Path | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Open a graph.
 
     Args:
-        path: the ONNX file.
+        graph: an ONNX file, or a model in memory.
         provider: where to compute.
         optimization: how far ONNX Runtime may rewrite the graph.
         threads: how many threads one operation may use; ONNX Runtime's own choice if not given.
+        folder: where the external data of a model in memory lie.
+        settings: further entries of the session's configuration.
 
     Raises:
         UsageError: an unknown provider or level, or a provider that is not available here.
         FormatError: ONNX Runtime cannot open the graph.
     """
-    name, settings = _provider(provider)
+    name, of_provider = _provider(provider)
+    if optimization not in _LEVELS:
+        raise UsageError("unknown optimization level", found=f"`{optimization}`", expected=", ".join(_LEVELS))
+    if threads is not None and threads < 1:
+        raise UsageError("a session needs a thread", found=threads, expected="at least 1")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = _LEVELS[optimization]
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = _FATAL_ONLY
+    entries = {} if folder is None else {_FOLDER_KEY: str(folder.resolve())}
+    for key, value in {**entries, **(settings or {})}.items():
+        options.add_session_config_entry(key, value)
+    model = graph if isinstance(graph, bytes) else str(graph)
     try:
-        session = ort.InferenceSession(str(path), _options(optimization, threads), providers=[(name, settings)])
+        session = ort.InferenceSession(model, options, providers=[(name, of_provider)])
     except FAILURES as error:
         raise FormatError(
             "ONNX Runtime cannot open the graph",
-            where=path,
+            where=folder if isinstance(graph, bytes) else graph,
             found=str(error).partition("\n")[0],
             fix=f"see whether another release than onnxruntime {ort.__version__} opens it",
         ) from error
@@ -77,31 +103,13 @@ def open_session(
     return session
 
 
-def on_device(array: np.ndarray, provider: Provider) -> ort.OrtValue:
-    """An array where a session computes; on the CPU it is the array itself, not a copy."""
-    return ort.OrtValue.ortvalue_from_numpy(array, provider, 0)
-
-
-def _options(optimization: Optimization, threads: int | None) -> ort.SessionOptions:
-    if optimization not in _LEVELS:
-        raise UsageError("unknown optimization level", found=f"`{optimization}`", expected=", ".join(_LEVELS))
-    if threads is not None and threads < 1:
-        raise UsageError("a session needs a thread", found=threads, expected="at least 1")
-    options = ort.SessionOptions()
-    options.graph_optimization_level = _LEVELS[optimization]
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = _ERRORS_ONLY  # a warning for each overridable initializer otherwise
-    return options
-
-
 def _provider(provider: str) -> tuple[str, dict[str, Any]]:
     if provider not in _PROVIDERS:
         raise UsageError("unknown provider", found=f"`{provider}`", expected=", ".join(_PROVIDERS))
-    name, settings = _PROVIDERS[provider]
     available = ort.get_available_providers()
-    if name not in available:
+    if _PROVIDERS[provider][0] not in available:
         raise _unavailable(provider, f"onnxruntime {ort.__version__} with {', '.join(available)}")
-    return name, settings
+    return _PROVIDERS[provider]
 
 
 def _unavailable(provider: str, found: str) -> UsageError:
@@ -113,35 +121,104 @@ def _unavailable(provider: str, found: str) -> UsageError:
     )
 
 
-_FATAL_ONLY = 4
+def on_device(array: np.ndarray, provider: Provider = "cpu") -> ort.OrtValue:
+    """Return an array where a session computes; on the CPU it is the array itself, not a copy."""
+    return ort.OrtValue.ortvalue_from_numpy(array, provider, 0)
 
-_MISSING: Mapping[str, str] = {
-    "bank": "rows of one batch through different adapters",
-}
+
+def run_session(
+    session: ort.InferenceSession,
+    feeds: Mapping[str, np.ndarray],
+    outputs: Sequence[str] | None = None,
+    *,
+    options: ort.RunOptions | None = None,
+) -> Arrays:
+    """Compute outputs by name.
+
+    Args:
+        session: the session.
+        feeds: the inputs, and tensors for overridable initializers.
+        outputs: which outputs; all of them if not given.
+        options: such as an active adapter; the caller keeps the adapter alive.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute these inputs.
+    """
+    names = list(outputs or [output.name for output in session.get_outputs()])
+    with _named_failures():
+        return dict(zip(names, session.run(names, dict(feeds), options), strict=True))
+
+
+def run_values(session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
+    """Compute outputs by name from values that may lie on a device.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute these inputs.
+    """
+    with _named_failures():
+        values = session.run_with_ort_values(list(outputs), dict(feeds))
+    return {name: value.numpy() for name, value in zip(outputs, values, strict=True)}
+
+
+def run_bound(
+    session: ort.InferenceSession, names: Sequence[str], feeds: Feeds, provider: Provider
+) -> dict[str, ort.OrtValue]:
+    """Compute outputs that stay on the device, by IO binding; what is fed from there is not copied.
+
+    ONNX Runtime ignores native adapters (`RunOptions.add_active_adapter`) here without an error: adapters are bound as
+    the inputs that they are.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute these inputs.
+    """
+    binding = session.io_binding()
+    with _named_failures():
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in names:
+            binding.bind_output(name, provider, 0)
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+    return dict(zip(names, binding.get_outputs(), strict=True))
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    try:
+        yield
+    except FAILURES as error:
+        raise RequestError(
+            "ONNX Runtime cannot compute these inputs",
+            found=str(error).partition("\n")[0],
+            fix="compare names, shapes and values with the inputs of the base",
+        ) from error
 
 
 class Graphs:
-    """Opens and runs the graphs of a bundle; any number of threads may call.
+    """The graphs of a bundle, each opened when it is first needed; any number of threads may call.
 
     Args:
-        manifest: the bundle's.
-        provider: where the graphs run.
-        open_graph: opens the file at a path of the manifest.
+        folder: the bundle.
+        manifest: its manifest.
+        provider, optimization, threads: as in `open_session`.
+
+    Raises:
+        UsageError, FormatError: the graph with slots, which is opened at once, cannot be opened.
     """
 
     def __init__(
-        self, manifest: Manifest, provider: Provider, open_graph: Callable[[str], ort.InferenceSession]
+        self, folder: Path, manifest: Manifest, provider: Provider, optimization: Optimization, threads: int | None
     ) -> None:
         self.manifest = manifest
         self.provider: Provider = provider
-        self._open_graph = open_graph
+        self._folder = folder
+        self._settings = (provider, optimization, threads)
         self._sessions: dict[Flavour, ort.InferenceSession] = {}
         self._lock = Lock()
-        self._options = ort.RunOptions()
-        self._options.log_severity_level = _FATAL_ONLY  # a call that fails raises; it need not be logged as well
+        self.session("slots")
 
     def session(self, flavour: Flavour) -> ort.InferenceSession:
-        """The session of a flavour.
+        """Return the session of a flavour.
 
         Raises:
             RequestError: the bundle does not have it.
@@ -150,39 +227,18 @@ class Graphs:
         if flavour not in self._sessions:
             with self._lock:
                 if flavour not in self._sessions:
-                    self._sessions[flavour] = self._open_graph(self._path(flavour))
+                    self._sessions[flavour] = open_session(self._path(flavour), *self._settings)
         return self._sessions[flavour]
 
-    def run(self, flavour: Flavour, names: Sequence[str], feeds: Mapping[str, ort.OrtValue]) -> dict[str, np.ndarray]:
-        """Compute outputs.
-
-        Raises:
-            RequestError: the bundle does not have the flavour, or ONNX Runtime cannot compute these inputs.
-        """
-        session = self.session(flavour)
-        try:
-            values = session.run_with_ort_values(list(names), dict(feeds), self._options)
-        except FAILURES as error:
-            raise incomputable(error) from error
-        return {name: value.numpy() for name, value in zip(names, values, strict=True)}
-
-    def _path(self, flavour: Flavour) -> str:
+    def _path(self, flavour: Flavour) -> Path:
         path = self.manifest.graphs.get(flavour)
         if path is None:
             flavours = ",".join(dict.fromkeys(("slots", "inputs", flavour)))
+            missing = "rows of one batch through different adapters" if flavour == "bank" else flavour
             raise RequestError(
-                f"the bundle has no graph for {_MISSING.get(flavour, flavour)}",
+                f"the bundle has no graph for {missing}",
                 found=", ".join(f"`{name}`" for name in self.manifest.graphs),
                 expected=f"`{flavour}`",
                 fix=f"build it with `--flavours {flavours}`, or give each call one `adapter`",
             )
-        return path
-
-
-def incomputable(error: Exception) -> RequestError:
-    """The named error for what ONNX Runtime raises in a call."""
-    return RequestError(
-        "ONNX Runtime cannot compute these inputs",
-        found=str(error).partition("\n")[0],
-        fix="check their lengths against what the base takes",
-    )
+        return self._folder / path

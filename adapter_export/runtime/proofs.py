@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import Lock
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from adapter_export.errors import RequestError
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import Manifest
 from adapter_export.numerics.sample_inputs import InputCase, input_cases
-from adapter_export.runtime.graphs import Graphs, on_device
+from adapter_export.runtime.adapters import Adapters, Entry
+from adapter_export.runtime.batches import padded_axes
+from adapter_export.runtime.graphs import Graphs, on_device, run_values
 
 _NARROW, _WIDE = 3, 5
 _TOKENS, _MORE_TOKENS = 5, 9
@@ -74,17 +77,6 @@ def random_tensors(manifest: Manifest, width: int) -> Weights:
     }
 
 
-def padded_axes(manifest: Manifest) -> frozenset[str]:
-    """The axes along which a mask says what is padding: all names that masks have, but that of the batch.
-
-    None if the base has an output with an axis that no input has, so that nobody can tell where its padding is.
-    """
-    masks = [record for record in manifest.inputs if record.role == "mask"]
-    known = {name for record in manifest.inputs for axis in record.axes for name in names(axis)}
-    unknown = {name for record in manifest.base_outputs for axis in record.axes for name in names(axis)} - known
-    return frozenset(name for record in masks for axis in record.axes[1:] for name in names(axis) if not unknown)
-
-
 def _shapes(manifest: Manifest, width: int) -> dict[str, tuple[int, ...]]:
     """Of all slots at a width; the rows of a fusion's weights are no width."""
     by_row = {name for adapter in manifest.adapters if adapter.mix is not None for name in adapter.mix.slots}
@@ -104,7 +96,7 @@ def _case(manifest: Manifest, tokens: int) -> InputCase:
 
 def _run(graphs: Graphs, arrays: Mapping[str, np.ndarray], tensors: Weights) -> dict[str, np.ndarray]:
     feeds = {name: on_device(array, "cpu") for name, array in {**arrays, **tensors}.items()}
-    return graphs.run("slots", [record.name for record in graphs.manifest.outputs], feeds)
+    return run_values(graphs.session("slots"), feeds, [record.name for record in graphs.manifest.outputs])
 
 
 def _filled_up(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -114,3 +106,37 @@ def _filled_up(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 def _are_close(found: np.ndarray, expected: np.ndarray, manifest: Manifest) -> bool:
     relative = _RELATIVE.get(manifest.base_precision, _RELATIVE_QUANTISED)
     return bool(np.abs(found - expected).max() <= relative * np.abs(expected).max())
+
+
+_PROBE_WIDTH = 3
+
+
+class PaddingRule:
+    """Tried out once for all adapters that the slots can hold, and where that fails for each adapter on its own.
+
+    An adapter that counts padding, such as one with a gate over all tokens, must not be padded further.
+    """
+
+    def __init__(self, graphs: Graphs, adapters: Adapters) -> None:
+        self._graphs = graphs
+        self._adapters = adapters
+        self._axes = padded_axes(graphs.manifest)
+        self._all: bool | None = None
+        self._known: dict[Entry | None, bool] = {}
+        self._lock = Lock()
+
+    def axes(self, entry: Entry | None) -> frozenset[str]:
+        """The axes along which requests with this adapter may be padded."""
+        if not self._axes:
+            return self._axes
+        with self._lock:
+            if self._all is None:
+                self._all = padding_is_neutral(self._graphs, random_tensors(self._graphs.manifest, _PROBE_WIDTH))
+            return self._axes if self._all or self._holds(entry) else frozenset()
+
+    def _holds(self, entry: Entry | None) -> bool:
+        key = entry
+        if key not in self._known:
+            tensors = {} if entry is None else self._adapters.loaded(entry).tensors
+            self._known[key] = padding_is_neutral(self._graphs, tensors)
+        return self._known[key]

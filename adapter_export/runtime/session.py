@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.errors import within
-from adapter_export.format.files import read_bytes
+from adapter_export.errors import RequestError, within
 from adapter_export.graph.tasks import Task
-from adapter_export.runtime.answers import Prediction, check_task, label_rows, label_tokens
+from adapter_export.runtime.adapters import Adapters, Claim, Entry, Statistics
+from adapter_export.runtime.answers import (
+    Prediction,
+    check_task,
+    label_rows,
+    label_tokens,
+    only_own_results,
+    row_results,
+    stacked,
+)
 from adapter_export.runtime.bank import Bank
-from adapter_export.runtime.calls import Calls, Inputs, Outputs, Rows, Weighting
-from adapter_export.runtime.catalogue import Catalogue, Statistics
-from adapter_export.runtime.graphs import Graphs, Provider
-from adapter_export.runtime.loaded import Claim
-from adapter_export.runtime.loading import Loader
-from adapter_export.runtime.many import TOKEN_BUDGET, ManyCalls, PaddingRule, Progress, Request, as_progress
+from adapter_export.runtime.batches import (
+    TOKEN_BUDGET,
+    Item,
+    Progress,
+    Request,
+    Rules,
+    batch_axis,
+    batches,
+    draw_bar,
+    joined,
+    rows_can_be_told_apart,
+    sizes_of,
+    taken_apart,
+)
+from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_values
+from adapter_export.runtime.inputs import (
+    Inputs,
+    Weighting,
+    check_inputs,
+    check_rows,
+    weight_choices,
+    weight_tensors,
+)
+from adapter_export.runtime.proofs import PaddingRule
+
+
+class Choice(TypedDict, total=False):
+    """The further arguments of all that answers, as `Session.run` describes them."""
+
+    adapters: Sequence[str | None] | None
+    weights: Weighting | None
+    allow_mixed_rows: bool
 
 
 class Session:
@@ -29,19 +64,18 @@ class Session:
     may be overwritten or removed, unless they are loaded on demand.
     """
 
-    def __init__(self, graphs: Graphs, catalogue: Catalogue, loader: Loader, resident: int) -> None:
+    def __init__(self, graphs: Graphs, adapters: Adapters, resident: int) -> None:
         self._graphs = graphs
         self._manifest = graphs.manifest
-        self._catalogue = catalogue
-        self._loader = loader
-        self._bank = Bank(graphs, catalogue, resident)
-        self._calls = Calls(graphs, catalogue, self._bank)
-        self._many = ManyCalls(self._calls, self._bank, PaddingRule(graphs, catalogue), resident)
+        self._adapters = adapters
+        self._bank = Bank(graphs, adapters, resident)
+        self._resident = resident
+        self._padding = PaddingRule(graphs, adapters)
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters that are loaded."""
-        return self._catalogue.names
+        return self._adapters.names
 
     @property
     def provider(self) -> Provider:
@@ -51,41 +85,43 @@ class Session:
     @property
     def statistics(self) -> Statistics:
         """Hits, loads and evictions so far."""
-        return Statistics(self._catalogue.counts, self._bank.counts)
+        return Statistics(self._adapters.counts, self._bank.counts)
 
     def labels(self, adapter: str) -> tuple[str, ...] | None:
-        """The names of an adapter's classes in the order of its logits; none if it has no head or they are not known.
+        """Return the names of an adapter's classes in the order of its logits; none if it has none or they are unknown.
 
         Raises:
             RequestError: it is not loaded.
         """
-        return self._catalogue.entry(adapter).labels
+        return self._adapters.entry(adapter).labels
 
     def task(self, adapter: str) -> Task | None:
-        """What an adapter's head is for; none if it has no head or nobody said it.
+        """Return what an adapter's head is for; none if it has no head or nobody said it.
 
         Raises:
             RequestError: it is not loaded.
         """
-        return self._catalogue.entry(adapter).task
+        return self._adapters.entry(adapter).task
 
     def output(self, adapter: str) -> str | None:
-        """The output that holds the result of an adapter's head; none if it has no head.
+        """Return the output that holds the result of an adapter's head; none if it has no head.
 
         Raises:
             RequestError: it is not loaded.
         """
-        return self._catalogue.entry(adapter).output
+        return self._adapters.entry(adapter).output
+
+    # One call.
 
     def run(
         self,
         inputs: Inputs,
         adapter: str | None = None,
         *,
-        adapters: Rows | None = None,
+        adapters: Sequence[str | None] | None = None,
         weights: Weighting | None = None,
         allow_mixed_rows: bool = False,
-    ) -> Outputs:
+    ) -> Arrays:
         """Compute the outputs.
 
         Args:
@@ -99,15 +135,67 @@ class Session:
 
         Returns:
             The base's outputs by name, and the results of heads: of an adapter with a head at `output(adapter)`. In a
-            call with `adapters`, they are as wide as the widest of its rows; a row holds −inf for classes
-            that its adapter does not have, and NaN where its adapter has another head or none.
+            call with `adapters`, they are as wide as the widest of its rows; a row holds −inf for classes that its
+            adapter does not have, and NaN where its adapter has another head or none.
 
         Raises:
             RequestError: an adapter is not loaded, the inputs do not fit, ONNX Runtime cannot compute them, the bundle
                 lacks the graph, or rows would influence each other.
             InputError: the file of an adapter that is read on demand is not what it was.
         """
-        return self._calls.run(inputs, adapter, adapters, weights, allow_mixed_rows)
+        chosen = self._chosen(adapter, adapters, weights)
+        return self._compute(inputs, chosen, weights, allow_mixed_rows)
+
+    def run_on_device(
+        self, inputs: Inputs, adapter: str | None = None, *, weights: Weighting | None = None
+    ) -> dict[str, ort.OrtValue]:
+        """Compute the outputs and leave them where the session computes: on the GPU, for what is done there next.
+
+        Raises:
+            RequestError: as `run`.
+        """
+        entry = None if adapter is None else self._adapters.entry(adapter)
+        arrays = check_inputs(inputs, self._manifest.inputs)
+        feeds = {name: on_device(array, self.provider) for name, array in arrays.items()}
+        feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows=False))
+        return run_bound(self._graphs.session("slots"), self._outputs([entry]), feeds, self.provider)
+
+    def classify(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> list[Prediction]:
+        """Compute the labels of texts, one for each row.
+
+        Raises:
+            RequestError: as `run`; or an adapter's task is not `sequence_classification`.
+        """
+        return label_rows(*self._answers("sequence_classification", inputs, adapter, choice))
+
+    def classify_tokens(
+        self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]
+    ) -> list[list[Prediction | None]]:
+        """Compute the labels of tokens, for each row one for each token; none where the mask says that it is padding.
+
+        Raises:
+            RequestError: as `run`; or an adapter's task is not `token_classification`.
+        """
+        results, entries = self._answers("token_classification", inputs, adapter, choice)
+        return label_tokens(results, entries, inputs, self._manifest)
+
+    def predict(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> np.ndarray:
+        """Compute the numbers of a regression, float32 [batch, numbers].
+
+        Raises:
+            RequestError: as `run`; or an adapter's task is not `regression`, or they give different numbers of it.
+        """
+        return stacked(*self._answers("regression", inputs, adapter, choice))
+
+    def embed(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> np.ndarray:
+        """Compute vectors, float32 [batch, width].
+
+        Raises:
+            RequestError: as `run`; or an adapter's task is not `embedding`, or vectors differ in their widths.
+        """
+        return stacked(*self._answers("embedding", inputs, adapter, choice))
+
+    # Many requests.
 
     def run_many(
         self,
@@ -116,7 +204,7 @@ class Session:
         token_budget: int = TOKEN_BUDGET,
         progress: Progress | bool | None = None,
         allow_mixed_rows: bool = False,
-    ) -> list[Outputs]:
+    ) -> list[Arrays]:
         """Compute the outputs of any number of requests, each with its own adapter.
 
         They are sorted by length, put together up to a number of tokens, and padded where a mask hides it; adapters are
@@ -136,7 +224,7 @@ class Session:
             UsageError: the budget is below 1.
             RequestError: as `run`; nothing is computed if a request does not fit, and the message says which.
         """
-        return self._many.run(self._many.items(requests), token_budget, as_progress(progress), allow_mixed_rows)
+        return self._run_items(self._items(requests), token_budget, progress, allow_mixed_rows)
 
     def classify_many(
         self,
@@ -151,67 +239,17 @@ class Session:
         Raises:
             UsageError, RequestError: as `run_many`; or an adapter's task is not `sequence_classification`.
         """
-        items = self._many.items(requests)
-        outputs = []
+        items, entries = self._items(requests), []
         for item in items:
             with within(f"request {item.index}"):
-                outputs.append(check_task(item.entry, "sequence_classification"))
-        results = self._many.run(items, token_budget, as_progress(progress), allow_mixed_rows)
+                entries.append(check_task(item.entry, "sequence_classification"))
+        found = self._run_items(items, token_budget, progress, allow_mixed_rows)
         return [
-            label_rows(list(found[output]), [item.entry] * item.rows)
-            for item, output, found in zip(items, outputs, results, strict=True)
+            label_rows(list(outputs[str(entry.output)]), [entry] * item.rows)
+            for item, entry, outputs in zip(items, entries, found, strict=True)
         ]
 
-    def run_on_device(self, inputs: Inputs, adapter: str | None = None) -> dict[str, ort.OrtValue]:
-        """Compute the outputs and leave them where the session computes: on the GPU, for what is done there next.
-
-        Raises:
-            RequestError: as `run`.
-        """
-        return self._calls.on_device(inputs, adapter)
-
-    def classify(
-        self,
-        inputs: Inputs,
-        adapter: str | None = None,
-        *,
-        adapters: Sequence[str] | None = None,
-        weights: Weighting | None = None,
-    ) -> list[Prediction]:
-        """Compute the labels of texts, one for each row, by one adapter or by one for each row; `weights` as in `run`.
-
-        Raises:
-            RequestError: as `run`; or an adapter's task is not `sequence_classification`.
-        """
-        results, entries = self._calls.results(inputs, adapter, adapters, "sequence_classification", weights)
-        return label_rows(results, entries)
-
-    def classify_tokens(
-        self, inputs: Inputs, adapter: str | None = None, *, adapters: Sequence[str] | None = None
-    ) -> list[list[Prediction | None]]:
-        """Compute the labels of tokens, for each row one for each token; none where the mask says that it is padding.
-
-        Raises:
-            RequestError: as `run`; or an adapter's task is not `token_classification`.
-        """
-        results, entries = self._calls.results(inputs, adapter, adapters, "token_classification")
-        return label_tokens(results, entries, inputs, self._manifest)
-
-    def predict(self, inputs: Inputs, adapter: str) -> np.ndarray:
-        """Compute the numbers of a regression, [batch, numbers] in float32.
-
-        Raises:
-            RequestError: as `run`; or the adapter's task is not `regression`.
-        """
-        return np.stack(self._calls.results(inputs, adapter, None, "regression")[0])
-
-    def embed(self, inputs: Inputs, adapter: str) -> np.ndarray:
-        """Compute vectors, [batch, width] in float32.
-
-        Raises:
-            RequestError: as `run`; or the adapter's task is not `embedding`.
-        """
-        return np.stack(self._calls.results(inputs, adapter, None, "embedding")[0])
+    # Adapters that come and go.
 
     def load(
         self,
@@ -224,8 +262,8 @@ class Session:
     ) -> None:
         """Load another adapter that was built for this graph.
 
-        Names, shapes and finiteness are held against the slots, and the number in the file that says for which base and
-        graph it was made (`model_version`) against the bundle's.
+        Names, shapes and finiteness are checked against the slots, and the number in the file that says for which base
+        and graph it was made (`model_version`) against the bundle's.
 
         Args:
             name: what `run` will call it.
@@ -242,25 +280,27 @@ class Session:
                 was made for another base or graph.
             RequestError: an adapter of this name is loaded already.
         """
-        claim, file = Claim(labels, task), Path(path)
-        if on_demand:
-            self._catalogue.add(self._loader.from_file(name, file, claim))
-        else:
-            self._catalogue.add(self._loader.from_bytes(name, read_bytes(file), claim, path))
+        self._adapters.add(name, Path(path), Claim(labels, task), path, on_demand=on_demand)
 
-    def load_bytes(self, name: str, data: bytes, claim: Claim | None = None, *, where: object = "adapter") -> None:
-        """Load another adapter from the bytes of an `.onnx_adapter` file.
+    def load_bytes(
+        self,
+        name: str,
+        data: bytes,
+        *,
+        labels: Sequence[str] | None = None,
+        task: Task | None = None,
+        where: object = "adapter",
+    ) -> None:
+        """Load another adapter from the bytes of an `.onnx_adapter` file; arguments and errors as of `load`.
 
         Args:
             name: what `run` will call it.
             data: the bytes.
-            claim: what is said about its head.
+            labels: the names of its classes.
+            task: what its head is for.
             where: names it in messages.
-
-        Raises:
-            FormatError, AdapterError, RequestError: as `load`.
         """
-        self._catalogue.add(self._loader.from_bytes(name, data, claim or Claim(), where))
+        self._adapters.add(name, data, Claim(labels, task), where)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; calls that run with it at this moment end well.
@@ -268,4 +308,117 @@ class Session:
         Raises:
             RequestError: it is not loaded.
         """
-        self._bank.forget(self._catalogue.remove(name))
+        self._bank.forget(self._adapters.remove(name))
+
+    # What the methods above share.
+
+    def _chosen(
+        self, adapter: str | None, adapters: Sequence[str | None] | None, weights: Weighting | None
+    ) -> Entry | list[Entry | None] | None:
+        """Return the adapter of all rows, or one for each; each name is looked up once, so that its rows are alike."""
+        if adapter is not None and adapters is not None:
+            raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
+        if weights is not None and adapter is None:
+            raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
+        if adapters is None:
+            return None if adapter is None else self._adapters.entry(adapter)
+        found = {name: None if name is None else self._adapters.entry(name) for name in dict.fromkeys(adapters)}
+        return [found[name] for name in adapters]
+
+    def _compute(
+        self,
+        inputs: Inputs,
+        chosen: Entry | list[Entry | None] | None,
+        weights: Weighting | None,
+        allow_mixed_rows: bool,
+    ) -> Arrays:
+        arrays = check_inputs(inputs, self._manifest.inputs)
+        if isinstance(chosen, list):
+            check_rows(arrays, chosen, self._manifest, allow_mixed_rows)
+            return self._compute_rows(arrays, chosen)
+        return self._compute_all(arrays, chosen, weights, allow_mixed_rows)
+
+    def _compute_all(
+        self, arrays: Arrays, entry: Entry | None, weights: Weighting | None = None, allow_mixed_rows: bool = False
+    ) -> Arrays:
+        """Run all rows through one adapter, or through the base."""
+        feeds = {name: on_device(array) for name, array in arrays.items()}
+        feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows))
+        return run_values(self._graphs.session("slots"), feeds, self._outputs([entry]))
+
+    def _compute_rows(self, arrays: Arrays, entries: Sequence[Entry | None]) -> Arrays:
+        """Run each row through its own adapter."""
+        feeds = {name: on_device(array) for name, array in arrays.items()}
+        outputs = self._bank.run(feeds, entries, self._outputs(entries))
+        return only_own_results(outputs, self._manifest, [None if entry is None else entry.output for entry in entries])
+
+    def _own_feeds(
+        self, arrays: Arrays, entry: Entry | None, weights: Weighting | None, allow_mixed_rows: bool
+    ) -> Mapping[str, ort.OrtValue]:
+        """Return the tensors of an adapter, with the weights that a call gives."""
+        if entry is None:
+            return {}
+        feeds = self._adapters.loaded(entry).feeds
+        if weights is None:
+            return feeds
+        choices = weight_choices(weights, len(next(iter(arrays.values()))))
+        check_rows(arrays, choices, self._manifest, allow_mixed_rows)
+        given = weight_tensors(entry, weights)
+        return {**feeds, **{slot: on_device(tensor, self.provider) for slot, tensor in given.items()}}
+
+    def _outputs(self, entries: Iterable[Entry | None]) -> list[str]:
+        """Return the base's outputs, and those of heads that some row fills."""
+        wanted = {record.name for record in self._manifest.base_outputs}
+        wanted |= {entry.output for entry in entries if entry is not None and entry.output is not None}
+        return [record.name for record in self._manifest.outputs if record.name in wanted]
+
+    def _answers(
+        self, task: Task, inputs: Inputs, adapter: str | None, choice: Choice
+    ) -> tuple[list[np.ndarray], list[Entry]]:
+        """Return what the heads give for each row, if they are for this task, and each row's adapter."""
+        adapters, weights = choice.get("adapters"), choice.get("weights")
+        if adapter is None and adapters is None:
+            raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
+        chosen = self._chosen(adapter, adapters, weights)
+        entries = [check_task(entry, task) for entry in (chosen if isinstance(chosen, list) else [chosen])]
+        outputs = self._compute(inputs, chosen, weights, choice.get("allow_mixed_rows", False))
+        if isinstance(chosen, list):
+            return row_results(outputs, entries), entries
+        found = outputs[str(entries[0].output)]
+        return list(found), entries * len(found)
+
+    def _items(self, requests: Iterable[Request]) -> list[Item]:
+        """Return the requests, each checked, its adapter looked up."""
+        batch, items = batch_axis(self._manifest), []
+        for index, request in enumerate(requests):
+            with within(f"request {index}"):
+                arrays = check_inputs(request.inputs, self._manifest.inputs)
+                entry = None if request.adapter is None else self._adapters.entry(request.adapter)
+                rows, sizes = len(next(iter(arrays.values()))), sizes_of(arrays, self._manifest, batch)
+                items.append(Item(index, arrays, entry, rows, sizes, self._padded_axes(entry)))
+        return items
+
+    def _padded_axes(self, entry: Entry | None) -> frozenset[str]:
+        """Return the axes along which requests with an adapter may be padded, as `build` found by trying."""
+        return self._padding.axes(entry)
+
+    def _run_items(
+        self, items: Sequence[Item], token_budget: int, progress: Progress | bool | None, allow_mixed_rows: bool
+    ) -> list[Arrays]:
+        together = self._manifest.batch_invariant or allow_mixed_rows
+        apart = rows_can_be_told_apart(self._manifest, batch_axis(self._manifest))
+        adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
+        tell = draw_bar if progress is True else progress or None
+        results: list[Arrays] = [{}] * len(items)
+        done = 0
+        for batch in batches(items, Rules(token_budget, adapters, together and apart)):
+            entries = [item.entry for item in batch for _ in range(item.rows)]
+            arrays = joined(batch, self._manifest)
+            alike = all(entry is entries[0] for entry in entries)  # rows of one adapter need no bank
+            outputs = self._compute_all(arrays, entries[0]) if alike else self._compute_rows(arrays, entries)
+            for item, own in taken_apart(outputs, batch, self._manifest):
+                results[item.index] = own
+            done += len(batch)
+            if tell is not None:
+                tell(done, len(items))
+        return results

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.runtime.calls import run_bound
-from adapter_export.runtime.graphs import Provider, on_device, open_session
+from adapter_export.runtime.graphs import Provider, on_device, open_session, run_bound
 from kit.timing import Call
 
 

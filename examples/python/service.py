@@ -34,7 +34,6 @@ from texts import Texts
 
 from adapter_export.errors import AdapterExportError, InputError, RequestError
 from adapter_export.runtime import Bundle, Request, Session
-from adapter_export.runtime.loaded import Claim
 
 DEFAULT_PORT = 8080
 LARGEST_ADAPTER = 2**28
@@ -142,8 +141,8 @@ def make_app(bundle: Bundle) -> FastAPI:
     @app.put("/adapters/{name}")
     async def load(name: str, request: HttpRequest, labels: str | None = None) -> dict[str, Any]:
         data = await _body(request)
-        claim = Claim(None if labels is None else labels.split(","))
-        await asyncio.to_thread(service.session.load_bytes, name, data, claim, where=f"adapter `{name}`")
+        named = None if labels is None else labels.split(",")
+        await asyncio.to_thread(service.session.load_bytes, name, data, labels=named, where=f"adapter `{name}`")
         return service.adapters()
 
     @app.delete("/adapters/{name}")

@@ -25,8 +25,9 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import houlsby
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.runner import TorchRunner

@@ -27,9 +27,10 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime import Bundle
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.base import load_base, save_base

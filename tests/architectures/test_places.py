@@ -15,8 +15,9 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 from adapter_export.torch_backend.base.base import TorchBase
 from adapter_export.torch_backend.runner import TorchRunner
 

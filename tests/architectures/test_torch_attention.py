@@ -22,8 +22,9 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Kind, LoraOptions, houlsby, lora
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site_map import sites_of
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base

@@ -18,8 +18,9 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots, site_values
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 
 WIDTH, HEADS = 16, 2
 X = np.random.default_rng(1).standard_normal((2, 5, WIDTH)).astype(np.float32)

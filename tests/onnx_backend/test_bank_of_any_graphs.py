@@ -17,8 +17,9 @@ from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 
 SITE = "layers.1.ffn"
 NARROW = {**WIDTHS, "b": 2, "c": 3}

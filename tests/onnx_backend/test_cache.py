@@ -18,8 +18,9 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 
 HOULSBY = houlsby(BottleneckOptions("relu"))
 

@@ -14,7 +14,8 @@ from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.editor import Graft
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8", "int8-weights", "int4-weights")

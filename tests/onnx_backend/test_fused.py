@@ -16,8 +16,9 @@ from adapter_export.graph.kinds import BottleneckOptions, houlsby, parallel
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots, site_values
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 
 INPUTS = token_inputs(5, 3, 1)
 KINDS = (houlsby(BottleneckOptions("gelu")), parallel(BottleneckOptions("relu")))

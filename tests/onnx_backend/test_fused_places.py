@@ -14,8 +14,9 @@ from replacing import adapter_at, scaled_plus
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 
 WIDTH, INNER = 16, 32
 X = np.random.default_rng(1).standard_normal((2, 3, WIDTH)).astype(np.float32)

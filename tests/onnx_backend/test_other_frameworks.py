@@ -16,8 +16,9 @@ from adapter_export.importers.plain import pack
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SITES = ["layers.0.attention", "layers.0.ffn", "layers.1.attention", "layers.1.ffn"]

@@ -22,7 +22,8 @@ from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend import runner as pieces
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.runner import Pieces
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.runtime.graphs import run_session
 
 SMALL = 2560
 """The largest tensor of the tiny base."""

@@ -32,9 +32,10 @@ from adapter_export.onnx_backend.base.numerics import numerics
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.bundle import Bundle
+from adapter_export.runtime.graphs import run_session
 
 CHANGED: tuple[Precision, ...] = ("fp16", "int8", "int8-weights", "int4-weights")
 SHAPES = [{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}]

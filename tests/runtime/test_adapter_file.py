@@ -9,7 +9,7 @@ import pytest
 
 from adapter_export.bundle.entry import write_adapter_file
 from adapter_export.errors import FormatError, TensorError
-from adapter_export.runtime.loading import model_version_of, parse_adapter
+from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 
 VERSION = 2**31 - 5
 TENSORS = {

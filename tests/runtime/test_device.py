@@ -81,16 +81,16 @@ class TestProvider:
                 np.testing.assert_allclose(placed.run(given, name)[output], expected, rtol=0, atol=allowed)
 
     def test_adapters_are_uploaded_once(self, placed: Session, provider: Provider) -> None:
-        entry = placed._catalogue.entry("wide")
-        before = placed._catalogue.resident(entry).feeds
+        entry = placed._adapters.entry("wide")
+        before = placed._adapters.loaded(entry).feeds
         for _ in range(3):
             placed.run(INPUTS, "wide")
             placed.run_on_device(INPUTS, "wide")
-        after = placed._catalogue.resident(entry).feeds
+        after = placed._adapters.loaded(entry).feeds
         assert {value.device_name() for value in after.values()} == {provider}
         assert [value.data_ptr() for value in after.values()] == [value.data_ptr() for value in before.values()]
         if provider == "cpu":
-            tensors = placed._catalogue.resident(entry).adapter.tensors
+            tensors = placed._adapters.loaded(entry).tensors
             assert all(after[name].data_ptr() == tensor.ctypes.data for name, tensor in tensors.items())
 
     def test_the_table_stays_on_the_device_until_an_adapter_is_put_in(
@@ -99,7 +99,7 @@ class TestProvider:
         path = bundle.folder / "adapters/wide.onnx_adapter"
         placed.load("again", path)
         placed.run(INPUTS, adapters=("again", None, "again"))
-        table = placed._bank._opened_table()
+        table = placed._bank
         before = dict(table._feeds)
         placed.run(INPUTS, adapters=(None, "again", "again"))
         assert {value.device_name() for value in table._feeds.values()} == {provider}

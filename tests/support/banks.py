@@ -10,8 +10,9 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 
 Inputs = Mapping[str, np.ndarray]
 

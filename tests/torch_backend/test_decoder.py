@@ -15,7 +15,8 @@ from torch import Tensor
 from adapter_export.errors import BaseModelError
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.base.base import TorchBase, load_base
 from adapter_export.torch_backend.base.huggingface import capture_folder

@@ -26,10 +26,10 @@ from adapter_export.onnx_backend.base.external import settle_external_data, sha2
 from adapter_export.onnx_backend.base.observe import complete_shapes, small_cases
 from adapter_export.onnx_backend.base.opset import OLDEST_OPSET, check_converted, open_sums, with_opset
 from adapter_export.onnx_backend.lowering import MINIMUM_OPSET
-from adapter_export.onnx_backend.session import FAILURES
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.onnx_backend.view.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx_backend.view.norms import check_biases
+from adapter_export.runtime.graphs import FAILURES
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of
 from adapter_export.sites.view import FlowGraph

@@ -17,8 +17,9 @@ from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import InputRecord
 from adapter_export.numerics.sample_inputs import InputCase, input_cases
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.view.flow import has_shapes, is_known, with_inferred_shapes
+from adapter_export.runtime.graphs import run_session
 
 _FIRST_LENGTHS = (2, 5)
 """Of the first named axis and of the second; the others follow."""

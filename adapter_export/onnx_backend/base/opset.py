@@ -13,8 +13,9 @@ from onnx import version_converter
 
 from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.numerics.sample_inputs import InputCase
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.view.flow import activations_of
+from adapter_export.runtime.graphs import run_session
 
 # Sums of activations inside other operators of the ONNX standard: written out, so that each sum is an `Add`.
 #

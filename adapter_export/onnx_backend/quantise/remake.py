@@ -16,8 +16,9 @@ from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, OnnxBase, open_onnx
 from adapter_export.onnx_backend.base.external import readable
 from adapter_export.onnx_backend.base.observe import correct_shapes
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.view.flow import flow_graph
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites

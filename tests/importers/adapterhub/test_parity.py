@@ -16,8 +16,9 @@ from adapter_export.numerics.evaluate import evaluate_head
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site import SiteMap
 
 REFUSED = {"bert/compacter_bare_without_rule", "bert/head_pooler", "bert/plugin_seq_bn"}

@@ -17,8 +17,9 @@ from adapter_export.errors import AdapterError, FormatError, UsageError
 from adapter_export.importers.adapterhub.importing import Imported, import_folder
 from adapter_export.numerics.evaluate import evaluate_head
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session, run_session
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
 
 SETUPS = sorted(path.parent.name for path in (FIXTURES / "bert").glob("setup_*/adapter_setup.json"))
 EXACT, SINGLE = 1e-10, 2e-5

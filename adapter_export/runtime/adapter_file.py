@@ -1,0 +1,144 @@
+"""ONNX Runtime's adapter files, `.onnx_adapter`: written by ONNX Runtime, read here.
+
+The layout is `onnxruntime/lora/adapter_format/adapter_schema.fbs`, a flatbuffer. ONNX Runtime itself maps the file into
+memory, so that whoever overwrites it changes weights under a live session, and before 1.24.3 it reads past the end of a
+crafted file. Here every tensor is compared with the bytes that are there, and copied.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from flatbuffers import encode, number_types
+from flatbuffers.table import Table
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import FormatError, TensorError, WriteError
+from adapter_export.format.files import read_bytes
+from adapter_export.runtime.graphs import FAILURES
+
+_IDENTIFIER = b"TORT"
+_FORMAT_VERSION = 1
+_ADAPTER_VERSION = 1
+"""ONNX Runtime compares it with nothing, nor the version of the model."""
+
+_FLOAT = 1
+
+# A field's place in the table that finds it: 4 bytes of sizes, then 2 bytes per field.
+_FORMAT, _MODEL_VERSION, _PARAMETERS = 4, 8, 10
+_NAME, _DIMS, _DATA_TYPE, _RAW_DATA = 4, 6, 8, 10
+
+_BROKEN = (struct.error, ValueError, TypeError, IndexError, OverflowError)
+"""What reading at a place that is not in the file raises."""
+
+
+def write_adapter_file(path: Path, tensors: Weights, model_version: int) -> None:
+    """Write an adapter file, and read it again to see that all of it arrived.
+
+    Args:
+        path: where.
+        tensors: one for every slot of the graph.
+        model_version: the number of the graph that it is for.
+
+    Raises:
+        WriteError: the file could not be written as a whole.
+    """
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(_ADAPTER_VERSION)
+    adapter.set_model_version(model_version)
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(tensors[name]) for name in sorted(tensors)})
+    try:
+        adapter.export_adapter(str(path))
+    except FAILURES as error:
+        raise WriteError(path, str(error).partition("\n")[0]) from error
+    data = read_bytes(path)
+    try:
+        written, version = parse_adapter(data, path), model_version_of(data)
+    except FormatError as error:
+        raise WriteError(path, error.what) from error
+    same = written.keys() == tensors.keys() and all(np.array_equal(written[name], tensors[name]) for name in tensors)
+    if version != model_version or not same:
+        raise WriteError(path, "what was written is not what is there")
+
+
+def parse_adapter(data: bytes, where: object) -> Weights:
+    """Return the tensors of an adapter file, by name, each in memory of its own.
+
+    Args:
+        data: the bytes of the file.
+        where: names it in messages.
+
+    Raises:
+        FormatError: it is not an adapter file, is truncated or damaged, or is of another format version.
+        TensorError: a name occurs twice, a tensor is not float32, or has another size than its shape says.
+    """
+    if data[4:8] != _IDENTIFIER:
+        raise FormatError(
+            "is not an ONNX Runtime adapter file",
+            where=where,
+            found=f"{len(data)} bytes that begin with `{data[:8]!r}`",
+            expected="`TORT` at byte 4",
+            fix="give a file that `adapter-export build` or `onnxruntime.AdapterFormat` wrote",
+        )
+    try:
+        root = _root(data)
+        version = root.GetSlot(_FORMAT, 0, number_types.Int32Flags)
+        if version != _FORMAT_VERSION:
+            raise FormatError("is of an unknown format version", where=where, found=version, expected=_FORMAT_VERSION)
+        tensors: Weights = {}
+        for name, tensor in _parameters(root, where):
+            if name in tensors:
+                raise TensorError("holds two tensors of one name", where=where, found=f"`{name}`")
+            tensors[name] = tensor
+        return tensors
+    except _BROKEN as error:
+        raise FormatError(
+            "is truncated or damaged", where=where, found=error, fix="take the file from its source again"
+        ) from error
+
+
+def model_version_of(data: bytes) -> int:
+    """Return the number of the graph that an adapter file was made for, of bytes that `parse_adapter` takes."""
+    return int(_root(data).GetSlot(_MODEL_VERSION, 0, number_types.Int32Flags))
+
+
+def _root(data: bytes) -> Table:
+    return Table(data, encode.Get(number_types.UOffsetTFlags.packer_type, data, 0))
+
+
+def _parameters(root: Table, where: object) -> Iterator[tuple[str, np.ndarray]]:
+    place = root.Offset(_PARAMETERS)
+    for index in range(root.VectorLen(place) if place else 0):
+        start = root.Vector(place) + index * number_types.UOffsetTFlags.bytewidth
+        yield _parameter(Table(root.Bytes, root.Indirect(start)), where)
+
+
+def _parameter(table: Table, where: object) -> tuple[str, np.ndarray]:
+    # a string has the layout of a vector of bytes, and vectors are compared with the end of the file
+    name = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _NAME)).tobytes().decode()
+    dims = [int(dim) for dim in table.GetVectorAsNumpy(number_types.Int64Flags, _place(table, _DIMS))]
+    raw = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _RAW_DATA))
+    kind = table.GetSlot(_DATA_TYPE, 0, number_types.Int32Flags)
+    if kind != _FLOAT:
+        found = f"`{name}` of type {kind}"
+        raise TensorError("holds a tensor of another type", where=where, found=found, expected=f"{_FLOAT} (float32)")
+    if min(dims, default=0) < 1 or math.prod(dims) * np.float32().nbytes != raw.nbytes:
+        raise TensorError(
+            "holds a tensor whose size is not that of its shape",
+            where=where,
+            found=f"`{name}` {dims} in {raw.nbytes} bytes",
+            expected="at least 1 along each axis, 4 bytes for each element",
+        )
+    return name, np.frombuffer(raw.tobytes(), "<f4").astype(np.float32).reshape(dims)
+
+
+def _place(table: Table, field: int) -> int:
+    place = int(table.Offset(field))
+    if not place:
+        raise IndexError("a tensor without name, shape or data")
+    return place

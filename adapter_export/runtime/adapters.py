@@ -1,0 +1,435 @@
+"""The adapters of a session by name: checked against the slots, kept in memory or read when a call needs them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, HashError, RequestError, TensorError
+from adapter_export.format.files import read_bytes
+from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
+from adapter_export.graph.adapter import HEAD, check_name
+from adapter_export.graph.tasks import CLASSES, LABELLED, TASK_OUTPUTS, Task
+from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
+from adapter_export.runtime.graphs import Feeds, Provider, on_device
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a cache has done.
+
+    Attributes:
+        hits: how often an adapter was there.
+        loads: how often one was put in.
+        evictions: how often one was replaced.
+        resident: how many are there now.
+    """
+
+    hits: int = 0
+    loads: int = 0
+    evictions: int = 0
+    resident: int = 0
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What became of adapters that do not have a place of their own.
+
+    Attributes:
+        files: those that are read from their files on demand, in memory.
+        bank: those that are not in the bundle's bank, in the table of mixed batches.
+    """
+
+    files: Counts
+    bank: Counts
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said about the head of an adapter; its file says nothing.
+
+    Attributes:
+        labels: the names of its classes.
+        task: what it is for; with labels and without a task, the classification that its head can do.
+        output: the output that it fills, where its file holds no tensors of it.
+    """
+
+    labels: Sequence[str] | None = None
+    task: Task | None = None
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter in memory.
+
+    Attributes:
+        tensors: float32, one for every slot.
+        feeds: the same where the graph runs; on the CPU they are these very arrays.
+        head: the head that it fills; none if it has none.
+        task: what the head is for; none if nobody said it.
+        labels: the names of its classes, if they are known.
+    """
+
+    tensors: Weights
+    feeds: Feeds
+    head: HeadRecord | None
+    task: Task | None
+    labels: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """An adapter that calls can name. Two of one name, one after the other, are two entries.
+
+    Attributes:
+        name: what calls name it by.
+        output: the output that holds the result of its head; none if it has no head.
+        task: what its head is for; none if it has no head, or nobody said it.
+        labels: the names of its classes, if it has any and they are known.
+        read: gives the adapter; from its file, which is compared with its hash, if it is read on demand.
+        on_demand: whether it is.
+        row: where the bank of the bundle holds it; none if it does not.
+        mix: the weights that a call may give it, if it is a weighted fusion of the bundle.
+    """
+
+    name: str
+    output: str | None
+    task: Task | None
+    labels: tuple[str, ...] | None
+    read: Callable[[], Loaded]
+    on_demand: bool = False
+    row: int | None = None
+    mix: MixRecord | None = None
+
+
+class Adapters:
+    """Adapters by name. Thread-safe; an adapter that is removed lives on in the calls that use it.
+
+    Args:
+        manifest: the bundle's.
+        provider: where its graphs run.
+        resident: how many of those that are read on demand are kept in memory.
+    """
+
+    def __init__(self, manifest: Manifest, provider: Provider, resident: int) -> None:
+        self._manifest = manifest
+        self._provider = provider
+        self._limit = resident
+        self._lock = Lock()
+        self._entries: dict[str, Entry] = {}
+        self._kept: OrderedDict[Entry, Loaded] = OrderedDict()  # the least recently used first
+        self._counts = Counter[str]()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of all adapters, in the order of loading."""
+        return tuple(self._entries)
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the adapters that are read on demand."""
+        with self._lock:
+            return Counts(**self._counts, resident=len(self._kept))
+
+    def add_built(self, record: AdapterRecord, folder: Path, digest: str | None, *, on_demand: bool) -> None:
+        """Add an adapter of the bundle.
+
+        Args:
+            record: what the manifest says of it.
+            folder: the bundle.
+            digest: the sha256 of its file, if that is to be checked.
+            on_demand: read it when a call needs it; what it is for stands in the manifest.
+
+        Raises:
+            FileError, FormatError, AdapterError: it cannot be read, or does not fit.
+        """
+        claim = Claim(record.labels, record.task, record.output)
+        read = partial(self._read, folder / record.onnx_adapter, digest, claim)
+        rows = () if self._manifest.bank is None else self._manifest.bank.rows
+        row = rows.index(record.name) if record.name in rows else None
+        if on_demand:
+            facts = (record.name, record.output, record.task, record.labels)
+            self._add(Entry(*facts, read, on_demand=True, row=row, mix=record.mix))
+        else:
+            loaded = read()
+            self._add(Entry(record.name, *_facts(loaded), lambda: loaded, row=row, mix=record.mix))
+
+    def add(self, name: str, source: bytes | Path, claim: Claim, where: object, *, on_demand: bool = False) -> None:
+        """Add an adapter that was built for the graph.
+
+        Args:
+            name: what calls name it by.
+            source: the bytes of an `.onnx_adapter` file, or where it lies.
+            claim: what is said about its head.
+            where: names the file in messages.
+            on_demand: read the file again when a call needs it; it is checked now, and must not change.
+
+        Raises:
+            FileError, FormatError, AdapterError: it cannot be read, or does not fit.
+            RequestError: there is one of its name.
+        """
+        check_name(name)
+        data = source if isinstance(source, bytes) else read_bytes(source)
+        loaded = self._checked(data, claim, where)
+        if on_demand and isinstance(source, Path):
+            read = partial(self._read, source, hashlib.sha256(data).hexdigest(), claim)
+            self._add(Entry(name, *_facts(loaded), read, on_demand=True))
+        else:
+            self._add(Entry(name, *_facts(loaded), lambda: loaded))
+
+    def remove(self, name: str) -> Entry:
+        """Remove an adapter.
+
+        Raises:
+            RequestError: there is none of this name.
+        """
+        with self._lock:
+            entry = self.entry(name)
+            self._entries = {other: kept for other, kept in self._entries.items() if other != name}
+            self._kept.pop(entry, None)
+            return entry
+
+    def entry(self, name: str) -> Entry:
+        """Return the adapter of a name.
+
+        Raises:
+            RequestError: there is none.
+        """
+        entries = self._entries
+        if name not in entries:
+            raise RequestError(
+                "is not loaded",
+                where=f"adapter `{name}`",
+                expected=f"one of {_listed(entries)}",
+                fix="load it, or choose one that is loaded",
+            )
+        return entries[name]
+
+    def loaded(self, entry: Entry) -> Loaded:
+        """Return an adapter in memory; its file is read if it is not there.
+
+        Raises:
+            InputError: the file cannot be read, or is not what it was.
+        """
+        if not entry.on_demand:
+            return entry.read()
+        with self._lock:
+            found = self._kept.get(entry)
+            if found is not None:
+                self._kept.move_to_end(entry)
+                self._counts["hits"] += 1
+                return found
+        found = entry.read()  # other calls go on meanwhile
+        with self._lock:
+            self._counts["loads"] += 1
+            if self._entries.get(entry.name) is entry:
+                self._kept[entry] = found
+                self._kept.move_to_end(entry)
+            while len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+                self._counts["evictions"] += 1
+        return found
+
+    def acts_in(self, entry: Entry, graphs: Sequence[str]) -> bool:
+        """Return whether an adapter does something in the slots of these graphs."""
+        slots = [slot for slot in self._manifest.slots if slot.graph in graphs]
+        tensors = self.loaded(entry).tensors if slots else {}
+        return any(not is_neutral(tensors[slot.name], slot) for slot in slots)
+
+    def _add(self, entry: Entry) -> None:
+        with self._lock:
+            if entry.name in self._entries:
+                raise RequestError(
+                    "an adapter of this name is loaded already",
+                    found=f"`{entry.name}`",
+                    fix="unload it, or use another name",
+                )
+            self._entries = {**self._entries, entry.name: entry}
+
+    def _read(self, path: Path, digest: str | None, claim: Claim) -> Loaded:
+        """Read once: what is hashed is what is used."""
+        data = read_bytes(path)
+        found = hashlib.sha256(data).hexdigest()
+        if digest is not None and found != digest:
+            raise HashError(path, found=found, expected=digest)
+        return self._checked(data, claim, path)
+
+    def _checked(self, data: bytes, claim: Claim, where: object) -> Loaded:
+        tensors = parse_adapter(data, where)
+        head, task, labels = check_adapter(tensors, self._manifest, claim, where)
+        check_model_version(model_version_of(data), self._manifest, where)
+        feeds = {slot: on_device(tensor, self._provider) for slot, tensor in tensors.items()}
+        return Loaded(tensors, feeds, head, task, labels)
+
+
+def _facts(loaded: Loaded) -> tuple[str | None, Task | None, tuple[str, ...] | None]:
+    return None if loaded.head is None else loaded.head.output, loaded.task, loaded.labels
+
+
+_SHOWN = 20
+
+
+def _listed(names: Mapping[str, Entry]) -> str:
+    shown = [f"`{name}`" for name in names]
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return (", ".join(shown[:_SHOWN]) or "none") + more
+
+
+# What is checked of an adapter, so that no call runs with anything but it.
+
+
+def check_model_version(found: int, manifest: Manifest, where: object) -> None:
+    """Refuse an adapter of the right shapes that was made for another graph.
+
+    Args:
+        found: what its file says.
+        manifest: that of the bundle; one that states no number takes all.
+        where: names the file in messages.
+
+    Raises:
+        AdapterError: the numbers differ: another base, other topologies, another site map, or a file of a program that
+            says nothing.
+    """
+    if manifest.model_version is not None and found != manifest.model_version:
+        raise AdapterError(
+            "was made for another bundle: its base, the topology of its slots or its site map is another",
+            where=where,
+            found=f"`model_version` {found}",
+            expected=manifest.model_version,
+            fix="build the adapter for this bundle",
+        )
+
+
+def check_adapter(
+    tensors: Weights, manifest: Manifest, claim: Claim, where: object
+) -> tuple[HeadRecord | None, Task | None, tuple[str, ...] | None]:
+    """Check an adapter against the graph, and what is said about its head.
+
+    Args:
+        tensors: what its file holds.
+        manifest: that of the bundle.
+        claim: what is said about its head.
+        where: names the file in messages.
+
+    Returns:
+        The head that it fills, the head's task and its labels, each if there is one.
+
+    Raises:
+        TensorError: a tensor is missing, left over, misshapen, named like a data input, or holds NaN or Inf; all faults
+            are listed.
+        AdapterError: the labels are not a name for each class, the task is unknown or not one that its head can do, or
+            it fills several heads.
+    """
+    faults = list(_faults(tensors, manifest))
+    if faults:
+        raise TensorError(
+            "does not fit this bundle's graph",
+            where=where,
+            found="; ".join(faults),
+            expected=f"a float32 tensor for each of {len(manifest.slots)} slots, as `manifest.json` lists them",
+            fix="build the adapter for this bundle",
+        )
+    head = _head(tensors, manifest, claim, where)
+    task = claim.task
+    if task is None and head is not None and claim.labels is not None:
+        task = next((one for one in LABELLED if TASK_OUTPUTS[one] == head.result), None)
+    _check_task(task, head, where)
+    _check_labels(claim.labels, task, 0 if head is None else _classes(tensors, manifest, head), where)
+    return head, task, None if claim.labels is None else tuple(claim.labels)
+
+
+def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
+    slots = {slot.name: slot for slot in manifest.slots}
+    inputs = {record.name for record in manifest.inputs}
+    yield from (f"`{name}` is missing" for name in slots if name not in tensors)
+    for name in tensors:
+        if name in inputs:
+            yield f"`{name}` is the name of a data input"
+        elif name not in slots:
+            yield f"`{name}` is left over"
+    # ONNX Runtime does not see it when one name stands for two sizes, or fails deep inside a kernel
+    sizes: dict[tuple[str, str, str], int] = {}
+    for slot in manifest.slots:
+        if slot.name not in tensors:
+            continue
+        tensor = tensors[slot.name]
+        axes = list(zip(slot.axes, tensor.shape, strict=False))
+        fixed = all(isinstance(axis, str) or axis == size for axis, size in axes)
+        if tensor.ndim != len(slot.axes) or not fixed or 0 in tensor.shape:
+            yield f"`{slot.name}` has shape {list(tensor.shape)}, not {list(slot.axes)}"
+        if tensor.dtype != np.float32:
+            yield f"`{slot.name}` is {tensor.dtype}, not float32"
+        elif not np.isfinite(tensor).all():
+            yield f"`{slot.name}` holds NaN or Inf"
+        for axis, size in axes:
+            if isinstance(axis, str) and (known := sizes.setdefault((slot.site, slot.graph, axis), size)) != size:
+                yield f"`{slot.name}` has `{axis}` = {size}, another tensor there {known}"
+
+
+def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> HeadRecord | None:
+    """Return the head that the adapter fills.
+
+    One without tensors cannot be seen in a file: it is taken if it is the only one that fits what is said.
+    """
+    slots = [slot for slot in manifest.slots if slot.site == HEAD]
+    busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
+    seen = [head for head in manifest.heads if head.graph in busy]
+    if len(seen) > 1:
+        found = ", ".join(f"`{head.graph}`" for head in seen)
+        raise AdapterError(
+            "fills several heads", where=where, found=found, expected="one, the others at their defaults"
+        )
+    if seen:
+        return seen[0]
+    said = [head for head in manifest.heads if claim.output == head.output]
+    bare = [head for head in manifest.heads if head.graph not in {slot.graph for slot in slots}]
+    fitting = said or [head for head in bare if claim.task is not None and head.result == TASK_OUTPUTS[claim.task]]
+    return fitting[0] if len(fitting) == 1 or said else None
+
+
+def _check_task(task: Task | None, head: HeadRecord | None, where: object) -> None:
+    if task is not None and task not in TASK_OUTPUTS:
+        raise AdapterError("unknown task", where=where, found=f"`{task}`", expected=", ".join(TASK_OUTPUTS))
+    if task is not None and (head is None or head.result != TASK_OUTPUTS[task]):
+        raise AdapterError(
+            f"has no head for the task `{task}`",
+            where=where,
+            found="no head" if head is None else f"a head that gives `{head.result}`",
+            expected=f"a head that gives `{TASK_OUTPUTS[task]}`",
+            fix="say another task, or give the file of another adapter",
+        )
+
+
+def _check_labels(labels: Sequence[str] | None, task: Task | None, classes: int, where: object) -> None:
+    """Of two classes with one name, an answer could say only one."""
+    if labels is None:
+        return
+    if len(labels) != classes or task not in LABELLED:
+        raise AdapterError(
+            "labels and classes differ", where=where, found=f"{len(labels)} labels", expected=f"{classes} classes"
+        )
+    if isinstance(labels, str) or len(set(labels)) != len(labels):
+        raise AdapterError(
+            "the labels are not one name for each class", where=where, found=repr(labels), expected="different names"
+        )
+
+
+def _classes(tensors: Weights, manifest: Manifest, head: HeadRecord) -> int:
+    """Return how many classes or numbers a head gives; 0 if it gives neither."""
+    slots = (slot for slot in manifest.slots if slot.site == HEAD and slot.graph == head.graph)
+    sized = next((slot for slot in slots if CLASSES in slot.axes), None)
+    return 0 if sized is None else int(tensors[sized.name].shape[sized.axes.index(CLASSES)])
+
+
+def is_neutral(tensor: np.ndarray, slot: SlotRecord) -> bool:
+    """Return whether a tensor is the default of its slot, with which it does nothing."""
+    return tensor.shape == slot.neutral and bool((tensor == slot.neutral_value).all())

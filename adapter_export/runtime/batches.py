@@ -1,0 +1,208 @@
+"""Many requests in few calls: put together by length and adapter, and taken apart again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapter_export.errors import RequestError, UsageError
+from adapter_export.format.axes import length, names
+from adapter_export.format.manifest import Axis, Manifest
+from adapter_export.runtime.adapters import Entry
+from adapter_export.runtime.answers import own_classes
+from adapter_export.runtime.graphs import Arrays
+
+TOKEN_BUDGET = 512
+"""How many tokens `run_many` puts into a call if nobody says it: on a CPU, larger calls save nothing."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of many.
+
+    Attributes:
+        inputs: an array for each input of the base, of one row or several.
+        adapter: the adapter to run with; none is the base.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A checked request.
+
+    Attributes:
+        index: its place among the requests.
+        arrays: its inputs.
+        entry: its adapter.
+        rows: of its inputs.
+        sizes: the length of each named axis, but that of the batch.
+        padded: the axes along which it may be padded.
+    """
+
+    index: int
+    arrays: Arrays
+    entry: Entry | None
+    rows: int
+    sizes: Mapping[str, int]
+    padded: frozenset[str]
+
+    @property
+    def tokens(self) -> int:
+        """The length of each row: of several axes, together."""
+        return max(1, sum(self.sizes.values()))
+
+    @property
+    def name(self) -> str:
+        """That of its adapter."""
+        return "" if self.entry is None else self.entry.name
+
+    @property
+    def fixed(self) -> tuple[object, ...]:
+        """What must be equal in one call."""
+        return self.padded, *(pair for pair in sorted(self.sizes.items()) if pair[0] not in self.padded)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may stand in one call.
+
+    Attributes:
+        token_budget: how many tokens, padding counted; a request that is larger has a call of its own.
+        adapters: how many different ones; 1 without a bank.
+        together: whether rows of several requests may be in one call at all.
+    """
+
+    token_budget: int
+    adapters: int
+    together: bool
+
+
+def batches(items: Sequence[Item], rules: Rules) -> Iterator[list[Item]]:
+    """Yield the items call by call, each as large as may be, similar lengths together, the shortest first.
+
+    Raises:
+        UsageError: the budget is below 1.
+    """
+    if rules.token_budget < 1:
+        raise UsageError("a call needs room for a token", found=f"`token_budget` {rules.token_budget}", expected="≥ 1")
+    groups: dict[object, list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.fixed, item.entry if rules.adapters == 1 else None), []).append(item)
+    for group in groups.values():
+        batch, rows, sizes, entries = list[Item](), 0, dict[str, int](), set[Entry]()
+        for item in sorted(group, key=lambda item: (item.tokens, item.name, item.index)):
+            longer = {axis: max(size, sizes.get(axis, 0)) for axis, size in item.sizes.items()}
+            among = entries if item.entry is None else entries | {item.entry}
+            tokens = (rows + item.rows) * max(1, sum(longer.values()))
+            fits = rules.together and tokens <= rules.token_budget and len(among) <= rules.adapters
+            if batch and not fits:
+                yield batch
+                batch, rows, longer, among = [], 0, dict(item.sizes), set() if item.entry is None else {item.entry}
+            batch.append(item)
+            rows, sizes, entries = rows + item.rows, longer, among
+        yield batch
+
+
+def _longest(batch: Sequence[Item]) -> dict[str, int]:
+    return {axis: max(item.sizes[axis] for item in batch) for axis in batch[0].sizes}
+
+
+def batch_axis(manifest: Manifest) -> str:
+    """Return the first axis of all inputs.
+
+    Raises:
+        RequestError: they have none in common, or one of a fixed length; or the base keeps a cache of tokens.
+    """
+    first = {record.axes[0] if record.axes else None for record in manifest.inputs}
+    axis = next(iter(first))
+    if len(first) > 1 or not isinstance(axis, str) or any(record.role == "cache" for record in manifest.inputs):
+        raise RequestError(
+            "the requests of this base cannot be put together",
+            found=", ".join(f"`{record.name}` {list(record.axes)}" for record in manifest.inputs),
+            expected="a batch of any length as the first axis of all inputs, and no cache",
+            fix="call `run` for each",
+        )
+    return axis
+
+
+def rows_can_be_told_apart(manifest: Manifest, batch: str) -> bool:
+    """Return whether all outputs have the batch as their first axis."""
+    return all(record.axes[:1] == (batch,) for record in manifest.outputs)
+
+
+def padded_axes(manifest: Manifest) -> frozenset[str]:
+    """Return the axes along which a mask says what is padding: all names that masks have, but that of the batch.
+
+    None if the base has an output with an axis that no input has, so that nobody can tell where its padding is.
+    """
+    masks = [record for record in manifest.inputs if record.role == "mask"]
+    known = {name for record in manifest.inputs for axis in record.axes for name in names(axis)}
+    unknown = {name for record in manifest.base_outputs for axis in record.axes for name in names(axis)} - known
+    return frozenset(name for record in masks for axis in record.axes[1:] for name in names(axis) if not unknown)
+
+
+def sizes_of(arrays: Mapping[str, np.ndarray], manifest: Manifest, batch: str) -> dict[str, int]:
+    """Return the length of each named axis of checked inputs, but that of the batch."""
+    axes = [pair for record in manifest.inputs for pair in zip(record.axes, arrays[record.name].shape, strict=True)]
+    return {axis: size for axis, size in axes if isinstance(axis, str) and names(axis) == (axis,) and axis != batch}
+
+
+def joined(batch: Sequence[Item], manifest: Manifest) -> Arrays:
+    """Return the inputs of a call, filled up with zeros, which the mask hides."""
+    sizes = _longest(batch)
+    inputs: Arrays = {}
+    for record in manifest.inputs:
+        shape = [length(axis, sizes) for axis in record.axes[1:]]
+        array = np.zeros((sum(item.rows for item in batch), *shape), record.dtype)
+        start = 0
+        for item in batch:
+            own = item.arrays[record.name]
+            array[(slice(start, start + item.rows), *(slice(size) for size in own.shape[1:]))] = own
+            start += item.rows
+        inputs[record.name] = array
+    return inputs
+
+
+def taken_apart(outputs: Arrays, batch: Sequence[Item], manifest: Manifest) -> Iterator[tuple[Item, Arrays]]:
+    """Yield each item with its own outputs, without padding, in memory of their own."""
+    heads = {head.output for head in manifest.heads}
+    axes = {record.name: record.axes for record in manifest.outputs}
+    start = 0
+    for item in batch:
+        rows = slice(start, start + item.rows)
+        found = {name: _cut(array[rows], axes[name], item) for name, array in outputs.items() if name not in heads}
+        if item.entry is not None and item.entry.output is not None:
+            output = item.entry.output
+            found[output] = own_classes(_cut(outputs[output][rows], axes[output], item)).copy()
+        yield item, found
+        start += item.rows
+
+
+def _cut(rows: np.ndarray, axes: Sequence[Axis], item: Item) -> np.ndarray:
+    known = [isinstance(axis, str) and all(name in item.sizes for name in names(axis)) for axis in axes[1:]]
+    cut = [
+        slice(length(axis, item.sizes) if is_known else None) for axis, is_known in zip(axes[1:], known, strict=True)
+    ]
+    return rows[(slice(None), *cut)].copy()
+
+
+# A bar on stderr, for those who have nothing better at hand.
+
+Progress = Callable[[int, int], None]
+"""Is told how many of how many are done."""
+
+_WIDTH = 40
+
+
+def draw_bar(done: int, total: int) -> None:
+    """Draw how many are done; a `Progress`."""
+    filled = _WIDTH * done // max(1, total)
+    end = "\n" if done == total else ""
+    sys.stderr.write(f"\r[{'#' * filled}{'.' * (_WIDTH - filled)}] {done}/{total}{end}")
+    sys.stderr.flush()
