@@ -257,7 +257,6 @@ class _Build:
             graphs=graphs.graphs,
             inputs=self.base.inputs,
             outputs=(*self.base.outputs, *(output for output in outputs if output.name in heads)),
-            head_output=next((head.output for head in self.heads if head.result == "logits"), None),
             sites=tuple(self._sites()),
             slots=self.plan.slots,
             adapters=tuple(records),

@@ -137,7 +137,6 @@ class _Opened:
     @property
     def model_version(self) -> int:
         """The number of the graph."""
-        assert self.manifest.model_version is not None  # a graph with a plan has one
         return self.manifest.model_version
 
     @property

@@ -346,7 +346,7 @@ def _identity(model: ir.Model, manifest: Manifest, form: Form) -> Iterator[str]:
     base = model.metadata_props.get(FINGERPRINT_KEY, manifest.base)
     if base != manifest.base:
         yield f"the base {base}, not {manifest.base}"
-    if form == "slots" and manifest.model_version not in (None, model.model_version):
+    if form == "slots" and manifest.model_version != model.model_version:
         yield f"`model_version` {model.model_version}, not {manifest.model_version}"
 
 

@@ -320,7 +320,7 @@ def _command(report: Report, adapter: str | None, case: str, form: Form) -> str:
 
 # A report as the JSON document of `schemas/check-report.schema.json`.
 
-VERSION = "1.1.0"
+VERSION = "1.0.0"
 
 
 def to_document(report: Report) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from adapter_export.format.schema import validate
 from adapter_export.format.tensors import parse_tensors, tensor_bytes
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.ops import FIRST_VERSION, OPS, SECOND_VERSION, Dim
+from adapter_export.graph.ops import Dim
 from adapter_export.graph.tasks import DEFAULT_TASK
 
 # Adapter graphs as JSON.
@@ -77,8 +77,8 @@ def _dim(value: Any) -> Dim:
     return value if isinstance(value, str) else int(value)
 
 
-ADAPTER_VERSION = SECOND_VERSION
-"""The newest version of the adapter format that is read; written where the first one cannot say what an adapter is."""
+ADAPTER_VERSION = "1.0.0"
+"""The version of the adapter format that is written, and the newest that is read."""
 
 GRAPH_FILE = "adapter_graph.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -136,7 +136,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 def _to_json(adapter: Adapter, sha256: str) -> dict[str, Any]:
     document: dict[str, Any] = {
-        "version": _version(adapter),
+        "version": ADAPTER_VERSION,
         "checksum": _NO_CHECKSUM,
         "name": adapter.name,
         "kind": adapter.kind,
@@ -152,23 +152,6 @@ def _to_json(adapter: Adapter, sha256: str) -> dict[str, Any]:
     if adapter.head is not None:
         document["head"] = _head_to_json(adapter.head)
     return document
-
-
-def _version(adapter: Adapter) -> str:
-    """The oldest version that says all of it, so that old readers read whatever they can."""
-    first = adapter.head is None or adapter.head.task == DEFAULT_TASK
-    return FIRST_VERSION if first and all(_is_of_first(graph) for _, graph, _ in adapter.parts()) else SECOND_VERSION
-
-
-def _is_of_first(graph: AdapterGraph) -> bool:
-    """Whether the first version can say it."""
-    return graph.replaces == "h" and not graph.shared and all(map(_is_node_of_first, graph.nodes))
-
-
-def _is_node_of_first(node: Node) -> bool:
-    spec = OPS[node.op]
-    left_out = [one for one in spec.parameters if one.role not in node.parameters]
-    return spec.since == FIRST_VERSION and all(one.optional_since == FIRST_VERSION for one in left_out)
 
 
 def _head_to_json(head: Head) -> dict[str, Any]:

@@ -299,8 +299,6 @@ class Manifest:
             place, `bank` an adapter for each row of the batch.
         inputs: the data inputs, in the order of the base.
         outputs: the base's outputs, then the heads'.
-        head_output: the first output with logits [batch, classes]; none if no adapter has such a head. Format 1.0 knew
-            no other; what an adapter's task uses is its own `output`.
         sites: every sublayer of the base, and the other sites that have slots.
         slots: every overridable initializer.
         adapters: the adapters.
@@ -309,8 +307,7 @@ class Manifest:
         files: every file of the bundle but the manifest itself.
         heads: every topology of prediction head.
         bank: what the graph `bank` holds; none without it.
-        model_version: the number that the graph and every adapter file for it carry; none in bundles of format 1.0,
-            whose adapter files do not say what they were made for.
+        model_version: the number that the graph and every adapter file for it carry.
     """
 
     version: str
@@ -323,16 +320,15 @@ class Manifest:
     graphs: Annotated[Mapping[str, RelativePath], check_not_empty]
     inputs: tuple[InputRecord, ...]
     outputs: tuple[OutputRecord, ...]
-    head_output: str | None
     sites: tuple[SiteRecord, ...]
     slots: tuple[SlotRecord, ...]
     adapters: tuple[AdapterRecord, ...]
     golden: GoldenRecord
     text: TextRecord | None
     files: tuple[FileRecord, ...]
-    heads: tuple[HeadRecord, ...] = ()
+    heads: tuple[HeadRecord, ...]
+    model_version: Positive
     bank: BankRecord | None = None
-    model_version: Positive | None = None
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -12,12 +12,12 @@ from adapter_export.errors import FileError, FormatError, within
 from adapter_export.format.canonical import canonical_json, parse_json, read_json
 from adapter_export.format.files import new_file
 from adapter_export.format.inventory import MANIFEST_FILE
-from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, HeadRecord, Manifest
+from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, Manifest
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
-from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED
+from adapter_export.graph.tasks import LABELLED
 
-MANIFEST_VERSION = "1.1.0"
+MANIFEST_VERSION = "1.0.0"
 """The version of the manifest format that is written, and the newest that is read."""
 
 _SOURCE_FILES = ("adapter_graph.json", "weights.safetensors")
@@ -56,24 +56,11 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def _from_json(document: object, path: Path) -> Manifest:
     with version_checked(document, MANIFEST_VERSION, path), within(path):
-        manifest = _completed(record_from_json(Manifest, document))
+        manifest = record_from_json(Manifest, document)
         _check_names(manifest)
         _check_references(manifest)
         _check_files(manifest)
     return manifest
-
-
-def _completed(manifest: Manifest) -> Manifest:
-    """A manifest of format 1.0, where every head classifies texts at `head_output`, with what later ones say."""
-    output = manifest.head_output
-    if output is None or manifest.heads or any(adapter.task for adapter in manifest.adapters):
-        return manifest
-    graphs = dict.fromkeys(slot.graph for slot in manifest.slots if slot.site == HEAD)
-    adapters = tuple(
-        adapter if adapter.labels is None else replace(adapter, task=DEFAULT_TASK, output=output)
-        for adapter in manifest.adapters
-    )
-    return replace(manifest, heads=tuple(HeadRecord(graph, output, "logits") for graph in graphs), adapters=adapters)
 
 
 def _check_names(manifest: Manifest) -> None:
@@ -109,7 +96,6 @@ def _check_unique(key: str, names: Iterable[str]) -> None:
 def _check_references(manifest: Manifest) -> None:
     outputs = {output.name for output in manifest.outputs}
     sites = {site.name for site in manifest.sites} | {HEAD, SHARED}
-    _check_known("head_output", {manifest.head_output} - {None}, outputs)
     _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
     for place, golden in _golden(manifest):

@@ -13,7 +13,7 @@ from adapter_export.format.schema import validate
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, View
 
-SITE_MAP_VERSION = "1.1.0"
+SITE_MAP_VERSION = "1.0.0"
 """The version of the format of site maps."""
 
 _SCHEMA = "site-map"

@@ -18,9 +18,6 @@ from adapter_export.graph import ops as shape_rules
 
 # What there is to say about an op without computing anything: the columns of the table in `ops.py`.
 
-FIRST_VERSION, SECOND_VERSION = "1.0.0", "1.1.0"
-"""Of the adapter format."""
-
 Dim = int | str
 Shape = tuple[Dim, ...]
 
@@ -39,13 +36,11 @@ class ParameterSpec:
         shape: its dimensions in the op's own terms; `in` is the last axis of the first value that the op reads,
             `values` how many values a variadic op reads.
         optional: whether a node may leave it out.
-        optional_since: the version of the adapter format from which on it may.
     """
 
     role: str
     shape: tuple[Dim, ...]
     optional: bool = False
-    optional_since: str = FIRST_VERSION
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,6 @@ class OpSpec:
         shape: shape rule.
         products: dimensions that are, in numbers, the product of others; 1 where there are none.
         multiply_accumulates: cost rule, multiply-accumulates of matrix products per token (or per row after pooling).
-        since: the version of the adapter format that first had it.
     """
 
     name: str
@@ -117,7 +111,6 @@ class OpSpec:
     shape: ShapeRule = same_shape
     products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     multiply_accumulates: CostRule = no_products
-    since: str = FIRST_VERSION
 
 
 # One application of an op, held against the op's row: attributes, parameters and dimensions.
@@ -316,7 +309,6 @@ _PROJECTIONS = (
         shape=shape_rules.linear,
         products={"in": ("n", "p"), "out": ("n", "q")},
         multiply_accumulates=lambda dims: dims["n"] * dims["p"] * dims["n"] * dims["q"],
-        since=SECOND_VERSION,
     ),
 )
 
@@ -329,25 +321,24 @@ _ELEMENTWISE = (
     OpSpec("tanh", "tanh(x)"),
     OpSpec("sigmoid", "σ(x) = 1/(1 + exp(−x))"),
     OpSpec("leaky_relu", "x where x ≥ 0, slope·x elsewhere", attributes={"slope": _FLOAT32_RANGE}),
-    OpSpec("relu6", "min(max(x, 0), 6) (Krizhevsky 2010, §3)", since=SECOND_VERSION),
-    OpSpec("relu_squared", "max(x, 0)² (So et al. 2021, §3)", since=SECOND_VERSION),
-    OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)", since=SECOND_VERSION),
-    OpSpec("elu", "x where x > 0, exp(x) − 1 elsewhere (Clevert et al. 2015, §3)", since=SECOND_VERSION),
+    OpSpec("relu6", "min(max(x, 0), 6) (Krizhevsky 2010, §3)"),
+    OpSpec("relu_squared", "max(x, 0)² (So et al. 2021, §3)"),
+    OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)"),
+    OpSpec("elu", "x where x > 0, exp(x) − 1 elsewhere (Clevert et al. 2015, §3)"),
     OpSpec("identity", "x"),
 )
 
 _FACTORS = (
     OpSpec("scale", "factor·x", attributes={"factor": _FLOAT32_RANGE}),
-    OpSpec("learned_scale", "x·w, w [1]", parameters=(ParameterSpec("weight", (1,)),), since=SECOND_VERSION),
-    OpSpec("scale_features", "x·w, w [in]", parameters=(ParameterSpec("weight", ("in",)),), since=SECOND_VERSION),
-    OpSpec("keep_first_half", "x in the first ⌊in/2⌋ features, 0 in the others", since=SECOND_VERSION),
-    OpSpec("keep_second_half", "0 in the first ⌊in/2⌋ features, x in the others", since=SECOND_VERSION),
+    OpSpec("learned_scale", "x·w, w [1]", parameters=(ParameterSpec("weight", (1,)),)),
+    OpSpec("scale_features", "x·w, w [in]", parameters=(ParameterSpec("weight", ("in",)),)),
+    OpSpec("keep_first_half", "x in the first ⌊in/2⌋ features, 0 in the others"),
+    OpSpec("keep_second_half", "0 in the first ⌊in/2⌋ features, x in the others"),
     OpSpec(
         "gate",
         "x·meanₜ(y), y [batch, tokens, 1] and the mean over all tokens, padding included",
         arity=_TWO,
         shape=shape_rules.gated,
-        since=SECOND_VERSION,
     ),
     OpSpec(
         "dropout",
@@ -358,7 +349,6 @@ _FACTORS = (
         "drop_path",
         "x; in training each row is 0 with probability rate, else x/(1 − rate) (Huang et al. 2016, §3)",
         attributes={"rate": _PROBABILITY},
-        since=SECOND_VERSION,
     ),
 )
 
@@ -370,7 +360,6 @@ _SUMS = (
         "Σ x·y over the last axis, which becomes 1",
         arity=_TWO,
         shape=shape_rules.one_number,
-        since=SECOND_VERSION,
     ),
     OpSpec(
         "mix",
@@ -379,7 +368,6 @@ _SUMS = (
         parameters=(ParameterSpec("weights", ("rows", "values")),),
         shape=shape_rules.equal_per_token,
         products={"rows": ()},
-        since=SECOND_VERSION,
     ),
     OpSpec(
         "softmax_mix",
@@ -387,7 +375,6 @@ _SUMS = (
         arity=Arity(2, 2),
         attributes={"temperature": Interval(1e-6, 1e6)},
         shape=shape_rules.mixed_by_scores,
-        since=SECOND_VERSION,
     ),
 )
 
@@ -397,7 +384,7 @@ _NORMS = (
         "(x − mean)/√(var + epsilon)·w + b over the last axis (Ba et al. 2016, §3)",
         parameters=(
             ParameterSpec("weight", ("in",)),
-            ParameterSpec("bias", ("in",), optional=True, optional_since=SECOND_VERSION),
+            ParameterSpec("bias", ("in",), optional=True),
         ),
         attributes={"epsilon": _EPSILON},
     ),
@@ -406,17 +393,13 @@ _NORMS = (
         "x/√(mean(x²) + epsilon)·w over the last axis (Zhang & Sennrich 2019, §3)",
         parameters=(ParameterSpec("weight", ("in",)),),
         attributes={"epsilon": _EPSILON},
-        since=SECOND_VERSION,
     ),
     OpSpec(
         "base_norm",
         "the norm that the base itself applies to x + h here, with its weights",
         shape=shape_rules.of_base_norm,
-        since=SECOND_VERSION,
     ),
-    OpSpec(
-        "l2_normalise", "x/max(‖x‖, 1e-12), ‖x‖ the root of the sum of squares over the last axis", since=SECOND_VERSION
-    ),
+    OpSpec("l2_normalise", "x/max(‖x‖, 1e-12), ‖x‖ the root of the sum of squares over the last axis"),
 )
 
 _POOLING = (

@@ -292,14 +292,14 @@ def check_model_version(found: int, manifest: Manifest, where: object) -> None:
 
     Args:
         found: what its file says.
-        manifest: that of the bundle; one that states no number takes all.
+        manifest: that of the bundle.
         where: names the file in messages.
 
     Raises:
         AdapterError: the numbers differ: another base, other topologies, another site map, or a file of a program that
             says nothing.
     """
-    if manifest.model_version is not None and found != manifest.model_version:
+    if found != manifest.model_version:
         raise AdapterError(
             "was made for another bundle: its base, the topology of its slots or its site map is another",
             where=where,

@@ -116,7 +116,6 @@ def manifest(bundle: Path) -> Manifest:
             OutputRecord("hidden", "float32", ("batch", "sequence", 8)),
             OutputRecord("logits", "float32", ("batch", "classes")),
         ),
-        head_output="logits",
         sites=(SiteRecord("layers.0.ffn", "ffn", 0, 8, "encoder.layer.0", "add_3"),),
         slots=(
             SlotRecord("adapter.layers.0.ffn.up.bias", "layers.0.ffn", "bottleneck", "up.bias", (8,), (8,)),

@@ -340,41 +340,6 @@ def test_names_that_no_adapter_may_have(adapter: Adapter, name: str) -> None:
         replace(adapter, name=name)
 
 
-def only_of_the_second(name: str) -> AdapterGraph:
-    """A graph that nothing but one thing keeps from being of the first version."""
-    norm = Node("layer_norm", ("h",), "r", {"weight": "w"}, {"epsilon": 1e-5})
-    if name == "norm without bias":
-        return AdapterGraph(("h",), {"w": ("d",)}, (norm,), "r")
-    if name == "new op":
-        return AdapterGraph(("h",), {}, (Node("mish", ("h",), "r"),), "r")
-    product = Node("linear", ("h",), "r", {"weight": "w"})
-    place = {"replaces": {"replaces": "y"}, "shared": {"shared": ("w",)}, "nothing": {}}[name]
-    return AdapterGraph(("h",), {"w": ("d", "d")}, (product,), "r", **place)
-
-
-@pytest.mark.parametrize(
-    ("name", "version"),
-    [
-        ("nothing", "1.0.0"),
-        ("replaces", "1.1.0"),
-        ("shared", "1.1.0"),
-        ("new op", "1.1.0"),
-        ("norm without bias", "1.1.0"),
-    ],
-)
-def test_the_oldest_version_that_says_it_is_written(name: str, version: str, tmp_path: Path) -> None:
-    graph = only_of_the_second(name)
-    shapes = {
-        f"{'shared.one' if key in graph.shared else 'a'}.{key}": (2,) * len(graph.parameters[key])
-        for key in graph.parameters
-    }
-    weights = {key: np.full(shape, 0.5, np.float32) for key, shape in shapes.items()}
-    adapter = Adapter("a", "custom", "base", {"one": graph}, {"a": Placement("one", {"d": 2})}, weights)
-    write_adapter(adapter, tmp_path / "a")
-    assert json.loads((tmp_path / "a" / "adapter_graph.json").read_text(encoding="utf-8"))["version"] == version
-    assert_equal(read_adapter(tmp_path / "a"), adapter)
-
-
 @pytest.mark.parametrize("name", heads(8))
 def test_heads_of_every_task_come_back(adapter: Adapter, tmp_path: Path, name: str) -> None:
     head = heads(8)[name]
@@ -382,7 +347,5 @@ def test_heads_of_every_task_come_back(adapter: Adapter, tmp_path: Path, name: s
     write_adapter(written, tmp_path / "a")
     assert read_adapter(tmp_path / "a").head == head
     document = json.loads((tmp_path / "a/adapter_graph.json").read_text(encoding="utf-8"))
-    first = head.task == "sequence_classification"
-    assert document["version"] == ("1.0.0" if first else "1.1.0")
-    assert document["head"].get("task") == (None if first else head.task)
+    assert document["head"].get("task") == (None if head.task == "sequence_classification" else head.task)
     assert ("labels" in document["head"]) == bool(head.labels)

@@ -39,9 +39,7 @@ def test_round_trip(manifest: Manifest, bundle: Path) -> None:
 
 
 def test_the_least_that_a_manifest_says(manifest: Manifest, bundle: Path) -> None:
-    least = replace(
-        manifest, head_output=None, heads=(), sites=(), slots=(), adapters=(), text=None, outputs=manifest.outputs[:1]
-    )
+    least = replace(manifest, heads=(), sites=(), slots=(), adapters=(), text=None, outputs=manifest.outputs[:1])
     write_manifest(least, bundle)
     assert read_manifest(bundle) == least
 
@@ -170,7 +168,6 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "slot twice": (lambda d: d["slots"].append(d["slots"][0]), FormatError, "`$.slots`"),
     "site twice": (lambda d: d["sites"].append(d["sites"][0]), FormatError, "`$.sites`"),
     "slot at no site": (lambda d: d["slots"][0].update(site="nowhere"), FormatError, "`nowhere`"),
-    "head output that is none": (lambda d: d.update(head_output="other"), FormatError, "`$.head_output`"),
     "labels without a task": (
         lambda d: d["adapters"][0].update(task=None, output=None),
         FormatError,
@@ -227,13 +224,6 @@ def test_names_what_is_wrong(
         read_manifest(tmp_path)
     assert place in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "manifest.json"))
-
-
-def test_what_format_1_0_says_of_heads(manifest: Manifest, bundle: Path) -> None:
-    old = as_json(manifest)
-    del old["heads"], old["adapters"][0]["task"], old["adapters"][0]["output"]
-    (bundle / "manifest.json").write_text(json.dumps({**old, "version": "1.0.0"}), encoding="utf-8")
-    assert read_manifest(bundle) == replace(manifest, version="1.0.0")
 
 
 def test_a_newer_minor_version_that_holds_nothing_new_is_read(manifest: Manifest, bundle: Path) -> None:

@@ -70,7 +70,7 @@ class TestContents:
         assert [record.name for record in manifest.adapters] == ["wide", "narrow", "pfeiffer", "plain"]
         assert manifest.adapters[1].labels == ("red", "green", "blue")
         assert manifest.adapters[3].labels is None
-        assert manifest.head_output == "logits"
+        assert {head.output for head in manifest.heads} == {"logits"}
         assert [output.axes for output in manifest.outputs] == [("batch", "tokens", 16), ("batch", "classes")]
 
     def test_the_adapters_are_there_as_they_were_given(self, bundle: Path, base: OnnxBase) -> None:
@@ -110,7 +110,7 @@ class TestContents:
     def test_a_bundle_without_heads_has_no_logits(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
         adapters = [random_adapter("a", pfeiffer(), base)]
         manifest = build_bundle(base, adapters, tmp_path / "b", references=CutRunner(base), cases=cases)
-        assert manifest.head_output is None
+        assert manifest.heads == ()
         assert [output.name for output in manifest.outputs] == ["hidden"]
 
     def test_text_is_described(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:

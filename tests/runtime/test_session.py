@@ -4,7 +4,7 @@ import gc
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -321,11 +321,6 @@ class TestFilesThatDoNotFit:
     ) -> None:
         with pytest.raises(AdapterError, match="was made for another bundle"):
             session.load("x", _write(tmp_path / "x", _tensors(bundle, "wide"), version))
-
-    def test_a_bundle_of_format_1_0_takes_every_file_of_its_shapes(self, bundle: Bundle, tmp_path: Path) -> None:
-        old = replace(bundle, manifest=replace(bundle.manifest, model_version=None)).session()
-        old.load("x", _write(tmp_path / "x", _tensors(bundle, "wide")))
-        np.testing.assert_array_equal(old.run(INPUTS, "x")["logits"], old.run(INPUTS, "wide")["logits"])
 
     def test_something_else(self, session: Session, bundle: Bundle) -> None:
         with pytest.raises(FormatError, match="not an ONNX Runtime adapter file"):

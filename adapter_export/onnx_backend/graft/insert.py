@@ -148,7 +148,7 @@ class SlotSupply:
         return result
 
 
-GRAPH_VERSION = "1.1.0"
+GRAPH_VERSION = "1.0.0"
 """The version of the conventions of an exported graph: names of slots and keys of `metadata_props`."""
 
 VERSION_KEY = "adapter_export.format_version"

@@ -16,7 +16,6 @@ using nlohmann::json;
 namespace {
 
 constexpr int kMajor = 1;
-constexpr const char* kHeadSite = "head";
 
 // A record, all of whose keys are known: what a reader would ignore might change the answer.
 const json& known(const json& record, std::initializer_list<const char*> keys) {
@@ -67,12 +66,11 @@ std::optional<MixRecord> mix(const json& adapter) {
   return MixRecord{record.at("slots"), record.at("members")};
 }
 
-// In version 1.0, where adapters do not name their output, all with labels had the same.
-AdapterRecord adapter(const json& record, const std::string& head_output) {
+AdapterRecord adapter(const json& record) {
   known(record, {"name", "kind", "labels", "parameters", "onnx_adapter", "safetensors", "source", "base", "golden", "task",
                  "output", "baked", "mix"});
   const auto labels = value_or(record, "labels", std::vector<std::string>{});
-  const auto output = value_or(record, "output", labels.empty() ? std::string{} : head_output);
+  const auto output = value_or(record, "output", std::string{});
   return {record.at("name"), {output, labels}, record.at("onnx_adapter"), record.at("safetensors"),
           value_or(record, "baked", std::string{}), golden(record.at("golden")), mix(record)};
 }
@@ -94,13 +92,9 @@ FileRecord file(const json& record) {
 
 std::map<std::string, std::string> heads(const json& document) {
   std::map<std::string, std::string> found;
-  for (const auto& record : document.value("heads", json::array())) {
+  for (const auto& record : document.at("heads")) {
     known(record, {"graph", "output", "result"});
     found.emplace(record.at("graph").get<std::string>(), record.at("output").get<std::string>());
-  }
-  if (!found.empty() || document.at("head_output").is_null()) return found;
-  for (const auto& record : document.at("slots")) {
-    if (record.at("site") == kHeadSite) found.emplace(record.at("graph").get<std::string>(), document.at("head_output").get<std::string>());
   }
   return found;
 }
@@ -187,7 +181,7 @@ void check_paths(const Manifest& manifest, const std::filesystem::path& folder) 
 Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_version(document.at("version"));
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
-                   "graphs", "inputs", "outputs", "head_output", "heads", "bank", "sites", "slots", "adapters", "golden",
+                   "graphs", "inputs", "outputs", "heads", "bank", "sites", "slots", "adapters", "golden",
                    "text", "model_version", "files"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
@@ -196,14 +190,11 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   manifest.heads = heads(document);
   for (const auto& record : document.at("inputs")) manifest.inputs.push_back(input(record));
   for (const auto& record : document.at("slots")) manifest.slots.push_back(slot(record));
-  const auto head_output = value_or(document, "head_output", std::string{});
-  for (const auto& record : document.at("adapters")) manifest.adapters.push_back(adapter(record, head_output));
+  for (const auto& record : document.at("adapters")) manifest.adapters.push_back(adapter(record));
   for (const auto& record : document.at("files")) manifest.files.push_back(file(record));
   if (document.contains("bank") && !document.at("bank").is_null()) manifest.bank = bank(document.at("bank"));
   manifest.golden = golden(document.at("golden"));
-  if (document.contains("model_version") && !document.at("model_version").is_null()) {
-    manifest.model_version = document.at("model_version").get<std::int64_t>();
-  }
+  manifest.model_version = document.at("model_version");
   check_names(manifest);
   if (manifest.bank) check_bank(manifest);
   check_paths(manifest, folder);

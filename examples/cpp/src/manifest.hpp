@@ -83,7 +83,7 @@ struct Manifest {
   std::vector<AdapterRecord> adapters;
   std::optional<BankRecord> bank;
   GoldenRecord golden;
-  std::optional<std::int64_t> model_version;  // that of every adapter file for this graph
+  std::int64_t model_version = 0;  // that of every adapter file for this graph
   std::vector<FileRecord> files;
 
   // The adapter of this name. Throws RequestFault if there is none.

@@ -158,9 +158,9 @@ Head head_of(const Arrays& tensors, const Manifest& manifest, std::vector<std::s
 }
 
 void check_model_version(std::int32_t found, const Manifest& manifest, const std::string& where) {
-  if (manifest.model_version && found != *manifest.model_version) {
+  if (found != manifest.model_version) {
     throw RequestFault({"was made for another bundle", where, "model version " + std::to_string(found),
-                        std::to_string(*manifest.model_version), "build the adapter for this bundle"});
+                        std::to_string(manifest.model_version), "build the adapter for this bundle"});
   }
 }
 

@@ -79,7 +79,7 @@ export interface Manifest {
   golden: GoldenRecord;
   text: { tokenizer: string; max_tokens: number } | null;
   /** That of every adapter file for this graph. */
-  model_version?: number | null;
+  model_version: number;
   files: FileRecord[];
 }
 
@@ -90,8 +90,8 @@ const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 /** The keys that a record may have; those with `?` may be left out. What a reader would ignore might change the answer. */
 const KEYS = {
   manifest:
-    "version producer minimum_onnxruntime opset base base_precision batch_invariant graphs inputs outputs head_output " +
-    "heads? bank? sites slots adapters golden text model_version? files",
+    "version producer minimum_onnxruntime opset base base_precision batch_invariant graphs inputs outputs heads " +
+    "bank? sites slots adapters golden text model_version files",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
@@ -106,15 +106,14 @@ const KEYS = {
 
 /** Read a manifest; throws a Fault if it breaks the format, or is of a newer version with something unknown. */
 export function parseManifest(bytes: Uint8Array, where: string): Manifest {
-  let document: Manifest & { head_output: string | null };
+  let manifest: Manifest;
   try {
-    document = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as typeof document;
+    manifest = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as Manifest;
   } catch (error) {
     throw new Fault({ what: "is no JSON", where, found: String(error), fix: "build the bundle again" });
   }
-  checkVersion(document?.version, where);
-  checkKeys(document, where);
-  const manifest = completed(document, document.head_output);
+  checkVersion(manifest?.version, where);
+  checkKeys(manifest, where);
   manifest.files.forEach((file) => checkPath(file.path, where));
   checkNames(manifest, where);
   checkPaths(manifest, where);
@@ -137,7 +136,7 @@ function checkKeys(manifest: Manifest, where: string): void {
   checkRecords(manifest.inputs, "input", where);
   checkRecords(manifest.slots, "slot", where);
   checkRecords(manifest.adapters, "adapter", where);
-  checkRecords(manifest.heads ?? [], "head", where);
+  checkRecords(manifest.heads, "head", where);
   checkRecords(manifest.files, "file", where);
   checkRecords([manifest.golden, ...manifest.adapters.map((record) => record.golden)], "golden", where);
   checkRecords(manifest.adapters.flatMap(({ mix }) => mix ?? []), "mix", where);
@@ -160,17 +159,6 @@ function checkRecord(record: unknown, kind: keyof typeof KEYS, where: string): v
   }
   const missing = keys.filter((key) => !key.endsWith("?") && !there.includes(key));
   if (missing.length) throw new Fault({ what: "lacks what a manifest has", where, found: `no \`${missing.join("`, `")}\`` });
-}
-
-/** With what version 1.0 left out: there, all adapters with labels had one output. */
-function completed(manifest: Manifest, headOutput: string | null): Manifest {
-  const graphs = new Set(manifest.slots.filter((slot) => slot.site === HEAD).map((slot) => slot.graph));
-  const heads = headOutput === null ? [] : Array.from(graphs, (graph) => ({ graph, output: headOutput }));
-  return {
-    ...manifest,
-    heads: manifest.heads?.length ? manifest.heads : heads,
-    adapters: manifest.adapters.map((record) => ({ ...record, output: record.output ?? (record.labels && headOutput) })),
-  };
 }
 
 /** Throws a Fault for a path that may leave its folder. */

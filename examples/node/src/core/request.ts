@@ -47,8 +47,8 @@ export function checkAdapter(tensors: Map<string, Tensor>, manifest: Manifest, w
 
 /** Throws a Fault if an adapter file was made for another base, or for a graph with other slots or activations. */
 export function checkModelVersion(version: number, manifest: Manifest, where: string): void {
-  const expected = manifest.model_version ?? null;
-  if (expected === null || version === expected) return;
+  const expected = manifest.model_version;
+  if (version === expected) return;
   const [what, fix] = ["was made for another bundle", "build the adapter for this bundle"];
   throw new Fault({ what, where, found: `model version ${version}`, expected: `${expected}`, fix });
 }
