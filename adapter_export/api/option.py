@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,14 @@ class Option:
     flags: str = ""
     choices: tuple[str, ...] = ()
     least: int | None = None
+
+
+SiteMapFile = Annotated[
+    Path | str | None,
+    Option(
+        "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
+    ),
+]
+TrustPickle = Annotated[
+    bool, Option("Load a model archive that could run code. Only for files that you made yourself.")
+]

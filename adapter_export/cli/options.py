@@ -25,24 +25,18 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from adapter_export.api.option import Option
-from adapter_export.errors import OutputExistsError
+from adapter_export.api.option import SiteMapFile as SiteMapFile
+from adapter_export.api.option import TrustPickle as TrustPickle
+from adapter_export.errors import OutputExistsError, UsageError
 
 PATH = click.Path(path_type=Path)
 """A path; whether it is there is said by the reader, in the words of `errors.py`."""
 
 Json = Annotated[bool, Option("Write one JSON document to stdout.", flags="--json")]
 Force = Annotated[bool, Option("Replace what is at the output's place.")]
-TrustPickle = Annotated[
-    bool, Option("Load a model archive that could run code. Only for files that you made yourself.")
-]
-SiteMapFile = Annotated[
-    Path | None,
-    Option(
-        "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
-    ),
-]
 AdapterFolder = Annotated[Path, Option("The adapter folder to write.", "PATH", "-o")]
 
 
@@ -82,13 +76,35 @@ def command(
     return make
 
 
+def check_together(*, apart: Sequence[Sequence[str]] = (), needs: Mapping[str, tuple[str, str]] | None = None) -> None:
+    """Refuse options of the running command that exclude each other, or that are given without another.
+
+    Args:
+        apart: parameters of which one may be given.
+        needs: for a parameter the one that it needs, and how it belongs to that: `("data", "is one of")`.
+
+    Raises:
+        UsageError: there are such options.
+    """
+    context = click.get_current_context()
+    flags = {str(param.name): f"`{max(param.opts, key=len)}`" for param in context.command.params}
+    given = [name for name in flags if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    for names in apart:
+        both = [flags[name] for name in names if name in given]
+        if len(both) > 1:
+            raise UsageError(f"{' and '.join(both)} do not go together", fix="give one of them")
+    for name, (other, belongs) in (needs or {}).items():
+        if name in given and other not in given:
+            raise UsageError(f"{flags[name]} {belongs} {flags[other]}, which is not given")
+
+
 def option_names(options: type) -> list[str]:
     """Return the keys of a `TypedDict` of options."""
     return list(get_type_hints(options))
 
 
 def _params(call: Callable[..., object]) -> Iterator[click.Parameter]:
-    hints = get_type_hints(call, localns=_Names(), include_extras=True)
+    hints = get_type_hints(call, localns=_Names(vars(inspect.getmodule(call))), include_extras=True)
     signature = inspect.signature(call).parameters.values()
     for options in (hints[one.name] for one in signature if one.kind is one.VAR_KEYWORD):
         for typed in get_args(options):  # of `Unpack`
@@ -148,7 +164,7 @@ def _converter(kind: frozenset[Any], said: Option) -> Any:
     return next((found for one, found in _PLAIN.items() if one in kind), click.STRING)
 
 
-class _Text(click.ParamType[Any]):
+class _Text(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
     """A value that is written as text in a way of its own."""
 
     def __init__(self, metavar: str, parse: Callable[[str], object], otherwise: str) -> None:
@@ -191,16 +207,22 @@ def _numbers(text: str) -> float | dict[str, float]:
     return _by_name(text, "one name two numbers") if "=" in text else _number(text)
 
 
+def _weights_by_name(text: str) -> dict[str, float]:
+    return _by_name(text, "one adapter two weights")
+
+
 def _weights(text: str) -> tuple[float, ...] | dict[str, float]:
-    return _by_name(text, "one adapter two weights") if "=" in text else tuple(map(float, text.split(",")))
+    return _weights_by_name(text) if "=" in text else tuple(map(float, text.split(",")))
 
 
 def _scaling(text: str) -> float | str:
     return text if text in ("learned", "channel") else float(text)
 
 
+_NAMES = _Text("A,B,…", _names, "has an empty item")
 _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
-    frozenset({tuple[str, ...]}): _Text("A,B,…", _names, "has an empty item"),
+    frozenset({tuple[str, ...]}): _NAMES,
+    frozenset({tuple[str | int, ...]}): _NAMES,
     frozenset({float, Mapping[str, float]}): _Text(
         "N|NAME=N,…", _numbers, "is neither a number nor a list such as `query=8,value=4`"
     ),
@@ -209,6 +231,9 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
     ),
     frozenset({tuple[float, ...], Mapping[str, float]}): _Text(
         "N,…|NAME=N,…", _weights, "is no list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`"
+    ),
+    frozenset({Mapping[str, float]}): _Text(
+        "A=0.3,B=0.7", _weights_by_name, "is no list of numbers by name such as `a=0.3,b=0.7`"
     ),
 }
 _PLAIN: Mapping[type, click.ParamType[Any]] = {Path: PATH, int: click.INT, float: click.FLOAT, str: click.STRING}

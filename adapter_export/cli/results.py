@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from adapter_export.cli.output import console, say, table
+from adapter_export.cli.output import console, emit_json, say, table
 from adapter_export.graph.tasks import Task
-from adapter_export.runtime.answers import Prediction, predict
+from adapter_export.runtime import Session
+from adapter_export.runtime.answers import Prediction, own_classes, predict
 
-if TYPE_CHECKING:
-    from adapter_export.text import Tokenizer
+_FEW = 3
+_NUMBERS_SHOWN = 5
+_BAR = 24
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Head:
-    """What one row, or all, ran through, and what its result means.
+    """What a row ran through, and what its result means.
 
     Attributes:
         adapter: the adapter; none is the base alone.
@@ -48,87 +50,84 @@ class Head:
     labels: tuple[str, ...]
     output: str | None
 
+    def result(
+        self, name: str, outputs: Mapping[str, np.ndarray], row: int, base: Sequence[str], tokens: Sequence[Token]
+    ) -> Result:
+        """The result of a row.
+
+        Args:
+            name: its text, or what stands for it.
+            outputs: those of its call.
+            row: its number in the call.
+            base: the outputs that every row has.
+            tokens: its tokens, where there is a result for each.
+        """
+        own = {output: outputs[output][row] for output in base if self.task is None}
+        if self.output is not None:
+            own[self.output] = own_classes(outputs[self.output][row])
+        return Result(name, self, own, tokens)
+
+
+def head_of(session: Session, adapter: str | None) -> Head:
+    """What the result of an adapter means.
+
+    Raises:
+        RequestError: it is not loaded.
+    """
+    if adapter is None:
+        return Head(None, None, (), None)
+    return Head(adapter, session.task(adapter), session.labels(adapter) or (), session.output(adapter))
+
 
 @dataclass(frozen=True)
 class Result:
-    """What was found for one row.
+    """The result of one row.
 
     Attributes:
         name: its text, or what stands for it.
         head: what it ran through.
-        values: what the head gave: [classes], [tokens, classes], [numbers] or [width]; none without a task.
+        outputs: what its head gave, in its own width; without a task, the base's outputs as well.
         tokens: for token classification, the tokens to show.
-        outputs: without a task, a summary of each output.
     """
 
     name: str
     head: Head
-    values: np.ndarray | None
+    outputs: Mapping[str, np.ndarray]
     tokens: Sequence[Token]
-    outputs: Sequence[Mapping[str, Any]]
+
+    @property
+    def values(self) -> np.ndarray:
+        """What the head of a task gave: [classes], [tokens, classes], [numbers] or [width]."""
+        assert self.head.output is not None  # a task has one
+        return self.outputs[self.head.output]
+
+    def classes(self) -> Prediction:
+        """The classes of the row."""
+        return predict(self.values[None], self.head.labels)[0]
+
+    def token_classes(self) -> list[tuple[Token, Prediction]]:
+        """The classes of its tokens."""
+        places = [token.place for token in self.tokens]
+        return list(zip(self.tokens, predict(self.values[places], self.head.labels), strict=True))
 
 
-def result_of(name: str, head: Head, outputs: Mapping[str, np.ndarray], tokens: Sequence[Token]) -> Result:
-    """The result of a row.
-
-    Args:
-        name: its text, or what stands for it.
-        head: what it ran through.
-        outputs: the outputs of this row alone, without the axis of the batch.
-        tokens: its tokens, where there is a result for each.
-    """
-    if head.task is None or head.output is None:
-        return Result(name, head, None, (), list(summaries(outputs)))
-    return Result(name, head, outputs[head.output], tokens, ())
-
-
-def summaries(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """Each output with its type, its shape and where its finite numbers lie."""
-    for name, array in arrays.items():
-        finite = array[np.isfinite(array)]
-        found = {key: float(getattr(finite, key)()) if finite.size else None for key in ("min", "mean", "max")}
-        yield {"output": name, "dtype": array.dtype.name, "shape": list(array.shape), **found}
-
-
-def text_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[Token]]:
-    """The tokens of texts that are encoded together, without padding and special tokens, which have no labels."""
-    return [
-        [
-            Token(place, text, encoding.offsets[place])
-            for place, text in enumerate(encoding.tokens)
-            if not encoding.special_tokens_mask[place] and encoding.attention_mask[place]
-        ]
-        for encoding in tokenizer.encode(texts)
-    ]
-
-
-def array_tokens(mask: np.ndarray) -> list[list[Token]]:
-    """The tokens of rows that the mask [rows, tokens] keeps, by their numbers."""
-    return [[Token(int(place), f"token {place}") for place in np.flatnonzero(row)] for row in mask]
-
-
-def classes(result: Result) -> Prediction:
-    """The classes of a row."""
-    assert result.values is not None  # a task has them
-    return predict(result.values[None], result.head.labels)[0]
-
-
-def token_classes(result: Result) -> list[tuple[Token, Prediction]]:
-    """The classes of a row's tokens."""
-    assert result.values is not None  # a task has them
-    places = [token.place for token in result.tokens]
-    return list(zip(result.tokens, predict(result.values[places], result.head.labels), strict=True))
-
-
-def numbers(result: Result) -> np.ndarray:
-    """The numbers of a row, or its vector."""
-    assert result.values is not None  # a task has them
-    return result.values
+# Results as data.
 
 
 def facts(result: Result) -> dict[str, Any]:
-    """A row as data: its text and what was found."""
-    return {"text": result.name, **_FACTS[result.head.task](result)}
+    """A row as data: its text and its result."""
+    found: dict[str, Any] = {"text": result.name}
+    match result.head.task:
+        case "sequence_classification":
+            return found | _class_facts(result.classes())
+        case "token_classification":
+            return found | {"tokens": [_token_facts(*pair) for pair in result.token_classes()]}
+        case "regression":
+            return found | {"numbers": result.values.tolist()}
+        case "embedding":
+            return found | {"vector": result.values.tolist()}
+        case None:
+            return found | {"outputs": list(_summaries(result.outputs))}
 
 
 def full_facts(result: Result) -> dict[str, Any]:
@@ -155,27 +154,60 @@ def _token_facts(token: Token, one: Prediction) -> dict[str, Any]:
     return {"token": token.text, **span, **_class_facts(one)}
 
 
-_FACTS: Mapping[Task | None, Callable[[Result], dict[str, Any]]] = {
-    "sequence_classification": lambda result: _class_facts(classes(result)),
-    "token_classification": lambda result: {"tokens": [_token_facts(*pair) for pair in token_classes(result)]},
-    "regression": lambda result: {"numbers": numbers(result).tolist()},
-    "embedding": lambda result: {"vector": numbers(result).tolist()},
-    None: lambda result: {"outputs": list(result.outputs)},
-}
+def _summaries(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Each output with its type, its shape, and the least, the mean and the greatest of its finite numbers."""
+    for name, array in arrays.items():
+        finite = array[np.isfinite(array)]
+        found = {key: float(getattr(finite, key)()) if finite.size else None for key in ("min", "mean", "max")}
+        yield {"output": name, "dtype": array.dtype.name, "shape": list(array.shape), **found}
 
 
-# The results of `run` as tables: bars for people.
-
-_FEW = 3
-_NUMBERS_SHOWN = 5
-_BAR = 24
-_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+# Results as tables, with bars for people.
 
 
 def show(results: Sequence[Result]) -> None:
     """Write tables; where the rows ran through different adapters, one line for each row."""
-    heads = {result.head for result in results}
-    (_SHOW[results[0].head.task] if len(heads) == 1 else _show_mixed)(results)
+    if len({result.head for result in results}) > 1:
+        _show_mixed(results)
+        return
+    match results[0].head.task:
+        case "sequence_classification" if len(results) > _FEW:
+            rows = [(result.name, *_class_cells(result)) for result in results]
+            console().print(table(None, ("text", "label", "probability", ""), rows, numbers="llr"))
+        case "sequence_classification":
+            for result in results:
+                ranked = sorted(result.classes().probabilities.items(), key=lambda item: -item[1])
+                _show_one(result.name, "label", [(label, *_share(number)) for label, number in ranked])
+        case "token_classification":
+            for result in results:
+                cells = [(token.text, one.label, *_share(one.probability)) for token, one in result.token_classes()]
+                _show_one(result.name, "token", cells)
+        case "regression":
+            count = len(results[0].values)
+            columns = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
+            numbers = [[result.name, *(f"{number:.6g}" for number in result.values)] for result in results]
+            console().print(table(None, ("text", *columns), numbers, numbers="l" + "r" * count))
+        case "embedding":
+            vectors = [
+                (result.name, str(len(row)), f"{float(np.linalg.norm(row)):.4g}", _beginning(row))
+                for result, row in ((result, result.values) for result in results)
+            ]
+            console().print(table(None, ("text", "width", "length", "vector"), vectors, numbers="lrr"))
+            say("`--out FILE.npz` or `--json` gives the vectors whole.")
+        case None:
+            _show_mixed(results)
+
+
+def show_outputs(adapter: str | None, batches: Sequence[Mapping[str, np.ndarray]], *, as_json: bool) -> None:
+    """Write a summary of each output of each batch."""
+    rows = [{**one, "batch": index} for index, outputs in enumerate(batches) for one in _summaries(outputs)]
+    if as_json:
+        emit_json({"adapter": adapter, "outputs": rows})
+        return
+    numbers = [["–" if row[key] is None else f"{row[key]:.4g}" for key in ("min", "mean", "max")] for row in rows]
+    cells = [(row["output"], row["dtype"], row["shape"], *three) for row, three in zip(rows, numbers, strict=True)]
+    title = "the base alone" if adapter is None else f"adapter `{adapter}`"
+    console().print(table(title, ("output", "type", "shape", "min", "mean", "max"), cells, numbers="lllrrr"))
 
 
 def bar(probability: float) -> str:
@@ -184,65 +216,30 @@ def bar(probability: float) -> str:
     return "█" * full + _EIGHTHS[eighths]
 
 
-def _show_classes(results: Sequence[Result]) -> None:
-    found = [(result.name, classes(result)) for result in results]
-    if len(found) > _FEW:
-        rows = [(name, one.label, f"{one.probability:.3f}", bar(one.probability)) for name, one in found]
-        console().print(table(None, ("text", "label", "probability", ""), rows, numbers="llr"))
-        return
-    for name, one in found:
-        ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
-        cells = [(label, f"{probability:.3f}", bar(probability)) for label, probability in ranked]
-        _show_one(name, table(None, ("label", "probability", ""), cells, numbers="lr"))
-
-
-def _show_tokens(results: Sequence[Result]) -> None:
-    for result in results:
-        rows = [
-            (token.text, one.label, f"{one.probability:.3f}", bar(one.probability))
-            for token, one in token_classes(result)
-        ]
-        _show_one(result.name, table(None, ("token", "label", "probability", ""), rows, numbers="llr"))
-
-
-def _show_numbers(results: Sequence[Result]) -> None:
-    count = len(numbers(results[0]))
-    columns = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
-    rows = [(result.name, *(f"{number:.6g}" for number in numbers(result))) for result in results]
-    console().print(table(None, ("text", *columns), rows, numbers="l" + "r" * count))
-
-
-def _show_vectors(results: Sequence[Result]) -> None:
-    rows = [
-        (result.name, len(row), f"{float(np.linalg.norm(row)):.4g}", _beginning(row))
-        for result, row in ((result, numbers(result)) for result in results)
-    ]
-    console().print(table(None, ("text", "width", "length", "vector"), rows, numbers="lrr"))
-    say("`--out FILE.npz` or `--json` gives the vectors whole.")
-
-
 def _show_mixed(results: Sequence[Result]) -> None:
-    rows = [
-        (result.name, result.head.adapter or "the base alone", *_LINE[result.head.task](result)) for result in results
-    ]
+    rows = [(result.name, result.head.adapter or "the base alone", *_line(result)) for result in results]
     console().print(table(None, ("text", "adapter", "result", "probability", ""), rows, numbers="lllr"))
 
 
+def _line(result: Result) -> tuple[str, str, str]:
+    match result.head.task:
+        case "sequence_classification":
+            return _class_cells(result)
+        case "token_classification":
+            return " ".join(f"{token.text}/{one.label}" for token, one in result.token_classes()), "", ""
+        case "regression" | "embedding":
+            return _beginning(result.values), "", ""
+        case None:
+            return ", ".join(f"{name} {list(array.shape)}" for name, array in result.outputs.items()), "", ""
+
+
 def _class_cells(result: Result) -> tuple[str, str, str]:
-    one = classes(result)
-    return one.label, f"{one.probability:.3f}", bar(one.probability)
+    one = result.classes()
+    return one.label, *_share(one.probability)
 
 
-def _token_cells(result: Result) -> tuple[str, str, str]:
-    return " ".join(f"{token.text}/{one.label}" for token, one in token_classes(result)), "", ""
-
-
-def _number_cells(result: Result) -> tuple[str, str, str]:
-    return _beginning(numbers(result)), "", ""
-
-
-def _output_cells(result: Result) -> tuple[str, str, str]:
-    return ", ".join(f"{one['output']} {one['shape']}" for one in result.outputs), "", ""
+def _share(probability: float) -> tuple[str, str]:
+    return f"{probability:.3f}", bar(probability)
 
 
 def _beginning(row: np.ndarray) -> str:
@@ -250,25 +247,9 @@ def _beginning(row: np.ndarray) -> str:
     return " ".join(f"{number:.4f}" for number in row[:_NUMBERS_SHOWN]) + more
 
 
-def _show_one(name: str, found: Table) -> None:
+def _show_one(name: str, first: str, rows: Sequence[Sequence[str]]) -> None:
+    columns = (first, "probability", "") if first == "label" else (first, "label", "probability", "")
     out = console()
     out.print(name, style="bold", markup=False, soft_wrap=True)
-    out.print(found)
+    out.print(table(None, columns, rows, numbers="lr" if first == "label" else "llr"))
     out.print()
-
-
-_SHOW: Mapping[Task | None, Callable[[Sequence[Result]], None]] = {
-    "sequence_classification": _show_classes,
-    "token_classification": _show_tokens,
-    "regression": _show_numbers,
-    "embedding": _show_vectors,
-    None: _show_mixed,
-}
-
-_LINE: Mapping[Task | None, Callable[[Result], tuple[str, str, str]]] = {
-    "sequence_classification": _class_cells,
-    "token_classification": _token_cells,
-    "regression": _number_cells,
-    "embedding": _number_cells,
-    None: _output_cells,
-}

@@ -1,33 +1,33 @@
-"""Rows to run on, of texts or of arrays: what a call of some of them is fed, and what stands for each in results."""
+"""Rows to run on, texts or arrays: what a call of some of them is fed, and what stands for each in results."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from adapter_export.cli.results import Token, array_tokens, text_tokens
+from adapter_export.cli.results import Token
 from adapter_export.cli.sources import read_tokenizer, require
-from adapter_export.errors import DataError, UsageError, within
-from adapter_export.format.files import read_bytes
-from adapter_export.format.tables import Row, check_columns, read_rows
+from adapter_export.errors import DataError, FormatError, UsageError, within
+from adapter_export.format.files import new_file, read_bytes, unreadable
+from adapter_export.format.tables import check_columns, read_rows, text_lines
+from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.inputs import check_inputs
 
-if TYPE_CHECKING:
-    from adapter_export.text import Tokenizer
+Arrays = dict[str, np.ndarray]
 
-
-# Texts to run on: from the command line, from lines, or from a table whose rows may name their adapters.
-
-BASE = "-"
-"""The base alone, where an adapter could be named."""
+_BASE = ("", "-", None)
+"""How a cell of a table names the base alone."""
 
 _LINES = (".txt", ".text")
+_NPZ, _SAFETENSORS = ".npz", ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class Text:
     adapter: str | None = None
 
 
-def given_texts(texts: Sequence[str]) -> list[Text]:
+def read_texts(given: Sequence[str]) -> list[Text]:
     """The texts of the command line, or else each line of stdin that is not empty.
 
     Raises:
         UsageError: there is nothing.
     """
-    if texts:
-        return [Text(text, f"text {index}") for index, text in enumerate(texts)]
+    if given:
+        return [Text(text, f"text {index}") for index, text in enumerate(given)]
     if sys.stdin.isatty():
         raise UsageError("there is nothing to run on", fix="give `--text`, `--data`, `--arrays`, or lines on stdin")
-    found = list(_of_lines(sys.stdin.read(), "stdin"))
+    found = list(_of_lines(sys.stdin.read().split("\n"), "stdin"))
     if not found:
         raise UsageError(
             "there is nothing to run on", found="no lines on stdin", fix="give `--text`, `--data` or `--arrays`"
@@ -63,7 +63,7 @@ def given_texts(texts: Sequence[str]) -> list[Text]:
     return found
 
 
-def read_table_texts(path: Path, column: str, adapter_column: str | None) -> list[Text]:
+def read_file(path: Path, column: str, adapter_column: str | None) -> list[Text]:
     """The texts of a file, in its order: each line of a `.txt` file, or a column of a csv, tsv or jsonl table.
 
     Args:
@@ -79,57 +79,38 @@ def read_table_texts(path: Path, column: str, adapter_column: str | None) -> lis
     if path.suffix.lower() in _LINES:
         if adapter_column is not None:
             raise UsageError("a file of lines has no columns", where=path, fix="give a csv, tsv or jsonl table")
-        found = list(_of_lines(_decoded(path), str(path)))
+        found = list(_of_lines(text_lines(read_bytes(path), path), str(path)))
     else:
-        found = [_of_row(row, path, column, adapter_column) for row in read_rows(path)]
+        found = list(_of_table(path, column, adapter_column))
     if not found:
         raise DataError("holds no texts", where=path, expected="one text a line, or a table with a text in each row")
     return found
 
 
-def _of_lines(text: str, where: str) -> Iterator[Text]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _of_lines(lines: Iterable[str], where: str) -> Iterator[Text]:
+    for number, line in enumerate(lines, 1):
         if line.strip():
-            yield Text(line.rstrip("\r"), f"{where}, line {number}")
+            yield Text(line.rstrip("\r\n"), f"{where}, line {number}")
 
 
-def _decoded(path: Path) -> str:
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(
-            "is not UTF-8", where=f"{path}, line {line}", found=error.reason, fix="save the file as UTF-8"
-        ) from error
-
-
-def _of_row(row: Row, path: Path, column: str, adapter_column: str | None) -> Text:
-    number, cells = row
-    where = f"{path}, line {number}"
-    wanted = (column,) if adapter_column is None else (column, adapter_column)
-    check_columns(cells, wanted, where, "name the columns with `--text-column` and `--adapter-column`")
-    text = cells[column]
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(
-            "has no text",
-            where=where,
-            found=f"`{text}` in the column `{column}`",
-            fix="give it one, or leave the row out",
-        )
-    return Text(text, where, None if adapter_column is None else _adapter(cells[adapter_column], where))
-
-
-def _adapter(cell: object, where: str) -> str | None:
-    if cell is None or cell in ("", BASE):
-        return None
-    if not isinstance(cell, str):
-        raise DataError(
-            "names no adapter", where=where, found=f"`{cell}`", expected=f"a name, or `{BASE}` for the base"
-        )
-    return cell.strip()
-
-
-Arrays = dict[str, np.ndarray]
+def _of_table(path: Path, column: str, adapter_column: str | None) -> Iterator[Text]:
+    wanted = [column] if adapter_column is None else [column, adapter_column]
+    for number, cells in read_rows(path):
+        where = f"{path}, line {number}"
+        check_columns(cells, wanted, where, "name the columns with `--text-column` and `--adapter-column`")
+        text, adapter = cells[column], None if adapter_column is None else cells[adapter_column]
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(
+                "has no text",
+                where=where,
+                found=f"`{text}` in the column `{column}`",
+                fix="give it one, or leave the row out",
+            )
+        if adapter is not None and not isinstance(adapter, str):
+            raise DataError(
+                "names no adapter", where=where, found=f"`{adapter}`", expected="a name, or `-` for the base"
+            )
+        yield Text(text, where, None if adapter in _BASE else adapter.strip())
 
 
 class Rows(Protocol):
@@ -144,8 +125,8 @@ class Rows(Protocol):
     def inputs(self, start: int, end: int) -> Arrays:
         """What a call of these rows is fed."""
 
-    def tokens(self, start: int, end: int) -> list[list[Token]]:
-        """The tokens of these rows, as `inputs` encodes them together."""
+    def tokens(self, start: int, end: int) -> Sequence[Sequence[Token]]:
+        """The tokens of these rows, as `inputs` encodes them together, without padding."""
 
 
 class TextRows:
@@ -156,9 +137,18 @@ class TextRows:
     """
 
     def __init__(self, bundle: Bundle, texts: Sequence[Text]) -> None:
+        record = bundle.manifest.text
+        if record is None:
+            raise UsageError(
+                "the bundle has no tokenizer, so it cannot read texts",
+                fix="give `--arrays`, or build it again with `--tokenizer`",
+            )
+        require("tokenizers", "text", "reading texts")
+        from adapter_export.text import Tokenizer
+
         self._texts = texts
-        self._tokenizer = _open_tokenizer(bundle)
-        self._names = [record.name for record in bundle.manifest.inputs]
+        self._tokenizer = Tokenizer.from_json(read_tokenizer(bundle.folder / record.tokenizer), record.max_tokens)
+        self._inputs = [record.name for record in bundle.manifest.inputs]
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -169,22 +159,26 @@ class TextRows:
 
     def inputs(self, start: int, end: int) -> Arrays:
         """The texts encoded, padded to the longest of them."""
-        with within(self._place(start, end)):
-            return dict(self._tokenizer.batch(self._of(start, end), self._names))
+        with within(self._texts[start].where + ("" if end == start + 1 else " and those after it")):
+            return dict(self._tokenizer.batch(self._of(start, end), self._inputs))
 
     def tokens(self, start: int, end: int) -> list[list[Token]]:
-        """The tokens of these texts."""
-        return text_tokens(self._tokenizer, self._of(start, end))
+        """The tokens of these texts, without special ones, which have no labels."""
+        return [
+            [
+                Token(place, text, encoding.offsets[place])
+                for place, text in enumerate(encoding.tokens)
+                if not encoding.special_tokens_mask[place] and encoding.attention_mask[place]
+            ]
+            for encoding in self._tokenizer.encode(self._of(start, end))
+        ]
 
     def _of(self, start: int, end: int) -> list[str]:
         return [text.text for text in self._texts[start:end]]
 
-    def _place(self, start: int, end: int) -> str:
-        return self._texts[start].where + ("" if end == start + 1 else " and those after it")
-
 
 class ArrayRows:
-    """Arrays with an input of the base each, held against the manifest.
+    """Arrays with the rows of each input of the base, checked against the manifest.
 
     Raises:
         RequestError: they do not fit.
@@ -206,19 +200,65 @@ class ArrayRows:
         return {name: array[start:end] for name, array in self._arrays.items()}
 
     def tokens(self, start: int, end: int) -> list[list[Token]]:
-        """The tokens that the mask keeps."""
+        """The tokens that the mask [rows, tokens] keeps, by their numbers."""
         shape = next(iter(self._arrays.values())).shape[:2]
-        return array_tokens((np.ones(shape) if self._mask is None else self._arrays[self._mask])[start:end])
+        mask = np.ones(shape) if self._mask is None else self._arrays[self._mask]
+        return [[Token(int(place), f"token {place}") for place in np.flatnonzero(row)] for row in mask[start:end]]
 
 
-def _open_tokenizer(bundle: Bundle) -> Tokenizer:
-    record = bundle.manifest.text
-    if record is None:
+# Arrays in files: `.npz` of NumPy, or `.safetensors`, which programs in other languages write and read.
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Read arrays by name.
+
+    Raises:
+        FileError: the file cannot be read.
+        FormatError: it holds something else.
+    """
+    if path.suffix == _SAFETENSORS:
+        return read_tensors(path)
+    try:
+        with path.open("rb") as file:  # NumPy leaves a file open that it cannot read
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                raise ValueError("one array without a name")
+            return {name: found[name] for name in found.files}
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as error:
+        raise FormatError(
+            "is not an `.npz` of arrays",
+            where=path,
+            found=error,
+            fix=f"write it with `numpy.savez(path, name=array)`, or give a `{_SAFETENSORS}` file",
+        ) from error
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a name that does not say how arrays are to be written.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if path.suffix not in (_NPZ, _SAFETENSORS):
         raise UsageError(
-            "the bundle has no tokenizer, so it cannot read texts",
-            fix="give `--arrays`, or build it again with `--tokenizer`",
+            "the form of a file of arrays is not known",
+            found=f"`{path.name}`",
+            expected=f"`{_NPZ}` or `{_SAFETENSORS}`",
         )
-    require("tokenizers", "text", "reading texts")
-    from adapter_export.text import Tokenizer
 
-    return Tokenizer.from_json(read_tokenizer(bundle.folder / record.tokenizer), record.max_tokens)
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, force: bool) -> None:
+    """Write arrays by name, in the format that the suffix says.
+
+    Raises:
+        OutputExistsError: there is a file, and `force` is not given.
+        WriteError: the operating system refused.
+    """
+    with new_file(path, force=force) as temporary:
+        if path.suffix == _SAFETENSORS:
+            write_tensors(temporary, arrays)
+        else:
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)

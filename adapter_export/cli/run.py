@@ -2,198 +2,263 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
-from adapter_export.cli.options import PATH, check_free, examples, force_option, json_option
-from adapter_export.cli.places import read_shares
-from adapter_export.errors import UsageError
-from adapter_export.graph.tasks import TASKS
+from adapter_export.api.option import Option
+from adapter_export.cli.options import Force, Json, check_free, check_together, command
+from adapter_export.cli.output import Bar, emit_json, progress_bar
+from adapter_export.errors import UsageError, within
+from adapter_export.graph.tasks import Task
 
 if TYPE_CHECKING:
-    from adapter_export.cli.choices import Choice
-    from adapter_export.cli.rows import Text
-    from adapter_export.graph.tasks import Task
+    import numpy as np
+
+    from adapter_export.cli.results import Head, Result
+    from adapter_export.cli.rows import Rows, Text
     from adapter_export.runtime import Session
 
-_CHOICES = ("adapter", "adapters", "adapter_column")
-_SOURCES = ("texts", "data", "arrays")
-_OPTION = {"texts": "--text"}
+BASE = "-"
+"""The base alone, where an adapter could be named."""
+
+_ROWS_AT_ONCE = 32
+_WINDOW = 2048
+"""How many rows are sorted by length at a time: more would need more memory, and hardly save more padding."""
 
 
-@click.command(
-    epilog=examples(
-        "adapter-export run bundle --adapter trec --text 'How far is the moon?' --text 'Who wrote Faust?'",
-        "adapter-export run bundle --adapters trec,sentiment,- --text 'How far?' --text 'Well done.' --text 'And?'",
-        "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
-        "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
-        "adapter-export run bundle --adapter sentiment < sentences.txt",
-        "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
-        "adapter-export run bundle --adapter-file new.onnx_adapter --labels no,yes --text 'Is it new?'",
-    )
+@command(
+    "adapter-export run bundle --adapter trec --text 'How far is the moon?' --text 'Who wrote Faust?'",
+    "adapter-export run bundle --adapters trec,sentiment,- --text 'How far?' --text 'Well done.' --text 'And?'",
+    "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
+    "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
+    "adapter-export run bundle --adapter sentiment < sentences.txt",
+    "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
+    "adapter-export run bundle --adapter-file new.onnx_adapter --labels no,yes --text 'Is it new?'",
 )
-@click.argument("bundle", type=PATH)
-@click.option("--adapter", metavar="NAME", help="An adapter for all rows; the base alone if nothing is chosen.")
-@click.option("--adapters", metavar="A,B,-", help="An adapter for each row, `-` for the base, in one call.")
-@click.option("--adapter-column", metavar="NAME", help="The column of `--data` that names the adapter of each row.")
-@click.option(
-    "--weights",
-    metavar="A=0.3,B=0.7",
-    callback=read_shares,
-    help="Of an `--adapter` that is a weighted fusion: weights for all its members, in the place of its own.",
-)
-@click.option(
-    "--adapter-file", type=PATH, metavar="FILE", help="Load this `.onnx_adapter` file, built for the same graph, too."
-)
-@click.option("--labels", metavar="A,B,…", help="The names of its classes, in the order of its logits.")
-@click.option("--task", type=click.Choice(TASKS), help="What its head is for; by its labels if not given.")
-@click.option("--text", "texts", multiple=True, help="A text; may be repeated. Without it, each line of stdin is one.")
-@click.option("--data", type=PATH, metavar="FILE", help="Texts: lines of a `.txt`, or rows of a csv, tsv or jsonl.")
-@click.option("--text-column", metavar="NAME", default="text", show_default=True, help="Its column with the texts.")
-@click.option(
-    "--arrays", type=PATH, metavar="FILE", help="A `.npz` or `.safetensors` with an array for each input, not texts."
-)
-@click.option("--out", type=PATH, metavar="FILE", help="Write all outputs to this `.npz` or `.safetensors`.")
-@click.option(
-    "--many", is_flag=True, help="For many rows: put together by length, each of its own; one JSON document a line."
-)
-@click.option("--token-budget", type=click.IntRange(min=1), metavar="N", help="Most tokens in a call of `--many`.")
-@click.option(
-    "--allow-mixed-rows", is_flag=True, help="Mix rows in one call although the base lets them influence each other."
-)
-@click.option(
-    "--provider", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where to compute."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of one operation; ONNX Runtime's choice if not given."
-)
-@force_option
-@json_option
-def run(**given: Any) -> None:
+def run(
+    bundle: Path,
+    *,
+    adapter: Annotated[
+        str | None, Option("An adapter for all rows; the base alone if nothing is chosen.", "NAME")
+    ] = None,
+    adapters: Annotated[str | None, Option("An adapter for each row, `-` for the base, in one call.", "A,B,-")] = None,
+    adapter_column: Annotated[
+        str | None, Option("The column of `--data` that names the adapter of each row.", "NAME")
+    ] = None,
+    weights: Annotated[
+        Mapping[str, float] | None,
+        Option("Weights for all members of an `--adapter` that is a weighted fusion, in the place of its own."),
+    ] = None,
+    adapter_file: Annotated[
+        Path | None, Option("Load this `.onnx_adapter` file, built for the same graph, too.", "FILE")
+    ] = None,
+    labels: Annotated[tuple[str, ...] | None, "The names of its classes, in the order of its logits."] = None,
+    task: Annotated[Task | None, "What its head is for; by its labels if not given."] = None,
+    texts: Annotated[
+        Sequence[str], Option("A text; may be repeated. Without it, each line of stdin is one.", flags="--text")
+    ] = (),
+    data: Annotated[Path | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv or jsonl.", "FILE")] = None,
+    text_column: Annotated[str, Option("Its column with the texts.", "NAME")] = "text",
+    arrays: Annotated[
+        Path | None, Option("A `.npz` or `.safetensors` with an array for each input, not texts.", "FILE")
+    ] = None,
+    out: Annotated[Path | None, Option("Write all outputs to this `.npz` or `.safetensors`.", "FILE")] = None,
+    many: Annotated[
+        bool, "For many rows: batched by length, each a request of its own; one JSON document a line."
+    ] = False,
+    token_budget: Annotated[int | None, Option("Most tokens in a call of `--many`.", "N", least=1)] = None,
+    allow_mixed_rows: Annotated[
+        bool, "Put rows of different adapters in one call although the base lets rows influence each other."
+    ] = False,
+    provider: Annotated[Literal["cpu", "cuda"], "Where to compute."] = "cpu",
+    threads: Annotated[
+        int | None, Option("Threads of one operation; ONNX Runtime's choice if not given.", least=1)
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
     """Run BUNDLE on texts or arrays, with its adapters or with the base alone.
 
     What an adapter prints is the result of its task: the labels of texts or of their tokens with their probabilities,
     numbers, or the beginning of each vector. The base alone, and an adapter without a head, print a summary of the
     outputs. Rows with different adapters need the bundle's graph `bank`.
     """
-    _run(_Call(**given))
+    from adapter_export.cli import rows as reading
+    from adapter_export.runtime import Bundle
+
+    check_together(
+        apart=(
+            ("adapter", "adapters", "adapter_column"),
+            ("texts", "data", "arrays"),
+            ("many", "out"),
+            ("many", "weights"),
+        ),
+        needs={
+            "labels": ("adapter_file", "names the classes of"),
+            "task": ("adapter_file", "is that of"),
+            "adapter_column": ("data", "is one of"),
+            "token_budget": ("many", "is that of"),
+            "weights": ("adapter", "is of"),
+        },
+    )
+    if out is not None:
+        reading.check_suffix(out)
+        check_free(out, force=force)
+    opened = Bundle.open(bundle)
+    found: list[Text] = []
+    rows: Rows
+    if arrays is not None:
+        rows = reading.ArrayRows(opened, reading.read_arrays(arrays))
+    else:
+        found = reading.read_texts(texts) if data is None else reading.read_file(data, text_column, adapter_column)
+        rows = reading.TextRows(opened, found)
+    session = opened.session(provider=provider, threads=threads, on_demand=True)
+    if adapter_file is not None:
+        name = adapter_file.name.partition(".")[0]
+        name = f"{name}.loaded" if name in session.adapters else name
+        session.load(name, adapter_file, labels=labels, task=task)
+        adapter = adapter or name  # a file that is given and nothing chosen is meant to be used
+    if adapters is not None:
+        names = _for_each_row(adapters, len(rows))
+    elif adapter_column is not None:
+        names = _of_table(found, session)
+    else:
+        names = (adapter,) * len(rows)
+    call = _Call(session, rows, names, [record.name for record in opened.manifest.base_outputs], allow_mixed_rows)
+    if many:
+        call.write_lines(token_budget)
+        return
+    batches = call.batches(weights, size=len(rows) if out or arrays else _ROWS_AT_ONCE)
+    if out is not None:
+        reading.write_arrays(out, batches[0].outputs, force=force)
+    call.show(batches, as_json=as_json)
+
+
+def _for_each_row(listed: str, rows: int) -> tuple[str | None, ...]:
+    adapters = [name.strip() for name in listed.split(",")]
+    if "" in adapters:
+        raise UsageError(
+            "an adapter without a name", where="`--adapters`", found=f"`{listed}`", expected=f"`a,b,{BASE}`"
+        )
+    if len(adapters) != rows:
+        raise UsageError(
+            "there is not one adapter for each row",
+            where="`--adapters`",
+            found=f"{len(adapters)} adapters for {rows} rows",
+            fix=f"name one for each, `{BASE}` for the base; `--adapter` is for all rows",
+        )
+    return tuple(None if name == BASE else name for name in adapters)
+
+
+def _of_table(texts: Sequence[Text], session: Session) -> tuple[str | None, ...]:
+    """The adapter of each text; one that is not loaded is an error before anything is computed."""
+    for text in {text.adapter: text for text in reversed(texts)}.values():
+        if text.adapter is not None:
+            with within(text.where):
+                session.task(text.adapter)
+    return tuple(text.adapter for text in texts)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The outputs of one call, by name, for the rows from `start` to before `end`."""
+
+    start: int
+    end: int
+    outputs: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class _Call:
-    """The options, by their names on the command line."""
+    """Rows, and the adapter of each; none is the base.
 
-    bundle: Path
-    adapter: str | None
-    adapters: str | None
-    adapter_column: str | None
-    weights: Any
-    adapter_file: Path | None
-    labels: str | None
-    task: Task | None
-    texts: tuple[str, ...]
-    data: Path | None
-    text_column: str
-    arrays: Path | None
-    out: Path | None
-    many: bool
-    token_budget: int | None
+    Attributes:
+        session: runs them.
+        rows: the rows.
+        names: the adapter of each.
+        base: the outputs that every row has.
+        allow_mixed_rows: as `Session.run` takes it.
+    """
+
+    session: Session
+    rows: Rows
+    names: tuple[str | None, ...]
+    base: Sequence[str]
     allow_mixed_rows: bool
-    provider: Literal["cpu", "cuda"]
-    threads: int | None
-    force: bool
-    as_json: bool
+
+    def heads(self) -> list[Head]:
+        """What the result of each row means."""
+        from adapter_export.cli.results import head_of
+
+        known = {name: head_of(self.session, name) for name in dict.fromkeys(self.names)}
+        return [known[name] for name in self.names]
+
+    def batches(self, weights: Mapping[str, float] | None, size: int) -> list[_Batch]:
+        """Run the rows in their order, `size` at a time."""
+        found = []
+        for start in range(0, len(self.rows), size):
+            end = min(start + size, len(self.rows))
+            names, arrays = self.names[start:end], self.rows.inputs(start, end)
+            if len(set(names)) == 1:
+                outputs = self.session.run(arrays, names[0], weights=weights)
+            else:
+                outputs = self.session.run(arrays, adapters=names, allow_mixed_rows=self.allow_mixed_rows)
+            found.append(_Batch(start, end, outputs))
+        return found
+
+    def show(self, batches: Sequence[_Batch], *, as_json: bool) -> None:
+        """Write the result of each row, or without any head a summary of the outputs."""
+        from adapter_export.cli import results
+
+        heads = self.heads()
+        if len(set(heads)) == 1 and heads[0].task is None:
+            results.show_outputs(heads[0].adapter, [batch.outputs for batch in batches], as_json=as_json)
+            return
+        found = [result for batch in batches for result in self._results(batch, heads[batch.start : batch.end])]
+        emit_json(results.document(found)) if as_json else results.show(found)
+
+    def _results(self, batch: _Batch, heads: list[Head]) -> Iterator[Result]:
+        output = heads[0].output
+        if len(set(heads)) == 1 and output is not None:  # a base may have its rows along another axis than the first
+            heads = heads[:1] * len(batch.outputs[output])
+        has_tokens = any(head.task == "token_classification" for head in heads)
+        tokens = self.rows.tokens(batch.start, batch.end) if has_tokens else [()] * len(heads)
+        for row, head in enumerate(heads):
+            yield head.result(self.rows.name(batch.start + row), batch.outputs, row, self.base, tokens[row])
+
+    def write_lines(self, token_budget: int | None) -> None:
+        """Run each row as a request of its own, and write one JSON document a line, in their order."""
+        from adapter_export.cli.results import full_facts
+        from adapter_export.runtime import Request
+
+        heads = self.heads()
+        budget = {} if token_budget is None else {"token_budget": token_budget}
+        with progress_bar("running", len(self.rows)) as bar:
+            for start in range(0, len(self.rows), _WINDOW):
+                window = range(start, min(start + _WINDOW, len(self.rows)))
+                requests = [Request(self.rows.inputs(row, row + 1), self.names[row]) for row in window]
+                with within(f"rows from {start} on"):
+                    found = self.session.run_many(
+                        requests, progress=_Advance(bar), allow_mixed_rows=self.allow_mixed_rows, **budget
+                    )
+                for row, outputs in zip(window, found, strict=True):
+                    tokens = self.rows.tokens(row, row + 1)[0] if heads[row].task == "token_classification" else ()
+                    result = heads[row].result(self.rows.name(row), outputs, 0, self.base, tokens)
+                    click.echo(json.dumps(full_facts(result), ensure_ascii=False, allow_nan=False))
 
 
-def _run(call: _Call) -> None:
-    from adapter_export.cli import run_batches
-    from adapter_export.cli import run_batches as run_many
-    from adapter_export.cli.arrays import read_arrays, write_arrays
-    from adapter_export.cli.choices import check_names
-    from adapter_export.cli.rows import ArrayRows, Rows, TextRows
-    from adapter_export.runtime import Bundle
+class _Advance:
+    """Tells a bar of all rows what is done of a window."""
 
-    _check(call)
-    bundle = Bundle.open(call.bundle)
-    texts = [] if call.arrays else _texts(call)
-    rows: Rows = ArrayRows(bundle, read_arrays(call.arrays)) if call.arrays else TextRows(bundle, texts)
-    session = bundle.session(provider=call.provider, threads=call.threads, on_demand=True)
-    loaded = _load(session, call)
-    check_names(texts, session)
-    choice = _choice(call, loaded, texts, len(rows))
-    base = [record.name for record in bundle.manifest.base_outputs]
-    if call.many:
-        run_many.run_lines(session, rows, choice, base, token_budget=call.token_budget)
-        return
-    batches = run_batches.run_batches(session, rows, choice, together=call.out is not None or call.arrays is not None)
-    if call.out:
-        write_arrays(call.out, batches[0].outputs, force=call.force)
-    run_batches.show(rows, choice.heads(session), batches, base, as_json=call.as_json)
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._done = 0
 
-
-def _check(call: _Call) -> None:
-    from adapter_export.cli.arrays import check_form
-
-    _check_one(call, _CHOICES)
-    _check_one(call, _SOURCES)
-    if call.labels is not None and call.adapter_file is None:
-        raise UsageError("`--labels` names the classes of `--adapter-file`, which is not given")
-    if call.task is not None and call.adapter_file is None:
-        raise UsageError("`--task` is that of `--adapter-file`, which is not given")
-    if call.adapter_column is not None and call.data is None:
-        raise UsageError("`--adapter-column` is one of `--data`, which is not given")
-    if call.token_budget is not None and not call.many:
-        raise UsageError("`--token-budget` is that of `--many`, which is not given")
-    if call.weights is not None and call.adapter is None:
-        raise UsageError("`--weights` are those of an `--adapter`, which is not given")
-    if call.weights is not None and not isinstance(call.weights, Mapping):
-        raise UsageError("`--weights` names the members", found=call.weights, expected="`a=0.3,b=0.7`")
-    alone = {"--out": call.out, "--weights": call.weights}
-    other = next((name for name, value in alone.items() if value is not None), None)
-    if call.many and other is not None:
-        raise UsageError(f"`--many` and `{other}` do not go together", fix="leave one out")
-    if call.out is not None:
-        check_form(call.out)
-        check_free(call.out, force=call.force)
-
-
-def _check_one(call: _Call, names: Sequence[str]) -> None:
-    given = [f"`{_OPTION.get(name, '--' + name.replace('_', '-'))}`" for name in names if getattr(call, name)]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} do not go together", fix="give one of them")
-
-
-def _load(session: Session, call: _Call) -> str | None:
-    """Load the file that is given, and say what it is called."""
-    if call.adapter_file is None:
-        return None
-    labels = None if call.labels is None else [label.strip() for label in call.labels.split(",")]
-    name = call.adapter_file.name.partition(".")[0]
-    name = f"{name}.loaded" if name in session.adapters else name
-    session.load(name, call.adapter_file, labels=labels, task=call.task)
-    return name
-
-
-def _texts(call: _Call) -> list[Text]:
-    from adapter_export.cli.rows import given_texts, read_table_texts
-
-    if call.data is not None:
-        return read_table_texts(call.data, call.text_column, call.adapter_column)
-    return given_texts(call.texts)
-
-
-def _choice(call: _Call, loaded: str | None, texts: Sequence[Text], rows: int) -> Choice:
-    """What each row runs through; a file that is given and nothing chosen is meant to be used."""
-    from adapter_export.cli.choices import Choice, check_rows, parse_adapters
-
-    names: tuple[str | None, ...] = (call.adapter or loaded,) * rows
-    if call.adapters is not None:
-        names = parse_adapters(call.adapters)
-        check_rows(names, rows)
-    elif call.adapter_column is not None:
-        names = tuple(text.adapter for text in texts)
-    return Choice(names, call.allow_mixed_rows, call.weights)
+    def __call__(self, done: int, _: int) -> None:
+        self._bar.advance(done - self._done)
+        self._done = done

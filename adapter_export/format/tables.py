@@ -27,7 +27,10 @@ def read_rows(path: Path) -> Iterator[Row]:
         DataError: the file cannot be read, or a line is broken.
     """
     readers = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows}
-    lines = _lines(path)
+    try:
+        lines = text_lines(path.read_bytes(), path)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", where=path, fix="check the path") from error
     return readers[_form(path, lines)](lines, path)
 
 
@@ -58,12 +61,14 @@ def check_columns(
             )
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a file with their ends, without a byte order mark."""
+def text_lines(data: bytes, path: Path) -> list[str]:
+    """Return the lines of a file in UTF-8, with their ends, without a byte order mark.
+
+    Raises:
+        DataError: it is not UTF-8; the message names the line.
+    """
     try:
-        return _LINE.findall(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=path, fix="check the path") from error
+        return _LINE.findall(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(
