@@ -22,8 +22,8 @@ from adapter_export.errors import BaseModelError, InputError, RequestError, Writ
 from adapter_export.format.axes import with_caches
 from adapter_export.format.canonical import canonical_json, parse_json
 from adapter_export.format.files import new_file
-from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, Positive
-from adapter_export.format.records import record_from_json, version_checked
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+from adapter_export.format.records import Positive, record_from_json, version_checked
 from adapter_export.torch_backend.base.archive import Archive, readable, screen, write_clean
 from adapter_export.torch_backend.base.capture import AxisNames, Inputs, capture, most_tokens
 from adapter_export.torch_backend.base.file_kinds import check_sort, not_an_archive
