@@ -105,9 +105,7 @@ def _base_tensor(source: Source, key: str) -> np.ndarray | None:
     if isinstance(source, TorchSource):
         tensor = source.base.program.state_dict.get(key)
         return None if tensor is None else tensor.detach().float().numpy()
-    from adapter_export.onnx_backend.base.named import named_tensor
-
-    return named_tensor(source.base, key)
+    return source.base.tensor(key)
 
 
 def _head_choice(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapter_export.onnx_backend.base.base import OnnxBase
     from adapter_export.onnx_backend.base.genai import GenaiFolder
     from adapter_export.onnx_backend.base.numerics import Numerics
-    from adapter_export.onnx_backend.quantise.remake import Deviation
+    from adapter_export.onnx_backend.quantise.rewrite import Deviation
     from adapter_export.sites.site_map import GivenSites
     from adapter_export.torch_backend.base.base import TorchBase
 
@@ -461,7 +461,7 @@ def _optimized(plain: OnnxBase, folder: Path, tell: Tell) -> OnnxBase:
 def _tell_deviation(plain: OnnxBase, made: OnnxBase, tell: Tell) -> list[Deviation]:
     """Say how far the treated base lies from the plain one."""
     from adapter_export.numerics.sample_inputs import input_cases
-    from adapter_export.onnx_backend.quantise.remake import deviations
+    from adapter_export.onnx_backend.quantise.rewrite import deviations
 
     found = deviations(plain, made, input_cases(plain.inputs, seed=_SEED, max_tokens=_TOKENS))
     for each in found:

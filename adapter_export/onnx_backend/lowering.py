@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -22,7 +23,7 @@ _REDUCE_AXES_OPSET = 18
 
 Values = tuple[ir.Value, ...]
 Owned = Mapping[str, ir.Value]
-Attributes = Mapping[str, float | str | list[int]]
+Attributes = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ class Writer:
 
     def number(self, name: str, value: float, like: ir.Value) -> ir.Value:
         """Write a scalar of the type of `like`; float32, the type of every adapter tensor, where that is unknown."""
-        return self._constant(name, ir.tensor(value, dtype=like.dtype or ir.DataType.FLOAT))
+        return self.constant(name, ir.tensor(value, dtype=like.dtype or ir.DataType.FLOAT))
 
     def integers(self, name: str, value: int | Sequence[int]) -> ir.Value:
         """Write an index or a list of axes."""
-        return self._constant(name, ir.tensor(value, dtype=ir.DataType.INT64))
+        return self.constant(name, ir.tensor(value, dtype=ir.DataType.INT64))
 
     def mean(self, name: str, x: ir.Value, axis: int) -> ir.Value:
         """Write the mean over one axis, which stays with length 1."""
@@ -89,7 +90,8 @@ class Writer:
         """Write the length of the last axis, as a list of one integer."""
         return self.op(name, "Shape", (x,), {"start": -1}, type=ir.TensorType(ir.DataType.INT64))
 
-    def _constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """Write a constant."""
         full_name = f"{self.prefix}/{name}"
         output = ir.Value(name=full_name, type=ir.TensorType(tensor.dtype))
         return self.tape.op(

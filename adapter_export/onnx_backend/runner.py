@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +14,17 @@ import onnxruntime as ort
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.bind import needs_base_norm
+from adapter_export.graph.graph import READABLE
 from adapter_export.numerics.evaluate import evaluate_head, evaluate_site
 from adapter_export.numerics.fit import BORROWED, check_fit
 from adapter_export.numerics.runner import Arrays, head_output
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.numerics import numerics
-from adapter_export.onnx_backend.graft.expose import Cut, cut, cut_input, exposed, piece
+from adapter_export.onnx_backend.graft.insert import exposed
+from adapter_export.onnx_backend.graft.surgery import SiteGraft
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.runtime.graphs import run_session
+from adapter_export.sites.edits import Place
 from adapter_export.sites.site import Site, SiteMap
 
 # A graph run piece by piece, so that the weights of one piece at a time are in memory.
@@ -170,6 +173,64 @@ def _external_bytes(value: ir.Value) -> int:
 def _name(value: ir.Value) -> str:
     assert value.name is not None  # a loaded graph names every value
     return value.name
+
+
+# A base cut open at its sites.
+
+
+def cut_input(site: str, replaced: str) -> str:
+    """The input of a cut base that stands in the place of a site's `u`, `h` or `y`."""
+    return f"cut.{site}.{replaced}"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A base cut open.
+
+    Attributes:
+        model: a copy of it in which the values of some sites are inputs, `cut_input(site, replaced)`. More outputs,
+            named by `exposed`, show what an adapter may read there, computed from the inputs that come before it, and
+            the final hidden state at `head/hidden`.
+        places: where it is cut, in the order of evaluation, each with the outputs that show what is there: site values,
+            and the tensors of the base's norm that a bound graph borrows.
+    """
+
+    model: ir.Model
+    places: tuple[tuple[Place, tuple[str, ...]], ...]
+
+
+def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
+    """Cut a base open at some places.
+
+    Raises:
+        NoSitesError: what a site's layer reads cannot be replaced.
+    """
+    graft = SiteGraft(base, places)
+    shown = []
+    for edit in graft.edits:
+        site, replaced = edit.site, edit.replaced
+        values = graft.site_values(edit, READABLE[replaced])
+        there = {**values, **graft.norm_tensors(site)}
+        fed, like = cut_input(site.name, replaced), values[replaced]
+        copy = ir.Node("", "Identity", [graft.add_input(fed, like.type, like.shape)], name=f"{fed}/copy")
+        copy.outputs[0].name = f"{fed}/value"
+        graft.carry_out(edit, copy.outputs[0], [copy])
+        for name, value in there.items():  # only now: what shows a value would read what is fed in its place
+            graft.expose(value, exposed(f"{site.name}.{replaced}", name))
+        shown.append(((site, replaced), tuple(there)))
+    graft.expose(graft.value(base.sites.final), exposed(HEAD, "hidden"))
+    return Cut(graft.finish(), tuple(shown))
+
+
+def piece(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
+    """The part of a graph that computes some of its outputs; its inputs are those that this part reads.
+
+    The weights are shared with the graph, not copied.
+    """
+    graph = ir.convenience.extract(model.graph, list(model.graph.inputs), list(outputs))
+    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+        graph.inputs.remove(value)
+    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
 
 
 _NAMES: dict[Precision, str] = {

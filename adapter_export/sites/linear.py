@@ -1,4 +1,9 @@
-"""The linear layers inside the sublayers of a base, as sites."""
+"""The linear layers inside the sublayers of a base, as sites, told apart by what happens to their outputs.
+
+Attention multiplies queries with keys and, behind a softmax, the probabilities with values (Vaswani et al. 2017,
+§3.2.1); without a softmax it multiplies keys with values first and queries with the result (Katharopoulos et al. 2020,
+§3.2). In an ffn with two branches the gate is the one that goes through the activation (Shazeer 2020, §2).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,27 @@ from adapter_export.sites.index import FlowIndex, Piece, is_stream, pieces_of
 from adapter_export.sites.site import Site
 from adapter_export.sites.view import FlowNode
 
-# Whether a layer reads tokens before batch.
+PACKED = ("query", "key", "value")
+"""What a fused attention reads in one value, in this order."""
+
+_OPERANDS = {1: (PACKED,), 2: (("query",), ("key", "value")), 3: (("query",), ("key",), ("value",))}
+"""What a fused attention reads, by the number of its operands."""
+
+_JOINED: Mapping[frozenset[str], str] = {
+    frozenset({"query", "key", "value"}): "qkv",
+    frozenset({"query", "key"}): "qk",
+    frozenset({"key", "value"}): "kv",
+    frozenset({"gate", "up"}): "gate_up",
+}
+"""The names of fused layers."""
+
+_KEPT = frozenset({"query", "key", "value", "output", "gate", "up", "down", *_JOINED.values()})
+"""Names that say what a layer does; no layer has one of them for the name of its module alone."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+_SWAPS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
+"""Operations that let axes change places."""
 
 _BATCH_SECOND = (1, 0, 2)
 _ROWS, _APART = 2, 3
@@ -35,11 +60,6 @@ def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> b
     if len(leading) != _ROWS or None in leading or leading[0] == leading[1]:
         return False
     return any(leading == index.flow.shapes.get(stream, ())[1::-1] for stream in streams)
-
-
-# Walk back from a value to the products that it is computed from.
-
-_TURNS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
 
 
 @dataclass(frozen=True)
@@ -66,16 +86,6 @@ class Reach:
         return found
 
 
-def bends(nodes: Iterable[FlowNode]) -> bool:
-    """Whether an activation is among them."""
-    return any(node.kind == "activation" for node in nodes)
-
-
-def turns(nodes: Iterable[FlowNode]) -> bool:
-    """Whether one of them lets axes change places."""
-    return any(node.op.lower() in _TURNS for node in nodes)
-
-
 def reach(index: FlowIndex, value: str, ends: Set[str]) -> Reach:
     """Walk back from a value, over every way, to the next product or to one of the values `ends`."""
     values: set[str] = set()
@@ -92,9 +102,6 @@ def reach(index: FlowIndex, value: str, ends: Set[str]) -> Reach:
         waiting.extend(() if node.multiplies else node.inputs)
     ordered = sorted(nodes.values(), key=lambda node: index.position(node.outputs[0]))
     return Reach(frozenset(values), tuple(ordered), products)
-
-
-# A linear layer: what it reads, and its output with its bias.
 
 
 @dataclass(frozen=True)
@@ -140,16 +147,15 @@ def _written(index: FlowIndex, product: FlowNode) -> str:
     node, value = product, product.outputs[0]
     while node.epilogue != "bias":
         readers = index.readers(value)
-        if len(readers) != 1 or value in index.flow.outputs or not _is_epilogue(readers[0], product):
+        if len(readers) != 1 or value in index.flow.outputs:
             break
-        node, value = readers[0], readers[0].outputs[0]
+        node = readers[0]
+        # quantisers drop the path of a product that they replace, and keep that of its bias
+        same_module = None in (node.path, product.path) or node.path == product.path
+        if node.epilogue is None or node.multiplies or not same_module:
+            break
+        value = node.outputs[0]
     return value
-
-
-def _is_epilogue(node: FlowNode, product: FlowNode) -> bool:
-    """Quantisers drop the path of a product that they replace, and keep that of its bias."""
-    same_module = None in (node.path, product.path) or node.path == product.path
-    return node.epilogue is not None and not node.multiplies and same_module
 
 
 def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
@@ -164,20 +170,6 @@ def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
         return None
     kept = flow.width(before) == flow.width(u) and flow.width(after) == flow.width(h)
     return (before, after) if kept else None
-
-
-# Tell the linear layers inside a sublayer apart by what happens to their outputs.
-#
-# Attention multiplies queries with keys and, behind a softmax, the probabilities with values (Vaswani et al. 2017,
-# §3.2.1); without a softmax it multiplies keys with values first and queries with the result (Katharopoulos et al.
-# 2020,
-# §3.2). In an ffn with two branches the gate is the one that goes through the activation (Shazeer 2020, §2).
-
-PACKED = ("query", "key", "value")
-"""What a fused attention reads in one value, in this order."""
-
-_OPERANDS = {1: (PACKED,), 2: (("query",), ("key", "value")), 3: (("query",), ("key",), ("value",))}
-"""What a fused attention reads, by the number of its operands."""
 
 
 @dataclass
@@ -235,8 +227,11 @@ def _pair(second: FlowNode, found: Sequence[Reach], mixing: dict[str, FlowNode])
     mixed, alone = (behind_one, other) if first_of_one else (behind_other, one)
     for first in (mixing[name] for name in first_of_one or first_of_other):
         way = mixed.since(first)
-        roles = ("query", "key", "value") if bends(way) else ("key", "value", "query")
-        if not turns(way):  # rows and columns keep their places, and with them queries and keys
+        has_softmax = any(node.kind == "activation" for node in way)
+        roles = ("query", "key", "value") if has_softmax else ("key", "value", "query")
+        if all(
+            node.op.lower() not in _SWAPS for node in way
+        ):  # rows and columns keep their places, and with them queries and keys
             yield from zip(roles, (*first.operands, alone), strict=False)
 
 
@@ -291,20 +286,6 @@ def _behind(index: FlowIndex, layer: FlowNode, ends: Set[str]) -> Reach:
     return reach(index, layer.operands[0], ends)
 
 
-_JOINED: Mapping[frozenset[str], str] = {
-    frozenset({"query", "key", "value"}): "qkv",
-    frozenset({"query", "key"}): "qk",
-    frozenset({"key", "value"}): "kv",
-    frozenset({"gate", "up"}): "gate_up",
-}
-"""The names of fused layers."""
-
-_KEPT = frozenset({"query", "key", "value", "output", "gate", "up", "down", *_JOINED.values()})
-"""Names that say what a layer does; no layer has one of them for the name of its module alone."""
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-
-
 def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Iterator[Site]:
     """The linear layers of a sublayer, in the order of evaluation.
 
@@ -321,29 +302,20 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Ite
     layers = [layer for product in products.values() if (layer := layer_of(index, product)) is not None]
     layers.sort(key=lambda layer: index.position(layer.h))
     for layer, name in zip(layers, _names(layers, wiring), strict=True):
-        yield _site(index, layer, sublayer, name, wiring)
-
-
-def _site(index: FlowIndex, layer: Layer, sublayer: Site, name: str, wiring: Wiring) -> Site:
-    parts = _parts(index, layer, wiring)
-    return Site(
-        name=f"{sublayer.name}.{name}",
-        role="linear",
-        layer=sublayer.layer,
-        width=index.flow.width(layer.h) or 0,
-        width_in=index.flow.width(layer.u) or 0,
-        h=layer.h,
-        x=None,
-        u=layer.u,
-        y=None,
-        norm=None,
-        residual=None,
-        path=layer.product.path,
-        followed_by="",
-        parts={name: (piece.start, piece.end) for name, piece in parts.items()},
-        blocks=max((piece.blocks for piece in parts.values()), default=1),
-        sequence_first=is_sequence_first(index, layer.u, [sublayer.x] if sublayer.x is not None else []),
-    )
+        parts = _parts(index, layer, wiring)
+        yield Site(
+            name=f"{sublayer.name}.{name}",
+            role="linear",
+            layer=sublayer.layer,
+            width=index.flow.width(layer.h) or 0,
+            width_in=index.flow.width(layer.u) or 0,
+            h=layer.h,
+            u=layer.u,
+            path=layer.product.path,
+            parts={role: (piece.start, piece.end) for role, piece in parts.items()},
+            blocks=max((piece.blocks for piece in parts.values()), default=1),
+            sequence_first=is_sequence_first(index, layer.u, [sublayer.x]),
+        )
 
 
 def _parts(index: FlowIndex, layer: Layer, wiring: Wiring) -> dict[str, Piece]:
@@ -364,7 +336,8 @@ def _parts(index: FlowIndex, layer: Layer, wiring: Wiring) -> dict[str, Piece]:
 
 def _names(layers: Sequence[Layer], wiring: Wiring) -> list[str]:
     """A name for each: by what it does; else that of its module; else a number."""
-    names = [_own_name(wiring.roles.get(layer.product.name, set())) for layer in layers]
+    roles = [wiring.roles.get(layer.product.name, set()) for layer in layers]
+    names = [next(iter(does)) if len(does) == 1 else _JOINED.get(frozenset(does)) for does in roles]
     unique = {name for name, count in Counter(names).items() if count == 1}
     others = [_module_name(layer.product.path) for layer in layers]
     counts = Counter(other for name, other in zip(names, others, strict=True) if name not in unique)
@@ -377,10 +350,6 @@ def _names(layers: Sequence[Layer], wiring: Wiring) -> list[str]:
         else f"linear{next(numbers)}"
         for name, other in zip(names, others, strict=True)
     ]
-
-
-def _own_name(roles: Set[str]) -> str | None:
-    return next(iter(roles)) if len(roles) == 1 else _JOINED.get(frozenset(roles))
 
 
 def _module_name(path: str | None) -> str | None:

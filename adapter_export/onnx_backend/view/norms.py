@@ -1,4 +1,9 @@
-"""The norms of an ONNX graph: which kind each is, and the names of its trained tensors."""
+"""The norms of an ONNX graph, and the sums and biases that are fused with them.
+
+`SkipLayerNormalization` and `SkipSimplifiedLayerNormalization` (domain com.microsoft, opset 1) add two activations and
+normalise the sum, which is their fourth output. A bias of theirs was fused into them from the sublayer that they add,
+so it belongs to `h`.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +15,10 @@ import onnx_ir as ir
 from adapter_export.errors import BaseModelError
 from adapter_export.sites.site import Norm, SiteMap
 
-# Operators that hold a residual sum inside, as ONNX Runtime and its tools fuse them: the sum, and how it is opened.
-#
-# `SkipLayerNormalization` and `SkipSimplifiedLayerNormalization` (domain com.microsoft, opset 1) add two activations
-# and
-# normalise the sum; the sum is their fourth output. A bias of theirs was fused into them from the sublayer that they
-# add,
-# so it belongs to `h`.
-
 _BIAS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
 """The operators, and which of their inputs is the bias."""
 
-_NORM = {
-    "SkipLayerNormalization": "LayerNormalization",
-    "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
-}
-"""What is left of them when the sum is taken out."""
-
-_BIASED = {"BiasGelu": "Gelu", "FastGelu": "FastGelu"}
+UNBIASED = {"BiasGelu": "Gelu", "FastGelu": "FastGelu"}
 """Activations of com.microsoft whose second input is a bias of what they read, and the same without a bias."""
 
 UNNAMED_SUM = "/sum"
@@ -36,7 +27,7 @@ UNNAMED_SUM = "/sum"
 SUMMANDS = 2
 """Their first inputs are what they add."""
 
-_SUM_OUTPUT = 3
+SUM_OUTPUT = 3
 
 _ADDED = {"QLinearAdd": (0, 3), "FusedConv": (3,), "QOrderedMatMul": (6,), "BiasDropout": (2,), "BiasAdd": (2,)}
 """Operators of com.microsoft that add activations to what they compute, and the inputs that are such sums' parts."""
@@ -57,51 +48,7 @@ def hides_sum(node: ir.Node, activations: Set[str]) -> bool:
 
 def sum_output(node: ir.Node) -> str | None:
     """The name of the sum inside such a node; none if the node keeps it to itself."""
-    return (node.outputs[_SUM_OUTPUT].name or None) if len(node.outputs) > _SUM_OUTPUT else None
-
-
-def take_bias(node: ir.Node) -> ir.Value | None:
-    """Take the bias out of a node; the caller adds it to `h`. None for any other node, or one without a bias.
-
-    Beside the sums, activations hold one: that of the linear layer before them.
-    """
-    bias = _bias(node)
-    if bias is not None:
-        node.replace_input_with(node.inputs.index(bias, 1), None)
-    if bias is not None and node.op_type in _BIASED:
-        node.resize_inputs(1)
-        node.op_type = _BIASED[node.op_type]
-    return bias
-
-
-def open_sum(node: ir.Node) -> ir.Value:
-    """Take the sum out of a node, which then is the norm alone.
-
-    Returns:
-        The sum. Whoever read it before reads it now; it has the name that it had, or none if it had none.
-    """
-    graph = node.graph
-    assert graph is not None
-    assert _bias(node) is None  # it belongs to `h`, and was put there before
-    named = node.outputs[_SUM_OUTPUT] if len(node.outputs) > _SUM_OUTPUT else None
-    add = ir.Node("", "Add", node.inputs[:SUMMANDS])
-    total = add.outputs[0]
-    total.shape, total.type = node.outputs[0].shape, node.outputs[0].type
-    graph.insert_before(node, add)
-    if named is not None:
-        name = named.name
-        for at, output in enumerate(graph.outputs):
-            if output is named:
-                graph.outputs[at] = total
-        named.replace_all_uses_with(total)
-        total.name = name
-    read = [total, *(value for value in node.inputs[SUMMANDS:] if value is not None)]
-    for at, value in enumerate(read):
-        node.replace_input_with(at, value)
-    node.resize_inputs(len(read))
-    node.resize_outputs(1)
-    node.op_type, node.domain = _NORM[node.op_type], ""
-    return total
+    return (node.outputs[SUM_OUTPUT].name or None) if len(node.outputs) > SUM_OUTPUT else None
 
 
 def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
@@ -117,7 +64,7 @@ def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
     residuals = {site.residual for site in sites.sublayers if site.residual is not None}
     sums = {value for name in residuals for value in nodes[name].outputs}
     for name, node in nodes.items():
-        if name not in residuals and _bias(node) is not None and not sums.isdisjoint(node.inputs[:SUMMANDS]):
+        if name not in residuals and fused_bias(node) is not None and not sums.isdisjoint(node.inputs[:SUMMANDS]):
             raise BaseModelError(
                 "a bias was fused behind the sum of two sublayers, and nothing says to which it belongs",
                 where=f"`{name}`, {node.op_type}",
@@ -125,8 +72,9 @@ def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
             )
 
 
-def _bias(node: ir.Node) -> ir.Value | None:
-    at = 1 if node.op_type in _BIASED and node.domain == "com.microsoft" else _BIAS.get(node.op_type)
+def fused_bias(node: ir.Node) -> ir.Value | None:
+    """The bias of a linear layer that is fused into the operator behind it: a residual sum or an activation."""
+    at = 1 if node.op_type in UNBIASED and node.domain == "com.microsoft" else _BIAS.get(node.op_type)
     return node.inputs[at] if at is not None and at < len(node.inputs) else None
 
 
@@ -154,7 +102,9 @@ def _whole(node: ir.Node, activations: Set[str]) -> Norm:
     at = _SKIP_WEIGHT if is_skip_norm(node) else _WEIGHT
     is_rms = "LayerNormalization" not in node.op_type or "Simplified" in node.op_type
     tensors = [node.inputs[i] if i < len(node.inputs) else None for i in ((at,) if is_rms else (at, at + 1))]
-    if not _is_over_features(node) or any(tensor is not None and tensor.name in activations for tensor in tensors):
+    axis, shape = node.attributes.get_int("axis", -1), node.inputs[0].shape if node.inputs[0] is not None else None
+    over_features = axis == -1 or (shape is not None and axis == len(shape) - 1)
+    if not over_features or any(tensor is not None and tensor.name in activations for tensor in tensors):
         return _UNKNOWN
     epsilon = _as_written(node.attributes.get_float("epsilon", _DEFAULT_EPSILON.get(node.op_type, 1e-5)))
     weight, bias = (*(None if tensor is None else tensor.name for tensor in tensors), None)[:2]
@@ -164,13 +114,6 @@ def _whole(node: ir.Node, activations: Set[str]) -> Norm:
 def _as_written(epsilon: float) -> float:
     """The shortest decimal of a float32: files hold 1e-12 as 9.99999996e-13."""
     return float(str(np.float32(epsilon)))
-
-
-def _is_over_features(node: ir.Node) -> bool:
-    """Whether it normalises over the last axis alone; the shape of its input says which axis that is."""
-    axis = node.attributes.get_int("axis", -1)
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
 
 def _written_out(last: ir.Node, activations: Set[str]) -> tuple[Norm, str] | None:
@@ -209,13 +152,10 @@ def _before_centring(value: ir.Value | None) -> ir.Value | None:
 def _split(node: ir.Node, activations: Set[str]) -> tuple[ir.Value | None, ir.Value | None]:
     """The activation and the trained vector of an operation on both."""
     one, other = node.inputs[0], node.inputs[1]
-    pair = (one, other) if _is_activation(one, activations) else (other, one)
-    is_vector = pair[1] is not None and pair[1].shape is not None and len(pair[1].shape) == 1
-    return pair if is_vector and not _is_activation(pair[1], activations) else (None, None)
-
-
-def _is_activation(value: ir.Value | None, activations: Set[str]) -> bool:
-    return value is not None and value.name in activations
+    activation, vector = (one, other) if one is not None and one.name in activations else (other, one)
+    if vector is None or vector.name in activations or vector.shape is None or len(vector.shape) != 1:
+        return None, None
+    return activation, vector
 
 
 def _name(value: ir.Value | None) -> str:

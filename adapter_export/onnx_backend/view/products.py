@@ -1,4 +1,4 @@
-"""The products of an ONNX graph: their factors, which are linear layers, and what is left to do behind those."""
+"""The products and layouts of an ONNX graph: factors, linear layers and their epilogues, cuts and moves of axes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import onnx_ir as ir
 
 from adapter_export.sites.view import Cut, Epilogue, rows_first
 
-# Layouts of an ONNX graph that cut one axis of what they read, or move whole axes.
-
 
 def cuts_of(node: ir.Node) -> dict[str, Cut]:
     """The slice of its input that each output is; none where it is not known, or is not one slice."""
@@ -19,12 +17,12 @@ def cuts_of(node: ir.Node) -> dict[str, Cut]:
         return {}
     if node.op_type == "Split":
         return _split(node, len(source.shape))
-    cut = {"Slice": _slice, "Gather": _pick}.get(node.op_type, _none)(node, source.shape)
+    cut = None
+    if node.op_type == "Slice":
+        cut = _slice(node, source.shape)
+    elif node.op_type == "Gather":
+        cut = _pick(node, source.shape)
     return {} if cut is None or not node.outputs[0].name else {node.outputs[0].name: cut}
-
-
-def _none(_node: ir.Node, _shape: ir.Shape) -> None:
-    return None
 
 
 def _split(node: ir.Node, rank: int) -> dict[str, Cut]:
@@ -172,7 +170,7 @@ def packed(node: ir.Node) -> tuple[tuple[int, int], ...]:
 
 def is_linear(node: ir.Node, activations: Set[str]) -> bool:
     """Whether it multiplies an activation with one trained matrix, and does nothing else that would stay."""
-    if len(operands(node, activations)) != 1 or operands(node, activations)[0] != _name(node.inputs[0]):
+    if operands(node, activations) != (_name(node.inputs[0] if node.inputs else None),):
         return False
     if node.op_type in _PACKED:
         return True
@@ -215,23 +213,12 @@ def epilogue(node: ir.Node, activations: Set[str]) -> Epilogue | None:
         return "bias" if has_bias else None
     if node.op_type == "Add" and sum(_name(value) in activations for value in node.inputs) == 1:
         return "bias" if any(_is_vector(value) for value in node.inputs if _name(value) not in activations) else None
-    if node.op_type == "Mul" and any(_is_integer_product(_producer(_producer_input(value))) for value in node.inputs):
-        return "rescale"
-    return "rescale" if node.op_type == "Cast" and _is_integer_product(_producer(node.inputs[0])) else None
-
-
-def _producer_input(value: ir.Value | None) -> ir.Value | None:
-    """What is cast to a value; none for a value that is no cast."""
-    node = _producer(value)
-    return node.inputs[0] if node is not None and node.op_type == "Cast" else None
-
-
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return None if value is None else value.producer()
-
-
-def _is_integer_product(node: ir.Node | None) -> bool:
-    return node is not None and node.op_type == "MatMulInteger"
+    casts = [node] if node.op_type == "Cast" else []
+    if node.op_type == "Mul":
+        makers = (None if value is None else value.producer() for value in node.inputs)
+        casts = [maker for maker in makers if maker is not None and maker.op_type == "Cast"]
+    sources = (None if cast.inputs[0] is None else cast.inputs[0].producer() for cast in casts)
+    return "rescale" if any(source is not None and source.op_type == "MatMulInteger" for source in sources) else None
 
 
 def _is_vector(value: ir.Value | None) -> bool:
