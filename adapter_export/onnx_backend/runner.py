@@ -24,6 +24,7 @@ from adapter_export.onnx_backend.graft.insert import exposed
 from adapter_export.onnx_backend.graft.surgery import SiteGraft
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.runtime.graphs import run_session
+from adapter_export.onnx_backend.view.flow import bodies
 from adapter_export.sites.edits import Place
 from adapter_export.sites.site import Site, SiteMap
 
@@ -150,19 +151,11 @@ def _piece(
 def _reads(node: ir.Node, graph: ir.Graph) -> set[ir.Value]:
     """What a node reads, itself or in a graph inside of it."""
     read = {value for value in node.inputs if value is not None}
-    for inner in _inner_graphs(node):
+    for inner in bodies(node):
         for each in ir.traversal.RecursiveGraphIterator(inner):
             read |= {value for value in each.inputs if value is not None and value.graph is graph}
         read |= {value for value in inner.outputs if value.graph is graph}
     return read
-
-
-def _inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _external_bytes(value: ir.Value) -> int:

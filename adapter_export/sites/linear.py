@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from adapter_export.sites.index import FlowIndex, Piece, is_stream, pieces_of
 from adapter_export.sites.site import Site
@@ -104,8 +105,7 @@ def reach(index: FlowIndex, value: str, ends: Set[str]) -> Reach:
     return Reach(frozenset(values), tuple(ordered), products)
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A linear layer.
 
     Attributes:
@@ -172,40 +172,29 @@ def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
     return (before, after) if kept else None
 
 
-@dataclass
-class Wiring:
-    """What the linear layers of one sublayer are for.
+class Use(NamedTuple):
+    """What a linear layer of a sublayer is for: a role such as `query`; several in a fused one.
 
     Attributes:
-        layers: the products of those that have a name of their own, by node.
-        roles: what each of them computes, such as `query`; several in a fused one.
-        sources: the values that each role is read from, on the way from its layer to where it is used.
+        role: what it computes.
+        product: the node that multiplies.
+        values: the values that the role is read from, on the way from the layer to where it is used.
     """
 
-    layers: dict[str, FlowNode] = field(default_factory=dict)
-    roles: dict[str, set[str]] = field(default_factory=dict)
-    sources: dict[str, set[str]] = field(default_factory=dict)
-
-    def add(self, role: str, product: FlowNode, values: Iterable[str] = ()) -> None:
-        """Note that a layer computes what has a role."""
-        self.layers[product.name] = product
-        self.roles.setdefault(product.name, set()).add(role)
-        self.sources.setdefault(role, set()).update(values)
+    role: str
+    product: FlowNode
+    values: Set[str] = frozenset()
 
 
-def attention_wiring(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]) -> Wiring:
+def attention_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]) -> Iterator[Use]:
     """Find queries, keys, values and the output projection among the `nodes` that compute the sublayer's output `h`."""
-    wiring = Wiring()
     mixing = {node.name: node for node in nodes if node.mixes_tokens}
     for role, value in _operands(index, mixing, ends):
         found = reach(index, value, ends)
-        for product in found.products.values():
-            if product.linear:
-                wiring.add(role, product, found.values)
+        yield from (Use(role, product, found.values) for product in found.products.values() if product.linear)
     last = [node for node in _last(index, nodes, h) if _behind(index, node, ends).products.keys() & mixing.keys()]
     if len(last) == 1:
-        wiring.add("output", last[0])
-    return wiring
+        yield Use("output", last[0])
 
 
 def _operands(index: FlowIndex, mixing: dict[str, FlowNode], ends: Set[str]) -> Iterator[tuple[str, str]]:
@@ -229,42 +218,37 @@ def _pair(second: FlowNode, found: Sequence[Reach], mixing: dict[str, FlowNode])
         way = mixed.since(first)
         has_softmax = any(node.kind == "activation" for node in way)
         roles = ("query", "key", "value") if has_softmax else ("key", "value", "query")
-        if all(
-            node.op.lower() not in _SWAPS for node in way
-        ):  # rows and columns keep their places, and with them queries and keys
+        # rows and columns keep their places, and with them queries and keys
+        if all(node.op.lower() not in _SWAPS for node in way):
             yield from zip(roles, (*first.operands, alone), strict=False)
 
 
-def ffn_wiring(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]) -> Wiring:
+def ffn_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]) -> Iterator[Use]:
     """Find up, gate and down among the `nodes` that compute the sublayer's output `h`."""
-    wiring = Wiring()
     first = {node.name for node in nodes if node.linear and not _behind(index, node, ends).products}
-    ways = {node.name: _behind(index, node, ends) for node in _last(index, nodes, h)}
-    last = [name for name, way in ways.items() if way.products and way.products.keys() <= first]
+    ways = [(node, _behind(index, node, ends)) for node in _last(index, nodes, h)]
+    last = [(node, way) for node, way in ways if way.products and way.products.keys() <= first]
     if len(last) == 1:
-        way = ways[last[0]]
-        wiring.add("down", next(node for node in nodes if node.name == last[0]))
-        for role, product, value in _branches(index, way):
-            wiring.add(role, product, [value])
-    return wiring
+        ((node, way),) = last
+        yield Use("down", node)
+        yield from _branches(index, way)
 
 
-def _branches(index: FlowIndex, way: Reach) -> Iterator[tuple[str, FlowNode, str]]:
+def _branches(index: FlowIndex, way: Reach) -> Iterator[Use]:
     """What each layer before the last one is: one branch, or two of which one goes through an activation."""
     values = [(node, node.outputs[0]) for node in way.products.values()]
     if len(values) == 1:
         (node, value), layer = values[0], layer_of(index, values[0][0])
         cuts = [] if layer is None else [piece for piece in pieces_of(index, layer.h) if piece in way.values]
         if len(cuts) != 2:
-            yield "up", node, value
+            yield Use("up", node, {value})
             return
         values = [(node, piece) for piece in cuts]
     if len(values) == 2:
         bent = [_bends_alone(index, way, value, other) for (_, value), (_, other) in (values, values[::-1])]
         if bent[0] != bent[1]:
-            gate, up = values if bent[0] else values[::-1]
-            yield "gate", *gate
-            yield "up", *up
+            roles = ("gate", "up") if bent[0] else ("up", "gate")
+            yield from (Use(role, node, {value}) for role, (node, value) in zip(roles, values, strict=True))
 
 
 def _bends_alone(index: FlowIndex, way: Reach, value: str, other: str) -> bool:
@@ -296,13 +280,13 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Ite
     """
     assert sublayer.x is not None  # a sublayer has one
     nodes = [index.nodes[at] for at in index.between(sublayer.x, sublayer.h)]
-    find = ffn_wiring if sublayer.role == "ffn" else attention_wiring
-    wiring = find(index, nodes, sublayer.h, frozenset(ends))
-    products = {node.name: node for node in nodes if node.linear} | wiring.layers
+    find = ffn_uses if sublayer.role == "ffn" else attention_uses
+    uses = list(find(index, nodes, sublayer.h, frozenset(ends)))
+    products = {node.name: node for node in (*(node for node in nodes if node.linear), *(use.product for use in uses))}
     layers = [layer for product in products.values() if (layer := layer_of(index, product)) is not None]
     layers.sort(key=lambda layer: index.position(layer.h))
-    for layer, name in zip(layers, _names(layers, wiring), strict=True):
-        parts = _parts(index, layer, wiring)
+    for layer, name in zip(layers, _names(layers, uses), strict=True):
+        parts = _parts(index, layer, uses)
         yield Site(
             name=f"{sublayer.name}.{name}",
             role="linear",
@@ -318,13 +302,16 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Ite
         )
 
 
-def _parts(index: FlowIndex, layer: Layer, wiring: Wiring) -> dict[str, Piece]:
+def _parts(index: FlowIndex, layer: Layer, uses: Sequence[Use]) -> dict[str, Piece]:
     """The parts of a fused layer's output; none if not each of them is known to be one piece."""
-    roles = wiring.roles.get(layer.product.name, set())
-    if len(roles) < 2:
+    sources = {
+        role: {value for use in uses if use.role == role for value in use.values}
+        for role in {use.role for use in uses if use.product is layer.product}
+    }
+    if len(sources) < 2:
         return {}
     pieces = pieces_of(index, layer.h)
-    found = {role: [pieces[name] for name in pieces if name in wiring.sources[role]] for role in roles}
+    found = {role: [pieces[name] for name in pieces if name in values] for role, values in sources.items()}
     for node in index.readers(layer.h):
         for role, (start, end) in zip(PACKED, node.packed, strict=False):
             found.setdefault(role, []).append(Piece(start, end))
@@ -334,9 +321,9 @@ def _parts(index: FlowIndex, layer: Layer, wiring: Wiring) -> dict[str, Piece]:
     return dict(sorted(((role, places[0]) for role, places in found.items()), key=lambda part: part[1]))
 
 
-def _names(layers: Sequence[Layer], wiring: Wiring) -> list[str]:
+def _names(layers: Sequence[Layer], uses: Sequence[Use]) -> list[str]:
     """A name for each: by what it does; else that of its module; else a number."""
-    roles = [wiring.roles.get(layer.product.name, set()) for layer in layers]
+    roles = [{use.role for use in uses if use.product is layer.product} for layer in layers]
     names = [next(iter(does)) if len(does) == 1 else _JOINED.get(frozenset(does)) for does in roles]
     unique = {name for name, count in Counter(names).items() if count == 1}
     others = [_module_name(layer.product.path) for layer in layers]

@@ -13,8 +13,8 @@ from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.errors import BaseModelError, NoSitesError, NothingComparedError, UsageError
 from adapter_export.numerics.budget import budget, extent
 from adapter_export.numerics.sample_inputs import InputCase
+from adapter_export.onnx_backend.base import external
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, OnnxBase, open_onnx
-from adapter_export.onnx_backend.base.external import readable
 from adapter_export.onnx_backend.base.shapes import correct_shapes
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.runtime.graphs import run_session
@@ -31,9 +31,8 @@ def in_memory(base: OnnxBase) -> ir.Model:
     model = base.model.clone()
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                tensor = readable(value.const_value)
-                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
+            if value.const_value is not None:
+                value.const_value = external.in_memory(value.const_value)
     return model
 
 

@@ -105,7 +105,7 @@ def check_layers_are_visible(graph: ir.Graph) -> None:
         BaseModelError: there are some, or residual sums are hidden inside an operator.
     """
     _check_sums_are_visible(graph, activations_of(graph))
-    hiding = Counter(node.op_type for node in graph if any(_has_products(body) for body in _bodies(node)))
+    hiding = Counter(node.op_type for node in graph if any(_has_products(body) for body in bodies(node)))
     if hiding:
         raise BaseModelError(
             "layers of this graph lie inside its control flow, where adapters cannot act",
@@ -116,7 +116,8 @@ def check_layers_are_visible(graph: ir.Graph) -> None:
         )
 
 
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs inside a node: branches of an `If`, the body of a loop."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()
@@ -187,7 +188,7 @@ def _read(node: ir.Node) -> list[ir.Value]:
 def _all_read(node: ir.Node) -> Iterator[ir.Value]:
     """The inputs, and what the bodies of control flow read from outside."""
     yield from _read(node)
-    for body in _bodies(node):
+    for body in bodies(node):
         for inner in body.all_nodes():
             yield from (value for value in _read(inner) if value.graph is not body)
 
