@@ -23,8 +23,8 @@ from adapter_export.onnx_backend.base.numerics import numerics
 from adapter_export.onnx_backend.graft.insert import exposed
 from adapter_export.onnx_backend.graft.surgery import SiteGraft
 from adapter_export.onnx_backend.session import open_session
-from adapter_export.runtime.graphs import run_session
 from adapter_export.onnx_backend.view.flow import bodies
+from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.edits import Place
 from adapter_export.sites.site import Site, SiteMap
 

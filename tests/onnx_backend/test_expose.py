@@ -13,7 +13,6 @@ from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.runner import CutRunner, cut, cut_input
 from adapter_export.onnx_backend.session import open_session
-from adapter_export.runtime.graphs import run_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 

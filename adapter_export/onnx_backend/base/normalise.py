@@ -21,8 +21,8 @@ from adapter_export.format.manifest import InputRecord
 from adapter_export.onnx_backend.base.shapes import small_cases
 from adapter_export.onnx_backend.lowering import MINIMUM_OPSET
 from adapter_export.onnx_backend.session import open_session
-from adapter_export.runtime.graphs import FAILURES, run_session
 from adapter_export.onnx_backend.view.flow import activations_of
+from adapter_export.runtime.graphs import FAILURES, run_session
 
 _IR_VERSION = 10
 """The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
