@@ -1,4 +1,9 @@
-"""The reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64."""
+"""The reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64.
+
+A graph of many weights is run piece by piece: ONNX Runtime maps weights from their file, and what it has read of a
+mapped file stays in memory as long as a session is open. So such a graph is cut between its nodes into pieces that run
+one after the other, each in a session of its own; the values that cross a cut are handed over.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +31,22 @@ from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.view.flow import bodies
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.edits import Place
-from adapter_export.sites.site import Site, SiteMap
-
-# A graph run piece by piece, so that the weights of one piece at a time are in memory.
-#
-# ONNX Runtime maps weights from their file, and what it has read of a mapped file stays in memory, as long as a session
-# is open. A graph of many weights is cut between its nodes into pieces that run one after the other, each in a session
-# of its own; the values that cross a cut are handed over.
+from adapter_export.sites.site import SiteMap
 
 PIECE_BYTES = 160 * 2**20
 """The most weights of one piece; a node that has more is a piece by itself."""
+
+
+_NAMES: dict[Precision, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "int8-weights": "float32 with 8-bit weights",
+    "int4-weights": "float32 with 4-bit weights",
+}
+
+_MOST_CUT = 4
+"""How many sets of places a base stays cut at; each has the base's weights in memory."""
 
 
 class Pieces:
@@ -168,28 +179,42 @@ def _name(value: ir.Value) -> str:
     return value.name
 
 
-# A base cut open at its sites.
-
-
 def cut_input(site: str, replaced: str) -> str:
     """The input of a cut base that stands in the place of a site's `u`, `h` or `y`."""
     return f"cut.{site}.{replaced}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cut:
     """A base cut open.
 
     Attributes:
+        base: the base.
         model: a copy of it in which the values of some sites are inputs, `cut_input(site, replaced)`. More outputs,
             named by `exposed`, show what an adapter may read there, computed from the inputs that come before it, and
             the final hidden state at `head/hidden`.
         places: where it is cut, in the order of evaluation, each with the outputs that show what is there: site values,
             and the tensors of the base's norm that a bound graph borrows.
+        parts: what computes some of its outputs, made when it is first needed; the weights are in memory once.
     """
 
+    base: OnnxBase
     model: ir.Model
     places: tuple[tuple[Place, tuple[str, ...]], ...]
+    parts: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
+        """Compute some outputs by the part of the graph that they need, which reads no other inputs."""
+        key = tuple(outputs)
+        if key not in self.parts:
+            graph = ir.convenience.extract(self.model.graph, list(self.model.graph.inputs), list(outputs))
+            for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+                graph.inputs.remove(value)
+            functions = list(self.model.functions.values())
+            part = ir.Model(graph, ir_version=self.model.ir_version, functions=functions)
+            keep = not weights_are_many(self.base.model)
+            self.parts[key] = Pieces(part, self.base.folder, optimize=False, keep=keep)
+        return self.parts[key].run(feeds)
 
 
 def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
@@ -212,31 +237,7 @@ def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
             graft.expose(value, exposed(f"{site.name}.{replaced}", name))
         shown.append(((site, replaced), tuple(there)))
     graft.expose(graft.value(base.sites.final), exposed(HEAD, "hidden"))
-    return Cut(graft.finish(), tuple(shown))
-
-
-def piece(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
-    """The part of a graph that computes some of its outputs; its inputs are those that this part reads.
-
-    The weights are shared with the graph, not copied.
-    """
-    graph = ir.convenience.extract(model.graph, list(model.graph.inputs), list(outputs))
-    for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
-        graph.inputs.remove(value)
-    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
-
-
-_NAMES: dict[Precision, str] = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "int8": "int8",
-    "int8-weights": "float32 with 8-bit weights",
-    "int4-weights": "float32 with 4-bit weights",
-}
-
-
-_MOST_CUT = 4
-"""How many sets of places a base stays cut at; each has the base's weights in memory."""
+    return Cut(base, graft.finish(), tuple(shown))
 
 
 class CutRunner:
@@ -254,7 +255,7 @@ class CutRunner:
     def __init__(self, base: OnnxBase) -> None:
         self._base = base
         self._outputs = [record.name for record in base.outputs]
-        self._cuts: dict[frozenset[tuple[str, str]], _Pieces] = {}
+        self._cuts: dict[frozenset[tuple[str, str]], Cut] = {}
 
     @property
     def description(self) -> str:
@@ -277,10 +278,23 @@ class CutRunner:
         if adapter is None:
             return self._whole.run(inputs)
         check_fit([adapter], self._base.sites)
-        pieces, feeds = self._pieces(adapter), dict(inputs)
-        for (site, replaced), shown in pieces.cut.places:
-            feeds[cut_input(site.name, replaced)] = _adapted(pieces, site, shown, feeds, adapter)
-        return self._finish(pieces, feeds, inputs, adapter)
+        opened, feeds = self._opened(adapter), dict(inputs)
+        for (site, replaced), shown in opened.places:
+            graph = adapter.graphs[adapter.placements[site.name].graph]
+            borrowed = BORROWED if needs_base_norm(graph) else ()
+            needed = [name for name in shown if name in (*graph.inputs, replaced, *borrowed)]
+            names = {exposed(f"{site.name}.{replaced}", name): name for name in needed}
+            values = {names[output]: array for output, array in opened.run(feeds, list(names)).items()}
+            result = evaluate_site(adapter, site.name, values, site.norm)
+            feeds[cut_input(site.name, replaced)] = result.astype(values[replaced].dtype)
+        hidden_output = exposed(HEAD, "hidden")
+        outputs = opened.run(feeds, [*self._outputs, hidden_output])
+        hidden = outputs.pop(hidden_output)
+        if adapter.head is not None:
+            mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
+            name = head_output(self._outputs, adapter.head.output)
+            outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
+        return outputs
 
     @cached_property
     def _whole(self) -> Pieces:
@@ -291,7 +305,7 @@ class CutRunner:
         """Whether the base's weights are so few that all its pieces may be open."""
         return not weights_are_many(self._base.model)
 
-    def _pieces(self, adapter: Adapter) -> _Pieces:
+    def _opened(self, adapter: Adapter) -> Cut:
         """The base cut where an adapter acts, and nowhere else."""
         replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
         key = frozenset(replaced.items())
@@ -299,53 +313,5 @@ class CutRunner:
             if len(self._cuts) == _MOST_CUT:
                 del self._cuts[next(iter(self._cuts))]
             places = [(site, replaced[site.name]) for site in self._base.sites if site.name in replaced]
-            self._cuts[key] = _Pieces(self._base.folder, cut(self._base, places), self.keeps_weights)
+            self._cuts[key] = cut(self._base, places)
         return self._cuts[key]
-
-    def _finish(
-        self, pieces: _Pieces, feeds: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], adapter: Adapter
-    ) -> Arrays:
-        hidden_output = exposed(HEAD, "hidden")
-        outputs = pieces.run(feeds, [*self._outputs, hidden_output])
-        hidden = outputs.pop(hidden_output)
-        if adapter.head is not None:
-            mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
-            name = head_output(self._outputs, adapter.head.output)
-            outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
-        return outputs
-
-
-@dataclass
-class _Pieces:
-    """The pieces of a cut base, each made when it is first needed; the weights are in memory once.
-
-    Attributes:
-        folder: where the base lies.
-        cut: the base with its cuts.
-        few: whether all pieces may be open at once.
-        made: the pieces by what they compute.
-    """
-
-    folder: Path
-    cut: Cut
-    few: bool
-    made: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
-
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
-        """Run the piece that computes some outputs."""
-        key = tuple(outputs)
-        if key not in self.made:
-            self.made[key] = Pieces(piece(self.cut.model, outputs), self.folder, optimize=False, keep=self.few)
-        return self.made[key].run(feeds)
-
-
-def _adapted(
-    pieces: _Pieces, site: Site, shown: Sequence[str], feeds: Mapping[str, np.ndarray], adapter: Adapter
-) -> np.ndarray:
-    """What the adapter puts in the place of a site's value, in that value's type."""
-    graph = adapter.graphs[adapter.placements[site.name].graph]
-    borrows = BORROWED if needs_base_norm(graph) else ()
-    needed = [name for name in shown if name in (*graph.inputs, graph.replaces, *borrows)]
-    names = {exposed(f"{site.name}.{graph.replaces}", name): name for name in needed}
-    values = {names[output]: array for output, array in pieces.run(feeds, list(names)).items()}
-    return evaluate_site(adapter, site.name, values, site.norm).astype(values[graph.replaces].dtype)
