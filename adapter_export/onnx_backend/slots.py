@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.dtypes import Weights
+from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import AdapterError, FormatError, GraphError, NotNeutralError, within
 from adapter_export.format.adapter_files import graph_from_json, graph_to_json
 from adapter_export.format.manifest import Axis, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
-from adapter_export.graph.graph import READABLE, SITE_VALUES, AdapterGraph
+from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.slot_form import (
     has_neutral_parameters,
@@ -114,6 +114,16 @@ class SlotGroup:
             shapes = self.graph.parameter_shapes(widths)
             return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         return neutral_parameters(self.graph, widths)
+
+    def try_out(self, parameters: Weights) -> tuple[Mapping[str, Array], Array]:
+        """Random values that the graph may read, at one batch of one size, and its result for them in float64."""
+        graph, rng = bound_to(self.graph, None), np.random.default_rng(0)
+        widths = {"d": 1, **self.site_widths, "batch": 1, "tokens": 2}
+        shapes = HEAD_VALUES if self.owner == HEAD else SITE_VALUES
+        values = {name: rng.standard_normal([widths[str(axis)] for axis in shapes[name]]) for name in graph.inputs}
+        if "mask" in values:
+            values["mask"] = np.ones_like(values["mask"])
+        return values, evaluate(graph, values, parameters)
 
     def axis_name(self, axis: Axis, parameter: str | None = None) -> Axis:
         """The name of a slot's free axis in the ONNX graph, where one name means one size: `layers.0.ffn.b`."""
@@ -239,10 +249,8 @@ def _check_idle(group: SlotGroup, neutral: Weights, shared: Weights, adapter: Ad
     """An idle group must do nothing whatever the adapter shares among its other places: tried out on random values."""
     if not shared:
         return
-    graph, rng = bound_to(group.graph, None), np.random.default_rng(0)
-    widths = {"d": 1, **group.site_widths, "batch": 1, "tokens": 2}
-    values = {name: rng.standard_normal([widths[str(axis)] for axis in SITE_VALUES[name]]) for name in graph.inputs}
-    if not np.array_equal(evaluate(graph, values, neutral | shared), values[graph.replaces]):
+    values, result = group.try_out(neutral | shared)
+    if not np.array_equal(result, values[group.graph.replaces]):
         raise NotNeutralError(
             "what an adapter shares among its sites would act where the adapter does not",
             where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",

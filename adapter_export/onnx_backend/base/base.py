@@ -24,7 +24,7 @@ from adapter_export.onnx_backend.base.normalise import check_operators, normalis
 from adapter_export.onnx_backend.base.shapes import complete_shapes
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.onnx_backend.view.flow import check_layers_are_visible, flow_graph, node_names
-from adapter_export.onnx_backend.view.norms import check_biases
+from adapter_export.onnx_backend.view.operators import check_biases
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of

@@ -12,9 +12,6 @@ from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import AdapterError, BaseModelError
 from adapter_export.format.manifest import BankTensor
 from adapter_export.graph.adapter import HEAD, Adapter
-from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES
-from adapter_export.numerics.evaluate import evaluate
-from adapter_export.numerics.fit import bound_to
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.graft.insert import ParameterBinding, insert
 from adapter_export.onnx_backend.graft.surgery import Graft
@@ -122,7 +119,7 @@ def _check_padding(group: SlotGroup, adapter: Adapter, tensors: Weights, sizes: 
     wide = {name: _padded(group, name, tensor, sizes) for name, tensor in own.items()}
     if all(own[name].shape == wide[name].shape for name in own):
         return
-    expected, found = _tried(group, own), _tried(group, wide)
+    (_, expected), (_, found) = group.try_out(own), group.try_out(wide)
     kept = found[..., : expected.shape[-1]]
     if not np.allclose(kept, expected, rtol=1e-9, atol=1e-9) or found[..., expected.shape[-1] :].any():
         raise AdapterError(
@@ -132,16 +129,6 @@ def _check_padding(group: SlotGroup, adapter: Adapter, tensors: Weights, sizes: 
             expected=", ".join(str(list(wide[name].shape)) for name in own if own[name].shape != wide[name].shape),
             fix="give the adapters one width, or build with `--flavours slots,inputs`",
         )
-
-
-def _tried(group: SlotGroup, parameters: Weights) -> Array:
-    graph, rng = bound_to(group.graph, None), np.random.default_rng(0)
-    widths = {"d": 1, **group.site_widths, "batch": 1, "tokens": 2}
-    shapes = HEAD_VALUES if group.owner == HEAD else SITE_VALUES
-    values = {name: rng.standard_normal([widths[str(axis)] for axis in shapes[name]]) for name in graph.inputs}
-    if "mask" in values:
-        values["mask"] = np.ones_like(values["mask"])
-    return evaluate(graph, values, parameters)
 
 
 def _mask(head: HeadSum, filled: Sequence[Weights], sizes: Sizes) -> Array:

@@ -19,7 +19,7 @@ from adapter_export.onnx_backend.graft.fused import (
 from adapter_export.onnx_backend.lowering import Writer
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, first_free
 from adapter_export.onnx_backend.view.flow import activations_of, node_names
-from adapter_export.onnx_backend.view.norms import UNNAMED_SUM, is_skip_norm, sum_output
+from adapter_export.onnx_backend.view.operators import UNNAMED_SUM, is_skip_norm, sum_output
 from adapter_export.sites.edits import Edit, Place, Ref, Rewiring, plan_edits
 from adapter_export.sites.index import Piece
 from adapter_export.sites.site import LAYERS, Site

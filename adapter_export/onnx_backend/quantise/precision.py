@@ -44,15 +44,10 @@ _Convert = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 _QUANTISER_LOG = "%(asctime)s %(name)s [%(levelname)s] - %(message)s"
 
-
-def _undo_logging(form: str) -> None:
-    """Take back what the quantiser's module does to the root logger when it is imported: all libraries would talk."""
-    for handler in [each for each in logging.root.handlers if each.formatter and each.formatter._fmt == form]:
-        logging.root.removeHandler(handler)
-        logging.root.setLevel(logging.WARNING)
-
-
-_undo_logging(_QUANTISER_LOG)
+# take back what the quantiser's module does to the root logger when it is imported: all libraries would talk
+for _handler in [each for each in logging.root.handlers if each.formatter and each.formatter._fmt == _QUANTISER_LOG]:
+    logging.root.removeHandler(_handler)
+    logging.root.setLevel(logging.WARNING)
 
 
 def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_embeddings: bool = False) -> OnnxBase:
@@ -119,25 +114,17 @@ def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
     On a CPU, ONNX Runtime puts a cast between the two where they are float16, and then its MatmulTransposeFusion kills
     the process (seen with 1.32). torch's own `nn.TransformerEncoder` has them.
     """
+    transposes, kept = {}, []
     for index, node in enumerate(graph.node):
         node.name = node.name or f"node_{index}"
-    transposes = {
-        node.output[0]: node.name for node in graph.node if node.op_type == "Transpose" and _moves_batch(node)
-    }
-    products = [
-        node
-        for node in graph.node
-        if node.op_type in ("MatMul", "Gemm") and not transposes.keys().isdisjoint(node.input)
-    ]
-    return [
-        *(node.name for node in products),
-        *(transposes[name] for node in products for name in node.input if name in transposes),
-    ]
-
-
-def _moves_batch(node: onnx.NodeProto) -> bool:
-    perm = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
-    return not perm or perm[0] != 0
+        perm = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
+        if node.op_type == "Transpose" and (not perm or perm[0] != 0):
+            transposes[node.output[0]] = node.name
+    for node in graph.node:
+        read = [transposes[name] for name in node.input if name in transposes]
+        if read and node.op_type in ("MatMul", "Gemm"):
+            kept += [node.name, *read]
+    return kept
 
 
 def _int8(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,25 +12,23 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx_backend.view.norms import (
+from adapter_export.onnx_backend.view.operators import (
+    CONVOLUTIONS,
     NORMS,
     SUMMANDS,
     UNNAMED_SUM,
-    hides_sum,
-    is_skip_norm,
-    norm_of,
-    sum_output,
-)
-from adapter_export.onnx_backend.view.products import (
-    CONVOLUTIONS,
     cuts_of,
     epilogue,
+    hides_sum,
     is_linear,
     is_product,
+    is_skip_norm,
     is_weighted,
+    norm_of,
     operands,
     order_of,
     packed,
+    sum_output,
     trained_matrix,
     width_in,
 )
