@@ -236,8 +236,8 @@ def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
             continue
         names = _names(index, found[site.h])
         more = max((calls[name] - known[name] for name in names), default=0)
-        aside = max((index.flow.other_calls.get(str(name[0]), 0) for name in names), default=0)
-        yield replace(site, other_calls=more + aside)
+        of_weights = max((index.flow.other_calls.get(str(name[0]), 0) for name in names), default=0)
+        yield replace(site, other_calls=more + of_weights)
 
 
 def _names(index: FlowIndex, product: FlowNode) -> list[_Identity]:

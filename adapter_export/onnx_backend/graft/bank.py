@@ -1,4 +1,7 @@
-"""A bank: all adapters of a build in one graph, so that each row of a batch runs through its own."""
+"""A bank: all adapters of a build in one graph, so that each row of a batch runs through its own.
+
+The adapters are rows of tensors, all of one width: narrower ones are filled up with zeros so that nothing changes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,17 @@ from adapter_export.onnx_backend.graft.surgery import Graft
 from adapter_export.onnx_backend.lowering import Writer
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, HeadSum, SlotGroup, SlotPlan, slot_tensors
 
-# The adapters of a bank as rows of tensors: all of one width, the narrower ones filled up so that nothing changes.
+IDS_INPUT = "adapter_ids"
+
+ADAPTERS_AXIS = "adapters"
+"""The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
+
+_IN_ONE_ROW, _ROWS_APART = 2, 3
+"""The axes of a value that has the tokens of all rows on one axis, and of one that has batch and tokens apart."""
+
+_SWAP = {"perm": [1, 0, 2]}
+
+_NO_ROW = np.iinfo(np.int64).max
 
 MASKED = -3e38
 """What a bank gives for a class that a row's adapter does not have; a softmax makes it 0."""
@@ -66,7 +79,8 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
     Raises:
         AdapterError: an adapter cannot be filled up to the width of a wider one.
     """
-    filled = [_neutral(plan), *(slot_tensors(plan, adapter) for adapter in adapters)]
+    neutral = {group.slot(name): tensor for group in plan.groups for name, tensor in group.neutral().items()}
+    filled = [neutral, *(slot_tensors(plan, adapter) for adapter in adapters)]
     sizes = _sizes(plan, heads, filled)
     for adapter, tensors in zip(adapters, filled[1:], strict=True):
         for group in plan.groups:
@@ -78,10 +92,6 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
     }
     masks = {head.output: _mask(head, filled, sizes) for head in heads if isinstance(head.width, str)}
     return BankRows((None, *(adapter.name for adapter in adapters)), stacked, masks)
-
-
-def _neutral(plan: SlotPlan) -> Weights:
-    return {group.slot(name): tensor for group in plan.groups for name, tensor in group.neutral().items()}
 
 
 def _sizes(plan: SlotPlan, heads: Sequence[HeadSum], filled: Sequence[Weights]) -> Sizes:
@@ -153,19 +163,6 @@ def _own_width(group: SlotGroup, tensors: Weights) -> int | None:
         if axis == symbol
     ]
     return max(widths, default=None)
-
-
-IDS_INPUT = "adapter_ids"
-
-ADAPTERS_AXIS = "adapters"
-"""The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
-
-_IN_ONE_ROW, _ROWS_APART = 2, 3
-"""The axes of a value that has the tokens of all rows on one axis, and of one that has batch and tokens apart."""
-
-_SWAP = {"perm": [1, 0, 2]}
-
-_NO_ROW = np.iinfo(np.int64).max
 
 
 def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
