@@ -25,14 +25,14 @@ from adapter_export.errors import NoSitesError, TrainingError, UsageError
 from adapter_export.format.axes import names as names_of
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.sites.edits import in_order, value_of
+from adapter_export.sites.edits import plan_edits
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of
 from adapter_export.torch_backend.attach import AttachedAdapter, attach
 from adapter_export.torch_backend.base.base import TorchBase, base_of, fingerprint
 from adapter_export.torch_backend.base.capture import AxisNames, Inputs, named_tensors, obvious_inputs, settled
-from adapter_export.torch_backend.splice import cut_part, join_part
+from adapter_export.torch_backend.splice import cut_piece, join_piece
 from adapter_export.torch_backend.view import flow_graph
 
 Make = Callable[[SiteMap, str], Adapter]
@@ -184,14 +184,15 @@ class HookedAdapter(AttachedAdapter):
         replacing: dict[str, list[Site]] = defaultdict(list)
         needed: dict[str, Site | None] = {}
         found: list[tuple[Boundary, _Stop]] = []
-        for site, replaced in in_order(acting, index):
+        for edit in plan_edits(index, acting):
+            site, replaced = edit.site, edit.replaced
             read = [value_of_site(site, name) for name in self._layers[site.name].graph.inputs if name != replaced]
             needed |= dict.fromkeys(read, site)
             if replaced == "u":
                 at = boundaries.input_of(site)
                 found.append((at, _Stop(at.key, None, (site,))))
             else:
-                replacing[value_of(site, replaced)].append(site)
+                replacing[value_of_site(site, replaced)].append(site)
         if HEAD in self._layers:
             needed.setdefault(self.sites.final, None)
         for node in sorted({*needed, *replacing}, key=index.position):
@@ -327,7 +328,7 @@ class HookedAdapter(AttachedAdapter):
     def _acted(self, site: Site, value: Tensor) -> Tensor:
         layer = self._layers[site.name]
         start, end = next(iter(site.parts.values())) if site.role == "part" else (0, 0)
-        own = cut_part(value, start, end, site.blocks) if site.role == "part" else value
+        own = cut_piece(value, start, end, site.blocks) if site.role == "part" else value
         try:
             read = [
                 own if name == layer.graph.replaces else self._values[value_of_site(site, name)]
@@ -342,7 +343,7 @@ class HookedAdapter(AttachedAdapter):
             ) from error
         borrowed = [attrgetter(name)(self._module[0]) for name in layer.borrows]
         result: Tensor = layer(*read, *borrowed)
-        return join_part(value, result, start, end, site.blocks) if site.role == "part" else result
+        return join_piece(value, result, start, end, site.blocks) if site.role == "part" else result
 
     def compare_with(self, trial: AttachedAdapter) -> None:
         """Compare the hooked module with the captured graph, at every site, both with the weights of `trial`.
