@@ -1,3 +1,50 @@
-"""Export a frozen base model and its adapters to one ONNX graph with swappable adapter weights."""
+"""Export a frozen base model and its adapters to one ONNX graph with swappable adapter weights.
 
-__version__ = "0.1.0"
+::
+
+    import adapter_export as ae
+
+    base = ae.capture("huggingface-folder", "model.pt")
+    bundle = ae.build(base, ["a", "b"], "bundle")
+    ae.check(bundle, against=base).raise_for_failure()
+    session = bundle.session()
+
+Every command of `adapter-export` is one of these calls. `docs/python.md` shows them; what can go wrong is in
+`adapter_export.errors`. Importing this package loads neither torch nor onnx.
+"""
+
+from typing import TYPE_CHECKING
+
+from adapter_export import errors
+from adapter_export.api.adapters import compose, import_adapterhub, import_peft, load_adapter, save
+from adapter_export.api.base import Base, capture, open_base
+from adapter_export.api.bundles import add, build, open_bundle, remove
+from adapter_export.api.prove import check, verify
+from adapter_export.api.sites import Sites
+from adapter_export.version import __version__
+
+if TYPE_CHECKING:  # for annotations; each loads more than a program may need
+    from adapter_export.bundle.prove import Verification as Verification
+    from adapter_export.bundle.report import Report as Report
+    from adapter_export.graph.adapter import Adapter as Adapter
+    from adapter_export.runtime import Bundle as Bundle
+
+__all__ = [
+    "Base",
+    "Sites",
+    "__version__",
+    "add",
+    "build",
+    "capture",
+    "check",
+    "compose",
+    "errors",
+    "import_adapterhub",
+    "import_peft",
+    "load_adapter",
+    "open_base",
+    "open_bundle",
+    "remove",
+    "save",
+    "verify",
+]

@@ -28,13 +28,58 @@
 
 A message says what is wrong, where, what was found, what was expected, and what to do next. Code that raises gives
 those five facts; the sentence is put together here, so that every error of the package reads the same.
+
+What is an argument to a Python caller is an option to a shell user. A message names it with `argument` or `command`,
+which put both wordings into the text; `str(error)` has the one, `error.sentence("shell")` the other.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+Face = Literal["python", "shell"]
+"""Who reads a message."""
+
+_PYTHON, _SHELL, _END = "\ue000", "\ue001", "\ue002"
+"""Marks around the two wordings in a text: characters for private use, which no other text has."""
+
+_BOTH = re.compile(f"{_PYTHON}([^{_SHELL}]*){_SHELL}([^{_END}]*){_END}")
+
+
+def argument(name: str, value: object = None, *, option: str | None = None, words: str | None = None) -> str:
+    """Name an argument in a message: `force=True` to a Python caller, `--force` to a shell user.
+
+    Args:
+        name: of the argument.
+        value: what it is to be; none names the argument alone.
+        option: the name of the option, where it is another one.
+        words: what stands behind the option, where that is not the value.
+    """
+    given = repr(value) if isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
+    if words is None and value is not None and value is not True:
+        words = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    flag = f"--{(option or name).replace('_', '-')}"
+    return _either(
+        f"`{name}`" if value is None else f"`{name}={given}`", f"`{flag}`" if words is None else f"`{flag} {words}`"
+    )
+
+
+def command(call: str, line: str) -> str:
+    """Name a call in a message, such as `capture(FOLDER, "model.pt")`, and the command line that does the same."""
+    return _either(f"`{call}`", f"`adapter-export {line}`")
+
+
+def _either(python: str, shell: str) -> str:
+    return f"{_PYTHON}{python}{_SHELL}{shell}{_END}"
+
+
+def worded(text: str, face: Face = "python") -> str:
+    """The text of a message in the words of one face."""
+    return _BOTH.sub(r"\1" if face == "python" else r"\2", text)
 
 
 class AdapterExportError(Exception):
@@ -46,6 +91,8 @@ class AdapterExportError(Exception):
         found: what was there.
         expected: what should have been there.
         fix: what the user does next, an imperative clause.
+
+    The attributes have the facts as they were raised, with both wordings of `argument`; `facts` has them in words.
     """
 
     exit_code: ClassVar[int] = 5
@@ -66,7 +113,7 @@ class AdapterExportError(Exception):
         self.fix = fix
         super().__init__(self.sentence())
 
-    def sentence(self) -> str:
+    def sentence(self, face: Face = "python") -> str:
         """The five facts in words."""
         facts = [self.what if self.where is None else f"{self.where}: {self.what}"]
         if self.found is not None:
@@ -74,10 +121,12 @@ class AdapterExportError(Exception):
         if self.expected is not None:
             facts.append(f"expected {self.expected}")
         sentence = "; ".join(facts) + "."
-        return sentence if self.fix is None else f"{sentence} {self.fix[0].upper()}{self.fix[1:]}."
+        if self.fix is not None:
+            sentence = f"{sentence} {self.fix[0].upper()}{self.fix[1:]}."
+        return worded(sentence, face)
 
-    def facts(self) -> dict[str, str]:
-        """The error as data, for `--json`: its class and those of the five facts that are known."""
+    def facts(self, face: Face = "python") -> dict[str, str]:
+        """The error as data: its class and those of the five facts that are known."""
         known = {
             "what": self.what,
             "where": self.where,
@@ -85,7 +134,8 @@ class AdapterExportError(Exception):
             "expected": self.expected,
             "fix": self.fix,
         }
-        return {"error": type(self).__name__, **{key: value for key, value in known.items() if value is not None}}
+        told = {key: worded(value, face) for key, value in known.items() if value is not None}
+        return {"error": type(self).__name__, **told}
 
 
 @contextmanager
@@ -137,7 +187,8 @@ class OutputExistsError(FileError):
     """The place to write to is taken; what is there is left alone."""
 
     def __init__(self, path: object) -> None:
-        super().__init__("already exists", where=path, fix="choose another name, or give `--force` to replace it")
+        fix = f"choose another name, or give {argument('force', True)} to replace it"
+        super().__init__("already exists", where=path, fix=fix)
 
 
 class WriteError(FileError):
@@ -198,12 +249,12 @@ class BaseMismatchError(AdapterError):
     """An adapter that was trained on another base."""
 
     def __init__(self, adapter: str, *, found: str, expected: str, can_be_allowed: bool = True) -> None:
-        allowed = ", or `--allow-base-mismatch` if you know that both are the same" if can_be_allowed else ""
+        allowed = f", or {argument('allow_base_mismatch', True)} if you know that both are the same"
         super().__init__(
             f"adapter `{adapter}` was trained on another base",
             found=f"base fingerprint {found}",
             expected=expected,
-            fix=f"give the base that it was trained on{allowed}",
+            fix=f"give the base that it was trained on{allowed if can_be_allowed else ''}",
         )
 
 

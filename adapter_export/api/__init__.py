@@ -1,1 +1,4 @@
-"""The Python API: one call for each command, loaded when it is first used."""
+"""The Python API: one function for each command, and the objects that they return. `adapter_export` exports them.
+
+Whatever needs torch, onnx or numpy is imported inside the functions, so that `import adapter_export` costs nothing.
+"""

@@ -11,7 +11,6 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from adapter_export import __version__
 from adapter_export.bundle.entry import BASE_NAME, EntryWriter, check_bases, check_names, model_version
 from adapter_export.bundle.flavours import FLAVOURS, Flavours, FlavourWriter, Forms
 from adapter_export.bundle.golden import Golden, GoldenMaker
@@ -40,6 +39,7 @@ from adapter_export.onnx_backend.graft.insert import insert_slots, site_values
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, head_sums, plan_slots
 from adapter_export.onnx_backend.view.flow import flow_graph
 from adapter_export.sites.site import SUBLAYERS
+from adapter_export.version import __version__
 
 # The oldest ONNX Runtime that computes a graph, and computes it right; each rule was tried with released versions.
 

@@ -21,8 +21,8 @@ from adapter_export.graph.graph import Cost, cost
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from adapter_export import Base
     from adapter_export.cli.drawing import PlacementMap
-    from adapter_export.cli.sources import Source
     from adapter_export.format.manifest import Manifest
 
     Map = Callable[[], PlacementMap]
@@ -358,31 +358,31 @@ def _inspect_adapter(path: Path, as_json: bool) -> Map:
 
 
 def _inspect_model(path: Path, trust_pickle: bool, as_json: bool) -> Map:
-    pass  # MOVE
+    from adapter_export.api.base import FORM_NAMES
+    from adapter_export.cli.bases import opened
     from adapter_export.cli.drawing import placement_map
     from adapter_export.cli.output import emit_json
-    from adapter_export.cli.sources import FORM_NAMES, open_source
 
-    source = open_source(path, trust_pickle=trust_pickle)
+    base = opened(path, None, trust_pickle)
     if as_json:
-        emit_json({"what": "model", "path": str(path), **_model_document(source)})
+        emit_json({"what": "model", "path": str(path), **_model_document(base)})
     else:
         known = facts(
-            ("fingerprint", short(source.fingerprint)),
-            ("sites", f"{len(source.sites().sublayers)}, see `adapter-export sites {path}`"),
+            ("fingerprint", short(base.fingerprint)),
+            ("sites", f"{len(base.sites.map.sublayers)}, see `adapter-export sites {path}`"),
         )
-        _show(f"{path}  {FORM_NAMES[source.form]}", [signature(source.base.inputs, source.base.outputs), known])
-    names = [site.name for site in source.sites()]
+        _show(f"{path}  {FORM_NAMES[base.form]}", [signature(base.inputs, base.outputs), known])
+    names = [site.name for site in base.sites]
     return lambda: placement_map(path.resolve().name, names, [], names)
 
 
-def _model_document(source: Source) -> dict[str, object]:
+def _model_document(base: Base) -> dict[str, object]:
     return {
-        "form": source.form,
-        "fingerprint": source.fingerprint,
-        "inputs": [asdict(record) for record in source.base.inputs],
-        "outputs": [asdict(record) for record in source.base.outputs],
-        "sites": len(source.sites().sublayers),
+        "form": base.form,
+        "fingerprint": base.fingerprint,
+        "inputs": [asdict(record) for record in base.inputs],
+        "outputs": [asdict(record) for record in base.outputs],
+        "sites": len(base.sites.map.sublayers),
     }
 
 

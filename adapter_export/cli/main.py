@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
-from adapter_export import __version__
 from adapter_export.errors import AdapterExportError, FileError, InputError
+from adapter_export.version import __version__
 
 _INTERRUPTED = 130
 _BUG = 5
@@ -163,8 +163,8 @@ def _report(error: Exception, call: _Call) -> int:
     if call.debug:
         traceback.print_exception(error)
     if call.json:
-        _say_json({**known.facts(), "exit_code": known.exit_code})
-    _say_error(str(known))
+        _say_json({**known.facts("shell"), "exit_code": known.exit_code})
+    _say_error(known.sentence("shell"))
     return known.exit_code
 
 

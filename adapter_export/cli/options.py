@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import builtins
 import inspect
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -27,10 +26,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from click.core import ParameterSource
 
+from adapter_export.api.base import check_free as check_free
 from adapter_export.api.option import Option
 from adapter_export.api.option import SiteMapFile as SiteMapFile
 from adapter_export.api.option import TrustPickle as TrustPickle
-from adapter_export.errors import OutputExistsError, UsageError
+from adapter_export.errors import UsageError
 
 PATH = click.Path(path_type=Path)
 """A path; whether it is there is said by the reader, in the words of `errors.py`."""
@@ -111,10 +111,14 @@ def _params(call: Callable[..., object]) -> Iterator[click.Parameter]:
             yield from (_option(name, hint, None) for name, hint in get_type_hints(typed, include_extras=True).items())
     for one in signature:
         if one.kind is one.KEYWORD_ONLY:
-            yield _option(one.name, hints[one.name], one.default)
+            if get_origin(hints[one.name]) is Annotated:  # else it is for Python callers alone, such as a callback
+                yield _option(one.name, hints[one.name], one.default)
         elif one.kind is not one.VAR_KEYWORD:
             kind, said = _read(hints[one.name])
-            yield click.Argument([one.name], type=_converter(kind, said), metavar=said.metavar)
+            count = -1 if kind == {Sequence[str]} else 1
+            yield click.Argument(
+                [one.name], type=_converter(kind, said), metavar=said.metavar, nargs=count, required=True
+            )
 
 
 class _Names(dict[str, object]):
@@ -281,13 +285,3 @@ def site_map_option(command: Command) -> Command:
 def examples(*lines: str) -> str:
     """The end of a help page: examples, kept line by line."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def check_free(output: Path, *, force: bool) -> None:
-    """Look at the output's place before the work begins; it is looked at again when the work is done.
-
-    Raises:
-        OutputExistsError: it is taken, and `force` is not given.
-    """
-    if os.path.lexists(output) and not force:
-        raise OutputExistsError(output)

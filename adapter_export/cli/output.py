@@ -16,6 +16,8 @@ from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 from rich.text import Text
 
+from adapter_export.tables import Table as Data
+
 _PLAIN_WIDTH = 160
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 _KILO = 1000
@@ -66,6 +68,13 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[obj
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return made
+
+
+def shown(found: Data) -> Table:
+    """A table of the API as one for `console().print`; verdicts in colour."""
+    styles = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "bold red"}
+    rows = [[Text(str(cell), styles.get(str(cell), "")) for cell in row] for row in found.rows]
+    return table(found.title, found.columns, rows, numbers=found.numbers)
 
 
 def size(count: int) -> str:

@@ -100,9 +100,9 @@ def pack(
 
     `adapter-export sites MODEL` lists the names of the sites.
     """
+    from adapter_export.api.adapters import with_site_map
+    from adapter_export.cli.bases import opened
     from adapter_export.cli.output import warn
-    from adapter_export.cli.places import with_site_map
-    from adapter_export.cli.sources import open_source
     from adapter_export.format.adapter_files import write_adapter
     from adapter_export.format.tensors import read_tensors
     from adapter_export.importers.plain import fitting_kind
@@ -110,13 +110,13 @@ def pack(
 
     check_free(output, force=force)
     tensors = read_tensors(weights)
-    source = open_source(base, trust_pickle=trust_pickle, site_map=site_map)
+    source = opened(base, site_map, trust_pickle)
     chosen = {name: value for name, value in given.items() if value is not None}
     options = kind_options(kind_named(kind), chosen)
     packed = make(
         tensors,
         placed(fitting_kind(tensors, kind, **options), chosen),
-        source.sites(),
+        source.sites.map,
         name=name or output.resolve().name,
         base=source.fingerprint,
         labels=None if labels is None else tuple(label.strip() for label in labels.split(",")),

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from adapter_export.api.base import read_tokenizer, require
 from adapter_export.cli.results import Token
-from adapter_export.cli.sources import read_tokenizer, require
 from adapter_export.errors import DataError, FormatError, UsageError, within
 from adapter_export.format.files import new_file, read_bytes, unreadable
 from adapter_export.format.tables import check_columns, read_rows, text_lines

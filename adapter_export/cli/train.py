@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 from click.core import ParameterSource
 
+import adapter_export as ae
+from adapter_export.api.adapters import check_site_map, composition_record, load_members
+from adapter_export.api.base import require
 from adapter_export.cli.kind_options import TRAINED, kind_option, make_kind, names_of, with_options
 from adapter_export.cli.options import (
     PATH,
@@ -25,8 +28,6 @@ from adapter_export.cli.options import (
     trust_pickle_option,
 )
 from adapter_export.cli.output import Bar, console, duration, emit_json, progress_bar, say, size, table
-from adapter_export.cli.places import check_site_map, read_members
-from adapter_export.cli.sources import read_given
 from adapter_export.cli.training_options import (
     fused,
     fusion_options,
@@ -41,7 +42,6 @@ from adapter_export.graph.initialise import SCHEMES
 from adapter_export.sites.site_map import SITE_MAP_KEY
 
 if TYPE_CHECKING:
-    from adapter_export.cli.places import Members
     from adapter_export.graph.adapter import Adapter, Head
     from adapter_export.graph.kinds import Kind
     from adapter_export.sites.site import SiteMap
@@ -122,13 +122,13 @@ class Fusion:
     """
 
     chosen: Mapping[str, Any]
-    members: Members
+    members: Sequence[Adapter]
     given: GivenSites | None
 
     @property
     def start(self) -> str:
         """The fusion, its members in it."""
-        return f"the fresh fusion of {', '.join(f'`{adapter.name}`' for adapter in self.members.adapters)}"
+        return f"the fresh fusion of {', '.join(f'`{adapter.name}`' for adapter in self.members)}"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -146,20 +146,20 @@ class Fusion:
         from adapter_export.torch_backend.attach import attach
         from adapter_export.torch_backend.train.fresh import with_head
 
-        for adapter in self.members.adapters:
+        for adapter in self.members:
             if adapter.base != base.fingerprint:
                 raise BaseMismatchError(
                     adapter.name, found=adapter.base, expected=base.fingerprint, can_be_allowed=False
                 )
-        check_site_map(self.members.adapters, self.given)
-        made = fused(self.chosen, self.members.adapters, name, seed)
+        check_site_map(self.members, self.given)
+        made = fused(self.chosen, tuple(self.members), name, seed)
         whole = with_head(made, head, seed=seed)
         fresh = [tensor for tensor in whole.weights if tensor not in made.weights]
         return attach(base, whole, sites=sites, learned=[*own_tensors(made), *fresh])
 
     def described(self, record: dict[str, Any], first: Adapter) -> dict[str, Any]:
         """With the members."""
-        return self.members.described({**record, **first.training})
+        return composition_record({**record, **first.training}, self.members)
 
 
 # What `train` shows: a bar while it runs, and a table of its epochs.
@@ -306,7 +306,9 @@ class Call:
     @cached_property
     def given(self) -> GivenSites | None:
         """The site map, if there is one."""
-        return None if self.site_map is None else read_given(self.site_map)
+        from adapter_export.format.site_map_json import read_site_map
+
+        return None if self.site_map is None else read_site_map(self.site_map)
 
     @property
     def checkpoints(self) -> Path:
@@ -316,7 +318,7 @@ class Call:
     def learner(self) -> Learner:
         """What learns: an adapter of a kind, or a fusion of adapters."""
         if self.fusion_options:
-            return Fusion(self.fusion_options, read_members(self.fusion_options["fuse"], self.model), self.given)
+            return Fusion(self.fusion_options, load_members(self.fusion_options["fuse"], self.model), self.given)
         kind = make_kind(self.kind, self.kind_options)
         return Fresh(kind, self.init or kind.scheme)
 
@@ -339,7 +341,6 @@ class Call:
 def run(call: Call) -> None:
     """Train an adapter, write it, and tell."""
     from adapter_export.cli.output import say, warn
-    from adapter_export.cli.sources import open_torch, require
 
     check_free(call.output, force=call.force)
     torch = require("torch", "torch", "training")
@@ -347,7 +348,7 @@ def run(call: Call) -> None:
     if call.threads is not None:
         torch.set_num_threads(call.threads)
     _prepare_checkpoints(call)
-    base = open_torch(call.model, trust_pickle=call.trust_pickle)
+    base = ae.open_base(call.model, trust_pickle=call.trust_pickle).torch
     _check_no_cache(call, base)
     task = _read_task(call, base)
     for note in task.notes:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from adapter_export.cli.bases import read_shares
 from adapter_export.cli.kind_options import Command
-from adapter_export.cli.places import read_shares
 from adapter_export.errors import UsageError
 from adapter_export.graph.heads import POOLINGS, HeadOptions, make_head
 from adapter_export.graph.ops import ACTIVATIONS

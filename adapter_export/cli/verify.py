@@ -8,40 +8,36 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapter_export.cli.options import PATH, examples, json_option
+import adapter_export as ae
+from adapter_export.cli.options import Json, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from adapter_export.bundle.prove import Verification
+    from adapter_export import Verification
 
 _MISMATCH = 1
 _SHOWN = 10
 
 
-@click.command(epilog=examples("adapter-export verify bundle", "adapter-export verify bundle --json > report.json"))
-@click.argument("bundle", type=PATH)
-@json_option
-def verify(bundle: Path, as_json: bool) -> None:
+@command("adapter-export verify bundle", "adapter-export verify bundle --json > report.json")
+def verify(bundle: Path, *, as_json: Json = False) -> None:
     """Show that BUNDLE is whole, and that it computes on this machine what it should.
 
-    Needs neither torch nor the model. Holds every file against its hash, and sees that there are no others and no links
+    Needs neither torch nor the model. Checks every file against its hash, and that there are no others and no links
     that lead out; the manifest against its schema; every graph against the manifest: inputs, outputs, slots with their
     defaults, where its weights lie; both files of every adapter against the slots and each other, and the rows of the
     bank against them. Then it runs the golden vectors in every form of the graph, the bank also in batches whose rows
     run through different adapters. `check --against MODEL` goes further.
 
-    Exit codes: 0 all is well, 1 a result is off, 3 the bundle is damaged, or something in it does not fit, 4 nothing
-    was compared.
+    Exit codes: 0 passed, 1 a result is off, 3 the bundle is damaged, or something in it does not fit, 4 nothing was
+    compared.
     """
-    from adapter_export.bundle.plan import plan_check
-    from adapter_export.bundle.prove import verify as verify_bundle
-    from adapter_export.bundle.prove import verify_steps
-    from adapter_export.cli.output import emit_json, progress_bar
+    from adapter_export.cli.bases import stepping
+    from adapter_export.cli.output import emit_json
 
-    plan = plan_check(bundle)
-    with progress_bar("verifying", verify_steps(plan)) as bar:
-        found = verify_bundle(plan, lambda note: bar.advance(note=note))
+    with stepping("verifying") as on_step:
+        found = ae.verify(bundle, on_step=on_step)
     if as_json:
         emit_json(_document(found))
     else:

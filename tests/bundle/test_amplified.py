@@ -66,8 +66,8 @@ def maker(base: TorchBase, runner: TorchRunner, cases: list[InputCase], inner: i
 
 
 def of_bert(base: Made) -> GoldenMaker:
-    cases = input_cases(base.source.base.inputs, seed=0, max_tokens=base.source.max_tokens)
-    return maker(base.source.base, base.torch, cases, 64, 19)
+    cases = input_cases(base.source.inputs, seed=0, max_tokens=base.source.max_tokens)
+    return maker(base.source, base.torch, cases, 64, 19)
 
 
 def weights(adapter: Adapter, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Adapter:

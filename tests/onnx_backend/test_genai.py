@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_decoder import open_cached
 
-from adapter_export.cli.sources import OnnxSource, form_of, open_source, open_torch
+from adapter_export.api.base import form_of, open_base
 from adapter_export.errors import BaseModelError, FileError, FormatError
 from adapter_export.onnx_backend.base.genai import open_genai
 
@@ -28,19 +28,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_its_decoder_is_a_base_like_any_other(folder):
-    source = open_source(folder)
-    assert isinstance(source, OnnxSource)
+    source = open_base(folder)
     assert (source.form, source.max_tokens, source.tokenizer) == ("genai", 40, "{}")
-    assert [site.name for site in source.sites().sublayers] == ["layers.0.attention", "layers.0.ffn"]
+    assert [site.name for site in source.sites.map.sublayers] == ["layers.0.attention", "layers.0.ffn"]
 
 
 def test_its_sites_follow_a_site_map(folder, tmp_path):
-    document = {"version": "1.0.0", "sites": {"layers.0.ffn": None}}
+    document = {"format_version": "1.0.0", "sites": {"layers.0.ffn": None}}
     (tmp_path / "map.json").write_text(json.dumps(document))
-    source = open_source(folder, site_map=tmp_path / "map.json")
-    assert isinstance(source, OnnxSource)
+    source = open_base(folder, site_map=tmp_path / "map.json")
     assert source.genai is not None
-    assert [site.name for site in source.sites().sublayers] == ["layers.0.attention"]
+    assert [site.name for site in source.sites.map.sublayers] == ["layers.0.attention"]
 
 
 def test_a_bundle_keeps_all_but_the_graph_and_its_weights(folder):
@@ -77,7 +75,7 @@ def test_a_graph_that_is_not_there_and_a_configuration_that_is_no_json_are_refus
 
 def test_torch_cannot_train_it(folder):
     with pytest.raises(BaseModelError, match=r"is an onnxruntime-genai folder, which torch cannot train"):
-        open_torch(folder)
+        _ = open_base(folder).torch
 
 
 def test_its_bundle_is_a_bundle(folder):

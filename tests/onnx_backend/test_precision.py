@@ -17,11 +17,11 @@ import pytest
 from onnx import numpy_helper
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
+from adapter_export.api.bundles import PRECISIONS
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.plan import plan_check
 from adapter_export.bundle.prove import Original, Reference, prove, with_agreements
 from adapter_export.bundle.report import Report
-from adapter_export.cli.sources import PRECISIONS
 from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.manifest import Manifest, Precision
 from adapter_export.graph.adapter import Adapter

@@ -15,13 +15,14 @@ from float64_bases import Base
 from once import once
 from safetensors.numpy import load_file
 
-from adapter_export.cli.sources import TorchSource, open_source
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.base import load_base
+from adapter_export.torch_backend.base.base import TorchBase, load_base
 from adapter_export.torch_backend.base.huggingface import capture_folder
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.view import flow_graph
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 
@@ -42,22 +43,20 @@ class Made:
     def inputs(self) -> dict[str, np.ndarray]:
         """Token types are left out of the files: they are zero."""
         given = load_file(self.folder / "inputs.safetensors")
-        names = [record.name for record in self.source.base.inputs]
+        names = [record.name for record in self.source.inputs]
         return {name: given.get(name, np.zeros_like(given[next(iter(given))])) for name in names}
 
     @cached_property
-    def source(self) -> TorchSource:
-        source = open_source(self.made / "model.pt")
-        assert isinstance(source, TorchSource)
-        return source
+    def source(self) -> TorchBase:
+        return load_base(self.made / "model.pt")
 
     @cached_property
     def sites(self) -> SiteMap:
-        return self.source.sites()
+        return discover(flow_graph(self.source.module()))
 
     @cached_property
     def torch(self) -> TorchRunner:
-        return TorchRunner(self.source.base, sites=self.sites)
+        return TorchRunner(self.source, sites=self.sites)
 
     @cached_property
     def onnx(self) -> OnnxBase:

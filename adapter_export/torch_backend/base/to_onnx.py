@@ -13,7 +13,6 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from adapter_export import __version__
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import new_file
 from adapter_export.format.manifest import OutputRecord
@@ -22,6 +21,7 @@ from adapter_export.torch_backend.base.base import TorchBase
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.signature import Signature
 from adapter_export.torch_backend.view import flow_graph
+from adapter_export.version import __version__
 
 # Programs whose tensors lie in memory as torch's own decompositions expect.
 

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from adapter_export import __version__
 from adapter_export.errors import UsageError
 from adapter_export.torch_backend.train.objectives import Scores
 from adapter_export.torch_backend.train.task import TextTask
+from adapter_export.version import __version__
 
 # What a training run tells while it runs, and what it leaves behind.
 

@@ -1,0 +1,382 @@
+"""Adapters: read them from folders, write them, import those of other libraries, compose them."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from adapter_export.api.base import Base, PathLike, open_base
+from adapter_export.api.option import Option
+from adapter_export.errors import AdapterError, FileError, UsageError, argument, command
+from adapter_export.graph.ops import ACTIVATIONS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.sites.site_map import GivenSites
+
+
+WithoutHead = Annotated[bool, Option("Leave its prediction head out.")]
+
+OnNote = Callable[[str], None]
+"""Is told what the caller should know; without one it is a warning."""
+
+_FILES = ("adapter_graph.json", "weights.safetensors")
+_COLLECTION = "adapters"
+
+
+def load_adapter(place: PathLike, *, name: str | None = None, near: PathLike | None = None) -> Adapter:
+    """Read an adapter, and believe nothing before it is checked.
+
+    Args:
+        place: its folder, or a name that is looked up in the current folder, beside `near` and in `./adapters`.
+        name: renames it.
+        near: a path beside which a name is looked up, too, such as that of the base.
+
+    Raises:
+        FileError: no adapter is there.
+        AdapterError: a name leads to several adapters.
+        FormatError: a file breaks the format; `VersionError`, `HashError` and `TensorError` are kinds of it.
+    """
+    from adapter_export.format.adapter_files import read_adapter
+
+    adapter = read_adapter(_find(str(place), Path() if near is None else Path(near)))
+    return replace(adapter, name=name) if name else adapter
+
+
+def _find(place: str, near: Path) -> Path:
+    """The folder that a path or a name leads to; one of its files is enough, what the other lacks its reader says."""
+    candidates = [Path(place)]
+    if Path(place).name == place:
+        candidates = list(dict.fromkeys([*candidates, near.parent / place, Path(_COLLECTION) / place]))
+    adapters = (path for path in candidates if any((path / name).is_file() for name in _FILES))
+    found = list({path.resolve(): path for path in adapters}.values())
+    if len(found) > 1:
+        raise AdapterError(
+            "is the name of several adapters",
+            where=f"`{place}`",
+            found=", ".join(f"`{path}`" for path in found),
+            fix=f"give the folder itself, such as `{found[0].resolve()}`",
+        )
+    if found:
+        return found[0]
+    there = [path for path in candidates if path.exists()]
+    looked = ", ".join(f"`{path}`" for path in candidates)
+    raise FileError(
+        "is not an adapter",
+        where=f"`{place}`",
+        found=f"`{there[0]}` without `{_FILES[0]}`" if there else "nothing",
+        expected=f"a folder with {' and '.join(f'`{name}`' for name in _FILES)}; looked at {looked}",
+        fix=f"make one with {command('train', 'train')} or {command('pack', 'pack')}",
+    )
+
+
+def save(adapter: Adapter, folder: PathLike, *, force: bool = False) -> Path:
+    """Write an adapter folder; the same adapter always gives the same bytes.
+
+    Raises:
+        OutputExistsError: `folder` exists and `force` is not given.
+        WriteError: the operating system refused; `folder` is as it was before.
+    """
+    from adapter_export.format.adapter_files import write_adapter
+
+    write_adapter(adapter, Path(folder), force=force)
+    return Path(folder)
+
+
+def adapters_of(
+    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike], base: Base
+) -> tuple[Adapter, ...]:
+    """Read the adapters that a caller named for a base; keys of a mapping, and `NAME=FOLDER`, rename them.
+
+    Raises:
+        AdapterError: two adapters have one name, or one was made with another site map than the base has.
+        FileError, FormatError: one cannot be read.
+    """
+    chosen = load_members(adapters, base.path)
+    counts = Counter(adapter.name for adapter in chosen)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        rename = argument("adapters", {twice[0]: "…", "other": "…"}, words=f"{twice[0]},other={twice[0]}")
+        raise AdapterError(
+            "two adapters have one name",
+            where=argument("adapters"),
+            found=", ".join(f"`{name}` {counts[name]} times" for name in twice),
+            expected="different names",
+            fix=f"leave one out, or rename it: {rename}",
+        )
+    check_site_map(chosen, base.given)
+    return tuple(chosen)
+
+
+def load_members(
+    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike], near: Path | None = None
+) -> list[Adapter]:
+    """Read adapters from their folders; keys of a mapping, and `NAME=FOLDER`, rename them.
+
+    Raises:
+        UsageError: one has no name.
+        FileError, FormatError, AdapterError: one is not there, or damaged.
+    """
+    chosen = []
+    for name, each in adapters.items() if isinstance(adapters, Mapping) else ((None, each) for each in adapters):
+        place: Adapter | PathLike = each
+        if isinstance(each, str):
+            renamed, _, place = each.rpartition("=")
+            name = name or renamed
+            if not place:
+                raise UsageError(
+                    "an adapter without a name", where=argument("adapters"), found=f"`{each}`", expected="`a,b`"
+                )
+        if isinstance(place, str | Path):
+            chosen.append(load_adapter(place, name=name, near=near))
+        else:
+            chosen.append(replace(place, name=name or place.name))
+    return chosen
+
+
+# Which site map an adapter was made with.
+
+
+def with_site_map(adapter: Adapter, base: Base) -> Adapter:
+    """Return an adapter that records the site map that its sites were looked up with, or that there was none."""
+    from adapter_export.sites.site_map import SITE_MAP_KEY
+
+    given = None if base.given is None else base.given.digest
+    return replace(adapter, training={**adapter.training, SITE_MAP_KEY: given})
+
+
+def check_site_map(adapters: Iterable[Adapter], sites: GivenSites | None) -> None:
+    """Refuse an adapter that was made with another site map: its sites may be other places of the same names.
+
+    Nothing is known of adapters that this package did not make.
+
+    Raises:
+        AdapterError: there is one.
+    """
+    given = None if sites is None else sites.digest
+    for adapter in adapters:
+        record = _site_map_of(adapter)
+        if record and given not in record.values():
+            raise AdapterError(
+                "was made with another site map, or without one",
+                where=f"adapter `{adapter.name}`",
+                found=next(iter(record.values())) or "no site map",
+                expected=given or "no site map",
+                fix=f"give the site map that it was made with: {argument('site_map', words='FILE')}",
+            )
+
+
+def _site_map_of(adapter: Adapter) -> dict[str, str | None]:
+    """What an adapter's record says of the site map that it was made with; empty if nothing is known."""
+    from adapter_export.sites.site_map import SITE_MAP_KEY
+
+    record = adapter.training if SITE_MAP_KEY in adapter.training else adapter.training.get("settings")
+    return {SITE_MAP_KEY: record.get(SITE_MAP_KEY)} if isinstance(record, Mapping) else {}
+
+
+# Compositions.
+
+How = Literal["stack", "average", "fuse"]
+_COMPOSITION_OPTIONS: Mapping[How, tuple[str, ...]] = {
+    "stack": (),
+    "average": ("weights",),
+    "fuse": ("weights", "residual"),
+}
+
+
+def compose(
+    how: How,
+    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+    *,
+    name: str,
+    weights: Annotated[
+        tuple[float, ...] | Mapping[str, float] | None,
+        Option("Of `average`, with the sum 1, and `fuse`; equal ones of sum 1 if not given."),
+    ] = None,
+    residual: Annotated[
+        Literal["once", "literal"] | None,
+        Option("Of `fuse`: whether `h` counts once, or once more for each weight.  [default: once]"),
+    ] = None,
+    head: Annotated[str | None, Option("The member whose head it gets; none if not given.", "NAME")] = None,
+) -> Adapter:
+    """Make one adapter of several: one after the other, their average, or their weighted fusion.
+
+    Args:
+        how: `stack`, `average` or `fuse`.
+        adapters: the members, in their order.
+        name: what users will call the new adapter.
+
+    The other arguments are described where they stand.
+
+    Raises:
+        UsageError: an option that this composition does not have, or weights that do not fit.
+        AdapterError: the members do not go together.
+        FileError, FormatError: one cannot be read.
+    """
+    from adapter_export.graph.compose import average, stack, weighted_fusion
+
+    given = {key: value for key, value in (("weights", weights), ("residual", residual)) if value is not None}
+    strangers = [key for key in given if key not in _COMPOSITION_OPTIONS[how]]
+    if strangers:
+        raise UsageError(f"`{how}` has no such option", found=", ".join(map(argument, strangers)))
+    members = load_members(adapters)
+    make: Callable[..., Adapter] = {"stack": stack, "average": average, "fuse": weighted_fusion}[how]
+    made = make(*members, name=name, head=head, **given)
+    return replace(made, training=composition_record(made.training, members))
+
+
+def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) -> dict[str, Any]:
+    """Return the record of a composition with the sha256 of its members' weights and their site map.
+
+    Raises:
+        AdapterError: the members were made with different site maps.
+    """
+    from adapter_export.format.tensors import tensor_bytes
+    from adapter_export.graph.compose import COMPOSITION
+
+    maps = {adapter.name: found for adapter in members if (found := _site_map_of(adapter))}
+    if len({digest for found in maps.values() for digest in found.values()}) > 1:
+        raise AdapterError(
+            "the members of a composition were made with different site maps",
+            found=", ".join(f"`{name}`: {next(iter(one.values())) or 'none'}" for name, one in maps.items()),
+            fix="compose adapters of one site map",
+        )
+    composition = dict(record[COMPOSITION])
+    composition["members"] = [
+        {**fact, "weights_sha256": hashlib.sha256(tensor_bytes(adapter.weights)).hexdigest()}
+        for fact, adapter in zip(composition["members"], members, strict=True)
+    ]
+    return {**record, COMPOSITION: composition, **next(iter(maps.values()), {})}
+
+
+# Adapters that other libraries trained.
+
+
+def import_adapterhub(
+    folder: PathLike,
+    base: Base | PathLike,
+    *,
+    name: str | None = None,
+    member: str | None = None,
+    without_head: WithoutHead = False,
+    on_note: OnNote | None = None,
+) -> Adapter:
+    """Make an adapter of one that AdapterHub's library saved, or of a setup of several.
+
+    Args:
+        folder: has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are
+            read; or it is what `save_adapter_setup` wrote.
+        base: the model that it was trained on.
+        name: what users will call it; the folder's name if not given.
+        member: which one, in a folder of several.
+        on_note: is told what was done on the way.
+
+    Raises:
+        UsageError: the folder has several adapters and none is named.
+        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+        FileError, FormatError: the folder's files break their format.
+    """
+    from adapter_export.importers.adapterhub.importing import choose, import_folder
+
+    chosen = choose(Path(folder), member)
+    opened = open_base(base)
+    imported = import_folder(
+        chosen,
+        opened.sites.map,
+        name=name or chosen.resolve().name,
+        base=opened.fingerprint,
+        with_head=not without_head,
+    )
+    tell(imported.notes, on_note)
+    return with_site_map(imported.adapter, opened)
+
+
+def import_peft(
+    folder: PathLike,
+    base: Base | PathLike,
+    *,
+    name: str | None = None,
+    member: str | None = None,
+    labels: Annotated[
+        tuple[str, ...] | None, Option("The names of the head's classes, in the order of the logits.")
+    ] = None,
+    pooling: Annotated[
+        Literal["first", "mean", "tokens"] | None,
+        Option("What the head reads, where that is not known: the first token, the mean, or each token."),
+    ] = None,
+    activation: Annotated[
+        str | None, Option("The function behind the head's dense layer, likewise.", choices=ACTIVATIONS)
+    ] = None,
+    by_number: Annotated[
+        bool, Option("Match layers by their numbers where the base's modules have been renamed.")
+    ] = False,
+    without_head: WithoutHead = False,
+    on_note: OnNote | None = None,
+) -> Adapter:
+    """Make an adapter of a LoRA or an IA3 that PEFT saved.
+
+    Args:
+        folder: has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors
+            are read.
+        base: the model that it was trained on.
+        name: what users will call it; the folder's name if not given.
+        member: which one, in a folder of several.
+        on_note: is told what was done on the way.
+
+    The other arguments are described where they stand.
+
+    Raises:
+        UsageError: what is said of the head does not fit.
+        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+        FileError, FormatError: the folder's files break their format.
+    """
+    from adapter_export.importers.peft.head import HeadChoice, known_labels
+    from adapter_export.importers.peft.importer import import_peft as make
+
+    opened = open_base(base)
+    config = opened.path / "config.json" if opened.form == "folder" and opened.path is not None else None
+    head = HeadChoice(
+        pooling,
+        activation,
+        None if labels is None else tuple(labels),
+        known_labels(config) if config is not None else (),
+        leave_out=without_head,
+    )
+    imported = make(
+        Path(folder),
+        opened.sites.map,
+        base=opened.fingerprint,
+        name=name or Path(folder).resolve().name,
+        base_tensor=lambda key: _base_tensor(opened, key),
+        member=member,
+        head=head,
+        by_number=by_number,
+    )
+    tell(imported.notes, on_note)
+    return with_site_map(imported.adapter, opened)
+
+
+def _base_tensor(base: Base, key: str) -> np.ndarray | None:
+    """A tensor of the base, by its name there."""
+    if base.is_onnx:
+        from adapter_export.onnx_backend.base.named import named_tensor
+
+        return named_tensor(base.onnx, key)
+    tensor = base.torch.program.state_dict.get(key)
+    return None if tensor is None else tensor.detach().float().numpy()
+
+
+def tell(notes: Iterable[str], on_note: OnNote | None) -> None:
+    """Tell the caller what she should know."""
+    for note in notes:
+        if on_note is None:
+            warnings.warn(note, stacklevel=3)
+        else:
+            on_note(note)

@@ -1,0 +1,468 @@
+"""Open a base, whichever of its forms a path leads to, or capture one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+from adapter_export.api.option import Option
+from adapter_export.api.sites import Sites
+from adapter_export.errors import (
+    BaseModelError,
+    FileError,
+    MissingExtraError,
+    OutputExistsError,
+    UsageError,
+    argument,
+    command,
+)
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from adapter_export.format.manifest import InputRecord, OutputRecord
+    from adapter_export.onnx_backend.base.base import OnnxBase
+    from adapter_export.onnx_backend.base.genai import GenaiFolder
+    from adapter_export.sites.site_map import GivenSites
+    from adapter_export.sites.view import FlowGraph
+    from adapter_export.torch_backend.base.base import TorchBase
+    from adapter_export.torch_backend.base.capture import AxisNames, Inputs
+
+PathLike = Path | str
+
+Form = Literal["archive", "folder", "onnx", "genai"]
+"""A torch archive, a Hugging Face folder, an ONNX file, a folder of onnxruntime-genai."""
+
+FORM_NAMES: dict[Form, str] = {
+    "archive": "torch archive",
+    "folder": "Hugging Face folder",
+    "onnx": "ONNX graph",
+    "genai": "onnxruntime-genai folder",
+}
+
+_GENAI_CONFIG = "genai_config.json"
+_ZIP = b"PK"
+_PICKLE = "a pickle, which could run code when it is read"
+_NOT_MODELS = {
+    b"\x80\x02": _PICKLE,
+    b"\x80\x03": _PICKLE,
+    b"\x80\x04": _PICKLE,
+    b"\x80\x05": _PICKLE,
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file, as Keras writes it; `tf2onnx` converts Keras models",
+    b"version https://git-lfs": "a Git LFS pointer, not the file that it points to",
+}
+_FLATBUFFERS = {
+    b"ORTM": "a model in ONNX Runtime's own format (`.ort`), which takes no slots; give the `.onnx` it was made of",
+    b"TFL3": "a TensorFlow Lite model; `tf2onnx` converts it",
+}
+_SAFETENSORS_HEADER_AT = 8
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen pretrained model; `open_base` and `capture` give one.
+
+    Attributes:
+        path: where it is; none for a module that was captured in memory.
+        form: what it is.
+        model: the model in its backend: a `TorchBase`, which trains and runs, or an `OnnxBase`.
+        given: sites that override or complete those that are found.
+        genai: the folder of onnxruntime-genai that the graph lies in, where that was given.
+    """
+
+    path: Path | None
+    form: Form
+    model: TorchBase | OnnxBase
+    given: GivenSites | None = None
+    genai: GenaiFolder | None = None
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it is an ONNX graph, which has no gradients."""
+        return self.form in ("onnx", "genai")
+
+    @property
+    def torch(self) -> TorchBase:
+        """The model as torch trains it.
+
+        Raises:
+            BaseModelError: it is an ONNX graph.
+        """
+        if self.is_onnx:
+            raise BaseModelError(
+                f"is an {FORM_NAMES[self.form]}, which torch cannot train",
+                where=self.path,
+                expected="a torch archive (`.pt`, `.pt2`) or a Hugging Face folder",
+                fix="give the model that the graph was exported from",
+            )
+        return cast("TorchBase", self.model)
+
+    @property
+    def onnx(self) -> OnnxBase:
+        """The graph of a base for which `is_onnx` holds."""
+        assert self.is_onnx
+        return cast("OnnxBase", self.model)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of its weights, `sha256:<hex>`."""
+        return self.model.fingerprint
+
+    @property
+    def inputs(self) -> tuple[InputRecord, ...]:
+        """What it takes."""
+        return self.model.inputs
+
+    @property
+    def outputs(self) -> tuple[OutputRecord, ...]:
+        """What it returns."""
+        return self.model.outputs
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The text of its `tokenizer.json`, if it is known."""
+        return (self.genai.tokenizer if self.genai else None) if self.is_onnx else self.torch.tokenizer
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that it takes, if that is known."""
+        return (self.genai.max_tokens if self.genai else None) if self.is_onnx else self.torch.max_tokens
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the model when it was opened."""
+        return tuple(self.onnx.notes) if self.is_onnx else ()
+
+    @cached_property
+    def sites(self) -> Sites:
+        """Where adapters can act.
+
+        Raises:
+            NoSitesError: nowhere.
+            UsageError: the given sites do not fit.
+        """
+        from adapter_export.sites.site_map import sites_of
+
+        flow = self._flow()
+        return Sites(self.onnx.sites if self.is_onnx else sites_of(flow, "torch", self.given), flow, self)
+
+    def _flow(self) -> FlowGraph:
+        if self.is_onnx:
+            from adapter_export.onnx_backend.view import flow as onnx_view
+
+            return onnx_view.flow_graph(self.onnx.model)
+        from adapter_export.torch_backend import view as torch_view
+
+        return torch_view.flow_graph(self.torch.module())
+
+    def exported(self, folder: Path, on_progress: Callable[[str], None] | None = None) -> OnnxBase:
+        """The base as an ONNX graph, exported into a folder if it is none."""
+        if self.is_onnx:
+            return self.onnx
+        from adapter_export.onnx_backend.base.base import open_onnx
+        from adapter_export.torch_backend.base.to_onnx import export_onnx
+
+        if on_progress is not None:
+            on_progress("exporting the base to ONNX")
+        path = folder / "exported" / "base.onnx"
+        path.parent.mkdir()
+        export_onnx(self.torch, path)
+        return open_onnx(path, given=self.given)
+
+
+def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust_pickle: bool = False) -> Base:
+    """Open a base.
+
+    Args:
+        model: a torch archive, a Hugging Face folder, an ONNX file or a folder of onnxruntime-genai; what it is, is
+            seen from its contents. A base is returned as it is.
+        site_map: a file with sites that override or complete those that are found.
+        trust_pickle: load an archive that could run code; only one that you made yourself.
+
+    Raises:
+        FileError: it is not there.
+        BaseModelError: it is no base, or a damaged one.
+        NoSitesError: an ONNX base in which no place for an adapter was found.
+        MissingExtraError: what its form needs is not installed.
+    """
+    if isinstance(model, Base):
+        return model
+    path = Path(model)
+    form = form_of(path)
+    given = None
+    if site_map is not None:
+        from adapter_export.format.site_map_json import read_site_map
+
+        given = read_site_map(Path(site_map))
+    if form == "onnx":
+        from adapter_export.onnx_backend.base.base import open_onnx
+
+        return Base(path, form, open_onnx(path, given=given), given)
+    if form == "genai":
+        from adapter_export.onnx_backend.base.genai import open_genai
+
+        folder = open_genai(path, given=given)
+        return Base(path, form, folder.base, given, folder)
+    require("torch", "torch", "opening this model")
+    if form == "folder":
+        require("transformers", "hf", "opening a Hugging Face folder")
+        from adapter_export.torch_backend.base.huggingface import open_folder
+
+        return Base(path, form, open_folder(path), given)
+    from adapter_export.torch_backend.base.base import load_base
+
+    return Base(path, form, load_base(path, trust_pickle=trust_pickle), given)
+
+
+def form_of(path: Path) -> Form:
+    """What a path holds, by its contents, not by its name.
+
+    Raises:
+        FileError: nothing is there, or it cannot be read.
+        BaseModelError: something else than a base.
+    """
+    if path.is_dir():
+        others = {"manifest.json": "a bundle", "adapter_graph.json": "an adapter"}
+        found = next((f"{name}: its `{file}` is there" for file, name in others.items() if (path / file).is_file()), "")
+        if not found and (path / _GENAI_CONFIG).is_file():  # the bundle of such a folder has that file, too
+            return "genai"
+        if (path / "config.json").is_file():
+            return "folder"
+        raise _not_a_base(path, found or f"a folder without `config.json` or `{_GENAI_CONFIG}`")
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except FileNotFoundError as error:
+        raise FileError("is not there", where=path, expected="a model", fix="check the path") from error
+    except OSError as error:
+        raise FileError(f"cannot be read ({error.strerror})", where=path, fix="check its permissions") from error
+    if start.startswith(_ZIP):
+        return "archive"
+    # protobuf has no mark of its own: what is nothing else is tried as ONNX
+    other = next((name for mark, name in _NOT_MODELS.items() if start.startswith(mark)), None)
+    other = _FLATBUFFERS.get(start[4:8], other)
+    if start[_SAFETENSORS_HEADER_AT:].startswith(b"{"):
+        other = "a safetensors file: weights without the model that they belong to"
+    if not start:
+        other = "an empty file"
+    if other is not None:
+        raise _not_a_base(path, other)
+    return "onnx"
+
+
+def _not_a_base(path: Path, found: str) -> BaseModelError:
+    capture_it = command('capture(HF_FOLDER, "model.pt")', "capture HF_FOLDER -o model.pt")
+    fix = f"run {capture_it}, or save a torch module with `save_base`"
+    if found == _PICKLE:
+        trust = command(
+            f'capture({str(path)!r}, "model.pt", trust_pickle=True)', f"capture --trust-pickle {path} -o model.pt"
+        )
+        fix = (
+            f"only if you trust whoever made it, run {trust}, which runs its code once, and use `model.pt`, which "
+            "holds none"
+        )
+    return BaseModelError(
+        "is not a model that can be opened",
+        where=path,
+        found=found,
+        expected="a torch archive (`.pt`, `.pt2`), a Hugging Face folder, an ONNX file or an onnxruntime-genai folder",
+        fix=fix,
+    )
+
+
+def capture(
+    model: PathLike | Module,
+    output: PathLike,
+    *,
+    example_inputs: Inputs | None = None,
+    axes: AxisNames | None = None,
+    with_cache: Annotated[
+        bool,
+        Option(
+            "Capture a causal language model as it generates: with its language head, and with keys and values of the "
+            "tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`."
+        ),
+    ] = False,
+    trust_pickle: Annotated[
+        bool,
+        Option(
+            "Read a pickled module. Reading it runs whatever code its maker put into it, with all that you may do on "
+            "this machine. Only for files that you made yourself, or whose maker you trust."
+        ),
+    ] = False,
+    inputs: Annotated[
+        Sequence[str],
+        Option(
+            "What a pickled module takes, such as `input_ids=int64[batch,sequence]`, once for each input. Axes with "
+            "names are dynamic. Not needed for tokens and images by their usual names.",
+            "NAME=TYPE[AXIS,…]",
+            "--input",
+        ),
+    ] = (),
+    tokenizer: Annotated[
+        PathLike | None, Option("The `tokenizer.json` of a pickled module, or its folder.", "PATH")
+    ] = None,
+    max_tokens: Annotated[int | None, Option("The longest input of a pickled module, in tokens.", least=1)] = None,
+    force: Annotated[bool, Option("Replace what is at the output's place.")] = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> Base:
+    """Make a model archive, which holds the graph, the weights and the module paths, and none of the model's code.
+
+    Args:
+        model: a Hugging Face folder; a torch module; or, with `trust_pickle`, a file of `torch.save(module)`.
+        output: the archive to write, such as `model.pt`.
+        example_inputs: of a module: by name, or in the order of the arguments of `forward`; one row is enough.
+        axes: of a module: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`. If none are
+            given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input [batch, tokens] dynamic.
+        tokenizer: of a module, pickled or not: a `tokenizer.json`, or a folder with one.
+        max_tokens: of a module, likewise: its longest input, in tokens.
+        on_progress: is told each step before it begins.
+
+    The other arguments are described where they stand.
+
+    Raises:
+        UsageError: arguments do not go together.
+        BaseModelError: torch cannot export the model, or it is no base.
+        OutputExistsError, WriteError: the archive cannot be written.
+    """
+    path = Path(output)
+    tell = on_progress or _nobody
+    check_free(path, force=force)
+    if isinstance(model, str | os.PathLike):
+        model = Path(model)
+        _check_capture(model, with_cache, trust_pickle, described=bool(inputs or tokenizer or max_tokens))
+    elif example_inputs is None:
+        raise UsageError("a module is captured with an example of its inputs", fix=f"give {argument('example_inputs')}")
+    require("torch", "torch", "capturing a model")
+    text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
+    if not isinstance(model, Path):
+        from adapter_export.torch_backend.base.base import save_base
+
+        tell("capturing the module")
+        assert example_inputs is not None  # seen above
+        save_base(model, example_inputs, path, axes=axes, tokenizer=text, max_tokens=max_tokens, force=force)
+    else:
+        tell(f"opening and capturing {model}")
+        if trust_pickle:
+            from adapter_export.torch_backend.base.pickled import capture_pickled
+
+            described = parse_inputs(inputs)
+            capture_pickled(model, path, described, tokenizer=text, max_tokens=max_tokens, force=force)
+        else:
+            require("transformers", "hf", "opening a Hugging Face folder")
+            from adapter_export.torch_backend.base.huggingface import capture_folder
+
+            capture_folder(model, path, with_cache=with_cache, force=force)
+    tell("loading the archive as others will")
+    return open_base(path)
+
+
+def _check_capture(model: Path, with_cache: bool, trust_pickle: bool, *, described: bool) -> None:
+    """Refuse arguments that do not go with what the model is."""
+    if trust_pickle and (model.is_dir() or with_cache):
+        raise UsageError(
+            f"{argument('trust_pickle')} is for a pickled module",
+            found="a folder" if model.is_dir() else argument("with_cache"),
+            fix="leave one of the two out",
+        )
+    if described and not trust_pickle:
+        raise UsageError(
+            f"{argument('inputs', option='input')}, {argument('tokenizer')} and {argument('max_tokens')} describe a "
+            "pickled module",
+            found=f"no {argument('trust_pickle')}",
+            fix="leave them out; a Hugging Face folder says all of it",
+        )
+    if model.is_file() and not trust_pickle:
+        from adapter_export.torch_backend.base.file_kinds import check_pickled, untrusted
+
+        check_pickled(model)
+        raise untrusted(model)
+
+
+_TYPES = ("float32", "int64", "int32", "bool")
+_INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<dtype>\w+)\[(?P<axes>[^\[\]]*)\]")
+_AXIS = re.compile(r"[A-Za-z_]\w*|[1-9][0-9]{0,8}")
+
+
+def parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
+    """Read descriptions of inputs such as `input_ids=int64[batch,sequence]`.
+
+    Raises:
+        UsageError: one is not of the form `NAME=TYPE[AXIS,…]`, or two have one name.
+    """
+    from adapter_export.format.manifest import InputRecord
+
+    where, records = argument("inputs", option="input"), []
+    for text in texts:
+        found = _INPUT.fullmatch(text)
+        axes = [] if found is None else [axis.strip() for axis in found["axes"].split(",") if found["axes"].strip()]
+        if found is None or found["dtype"] not in _TYPES or not all(map(_AXIS.fullmatch, axes)):
+            raise UsageError(
+                "an input that cannot be read",
+                where=where,
+                found=f"`{text}`",
+                expected=f"`NAME=TYPE[AXIS,…]` with a type of {', '.join(_TYPES)}",
+                fix="write it as `input_ids=int64[batch,sequence]`; an axis is a number, or has a name and is dynamic",
+            )
+        sizes = tuple(int(axis) if axis.isdecimal() else axis for axis in axes)
+        records.append(InputRecord(found["name"], found["dtype"], sizes, "values"))
+    names = [record.name for record in records]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError("an input is described twice", where=where, found=f"`{twice}`", fix="leave one out")
+    return tuple(records)
+
+
+def require(library: str, extra: str, needed_for: str) -> ModuleType:
+    """Import a library that is an extra.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        if error.name != library:
+            raise
+        raise MissingExtraError(library, extra=extra, needed_for=needed_for) from error
+
+
+def read_tokenizer(path: Path) -> str:
+    """The text of a `tokenizer.json`, or of the one in a folder.
+
+    Raises:
+        FileError: it cannot be read as text.
+    """
+    path = path / TOKENIZER_FILE if path.is_dir() else path
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(
+            f"no tokenizer can be read ({error})",
+            where=path,
+            expected="a `tokenizer.json` of the tokenizers library",
+            fix="save one with `tokenizer.save_pretrained(folder)`",
+        ) from error
+
+
+def check_free(output: Path, *, force: bool) -> None:
+    """Look at the output's place before the work begins; it is looked at again when the work is done.
+
+    Raises:
+        OutputExistsError: it is taken, and `force` is not given.
+    """
+    if os.path.lexists(output) and not force:
+        raise OutputExistsError(output)
+
+
+def _nobody(_: str) -> None:
+    """Hears nothing."""

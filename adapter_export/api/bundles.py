@@ -1,0 +1,425 @@
+"""Bundles: build one from a base and its adapters, add adapters and remove them, open it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.adapters import OnNote, adapters_of, tell
+from adapter_export.api.base import Base, PathLike, check_free, open_base, read_tokenizer, require
+from adapter_export.api.option import Option
+from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
+
+if TYPE_CHECKING:
+    from adapter_export.bundle.flavours import Forms
+    from adapter_export.format.manifest import Manifest, Precision
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.numerics.runner import Runner
+    from adapter_export.numerics.sample_inputs import InputCase
+    from adapter_export.onnx_backend.base.base import OnnxBase
+    from adapter_export.onnx_backend.quantise.remake import Deviation
+    from adapter_export.runtime import Bundle
+
+OnProgress = Callable[[str], None]
+"""Is told each step before it begins."""
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-weights", "int4-weights")
+
+_GOLDEN_SEED = 0
+_FEW_TOKENS = 2
+"""How long the golden vectors of a large base are: each row of a product costs."""
+
+_DEVIATION_SEED, _DEVIATION_TOKENS = 1, 7
+"""Of the inputs that a base in another precision is compared with the plain one on."""
+
+AllowBaseMismatch = Annotated[bool, Option("Take adapters that were trained on other weights of the base.")]
+
+
+def open_bundle(bundle: Bundle | PathLike, *, verify: bool = True) -> Bundle:
+    """Open a bundle: every file is held against its hash.
+
+    Args:
+        bundle: its folder.
+        verify: without it, damage goes unseen: most damaged weights run.
+
+    Raises:
+        FileError: a file is missing, or a link leads out of the folder.
+        FormatError: the manifest breaks the format, or a file is damaged; `HashError` and `VersionError` are kinds of
+            it.
+    """
+    from adapter_export.runtime import Bundle
+
+    return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
+
+
+def folder_of(bundle: Bundle | PathLike) -> Path:
+    """Where a bundle lies."""
+    return Path(bundle) if isinstance(bundle, str | Path) else bundle.folder
+
+
+def build(
+    base: Base | PathLike,
+    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+    output: PathLike,
+    *,
+    tokenizer: Annotated[
+        Path | str | None,
+        Option("A `tokenizer.json`, or a folder with one; the one that was saved with the model if not given.", "PATH"),
+    ] = None,
+    max_tokens: Annotated[int | None, Option("The longest text; what the model takes if not given.", least=1)] = None,
+    allow_base_mismatch: AllowBaseMismatch = False,
+    base_precision: Annotated[
+        Precision,
+        Option(
+            "How the base computes: floats, integers (`int8`), or floats with weights of 8 or 4 bits. Adapters and "
+            "heads stay in float32. In `int8` the rows of a batch depend on each other.",
+            choices=PRECISIONS,
+        ),
+    ] = "fp32",
+    int8_embeddings: Annotated[bool, Option("Keep embeddings in 8 bits beside weights of 8 or 4 bits.")] = False,
+    optimize: Annotated[bool, Option("Fuse attention, norms and activations before the slots go in.")] = False,
+    flavours: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            "Forms of the graph: some of slots, inputs and bank, or `all`; if not given, all that the model allows. "
+            "The one with slots is always there.",
+            "A,B,…",
+        ),
+    ] = None,
+    bake: Annotated[
+        Sequence[str],
+        Option(
+            "Write a graph in which this adapter is constant, too, for a device that needs no other. Repeatable.",
+            "NAME",
+        ),
+    ] = (),
+    copy_weights: Annotated[
+        bool,
+        Option(
+            "Copy the base's weights into the bundle. By default they are hard-linked (no extra disk or time), so that "
+            "editing either file in place changes both."
+        ),
+    ] = False,
+    force: Annotated[bool, Option("Replace what is at the output's place.")] = False,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
+) -> Bundle:
+    """Export a base and its adapters as one bundle, and prove it before it is put in its place.
+
+    Args:
+        base: the base, or where it is.
+        adapters: adapters, their folders, or names looked up in the current folder, beside the base and in
+            `./adapters`. The keys of a mapping rename them.
+        output: the folder to make; if anything fails, nothing is left behind.
+        on_progress: is told each step before it begins.
+        on_note: is told what the caller should know, such as that there is no bank, and why.
+
+    The other arguments are described where they stand.
+
+    Raises:
+        UsageError: arguments do not go together.
+        AdapterError: an adapter does not fit; `BaseMismatchError` is a kind of it.
+        BaseModelError: the base cannot be exported.
+        ParityError: the exported graph does not compute what the reference computes.
+        OutputExistsError, WriteError: the bundle cannot be written.
+    """
+    from adapter_export.bundle.build import GRAPH_FILE, build_bundle
+    from adapter_export.runtime import Bundle
+
+    path, say = Path(output), on_progress or _nobody
+    _check_treatment(base_precision, int8_embeddings, optimize)
+    check_free(path, force=force)
+    opened = open_base(base)
+    chosen = adapters_of(adapters, opened)
+    known = opened.max_tokens
+    if max_tokens is not None and known is not None and max_tokens > known:
+        raise UsageError(
+            "more tokens than the base takes",
+            where=argument("max_tokens"),
+            found=max_tokens,
+            expected=f"at most {known}",
+        )
+    longest = max_tokens or known
+    text = _tokenizer(opened, tokenizer, longest)
+    forms = _forms(flavours, bake, opened)
+    notes: list[str] = []
+    with prepared(opened, base_precision, int8_embeddings, optimize, allow_base_mismatch, say) as (graph, references):
+        manifest = build_bundle(
+            graph,
+            chosen,
+            path,
+            references=references,
+            cases=_golden_cases(graph, longest, references),
+            tokenizer=text,
+            max_tokens=None if text is None else longest,
+            kept=opened.genai.kept(GRAPH_FILE) if opened.genai else {},
+            allow_base_mismatch=allow_base_mismatch,
+            copy_weights=copy_weights,
+            forms=forms,
+            force=force,
+            progress=say,
+            note=notes.append,
+        )
+    tell(notes, on_note)
+    return Bundle(path, manifest, verified=True)
+
+
+def _check_treatment(precision: Precision, int8_embeddings: bool, optimize: bool) -> None:
+    """Refuse what does not go together.
+
+    Weights of fused operators would stay in float32, and none but the fused graph itself could be the reference.
+    """
+    if optimize and precision != "fp32":
+        raise UsageError(
+            f"{argument('optimize')} and {argument('base_precision')} do not go together",
+            found=argument("base_precision", precision),
+            fix="leave one of them out; ONNX Runtime fuses what it can when it loads the graph",
+        )
+    if int8_embeddings and precision in ("fp32", "fp16"):
+        raise UsageError(
+            f"{argument('int8_embeddings')} goes with quantised weights",
+            found=argument("base_precision", precision),
+            fix=f"give {argument('base_precision', 'int8-weights')} or `int4-weights` with it",
+        )
+    if optimize:
+        require("onnxscript", "torch", argument("optimize", True))
+
+
+def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> str | None:
+    text = base.tokenizer if given is None else read_tokenizer(Path(given))
+    if text is None:
+        return None
+    if max_tokens is None:
+        raise UsageError(
+            "the base does not say how many tokens it takes",
+            expected=f"{argument('max_tokens', words='N')} beside a tokenizer",
+            fix="give the number of positions that the base was trained with",
+        )
+    require("tokenizers", "text", "a bundle with a tokenizer")
+    from adapter_export.text import Tokenizer
+
+    Tokenizer.from_json(text, max_tokens)
+    return text
+
+
+def _forms(flavours: Sequence[str] | None, bake: Sequence[str], base: Base) -> Forms:
+    """What was asked for; nothing but slots in a folder that onnxruntime-genai loads, unless it was."""
+    from adapter_export.bundle.flavours import FLAVOURS, Forms
+
+    if flavours is None:
+        return Forms(["slots"] if base.genai else None, bake)
+    names = set(FLAVOURS) if tuple(flavours) == ("all",) else set(flavours)
+    unknown = ", ".join(sorted(names - set(FLAVOURS)))
+    if unknown:
+        expected = f"`all`, or some of {', '.join(FLAVOURS)}"
+        raise UsageError("unknown flavours", where=argument("flavours"), found=unknown, expected=expected)
+    return Forms([flavour for flavour in FLAVOURS if flavour in names], bake)
+
+
+def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:
+    """The inputs of the golden vectors: two short ones for a large base, which takes seconds for each."""
+    from adapter_export.numerics.sample_inputs import input_cases
+    from adapter_export.onnx_backend.base.external import is_large
+
+    if is_large(base.model):
+        short = min(longest or _FEW_TOKENS, _FEW_TOKENS)
+        first, *_, last = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=short)
+        return [first, last]
+    cases = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest)
+    if longest is None:  # the base does not say how many tokens it takes: see whether it can compute the longest case
+        case = max(cases, key=lambda case: max(size for array in case.arrays.values() for size in array.shape))
+        try:
+            references.run(case.arrays, None)
+        except RequestError as error:
+            raise RequestError(
+                "the base cannot compute an input of this length",
+                where=f"`{case.name}`",
+                found=error.found,
+                fix=f"if it takes fewer tokens, give their number as {argument('max_tokens')}",
+            ) from error
+    return cases
+
+
+def add(
+    bundle: Bundle | PathLike,
+    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+    *,
+    against: Base | PathLike,
+    allow_base_mismatch: AllowBaseMismatch = False,
+    on_progress: OnProgress | None = None,
+) -> Bundle:
+    """Add adapters to a bundle without a new export; if anything fails, it is as it was.
+
+    Args:
+        bundle: the bundle, or its folder.
+        adapters: as in `build`; what they compute must be what an adapter computes that the bundle was built with.
+        against: the model that the bundle was built from. It computes the golden vectors of the new adapters, which the
+            bundle itself must not do.
+        allow_base_mismatch: take adapters that were trained on other weights of the base.
+        on_progress: is told each step before it begins.
+
+    Raises:
+        AdapterError: a name is taken, or the graph has no slots for an adapter.
+        BaseModelError: the model is another one.
+        ParityError: the bundle with the new adapters does not compute what the reference computes.
+        InputError, WriteError: the bundle cannot be read or changed.
+    """
+    import onnx_ir as ir
+
+    from adapter_export.bundle.change import add_adapters
+    from adapter_export.format.manifest_json import read_manifest
+    from adapter_export.onnx_backend.base.numerics import numerics
+    from adapter_export.runtime import Bundle
+
+    folder = folder_of(bundle)
+    manifest = read_manifest(folder)
+    base = model_of(manifest, against)
+    chosen = adapters_of(adapters, base)
+    slots = numerics(ir.load(folder / manifest.graphs["slots"]))
+    with same_precision(base, slots.precision, int8_embeddings=slots.int8_tables) as references:
+        after = add_adapters(
+            folder,
+            chosen,
+            references=references,
+            site_map=None if base.given is None else base.given.digest,
+            allow_base_mismatch=allow_base_mismatch,
+            progress=on_progress,
+        )
+    return Bundle(folder, after, verified=True)
+
+
+def remove(bundle: Bundle | PathLike, adapters: Sequence[str], *, on_progress: OnProgress | None = None) -> Bundle:
+    """Remove adapters from a bundle: their files, golden vectors, rows of the bank and baked graphs.
+
+    The slots stay, so that adapters that compute the same can be added later. If anything fails, the bundle is as it
+    was.
+
+    Raises:
+        AdapterError: there is no adapter of a name, or none would be left.
+        InputError, WriteError, ParityError: as `add`.
+    """
+    from adapter_export.bundle.change import remove_adapters
+    from adapter_export.runtime import Bundle
+
+    folder = folder_of(bundle)
+    return Bundle(folder, remove_adapters(folder, adapters, progress=on_progress), verified=True)
+
+
+# The base that goes into a bundle, and what computes the outputs that it must have.
+
+
+@contextmanager
+def prepared(
+    base: Base, precision: Precision, int8_embeddings: bool, optimize: bool, allow_mismatch: bool, say: OnProgress
+) -> Iterator[tuple[OnnxBase, Runner]]:
+    """Yield the base as it goes into a bundle, and what computes its golden vectors.
+
+    That is the model itself, or the quantised base cut open at its sites where the precision is another: the model in
+    float32 says nothing about rounding in 8 bits.
+    """
+    from adapter_export.onnx_backend.runner import CutRunner
+
+    with TemporaryDirectory(prefix="adapter-export-") as temporary:
+        folder = Path(temporary)
+        plain = base.exported(folder, say)
+        if optimize:
+            yield _optimized(plain, folder, say), runner_of(base, allow_mismatch)
+        elif precision != "fp32":
+            say(f"bringing the base into {precision}")
+            made = _in_precision(plain, precision, int8_embeddings, folder)
+            _deviations(plain, made, say)
+            yield made, CutRunner(made)
+        else:
+            yield plain, runner_of(base, allow_mismatch)
+
+
+@contextmanager
+def same_precision(base: Base, precision: Precision, *, int8_embeddings: bool) -> Iterator[Runner]:
+    """Yield the reference for a bundle: a model, in the precision that the bundle has."""
+    from adapter_export.onnx_backend.runner import CutRunner
+
+    if precision_of(base) == precision:
+        yield runner_of(base, allow_mismatch=True)
+        return
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        plain = base.exported(Path(folder))
+        yield CutRunner(_in_precision(plain, precision, int8_embeddings and precision != "int8", Path(folder)))
+
+
+def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
+    """Open the model that a bundle was built from.
+
+    Raises:
+        BaseModelError: it is another one.
+        InputError: it cannot be opened.
+    """
+    base = open_base(model)
+    if base.fingerprint != manifest.base:
+        raise BaseModelError(
+            "is another base than the bundle's",
+            where=base.path,
+            found=f"base fingerprint {base.fingerprint}",
+            expected=manifest.base,
+            fix="give the model that the bundle was built from",
+        )
+    return base
+
+
+def precision_of(base: Base) -> Precision:
+    """The precision that a base has of itself; a torch base is run in float32."""
+    if not base.is_onnx:
+        return "fp32"
+    from adapter_export.onnx_backend.base.numerics import numerics
+
+    return numerics(base.onnx.model).precision
+
+
+def runner_of(base: Base, allow_mismatch: bool) -> Runner:
+    """Runs a base as it is, in torch where there is a torch model."""
+    if base.is_onnx:
+        from adapter_export.onnx_backend.runner import CutRunner
+
+        return CutRunner(base.onnx)
+    from adapter_export.torch_backend.runner import TorchRunner
+
+    return TorchRunner(base.torch, sites=base.sites.map, allow_mismatch=allow_mismatch)
+
+
+def _in_precision(plain: OnnxBase, precision: Precision, int8_embeddings: bool, folder: Path) -> OnnxBase:
+    from adapter_export.onnx_backend.quantise.precision import with_precision
+
+    out = folder / "precision"
+    out.mkdir()
+    return with_precision(plain, precision, out, int8_embeddings=int8_embeddings)
+
+
+def _optimized(plain: OnnxBase, folder: Path, say: OnProgress) -> OnnxBase:
+    from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
+
+    say("fusing operators of the base")
+    out = folder / "optimized"
+    out.mkdir()
+    made, fusions = optimized(plain, out)
+    say("fused " + (", ".join(f"{count} {name}" for name, count in fusions.items()) or "nothing"))
+    for found in _deviations(plain, made, say):
+        check_deviation(found)
+    return made
+
+
+def _deviations(plain: OnnxBase, made: OnnxBase, say: OnProgress) -> list[Deviation]:
+    """Say how far the quantised or optimised base lies from the plain one."""
+    from adapter_export.numerics.sample_inputs import input_cases
+    from adapter_export.onnx_backend.quantise.remake import deviations
+
+    cases = input_cases(plain.inputs, seed=_DEVIATION_SEED, max_tokens=_DEVIATION_TOKENS)
+    found = deviations(plain, made, cases)
+    for each in found:
+        say(f"`{each.output}` deviates from the plain base by {each.absolute:.1e} of {each.scale:.3g}")
+    return found
+
+
+def _nobody(_: str) -> None:
+    """Hears nothing."""

@@ -1,0 +1,179 @@
+"""Prove that a bundle computes what it should, with the model that it was built from or by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.base import Base, PathLike, read_tokenizer, require
+from adapter_export.api.bundles import folder_of, model_of, precision_of, runner_of, same_precision
+from adapter_export.api.option import Option
+from adapter_export.errors import UsageError, argument
+
+if TYPE_CHECKING:
+    from adapter_export.bundle.cases import Case
+    from adapter_export.bundle.plan import Plan
+    from adapter_export.bundle.prove import Original, Reference, Verification
+    from adapter_export.bundle.report import Report
+    from adapter_export.runtime import Bundle
+
+OnStep = Callable[[int, int, str], None]
+"""Is told after each step how many are done, how many there are, and what it was; once before the first one."""
+
+_ROWS_AT_ONCE = 16
+
+
+def check(
+    bundle: Bundle | PathLike,
+    *,
+    against: Base | PathLike | None = None,
+    only: Annotated[Sequence[str], Option("Check this adapter alone, or `base`; may be repeated.", "ADAPTER")] = (),
+    flavours: Annotated[
+        Sequence[str],
+        Option(
+            "Check this graph of the bundle alone: slots, inputs, bank or baked; may be repeated.",
+            "FLAVOUR",
+            "--flavour",
+        ),
+    ] = (),
+    cases: Annotated[Sequence[str], Option("Try this shape alone; may be repeated.", "CASE", "--case")] = (),
+    data: Annotated[
+        PathLike | None,
+        Option(
+            "A table (csv, tsv, jsonl) with texts, on which the bundle's classes are compared with those of MODEL.",
+            "FILE",
+        ),
+    ] = None,
+    text: Annotated[str | None, Option("The column of FILE that holds the texts.", "COLUMN")] = None,
+    on_step: OnStep | None = None,
+) -> Report:
+    """Check that a bundle computes what it should.
+
+    Every output of every graph is compared at a matrix of shapes, every adapter at every site with float64 arithmetic,
+    and what must hold in any case is tried. A bundle in another precision than the model is compared with the model in
+    that same precision; how far that is from the model itself is reported beside.
+
+    Args:
+        bundle: the bundle, or its folder.
+        against: the model that the bundle was built from; without it the golden vectors in the bundle are the
+            reference, and torch is not needed.
+        on_step: is told of each step.
+
+    The other arguments are described where they stand.
+
+    Returns:
+        What was found. A bundle that computes something else is no error: `report.raise_for_failure()` makes it one.
+
+    Raises:
+        UsageError: arguments do not go together, or name what is not there.
+        InputError: the bundle or the model cannot be used.
+        NothingComparedError: nothing was compared.
+    """
+    from adapter_export.bundle.plan import plan_check
+    from adapter_export.bundle.prove import prove, steps, with_agreements
+
+    if (data is None) != (text is None) or (data is not None and against is None):
+        together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
+        raise UsageError(together, fix=f"give all three, or {argument('against')} alone")
+    plan = plan_check(folder_of(bundle), only=only, cases=cases, forms=flavours)
+    texts = None
+    if data is not None and text is not None:
+        from adapter_export.torch_backend.train.task import read_texts
+
+        texts = read_texts(Path(data), text)
+    with _sides(plan, against, texts) as (reference, original):
+        step = _counted(on_step, steps(plan, reference) + (0 if original is None else original.steps(plan)))
+        report = prove(plan, reference, step)
+        if original is not None:
+            report = with_agreements(report, plan, original, step)
+    report.require_compared()
+    return report
+
+
+@contextmanager
+def _sides(
+    plan: Plan, against: Base | PathLike | None, texts: Sequence[str] | None
+) -> Iterator[tuple[Reference | None, Original | None]]:
+    """Yield the reference in the bundle's precision, and the model as it is where the two differ or texts are given."""
+    if against is None:
+        yield None, None
+        return
+    import onnx_ir as ir
+
+    from adapter_export.bundle.prove import Original, Reference
+    from adapter_export.onnx_backend.base.numerics import numerics
+
+    base = model_of(plan.manifest, against)
+    path = str(base.path)
+    wanted = numerics(ir.load(plan.folder / plan.manifest.graphs["slots"]))
+    with same_precision(base, wanted.precision, int8_embeddings=wanted.int8_tables) as runner:
+        if texts is None and wanted.precision == precision_of(base):
+            yield Reference(path, runner), None
+            return
+        cases = plan.cases if texts is None else _text_cases(plan, texts)
+        inputs = "random inputs" if texts is None else f"{len(texts):,} texts"
+        yield Reference(path, runner), Original(runner_of(base, allow_mismatch=True), cases, inputs)
+
+
+def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
+    from adapter_export.bundle.cases import case_of
+
+    record = plan.manifest.text
+    if record is None:
+        fix = f"leave {argument('data')} out"
+        raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
+    require("tokenizers", "text", "reading texts")
+    from adapter_export.text import Tokenizer
+
+    tokenizer = Tokenizer.from_json(read_tokenizer(plan.folder / record.tokenizer), record.max_tokens)
+    names = [each.name for each in plan.manifest.inputs]
+    return [
+        case_of(
+            f"texts {start + 1}…",
+            tokenizer.batch(texts[start : start + _ROWS_AT_ONCE], names),
+            plan.manifest.inputs,
+        )
+        for start in range(0, len(texts), _ROWS_AT_ONCE)
+    ]
+
+
+def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Verification:
+    """Show that a bundle is whole, and that it computes its golden vectors on this machine.
+
+    Needs neither torch nor the model. All files, graphs and adapters are checked against each other, and the golden
+    vectors run in every form of the graph; `check` with the model goes further.
+
+    Args:
+        bundle: the bundle, or its folder.
+        on_step: is told of each step.
+
+    Returns:
+        What was found; `raise_for_failure()` makes an error of a result that is off.
+
+    Raises:
+        InputError: the bundle is damaged, or something in it does not fit.
+        NothingComparedError: nothing was compared.
+    """
+    from adapter_export.bundle.plan import plan_check
+    from adapter_export.bundle.prove import verify as verify_bundle
+    from adapter_export.bundle.prove import verify_steps
+
+    plan = plan_check(folder_of(bundle))
+    return verify_bundle(plan, _counted(on_step, verify_steps(plan)))
+
+
+def _counted(on_step: OnStep | None, total: int) -> Callable[[str], None]:
+    """Count the steps of a run for whoever listens."""
+    if on_step is None:
+        return lambda _: None
+    done = 0
+    on_step(0, total, "")
+
+    def step(note: str) -> None:
+        nonlocal done
+        done += 1
+        on_step(done, total, note)
+
+    return step

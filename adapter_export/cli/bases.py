@@ -1,0 +1,89 @@
+"""What commands that open a base, and those that make an adapter, have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import adapter_export as ae
+from adapter_export.cli.output import Bar, emit_json, progress_bar, say, warn
+
+if TYPE_CHECKING:
+    from adapter_export import Adapter
+    from adapter_export.api.prove import OnStep
+
+
+def listed(text: str) -> list[str]:
+    """Return the items of `a,b`; an empty one is refused by whoever reads it."""
+    return [item.strip() for item in text.split(",")]
+
+
+def opened(model: Path, site_map: Path | str | None, trust_pickle: bool) -> ae.Base:
+    """Open a base, and say what was done to it."""
+    base = ae.open_base(model, site_map=site_map, trust_pickle=trust_pickle)
+    for note in base.notes:
+        say(f"{model.name}: {note}")
+    return base
+
+
+def report_adapter(
+    adapter: Adapter, notes: Sequence[str], output: Path, as_json: bool, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Say what was written, and warn of what was done on the way; `facts` is what the document says beside that."""
+    for note in notes:
+        warn(f"{note}.")
+    parameters, head = adapter.cost().parameters, adapter.head
+    if as_json:
+        emit_json(
+            {
+                "adapter": str(output),
+                "name": adapter.name,
+                "kind": adapter.kind,
+                "parameters": parameters,
+                "sites": list(adapter.placements),
+                "task": None if head is None else head.task,
+                "labels": None if head is None else list(head.labels) or None,
+                "notes": list(notes),
+                **(facts or {}),
+            }
+        )
+        return
+    with_head = "" if head is None else f", a head for {head.task.replace('_', ' ')}"
+    places = f"{len(adapter.placements)} sites{with_head}"
+    say(f"wrote {output}: `{adapter.name}`, {adapter.kind}, {places}, {parameters:,} parameters.")
+    say(f"Next: adapter-export build MODEL --adapters {output} -o bundle")
+
+
+@contextmanager
+def stepping(description: str) -> Iterator[OnStep]:
+    """Show a bar that a call moves as it goes; it appears with the first step, when the number of steps is known."""
+    with ExitStack() as stack:
+        bars: list[Bar] = []
+
+        def step(done: int, total: int, note: str) -> None:
+            if not bars:
+                bars.append(stack.enter_context(progress_bar(description, total)))
+            if done:
+                bars[0].advance(note=note)
+
+        yield step
+
+
+def read_shares(_: click.Context, __: click.Parameter, text: str | None) -> Any:
+    """`0.3,0.7` as numbers, `a=0.3,b=0.7` as numbers by name."""
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return tuple(map(float, text.split(",")))
+        pairs = [item.rsplit("=", 1) for item in text.split(",")]
+        weights = {name.strip(): float(number) for name, number in pairs}
+        if len(weights) < len(pairs):
+            raise click.BadParameter(f"`{text}` gives one adapter two weights")
+        return weights
+    except ValueError as error:
+        raise click.BadParameter(f"`{text}` is no list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`") from error

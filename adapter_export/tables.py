@@ -1,0 +1,52 @@
+"""A table as data: plain text, HTML in a notebook, and whatever the command line makes of it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings; `print` and notebooks show it.
+
+    Attributes:
+        columns: the headings.
+        rows: the cells, written with `str`.
+        title: stands above it.
+        numbers: a letter per column: `r` sets it to the right, anything else to the left.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    title: str | None = None
+    numbers: str = ""
+
+    def __str__(self) -> str:
+        lines = [self.columns, *([str(cell) for cell in row] for row in self.rows)]
+        widths = [max(len(line[at]) for line in lines) for at in range(len(self.columns))]
+        right = [self._is_right(at) for at in range(len(self.columns))]
+        texts = (
+            "  ".join(
+                cell.rjust(width) if to_right else cell.ljust(width)
+                for cell, width, to_right in zip(line, widths, right, strict=True)
+            ).rstrip()
+            for line in lines
+        )
+        return "\n".join([*([] if self.title is None else [self.title]), *texts])
+
+    def _repr_html_(self) -> str:
+        sides = ["right" if self._is_right(at) else "left" for at in range(len(self.columns))]
+
+        def line(tag: str, cells: Sequence[object]) -> str:
+            texts = (html.escape(str(cell)) for cell in cells)
+            made = (f'<{tag} style="text-align:{side}">{text}</{tag}>' for text, side in zip(texts, sides, strict=True))
+            return f"<tr>{''.join(made)}</tr>"
+
+        title = "" if self.title is None else f"<caption>{html.escape(self.title)}</caption>"
+        rows = "".join(line("td", row) for row in self.rows)
+        return f"<table>{title}<thead>{line('th', self.columns)}</thead><tbody>{rows}</tbody></table>"
+
+    def _is_right(self, column: int) -> bool:
+        return self.numbers[column : column + 1] == "r"
