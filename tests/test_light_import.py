@@ -23,7 +23,7 @@ COMMANDS = (
     "run",
     "inspect",
 )
-HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "numpy", "matplotlib", "jsonschema")
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "numpy", "matplotlib")
 LIMIT_S = 0.5
 TRIES = 5
 
@@ -69,6 +69,6 @@ def test_the_package_and_its_help_answer_at_once(code: str) -> None:
 
 
 def test_the_runtime_needs_numpy_and_onnxruntime_alone() -> None:
-    unwanted = ("torch", "onnx", "onnx_ir", "safetensors", "jsonschema", "rich", "click", "tokenizers")
+    unwanted = ("torch", "onnx", "onnx_ir", "safetensors", "rich", "click", "tokenizers")
     assert _loaded("import adapter_export.runtime", unwanted) == ""
     assert _loaded("import adapter_export.runtime", ("numpy", "onnxruntime")) == "numpy onnxruntime"

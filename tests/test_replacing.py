@@ -23,8 +23,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.expose import with_site_outputs
-from adapter_export.onnx_backend.graft.insert import insert_slots, site_norms
+from adapter_export.onnx_backend.graft.insert import insert_slots, site_norms, with_site_outputs
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors

@@ -366,9 +366,7 @@ def import_peft(
 def _base_tensor(base: Base, key: str) -> np.ndarray | None:
     """A tensor of the base, by its name there."""
     if base.is_onnx:
-        from adapter_export.onnx_backend.base.named import named_tensor
-
-        return named_tensor(base.onnx, key)
+        return base.onnx.tensor(key)
     tensor = base.torch.program.state_dict.get(key)
     return None if tensor is None else tensor.detach().float().numpy()
 

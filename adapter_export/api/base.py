@@ -157,9 +157,7 @@ class Base:
 
     def _flow(self) -> FlowGraph:
         if self.is_onnx:
-            from adapter_export.onnx_backend.view import flow as onnx_view
-
-            return onnx_view.flow_graph(self.onnx.model)
+            return self.onnx.flow
         from adapter_export.torch_backend import view as torch_view
 
         return torch_view.flow_graph(self.torch.module())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
     from adapter_export.onnx_backend.base.base import OnnxBase
-    from adapter_export.onnx_backend.quantise.remake import Deviation
+    from adapter_export.onnx_backend.quantise.rewrite import Deviation
     from adapter_export.runtime import Bundle
 
 OnProgress = Callable[[str], None]
@@ -412,7 +412,7 @@ def _optimized(plain: OnnxBase, folder: Path, say: OnProgress) -> OnnxBase:
 def _deviations(plain: OnnxBase, made: OnnxBase, say: OnProgress) -> list[Deviation]:
     """Say how far the quantised or optimised base lies from the plain one."""
     from adapter_export.numerics.sample_inputs import input_cases
-    from adapter_export.onnx_backend.quantise.remake import deviations
+    from adapter_export.onnx_backend.quantise.rewrite import deviations
 
     cases = input_cases(plain.inputs, seed=_DEVIATION_SEED, max_tokens=_DEVIATION_TOKENS)
     found = deviations(plain, made, cases)

@@ -16,10 +16,8 @@ from adapter_export.bundle.report import BASE, Form, InvariantResult
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError
 from adapter_export.format.adapter_files import read_adapter
-from adapter_export.format.canonical import read_json
 from adapter_export.format.inventory import MANIFEST_FILE, verify_files
 from adapter_export.format.manifest import AdapterRecord, Axis, BankRecord, BankTensor, Manifest, SlotRecord
-from adapter_export.format.schema import validate
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import weighted_members
@@ -205,14 +203,12 @@ class _Value:
 
 
 def check_structure(folder: Path, manifest: Manifest) -> Iterator[InvariantResult]:
-    """Hold the manifest against its schema, and every graph against the manifest.
+    """Compare every graph with the manifest, which conforms to its schema, or it could not have been read.
 
     Raises:
-        FormatError: the manifest breaks the schema, a graph cannot be read, or it is another one than the manifest
-            describes: inputs, outputs, slots and their defaults, tensors of the bank, where its weights lie.
+        FormatError: a graph cannot be read, or it is another one than the manifest describes: inputs, outputs, slots
+            and their defaults, tensors of the bank, where its weights lie.
     """
-    path = folder / MANIFEST_FILE
-    validate(read_json(path), "bundle-manifest", path)
     yield InvariantResult("schema", MANIFEST_FILE, True, f"format {manifest.version}")
     for form, file in _graphs(manifest):
         model = read_graph(folder / file)

@@ -44,8 +44,7 @@ from adapter_export.numerics.budget import Budget, extent
 from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.numerics.runner import run as run_reference
 from adapter_export.onnx_backend.base.numerics import numerics
-from adapter_export.onnx_backend.graft.expose import with_site_outputs
-from adapter_export.onnx_backend.graft.insert import site_norms
+from adapter_export.onnx_backend.graft.insert import site_norms, with_site_outputs
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.view.flow import flow_graph
 from adapter_export.runtime.bundle import Bundle

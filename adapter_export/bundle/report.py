@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from adapter_export.bundle.compare import Comparison, Number, Worst
 from adapter_export.errors import NothingComparedError
+from adapter_export.format.check_report import REPORT_VERSION
 
 Against = Literal["reference", "golden"]
 Part = Literal["all", "tokens", "padding"]
@@ -320,13 +321,11 @@ def _command(report: Report, adapter: str | None, case: str, form: Form) -> str:
 
 # A report as the JSON document of `schemas/check-report.schema.json`.
 
-VERSION = "1.0.0"
-
 
 def to_document(report: Report) -> dict[str, Any]:
     """The report as a JSON object; NaN and Inf, which JSON has not, are the strings `nan`, `inf`, `-inf`."""
     return {
-        "version": VERSION,
+        "version": REPORT_VERSION,
         "bundle": report.bundle,
         "base": report.base,
         "against": report.against,

@@ -23,8 +23,7 @@ from adapter_export.numerics.budget import Budget, graph_budget
 from adapter_export.numerics.evaluate import evaluate_head, evaluate_site, site_scale
 from adapter_export.numerics.fit import BORROWED
 from adapter_export.numerics.runner import Arrays
-from adapter_export.onnx_backend.graft.expose import exposed
-from adapter_export.onnx_backend.graft.insert import result_of
+from adapter_export.onnx_backend.graft.insert import exposed, result_of
 from adapter_export.onnx_backend.slots import REPLACED
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site import Norm

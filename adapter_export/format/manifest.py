@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from adapter_export.errors import FormatError
-from adapter_export.graph.adapter import check_name
+from adapter_export.format.records import (
+    SEMVER,
+    Count,
+    FileName,
+    NotEmpty,
+    NotNegative,
+    OneOf,
+    Positive,
+    RelativePath,
+    Sha256,
+)
 from adapter_export.graph.tasks import HeadOutput, Task
-
-# Rules for single values of a manifest: each a function that raises where the value breaks the rule.
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_PATH_PART = re.compile(r"[^\x00-\x1f\x7f/\\:]+")
-
-
-def check_path(text: str) -> None:
-    """A path that stays in its folder on every operating system: `a/b.c`, never `../a`, `/a` or `C:a`."""
-    parts = text.split("/")
-    if not all(_PATH_PART.fullmatch(part) for part in parts) or {".", ".."} & set(parts):
-        raise FormatError(
-            "a path that may leave its folder",
-            found=f"`{text}`",
-            expected="a relative path with `/` between its parts, without `.`, `..`, `:` and `\\`",
-        )
-
-
-def check_sha256(text: str) -> None:
-    """64 lower-case hexadecimal digits."""
-    if not _SHA256.fullmatch(text):
-        raise FormatError("no sha256", found=f"`{text}`", expected="64 lower-case hexadecimal digits")
-
-
-def check_positive(number: int) -> None:
-    """At least 1."""
-    if number < 1:
-        raise FormatError("a number that is too small", found=number, expected="at least 1")
-
-
-def check_not_negative(number: float) -> None:
-    """At least 0."""
-    if number < 0:
-        raise FormatError("a number that is too small", found=number, expected="at least 0")
-
-
-def check_not_empty(values: Sized) -> None:
-    """At least one value."""
-    if not values:
-        raise FormatError("nothing here", expected="at least one value")
-
-
-Count = Annotated[int, check_not_negative]
-Positive = Annotated[int, check_positive]
-RelativePath = Annotated[str, check_path]
-"""From the bundle's folder, with `/` between parts."""
 
 Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
 """How a base computes its products: in floats, in integers (`int8`), or in floats with weights of so many bits."""
@@ -66,6 +28,8 @@ Flavour = Literal["slots", "inputs", "bank"]
 Axis = Positive | str
 """The length of an axis: a number, the name of a dynamic axis such as `batch`, or a sum such as `past + sequence`."""
 
+Names = Annotated[tuple[str, ...], NotEmpty()]
+
 
 @dataclass(frozen=True)
 class InputRecord:
@@ -73,12 +37,14 @@ class InputRecord:
 
     Attributes:
         name: its name in the graph.
-        dtype: NumPy's name of its type, such as `int64`.
-        axes: its shape.
-        role: `ids` if it indexes an embedding, `mask` if it says which tokens are real, `cache` if it is what a decoder
-            keeps of the tokens before, else `values`.
-        limit: for `ids`, the number of rows of that embedding; valid ids are 0 to limit − 1.
-        next: for `cache`, the output that it is in the next call; in the first one it is empty.
+        dtype: its element type by NumPy's name, such as `int64`.
+        axes: its shape: for each axis its length, or a name where the length is free. Axes of one name have one length
+            within a call. Names with ` + ` between them stand for the sum of their lengths.
+        role: `ids` indexes an embedding; `mask` says which tokens are real (1) and which are padding (0); `cache` is
+            what a decoder keeps of the tokens before: of length 0 along the axis of the past in the first call of a
+            text, and the output `next` of the call before in every other; `values` is anything else.
+        limit: for `ids`, the number of rows of that embedding: valid ids are 0 to limit - 1. Null where not known.
+        next: for a `cache`, the output that it is in the next call. Null for all other inputs.
     """
 
     name: str
@@ -91,7 +57,13 @@ class InputRecord:
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """One output of the graph."""
+    """One output of the graph.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: its element type by NumPy's name.
+        axes: its shape, as that of an input.
+    """
 
     name: str
     dtype: str
@@ -104,11 +76,11 @@ class SiteRecord:
 
     Attributes:
         name: canonical, such as `layers.3.attention` or `layers.3.attention.query`.
-        role: `attention`, `ffn`, `linear` or `embeddings`.
-        layer: counted from 0; none for the embeddings.
-        width: the width of the tensor `h` there: at a sublayer that of the residual stream.
-        path: the module path in the torch model, if known.
-        tensor: the tensor of the ONNX graph that the adapter replaces.
+        role: what is there: `attention`, `cross_attention`, `ffn`, `linear` or `embeddings`.
+        layer: the number of its layer, from 0; null for the embeddings.
+        width: the width `d` of the tensor `h` there: at a sublayer that of the residual stream.
+        path: the module path in the torch model; null if not known.
+        tensor: the tensor of the ONNX graph that an adapter replaces.
     """
 
     name: str
@@ -121,15 +93,17 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class SlotRecord:
-    """One overridable initializer.
+    """A tensor of the graph that an adapter fills: an overridable initializer, float32.
 
     Attributes:
-        name: its name in the graph, `adapter.<site>.<parameter>`.
+        name: its name in the graph, under which it is fed.
         site: the site it belongs to, `head`, or `shared` for what several sites have in common.
-        graph: the name of the adapter graph it belongs to.
+        graph: the name of the adapter graph that it belongs to.
         parameter: its name in that graph.
-        axes: its shape; the names are those of the adapter's widths (`b`, `classes`), free per adapter.
-        neutral: the shape of its default, with which it does nothing.
+        axes: its shape. A name, such as `b`, is a width that each adapter chooses; within one adapter, one site and one
+            graph, one name has one length.
+        neutral: the shape of its default, which leaves the base as it is.
+        neutral_value: the number of which the default is full.
     """
 
     name: str
@@ -143,14 +117,14 @@ class SlotRecord:
 
 @dataclass(frozen=True)
 class BankTensor:
-    """One tensor of a bank: an overridable initializer.
+    """A tensor of a bank.
 
     Attributes:
         name: its name in the graph `bank`.
-        slot: the slot whose tensors it holds; none for what masks the classes that an adapter lacks, which is to be
-            added to an output: 0, and a very low number for them.
-        axes: its shape: `adapters`, then those of the slot. The names are free; narrower adapters are filled up with
-            zeros.
+        slot: the slot whose tensors it holds, one adapter after the other, narrower ones filled up with zeros. Null for
+            a mask, which is added to an output: 0 for the classes that an adapter has, a number below -1e30 for those
+            that it lacks.
+        axes: `adapters`, then the axes of the slot.
     """
 
     name: str
@@ -162,14 +136,18 @@ class BankTensor:
 class BankRecord:
     """All adapters in one graph, for batches whose rows run through different ones.
 
+    Its tensors are overridable initializers: where the binding can feed them, any number of adapters of any widths may
+    be fed at run time.
+
     Attributes:
-        ids: the input of the graph `bank`, int64 [batch]: for each row a position in `rows`.
-        rows: the adapter that each row of the bank holds; null is the base.
+        ids: the input of the graph `bank`, int64 [batch]: for each row of the batch, a position in `rows`. Others are
+            an error; a client never passes on a number from outside.
+        rows: the adapter in each row of the bank; null is the base, and the first.
         tensors: the tensors of the bank.
     """
 
     ids: str
-    rows: tuple[str | None, ...]
+    rows: Annotated[tuple[str | None, ...], NotEmpty()]
     tensors: tuple[BankTensor, ...]
 
 
@@ -177,36 +155,39 @@ class BankRecord:
 class GoldenRecord:
     """Inputs and reference outputs by which any program can prove itself.
 
-    The file holds tensors `<case>.input.<input>` and `<case>.output.<output>`. A program passes a case when every
-    element of every output differs from the stored one by at most `absolute`.
-
     Attributes:
-        path: the safetensors file.
+        path: a safetensors file with tensors `<case>.input.<input>` and `<case>.output.<output>`.
         cases: the names of the cases.
-        absolute: the allowed absolute deviation of each output, by output name.
+        absolute: by output name: a case passes if every element of every output named here differs from the stored one
+            by at most this.
         reference: what computed the outputs, such as `torch 2.13.0 float32`; never the exported graph.
-        reasons: where each number of `absolute` comes from, a sentence for people.
+        reasons: by output name: where the number in `absolute` comes from, a sentence for people.
     """
 
     path: RelativePath
-    cases: Annotated[tuple[str, ...], check_not_empty]
-    absolute: Mapping[str, Annotated[float, check_not_negative]]
+    cases: Names
+    absolute: Mapping[str, NotNegative]
     reference: str
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class MixRecord:
-    """The weights of a weighted fusion, which each request may give.
+    """The weights that a request may give to a weighted fusion.
+
+    The adapter adds the sum of weight times what each member adds. A request with weights of its own feeds one float32
+    tensor, [1, members] for all rows of its batch or [batch, members] for each row its own, to every slot named here,
+    in the place of the adapter's tensors; all other slots get the adapter's tensors as always. Any finite numbers are
+    allowed.
 
     Attributes:
-        slots: where they go, in the place of the adapter's own tensors: the same float32 [1, members] or [batch,
-            members] to every one of them.
-        members: what each column weighs, by the names that the members had when they were fused.
+        slots: the slots that get the weights: all of them, and the same.
+        members: what each column weighs, by the name that the member had when it was fused. The bundle need not hold
+            it.
     """
 
-    slots: Annotated[tuple[str, ...], check_not_empty]
-    members: Annotated[tuple[str, ...], check_not_empty]
+    slots: Names
+    members: Names
 
 
 @dataclass(frozen=True)
@@ -214,25 +195,30 @@ class AdapterRecord:
     """One adapter of the bundle.
 
     Attributes:
-        name: what `run` calls it.
-        kind: the kind of its graphs.
-        labels: the classes in the order of the logits; none for an adapter whose head has no classes, or without one.
-        parameters: how many numbers it has, the idle slots not counted.
-        onnx_adapter: ONNX Runtime's adapter file: a tensor for every slot, idle ones at their neutral values.
-        safetensors: the same tensors, for everyone else.
-        source: the folder with the adapter as it was given.
+        name: what users call it.
+        kind: the published kind of its graphs. For people.
+        labels: the name of each class, in the order of the logits; null for an adapter whose head has no classes, or
+            without one.
+        parameters: how many numbers it has, idle slots not counted.
+        onnx_adapter: ONNX Runtime's own adapter file. It holds a tensor for every slot of the graph; idle ones have
+            their neutral values, so that nothing of an adapter that was active before can stay behind.
+        safetensors: the same tensors in a safetensors file.
+        source: the folder with the adapter as it was given: adapter_graph.json and weights.safetensors.
         base: the fingerprint of the base that it was trained on; differs from the bundle's only where the build was
             told to allow it.
-        golden: its golden vectors.
-        task: what its head is for; none without a head.
-        output: the output of the graph that holds the result of its head; none without one.
-        baked: the graph in which it is constant, if there is one.
-        mix: the weights that a request may give it; none if it is no weighted fusion.
+        golden: golden vectors of the base with this adapter.
+        task: what its head is for: logits [batch, classes] for sequence_classification, logits [batch, tokens, classes]
+            for token_classification, numbers [batch, classes] for regression, a vector [batch, width] for embedding.
+            Null without a head.
+        output: the output that holds the result of its head, while it is active. Null without a head.
+        baked: the graph in which the adapter is constant: it has no slots, and its outputs are the adapter's. Null if
+            there is none.
+        mix: the weights that a request may give it. Null if it is no weighted fusion.
     """
 
-    name: Annotated[str, check_name]
+    name: FileName
     kind: str
-    labels: Annotated[tuple[str, ...], check_not_empty] | None
+    labels: Names | None
     parameters: Count
     onnx_adapter: RelativePath
     safetensors: RelativePath
@@ -250,9 +236,10 @@ class HeadRecord:
     """One topology of prediction head.
 
     Attributes:
-        graph: its name, as slots of the site `head` say it.
+        graph: its name, which slots of the site `head` give as their `graph`.
         output: the output of the graph that it fills.
-        result: what that holds.
+        result: what that holds: logits or numbers [batch, classes], logits [batch, tokens, classes], or vectors
+            [batch, width].
     """
 
     graph: str
@@ -265,8 +252,9 @@ class TextRecord:
     """How text becomes inputs.
 
     Attributes:
-        tokenizer: a `tokenizer.json` of the tokenizers library.
-        max_tokens: longer texts are cut to this many tokens; the most that the base takes.
+        tokenizer: a `tokenizer.json` of the Hugging Face tokenizers library.
+        max_tokens: longer texts are cut to this many tokens, special tokens included. Lengths that the tokenizer's file
+            itself fixes are ignored.
     """
 
     tokenizer: RelativePath
@@ -275,49 +263,65 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of the bundle, by its path from the bundle's folder with `/` between parts."""
+    """A file of the bundle.
+
+    Attributes:
+        path: from the bundle's folder.
+        sha256: of its bytes.
+        bytes: its size.
+    """
 
     path: RelativePath
-    sha256: Annotated[str, check_sha256]
+    sha256: Sha256
     bytes: Count
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle.
+    """A bundle: one ONNX graph of a base model whose adapters are filled in as small files.
+
+    This is `manifest.json`. Paths are relative to the folder of this file. Specified in docs/format.md.
 
     Attributes:
-        version: of the manifest format, semver.
-        producer: the tool and version that wrote it.
-        minimum_onnxruntime: the oldest runtime that loads it.
-        opset: of the ONNX domain.
-        base: the fingerprint of the base, as it was before its precision was changed: what adapters are trained on.
-        base_precision: how the graphs compute the base; adapters and heads are float32 in any case.
-        batch_invariant: whether a row's outputs do not depend on the other rows of its batch, rounding aside. Where
-            they do, the rows of different users do not belong into one call.
-        graphs: the ONNX files by flavour: `slots` has overridable initializers, `inputs` required inputs in their
-            place, `bank` an adapter for each row of the batch.
-        inputs: the data inputs, in the order of the base.
-        outputs: the base's outputs, then the heads'.
-        sites: every sublayer of the base, and the other sites that have slots.
-        slots: every overridable initializer.
-        adapters: the adapters.
+        version: the version of this format. A reader refuses another major version.
+        producer: the tool and the version that wrote the bundle. For people.
+        minimum_onnxruntime: the oldest ONNX Runtime that loads the graphs.
+        opset: the version of the standard ONNX operators that the graphs use.
+        base: the fingerprint of the base model's weights, as they were before the precision was changed. Adapters that
+            were trained on another base do not fit.
+        base_precision: how the graphs compute the base: in float32, in float16, with weights and activations of 8 bits,
+            or with weights of 8 or 4 bits and float32 activations. Inputs, outputs, adapters and heads are float32 in
+            any case.
+        batch_invariant: whether a row's outputs do not depend on the other rows of its batch, rounding aside. False
+            where activations are quantised by one scale for the whole batch: then rows of different users do not belong
+            into one call.
+        graphs: ONNX files by flavour. In `slots`, every slot is an overridable initializer: it is fed like an input,
+            and where it is not fed its neutral default is used. In `inputs`, every slot must be fed. In `bank`, each
+            row of the batch runs through an adapter of its own, chosen by the input that `bank.ids` names.
+        inputs: the data inputs of the graph, in the order of the base. All of them must be fed.
+        outputs: the outputs of the graph: those of the base, then those of the heads.
+        sites: every sublayer of the base, and the other places that have slots, in the order of evaluation.
+        slots: every tensor of the graph that an adapter fills.
+        adapters: the adapters that were built in. Their names differ in more than upper and lower case.
         golden: golden vectors of the base alone.
-        text: how text becomes inputs, if known.
-        files: every file of the bundle but the manifest itself.
-        heads: every topology of prediction head.
-        bank: what the graph `bank` holds; none without it.
-        model_version: the number that the graph and every adapter file for it carry.
+        text: how text becomes inputs; null if that is not known.
+        files: every file of the bundle but this one. Every path that stands elsewhere in this file is listed here.
+        heads: every topology of prediction head. Those that share an output are added up in the graph; those of
+            adapters that are not active give zeros there.
+        model_version: the `model_version` of the graph and of every adapter file that was made for it: 31 bits of a
+            digest over the base, the topology of the slots and the site map. A reader refuses an adapter file with
+            another.
+        bank: what the graph `bank` holds. Null without it.
     """
 
-    version: str
+    version: Annotated[str, SEMVER]
     producer: str
     minimum_onnxruntime: str
     opset: Positive
     base: str
     base_precision: Precision
     batch_invariant: bool
-    graphs: Annotated[Mapping[str, RelativePath], check_not_empty]
+    graphs: Annotated[Mapping[Annotated[str, OneOf(get_args(Flavour))], RelativePath], NotEmpty()]
     inputs: tuple[InputRecord, ...]
     outputs: tuple[OutputRecord, ...]
     sites: tuple[SiteRecord, ...]

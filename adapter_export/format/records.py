@@ -1,24 +1,306 @@
-"""JSON objects as dataclasses: a strict reader that is driven by type hints and needs the standard library only."""
+"""Records: dataclasses whose type hints declare a JSON format.
+
+The strict reader here and the published JSON Schemas (`schema.py`) follow from the same hints:
+
+| hint | in JSON |
+|---|---|
+| `str`, `int`, `float`, `bool`, `None`, `Any` | a string, a whole number, a number, true or false, null, anything |
+| `Literal["a", "b"]` | one of these strings |
+| `tuple[X, …]`, `Mapping[str, X]` | a list, an object with any keys |
+| a dataclass | an object with these keys; a field with a default may be absent |
+| `A | B` | by the type of the value; several records are told apart by their `Literal` field |
+| `Annotated[X, rule]` | as `X`, and `Pattern`, `Interval`, `OneOf`, `NotEmpty`, `Different` or `NotNull` |
+
+An object of a dataclass with a class attribute `AT_LEAST_ONE_OF` has one of these keys at least. It needs the standard
+library only.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from adapter_export.errors import FormatError, GraphError, VersionError, within
+from adapter_export.errors import FormatError, GraphError, VersionError
+from adapter_export.graph.ops import Interval
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+Record = TypeVar("Record")
+Value = TypeVar("Value")
+
+# Rules for single values.
 
 
-# Versions of file formats: which ones a release reads, and how it says no.
+@dataclass(frozen=True)
+class Pattern:
+    """Strings that match a regular expression as a whole.
 
-_SEMVER = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
+    Attributes:
+        name: of the type of string, in schemas.
+        regex: the expression, without anchors, of what Python and ECMA 262 have in common.
+        expected: what it asks for, in words.
+        what: what is wrong with other strings.
+    """
+
+    name: str
+    regex: str
+    expected: str
+    what: str = "breaks the format"
+
+    def __contains__(self, value: str) -> bool:
+        return re.fullmatch(self.regex, value) is not None
+
+    def __str__(self) -> str:
+        return self.expected
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Strings out of a list that other code gives."""
+
+    values: tuple[str, ...]
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return _one_of(self.values)
+
+
+class NotEmpty:
+    """Strings, lists and objects with something in them."""
+
+    def __contains__(self, value: Sized) -> bool:
+        return len(value) > 0
+
+    def __str__(self) -> str:
+        return "at least one value"
+
+
+class Different:
+    """Lists without a value that occurs twice."""
+
+    def __contains__(self, value: tuple[Any, ...]) -> bool:
+        return len(set(value)) == len(value)
+
+    def __str__(self) -> str:
+        return "different values"
+
+
+class NotNull:
+    """Values that are left out where there are none."""
+
+    def __contains__(self, value: object) -> bool:
+        return value is not None
+
+    def __str__(self) -> str:
+        return "a value, or no such key"
+
+
+Rule = Pattern | Interval | OneOf | NotEmpty | Different | NotNull
+
+OrAbsent = Annotated[Value | None, NotNull()]
+Positive = Annotated[int, Interval(1)]
+Count = Annotated[int, Interval(0)]
+NotNegative = Annotated[float, Interval(0)]
+Text = Annotated[str, NotEmpty()]
+Sha256 = Annotated[str, Pattern("sha256", "[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
+SEMVER = Pattern("version", r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})", "major.minor.patch")
+Name = Annotated[
+    str,
+    Pattern("name", "[A-Za-z0-9_][A-Za-z0-9_.-]*", "letters, digits, `_`, `.`, `-`, a letter, digit or `_` first"),
+]
+FileName = Annotated[
+    str,
+    Pattern("fileName", "[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, `.`, `_`, `-`, a letter or digit first"),
+]
+_PART = r"(?!\.{1,2}(/|$))[^\u0000-\u001f\u007f/\\:]+"
+RelativePath = Annotated[
+    str,
+    Pattern(
+        "path",
+        f"{_PART}(/{_PART})*",
+        "a relative path with `/` between its parts, none of them empty, `.` or `..`, or with `\\`, `:` or a control "
+        "character",
+        "a path that may leave its folder",
+    ),
+]
+
+# Reading.
+
+_JSON_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
+
+
+def record_from_json(kind: type[Record], document: object, path: str = "$") -> Record:
+    """Make a record of a JSON object.
+
+    Args:
+        kind: the dataclass.
+        document: parsed JSON.
+        path: the JSON path of the document, for messages.
+
+    Raises:
+        FormatError: an unknown or missing key, or a value that its hint does not allow; the message has the JSON path.
+    """
+    hints, needed = hints_of(kind), required_keys(kind)
+    if not isinstance(document, dict):
+        raise _fault(path, document, "an object")
+    wrong = [f"unknown key `{key}`" for key in document if key not in hints]
+    wrong += [f"no key `{key}`" for key in hints if key in needed - document.keys()]
+    either = at_least_one_of(kind)
+    if either and not document.keys() & set(either):
+        wrong.append(f"none of the keys {', '.join(f'`{key}`' for key in either)}")
+    if wrong:
+        expected = "the keys " + ", ".join(f"`{key}`" for key in hints)
+        raise FormatError("breaks the format", where=f"`{path}`", found="; ".join(wrong), expected=expected)
+    return kind(**{key: _value(hints[key], value, f"{path}.{key}") for key, value in document.items()})
+
+
+def hints_of(kind: Any) -> Mapping[str, Any]:
+    """The type hint of each key of a record."""
+    hints = _all_hints(kind)
+    return {key: hints[key] for key in _fields(kind)}
+
+
+@cache
+def _all_hints(kind: Any) -> Mapping[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def required_keys(kind: type) -> frozenset[str]:
+    """The keys that a record must have."""
+    return frozenset(
+        key for key, field in _fields(kind).items() if field.default is MISSING and field.default_factory is MISSING
+    )
+
+
+def at_least_one_of(kind: type) -> tuple[str, ...]:
+    """The keys of which a record has one at least; none where there is no such rule."""
+    return tuple(getattr(kind, "AT_LEAST_ONE_OF", ()))
+
+
+def _fields(kind: Any) -> dict[str, Field[Any]]:
+    return {field.name: field for field in fields(kind)}
+
+
+def split_hint(hint: Any) -> tuple[Any, tuple[Rule, ...]]:
+    """A hint without its rules, and the rules."""
+    if get_origin(hint) is not Annotated:
+        return hint, ()
+    kind, *rules = get_args(hint)
+    return kind, tuple(rules)
+
+
+def members_of(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; a hint that is none is its only member."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    kind, rules = split_hint(hint)
+    members = members_of(kind)
+    result = _value(_chosen(members, value, path), value, path) if len(members) > 1 else _plain_value(kind, value, path)
+    for rule in rules:
+        if result not in rule:
+            what = rule.what if isinstance(rule, Pattern) else "breaks the format"
+            raise FormatError(what, where=f"`{path}`", found=_shown(value), expected=rule)
+    return result
+
+
+def _chosen(members: tuple[Any, ...], value: Any, path: str) -> Any:
+    """The member of a union whose JSON type the value has, and whose tag if several are records."""
+    fitting = [member for member in members if _fits(split_hint(member)[0], value)]
+    if not fitting:
+        raise _fault(path, value, " or ".join(dict.fromkeys(_name(split_hint(member)[0]) for member in members)))
+    if len(fitting) == 1:
+        return fitting[0]
+    tag, by_tag = _tagged(fitting)
+    defaults = [_fields(kind)[tag].default for kind in fitting if tag not in required_keys(kind)]
+    found = value.get(tag, defaults[0] if defaults else None)
+    if not isinstance(found, str) or found not in by_tag:
+        raise _fault(f"{path}.{tag}", found, _one_of(by_tag))
+    return by_tag[found]
+
+
+def _tagged(kinds: list[type]) -> tuple[str, dict[str, type]]:
+    """The `Literal` field by which several records are told apart, and the record of each of its values."""
+    tag = next(key for key, hint in hints_of(kinds[0]).items() if get_origin(hint) is Literal)
+    return tag, {value: kind for kind in kinds for value in get_args(hints_of(kind)[tag])}
+
+
+def _plain_value(kind: Any, value: Any, path: str) -> Any:
+    if kind is Any:
+        return value
+    if not _fits(kind, value):
+        raise _fault(path, value, _name(kind))
+    if is_dataclass(kind) and isinstance(kind, type):
+        return record_from_json(kind, value, path)
+    origin = get_origin(kind)
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise _fault(path, value, _one_of(get_args(kind)))
+        return value
+    if origin is tuple:
+        return _tuple(get_args(kind), value, path)
+    if origin is Mapping:
+        of_key, of_value = get_args(kind)
+        return {
+            _value(of_key, key, f"{path}.{key}"): _value(of_value, item, f"{path}.{key}") for key, item in value.items()
+        }
+    return kind(value) if kind in (int, float) else value
+
+
+def _tuple(kinds: tuple[Any, ...], value: list[Any], path: str) -> tuple[Any, ...]:
+    """A list of any length, or of as many values as there are hints."""
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        raise _fault(path, value, f"{len(kinds)} values")
+    return tuple(
+        _value(kind, item, f"{path}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
+    )
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a value has the JSON type of a hint; JSON has one kind of number, so `64.0` is an integer."""
+    if kind is Any:
+        return True
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is int:
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if kind is float:
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+    origin = get_origin(kind)
+    json_type = str if origin is Literal else list if origin is tuple else kind if kind in _JSON_NAMES else dict
+    return isinstance(value, json_type)
+
+
+def _name(kind: Any) -> str:
+    origin = get_origin(kind)
+    return "a string" if origin is Literal else "a list" if origin is tuple else _JSON_NAMES.get(kind, "an object")
+
+
+def _one_of(choices: Iterable[str]) -> str:
+    return f"one of {', '.join(f'`{choice}`' for choice in choices)}"
+
+
+def _fault(path: str, value: object, expected: str) -> FormatError:
+    return FormatError("breaks the format", where=f"`{path}`", found=_shown(value), expected=expected)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict | list) or value is None:
+        return "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else "null"
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"`{text}`" if len(text) <= 80 else f"`{text[:80]}…`"
+
+
+# Versions of formats: which ones a release reads, and how it says no.
 
 
 @contextmanager
@@ -37,33 +319,8 @@ def version_checked(document: object, supported: str, where: object) -> Iterator
         FormatError: there is no version.
         VersionError: another major version, or a newer minor version with something that this release does not know.
     """
-    found, known = _version_of(document, where), _numbers(supported)
-    if found[0] != known[0]:
-        raise _version_error("is of a format version that this release does not read", where, found, supported, "")
-    try:
-        yield
-    except (FormatError, GraphError) as error:
-        if found[1] <= known[1]:
-            raise
-        what = "is of a newer format version and holds what this release does not know"
-        reason = f" with, in {error.where}, {error.found or error.what}"
-        raise _version_error(what, where, found, supported, reason) from error
-
-
-def _version_error(what: str, where: object, found: tuple[int, ...], supported: str, reason: str) -> VersionError:
-    newer = found > _numbers(supported)
-    return VersionError(
-        what,
-        where=where,
-        found=f"version {'.'.join(map(str, found))}{reason}",
-        expected=f"{supported.partition('.')[0]}.x.x, at most {supported}",
-        fix="run `pip install --upgrade adapter-export`" if newer else "write it again with this release",
-    )
-
-
-def _version_of(document: object, where: object) -> tuple[int, ...]:
     version = document.get("version") if isinstance(document, dict) else None
-    if not isinstance(version, str) or not _SEMVER.fullmatch(version):
+    if not isinstance(version, str) or version not in SEMVER:
         raise FormatError(
             "states no format version",
             where=where,
@@ -71,133 +328,26 @@ def _version_of(document: object, where: object) -> tuple[int, ...]:
             expected='an object with a `version` such as "1.0.0"',
             fix="check that this is the right file",
         )
-    return _numbers(version)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
-
-
-Record = TypeVar("Record", bound="DataclassInstance")
-
-_JSON_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
-_UNIONS = (Union, types.UnionType)
-
-
-def record_from_json(kind: type[Record], document: object, path: str = "$") -> Record:
-    """Make a dataclass of a JSON object.
-
-    Its type hints may be `str`, `int`, `float`, `bool`, `Literal`, `tuple[X, …]`, `Mapping[str, X]`, unions, records
-    and `Annotated[X, rule]` with a rule that raises an error of this package. A field with a default may be absent.
-
-    Args:
-        kind: the dataclass.
-        document: parsed JSON.
-        path: the JSON path of the document, for messages.
-
-    Raises:
-        FormatError: an unknown or missing key, or a value of a wrong type; the message gives the JSON path.
-    """
-    hints = _hints(kind)
-    if not isinstance(document, dict):
-        raise _fault(path, document, "an object")
-    needed = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
-    wrong = [f"unknown key `{key}`" for key in document if key not in hints]
-    wrong += [f"no key `{key}`" for key in hints if key in needed - document.keys()]
-    if wrong:
-        expected = "the keys " + ", ".join(f"`{key}`" for key in hints)
-        raise FormatError("breaks the format", where=f"`{path}`", found="; ".join(wrong), expected=expected)
-    return kind(**{key: _value(hints[key], value, f"{path}.{key}") for key, value in document.items()})
-
-
-@cache
-def _hints(kind: type[DataclassInstance]) -> Mapping[str, Any]:
-    return get_type_hints(kind, include_extras=True)
-
-
-def _value(hint: Any, value: Any, path: str) -> Any:
-    origin = get_origin(hint)
-    if origin in _UNIONS:
-        return _value(_alternative(hint, value, path), value, path)
-    reader = _READERS.get(origin)
-    if reader is not None:
-        return reader(get_args(hint), value, path)
-    if is_dataclass(hint) and isinstance(hint, type):
-        return record_from_json(hint, value, path)
-    if not _fits(hint, value):
-        raise _fault(path, value, _JSON_NAMES[hint])
-    return hint(value) if hint in (int, float) else value
-
-
-def _annotated(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
-    kind, *rules = arguments
-    result = _value(kind, value, path)
-    with within(f"`{path}`"):
-        for rule in rules:
-            rule(result)
-    return result
-
-
-def _tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise _fault(path, value, "a list")
-    return tuple(_value(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
-
-
-def _mapping(arguments: tuple[Any, ...], value: Any, path: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _fault(path, value, "an object")
-    return {key: _value(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
-
-
-def _literal(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
-    if not isinstance(value, str) or value not in arguments:
-        raise _fault(path, value, f"one of {', '.join(f'`{choice}`' for choice in arguments)}")
-    return value
-
-
-_READERS: dict[Any, Callable[[tuple[Any, ...], Any, str], Any]] = {
-    Annotated: _annotated,
-    tuple: _tuple,
-    Mapping: _mapping,
-    Literal: _literal,
-}
-
-
-def _alternative(hint: Any, value: Any, path: str) -> Any:
-    """The member of a union whose JSON type the value has."""
-    for member in get_args(hint):
-        if _fits(member, value):
-            return member
-    names = [_name(member) for member in get_args(hint)]
-    raise _fault(path, value, " or ".join(names))
-
-
-def _name(hint: Any) -> str:
-    return "a string" if get_origin(hint) is Literal else _JSON_NAMES.get(_plain(hint), "an object or list")
-
-
-def _plain(hint: Any) -> Any:
-    """The type under an annotation: `tuple` of `Annotated[tuple[str, …], rule]`."""
-    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return get_origin(kind) or kind
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value has the JSON type of a hint; JSON has one kind of number, so `64.0` is an integer."""
-    kind = _plain(hint)
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    if kind is Literal:
-        return isinstance(value, str)
-    if kind in (str, type(None)):
-        return isinstance(value, kind)
-    if kind in (int, float):
-        return isinstance(value, int) or (isinstance(value, float) and (kind is float or value.is_integer()))
-    return isinstance(value, list) if kind is tuple else isinstance(value, dict)
-
-
-def _fault(path: str, value: object, expected: str) -> FormatError:
-    names = {dict: "an object", list: "a list", **_JSON_NAMES}
-    shown = names[type(value)] if isinstance(value, dict | list) or value is None else f"`{value}`"
-    return FormatError("breaks the format", where=f"`{path}`", found=shown, expected=expected)
+    found, known = ([int(number) for number in text.split(".")] for text in (version, supported))
+    expected = f"{known[0]}.x.x, at most {supported}"
+    upgrade = "run `pip install --upgrade adapter-export`"
+    if found[0] != known[0]:
+        raise VersionError(
+            "is of a format version that this release does not read",
+            where=where,
+            found=f"version {version}",
+            expected=expected,
+            fix=upgrade if found > known else "write it again with this release",
+        )
+    try:
+        yield
+    except (FormatError, GraphError) as error:
+        if found[1] <= known[1]:
+            raise
+        raise VersionError(
+            "is of a newer format version and holds what this release does not know",
+            where=where,
+            found=f"version {version} with, in {error.where}, {error.found or error.what}",
+            expected=expected,
+            fix=upgrade,
+        ) from error

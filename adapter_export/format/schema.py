@@ -1,82 +1,171 @@
-"""Documents held against the JSON Schemas that are published with the package."""
+"""The JSON Schemas in `schemas/`, made of the records: `python -m adapter_export.format.schema` writes them.
+
+Titles and descriptions are the docstrings of the records: the text before `Attributes:` describes the object, the
+attributes describe its keys.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
-from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from jsonschema import Draft202012Validator, ValidationError
+from adapter_export.format.adapter_files import AdapterDocument
+from adapter_export.format.check_report import CheckReport
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.records import (
+    Different,
+    NotEmpty,
+    NotNull,
+    OneOf,
+    Pattern,
+    at_least_one_of,
+    hints_of,
+    members_of,
+    required_keys,
+    split_hint,
+)
+from adapter_export.format.site_map_json import SiteMapDocument
+from adapter_export.graph.ops import Interval
 
-from adapter_export.errors import FormatError
+RECORDS: Mapping[str, type] = {
+    "adapter-graph": AdapterDocument,
+    "bundle-manifest": Manifest,
+    "check-report": CheckReport,
+    "site-map": SiteMapDocument,
+}
+"""What each schema describes."""
 
-_LONGEST_VALUE = 80
+Schema = dict[str, Any]
+
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_ATTRIBUTE = re.compile(r"^    (\w+(?:, \w+)*): ", re.MULTILINE)
+
+
+_SHORT_LIST = re.compile(r"\[\n([^\[\]{}]+)\n *\]")
 
 
 def schema_text(name: str) -> str:
     """The text of `schemas/<name>.schema.json`."""
-    return (_folder() / f"{name}.schema.json").read_text(encoding="utf-8")
+    definitions: dict[str, Schema] = {}
+    kind = RECORDS[name]
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"{name}.schema.json",
+        **_object(kind, definitions),
+        "$defs": {key: definitions[key] for key in sorted(definitions)},
+    }
+    return _SHORT_LIST.sub(_in_one_line, json.dumps(schema, indent=2, ensure_ascii=False)) + "\n"
 
 
-def validate(document: object, name: str, where: object) -> None:
-    """Hold a document against a schema.
-
-    Args:
-        document: parsed JSON.
-        name: the schema, such as `adapter-graph`.
-        where: the file, for messages.
-
-    Raises:
-        FormatError: it does not conform; the message gives the JSON path of the first fault.
-    """
-    faults = sorted(
-        _validator(name).iter_errors(document), key=lambda fault: [str(part) for part in fault.absolute_path]
-    )
-    if faults:
-        raise _describe(faults[0], len(faults) - 1, name, where)
+def _in_one_line(found: re.Match[str]) -> str:
+    """A list of strings or numbers, if it is short."""
+    text = f"[{' '.join(found[1].split())}]"
+    return text if len(text) <= 100 else found[0]
 
 
-@cache
-def _validator(name: str) -> Draft202012Validator:
-    schema = json.loads(schema_text(name))
-    Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema)
+def _object(kind: type, definitions: dict[str, Schema]) -> Schema:
+    """The schema of a record."""
+    description, of_keys = _described(kind)
+    defaults = {field.name: field.default for field in fields(kind)}
+    properties: dict[str, Schema] = {}
+    for key, hint in hints_of(kind).items():
+        properties[key] = {"description": of_keys[key]} if key in of_keys else {}
+        properties[key] |= _schema(hint, definitions)
+        if isinstance(defaults[key], str | int | float):
+            properties[key]["default"] = defaults[key]
+    needed = [key for key in properties if key in required_keys(kind)]
+    either = at_least_one_of(kind)
+    return {
+        "title": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", _name(kind)).capitalize(),
+        "description": description,
+        "type": "object",
+        "properties": properties,
+        **({"required": needed} if needed else {}),
+        **({"anyOf": [{"required": [key]} for key in either]} if either else {}),
+        "additionalProperties": False,
+    }
 
 
-def _folder() -> Traversable:
-    """In a wheel the schemas lie in the package; in a checkout beside it."""
-    packaged = resources.files("adapter_export") / "schemas"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "schemas"
+def _described(kind: type) -> tuple[str, dict[str, str]]:
+    """What the docstring of a record says of it, and of each of its keys; those of a base class come first."""
+    of_keys: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        text, _, attributes = (inspect.cleandoc(base.__doc__ or "")).partition("\n\nAttributes:\n")
+        pieces = _ATTRIBUTE.split(attributes)[1:]
+        for names, said in zip(pieces[::2], pieces[1::2], strict=True):
+            sentence = " ".join(said.split())
+            of_keys.update(dict.fromkeys(names.split(", "), sentence[:1].upper() + sentence[1:]))
+    return " ".join(text.split()), of_keys
 
 
-def _describe(fault: ValidationError, others: int, name: str, where: object) -> FormatError:
-    more = f" (and {others} more)" if others else ""
-    return FormatError(
-        f"breaks the format{more}",
-        where=f"{where}, `{fault.json_path}`",
-        found=_found(fault),
-        expected=_expected(fault),
-        fix=f"correct it by `schemas/{name}.schema.json`",
-    )
+def _schema(hint: Any, definitions: dict[str, Schema]) -> Schema:
+    kind, rules = split_hint(hint)
+    members = members_of(kind)
+    if any(isinstance(rule, NotNull) for rule in rules):
+        kind, *others = (member for member in members if member is not type(None))
+        members = (kind, *others)
+    if len(members) > 1:
+        schemas = [_schema(member, definitions) for member in members]
+        if all(schema.keys() == {"type"} for schema in schemas):
+            return {"type": [schema["type"] for schema in schemas]}
+        return {"anyOf": schemas}
+    if get_origin(kind) is Annotated:
+        return _schema(kind, definitions)
+    schema = _plain(kind, definitions)
+    for rule in rules:
+        if isinstance(rule, Pattern):
+            definition = {"description": rule.expected, "type": "string", "pattern": f"^({rule.regex})$"}
+            definitions[rule.name] = definition
+            return {"$ref": f"#/$defs/{rule.name}"}
+        if not isinstance(rule, NotNull):
+            schema |= _rule(rule, schema["type"])
+    return schema
 
 
-def _found(fault: ValidationError) -> str:
-    if fault.validator in {"required", "additionalProperties"}:
-        return str(fault.message)
-    return _short(fault.instance)
+def _rule(rule: object, json_type: str) -> Schema:
+    if isinstance(rule, Interval):
+        high = {"exclusiveMaximum" if rule.half_open else "maximum": rule.high} if rule.high != float("inf") else {}
+        return {"minimum": rule.low, **high}
+    if isinstance(rule, OneOf):
+        return {"enum": list(rule.values)}
+    if isinstance(rule, Different):
+        return {"uniqueItems": True}
+    assert isinstance(rule, NotEmpty)
+    return {{"string": "minLength", "array": "minItems", "object": "minProperties"}[json_type]: 1}
 
 
-def _expected(fault: ValidationError) -> str:
-    schema: Any = fault.schema
-    if fault.validator in {"required", "additionalProperties"}:
-        return "the keys " + ", ".join(f"`{key}`" for key in schema.get("properties", schema.get("required", ())))
-    rule = f"{fault.validator} {_short(fault.validator_value)}"
-    return f"{schema['description'].rstrip('.')} ({rule})" if "description" in schema else rule
+def _plain(kind: Any, definitions: dict[str, Schema]) -> Schema:
+    if is_dataclass(kind) and isinstance(kind, type):
+        name = _name(kind)
+        name = name[0].lower() + name[1:]
+        if name not in definitions:
+            definitions[name] = {}  # a record may hold itself
+            definitions[name] = _object(kind, definitions)
+        return {"$ref": f"#/$defs/{name}"}
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return {"type": "string", "enum": list(arguments)}
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        items = [_schema(argument, definitions) for argument in arguments]
+        return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
+    if origin is tuple:
+        return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if origin is Mapping:
+        names = _schema(arguments[0], definitions)
+        values = {"additionalProperties": _schema(arguments[1], definitions)} if arguments[1] is not Any else {}
+        return {"type": "object", **({"propertyNames": names} if names != {"type": "string"} else {}), **values}
+    return {} if kind is Any else {"type": _TYPES[kind]}
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return f"`{text}`" if len(text) <= _LONGEST_VALUE else f"`{text[:_LONGEST_VALUE]}…`"
+def _name(kind: type) -> str:
+    return kind.__name__.removesuffix("Record").removesuffix("Document")
+
+
+if __name__ == "__main__":
+    for name in RECORDS:
+        (Path(__file__).parents[2] / f"schemas/{name}.schema.json").write_text(schema_text(name), encoding="utf-8")

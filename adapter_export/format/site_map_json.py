@@ -4,34 +4,199 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar, Literal
 
+from adapter_export.errors import within
 from adapter_export.format.canonical import canonical_json, read_json
 from adapter_export.format.files import new_file
-from adapter_export.format.schema import validate
+from adapter_export.format.records import (
+    SEMVER,
+    Count,
+    OrAbsent,
+    Pattern,
+    Positive,
+    Text,
+    record_from_json,
+    version_checked,
+)
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, View
 
 SITE_MAP_VERSION = "1.0.0"
 """The version of the format of site maps."""
 
-_SCHEMA = "site-map"
-_VIEWS: tuple[View, ...] = ("torch", "onnx")
+_SiteName = Annotated[
+    str,
+    Pattern(
+        "siteName",
+        "(?!head$)[A-Za-z0-9_][A-Za-z0-9_.-]*",
+        "a name of letters, digits, `_`, `.`, `-`, a letter, digit or `_` first, that is not `head`",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class SublayerValuesRecord:
+    """The values of a sublayer, by their names in one view of the base.
+
+    Attributes:
+        h: the sublayer's output before the residual add.
+        x: the residual stream at the sublayer's start.
+        u: what the sublayer itself reads; `x` if not given.
+        y: the block's output after the add, and after the norm that follows; found if not given.
+    """
+
+    h: Text
+    x: Text
+    u: OrAbsent[Text] = None
+    y: OrAbsent[Text] = None
+
+    def values(self) -> SiteValues:
+        """The same for `sites`."""
+        return SiteValues(self.h, self.x, self.u or self.x, self.y)
+
+
+@dataclass(frozen=True)
+class LinearValuesRecord:
+    """The values of a linear layer, by their names in one view of the base.
+
+    Attributes:
+        h: its output with its bias.
+        u: its input.
+    """
+
+    h: Text
+    u: Text
+
+    def values(self) -> SiteValues:
+        """The same for `sites`."""
+        return SiteValues(self.h, None, self.u)
+
+
+@dataclass(frozen=True)
+class EmbeddingsValuesRecord:
+    """The value of the embeddings, by its name in one view of the base.
+
+    Attributes:
+        h: what the first sublayer starts from.
+    """
+
+    h: Text
+
+    def values(self) -> SiteValues:
+        """The same for `sites`."""
+        return SiteValues(self.h)
+
+
+@dataclass(frozen=True)
+class SublayerRecord:
+    """A sublayer.
+
+    Attributes:
+        role: what it is.
+        layer: counted from 0.
+        torch: the values by the names of FX nodes.
+        onnx: the values by their names in the ONNX graph.
+    """
+
+    AT_LEAST_ONE_OF: ClassVar = ("torch", "onnx")
+
+    role: Literal["attention", "cross_attention", "ffn"]
+    layer: Count
+    torch: OrAbsent[SublayerValuesRecord] = None
+    onnx: OrAbsent[SublayerValuesRecord] = None
+
+
+@dataclass(frozen=True)
+class LinearRecord:
+    """A linear layer inside a sublayer.
+
+    Attributes:
+        role: what it is.
+        layer: that of the sublayer, counted from 0.
+        parts: the slices [start, end) of the output of a fused linear layer, such as `query`; each is a site of its own
+            beside the layer.
+        blocks: into how many equal blocks the output of a fused linear layer is cut first, such as one for each head;
+            the slices are those of each block.
+        torch: the values by the names of FX nodes.
+        onnx: the values by their names in the ONNX graph.
+    """
+
+    AT_LEAST_ONE_OF: ClassVar = ("torch", "onnx")
+
+    role: Literal["linear"]
+    layer: Count
+    parts: Mapping[str, tuple[Count, Count]] = field(default_factory=dict)
+    blocks: Positive = 1
+    torch: OrAbsent[LinearValuesRecord] = None
+    onnx: OrAbsent[LinearValuesRecord] = None
+
+
+@dataclass(frozen=True)
+class EmbeddingsRecord:
+    """What the first sublayer starts from.
+
+    Attributes:
+        role: what it is.
+        torch: the value by the name of an FX node.
+        onnx: the value by its name in the ONNX graph.
+    """
+
+    AT_LEAST_ONE_OF: ClassVar = ("torch", "onnx")
+
+    role: Literal["embeddings"]
+    torch: OrAbsent[EmbeddingsValuesRecord] = None
+    onnx: OrAbsent[EmbeddingsValuesRecord] = None
+
+
+@dataclass(frozen=True)
+class FinalRecord:
+    """The value with the final hidden state, which a head reads, in each view of the base.
+
+    Attributes:
+        torch: the name of an FX node.
+        onnx: a name in the ONNX graph.
+    """
+
+    AT_LEAST_ONE_OF: ClassVar = ("torch", "onnx")
+
+    torch: OrAbsent[Text] = None
+    onnx: OrAbsent[Text] = None
+
+
+@dataclass(frozen=True)
+class SiteMapDocument:
+    """Places for adapters in a base that override or complete those that are found by structure.
+
+    Attributes:
+        version: the version of this format. A reader refuses another major version.
+        sites: the sites by their names; null leaves a site out that was found.
+        final: the value with the final hidden state; the one that was found if not given.
+    """
+
+    version: Annotated[str, SEMVER]
+    sites: Mapping[_SiteName, SublayerRecord | LinearRecord | EmbeddingsRecord | None]
+    final: OrAbsent[FinalRecord] = None
 
 
 def read_site_map(path: Path) -> GivenSites:
-    """Read a site map; whether it fits a base is seen when it is held against its graph.
+    """Read a site map; whether it fits a base is seen when it is compared with its graph.
 
     Raises:
         FileError: it cannot be read.
-        FormatError: it breaks the format.
+        FormatError: it breaks the format; `VersionError` is a kind of it.
     """
-    document: Any = read_json(path)
-    validate(document, _SCHEMA, path)
+    document = read_json(path)
+    with version_checked(document, SITE_MAP_VERSION, path), within(path):
+        record = record_from_json(SiteMapDocument, document)
     digest = hashlib.sha256(canonical_json(document)).hexdigest()
-    sites = {name: None if site is None else _given(site) for name, site in document["sites"].items()}
-    return GivenSites(str(path), f"sha256:{digest}", sites, document.get("final", {}))
+    sites = {name: None if site is None else _given(site) for name, site in record.sites.items()}
+    final: dict[View, str | None] = {}
+    if record.final is not None:
+        final = {"torch": record.final.torch, "onnx": record.final.onnx}
+    return GivenSites(str(path), f"sha256:{digest}", sites, {view: name for view, name in final.items() if name})
 
 
 def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = False) -> None:
@@ -49,12 +214,12 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
     sites: dict[str, dict[str, object]] = {}
     for view, found in views.items():
         for site in found.sites:
-            entry = sites.setdefault(site.name, _described(site))
             values = {"h": site.h, "x": site.x, "u": site.u, "y": site.y}
+            entry = sites.setdefault(site.name, _described(site))
             entry[view] = {key: value for key, value in values.items() if value is not None}
     final = {view: found.final for view, found in views.items()}
     with new_file(path, force=force) as temporary:
-        temporary.write_bytes(canonical_json({"format_version": SITE_MAP_VERSION, "sites": sites, "final": final}))
+        temporary.write_bytes(canonical_json({"version": SITE_MAP_VERSION, "sites": sites, "final": final}))
 
 
 def _described(site: Site) -> dict[str, object]:
@@ -67,11 +232,13 @@ def _described(site: Site) -> dict[str, object]:
     return {"role": site.role, **{key: value for key, value in said.items() if value is not None}}
 
 
-def _given(site: Mapping[str, Any]) -> GivenSite:
-    values = {view: _values(site[view]) for view in _VIEWS if view in site}
-    parts = {name: (start, end) for name, (start, end) in site.get("parts", {}).items()}
-    return GivenSite(site["role"], site.get("layer"), values, parts, site.get("blocks", 1))
-
-
-def _values(values: Mapping[str, str]) -> SiteValues:
-    return SiteValues(values["h"], values.get("x"), values.get("u", values.get("x")), values.get("y"))
+def _given(site: SublayerRecord | LinearRecord | EmbeddingsRecord) -> GivenSite:
+    values: dict[View, SiteValues] = {}
+    if site.torch is not None:
+        values["torch"] = site.torch.values()
+    if site.onnx is not None:
+        values["onnx"] = site.onnx.values()
+    layer = None if isinstance(site, EmbeddingsRecord) else site.layer
+    if isinstance(site, LinearRecord):
+        return GivenSite(site.role, layer, values, site.parts, site.blocks)
+    return GivenSite(site.role, layer, values)

@@ -48,13 +48,15 @@ class Interval:
     """The numbers from `low` to `high`, without `high` where the interval is half open. NaN is in none."""
 
     low: float
-    high: float
+    high: float = math.inf
     half_open: bool = False
 
     def __contains__(self, number: float) -> bool:
         return self.low <= number < self.high or (number == self.high and not self.half_open)
 
     def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"at least {self.low:g}"
         return f"{self.low:g} to {'below ' if self.half_open else ''}{self.high:g}"
 
 
@@ -283,9 +285,10 @@ def _three_axes(shape: Shape) -> tuple[Dim, Dim, Dim]:
 
 __all__ = ["ACTIVATIONS", "BOUND_OPS", "OPS", "THREE_AXES_OPS", "Dim", "Interval", "OpSpec", "Shape"]
 
-_FLOAT32_RANGE = Interval(-3.4e38, 3.4e38)
-_PROBABILITY = Interval(0, 1, half_open=True)
-_EPSILON = Interval(1e-12, 1)
+FLOAT32_RANGE = Interval(-3.4e38, 3.4e38)
+PROBABILITY = Interval(0, 1, half_open=True)
+EPSILON = Interval(1e-12, 1)
+TEMPERATURE = Interval(1e-6, 1e6)
 _TWO = Arity(2)
 
 _PROJECTIONS = (
@@ -320,7 +323,7 @@ _ELEMENTWISE = (
     OpSpec("silu", "x·σ(x) (Elfwing et al. 2017, §2)"),
     OpSpec("tanh", "tanh(x)"),
     OpSpec("sigmoid", "σ(x) = 1/(1 + exp(−x))"),
-    OpSpec("leaky_relu", "x where x ≥ 0, slope·x elsewhere", attributes={"slope": _FLOAT32_RANGE}),
+    OpSpec("leaky_relu", "x where x ≥ 0, slope·x elsewhere", attributes={"slope": FLOAT32_RANGE}),
     OpSpec("relu6", "min(max(x, 0), 6) (Krizhevsky 2010, §3)"),
     OpSpec("relu_squared", "max(x, 0)² (So et al. 2021, §3)"),
     OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)"),
@@ -329,7 +332,7 @@ _ELEMENTWISE = (
 )
 
 _FACTORS = (
-    OpSpec("scale", "factor·x", attributes={"factor": _FLOAT32_RANGE}),
+    OpSpec("scale", "factor·x", attributes={"factor": FLOAT32_RANGE}),
     OpSpec("learned_scale", "x·w, w [1]", parameters=(ParameterSpec("weight", (1,)),)),
     OpSpec("scale_features", "x·w, w [in]", parameters=(ParameterSpec("weight", ("in",)),)),
     OpSpec("keep_first_half", "x in the first ⌊in/2⌋ features, 0 in the others"),
@@ -343,12 +346,12 @@ _FACTORS = (
     OpSpec(
         "dropout",
         "x; in training each element is 0 with probability rate, else x/(1 − rate)",
-        attributes={"rate": _PROBABILITY},
+        attributes={"rate": PROBABILITY},
     ),
     OpSpec(
         "drop_path",
         "x; in training each row is 0 with probability rate, else x/(1 − rate) (Huang et al. 2016, §3)",
-        attributes={"rate": _PROBABILITY},
+        attributes={"rate": PROBABILITY},
     ),
 )
 
@@ -373,7 +376,7 @@ _SUMS = (
         "softmax_mix",
         "Σᵢ pᵢ·vᵢ, p = softmax(s/temperature), of as many scores s [batch, tokens, 1] and then values v",
         arity=Arity(2, 2),
-        attributes={"temperature": Interval(1e-6, 1e6)},
+        attributes={"temperature": TEMPERATURE},
         shape=shape_rules.mixed_by_scores,
     ),
 )
@@ -386,13 +389,13 @@ _NORMS = (
             ParameterSpec("weight", ("in",)),
             ParameterSpec("bias", ("in",), optional=True),
         ),
-        attributes={"epsilon": _EPSILON},
+        attributes={"epsilon": EPSILON},
     ),
     OpSpec(
         "rms_norm",
         "x/√(mean(x²) + epsilon)·w over the last axis (Zhang & Sennrich 2019, §3)",
         parameters=(ParameterSpec("weight", ("in",)),),
-        attributes={"epsilon": _EPSILON},
+        attributes={"epsilon": EPSILON},
     ),
     OpSpec(
         "base_norm",

@@ -1,1 +1,1 @@
-"""ONNX: bases, sites, slots, bundles."""
+"""Bases in ONNX: opened, seen as dataflow, given slots, quantised, and run as a reference."""

@@ -1,10 +1,12 @@
-"""The ONNX lowering: every op as nodes of the standard ONNX domain, one file per family of ops."""
+"""The ONNX lowering: every op of the adapter language as nodes of the standard ONNX domain."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 
@@ -12,17 +14,20 @@ from adapter_export.graph.bind import BORROWED_WEIGHT
 from adapter_export.graph.graph import AdapterGraph, Lowering, Node, interpret
 from adapter_export.graph.ops import check_three_axes
 
-# Writing named ONNX nodes.
+_SMALLEST_NORM = 1e-12
 
 MINIMUM_OPSET = 17
 """The first opset with `LayerNormalization`."""
+
+_GELU_OPSET = 20
+"""The first opset with `Gelu`."""
 
 _REDUCE_AXES_OPSET = 18
 """From here on, the axes of `ReduceMean` are an input; those of `ReduceSum` are one in all opsets that are written."""
 
 Values = tuple[ir.Value, ...]
 Owned = Mapping[str, ir.Value]
-Attributes = Mapping[str, float | str | list[int]]
+Attributes = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,11 @@ class Writer:
 
     def number(self, name: str, value: float, like: ir.Value) -> ir.Value:
         """Write a scalar of the type of `like`; float32, the type of every adapter tensor, where that is unknown."""
-        return self._constant(name, ir.tensor(value, dtype=like.dtype or ir.DataType.FLOAT))
+        return self.constant(name, ir.tensor(value, dtype=like.dtype or ir.DataType.FLOAT))
 
     def integers(self, name: str, value: int | Sequence[int]) -> ir.Value:
         """Write an index or a list of axes."""
-        return self._constant(name, ir.tensor(value, dtype=ir.DataType.INT64))
+        return self.constant(name, ir.tensor(value, dtype=ir.DataType.INT64))
 
     def mean(self, name: str, x: ir.Value, axis: int) -> ir.Value:
         """Write the mean over one axis, which stays with length 1."""
@@ -89,7 +94,8 @@ class Writer:
         """Write the length of the last axis, as a list of one integer."""
         return self.op(name, "Shape", (x,), {"start": -1}, type=ir.TensorType(ir.DataType.INT64))
 
-    def _constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """Write a constant."""
         full_name = f"{self.prefix}/{name}"
         output = ir.Value(name=full_name, type=ir.TensorType(tensor.dtype))
         return self.tape.op(
@@ -152,15 +158,6 @@ def _weighted(writer: Writer, name: str, weights: ir.Value, values: Sequence[ir.
         yield writer.op(last, "Mul", (value, weight))
 
 
-_SUMS: Mapping[str, Write] = {
-    "add": one("Add"),
-    "multiply": one("Mul"),
-    "dot": _dot,
-    "mix": _mix,
-    "softmax_mix": _softmax_mix,
-}
-
-
 # Products with weights.
 
 
@@ -183,9 +180,6 @@ def _product(writer: Writer, name: str, x: ir.Value, weight: ir.Value, bias: ir.
     if bias is None:
         return writer.op(name, "MatMul", (x, weight))
     return writer.op(name, "Add", (writer.op(f"{name}/product", "MatMul", (x, weight)), bias))
-
-
-_PROJECTIONS: Mapping[str, Write] = {"linear": _linear, "phm_linear": _phm_linear}
 
 
 # From one value per token to one per row.
@@ -217,16 +211,11 @@ def _mean_of_rows(writer: Writer, name: str, x: ir.Value, row: ir.Value) -> ir.V
     return writer.op(name, "Div", (writer.op(f"{name}/product", "MatMul", (row, x)), at_least_one))
 
 
-_POOLING: Mapping[str, Write] = {"first_token": _first_token, "mean_pool": _mean_pool}
-
-
 # Norms over the last axis.
-
-_SMALLEST_NORM = 1e-12
 
 
 def _layer_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    if writer.stacked and not _is_borrowed(node):
+    if writer.stacked and node.parameters["weight"] != BORROWED_WEIGHT:
         return _layer_norm_of_rows(writer, node, values[0], owned)
     inputs = (values[0], owned["weight"], *([owned["bias"]] if "bias" in owned else []))
     return writer.op(node.output, "LayerNormalization", inputs, {"epsilon": float(node.attributes["epsilon"])})
@@ -241,10 +230,6 @@ def _layer_norm_of_rows(writer: Writer, node: Node, x: ir.Value, owned: Owned) -
     root = writer.op(f"{name}/root", "Sqrt", (writer.op(f"{name}/shifted", "Add", (variance, epsilon)),))
     scaled = writer.op(f"{name}/scaled", "Mul", (writer.op(f"{name}/normal", "Div", (centred, root)), owned["weight"]))
     return writer.op(name, "Add", (scaled, owned["bias"])) if "bias" in owned else scaled
-
-
-def _is_borrowed(node: Node) -> bool:
-    return node.parameters["weight"] == BORROWED_WEIGHT
 
 
 def _rms_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
@@ -264,9 +249,6 @@ def _l2_normalise(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Va
     length = writer.op(f"{name}/length", "Sqrt", (squares,))
     divisor = writer.op(f"{name}/divisor", "Max", (length, writer.number(f"{name}/smallest", _SMALLEST_NORM, x)))
     return writer.op(name, "Div", (x, divisor))
-
-
-_NORMS: Mapping[str, Write] = {"layer_norm": _layer_norm, "rms_norm": _rms_norm, "l2_normalise": _l2_normalise}
 
 
 # Factors: constant, learned, per feature, per row.
@@ -308,22 +290,7 @@ def _gate(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     return writer.op(node.output, "Mul", (x, writer.mean(f"{node.output}/mean", gate, -2)))
 
 
-_FACTORS: Mapping[str, Write] = {
-    "scale": _scale,
-    "learned_scale": _factors_weighted,
-    "scale_features": _factors_weighted,
-    "keep_first_half": _keep_half(first=True),
-    "keep_second_half": _keep_half(first=False),
-    "gate": _gate,
-    "dropout": nothing,
-    "drop_path": nothing,
-}
-
-
 # Element-wise functions without parameters.
-
-_GELU_OPSET = 20
-"""The first opset with `Gelu`."""
 
 
 def _gelu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
@@ -391,7 +358,9 @@ def _mish(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     return writer.op(name, "Mul", (x, writer.op(f"{name}/gate", "Tanh", (softplus,))))
 
 
-_ACTIVATIONS: Mapping[str, Write] = {
+_WRITE: Mapping[str, Write] = {
+    "linear": _linear,
+    "phm_linear": _phm_linear,
     "relu": one("Relu"),
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
@@ -405,18 +374,24 @@ _ACTIVATIONS: Mapping[str, Write] = {
     "mish": _mish,
     "elu": one("Elu"),
     "identity": nothing,
-}
-
-
-__all__ = ["MINIMUM_OPSET", "Writer", "emit", "lowerings"]
-
-_WRITE: Mapping[str, Write] = {
-    **_PROJECTIONS,
-    **_ACTIVATIONS,
-    **_FACTORS,
-    **_SUMS,
-    **_NORMS,
-    **_POOLING,
+    "scale": _scale,
+    "learned_scale": _factors_weighted,
+    "scale_features": _factors_weighted,
+    "keep_first_half": _keep_half(first=True),
+    "keep_second_half": _keep_half(first=False),
+    "gate": _gate,
+    "dropout": nothing,
+    "drop_path": nothing,
+    "add": one("Add"),
+    "multiply": one("Mul"),
+    "dot": _dot,
+    "mix": _mix,
+    "softmax_mix": _softmax_mix,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "l2_normalise": _l2_normalise,
+    "first_token": _first_token,
+    "mean_pool": _mean_pool,
 }
 
 
@@ -437,8 +412,4 @@ def emit(graph: AdapterGraph, inputs: Owned, parameters: Owned, writer: Writer) 
 
 def lowerings(writer: Writer) -> Mapping[str, Lowering[ir.Value]]:
     """The ops, each writing its nodes by `writer`."""
-    return {op: _bound(write, writer) for op, write in _WRITE.items()}
-
-
-def _bound(write: Write, writer: Writer) -> Lowering[ir.Value]:
-    return lambda node, values, owned: write(writer, node, values, owned)
+    return {op: partial(write, writer) for op, write in _WRITE.items()}

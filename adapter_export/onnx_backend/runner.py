@@ -1,8 +1,13 @@
-"""The reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64."""
+"""The reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64.
+
+A graph of many weights is run piece by piece: ONNX Runtime maps weights from their file, and what it has read of a
+mapped file stays in memory as long as a session is open. So such a graph is cut between its nodes into pieces that run
+one after the other, each in a session of its own; the values that cross a cut are handed over.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,24 +19,34 @@ import onnxruntime as ort
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.bind import needs_base_norm
+from adapter_export.graph.graph import READABLE
 from adapter_export.numerics.evaluate import evaluate_head, evaluate_site
 from adapter_export.numerics.fit import BORROWED, check_fit
 from adapter_export.numerics.runner import Arrays, head_output
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.numerics import numerics
-from adapter_export.onnx_backend.graft.expose import Cut, cut, cut_input, exposed, piece
+from adapter_export.onnx_backend.graft.insert import exposed
+from adapter_export.onnx_backend.graft.surgery import SiteGraft
 from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.view.flow import bodies
 from adapter_export.runtime.graphs import run_session
-from adapter_export.sites.site import Site, SiteMap
-
-# A graph run piece by piece, so that the weights of one piece at a time are in memory.
-#
-# ONNX Runtime maps weights from their file, and what it has read of a mapped file stays in memory, as long as a session
-# is open. A graph of many weights is cut between its nodes into pieces that run one after the other, each in a session
-# of its own; the values that cross a cut are handed over.
+from adapter_export.sites.edits import Place
+from adapter_export.sites.site import SiteMap
 
 PIECE_BYTES = 160 * 2**20
 """The most weights of one piece; a node that has more is a piece by itself."""
+
+
+_NAMES: dict[Precision, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "int8-weights": "float32 with 8-bit weights",
+    "int4-weights": "float32 with 4-bit weights",
+}
+
+_MOST_CUT = 4
+"""How many sets of places a base stays cut at; each has the base's weights in memory."""
 
 
 class Pieces:
@@ -147,19 +162,11 @@ def _piece(
 def _reads(node: ir.Node, graph: ir.Graph) -> set[ir.Value]:
     """What a node reads, itself or in a graph inside of it."""
     read = {value for value in node.inputs if value is not None}
-    for inner in _inner_graphs(node):
+    for inner in bodies(node):
         for each in ir.traversal.RecursiveGraphIterator(inner):
             read |= {value for value in each.inputs if value is not None and value.graph is graph}
         read |= {value for value in inner.outputs if value.graph is graph}
     return read
-
-
-def _inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _external_bytes(value: ir.Value) -> int:
@@ -172,17 +179,65 @@ def _name(value: ir.Value) -> str:
     return value.name
 
 
-_NAMES: dict[Precision, str] = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "int8": "int8",
-    "int8-weights": "float32 with 8-bit weights",
-    "int4-weights": "float32 with 4-bit weights",
-}
+def cut_input(site: str, replaced: str) -> str:
+    """The input of a cut base that stands in the place of a site's `u`, `h` or `y`."""
+    return f"cut.{site}.{replaced}"
 
 
-_MOST_CUT = 4
-"""How many sets of places a base stays cut at; each has the base's weights in memory."""
+@dataclass
+class Cut:
+    """A base cut open.
+
+    Attributes:
+        base: the base.
+        model: a copy of it in which the values of some sites are inputs, `cut_input(site, replaced)`. More outputs,
+            named by `exposed`, show what an adapter may read there, computed from the inputs that come before it, and
+            the final hidden state at `head/hidden`.
+        places: where it is cut, in the order of evaluation, each with the outputs that show what is there: site values,
+            and the tensors of the base's norm that a bound graph borrows.
+        parts: what computes some of its outputs, made when it is first needed; the weights are in memory once.
+    """
+
+    base: OnnxBase
+    model: ir.Model
+    places: tuple[tuple[Place, tuple[str, ...]], ...]
+    parts: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
+        """Compute some outputs by the part of the graph that they need, which reads no other inputs."""
+        key = tuple(outputs)
+        if key not in self.parts:
+            graph = ir.convenience.extract(self.model.graph, list(self.model.graph.inputs), list(outputs))
+            for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+                graph.inputs.remove(value)
+            functions = list(self.model.functions.values())
+            part = ir.Model(graph, ir_version=self.model.ir_version, functions=functions)
+            keep = not weights_are_many(self.base.model)
+            self.parts[key] = Pieces(part, self.base.folder, optimize=False, keep=keep)
+        return self.parts[key].run(feeds)
+
+
+def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
+    """Cut a base open at some places.
+
+    Raises:
+        NoSitesError: what a site's layer reads cannot be replaced.
+    """
+    graft = SiteGraft(base, places)
+    shown = []
+    for edit in graft.edits:
+        site, replaced = edit.site, edit.replaced
+        values = graft.site_values(edit, READABLE[replaced])
+        there = {**values, **graft.norm_tensors(site)}
+        fed, like = cut_input(site.name, replaced), values[replaced]
+        copy = ir.Node("", "Identity", [graft.add_input(fed, like.type, like.shape)], name=f"{fed}/copy")
+        copy.outputs[0].name = f"{fed}/value"
+        graft.carry_out(edit, copy.outputs[0], [copy])
+        for name, value in there.items():  # only now: what shows a value would read what is fed in its place
+            graft.expose(value, exposed(f"{site.name}.{replaced}", name))
+        shown.append(((site, replaced), tuple(there)))
+    graft.expose(graft.value(base.sites.final), exposed(HEAD, "hidden"))
+    return Cut(base, graft.finish(), tuple(shown))
 
 
 class CutRunner:
@@ -200,7 +255,7 @@ class CutRunner:
     def __init__(self, base: OnnxBase) -> None:
         self._base = base
         self._outputs = [record.name for record in base.outputs]
-        self._cuts: dict[frozenset[tuple[str, str]], _Pieces] = {}
+        self._cuts: dict[frozenset[tuple[str, str]], Cut] = {}
 
     @property
     def description(self) -> str:
@@ -223,10 +278,23 @@ class CutRunner:
         if adapter is None:
             return self._whole.run(inputs)
         check_fit([adapter], self._base.sites)
-        pieces, feeds = self._pieces(adapter), dict(inputs)
-        for (site, replaced), shown in pieces.cut.places:
-            feeds[cut_input(site.name, replaced)] = _adapted(pieces, site, shown, feeds, adapter)
-        return self._finish(pieces, feeds, inputs, adapter)
+        opened, feeds = self._opened(adapter), dict(inputs)
+        for (site, replaced), shown in opened.places:
+            graph = adapter.graphs[adapter.placements[site.name].graph]
+            borrowed = BORROWED if needs_base_norm(graph) else ()
+            needed = [name for name in shown if name in (*graph.inputs, replaced, *borrowed)]
+            names = {exposed(f"{site.name}.{replaced}", name): name for name in needed}
+            values = {names[output]: array for output, array in opened.run(feeds, list(names)).items()}
+            result = evaluate_site(adapter, site.name, values, site.norm)
+            feeds[cut_input(site.name, replaced)] = result.astype(values[replaced].dtype)
+        hidden_output = exposed(HEAD, "hidden")
+        outputs = opened.run(feeds, [*self._outputs, hidden_output])
+        hidden = outputs.pop(hidden_output)
+        if adapter.head is not None:
+            mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
+            name = head_output(self._outputs, adapter.head.output)
+            outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
+        return outputs
 
     @cached_property
     def _whole(self) -> Pieces:
@@ -237,7 +305,7 @@ class CutRunner:
         """Whether the base's weights are so few that all its pieces may be open."""
         return not weights_are_many(self._base.model)
 
-    def _pieces(self, adapter: Adapter) -> _Pieces:
+    def _opened(self, adapter: Adapter) -> Cut:
         """The base cut where an adapter acts, and nowhere else."""
         replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
         key = frozenset(replaced.items())
@@ -245,53 +313,5 @@ class CutRunner:
             if len(self._cuts) == _MOST_CUT:
                 del self._cuts[next(iter(self._cuts))]
             places = [(site, replaced[site.name]) for site in self._base.sites if site.name in replaced]
-            self._cuts[key] = _Pieces(self._base.folder, cut(self._base, places), self.keeps_weights)
+            self._cuts[key] = cut(self._base, places)
         return self._cuts[key]
-
-    def _finish(
-        self, pieces: _Pieces, feeds: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], adapter: Adapter
-    ) -> Arrays:
-        hidden_output = exposed(HEAD, "hidden")
-        outputs = pieces.run(feeds, [*self._outputs, hidden_output])
-        hidden = outputs.pop(hidden_output)
-        if adapter.head is not None:
-            mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
-            name = head_output(self._outputs, adapter.head.output)
-            outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
-        return outputs
-
-
-@dataclass
-class _Pieces:
-    """The pieces of a cut base, each made when it is first needed; the weights are in memory once.
-
-    Attributes:
-        folder: where the base lies.
-        cut: the base with its cuts.
-        few: whether all pieces may be open at once.
-        made: the pieces by what they compute.
-    """
-
-    folder: Path
-    cut: Cut
-    few: bool
-    made: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
-
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
-        """Run the piece that computes some outputs."""
-        key = tuple(outputs)
-        if key not in self.made:
-            self.made[key] = Pieces(piece(self.cut.model, outputs), self.folder, optimize=False, keep=self.few)
-        return self.made[key].run(feeds)
-
-
-def _adapted(
-    pieces: _Pieces, site: Site, shown: Sequence[str], feeds: Mapping[str, np.ndarray], adapter: Adapter
-) -> np.ndarray:
-    """What the adapter puts in the place of a site's value, in that value's type."""
-    graph = adapter.graphs[adapter.placements[site.name].graph]
-    borrows = BORROWED if needs_base_norm(graph) else ()
-    needed = [name for name in shown if name in (*graph.inputs, graph.replaces, *borrows)]
-    names = {exposed(f"{site.name}.{graph.replaces}", name): name for name in needed}
-    values = {names[output]: array for output, array in pieces.run(feeds, list(names)).items()}
-    return evaluate_site(adapter, site.name, values, site.norm).astype(values[graph.replaces].dtype)

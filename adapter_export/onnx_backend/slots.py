@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.dtypes import Weights
+from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import AdapterError, FormatError, GraphError, NotNeutralError, within
 from adapter_export.format.adapter_files import graph_from_json, graph_to_json
 from adapter_export.format.manifest import Axis, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
-from adapter_export.graph.graph import READABLE, SITE_VALUES, AdapterGraph
+from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.slot_form import (
     has_neutral_parameters,
@@ -38,6 +38,13 @@ SLOT_PREFIX = "adapter."
 
 REPLACED = tuple(READABLE)
 """The values of a site that graphs replace, in the order of evaluation: `u`, `h`, `y`."""
+
+
+TOPOLOGY_KEY = "adapter_export.topology"
+"""Where in `metadata_props` the digest of the plan stands."""
+
+PLAN_KEY = "adapter_export.plan"
+"""Where in `metadata_props` the plan stands, as JSON: `graphs`, and `groups` that name one of them by its place."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,16 @@ class SlotGroup:
             shapes = self.graph.parameter_shapes(widths)
             return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         return neutral_parameters(self.graph, widths)
+
+    def try_out(self, parameters: Weights) -> tuple[Mapping[str, Array], Array]:
+        """Random values that the graph may read, at one batch of one size, and its result for them in float64."""
+        graph, rng = bound_to(self.graph, None), np.random.default_rng(0)
+        widths = {"d": 1, **self.site_widths, "batch": 1, "tokens": 2}
+        shapes = HEAD_VALUES if self.owner == HEAD else SITE_VALUES
+        values = {name: rng.standard_normal([widths[str(axis)] for axis in shapes[name]]) for name in graph.inputs}
+        if "mask" in values:
+            values["mask"] = np.ones_like(values["mask"])
+        return values, evaluate(graph, values, parameters)
 
     def axis_name(self, axis: Axis, parameter: str | None = None) -> Axis:
         """The name of a slot's free axis in the ONNX graph, where one name means one size: `layers.0.ffn.b`."""
@@ -232,10 +249,8 @@ def _check_idle(group: SlotGroup, neutral: Weights, shared: Weights, adapter: Ad
     """An idle group must do nothing whatever the adapter shares among its other places: tried out on random values."""
     if not shared:
         return
-    graph, rng = bound_to(group.graph, None), np.random.default_rng(0)
-    widths = {"d": 1, **group.site_widths, "batch": 1, "tokens": 2}
-    values = {name: rng.standard_normal([widths[str(axis)] for axis in SITE_VALUES[name]]) for name in graph.inputs}
-    if not np.array_equal(evaluate(graph, values, neutral | shared), values[graph.replaces]):
+    values, result = group.try_out(neutral | shared)
+    if not np.array_equal(result, values[group.graph.replaces]):
         raise NotNeutralError(
             "what an adapter shares among its sites would act where the adapter does not",
             where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
@@ -252,31 +267,25 @@ def _forms(adapters: Sequence[Adapter]) -> dict[str, dict[str, AdapterGraph]]:
             with within(f"adapter `{adapter.name}`, `{owner}`"):
                 form, here = slot_form(graph), forms.setdefault(owner, {})
             key = topology_key(form)
-            here[key] = min(here.get(key, form), form, key=_spelling)
+            here[key] = min(here.get(key, form), form, key=lambda graph: json.dumps(asdict(graph)))
     return forms
-
-
-def _spelling(graph: AdapterGraph) -> str:
-    return json.dumps(asdict(graph))
 
 
 def _graph_names(adapters: Sequence[Adapter]) -> dict[str, str]:
     """One name for each topology; where two want the same name, the later one is numbered."""
     wanted: dict[str, str] = {}
     for adapter in adapters:
-        for name, graph in _named_graphs(adapter):
+        graphs = list(adapter.graphs.items())
+        if adapter.head is not None:
+            ops = "_".join(node.op for node in slot_form(adapter.head.graph).nodes)
+            graphs.append((ops or HEAD, adapter.head.graph))
+        for name, graph in graphs:
             key = topology_key(graph)
             wanted[key] = min(wanted.get(key, name), name)
     names: dict[str, str] = {}
     for key in sorted(wanted):
         names[key] = first_free(wanted[key], names.values())
     return names
-
-
-def _named_graphs(adapter: Adapter) -> Iterator[tuple[str, AdapterGraph]]:
-    yield from adapter.graphs.items()
-    if adapter.head is not None:
-        yield "_".join(node.op for node in slot_form(adapter.head.graph).nodes) or HEAD, adapter.head.graph
 
 
 def first_free(name: str, taken: Collection[str]) -> str:
@@ -297,9 +306,6 @@ def _check_names(plan: SlotPlan) -> None:
                 found=f"{list(other.axes)} and {list(slot.axes)}" if shared else f"`{other.site}` and `{slot.site}`",
                 fix="build these adapters one by one" if shared else "rename the graphs or the parameters",
             )
-
-
-# The outputs of an exported graph that heads fill, and which head fills which.
 
 
 @dataclass(frozen=True)
@@ -357,26 +363,17 @@ def head_graphs(sums: Iterable[HeadSum]) -> Mapping[str, str]:
     return {group.graph_name: found.output for found in sums for group in found.groups}
 
 
-# The plan of an exported graph, kept in the graph itself: adapters are added by it, without the base.
-
-TOPOLOGY_KEY = "adapter_export.topology"
-"""Where in `metadata_props` the digest of the plan stands."""
-
-PLAN_KEY = "adapter_export.plan"
-"""Where in `metadata_props` the plan stands, as JSON: `graphs`, and `parts` that name one of them by its place."""
-
-
 def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
-    """Keep a plan in the graph that was made by it."""
+    """Keep a plan in the graph that was made by it: adapters are added by it, without the base."""
     graphs: list[dict[str, Any]] = []
-    parts = []
+    groups = []
     for group in plan.groups:
         graph = graph_to_json(group.graph)
         if graph not in graphs:
             graphs.append(graph)
-        parts.append([group.owner, group.graph_name, graphs.index(graph), dict(group.site_widths), group.alone])
+        groups.append([group.owner, group.graph_name, graphs.index(graph), dict(group.site_widths), group.alone])
     model.metadata_props[TOPOLOGY_KEY] = plan.digest
-    model.metadata_props[PLAN_KEY] = json.dumps({"graphs": graphs, "parts": parts})
+    model.metadata_props[PLAN_KEY] = json.dumps({"graphs": graphs, "groups": groups})
 
 
 def read_plan(model: ir.Model, where: object) -> SlotPlan:
@@ -389,28 +386,22 @@ def read_plan(model: ir.Model, where: object) -> SlotPlan:
     Raises:
         FormatError: there is none in it, or not the one whose digest stands beside it.
     """
+    cause = None
     try:
         document = json.loads(model.metadata_props[PLAN_KEY])
         graphs = [graph_from_json(graph) for graph in document["graphs"]]
-        plan = SlotPlan(
-            tuple(
-                SlotGroup(owner, name, graphs[index], widths, alone)
-                for owner, name, index, widths, alone in document["parts"]
-            )
-        )
+        facts = ((owner, name, graphs[index], *rest) for owner, name, index, *rest in document["groups"])
+        plan = SlotPlan(tuple(SlotGroup(*each) for each in facts))
         digest = plan.digest
+        if digest == model.metadata_props.get(TOPOLOGY_KEY):
+            return plan
+        found = f"the topology {digest}"
     except (GraphError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise _no_plan(where, f"{type(error).__name__}: {error}") from error
-    if digest != model.metadata_props.get(TOPOLOGY_KEY):
-        raise _no_plan(where, f"the topology {digest}")
-    return plan
-
-
-def _no_plan(where: object, found: str) -> FormatError:
-    return FormatError(
+        cause, found = error, f"{type(error).__name__}: {error}"
+    raise FormatError(
         "does not say what its slots were planned for",
         where=where,
         found=found,
         expected=f"`{PLAN_KEY}` in the metadata of the graph, as this release writes it",
         fix="build the bundle again",
-    )
+    ) from cause

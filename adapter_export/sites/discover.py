@@ -9,9 +9,10 @@ inside a sublayer is not on the chain.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import replace
 from itertools import chain, takewhile
+from typing import NamedTuple
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.index import FlowIndex, is_stream
@@ -20,51 +21,136 @@ from adapter_export.sites.site import Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import Residual, Stream, layers_of, named_streams, role_of
 from adapter_export.sites.view import FlowGraph, FlowNode
 
-# Calls of a module beside its sites: what acts on the module acts there, too, and an adapter at its site does not.
-#
-# DeBERTa projects its relative positions with the layers that project queries and keys (He et al. 2021, §3.1). These
-# calls read no activation, so that nothing can be replaced there; exporters may even have computed them already.
-
 OTHER_CALLS_KEY = "adapter_export.other_calls"
 """Where the metadata of an ONNX graph say, as JSON, what `FlowGraph.other_calls` was in the base before its export."""
 
 _Identity = tuple[str, object]
 
 
-def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
-    """The sites, each linear one with the number of calls of its module that are no sites.
-
-    A module shows by its path, its matrix by its name; a path alone may stand for matrices of several shapes.
-    """
-    sites = list(sites)
-    products = [node for node in index.nodes if node.linear]
-    layers = ((product, layer_of(index, product)) for product in products)
-    found = {layer.h: product for product, layer in layers if layer is not None}
-    inside = [found[site.h] for site in sites if site.role == "linear" and site.h in found]
-    calls, known = (Counter(name for node in nodes for name in _names(index, node)) for nodes in (products, inside))
-    for site in sites:
-        if site.role != "linear" or site.h not in found:
-            yield site
-            continue
-        names = _names(index, found[site.h])
-        more = max((calls[name] - known[name] for name in names), default=0)
-        aside = max((index.flow.other_calls.get(str(name[0]), 0) for name in names), default=0)
-        yield replace(site, other_calls=more + aside)
-
-
-def _names(index: FlowIndex, product: FlowNode) -> list[_Identity]:
-    """By which a call is known to be one of a module: its path and the widths of its matrix; the matrix itself."""
-    widths = (index.flow.width(product.operands[0]), index.flow.width(product.outputs[0]))
-    by_path = [] if product.path is None else [(product.path, widths)]
-    return [*by_path, *([] if product.weight is None else [(product.weight, "weight")])]
-
-
-# What follows the values of a sublayer: the norm behind its sum, and who reads what first.
-
 _SAME = frozenset({"cast", "dropout", "identity", "to", "_to_copy", "contiguous", "clone", "type_as", "alias"})
 """Operations that change the type of numbers at most."""
 
 _UNKNOWN = Norm("unknown", 0.0, None, None)
+
+
+def discover(flow: FlowGraph) -> SiteMap:
+    """Find the sites of a base.
+
+    A sublayer is attention if a product of activations with activations lies on its way, else ffn; `role_of` and
+    `layers_of` say it in full. In a base of encoder and decoder, names begin with the stream, and the final hidden
+    state is the decoder's.
+
+    Raises:
+        NoSitesError: it has no residual stream, or several that are no encoder and decoder; the message says what was
+            looked at.
+    """
+    index = FlowIndex(flow)
+    streams = named_streams(index)
+    if not streams:
+        raise _no_sites(flow)
+    final = _final(index, streams[-1].sums[-1].total)
+    if flow.rank(final) != 3:  # a stream without tokens, such as that of a network for tables
+        raise _no_sites(flow)
+    sublayers: list[list[Site]] = []
+    for stream in streams:
+        first = 1 + max((site.layer for sites in sublayers for site in sites if site.layer is not None), default=-1)
+        sublayers.append(list(_stream_sites(index, stream, first)))
+    ends = stream_values(site for sites in sublayers for site in sites)
+    inner = (_with_inner(index, stream, sites, ends) for stream, sites in zip(streams, sublayers, strict=True))
+    return SiteMap(tuple(with_calls(index, chain.from_iterable(inner))), final, _width(flow, final))
+
+
+def _with_inner(index: FlowIndex, stream: Stream, sublayers: Iterable[Site], ends: Set[str]) -> Iterator[Site]:
+    """The sites of a stream in the order of evaluation: the embeddings, and each sublayer behind its linear layers."""
+    start = stream.sums[0].x
+    if index.producer(start) is not None:  # a base may read the stream itself
+        yield embeddings_site(index, f"{stream.prefix}embeddings", start)
+    for sublayer in sublayers:
+        yield from linear_sites(index, sublayer, ends - {sublayer.h})
+        yield sublayer
+
+
+def stream_values(sublayers: Iterable[Site]) -> set[str]:
+    """The values at which sublayers begin and end."""
+    return {value for site in sublayers for value in (site.x, site.h, site.y) if value is not None}
+
+
+class _Sublayer(NamedTuple):
+    """What computes `h` from `x`; `add` is the node that reads `h`."""
+
+    role: Role
+    h: str
+    add: FlowNode
+
+
+def _stream_sites(index: FlowIndex, stream: Stream, first: int) -> Iterator[Site]:
+    """The sublayers of a stream, whose layers count from `first` on in the base, and from 0 in their names.
+
+    Of those that read the same `x`, attention comes first.
+    """
+    groups: dict[str, list[_Sublayer]] = {}
+    for residual in stream.sums:
+        groups.setdefault(residual.x, []).extend(_split(index, residual, residual.h, residual.add))
+    totals = {residual.x: residual.total for residual in stream.sums}
+    continued = {residual.previous.total for residual in stream.sums if residual.previous is not None}
+    found = [
+        (x, sublayer) for x, group in groups.items() for sublayer in sorted(group, key=lambda one: one.role == "ffn")
+    ]
+    for (x, sublayer), layer in zip(found, layers_of(sublayer.role for _, sublayer in found), strict=True):
+        h, total = sublayer.h, totals[x]
+        positions = index.between(x, h)
+        u = index.last_before_product(x, positions, readers=set(positions))
+        y, norm = block_output(index, total, ends=total not in continued and u != x)
+        width = _width(index.flow, h)
+        yield Site(
+            name=f"{stream.prefix}layers.{layer}.{sublayer.role}",
+            role=sublayer.role,
+            layer=first + layer,
+            width=width,
+            width_in=width,
+            h=h,
+            x=x,
+            u=u,
+            y=y,
+            norm=norm,
+            residual=sublayer.add.name,
+            path=path_of([index.nodes[at] for at in positions]),
+            followed_by=follower_of(index, total),
+        )
+
+
+def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Iterator[_Sublayer]:
+    """One sublayer, or attention and ffn where `h` is the sum of both (parallel blocks)."""
+    inner = index.producer(h)
+    if inner is not None and _is_parallel(index, residual.x, inner):
+        for part in inner.inputs:
+            yield from _split(index, residual, part, inner)
+    else:
+        yield _Sublayer(role_of(index, residual.x, h), h, add)
+
+
+def _is_parallel(index: FlowIndex, x: str, add: FlowNode) -> bool:
+    """Whether it adds two sublayers of `x`: of different roles, neither computed from the other."""
+    if add.kind != "add" or not all(index.ancestry.is_weighted(x, value) for value in add.inputs):
+        return False
+    one, other = add.inputs
+    nested = index.ancestry.depends(one, on=other) or index.ancestry.depends(other, on=one)
+    return not nested and role_of(index, x, one) != role_of(index, x, other)
+
+
+def embeddings_site(index: FlowIndex, name: str, start: str) -> Site:
+    """The site of what the stream starts from."""
+    width = _width(index.flow, start)
+    return Site(name, "embeddings", None, width, width, start, path=_maker(index, start))
+
+
+def _final(index: FlowIndex, total: str) -> str:
+    """The final hidden state [batch, tokens, d]: the last sum, after the norm where one follows."""
+    final = index.last_before_product(total, index.computed_from(total))
+    restored = [node.outputs[0] for node in index.readers(final) if node.kind == "layout" and node.inputs == (final,)]
+    if index.flow.rank(final) == 2 and len(restored) == 1:  # the tokens of the batch were in one row
+        return _final(index, restored[0])
+    return final
 
 
 def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm | None]:
@@ -102,7 +188,7 @@ def path_of(nodes: Iterable[FlowNode]) -> str | None:
     return next((node.path for node in reversed(list(nodes)) if node.multiplies), None)
 
 
-def maker_of(index: FlowIndex, value: str) -> str | None:
+def _maker(index: FlowIndex, value: str) -> str | None:
     """The module that makes a value, dropouts and casts aside."""
     node = index.producer(value)
     while node is not None and node.kind == "other" and len(node.inputs) == 1 and index.flow.alike(*node.inputs, value):
@@ -130,150 +216,35 @@ def _is_statistic(index: FlowIndex, node: FlowNode) -> bool:
     return node.kind == "other" and not index.flow.alike(node.inputs[0], node.outputs[0])
 
 
-def discover(flow: FlowGraph) -> SiteMap:
-    """Find the sites of a base.
+def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
+    """The sites, each linear one with the number of calls of its module that are no sites.
 
-    A sublayer is attention if a product of activations with activations lies on its way, else ffn; `role_of` and
-    `layers_of` say it in full. In a base of encoder and decoder, names begin with the stream, and the final hidden
-    state is the decoder's.
+    DeBERTa projects its relative positions with the layers that project queries and keys (He et al. 2021, §3.1). These
+    calls read no activation, so that nothing can be replaced there; exporters may even have computed them already.
 
-    Raises:
-        NoSitesError: it has no residual stream, or several that are no encoder and decoder; the message says what was
-            looked at.
+    A module shows by its path, its matrix by its name; a path alone may stand for matrices of several shapes.
     """
-    index = FlowIndex(flow)
-    streams = named_streams(index)
-    if not streams:
-        raise _no_sites(flow)
-    final = _final(index, streams[-1].sums[-1].total)
-    if flow.rank(final) != 3:  # a stream without tokens, such as that of a network for tables
-        raise _no_sites(flow)
-    sublayers: list[list[Site]] = []
-    for stream in streams:
-        first = 1 + max((site.layer for sites in sublayers for site in sites if site.layer is not None), default=-1)
-        sublayers.append(list(_stream_sites(index, stream, first)))
-    ends = stream_values(site for sites in sublayers for site in sites)
-    inner = (_with_inner(index, stream, sites, ends) for stream, sites in zip(streams, sublayers, strict=True))
-    return SiteMap(tuple(with_calls(index, chain.from_iterable(inner))), final, _width(flow, final))
+    sites = list(sites)
+    products = [node for node in index.nodes if node.linear]
+    layers = ((product, layer_of(index, product)) for product in products)
+    found = {layer.h: product for product, layer in layers if layer is not None}
+    inside = [found[site.h] for site in sites if site.role == "linear" and site.h in found]
+    calls, known = (Counter(name for node in nodes for name in _names(index, node)) for nodes in (products, inside))
+    for site in sites:
+        if site.role != "linear" or site.h not in found:
+            yield site
+            continue
+        names = _names(index, found[site.h])
+        more = max((calls[name] - known[name] for name in names), default=0)
+        of_weights = max((index.flow.other_calls.get(str(name[0]), 0) for name in names), default=0)
+        yield replace(site, other_calls=more + of_weights)
 
 
-def _stream_sites(index: FlowIndex, stream: Stream, first: int) -> Iterator[Site]:
-    """The sublayers of a stream, whose layers count from `first` on in the base, and from 0 in their names."""
-    found = list(_sublayers(index, stream.sums))
-    for sublayer, layer in zip(found, layers_of(sublayer.role for sublayer in found), strict=True):
-        yield _site(index, sublayer, f"{stream.prefix}layers.{layer}.{sublayer.role}", first + layer)
-
-
-def _with_inner(index: FlowIndex, stream: Stream, sublayers: Iterable[Site], ends: Set[str]) -> Iterator[Site]:
-    """The sites of a stream in the order of evaluation: the embeddings, and each sublayer behind its linear layers."""
-    start = stream.sums[0].x
-    if index.producer(start) is not None:  # a base may read the stream itself
-        yield embeddings_site(index, f"{stream.prefix}embeddings", start)
-    for sublayer in sublayers:
-        yield from linear_sites(index, sublayer, ends - {sublayer.h})
-        yield sublayer
-
-
-def stream_values(sublayers: Iterable[Site]) -> set[str]:
-    """The values at which sublayers begin and end."""
-    return {value for site in sublayers for value in (site.x, site.h, site.y) if value is not None}
-
-
-def embeddings_site(index: FlowIndex, name: str, start: str) -> Site:
-    """The site of what the stream starts from."""
-    width = _width(index.flow, start)
-    return Site(
-        name=name,
-        role="embeddings",
-        layer=None,
-        width=width,
-        width_in=width,
-        h=start,
-        x=None,
-        u=None,
-        y=None,
-        norm=None,
-        residual=None,
-        path=maker_of(index, start),
-        followed_by="",
-    )
-
-
-def _final(index: FlowIndex, total: str) -> str:
-    """The final hidden state [batch, tokens, d]: the last sum, after the norm where one follows."""
-    final = index.last_before_product(total, index.computed_from(total))
-    restored = [node.outputs[0] for node in index.readers(final) if node.kind == "layout" and node.inputs == (final,)]
-    if index.flow.rank(final) == 2 and len(restored) == 1:  # the tokens of the batch were in one row
-        return _final(index, restored[0])
-    return final
-
-
-@dataclass(frozen=True)
-class _Sublayer:
-    """What computes one `h` from `x`.
-
-    `add` is the node that reads `h`, `total` the sum with the stream, which ends there if the sublayer `is_last`.
-    """
-
-    role: Role
-    x: str
-    h: str
-    add: FlowNode
-    total: str
-    is_last: bool = False
-
-
-def _sublayers(index: FlowIndex, stream: Sequence[Residual]) -> Iterator[_Sublayer]:
-    """The sublayers in order; of those that read the same `x`, attention first."""
-    groups: dict[str, list[_Sublayer]] = {}
-    for residual in stream:
-        groups.setdefault(residual.x, []).extend(_split(index, residual, residual.h, residual.add))
-    continued = {residual.previous.total for residual in stream if residual.previous is not None}
-    for group in groups.values():
-        ordered = sorted(group, key=lambda sublayer: sublayer.role == "ffn")
-        total = group[-1].total
-        yield from (replace(sublayer, total=total, is_last=total not in continued) for sublayer in ordered)
-
-
-def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Iterator[_Sublayer]:
-    """One sublayer, or attention and ffn where `h` is the sum of both (parallel blocks)."""
-    inner = index.producer(h)
-    if inner is not None and _is_parallel(index, residual.x, inner):
-        for part in inner.inputs:
-            yield from _split(index, residual, part, inner)
-    else:
-        yield _Sublayer(role_of(index, residual.x, h), residual.x, h, add, residual.total)
-
-
-def _is_parallel(index: FlowIndex, x: str, add: FlowNode) -> bool:
-    """Whether it adds two sublayers of `x`: of different roles, neither computed from the other."""
-    if add.kind != "add" or not all(index.ancestry.is_weighted(x, value) for value in add.inputs):
-        return False
-    one, other = add.inputs
-    nested = index.ancestry.depends(one, on=other) or index.ancestry.depends(other, on=one)
-    return not nested and role_of(index, x, one) != role_of(index, x, other)
-
-
-def _site(index: FlowIndex, sublayer: _Sublayer, name: str, layer: int) -> Site:
-    positions = index.between(sublayer.x, sublayer.h)
-    u = index.last_before_product(sublayer.x, positions, readers=set(positions))
-    y, norm = block_output(index, sublayer.total, ends=sublayer.is_last and u != sublayer.x)
-    width = _width(index.flow, sublayer.h)
-    return Site(
-        name=name,
-        role=sublayer.role,
-        layer=layer,
-        width=width,
-        width_in=width,
-        h=sublayer.h,
-        x=sublayer.x,
-        u=u,
-        y=y,
-        norm=norm,
-        residual=sublayer.add.name,
-        path=path_of([index.nodes[at] for at in positions]),
-        followed_by=follower_of(index, sublayer.total),
-    )
+def _names(index: FlowIndex, product: FlowNode) -> list[_Identity]:
+    """By which a call is known to be one of a module: its path and the widths of its matrix; the matrix itself."""
+    widths = (index.flow.width(product.operands[0]), index.flow.width(product.outputs[0]))
+    by_path = [] if product.path is None else [(product.path, widths)]
+    return [*by_path, *([] if product.weight is None else [(product.weight, "weight")])]
 
 
 def _width(flow: FlowGraph, value: str) -> int:

@@ -1,45 +1,151 @@
-"""Where a layer reads its input `u`, so that what it reads can be replaced for it alone."""
+"""The surgery on a base, planned on its dataflow graph: which values are replaced, in which order, and who reads what.
+
+Both backends carry a plan out on graphs of their own, an ONNX graph and an FX graph; what they do to the base is the
+same, node by node.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from adapter_export.errors import NoSitesError
-from adapter_export.sites.index import FlowIndex
+from adapter_export.sites.index import FlowIndex, Piece
 from adapter_export.sites.site import LAYERS, Site
-
-# In which order values of sites are replaced, so that each is replaced before anyone reads it.
 
 Place = tuple[Site, str]
 """A site, and which of its values is replaced: `u`, `h` or `y`."""
 
 
-def in_order(places: Iterable[Place], index: FlowIndex) -> list[Place]:
-    """Sort places by the order in which the base evaluates the values that are replaced.
+class Ref(NamedTuple):
+    """A value or a node of the base, or what stands for it in one layer alone.
+
+    Attributes:
+        name: its name in the view. A value that an edit replaced for everyone is, by its name, what replaced it.
+        layer: the site whose layer alone reads it; empty where everyone does.
+    """
+
+    name: str
+    layer: str = ""
+
+
+@dataclass(frozen=True)
+class Rewiring:
+    """A node that reads `new` in the place of `old` from now on.
+
+    Attributes:
+        node: the node.
+        old: what it reads by now.
+        new: what it is to read.
+        outputs: where the node prepares `old` for other layers as well, so that it stays as it is and a copy of it
+            reads `new`: the values that the node defines. The copy, and what it defines, belong to the layer of `new`.
+    """
+
+    node: Ref
+    old: Ref
+    new: Ref
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The replacement of one of a site's values.
+
+    Attributes:
+        site: the site.
+        replaced: which of its values is replaced: `u`, `h` or `y`.
+        values: what stands for each of its values `h`, `x`, `u` and `y` by then, of those that it has.
+        result: what the new value is called. In the place of `h` and of `y` everyone reads it.
+        piece: the features of `h` that the site is, in a fused layer; the others stay.
+        rewirings: in the place of `u`, who reads the new value: the nodes of this layer.
+    """
+
+    site: Site
+    replaced: str
+    values: Mapping[str, Ref]
+    result: Ref
+    piece: Piece | None
+    rewirings: tuple[Rewiring, ...] = ()
+
+
+def plan_edits(index: FlowIndex, places: Iterable[Place]) -> list[Edit]:
+    """Plan the replacement of values, in an order in which each is replaced before anyone reads it.
 
     One value may be several: the last linear layer's `h` is its sublayer's, and a block's `y` is what the next one
     reads. Then who makes it comes before who reads it, an inner layer's output before that of the outer one, a fused
     layer's before those of its parts, and what the outer layer reads before what the inner one reads.
+
+    Raises:
+        NoSitesError: a layer's `u` is to be replaced or read, and nothing in the layer reads it.
     """
-    return sorted(places, key=lambda place: (index.position(value_of(*place)), _stage(*place)))
+    planner = _Planner(index)
+    return [planner.edit(*place) for place in sorted(places, key=lambda place: _order(index, *place))]
 
 
-def value_of(site: Site, replaced: str) -> str:
-    """The name of one of a site's values in the graph."""
-    name = {"u": site.u, "h": site.h, "y": site.y}[replaced]
-    assert name is not None  # who replaces a value has been told that it is there
-    return name
-
-
-def _stage(site: Site, replaced: str) -> int:
-    inner = site.role in LAYERS
+def _order(index: FlowIndex, site: Site, replaced: str) -> tuple[int, int]:
     outputs = {"linear": 0, "part": 1}.get(site.role, 2)
-    return {"h": outputs, "y": 3, "u": 5 if inner else 4}[replaced]
+    return index.position(getattr(site, replaced)), {"h": outputs, "y": 3, "u": 5 if site.role in LAYERS else 4}[
+        replaced
+    ]
+
+
+class _Planner:
+    """Follows what each node reads while values are replaced."""
+
+    def __init__(self, index: FlowIndex) -> None:
+        self._index = index
+        self._read: dict[
+            tuple[Ref, str], Ref
+        ] = {}  # by node and name of the value; where nothing is, what everyone reads
+        self._copies: dict[str, list[Ref]] = {}
+        self._inputs: dict[str, Ref] = {}
+
+    def edit(self, site: Site, replaced: str) -> Edit:
+        values = {name: Ref(value) for name in ("h", "x", "u", "y") if (value := getattr(site, name)) is not None}
+        within = None
+        if site.role in LAYERS or replaced == "u":
+            within = input_consumers(self._index, site)
+        if site.name in self._inputs:
+            values["u"] = self._inputs[site.name]
+        elif within is not None and site.role in LAYERS:
+            values["u"] = self._read_by(within)
+        piece = Piece(*next(iter(site.parts.values())), site.blocks) if site.role == "part" else None
+        if replaced != "u" or within is None:
+            return Edit(site, replaced, values, values[replaced], piece)
+        result = self._inputs[site.name] = Ref(values["u"].name, site.name)
+        return Edit(site, replaced, values, result, piece, tuple(self._rewired(values["u"], result, within)))
+
+    def _read_by(self, within: InputConsumers) -> Ref:
+        """What a layer's own nodes read as `u` by now: an edit of a sublayer around it may have put something there."""
+        node, found = Ref(within.consumer), Ref("")
+        for value in within.trail:
+            found = self._read.get((node, value), Ref(value))
+            producer = self._index.producer(value)
+            node = Ref("" if producer is None else producer.name, found.layer)
+        return found
+
+    def _rewired(self, old: Ref, new: Ref, within: InputConsumers) -> Iterator[Rewiring]:
+        for node in self._index.readers(old.name):
+            copies = self._copies.setdefault(node.name, [])
+            for at in (Ref(node.name), *copies):
+                if self._read.get((at, old.name), Ref(old.name)) != old:
+                    continue
+                if node.name in within.consumers or at.layer == new.layer:
+                    self._read[at, old.name] = new
+                    yield Rewiring(at, old, new)
+                elif node.name in within.shared and Ref(node.name, new.layer) not in copies:
+                    copy = Ref(node.name, new.layer)
+                    copies.append(copy)
+                    self._read |= {(copy, value): self._read.get((at, value), Ref(value)) for value in node.inputs}
+                    self._read[copy, old.name] = new
+                    yield Rewiring(at, old, new, node.outputs)
+                    for value in node.outputs:
+                        yield from self._rewired(Ref(value, at.layer), Ref(value, new.layer), within)
 
 
 @dataclass(frozen=True)
-class Entrance:
+class InputConsumers:
     """The nodes through which `u` goes into a layer.
 
     The residual sum behind the layer reads `u` too where there is no pre-norm; it is no part of the layer. Nor is what
@@ -47,19 +153,19 @@ class Entrance:
     projections have in common, must be there twice before one of them can read something else.
 
     Attributes:
-        readers: the nodes of the layer that read `u`, or what a copied node makes of it.
-        copied: the nodes that prepare `u` for this layer and for others.
-        reader: one of the readers.
-        back: the values on a way from it to `u`: what it reads, what that is made of, up to `u`.
+        consumers: the nodes of the layer that read `u`, or what a shared node makes of it.
+        shared: the nodes that prepare `u` for this layer and for others.
+        consumer: one of the consumers.
+        trail: the values on a way from it to `u`: what it reads, what that is made of, up to `u`.
     """
 
-    readers: frozenset[str]
-    copied: frozenset[str]
-    reader: str
-    back: tuple[str, ...]
+    consumers: frozenset[str]
+    shared: frozenset[str]
+    consumer: str
+    trail: tuple[str, ...]
 
 
-def entrance(index: FlowIndex, site: Site) -> Entrance:
+def input_consumers(index: FlowIndex, site: Site) -> InputConsumers:
     """Find where a site's layer reads its `u`.
 
     What is behind a product belongs to the layer, whoever reads it: keys and values that a decoder keeps are computed
@@ -71,29 +177,29 @@ def entrance(index: FlowIndex, site: Site) -> Entrance:
     assert site.u is not None  # who replaces `u` has been told that there is one
     way = set(index.between(site.u, site.h))
     leaving = _leaving(index, way, site.h)
-    copied: set[str] = set()
-    back: dict[str, tuple[str, ...]] = {site.u: (site.u,)}
-    readers: dict[str, tuple[str, ...]] = {}
+    shared: set[str] = set()
+    trails: dict[str, tuple[str, ...]] = {site.u: (site.u,)}
+    consumers: dict[str, tuple[str, ...]] = {}
     waiting = [site.u]
     while waiting:
         value = waiting.pop()
         for node in index.readers(value):
             at = index.position(node.outputs[0])
             if at in leaving:
-                copied.add(node.name)
-                waiting.extend(name for name in node.outputs if name not in back)
-                back.update((name, (name, *back[value])) for name in node.outputs)
+                shared.add(node.name)
+                waiting.extend(name for name in node.outputs if name not in trails)
+                trails.update((name, (name, *trails[value])) for name in node.outputs)
             elif at in way:
-                readers[node.name] = back[value]
-    if not readers:
+                consumers[node.name] = trails[value]
+    if not consumers:
         raise NoSitesError(
             "nothing in a layer reads its input, so that it cannot be replaced",
             where=f"site `{site.name}`",
             found=f"`{site.u}`",
             fix="choose an adapter that replaces the output `h` there",
         )
-    reader = next(iter(readers))
-    return Entrance(frozenset(readers), frozenset(copied), reader, readers[reader])
+    consumer = next(iter(consumers))
+    return InputConsumers(frozenset(consumers), frozenset(shared), consumer, consumers[consumer])
 
 
 def _leaving(index: FlowIndex, way: set[int], h: str) -> set[int]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from adapter_export.sites.view import Dim, FlowGraph, FlowNode
-
-# What each value of a dataflow graph is computed from, and through what.
+from adapter_export.sites.view import FlowGraph, FlowNode
 
 
-@dataclass(frozen=True)
-class Origins:
+class Origins(NamedTuple):
     """The tracked values that one value is computed from, as bit sets: bit `i` stands for the `i`-th tracked value.
 
     Attributes:
@@ -42,37 +39,32 @@ class Ancestry:
     """
 
     def __init__(self, flow: FlowGraph) -> None:
-        self.tracked: list[str] = []
+        self._tracked: list[str] = []
         self._bits: dict[str, int] = {}
         self._origins: dict[str, Origins] = {}
-        for name in _inputs(flow):
+        defined = {name for node in flow.nodes for name in node.outputs}
+        for name in dict.fromkeys(name for node in flow.nodes for name in node.inputs if name not in defined):
             self._define(flow, name, Origins())
         for node in flow.nodes:
-            origins = self._through(node)
+            everything = weighted = mixed = multiplied = 0
+            for read in map(self.of, node.inputs):
+                everything |= read.all
+                weighted |= read.weighted
+                mixed |= read.mixed
+                multiplied |= read.multiplied
+            if node.multiplies:
+                multiplied |= everything
+                weighted |= everything if node.weighted else 0
+                mixed |= everything if node.mixes_tokens else 0
             for name in node.outputs:
-                self._define(flow, name, origins)
+                self._define(flow, name, Origins(everything, weighted, mixed, multiplied))
 
     def _define(self, flow: FlowGraph, name: str, origins: Origins) -> None:
         if is_stream(flow, name):
-            self._bits[name] = 1 << len(self.tracked)
-            self.tracked.append(name)
-            origins = Origins(origins.all | self._bits[name], origins.weighted, origins.mixed, origins.multiplied)
+            self._bits[name] = 1 << len(self._tracked)
+            self._tracked.append(name)
+            origins = origins._replace(all=origins.all | self._bits[name])
         self._origins[name] = origins
-
-    def _through(self, node: FlowNode) -> Origins:
-        everything = weighted = mixed = multiplied = 0
-        for name in node.inputs:
-            read = self._origins[name]
-            everything |= read.all
-            weighted |= read.weighted
-            mixed |= read.mixed
-            multiplied |= read.multiplied
-        return Origins(
-            everything,
-            weighted | everything if node.multiplies and node.weighted else weighted,
-            mixed | everything if node.mixes_tokens else mixed,
-            multiplied | everything if node.multiplies else multiplied,
-        )
 
     def of(self, value: str) -> Origins:
         """What `value` is computed from."""
@@ -96,19 +88,12 @@ class Ancestry:
 
     def latest(self, bits: int) -> str | None:
         """The last defined of a set of tracked values."""
-        return self.tracked[bits.bit_length() - 1] if bits else None
+        return self._tracked[bits.bit_length() - 1] if bits else None
 
 
 def is_stream(flow: FlowGraph, value: str) -> bool:
     """Whether it has the shape of a residual stream: [batch, tokens, d] or [batch·tokens, d], with a known d."""
     return flow.rank(value) in (2, 3) and flow.width(value) is not None
-
-
-def _inputs(flow: FlowGraph) -> Iterator[str]:
-    """The values that are read but not defined, in the order in which they are first read."""
-    defined = {name for node in flow.nodes for name in node.outputs}
-    read = dict.fromkeys(name for node in flow.nodes for name in node.inputs)
-    yield from (name for name in read if name not in defined)
 
 
 class FlowIndex:
@@ -121,7 +106,13 @@ class FlowIndex:
     """
 
     def __init__(self, flow: FlowGraph) -> None:
-        self.nodes = _live(flow)
+        needed = set(flow.outputs)
+        live = []
+        for node in reversed(flow.nodes):
+            if not needed.isdisjoint(node.outputs):
+                needed.update(node.inputs)
+                live.append(node)
+        self.nodes = live[::-1]
         self.flow = replace(flow, nodes=self.nodes)
         self.ancestry = Ancestry(self.flow)
         self._producers = {name: at for at, node in enumerate(self.nodes) for name in node.outputs}
@@ -197,19 +188,6 @@ class FlowIndex:
         return node.kind == "layout" and any(self.flow.width(value) == self.flow.width(like) for value in node.inputs)
 
 
-def _live(flow: FlowGraph) -> list[FlowNode]:
-    needed = set(flow.outputs)
-    live = []
-    for node in reversed(flow.nodes):
-        if not needed.isdisjoint(node.outputs):
-            needed.update(node.inputs)
-            live.append(node)
-    return live[::-1]
-
-
-# The features of a value that a graph cuts out of it.
-
-
 class Piece(NamedTuple):
     """Some features of a value: the slice [start, end) of each of `blocks` equal blocks of them."""
 
@@ -237,45 +215,29 @@ def pieces_of(index: FlowIndex, value: str) -> dict[str, Piece]:
 
     A reshape may have put the features on several axes, as heads, and transpositions may have moved these.
     """
-    shape = index.flow.shapes.get(value, ())
+    flow, shape = index.flow, index.flow.shapes.get(value, ())
     if not shape or not isinstance(shape[-1], int):
         return {}
-    views = [_View(value, (shape[-1],), (*[None] * (len(shape) - 1), 0)), *_reshaped(index, value, shape)]
-    for view in views:  # which grow on the way
-        views += _moved(index, view)
-    return {name: piece for view in views for name, piece in _cuts(index, view)}
-
-
-def _reshaped(index: FlowIndex, value: str, shape: tuple[Dim, ...]) -> Iterator[_View]:
-    """Reshapes that make several axes of the last one, and leave the others alone."""
     outer = len(shape) - 1
-    for node in index.readers(value):
-        after = index.flow.shapes.get(node.outputs[0], ())
+    views = [_View(value, (shape[-1],), (*[None] * outer, 0))]
+    for node in index.readers(value):  # reshapes that make several axes of the last one, and leave the others alone
+        after = flow.shapes.get(node.outputs[0], ())
         inner = tuple(axis for axis in after[outer:] if isinstance(axis, int))
         splits = len(after) > len(shape) and len(inner) == len(after) - outer and prod(inner) == shape[-1]
         if splits and node.kind == "layout" and not node.cuts:
-            yield _View(node.outputs[0], inner, (*[None] * outer, *range(len(inner))))
-
-
-def _moved(index: FlowIndex, view: _View) -> Iterator[_View]:
-    for node in index.readers(view.value):
-        if node.order and not node.cuts:
-            places = tuple(None if axis is None else view.places[axis] for axis in node.order)
-            yield view._replace(value=node.outputs[0], places=places)
-
-
-def _cuts(index: FlowIndex, view: _View) -> Iterator[tuple[str, Piece]]:
-    for node in index.readers(view.value):
-        for part in _parts(index, node):
-            for name, cut in part.cuts.items():
-                place = view.places[cut.axis]
-                if place is not None:
-                    size = prod(view.inner[place + 1 :])
-                    yield name, Piece(cut.start * size, cut.end * size, prod(view.inner[:place]))
-
-
-def _parts(index: FlowIndex, node: FlowNode) -> list[FlowNode]:
-    """The nodes that cut: this one, or where it gives no tensor but all parts of one, those that take them out."""
-    if node.cuts:
-        return [node]
-    return [] if node.outputs[0] in index.flow.shapes else index.readers(node.outputs[0])
+            views.append(_View(node.outputs[0], inner, (*[None] * outer, *range(len(inner)))))
+    found = {}
+    for view in views:  # which grow on the way
+        for node in index.readers(view.value):
+            if node.order and not node.cuts:
+                places = tuple(None if axis is None else view.places[axis] for axis in node.order)
+                views.append(view._replace(value=node.outputs[0], places=places))
+            # a node that gives no tensor but all parts of one has others behind it that take them out
+            whole = node.cuts or node.outputs[0] in flow.shapes
+            for cutting in [node] if whole else index.readers(node.outputs[0]):
+                for name, cut in cutting.cuts.items():
+                    place = view.places[cut.axis]
+                    if place is not None:
+                        size = prod(view.inner[place + 1 :])
+                        found[name] = Piece(cut.start * size, cut.end * size, prod(view.inner[:place]))
+    return found

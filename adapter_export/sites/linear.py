@@ -1,17 +1,43 @@
-"""The linear layers inside the sublayers of a base, as sites."""
+"""The linear layers inside the sublayers of a base, as sites, told apart by what happens to their outputs.
+
+Attention multiplies queries with keys and, behind a softmax, the probabilities with values (Vaswani et al. 2017,
+§3.2.1); without a softmax it multiplies keys with values first and queries with the result (Katharopoulos et al. 2020,
+§3.2). In an ffn with two branches the gate is the one that goes through the activation (Shazeer 2020, §2).
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from adapter_export.sites.index import FlowIndex, Piece, is_stream, pieces_of
 from adapter_export.sites.site import Site
 from adapter_export.sites.view import FlowNode
 
-# Whether a layer reads tokens before batch.
+PACKED = ("query", "key", "value")
+"""What a fused attention reads in one value, in this order."""
+
+_OPERANDS = {1: (PACKED,), 2: (("query",), ("key", "value")), 3: (("query",), ("key",), ("value",))}
+"""What a fused attention reads, by the number of its operands."""
+
+_JOINED: Mapping[frozenset[str], str] = {
+    frozenset({"query", "key", "value"}): "qkv",
+    frozenset({"query", "key"}): "qk",
+    frozenset({"key", "value"}): "kv",
+    frozenset({"gate", "up"}): "gate_up",
+}
+"""The names of fused layers."""
+
+_KEPT = frozenset({"query", "key", "value", "output", "gate", "up", "down", *_JOINED.values()})
+"""Names that say what a layer does; no layer has one of them for the name of its module alone."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+_SWAPS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
+"""Operations that let axes change places."""
 
 _BATCH_SECOND = (1, 0, 2)
 _ROWS, _APART = 2, 3
@@ -35,11 +61,6 @@ def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> b
     if len(leading) != _ROWS or None in leading or leading[0] == leading[1]:
         return False
     return any(leading == index.flow.shapes.get(stream, ())[1::-1] for stream in streams)
-
-
-# Walk back from a value to the products that it is computed from.
-
-_TURNS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
 
 
 @dataclass(frozen=True)
@@ -66,16 +87,6 @@ class Reach:
         return found
 
 
-def bends(nodes: Iterable[FlowNode]) -> bool:
-    """Whether an activation is among them."""
-    return any(node.kind == "activation" for node in nodes)
-
-
-def turns(nodes: Iterable[FlowNode]) -> bool:
-    """Whether one of them lets axes change places."""
-    return any(node.op.lower() in _TURNS for node in nodes)
-
-
 def reach(index: FlowIndex, value: str, ends: Set[str]) -> Reach:
     """Walk back from a value, over every way, to the next product or to one of the values `ends`."""
     values: set[str] = set()
@@ -94,11 +105,7 @@ def reach(index: FlowIndex, value: str, ends: Set[str]) -> Reach:
     return Reach(frozenset(values), tuple(ordered), products)
 
 
-# A linear layer: what it reads, and its output with its bias.
-
-
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A linear layer.
 
     Attributes:
@@ -140,16 +147,15 @@ def _written(index: FlowIndex, product: FlowNode) -> str:
     node, value = product, product.outputs[0]
     while node.epilogue != "bias":
         readers = index.readers(value)
-        if len(readers) != 1 or value in index.flow.outputs or not _is_epilogue(readers[0], product):
+        if len(readers) != 1 or value in index.flow.outputs:
             break
-        node, value = readers[0], readers[0].outputs[0]
+        node = readers[0]
+        # quantisers drop the path of a product that they replace, and keep that of its bias
+        same_module = None in (node.path, product.path) or node.path == product.path
+        if node.epilogue is None or node.multiplies or not same_module:
+            break
+        value = node.outputs[0]
     return value
-
-
-def _is_epilogue(node: FlowNode, product: FlowNode) -> bool:
-    """Quantisers drop the path of a product that they replace, and keep that of its bias."""
-    same_module = None in (node.path, product.path) or node.path == product.path
-    return node.epilogue is not None and not node.multiplies and same_module
 
 
 def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
@@ -166,54 +172,29 @@ def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
     return (before, after) if kept else None
 
 
-# Tell the linear layers inside a sublayer apart by what happens to their outputs.
-#
-# Attention multiplies queries with keys and, behind a softmax, the probabilities with values (Vaswani et al. 2017,
-# §3.2.1); without a softmax it multiplies keys with values first and queries with the result (Katharopoulos et al.
-# 2020,
-# §3.2). In an ffn with two branches the gate is the one that goes through the activation (Shazeer 2020, §2).
-
-PACKED = ("query", "key", "value")
-"""What a fused attention reads in one value, in this order."""
-
-_OPERANDS = {1: (PACKED,), 2: (("query",), ("key", "value")), 3: (("query",), ("key",), ("value",))}
-"""What a fused attention reads, by the number of its operands."""
-
-
-@dataclass
-class Wiring:
-    """What the linear layers of one sublayer are for.
+class Use(NamedTuple):
+    """What a linear layer of a sublayer is for: a role such as `query`; several in a fused one.
 
     Attributes:
-        layers: the products of those that have a name of their own, by node.
-        roles: what each of them computes, such as `query`; several in a fused one.
-        sources: the values that each role is read from, on the way from its layer to where it is used.
+        role: what it computes.
+        product: the node that multiplies.
+        values: the values that the role is read from, on the way from the layer to where it is used.
     """
 
-    layers: dict[str, FlowNode] = field(default_factory=dict)
-    roles: dict[str, set[str]] = field(default_factory=dict)
-    sources: dict[str, set[str]] = field(default_factory=dict)
-
-    def add(self, role: str, product: FlowNode, values: Iterable[str] = ()) -> None:
-        """Note that a layer computes what has a role."""
-        self.layers[product.name] = product
-        self.roles.setdefault(product.name, set()).add(role)
-        self.sources.setdefault(role, set()).update(values)
+    role: str
+    product: FlowNode
+    values: Set[str] = frozenset()
 
 
-def attention_wiring(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]) -> Wiring:
+def attention_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]) -> Iterator[Use]:
     """Find queries, keys, values and the output projection among the `nodes` that compute the sublayer's output `h`."""
-    wiring = Wiring()
     mixing = {node.name: node for node in nodes if node.mixes_tokens}
     for role, value in _operands(index, mixing, ends):
         found = reach(index, value, ends)
-        for product in found.products.values():
-            if product.linear:
-                wiring.add(role, product, found.values)
+        yield from (Use(role, product, found.values) for product in found.products.values() if product.linear)
     last = [node for node in _last(index, nodes, h) if _behind(index, node, ends).products.keys() & mixing.keys()]
     if len(last) == 1:
-        wiring.add("output", last[0])
-    return wiring
+        yield Use("output", last[0])
 
 
 def _operands(index: FlowIndex, mixing: dict[str, FlowNode], ends: Set[str]) -> Iterator[tuple[str, str]]:
@@ -235,41 +216,39 @@ def _pair(second: FlowNode, found: Sequence[Reach], mixing: dict[str, FlowNode])
     mixed, alone = (behind_one, other) if first_of_one else (behind_other, one)
     for first in (mixing[name] for name in first_of_one or first_of_other):
         way = mixed.since(first)
-        roles = ("query", "key", "value") if bends(way) else ("key", "value", "query")
-        if not turns(way):  # rows and columns keep their places, and with them queries and keys
+        has_softmax = any(node.kind == "activation" for node in way)
+        roles = ("query", "key", "value") if has_softmax else ("key", "value", "query")
+        # rows and columns keep their places, and with them queries and keys
+        if all(node.op.lower() not in _SWAPS for node in way):
             yield from zip(roles, (*first.operands, alone), strict=False)
 
 
-def ffn_wiring(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]) -> Wiring:
+def ffn_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]) -> Iterator[Use]:
     """Find up, gate and down among the `nodes` that compute the sublayer's output `h`."""
-    wiring = Wiring()
     first = {node.name for node in nodes if node.linear and not _behind(index, node, ends).products}
-    ways = {node.name: _behind(index, node, ends) for node in _last(index, nodes, h)}
-    last = [name for name, way in ways.items() if way.products and way.products.keys() <= first]
+    ways = [(node, _behind(index, node, ends)) for node in _last(index, nodes, h)]
+    last = [(node, way) for node, way in ways if way.products and way.products.keys() <= first]
     if len(last) == 1:
-        way = ways[last[0]]
-        wiring.add("down", next(node for node in nodes if node.name == last[0]))
-        for role, product, value in _branches(index, way):
-            wiring.add(role, product, [value])
-    return wiring
+        ((node, way),) = last
+        yield Use("down", node)
+        yield from _branches(index, way)
 
 
-def _branches(index: FlowIndex, way: Reach) -> Iterator[tuple[str, FlowNode, str]]:
+def _branches(index: FlowIndex, way: Reach) -> Iterator[Use]:
     """What each layer before the last one is: one branch, or two of which one goes through an activation."""
     values = [(node, node.outputs[0]) for node in way.products.values()]
     if len(values) == 1:
         (node, value), layer = values[0], layer_of(index, values[0][0])
         cuts = [] if layer is None else [piece for piece in pieces_of(index, layer.h) if piece in way.values]
         if len(cuts) != 2:
-            yield "up", node, value
+            yield Use("up", node, {value})
             return
         values = [(node, piece) for piece in cuts]
     if len(values) == 2:
         bent = [_bends_alone(index, way, value, other) for (_, value), (_, other) in (values, values[::-1])]
         if bent[0] != bent[1]:
-            gate, up = values if bent[0] else values[::-1]
-            yield "gate", *gate
-            yield "up", *up
+            roles = ("gate", "up") if bent[0] else ("up", "gate")
+            yield from (Use(role, node, {value}) for role, (node, value) in zip(roles, values, strict=True))
 
 
 def _bends_alone(index: FlowIndex, way: Reach, value: str, other: str) -> bool:
@@ -291,20 +270,6 @@ def _behind(index: FlowIndex, layer: FlowNode, ends: Set[str]) -> Reach:
     return reach(index, layer.operands[0], ends)
 
 
-_JOINED: Mapping[frozenset[str], str] = {
-    frozenset({"query", "key", "value"}): "qkv",
-    frozenset({"query", "key"}): "qk",
-    frozenset({"key", "value"}): "kv",
-    frozenset({"gate", "up"}): "gate_up",
-}
-"""The names of fused layers."""
-
-_KEPT = frozenset({"query", "key", "value", "output", "gate", "up", "down", *_JOINED.values()})
-"""Names that say what a layer does; no layer has one of them for the name of its module alone."""
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-
-
 def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Iterator[Site]:
     """The linear layers of a sublayer, in the order of evaluation.
 
@@ -315,44 +280,38 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Ite
     """
     assert sublayer.x is not None  # a sublayer has one
     nodes = [index.nodes[at] for at in index.between(sublayer.x, sublayer.h)]
-    find = ffn_wiring if sublayer.role == "ffn" else attention_wiring
-    wiring = find(index, nodes, sublayer.h, frozenset(ends))
-    products = {node.name: node for node in nodes if node.linear} | wiring.layers
+    find = ffn_uses if sublayer.role == "ffn" else attention_uses
+    uses = list(find(index, nodes, sublayer.h, frozenset(ends)))
+    products = {node.name: node for node in (*(node for node in nodes if node.linear), *(use.product for use in uses))}
     layers = [layer for product in products.values() if (layer := layer_of(index, product)) is not None]
     layers.sort(key=lambda layer: index.position(layer.h))
-    for layer, name in zip(layers, _names(layers, wiring), strict=True):
-        yield _site(index, layer, sublayer, name, wiring)
+    for layer, name in zip(layers, _names(layers, uses), strict=True):
+        parts = _parts(index, layer, uses)
+        yield Site(
+            name=f"{sublayer.name}.{name}",
+            role="linear",
+            layer=sublayer.layer,
+            width=index.flow.width(layer.h) or 0,
+            width_in=index.flow.width(layer.u) or 0,
+            h=layer.h,
+            u=layer.u,
+            path=layer.product.path,
+            parts={role: (piece.start, piece.end) for role, piece in parts.items()},
+            blocks=max((piece.blocks for piece in parts.values()), default=1),
+            sequence_first=is_sequence_first(index, layer.u, [sublayer.x]),
+        )
 
 
-def _site(index: FlowIndex, layer: Layer, sublayer: Site, name: str, wiring: Wiring) -> Site:
-    parts = _parts(index, layer, wiring)
-    return Site(
-        name=f"{sublayer.name}.{name}",
-        role="linear",
-        layer=sublayer.layer,
-        width=index.flow.width(layer.h) or 0,
-        width_in=index.flow.width(layer.u) or 0,
-        h=layer.h,
-        x=None,
-        u=layer.u,
-        y=None,
-        norm=None,
-        residual=None,
-        path=layer.product.path,
-        followed_by="",
-        parts={name: (piece.start, piece.end) for name, piece in parts.items()},
-        blocks=max((piece.blocks for piece in parts.values()), default=1),
-        sequence_first=is_sequence_first(index, layer.u, [sublayer.x] if sublayer.x is not None else []),
-    )
-
-
-def _parts(index: FlowIndex, layer: Layer, wiring: Wiring) -> dict[str, Piece]:
+def _parts(index: FlowIndex, layer: Layer, uses: Sequence[Use]) -> dict[str, Piece]:
     """The parts of a fused layer's output; none if not each of them is known to be one piece."""
-    roles = wiring.roles.get(layer.product.name, set())
-    if len(roles) < 2:
+    sources = {
+        role: {value for use in uses if use.role == role for value in use.values}
+        for role in {use.role for use in uses if use.product is layer.product}
+    }
+    if len(sources) < 2:
         return {}
     pieces = pieces_of(index, layer.h)
-    found = {role: [pieces[name] for name in pieces if name in wiring.sources[role]] for role in roles}
+    found = {role: [pieces[name] for name in pieces if name in values] for role, values in sources.items()}
     for node in index.readers(layer.h):
         for role, (start, end) in zip(PACKED, node.packed, strict=False):
             found.setdefault(role, []).append(Piece(start, end))
@@ -362,9 +321,10 @@ def _parts(index: FlowIndex, layer: Layer, wiring: Wiring) -> dict[str, Piece]:
     return dict(sorted(((role, places[0]) for role, places in found.items()), key=lambda part: part[1]))
 
 
-def _names(layers: Sequence[Layer], wiring: Wiring) -> list[str]:
+def _names(layers: Sequence[Layer], uses: Sequence[Use]) -> list[str]:
     """A name for each: by what it does; else that of its module; else a number."""
-    names = [_own_name(wiring.roles.get(layer.product.name, set())) for layer in layers]
+    roles = [{use.role for use in uses if use.product is layer.product} for layer in layers]
+    names = [next(iter(does)) if len(does) == 1 else _JOINED.get(frozenset(does)) for does in roles]
     unique = {name for name, count in Counter(names).items() if count == 1}
     others = [_module_name(layer.product.path) for layer in layers]
     counts = Counter(other for name, other in zip(names, others, strict=True) if name not in unique)
@@ -377,10 +337,6 @@ def _names(layers: Sequence[Layer], wiring: Wiring) -> list[str]:
         else f"linear{next(numbers)}"
         for name, other in zip(names, others, strict=True)
     ]
-
-
-def _own_name(roles: Set[str]) -> str | None:
-    return next(iter(roles)) if len(roles) == 1 else _JOINED.get(frozenset(roles))
 
 
 def _module_name(path: str | None) -> str | None:

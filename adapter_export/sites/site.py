@@ -1,4 +1,4 @@
-"""A site, and what a base has of them."""
+"""Sites: the places of a base where an adapter can act."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class Site:
     width: int
     width_in: int
     h: str
-    x: str | None
-    u: str | None
-    y: str | None
-    norm: Norm | None
-    residual: str | None
-    path: str | None
-    followed_by: str
+    x: str | None = None
+    u: str | None = None
+    y: str | None = None
+    norm: Norm | None = None
+    residual: str | None = None
+    path: str | None = None
+    followed_by: str = ""
     parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     other_calls: int = 0
     blocks: int = 1

@@ -1,4 +1,7 @@
-"""The residual streams of a base by their names: one that has none, or an encoder and a decoder that attends to it."""
+"""The residual streams of a base: chains of sums of a value with something computed from it, by their names.
+
+A base has one stream, without a name, or an encoder and a decoder that attends to it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from adapter_export.sites.index import FlowIndex, is_stream
 from adapter_export.sites.site import Role
 from adapter_export.sites.view import FlowNode
 
-# What a sublayer does, by the products on its way.
-
 _ATTENTIONS: frozenset[Role] = frozenset({"attention", "cross_attention"})
 
 
@@ -24,13 +25,11 @@ def role_of(index: FlowIndex, x: str, h: str) -> Role:
     """
     if not index.ancestry.is_mixed(x, h):
         return "ffn"
-    mixing = [node for node in (index.nodes[at] for at in index.between(x, h)) if node.mixes_tokens]
-    return "cross_attention" if all(_reads_elsewhere(index, node, x) for node in mixing) else "attention"
-
-
-def _reads_elsewhere(index: FlowIndex, node: FlowNode, x: str) -> bool:
-    """Whether one operand of a product is computed from `x`, and the others are not."""
-    return len(node.operands) > 1 and sum(index.ancestry.depends(value, on=x) for value in node.operands) == 1
+    for node in (index.nodes[at] for at in index.between(x, h)):
+        from_x = sum(index.ancestry.depends(value, on=x) for value in node.operands)
+        if node.mixes_tokens and (len(node.operands) < 2 or from_x != 1):
+            return "attention"
+    return "cross_attention"
 
 
 def layers_of(roles: Iterable[Role]) -> Iterator[int]:
@@ -45,9 +44,6 @@ def layers_of(roles: Iterable[Role]) -> Iterator[int]:
             layer, taken = layer + 1, set()
         taken.add(role)
         yield layer
-
-
-# Find the residual streams of a base: chains of sums of a value with something computed from it.
 
 
 @dataclass(frozen=True)
@@ -93,26 +89,22 @@ def residual_streams(index: FlowIndex) -> list[list[Residual]]:
 
 def _residuals(index: FlowIndex) -> list[Residual]:
     found: dict[str, Residual] = {}
-    totals = 0
-    for node in index.nodes:
-        residual = _residual(index, node, found, totals)
-        if residual is not None:
-            found[residual.total] = residual
-            totals |= index.ancestry.bit(residual.total)
-    return list(found.values())
-
-
-def _residual(index: FlowIndex, add: FlowNode, found: dict[str, Residual], totals: int) -> Residual | None:
-    """The node as a residual sum, if it is one; `totals` has the bits of the sums `found` so far."""
-    if add.kind != "add" or not all(is_stream(index.flow, value) for value in (*add.inputs, *add.outputs)):
-        return None
-    one, other = add.inputs
-    for side, h in ((one, other), (other, one)):
-        x = _origin(index, side, h, found)
-        if x is not None and _features_come_last(index, x, h):
+    totals = 0  # the bits of the sums that are found
+    for add in index.nodes:
+        if add.kind != "add" or not all(is_stream(index.flow, value) for value in (*add.inputs, *add.outputs)):
+            continue
+        for side, h in (add.inputs, add.inputs[::-1]):
+            x, total = _origin(index, side, h, found), add.outputs[0]
+            if x is None:
+                continue
+            kinds = {index.nodes[at].kind for at in index.between(x, h)}
+            if kinds.isdisjoint({"product", "attention", "layout"}):  # convolutions leave the features on axis 1
+                continue
             previous = _previous(index, side, x, found, totals)
-            return Residual(add, x, h, add.outputs[0], previous, 1 + (previous.length if previous else 0))
-    return None
+            found[total] = Residual(add, x, h, total, previous, 1 + (previous.length if previous else 0))
+            totals |= index.ancestry.bit(total)
+            break
+    return list(found.values())
 
 
 def _origin(index: FlowIndex, side: str, h: str, found: dict[str, Residual]) -> str | None:
@@ -120,16 +112,11 @@ def _origin(index: FlowIndex, side: str, h: str, found: dict[str, Residual]) -> 
 
     In `(x + a) + b` with `a` and `b` both computed from `x`, `side` is the inner sum and `x` is what is looked for.
     """
-    if _is_inner_sum(index, side, h, found):
-        return found[side].x
-    x = index.ancestry.latest(index.ancestry.of(side).unmultiplied & index.ancestry.of(h).weighted)
+    inner, ancestry = found.get(side), index.ancestry
+    if inner is not None and ancestry.is_weighted(inner.x, h) and not ancestry.depends(h, on=side):
+        return inner.x
+    x = ancestry.latest(ancestry.of(side).unmultiplied & ancestry.of(h).weighted)
     return x if x is not None and index.flow.alike(x, h) else None
-
-
-def _is_inner_sum(index: FlowIndex, side: str, h: str, found: dict[str, Residual]) -> bool:
-    """Whether `side` is a sum that `h` does not read, though it is computed from the same `x`."""
-    inner = found.get(side)
-    return inner is not None and index.ancestry.is_weighted(inner.x, h) and not index.ancestry.depends(h, on=side)
 
 
 def _previous(index: FlowIndex, side: str, x: str, found: dict[str, Residual], totals: int) -> Residual | None:
@@ -140,29 +127,21 @@ def _previous(index: FlowIndex, side: str, x: str, found: dict[str, Residual], t
     return None if before is None else found[before]
 
 
-def _features_come_last(index: FlowIndex, x: str, h: str) -> bool:
-    """Whether the last axis is that of the features; convolutions alone leave them on the second."""
-    kinds = {index.nodes[at].kind for at in index.between(x, h)}
-    return not kinds.isdisjoint({"product", "attention", "layout"})
-
-
 def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
     """The chains that the sums form, the longest first, of equals the last; each sum is in one of them."""
     by_length = sorted(residuals, key=lambda residual: residual.length)
     taken: set[str] = set()
     chains = []
     while by_length:
-        chain = list(_back(by_length.pop(), taken))[::-1]
+        chain: list[Residual] = []
+        last: Residual | None = by_length.pop()
+        while last is not None and last.total not in taken:
+            chain.append(last)
+            taken.add(last.total)
+            last = last.previous
         if chain:
-            chains.append(chain)
-            taken.update(residual.total for residual in chain)
+            chains.append(chain[::-1])
     return sorted(chains, key=len, reverse=True)
-
-
-def _back(last: Residual | None, taken: set[str]) -> Iterator[Residual]:
-    while last is not None and last.total not in taken:
-        yield last
-        last = last.previous
 
 
 def _is_inside(index: FlowIndex, chain: list[Residual], main: Iterable[Residual]) -> bool:
@@ -177,12 +156,12 @@ def _without_position_convolutions(index: FlowIndex, stream: list[Residual]) -> 
 
     A convolution before all of them is a position embedding (Baevski et al. 2020, §2), not a sublayer.
     """
-    return list(dropwhile(lambda residual: _convolves(index, residual), stream)) or stream
 
+    def convolves(residual: Residual) -> bool:
+        way = (index.nodes[at] for at in index.between(residual.x, residual.h))
+        return all(node.kind == "convolution" for node in way if node.multiplies)
 
-def _convolves(index: FlowIndex, residual: Residual) -> bool:
-    products = [index.nodes[at] for at in index.between(residual.x, residual.h) if index.nodes[at].multiplies]
-    return all(node.kind == "convolution" for node in products)
+    return list(dropwhile(convolves, stream)) or stream
 
 
 @dataclass(frozen=True)
@@ -211,19 +190,15 @@ def named_streams(index: FlowIndex) -> list[Stream]:
         for encoder, decoder in (found, found[::-1]):
             if _attends(index, decoder, encoder) and not index.ancestry.depends(encoder[-1].total, on=decoder[0].x):
                 return [Stream("encoder.", tuple(encoder)), Stream("decoder.", tuple(decoder))]
-    raise _several_streams([len(sums) for sums in found])
+    raise NoSitesError(
+        "this base has several residual streams, and a site's name says nothing about which one it is in",
+        found=f"{len(found)} streams, of {', '.join(str(len(sums)) for sums in found)} sublayers",
+        expected="one stream, or an encoder and a decoder that attends to its end",
+        fix="capture the part that the adapters are for, such as the encoder, as a base of its own",
+    )
 
 
 def _attends(index: FlowIndex, decoder: Sequence[Residual], encoder: Sequence[Residual]) -> bool:
     """Whether a sublayer of one stream takes keys and values from the end of the other."""
     reading = [sum_ for sum_ in decoder if index.ancestry.depends(sum_.h, on=encoder[-1].total)]
     return any(role_of(index, sum_.x, sum_.h) == "cross_attention" for sum_ in reading)
-
-
-def _several_streams(lengths: list[int]) -> NoSitesError:
-    return NoSitesError(
-        "this base has several residual streams, and a site's name says nothing about which one it is in",
-        found=f"{len(lengths)} streams, of {', '.join(map(str, lengths))} sublayers",
-        expected="one stream, or an encoder and a decoder that attends to its end",
-        fix="capture the part that the adapters are for, such as the encoder, as a base of its own",
-    )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, RequestError
+from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.axes import masks_of
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.compose.attention import temperature_of
@@ -67,17 +70,24 @@ def attach(
     return AdaptedModel(base, adapter, sites, learned)
 
 
-class AdaptedModel(nn.Module):
-    """A base with at most one adapter.
+class AttachedAdapter(nn.Module):
+    """The graphs of an adapter as layers of a model, with their tensors as parameters.
 
-    The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. Only the
-    adapter's and the head's tensors are parameters, and those that learn want gradients. It starts in `eval` mode;
-    `train()` turns on the adapter's dropout and changes nothing in the base.
+    It is a context manager: when the block ends, the adapter is detached.
+
+    Args:
+        base: the base.
+        adapter: the adapter; `None` for the base alone.
+        sites: the sites of the base.
+        learned: the adapter's tensors that shall learn; all if not given.
 
     Attributes:
         base: the base.
         adapter: the adapter as it was attached; `to_adapter` gives it with the present weights.
         sites: the sites of the base.
+
+    Raises:
+        AdapterError: there is no such tensor that shall learn.
     """
 
     def __init__(
@@ -88,32 +98,23 @@ class AdaptedModel(nn.Module):
         self.adapter = adapter
         self.sites = sites
         self._layers = {} if adapter is None else _layers(adapter, sites, learned)
-        self._names = tuple(record.name for record in base.outputs)
-        self._body = splice(base.module(), _mask(base, sites, self._layers), sites, self._layers)
-        self.eval()
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Compute every output of the base by its name and, with a head, the result of its task.
+    def __enter__(self) -> Self:
+        """Return the adapter, attached."""
+        return self
 
-        Args:
-            inputs: the base's inputs by name.
+    def __exit__(self, *_: object) -> None:
+        """Detach the adapter."""
+        self.detach()
 
-        Raises:
-            RequestError: an input is missing or unknown.
-        """
-        *outputs, _ = self._values(inputs)
-        return dict(zip(self.output_names, outputs, strict=True))
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """The names of what `forward` returns."""
-        return self._names if self.head_name is None else (*self._names, self.head_name)
+    def detach(self) -> None:
+        """Take the adapter off a module that is not ours; a base is never changed."""
 
     @property
     def head_name(self) -> str | None:
         """The name of the head's result among the outputs, as `head_output` gives it; none without a head."""
         head = None if self.adapter is None else self.adapter.head
-        return None if head is None else head_output(self._names, head.output)
+        return None if head is None else head_output([record.name for record in self.base.outputs], head.output)
 
     @property
     def task(self) -> Task:
@@ -126,39 +127,9 @@ class AdaptedModel(nn.Module):
             raise AdapterError("the adapter has no head", fix="attach one with a head")
         return self.adapter.head.task
 
-    def head(self, **inputs: Tensor) -> Tensor:
-        """Compute the head's result, of the shape that its task gives it.
-
-        Raises:
-            AdapterError: there is no head.
-        """
-        if self.head_name is None:
-            raise AdapterError("the adapter has no head", fix="attach one with a head")
-        return self(**inputs)[self.head_name]  # type: ignore[no-any-return]
-
-    def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs on the device of the model's weights."""
-        device = next((tensor.device for tensor in self.parameters()), None)
-        return {name: value.to(device) for name, value in inputs.items()}
-
-    def hidden(self, **inputs: Tensor) -> Tensor:
-        """Compute the final hidden state, [batch, tokens, d], which a head reads."""
-        hidden: Tensor = self._values(inputs)[-1]
-        return hidden
-
-    def _values(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        names = [record.name for record in self.base.inputs]
-        if set(names) != set(inputs):
-            raise RequestError(
-                "the inputs are not those of the base",
-                found=", ".join(sorted(inputs)) or "none",
-                expected=", ".join(names),
-            )
-        values: tuple[Tensor, ...] = self._body(*(inputs[name] for name in names))
-        return values
-
-    def observe(self, **inputs: Tensor) -> dict[str, SiteCall]:
-        """Compute, and keep what each site's graph and the head's read and returned, by site or `head`."""
+    @contextmanager
+    def observed(self) -> Iterator[dict[str, SiteCall]]:
+        """Keep what each site's graph and the head's read and return while the block runs, by site or `head`."""
         calls: dict[str, SiteCall] = {}
 
         def keep(layer: nn.Module, values: tuple[Tensor, ...], result: Tensor) -> None:
@@ -168,11 +139,10 @@ class AdaptedModel(nn.Module):
 
         handles = [layer.register_forward_hook(keep) for layer in self._layers.values()]
         try:
-            self._values(inputs)
+            yield calls
         finally:
             for handle in handles:
                 handle.remove()
-        return calls
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """The adapter's tensors by their names in its file, such as `<site>.<parameter>`."""
@@ -190,11 +160,7 @@ class AdaptedModel(nn.Module):
         return {name: tensor for name, tensor in self.tensors().items() if tensor.requires_grad}
 
     def cool(self, decay: float) -> None:
-        """Set the temperature of a fusion: the first one less a part of it, at least 1.
-
-        Args:
-            decay: that part.
-        """
+        """Set the temperature of a fusion to the first one times `1 - decay`, at least 1."""
         for owner, graph, _ in () if self.adapter is None else self.adapter.parts():
             first = temperature_of(graph)
             self._layers[owner].set_temperature(min(first, max(1.0, first * (1 - decay))))
@@ -216,28 +182,106 @@ class AdaptedModel(nn.Module):
         record = self.adapter.training if training is None else training
         return replace(self.adapter, graphs=graphs, weights=weights, training=record)
 
+    def save(self, folder: Path | str, *, training: Mapping[str, Any] | None = None, force: bool = False) -> None:
+        """Write the adapter with the present weights.
 
-def _mask(base: TorchBase, sites: SiteMap, layers: Mapping[str, GraphLayer]) -> str | None:
-    """The input that says which tokens are real, if there is one; a head that reads it must not have to guess."""
-    if HEAD not in layers or "mask" not in layers[HEAD].graph.inputs:
-        return None
-    masks = masks_of(base.inputs, base.axes(sites.final)[1])
-    if len(masks) > 1:
-        raise BaseModelError(
-            "has several inputs that may be the attention mask",
-            found=", ".join(f"`{name}`" for name in masks),
-            expected="one integer or bool input [batch, tokens] that indexes no embedding",
-            fix="capture the base with one of them only",
-        )
-    return masks[0] if masks else None
+        Args:
+            folder: where its files shall be.
+            training: the training record, any JSON object.
+            force: replace what is there.
+
+        Raises:
+            AdapterError, TensorError: as `to_adapter`.
+            OutputExistsError, WriteError: as `write_adapter`.
+        """
+        write_adapter(self.to_adapter(training=training), Path(folder), force=force)
+
+    def _mask(self) -> str | None:
+        """The input that says which tokens are real, if there is one; a head that reads it must not have to guess."""
+        if HEAD not in self._layers or "mask" not in self._layers[HEAD].graph.inputs:
+            return None
+        masks = masks_of(self.base.inputs, self.base.axes(self.sites.final)[1])
+        if len(masks) > 1:
+            raise BaseModelError(
+                "has several inputs that may be the attention mask",
+                found=", ".join(f"`{name}`" for name in masks),
+                expected="one integer or bool input [batch, tokens] that indexes no embedding",
+                fix="capture the base with one of them only",
+            )
+        return masks[0] if masks else None
+
+
+class AdaptedModel(AttachedAdapter):
+    """A base with at most one adapter.
+
+    The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. Only the
+    adapter's and the head's tensors are parameters that may want gradients. It starts in `eval` mode; `train()` turns
+    on the adapter's dropout and changes nothing in the base.
+    """
+
+    def __init__(
+        self, base: TorchBase, adapter: Adapter | None, sites: SiteMap, learned: Collection[str] | None = None
+    ) -> None:
+        super().__init__(base, adapter, sites, learned)
+        self._body = splice(base.module(), self._mask(), sites, self._layers)
+        self.eval()
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Compute every output of the base by its name and, with a head, the result of its task.
+
+        Args:
+            inputs: the base's inputs by name.
+
+        Raises:
+            RequestError: an input is missing or unknown.
+        """
+        *outputs, _ = self._values(inputs)
+        return dict(zip(self.output_names, outputs, strict=True))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of what `forward` returns."""
+        names = tuple(record.name for record in self.base.outputs)
+        return names if self.head_name is None else (*names, self.head_name)
+
+    def head(self, **inputs: Tensor) -> Tensor:
+        """Compute the head's result, of the shape that its task gives it.
+
+        Raises:
+            AdapterError: there is no head.
+        """
+        assert self.task is not None
+        return self(**inputs)[self.head_name]  # type: ignore[no-any-return]
+
+    def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs on the device of the model's weights."""
+        device = next((tensor.device for tensor in self.parameters()), None)
+        return {name: value.to(device) for name, value in inputs.items()}
+
+    def hidden(self, **inputs: Tensor) -> Tensor:
+        """Compute the final hidden state, [batch, tokens, d], which a head reads."""
+        return self._values(inputs)[-1]
+
+    def observe(self, **inputs: Tensor) -> dict[str, SiteCall]:
+        """Compute, and return what each site's graph and the head's read and returned, by site or `head`."""
+        with self.observed() as calls:
+            self._values(inputs)
+        return calls
+
+    def _values(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        names = [record.name for record in self.base.inputs]
+        if set(names) != set(inputs):
+            raise RequestError(
+                "the inputs are not those of the base",
+                found=", ".join(sorted(inputs)) or "none",
+                expected=", ".join(names),
+            )
+        values: tuple[Tensor, ...] = self._body(*(inputs[name] for name in names))
+        return values
 
 
 def _layers(adapter: Adapter, sites: SiteMap, learned: Collection[str] | None) -> dict[str, GraphLayer]:
-    """A layer for each place; what places share is one parameter.
-
-    Raises:
-        AdapterError: there is no such tensor that shall learn.
-    """
+    """A layer for each place; what places share is one parameter."""
     unknown = sorted(set(learned or ()) - set(adapter.weights))
     if unknown:
         raise AdapterError("tensors shall learn that the adapter does not have", found=", ".join(unknown))

@@ -10,16 +10,16 @@ from torch import Tensor, fx, nn
 
 from adapter_export.graph.adapter import HEAD
 from adapter_export.numerics.fit import check_tokens
-from adapter_export.sites.edits import Entrance, entrance, in_order
-from adapter_export.sites.index import FlowIndex
-from adapter_export.sites.site import LAYERS, Site, SiteMap
+from adapter_export.sites.edits import Edit, Ref, Rewiring, plan_edits
+from adapter_export.sites.index import FlowIndex, Piece
+from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.lowering import GraphLayer
 from adapter_export.torch_backend.view import flow_graph
 
 # A part of a fused layer's output: cut out of it, and put back among the others.
 
 
-def cut_part(whole: Tensor, start: int, end: int, blocks: int) -> Tensor:
+def cut_piece(whole: Tensor, start: int, end: int, blocks: int) -> Tensor:
     """The features of a part, [..., width].
 
     Args:
@@ -31,8 +31,8 @@ def cut_part(whole: Tensor, start: int, end: int, blocks: int) -> Tensor:
     return _in_blocks(whole, blocks)[..., start:end].flatten(-2)
 
 
-def join_part(whole: Tensor, part: Tensor, start: int, end: int, blocks: int) -> Tensor:
-    """The fused layer's output with other features in the place of a part; the arguments are those of `cut_part`."""
+def join_piece(whole: Tensor, part: Tensor, start: int, end: int, blocks: int) -> Tensor:
+    """The fused layer's output with other features in the place of a part; the arguments are those of `cut_piece`."""
     around, middle = _in_blocks(whole, blocks), _in_blocks(part, blocks)
     return torch.cat([around[..., :start], middle, around[..., end:]], -1).flatten(-2)
 
@@ -62,9 +62,9 @@ def splice(base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mappi
     modules = {_target(index): layer for index, layer in enumerate(layers.values())}
     owners = {owner: _target(index) for index, owner in enumerate(layers)}
     places = ((site, layers[site.name].graph.replaces) for site in sites if site.name in layers)
-    for site, replaced in in_order(places, work.index):
-        work.insert(site, replaced, layers[site.name], owners[site.name])
-    results = [work.values[sites.final]]
+    for edit in plan_edits(FlowIndex(flow_graph(base)), places):
+        work.insert(edit, layers[edit.site.name], owners[edit.site.name])
+    results = [work.nodes[Ref(sites.final)]]
     if HEAD in layers:
         results.insert(0, work.insert_head(mask, sites.final, layers[HEAD], owners[HEAD]))
     _flatten_outputs(work.graph, results)
@@ -78,92 +78,65 @@ def _target(index: int) -> str:
 
 
 class _Work:
-    """A copy of a base's graph in which values are replaced, in the order of evaluation.
+    """A copy of a base's graph on which planned edits are carried out, in their order.
 
     Attributes:
         graph: the copy.
-        index: of the graph as it was.
-        values: what now stands for each node, by its name in the graph as it was.
+        nodes: its nodes, which are its values as well: those of the base by the plan's names, as they are by now.
     """
 
     def __init__(self, base: fx.GraphModule) -> None:
         self.graph = fx.Graph()
-        self.index = FlowIndex(flow_graph(base))
-        self.values: dict[str, fx.Node] = {}
-        self._origins: dict[fx.Node, str] = {}
-        self._names: dict[fx.Node, str] = {}
-        self._inputs: dict[str, fx.Node] = {}
+        self.nodes: dict[Ref, fx.Node] = {}
         for node in base.graph.nodes:
-            copy = self.graph.node_copy(node, lambda used: self.values[used.name])
-            self.values[node.name] = copy
-            self._names[copy] = self._origins[copy] = node.name
-        self._nodes = dict(self.values)
+            self.nodes[Ref(node.name)] = self.graph.node_copy(node, lambda used: self.nodes[Ref(used.name)])
+        self._operations = dict(self.nodes)
 
-    def insert(self, site: Site, replaced: str, layer: GraphLayer, target: str) -> None:
-        """Call a layer on a site's values; what it returns takes the place of one of them.
-
-        In the place of `h` and of `y` everyone reads it, in the place of `u` the site's layer alone.
-        """
-        read = [self._value(site, name) for name in layer.graph.inputs]
-        old = self._value(site, replaced)
-        check_tokens(layer.graph, site, old.meta["val"].dim() if "val" in old.meta else None)
-        with self.graph.inserting_after(self._last({*read, old})):
+    def insert(self, edit: Edit, layer: GraphLayer, target: str) -> None:
+        """Call a layer on a site's values; what it returns takes the place of one of them."""
+        read = [self.nodes[edit.values[name]] for name in layer.graph.inputs]
+        old = self.nodes[edit.values[edit.replaced]]
+        check_tokens(layer.graph, edit.site, old.meta["val"].dim() if "val" in old.meta else None)
+        with self.graph.inserting_after(max({*read, old}, key=list(self.graph.nodes).index)):
             call = self.graph.call_module(target, tuple(read))
         with self.graph.inserting_before(call):
             call.args = (*read, *(self.graph.get_attr(name) for name in layer.borrows))
-        new, own = self._part(site, old, call) if site.role == "part" else (call, {call})
-        new.meta, self._origins[new] = dict(old.meta), self._origins[old]
-        if replaced == "u":
-            self._redirect(old, new, entrance(self.index, site))
-            self._inputs[site.name] = new
+        new, own = (call, {call}) if edit.piece is None else self._join(edit.piece, old, call)
+        new.meta = dict(old.meta)
+        if edit.replaced == "u":
+            self.nodes[edit.result] = new
+            for rewiring in edit.rewirings:
+                self._rewire(rewiring)
             return
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in own)
-        for name in [name for name, value in self.values.items() if value is old]:
-            self.values[name] = new
+        self.nodes |= {ref: new for ref, node in self.nodes.items() if node is old}
 
-    def _part(self, site: Site, whole: fx.Node, call: fx.Node) -> tuple[fx.Node, set[fx.Node]]:
-        """Let a layer read a part of a value alone; the whole with the result in it, and the nodes that make it."""
-        ((start, end),) = site.parts.values()
+    def _join(self, piece: Piece, whole: fx.Node, call: fx.Node) -> tuple[fx.Node, set[fx.Node]]:
+        """Let a layer read a piece of a value alone; the whole with the result in it, and the nodes that make it."""
         with self.graph.inserting_before(call):
-            cut = self.graph.call_function(cut_part, (whole, start, end, site.blocks))
+            cut = self.graph.call_function(cut_piece, (whole, *piece))
         call.replace_input_with(whole, cut)
         with self.graph.inserting_after(call):
-            joined = self.graph.call_function(join_part, (whole, call, start, end, site.blocks))
+            joined = self.graph.call_function(join_piece, (whole, call, *piece))
         return joined, {cut, call, joined}
+
+    def _rewire(self, rewiring: Rewiring) -> None:
+        old, new, node = self.nodes[rewiring.old], self.nodes[rewiring.new], self._operations[rewiring.node]
+        if not rewiring.outputs:
+            node.replace_input_with(old, new)
+            return
+        with self.graph.inserting_after(node):
+            copy = self.graph.node_copy(node, lambda used: new if used is old else used)
+        ref = rewiring.node._replace(layer=rewiring.new.layer)
+        self.nodes[ref] = self._operations[ref] = copy
 
     def insert_head(self, mask: str | None, final: str, layer: GraphLayer, target: str) -> fx.Node:
         """Call the head on the final hidden state."""
-        hidden = self.values[final]
+        hidden = self.nodes[Ref(final)]
         with self.graph.inserting_before(_output(self.graph)):
-            tokens = self.values[mask] if mask is not None else self.graph.call_function(_every_token, (hidden,))
+            tokens = self.nodes[Ref(mask)] if mask is not None else self.graph.call_function(_every_token, (hidden,))
             offered = {"hidden": hidden, "mask": tokens}
             return self.graph.call_module(target, tuple(offered[name] for name in layer.graph.inputs))
-
-    def _value(self, site: Site, name: str) -> fx.Node:
-        """What now stands for one of a site's values."""
-        original = getattr(site, name)
-        if name != "u" or site.role not in LAYERS:
-            return self._inputs[site.name] if name == "u" and site.name in self._inputs else self.values[original]
-        within = entrance(self.index, site)
-        node = self._nodes[within.reader]
-        for value in within.back:  # a sublayer around a linear layer may have made something else of its input
-            node = next(read for read in node.all_input_nodes if self._origins.get(read) == value)
-        return node
-
-    def _redirect(self, old: fx.Node, new: fx.Node, within: Entrance) -> None:
-        """Let a layer read `new`; what prepares `old` for others as well gets a copy that prepares `new`."""
-        for user in list(old.users):
-            name = self._names.get(user)
-            if name in within.readers:
-                user.replace_input_with(old, new)
-            elif name in within.copied:
-                with self.graph.inserting_after(user):
-                    copy = self.graph.node_copy(user, lambda used: new if used is old else used)
-                self._names[copy], self._origins[copy] = self._names[user], self._origins[user]
-                self._redirect(user, copy, within)
-
-    def _last(self, nodes: set[fx.Node]) -> fx.Node:
-        return max(nodes, key=list(self.graph.nodes).index)
 
 
 def _every_token(hidden: Tensor) -> Tensor:

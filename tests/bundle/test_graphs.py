@@ -20,8 +20,8 @@ from adapter_export.errors import FormatError, UsageError
 from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, write_manifest
-from adapter_export.format.schema import validate
 from adapter_export.onnx_backend.runner import CutRunner
+from schemas import validate
 
 Change = Callable[[dict[str, np.ndarray]], None]
 
@@ -47,7 +47,7 @@ def check(folder: Path, *forms: str, only: tuple[str, ...] = (), reference: Refe
     report = prove(plan, reference, seen.append)
     assert len(seen) == steps(plan, reference)
     report.require_compared()
-    validate(to_document(report), "check-report", "report")
+    validate(to_document(report), "check-report")
     return report
 
 

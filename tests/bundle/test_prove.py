@@ -14,8 +14,8 @@ from adapter_export.bundle.plan import LEVELS, plan_check
 from adapter_export.bundle.prove import Reference, prove, steps
 from adapter_export.bundle.report import Report, failures, to_document
 from adapter_export.errors import UsageError
-from adapter_export.format.schema import validate
 from adapter_export.onnx_backend.runner import CutRunner
+from schemas import validate
 
 
 def run(built: Built, *, reference: bool, only: tuple[str, ...] = (), cases: tuple[str, ...] = ()) -> Report:
@@ -97,7 +97,7 @@ def test_every_pair_is_swapped(report: Report) -> None:
 
 def test_the_document_keeps_to_its_schema_and_says_what_the_report_says(report: Report) -> None:
     document = json.loads(json.dumps(to_document(report), allow_nan=False))
-    validate(document, "check-report", "report")
+    validate(document, "check-report")
     assert document["verdict"] == "passed"
     assert document["coverage"]["compared"] == report.coverage().compared
     assert document["outputs"][0]["budget"]["reason"]
@@ -108,7 +108,7 @@ def test_without_a_reference_the_golden_vectors_are(built: Built) -> None:
     assert report.passed
     assert {result.against for result in report.outputs} == {"golden"}
     assert len(report.sites) == 15
-    validate(to_document(report), "check-report", "report")
+    validate(to_document(report), "check-report")
 
 
 def test_a_part_can_be_checked_alone(built: Built) -> None:
@@ -185,4 +185,4 @@ def test_what_differs_from_the_reference_fails(built: Built, change: str, fault:
     assert failure.command == (
         f"adapter-export check {built.folder} --against other.onnx --only base --case batch1_tokens1"
     )
-    validate(json.loads(json.dumps(to_document(report), allow_nan=False)), "check-report", "report")
+    validate(json.loads(json.dumps(to_document(report), allow_nan=False)), "check-report")

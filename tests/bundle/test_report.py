@@ -10,8 +10,8 @@ import pytest
 from adapter_export.bundle.compare import Comparison, compare, missing
 from adapter_export.bundle.report import InvariantResult, OutputResult, Report, SiteResult, failures, to_document
 from adapter_export.errors import NothingComparedError
-from adapter_export.format.schema import validate
 from adapter_export.numerics.budget import Budget
+from schemas import validate
 
 BUDGET = Budget(0.1, "for tests")
 ONES = np.ones((2, 3), np.float32)
@@ -95,7 +95,7 @@ def test_the_document_can_say_nan_inf_and_nothing() -> None:
     infinite = compare(np.full((2, 3), -np.inf, np.float32), ONES, BUDGET)
     found = report(output(NAN), output(infinite, case="b"), output(missing(BUDGET), case="c"), site(EMPTY, "ffn"))
     document = to_document(found)
-    validate(document, "check-report", "report")
+    validate(document, "check-report")
     assert document["verdict"] == "failed"
     assert document["outputs"][0]["worst"]["found"] == "nan"
     assert document["outputs"][1]["worst"]["found"] == "-inf"

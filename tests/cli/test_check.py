@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest_json import read_manifest, write_manifest
-from adapter_export.format.schema import validate
+from schemas import validate
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_bundle_of_an_onnx_base_is_what_the_base_computes(cli, graph: Path, ad
 
 def test_the_document_keeps_to_its_schema(cli, bundle: Path, model: Path) -> None:
     document = cli.json("check", bundle, "--against", model, "--only", "base", "--only", "tone")
-    validate(document, "check-report", "report")
+    validate(document, "check-report")
     assert {result["against"] for result in document["outputs"]} == {"reference", "golden"}
     assert {result["adapter"] for result in document["outputs"]} == {None, "tone"}
     assert document["coverage"]["compared"] == document["coverage"]["planned"]
@@ -114,7 +114,7 @@ def test_the_command_of_a_failure_repeats_it(cli, tampered: Path) -> None:
     done = cli("check", tampered, "--json")
     assert done.returncode == 1
     document = json.loads(done.stdout)
-    validate(document, "check-report", "report")
+    validate(document, "check-report")
     (failure,) = document["failures"]
     again = cli(*failure["command"].split()[1:], "--json")
     assert again.returncode == 1

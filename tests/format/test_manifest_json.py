@@ -1,24 +1,22 @@
-"""The manifest: its reader by hand and its published schema say the same, and what they say is strict."""
+"""The manifest: it is read as it was written, and what breaks its rules is refused by name."""
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapter_export.errors import AdapterError, AdapterExportError, FileError, FormatError, InputError, VersionError
+from adapter_export.errors import FileError, FormatError, InputError, VersionError
 from adapter_export.format.canonical import canonical_json
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, write_manifest
-from adapter_export.format.records import record_from_json
-from adapter_export.format.schema import validate
+from schemas import validate
 
 Document = dict[str, Any]
 Change = Callable[[Document], object]
@@ -35,106 +33,13 @@ def test_round_trip(manifest: Manifest, bundle: Path) -> None:
     first = (bundle / "manifest.json").read_bytes()
     write_manifest(read_manifest(bundle), bundle)
     assert (bundle / "manifest.json").read_bytes() == first
-    validate(json.loads(first), "bundle-manifest", "test")
+    validate(json.loads(first), "bundle-manifest")
 
 
 def test_the_least_that_a_manifest_says(manifest: Manifest, bundle: Path) -> None:
     least = replace(manifest, heads=(), sites=(), slots=(), adapters=(), text=None, outputs=manifest.outputs[:1])
     write_manifest(least, bundle)
     assert read_manifest(bundle) == least
-
-
-def places(value: Any, *path: str | int) -> Iterator[tuple[str | int, ...]]:
-    """The path of every value of a document."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from places(item, *path, key)
-
-
-def at(document: Any, path: tuple[str | int, ...]) -> Any:
-    for key in path:
-        document = document[key]
-    return document
-
-
-ODD_VALUES = (
-    None,
-    True,
-    0,
-    1,
-    -1,
-    3.0,
-    2.5,
-    "",
-    "text",
-    "../a",
-    "a/b",
-    "/a",
-    "a//b",
-    "C:a",
-    "a\\b",
-    ".",
-    "a/./b",
-    [],
-    {},
-)
-ODD_VALUES += (
-    [1],
-    {"a": 1},
-    ["a"],
-    "a" * 64,
-    "A" * 64,
-    "mask",
-    "1.0.0",
-    ["a", 1],
-    [-1],
-    {"a": -1.5},
-    "a/..b",
-    "..a",
-    1e300,
-)
-
-
-def mutants(document: Document) -> Iterator[tuple[str, Document]]:
-    """The document with one value exchanged, left out or added, at every place in turn; the version is let alone."""
-    for path in places(document):
-        if not path or path[0] == "version":
-            continue
-        *parents, last = path
-        for value in ODD_VALUES:
-            changed = copy.deepcopy(document)
-            at(changed, tuple(parents))[last] = value
-            yield f"{path} = {value!r}", changed
-        changed = copy.deepcopy(document)
-        del at(changed, tuple(parents))[last]
-        yield f"{path} left out", changed
-        if isinstance(at(document, path), dict):
-            changed = copy.deepcopy(document)
-            at(changed, path)["surplus"] = 1
-            yield f"{path} with more", changed
-
-
-def accepts(check: Callable[[], object]) -> bool:
-    try:
-        check()
-    except AdapterExportError:
-        return False
-    return True
-
-
-def test_reader_and_schema_agree_on_every_mutant(manifest: Manifest) -> None:
-    document = as_json(manifest)
-    document["adapters"][0]["labels"] = document["adapters"][0]["labels"][:1]
-    document["files"] = document["files"][:1]
-    verdicts = []
-    for name, changed in mutants(document):
-        by_schema = accepts(lambda changed=changed: validate(changed, "bundle-manifest", "test"))
-        by_reader = accepts(lambda changed=changed: record_from_json(Manifest, changed))
-        assert by_reader == by_schema, name
-        verdicts.append(by_reader)
-    assert len(verdicts) > 2000
-    assert verdicts.count(True) > 200
 
 
 BAD: dict[str, tuple[Change, type[InputError], str]] = {
@@ -157,7 +62,7 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "backslash": (lambda d: d["golden"].update(path="golden\\a"), FormatError, "`$.golden.path`"),
     "null byte": (lambda d: d["golden"].update(path="golden\0a"), FormatError, "`$.golden.path`"),
     "bad hash": (lambda d: d["files"][0].update(sha256="00"), FormatError, "`$.files[0].sha256`"),
-    "bad adapter name": (lambda d: d["adapters"][0].update(name="a/b"), AdapterError, "`$.adapters[0].name`"),
+    "bad adapter name": (lambda d: d["adapters"][0].update(name="a/b"), FormatError, "`$.adapters[0].name`"),
     "adapter twice": (lambda d: d["adapters"].append(d["adapters"][0]), FormatError, "`$.adapters`"),
     "names that differ in case": (
         lambda d: d["adapters"].append({**d["adapters"][0], "name": "TINY-1.0"}),
@@ -248,4 +153,4 @@ def test_the_reader_needs_numpy_alone() -> None:
     code = "import sys, adapter_export.format.manifest_json, adapter_export.format.inventory; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "numpy" in found
-    assert not {"jsonschema", "safetensors", "onnx", "onnx_ir", "torch", "rich", "click"} & set(found)
+    assert not {"safetensors", "onnx", "onnx_ir", "torch", "rich", "click"} & set(found)

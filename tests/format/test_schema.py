@@ -1,66 +1,248 @@
-"""The published schemas: valid, described, and in step with the code."""
+"""The published schemas: made of the records, valid, described, and of the reader's opinion on every document."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from adapter_export.errors import FormatError
-from adapter_export.format.schema import schema_text, validate
+from adapter_export.format.adapter_files import AdapterDocument
+from adapter_export.format.canonical import canonical_json
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.records import record_from_json
+from adapter_export.format.schema import RECORDS, schema_text
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES
 from adapter_export.graph.ops import OPS
+from schemas import SCHEMAS, verdicts
 
-SCHEMAS = sorted(path.name.removesuffix(".schema.json") for path in (Path(__file__).parents[2] / "schemas").iterdir())
-
-
-def properties(schema: Any, place: str = "$") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every property of every object in a schema, with its place."""
-    if isinstance(schema, dict):
-        for name, value in schema.get("properties", {}).items():
-            yield f"{place}.{name}", value
-        for key, value in schema.items():
-            yield from properties(value, f"{place}.{key}")
+Document = dict[str, Any]
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+def test_there_is_a_file_for_each() -> None:
+    assert sorted(path.name for path in SCHEMAS.iterdir()) == sorted(f"{name}.schema.json" for name in RECORDS)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_file_is_what_the_records_say(name: str) -> None:
+    found = (SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")
+    assert found == schema_text(name), "run `python -m adapter_export.format.schema`"
+
+
+@pytest.mark.parametrize("name", RECORDS)
 def test_is_a_schema_of_draft_2020_12(name: str) -> None:
     schema = json.loads(schema_text(name))
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     Draft202012Validator.check_schema(schema)
 
 
-@pytest.mark.parametrize("name", ["adapter-graph", "bundle-manifest"])
-def test_describes_every_property(name: str) -> None:
-    schema = json.loads(schema_text(name))
-    for place, value in properties(schema):
-        target = schema["$defs"][value["$ref"].rsplit("/", 1)[1]] if "$ref" in value else value
-        told = {"description", "title", "const", "items"} & (value.keys() | target.keys())
-        assert told, place
+def objects(schema: Any, place: str = "$") -> Iterator[tuple[str, Document]]:
+    """Every object with properties in a schema, with its place."""
+    if isinstance(schema, dict):
+        if "properties" in schema:
+            yield place, schema
+        for key, value in schema.items():
+            yield from objects(value, f"{place}.{key}")
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_describes_every_object_and_property(name: str) -> None:
+    for place, schema in objects(json.loads(schema_text(name))):
+        assert schema["title"], place
+        assert schema["description"].endswith("."), place
+        for key, value in schema["properties"].items():
+            assert value.get("description", "").endswith("."), f"{place}.{key}"
 
 
 def test_knows_the_ops_and_values_of_the_language() -> None:
     definitions = json.loads(schema_text("adapter-graph"))["$defs"]
     node = definitions["node"]["properties"]
     assert node["op"]["enum"] == list(OPS)
-    assert set(node["attributes"]["properties"]) == {name for op in OPS.values() for name in op.attributes}
-    assert set(node["parameters"]["properties"]) == {spec.role for op in OPS.values() for spec in op.parameters}
+    assert set(definitions["attributes"]["properties"]) == {name for op in OPS.values() for name in op.attributes}
+    roles = {spec.role for op in OPS.values() for spec in op.parameters}
+    assert set(node["parameters"]["propertyNames"]["enum"]) == roles
     assert definitions["siteGraph"]["properties"]["inputs"]["items"]["enum"] == list(SITE_VALUES)
     assert definitions["headGraph"]["properties"]["inputs"]["items"]["enum"] == list(HEAD_VALUES)
 
 
 def test_names_the_place_of_a_fault() -> None:
     with pytest.raises(FormatError) as caught:
-        validate({"version": "1.0.0", "name": "a"}, "adapter-graph", "file.json")
-    assert caught.value.where == "file.json, `$`"
-    assert caught.value.what == "breaks the format (and 4 more)"
+        record_from_json(AdapterDocument, {"version": "1.0.0", "name": "a"})
+    assert caught.value.where == "`$`"
+    assert caught.value.found == "no key `kind`; no key `base`; no key `graphs`; no key `sites`; no key `weights`"
 
 
 def test_long_values_are_cut() -> None:
     with pytest.raises(FormatError) as caught:
-        validate({"version": "1.0.0" * 1000}, "adapter-graph", "file.json")
+        record_from_json(AdapterDocument, {**dict.fromkeys(RECORDS), "version": "1.0.0" * 1000})
     assert len(str(caught.value)) < 1000
+
+
+# The same opinion on documents with one value exchanged, left out or added, at every place in turn.
+
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    1,
+    -1,
+    3.0,
+    2.5,
+    1e300,
+    [],
+    {},
+    [1],
+    {"a": 1},
+    ["a"],
+    ["a", "a"],
+    ["a", 1],
+)
+ODD_VALUES += ([-1], [1, 2], {"a": -1.5}, {"a": "a"}, "", "text", "a" * 64, "A" * 64, "1.0.0", "mask", "h", "y", "head")
+ODD_VALUES += (
+    "../a",
+    "a/b",
+    "/a",
+    "a//b",
+    "C:a",
+    "a\\b",
+    ".",
+    "a/./b",
+    "a/..b",
+    "..a",
+    "nan",
+    "embedding",
+    "regression",
+)
+ODD_VALUES += ("linear", "relu", "fp16")
+
+
+def places(value: Any, *path: str | int) -> Iterator[tuple[str | int, ...]]:
+    """The path of every value of a document."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, *path, key)
+
+
+def at(document: Any, path: tuple[str | int, ...]) -> Any:
+    for key in path:
+        document = document[key]
+    return document
+
+
+def mutants(document: Document) -> Iterator[tuple[str, Document]]:
+    """The document with one value exchanged, left out or added, at every place in turn."""
+    for path in places(document):
+        if not path:
+            continue
+        *parents, last = path
+        for value in ODD_VALUES:
+            changed = copy.deepcopy(document)
+            at(changed, tuple(parents))[last] = value
+            yield f"{path} = {value!r}"[:200], changed
+        changed = copy.deepcopy(document)
+        del at(changed, tuple(parents))[last]
+        yield f"{path} left out", changed
+        if isinstance(at(document, path), dict):
+            changed = copy.deepcopy(document)
+            at(changed, path)["surplus"] = 1
+            yield f"{path} with more", changed
+
+
+NODE = {"op": "scale", "inputs": ["h"], "output": "r", "attributes": {"factor": 0.5}}
+GRAPH = {
+    "inputs": ["h"],
+    "parameters": {"w": ["d", 2]},
+    "nodes": [NODE],
+    "result": "r",
+    "replaces": "y",
+    "shared": ["w"],
+}
+HEAD_NODE = {"op": "first_token", "inputs": ["hidden"], "output": "r", "parameters": {"weight": "w"}}
+HEAD = {"inputs": ["hidden", "mask"], "parameters": {}, "nodes": [HEAD_NODE], "result": "r"}
+ADAPTER: Document = {
+    "version": "1.0.0",
+    "checksum": "0" * 64,
+    "name": "a",
+    "kind": "custom",
+    "base": {"fingerprint": "sha256:0"},
+    "graphs": {"one": GRAPH},
+    "sites": [{"site": "layers.0.ffn", "graph": "one", "widths": {"d": 2}}],
+    "head": {"graph": HEAD, "widths": {"d": 2}, "labels": ["no", "yes"], "task": "token_classification"},
+    "training": {"epochs": 3},
+    "weights": {"file": "weights.safetensors", "sha256": "0" * 64},
+}
+VALUES = {"h": "a", "x": "b", "u": "c", "y": "d"}
+SITE_MAP: Document = {
+    "version": "1.0.0",
+    "sites": {
+        "layers.0.ffn": {"role": "ffn", "layer": 0, "torch": VALUES, "onnx": {"h": "a", "x": "b"}},
+        "layers.0.ffn.up": {
+            "role": "linear",
+            "layer": 0,
+            "parts": {"up": [0, 4]},
+            "blocks": 2,
+            "onnx": {"h": "a", "u": "b"},
+        },
+        "embeddings": {"role": "embeddings", "torch": {"h": "a"}},
+        "layers.1.ffn": None,
+    },
+    "final": {"torch": "a"},
+}
+BUDGET = {"absolute": 1e-5, "reason": "why"}
+MASKS = {"agree": 0, "only_found": 1, "only_expected": 0}
+WORST = {"index": [0, 1], "found": "nan", "expected": 1.5, "ulp": None}
+FLIP = {"row": 0, "found": 1, "expected": 2, "margin": 0.5, "within_budget": False}
+COMPARISON: Document = {
+    **{"verdict": "failed", "faults": ["NaN"], "elements": 2, "compared": 1, "absolute": 1.0, "relative": 2.0},
+    **{"ulp": 3, "cosine": -0.5, "budget": BUDGET, "ratio": 5.0, "nan": MASKS, "inf": MASKS, "worst": WORST},
+    "top_class": {"rows": 2, "agree": 1, "flips": [FLIP]},
+}
+OUTPUT = {"against": "golden", "adapter": None, "case": "one", "axes": {"batch": 1}, "level": "all", "output": "logits"}
+SITE = {"adapter": "a", "case": "one", "site": "layers.0.ffn", "path": None, **COMPARISON}
+AGREEMENT = {"adapter": "a", "output": "o", "rows": 2, "agree": 1, "absolute": 0.5, "scale": 2.0, "cosine": None}
+REPORT: Document = {
+    **{"version": "1.0.0", "bundle": "b", "base": "sha256:0", "against": None, "reference": "torch", "runtime": "ort"},
+    **{"verdict": "failed", "coverage": {"planned": 2, "compared": 1, "elements": 4, "left_out": ["x"]}},
+    "outputs": [{**OUTPUT, "part": "all", "flavour": "bank", "mixed": True, **COMPARISON}],
+    "sites": [SITE],
+    "invariants": [{"name": "n", "subject": "s", "verdict": "passed", "detail": "d"}],
+    "failures": [
+        {
+            **{"adapter": "a", "case": "one", "output": None, "faults": ["NaN"], "worst": WORST, "culprit": SITE},
+            **{"levels_failed": ["all"], "levels_passed": [], "command": "check", "flavour": "baked", "mixed": False},
+            "flavours_failed": ["slots"],
+        }
+    ],
+    "agreements": {"original": "torch", "inputs": "texts", "results": [AGREEMENT]},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "document"), [("adapter-graph", ADAPTER), ("site-map", SITE_MAP), ("check-report", REPORT)]
+)
+def test_reader_and_schema_agree_on_every_mutant(name: str, document: Document) -> None:
+    agree_on_mutants(name, document)
+
+
+def test_reader_and_schema_agree_on_every_mutant_of_a_manifest(manifest: Manifest) -> None:
+    document: Document = json.loads(canonical_json(asdict(manifest)))
+    document["adapters"][0]["labels"] = document["adapters"][0]["labels"][:1]
+    document["files"] = document["files"][:1]
+    agree_on_mutants("bundle-manifest", document)
+
+
+def agree_on_mutants(name: str, document: Document) -> None:
+    assert verdicts(document, name) == (True, True)
+    accepted = []
+    for what, changed in mutants(document):
+        by_schema, by_reader = verdicts(changed, name)
+        assert by_reader == by_schema, what
+        accepted.append(by_reader)
+    assert len(accepted) > 500
+    assert accepted.count(True) > 50

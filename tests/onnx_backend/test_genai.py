@@ -34,7 +34,7 @@ def test_its_decoder_is_a_base_like_any_other(folder):
 
 
 def test_its_sites_follow_a_site_map(folder, tmp_path):
-    document = {"format_version": "1.0.0", "sites": {"layers.0.ffn": None}}
+    document = {"version": "1.0.0", "sites": {"layers.0.ffn": None}}
     (tmp_path / "map.json").write_text(json.dumps(document))
     source = open_base(folder, site_map=tmp_path / "map.json")
     assert source.genai is not None

@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.base.named import named_tensor
 
 WEIGHT = np.random.default_rng(0).normal(0, 0.2, (4, 4)).astype(np.float32)  # [out, in], square
 
@@ -50,7 +49,7 @@ def written(folder: Path, node: onnx.NodeProto, tensor: np.ndarray) -> Path:
 )
 def test_a_matrix_is_as_torch_holds_it(tmp_path: Path, node: onnx.NodeProto, tensor: np.ndarray, found: bool) -> None:
     base = open_onnx(written(tmp_path, node, np.ascontiguousarray(tensor)))
-    matrix = named_tensor(base, "pooler.weight")
+    matrix = base.tensor("pooler.weight")
     if found:
         np.testing.assert_array_equal(matrix, WEIGHT)
     else:
@@ -60,6 +59,6 @@ def test_a_matrix_is_as_torch_holds_it(tmp_path: Path, node: onnx.NodeProto, ten
 def test_other_names_and_types(tmp_path: Path) -> None:
     gemm = helper.make_node("Gemm", ["first", "pooler.weight", "pooler.bias"], ["p"], transB=1)
     base = open_onnx(written(tmp_path, gemm, WEIGHT))
-    np.testing.assert_array_equal(named_tensor(base, "pooler.bias"), WEIGHT[0])
-    assert named_tensor(base, "absent") is None
-    assert named_tensor(base, "axis") is None
+    np.testing.assert_array_equal(base.tensor("pooler.bias"), WEIGHT[0])
+    assert base.tensor("absent") is None
+    assert base.tensor("axis") is None

@@ -1,1 +1,1 @@
-"""ONNX bases: opened without reading their weights, checked, converted."""
+"""ONNX bases: opened without reading their weights, checked, made ready for slots."""

@@ -1,10 +1,13 @@
-"""External data: where the large weights of an ONNX model lie, checked before they are read, copied without memory."""
+"""External data: where the large weights of an ONNX model lie, checked before they are read; models on disk.
+
+On disk all large weights of a bundle's graphs are in one file, linked as it is or written tensor by tensor.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +19,21 @@ import onnx_ir as ir
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import sha256_of_part
 
+WEIGHTS_FILE = "base.bin"
+
+_RUNTIME_DOMAIN = "com.microsoft"
+
+_EMBEDDED_BYTES = 1024
+"""Smaller tensors stay in the graph's own file."""
+
+_LARGE_BYTES = 2**30
+
+_LEAST_USED = 0.9
+"""The least part of a file that a graph must use for the file to be linked as a whole."""
+
 
 def settle_external_data(model: ir.Model, path: Path) -> Path:
-    """Hold every external tensor against the file that it names, then let it name that file without links.
+    """Compare every external tensor with the file that it names, then let it name that file without links.
 
     A model cache keeps a model and its data as links into one folder, which ONNX Runtime does not follow.
 
@@ -31,7 +46,7 @@ def settle_external_data(model: ir.Model, path: Path) -> Path:
     values = list(_external_values(model))
     files = {}
     for _, tensor in values:
-        _check(tensor, path)
+        _check_tensor(tensor, path)
         files[tensor.location] = (path.parent / tensor.location).resolve()
     folder = _folder(path, files)
     for value, tensor in values:
@@ -40,7 +55,7 @@ def settle_external_data(model: ir.Model, path: Path) -> Path:
     return folder
 
 
-def _check(tensor: ir.ExternalTensor, path: Path) -> None:
+def _check_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
     file = path.parent / tensor.location
     if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(path.parent)):  # noqa: PTH100 `resolve` follows links
         raise _outside(path, tensor.location)
@@ -94,19 +109,14 @@ def _external_values(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTen
                 yield value, value.const_value
 
 
-def tensor_bytes(tensor: ir.TensorProtocol) -> bytes:
-    """The raw little-endian bytes of a tensor."""
-    return readable(tensor).tobytes()
-
-
 def sha256_of_tensor(tensor: ir.TensorProtocol) -> str:
-    """The sha256 of `tensor_bytes`, in lower-case hexadecimal, without holding external data in memory.
+    """The sha256 of the raw little-endian bytes, in lower-case hexadecimal, without holding external data in memory.
 
     Raises:
         FileError: the file with the data cannot be read.
     """
     if not isinstance(tensor, ir.ExternalTensor):
-        return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+        return hashlib.sha256(tensor.tobytes()).hexdigest()
     return sha256_of_part(Path(tensor.path), tensor.offset or 0, tensor.nbytes)
 
 
@@ -120,6 +130,13 @@ def readable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return relocated(tensor, os.path.abspath(tensor.path), "")  # noqa: PTH100
 
 
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same tensor, no longer in a file."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.Tensor(np.array(readable(tensor).numpy()), dtype=tensor.dtype, name=tensor.name)
+
+
 def relocated(tensor: ir.ExternalTensor, location: str, folder: Path | str) -> ir.ExternalTensor:
     """The same tensor, found by another path."""
     return ir.ExternalTensor(
@@ -131,21 +148,6 @@ def relocated(tensor: ir.ExternalTensor, location: str, folder: Path | str) -> i
         name=tensor.name,
         base_dir=folder,
     )
-
-
-# A model and its weights on disk: one file for all large weights, linked or written tensor by tensor.
-
-WEIGHTS_FILE = "base.bin"
-
-_RUNTIME_DOMAIN = "com.microsoft"
-
-_EMBEDDED_BYTES = 1024
-"""Smaller tensors stay in the graph's own file."""
-
-_LARGE_BYTES = 2**30
-
-_LEAST_USED = 0.9
-"""The least part of a file that a graph must use for the file to be linked as a whole."""
 
 
 def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> None:
@@ -164,21 +166,27 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
         OSError: the operating system refused a write.
     """
     overridable = {value.name for value in model.graph.inputs}
-    values = [
-        value
+    weights = {
+        value: value.const_value
         for graph in model.graphs()
         for value in graph.initializers.values()
         if value.const_value is not None and value.name not in overridable
-    ]
-    large = [value for value in values if _is_large(value)]
-    used = sum(value.const_value.nbytes for value in values if isinstance(value.const_value, ir.ExternalTensor))
+    }
+    large = {
+        value: tensor
+        for value, tensor in weights.items()
+        if tensor.dtype != ir.DataType.STRING and tensor.nbytes > _EMBEDDED_BYTES
+    }
+    used = sum(tensor.nbytes for tensor in weights.values() if isinstance(tensor, ir.ExternalTensor))
     if copy_weights or not _link(large, used, path.with_name(WEIGHTS_FILE)):
-        _stream(large, path.parent)
-    for value in values:
-        if value not in large and isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = _embedded(value.const_value)
+        tensors = [readable(tensor) for tensor in large.values()]
+        written = ir.external_data.convert_tensors_to_external(tensors, path.parent, WEIGHTS_FILE)
+        for value, external in zip(large, written, strict=True):
+            value.const_value = external
+    for value in weights.keys() - large.keys():
+        value.const_value = in_memory(weights[value])
     ir.save(model, path)
-    _weights_check(path)
+    _check(path)
 
 
 def is_large(model: ir.Model) -> bool:
@@ -192,12 +200,11 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _link(values: Sequence[ir.Value], used: int, target: Path) -> bool:
-    """Give the file that holds the values one more name; false where that cannot be, or most of it is not used."""
-    tensors = [value.const_value for value in values]
-    external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
-    files = {Path(tensor.path).resolve() for tensor in external}
-    if len(external) < len(tensors) or len(files) != 1:
+def _link(weights: Mapping[ir.Value, ir.TensorProtocol], used: int, target: Path) -> bool:
+    """Give the file that holds the weights one more name; false where that cannot be, or most of it is not used."""
+    external = {value: tensor for value, tensor in weights.items() if isinstance(tensor, ir.ExternalTensor)}
+    files = {Path(tensor.path).resolve() for tensor in external.values()}
+    if len(external) < len(weights) or len(files) != 1:
         return False
     file = files.pop()
     if used < _LEAST_USED * file.stat().st_size:
@@ -206,28 +213,12 @@ def _link(values: Sequence[ir.Value], used: int, target: Path) -> bool:
         os.link(file, target)
     except OSError:  # another file system, one without hard links, or a file that is not the user's
         return False
-    for value, tensor in zip(values, external, strict=True):
+    for value, tensor in external.items():
         value.const_value = relocated(tensor, WEIGHTS_FILE, target.parent)
     return True
 
 
-def _stream(values: Sequence[ir.Value], folder: Path) -> None:
-    tensors = [readable(value.const_value) for value in values if value.const_value is not None]
-    written = ir.external_data.convert_tensors_to_external(tensors, folder, WEIGHTS_FILE)
-    for value, tensor in zip(values, written, strict=True):
-        value.const_value = tensor
-
-
-def _is_large(value: ir.Value) -> bool:
-    tensor = value.const_value
-    return tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > _EMBEDDED_BYTES
-
-
-def _embedded(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    return ir.Tensor(np.array(readable(tensor).numpy()), dtype=tensor.dtype, name=tensor.name)
-
-
-def _weights_check(path: Path) -> None:
+def _check(path: Path) -> None:
     try:
         with _checkable(path) as file:
             onnx.checker.check_model(str(file))

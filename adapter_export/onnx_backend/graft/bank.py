@@ -1,4 +1,7 @@
-"""A bank: all adapters of a build in one graph, so that each row of a batch runs through its own."""
+"""A bank: all adapters of a build in one graph, so that each row of a batch runs through its own.
+
+The adapters are rows of tensors, all of one width: narrower ones are filled up with zeros so that nothing changes.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,23 @@ from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import AdapterError, BaseModelError
 from adapter_export.format.manifest import BankTensor
 from adapter_export.graph.adapter import HEAD, Adapter
-from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES
-from adapter_export.numerics.evaluate import evaluate
-from adapter_export.numerics.fit import bound_to
 from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.graft.editor import Graft
-from adapter_export.onnx_backend.graft.insert import insert
+from adapter_export.onnx_backend.graft.insert import ParameterBinding, insert
+from adapter_export.onnx_backend.graft.surgery import Graft
 from adapter_export.onnx_backend.lowering import Writer
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, HeadSum, SlotGroup, SlotPlan, slot_tensors
 
-# The adapters of a bank as rows of tensors: all of one width, the narrower ones filled up so that nothing changes.
+IDS_INPUT = "adapter_ids"
+
+ADAPTERS_AXIS = "adapters"
+"""The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
+
+_IN_ONE_ROW, _ROWS_APART = 2, 3
+"""The axes of a value that has the tokens of all rows on one axis, and of one that has batch and tokens apart."""
+
+_SWAP = {"perm": [1, 0, 2]}
+
+_NO_ROW = np.iinfo(np.int64).max
 
 MASKED = -3e38
 """What a bank gives for a class that a row's adapter does not have; a softmax makes it 0."""
@@ -69,7 +79,8 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
     Raises:
         AdapterError: an adapter cannot be filled up to the width of a wider one.
     """
-    filled = [_neutral(plan), *(slot_tensors(plan, adapter) for adapter in adapters)]
+    neutral = {group.slot(name): tensor for group in plan.groups for name, tensor in group.neutral().items()}
+    filled = [neutral, *(slot_tensors(plan, adapter) for adapter in adapters)]
     sizes = _sizes(plan, heads, filled)
     for adapter, tensors in zip(adapters, filled[1:], strict=True):
         for group in plan.groups:
@@ -81,10 +92,6 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
     }
     masks = {head.output: _mask(head, filled, sizes) for head in heads if isinstance(head.width, str)}
     return BankRows((None, *(adapter.name for adapter in adapters)), stacked, masks)
-
-
-def _neutral(plan: SlotPlan) -> Weights:
-    return {group.slot(name): tensor for group in plan.groups for name, tensor in group.neutral().items()}
 
 
 def _sizes(plan: SlotPlan, heads: Sequence[HeadSum], filled: Sequence[Weights]) -> Sizes:
@@ -122,7 +129,7 @@ def _check_padding(group: SlotGroup, adapter: Adapter, tensors: Weights, sizes: 
     wide = {name: _padded(group, name, tensor, sizes) for name, tensor in own.items()}
     if all(own[name].shape == wide[name].shape for name in own):
         return
-    expected, found = _tried(group, own), _tried(group, wide)
+    (_, expected), (_, found) = group.try_out(own), group.try_out(wide)
     kept = found[..., : expected.shape[-1]]
     if not np.allclose(kept, expected, rtol=1e-9, atol=1e-9) or found[..., expected.shape[-1] :].any():
         raise AdapterError(
@@ -132,16 +139,6 @@ def _check_padding(group: SlotGroup, adapter: Adapter, tensors: Weights, sizes: 
             expected=", ".join(str(list(wide[name].shape)) for name in own if own[name].shape != wide[name].shape),
             fix="give the adapters one width, or build with `--flavours slots,inputs`",
         )
-
-
-def _tried(group: SlotGroup, parameters: Weights) -> Array:
-    graph, rng = bound_to(group.graph, None), np.random.default_rng(0)
-    widths = {"d": 1, **group.site_widths, "batch": 1, "tokens": 2}
-    shapes = HEAD_VALUES if group.owner == HEAD else SITE_VALUES
-    values = {name: rng.standard_normal([widths[str(axis)] for axis in shapes[name]]) for name in graph.inputs}
-    if "mask" in values:
-        values["mask"] = np.ones_like(values["mask"])
-    return evaluate(graph, values, parameters)
 
 
 def _mask(head: HeadSum, filled: Sequence[Weights], sizes: Sizes) -> Array:
@@ -168,56 +165,6 @@ def _own_width(group: SlotGroup, tensors: Weights) -> int | None:
     return max(widths, default=None)
 
 
-# Values of a base with batch and tokens as adapters of a bank take them, and back.
-
-_IN_ONE_ROW = 2
-"""The axes of a value that has the tokens of all rows on one axis."""
-
-_SWAP = {"perm": [1, 0, 2]}
-
-
-def row_by_row(value: ir.Value, rows: ir.Value, name: str, writer: Writer, *, sequence_first: bool) -> ir.Value:
-    """A value as [batch, tokens, width].
-
-    Args:
-        value: as the base has it: so, or with batch and tokens on one axis.
-        rows: whose first axis is the batch.
-        name: what the nodes are called after.
-        writer: writes them.
-        sequence_first: whether the base has tokens before batch.
-    """
-    if value.shape is not None and len(value.shape) == _IN_ONE_ROW:
-        integer = ir.TensorType(ir.DataType.INT64)
-        batch = writer.op(f"{name}/batch", "Shape", (rows,), {"start": 0, "end": 1}, type=integer)
-        rest = writer.op(f"{name}/width", "Shape", (value,), {"start": -1}, type=integer)
-        tokens = writer.integers(f"{name}/tokens", [-1])
-        leading = (tokens, batch) if sequence_first else (batch, tokens)
-        shape = writer.op(f"{name}/shape", "Concat", (*leading, rest), {"axis": 0})
-        value = writer.op(f"{name}/rows", "Reshape", (value, shape))
-    return writer.op(f"{name}/batch_first", "Transpose", (value,), _SWAP) if sequence_first else value
-
-
-def as_before(result: ir.Value, like: ir.Value, writer: Writer, *, sequence_first: bool) -> ir.Value:
-    """A result [batch, tokens, width] in the order and the shape of the base's value that it stands for."""
-    if sequence_first:
-        result = writer.op(f"{like.name}/sequence_first", "Transpose", (result,), _SWAP)
-    if like.shape is None or len(like.shape) != _IN_ONE_ROW:
-        return result
-    shape = writer.op(f"{like.name}/shape", "Shape", (like,), type=ir.TensorType(ir.DataType.INT64))
-    return writer.op(f"{like.name}/flat", "Reshape", (result, shape))
-
-
-IDS_INPUT = "adapter_ids"
-
-ADAPTERS_AXIS = "adapters"
-"""The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
-
-_ROWS_APART = 3
-"""The axes of a value that has batch and tokens apart."""
-
-_NO_ROW = np.iinfo(np.int64).max
-
-
 def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
     """The base's graph with a bank, and an input `adapter_ids`, int64 [batch]: the row of the bank for each row.
 
@@ -228,7 +175,7 @@ def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
     """
     batch = _batch(base)
     _check_sites(base, plan, batch)
-    return insert(base, plan, lambda graft: _ById(graft, rows, batch))
+    return insert(base, plan, lambda graft: _RowBinding(graft, rows, batch))
 
 
 def bank_tensors(plan: SlotPlan, heads: Sequence[HeadSum]) -> tuple[BankTensor, ...]:
@@ -280,79 +227,73 @@ def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
                 )
 
 
-class _Tensors:
-    """The tensors of a bank in a graph, each registered once."""
-
-    def __init__(self, graft: Graft, rows: BankRows) -> None:
-        self._graft = graft
-        self._rows = rows
-        self._values: dict[str, ir.Value] = {}
-
-    def of(self, group: SlotGroup) -> dict[str, ir.Value]:
-        """[adapters, …] for each of a group's slots."""
-        found = {}
-        for record in group.records():
-            axes = [group.axis_name(axis, record.parameter) for axis in record.axes]
-            found[record.name] = self._tensor(bank_name(record.name), self._rows.tensors[record.name], axes)
-        return found
-
-    def mask(self, head: HeadSum) -> ir.Value | None:
-        """[adapters, width]; none for an output of one width."""
-        if head.output not in self._rows.masks:
-            return None
-        return self._tensor(mask_name(head.output), self._rows.masks[head.output], [f"{head.output}.{head.width}"])
-
-    def _tensor(self, name: str, data: np.ndarray, axes: Sequence[int | str]) -> ir.Value:
-        if name not in self._values:
-            free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
-            shape = ir.Shape([ADAPTERS_AXIS, *free])
-            self._values[name] = self._graft.add_slot(name, shape, ir.Tensor(data, name=name))
-        return self._values[name]
-
-
-class _ById:
-    """One adapter for each row: its tensors are gathered. A `Supply`."""
+class _RowBinding(ParameterBinding):
+    """Binds the parameters of adapters to rows of a bank, of the adapter of each row of the batch."""
 
     stacked = True
 
     def __init__(self, graft: Graft, rows: BankRows, batch: str) -> None:
-        self._tensors = _Tensors(graft, rows)
-        self._ids = graft.add_typed_input(IDS_INPUT, ir.DataType.INT64, [batch])
+        super().__init__(graft)
+        self._rows = rows
+        self._ids = graft.add_input(IDS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([batch]))
         self._checked: ir.Value | None = None
         self._gathered: dict[str, ir.Value] = {}
 
     def parameters(self, group: SlotGroup, writer: Writer, /) -> Mapping[str, ir.Value]:
         """[batch, in, out] for weights, [batch, 1, width] for vectors."""
-        tensors = self._tensors.of(group)
-        return {name: self._gather(tensors[group.slot(name)], writer) for name in group.graph.parameters}
+        found = {}
+        for record in group.records():
+            axes = [group.axis_name(axis, record.parameter) for axis in record.axes]
+            found[record.parameter] = self._gather(
+                bank_name(record.name), self._rows.tensors[record.name], axes, writer
+            )
+        return found
 
     def enter(self, value: ir.Value, name: str, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
-        """[batch, tokens, width]."""
-        return row_by_row(value, self._ids, name, writer, sequence_first=sequence_first)
+        """[batch, tokens, width], of a value of the base that may have batch and tokens on one axis."""
+        if value.shape is not None and len(value.shape) == _IN_ONE_ROW:
+            integer = ir.TensorType(ir.DataType.INT64)
+            batch = writer.op(f"{name}/batch", "Shape", (self._ids,), {"start": 0, "end": 1}, type=integer)
+            rest = writer.op(f"{name}/width", "Shape", (value,), {"start": -1}, type=integer)
+            tokens = writer.integers(f"{name}/tokens", [-1])
+            leading = (tokens, batch) if sequence_first else (batch, tokens)
+            shape = writer.op(f"{name}/shape", "Concat", (*leading, rest), {"axis": 0})
+            value = writer.op(f"{name}/rows", "Reshape", (value, shape))
+        return writer.op(f"{name}/batch_first", "Transpose", (value,), _SWAP) if sequence_first else value
 
     def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
-        """In the shape of the base's value."""
-        return as_before(result, like, writer, sequence_first=sequence_first)
+        """In the order and the shape of the base's value."""
+        if sequence_first:
+            result = writer.op(f"{like.name}/sequence_first", "Transpose", (result,), _SWAP)
+        if like.shape is None or len(like.shape) != _IN_ONE_ROW:
+            return result
+        shape = writer.op(f"{like.name}/shape", "Shape", (like,), type=ir.TensorType(ir.DataType.INT64))
+        return writer.op(f"{like.name}/flat", "Reshape", (result, shape))
 
     def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
         """[batch, 1, tokens]."""
-        return _unsqueezed(mask, [1], "mask/row", writer)
+        return _unsqueezed(mask, "mask/row", writer)
 
     def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
-        """The classes that a row's adapter does not have are masked."""
-        mask = self._tensors.mask(head)
-        if mask is not None:
-            result = writer.op(f"{head.output}/masked", "Add", (result, self._gather(mask, writer)))
-        return _pooled(head, result, writer)
+        """The classes that a row's adapter does not have are masked; one value per row is [batch, width]."""
+        if head.output in self._rows.masks:
+            axes = [f"{head.output}.{head.width}"]
+            mask = self._gather(mask_name(head.output), self._rows.masks[head.output], axes, writer)
+            result = writer.op(f"{head.output}/masked", "Add", (result, mask))
+        if head.result == "token_logits":
+            return result
+        return writer.op(f"{head.output}/pooled", "Squeeze", (result, writer.integers(f"{head.output}/axis", [1])))
 
-    def _gather(self, tensor: ir.Value, writer: Writer) -> ir.Value:
-        name = tensor.name or ""
+    def _gather(self, name: str, data: np.ndarray, axes: Sequence[int | str], writer: Writer) -> ir.Value:
+        """The rows of a tensor [adapters, …] of the bank, which is registered once; vectors as [batch, 1, width]."""
         if name not in self._gathered:
-            rows = writer.op(f"{name}/rows", "Gather", (tensor, self._rows(writer)), {"axis": 0})
-            self._gathered[name] = _vectors_on_tokens(rows, tensor, writer)
+            free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
+            tensor = self.graft.add_slot(name, ir.Shape([ADAPTERS_AXIS, *free]), ir.Tensor(data, name=name))
+            rows = writer.op(f"{name}/rows", "Gather", (tensor, self._bank_rows(writer)), {"axis": 0})
+            self._gathered[name] = _unsqueezed(rows, f"{name}/vectors", writer) if len(axes) == 1 else rows
         return self._gathered[name]
 
-    def _rows(self, writer: Writer) -> ir.Value:
+    def _bank_rows(self, writer: Writer) -> ir.Value:
         """The ids; a negative one becomes one that no bank has, instead of counting from the end."""
         if self._checked is None:
             boolean = ir.TensorType(ir.DataType.BOOL)
@@ -362,20 +303,6 @@ class _ById:
         return self._checked
 
 
-def _vectors_on_tokens(value: ir.Value, tensor: ir.Value, writer: Writer) -> ir.Value:
-    """Vectors as [adapters, 1, width], beside values of many tokens; other tensors as they are."""
-    if tensor.shape is None or len(tensor.shape) != 2:
-        return value
-    return _unsqueezed(value, [1], f"{tensor.name}/vectors", writer)
-
-
-def _pooled(head: HeadSum, result: ir.Value, writer: Writer) -> ir.Value:
-    """[batch, width] for heads that give one value per row."""
-    if head.result == "token_logits":
-        return result
-    axis = writer.integers(f"{head.output}/axis", [1])
-    return writer.op(f"{head.output}/pooled", "Squeeze", (result, axis))
-
-
-def _unsqueezed(value: ir.Value, axes: Sequence[int], name: str, writer: Writer) -> ir.Value:
-    return writer.op(name, "Unsqueeze", (value, writer.integers(f"{name}/axes", axes)))
+def _unsqueezed(value: ir.Value, name: str, writer: Writer) -> ir.Value:
+    """[batch, 1, …]."""
+    return writer.op(name, "Unsqueeze", (value, writer.integers(f"{name}/axes", [1])))

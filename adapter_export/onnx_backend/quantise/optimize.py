@@ -14,7 +14,7 @@ from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.quantise.remake import Deviation, in_memory, write_remade
+from adapter_export.onnx_backend.quantise.rewrite import Deviation, in_memory, write_rewritten
 
 Fusions = Mapping[str, int]
 """How many of each fusion were made, by onnxscript's name for it; only those that were."""
@@ -45,7 +45,7 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Fusions]:
             found=f"{type(error).__name__}: {error}".partition("\n")[0],
             fix="build it without `--optimize`; ONNX Runtime fuses what it can when it loads the graph",
         ) from error
-    return write_remade(model, base, folder, "optimised"), {name: count for name, count in counts.items() if count}
+    return write_rewritten(model, base, folder, "optimised"), {name: count for name, count in counts.items() if count}
 
 
 def _without_gemm(model: ir.Model) -> ir.Model:

@@ -1,7 +1,7 @@
 """A base in another precision, made before the slots go in, so that nothing can quantise an adapter.
 
 ONNX Runtime's own tools do it: dynamic quantisation, the quantiser of `MatMulNBits`, and the float16 converter. What
-comes out is a base like any other: opened, its sites found again, and held against those that were there before.
+comes out is a base like any other: opened, its sites found again, and compared with those that were there before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.manifest import Precision
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.numerics import numerics
-from adapter_export.onnx_backend.quantise.remake import in_memory, write_remade
+from adapter_export.onnx_backend.quantise.rewrite import in_memory, write_rewritten
 
 _BLOCK = 32
 """Weights that share one scale; the smallest block that `MatMulNBits` has, and the most exact."""
@@ -44,15 +44,10 @@ _Convert = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 _QUANTISER_LOG = "%(asctime)s %(name)s [%(levelname)s] - %(message)s"
 
-
-def _undo_logging(form: str) -> None:
-    """Take back what the quantiser's module does to the root logger when it is imported: all libraries would talk."""
-    for handler in [each for each in logging.root.handlers if each.formatter and each.formatter._fmt == form]:
-        logging.root.removeHandler(handler)
-        logging.root.setLevel(logging.WARNING)
-
-
-_undo_logging(_QUANTISER_LOG)
+# take back what the quantiser's module does to the root logger when it is imported: all libraries would talk
+for _handler in [each for each in logging.root.handlers if each.formatter and each.formatter._fmt == _QUANTISER_LOG]:
+    logging.root.removeHandler(_handler)
+    logging.root.setLevel(logging.WARNING)
 
 
 def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_embeddings: bool = False) -> OnnxBase:
@@ -76,13 +71,28 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_e
         raise UsageError("8-bit embeddings go with quantised weights", found=precision, fix="leave one of them out")
     if precision == "fp32":
         return base
-    _check_float32(base, precision)
+    found = numerics(base.model).precision
+    if found != "fp32":
+        raise BaseModelError(
+            "is not in float32 any more",
+            where=base.path,
+            found=found,
+            expected=f"a base in float32 for `--base-precision {precision}`",
+            fix="leave `--base-precision` out to keep what it is, or give the base that it was made from",
+        )
     with _quiet():
         proto = _CONVERSIONS[precision](_with_shapes(base))
         if int8_embeddings and precision != "int8":
             proto = _int8_tables(proto)
-    made = write_remade(ir.from_proto(proto), base, folder, f"in {precision}")
-    _check_quantised(made, base, precision)
+    made = write_rewritten(ir.from_proto(proto), base, folder, f"in {precision}")
+    if numerics(made.model).precision != precision:
+        raise BaseModelError(
+            "has no products that can be quantised",
+            where=base.path,
+            found=f"none with a weight of its own among {len(base.model.graph)} nodes",
+            expected="`MatMul` or `Gemm` with an initializer",
+            fix="keep the base in float32, or in float16",
+        )
     return made
 
 
@@ -104,21 +114,17 @@ def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
     On a CPU, ONNX Runtime puts a cast between the two where they are float16, and then its MatmulTransposeFusion kills
     the process (seen with 1.32). torch's own `nn.TransformerEncoder` has them.
     """
+    transposes, kept = {}, []
     for index, node in enumerate(graph.node):
         node.name = node.name or f"node_{index}"
-    turns = {node.output[0]: node.name for node in graph.node if node.op_type == "Transpose" and _moves_batch(node)}
-    products = [
-        node for node in graph.node if node.op_type in ("MatMul", "Gemm") and not turns.keys().isdisjoint(node.input)
-    ]
-    return [
-        *(node.name for node in products),
-        *(turns[name] for node in products for name in node.input if name in turns),
-    ]
-
-
-def _moves_batch(node: onnx.NodeProto) -> bool:
-    perm = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
-    return not perm or perm[0] != 0
+        perm = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
+        if node.op_type == "Transpose" and (not perm or perm[0] != 0):
+            transposes[node.output[0]] = node.name
+    for node in graph.node:
+        read = [transposes[name] for name in node.input if name in transposes]
+        if read and node.op_type in ("MatMul", "Gemm"):
+            kept += [node.name, *read]
+    return kept
 
 
 def _int8(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -180,30 +186,6 @@ def _with_shapes(base: OnnxBase) -> onnx.ModelProto:
     model = ShapeInferencePass(check_type=False, strict_mode=False)(in_memory(base)).model
     model.metadata_props.update([_PREPARED])
     return ir.to_proto(model)
-
-
-def _check_float32(base: OnnxBase, precision: Precision) -> None:
-    found = numerics(base.model).precision
-    if found != "fp32":
-        raise BaseModelError(
-            "is not in float32 any more",
-            where=base.path,
-            found=found,
-            expected=f"a base in float32 for `--base-precision {precision}`",
-            fix="leave `--base-precision` out to keep what it is, or give the base that it was made from",
-        )
-
-
-def _check_quantised(made: OnnxBase, base: OnnxBase, precision: Precision) -> None:
-    found = numerics(made.model).precision
-    if found != precision:
-        raise BaseModelError(
-            "has no products that can be quantised",
-            where=base.path,
-            found=f"none with a weight of its own among {len(base.model.graph)} nodes",
-            expected="`MatMul` or `Gemm` with an initializer",
-            fix="keep the base in float32, or in float16",
-        )
 
 
 @contextmanager

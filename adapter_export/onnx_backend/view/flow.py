@@ -5,88 +5,35 @@ from __future__ import annotations
 import ast
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx_backend.view.norms import (
+from adapter_export.onnx_backend.view.operators import (
+    CONVOLUTIONS,
     NORMS,
     SUMMANDS,
     UNNAMED_SUM,
-    hides_sum,
-    is_skip_norm,
-    norm_of,
-    sum_output,
-)
-from adapter_export.onnx_backend.view.products import (
-    CONVOLUTIONS,
     cuts_of,
     epilogue,
+    hides_sum,
     is_linear,
     is_product,
+    is_skip_norm,
     is_weighted,
+    norm_of,
     operands,
     order_of,
     packed,
+    sum_output,
     trained_matrix,
     width_in,
 )
 from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
-
-# What exporters note of torch's modules in a graph: the path of each node, and calls that are no nodes any more.
-
-
-def module_path(node: ir.Node) -> str | None:
-    """The module path that torch's exporter stamps on a node: the scopes, from the root to the node itself."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if scopes is None:
-        return None
-    try:
-        *modules, _ = ast.literal_eval(scopes)
-    except (ValueError, SyntaxError, TypeError):  # a note for people; another tool may have written what it likes
-        return None
-    return next((str(module) for module in reversed(modules) if module), None)
-
-
-def other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
-    """Linear layers computed of weights alone, here or in the graph that this one was exported from.
-
-    Returns:
-        How often, by module path and by the name of the matrix; see `FlowGraph.other_calls`.
-
-    Raises:
-        BaseModelError: the note on the graph that it was exported from cannot be read.
-    """
-    found = Counter(
-        name
-        for node in model.graph
-        if trained_matrix(node) is not None and all(value.name not in activations for value in node.outputs)
-        for name in (module_path(node), trained_matrix(node))
-        if name is not None
-    )
-    noted = _noted(model.metadata_props.get(OTHER_CALLS_KEY, "{}"))
-    return {name: max(found[name], noted.get(name, 0)) for name in {*found, *noted}}
-
-
-def _noted(text: str) -> dict[str, int]:
-    try:
-        noted = json.loads(text)
-    except (ValueError, RecursionError):
-        noted = None
-    if not isinstance(noted, dict) or any(type(count) is not int for count in noted.values()):
-        raise BaseModelError(
-            "has a note on its layers that cannot be read",
-            where=f"`metadata_props`, `{OTHER_CALLS_KEY}`",
-            found=text[:60],
-            expected="a JSON object of numbers",
-            fix="export the graph again",
-        )
-    return noted
-
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
 """Moves that leave every number where it is as long as the shape stays."""
@@ -129,11 +76,9 @@ def flow_graph(model: ir.Model) -> FlowGraph:
             if any(value.name in activations for value in node.outputs)
             for seen in _seen(node, name, activations)
         ],
-        shapes=dict(_shapes(graph, activations))
-        | dict(_shapes_of_sums(names))
-        | dict(_shapes_of_factors(graph, activations)),
+        shapes=dict(_shapes(graph, names, activations)),
         outputs=tuple(_name(value) for value in graph.outputs),
-        other_calls=other_calls(model, activations),
+        other_calls=_other_calls(model, activations),
     )
     _check_sums_have_shapes(flow)
     return flow
@@ -158,7 +103,7 @@ def check_layers_are_visible(graph: ir.Graph) -> None:
         BaseModelError: there are some, or residual sums are hidden inside an operator.
     """
     _check_sums_are_visible(graph, activations_of(graph))
-    hiding = Counter(node.op_type for node in graph if any(_has_products(body) for body in _bodies(node)))
+    hiding = Counter(node.op_type for node in graph if any(_has_products(body) for body in bodies(node)))
     if hiding:
         raise BaseModelError(
             "layers of this graph lie inside its control flow, where adapters cannot act",
@@ -169,7 +114,8 @@ def check_layers_are_visible(graph: ir.Graph) -> None:
         )
 
 
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs inside a node: branches of an `If`, the body of a loop."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()
@@ -240,7 +186,7 @@ def _read(node: ir.Node) -> list[ir.Value]:
 def _all_read(node: ir.Node) -> Iterator[ir.Value]:
     """The inputs, and what the bodies of control flow read from outside."""
     yield from _read(node)
-    for body in _bodies(node):
+    for body in bodies(node):
         for inner in body.all_nodes():
             yield from (value for value in _read(inner) if value.graph is not body)
 
@@ -277,7 +223,7 @@ def _sum_name(node: ir.Node, name: str) -> str:
 
 def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
     inputs = tuple(_name(value) for value in _all_read(node) if value.name in activations)
-    norm = norm_of(node, activations)
+    norm, normed = norm_of(node, activations) or (None, None)
     return FlowNode(
         name=name,
         kind=_kind(node, inputs),
@@ -285,9 +231,9 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         inputs=inputs,
         outputs=tuple(value.name for value in node.outputs if value.name),
         weighted=is_weighted(node, activations),
-        path=module_path(node),
-        norm=None if norm is None else norm[0],
-        normed=None if norm is None else norm[1],
+        path=_module_path(node),
+        norm=norm,
+        normed=normed,
         linear=is_linear(node, activations),
         weight=trained_matrix(node),
         operands=operands(node, activations),
@@ -323,32 +269,29 @@ def _keeps_places(node: ir.Node) -> bool:
     return shape is not None and None not in shape and shape == _shape(result)
 
 
-def _shapes(graph: ir.Graph, activations: Set[str]) -> Iterator[tuple[str, tuple[Dim, ...]]]:
-    for value in _values(graph):
+def _shapes(
+    graph: ir.Graph, names: Mapping[ir.Node, str], activations: Set[str]
+) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+    """The shapes of activations.
+
+    A sum that is fused with its norm has the norm's shape. What a linear layer reads has the width of its matrix, where
+    that is not recorded.
+    """
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         shape = _shape(value)
         if value.name in activations and shape is not None and value.dtype not in _QUANTISED:
             yield _name(value), shape
-
-
-def _shapes_of_sums(names: Mapping[ir.Node, str]) -> Iterator[tuple[str, tuple[Dim, ...]]]:
-    """A sum that is fused with its norm has the norm's shape."""
     for node, name in names.items():
-        shape = _shape(node.outputs[0]) if is_skip_norm(node) else None
-        if shape is not None:
+        shape = _shape(node.outputs[0])
+        if is_skip_norm(node) and shape is not None:
             yield _sum_name(node, name), shape
-
-
-def _shapes_of_factors(graph: ir.Graph, activations: Set[str]) -> Iterator[tuple[str, tuple[Dim, ...]]]:
-    """What a linear layer reads has the width of its matrix, where that is not recorded."""
-    for node in graph:
         width = width_in(node) if is_linear(node, activations) else None
-        value, product = _before_quantising(node.inputs[0]) if node.inputs else None, _shape(node.outputs[0])
-        if width is None or value is None:
-            continue
-        recorded = _shape(value)
-        shape = recorded or product
-        if shape and (recorded is None or not isinstance(recorded[-1], int)):
-            yield _name(value), (*shape[:-1], width)
+        read = _before_quantising(node.inputs[0]) if node.inputs else None
+        if width is not None and read is not None:
+            recorded = _shape(read)
+            known = recorded or shape
+            if known and (recorded is None or not isinstance(recorded[-1], int)):
+                yield _name(read), (*known[:-1], width)
 
 
 def _before_quantising(value: ir.Value | None) -> ir.Value | None:
@@ -357,13 +300,55 @@ def _before_quantising(value: ir.Value | None) -> ir.Value | None:
     return maker.inputs[0] if maker is not None and maker.op_type == "DynamicQuantizeLinear" else value
 
 
-def _values(graph: ir.Graph) -> Iterable[ir.Value]:
-    yield from graph.inputs
-    for node in graph:
-        yield from node.outputs
-
-
 def _shape(value: ir.Value) -> tuple[Dim, ...] | None:
     if value.shape is None:
         return None
     return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+
+
+def _module_path(node: ir.Node) -> str | None:
+    """The module path that torch's exporter stamps on a node: the scopes, from the root to the node itself."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if scopes is None:
+        return None
+    try:
+        *modules, _ = ast.literal_eval(scopes)
+    except (ValueError, SyntaxError, TypeError):  # a note for people; another tool may have written what it likes
+        return None
+    return next((str(module) for module in reversed(modules) if module), None)
+
+
+def _other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
+    """Linear layers computed of weights alone, here or in the graph that this one was exported from.
+
+    Returns:
+        How often, by module path and by the name of the matrix; see `FlowGraph.other_calls`.
+
+    Raises:
+        BaseModelError: the note on the graph that it was exported from cannot be read.
+    """
+    found = Counter(
+        name
+        for node in model.graph
+        if trained_matrix(node) is not None and all(value.name not in activations for value in node.outputs)
+        for name in (_module_path(node), trained_matrix(node))
+        if name is not None
+    )
+    noted = _noted(model.metadata_props.get(OTHER_CALLS_KEY, "{}"))
+    return {name: max(found[name], noted.get(name, 0)) for name in {*found, *noted}}
+
+
+def _noted(text: str) -> dict[str, int]:
+    try:
+        noted = json.loads(text)
+    except (ValueError, RecursionError):
+        noted = None
+    if not isinstance(noted, dict) or any(type(count) is not int for count in noted.values()):
+        raise BaseModelError(
+            "has a note on its layers that cannot be read",
+            where=f"`metadata_props`, `{OTHER_CALLS_KEY}`",
+            found=text[:60],
+            expected="a JSON object of numbers",
+            fix="export the graph again",
+        )
+    return noted

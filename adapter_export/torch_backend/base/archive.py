@@ -25,7 +25,26 @@ from adapter_export.format.files import unreadable
 from adapter_export.torch_backend.base.file_kinds import ZIP_ERRORS, another_zip, foreign_globals, not_an_archive
 from adapter_export.torch_backend.base.program_file import check_program, cleaned
 
-# The lists of tensors in a torch archive: which entry holds which tensor, and how it lies there.
+PROGRAM = "models/model.json"
+WEIGHTS = "data/weights/model_weights_config.json"
+CONSTANTS = "data/constants/model_constants_config.json"
+SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+EXTRA = "extra/"
+
+_ROOT = "base"
+_MEGABYTE = 2**20
+_LIMITS = (
+    (re.compile(re.escape(PROGRAM)), 256 * _MEGABYTE),
+    (re.compile(rf"{re.escape(WEIGHTS)}|{re.escape(CONSTANTS)}"), 64 * _MEGABYTE),
+    (re.compile(r"data/weights/weight_\d{1,9}|data/constants/tensor_\d{1,9}"), None),
+    (re.compile(re.escape(SAMPLE_INPUTS)), None),
+    (re.compile(r"archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id"), 256),
+    (re.compile(r"extra/[\w.\-]{1,120}"), 256 * _MEGABYTE),
+)
+"""The entries that an archive may have, and how many bytes each may hold; tensors are bounded by the file itself."""
+
+_AGAIN = "copy the file again as a whole, or save it again with `save_base`"
+_TRUST = "load it with `--trust-pickle` only if you trust whoever made it; otherwise ask them for one of `save_base`"
 
 _BYTES = {
     **dict.fromkeys((1, 2, 12, 29, 30, 31, 32, 33), 1),
@@ -42,38 +61,29 @@ _FILE = re.compile(r"(weight|tensor)_\d{1,9}")
 _LARGEST = 2**62
 
 
-def check_payloads(entry: str, config: object, sizes: Mapping[str, int], path: Path) -> list[str]:
-    """Check that a list names plain tensors only, which fit into their entries; give the entries that it names.
+def _check_payloads(entry: str, config: object, sizes: Mapping[str, int], path: Path) -> list[str]:
+    """Check that a list names plain tensors only, which fit into their entries; return the entries that it names.
 
     Args:
         entry: the list's own entry.
         config: its parsed JSON.
         sizes: the bytes of every entry of the archive.
         path: the archive, for messages.
-
-    Raises:
-        UnsafeArchiveError: something is pickled.
-        BaseModelError: something else is wrong.
     """
     tensors = config.get("config") if isinstance(config, dict) else None
     if not isinstance(tensors, dict):
         raise _wrong(f"{path}, `{entry}`", "no list of tensors", "a list")
     folder = entry.rpartition("/")[0]
-    used: dict[str, None] = {}
-    for name, meta in tensors.items():
-        where = f"{path}, `{entry}`, `{name[:120]}`"
-        used[_check_tensor(name, meta, folder, sizes, where)] = None
-    return list(used)
+    return list(
+        dict.fromkeys(
+            _check_tensor(name, meta, folder, sizes, f"{path}, `{entry}`, `{name[:120]}`")
+            for name, meta in tensors.items()
+        )
+    )
 
 
 def _wrong(where: str, found: object, expected: object) -> BaseModelError:
-    return BaseModelError(
-        "describes a tensor wrongly",
-        where=where,
-        found=found,
-        expected=expected,
-        fix="copy the file again as a whole, or save it again with `save_base`",
-    )
+    return BaseModelError("describes a tensor wrongly", where=where, found=found, expected=expected, fix=_AGAIN)
 
 
 def _check_tensor(name: str, meta: Any, folder: str, sizes: Mapping[str, int], where: str) -> str:
@@ -113,7 +123,8 @@ def _check_layout(meta: Any, size: int, where: str) -> None:
     (offset,) = _numbers([meta.get("storage_offset")], where)
     if len(sizes) != len(strides):
         raise _wrong(where, f"{len(sizes)} sizes and {len(strides)} strides", "one stride for each axis")
-    needed = _elements_needed(sizes, strides, offset) * _BYTES[meta["dtype"]]
+    steps = sum((length - 1) * stride for length, stride in zip(sizes, strides, strict=True))
+    needed = (offset + steps + 1) * _BYTES[meta["dtype"]] if math.prod(sizes) else 0
     if needed > size:
         raise _wrong(where, f"{size} bytes", f"at least {needed}")
 
@@ -123,35 +134,6 @@ def _numbers(values: Any, where: str) -> list[int]:
     if not isinstance(values, list) or not all(type(n) is int and 0 <= n < _LARGEST for n in numbers):
         raise _wrong(where, "sizes that are no numbers", "numbers, each 0 or more")
     return [int(number) for number in numbers if number is not None]
-
-
-def _elements_needed(sizes: list[int], strides: list[int], offset: int) -> int:
-    """The number of elements up to the last one that a strided tensor reads."""
-    if math.prod(sizes) == 0:
-        return 0
-    return offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) + 1
-
-
-PROGRAM = "models/model.json"
-WEIGHTS = "data/weights/model_weights_config.json"
-CONSTANTS = "data/constants/model_constants_config.json"
-SAMPLE_INPUTS = "data/sample_inputs/model.pt"
-EXTRA = "extra/"
-
-_ROOT = "base"
-_MEGABYTE = 2**20
-_LIMITS = (
-    (re.compile(re.escape(PROGRAM)), 256 * _MEGABYTE),
-    (re.compile(rf"{re.escape(WEIGHTS)}|{re.escape(CONSTANTS)}"), 64 * _MEGABYTE),
-    (re.compile(r"data/weights/weight_\d{1,9}|data/constants/tensor_\d{1,9}"), None),
-    (re.compile(re.escape(SAMPLE_INPUTS)), None),
-    (re.compile(r"archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id"), 256),
-    (re.compile(r"extra/[\w.\-]{1,120}"), 256 * _MEGABYTE),
-)
-"""The entries that an archive may have, and how many bytes each may hold; tensors are bounded by the file itself."""
-
-_AGAIN = "copy the file again as a whole, or save it again with `save_base`"
-_TRUST = "load it with `--trust-pickle` only if you trust whoever made it; otherwise ask them for one of `save_base`"
 
 
 @dataclass(frozen=True)
@@ -192,7 +174,7 @@ def screen(path: Path) -> Archive:
         _check_versions(texts, path)
         _check_sample_inputs(texts.get(SAMPLE_INPUTS, b""), path)
         payloads = {name: _json(texts, name, path) for name in (WEIGHTS, CONSTANTS)}
-        used = [tensor for name, config in payloads.items() for tensor in check_payloads(name, config, sizes, path)]
+        used = [tensor for name, config in payloads.items() for tensor in _check_payloads(name, config, sizes, path)]
         program = check_program(_json(texts, PROGRAM, path), str(path))
         return Archive(
             path=path,
@@ -201,7 +183,11 @@ def screen(path: Path) -> Archive:
             payloads=payloads,
             tensors={name: entries[name].filename for name in used},
             versions={name: data for name, data in texts.items() if name in _VERSION_ENTRIES},
-            extra={name.removeprefix(EXTRA): _text(data, name, path) for name, data in _extras(texts)},
+            extra={
+                name.removeprefix(EXTRA): _text(data, name, path)
+                for name, data in texts.items()
+                if name.startswith(EXTRA)
+            },
         )
 
 
@@ -321,10 +307,6 @@ def _json(texts: Mapping[str, bytes], name: str, path: Path) -> Any:
         raise _damaged(path, f"`{name}` that is no JSON: {error.found}") from error
 
 
-def _extras(texts: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
-    return [(name, data) for name, data in texts.items() if name.startswith(EXTRA)]
-
-
 def _text(data: bytes, name: str, path: Path) -> str:
     try:
         return data.decode()
@@ -347,17 +329,13 @@ def write_clean(archive: Archive, target: Path) -> None:
         for name, data in archive.versions.items():
             copy.writestr(f"{_ROOT}/{name}", data)
         for name, entry in archive.tensors.items():
-            _copy(source, entry, copy, f"{_ROOT}/{name}", archive.path)
-
-
-def _copy(source: zipfile.ZipFile, entry: str, copy: zipfile.ZipFile, name: str, path: Path) -> None:
-    with copy.open(name, "w", force_zip64=True) as written:
-        try:
-            reader = source.open(entry)
-        except ZIP_ERRORS as error:
-            raise _damaged(path, str(error)) from error
-        with reader:
-            try:
-                shutil.copyfileobj(reader, written, 4 * _MEGABYTE)
-            except (zipfile.BadZipFile, EOFError) as error:
-                raise _damaged(path, str(error)) from error
+            with copy.open(f"{_ROOT}/{name}", "w", force_zip64=True) as written:
+                try:
+                    reader = source.open(entry)
+                except ZIP_ERRORS as error:
+                    raise _damaged(archive.path, str(error)) from error
+                with reader:
+                    try:
+                        shutil.copyfileobj(reader, written, 4 * _MEGABYTE)
+                    except (zipfile.BadZipFile, EOFError) as error:
+                        raise _damaged(archive.path, str(error)) from error

@@ -6,7 +6,7 @@ import hashlib
 import io
 import logging
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +21,10 @@ from adapter_export.errors import BaseModelError, InputError, RequestError, Writ
 from adapter_export.format.axes import with_caches
 from adapter_export.format.canonical import canonical_json, parse_json
 from adapter_export.format.files import new_file
-from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, Positive
-from adapter_export.format.records import record_from_json, version_checked
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+from adapter_export.format.records import Positive, record_from_json, version_checked
 from adapter_export.torch_backend.base.archive import Archive, readable, screen, write_clean
-from adapter_export.torch_backend.base.capture import AxisNames, Inputs, capture
+from adapter_export.torch_backend.base.capture import AxisNames, Inputs, capture, most_tokens
 from adapter_export.torch_backend.base.file_kinds import check_sort, not_an_archive
 from adapter_export.torch_backend.base.program_file import is_harmless
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
@@ -88,29 +88,25 @@ def read_note(text: str, where: object) -> CaptureNote:
 # What tells one base from another: its weights.
 
 
-def fingerprint(program: ExportedProgram) -> str:
+def fingerprint(program: ExportedProgram, present: Mapping[str, Tensor] | None = None) -> str:
     """The sha256 over the sorted facts of all parameters and buffers, as `sha256:<hex>`.
 
     A fact is a line `<name> <type> <shape> <sha256 of the bytes>`, such as `encoder.bias float32 [384] 0f3a…`, with the
     bytes in row-major order and little-endian. So it survives saving and loading, and changes with any bit of a weight.
+
+    Args:
+        program: the program.
+        present: tensors that stand for the program's own of the same names.
     """
-    digest = hashlib.sha256()
-    for fact in sorted(_facts(program)):
-        digest.update(fact.encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _facts(program: ExportedProgram) -> Iterator[str]:
-    for tensors in (program.named_parameters(), program.named_buffers()):
-        for name, tensor in tensors:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            yield f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(_bytes(tensor)).hexdigest()}\n"
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor without a copy, where they lie in one piece."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+    facts = []
+    for name, tensor in (*program.named_parameters(), *program.named_buffers()):
+        tensor = tensor if present is None else present.get(name, tensor)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        # without a copy, where the numbers lie in one piece
+        data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        facts.append(f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}\n")
+    return f"sha256:{hashlib.sha256(''.join(sorted(facts)).encode()).hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -167,6 +163,16 @@ class TorchBase:
         except (RuntimeError, IndexError) as error:
             raise RequestError("the base cannot compute these inputs", found=first_line(error)) from error
         return {record.name: value for record, value in zip(self.outputs, values, strict=True)}
+
+
+def base_of(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None) -> TorchBase:
+    """Capture a module as a base in memory, which shares its weights; the arguments are those of `save_base`.
+
+    Raises:
+        UsageError, BaseModelError: as `save_base`.
+    """
+    captured = capture(module, example_inputs, axes)
+    return _describe(captured.program, CaptureNote(captured.axes, most_tokens(module)), None, ())
 
 
 def save_base(

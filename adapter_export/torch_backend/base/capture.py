@@ -62,7 +62,7 @@ def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = 
     inputs = _widened(inputs, names)
     shapes = [dict.fromkeys(names.get(name, {}), Dim.DYNAMIC) for name in inputs]
     structure = pytree.tree_structure(given)
-    with _settled(module), _same_lengths(module, names), quiet():
+    with settled(module), _same_lengths(module, names), quiet():
         try:
             program = torch.export.export(
                 module,
@@ -172,7 +172,7 @@ def _named_shape(tensor: Tensor, names: Mapping[int, str]) -> tuple[Axis, ...]:
 
 
 @contextmanager
-def _settled(module: nn.Module) -> Iterator[None]:
+def settled(module: nn.Module) -> Iterator[None]:
     """The module in `eval` mode, without a cache, returning tensors by name; afterwards it is as it was."""
     with ExitStack() as stack:
         for part in module.modules():
@@ -211,19 +211,20 @@ def _same_lengths(module: nn.Module, axes: AxisNames) -> Iterator[None]:
 
 
 def _return_named_tensors(_module: nn.Module, _inputs: object, output: object) -> dict[str, Tensor]:
-    found = dict(_named_tensors(output, ""))
+    found = dict(named_tensors(output, ""))
     if not found:
         raise BaseModelError("returns no tensor", found=f"`{type(output).__name__}`", expected="tensors")
     return found
 
 
-def _named_tensors(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a module returns, by keys and places joined by dots; a tensor alone is `output_0`."""
     if isinstance(value, Tensor):
         yield prefix or "output_0", value
         return
     for key, item in _members(value, prefix):
         if item is not None:
-            yield from _named_tensors(item, f"{prefix}.{key}" if prefix else key)
+            yield from named_tensors(item, f"{prefix}.{key}" if prefix else key)
 
 
 def _members(value: Any, prefix: str) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a file is that is not a torch archive, and what its owner can do."""
+"""What a file is that is no torch archive, and what its owner can do; pickles are listed here, and never loaded."""
 
 from __future__ import annotations
 
@@ -11,40 +11,28 @@ from pathlib import Path
 
 from adapter_export.errors import BaseModelError
 
-# What a pickle would import, read from its opcodes without unpickling it.
-
-ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    NotImplementedError,
-    KeyError,
-)
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, KeyError)
 """What the `zipfile` module raises where a file is not what it should be."""
 
 _PLAIN = frozenset(
     {
-        "collections.OrderedDict",
-        "torch._tensor._rebuild_from_type_v2",
-        "torch._utils._rebuild_parameter",
-        "torch._utils._rebuild_tensor",
-        "torch._utils._rebuild_tensor_v2",
-        "torch.Size",
-        "torch.Tensor",
-        "torch.nn.parameter.Parameter",
-        "torch.serialization._get_layout",
-        # sample inputs of a program that was exported without real data
-        "io.BytesIO",
-        "_io.BytesIO",
-        "torch._export.serde.serialize._reconstruct_fake_tensor",
-        "torch.device",
+        *("collections.OrderedDict", "torch._tensor._rebuild_from_type_v2", "torch._utils._rebuild_parameter"),
+        *("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch.Size", "torch.Tensor"),
+        *("torch.nn.parameter.Parameter", "torch.serialization._get_layout", "io.BytesIO", "_io.BytesIO"),
+        *("torch._export.serde.serialize._reconstruct_fake_tensor", "torch.device"),
     }
 )
-"""The names that a pickle of plain tensors refers to."""
+"""The names that a pickle of plain tensors refers to, beside storages and those of `torch` in `_DTYPES`.
 
+Those from `io.BytesIO` on are in sample inputs of a program that was exported without real data.
+"""
+
+_DTYPES = frozenset(
+    {
+        *("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"),
+        *("complex64", "complex128", "strided"),
+    }
+)
 _MAX_PICKLE = 64 * 2**20
 
 
@@ -57,44 +45,21 @@ def foreign_globals(data: bytes) -> set[str]:
     Raises:
         ValueError: it is neither, or it is too large to be read.
     """
-    return {name for name in _globals(_pickle_of(data)) if not _is_plain(name)}
+    if data.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                (info,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+                if info.file_size > _MAX_PICKLE:
+                    raise ValueError("the pickle is too large")
+                data = archive.read(info)
+        except ZIP_ERRORS as error:
+            raise ValueError(str(error)) from error
+    return {name for name in _globals(data) if not _is_plain(name)}
 
 
 def _is_plain(name: str) -> bool:
     module, _, member = name.rpartition(".")
     return name in _PLAIN or (module == "torch" and (member.endswith("Storage") or member in _DTYPES))
-
-
-_DTYPES = frozenset(
-    {
-        "bool",
-        "uint8",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "float16",
-        "bfloat16",
-        "float32",
-        "float64",
-        "complex64",
-        "complex128",
-        "strided",
-    }
-)
-
-
-def _pickle_of(data: bytes) -> bytes:
-    if not data.startswith(b"PK"):
-        return data
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            (info,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
-            if info.file_size > _MAX_PICKLE:
-                raise ValueError("the pickle is too large")
-            return archive.read(info)
-    except ZIP_ERRORS as error:
-        raise ValueError(str(error)) from error
 
 
 def _globals(data: bytes) -> set[str]:
@@ -144,15 +109,12 @@ _ONNX = "an ONNX graph, which torch cannot load"
 
 _PROGRAM = "models/model.json"
 _LIBRARIES = ("torch.", "builtins.", "__builtin__.", "collections.", "_codecs.", "numpy.", "?")
-_LARGEST_PICKLE = 64 * 2**20
 
 
 def not_an_archive(path: Path) -> BaseModelError:
     """The error for a file that is no readable zip."""
     with path.open("rb") as file:
-        start = file.read(64)
-    found, fix = _describe_start(start, path)
-    return _error(path, found, fix)
+        return _error(path, *_describe_start(file.read(64), path))
 
 
 def untrusted(path: Path) -> BaseModelError:
@@ -185,8 +147,7 @@ def _describe_start(start: bytes, path: Path) -> tuple[str, str]:
 
 def another_zip(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> BaseModelError:
     """The error for a zip that is no archive of `torch.export`."""
-    found, fix = _describe_zip(archive, names)
-    return _error(path, found, fix)
+    return _error(path, *_describe_zip(archive, names))
 
 
 def check_sort(path: Path) -> None:
@@ -244,7 +205,7 @@ def _describe_zip(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[str, 
 def _describe_pickle(archive: zipfile.ZipFile, name: str) -> tuple[str, str]:
     """A `torch.save` of weights refers to tensors only; one of a module to its class."""
     try:
-        if archive.getinfo(name).file_size > _LARGEST_PICKLE:
+        if archive.getinfo(name).file_size > _MAX_PICKLE:
             return "a file of `torch.save`", _SAVE
         foreign = sorted(foreign_globals(archive.read(name)), key=_likely_the_model)
     except ZIP_ERRORS:

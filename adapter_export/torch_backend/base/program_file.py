@@ -1,4 +1,4 @@
-"""The program in a torch archive (`models/model.json`): every string in it is held against a grammar.
+"""The program in a torch archive (`models/model.json`): every string in it is checked against a grammar.
 
 torch makes Python of many of them: it resolves operators by name, evaluates sizes and guards, imports what a pytree's
 context names, and writes the names of values into the source text of a function. What is not known to be harmless is
@@ -12,6 +12,7 @@ import json
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import sympy
@@ -21,46 +22,18 @@ from adapter_export.errors import BaseModelError, UnsafeArchiveError
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import Axis
 
-# The grammars of the two sorts of expression in a torch archive, both of which torch evaluates as Python.
-#
-# Sizes are SymPy expressions in the form of `sympy.srepr`, such as `Mul(Integer(2), Symbol('s0', integer=True))`.
-# Guards are comparisons of the sizes of inputs, such as `L['ids'].size()[1] <= 512`.
+# Two sorts of text are evaluated by torch as Python: sizes, SymPy expressions in the form of `sympy.srepr` such as
+# `Mul(Integer(2), Symbol('s0', integer=True))`, and guards, comparisons such as `L['ids'].size()[1] <= 512`.
 
 SYMBOL = re.compile(r"[su]\d{1,6}")
 """The name of a symbolic size: `s` if it comes from an input, `u` if it comes from data."""
 
 _FUNCTIONS = frozenset(
     {
-        "Add",
-        "Mul",
-        "Pow",
-        "Mod",
-        "PythonMod",
-        "FloorDiv",
-        "CleanDiv",
-        "CeilDiv",
-        "ModularIndexing",
-        "Max",
-        "Min",
-        "Abs",
-        "Integer",
-        "Rational",
-        "Equality",
-        "Unequality",
-        "GreaterThan",
-        "StrictGreaterThan",
-        "LessThan",
-        "StrictLessThan",
-        "And",
-        "Or",
-        "Not",
-        "ToFloat",
-        "TruncToInt",
-        "CeilToInt",
-        "FloorToInt",
-        "IntTrueDiv",
-        "FloatTrueDiv",
-        "Identity",
+        *("Add", "Mul", "Pow", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "ModularIndexing", "Max"),
+        *("Min", "Abs", "Integer", "Rational", "Equality", "Unequality", "GreaterThan", "StrictGreaterThan"),
+        *("LessThan", "StrictLessThan", "And", "Or", "Not", "ToFloat", "TruncToInt", "CeilToInt", "FloorToInt"),
+        *("IntTrueDiv", "FloatTrueDiv", "Identity"),
     }
 )
 _LONGEST = 10_000
@@ -72,27 +45,21 @@ _FLOAT = re.compile(r"-?\d{1,40}(\.\d{0,40})?(e[+-]?\d{1,3})?")
 
 def is_size_expression(text: str) -> bool:
     """Whether this is arithmetic over symbolic sizes and nothing else."""
-    tree = _parse(text)
-    return tree is not None and _is_size(tree)
+    return (tree := _parse(text)) is not None and _is_size(tree)
 
 
 def _parse(text: str) -> ast.expr | None:
     """The syntax tree, which is not evaluated; none for what is too long, too deep or no expression."""
-    if len(text) > _LONGEST or _depth(text) > _DEEPEST or not text.isascii():
+    if len(text) > _LONGEST or not text.isascii():
+        return None
+    depths = accumulate((character in "([{") - (character in ")]}") for character in text)
+    signs = map(len, re.findall(r"[-+~*\s]{2,}", text))  # signs and powers nest without brackets
+    if max([*depths, *signs], default=0) > _DEEPEST:
         return None
     try:
         return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    # signs and powers nest without brackets
-    return max(deepest, *(len(run) for run in re.findall(r"[-+~*\s]{2,}", text)), 0)
 
 
 def _is_size(node: ast.expr) -> bool:
@@ -141,8 +108,7 @@ def _is_power(base: ast.expr, exponent: ast.expr) -> bool:
 
 def is_guard(text: str) -> bool:
     """Whether this compares the sizes of inputs and does nothing else."""
-    tree = _parse(text)
-    return tree is not None and _is_condition(tree)
+    return (tree := _parse(text)) is not None and _is_condition(tree)
 
 
 def _is_condition(node: ast.expr) -> bool:
@@ -162,24 +128,12 @@ def _is_measure(node: ast.expr) -> bool:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"max", "min"}:
         return not node.keywords and all(_is_measure(argument) for argument in node.args)
     if isinstance(node, ast.Subscript):
-        return _is_size_of_input(node)
+        return _SIZE_OF_INPUT.fullmatch(ast.unparse(node)) is not None
     return _is_number(node)
 
 
-def _is_size_of_input(node: ast.Subscript) -> bool:
-    call = node.value
-    if not (isinstance(node.slice, ast.Constant) and isinstance(call, ast.Call)):
-        return False
-    if call.args or call.keywords or not isinstance(call.func, ast.Attribute):
-        return False
-    return call.func.attr in {"size", "stride"} and _is_input(call.func.value)
-
-
-def _is_input(node: ast.expr) -> bool:
-    """`L['ids']`, `L['batch']['ids'][0]`."""
-    while isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        node = node.value
-    return isinstance(node, ast.Name) and node.id == "L"
+_SIZE_OF_INPUT = re.compile(r"L(?:\[(?:'[^'\\]*'|\d+)\])+\.(?:size|stride)\(\)\[\d+\]")
+"""`L['ids'].size()[1]`, `L['batch']['ids'][0].stride()[0]`."""
 
 
 def is_harmless(guard: str, axes: Mapping[str, Sequence[Axis]]) -> bool:
@@ -195,18 +149,15 @@ def is_harmless(guard: str, axes: Mapping[str, Sequence[Axis]]) -> bool:
     if not isinstance(tree, ast.Compare):
         return False
     if any(isinstance(node, ast.Mod | ast.FloorDiv | ast.Div) for node in ast.walk(tree)):
-        return _always_holds(tree, axes)
+        # an equation of which both sides are the same number for all lengths
+        if len(tree.ops) != 1 or not isinstance(tree.ops[0], ast.Eq):
+            return False
+        one, other = _symbolic(tree.left, axes), _symbolic(tree.comparators[0], axes)
+        return one is not None and other is not None and bool(one == other)
     sides = [tree.left, *tree.comparators]
-    pairs = zip(sides[:-1], tree.ops, sides[1:], strict=True)
-    return not any(isinstance(op, ast.Eq | ast.NotEq) and _fixes(left, right) for left, op, right in pairs)
-
-
-def _always_holds(tree: ast.Compare, axes: Mapping[str, Sequence[Axis]]) -> bool:
-    """Whether both sides of an equation are the same number for all lengths."""
-    if len(tree.ops) != 1 or not isinstance(tree.ops[0], ast.Eq):
-        return False
-    left, right = _symbolic(tree.left, axes), _symbolic(tree.comparators[0], axes)
-    return left is not None and right is not None and bool(left == right)
+    equated = [op for op in zip(tree.ops, sides[:-1], sides[1:], strict=True) if isinstance(op[0], ast.Eq | ast.NotEq)]
+    numbers = [side.value for _, *pair in equated for side in pair if isinstance(side, ast.Constant)]
+    return all(number in {0, 1} for number in numbers)  # which torch tells apart in every program
 
 
 def _symbolic(node: ast.expr, axes: Mapping[str, Sequence[Axis]]) -> sympy.Expr | None:
@@ -241,12 +192,6 @@ def _length(node: ast.Subscript, axes: Mapping[str, Sequence[Axis]]) -> sympy.Ex
     return sympy.Add(*(sympy.Symbol(name, integer=True, positive=True) for name in names(axis)))
 
 
-def _fixes(left: ast.expr, right: ast.expr) -> bool:
-    """Whether a length is compared with a number; 0 and 1 are told apart by torch in every program."""
-    numbers = [side.value for side in (left, right) if isinstance(side, ast.Constant)]
-    return any(number not in {0, 1} for number in numbers)
-
-
 _TRUST = "load it with `--trust-pickle` only if you trust whoever made it; otherwise ask them for one of `save_base`"
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -259,35 +204,13 @@ _FILE_OPERATORS = frozenset({"from_file"})
 _REGIONS = frozenset({"torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.wrap_with_autocast"})
 _ON_NUMBERS = frozenset(
     {
-        "_operator.add",
-        "_operator.sub",
-        "_operator.mul",
-        "_operator.floordiv",
-        "_operator.truediv",
-        "_operator.mod",
-        "_operator.pow",
-        "_operator.neg",
-        "_operator.pos",
-        "_operator.eq",
-        "_operator.ne",
-        "_operator.lt",
-        "_operator.le",
-        "_operator.gt",
-        "_operator.ge",
-        "_operator.and_",
-        "_operator.or_",
-        "torch.sym_not",
-        "torch.sym_int",
-        "torch.sym_float",
-        "torch.sym_ite",
-        "torch.sym_max",
-        "torch.sym_min",
-        "torch.sym_sqrt",
-        "torch.sym_sum",
-        "math.trunc",
+        *("_operator.add", "_operator.sub", "_operator.mul", "_operator.floordiv", "_operator.truediv"),
+        *("_operator.mod", "_operator.pow", "_operator.neg", "_operator.pos", "_operator.eq", "_operator.ne"),
+        *("_operator.lt", "_operator.le", "_operator.gt", "_operator.ge", "_operator.and_", "_operator.or_"),
+        *("torch.sym_not", "torch.sym_int", "torch.sym_float", "torch.sym_ite", "torch.sym_max"),
+        *("torch.sym_min", "torch.sym_sqrt", "torch.sym_sum", "math.trunc"),
     }
 )
-
 _PLAIN_CONTAINERS = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
 _OBJECTS = frozenset({"custom_obj", "as_custom_obj", "custom_obj_values", "token"})
 _NAMED_VALUES = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "opset_version"})
@@ -295,7 +218,7 @@ _KEPT_METADATA = ("nn_module_stack", "torch_fn")
 
 
 def check_program(document: object, where: str) -> dict[str, Any]:
-    """Hold every string of a program against its grammar.
+    """Check every string of a program against its grammar.
 
     Args:
         document: the parsed `models/model.json`.

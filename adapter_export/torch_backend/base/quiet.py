@@ -14,21 +14,8 @@ from torch._export.verifier import SpecViolationError
 _LIBRARIES = ("torch", "onnxscript", "onnx_ir")
 
 LIBRARY_ERRORS: tuple[type[Exception], ...] = (
-    ExportError,
-    InternalError,
-    PickleError,
-    SpecViolationError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
+    *(ExportError, InternalError, PickleError, SpecViolationError, ArithmeticError, AssertionError, AttributeError),
+    *(ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError),
 )
 """What torch raises where a model or a file is not what it expects: few of its errors have classes of their own."""
 
@@ -42,18 +29,13 @@ class _Collector(logging.Handler):
         self.records.append(record)
 
 
-def _loggers() -> list[logging.Logger]:
-    """The libraries' loggers that print or pass on: torch gives some of its modules handlers of their own."""
-    known = [*_LIBRARIES, *(name for name in logging.root.manager.loggerDict if name.startswith("torch."))]
-    loggers = [logging.getLogger(name) for name in known]
-    return [logger for logger in loggers if logger.handlers or logger.name in _LIBRARIES]
-
-
 @contextmanager
 def quiet() -> Iterator[list[logging.LogRecord]]:
     """Keep the log lines and warnings of torch and its exporter off the screen; yields the lines as they come."""
     collector = _Collector()
-    loggers = _loggers()
+    # torch gives some of its modules handlers of their own
+    known = [*_LIBRARIES, *(name for name in logging.root.manager.loggerDict if name.startswith("torch."))]
+    loggers = [logger for logger in map(logging.getLogger, known) if logger.handlers or logger.name in _LIBRARIES]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [collector], False

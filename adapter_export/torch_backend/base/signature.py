@@ -18,21 +18,8 @@ from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 _CONSTANT_INPUTS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 _PASSED_ON = frozenset(
     {
-        "to",
-        "_to_copy",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "contiguous",
-        "clone",
-        "alias",
-        "detach",
-        "expand",
-        "squeeze",
-        "unsqueeze",
-        "flatten",
-        "long",
-        "int",
+        *("to", "_to_copy", "view", "_unsafe_view", "reshape", "contiguous", "clone", "alias", "detach"),
+        *("expand", "squeeze", "unsqueeze", "flatten", "long", "int"),
     }
 )
 """Ops that leave indices what they are."""
@@ -62,11 +49,6 @@ class Signature:
         self._names = dict(zip(_user_inputs(program), _input_names(program), strict=True))
         for placeholder, name in self._names.items():
             self._name_axes(name, self._nodes[placeholder].meta["val"])
-
-    @property
-    def symbols(self) -> Mapping[str, str]:
-        """The name that torch gives each dynamic axis, such as `s18`, and ours for it."""
-        return self._symbols
 
     def inputs(self) -> tuple[InputRecord, ...]:
         """The inputs, in the order of the program."""

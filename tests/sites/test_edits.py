@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapter_export.errors import NoSitesError
-from adapter_export.sites.edits import entrance, in_order
+from adapter_export.sites.edits import input_consumers, plan_edits
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import Role, Site
 from adapter_export.sites.view import FlowGraph, FlowNode, NodeKind
@@ -43,46 +43,46 @@ def site(h: str, u: str = "x", role: Role = "linear", y: str | None = None, name
     return Site(name, role, 0, 8, 8, h, "x", u, y, None, None, None, "output")
 
 
-class TestEntrance:
+class TestInputConsumers:
     def test_a_residual_sum_is_no_part_of_the_layer(self) -> None:
-        found = entrance(FlowIndex(flow(ATTENTION)), site("h", role="attention"))
-        assert found.readers == {"node_q", "node_k", "node_v"}
-        assert found.copied == frozenset()
+        found = input_consumers(FlowIndex(flow(ATTENTION)), site("h", role="attention"))
+        assert found.consumers == {"node_q", "node_k", "node_v"}
+        assert found.shared == frozenset()
 
     def test_other_projections_are_no_part_of_a_projection(self) -> None:
-        found = entrance(FlowIndex(flow(ATTENTION)), site("q"))
-        assert (found.readers, found.reader, found.back) == ({"node_q"}, "node_q", ("x",))
+        found = input_consumers(FlowIndex(flow(ATTENTION)), site("q"))
+        assert (found.consumers, found.consumer, found.trail) == ({"node_q"}, "node_q", ("x",))
 
     def test_what_prepares_an_input_for_several_is_copied(self) -> None:
         graph = flow(ATTENTION.replace("linear x", "linear packed").replace("q =", "packed = quantise x \n q =", 1))
-        found = entrance(FlowIndex(graph), site("q"))
-        assert (found.readers, found.copied) == ({"node_q"}, {"node_packed"})
-        assert found.back == ("packed", "x")
-        assert entrance(FlowIndex(graph), site("h", role="attention")).copied == frozenset()
+        found = input_consumers(FlowIndex(graph), site("q"))
+        assert (found.consumers, found.shared) == ({"node_q"}, {"node_packed"})
+        assert found.trail == ("packed", "x")
+        assert input_consumers(FlowIndex(graph), site("h", role="attention")).shared == frozenset()
 
     def test_what_prepares_it_in_two_steps_is_copied_as_a_whole(self) -> None:
         graph = flow(
             "flat = view x \n packed = quantise flat \n q = linear packed \n k = linear packed \n s = matmul q k \n"
             "h = linear s \n out = add x h"
         )
-        found = entrance(FlowIndex(graph), site("q"))
-        assert (found.readers, found.copied) == ({"node_q"}, {"node_flat", "node_packed"})
-        assert found.back == ("packed", "flat", "x")
+        found = input_consumers(FlowIndex(graph), site("q"))
+        assert (found.consumers, found.shared) == ({"node_q"}, {"node_flat", "node_packed"})
+        assert found.trail == ("packed", "flat", "x")
 
     def test_a_result_of_the_base_is_read_outside(self) -> None:
         text = "flat = view x \n q = linear flat \n h = gelu q \n out = add x h"
-        found = entrance(FlowIndex(flow(text, outputs=("out", "flat"))), site("q"))
-        assert (found.readers, found.copied) == ({"node_q"}, {"node_flat"})
+        found = input_consumers(FlowIndex(flow(text, outputs=("out", "flat"))), site("q"))
+        assert (found.consumers, found.shared) == ({"node_q"}, {"node_flat"})
 
     def test_what_is_behind_a_product_belongs_to_the_layer(self) -> None:
         """A decoder keeps keys that are computed from what the layer reads."""
-        found = entrance(FlowIndex(flow(ATTENTION, outputs=("out", "k"))), site("h", role="attention"))
-        assert found.readers == {"node_q", "node_k", "node_v"}
+        found = input_consumers(FlowIndex(flow(ATTENTION, outputs=("out", "k"))), site("h", role="attention"))
+        assert found.consumers == {"node_q", "node_k", "node_v"}
 
     def test_nothing_that_reads_it_is_an_error(self) -> None:
         graph = flow("p = gelu x \n h = linear p \n out = add x h")
         with pytest.raises(NoSitesError, match="nothing in a layer reads its input"):
-            entrance(FlowIndex(graph), site("p", u="h"))
+            input_consumers(FlowIndex(graph), site("p", u="h"))
 
 
 class TestOrder:
@@ -91,7 +91,7 @@ class TestOrder:
         whole, query = site("h", role="attention", y="y", name="whole"), site("q", name="query")
         last, following = site("h", u="context", name="last"), site("up", u="y", role="ffn", y="out", name="following")
         places = [(whole, "y"), (following, "u"), (whole, "h"), (query, "u"), (last, "h"), (whole, "u"), (query, "h")]
-        assert [(place.name, replaced) for place, replaced in in_order(places, index)] == [
+        assert [(edit.site.name, edit.replaced) for edit in plan_edits(index, places)] == [
             ("whole", "u"),
             ("query", "u"),
             ("query", "h"),

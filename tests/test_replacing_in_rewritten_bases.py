@@ -23,8 +23,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.expose import exposed, with_site_outputs
-from adapter_export.onnx_backend.graft.insert import insert_slots, site_norms
+from adapter_export.onnx_backend.graft.insert import exposed, insert_slots, site_norms, with_site_outputs
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.runner import CutRunner
@@ -49,12 +48,12 @@ CASES: Mapping[str, tuple[AdapterGraph, list[str]]] = {
     "embeddings": (scaled_plus("h", "h"), ["embeddings"]),
 }
 FUSED = ("fused", "pre-norm fused")
-REMADE = (*FUSED, "fp16", "int8", "pre-norm int8", "int8-weights", "int4-weights")
+REWRITTEN = (*FUSED, "fp16", "int8", "pre-norm int8", "int8-weights", "int4-weights")
 
 
 @dataclass(frozen=True)
-class Remade:
-    """A base that was remade, and the encoder that it was made of."""
+class Rewritten:
+    """A base that was rewritten, and the encoder that it was made of."""
 
     encoder: Encoder
     base: OnnxBase
@@ -77,15 +76,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], tuple
     return make
 
 
-@pytest.fixture(scope="module", params=REMADE)
-def remade(
+@pytest.fixture(scope="module", params=REWRITTEN)
+def rewritten(
     request: pytest.FixtureRequest,
     exported: Callable[[bool], tuple[Encoder, OnnxBase]],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Remade:
+) -> Rewritten:
     _, pre_norm, how = request.param.rpartition("pre-norm ")
     encoder, base = exported(bool(pre_norm))
-    folder = tmp_path_factory.mktemp("remade")
+    folder = tmp_path_factory.mktemp("rewritten")
     made = optimized(base, folder)[0] if how == "fused" else with_precision(base, how, folder)
     there = {site.name for site in made.sites}
     adapters = {
@@ -93,41 +92,43 @@ def remade(
         for name, (graph, sites) in CASES.items()
         if not there.isdisjoint(sites)
     }
-    return Remade(encoder, made, adapters)
+    return Rewritten(encoder, made, adapters)
 
 
 @pytest.fixture(scope="module")
-def bundle(remade: Remade, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+def bundle(rewritten: Rewritten, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """One bundle with all adapters in every form; building it holds each against the cut base, row by row."""
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    cases = input_cases(remade.base.inputs, seed=1, shapes=[{"batch": 3, "sequence": 7}])
-    adapters = list(remade.adapters.values())
-    runner, forms = CutRunner(remade.base), Forms(tuple(FLAVOURS))
-    return folder, build_bundle(remade.base, adapters, folder, references=runner, cases=cases, forms=forms)
+    cases = input_cases(rewritten.base.inputs, seed=1, shapes=[{"batch": 3, "sequence": 7}])
+    adapters = list(rewritten.adapters.values())
+    runner, forms = CutRunner(rewritten.base), Forms(tuple(FLAVOURS))
+    return folder, build_bundle(rewritten.base, adapters, folder, references=runner, cases=cases, forms=forms)
 
 
-def test_every_place_is_what_numpy_makes_of_what_arrives_there(remade: Remade, bundle: tuple[Path, Manifest]) -> None:
+def test_every_place_is_what_numpy_makes_of_what_arrives_there(
+    rewritten: Rewritten, bundle: tuple[Path, Manifest]
+) -> None:
     folder, manifest = bundle
     model = ir.load(folder / manifest.graphs["slots"])
     session = open_session(with_site_outputs(model), folder, optimize=False)
     probe = SiteProbe(session, folder, manifest, site_norms(model))
     case = plan_check(folder).probe
     for record in manifest.adapters:
-        adapter = remade.adapters[record.name]
+        adapter = rewritten.adapters[record.name]
         results = probe.check(case, adapter, record)
         assert {result.site for result in results} >= set(adapter.placements)
         assert [result.site for result in results if not result.comparison.passed] == []
 
 
-@pytest.mark.parametrize("remade", REMADE[len(FUSED) :], indirect=True)  # fusions hide it in the next operator
-def test_layers_end_behind_their_bias(remade: Remade) -> None:
+@pytest.mark.parametrize("rewritten", REWRITTEN[len(FUSED) :], indirect=True)  # fusions hide it in the next operator
+def test_layers_end_behind_their_bias(rewritten: Rewritten) -> None:
     """Quantisers drop the path of a product and keep that of its bias; IA3 would scale an output without it."""
-    index = FlowIndex(flow_graph(remade.base.model))
-    ends = [index.producer(site.h) for site in remade.base.sites.of_roles(("linear",))]
-    assert {None if node is None else node.finish for node in ends} == {"bias"}
+    index = FlowIndex(flow_graph(rewritten.base.model))
+    ends = [index.producer(site.h) for site in rewritten.base.sites.of_roles(("linear",))]
+    assert {None if node is None else node.epilogue for node in ends} == {"bias"}
 
 
-def test_each_adapter_acts_and_its_absence_leaves_no_trace(remade: Remade, bundle: tuple[Path, Manifest]) -> None:
+def test_each_adapter_acts_and_its_absence_leaves_no_trace(rewritten: Rewritten, bundle: tuple[Path, Manifest]) -> None:
     folder, manifest = bundle
     session = open_session(ir.load(folder / manifest.graphs["slots"]), folder)
     alone = run_session(session, ARRAYS)["hidden"]
@@ -137,20 +138,20 @@ def test_each_adapter_acts_and_its_absence_leaves_no_trace(remade: Remade, bundl
         np.testing.assert_array_equal(run_session(session, ARRAYS)["hidden"], alone)
 
 
-@pytest.mark.parametrize("remade", FUSED, indirect=True)  # the others round
-def test_fused_bases_compute_what_is_written_by_hand(remade: Remade, bundle: tuple[Path, Manifest]) -> None:
+@pytest.mark.parametrize("rewritten", FUSED, indirect=True)  # the others round
+def test_fused_bases_compute_what_is_written_by_hand(rewritten: Rewritten, bundle: tuple[Path, Manifest]) -> None:
     folder, manifest = bundle
     session = open_session(ir.load(folder / manifest.graphs["slots"]), folder)
     for record in manifest.adapters:
         found = run_session(session, {**ARRAYS, **read_tensors(folder / record.safetensors)})["hidden"]
-        wanted = adapted(remade.encoder, remade.adapters[record.name], INPUTS)["hidden"]
+        wanted = adapted(rewritten.encoder, rewritten.adapters[record.name], INPUTS)["hidden"]
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(1.0, np.abs(wanted).max()))
 
 
-def test_what_one_projection_reads_is_not_what_the_others_read(remade: Remade) -> None:
+def test_what_one_projection_reads_is_not_what_the_others_read(rewritten: Rewritten) -> None:
     """Three projections of 8 bits read one quantised tensor."""
     names = [f"layers.0.attention.{name}" for name in ("query", "key", "value")]
-    base = remade.base
+    base = rewritten.base
     reading = adapter_at("reading", scaled_plus("u", "u"), names[:1], base.sites, base.fingerprint)
     watching = adapter_at("watching", scaled_plus("h", "h"), names, base.sites, base.fingerprint)
     plan = plan_slots([reading, watching], base.sites)

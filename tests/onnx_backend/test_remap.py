@@ -1,4 +1,4 @@
-"""Site maps in remade bases: the given sites are the same places after quantisers and fusions."""
+"""Site maps in rewritten bases: the given sites are the same places after quantisers and fusions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_onnx import save_tiny, token_inputs
 from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import Precision
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.editor import Graft
+from adapter_export.onnx_backend.graft.surgery import Graft
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.session import open_session
@@ -83,7 +83,7 @@ def _check_same_places(base: OnnxBase, made: OnnxBase, least: float) -> None:
 
 
 def _values(base: OnnxBase, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    graft = Graft.onto(base.model)
+    graft = Graft(base.model)
     for site in base.sites.sublayers:
         graft.expose(graft.value(site.h), f"shown/{site.name}")
     session = open_session(graft.finish(), base.folder, optimize=False)

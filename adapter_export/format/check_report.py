@@ -1,0 +1,323 @@
+"""The report of `adapter-export check --json`, as records; schema `check-report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from adapter_export.format.records import SEMVER, Count, NotEmpty, NotNegative, Positive
+from adapter_export.graph.ops import Interval
+
+REPORT_VERSION = "1.0.0"
+"""The version of the format of reports."""
+
+Verdict = Literal["passed", "failed"]
+Form = Literal["slots", "inputs", "bank", "baked"]
+"""A graph that ran: a flavour of the bundle, or one with the adapter baked in."""
+
+Number = float | Literal["nan", "inf", "-inf"]
+"""A number, or the name of one that JSON cannot write."""
+
+Cosine = Annotated[float, Interval(-1, 1)]
+
+
+@dataclass(frozen=True)
+class BudgetRecord:
+    """The allowed absolute error.
+
+    Attributes:
+        absolute: the allowed |found - expected|.
+        reason: what it follows from.
+    """
+
+    absolute: NotNegative
+    reason: str
+
+
+@dataclass(frozen=True)
+class MasksRecord:
+    """Where NaN, or Inf, stands, as counts of elements.
+
+    Attributes:
+        agree: on both sides.
+        only_found: in the candidate alone.
+        only_expected: in the reference alone.
+    """
+
+    agree: Count
+    only_found: Count
+    only_expected: Count
+
+
+@dataclass(frozen=True)
+class WorstRecord:
+    """The element that is furthest from the reference.
+
+    Attributes:
+        index: its place in the output.
+        found: the candidate's value.
+        expected: the reference's value.
+        ulp: the number of representable values between the two; null for integers, NaN and Inf.
+    """
+
+    index: tuple[Count, ...]
+    found: Number
+    expected: Number
+    ulp: Count | None
+
+
+@dataclass(frozen=True)
+class FlipRecord:
+    """A row in which the two sides choose different classes.
+
+    Attributes:
+        row: the row, all axes but the last flattened.
+        found: the candidate's class.
+        expected: the reference's class.
+        margin: how far apart the two logits are in the reference.
+        within_budget: whether the budget explains it: margin at most twice the budget.
+    """
+
+    row: Count
+    found: Count
+    expected: Count
+    margin: NotNegative
+    within_budget: bool
+
+
+@dataclass(frozen=True)
+class TopClassRecord:
+    """Agreement of the highest logit.
+
+    Attributes:
+        rows: how many rows were looked at.
+        agree: in how many both sides choose the same class.
+        flips: the other rows.
+    """
+
+    rows: Count
+    agree: Count
+    flips: tuple[FlipRecord, ...]
+
+
+@dataclass(frozen=True)
+class ComparisonRecord:
+    """Two arrays, element by element.
+
+    Attributes:
+        verdict: whether it is as it should be.
+        faults: why it does not pass, one short clause each; empty if it passes.
+        elements: how many elements there were to compare.
+        compared: how many were finite on both sides; the measures are over these.
+        absolute: the largest |found - expected|.
+        relative: the largest |found - expected| / max(|found|, |expected|), 0/0 counting as 0.
+        ulp: the largest number of representable values between the two sides, large near zero; null for integers and
+            where nothing was compared.
+        cosine: of the two sides as vectors; null where one of them is zero.
+        budget: the allowed absolute error.
+        ratio: error over budget; 1 is the limit. The largest float64 stands for an error where none is allowed.
+        nan, inf: where it stands.
+        worst: the element that is furthest from the reference; null if there was nothing to compare.
+        top_class: agreement of the highest logit; null for outputs that are not logits.
+    """
+
+    verdict: Verdict
+    faults: tuple[str, ...]
+    elements: Count
+    compared: Count
+    absolute: NotNegative
+    relative: Annotated[float, Interval(0, 2)]
+    ulp: Count | None
+    cosine: Cosine | None
+    budget: BudgetRecord
+    ratio: NotNegative
+    nan: MasksRecord
+    inf: MasksRecord
+    worst: WorstRecord | None
+    top_class: TopClassRecord | None
+
+
+@dataclass(frozen=True)
+class OutputRecord(ComparisonRecord):
+    """One output of one run.
+
+    Attributes:
+        against: what it was compared with.
+        adapter: the active adapter; null for the base alone.
+        case: the name of the inputs.
+        axes: the length of each dynamic axis of the inputs.
+        level: ONNX Runtime's optimization level.
+        output: the name of the output.
+        part: `tokens` and `padding` for one row per token and inputs with padding.
+        flavour: the graph that ran: a flavour of the bundle, or one with the adapter baked in.
+        mixed: whether the rows of the batch ran through different adapters; compared are those of this one.
+    """
+
+    against: Literal["reference", "golden"]
+    adapter: str | None
+    case: str
+    axes: Mapping[str, Positive]
+    level: Literal["none", "basic", "extended", "all"]
+    output: str
+    part: Literal["all", "tokens", "padding"]
+    flavour: Form
+    mixed: bool
+
+
+@dataclass(frozen=True)
+class SiteRecord(ComparisonRecord):
+    """What an adapter computes at one site.
+
+    Attributes:
+        adapter: the active adapter.
+        case: the name of the inputs.
+        site: the site, or `head`.
+        path: the module path in the torch model; null if not known.
+    """
+
+    adapter: str
+    case: str
+    site: str
+    path: str | None
+
+
+@dataclass(frozen=True)
+class InvariantRecord:
+    """Something that must hold whatever the reference says.
+
+    Attributes:
+        name: which one.
+        subject: what it was tried on.
+        verdict: whether it is as it should be.
+        detail: what was seen.
+    """
+
+    name: str
+    subject: str
+    verdict: Verdict
+    detail: str
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """One adapter, or the base, that does not compute what it should.
+
+    Attributes:
+        adapter: the active adapter; null for the base alone.
+        case: the first case that fails.
+        output: the output that is worst there; null if only a site fails.
+        faults: why it does not pass, one short clause each.
+        worst: the element that is furthest from the reference; null if there was nothing to compare.
+        levels_failed: the optimization levels at which that output fails.
+        levels_passed: those at which it passes.
+        culprit: the first site whose own error is over its own budget.
+        command: repeats this part of the check alone.
+        flavour: the first graph that fails.
+        mixed: whether it does in a mixed batch.
+        flavours_failed: all graphs in which an output of this adapter fails; empty if only a site does.
+    """
+
+    adapter: str | None
+    case: str
+    output: str | None
+    faults: Annotated[tuple[str, ...], NotEmpty()]
+    worst: WorstRecord | None
+    levels_failed: tuple[str, ...]
+    levels_passed: tuple[str, ...]
+    culprit: SiteRecord | None
+    command: str
+    flavour: Form
+    mixed: bool
+    flavours_failed: tuple[Form, ...]
+
+
+@dataclass(frozen=True)
+class AgreementRecord:
+    """One output of floats, over all inputs.
+
+    Attributes:
+        adapter: the active adapter; null for the base alone.
+        output: the name of the output.
+        rows: how many were looked at; tokens, for an output with one row per token.
+        agree: in how many of them both sides choose the same class; null for outputs that are not logits.
+        absolute: the largest difference of an element, padding left out.
+        scale: the largest absolute value of the output in float32.
+        cosine: the smallest cosine of a batch's output as a vector; null where one side is zero.
+    """
+
+    adapter: str | None
+    output: str
+    rows: Count
+    agree: Count | None
+    absolute: NotNegative
+    scale: NotNegative
+    cosine: Cosine | None
+
+
+@dataclass(frozen=True)
+class AgreementsRecord:
+    """How the bundle differs from the base in float32.
+
+    Attributes:
+        original: what computed the outputs in float32.
+        inputs: what both sides were run on.
+        results: every output of floats, of the base and of every adapter.
+    """
+
+    original: str
+    inputs: str
+    results: tuple[AgreementRecord, ...]
+
+
+@dataclass(frozen=True)
+class CoverageRecord:
+    """How much was looked at.
+
+    Attributes:
+        planned: the values that there were to compare.
+        compared: those of which at least one element was compared.
+        elements: the elements that were compared.
+        left_out: the places of the others.
+    """
+
+    planned: Count
+    compared: Count
+    elements: Count
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check of a bundle found. NaN and Inf, which JSON has not, are written as strings.
+
+    Attributes:
+        version: the version of this format. A reader refuses another major version.
+        bundle: the path of the bundle, as it was given.
+        base: the fingerprint of the bundle's base.
+        against: the path of the model that the reference comes from; null if only the golden vectors were used.
+        reference: what computed the reference's outputs, such as `torch 2.13.0 float32`.
+        runtime: what computed the bundle's outputs, such as `onnxruntime 1.32.0`.
+        verdict: whether it is as it should be.
+        coverage: how much was looked at.
+        outputs: every output of every run.
+        sites: what each adapter computes at each site, from the values that arrive there, against float64 arithmetic.
+        invariants: what must hold whatever the reference says.
+        failures: one per adapter, or the base, with a comparison that failed.
+        agreements: how the bundle differs from the base in float32, where its precision is another or texts were given;
+            null elsewhere. No part of the verdict.
+    """
+
+    version: Annotated[str, SEMVER]
+    bundle: str
+    base: str
+    against: str | None
+    reference: str | None
+    runtime: str
+    verdict: Verdict
+    coverage: CoverageRecord
+    outputs: tuple[OutputRecord, ...]
+    sites: tuple[SiteRecord, ...]
+    invariants: tuple[InvariantRecord, ...]
+    failures: tuple[FailureRecord, ...]
+    agreements: AgreementsRecord | None

@@ -1,0 +1,283 @@
+"""A base made ready for slots: its operators checked, its weights constant, its sums written out, its opset converted.
+
+None of it changes what the base computes; where the graph is converted, both are run and compared.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx import helper, version_converter
+from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
+
+from adapter_export.errors import BaseModelError, RequestError
+from adapter_export.format.manifest import InputRecord
+from adapter_export.onnx_backend.base.shapes import small_cases
+from adapter_export.onnx_backend.lowering import MINIMUM_OPSET
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.view.flow import activations_of
+from adapter_export.runtime.graphs import FAILURES, run_session
+
+_IR_VERSION = 10
+"""The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
+
+_DOMAINS = ("ai.onnx", "com.microsoft")
+"""What the domains of ONNX Runtime's operators begin with."""
+
+_NO_OPERATOR = ("No Op registered for", "is not a registered function/op")
+"""What ONNX Runtime says of an operator that it does not have."""
+
+_QUERY, _KEY = 0, 1
+_PAST, _PRESENT = (3, 4), (1, 2)
+"""Inputs and outputs of `GroupQueryAttention` (com.microsoft, opset 1): past and present keys and values."""
+
+_ADDED = 2
+"""The input of `Gemm` that is added to the product."""
+
+_OLDEST_OPSET = 13
+"""The oldest that is converted: from there on quantised weights may have a scale per channel."""
+
+_MEANWHILE = "com.microsoft.meanwhile"
+"""The domain, while a graph is converted, of ONNX Runtime's own operators that stand in the domain of ONNX."""
+
+_TOLERANCE = 1e-5
+"""Of the largest value of an output; the operators that compute it are the same, so their rounding is, too."""
+
+
+def check_operators(model: ir.Model, path: Path) -> None:
+    """Refuse operators that ONNX Runtime does not have.
+
+    Raises:
+        BaseModelError: there are some, such as those that an exporter made up.
+    """
+    own = {(domain, name) for domain, name, *_ in model.functions}
+    bodies = [model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())]
+    counts = Counter((node.domain, node.op_type) for nodes in bodies for node in nodes)
+    missing = {key: count for key, count in counts.items() if key not in own and not _is_there(*key)}
+    if missing:
+        raise BaseModelError(
+            "has operators that ONNX Runtime does not have",
+            where=path,
+            found=", ".join(
+                f"{count} `{name}` of `{domain or 'ai.onnx'}`" for (domain, name), count in missing.items()
+            ),
+            expected="operators of the domains `ai.onnx` and `com.microsoft`",
+            fix="export it again without operators of your own",
+        )
+
+
+def _is_there(domain: str, name: str) -> bool:
+    """Whether the standard has an operator of this name, or else ONNX Runtime, which is asked with a graph of it."""
+    if domain and not domain.startswith(_DOMAINS):
+        return False
+    if onnx.defs.has(name, domain="" if domain == "ai.onnx" else domain):
+        return True
+    x, y = (helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None) for value in "xy")
+    graph = helper.make_graph([helper.make_node(name, ["x"], ["y"], domain=domain)], "operator", [x], [y])
+    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except FAILURES as error:  # it has too few inputs in any case
+        return not any(words in str(error) for words in _NO_OPERATOR)
+    return True
+
+
+def normalise(model: ir.Model) -> None:
+    """Make the base's own weights constants, so that the overridable initializers of a build are its slots alone.
+
+    Functions are inlined, caches get their widths, and nodes lose inputs that are left out at their ends.
+    """
+    model.ir_version = _IR_VERSION
+    if model.functions:
+        InlinePass()(model)
+    RemoveInitializersFromInputsPass()(model)
+    for node in model.graph.all_nodes():
+        while node.inputs and node.inputs[-1] is None:  # older runtimes know fewer optional inputs of an operator
+            node.resize_inputs(len(node.inputs) - 1)
+        if node.op_type == "GroupQueryAttention":
+            _fix_cache_widths(node)
+
+
+def _fix_cache_widths(attention: ir.Node) -> None:
+    """Give keys and values [batch, heads, tokens, width] that go in and come out their width: that of one head.
+
+    The builder of onnxruntime-genai leaves it open, because it halves where 4-bit numbers are packed. In caches of
+    float32 it is that of one attention head; query, key and value lie side by side where there is no input for the key.
+    """
+    query, heads = attention.inputs[_QUERY], attention.attributes.get_int("num_heads", 0)
+    if attention.inputs[_KEY] is None:
+        heads += 2 * attention.attributes.get_int("kv_num_heads", 0)
+    width = query.shape[-1] if query is not None and query.shape else None
+    if not isinstance(width, int) or not heads:
+        return
+    past = [value for at in _PAST if at < len(attention.inputs) and (value := attention.inputs[at]) is not None]
+    present = [attention.outputs[at] for at in _PRESENT if at < len(attention.outputs)]
+    caches = [*filter(ir.Value.is_graph_input, past), *filter(ir.Value.is_graph_output, present)]
+    for value in caches:
+        if value.dtype == ir.DataType.FLOAT and value.shape is not None:
+            value.shape = ir.Shape([*value.shape[:-1], width // heads])
+
+
+def open_sums(graph: ir.Graph) -> None:
+    """Write out the sums of activations inside other operators, in place, so that each sum is an `Add`.
+
+    `Sum` adds any number of values. `Gemm` adds its third input to a product; where that is an activation, a tool has
+    put a residual sum into it. The numbers stay what they were, the rounding of a `Gemm` aside.
+
+    Raises:
+        BaseModelError: a sum of activations holds a weight or a factor, too, and nothing says whose it is.
+    """
+    activations = activations_of(graph)
+    for node in list(graph):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        read = [value for value in node.inputs if value is not None and value.name in activations]
+        if node.op_type == "Sum" and len(read) >= 2 and len(node.inputs) > 2:
+            if len(read) < len(node.inputs):
+                raise _ambiguous(node, "weights among what it adds")
+            _write_out(node, read[0], read[1:], [])
+        elif node.op_type == "Gemm" and len(node.inputs) > _ADDED and node.inputs[_ADDED] in read:
+            if node.attributes.get_float("beta", 1.0) != 1.0:
+                raise _ambiguous(node, "`beta`, a factor of what it adds")
+            result = node.outputs[0]
+            product = ir.Value(name=f"{result.name}/product", type=result.type, shape=result.shape)
+            attributes = [attribute for attribute in node.attributes.values() if attribute.name != "beta"]
+            bare = ir.Node(
+                "",
+                "Gemm",
+                node.inputs[:_ADDED],
+                attributes,
+                outputs=[product],
+                name=product.name,
+                metadata_props=node.metadata_props,
+            )
+            _write_out(node, product, [added for added in node.inputs[_ADDED:] if added is not None], [bare])
+
+
+def _write_out(node: ir.Node, total: ir.Value, others: Sequence[ir.Value], made: list[ir.Node]) -> None:
+    """Put `Add`s of a value and others in the place of a node, behind those that are made for it."""
+    result = node.outputs[0]
+    for at, value in enumerate(others):
+        is_last = at == len(others) - 1
+        name = node.name if is_last else f"{result.name}/{at}"
+        partial = ir.Value(name=result.name if is_last else name, type=result.type, shape=result.shape)
+        made.append(ir.Node("", "Add", [total, value], outputs=[partial], name=name))
+        total = partial
+    assert node.graph is not None
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], made, [result], [total])
+
+
+def _ambiguous(node: ir.Node, found: str) -> BaseModelError:
+    return BaseModelError(
+        "adds activations in one operator with something else, and nothing says to which of them that belongs",
+        where=f"`{node.outputs[0].name}`, {node.op_type}",
+        found=found,
+        expected="an `Add` for each sum",
+        fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+    )
+
+
+def with_slot_opset(
+    model: ir.Model, path: Path, folder: Path, inputs: Sequence[InputRecord]
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """The model in an opset that slots can be written in, and what was done for that, for the user.
+
+    Args:
+        model: the model; it shares its weights with what is made of it.
+        path: its file.
+        folder: where its external data lie.
+        inputs: its inputs.
+
+    Raises:
+        BaseModelError: its opset is too old, ONNX cannot convert it, ONNX Runtime cannot run one of the two, or their
+            outputs differ.
+    """
+    opset = model.opset_imports.get("", 0)
+    if opset >= MINIMUM_OPSET:
+        return model, ()
+    if opset < _OLDEST_OPSET:
+        raise BaseModelError(
+            "is of an opset that is too old for slots",
+            where=path,
+            found=f"opset {opset}",
+            expected=f"opset {_OLDEST_OPSET} or newer",
+            fix=f"export it again with `opset_version={MINIMUM_OPSET}`",
+        )
+    converted = _converted(model, folder)
+    try:
+        _check_same(model, converted, folder, inputs)
+    except RequestError as error:
+        shapes = (f"`{name}` {list(array.shape)}" for name, array in small_cases(inputs)[0].arrays.items())
+        raise BaseModelError(
+            f"was converted to opset {MINIMUM_OPSET}, which slots need, but cannot be compared with what it was",
+            found=str(error.found),
+            expected=f"a model that can be run on inputs of {', '.join(shapes)}",
+            fix=f"export it again with `opset_version={MINIMUM_OPSET}`",
+        ) from error
+    done = f"converted from opset {opset} to {MINIMUM_OPSET}, which slots need; its outputs are unchanged"
+    return converted, (done,)
+
+
+def _converted(model: ir.Model, folder: Path) -> ir.Model:
+    """What ONNX's own converter makes of a model.
+
+    ONNX Runtime has `LayerNormalization` in every opset, and its optimiser writes it into older ones. The converter
+    knows no such operator there, so that these stand in another domain meanwhile.
+    """
+    proto = ir.to_proto(model)
+    for node in proto.graph.node:
+        if not node.domain and not _is_in_opset(node.op_type, model.opset_imports[""]):
+            node.domain = _MEANWHILE
+    proto.opset_import.append(helper.make_opsetid(_MEANWHILE, 1))
+    try:
+        made = ir.from_proto(version_converter.convert_version(proto, MINIMUM_OPSET))
+    except (RuntimeError, ValueError, onnx.onnx_cpp2py_export.shape_inference.InferenceError) as error:
+        raise _not_converted(f"{error}".strip().partition("\n")[0]) from error
+    for node in made.graph:
+        node.domain = "" if node.domain == _MEANWHILE else node.domain
+    del made.opset_imports[_MEANWHILE]
+    made.metadata_props.update(model.metadata_props)
+    made.ir_version = _IR_VERSION
+    ir.external_data.set_base_dir(made.graph, folder)
+    return made
+
+
+def _is_in_opset(op: str, opset: int) -> bool:
+    try:
+        onnx.defs.get_schema(op, max_inclusive_version=opset, domain="")
+    except onnx.defs.SchemaError:
+        return False
+    return True
+
+
+def _check_same(before: ir.Model, after: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> None:
+    """Run a model and what it was converted to on the same inputs."""
+    case = small_cases(inputs)[0]
+    expected, found = (
+        run_session(open_session(model, folder, optimize=False), case.arrays) for model in (before, after)
+    )
+    for name, value in expected.items():
+        if value.dtype.kind != "f":
+            continue
+        scale = float(np.abs(value[np.isfinite(value)]).max(initial=0))
+        if not np.allclose(found[name], value, rtol=0, atol=_TOLERANCE * scale, equal_nan=True):
+            worst = np.abs(found[name].astype(np.float64) - value).max()
+            raise _not_converted(f"output `{name}` deviates by {worst:.1e}")
+
+
+def _not_converted(found: str) -> BaseModelError:
+    return BaseModelError(
+        f"cannot be converted to opset {MINIMUM_OPSET}, which slots need",
+        found=found,
+        expected="a model that computes the same as before",
+        fix=f"export it again with `opset_version={MINIMUM_OPSET}`",
+    )

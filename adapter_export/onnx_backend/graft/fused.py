@@ -1,0 +1,169 @@
+"""Biases and sums inside fused operators: taken out, so that a site has its values whole, or refused.
+
+ONNX Runtime's tools fuse the bias of a linear layer into the operator behind it: a residual sum with its norm, an
+activation, or an attention, which has one vector [d of queries + d of keys + d of values]. The bias belongs to the
+layer's output `h`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+
+import onnx_ir as ir
+
+from adapter_export.errors import BaseModelError
+from adapter_export.onnx_backend.lowering import Writer
+from adapter_export.onnx_backend.view.operators import SUM_OUTPUT, SUMMANDS, UNBIASED, fused_bias
+
+_NORMS = {
+    "SkipLayerNormalization": "LayerNormalization",
+    "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
+}
+"""What is left of them when the sum is taken out."""
+
+_ATTENTIONS = {"MultiHeadAttention": 3, "PackedMultiHeadAttention": 3, "DecoderMaskedMultiHeadAttention": 10}
+"""The attentions of com.microsoft that have a bias of what they read, and which of their inputs it is."""
+
+_OPERANDS = 3
+"""The first inputs of these are query, key and value."""
+
+_PASSED = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Cast", "Identity"}) | {
+    *("Gather", "Concat", "Mul", "Div"),
+}
+"""What may stand between a layer and the operator with its bias."""
+
+_FACTORS = ("Normalization", "Linear", "BiasGelu", "FastGelu")
+"""How the names of operators end that read vectors which are factors or scales, or biases that can be taken out."""
+
+
+def take_bias(node: ir.Node) -> ir.Value | None:
+    """Take the bias out of a node; the caller adds it to `h`. None for any other node, or one without a bias.
+
+    Beside the sums, activations hold one: that of the linear layer before them.
+    """
+    bias = fused_bias(node)
+    if bias is not None:
+        node.replace_input_with(node.inputs.index(bias, 1), None)
+    if bias is not None and node.op_type in UNBIASED:
+        node.resize_inputs(1)
+        node.op_type = UNBIASED[node.op_type]
+    return bias
+
+
+def open_sum(node: ir.Node) -> ir.Value:
+    """Take the sum out of a node, which then is the norm alone.
+
+    Returns:
+        The sum. Whoever read it before reads it now; it has the name that it had, or none if it had none.
+    """
+    graph = node.graph
+    assert graph is not None
+    assert fused_bias(node) is None  # it belongs to `h`, and was put there before
+    named = node.outputs[SUM_OUTPUT] if len(node.outputs) > SUM_OUTPUT else None
+    add = ir.Node("", "Add", node.inputs[:SUMMANDS])
+    total = add.outputs[0]
+    total.shape, total.type = node.outputs[0].shape, node.outputs[0].type
+    graph.insert_before(node, add)
+    if named is not None:
+        name = named.name
+        for at, output in enumerate(graph.outputs):
+            if output is named:
+                graph.outputs[at] = total
+        named.replace_all_uses_with(total)
+        total.name = name
+    read = [total, *(value for value in node.inputs[SUMMANDS:] if value is not None)]
+    for at, value in enumerate(read):
+        node.replace_input_with(at, value)
+    node.resize_inputs(len(read))
+    node.resize_outputs(1)
+    node.op_type, node.domain = _NORMS[node.op_type], ""
+    return total
+
+
+def has_attention_bias(node: ir.Node) -> bool:
+    """Whether it is a fused attention with a bias of what it reads."""
+    at = _ATTENTIONS.get(node.op_type) if node.domain == "com.microsoft" else None
+    return at is not None and at < len(node.inputs) and node.inputs[at] is not None
+
+
+def take_attention_bias(node: ir.Node, writer: Writer) -> list[tuple[ir.Value, ir.Value]]:
+    """Take the bias out of a fused attention, which reads sums with its parts instead.
+
+    Args:
+        node: the attention.
+        writer: writes what cuts the bias, and the sums; the caller puts them before the attention.
+
+    Returns:
+        What was read before, and the sum that is read now, for query, key and value.
+
+    Raises:
+        BaseModelError: these are not three values of known width that nobody else reads.
+    """
+    at = _ATTENTIONS[node.op_type]
+    read, bias = [value for value in node.inputs[:_OPERANDS] if value is not None], node.inputs[at]
+    widths = [_width(value) for value in read]
+    if len(set(read)) < _OPERANDS or None in widths or any(len(value.uses()) != 1 for value in read):
+        raise _hidden_bias(node)
+    assert bias is not None  # the caller has looked
+    sums, start = [], 0
+    for place, (value, width) in enumerate(zip(read, widths, strict=True)):
+        assert width is not None
+        ends = (
+            writer.integers(f"{place}/{name}", [number]) for name, number in (("start", start), ("end", start + width))
+        )
+        part = writer.op(f"{place}/part", "Slice", (bias, *ends))
+        total = writer.op(f"{place}/sum", "Add", (value, part))
+        total.shape = value.shape
+        sums.append((value, total))
+        node.replace_input_with(place, total)
+        start += width
+    node.replace_input_with(at, None)
+    return sums
+
+
+def check_no_bias_behind(h: ir.Value, activations: Set[str]) -> None:
+    """Refuse a layer's output to which an operator behind it adds a bias that cannot be taken out.
+
+    Args:
+        h: the output.
+        activations: those of the graph, by name.
+
+    Raises:
+        BaseModelError: there is such an operator.
+    """
+    width = _width(h) or 0
+    for node in _behind(h):
+        if has_attention_bias(node) or _may_add(node, width, activations):
+            raise _hidden_bias(node)
+
+
+def _hidden_bias(node: ir.Node) -> BaseModelError:
+    """The refusal of a layer whose bias cannot be given back to it."""
+    return BaseModelError(
+        "adds the bias of a linear layer before it, so that the layer's output cannot be had with its bias",
+        where=f"`{node.name or node.outputs[0].name}`, {node.op_type}",
+        expected="an `Add` for the bias, or query, key and value of three layers that nobody else reads",
+        fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+    )
+
+
+def _behind(value: ir.Value) -> Iterator[ir.Node]:
+    """The operators that read a value, moved or scaled at most."""
+    for node in dict.fromkeys(use.node for use in value.uses()):
+        yield node
+        if node.op_type in _PASSED and not node.domain:
+            for output in node.outputs:
+                yield from _behind(output)
+
+
+def _may_add(node: ir.Node, width: int, activations: Set[str]) -> bool:
+    """Whether an operator that is not of the standard reads a trained vector that may be a bias of this width."""
+    if node.domain in ("", "ai.onnx") or node.op_type.endswith(_FACTORS):
+        return False
+    vectors = [value for value in node.inputs if value is not None and value.name not in activations]
+    return any(value.shape is not None and len(value.shape) == 1 and (_width(value) or 0) >= width for value in vectors)
+
+
+def _width(value: ir.Value) -> int | None:
+    last = value.shape[-1] if value.shape is not None and len(value.shape) else None
+    return last if isinstance(last, int) else None

@@ -1,0 +1,420 @@
+"""The operators of an ONNX graph: products and linear layers, layouts, norms, and what is fused with them.
+
+`SkipLayerNormalization` and `SkipSimplifiedLayerNormalization` (domain com.microsoft, opset 1) add two activations and
+normalise the sum, which is their fourth output. A bias of theirs was fused into them from the sublayer that they add,
+so it belongs to `h`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from itertools import accumulate, pairwise
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.errors import BaseModelError
+from adapter_export.sites.site import Norm, SiteMap
+from adapter_export.sites.view import Cut, Epilogue, rows_first
+
+_FACTORS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "FusedGemm"), (0, 1)),
+    **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (0, 1)),
+    **dict.fromkeys(("QLinearMatMul", "QGemm"), (0, 3)),
+    "Einsum": tuple(range(8)),
+}
+"""The products, and which of their inputs are multiplied; the others are biases, scales and zero points."""
+
+CONVOLUTIONS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "FusedConv", "NhwcConv"), (0, 1)),
+    "QLinearConv": (0, 3),
+}
+
+_PROJECTING = frozenset({("com.microsoft", "Attention"), ("com.microsoft", "QAttention")})
+"""The fused attentions that hold the weights of query, key and value, as their second input."""
+
+_SEPARATE = frozenset(
+    {"MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention", "SparseAttention"}
+)
+"""Those of com.microsoft whose first inputs are query, key and value, or one value that holds all three."""
+
+_MATRICES = frozenset({"MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "MatMulIntegerToFloat"}) | {
+    "DynamicQuantizeMatMul"
+}
+_PACKED = frozenset({"MatMulNBits", "MatMulBnb4"})
+"""What multiplies with one trained matrix: as a tensor [in, out], or packed in blocks."""
+
+_PREPARING = frozenset({"Transpose", "Cast", "DequantizeLinear", "Identity"})
+"""What may be done to a matrix before it is multiplied with."""
+
+_BIASES = {"Gemm": 2, "MatMulNBits": 5, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6}
+"""The input that is the bias of a linear layer."""
+
+_SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
+"""The operators that add and normalise, and which of their inputs is the bias."""
+
+UNBIASED = {"BiasGelu": "Gelu", "FastGelu": "FastGelu"}
+"""Activations of com.microsoft whose second input is a bias of what they read, and the same without a bias."""
+
+UNNAMED_SUM = "/sum"
+"""What stands behind the name of such a node in the name of its sum, where it keeps the sum to itself."""
+
+SUMMANDS = 2
+"""The first inputs of an operator that adds and normalises are what it adds."""
+
+SUM_OUTPUT = 3
+"""Which of its outputs is the sum."""
+
+_ADDED = {"QLinearAdd": (0, 3), "FusedConv": (3,), "QOrderedMatMul": (6,), "BiasDropout": (2,), "BiasAdd": (2,)}
+"""Operators of com.microsoft that add activations to what they compute, and the inputs that are summands."""
+
+NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
+
+_WEIGHT = 1
+_SKIP_WEIGHT = 2
+"""The input with the factor; that of a layer norm is followed by its bias."""
+
+_DEFAULT_EPSILON = {"SkipLayerNormalization": 1e-12, "SkipSimplifiedLayerNormalization": 1e-6}
+_UNKNOWN = Norm("unknown", 0.0, None, None)
+
+
+def cuts_of(node: ir.Node) -> dict[str, Cut]:
+    """The slice of its input that each output is; none where it is not known, or is not one slice."""
+    source = node.inputs[0] if node.inputs else None
+    if source is None or source.shape is None:
+        return {}
+    if node.op_type == "Split":
+        return _split(node, len(source.shape))
+    cut = None
+    if node.op_type == "Slice":
+        cut = _slice(node, source.shape)
+    elif node.op_type == "Gather":
+        cut = _pick(node, source.shape)
+    return {} if cut is None or not node.outputs[0].name else {node.outputs[0].name: cut}
+
+
+def _split(node: ir.Node, rank: int) -> dict[str, Cut]:
+    axis = node.attributes.get_int("axis", 0) % rank
+    found, start = {}, 0
+    for output in node.outputs:
+        size = output.shape[axis] if output.shape is not None else None
+        if not isinstance(size, int):
+            return {}
+        if output.name:
+            found[output.name] = Cut(axis, start, start + size)
+        start += size
+    return found
+
+
+def _slice(node: ir.Node, shape: ir.Shape) -> Cut | None:
+    starts, ends, axes, steps = (_numbers(node, at) for at in (1, 2, 3, 4))
+    if starts is None or ends is None or axes is None or len(axes) != 1 or steps not in (None, [1]):
+        return None
+    axis = axes[0] % len(shape)
+    size = shape[axis]
+    if not isinstance(size, int):
+        return None
+    start, end, _ = slice(starts[0], ends[0]).indices(size)
+    return Cut(axis, start, end)
+
+
+def _pick(node: ir.Node, shape: ir.Shape) -> Cut | None:
+    picked = _numbers(node, 1)
+    axis = node.attributes.get_int("axis", 0) % len(shape)
+    size = shape[axis]
+    if picked is None or len(picked) != 1 or not isinstance(size, int):
+        return None
+    return Cut(axis, picked[0] % size, picked[0] % size + 1)
+
+
+def _numbers(node: ir.Node, at: int) -> list[int] | None:
+    """The numbers of an input, if they are constant."""
+    value = node.inputs[at] if at < len(node.inputs) else None
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else [int(number) for number in tensor.numpy().ravel()]
+
+
+def order_of(node: ir.Node) -> tuple[int | None, ...]:
+    """The axis of its input that each axis of a node's result is, of those that move whole axes; empty for others."""
+    source = node.inputs[0] if node.inputs else None
+    if node.op_type == "Transpose":
+        return tuple(node.attributes.get_ints("perm", ()))
+    axes = _numbers(node, 1) if node.op_type in ("Unsqueeze", "Squeeze") else None
+    if axes is None or source is None or source.shape is None:
+        return ()
+    rank = len(source.shape)
+    if node.op_type == "Squeeze":
+        dropped = {axis % rank for axis in axes}
+        return tuple(axis for axis in range(rank) if axis not in dropped)
+    new, old = {axis % (rank + len(axes)) for axis in axes}, iter(range(rank))
+    return tuple(None if axis in new else next(old) for axis in range(rank + len(axes)))
+
+
+def is_product(op: str) -> bool:
+    """Whether operators of this name are matrix products."""
+    return op in _FACTORS
+
+
+def is_weighted(node: ir.Node, activations: Set[str]) -> bool:
+    """Whether one of the factors of a product is no activation."""
+    return any(value is not None and value.name not in activations for value in _factors(node))
+
+
+def operands(node: ir.Node, activations: Set[str]) -> tuple[str, ...]:
+    """The activations that are multiplied: factors of a product; query, key and value of an attention.
+
+    An attention that computes these itself has none.
+    """
+    if holds_weights(node):
+        return ()
+    found = tuple(name for value in _factors(node) if (name := _name(value)) and name in activations)
+    return rows_first(node.attributes.get_string("equation", ""), found) if node.op_type == "Einsum" else found
+
+
+def holds_weights(node: ir.Node) -> bool:
+    """Whether it is a fused attention that computes query, key and value itself."""
+    return (node.domain, node.op_type) in _PROJECTING
+
+
+def _factors(node: ir.Node) -> list[ir.Value | None]:
+    if holds_weights(node):
+        places: tuple[int, ...] = (0, 1)
+    elif node.op_type in _SEPARATE or (node.op_type == "Attention" and not node.domain):
+        places = (0, 1, 2)
+    else:
+        places = _FACTORS.get(node.op_type) or CONVOLUTIONS.get(node.op_type, ())
+    return [node.inputs[at] for at in places if at < len(node.inputs)]
+
+
+def packed(node: ir.Node) -> tuple[tuple[int, int], ...]:
+    """The slices of query, key and value in the one value that a grouped attention may read them in.
+
+    Its documentation has them as [(heads + 2·kv_heads)·head_size], one after the other.
+    """
+    value = node.inputs[0] if node.inputs else None
+    if node.op_type != "GroupQueryAttention" or value is None or value.shape is None or any(node.inputs[1:3]):
+        return ()
+    counts = [node.attributes.get_int(name, 0) for name in ("num_heads", "kv_num_heads", "kv_num_heads")]
+    width = value.shape[-1]
+    if not isinstance(width, int) or not all(counts) or width % sum(counts):
+        return ()
+    ends = list(accumulate(count * width // sum(counts) for count in counts))
+    return tuple(pairwise([0, *ends]))
+
+
+def is_linear(node: ir.Node, activations: Set[str]) -> bool:
+    """Whether it multiplies an activation with one trained matrix, and does nothing else that would stay."""
+    if operands(node, activations) != (_name(node.inputs[0] if node.inputs else None),):
+        return False
+    if node.op_type in _PACKED:
+        return True
+    weight = node.inputs[1]
+    return (
+        node.op_type in _MATRICES
+        and weight is not None
+        and weight.shape is not None
+        and len(weight.shape) == 2
+        and node.attributes.get_float("alpha", 1.0) == 1.0
+        and not any(node.attributes.get_int(transposed, 0) for transposed in ("transA", "transBatchA", "transBatchB"))
+    )
+
+
+def trained_matrix(node: ir.Node) -> str | None:
+    """The name of the matrix of a linear layer, if the node may be one; as it is stored, before any transposition."""
+    if node.op_type not in _MATRICES | _PACKED or len(node.inputs) < 2:
+        return None
+    weight = node.inputs[1]
+    while weight is not None and (maker := weight.producer()) is not None and maker.op_type in _PREPARING:
+        weight = maker.inputs[0]
+    return _name(weight) or None
+
+
+def width_in(node: ir.Node) -> int | None:
+    """The width of what a linear layer reads, as its matrix says."""
+    if node.op_type in _PACKED:
+        return node.attributes.get_int("K", 0) or None
+    transposed = node.attributes.get_int("transB", 0)
+    shape = None if node.inputs[1] is None else node.inputs[1].shape
+    size = None if shape is None else shape[1 if transposed else 0]
+    return size if isinstance(size, int) else None
+
+
+def epilogue(node: ir.Node, activations: Set[str]) -> Epilogue | None:
+    """The step of a linear layer that a node is: the addition of a bias, or what scales integers back."""
+    if node.op_type in _BIASES:
+        at = _BIASES[node.op_type]
+        has_bias = at < len(node.inputs) and node.inputs[at] is not None
+        return "bias" if has_bias else None
+    if node.op_type == "Add" and sum(_name(value) in activations for value in node.inputs) == 1:
+        return "bias" if any(_is_vector(value) for value in node.inputs if _name(value) not in activations) else None
+    casts = [node] if node.op_type == "Cast" else []
+    if node.op_type == "Mul":
+        makers = (None if value is None else value.producer() for value in node.inputs)
+        casts = [maker for maker in makers if maker is not None and maker.op_type == "Cast"]
+    sources = (None if cast.inputs[0] is None else cast.inputs[0].producer() for cast in casts)
+    return "rescale" if any(source is not None and source.op_type == "MatMulInteger" for source in sources) else None
+
+
+def _is_vector(value: ir.Value | None) -> bool:
+    """Whether it has one number per feature: [d], or axes of length 1 before it."""
+    shape = [] if value is None or value.shape is None else list(value.shape)
+    return bool(shape) and all(size == 1 for size in shape[:-1]) and shape[-1] != 1
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else value.name or ""
+
+
+def is_skip_norm(node: ir.Node) -> bool:
+    """Whether it adds two activations and normalises the sum."""
+    return node.op_type in _SKIP_NORMS
+
+
+def hides_sum(node: ir.Node, activations: Set[str]) -> bool:
+    """Whether it may hold a residual sum that cannot be opened; `activations` are those of the graph, by name."""
+    if node.op_type.startswith("Skip"):
+        return not is_skip_norm(node)
+    added = [node.inputs[at] for at in _ADDED.get(node.op_type, ()) if at < len(node.inputs)]
+    return bool(added) and all(value is not None and value.name in activations for value in added)
+
+
+def sum_output(node: ir.Node) -> str | None:
+    """The name of the sum inside such a node; none if the node keeps it to itself."""
+    return (node.outputs[SUM_OUTPUT].name or None) if len(node.outputs) > SUM_OUTPUT else None
+
+
+def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
+    """Every fused bias belongs to one sublayer.
+
+    Args:
+        nodes: those of the graph by the names that `sites` uses.
+        sites: what was found in it.
+
+    Raises:
+        BaseModelError: a bias was fused behind the sum of two parallel sublayers, and nothing says whose it is.
+    """
+    residuals = {site.residual for site in sites.sublayers if site.residual is not None}
+    sums = {value for name in residuals for value in nodes[name].outputs}
+    for name, node in nodes.items():
+        if name not in residuals and fused_bias(node) is not None and not sums.isdisjoint(node.inputs[:SUMMANDS]):
+            raise BaseModelError(
+                "a bias was fused behind the sum of two sublayers, and nothing says to which it belongs",
+                where=f"`{name}`, {node.op_type}",
+                fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+            )
+
+
+def fused_bias(node: ir.Node) -> ir.Value | None:
+    """The bias of a linear layer that is fused into the operator behind it: a residual sum or an activation."""
+    at = 1 if node.op_type in UNBIASED and node.domain == "com.microsoft" else _SKIP_NORMS.get(node.op_type)
+    return node.inputs[at] if at is not None and at < len(node.inputs) else None
+
+
+def norm_of(node: ir.Node, activations: Set[str]) -> tuple[Norm, str] | None:
+    """The norm that a node is, has inside beside a sum, or ends that is written out, and the name of what it reads.
+
+    None for any other node; what is read beside a sum is the sum, which has no name here.
+    """
+    if node.op_type in NORMS or is_skip_norm(node):
+        return _whole(node, activations), _name(node.inputs[0])
+    return _written_out(node, activations) if node.op_type in ("Add", "Mul") and not node.domain else None
+
+
+def _whole(node: ir.Node, activations: Set[str]) -> Norm:
+    at = _SKIP_WEIGHT if is_skip_norm(node) else _WEIGHT
+    is_rms = "LayerNormalization" not in node.op_type or "Simplified" in node.op_type
+    tensors = [node.inputs[i] if i < len(node.inputs) else None for i in ((at,) if is_rms else (at, at + 1))]
+    axis, shape = node.attributes.get_int("axis", -1), node.inputs[0].shape if node.inputs[0] is not None else None
+    over_features = axis == -1 or (shape is not None and axis == len(shape) - 1)
+    if not over_features or any(tensor is not None and tensor.name in activations for tensor in tensors):
+        return _UNKNOWN
+    epsilon = _as_written(node.attributes.get_float("epsilon", _DEFAULT_EPSILON.get(node.op_type, 1e-5)))
+    weight, bias = (*(None if tensor is None else tensor.name for tensor in tensors), None)[:2]
+    return Norm("rms" if is_rms else "layer", epsilon, weight, bias)
+
+
+def _as_written(epsilon: float) -> float:
+    """The shortest decimal of a float32: files hold 1e-12 as 9.99999996e-13."""
+    return float(str(np.float32(epsilon)))
+
+
+def _written_out(last: ir.Node, activations: Set[str]) -> tuple[Norm, str] | None:
+    """A layer norm `(x - mean) / sqrt(variance + epsilon) * weight + bias`, or an RMS norm without mean and bias."""
+    scaled, bias = _operands_of(last, activations) if last.op_type == "Add" else (last.outputs[0], None)
+    weighted = _made_by(scaled, "Mul")
+    if weighted is None or (bias is None) != (last is weighted):
+        return None
+    normed, weight = _operands_of(weighted, activations)
+    divided = _made_by(normed, "Div")
+    if divided is None or weight is None:
+        return None
+    centred, root = divided.inputs
+    shifted = _of(_made_by(root, "Sqrt"), "Add")
+    epsilon = None if shifted is None else _number(shifted, activations)
+    mean = None if shifted is None else _of(shifted, "ReduceMean")
+    if epsilon is None or mean is None or not _is_square(mean.inputs[0], centred) or not _reduces_last(mean):
+        return None
+    source = _before_centring(centred)
+    if (source is None) != (bias is None):  # the first pieces of a layer norm, or a bias behind an RMS norm
+        return None
+    if source is None or bias is None:
+        return Norm("rms", _as_written(epsilon), weight.name, None), _name(centred)
+    return Norm("layer", _as_written(epsilon), weight.name, bias.name), _name(source)
+
+
+def _before_centring(value: ir.Value | None) -> ir.Value | None:
+    """What a value is, without its mean over the features; none if it is something else."""
+    subtracted = _made_by(value, "Sub")
+    mean = None if subtracted is None else _made_by(subtracted.inputs[1], "ReduceMean")
+    if subtracted is None or mean is None or mean.inputs[0] is not subtracted.inputs[0] or not _reduces_last(mean):
+        return None
+    return subtracted.inputs[0]
+
+
+def _operands_of(node: ir.Node, activations: Set[str]) -> tuple[ir.Value | None, ir.Value | None]:
+    """The activation and the trained vector of an operation on both."""
+    one, other = node.inputs[0], node.inputs[1]
+    activation, vector = (one, other) if one is not None and one.name in activations else (other, one)
+    if vector is None or vector.name in activations or vector.shape is None or len(vector.shape) != 1:
+        return None, None
+    return activation, vector
+
+
+def _made_by(value: ir.Value | None, op: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op else None
+
+
+def _of(node: ir.Node | None, op: str) -> ir.Node | None:
+    """The operation of this name that a node reads."""
+    found = [] if node is None else [made for value in node.inputs if (made := _made_by(value, op)) is not None]
+    return found[0] if found else None
+
+
+def _number(node: ir.Node, activations: Set[str]) -> float | None:
+    """The constant that is added to an activation."""
+    for value in node.inputs:
+        tensor = None if value is None or value.name in activations else ir.convenience.get_const_tensor(value)
+        if tensor is not None and tensor.size == 1:
+            return float(tensor.numpy().item())
+    return None
+
+
+def _is_square(value: ir.Value | None, of: ir.Value | None) -> bool:
+    power, product = _made_by(value, "Pow"), _made_by(value, "Mul")
+    if product is not None:
+        return all(factor is of for factor in product.inputs)
+    exponent = None if power is None or power.inputs[1] is None else ir.convenience.get_const_tensor(power.inputs[1])
+    return power is not None and exponent is not None and power.inputs[0] is of and (exponent.numpy() == 2).all()
+
+
+def _reduces_last(mean: ir.Node) -> bool:
+    """Whether a mean is over the last axis alone, which stays as one of length 1."""
+    axes = mean.attributes.get_ints("axes", ())
+    if len(mean.inputs) > 1 and mean.inputs[1] is not None:
+        tensor = ir.convenience.get_const_tensor(mean.inputs[1])
+        axes = () if tensor is None else tuple(int(axis) for axis in tensor.numpy().ravel())
+    source = mean.inputs[0]
+    rank = None if source is None or source.shape is None else len(source.shape)
+    is_last = len(axes) == 1 and (axes[0] == -1 or (rank is not None and axes[0] == rank - 1))
+    return is_last and mean.attributes.get_int("keepdims", 1) == 1
