@@ -165,7 +165,7 @@ def make_kind(name: str, given: Mapping[str, Any]) -> Kind:
     return placed(_widened(kind, chosen), chosen)
 
 
-def kind_options(maker: Maker, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def kind_options(maker: Maker[Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the kind's options that the options of the command line mean.
 
     Raises:
@@ -186,7 +186,7 @@ def kind_options(maker: Maker, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return meant
 
 
-def _known(maker: Maker, kind: Kind) -> list[str]:
+def _known(maker: Maker[Any], kind: Kind) -> list[str]:
     own = {field.name for field in fields(maker.defaults)}
     bottlenecks = isinstance(maker.defaults, BottleneckOptions)
     by_name = ["activation", "scaling", "dropout", "drop_path", "norm_before", "norm_after", "gate"]
@@ -198,7 +198,7 @@ def _known(maker: Maker, kind: Kind) -> list[str]:
     return known
 
 
-def _meaning(maker: Maker, key: str, value: Any, before: Mapping[str, Any]) -> dict[str, Any]:
+def _meaning(maker: Maker[Any], key: str, value: Any, before: Mapping[str, Any]) -> dict[str, Any]:
     if key in ("at", "leave_out", *_WIDTHS):
         return {}
     if key == "no_bias":

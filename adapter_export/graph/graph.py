@@ -155,6 +155,11 @@ class AdapterGraph:
         inputs = tuple(shapes[name] for name in node.inputs)
         return bind_dimensions(OPS[node.op], inputs, node.parameters, self.parameters, f"`{node.output}`")
 
+    def known_dimensions(self, node: Node, widths: Mapping[str, int]) -> dict[str, int]:
+        """The same in numbers, without those whose width is not given."""
+        dims = self.dimensions(node).items()
+        return {name: resolve(dim, widths) for name, dim in dims if isinstance(dim, int) or dim in widths}
+
     def _check_nothing_is_idle(self) -> None:
         read = {name for node in self.nodes for name in node.inputs} | {self.result}
         used = {name for node in self.nodes for name in node.parameters.values()}
@@ -179,7 +184,7 @@ class AdapterGraph:
         return {name: tuple(resolve(dim, widths) for dim in shape) for name, shape in self.parameters.items()}
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
-        """Hold the widths against what the ops ask of them, such as that one is a multiple of another.
+        """Compare the widths with what the ops ask of them, such as that one is a multiple of another.
 
         What depends on a width that is not given, since no parameter has it but the base, is left to the base.
 
@@ -187,11 +192,7 @@ class AdapterGraph:
             GraphError: they do not fit; the message names the node.
         """
         for index, node in enumerate(self.nodes):
-            spec = OPS[node.op]
-            names = {name for product, factors in spec.products.items() for name in (product, *factors)}
-            dims = self.dimensions(node) if names else {}
-            known = {name: dims[name] for name in names if isinstance(dims[name], int) or dims[name] in widths}
-            for fault in broken_products(spec, {name: resolve(dim, widths) for name, dim in known.items()}):
+            for fault in broken_products(OPS[node.op], self.known_dimensions(node, widths)):
                 raise GraphError("widths do not fit", where=f"node {index} (`{node.op}`)", found=fault)
 
 
@@ -307,21 +308,17 @@ def interpret(
     """
     values = {name: inputs[name] for name in graph.inputs}
     for node in graph.nodes:
+        if node.op in BOUND_OPS:
+            raise GraphError(
+                "an op is the base's own and has no value without a base",
+                where=f"`{node.output}`",
+                found=f"`{node.op}`",
+                fix="bind it to the base first",
+            )
         read = tuple(values[name] for name in node.inputs)
         owned = {role: parameters[name] for role, name in node.parameters.items()}
-        values[node.output] = _lowering(lowerings, node)(node, read, owned)
+        values[node.output] = lowerings[node.op](node, read, owned)
     return values
-
-
-def _lowering(lowerings: Mapping[str, Lowering[Value]], node: Node) -> Lowering[Value]:
-    if node.op in BOUND_OPS:
-        raise GraphError(
-            "an op is the base's own and has no value without a base",
-            where=f"`{node.output}`",
-            found=f"`{node.op}`",
-            fix="bind it to the base first",
-        )
-    return lowerings[node.op]
 
 
 # What a graph costs: parameters, bytes, multiply-accumulates.
@@ -361,24 +358,11 @@ def cost(graph: AdapterGraph, widths: Mapping[str, int]) -> Cost:
         graph: the graph.
         widths: a number for each of its symbols, such as `{"d": 384, "b": 64}`.
     """
-    return stored(graph.parameter_shapes(widths).values(), _multiply_accumulates(graph, widths))
+    accumulates = (OPS[node.op].multiply_accumulates(graph.known_dimensions(node, widths)) for node in graph.nodes)
+    return stored(graph.parameter_shapes(widths).values(), sum(accumulates))
 
 
 def stored(shapes: Iterable[tuple[int, ...]], multiply_accumulates: int) -> Cost:
     """The price of float32 tensors of these shapes, and of the work that is done with them."""
     parameters = sum(map(math.prod, shapes))
     return Cost(parameters, parameters * _FLOAT32_BYTES, multiply_accumulates)
-
-
-def _multiply_accumulates(graph: AdapterGraph, widths: Mapping[str, int]) -> int:
-    total = 0
-    for node in graph.nodes:
-        spec = OPS[node.op]
-        dims: dict[str, int] = {}
-        for parameter in spec.parameters:
-            if parameter.role in node.parameters:
-                shape = graph.parameters[node.parameters[parameter.role]]
-                pairs = zip(parameter.shape, shape, strict=True)
-                dims.update({name: resolve(dim, widths) for name, dim in pairs if isinstance(name, str)})
-        total += spec.multiply_accumulates(dims)
-    return total

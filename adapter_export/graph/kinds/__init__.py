@@ -1,16 +1,23 @@
-"""The published kinds of adapter, each a function that returns its graphs and where they act."""
+"""The published kinds of adapter, each declared once: what it computes, where it acts, and its options."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from adapter_export.errors import UsageError
 from adapter_export.graph.heads import classification_head
 from adapter_export.graph.kinds.adapterhub import (
     BottleneckConfig,
+    NiceOptions,
     activation_named,
     adapter_plus,
     bottleneck_config,
     compacter,
     compacter_plus_plus,
     double_seq_bn,
+    nice,
+    nice_graph,
     par_bn,
     scaled_par_bn,
     seq_bn,
@@ -26,10 +33,18 @@ from adapter_export.graph.kinds.bottleneck import (
     wired,
 )
 from adapter_export.graph.kinds.ia3 import Ia3Options, ia3, ia3_graph
-from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Place, Places, Share, Width, per_layer
+from adapter_export.graph.kinds.kind import (
+    DEFAULT_BOTTLENECK,
+    Kind,
+    KindPart,
+    Maker,
+    Place,
+    Places,
+    Share,
+    Width,
+    per_layer,
+)
 from adapter_export.graph.kinds.lora import LoraOptions, lora, lora_graph
-from adapter_export.graph.kinds.nice import NiceOptions, nice, nice_graph
-from adapter_export.graph.kinds.table import BOTTLENECK_KINDS, KINDS, REFUSED, Maker, kind_named
 
 __all__ = [
     "BOTTLENECK_KINDS",
@@ -51,13 +66,9 @@ __all__ = [
     "Width",
     "Wiring",
     "activation_named",
-    "adapter_plus",
     "bottleneck",
     "bottleneck_config",
     "classification_head",
-    "compacter",
-    "compacter_plus_plus",
-    "double_seq_bn",
     "houlsby",
     "ia3",
     "ia3_graph",
@@ -66,11 +77,45 @@ __all__ = [
     "lora_graph",
     "nice",
     "nice_graph",
-    "par_bn",
     "parallel",
     "per_layer",
     "pfeiffer",
-    "scaled_par_bn",
-    "seq_bn",
     "wired",
 ]
+
+_MAKERS = (
+    *(houlsby, pfeiffer, parallel),
+    *(seq_bn, double_seq_bn, par_bn, scaled_par_bn, adapter_plus, compacter, compacter_plus_plus),
+    *(nice, lora, ia3),
+)
+
+KINDS: Mapping[str, Maker[Any]] = {maker.name: maker for maker in _MAKERS}
+
+BOTTLENECK_KINDS = tuple(maker.name for maker in _MAKERS if isinstance(maker.defaults, BottleneckOptions))
+
+REFUSED: Mapping[str, str] = {
+    "dora": "normalises the base's own weights, which no graph reads",
+    "vera": "shares frozen random projections, which would have to be stored",
+    "loha": "multiplies products of matrices element by element",
+    "lokr": "multiplies the weights by Kronecker products",
+    "prefix_tuning": "adds keys and values to attention, which no site holds",
+    "prompt_tuning": "makes the text longer",
+    "loreft": "acts at some tokens only",
+}
+"""Published kinds that have no graph here yet, and why."""
+
+
+def kind_named(name: str) -> Maker[Any]:
+    """The kind of a name.
+
+    Raises:
+        UsageError: it is not known, or one of those that are refused; the message says why.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    why = REFUSED.get(name.lower().replace("-", "_"))
+    raise UsageError(
+        "unknown kind" if why is None else f"`{name}` cannot be expressed yet: it {why}",
+        found=None if why else f"`{name}`",
+        expected=", ".join(f"`{known}`" for known in KINDS),
+    )

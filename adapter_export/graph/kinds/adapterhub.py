@@ -7,83 +7,140 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapter_export.errors import UsageError
+from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.bottleneck import (
-    BottleneckKind,
     BottleneckOptions,
     PhmOptions,
     Scaling,
     Source,
     Wiring,
+    bottleneck_maker,
     bottleneck_widths,
     graph_name,
     wired,
 )
-from adapter_export.graph.kinds.kind import Kind, KindPart, Places, Share, per_layer
-from adapter_export.graph.kinds.nice import NICE_PLACES, nice_graph, nice_widths
+from adapter_export.graph.kinds.chain import Chain
+from adapter_export.graph.kinds.kind import Kind, KindPart, Maker, Places, Share, per_layer
 from adapter_export.graph.ops import ACTIVATIONS
 
-_PHM = PhmOptions()
 _NORMED = Wiring(reads="normed")
 
-SEQ_BN = BottleneckKind("seq_bn", _NORMED, ("ffn",), BottleneckOptions("relu"), Share("d", 16), "normal")
-DOUBLE_SEQ_BN = BottleneckKind(
-    "double_seq_bn", Wiring(), ("attention", "ffn"), BottleneckOptions("silu"), Share("d", 16), "normal"
+seq_bn = bottleneck_maker(
+    "seq_bn",
+    "`h + s·U(f(D base_norm(h + x)))` after the FFN: AdapterHub's `seq_bn`, once called `pfeiffer`",
+    _NORMED,
+    ("ffn",),
+    BottleneckOptions("relu"),
+    width=Share("d", 16),
+    scheme="normal",
 )
-PAR_BN = BottleneckKind(
-    "par_bn", Wiring(reads="x"), ("ffn",), BottleneckOptions("relu", 4.0), Share("d", 2), "kaiming_zero_up"
+double_seq_bn = bottleneck_maker(
+    "double_seq_bn",
+    "`h + s·U(f(D h))` after attention and after the FFN: AdapterHub's `double_seq_bn`, once called `houlsby`",
+    Wiring(),
+    ("attention", "ffn"),
+    BottleneckOptions("silu"),
+    width=Share("d", 16),
+    scheme="normal",
 )
-SCALED_PAR_BN = BottleneckKind(
-    "scaled_par_bn", Wiring(reads="x"), ("ffn",), BottleneckOptions("relu", "learned"), Share("d", 2), "kaiming_zero_up"
+par_bn = bottleneck_maker(
+    "par_bn",
+    "`h + 4·U(f(D x))` beside the FFN: AdapterHub's `par_bn`; it reads `x` where the paper's reads `u`",
+    Wiring(reads="x"),
+    ("ffn",),
+    BottleneckOptions("relu", 4.0),
+    width=Share("d", 2),
+    scheme="kaiming_zero_up",
 )
-ADAPTER_PLUS = BottleneckKind(
+scaled_par_bn = bottleneck_maker(
+    "scaled_par_bn",
+    "`h + s·U(f(D x))` beside the FFN, `s` learned: AdapterHub's `scaled_par_bn` (He et al. 2022, §3.3)",
+    Wiring(reads="x"),
+    ("ffn",),
+    BottleneckOptions("relu", "learned"),
+    width=Share("d", 2),
+    scheme="kaiming_zero_up",
+)
+adapter_plus = bottleneck_maker(
     "adapter_plus",
+    "`y + c⊙U(f(D y))` in the place of the block's output `y` (Steitz & Roth 2024, §3)",
     Wiring(reads="normed", residual="read", replaces="y"),
     ("ffn",),
     BottleneckOptions("gelu", "channel", drop_path=0.1),
-    Share("d", 96),
+    width=Share("d", 96),
 )
-COMPACTER = BottleneckKind(
-    "compacter", Wiring(), ("attention", "ffn"), BottleneckOptions("gelu", phm=_PHM), Share("d", 32), "normal"
+compacter = bottleneck_maker(
+    "compacter",
+    "`double_seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3)",
+    Wiring(),
+    ("attention", "ffn"),
+    BottleneckOptions("gelu", phm=PhmOptions()),
+    width=Share("d", 32),
+    scheme="normal",
 )
-COMPACTER_PLUS_PLUS = BottleneckKind(
-    "compacter++", _NORMED, ("ffn",), BottleneckOptions("gelu", phm=_PHM), Share("d", 32), "normal"
+compacter_plus_plus = bottleneck_maker(
+    "compacter++",
+    "`seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3)",
+    _NORMED,
+    ("ffn",),
+    BottleneckOptions("gelu", phm=PhmOptions()),
+    width=Share("d", 32),
+    scheme="normal",
 )
 
-
-def seq_bn(options: BottleneckOptions | None = None) -> Kind:
-    """`h + s·U(f(D base_norm(h + x)))` after the FFN: AdapterHub's `seq_bn`, once called `pfeiffer`."""
-    return SEQ_BN(options)
+# NICE, an invertible adapter after the embeddings: two coupled bottlenecks (Dinh et al. 2015, §3.2).
 
 
-def double_seq_bn(options: BottleneckOptions | None = None) -> Kind:
-    """`h + s·U(f(D h))` after attention and after the FFN: AdapterHub's `double_seq_bn`, once called `houlsby`."""
-    return DOUBLE_SEQ_BN(options)
+@dataclass(frozen=True)
+class NiceOptions:
+    """What NICE can vary.
+
+    Attributes:
+        activation: one of `ACTIVATIONS`, between the projections of both bottlenecks.
+    """
+
+    activation: str = "relu"
 
 
-def par_bn(options: BottleneckOptions | None = None) -> Kind:
-    """`h + 4·U(f(D x))` beside the FFN: AdapterHub's `par_bn`; it reads `x` where the paper's reads `u`."""
-    return PAR_BN(options)
+def nice_graph(activation: str) -> AdapterGraph:
+    """`y₁ = h₁ + F(h₂)`, `y₂ = h₂ + G(y₁)`, where the halves are written as features of which the others are zero.
+
+    Parameters `f_down.weight` [d, f], `f_down.bias` [f], `f_up.weight` [f, d], `f_up.bias` [d], and `g_…` with the
+    width g. Of `f_down.weight` the first ⌊d/2⌋ rows have no effect, of `f_up.weight` and `f_up.bias` the last columns;
+    of those of G the other ones.
+
+    Raises:
+        UsageError: an unknown activation.
+    """
+    chain = Chain("h")
+    halves = ("keep_first_half", "keep_second_half")
+    for name, (written, read) in (("f", halves), ("g", halves[::-1])):
+        value = chain.value
+        chain.op(read, f"{name}_half")
+        chain.linear(f"{name}_down", "d", name)
+        chain.activation(activation, f"{name}_activated")
+        chain.linear(f"{name}_up", name, "d")
+        delta = chain.op(written, f"{name}_written")
+        chain.value = value
+        chain.op("add", f"{name}_sum", delta)
+    return chain.graph()
 
 
-def scaled_par_bn(options: BottleneckOptions | None = None) -> Kind:
-    """`h + s·U(f(D x))` beside the FFN, `s` learned: AdapterHub's `scaled_par_bn` (He et al. 2022, §3.3)."""
-    return SCALED_PAR_BN(options)
+def _nice_part(activation: str, reduction_factor: float) -> KindPart:
+    """NICE after the embeddings; F and G are as wide as half the features over the factor."""
+    width = Share("d", 2 * reduction_factor)
+    return KindPart(f"nice_{activation}", nice_graph(activation), Places(("embeddings",)), {"f": width, "g": width})
 
 
-def adapter_plus(options: BottleneckOptions | None = None) -> Kind:
-    """`y + c⊙U(f(D y))` in the place of the block's output `y` (Steitz & Roth 2024, §3)."""
-    return ADAPTER_PLUS(options)
+nice = Maker(
+    "nice",
+    "`y₁ = h₁ + F(h₂)`, `y₂ = h₂ + G(y₁)` after the embeddings, `h₁` the first half of the features of `h`, F and G "
+    'bottlenecks: `inv_adapter="nice"` of AdapterHub (Pfeiffer et al. 2020, MAD-X)',
+    lambda options: Kind("nice", (_nice_part(options.activation, 2.0),), "normal"),
+    NiceOptions(),
+)
 
-
-def compacter(options: BottleneckOptions | None = None) -> Kind:
-    """`double_seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3)."""
-    return COMPACTER(options)
-
-
-def compacter_plus_plus(options: BottleneckOptions | None = None) -> Kind:
-    """`seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3)."""
-    return COMPACTER_PLUS_PLUS(options)
-
+# AdapterHub's configurations.
 
 _RENAMED: Mapping[str, str] = {
     **dict.fromkeys(("gelu_new", "gelu_accurate", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
@@ -250,7 +307,10 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
     wiring, options = config.wiring(), config.options()
     parts: list[KindPart] = []
     if config.inv_adapter is not None:
-        parts.append(_invertible(config, options.activation))
+        if config.inv_adapter_reduction_factor is None:
+            expected = "a number, such as 2"
+            raise UsageError("an invertible adapter has no `inv_adapter_reduction_factor`", expected=expected)
+        parts.append(_nice_part(options.activation, config.inv_adapter_reduction_factor))
     chosen = {
         "attention": config.mh_adapter,
         "cross_attention": config.cross_adapter,
@@ -262,13 +322,6 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
         widths = bottleneck_widths(options, per_layer(config.reduction_factor))
         parts.append(KindPart(graph_name(wiring, options), wired(wiring, options), places, widths))
     return Kind(name, tuple(parts), _INITIALISATIONS[config.init_weights])
-
-
-def _invertible(config: BottleneckConfig, activation: str) -> KindPart:
-    if config.inv_adapter_reduction_factor is None:
-        raise UsageError("an invertible adapter has no `inv_adapter_reduction_factor`", expected="a number, such as 2")
-    widths = nice_widths(config.inv_adapter_reduction_factor)
-    return KindPart(f"nice_{activation}", nice_graph(activation), NICE_PLACES, widths)
 
 
 def _check(config: BottleneckConfig) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
 from adapter_export.graph.kinds.chain import Chain
-from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Places, Share, Width
+from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Maker, Places, Share, Width
 from adapter_export.graph.ops import Dim
 
 Scaling = float | Literal["learned", "channel"]
@@ -174,12 +174,21 @@ def bottleneck_widths(options: BottleneckOptions, width: Width = DEFAULT_BOTTLEN
     return {"b": width, "n": options.phm.n, "k": options.phm.rank, **parts}
 
 
-@dataclass(frozen=True)
-class BottleneckKind:
+def bottleneck_maker(
+    name: str,
+    formula: str,
+    wiring: Wiring,
+    roles: tuple[str, ...],
+    defaults: BottleneckOptions,
+    *,
+    width: Width = DEFAULT_BOTTLENECK,
+    scheme: str = "small_normal",
+) -> Maker[BottleneckOptions]:
     """A kind whose wiring is given and whose other options are free.
 
-    Attributes:
+    Args:
         name: the kind's name.
+        formula: what it computes, where, and who published it.
         wiring: how it hangs in the base.
         roles: the roles of the sites at which it acts.
         defaults: its options where none are given.
@@ -187,24 +196,12 @@ class BottleneckKind:
         scheme: how its weights are drawn where nobody says otherwise.
     """
 
-    name: str
-    wiring: Wiring
-    roles: tuple[str, ...]
-    defaults: BottleneckOptions = field(default_factory=BottleneckOptions)
-    width: Width = DEFAULT_BOTTLENECK
-    scheme: str = "small_normal"
+    def make(options: BottleneckOptions) -> Kind:
+        widths = bottleneck_widths(options, width)
+        part = KindPart(graph_name(wiring, options), wired(wiring, options), Places(roles), widths)
+        return Kind(name, (part,), scheme)
 
-    def __call__(self, options: BottleneckOptions | None = None) -> Kind:
-        """The kind with these options, or with its own.
-
-        Raises:
-            UsageError: an option has a value that it cannot have.
-        """
-        options = options or self.defaults
-        graph = wired(self.wiring, options)
-        name = graph_name(self.wiring, options)
-        part = KindPart(name, graph, Places(self.roles), bottleneck_widths(options, self.width))
-        return Kind(self.name, (part,), self.scheme)
+    return Maker(name, formula, make, defaults)
 
 
 def graph_name(wiring: Wiring, options: BottleneckOptions) -> str:
@@ -224,21 +221,24 @@ def graph_name(wiring: Wiring, options: BottleneckOptions) -> str:
     return "_".join([family, options.activation, *(name for name, there in flags.items() if there)])
 
 
-HOULSBY = BottleneckKind("houlsby", Wiring(), ("attention", "ffn"), BottleneckOptions("gelu"))
-PFEIFFER = BottleneckKind("pfeiffer", Wiring(), ("ffn",), BottleneckOptions("relu"))
-PARALLEL = BottleneckKind("parallel", Wiring(reads="u"), ("ffn",), BottleneckOptions("relu"))
-
-
-def houlsby(options: BottleneckOptions | None = None) -> Kind:
-    """`h + s·U(f(D h))` after attention and after the FFN (Houlsby et al. 2019, §2.1, figure 2)."""
-    return HOULSBY(options)
-
-
-def pfeiffer(options: BottleneckOptions | None = None) -> Kind:
-    """`h + s·U(f(D h))` after the FFN alone (Pfeiffer et al. 2021, §3.1)."""
-    return PFEIFFER(options)
-
-
-def parallel(options: BottleneckOptions | None = None) -> Kind:
-    """`h + s·U(f(D u))` beside the FFN, `u` what the FFN reads (He et al. 2022, §3.3, table 1)."""
-    return PARALLEL(options)
+houlsby = bottleneck_maker(
+    "houlsby",
+    "`h + s·U(f(D h))` after attention and after the FFN (Houlsby et al. 2019, §2.1, figure 2)",
+    Wiring(),
+    ("attention", "ffn"),
+    BottleneckOptions("gelu"),
+)
+pfeiffer = bottleneck_maker(
+    "pfeiffer",
+    "`h + s·U(f(D h))` after the FFN alone (Pfeiffer et al. 2021, §3.1)",
+    Wiring(),
+    ("ffn",),
+    BottleneckOptions("relu"),
+)
+parallel = bottleneck_maker(
+    "parallel",
+    "`h + s·U(f(D u))` beside the FFN, `u` what the FFN reads (He et al. 2022, §3.3, table 1)",
+    Wiring(reads="u"),
+    ("ffn",),
+    BottleneckOptions("relu"),
+)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.chain import Chain
-from adapter_export.graph.kinds.kind import Kind, KindPart, Places
+from adapter_export.graph.kinds.kind import Kind, KindPart, Maker, Places
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,12 @@ class Ia3Options:
     inputs: tuple[str, ...] = ("ffn.down",)
 
 
-def ia3(options: Ia3Options | None = None) -> Kind:
-    """`l⊙h` in the place of keys and values, and `l⊙u` of what the FFN's last layer reads (Liu et al. 2022, §3.3).
+def _kind(options: Ia3Options) -> Kind:
+    """One part for the outputs of layers and one for the inputs.
 
     Raises:
         UsageError: no linear layer is named, or one twice.
     """
-    options = options or Ia3Options()
     twice = sorted(set(options.on) & set(options.inputs))
     if twice or not (options.on or options.inputs):
         raise UsageError(
@@ -54,3 +53,11 @@ def ia3_graph(value: str = "h") -> AdapterGraph:
     chain = Chain(value)
     chain.owned("scale_features", "scaling", {"weight": ("d" if value == "h" else "d_in",)})
     return chain.graph(replaces=value)
+
+
+ia3 = Maker(
+    "ia3",
+    "`l⊙h` in the place of keys and values, and `l⊙u` of what the FFN's last layer reads (Liu et al. 2022, §3.3)",
+    _kind,
+    Ia3Options(),
+)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import SHARED, Placement
@@ -336,3 +336,52 @@ class Kind:
 def _rewidened(part: KindPart, widths: Mapping[str, Width]) -> KindPart:
     changed = {symbol: widths.get(symbol, width) for symbol, width in part.widths.items()}
     return replace(part, widths=changed)
+
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Maker(Generic[Options]):
+    """A published kind: called with options, or without, it returns the kind.
+
+    Attributes:
+        name: the kind's name.
+        formula: what it computes, where, and who published it.
+        make: returns the kind with given options.
+        defaults: its options where none are given, a dataclass.
+    """
+
+    name: str
+    formula: str
+    make: Callable[[Options], Kind]
+    defaults: Options
+
+    def __call__(self, options: Options | None = None) -> Kind:
+        """The kind with these options, or with its own.
+
+        Raises:
+            UsageError: options of another kind, or a value that an option cannot have.
+        """
+        if options is not None and type(options) is not type(self.defaults):
+            raise UsageError(
+                "options of another kind", found=type(options).__name__, expected=type(self.defaults).__name__
+            )
+        return self.make(self.defaults if options is None else options)
+
+    def changed(self, **options: object) -> Kind:
+        """The kind with some of its options changed, by their names.
+
+        Raises:
+            UsageError: it has no such option, or the option cannot have this value.
+        """
+        defaults: Any = self.defaults
+        known = [field.name for field in fields(defaults)]
+        strangers = [name for name in options if name not in known]
+        if strangers:
+            raise UsageError(
+                f"`{self.name}` has no such option",
+                found=", ".join(f"`{name}`" for name in strangers),
+                expected=", ".join(known),
+            )
+        return self.make(replace(defaults, **options))

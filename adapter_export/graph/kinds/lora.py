@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.chain import Chain
-from adapter_export.graph.kinds.kind import Kind, KindPart, Places
+from adapter_export.graph.kinds.kind import Kind, KindPart, Maker, Places
 
 DEFAULT_RANK = 8
 
@@ -49,15 +49,12 @@ class LoraOptions:
         return alpha / (math.sqrt(rank) if self.rs_lora else rank)
 
 
-def lora(options: LoraOptions | None = None) -> Kind:
-    """`h + (alpha/r)·B(A u)` at linear layers, `u` what the layer reads and `h` what it returns (Hu et al. 2022, §4.1).
-
-    One part for each different pair of rank and factor.
+def _kind(options: LoraOptions) -> Kind:
+    """One part for each different pair of rank and factor.
 
     Raises:
         UsageError: a rank below 1, no linear layer, a rank or alpha for one that is not named, a wrong rate.
     """
-    options = options or LoraOptions()
     _check(options)
     groups: dict[tuple[int, float], list[str]] = {}
     for name in options.on:
@@ -110,3 +107,11 @@ def _check(options: LoraOptions) -> None:
     small = [rank for rank in (options.rank, *options.ranks.values()) if rank < 1]
     if small:
         raise UsageError("the rank is too small", found=small[0], expected="at least 1")
+
+
+lora = Maker(
+    "lora",
+    "`h + (alpha/r)·B(A u)` at linear layers, `u` what the layer reads and `h` what it returns (Hu et al. 2022, §4.1)",
+    _kind,
+    LoraOptions(),
+)
