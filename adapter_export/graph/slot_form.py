@@ -1,11 +1,19 @@
-"""The form in which a graph goes into slots: at a site it can lie idle, whatever it computes.
+"""The form in which a graph goes into the slots of an exported graph, in three steps.
 
-Many graphs have parameters with which they return what they replace. One that has none, because it loses the residual
-or normalises the sum, gets a switch behind its result, with `v` what it replaces:
+1. `inference_form`: what training alone needs goes, and so does every constant factor, which `fold_weights` puts into
+   the weights. A `phm_linear` becomes a dense `linear` with the parameter `<node output>.weight`; `identity`, `dropout`
+   and `drop_path` go; a factor (`scale`, `learned_scale`, `scale_features`, `keep_first_half`, `keep_second_half`) goes
+   into the parameters of the linear or norm before it, or into the rows of the linear behind it. Parameters that
+   something else uses stay as they are, and so does the factor.
+2. `neutral_parameters`: those with which the graph returns what it replaces, so that its slots can lie idle. They are
+   found by reasoning about the graph, not by a list of kinds: every projection and every norm is set to zero, learned
+   factors to one or to zero, and what is zero and what is a site value is followed through the ops.
+3. `slot_form`: a graph of a site that has none, because it loses the residual or normalises the sum, gets a switch
+   behind its result, with `v` what it replaces:
 
-    keep ⊙ v + use · result
+        keep ⊙ v + use · result
 
-`keep` 1 and `use` 0 give `v` itself, `keep` 0 and `use` 1 the result itself. Both are exact: 0 and 1 round nothing.
+   `keep` 1 and `use` 0 give `v` itself, `keep` 0 and `use` 1 the result itself. Both are exact: 0 and 1 round nothing.
 """
 
 from __future__ import annotations
@@ -32,11 +40,134 @@ from adapter_export.graph.graph import (
     users,
 )
 
-# Neutral parameters: a graph returns what it replaces, so that its slots can lie idle in a shared ONNX graph.
-#
-# Found by reasoning about the graph, not by a list of kinds: every projection and every norm is set to zero, learned
-# factors to one or to zero, and what is zero and what is a site value is followed through the ops. What arrives at the
-# result is the replaced value, or no parameters of this form are neutral.
+# 1. The inference form.
+
+Wide = dict[str, npt.NDArray[np.float64]]
+
+_TRANSPARENT = frozenset({"identity", "dropout", "drop_path"})
+_SCALARS = frozenset({"scale", "learned_scale"})
+_VECTORS = frozenset({"scale_features", "keep_first_half", "keep_second_half"})
+
+_PER_FEATURE = frozenset({"linear", "layer_norm", "rms_norm", "scale_features"})
+"""Ops whose result is linear in all their parameters together, feature by feature."""
+
+_AS_A_WHOLE = _PER_FEATURE | {"learned_scale"}
+"""Ops whose result is linear in all their parameters together. Not `mix`, whose weights mean what they say."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One change: the graph behind it, and what becomes of the parameters."""
+
+    graph: AdapterGraph
+    fold: Callable[[Wide], None]
+
+
+def inference_form(graph: AdapterGraph) -> AdapterGraph:
+    """The graph without what training alone needs and without factors that `fold_weights` puts into the weights."""
+    while (step := next(_steps(graph), None)) is not None:
+        graph = step.graph
+    return graph
+
+
+def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> Weights:
+    """The parameters with which `inference_form(graph)` computes what `graph` computes with the given ones.
+
+    Products are taken in float64 and rounded once.
+
+    Raises:
+        GraphError: a factor takes a parameter out of the range of float32.
+    """
+    folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
+    while (step := next(_steps(graph), None)) is not None:
+        step.fold(folded)
+        graph = step.graph
+    return {name: _float32(name, folded[name]) for name in graph.parameters}
+
+
+def _float32(name: str, value: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        narrow = value.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise GraphError(
+            f"the factors behind parameter `{name}` take it out of the range of float32",
+            found=f"{np.abs(value).max():.3g}",
+            expected=f"at most {np.finfo(np.float32).max:.3g}",
+            fix="train with a smaller `scale`",
+        )
+    return narrow
+
+
+def _steps(graph: AdapterGraph) -> Iterator[_Step]:
+    for node in graph.nodes:
+        if node.op == "phm_linear":
+            yield _dense(graph, node)
+        elif node.op in _TRANSPARENT:
+            yield _Step(bypass(graph, node), lambda _: None)
+        elif node.op in _SCALARS | _VECTORS:
+            yield from _absorbed(graph, node)
+
+
+def _dense(graph: AdapterGraph, node: Node) -> _Step:
+    rule, left, right = (node.parameters[role] for role in ("rule", "left", "right"))
+    weight = unused(f"{node.output}.weight", graph.parameters)
+    dims = graph.dimensions(node)
+    dense = Node("linear", node.inputs, node.output, {"weight": weight, "bias": node.parameters["bias"]})
+    shared = [weight] if {rule, left, right} <= set(graph.shared) else []
+    changed = exchange(graph, node, dense, {weight: (dims["in"], dims["out"])}, shared)
+
+    def fold(folded: Wide) -> None:
+        products = folded[left] @ folded[right]
+        blocks = np.einsum("iac,ipq->apcq", folded[rule], products)
+        folded[weight] = blocks.reshape(blocks.shape[0] * blocks.shape[1], -1)
+
+    return _Step(changed, fold)
+
+
+def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
+    """The factor goes into what is before it if that can take it, else into what is behind it."""
+    before = producer(graph, node.inputs[0])
+    takes = _AS_A_WHOLE if node.op in _SCALARS else _PER_FEATURE
+    if before is not None and before.op in takes and readers(graph, before.output) == 1:
+        names = tuple(before.parameters.values())
+
+        def multiply(folded: Wide) -> None:
+            for name in names:
+                folded[name] = folded[name] * _factor(folded, node, folded[name].shape[-1])
+
+        if _may_change(graph, node, names):
+            yield _Step(bypass(graph, node), multiply)
+    behind = next((other for other in graph.nodes if other.op == "linear" and node.output in other.inputs), None)
+    if behind is not None and readers(graph, node.output) == 1:
+        weight = behind.parameters["weight"]
+
+        def multiply_rows(folded: Wide) -> None:
+            rows = folded[weight].shape[0]
+            folded[weight] = folded[weight] * np.broadcast_to(_factor(folded, node, rows), rows)[:, None]
+
+        if _may_change(graph, node, (weight,)):
+            yield _Step(bypass(graph, node), multiply_rows)
+
+
+def _may_change(graph: AdapterGraph, factor: Node, names: tuple[str, ...]) -> bool:
+    """Nothing else uses them, they are not the base's, and no factor of one place changes what all places share."""
+    fixed = {BORROWED_WEIGHT, BORROWED_BIAS}
+    if not set(factor.parameters.values()) <= set(graph.shared):
+        fixed |= set(graph.shared)
+    return all(users(graph, name) == 1 and name not in fixed for name in names)
+
+
+def _factor(folded: Wide, node: Node, width: int) -> npt.NDArray[np.float64]:
+    """What the node multiplies the features by: [1] or [width]."""
+    if node.op == "scale":
+        return np.array([node.attributes["factor"]])
+    if node.op in {"keep_first_half", "keep_second_half"}:
+        first = np.arange(width) < width // 2
+        return np.where(first == (node.op == "keep_first_half"), 1.0, 0.0)
+    return folded[node.parameters["weight"]]
+
+
+# 2. Neutral parameters.
 
 NEUTRAL_WIDTH = 1
 """The width of an idle bottleneck. Not 0: an empty tensor through `Gelu` kills onnxruntime 1.21 to 1.28 (SIGFPE)."""
@@ -101,7 +232,10 @@ def has_neutral_parameters(graph: AdapterGraph) -> bool:
 
 
 def degree_idle(graph: AdapterGraph) -> int:
-    """The highest power of the site values that is computed where all projections and norms are zero."""
+    """The highest power of the site values that is computed where all projections and norms are zero.
+
+    Idle, a graph of high powers could turn the base's values into infinity, and 0 times infinity is no number.
+    """
     zero = _follow(graph, _parameters_of(graph, frozenset({"scale_features"})))
     degrees = dict.fromkeys(graph.inputs, 1)
     for node in graph.nodes:
@@ -151,146 +285,7 @@ def _transfer(node: Node, inputs: list[str], ones: frozenset[str]) -> str:
     return _ZERO if node.op in _ZERO_KEEPING and inputs[0] == _ZERO else _UNKNOWN
 
 
-# The inference form: nothing that training alone needs, and nothing constant left to compute at run time.
-#
-# A graph is taken there in steps; each changes the graph, and the parameters with it so that the value stays the same:
-#
-# - a `phm_linear` becomes a dense `linear` with the parameter `<node output>.weight`;
-# - `identity`, `dropout` and `drop_path` go;
-# - a factor (`scale`, `learned_scale`, `scale_features`, `keep_first_half`, `keep_second_half`) goes into the
-#   parameters
-#   of the linear or norm before it, or into the rows of the linear behind it.
-#
-# Parameters that something else uses stay as they are, and so does the factor.
-
-Wide = dict[str, npt.NDArray[np.float64]]
-
-_TRANSPARENT = frozenset({"identity", "dropout", "drop_path"})
-_SCALARS = frozenset({"scale", "learned_scale"})
-_VECTORS = frozenset({"scale_features", "keep_first_half", "keep_second_half"})
-
-_PER_FEATURE = frozenset({"linear", "layer_norm", "rms_norm", "scale_features"})
-"""Ops whose result is linear in all their parameters together, feature by feature."""
-
-_AS_A_WHOLE = _PER_FEATURE | {"learned_scale"}
-"""Ops whose result is linear in all their parameters together. Not `mix`, whose weights mean what they say."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One change: the graph behind it, and what becomes of the parameters."""
-
-    graph: AdapterGraph
-    fold: Callable[[Wide], None]
-
-
-def inference_form(graph: AdapterGraph) -> AdapterGraph:
-    """The graph without what training alone needs and without factors that `fold_weights` puts into the weights."""
-    while (step := _next_step(graph)) is not None:
-        graph = step.graph
-    return graph
-
-
-def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> Weights:
-    """The parameters with which `inference_form(graph)` computes what `graph` computes with the given ones.
-
-    Products are taken in float64 and rounded once.
-
-    Raises:
-        GraphError: a factor takes a parameter out of the range of float32.
-    """
-    folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
-    while (step := _next_step(graph)) is not None:
-        step.fold(folded)
-        graph = step.graph
-    return {name: _float32(name, folded[name]) for name in graph.parameters}
-
-
-def _float32(name: str, value: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        narrow = value.astype(np.float32)
-    if not np.isfinite(narrow).all():
-        raise GraphError(
-            f"the factors behind parameter `{name}` take it out of the range of float32",
-            found=f"{np.abs(value).max():.3g}",
-            expected=f"at most {np.finfo(np.float32).max:.3g}",
-            fix="train with a smaller `scale`",
-        )
-    return narrow
-
-
-def _next_step(graph: AdapterGraph) -> _Step | None:
-    return next(_steps(graph), None)
-
-
-def _steps(graph: AdapterGraph) -> Iterator[_Step]:
-    for node in graph.nodes:
-        if node.op == "phm_linear":
-            yield _made_dense(graph, node)
-        elif node.op in _TRANSPARENT:
-            yield _Step(bypass(graph, node), lambda _: None)
-        elif node.op in _SCALARS | _VECTORS:
-            yield from _absorbed(graph, node)
-
-
-def _made_dense(graph: AdapterGraph, node: Node) -> _Step:
-    rule, left, right = (node.parameters[role] for role in ("rule", "left", "right"))
-    weight = unused(f"{node.output}.weight", graph.parameters)
-    dims = graph.dimensions(node)
-    dense = Node("linear", node.inputs, node.output, {"weight": weight, "bias": node.parameters["bias"]})
-    shared = [weight] if {rule, left, right} <= set(graph.shared) else []
-    changed = exchange(graph, node, dense, {weight: (dims["in"], dims["out"])}, shared)
-
-    def fold(folded: Wide) -> None:
-        products = folded[left] @ folded[right]
-        blocks = np.einsum("iac,ipq->apcq", folded[rule], products)
-        folded[weight] = blocks.reshape(blocks.shape[0] * blocks.shape[1], -1)
-
-    return _Step(changed, fold)
-
-
-def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
-    """Into what is before the factor if that can take it, else into what is behind it."""
-    before = producer(graph, node.inputs[0])
-    takes = _AS_A_WHOLE if node.op in _SCALARS else _PER_FEATURE
-    if before is not None and before.op in takes and readers(graph, before.output) == 1:
-        names = tuple(before.parameters.values())
-        if _may_change(graph, node, names):
-            yield _Step(bypass(graph, node), lambda folded: _multiply(folded, node, names))
-    behind = next((other for other in graph.nodes if other.op == "linear" and node.output in other.inputs), None)
-    if behind is not None and readers(graph, node.output) == 1:
-        weight = behind.parameters["weight"]
-        if _may_change(graph, node, (weight,)):
-            yield _Step(bypass(graph, node), lambda folded: _multiply_rows(folded, node, weight))
-
-
-def _may_change(graph: AdapterGraph, factor: Node, names: tuple[str, ...]) -> bool:
-    """Nothing else uses them, they are not the base's, and no factor of one place changes what all places share."""
-    fixed = {BORROWED_WEIGHT, BORROWED_BIAS}
-    if not set(factor.parameters.values()) <= set(graph.shared):
-        fixed |= set(graph.shared)
-    return all(users(graph, name) == 1 and name not in fixed for name in names)
-
-
-def _multiply(folded: Wide, node: Node, names: tuple[str, ...]) -> None:
-    for name in names:
-        folded[name] = folded[name] * _factor(folded, node, folded[name].shape[-1])
-
-
-def _multiply_rows(folded: Wide, node: Node, weight: str) -> None:
-    rows = folded[weight].shape[0]
-    folded[weight] = folded[weight] * np.broadcast_to(_factor(folded, node, rows), rows)[:, None]
-
-
-def _factor(folded: Wide, node: Node, width: int) -> npt.NDArray[np.float64]:
-    """What the node multiplies the features by: [1] or [width]."""
-    if node.op == "scale":
-        return np.array([node.attributes["factor"]])
-    if node.op in {"keep_first_half", "keep_second_half"}:
-        first = np.arange(width) < width // 2
-        return np.where(first == (node.op == "keep_first_half"), 1.0, 0.0)
-    return folded[node.parameters["weight"]]
-
+# 3. The form for slots.
 
 KEEP, USE = "switch.keep", "switch.use"
 """The parameters of a switch, as wide as what is replaced, and [1]."""
@@ -305,8 +300,7 @@ def slot_form(graph: AdapterGraph) -> AdapterGraph:
     The form of a form is that form.
 
     Raises:
-        NotNeutralError: it needs a switch and computes high powers of what it reads. Idle, it could turn the base's
-            values into infinity, and 0 times infinity is no number.
+        NotNeutralError: it needs a switch and computes high powers of what it reads (`degree_idle`).
     """
     form = inference_form(graph)
     return inference_form(_switched(form)) if _needs_switch(form) else form
@@ -327,7 +321,7 @@ def slot_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray], widt
     folded, form = fold_weights(graph, parameters), inference_form(graph)
     if not _needs_switch(form):
         return folded
-    keep, use = _parameters(form)
+    keep, use = _switch_parameters(form)
     width = resolve(SITE_VALUES[form.replaces][-1], widths)
     return fold_weights(_switched(form), {**folded, keep: np.zeros(width), use: np.ones(1)})
 
@@ -347,7 +341,7 @@ def _needs_switch(form: AdapterGraph) -> bool:
 
 
 def _switched(form: AdapterGraph) -> AdapterGraph:
-    keep, use = _parameters(form)
+    keep, use = _switch_parameters(form)
     kept, used, result = (unused(name, form.shapes()) for name in ("kept", "used", "switched"))
     value = form.replaces
     nodes = (
@@ -364,6 +358,6 @@ def _switched(form: AdapterGraph) -> AdapterGraph:
     )
 
 
-def _parameters(form: AdapterGraph) -> tuple[str, str]:
+def _switch_parameters(form: AdapterGraph) -> tuple[str, str]:
     """`KEEP` and `USE`, or what they are called where these names are taken."""
     return unused(KEEP, form.parameters), unused(USE, form.parameters)

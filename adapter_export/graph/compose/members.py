@@ -1,9 +1,12 @@
-"""The members of a composition: their labels, where they act together, and the adapter that is made of them."""
+"""The members of a composition, and the adapter that is made of them.
+
+The graphs of the members at a site become one: each under a label of its own, what they compute alike computed once.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -15,15 +18,20 @@ from adapter_export.graph.graph import READABLE, AdapterGraph, Node, producer
 from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.ops import Dim
 
-# Graphs of several adapters become one: each under a label of its own, what they compute alike computed once.
-
 ROWS = "rows"
 """The symbol for the rows of a fusion's weights: one in files, and one for each row of a batch if a call gives them."""
 
 SITE_DIMS = ("d", "d_in")
 """The dimensions that the site gives; all others are a member's own."""
 
+OWN = ("mix", "fusion")
+"""What the parameters of a composition itself begin with; no label of a member."""
+
+COMPOSITION = "composition"
+"""The key of the training record that says what a composition was made of."""
+
 _RANDOM = frozenset({"dropout", "drop_path"})
+_LAYER = re.compile(r"layers\.(\d+)")
 
 
 def numbered(dim: Dim, number: int) -> Dim:
@@ -120,15 +128,6 @@ class Merged(Chain):
         }
         self.shared += tuple(f"{label}.{name}" for name in graph.shared)
         return names
-
-
-OWN = ("mix", "fusion")
-"""What the parameters of a composition itself begin with; no label of a member."""
-
-COMPOSITION = "composition"
-"""The key of the training record that says what a composition was made of."""
-
-_LAYER = re.compile(r"layers\.(\d+)")
 
 
 @dataclass(frozen=True)
@@ -273,22 +272,28 @@ def compose(
     names: dict[tuple[str | None, ...], str] = {}
     placements: dict[str, Placement] = {}
     weights: Weights = {}
-    for site in _sites(members):
-        key = tuple(one.adapter.placements[site].graph if site in one.adapter.placements else None for one in members)
+    sites = dict.fromkeys(site for one in members for site in one.adapter.placements)
+    for site in sorted(sites, key=lambda name: int(found[1]) if (found := _LAYER.match(name)) else -1):
+        acting = [one for one in members if site in one.adapter.placements]
+        key = tuple(one.adapter.placements[site].graph if one in acting else None for one in members)
         if key not in names:
             names[key] = parts.kind if not names else f"{parts.kind}_{len(names) + 1}"
             graphs[names[key]] = merged(here_of(members, site), site)
         graph = graphs[names[key]]
-        widths = _agreed(members, site)
-        widths = _known(graph, {**parts.widths, **widths}, site)
+        widths = _widths(graph, acting, parts, site)
         placements[site] = Placement(names[key], widths)
-        tensors = dict(_tensors(members, site)) | _own(parts, graph, widths)
+        tensors = {
+            f"{one.label}.{name}": tensor for one in acting for name, tensor in one.adapter.parameters(site).items()
+        }
+        own = {name: shape for name, shape in graph.parameter_shapes(widths).items() if name.partition(".")[0] in OWN}
+        tensors |= parts.weights(own) if own else {}
         common = f"{SHARED}.{names[key]}"
         weights = {
             f"{common if name in graph.shared else site}.{name}": tensors[name] for name in graph.parameters
         } | weights
     chosen, tensors = _head(members, head)
-    record = {COMPOSITION: {**parts.record, "members": [_facts(one.adapter) for one in members]}}
+    facts = [{"name": one.adapter.name, "kind": one.adapter.kind} for one in members]
+    record = {COMPOSITION: {**parts.record, "members": facts}}
     base = members[0].adapter.base
     return Adapter(parts.name, parts.kind, base, graphs, placements, {**weights, **tensors}, chosen, record)
 
@@ -304,10 +309,10 @@ def own_tensors(adapter: Adapter) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _agreed(members: Sequence[Member], site: str) -> dict[str, int]:
-    """The widths of all members at a site; those that the site gives are the same for all."""
+def _widths(graph: AdapterGraph, acting: Sequence[Member], parts: Parts, site: str) -> dict[str, int]:
+    """The widths of a graph at a site; those that the site gives are the same for all members."""
     found: dict[str, int] = {}
-    for one in members:
+    for one in acting:
         for symbol, width in one.widths_at(site).items():
             if found.setdefault(symbol, width) != width:
                 raise AdapterError(
@@ -316,36 +321,11 @@ def _agreed(members: Sequence[Member], site: str) -> dict[str, int]:
                     found=f"`{symbol}` = {width} in `{one.adapter.name}`, {found[symbol]} before it",
                     expected="adapters of one base",
                 )
-    return found
-
-
-def _known(graph: AdapterGraph, widths: Mapping[str, int], site: str) -> dict[str, int]:
-    missing = [symbol for symbol in graph.symbols() if symbol not in widths]
+    known = {**parts.widths, **found}
+    missing = [symbol for symbol in graph.symbols() if symbol not in known]
     if missing:
         raise AdapterError("no member says how wide its site is", where=f"`{site}`", found=f"no `{missing[0]}`")
-    return {symbol: widths[symbol] for symbol in graph.symbols()}
-
-
-def _own(parts: Parts, graph: AdapterGraph, widths: Mapping[str, int]) -> Weights:
-    shapes = graph.parameter_shapes(widths)
-    own = {name: shape for name, shape in shapes.items() if name.partition(".")[0] in OWN}
-    return parts.weights(own) if own else {}
-
-
-def _sites(members: Sequence[Member]) -> list[str]:
-    """Where any of them acts, layer by layer."""
-    names = dict.fromkeys(site for one in members for site in one.adapter.placements)
-    return sorted(names, key=lambda name: int(found[1]) if (found := _LAYER.match(name)) else -1)
-
-
-def _tensors(members: Sequence[Member], site: str) -> Iterator[tuple[str, Any]]:
-    for one in members:
-        if site in one.adapter.placements:
-            yield from ((f"{one.label}.{name}", tensor) for name, tensor in one.adapter.parameters(site).items())
-
-
-def _facts(adapter: Adapter) -> dict[str, Any]:
-    return {"name": adapter.name, "kind": adapter.kind}
+    return {symbol: known[symbol] for symbol in graph.symbols()}
 
 
 def _head(members: Sequence[Member], head: str | None) -> tuple[Head | None, Weights]:
