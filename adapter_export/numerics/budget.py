@@ -43,9 +43,9 @@ from adapter_export.dtypes import FLOAT_TYPES, ROUNDING_STEPS, Stored
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph, Node, resolve
 from adapter_export.graph.ops import Dim
-from adapter_export.sites.view import FlowGraph, FlowNode
+from adapter_export.sites.view import FlowGraph
 
-# How much a base multiplies: the two numbers that decide how far rounding errors can grow in it.
+# The arithmetic size of a base: the two numbers that decide how far rounding errors can grow in it.
 
 _PRODUCTS_IN_ATTENTION = 2
 """Queries with keys, and the weights so found with the values."""
@@ -53,7 +53,7 @@ _PRODUCTS_IN_ATTENTION = 2
 
 @dataclass(frozen=True)
 class Extent:
-    """The products of a base.
+    """The arithmetic size of a base: its products.
 
     Attributes:
         inner: the length of the longest dot product, as far as it is known.
@@ -65,19 +65,21 @@ class Extent:
 
 
 def extent(flow: FlowGraph) -> Extent:
-    """Count the products on the longest way through a base, and the terms of the longest of them."""
+    """Count the products on the longest way through a base, and the terms of the longest of them.
+
+    A fused attention may hold the projections in front of it as well.
+    """
     depths: dict[str, int] = {}
     for node in flow.nodes:
-        depth = max((depths.get(name, 0) for name in node.inputs), default=0) + _products(node)
+        attends = node.kind == "attention"
+        products = _PRODUCTS_IN_ATTENTION + node.weighted if attends else int(node.multiplies)
+        depth = max((depths.get(name, 0) for name in node.inputs), default=0) + products
         depths.update(dict.fromkeys(node.outputs, depth))
     widths = [flow.width(node.inputs[0]) or 1 for node in flow.nodes if node.multiplies and node.inputs]
     return Extent(max(widths, default=1), max(depths.values(), default=1) or 1)
 
 
-def _products(node: FlowNode) -> int:
-    """Those of one node, one after the other; a fused attention may hold the projections in front of it as well."""
-    return _PRODUCTS_IN_ATTENTION + node.weighted if node.kind == "attention" else int(node.multiplies)
-
+# The budget of an output.
 
 ROUNDING = 3.0
 ACCUMULATION = 0.28

@@ -1,4 +1,4 @@
-"""Whether adapters can act in a base: its sites have the values that they read and replace, of their widths."""
+"""Adapters at the sites of a base: graphs bound to its norms, and what they need that a site does not have."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from adapter_export.graph.bind import BASE_NORM, BORROWED_BIAS, BORROWED_WEIGHT,
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
 from adapter_export.sites.site import SUBLAYERS, Norm, Site, SiteMap
 
-# Adapter graphs bound to a site of a base: its norm in the place of `base_norm`.
-
 BORROWED = (BORROWED_WEIGHT, BORROWED_BIAS)
 """The parameters of bound graphs that are the base's."""
+
+_TAKES_TOKENS_TOGETHER = frozenset({"gate"})
+"""The ops of sites that compute with all tokens of a text at once."""
 
 
 def bound_to(graph: AdapterGraph, norm: Norm | None) -> AdapterGraph:
@@ -48,12 +49,8 @@ def borrowed(graph: AdapterGraph, values: Mapping[str, npt.ArrayLike], width: in
     }
 
 
-_TAKES_TOKENS_TOGETHER = frozenset({"gate"})
-"""The ops of sites that compute with all tokens of a text at once."""
-
-
 def check_fit(adapters: Sequence[Adapter], sites: SiteMap) -> None:
-    """Hold adapters against the sites of a base.
+    """Compare adapters with the sites of a base.
 
     Raises:
         AdapterError: adapters act where the base has no site, read or replace what a site does not have, or are of
@@ -87,15 +84,10 @@ def _misfits(adapter: Adapter, sites: Mapping[str, Site], width: int) -> Iterato
                 yield f"`{adapter.name}` has `{symbol}` = {found[symbol]} at `{owner}`, the base {fixed[symbol]}"
         if site is not None:
             yield from (f"`{adapter.name}` {fault} `{owner}`" for fault in _missing(graph, site))
-            yield from (f"`{adapter.name}` at `{owner}`: {fault}" for fault in _broken(graph, {**fixed, **found}))
-
-
-def _broken(graph: AdapterGraph, widths: Mapping[str, int]) -> Iterator[str]:
-    """What the ops of a graph ask of the widths, those of the base among them."""
-    try:
-        graph.check_widths(widths)
-    except GraphError as error:
-        yield str(error)
+            try:
+                graph.check_widths({**fixed, **found})
+            except GraphError as error:
+                yield f"`{adapter.name}` at `{owner}`: {error}"
 
 
 def _missing(graph: AdapterGraph, site: Site) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a kind of adapter is: graphs, where they act, and how wide they are."""
+"""What a kind of adapter is: widths, places, parts that put a graph there, and the maker that has options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
 
-# The widths of a kind of adapter: numbers, and shares of other widths.
+# Widths: numbers, and shares of other widths.
 
 DEFAULT_BOTTLENECK = 64
 """The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
@@ -86,7 +86,7 @@ def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
     return Share(of, factors.get(_DEFAULT), by_layer)
 
 
-# Which sites a kind of adapter acts at.
+# Places: which sites a kind acts at.
 
 _LAYER_ROLES = ("linear", "part")
 """The roles of the sites around one layer, or one part of a fused layer, which `Places` selects by their names."""
@@ -192,6 +192,9 @@ def fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
             known = f"the base computes {', '.join(parts)} in one layer, mixed"
             return f"{known}: name `{without_layer(site)}` instead, or give its parts in a site map"
     return None
+
+
+# Kinds.
 
 
 @dataclass(frozen=True)
@@ -315,27 +318,26 @@ class Kind:
                 raise UsageError(f"kind `{self.name}` has no width `{symbol}`", found=width)
             if isinstance(width, int) and width < 1:
                 raise UsageError(f"the width `{symbol}` is too small", found=width, expected="at least 1")
-        return replace(self, parts=tuple(_rewidened(part, widths) for part in self.parts))
+
+        def changed(part: KindPart) -> Mapping[str, Width]:
+            return {symbol: widths.get(symbol, width) for symbol, width in part.widths.items()}
+
+        return replace(self, parts=tuple(replace(part, widths=changed(part)) for part in self.parts))
 
     def leaving_out(self, *layers: int) -> Kind:
         """The kind without the sites of some layers."""
-        return self._elsewhere(lambda places: replace(places, leave_out=(*places.leave_out, *layers)))
+        return self._placed_at(lambda places: replace(places, leave_out=(*places.leave_out, *layers)))
 
     def at_roles(self, *roles: str) -> Kind:
         """The kind at sublayers of other roles, in those of its parts that act at sublayers."""
-        return self._elsewhere(lambda places: replace(places, roles=roles) if places.are_sublayers else places)
+        return self._placed_at(lambda places: replace(places, roles=roles) if places.are_sublayers else places)
 
-    def _elsewhere(self, moved: Callable[[Places], Places]) -> Kind:
-        return replace(self, parts=tuple(replace(part, places=moved(part.places)) for part in self.parts))
+    def _placed_at(self, changed: Callable[[Places], Places]) -> Kind:
+        return replace(self, parts=tuple(replace(part, places=changed(part.places)) for part in self.parts))
 
     def places(self) -> str:
         """Where it acts, in words."""
         return "; ".join(dict.fromkeys(str(part.places) for part in self.parts))
-
-
-def _rewidened(part: KindPart, widths: Mapping[str, Width]) -> KindPart:
-    changed = {symbol: widths.get(symbol, width) for symbol, width in part.widths.items()}
-    return replace(part, widths=changed)
 
 
 Options = TypeVar("Options")
