@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
 from adapter_export.errors import FileError, FormatError, within
 from adapter_export.format.canonical import canonical_json, parse_json, read_json
 from adapter_export.format.files import new_file
 from adapter_export.format.inventory import MANIFEST_FILE
-from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, Manifest
+from adapter_export.format.manifest import Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.graph.tasks import LABELLED
@@ -29,7 +28,6 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         FileError: the folder or the manifest is missing or cannot be read.
         FormatError: it breaks the format; the message gives the JSON path. `VersionError` is a kind of it.
-        AdapterError: an adapter has a name that no adapter may have.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():  # a pipe would never end
@@ -44,7 +42,6 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
     Raises:
         FormatError: the manifest says what its reader would refuse.
-        AdapterError: an adapter has a name that no adapter may have.
         WriteError: the operating system refused.
     """
     path = folder / MANIFEST_FILE
@@ -64,103 +61,83 @@ def _from_json(document: object, path: Path) -> Manifest:
 
 
 def _check_names(manifest: Manifest) -> None:
-    _check_unique("adapters", (adapter.name.casefold() for adapter in manifest.adapters))
-    _check_unique("files", (file.path.casefold() for file in manifest.files))
-    _check_unique("inputs", (record.name for record in manifest.inputs))
-    _check_unique("outputs", (record.name for record in manifest.outputs))
-    _check_unique("sites", (site.name for site in manifest.sites))
-    _check_unique("slots", (slot.name for slot in manifest.slots))
-    _check_unique("heads", (head.graph for head in manifest.heads))
-    _check_fed(manifest)
-
-
-def _check_fed(manifest: Manifest) -> None:
-    """What is fed by name has a name of its own: a tensor of an adapter could replace an input of the data."""
-    data, bank = {record.name for record in manifest.inputs}, manifest.bank
-    own = {"slots": [slot.name for slot in manifest.slots]}
-    if bank is not None:
-        own |= {"bank": [bank.ids], "bank.tensors": [tensor.name for tensor in bank.tensors]}
-    for key, names in own.items():
-        taken = sorted(f"`{name}`" for name in names if name in data)
+    """Names are unique; those of files may not even differ in case alone: not every file system tells them apart."""
+    bank = manifest.bank
+    names: dict[str, list[str]] = {
+        "adapters": [adapter.name.casefold() for adapter in manifest.adapters],
+        "files": [file.path.casefold() for file in manifest.files],
+        "inputs": [record.name for record in manifest.inputs],
+        "outputs": [record.name for record in manifest.outputs],
+        "sites": [site.name for site in manifest.sites],
+        "slots": [slot.name for slot in manifest.slots],
+        "heads": [head.graph for head in manifest.heads],
+        "bank.tensors": [] if bank is None else [tensor.name for tensor in bank.tensors],
+    }
+    for key, found in names.items():
+        _check_unique(key, found)
+    # what is fed by name has a name of its own: a tensor of an adapter could replace an input of the data
+    fed = {"slots": names["slots"], "bank.tensors": names["bank.tensors"], "bank": [] if bank is None else [bank.ids]}
+    for key, found in fed.items():
+        taken = sorted(f"`{name}`" for name in set(found) & set(names["inputs"]))
         if taken:
             raise FormatError("has the name of a data input", where=f"`$.{key}`", found=", ".join(taken))
 
 
-def _check_unique(key: str, names: Iterable[str]) -> None:
-    """Names that become file names may not even differ in case alone: not every file system tells them apart."""
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise FormatError("a name occurs twice", where=f"`$.{key}`", found=", ".join(f"`{name}`" for name in twice))
-
-
 def _check_references(manifest: Manifest) -> None:
+    """What is named stands somewhere else in the manifest."""
     outputs = {output.name for output in manifest.outputs}
-    sites = {site.name for site in manifest.sites} | {HEAD, SHARED}
+    graphs, filled = {head.graph for head in manifest.heads}, {head.output for head in manifest.heads}
     _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
+    sites = {site.name for site in manifest.sites} | {HEAD, SHARED}
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
-    for place, golden in _golden(manifest):
-        _check_known(f"{place}.absolute", golden.absolute, outputs)
-    _check_known("heads", {head.output for head in manifest.heads}, outputs)
+    _check_known("heads", filled, outputs)
+    _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, graphs)
+    _check_known("golden.absolute", manifest.golden.absolute, outputs)
     _check_bank(manifest)
-    _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, _graphs(manifest))
     for index, adapter in enumerate(manifest.adapters):
-        _check_head(manifest, adapter, f"adapters[{index}]")
-        _check_mix(manifest, adapter, f"adapters[{index}].mix")
+        place = f"adapters[{index}]"
+        _check_known(f"{place}.golden.absolute", adapter.golden.absolute, outputs)
+        _check_known(f"{place}.output", {adapter.output} - {None}, filled)
+        with_output, with_labels = adapter.output is not None, adapter.labels is not None
+        if (adapter.task is not None) != with_output or (adapter.task in LABELLED) != with_labels:
+            raise FormatError(
+                "task, output and labels do not go together",
+                where=f"`$.{place}`",
+                found=f"task {adapter.task}, output {adapter.output}, labels {adapter.labels}",
+                expected=f"a task and an output, or neither; labels for {' and '.join(LABELLED)}",
+            )
+        if adapter.mix is not None:
+            _check_mix(manifest, adapter.mix, f"{place}.mix")
 
 
 def _check_bank(manifest: Manifest) -> None:
-    if manifest.bank is None:
+    bank = manifest.bank
+    if bank is None:
         _check_known("graphs", manifest.graphs, {"slots", "inputs"})
         return
-    _check_known("graphs", manifest.graphs, set(get_args(Flavour)))
-    _check_known("bank.rows", set(manifest.bank.rows) - {None}, {adapter.name for adapter in manifest.adapters})
+    _check_known("bank.rows", set(bank.rows) - {None}, {adapter.name for adapter in manifest.adapters})
     slots = {slot.name for slot in manifest.slots}
-    _check_known("bank.tensors", {tensor.slot for tensor in manifest.bank.tensors} - {None}, slots)
-    _check_unique("bank.tensors", (tensor.name for tensor in manifest.bank.tensors))
-    if manifest.bank.rows[:1] != (None,) or len(set(manifest.bank.rows)) != len(manifest.bank.rows):
-        found = ", ".join(str(row) for row in manifest.bank.rows)
+    _check_known("bank.tensors", {tensor.slot for tensor in bank.tensors} - {None}, slots)
+    if bank.rows[0] is not None or len(set(bank.rows)) != len(bank.rows):
+        found = ", ".join(map(str, bank.rows))
         raise FormatError("wrong rows", where="`$.bank.rows`", found=found, expected="null, then adapters, each once")
 
 
-def _graphs(manifest: Manifest) -> set[str]:
-    return {head.graph for head in manifest.heads}
-
-
-def _check_head(manifest: Manifest, adapter: AdapterRecord, place: str) -> None:
-    """Task, output and labels of an adapter go together."""
-    _check_known(f"{place}.output", {adapter.output} - {None}, {head.output for head in manifest.heads})
-    if (adapter.task is None) != (adapter.output is None) or (adapter.task in LABELLED) != (adapter.labels is not None):
-        raise FormatError(
-            "task, output and labels do not go together",
-            where=f"`$.{place}`",
-            found=f"task {adapter.task}, output {adapter.output}, labels {adapter.labels}",
-            expected=f"a task and an output, or neither; labels for {' and '.join(LABELLED)}",
-        )
-
-
-def _check_mix(manifest: Manifest, adapter: AdapterRecord, place: str) -> None:
+def _check_mix(manifest: Manifest, mix: MixRecord, place: str) -> None:
     """Weights that a request gives have a column for each member in every slot that they go to."""
-    if adapter.mix is None:
-        return
     slots = {slot.name: slot for slot in manifest.slots}
-    _check_known(f"{place}.slots", adapter.mix.slots, set(slots))
-    _check_unique(f"{place}.members", adapter.mix.members)
-    _check_unique(f"{place}.slots", adapter.mix.slots)
-    for name in adapter.mix.slots:
+    _check_known(f"{place}.slots", mix.slots, set(slots))
+    _check_unique(f"{place}.members", mix.members)
+    _check_unique(f"{place}.slots", mix.slots)
+    for name in mix.slots:
         axes = slots[name].axes
-        if len(axes) != 2 or not isinstance(axes[0], str) or axes[1] != len(adapter.mix.members):
+        if len(axes) != 2 or not isinstance(axes[0], str) or axes[1] != len(mix.members):
             raise FormatError(
                 "weights of a fusion go to a slot of another shape",
                 where=f"`$.{place}.slots`",
                 found=f"`{name}` with shape {list(axes)}",
-                expected=f"[rows, {len(adapter.mix.members)}], a column for each of its members",
+                expected=f"[rows, {len(mix.members)}], a column for each of its members",
             )
-
-
-def _golden(manifest: Manifest) -> Iterator[tuple[str, GoldenRecord]]:
-    yield "golden", manifest.golden
-    for index, adapter in enumerate(manifest.adapters):
-        yield f"adapters[{index}].golden", adapter.golden
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -169,14 +146,21 @@ def _check_files(manifest: Manifest) -> None:
     if MANIFEST_FILE in listed:
         raise FormatError("the manifest lists itself", where="`$.files`", found=f"`{MANIFEST_FILE}`")
     _check_known("graphs", manifest.graphs.values(), listed)
-    for place, golden in _golden(manifest):
-        _check_known(f"{place}.path", [golden.path], listed)
+    _check_known("golden.path", [manifest.golden.path], listed)
     for index, adapter in enumerate(manifest.adapters):
+        place = f"adapters[{index}]"
         source = [f"{adapter.source}/{name}" for name in _SOURCE_FILES]
-        _check_known(f"adapters[{index}]", [adapter.onnx_adapter, adapter.safetensors, *source], listed)
-        _check_known(f"adapters[{index}].baked", {adapter.baked} - {None}, listed)
+        _check_known(place, [adapter.onnx_adapter, adapter.safetensors, *source], listed)
+        _check_known(f"{place}.golden.path", [adapter.golden.path], listed)
+        _check_known(f"{place}.baked", {adapter.baked} - {None}, listed)
     if manifest.text is not None:
         _check_known("text.tokenizer", [manifest.text.tokenizer], listed)
+
+
+def _check_unique(key: str, names: Iterable[str]) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise FormatError("a name occurs twice", where=f"`$.{key}`", found=", ".join(f"`{name}`" for name in twice))
 
 
 def _check_known(key: str, found: Iterable[str | None], known: set[str]) -> None:
