@@ -13,57 +13,13 @@ from pathlib import Path
 
 from adapter_export.errors import FileError, OutputExistsError, WriteError
 
-# Folders that are changed as a whole: beside the old one, of the same files, and then in its place at one stroke.
+_BLOCK_BYTES = 2**20
 
-_HERE, _EXCHANGE = -100, 2
-"""Of Linux's `renameat2`: paths are relative to the current folder; the two places exchange what they hold."""
+_CURRENT_FOLDER, _EXCHANGE = -100, 2
+"""Of Linux's `renameat2`: what paths are relative to, and the flag by which two places exchange what they hold."""
 
 _SWAP = 2
 """Of macOS's `renamex_np`: likewise."""
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Let two paths of one file system exchange what they hold, at one stroke: at no time one of them holds nothing.
-
-    Returns:
-        Whether that was done; false where the system or the file system cannot do it.
-    """
-    first, second = os.fsencode(one), os.fsencode(other)
-    library = None if os.name == "nt" else ctypes.CDLL(None)
-    linux, mac = getattr(library, "renameat2", None), getattr(library, "renamex_np", None)
-    if linux is not None:
-        return int(linux(_HERE, first, _HERE, second, _EXCHANGE)) == 0
-    return mac is not None and int(mac(first, second, _SWAP)) == 0
-
-
-def link_tree(folder: Path, target: Path, without: Collection[str]) -> None:
-    """Give every file of a folder a second name in another one; a copy where that cannot be.
-
-    Whoever writes into such a file changes both. It must be replaced instead.
-
-    Args:
-        folder: the folder.
-        target: where the second names go.
-        without: paths of files that are left out, from the folder, with `/` between parts.
-
-    Raises:
-        OSError: the operating system refused.
-    """
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        if file.is_file() and name not in without:
-            _link(file.resolve(), target / name)
-
-
-def _link(file: Path, name: Path) -> None:
-    name.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, name)
-    except OSError:  # a file system without hard links, or a file that is not the user's
-        shutil.copy2(file, name)
-
-
-_BLOCK_BYTES = 2**20
 
 
 def read_bytes(path: Path) -> bytes:
@@ -169,8 +125,29 @@ def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
     """
     folder = path.resolve()
     with new_folder(folder, force=True) as temporary:
-        link_tree(folder, temporary, without)
+        for file in sorted(folder.rglob("*")):
+            name = file.relative_to(folder).as_posix()
+            if file.is_file() and name not in without:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(file.resolve(), temporary / name)
+                except OSError:  # a file system without hard links, or a file that is not the user's
+                    shutil.copy2(file, temporary / name)
         yield temporary
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths of one file system exchange what they hold, at one stroke: at no time one of them holds nothing.
+
+    Returns:
+        Whether that was done; false where the system or the file system cannot do it.
+    """
+    first, second = os.fsencode(one), os.fsencode(other)
+    library = None if os.name == "nt" else ctypes.CDLL(None)
+    linux, mac = getattr(library, "renameat2", None), getattr(library, "renamex_np", None)
+    if linux is not None:
+        return int(linux(_CURRENT_FOLDER, first, _CURRENT_FOLDER, second, _EXCHANGE)) == 0
+    return mac is not None and int(mac(first, second, _SWAP)) == 0
 
 
 @contextmanager
@@ -191,7 +168,9 @@ def _staged(path: Path, force: bool) -> Iterator[Path]:
     finally:
         if not finished:
             _remove(temporary)
-            _remove_empty(made)
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def _check_free(target: Path, named: Path, force: bool) -> None:
@@ -237,9 +216,3 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()

@@ -36,7 +36,7 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
 
 
 def verify_files(manifest: Manifest, folder: Path) -> None:
-    """Hold every file that the manifest lists against its size and its hash, and see that there are no others.
+    """Check the size and the hash of every file that the manifest lists, and that there are no others.
 
     The manifest itself has no hash in it; like the others it must be no link that leads out.
 
@@ -54,10 +54,12 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
 
 
 def _check_nothing_else(manifest: Manifest, folder: Path) -> None:
-    """What nobody vouches for could be taken for a part of the bundle."""
+    """What nobody vouches for could be taken for a part of the bundle. A link is a file, wherever it leads."""
     listed = {MANIFEST_FILE, *(file.path for file in manifest.files)}
-    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
-    extra = sorted(name for name, path in names.items() if name not in listed and _counts(name, path))
+    files = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
+    extra = sorted(name for name in files - listed if not _is_hidden(name))
     if extra:
         more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
         raise FormatError(
@@ -67,11 +69,6 @@ def _check_nothing_else(manifest: Manifest, folder: Path) -> None:
             expected=f"`{MANIFEST_FILE}` and the {len(manifest.files)} files that it lists",
             fix="move them out of the folder, or take the bundle from its source again",
         )
-
-
-def _counts(name: str, path: Path) -> bool:
-    """Folders are what their files are; a link is a file, wherever it leads."""
-    return not _is_hidden(name) and (path.is_symlink() or not path.is_dir())
 
 
 def _is_hidden(name: str) -> bool:
