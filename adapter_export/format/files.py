@@ -76,7 +76,7 @@ def unreadable(path: Path, error: OSError) -> FileError:
 
 @contextmanager
 def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path`; the file written there takes its place when the block ends well.
+    """A temporary path beside `path`; the file written there takes its place when the block ends without an error.
 
     Args:
         path: where the file shall be; folders above it are made.
@@ -92,7 +92,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place when the block ends well; otherwise nothing stays behind.
+    """A temporary folder beside `path`, which takes its place if the block ends without an error; else nothing stays.
 
     Args:
         path: where the folder shall be; folders above it are made.
@@ -110,7 +110,7 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
-    """A temporary folder beside `path` with the same files, which takes its place when the block ends well.
+    """A temporary folder beside `path` with the same files, which takes its place when the block ends without an error.
 
     The files are the same ones, under second names (hard links) where that can be: one that is to change must be left
     out or replaced, never written into. Whoever has a file of the old folder open keeps it.

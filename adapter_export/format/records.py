@@ -22,7 +22,7 @@ import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -162,29 +162,24 @@ def record_from_json(kind: type[Record], document: object, path: str = "$") -> R
 
 def hints_of(kind: Any) -> Mapping[str, Any]:
     """The type hint of each key of a record."""
-    hints = _all_hints(kind)
-    return {key: hints[key] for key in _fields(kind)}
+    return _declared(kind)[0]
+
+
+def required_keys(kind: Any) -> frozenset[str]:
+    """The keys that a record must have."""
+    return _declared(kind)[1]
 
 
 @cache
-def _all_hints(kind: Any) -> Mapping[str, Any]:
-    return get_type_hints(kind, include_extras=True)
-
-
-def required_keys(kind: type) -> frozenset[str]:
-    """The keys that a record must have."""
-    return frozenset(
-        key for key, field in _fields(kind).items() if field.default is MISSING and field.default_factory is MISSING
-    )
+def _declared(kind: Any) -> tuple[Mapping[str, Any], frozenset[str]]:
+    hints = get_type_hints(kind, include_extras=True)
+    needed = (field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING)
+    return {field.name: hints[field.name] for field in fields(kind)}, frozenset(needed)
 
 
 def at_least_one_of(kind: type) -> tuple[str, ...]:
     """The keys of which a record has one at least; none where there is no such rule."""
     return tuple(getattr(kind, "AT_LEAST_ONE_OF", ()))
-
-
-def _fields(kind: Any) -> dict[str, Field[Any]]:
-    return {field.name: field for field in fields(kind)}
 
 
 def split_hint(hint: Any) -> tuple[Any, tuple[Rule, ...]]:
@@ -212,24 +207,20 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def _chosen(members: tuple[Any, ...], value: Any, path: str) -> Any:
-    """The member of a union whose JSON type the value has, and whose tag if several are records."""
+    """The member of a union whose JSON type the value has; of several records the one with its tag (`Literal`)."""
     fitting = [member for member in members if _fits(split_hint(member)[0], value)]
     if not fitting:
         raise _fault(path, value, " or ".join(dict.fromkeys(_name(split_hint(member)[0]) for member in members)))
     if len(fitting) == 1:
         return fitting[0]
-    tag, by_tag = _tagged(fitting)
-    defaults = [_fields(kind)[tag].default for kind in fitting if tag not in required_keys(kind)]
-    found = value.get(tag, defaults[0] if defaults else None)
-    if not isinstance(found, str) or found not in by_tag:
-        raise _fault(f"{path}.{tag}", found, _one_of(by_tag))
-    return by_tag[found]
-
-
-def _tagged(kinds: list[type]) -> tuple[str, dict[str, type]]:
-    """The `Literal` field by which several records are told apart, and the record of each of its values."""
-    tag = next(key for key, hint in hints_of(kinds[0]).items() if get_origin(hint) is Literal)
-    return tag, {value: kind for kind in kinds for value in get_args(hints_of(kind)[tag])}
+    tag = next(key for key, hint in hints_of(fitting[0]).items() if get_origin(hint) is Literal)
+    without = next((kind for kind in fitting if tag not in required_keys(kind)), None)
+    if tag not in value and without is not None:
+        return without
+    by_tag = {choice: kind for kind in fitting for choice in get_args(hints_of(kind)[tag])}
+    if not isinstance(value.get(tag), str) or value[tag] not in by_tag:
+        raise _fault(f"{path}.{tag}", value.get(tag), _one_of(by_tag))
+    return by_tag[value[tag]]
 
 
 def _plain_value(kind: Any, value: Any, path: str) -> Any:

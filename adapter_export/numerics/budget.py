@@ -130,7 +130,7 @@ def budget(
         depth: how many products follow each other on the way to the output, at least 1.
         scale: the largest absolute value of the reference output over all cases of a check. Rounding errors follow
             the terms of a sum, so an element, or a whole case, that happens to be small is no more exact than its
-            neighbours. The largest and not the root mean square, because the worst of all deviations is held against
+            neighbours. The largest and not the root mean square, because the worst of all deviations is compared with
             it, and both grow alike with the number of elements. Where values on the way are far larger than the
             output (a saturated tanh), theirs.
         rounded_to: the coarsest type that values have on the way to the output, where that is coarser than `dtype`.

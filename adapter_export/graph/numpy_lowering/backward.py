@@ -1,4 +1,4 @@
-"""The gradients of every op, each the derivative of its function in `lowering.py`.
+"""The gradients of every op, each the derivative of its function in `forward.py`.
 
 A rule takes the node, the values that it read, its parameters by role and the gradient of its output; it returns the
 gradient of each value read, and of each parameter by role.
