@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError
+from adapter_export.errors import DataError, argument
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _LONGEST_CELL = 10_000_000
@@ -38,7 +38,7 @@ def check_columns(
     cells: Mapping[str, Any],
     wanted: Iterable[str],
     where: object,
-    fix: str = "name the columns with `--text` and `--label`",
+    fix: str = f"name the columns with {argument('text')} and {argument('label')}",
 ) -> None:
     """Refuse a row that lacks a column.
 

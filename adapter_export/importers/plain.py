@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.dtypes import FLOAT_TYPES, Weights
-from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.errors import AdapterError, TensorError, UsageError, argument
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.heads import HeadOptions, head_graph
@@ -61,7 +61,7 @@ def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
 
 def _require(kind: str, given: Mapping[str, Any], option: str) -> None:
     if option not in given:
-        raise UsageError(f"nothing in the tensors shows the {option} of `{kind}`", fix=f"give `--{option}`")
+        raise UsageError(f"nothing in the tensors shows the {option} of `{kind}`", fix=f"give {argument(option)}")
 
 
 def _shown_by_bottlenecks(tensors: Tensors, defaults: BottleneckOptions) -> dict[str, Any]:
@@ -196,13 +196,14 @@ def _head(
     if (present or task) and labels is None and wanted in LABELLED:
         raise UsageError(
             "the head has classes, and they have no names",
-            fix="give `--labels` in the order of the logits, or the `--task` of a head without classes",
+            fix=f"give {argument('labels')} in the order of the logits, or the {argument('task')} of a head without "
+            "classes",
         )
     if labels is not None and (wanted not in LABELLED or not present):
         raise UsageError(
             f"labels are given, and {'the tensors hold no head' if not present else f'`{wanted}` has no classes'}",
             expected=f"`{HEAD}.classifier.weight` [{width}, {len(labels)}] and `{HEAD}.classifier.bias`",
-            fix="add the head's tensors, or leave out `--labels`",
+            fix=f"add the head's tensors, or leave out {argument('labels')}",
         )
     if not present and task is None:
         return None

@@ -65,7 +65,7 @@ def test_a_folder_has_the_usual_permissions(tmp_path: Path) -> None:
 def test_leaves_what_is_there_alone(new: New, tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.write_text("old")
-    with pytest.raises(OutputExistsError, match="--force"), new(target):
+    with pytest.raises(OutputExistsError, match="force=True"), new(target):
         pytest.fail("the block must not run")
     assert content(target) == "old"
     assert names(tmp_path) == ["out"]

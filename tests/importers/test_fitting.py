@@ -85,9 +85,9 @@ def test_the_layers_and_ranks_of_lora_are_seen() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("houlsby", {}, "nothing in the tensors shows the activation of `houlsby`. Give `--activation`"),
+        ("houlsby", {}, "nothing in the tensors shows the activation of `houlsby`. Give `activation`"),
         ("nice", {}, "nothing in the tensors shows the activation of `nice`"),
-        ("lora", {}, "nothing in the tensors shows the alpha of `lora`. Give `--alpha`"),
+        ("lora", {}, "nothing in the tensors shows the alpha of `lora`. Give `alpha`"),
         ("lora", {"alphas": {"attention.query": 1}}, "nothing in the tensors shows the alpha"),
         ("ia3", {"activation": "relu"}, "`ia3` has no such option; found `activation`"),
         ("dora", {}, "`dora` cannot be expressed yet"),

@@ -155,7 +155,7 @@ def test_a_width_of_zero_is_refused() -> None:
 
 
 def test_labels_and_head_belong_together() -> None:
-    with pytest.raises(UsageError, match="Give `--labels`"):
+    with pytest.raises(UsageError, match="Give `labels`"):
         _pack(_tensors() | _head())
     with pytest.raises(UsageError, match="no head"):
         _pack(_tensors(), labels=("a", "b"))
