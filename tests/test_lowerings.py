@@ -154,7 +154,8 @@ class TestTraining:
         graph = AdapterGraph(("h",), {}, (single_op("dropout").nodes[0],), "result")
         (node,) = graph.nodes
         node.attributes["rate"] = rate
-        return interpret(graph, torch_ops.lowerings(training=training), {"h": self.VALUES[0]}, {})["result"]
+        ops = torch_ops.TRAINING_LOWERINGS if training else torch_ops.LOWERINGS
+        return interpret(graph, ops, {"h": self.VALUES[0]}, {})["result"]
 
     def test_dropout_does_nothing_at_inference(self) -> None:
         assert torch.equal(self.run(training=False, rate=0.4), self.VALUES[0])

@@ -351,7 +351,7 @@ def capture(
     else:
         tell(f"opening and capturing {model}")
         if trust_pickle:
-            from adapter_export.torch_backend.base.pickled import capture_pickled
+            from adapter_export.torch_backend.base.base import capture_pickled
 
             described = parse_inputs(inputs)
             capture_pickled(model, path, described, tokenizer=text, max_tokens=max_tokens, force=force)

@@ -1,4 +1,4 @@
-"""The torch lowering: every op as differentiable torch code, for training and as the float32 reference."""
+"""Every op as differentiable torch code, for training and as the float32 reference, and graphs as layers of a model."""
 
 from __future__ import annotations
 
@@ -33,37 +33,21 @@ def _phm_linear(_: Node, values: Values, owned: Owned) -> Tensor:
     return F.linear(values[0], weight.T, owned["bias"])
 
 
-def _leaky_relu(node: Node, values: Values, _: Owned) -> Tensor:
-    return F.leaky_relu(values[0], node.attributes["slope"])
-
-
-def _scale(node: Node, values: Values, _: Owned) -> Tensor:
-    return values[0] * node.attributes["factor"]
-
-
 def _weighted(_: Node, values: Values, owned: Owned) -> Tensor:
     return values[0] * owned["weight"]
 
 
-def _keep_first_half(_: Node, values: Values, __: Owned) -> Tensor:
-    (x,) = values
-    kept, other = x.tensor_split([x.shape[-1] // 2], dim=-1)
-    return torch.cat([kept, torch.zeros_like(other)], -1)
+def _keep_half(kept: int) -> Lowering[Tensor]:
+    def keep(_: Node, values: Values, __: Owned) -> Tensor:
+        halves = values[0].tensor_split([values[0].shape[-1] // 2], dim=-1)
+        return torch.cat([half if place == kept else torch.zeros_like(half) for place, half in enumerate(halves)], -1)
 
-
-def _keep_second_half(_: Node, values: Values, __: Owned) -> Tensor:
-    (x,) = values
-    other, kept = x.tensor_split([x.shape[-1] // 2], dim=-1)
-    return torch.cat([torch.zeros_like(other), kept], -1)
+    return keep
 
 
 def _gate(node: Node, values: Values, _: Owned) -> Tensor:
     check_three_axes(node.op, node.output, values[0].ndim)
     return values[0] * values[1].mean(1, keepdim=True)
-
-
-def _dropout(node: Node, values: Values, _: Owned) -> Tensor:
-    return F.dropout(values[0], node.attributes["rate"], training=True)
 
 
 def _drop_path(node: Node, values: Values, _: Owned) -> Tensor:
@@ -72,10 +56,6 @@ def _drop_path(node: Node, values: Values, _: Owned) -> Tensor:
     kept = 1 - node.attributes["rate"]
     rows = x.new_empty(x.shape[0], 1, 1).bernoulli_(kept)
     return x * rows / kept
-
-
-def _dot(_: Node, values: Values, __: Owned) -> Tensor:
-    return (values[0] * values[1]).sum(-1, keepdim=True)
 
 
 def _mix(node: Node, values: Values, owned: Owned) -> Tensor:
@@ -116,23 +96,23 @@ LOWERINGS: Mapping[str, Lowering[Tensor]] = {
     "silu": _elementwise(F.silu),
     "tanh": _elementwise(torch.tanh),
     "sigmoid": _elementwise(torch.sigmoid),
-    "leaky_relu": _leaky_relu,
+    "leaky_relu": lambda node, values, _owned: F.leaky_relu(values[0], node.attributes["slope"]),
     "relu6": _elementwise(F.relu6),
     "relu_squared": _elementwise(lambda x: F.relu(x).square()),
     "mish": _elementwise(F.mish),
     "elu": _elementwise(F.elu),
     "identity": _elementwise(lambda x: x),
-    "scale": _scale,
+    "scale": lambda node, values, _owned: values[0] * node.attributes["factor"],
     "learned_scale": _weighted,
     "scale_features": _weighted,
-    "keep_first_half": _keep_first_half,
-    "keep_second_half": _keep_second_half,
+    "keep_first_half": _keep_half(0),
+    "keep_second_half": _keep_half(1),
     "gate": _gate,
     "dropout": _elementwise(lambda x: x),
     "drop_path": _elementwise(lambda x: x),
     "add": lambda _node, values, _owned: values[0] + values[1],
     "multiply": lambda _node, values, _owned: values[0] * values[1],
-    "dot": _dot,
+    "dot": lambda _node, values, _owned: (values[0] * values[1]).sum(-1, keepdim=True),
     "mix": _mix,
     "softmax_mix": _softmax_mix,
     "layer_norm": _layer_norm,
@@ -143,19 +123,12 @@ LOWERINGS: Mapping[str, Lowering[Tensor]] = {
 }
 """Every op at inference, where dropout and drop path do nothing."""
 
-TRAINING_LOWERINGS: Mapping[str, Lowering[Tensor]] = {**LOWERINGS, "dropout": _dropout, "drop_path": _drop_path}
+TRAINING_LOWERINGS: Mapping[str, Lowering[Tensor]] = {
+    **LOWERINGS,
+    "dropout": lambda node, values, _owned: F.dropout(values[0], node.attributes["rate"], training=True),
+    "drop_path": _drop_path,
+}
 """Every op in training, where dropout and drop path draw from torch's generator."""
-
-
-def lowerings(*, training: bool) -> Mapping[str, Lowering[Tensor]]:
-    """The ops in one of the two modes; a module passes its own `self.training`.
-
-    Every value of a graph must have one dtype; a mask is cast to it by the caller.
-    """
-    return TRAINING_LOWERINGS if training else LOWERINGS
-
-
-# An adapter graph as a layer of a torch model.
 
 
 class GraphLayer(nn.Module):
@@ -210,7 +183,8 @@ class GraphLayer(nn.Module):
         tensors |= {name: tensor.to(dtype) for name, tensor in zip(self._borrowed, base_tensors, strict=True)}
         if BORROWED_WEIGHT in self._bound.parameters:
             tensors.setdefault(BORROWED_WEIGHT, values[0].new_ones(values[0].shape[-1], dtype=dtype))
-        result = interpret(self._bound, lowerings(training=self.training), read, tensors)[self._bound.result]
+        ops = TRAINING_LOWERINGS if self.training else LOWERINGS
+        result = interpret(self._bound, ops, read, tensors)[self._bound.result]
         return result.to(values[0].dtype) if values[0].is_floating_point() else result
 
     def extra_repr(self) -> str:

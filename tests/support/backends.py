@@ -52,7 +52,7 @@ def by_numpy(graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndar
 def by_torch(graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndarray:
     tensors = ({name: torch.from_numpy(array) for name, array in group.items()} for group in (inputs, parameters))
     with torch.inference_mode():
-        return interpret(graph, torch_ops.lowerings(training=False), *tensors)[graph.result].numpy()
+        return interpret(graph, torch_ops.LOWERINGS, *tensors)[graph.result].numpy()
 
 
 def by_onnxruntime(opset: int, level: str) -> Compute:

@@ -1,11 +1,10 @@
-"""Bases as torch archives: saved, loaded, described."""
+"""Bases as torch archives: saved, loaded, described; and modules and pickles that become such bases."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
-import logging
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +16,15 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from adapter_export.errors import BaseModelError, InputError, RequestError, WriteError, within
+from adapter_export.errors import BaseModelError, InputError, RequestError, UsageError, WriteError, within
 from adapter_export.format.axes import with_caches
 from adapter_export.format.canonical import canonical_json, parse_json
 from adapter_export.format.files import new_file
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.format.records import Positive, record_from_json, version_checked
-from adapter_export.torch_backend.base.archive import Archive, readable, screen, write_clean
-from adapter_export.torch_backend.base.capture import AxisNames, Inputs, capture, most_tokens
-from adapter_export.torch_backend.base.file_kinds import check_sort, not_an_archive
+from adapter_export.torch_backend.base.archive import readable, screen, write_clean
+from adapter_export.torch_backend.base.capture import AxisNames, Inputs, capture, most_tokens, obvious_inputs
+from adapter_export.torch_backend.base.file_kinds import check_pickled, check_sort
 from adapter_export.torch_backend.base.program_file import is_harmless
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.signature import Signature
@@ -35,18 +34,15 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 
-# What `save_base` notes in an archive beside the program (`extra/adapter_export.json`).
-
-NOTE = "adapter_export.json"
-TOKENIZER = "tokenizer.json"
-"""The names of the files beside the program."""
+NOTE, TOKENIZER = "adapter_export.json", "tokenizer.json"
+"""The files that `save_base` writes beside the program, in `extra/`."""
 
 _VERSION = "1.0.0"
 
 
 @dataclass(frozen=True)
 class CaptureNote:
-    """The names that torch does not keep.
+    """What `save_base` writes beside the program: the names that torch does not keep.
 
     Attributes:
         inputs: the shape of each input, with the names of its dynamic axes.
@@ -60,17 +56,9 @@ class CaptureNote:
     version: str = _VERSION
     producer: str = f"adapter-export {__version__}"
 
-    def to_text(self) -> str:
-        """The note as JSON."""
-        return canonical_json(asdict(self)).decode()
 
-
-def read_note(text: str, where: object) -> CaptureNote:
-    """Read a note.
-
-    Raises:
-        BaseModelError: it breaks its format.
-    """
+def _read_note(text: str) -> CaptureNote:
+    where = f"`extra/{NOTE}`"
     try:
         document = parse_json(text.encode(), where)
         with version_checked(document, _VERSION, where):
@@ -83,9 +71,6 @@ def read_note(text: str, where: object) -> CaptureNote:
             expected=error.expected,
             fix="save the base again with `save_base`",
         ) from error
-
-
-# What tells one base from another: its weights.
 
 
 def fingerprint(program: ExportedProgram, present: Mapping[str, Tensor] | None = None) -> str:
@@ -212,10 +197,19 @@ def save_base(
     with new_file(path, force=force) as temporary:
         captured = capture(module, example_inputs, axes)
         note = CaptureNote(inputs=captured.axes, max_tokens=max_tokens)
-        extra = {NOTE: note.to_text()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+        extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
         _write(captured.program, temporary, path, extra)
         with within(path):
-            _describe(captured.program, note, None, _screened(temporary).guards)
+            try:  # what is written must pass the screening, or nobody could load it
+                guards = screen(temporary).guards
+            except BaseModelError as error:
+                raise BaseModelError(
+                    f"cannot be saved as a base: the archive {error.what}",
+                    found=error.found,
+                    expected=error.expected,
+                    fix="take that out of the model; `torch.export.export` wrote it into the program",
+                ) from error
+            _describe(captured.program, note, None, guards)
 
 
 def _write(program: ExportedProgram, temporary: Path, path: Path, extra: Mapping[str, str]) -> None:
@@ -260,19 +254,6 @@ class _Sink(io.RawIOBase):
         return offset
 
 
-def _screened(temporary: Path) -> Archive:
-    """What is written must pass the screening, or nobody could load it."""
-    try:
-        return screen(temporary)
-    except BaseModelError as error:
-        raise BaseModelError(
-            f"cannot be saved as a base: the archive {error.what}",
-            found=error.found,
-            expected=error.expected,
-            fix="take that out of the model; `torch.export.export` wrote it into the program",
-        ) from error
-
-
 def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
     """Load a base from an archive of `save_base` or `torch.export.save`; nothing in the file is run or unpickled.
 
@@ -288,7 +269,7 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
     path = Path(path)
     program, extra, guards = _load_trusted(path) if trust_pickle else _load_screened(path)
     with within(path):
-        note = read_note(extra[NOTE], f"`extra/{NOTE}`") if extra.get(NOTE) else None
+        note = _read_note(extra[NOTE]) if extra.get(NOTE) else None
         return _describe(program, note, extra.get(TOKENIZER) or None, guards)
 
 
@@ -310,8 +291,6 @@ def _load_screened(path: Path) -> _Loaded:
 
 def _load_trusted(path: Path) -> _Loaded:
     readable(path)
-    if not zipfile.is_zipfile(path):
-        raise not_an_archive(path)
     check_sort(path)
     # torch fills the dict that it is given, unless that is empty
     extra = {NOTE: ""}
@@ -323,43 +302,20 @@ def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> Export
         try:
             return torch.export.load(file, extra_files=extra)
         except LIBRARY_ERRORS as error:
-            raise _not_loaded(path, _logged_cause(lines) or error) from error
-
-
-def _logged_cause(lines: Sequence[logging.LogRecord]) -> BaseException | None:
-    """Why torch could not read a file: it logs the reason, and raises that there was one."""
-    return next((line.exc_info[1] for line in lines if line.exc_info and line.exc_info[1] is not None), None)
-
-
-def _not_loaded(path: Path, cause: BaseException) -> BaseModelError:
-    return BaseModelError(
-        "torch cannot load the program",
-        where=path,
-        found=first_line(cause),
-        expected=f"a program that torch {torch.__version__.partition('+')[0]} can read",
-        fix="save it again with `save_base`, with the torch that loads it",
-    )
+            # torch logs the reason, and raises that there was one
+            logged = (line.exc_info[1] for line in lines if line.exc_info and line.exc_info[1] is not None)
+            raise BaseModelError(
+                "torch cannot load the program",
+                where=path,
+                found=first_line(next(logged, error)),
+                expected=f"a program that torch {torch.__version__.partition('+')[0]} can read",
+                fix="save it again with `save_base`, with the torch that loads it",
+            ) from error
 
 
 def _describe(
     program: ExportedProgram, note: CaptureNote | None, tokenizer: str | None, guards: Sequence[str]
 ) -> TorchBase:
-    _check_types(program)
-    signature = Signature(program, None if note is None else note.inputs)
-    inputs, outputs = with_caches(signature.inputs(), signature.outputs())
-    _check_guards(guards, inputs)
-    bounds = [bound for bound in (signature.longest(), None if note is None else note.max_tokens) if bound is not None]
-    return TorchBase(
-        program=program,
-        fingerprint=fingerprint(program),
-        inputs=inputs,
-        outputs=outputs,
-        max_tokens=min(bounds, default=None),
-        tokenizer=tokenizer,
-    )
-
-
-def _check_types(program: ExportedProgram) -> None:
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise BaseModelError(
@@ -376,9 +332,8 @@ def _check_types(program: ExportedProgram) -> None:
                 found=f"`{tensor.device}`",
                 fix="move the model with `.to('cpu')` and save it again",
             )
-
-
-def _check_guards(guards: Sequence[str], inputs: Sequence[InputRecord]) -> None:
+    signature = Signature(program, None if note is None else note.inputs)
+    inputs, outputs = with_caches(signature.inputs(), signature.outputs())
     axes = {record.name: record.axes for record in inputs}
     for guard in guards:
         if not is_harmless(guard, axes):
@@ -388,3 +343,97 @@ def _check_guards(guards: Sequence[str], inputs: Sequence[InputRecord]) -> None:
                 expected="a program without a branch on the length of an input",
                 fix="take the branch out of the model, or make that axis fixed when you capture it",
             )
+    bounds = [bound for bound in (signature.longest(), None if note is None else note.max_tokens) if bound is not None]
+    return TorchBase(
+        program=program,
+        fingerprint=fingerprint(program),
+        inputs=inputs,
+        outputs=outputs,
+        max_tokens=min(bounds, default=None),
+        tokenizer=tokenizer,
+    )
+
+
+def capture_pickled(
+    path: Path,
+    out: Path,
+    inputs: Sequence[InputRecord] = (),
+    *,
+    tokenizer: str | None = None,
+    max_tokens: int | None = None,
+    force: bool = False,
+) -> None:
+    """Read a file of `torch.save(module)`, running its code, and save the module as a base, which holds no code.
+
+    Weights in float16 and bfloat16 become float32, as those of Hugging Face folders do.
+
+    Args:
+        path: the file. It can run any code: only for files whose maker you trust.
+        out: where to write, such as `model.pt`.
+        inputs: names, types and shapes of what `forward` takes; if none are given, tokens or images by their usual
+            names, where the module takes nothing else.
+        tokenizer: the text of a `tokenizer.json`.
+        max_tokens: the longest input in tokens; what the module's `config` says if not given.
+        force: replace what is there.
+
+    Raises:
+        FileError: the file cannot be read.
+        BaseModelError: it is no pickled module, its class cannot be imported, or it is no base.
+        UsageError: what the module takes is not obvious and `inputs` are not given, or they are not those of `forward`.
+        OutputExistsError, WriteError: as `save_base`.
+    """
+    readable(path)
+    check_pickled(path)
+    module = _unpickled(path)
+    with within(path):
+        examples, axes = _examples(module, inputs)
+        limit = max_tokens if max_tokens is not None else most_tokens(module)
+        save_base(module, examples, out, axes=axes, tokenizer=tokenizer, max_tokens=limit, force=force)
+
+
+def _unpickled(path: Path) -> nn.Module:
+    with quiet():
+        try:
+            module = torch.load(path, map_location="cpu", weights_only=False)
+        except (ImportError, AttributeError) as error:
+            raise BaseModelError(
+                "needs the code of its classes, and Python does not find it",
+                where=path,
+                found=first_line(error),
+                expected="the modules that it was saved from, where Python looks for modules",
+                fix="name their folder in `PYTHONPATH`; a class of a script, `__main__`, must move into a module",
+            ) from error
+        except LIBRARY_ERRORS as error:
+            raise BaseModelError(
+                "torch cannot read the pickle", where=path, found=first_line(error), fix="save the model again"
+            ) from error
+    if not isinstance(module, nn.Module):
+        raise BaseModelError(
+            "holds no module",
+            where=path,
+            found=f"`{type(module).__name__}`",
+            expected="a `torch.nn.Module`, saved as a whole",
+            fix="take the module out of it in Python and save it with `save_base`",
+        )
+    return module.float()  # adapters are trained on float32; what was stored in fewer bits is exact in it
+
+
+def _examples(module: nn.Module, records: Sequence[InputRecord]) -> tuple[Inputs, AxisNames]:
+    """Example inputs as they are described, dynamic axes of length 1, which `capture` widens; else the obvious ones."""
+    examples: dict[str, Tensor] = {}
+    axes: dict[str, dict[int, str]] = {}
+    for record in records:
+        shape = [1 if isinstance(axis, str) else axis for axis in record.axes]
+        examples[record.name] = torch.ones(shape, dtype=getattr(torch, record.dtype))
+        axes[record.name] = {place: axis for place, axis in enumerate(record.axes) if isinstance(axis, str)}
+    if records:
+        return examples, axes
+    found = obvious_inputs(module)
+    if found is None:
+        raise UsageError(
+            "what the model takes is not obvious",
+            where=f"`{type(module).__name__}.forward{inspect.signature(module.forward)}`"[:300],
+            expected="`--input NAME=TYPE[AXIS,…]` for each input",
+            fix="say what it takes, such as `--input x=float32[batch,sequence,64]`; axes with names are dynamic",
+        )
+    return found

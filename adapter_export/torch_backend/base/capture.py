@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from adapter_export.errors import BaseModelError, UsageError
-from adapter_export.format.manifest import Axis, InputRecord
+from adapter_export.format.manifest import Axis
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
 AxisNames = Mapping[str, Mapping[int, str]]
@@ -73,7 +73,11 @@ def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = 
         except LIBRARY_ERRORS as error:
             raise _not_exported(error) from error
     _strip(program)
-    return Captured(program, {name: _named_shape(tensor, names.get(name, {})) for name, tensor in inputs.items()})
+    shapes_by_name = {
+        name: tuple(names.get(name, {}).get(place, size) for place, size in enumerate(tensor.shape))
+        for name, tensor in inputs.items()
+    }
+    return Captured(program, shapes_by_name)
 
 
 def _named_inputs(module: nn.Module, given: Inputs) -> dict[str, Any]:
@@ -111,16 +115,14 @@ def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]
 
 def _default_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
     """By place; texts of another length than the first one's have an axis of their own, as those of a decoder."""
-    texts = {name: tensor.shape[1] for name, tensor in inputs.items() if _is_text(tensor)}
+    texts = {
+        name: tensor.shape[1] for name, tensor in inputs.items() if tensor.dim() == 2 and not tensor.is_floating_point()
+    }
     first = next((length for length in texts.values() if length > 1), 1)
     names = {length: f"{name}_{_SEQUENCE}" for name, length in reversed(texts.items())}
     names |= {first: _SEQUENCE, 1: _SEQUENCE}
     batches: dict[str, dict[int, str]] = {name: {0: _BATCH} if value.dim() else {} for name, value in inputs.items()}
     return {name: axes | ({1: names[texts[name]]} if name in texts else {}) for name, axes in batches.items()}
-
-
-def _is_text(tensor: Tensor) -> bool:
-    return tensor.dim() == 2 and not tensor.is_floating_point()
 
 
 def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, dict[int, str]]:
@@ -165,10 +167,6 @@ def _lengths(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, int]:
                 )
             found[axis] = max(length, found.get(axis, 1))
     return {axis: length if length > 1 else index + 2 for index, (axis, length) in enumerate(found.items())}
-
-
-def _named_shape(tensor: Tensor, names: Mapping[int, str]) -> tuple[Axis, ...]:
-    return tuple(names.get(place, size) for place, size in enumerate(tensor.shape))
 
 
 @contextmanager
@@ -258,18 +256,14 @@ _REMEDIES = (
 def _not_exported(error: Exception) -> BaseModelError:
     text = f"{type(error).__name__} {error}"
     remedy = next((remedy for mark, remedy in _REMEDIES if mark in text), None)
+    # the line that names the axis or the op: where torch lists several causes, it marks each with a dash
+    causes = (line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip().startswith("- "))
     return BaseModelError(
         "torch cannot export the model",
-        found=_cause(error),
+        found=next(causes, first_line(error)),
         expected="a model that `torch.export.export` takes",
         fix=remedy or "wrap the model so that it computes with tensors only, and try `torch.export.export` on it",
     )
-
-
-def _cause(error: Exception) -> str:
-    """The line that names the axis or the op: where torch lists several causes, it marks each with a dash."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line.removeprefix("- ") for line in lines if line.startswith("- ")), first_line(error))
 
 
 def _strip(program: ExportedProgram) -> None:
@@ -287,32 +281,12 @@ def _strip(program: ExportedProgram) -> None:
                 node.meta.pop("stack_trace", None)
 
 
-# Inputs to capture a module with: as somebody describes them, or as they follow from what the module takes.
-
 _EXAMPLE_BATCH, _TOKENS, _DECODER_TOKENS = 2, 7, 5
 """The lengths of the example inputs; nothing depends on them, but torch takes equal ones for one."""
 
 _DECODER = "decoder_"
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def described_inputs(records: Sequence[InputRecord]) -> tuple[dict[str, Tensor], AxisNames]:
-    """Example inputs of some names, types and shapes, and the names of their dynamic axes.
-
-    A dynamic axis has the length 1, which `capture` widens.
-    """
-    inputs = {
-        record.name: torch.ones(
-            [1 if isinstance(axis, str) else axis for axis in record.axes], dtype=getattr(torch, record.dtype)
-        )
-        for record in records
-    }
-    axes = {
-        record.name: {place: axis for place, axis in enumerate(record.axes) if isinstance(axis, str)}
-        for record in records
-    }
-    return inputs, axes
 
 
 def obvious_inputs(module: nn.Module) -> tuple[dict[str, Tensor], AxisNames] | None:
@@ -333,16 +307,17 @@ def obvious_inputs(module: nn.Module) -> tuple[dict[str, Tensor], AxisNames] | N
         if each.default is inspect.Parameter.empty and each.kind not in _VARIADIC
     }
     offered = _tokens(module, parameters) or _images(module, parameters) or _sound(module, parameters)
-    if offered:
-        offered |= _decoder_tokens(parameters)
+    if offered and f"{_DECODER}input_ids" in parameters:
+        ids = torch.ones(_EXAMPLE_BATCH, _DECODER_TOKENS, dtype=torch.int64)
+        offered |= {
+            f"{_DECODER}{name}": ids for name in ("input_ids", "attention_mask") if f"{_DECODER}{name}" in parameters
+        }
     if not offered or not needed <= offered.keys():
         return None
-    return offered, {name: _axes(name, tensor) for name, tensor in offered.items()}
-
-
-def _axes(name: str, tensor: Tensor) -> dict[int, str]:
-    text = "decoder_sequence" if name.startswith(_DECODER) else "sequence"
-    return {0: "batch", 1: text} if tensor.dim() == len(("batch", "tokens")) else {0: "batch"}
+    lengths = {name: "decoder_sequence" if name.startswith(_DECODER) else "sequence" for name in offered}
+    return offered, {
+        name: {0: "batch", 1: lengths[name]} if tensor.dim() == 2 else {0: "batch"} for name, tensor in offered.items()
+    }
 
 
 def _tokens(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
@@ -354,12 +329,6 @@ def _tokens(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]
     typed = config is None or (getattr(config, "type_vocab_size", 0) or 0) > 0
     offered = {"input_ids": ids, "attention_mask": ids, **({"token_type_ids": ids * 0} if typed else {})}
     return {name: tensor for name, tensor in offered.items() if name in taken}
-
-
-def _decoder_tokens(taken: Mapping[str, object]) -> dict[str, Tensor]:
-    ids = torch.ones(_EXAMPLE_BATCH, _DECODER_TOKENS, dtype=torch.int64)
-    names = (f"{_DECODER}input_ids", f"{_DECODER}attention_mask")
-    return {name: ids for name in names if name in taken and names[0] in taken}
 
 
 def _images(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:

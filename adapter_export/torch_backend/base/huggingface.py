@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +21,6 @@ from adapter_export.torch_backend.base.base import TorchBase, load_base, save_ba
 from adapter_export.torch_backend.base.capture import AxisNames, most_tokens, obvious_inputs
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
-# A causal language model of transformers behind plain tensors: what it keeps of a text goes in and comes out again.
-#
-# Importing this module needs transformers.
-
 BATCH, TOKENS, PAST = "batch", "sequence", "past_sequence"
 _TOTAL = f"{PAST} + {TOKENS}"
 _PAST_AXIS = 2
@@ -37,7 +33,7 @@ Layers = Sequence[Mapping[str, Tensor]]
 
 
 class CachedDecoder(nn.Module):
-    """Computes logits for new tokens behind a past that is handed in.
+    """A causal language model behind plain tensors: logits of new tokens behind a past that is handed in.
 
     The position of a token is the number of real tokens before it, as `generate` of transformers counts, so rows of a
     batch may be padded on the left.
@@ -59,15 +55,26 @@ class CachedDecoder(nn.Module):
             attention_mask: 1 for the real tokens of past and new ones, [batch, past_sequence + sequence].
             past_key_values: what was `present` the last time; of length 0 at first.
         """
-        _say_lengths(input_ids, attention_mask, past_key_values)
+        # torch is told which lengths are the same, so that the captured program has one name for each
+        length = past_key_values[0]["key"].shape[_PAST_AXIS]
+        check: Any = torch._check
+        check(attention_mask.shape[1] == length + input_ids.shape[1])
+        for kept in (kept for layer in past_key_values for kept in layer.values()):
+            check(kept.shape[_PAST_AXIS] == length)
         cache = DynamicCache()
         for number, layer in enumerate(past_key_values):
             cache.update(layer["key"], layer["value"], number)
-        options = {} if self._counts_itself else {"position_ids": _positions(attention_mask, input_ids.shape[1])}
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        options = {} if self._counts_itself else {"position_ids": positions}
         result = self.model(
             input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **options
         )
-        return {"logits": result.logits, **_present(result.past_key_values)}
+        present = {
+            f"present.{number}.{name}": kept
+            for number, layer in enumerate(_layers(result.past_key_values))
+            for name, kept in zip(("key", "value"), layer, strict=True)
+        }
+        return {"logits": result.logits, **present}
 
     def example_inputs(self) -> dict[str, Any]:
         """Inputs to capture it with.
@@ -89,29 +96,6 @@ def cache_axes(layers: int) -> AxisNames:
     past = {0: BATCH, _PAST_AXIS: PAST}
     caches = {f"past_key_values.{number}.{name}": past for number in range(layers) for name in ("key", "value")}
     return {"input_ids": {0: BATCH, 1: TOKENS}, "attention_mask": {0: BATCH, 1: _TOTAL}, **caches}
-
-
-def _positions(attention_mask: Tensor, tokens: int) -> Tensor:
-    """The positions of the last tokens, [batch, tokens]."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
-
-
-def _say_lengths(input_ids: Tensor, attention_mask: Tensor, past: Layers) -> None:
-    """Tell torch which lengths are the same, so that the captured program has one name for each."""
-    length = past[0]["key"].shape[_PAST_AXIS]
-    _check: Any = torch._check
-    _check(attention_mask.shape[1] == length + input_ids.shape[1])
-    for layer in past:
-        for kept in layer.values():
-            _check(kept.shape[_PAST_AXIS] == length)
-
-
-def _present(cache: object) -> dict[str, Tensor]:
-    return {
-        f"present.{number}.{name}": kept
-        for number, layer in enumerate(_layers(cache))
-        for name, kept in zip(("key", "value"), layer, strict=True)
-    }
 
 
 def _layers(cache: object) -> list[tuple[Tensor, Tensor]]:
@@ -159,12 +143,25 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
     _check_files(folder)
     model = _open(folder, AutoModelForCausalLM if with_cache else AutoModel)
     tokenizer = folder / "tokenizer.json"
-    module, inputs, axes = _with_cache(model, folder) if with_cache else (model, *_example_inputs(model, folder))
+    module, found = model, None if with_cache else obvious_inputs(model)
+    if with_cache:
+        module = CachedDecoder(model)
+        with within(folder), quiet(), _quiet_transformers():
+            past = module.example_inputs()
+        found = past, cache_axes(len(past["past_key_values"]))
+    if found is None:
+        raise BaseModelError(
+            "takes inputs that are neither tokens, nor images, nor sound of a known length",
+            where=folder,
+            found=", ".join(inspect.signature(model.forward).parameters),
+            expected="`input_ids`, `pixel_values` or `input_features`",
+            fix="load the model in Python and save it with `save_base`, which takes any inputs",
+        )
     save_base(
         module,
-        inputs,
+        found[0],
         path,
-        axes=axes,
+        axes=found[1],
         tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
         max_tokens=most_tokens(model),
         force=force,
@@ -208,7 +205,9 @@ def _open(folder: Path, auto: Any = AutoModel) -> nn.Module:
     """The model with every weight from the folder: what transformers would start at random is not in it."""
     model, missing = _load(folder, auto)
     if missing and auto is AutoModel:
-        model, missing = _without_pooler(folder) or (model, missing)
+        # the part that most models lack weights for; not every architecture has it
+        with suppress(BaseModelError):
+            model, missing = _load(folder, add_pooling_layer=False)
     if missing:
         raise BaseModelError(
             "lacks weights that the model needs, which would be random numbers",
@@ -221,28 +220,18 @@ def _open(folder: Path, auto: Any = AutoModel) -> nn.Module:
     return model
 
 
-def _without_pooler(folder: Path) -> tuple[nn.Module, list[str]] | None:
-    """The model without the part that most models lack weights for; none for an architecture that has no such part."""
-    try:
-        return _load(folder, add_pooling_layer=False)
-    except BaseModelError:
-        return None
-
-
 def _load(folder: Path, auto: Any = AutoModel, **options: bool) -> tuple[nn.Module, list[str]]:
     """The model, and the names of weights that the folder lacks and nobody can know."""
     model, missing = _read(folder, auto, **options)
-    computed = _computed(model, auto) if missing else frozenset()
-    return model, [name for name in missing if name not in computed]
-
-
-def _computed(model: nn.Module, auto: Any) -> frozenset[str]:
-    """The weights that are computed and never trained, such as positions as sines; they need not be in a folder."""
+    if not missing:
+        return model, []
     with quiet(), _quiet_transformers():
         another = auto.from_config(model.config, dtype=torch.float32)
+    # weights that are computed and never trained, such as positions as sines, need not be in a folder
     weights = dict(model.named_parameters())
     frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
-    return frozenset(name for name, weight in frozen.items() if name in weights and torch.equal(weights[name], weight))
+    computed = {name for name, weight in frozen.items() if name in weights and torch.equal(weights[name], weight)}
+    return model, [name for name in missing if name not in computed]
 
 
 def _read(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str]]:
@@ -280,24 +269,3 @@ def _quiet_transformers() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
-
-
-def _with_cache(model: nn.Module, folder: Path) -> tuple[nn.Module, dict[str, Any], AxisNames]:
-    """A decoder with its cache, example inputs for it, and the names of their axes."""
-    decoder = CachedDecoder(model)
-    with within(folder), quiet(), _quiet_transformers():
-        inputs = decoder.example_inputs()
-    return decoder, inputs, cache_axes(len(inputs["past_key_values"]))
-
-
-def _example_inputs(model: nn.Module, folder: Path) -> tuple[dict[str, Tensor], AxisNames]:
-    found = obvious_inputs(model)
-    if found is None:
-        raise BaseModelError(
-            "takes inputs that are neither tokens, nor images, nor sound of a known length",
-            where=folder,
-            found=", ".join(inspect.signature(model.forward).parameters),
-            expected="`input_ids`, `pixel_values` or `input_features`",
-            fix="load the model in Python and save it with `save_base`, which takes any inputs",
-        )
-    return found

@@ -1,9 +1,9 @@
-"""The training record: what an adapter tells about where it came from."""
+"""What a training run is told, what it tells while it runs, and the record that it leaves in the adapter."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -14,8 +14,6 @@ from adapter_export.errors import UsageError
 from adapter_export.torch_backend.train.objectives import Scores
 from adapter_export.torch_backend.train.task import TextTask
 from adapter_export.version import __version__
-
-# What a training run tells while it runs, and what it leaves behind.
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,6 @@ class TrainingResult:
         return self.history[self.best_epoch - 1]
 
 
-# What a training run is told.
-
-
 @dataclass(frozen=True)
 class TrainingSettings:
     """How to train; the defaults do well on sentences (a few thousand rows, bottleneck 64).
@@ -118,20 +113,19 @@ class TrainingSettings:
     value_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience", "checkpoint_steps"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "clip"):
-            _check(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
-        _check(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction, at least 0 and below 1")
-        for name in ("temperature_decay", "value_penalty"):
-            _check(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
-        _check(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "at least 0")
-        _check(self.seed >= 0, "seed", self.seed, "at least 0")
-
-
-def _check(holds: bool, name: str, found: object, expected: str) -> None:
-    if not holds:
-        raise UsageError(f"`{name}` has a value that it cannot have", found=found, expected=expected)
+        infinite = float("inf")
+        rules: Sequence[tuple[Sequence[str], Callable[[float], bool], str]] = (
+            (("epochs", "batch_size", "patience", "checkpoint_steps"), lambda x: x >= 1, "at least 1"),
+            (("learning_rate", "clip"), lambda x: 0 < x < infinite, "a number above 0"),
+            (("warmup",), lambda x: 0 <= x < 1, "a fraction, at least 0 and below 1"),
+            (("temperature_decay", "value_penalty", "weight_decay"), lambda x: 0 <= x < infinite, "at least 0"),
+            (("seed",), lambda x: x >= 0, "at least 0"),
+        )
+        for names, holds, expected in rules:
+            for name in names:
+                if not holds(getattr(self, name)):
+                    found = getattr(self, name)
+                    raise UsageError(f"`{name}` has a value that it cannot have", found=found, expected=expected)
 
 
 def training_record(

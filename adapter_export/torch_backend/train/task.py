@@ -1,4 +1,4 @@
-"""A task out of files: classes or numbers, rows to learn from, to validate by and to test with."""
+"""Labelled texts out of csv, tsv and jsonl files, read strictly, and the task that they make."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from adapter_export.torch_backend.train.data import (
     split,
     word_label_names,
 )
-
-# What the cells of a table mean to a task: texts, words, labels, numbers.
 
 Cell = Callable[[Any, str], Any]
 """From a cell and the name of its place to what it means; `None` where there is nothing."""
@@ -111,8 +109,6 @@ def pair(task: Task, source: object, answer: object, where: str) -> tuple[Any, A
     return found, learnt
 
 
-# Labelled texts out of csv, tsv and jsonl files, read strictly: a row is understood, or named with its line.
-
 _LINES_NAMED = 5
 
 
@@ -158,11 +154,21 @@ def read_table(
     pairs = [(line, *pair(task, cells[text], cells[label], f"{path}, line {line}")) for line, cells in rows]
     incomplete = [line for line, *said in pairs if None in said]
     if incomplete and not skip_incomplete:
-        _refuse_incomplete(incomplete, path)
-    complete = [(words, name) for _, words, name in pairs if words is not None and name is not None]
+        named = ", ".join(map(str, incomplete[:_LINES_NAMED])) + (", …" if len(incomplete) > _LINES_NAMED else "")
+        raise DataError(
+            f"{len(incomplete)} rows have no text or no label",
+            where=path,
+            found=f"lines {named}",
+            expected="both in every row",
+            fix="complete these rows, or give `--skip-incomplete` to leave them out",
+        )
+    complete = [tuple(said) for _, *said in pairs if None not in said]
     if not complete:
         raise DataError("no row has both a text and a label", where=path)
-    return _without_repeats(complete, len(incomplete))
+    unique = tuple(dict.fromkeys(complete))
+    contradicting = sum(count > 1 for count in Counter(words for words, _ in unique).values())
+    texts, labels = zip(*unique, strict=True)
+    return LabelledTexts(texts, labels, len(complete) - len(unique), len(incomplete), contradicting)
 
 
 def read_texts(path: Path, text: str) -> tuple[str, ...]:
@@ -179,24 +185,6 @@ def read_texts(path: Path, text: str) -> tuple[str, ...]:
     if not texts:
         raise DataError("no row has a text", where=path, expected=f"texts in the column `{text}`")
     return texts
-
-
-def _without_repeats(pairs: list[tuple[Any, Any]], incomplete: int) -> LabelledTexts:
-    unique = tuple(dict.fromkeys(pairs))
-    contradicting = sum(count > 1 for count in Counter(text for text, _ in unique).values())
-    texts, labels = zip(*unique, strict=True)
-    return LabelledTexts(texts, labels, len(pairs) - len(unique), incomplete, contradicting)
-
-
-def _refuse_incomplete(lines: list[int], path: Path) -> None:
-    named = ", ".join(map(str, lines[:_LINES_NAMED])) + (", …" if len(lines) > _LINES_NAMED else "")
-    raise DataError(
-        f"{len(lines)} rows have no text or no label",
-        where=path,
-        found=f"lines {named}",
-        expected="both in every row",
-        fix="complete these rows, or give `--skip-incomplete` to leave them out",
-    )
 
 
 @dataclass(frozen=True)
@@ -275,13 +263,28 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
         tables["validation"] = files.read(files.validation)
     if files.test is not None:
         tables["test"] = files.read(files.test)
-    labels = _names(files.task, tables["training"], str(files.training))
+    labels: tuple[str, ...] = ()
+    if files.task != "regression":
+        name_labels = word_label_names if files.task == "token_classification" else label_names
+        labels = name_labels(tables["training"].labels, str(files.training))
     paths = {name: getattr(files, name) for name in tables}
     answers = {name: _answers(files.task, table, labels, str(paths[name])) for name, table in tables.items()}
-    numbers = _numbers(answers, files.task)
+    counts = {name: int(rows.shape[1]) for name, rows in answers.items() if files.task == "regression"}  # type: ignore[union-attr]
+    if len(set(counts.values())) > 1:
+        raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")
     examples = {name: TextExamples.of(tables[name].texts, answers[name], tokenizer, names) for name in tables}
     notes = tuple(note for name in tables for note in _notes(name, tables, examples[name]))
-    sources: dict[str, Any] = {name: _source(paths[name], table) for name, table in tables.items()}
+    sources: dict[str, Any] = {
+        name: {
+            "file": paths[name].name,
+            "sha256": sha256_of(paths[name]),
+            "rows": len(table.texts),
+            "repeated_rows_left_out": table.repeated,
+            "incomplete_rows_left_out": table.incomplete,
+            "texts_with_contradicting_labels": table.contradicting,
+        }
+        for name, table in tables.items()
+    }
     if isinstance(files.validation, float):
         whole = examples["training"]
         kept, held_out = split(_strata(files.task, whole), files.validation, seed)
@@ -290,19 +293,13 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
     return TextTask(
         files.task,
         labels,
-        numbers,
+        counts.get("training", 0),
         examples["training"],
         examples["validation"],
         examples.get("test"),
         sources,
         notes,
     )
-
-
-def _names(task: Task, table: LabelledTexts, where: str) -> tuple[str, ...]:
-    if task == "regression":
-        return ()
-    return word_label_names(table.labels, where) if task == "token_classification" else label_names(table.labels, where)
 
 
 def _answers(task: Task, table: LabelledTexts, labels: tuple[str, ...], where: str) -> np.ndarray | list[Rows]:
@@ -313,16 +310,6 @@ def _answers(task: Task, table: LabelledTexts, labels: tuple[str, ...], where: s
     return class_indices(table.labels, labels, where)
 
 
-def _numbers(answers: Mapping[str, np.ndarray | list[Rows]], task: Task) -> int:
-    """How many numbers every row of every file has."""
-    if task != "regression":
-        return 0
-    counts = {name: int(rows.shape[1]) for name, rows in answers.items() if isinstance(rows, np.ndarray)}
-    if len(set(counts.values())) > 1:
-        raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")
-    return counts["training"]
-
-
 def _strata(task: Task, examples: TextExamples) -> Rows:
     """What both halves of a split must have: every class, where rows have one."""
     if task in ("sequence_classification", "embedding"):
@@ -330,17 +317,6 @@ def _strata(task: Task, examples: TextExamples) -> Rows:
     if len(examples.lengths) < 2:
         raise DataError("a single row cannot be both trained on and validated", expected="at least two rows")
     return np.zeros(len(examples.lengths), np.int64)
-
-
-def _source(path: Path, table: LabelledTexts) -> dict[str, Any]:
-    return {
-        "file": path.name,
-        "sha256": sha256_of(path),
-        "rows": len(table.texts),
-        "repeated_rows_left_out": table.repeated,
-        "incomplete_rows_left_out": table.incomplete,
-        "texts_with_contradicting_labels": table.contradicting,
-    }
 
 
 def _notes(name: str, tables: dict[str, LabelledTexts], examples: TextExamples) -> Iterator[str]:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +25,6 @@ from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches, training_batches
 from adapter_export.torch_backend.train.objectives import OBJECTIVES, Scores, labelled
 from adapter_export.torch_backend.train.record import EpochRecord, Progress, Silent, TrainingResult, TrainingSettings
-
-# How well a model does its task on some rows.
 
 
 def evaluate(model: AdaptedModel, examples: Examples, batch_size: int) -> Scores:
@@ -48,9 +45,8 @@ def evaluate(model: AdaptedModel, examples: Examples, batch_size: int) -> Scores
     return OBJECTIVES[model.task].scores(results, targets)
 
 
-# Where an interrupted run goes on: one safetensors file, its numbers as JSON in the file's own metadata.
-
 CHECKPOINT_FILE = "checkpoint.safetensors"
+"""Where an interrupted run goes on: its tensors, and its numbers as JSON in the file's own metadata."""
 
 _GROUPS = ("weights", "first_moments", "second_moments", "best")
 _NUMBERS = ("step", "step_in_epoch", "loss_sum", "seconds", "best_epoch")
@@ -123,7 +119,16 @@ def read_checkpoint(path: Path, digest: str) -> RunState | None:
             metadata: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if metadata["digest"] == digest:
-            return _state(json.loads(metadata["state"]), tensors)
+            numbers = json.loads(metadata["state"])
+            history = [
+                EpochRecord(**{**record, "validation": Scores(**record["validation"])})
+                for record in numbers.pop("history")
+            ]
+            groups: dict[str, Weights] = {group: {} for group in _GROUPS}
+            for key, tensor in tensors.items():
+                group, _, name = key.partition("/")
+                groups[group][name] = tensor
+            return RunState(**{**numbers, **groups, "history": history})
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(
             "the checkpoint is damaged", where=path, found=error, fix="delete it, or give `--restart` to start anew"
@@ -133,20 +138,6 @@ def read_checkpoint(path: Path, digest: str) -> RunState | None:
         where=path,
         fix="repeat its settings to go on with it, or give `--restart` to start anew",
     )
-
-
-def _state(numbers: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> RunState:
-    epochs = [
-        EpochRecord(**{**record, "validation": Scores(**record["validation"])}) for record in numbers.pop("history")
-    ]
-    groups: dict[str, Weights] = {group: {} for group in _GROUPS}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition("/")
-        groups[group][name] = tensor
-    return RunState(**{**numbers, **groups, "history": epochs})
-
-
-# The learning rate over a run.
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
@@ -284,11 +275,13 @@ class _Run:
         if not self._settings.value_penalty:
             return 0.0
         values = [tensor for name, tensor in self._tensors.items() if name.endswith(f".{VALUE}")]
-        return self._settings.value_penalty * sum((_identity_like(value) - value).square().sum() for value in values)
+        apart = [torch.eye(len(value), device=value.device, dtype=value.dtype) - value for value in values]
+        return self._settings.value_penalty * sum(each.square().sum() for each in apart)
 
     def _take_step(self, rows: Rows) -> float:
         """One update; the loss of its batch before it."""
-        torch.manual_seed(_seed(self._settings.seed, self._state.step))
+        sequence = np.random.SeedSequence((self._settings.seed, self._state.step))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         factor = rate_factor(self._state.step, self._steps_per_epoch * self._settings.epochs, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * factor
@@ -299,12 +292,7 @@ class _Run:
         self._optimizer.zero_grad()
         (loss + self._penalty()).backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self._tensors.values(), self._settings.clip)
-        self._check_finite(loss.item(), norm.item())
-        self._optimizer.step()
-        return loss.item()
-
-    def _check_finite(self, loss: float, norm: float) -> None:
-        for name, value in (("loss", loss), ("gradient", norm)):
+        for name, value in (("loss", loss.item()), ("gradient", norm.item())):
             if not math.isfinite(value):
                 raise TrainingError(
                     f"the {name} is not finite",
@@ -312,6 +300,8 @@ class _Run:
                     found=value,
                     fix="lower the learning rate with `--learning-rate`, or look for broken rows in the data",
                 )
+        self._optimizer.step()
+        return loss.item()
 
     def _save(self) -> None:
         if self._path is None:
@@ -352,8 +342,8 @@ def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettin
 
 def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:
     """AdamW over the adapter's tensors, its moments at zero; biases, norms and weights of mixes do not decay."""
-    matrices = [tensor for tensor in tensors if _is_matrix(tensor)]
-    vectors = [tensor for tensor in tensors if not _is_matrix(tensor)]
+    matrices = [tensor for tensor in tensors if tensor.ndim > 1 and len(tensor) > 1]
+    vectors = [tensor for tensor in tensors if not (tensor.ndim > 1 and len(tensor) > 1)]
     decays = ((settings.weight_decay, matrices), (0.0, vectors))
     groups = [{"params": group, "weight_decay": decay} for decay, group in decays if group]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
@@ -361,19 +351,6 @@ def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch
         moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[tensor] = {"step": torch.tensor(0.0), **moments}
     return optimizer
-
-
-def _is_matrix(tensor: Tensor) -> bool:
-    return tensor.ndim > 1 and len(tensor) > 1
-
-
-def _identity_like(matrix: Tensor) -> Tensor:
-    return torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
-
-
-def _seed(seed: int, step: int) -> int:
-    """A seed for the dropout of one step."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> Weights:
