@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, RequestError
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.axes import masks_of
-from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose.attention import temperature_of
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.fit import check_fit
@@ -55,7 +55,7 @@ def attach(
         adapter: the adapter; `None` gives the base alone.
         sites: the base's sites, if they are known already.
         allow_mismatch: take an adapter that was trained on another base.
-        learned: the adapter's tensors that shall learn, such as a fusion's with frozen members; all if not given.
+        learned: the adapter's tensors to train, such as a fusion's with frozen members; all if not given.
 
     Raises:
         BaseMismatchError: the adapter was trained on another base.
@@ -79,7 +79,7 @@ class AttachedAdapter(nn.Module):
         base: the base.
         adapter: the adapter; `None` for the base alone.
         sites: the sites of the base.
-        learned: the adapter's tensors that shall learn; all if not given.
+        learned: the adapter's tensors to train; all if not given.
 
     Attributes:
         base: the base.
@@ -87,7 +87,7 @@ class AttachedAdapter(nn.Module):
         sites: the sites of the base.
 
     Raises:
-        AdapterError: there is no such tensor that shall learn.
+        AdapterError: there is no such tensor to train.
     """
 
     def __init__(
@@ -123,9 +123,12 @@ class AttachedAdapter(nn.Module):
         Raises:
             AdapterError: there is no head.
         """
+        return self._head().task
+
+    def _head(self) -> Head:
         if self.adapter is None or self.adapter.head is None:
             raise AdapterError("the adapter has no head", fix="attach one with a head")
-        return self.adapter.head.task
+        return self.adapter.head
 
     @contextmanager
     def observed(self) -> Iterator[dict[str, SiteCall]]:
@@ -182,19 +185,28 @@ class AttachedAdapter(nn.Module):
         record = self.adapter.training if training is None else training
         return replace(self.adapter, graphs=graphs, weights=weights, training=record)
 
-    def save(self, folder: Path | str, *, training: Mapping[str, Any] | None = None, force: bool = False) -> None:
+    def save(
+        self,
+        folder: Path | str,
+        *,
+        name: str | None = None,
+        training: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> None:
         """Write the adapter with the present weights.
 
         Args:
-            folder: where its files shall be.
-            training: the training record, any JSON object.
+            folder: where its files go.
+            name: what users call it; the name of the folder if not given.
+            training: the training record, any JSON object; the adapter's own if none is given.
             force: replace what is there.
 
         Raises:
             AdapterError, TensorError: as `to_adapter`.
             OutputExistsError, WriteError: as `write_adapter`.
         """
-        write_adapter(self.to_adapter(training=training), Path(folder), force=force)
+        adapter = replace(self.to_adapter(training=training), name=name or Path(folder).resolve().name)
+        write_adapter(adapter, Path(folder), force=force)
 
     def _mask(self) -> str | None:
         """The input that says which tokens are real, if there is one; a head that reads it must not have to guess."""
@@ -250,7 +262,7 @@ class AdaptedModel(AttachedAdapter):
         Raises:
             AdapterError: there is no head.
         """
-        assert self.task is not None
+        self._head()
         return self(**inputs)[self.head_name]  # type: ignore[no-any-return]
 
     def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

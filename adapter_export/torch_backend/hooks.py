@@ -67,7 +67,7 @@ def attach_to_module(
             sound by their usual names.
         axes: the dynamic axes of the example inputs, as `save_base` takes them.
         site_map: sites that are given by hand.
-        learned: the adapter's tensors that shall learn; all if not given.
+        learned: the adapter's tensors to train; all if not given.
 
     Raises:
         UsageError: the example inputs are not those of the module, or it has an adapter already.
@@ -149,7 +149,7 @@ class HookedAdapter(AttachedAdapter):
         base: the module as it was captured.
         adapter: the adapter.
         sites: the sites of the base.
-        learned: the adapter's tensors that shall learn; all if not given.
+        learned: the adapter's tensors to train; all if not given.
     """
 
     def __init__(
@@ -234,10 +234,9 @@ class HookedAdapter(AttachedAdapter):
             TrainingError: the weights of the module are no longer those that it was attached to.
             TensorError: a weight is NaN or Inf.
         """
-        module = self._module[0]
-        present = dict(module.named_parameters(remove_duplicate=False)) | dict(
-            module.named_buffers(remove_duplicate=False)
-        )
+        (module,) = self._module
+        present: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        present |= dict(module.named_buffers(remove_duplicate=False))
         if fingerprint(self.base.program, present) != self.base.fingerprint:
             raise TrainingError(
                 "the weights of the module have changed while the adapter was attached, so it fits no base",
@@ -257,7 +256,7 @@ class HookedAdapter(AttachedAdapter):
         Raises:
             AdapterError: there is no head.
         """
-        assert self.task is not None
+        self._head()
         layer = self._layers[HEAD]
         tokens = torch.ones_like(hidden[..., 0]) if mask is None else mask
         offered = {"hidden": hidden, "mask": tokens}
@@ -511,7 +510,7 @@ def _stack(node: fx.Node) -> dict[str, str]:
 
 
 def _has_numbers_of(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same numbers in the same order; axes before the last may be one or several."""
+    """Return whether two tensors have the same numbers in order; axes before the last may be one or several."""
     if one.numel() != other.numel() or one.shape[-1:] != other.shape[-1:] or not one.numel():
         return False
     return bool((one.reshape(-1) - other.reshape(-1)).abs().max() <= 1e-6 * other.abs().max())
@@ -523,7 +522,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors differ by rounding alone; axes before the last may be one or several."""
+    """Return whether two tensors differ by rounding alone; axes before the last may be one or several."""
     if one.numel() != other.numel():
         return False
     one, other = one.reshape(-1), other.reshape(-1)

@@ -101,6 +101,6 @@ class TorchRunner:
 
 
 def _differ_in_weights(one: Adapter, other: Adapter) -> bool:
-    """Whether two adapters are one with two sets of weights: all else they share, as copies do."""
+    """Return whether two adapters are one with two sets of weights: all else they share, as copies do."""
     alike = one.graphs is other.graphs and one.placements is other.placements and one.head is other.head
     return alike and one is not other and one.base == other.base

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import small_encoder
 import torch
 from small_encoder import WIDTH, Encoder
 from small_task import with_random_weights
+from toolchain import skip_or_fail
 from torch import Tensor, nn
 from transformers import (
     AlbertConfig,
@@ -21,8 +25,11 @@ from transformers import (
     GPT2Model,
     LlamaConfig,
     LlamaModel,
+    Trainer,
+    TrainingArguments,
 )
 
+import adapter_export as ae
 from adapter_export.errors import AdapterError, NoSitesError, TrainingError, UsageError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.graph.adapter import Adapter
@@ -112,6 +119,38 @@ def test_what_is_saved_does_in_the_captured_base_what_it_did_in_the_module(
     largest = np.abs(expected["last_hidden_state"]).max()
     np.testing.assert_allclose(output.last_hidden_state, expected["last_hidden_state"], atol=1e-5 * largest, rtol=0)
     np.testing.assert_allclose(output.logits, expected["logits"], atol=1e-5 * np.abs(expected["logits"]).max(), rtol=0)
+
+
+def test_the_trainer_of_transformers_trains_it_as_it_is(tmp_path: Path) -> None:
+    if importlib.util.find_spec("accelerate") is None:
+        skip_or_fail("accelerate is missing, which the Trainer needs: run `make setup`, or `pip install accelerate`")
+    model = model_of("bert")
+    rows = [{key: value[0] for key, value in inputs_of(seed).items()} | {"labels": seed % 2} for seed in range(16)]
+    settings = TrainingArguments(
+        str(tmp_path / "runs"), max_steps=4, learning_rate=0.01, remove_unused_columns=False, report_to="none"
+    )
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:
+        return nn.functional.cross_entropy(outputs.logits, labels)
+
+    with attach_to_module(model, made()) as adapter:
+        before = {name: tensor.detach().clone() for name, tensor in adapter.tensors().items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Trainer(model, settings, train_dataset=rows, compute_loss_func=loss).train()
+        assert all((tensor - before[name]).abs().max() > 0 for name, tensor in adapter.tensors().items())
+        with torch.no_grad():
+            output = model.eval()(**inputs_of())
+    runner = saved(model, adapter, tmp_path)
+    arrays = {key: value.numpy() for key, value in inputs_of().items()}
+    arrays["token_type_ids"] = np.zeros_like(arrays["input_ids"])
+    expected = runner.run(arrays, read_adapter(tmp_path / "a"))
+    bundle = ae.build(ae.open_base(tmp_path / "model.pt"), [tmp_path / "a"], tmp_path / "bundle")
+    found = bundle.session().run(arrays, "a")
+    for name in ("last_hidden_state", "logits"):
+        limit = 1e-5 * np.abs(expected[name]).max()
+        np.testing.assert_allclose(output[name], expected[name], atol=limit, rtol=0)
+        np.testing.assert_allclose(found[name], expected[name], atol=limit, rtol=0)
 
 
 def test_the_module_is_as_it_was_when_the_block_ends() -> None:

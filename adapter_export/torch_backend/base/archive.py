@@ -224,7 +224,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The entries by their names below the root folder, each of a known sort."""
+    """The entries by their names below the root folder, each of a known kind."""
     infos = archive.infolist()
     names = [info.filename for info in infos]
     root = names[0].partition("/")[0] if names else ""

@@ -46,7 +46,7 @@ def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = 
     Args:
         module: takes tensors; returns tensors in tuples, lists, dicts, dataclasses or the outputs of transformers.
         example_inputs: by name, or in the order of the arguments of `forward`. Their numbers do not matter, and an axis
-            of length 1 is widened where it shall be dynamic. Tensors in lists, tuples and dicts have the keys and
+            of length 1 is widened where it is to be dynamic. Tensors in lists, tuples and dicts have the keys and
             places in their names: `past_key_values.0.key`.
         axes: the dynamic axes; all others are fixed. If none are given, axis 0 of every input is `batch`, and axis 1 of
             every integer or bool input of two axes is `sequence`; of another length than the first one's it is an axis

@@ -154,7 +154,7 @@ def check_sort(path: Path) -> None:
     """Refuse a zip that has no program of `torch.export`: trust does not make a model with inputs of it.
 
     Raises:
-        BaseModelError: it is another sort of file, or damaged.
+        BaseModelError: it is another kind of file, or damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -169,7 +169,7 @@ def check_pickled(path: Path) -> None:
     """Refuse a readable file that is no pickled module or object; nothing of it is run.
 
     Raises:
-        BaseModelError: it is another sort of file, or damaged.
+        BaseModelError: it is another kind of file, or damaged.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:

@@ -22,7 +22,7 @@ from adapter_export.errors import BaseModelError, UnsafeArchiveError
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import Axis
 
-# Two sorts of text are evaluated by torch as Python: sizes, SymPy expressions in the form of `sympy.srepr` such as
+# Torch evaluates two kinds of text as Python: sizes, SymPy expressions in the form of `sympy.srepr` such as
 # `Mul(Integer(2), Symbol('s0', integer=True))`, and guards, comparisons such as `L['ids'].size()[1] <= 512`.
 
 SYMBOL = re.compile(r"[su]\d{1,6}")
@@ -44,7 +44,7 @@ _FLOAT = re.compile(r"-?\d{1,40}(\.\d{0,40})?(e[+-]?\d{1,3})?")
 
 
 def is_size_expression(text: str) -> bool:
-    """Whether this is arithmetic over symbolic sizes and nothing else."""
+    """Return whether this is arithmetic over symbolic sizes and nothing else."""
     return (tree := _parse(text)) is not None and _is_size(tree)
 
 
@@ -107,7 +107,7 @@ def _is_power(base: ast.expr, exponent: ast.expr) -> bool:
 
 
 def is_guard(text: str) -> bool:
-    """Whether this compares the sizes of inputs and does nothing else."""
+    """Return whether this compares the sizes of inputs and does nothing else."""
     return (tree := _parse(text)) is not None and _is_condition(tree)
 
 
@@ -137,7 +137,7 @@ _SIZE_OF_INPUT = re.compile(r"L(?:\[(?:'[^'\\]*'|\d+)\])+\.(?:size|stride)\(\)\[
 
 
 def is_harmless(guard: str, axes: Mapping[str, Sequence[Axis]]) -> bool:
-    """Whether a guard says no more than a bound, that two lengths are the same, or what always holds.
+    """Return whether a guard says no more than a bound, that two lengths are the same, or what always holds.
 
     Other guards (`length % 8 == 0`) come from a branch on a length: the program computes one side of it only.
 
@@ -282,7 +282,7 @@ def _is_identifier(text: str) -> bool:
 
 
 def _is_operator(text: str) -> bool:
-    """Whether it names one of torch's own tensor functions, arithmetic on sizes, or a region without autograd."""
+    """Return whether it is a tensor function of torch, arithmetic on sizes, or a region without autograd."""
     aten = _ATEN.fullmatch(text)
     return text in _ON_NUMBERS or text in _REGIONS or (aten is not None and _is_aten(*aten.groups()))
 

@@ -10,20 +10,16 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 import torch
-from torch import fx
 from torch.export import ExportedProgram
 
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import new_file
-from adapter_export.format.manifest import OutputRecord
 from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.torch_backend.base.base import TorchBase
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.signature import Signature
 from adapter_export.torch_backend.view import flow_graph
 from adapter_export.version import __version__
-
-# Programs whose tensors lie in memory as torch's own decompositions expect.
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
@@ -35,22 +31,20 @@ def contiguous_attention(program: ExportedProgram) -> Iterator[bool]:
     Torch traces a fused attention whose result lies in memory as a kernel leaves it, and replaces it by products whose
     result lies otherwise; a `view` of it then fails (T5). A copy has one layout in both.
     """
-    graph = program.graph
-    copies = [_copied(graph, node) for node in graph.find_nodes(op="call_function", target=_ATTENTION)]
+    graph, copies = program.graph, []
+    for node in graph.find_nodes(op="call_function", target=_ATTENTION):
+        with graph.inserting_after(node):
+            layout = {"memory_format": torch.contiguous_format}
+            copy = graph.call_function(torch.ops.aten.clone.default, (node,), layout)
+        copy.meta = dict(node.meta)
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+        copies.append(copy)
     try:
         yield bool(copies)
     finally:
         for copy in copies:
             copy.replace_all_uses_with(copy.all_input_nodes[0])
             graph.erase_node(copy)
-
-
-def _copied(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    with graph.inserting_after(node):
-        copy = graph.call_function(torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
-    copy.meta = dict(node.meta)
-    node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
-    return copy
 
 
 OPSET = 20
@@ -111,39 +105,30 @@ def _exported(program: ExportedProgram) -> ir.Model:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with quiet():
-            return _converted(program)
+            try:
+                return _convert(program)
+            except LIBRARY_ERRORS:
+                with contiguous_attention(program) as changed:
+                    if not changed:
+                        raise
+                    return _convert(program)
     except LIBRARY_ERRORS as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:  # the exporter wraps it in pages of its own
+            reason = reason.__cause__
         raise BaseModelError(
             "torch cannot export the base to ONNX",
-            found=_reason(error),
+            found=first_line(reason),
             fix="load the model with `attn_implementation='eager'`, or replace the op that is named, and save it again",
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _converted(program: ExportedProgram) -> ir.Model:
-    """Torch's conversion; where it fails and there is fused attention, once more with copies behind it."""
-    try:
-        return _convert(program)
-    except LIBRARY_ERRORS:
-        with contiguous_attention(program) as changed:
-            if not changed:
-                raise
-            return _convert(program)
-
-
 def _convert(program: ExportedProgram) -> ir.Model:
     exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     assert exported is not None  # only the legacy exporter returns nothing
     return exported.model
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause: the exporter wraps it in pages of its own."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)
 
 
 def _describe_model(model: ir.Model, base: TorchBase) -> None:
@@ -181,11 +166,8 @@ def _name_axes(model: ir.Model, base: TorchBase) -> None:
     signature = Signature(base.program, given)
     for value in _values(model):
         if value.shape is not None:
-            value.shape = ir.Shape([dim if isinstance(dim, int) else _named(dim, signature) for dim in value.shape])
-
-
-def _named(dim: ir.SymbolicDim, signature: Signature) -> str | None:
-    return None if dim.value is None else signature.renamed(str(dim.value))
+            sizes = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+            value.shape = ir.Shape([signature.renamed(size) if isinstance(size, str) else size for size in sizes])
 
 
 def _name_values(graph: ir.Graph, base: TorchBase) -> None:
@@ -200,19 +182,10 @@ def _name_values(graph: ir.Graph, base: TorchBase) -> None:
     for index, output in enumerate(base.outputs):
         value = graph.outputs[index]
         if id(value) in seen or value.producer() is None:
-            value = graph.outputs[index] = _copy(graph, value)
+            # an output that is an input, a weight or another output needs a value of its own
+            node = ir.node("Identity", [value])
+            graph.append(node)
+            node.outputs[0].type = value.type
+            value = graph.outputs[index] = node.outputs[0]
         seen.add(id(value))
-        _set_output(value, output)
-
-
-def _copy(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """An output that is an input, a weight or another output needs a value of its own."""
-    node = ir.node("Identity", [value])
-    graph.append(node)
-    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-    return node.outputs[0]
-
-
-def _set_output(value: ir.Value, record: OutputRecord) -> None:
-    value.name = record.name
-    value.shape = ir.Shape(list(record.axes))
+        value.name, value.shape = output.name, ir.Shape(list(output.axes))

@@ -35,7 +35,7 @@ class Scores:
     decides: str | None = None
 
     def is_better_than(self, other: Scores) -> bool:
-        """Whether the metric that decides is higher, or the same and the loss lower."""
+        """Return whether the metric that decides is higher, or the same and the loss lower."""
         if self.decides is None:
             return self.loss < other.loss
         return (self.metrics[self.decides], -self.loss) > (other.metrics[self.decides], -other.loss)
