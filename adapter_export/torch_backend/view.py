@@ -15,8 +15,6 @@ from torch.fx import GraphModule, Node
 from adapter_export.sites.site import Norm
 from adapter_export.sites.view import Cut, Dim, Epilogue, FlowGraph, FlowNode, NodeKind, rows_first
 
-# Layouts of an FX graph that cut one axis of what they read, or move whole axes.
-
 _UNBIND = 1
 _SPLITS = {"split": 2, "split_with_sizes": 2, "chunk": 2, "unbind": _UNBIND}
 """What cuts a tensor into parts, and which argument is the axis; 0 if it is not given."""
@@ -93,8 +91,6 @@ def _size(node: Node, axis: object) -> int | None:
     return size if isinstance(size, int) else None
 
 
-# The norms of an FX graph: which kind each is, and the names of its trained tensors.
-
 _LAYER = ("layer_norm", "native_layer_norm")
 _RMS = ("rms_norm", "_fused_rms_norm")
 NORMS = (*_LAYER, *_RMS)
@@ -105,36 +101,19 @@ def norm_of(node: Node, op: str) -> Norm | None:
     """The norm that a node is; none for any other node. Tensors have the names of the module's attributes."""
     if op not in NORMS:
         return None
-    given = _arguments(node)
-    weight, bias = given.get("weight"), given.get("bias")
-    if len(given["normalized_shape"]) != 1 or not all(_is_trained(tensor) for tensor in (weight, bias)):
-        return Norm("unknown", 0.0, None, None)
-    return Norm("layer" if op in _LAYER else "rms", _epsilon(node, given.get("eps"), op), _name(weight), _name(bias))
-
-
-def _arguments(node: Node) -> dict[str, Any]:
-    """The arguments of a call by their names in the operator's schema."""
     assert isinstance(node.target, OpOverload)  # norms are operators of torch in every exported program
     names = [argument.name for argument in node.target._schema.arguments]
-    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    tensors = [given.get("weight"), given.get("bias")]
+    trained = all(tensor is None or (isinstance(tensor, Node) and tensor.op == "get_attr") for tensor in tensors)
+    if len(given["normalized_shape"]) != 1 or not trained:
+        return Norm("unknown", 0.0, None, None)
+    weight, bias = (str(tensor.target) if isinstance(tensor, Node) else None for tensor in tensors)
+    epsilon = given.get("eps")
+    if epsilon is None:  # torch's defaults
+        epsilon = 1e-5 if op in _LAYER else finfo(node.all_input_nodes[0].meta["val"].dtype).eps
+    return Norm("layer" if op in _LAYER else "rms", epsilon, weight, bias)
 
-
-def _epsilon(node: Node, given: float | None, op: str) -> float:
-    """What is given, or torch's default: 1e-5 for a layer norm, and for an RMS norm the resolution of the type."""
-    if given is not None:
-        return given
-    return 1e-5 if op in _LAYER else finfo(node.all_input_nodes[0].meta["val"].dtype).eps
-
-
-def _is_trained(argument: object) -> bool:
-    return argument is None or (isinstance(argument, Node) and argument.op == "get_attr")
-
-
-def _name(argument: object) -> str | None:
-    return str(argument.target) if isinstance(argument, Node) else None
-
-
-# The products of an FX graph: their factors, which are linear layers, and what is left to do behind those.
 
 _FACTORS: Mapping[str, slice] = {
     **dict.fromkeys(("linear", "matmul", "mm", "bmm", "_scaled_mm", "_grouped_mm", "grouped_mm_fallback"), slice(0, 2)),
@@ -151,13 +130,8 @@ _MATRICES = ("linear", "matmul", "mm", "addmm")
 """What may multiply with one trained matrix."""
 
 
-def is_product(op: str) -> bool:
-    """Whether operators of this name are matrix products."""
-    return op in _FACTORS
-
-
 def is_weighted(node: Node, op: str, activations: Set[Node]) -> bool:
-    """Whether one of the factors of a product is no activation."""
+    """Return whether one of the factors of a product is no activation."""
     multiplies = op in _FACTORS or op in CONVOLUTIONS
     return multiplies and any(factor not in activations for factor in _factors(node, op))
 
@@ -167,14 +141,10 @@ def operands(node: Node, op: str, activations: Set[Node]) -> tuple[str, ...]:
 
     An attention that computes these itself has none.
     """
-    if op not in _FACTORS and (("attention" not in op) or _holds_weights(op)):
+    if op not in _FACTORS and ("attention" not in op or "multi_head_attention" in op):
         return ()
     found = tuple(factor.name for factor in _factors(node, op) if factor in activations)
     return rows_first(str(node.args[0]), found) if op == "einsum" else found
-
-
-def _holds_weights(op: str) -> bool:
-    return "multi_head_attention" in op
 
 
 def _factors(node: Node, op: str) -> list[Node]:
@@ -183,7 +153,7 @@ def _factors(node: Node, op: str) -> list[Node]:
 
 
 def is_linear(node: Node, op: str, activations: Set[Node]) -> bool:
-    """Whether it multiplies an activation with one trained matrix, and does nothing else that would stay."""
+    """Return whether it multiplies an activation with one trained matrix, and does nothing else that would stay."""
     if op not in _MATRICES or any(node.kwargs.get(scale, 1) != 1 for scale in ("alpha", "beta")):
         return False
     left, right = _factors(node, op)
@@ -210,7 +180,7 @@ def epilogue(node: Node, op: str, activations: Set[Node]) -> Epilogue | None:
 
 
 def _is_vector(node: Node) -> bool:
-    """Whether it has one number per feature: [d], or axes of length 1 before it."""
+    """Return whether it has one number per feature: [d], or axes of length 1 before it."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or not value.dim():
         return False
@@ -290,7 +260,7 @@ def _sources(node: Node) -> list[Node]:
 
 
 def _is_scalar(node: Node) -> bool:
-    """Whether it is a number of Python's, such as the length of an axis."""
+    """Return whether it is a number of Python's, such as the length of an axis."""
     return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float)
 
 
@@ -326,7 +296,7 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
 def _kind(node: Node, op: str, read: list[Node]) -> NodeKind:
     if op == "add" and len(read) == 2 and node.kwargs.get("alpha", 1) == 1:
         return "add"
-    if is_product(op):
+    if op in _FACTORS:
         return "product"
     if op in CONVOLUTIONS:
         return "convolution"

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -99,11 +99,7 @@ class TextExamples:
 
     @classmethod
     def of(
-        cls,
-        texts: Sequence[Text],
-        answers: np.ndarray | Sequence[Rows],
-        tokenizer: Tokenizer,
-        names: tuple[str, ...],
+        cls, texts: Sequence[Text], answers: np.ndarray | Sequence[Rows], tokenizer: Tokenizer, names: tuple[str, ...]
     ) -> TextExamples:
         """Count the tokens of each text and keep all together.
 
@@ -121,8 +117,8 @@ class TextExamples:
     def only(self, rows: Rows) -> TextExamples:
         """Some of the rows, in the order given."""
         texts = [self.texts[row] for row in rows]
-        of_words = [] if isinstance(self.answers, np.ndarray) else [self.answers[row] for row in rows]
-        answers = self.answers[rows] if isinstance(self.answers, np.ndarray) else of_words
+        answers: Any = self.answers
+        answers = answers[rows] if isinstance(answers, np.ndarray) else [answers[row] for row in rows]
         return replace(self, texts=texts, answers=answers, lengths=self.lengths[rows])
 
     @property
