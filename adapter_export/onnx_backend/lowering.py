@@ -276,7 +276,7 @@ def _keep_half(*, first: bool) -> Write:
 
 
 def _first_half(writer: Writer, name: str, x: ir.Value) -> ir.Value:
-    """Which features are in the first half, [width]."""
+    """Return a mask [width] of the features in the first half."""
     width = writer.op(f"{name}/width", "Squeeze", (writer.width(f"{name}/widths", x),))
     half = writer.op(f"{name}/half", "Div", (width, writer.integers(f"{name}/two", 2)))
     start, step = writer.integers(f"{name}/start", 0), writer.integers(f"{name}/step", 1)

@@ -46,7 +46,7 @@ _NAMES: dict[Precision, str] = {
 }
 
 _MOST_CUT = 4
-"""How many sets of places a base stays cut at; each has the base's weights in memory."""
+"""The number of sets of places that a base stays cut at; each has the base's weights in memory."""
 
 
 class Pieces:
@@ -104,7 +104,7 @@ class Pieces:
 
 
 def weights_are_many(model: ir.Model) -> bool:
-    """Whether a graph has more weights outside of its file than one piece."""
+    """Return whether a graph has more weights outside of its file than one piece."""
     return sum(_external_bytes(value) for value in model.graph.initializers.values()) > PIECE_BYTES
 
 
@@ -160,7 +160,7 @@ def _piece(
 
 
 def _reads(node: ir.Node, graph: ir.Graph) -> set[ir.Value]:
-    """What a node reads, itself or in a graph inside of it."""
+    """Return what a node reads, itself or in a graph inside of it."""
     read = {value for value in node.inputs if value is not None}
     for inner in bodies(node):
         for each in ir.traversal.RecursiveGraphIterator(inner):
@@ -241,7 +241,7 @@ def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
 
 
 class CutRunner:
-    """Computes what a bundle must compute, without the exported graph; a `reference.runner.Runner`.
+    """Computes what a bundle must compute, without the exported graph; a `numerics.runner.Runner`.
 
     The base is cut where an adapter acts. Piece by piece, one more site's values are known, the adapter is evaluated on
     them in float64, and its result goes into the next piece; the last one gives the outputs. Together the pieces do the
@@ -259,7 +259,7 @@ class CutRunner:
 
     @property
     def description(self) -> str:
-        """What computes."""
+        """Name what computes."""
         base = f"onnxruntime {ort.__version__} {_NAMES[numerics(self._base.model).precision]}"
         return f"{base} for the base, numpy {np.__version__} float64 for adapters"
 
@@ -302,7 +302,7 @@ class CutRunner:
 
     @cached_property
     def keeps_weights(self) -> bool:
-        """Whether the base's weights are so few that all its pieces may be open."""
+        """Return whether the base's weights are so few that all its pieces may be open."""
         return not weights_are_many(self._base.model)
 
     def _opened(self, adapter: Adapter) -> Cut:

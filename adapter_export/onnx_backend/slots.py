@@ -34,17 +34,17 @@ from adapter_export.numerics.runner import head_output
 from adapter_export.sites.site import SiteMap
 
 SLOT_PREFIX = "adapter."
-"""What the name of every slot begins with."""
+"""The beginning of every slot's name."""
 
 REPLACED = tuple(READABLE)
 """The values of a site that graphs replace, in the order of evaluation: `u`, `h`, `y`."""
 
 
 TOPOLOGY_KEY = "adapter_export.topology"
-"""Where in `metadata_props` the digest of the plan stands."""
+"""The key of the plan's digest in `metadata_props`."""
 
 PLAN_KEY = "adapter_export.plan"
-"""Where in `metadata_props` the plan stands, as JSON: `graphs`, and `groups` that name one of them by its place."""
+"""The key of the plan in `metadata_props`, JSON: `graphs`, and `groups` that name one of them by its place."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SlotGroup:
 
     @property
     def prefix(self) -> str:
-        """What the names of its slots and nodes begin with."""
+        """The beginning of the names of its slots and nodes."""
         return f"{SLOT_PREFIX}{self.owner}" if self.alone else f"{SLOT_PREFIX}{self.owner}.{self.graph_name}"
 
     @cached_property
@@ -91,7 +91,7 @@ class SlotGroup:
 
     @property
     def result(self) -> HeadOutput:
-        """What it gives, if it is a head."""
+        """The kind of its result, if it is a head."""
         found = head_result(self.graph.shapes()[self.graph.result])
         assert found is not None  # adapters are checked
         return found
@@ -104,7 +104,7 @@ class SlotGroup:
 
     @property
     def gives_zeros_idle(self) -> bool:
-        """Whether its result is zero with its neutral parameters, if it is a head."""
+        """Return whether its result is zero with its neutral parameters, if it is a head."""
         return has_neutral_parameters(self.graph)
 
     def neutral(self) -> Weights:
@@ -135,7 +135,7 @@ class SlotGroup:
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """What goes into one exported graph.
+    """The adapters that go into one exported graph.
 
     Attributes:
         groups: in the order of evaluation, the heads last; several at one site are chained in this order.
@@ -260,7 +260,7 @@ def _check_idle(group: SlotGroup, neutral: Weights, shared: Weights, adapter: Ad
 
 
 def _forms(adapters: Sequence[Adapter]) -> dict[str, dict[str, AdapterGraph]]:
-    """What goes into slots, by owner and topology; of several spellings of one topology, always the same is taken."""
+    """Return the graphs that go into slots, by owner and topology; always the same of several spellings of one."""
     forms: dict[str, dict[str, AdapterGraph]] = {}
     for adapter in adapters:
         for owner, graph, _ in adapter.parts():

@@ -22,7 +22,7 @@ from adapter_export.sites.streams import Residual, Stream, layers_of, named_stre
 from adapter_export.sites.view import FlowGraph, FlowNode
 
 OTHER_CALLS_KEY = "adapter_export.other_calls"
-"""Where the metadata of an ONNX graph say, as JSON, what `FlowGraph.other_calls` was in the base before its export."""
+"""The key, in the metadata of an ONNX graph, of the `FlowGraph.other_calls` of the base before its export: JSON."""
 
 _Identity = tuple[str, object]
 
@@ -76,7 +76,7 @@ def stream_values(sublayers: Iterable[Site]) -> set[str]:
 
 
 class _Sublayer(NamedTuple):
-    """What computes `h` from `x`; `add` is the node that reads `h`."""
+    """A sublayer, which computes `h` from `x`; `add` is the node that reads `h`."""
 
     role: Role
     h: str
@@ -130,7 +130,7 @@ def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Itera
 
 
 def _is_parallel(index: FlowIndex, x: str, add: FlowNode) -> bool:
-    """Whether it adds two sublayers of `x`: of different roles, neither computed from the other."""
+    """Return whether a node adds two sublayers of `x`: of different roles, neither computed from the other."""
     if add.kind != "add" or not all(index.ancestry.is_weighted(x, value) for value in add.inputs):
         return False
     one, other = add.inputs
@@ -174,7 +174,7 @@ def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm
 
 
 def _is_same(index: FlowIndex, value: str, total: str) -> bool:
-    """Whether a value is the sum itself, casts and dropouts aside."""
+    """Return whether a value is the sum itself, casts and dropouts aside."""
     while value != total:
         node = index.producer(value)
         if node is None or node.op.lower() not in _SAME or len(node.inputs) != 1:
@@ -212,7 +212,7 @@ def follower_of(index: FlowIndex, total: str) -> str:
 
 
 def _is_statistic(index: FlowIndex, node: FlowNode) -> bool:
-    """Whether it reduces the features of each token, as a norm in small pieces begins."""
+    """Return whether a node reduces the features of each token, as a norm in small pieces begins."""
     return node.kind == "other" and not index.flow.alike(node.inputs[0], node.outputs[0])
 
 
@@ -241,7 +241,7 @@ def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
 
 
 def _names(index: FlowIndex, product: FlowNode) -> list[_Identity]:
-    """By which a call is known to be one of a module: its path and the widths of its matrix; the matrix itself."""
+    """Return what tells the module of a call: its path and the widths of its matrix; the matrix itself."""
     widths = (index.flow.width(product.operands[0]), index.flow.width(product.outputs[0]))
     by_path = [] if product.path is None else [(product.path, widths)]
     return [*by_path, *([] if product.weight is None else [(product.weight, "weight")])]

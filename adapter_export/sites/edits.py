@@ -117,7 +117,7 @@ class _Planner:
         return Edit(site, replaced, values, result, piece, tuple(self._rewired(values["u"], result, within)))
 
     def _read_by(self, within: InputConsumers) -> Ref:
-        """What a layer's own nodes read as `u` by now: an edit of a sublayer around it may have put something there."""
+        """Return what a layer's own nodes read as `u`: an edit of a sublayer around it may have put something there."""
         node, found = Ref(within.consumer), Ref("")
         for value in within.trail:
             found = self._read.get((node, value), Ref(value))

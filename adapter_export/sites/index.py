@@ -67,7 +67,7 @@ class Ancestry:
         self._origins[name] = origins
 
     def of(self, value: str) -> Origins:
-        """What `value` is computed from."""
+        """Return what `value` is computed from."""
         return self._origins[value]
 
     def bit(self, value: str) -> int:
@@ -75,15 +75,15 @@ class Ancestry:
         return self._bits.get(value, 0)
 
     def depends(self, value: str, *, on: str) -> bool:
-        """Whether `value` is computed from the tracked value `on`, or is it."""
+        """Return whether `value` is computed from the tracked value `on`, or is it."""
         return bool(self.of(value).all & self.bit(on))
 
     def is_weighted(self, x: str, h: str) -> bool:
-        """Whether `h` is computed from `x` through a product with trained weights."""
+        """Return whether `h` is computed from `x` through a product with trained weights."""
         return bool(self.of(h).weighted & self.bit(x))
 
     def is_mixed(self, x: str, h: str) -> bool:
-        """Whether `h` is computed from `x` through a product of activations with activations."""
+        """Return whether `h` is computed from `x` through a product of activations with activations."""
         return bool(self.of(h).mixed & self.bit(x))
 
     def latest(self, bits: int) -> str | None:
@@ -92,7 +92,7 @@ class Ancestry:
 
 
 def is_stream(flow: FlowGraph, value: str) -> bool:
-    """Whether it has the shape of a residual stream: [batch, tokens, d] or [batch·tokens, d], with a known d."""
+    """Return whether a value has the shape of a stream: [batch, tokens, d] or [batch·tokens, d], with a known d."""
     return flow.rank(value) in (2, 3) and flow.width(value) is not None
 
 
@@ -184,7 +184,7 @@ class FlowIndex:
         return max((at for at in self._readers.get(value, ()) if readers is None or at in readers), default=default)
 
     def _moves(self, node: FlowNode, like: str) -> bool:
-        """Whether it moves axes of something as wide as `like`; the small statistics of a norm may be reshaped."""
+        """Return whether a node moves axes of something as wide as `like`; statistics of a norm may be reshaped."""
         return node.kind == "layout" and any(self.flow.width(value) == self.flow.width(like) for value in node.inputs)
 
 

@@ -18,10 +18,10 @@ from adapter_export.sites.site import Site
 from adapter_export.sites.view import FlowNode
 
 PACKED = ("query", "key", "value")
-"""What a fused attention reads in one value, in this order."""
+"""The roles of what a fused attention reads in one value, in this order."""
 
 _OPERANDS = {1: (PACKED,), 2: (("query",), ("key", "value")), 3: (("query",), ("key",), ("value",))}
-"""What a fused attention reads, by the number of its operands."""
+"""The roles of what a fused attention reads, by the number of its operands."""
 
 _JOINED: Mapping[frozenset[str], str] = {
     frozenset({"query", "key", "value"}): "qkv",
@@ -45,7 +45,7 @@ _ROWS, _APART = 2, 3
 
 
 def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> bool:
-    """Whether tokens come before batch in what a linear layer reads, as `torch.nn.MultiheadAttention` has them.
+    """Return whether tokens come before batch in what a linear layer reads, as `torch.nn.MultiheadAttention` has them.
 
     Args:
         index: the graph of the base.
@@ -65,7 +65,7 @@ def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> b
 
 @dataclass(frozen=True)
 class Reach:
-    """What a value is computed from, up to the next products behind it.
+    """The values and nodes that a value is computed from, up to the next products behind it.
 
     Attributes:
         values: the values on the way, the outputs of the products among them.
@@ -132,7 +132,7 @@ def layer_of(index: FlowIndex, product: FlowNode) -> Layer | None:
 
 
 def _read(index: FlowIndex, product: FlowNode) -> str | None:
-    """What is multiplied; before it is quantised, as values of integers have no shape in a view."""
+    """Return what is multiplied; before it is quantised, as values of integers have no shape in a view."""
     value = product.operands[0]
     while value not in index.flow.shapes:
         node = index.producer(value)
@@ -173,7 +173,7 @@ def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
 
 
 class Use(NamedTuple):
-    """What a linear layer of a sublayer is for: a role such as `query`; several in a fused one.
+    """The use of a linear layer in a sublayer: a role such as `query`; several in a fused one.
 
     Attributes:
         role: what it computes.
@@ -235,7 +235,7 @@ def ffn_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]
 
 
 def _branches(index: FlowIndex, way: Reach) -> Iterator[Use]:
-    """What each layer before the last one is: one branch, or two of which one goes through an activation."""
+    """Return the use of each layer before the last one: one branch, or two of which one goes through an activation."""
     values = [(node, node.outputs[0]) for node in way.products.values()]
     if len(values) == 1:
         (node, value), layer = values[0], layer_of(index, values[0][0])
@@ -252,7 +252,7 @@ def _branches(index: FlowIndex, way: Reach) -> Iterator[Use]:
 
 
 def _bends_alone(index: FlowIndex, way: Reach, value: str, other: str) -> bool:
-    """Whether an activation on the way reads what is computed from one value and not from the other."""
+    """Return whether an activation on the way reads what is computed from one value and not from the other."""
     depends = index.ancestry.depends
     read = [name for node in way.nodes if node.kind == "activation" for name in node.inputs]
     return any(depends(name, on=value) and not depends(name, on=other) for name in read)
@@ -266,7 +266,7 @@ def _last(index: FlowIndex, nodes: Iterable[FlowNode], h: str) -> Iterator[FlowN
 
 
 def _behind(index: FlowIndex, layer: FlowNode, ends: Set[str]) -> Reach:
-    """What the input of a linear layer is computed from."""
+    """Return what the input of a linear layer is computed from."""
     return reach(index, layer.operands[0], ends)
 
 

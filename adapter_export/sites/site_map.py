@@ -25,7 +25,7 @@ View = Literal["torch", "onnx"]
 """The graph in which values are named: FX nodes of a torch base, or values of an ONNX graph."""
 
 SITE_MAP_KEY = "site_map"
-"""Where the settings in a training record say which site map an adapter was trained with: its digest."""
+"""The key, in the settings of a training record, of the digest of the site map."""
 
 
 @dataclass(frozen=True)

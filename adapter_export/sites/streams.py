@@ -145,7 +145,7 @@ def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
 
 
 def _is_inside(index: FlowIndex, chain: list[Residual], main: Iterable[Residual]) -> bool:
-    """Whether the chain lies within one sublayer of another, as those of adapters do that a base has built in."""
+    """Return whether a chain lies within one sublayer of another, as those of adapters do that a base has built in."""
     first, last = chain[0], chain[-1]
     depends = index.ancestry.depends
     return any(depends(first.x, on=outer.x) and depends(outer.h, on=last.total) for outer in main)
@@ -199,6 +199,6 @@ def named_streams(index: FlowIndex) -> list[Stream]:
 
 
 def _attends(index: FlowIndex, decoder: Sequence[Residual], encoder: Sequence[Residual]) -> bool:
-    """Whether a sublayer of one stream takes keys and values from the end of the other."""
+    """Return whether a sublayer of one stream takes keys and values from the end of the other."""
     reading = [sum_ for sum_ in decoder if index.ancestry.depends(sum_.h, on=encoder[-1].total)]
     return any(role_of(index, sum_.x, sum_.h) == "cross_attention" for sum_ in reading)

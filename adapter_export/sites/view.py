@@ -11,7 +11,7 @@ from adapter_export.sites.site import Norm
 NodeKind = Literal["add", "product", "convolution", "attention", "norm", "activation", "layout", "other"]
 
 Epilogue = Literal["bias", "rescale"]
-"""What is left to do behind the product of a linear layer: to add its bias, or to scale integers back."""
+"""The last step of a linear layer, behind its product: to add its bias, or to scale integers back."""
 
 Dim = int | str | None
 """The length of an axis: a number, the graph's own name for an unknown number, or nothing known."""
@@ -76,12 +76,12 @@ class FlowNode:
 
     @property
     def multiplies(self) -> bool:
-        """Whether it mixes the features of a token or the tokens of a text: a product of any kind."""
+        """Return whether it mixes the features of a token or the tokens of a text: a product of any kind."""
         return self.kind in _MULTIPLYING
 
     @property
     def mixes_tokens(self) -> bool:
-        """Whether it multiplies activations with activations, as attention alone does."""
+        """Return whether it multiplies activations with activations, as attention alone does."""
         return self.kind == "attention" or (self.kind == "product" and not self.weighted)
 
 
@@ -113,7 +113,7 @@ class FlowGraph:
         return shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def alike(self, one: str, other: str) -> bool:
-        """Whether both have as many axes, of lengths that do not contradict each other.
+        """Return whether both have as many axes, of lengths that do not contradict each other.
 
         A number and a name do: the mean over the tokens is [batch, 1, d]. Two names may stand for one length.
         """

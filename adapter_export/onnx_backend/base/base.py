@@ -31,7 +31,7 @@ from adapter_export.sites.site_map import GivenSites, sites_of
 from adapter_export.sites.view import FlowGraph
 
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
-"""Where in `metadata_props` the fingerprint of the base stands."""
+"""The key of the base's fingerprint in `metadata_props`."""
 
 _RESHAPING = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
@@ -51,7 +51,7 @@ class OnnxBase:
     Attributes:
         path: the file.
         folder: where its external data lie; their locations are relative to it.
-        model: its graph; not to be changed, `onnx.insert` works on copies.
+        model: its graph; not to be changed: surgery works on copies.
         fingerprint: of the weights, `sha256:<hex>`; where the file was exported from an archive, that of the archive.
         inputs: the data inputs.
         outputs: the outputs.
@@ -128,7 +128,7 @@ class OnnxBase:
 
 
 def _reads_in_first(node: ir.Node, index: int) -> bool | None:
-    """Whether a node reads a matrix as [in, out]; none for one of which it is not known."""
+    """Return whether a node reads a matrix as [in, out]; none for one of which it is not known."""
     if node.op_type == "MatMul" and index == 1:
         return True
     if node.op_type == "Gemm" and index == 1:

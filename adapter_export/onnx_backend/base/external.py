@@ -190,12 +190,12 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
 
 
 def is_large(model: ir.Model) -> bool:
-    """Whether the weights of a model take a gigabyte or more, so that each run of it takes seconds."""
+    """Return whether the weights of a model take a gigabyte or more, so that each run of it takes seconds."""
     return weight_bytes(model) >= _LARGE_BYTES
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """How many bytes the weights of a model take."""
+    """Return the size of all weights of a model in bytes."""
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 

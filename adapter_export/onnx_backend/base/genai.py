@@ -53,7 +53,7 @@ class GenaiFolder:
         return length if isinstance(length, int) and length > 0 else None
 
     def kept(self, graph: str) -> dict[str, Path | bytes]:
-        """What a bundle needs beside its graph so that onnxruntime-genai loads it: its files by name.
+        """Return what a bundle needs beside its graph so that onnxruntime-genai loads it: its files by name.
 
         Args:
             graph: the name of the bundle's graph, to which `genai_config.json` then points.

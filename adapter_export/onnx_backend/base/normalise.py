@@ -28,10 +28,10 @@ _IR_VERSION = 10
 """The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
 
 _DOMAINS = ("ai.onnx", "com.microsoft")
-"""What the domains of ONNX Runtime's operators begin with."""
+"""The beginnings of the domains of ONNX Runtime's operators."""
 
 _NO_OPERATOR = ("No Op registered for", "is not a registered function/op")
-"""What ONNX Runtime says of an operator that it does not have."""
+"""The words of ONNX Runtime for an operator that it does not have."""
 
 _QUERY, _KEY = 0, 1
 _PAST, _PRESENT = (3, 4), (1, 2)
@@ -73,7 +73,7 @@ def check_operators(model: ir.Model, path: Path) -> None:
 
 
 def _is_there(domain: str, name: str) -> bool:
-    """Whether the standard has an operator of this name, or else ONNX Runtime, which is asked with a graph of it."""
+    """Return whether the standard has an operator of this name, or ONNX Runtime, which is asked with a graph of it."""
     if domain and not domain.startswith(_DOMAINS):
         return False
     if onnx.defs.has(name, domain="" if domain == "ai.onnx" else domain):
@@ -228,7 +228,7 @@ def with_slot_opset(
 
 
 def _converted(model: ir.Model, folder: Path) -> ir.Model:
-    """What ONNX's own converter makes of a model.
+    """Convert a model by ONNX's own converter.
 
     ONNX Runtime has `LayerNormalization` in every opset, and its optimiser writes it into older ones. The converter
     knows no such operator there, so that these stand in another domain meanwhile.

@@ -27,7 +27,7 @@ _PACKED = {ir.DataType.INT8: 8, ir.DataType.UINT8: 8, ir.DataType.INT4: 4, ir.Da
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a graph computes.
+    """The precision in which a graph computes.
 
     Attributes:
         precision: of its products.

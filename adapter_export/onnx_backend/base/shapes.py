@@ -98,7 +98,7 @@ def _observed(
 
 
 def _common_shape(value: ir.Value, one: np.ndarray, other: np.ndarray) -> ir.Shape | None:
-    """What two runs have in common; an axis that varies keeps the name that it has."""
+    """Return the shape that two runs have in common; an axis that varies keeps the name that it has."""
     if one.ndim != other.ndim:
         return value.shape
     known = value.shape if value.shape is not None and len(value.shape) == one.ndim else [None] * one.ndim

@@ -34,7 +34,7 @@ _SWAP = {"perm": [1, 0, 2]}
 _NO_ROW = np.iinfo(np.int64).max
 
 MASKED = -3e38
-"""What a bank gives for a class that a row's adapter does not have; a softmax makes it 0."""
+"""The number that a bank gives for a class that a row's adapter does not have; a softmax makes it 0."""
 
 _BANK_PREFIX = "bank."
 

@@ -19,7 +19,7 @@ _NORMS = {
     "SkipLayerNormalization": "LayerNormalization",
     "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
 }
-"""What is left of them when the sum is taken out."""
+"""The operators that add and normalise, and the norm that is left when the sum is taken out."""
 
 _ATTENTIONS = {"MultiHeadAttention": 3, "PackedMultiHeadAttention": 3, "DecoderMaskedMultiHeadAttention": 10}
 """The attentions of com.microsoft that have a bias of what they read, and which of their inputs it is."""
@@ -30,10 +30,10 @@ _OPERANDS = 3
 _PASSED = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Cast", "Identity"}) | {
     *("Gather", "Concat", "Mul", "Div"),
 }
-"""What may stand between a layer and the operator with its bias."""
+"""Operators that may stand between a layer and the operator with its bias."""
 
 _FACTORS = ("Normalization", "Linear", "BiasGelu", "FastGelu")
-"""How the names of operators end that read vectors which are factors or scales, or biases that can be taken out."""
+"""The ends of the names of operators that read vectors which are factors or scales, or biases that can be taken out."""
 
 
 def take_bias(node: ir.Node) -> ir.Value | None:
@@ -81,7 +81,7 @@ def open_sum(node: ir.Node) -> ir.Value:
 
 
 def has_attention_bias(node: ir.Node) -> bool:
-    """Whether it is a fused attention with a bias of what it reads."""
+    """Return whether a node is a fused attention with a bias of what it reads."""
     at = _ATTENTIONS.get(node.op_type) if node.domain == "com.microsoft" else None
     return at is not None and at < len(node.inputs) and node.inputs[at] is not None
 
@@ -157,7 +157,7 @@ def _behind(value: ir.Value) -> Iterator[ir.Node]:
 
 
 def _may_add(node: ir.Node, width: int, activations: Set[str]) -> bool:
-    """Whether an operator that is not of the standard reads a trained vector that may be a bias of this width."""
+    """Return whether an operator that is not of the standard reads a trained vector that may be such a bias."""
     if node.domain in ("", "ai.onnx") or node.op_type.endswith(_FACTORS):
         return False
     vectors = [value for value in node.inputs if value is not None and value.name not in activations]

@@ -52,10 +52,10 @@ _STACK_TRACE = "pkg.torch.onnx.stack_trace"
 _FLOAT, _INTEGER = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-"""What a base may compute in at a site."""
+"""The dtypes in which a base may compute at a site."""
 
 _REARRANGING = frozenset({"Cast", "Transpose", "Identity"})
-"""What a tensor that is stored as it is used does not need; it would be copied in every run."""
+"""Operators that a slot must not feed: its tensor would be copied in every run."""
 
 
 class ParameterBinding:
@@ -95,7 +95,7 @@ class ParameterBinding:
         return value
 
     def leave(self, result: ir.Value, _like: ir.Value, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
-        """What the adapter's nodes computed in the place of a value of the base, in that value's shape."""
+        """Return what the adapter's nodes computed in the place of a value of the base, in that value's shape."""
         return result
 
     def mask(self, mask: ir.Value, _writer: Writer, /) -> ir.Value:
@@ -103,7 +103,7 @@ class ParameterBinding:
         return mask
 
     def head(self, _head: HeadSum, result: ir.Value, _writer: Writer, /) -> ir.Value:
-        """What the heads of one output computed, in the shape of that output."""
+        """Return what the heads of one output computed, in the shape of that output."""
         return result
 
 
@@ -355,7 +355,7 @@ def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
 
 
 def result_of(replaced: str) -> str:
-    """What `site_values` calls the value that stands in the place of another."""
+    """Return the key by which `site_values` names the value that stands in the place of another."""
     return f"result_{replaced}"
 
 

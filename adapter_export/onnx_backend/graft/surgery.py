@@ -26,7 +26,7 @@ from adapter_export.sites.site import LAYERS, Site
 from adapter_export.sites.view import Dim
 
 NODE_SITE_KEY = "adapter_export.site"
-"""Where in the metadata of a node stands the site that it was made for."""
+"""The key, in the metadata of a node, of the site that it was made for."""
 
 
 class Graft:
@@ -52,7 +52,7 @@ class Graft:
         self.names = {ref.name for ref in self.values} | inner
 
     def value(self, name: str) -> ir.Value:
-        """What now stands for a value of the original."""
+        """Return what now stands for a value of the original."""
         return self.values[Ref(name)]
 
     def vacate(self, name: str) -> None:
@@ -171,7 +171,7 @@ class SiteGraft(Graft):
         self._cuts: dict[str, list[ir.Node]] = {}
 
     def site_values(self, edit: Edit, names: Collection[str]) -> dict[str, ir.Value]:
-        """What now stands for some of a site's values `h`, `x`, `u` and `y`, of those that it has.
+        """Return what now stands for some of a site's values `h`, `x`, `u` and `y`, of those that it has.
 
         What is fused into the operator behind one of them is taken out there first: a bias of `h`, and the norm of a
         sum that is `y`. What a fused layer has for other sites is cut off.

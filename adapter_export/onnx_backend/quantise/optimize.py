@@ -17,10 +17,10 @@ from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.quantise.rewrite import Deviation, in_memory, write_rewritten
 
 Fusions = Mapping[str, int]
-"""How many of each fusion were made, by onnxscript's name for it; only those that were."""
+"""The number of each fusion that was made, by onnxscript's name for it; only those that were."""
 
 _RULES_THAT_FAIL = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What rules of onnxscript raise on graphs that they do not expect."""
+"""The exceptions that rules of onnxscript raise on graphs that they do not expect."""
 
 
 def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Fusions]:

@@ -143,7 +143,7 @@ def _renamed(values: SiteValues, names: Mapping[str | None, str]) -> SiteValues:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far an output of a rewritten base lies from that of the base that it was made of.
+    """The distance of an output of a rewritten base from that of the base that it was made of.
 
     Attributes:
         output: its name.

@@ -48,13 +48,13 @@ _ACTIVATIONS = frozenset({"Relu", "Gelu", "Erf", "Sigmoid", "Tanh", "Elu", "Selu
 }
 
 _SHAPES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
-"""What reads the shape of a tensor and none of its numbers."""
+"""Operators that read the shape of a tensor and none of its numbers."""
 
 _QUANTISED = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
-"""What products may read in the place of an activation; no adapter can, so that these are given no shapes."""
+"""Dtypes that products may read in the place of an activation; no adapter can, so that these get no shapes."""
 
 _INVENTED = "unk__"
-"""What the names begin with that ONNX's shape inference gives to lengths it does not know."""
+"""The beginning of the names that ONNX's shape inference gives to lengths it does not know."""
 
 
 def flow_graph(model: ir.Model) -> FlowGraph:
@@ -143,7 +143,7 @@ def _check_sums_have_shapes(flow: FlowGraph) -> None:
 
 
 def has_shapes(graph: ir.Graph) -> bool:
-    """Whether the shapes of all sums of floats are recorded, and of what they add."""
+    """Return whether the shapes of all sums of floats are recorded, and of what they add."""
     return all(_is_complete(node) for node in graph if node.op_type == "Add" or is_skip_norm(node))
 
 
@@ -153,7 +153,7 @@ def _is_complete(node: ir.Node) -> bool:
 
 
 def is_known(shape: ir.Shape | None) -> bool:
-    """Whether it says all that discovery needs: the number of axes, and for two or three the length of the last."""
+    """Return whether a shape says what discovery needs: how many axes, and of two or three how long the last is."""
     if shape is None:
         return False
     last = shape[-1] if len(shape) in (2, 3) else 0

@@ -42,10 +42,10 @@ _MATRICES = frozenset({"MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "Transp
     "DynamicQuantizeMatMul"
 }
 _PACKED = frozenset({"MatMulNBits", "MatMulBnb4"})
-"""What multiplies with one trained matrix: as a tensor [in, out], or packed in blocks."""
+"""Operators that multiply with one trained matrix: as a tensor [in, out], or packed in blocks."""
 
 _PREPARING = frozenset({"Transpose", "Cast", "DequantizeLinear", "Identity"})
-"""What may be done to a matrix before it is multiplied with."""
+"""Operators that may change a matrix before it is multiplied with."""
 
 _BIASES = {"Gemm": 2, "MatMulNBits": 5, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6}
 """The input that is the bias of a linear layer."""
@@ -57,13 +57,13 @@ UNBIASED = {"BiasGelu": "Gelu", "FastGelu": "FastGelu"}
 """Activations of com.microsoft whose second input is a bias of what they read, and the same without a bias."""
 
 UNNAMED_SUM = "/sum"
-"""What stands behind the name of such a node in the name of its sum, where it keeps the sum to itself."""
+"""The end of the name of such a node's sum, behind the node's, where the node keeps the sum to itself."""
 
 SUMMANDS = 2
 """The first inputs of an operator that adds and normalises are what it adds."""
 
 SUM_OUTPUT = 3
-"""Which of its outputs is the sum."""
+"""The output that is the sum."""
 
 _ADDED = {"QLinearAdd": (0, 3), "FusedConv": (3,), "QOrderedMatMul": (6,), "BiasDropout": (2,), "BiasAdd": (2,)}
 """Operators of com.microsoft that add activations to what they compute, and the inputs that are summands."""
@@ -151,12 +151,12 @@ def order_of(node: ir.Node) -> tuple[int | None, ...]:
 
 
 def is_product(op: str) -> bool:
-    """Whether operators of this name are matrix products."""
+    """Return whether operators of this name are matrix products."""
     return op in _FACTORS
 
 
 def is_weighted(node: ir.Node, activations: Set[str]) -> bool:
-    """Whether one of the factors of a product is no activation."""
+    """Return whether one of the factors of a product is no activation."""
     return any(value is not None and value.name not in activations for value in _factors(node))
 
 
@@ -172,7 +172,7 @@ def operands(node: ir.Node, activations: Set[str]) -> tuple[str, ...]:
 
 
 def holds_weights(node: ir.Node) -> bool:
-    """Whether it is a fused attention that computes query, key and value itself."""
+    """Return whether a node is a fused attention that computes query, key and value itself."""
     return (node.domain, node.op_type) in _PROJECTING
 
 
@@ -203,7 +203,7 @@ def packed(node: ir.Node) -> tuple[tuple[int, int], ...]:
 
 
 def is_linear(node: ir.Node, activations: Set[str]) -> bool:
-    """Whether it multiplies an activation with one trained matrix, and does nothing else that would stay."""
+    """Return whether a node multiplies an activation with one trained matrix, and does nothing else that would stay."""
     if operands(node, activations) != (_name(node.inputs[0] if node.inputs else None),):
         return False
     if node.op_type in _PACKED:
@@ -256,7 +256,7 @@ def epilogue(node: ir.Node, activations: Set[str]) -> Epilogue | None:
 
 
 def _is_vector(value: ir.Value | None) -> bool:
-    """Whether it has one number per feature: [d], or axes of length 1 before it."""
+    """Return whether a value has one number per feature: [d], or axes of length 1 before it."""
     shape = [] if value is None or value.shape is None else list(value.shape)
     return bool(shape) and all(size == 1 for size in shape[:-1]) and shape[-1] != 1
 
@@ -266,12 +266,12 @@ def _name(value: ir.Value | None) -> str:
 
 
 def is_skip_norm(node: ir.Node) -> bool:
-    """Whether it adds two activations and normalises the sum."""
+    """Return whether a node adds two activations and normalises the sum."""
     return node.op_type in _SKIP_NORMS
 
 
 def hides_sum(node: ir.Node, activations: Set[str]) -> bool:
-    """Whether it may hold a residual sum that cannot be opened; `activations` are those of the graph, by name."""
+    """Return whether a node may hold a residual sum that cannot be opened; `activations` are names."""
     if node.op_type.startswith("Skip"):
         return not is_skip_norm(node)
     added = [node.inputs[at] for at in _ADDED.get(node.op_type, ()) if at < len(node.inputs)]
@@ -363,7 +363,7 @@ def _written_out(last: ir.Node, activations: Set[str]) -> tuple[Norm, str] | Non
 
 
 def _before_centring(value: ir.Value | None) -> ir.Value | None:
-    """What a value is, without its mean over the features; none if it is something else."""
+    """Return what a value is, without its mean over the features; none if it is something else."""
     subtracted = _made_by(value, "Sub")
     mean = None if subtracted is None else _made_by(subtracted.inputs[1], "ReduceMean")
     if subtracted is None or mean is None or mean.inputs[0] is not subtracted.inputs[0] or not _reduces_last(mean):
@@ -409,7 +409,7 @@ def _is_square(value: ir.Value | None, of: ir.Value | None) -> bool:
 
 
 def _reduces_last(mean: ir.Node) -> bool:
-    """Whether a mean is over the last axis alone, which stays as one of length 1."""
+    """Return whether a mean is over the last axis alone, which stays as one of length 1."""
     axes = mean.attributes.get_ints("axes", ())
     if len(mean.inputs) > 1 and mean.inputs[1] is not None:
         tensor = ir.convenience.get_const_tensor(mean.inputs[1])
