@@ -96,11 +96,7 @@ class Writer:
 
     def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Write a constant."""
-        full_name = f"{self.prefix}/{name}"
-        output = ir.Value(name=full_name, type=ir.TensorType(tensor.dtype))
-        return self.tape.op(
-            "Constant", (), {"value": tensor}, name=full_name, output=output, metadata_props=dict(self.metadata)
-        )
+        return self.op(name, "Constant", (), {"value": tensor}, type=ir.TensorType(tensor.dtype))
 
 
 Write = Callable[[Writer, Node, Values, Owned], ir.Value]
@@ -268,20 +264,15 @@ def _keep_half(*, first: bool) -> Write:
 
     def write(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
         (x,), name = values, node.output
-        kept = _first_half(writer, name, x)
+        width = writer.op(f"{name}/width", "Squeeze", (writer.width(f"{name}/widths", x),))
+        half = writer.op(f"{name}/half", "Div", (width, writer.integers(f"{name}/two", 2)))
+        start, step = writer.integers(f"{name}/start", 0), writer.integers(f"{name}/step", 1)
+        index = writer.op(f"{name}/index", "Range", (start, width, step))
+        kept = writer.op(f"{name}/kept", "Less", (index, half), type=ir.TensorType(ir.DataType.BOOL))
         zero = writer.number(f"{name}/zero", 0, x)
         return writer.op(name, "Where", (kept, x, zero) if first else (kept, zero, x), type=x.type)
 
     return write
-
-
-def _first_half(writer: Writer, name: str, x: ir.Value) -> ir.Value:
-    """Return a mask [width] of the features in the first half."""
-    width = writer.op(f"{name}/width", "Squeeze", (writer.width(f"{name}/widths", x),))
-    half = writer.op(f"{name}/half", "Div", (width, writer.integers(f"{name}/two", 2)))
-    start, step = writer.integers(f"{name}/start", 0), writer.integers(f"{name}/step", 1)
-    index = writer.op(f"{name}/index", "Range", (start, width, step))
-    return writer.op(f"{name}/kept", "Less", (index, half), type=ir.TensorType(ir.DataType.BOOL))
 
 
 def _gate(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from adapter_export.onnx_backend.base.shapes import complete_shapes
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.onnx_backend.view.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx_backend.view.operators import check_biases
+from adapter_export.sites.discover import discover
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of
@@ -152,31 +154,25 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
         UsageError: the given sites do not fit the graph.
     """
     model = _load(path)
-    _check_has_no_slots(model, path)
     folder = settle_external_data(model, path)
     check_operators(model, path)
     normalise(model)
     fingerprint = model.metadata_props.get(FINGERPRINT_KEY) or _fingerprint(model)
-    inputs, outputs = _signature(model)
+    inputs, outputs = with_caches(
+        [_input_record(value) for value in model.graph.inputs],
+        [OutputRecord(value.name or "", _dtype(value), axes(value)) for value in model.graph.outputs],
+    )
     check_layers_are_visible(model.graph)
     model, notes = with_slot_opset(model, path, folder, inputs)
     open_sums(model.graph)
     complete_shapes(model, folder, inputs)
     flow = flow_graph(model)
-    sites = sites_of(flow, "onnx", given)
-    check_biases({name: node for node, name in node_names(model.graph).items()}, _with_found(sites, flow, given))
+    sites = known = sites_of(flow, "onnx", given)
+    with suppress(NoSitesError):  # sites that a site map leaves out own their biases all the same
+        known = sites if given is None else replace(sites, sites=(*sites, *discover(flow)))
+    check_biases({name: node for node, name in node_names(model.graph).items()}, known)
     opset = model.opset_imports[""]
     return OnnxBase(path, folder, model, fingerprint, inputs, outputs, opset, flow, sites, notes, given)
-
-
-def _with_found(sites: SiteMap, flow: FlowGraph, given: GivenSites | None) -> SiteMap:
-    """With those that a site map leaves out: they own their biases all the same."""
-    if given is None:
-        return sites
-    try:
-        return replace(sites, sites=(*sites, *sites_of(flow, "onnx")))
-    except NoSitesError:
-        return sites
 
 
 def axes(value: ir.Value) -> tuple[Axis, ...]:
@@ -187,44 +183,29 @@ def axes(value: ir.Value) -> tuple[Axis, ...]:
     )
 
 
-def _signature(model: ir.Model) -> tuple[tuple[InputRecord, ...], tuple[OutputRecord, ...]]:
-    return with_caches(
-        [_input_record(value) for value in model.graph.inputs],
-        [OutputRecord(_name(value), _dtype(value), axes(value)) for value in model.graph.outputs],
-    )
-
-
 def _load(path: Path) -> ir.Model:
-    if not path.is_file() or path.stat().st_size == 0:  # an empty file is a valid empty message of protobuf
-        raise _not_onnx(path, f"{len(read_bytes(path))} bytes")
     try:
+        if not path.is_file() or path.stat().st_size == 0:  # an empty file is a valid empty message of protobuf
+            raise ValueError(f"{len(read_bytes(path))} bytes")
         model = ir.load(path)
+        if not len(model.graph) or not model.graph.outputs:
+            raise ValueError("a graph without nodes or outputs")
     except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
-        raise _not_onnx(path, str(error).partition("\n")[0]) from error
-    if not len(model.graph) or not model.graph.outputs:
-        raise _not_onnx(path, "a graph without nodes or outputs")
-    return model
-
-
-def _not_onnx(path: Path, found: str) -> BaseModelError:
-    return BaseModelError(
-        "is not an ONNX model, or is truncated",
-        where=path,
-        found=found,
-        expected="a model as `torch.onnx.export` or another exporter writes it",
-        fix="export it again, or copy it again as a whole",
-    )
-
-
-def _check_has_no_slots(model: ir.Model, path: Path) -> None:
-    """A graph of a bundle carries the fingerprint of its base, and must not be taken for it: it would prove itself."""
-    if TOPOLOGY_KEY in model.metadata_props:
+        raise BaseModelError(
+            "is not an ONNX model, or is truncated",
+            where=path,
+            found=str(error).partition("\n")[0],
+            expected="a model as `torch.onnx.export` or another exporter writes it",
+            fix="export it again, or copy it again as a whole",
+        ) from error
+    if TOPOLOGY_KEY in model.metadata_props:  # it carries the fingerprint of its base, and would prove itself
         raise BaseModelError(
             "is a graph of a bundle, with adapters in it",
             where=path,
             expected="the base without them",
             fix="give the model that the bundle was built from",
         )
+    return model
 
 
 def _fingerprint(model: ir.Model) -> str:
@@ -232,17 +213,17 @@ def _fingerprint(model: ir.Model) -> str:
 
     It does not depend on where the weights lie, inside the file or beside it, nor on the order of anything.
     """
-    digest = hashlib.sha256()
+    values = [
+        value
+        for graph in model.graphs()
+        for value in (
+            *graph.initializers.values(),
+            *(node.outputs[0] for node in graph if node.op_type == "Constant" and node.outputs),
+        )
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves the interpreter to others
-        facts = sorted(pool.map(_fact, (value for graph in model.graphs() for value in _weights(graph))))
-    for fact in facts:
-        digest.update(fact.encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _weights(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.initializers.values()
-    yield from (node.outputs[0] for node in graph if node.op_type == "Constant" and node.outputs)
+        facts = sorted(pool.map(_fact, values))
+    return f"sha256:{hashlib.sha256(''.join(facts).encode()).hexdigest()}"
 
 
 def _fact(value: ir.Value) -> str:
@@ -255,12 +236,10 @@ def _fact(value: ir.Value) -> str:
 def _input_record(value: ir.Value) -> InputRecord:
     limits = list(_embedding_rows(value))
     integer = value.dtype is not None and (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL)
-    record = InputRecord(_name(value), _dtype(value), axes(value), "values")
+    record = InputRecord(value.name or "", _dtype(value), axes(value), "values")
     if limits:
-        return InputRecord(record.name, record.dtype, record.axes, "ids", min(limits))
-    if integer and len(record.axes) == 2:
-        return InputRecord(record.name, record.dtype, record.axes, "mask")
-    return record
+        return replace(record, role="ids", limit=min(limits))
+    return replace(record, role="mask") if integer and len(record.axes) == 2 else record
 
 
 def _embedding_rows(value: ir.Value) -> Iterator[int]:
@@ -281,11 +260,6 @@ def _rows(table: ir.Value | None) -> Iterator[int]:
             yield int(table.const_value.shape.numpy()[0])
             return
         table = producer.inputs[0] if producer is not None and producer.op_type in _WRAPPING else None
-
-
-def _name(value: ir.Value) -> str:
-    assert value.name is not None  # the deserialiser names every value
-    return value.name
 
 
 def _dtype(value: ir.Value) -> str:

@@ -20,7 +20,6 @@ _BLOCKWISE = "MatMulNBits"
 _INT8_ACCURACY = 4
 """The accuracy level at which `MatMulNBits` rounds its activations to 8 bits, block by block of one row."""
 
-_HALF = ir.DataType.FLOAT16
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 _PACKED = {ir.DataType.INT8: 8, ir.DataType.UINT8: 8, ir.DataType.INT4: 4, ir.DataType.UINT4: 4}
 
@@ -46,39 +45,32 @@ def numerics(model: ir.Model) -> Numerics:
     """Read off a graph how it computes; a graph of mixed precisions counts as its coarsest."""
     nodes = list(model.graph.all_nodes())
     ops = {node.op_type for node in nodes}
-    rounds = not ops.isdisjoint(_DYNAMIC | _INTEGER) or any(_rounds_blocks(node) for node in nodes)
-    half = any(_is_half(value) for graph in model.graphs() for value in graph.initializers.values())
+    integer = not ops.isdisjoint(_DYNAMIC | _INTEGER)
+    rounds = integer or any(
+        node.op_type == _BLOCKWISE and node.attributes.get_int("accuracy_level", 0) == _INT8_ACCURACY for node in nodes
+    )
+    weights = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    half = any(tensor is not None and tensor.dtype == ir.DataType.FLOAT16 for tensor in weights)
+    bits = min((found for node in nodes for found in _weight_bits(node)), default=None)
+    floats: Precision = "fp16" if half else "fp32"
+    packed: Precision = "int8-weights" if bits is not None and bits > 4 else "int4-weights"
     return Numerics(
-        precision="int8" if not ops.isdisjoint(_DYNAMIC | _INTEGER) else _precision(nodes, half),
+        precision="int8" if integer else floats if bits is None else packed,
         stored="uint8" if rounds else "float16" if half else "float32",
         batch_invariant=ops.isdisjoint(_DYNAMIC),
-        int8_tables=any(_looks_up_bytes(node) for node in nodes),
+        int8_tables=any(node.op_type == "Gather" and _dtype_of_first(node) in _BYTES for node in nodes),
     )
-
-
-def _precision(nodes: list[ir.Node], half: bool) -> Precision:
-    bits = min((found for node in nodes for found in _weight_bits(node)), default=None)
-    if bits is not None:
-        return "int8-weights" if bits > 4 else "int4-weights"
-    return "fp16" if half else "fp32"
 
 
 def _weight_bits(node: ir.Node) -> Iterator[int]:
     """The bits of a weight that is unpacked for a product; a table that is looked up is none."""
     if node.op_type == _BLOCKWISE:
         yield node.attributes.get_int("bits", 4)
-    elif node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].const_value is not None:
-        yield _PACKED.get(node.inputs[0].const_value.dtype, 8)
+    elif node.op_type == "DequantizeLinear" and (dtype := _dtype_of_first(node)) is not None:
+        yield _PACKED.get(dtype, 8)
 
 
-def _rounds_blocks(node: ir.Node) -> bool:
-    return node.op_type == _BLOCKWISE and node.attributes.get_int("accuracy_level", 0) == _INT8_ACCURACY
-
-
-def _is_half(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.dtype == _HALF
-
-
-def _looks_up_bytes(node: ir.Node) -> bool:
-    table = node.inputs[0] if node.op_type == "Gather" else None
-    return table is not None and table.const_value is not None and table.const_value.dtype in _BYTES
+def _dtype_of_first(node: ir.Node) -> ir.DataType | None:
+    """The dtype of the first input of a node, if that is a weight."""
+    tensor = None if node.inputs[0] is None else node.inputs[0].const_value
+    return None if tensor is None else tensor.dtype
