@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapter_export.errors import NoSitesError
-from adapter_export.sites.edits import input_consumers, plan_edits
+from adapter_export.sites.edits import Edit, Ref, Rewiring, input_consumers, plan_edits
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import Role, Site
 from adapter_export.sites.view import FlowGraph, FlowNode, NodeKind
@@ -100,3 +100,60 @@ class TestOrder:
             ("whole", "y"),
             ("following", "u"),
         ]
+
+
+class TestRewirings:
+    """Who reads what a layer alone is given; the others read what they read before."""
+
+    SHARED = ATTENTION.replace("linear x", "linear packed").replace("q =", "packed = quantise x \n q =", 1)
+
+    def planned(self, text: str, *places: tuple[Site, str]) -> list[Edit]:
+        return plan_edits(FlowIndex(flow(text)), places)
+
+    def test_what_prepares_an_input_for_several_layers_is_copied_for_one(self) -> None:
+        (edit,) = self.planned(self.SHARED, (site("q", name="query"), "u"))
+        assert (edit.values["u"], edit.result) == (Ref("x"), Ref("x", "query"))
+        assert edit.rewirings == (
+            Rewiring(Ref("node_packed"), Ref("x"), Ref("x", "query"), ("packed",)),
+            Rewiring(Ref("node_q"), Ref("packed"), Ref("packed", "query")),
+        )
+
+    def test_an_inner_layer_reads_what_the_sublayer_around_it_is_given(self) -> None:
+        whole, query = site("h", role="attention", name="whole"), site("q", name="query")
+        outer, inner = self.planned(self.SHARED, (query, "u"), (whole, "u"))
+        assert outer.rewirings == (Rewiring(Ref("node_packed"), Ref("x"), Ref("x", "whole")),)
+        assert (inner.values["u"], inner.result) == (Ref("x", "whole"), Ref("x", "query"))
+        assert inner.rewirings == (
+            Rewiring(Ref("node_packed"), Ref("x", "whole"), Ref("x", "query"), ("packed",)),
+            Rewiring(Ref("node_q"), Ref("packed"), Ref("packed", "query")),
+        )
+
+    def test_each_layer_has_a_copy_of_its_own(self) -> None:
+        query, key = site("q", name="query"), site("k", name="key")
+        first, second = self.planned(self.SHARED, (query, "u"), (key, "u"))
+        assert {rewiring.new.layer for rewiring in first.rewirings} == {"query"}
+        assert second.values["u"] == Ref("x")
+        assert second.rewirings == (
+            Rewiring(Ref("node_packed"), Ref("x"), Ref("x", "key"), ("packed",)),
+            Rewiring(Ref("node_k"), Ref("packed"), Ref("packed", "key")),
+        )
+
+    def test_a_node_that_joins_two_ways_is_copied_once(self) -> None:
+        text = "a = view x \n b = gelu x \n c = join a b \n q = linear c \n k = linear c \n"
+        text += "h = matmul q k \n out = add x h"
+        (edit,) = self.planned(text, (site("q", name="query"), "u"))
+        assert edit.rewirings == (
+            Rewiring(Ref("node_a"), Ref("x"), Ref("x", "query"), ("a",)),
+            Rewiring(Ref("node_c"), Ref("a"), Ref("a", "query"), ("c",)),
+            Rewiring(Ref("node_q"), Ref("c"), Ref("c", "query")),
+            Rewiring(Ref("node_b"), Ref("x"), Ref("x", "query"), ("b",)),
+            Rewiring(Ref("node_c", "query"), Ref("b"), Ref("b", "query")),
+        )
+
+    def test_the_output_of_a_layer_is_read_by_all(self) -> None:
+        (edit,) = self.planned(ATTENTION, (site("q", name="query"), "h"))
+        assert (edit.values, edit.result, edit.rewirings) == (
+            {"h": Ref("q"), "x": Ref("x"), "u": Ref("x")},
+            Ref("q"),
+            (),
+        )

@@ -21,8 +21,13 @@ from adapter_export.format.axes import masks_of, with_caches
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.onnx_backend.base.external import readable, settle_external_data, sha256_of_tensor
-from adapter_export.onnx_backend.base.normalise import check_operators, normalise, open_sums, with_slot_opset
-from adapter_export.onnx_backend.base.shapes import complete_shapes
+from adapter_export.onnx_backend.base.normalise import (
+    check_operators,
+    complete_shapes,
+    normalise,
+    open_sums,
+    with_slot_opset,
+)
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.onnx_backend.view.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx_backend.view.operators import check_biases
