@@ -26,7 +26,6 @@ OTHER_CALLS_KEY = "adapter_export.other_calls"
 
 _Identity = tuple[str, object]
 
-
 _SAME = frozenset({"cast", "dropout", "identity", "to", "_to_copy", "contiguous", "clone", "type_as", "alias"})
 """Operations that change the type of numbers at most."""
 
