@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from adapter_export.errors import NoSitesError, UsageError
+from adapter_export.errors import NoSitesError, UsageError, command
 from adapter_export.sites.discover import (
     block_output,
     discover,
@@ -137,7 +137,7 @@ class _Check:
             where=f"{self.source}, `{place}`, view `{self.view}`",
             found=found,
             expected=expected,
-            fix="see the names with `adapter-export sites MODEL --json`",
+            fix=f"see the names with {command('open_base(MODEL).sites', 'sites MODEL --json')}",
         )
 
     def shape(self, value: str) -> str:

@@ -100,7 +100,7 @@ def test_what_looks_at_all_of_a_bottleneck_cannot_be_filled_up(
     plan = plan_slots([wide, narrow], narrow_base.sites)
     with pytest.raises(AdapterError, match="cannot stand in a bank beside a wider one") as raised:
         bank_rows(plan, head_sums(plan, ["hidden"]), [wide, narrow])
-    assert "--flavours slots,inputs" in str(raised.value)
+    assert 'flavours=["slots", "inputs"]' in str(raised.value)
     equal = adapter("equal", graph, {**WIDTHS, "b": 6}, narrow_base)
     assert bank_rows(plan, head_sums(plan, ["hidden"]), [wide, equal]).names == (None, "wide", "equal")
 

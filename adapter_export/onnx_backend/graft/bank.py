@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.dtypes import Array, Weights
-from adapter_export.errors import AdapterError, BaseModelError
+from adapter_export.errors import AdapterError, BaseModelError, argument
 from adapter_export.format.manifest import BankTensor
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase
@@ -37,6 +37,8 @@ MASKED = -3e38
 """The number that a bank gives for a class that a row's adapter does not have; a softmax makes it 0."""
 
 _BANK_PREFIX = "bank."
+
+_WITHOUT_BANK = argument("flavours", ["slots", "inputs"])
 
 Sizes = Mapping[int | str, int]
 """The length of every free axis of a graph, by its name there."""
@@ -137,7 +139,7 @@ def _check_padding(group: SlotGroup, adapter: Adapter, tensors: Weights, sizes: 
             where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
             found=", ".join(f"`{name}` {list(own[name].shape)}" for name in own if own[name].shape != wide[name].shape),
             expected=", ".join(str(list(wide[name].shape)) for name in own if own[name].shape != wide[name].shape),
-            fix="give the adapters one width, or build with `--flavours slots,inputs`",
+            fix=f"give the adapters one width, or build with {_WITHOUT_BANK}",
         )
 
 
@@ -198,7 +200,7 @@ def _batch(base: OnnxBase) -> str:
             "has no batch of any length as the first axis of all its inputs, which a bank needs",
             where=base.path,
             found=", ".join(f"`{record.name}` {list(record.axes)}" for record in base.inputs),
-            fix="build with `--flavours slots,inputs`",
+            fix=f"build with {_WITHOUT_BANK}",
         )
     return batch
 
@@ -223,7 +225,7 @@ def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
                     where=f"site `{site.name}`, `{read}`",
                     found=str(shape),
                     expected=f"`{batch}` first",
-                    fix="build with `--flavours slots,inputs`",
+                    fix=f"build with {_WITHOUT_BANK}",
                 )
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.errors import AdapterExportError, BaseModelError
+from adapter_export.errors import AdapterExportError, BaseModelError, argument
 from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD
 from adapter_export.graph.bind import BORROWED_WEIGHT, needs_base_norm
@@ -278,7 +278,7 @@ def _check_floats(values: Mapping[str, ir.Value], where: str) -> None:
             where=f"site `{where}`",
             found=", ".join(sorted(other)),
             expected=" or ".join(kind.name for kind in _FLOATS),
-            fix="export the base in float32; `--base-precision` makes it smaller",
+            fix=f"export the base in float32; {argument('base_precision')} makes it smaller",
         )
 
 

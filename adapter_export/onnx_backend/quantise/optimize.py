@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-from adapter_export.errors import BaseModelError
+from adapter_export.errors import BaseModelError, argument
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.quantise.rewrite import Deviation, in_memory, write_rewritten
 
@@ -43,7 +43,7 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Fusions]:
             "onnxscript cannot fuse the operators of the base",
             where=base.path,
             found=f"{type(error).__name__}: {error}".partition("\n")[0],
-            fix="build it without `--optimize`; ONNX Runtime fuses what it can when it loads the graph",
+            fix=f"build it without {argument('optimize')}; ONNX Runtime fuses what it can when it loads the graph",
         ) from error
     return write_rewritten(model, base, folder, "optimised"), {name: count for name, count in counts.items() if count}
 
@@ -68,5 +68,5 @@ def check_deviation(found: Deviation) -> None:
             where=f"output `{found.output}`",
             found=f"a deviation of {found.absolute:.2e}",
             expected=f"at most {found.allowed:.2e}",
-            fix="build it without `--optimize`, and report this with the base",
+            fix=f"build it without {argument('optimize')}, and report this with the base",
         )

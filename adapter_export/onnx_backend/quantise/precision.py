@@ -20,7 +20,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from adapter_export.errors import BaseModelError, UsageError
+from adapter_export.errors import BaseModelError, UsageError, argument
 from adapter_export.format.manifest import Precision
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.numerics import numerics
@@ -77,8 +77,8 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_e
             "is not in float32 any more",
             where=base.path,
             found=found,
-            expected=f"a base in float32 for `--base-precision {precision}`",
-            fix="leave `--base-precision` out to keep what it is, or give the base that it was made from",
+            expected=f"a base in float32 for {argument('base_precision', precision)}",
+            fix=f"leave {argument('base_precision')} out to keep what it is, or give the base that it was made from",
         )
     with _quiet():
         proto = _CONVERSIONS[precision](_with_shapes(base))
