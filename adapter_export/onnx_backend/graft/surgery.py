@@ -217,7 +217,9 @@ class SiteGraft(Graft):
 
     def _rewire(self, rewiring: Rewiring, site: Site) -> None:
         old, new, node = self.values[rewiring.old], self.values[rewiring.new], self.nodes.get(rewiring.node)
-        if node is None or old not in node.inputs:
+        made = [] if node is None else [value for value in node.outputs if value.name]
+        is_whole = len(rewiring.outputs) in (0, len(made))  # a sum that is fused with its norm is two nodes of the view
+        if node is None or old not in node.inputs or not is_whole:
             raise NoSitesError(
                 "what a layer reads cannot be replaced for it alone",
                 where=f"site `{site.name}`",
@@ -243,9 +245,10 @@ class SiteGraft(Graft):
         )
         self.model.graph.insert_after(node, copy)
         self.nodes[rewiring.node._replace(layer=rewiring.new.layer)] = copy
-        named = [made for made, value in zip(outputs, node.outputs, strict=True) if value.name]
-        for name, made in zip(rewiring.outputs, named, strict=True):
-            self.values[Ref(name, rewiring.new.layer)] = made
+        copied = (outputs[node.outputs.index(value)] for value in made)
+        self.values |= {
+            Ref(name, rewiring.new.layer): value for name, value in zip(rewiring.outputs, copied, strict=True)
+        }
 
     def _writer(self, site: Site) -> Writer:
         return Writer(ir.tape.Tape(), f"{SLOT_PREFIX}{site.name}", self._base.opset, {NODE_SITE_KEY: site.name})
