@@ -58,6 +58,18 @@ def test_the_commands_stay() -> None:
     assert list(COMMANDS) == [*making, "check", "verify", "run", "inspect"]
 
 
+def test_the_verbs_stay() -> None:
+    """A new verb: export it, show it in `docs/python.md`, and name it here."""
+    making = {"capture", "open_base", "load_adapter", "save", "import_adapterhub", "import_peft", "compose"}
+    bundles = {"build", "add", "remove", "open_bundle", "check", "verify"}
+    assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Sites", "errors", "__version__"}
+    for name in making | bundles:
+        verb = getattr(adapter_export, name)
+        assert inspect.getdoc(verb), name
+        hints = inspect.signature(verb).parameters.values()
+        assert all(one.annotation is not inspect.Parameter.empty for one in hints), name
+
+
 def test_the_runtime_gives_bundles_and_sessions() -> None:
     assert runtime.__all__ == ["Bundle", "Prediction", "Request", "Session"]
     public = {name for name in dir(runtime.Session) if not name.startswith("_")}

@@ -50,11 +50,9 @@ FORM_NAMES: dict[Form, str] = {
 _GENAI_CONFIG = "genai_config.json"
 _ZIP = b"PK"
 _PICKLE = "a pickle, which could run code when it is read"
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _NOT_MODELS = {
-    b"\x80\x02": _PICKLE,
-    b"\x80\x03": _PICKLE,
-    b"\x80\x04": _PICKLE,
-    b"\x80\x05": _PICKLE,
+    **dict.fromkeys(_PICKLES, _PICKLE),
     b"GGUF": "a GGUF file",
     b"\x89HDF": "an HDF5 file, as Keras writes it; `tf2onnx` converts Keras models",
     b"version https://git-lfs": "a Git LFS pointer, not the file that it points to",

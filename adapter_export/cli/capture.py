@@ -21,13 +21,6 @@ def capture(
     model: Annotated[Path, Option(metavar="MODEL")],
     *,
     output: Annotated[Path, Option("The archive to write.", "PATH", "-o")],
-    with_cache: Annotated[
-        bool,
-        Option(
-            "Capture a causal language model as it generates: with its language head, and with keys and values of the "
-            "tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`."
-        ),
-    ] = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
@@ -41,7 +34,7 @@ def capture(
     from adapter_export.cli.output import emit_json, say, size, steps
 
     with steps() as tell:
-        base = ae.capture(model, output, with_cache=with_cache, on_progress=tell, **options)
+        base = ae.capture(model, output, on_progress=tell, **options)
     written = output.stat().st_size
     if as_json:
         emit_json(
@@ -57,5 +50,5 @@ def capture(
         )
         return
     say(f"wrote {output}: {size(written)}, {'with' if base.tokenizer else 'without'} a tokenizer.")
-    train = "" if with_cache else f"adapter-export train {output} --data train.tsv -o adapter, or "
+    train = "" if options["with_cache"] else f"adapter-export train {output} --data train.tsv -o adapter, or "
     say(f"Next: {train}adapter-export sites {output}")

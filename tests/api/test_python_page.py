@@ -1,0 +1,62 @@
+"""The Python of `docs/python.md` runs as it stands there, in its order."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft_folders import adapter_folder, base_folder
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import adapter_export
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "python.md"
+HUB = ROOT / "tests" / "fixtures" / "adapterhub" / "bert"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the page names: a small BERT with a tokenizer, and adapters that two libraries saved for it."""
+    model = shutil.copytree(base_folder("bert_lora"), tmp_path / "huggingface-folder")
+    words = {
+        word: number for number, word in enumerate(["[PAD]", "[UNK]", "good", "bad", "film", "play", "dull", "fine"])
+    }
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(model / "tokenizer.json"))
+    shutil.copytree(adapter_folder("bert_lora_classify"), tmp_path / "saved" / "lora")
+    shutil.copytree(HUB / "seq_bn", tmp_path / "saved" / "seq_bn")
+    rows = "".join(
+        f"{one} {two}\t{'good' if one in ('good', 'fine') else 'bad'}\n"
+        for one in words
+        for two in words
+        if " " not in one
+    )
+    (tmp_path / "train.tsv").write_text(f"text\tlabel\n{rows}")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+    for number, snippet in enumerate(snippets):
+        exec(compile(snippet, f"docs/python.md, snippet {number}", "exec"), names)  # noqa: S102 - the page's own
+    assert "computing golden vectors of `lora`" in capsys.readouterr().out
+
+
+def test_the_page_names_every_verb() -> None:
+    text = PAGE.read_text("utf-8")
+    verbs = [name for name in adapter_export.__all__ if name != "__version__"]
+    assert [name for name in verbs if f"`{name}`" not in text] == []
+    assert [
+        name for name in verbs if not re.search(rf"\bae\.{name}\(", text) and callable(getattr(adapter_export, name))
+    ] == [
+        "Base",
+        "Sites",
+    ]
