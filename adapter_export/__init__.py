@@ -19,8 +19,11 @@ from adapter_export import errors
 from adapter_export.api.adapters import compose, import_adapterhub, import_peft, load_adapter, save
 from adapter_export.api.base import Base, capture, open_base
 from adapter_export.api.bundles import add, build, open_bundle, remove
+from adapter_export.api.inspect import Inspection, inspect
+from adapter_export.api.pack import pack
 from adapter_export.api.prove import check, verify
 from adapter_export.api.sites import Sites
+from adapter_export.api.train import train
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
@@ -31,6 +34,7 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
 
 __all__ = [
     "Base",
+    "Inspection",
     "Sites",
     "__version__",
     "add",
@@ -41,10 +45,13 @@ __all__ = [
     "errors",
     "import_adapterhub",
     "import_peft",
+    "inspect",
     "load_adapter",
     "open_base",
     "open_bundle",
+    "pack",
     "remove",
     "save",
+    "train",
     "verify",
 ]

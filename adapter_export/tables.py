@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_KILO = 1000
+
 
 @dataclass(frozen=True)
 class Table:
@@ -50,3 +52,13 @@ class Table:
 
     def _is_right(self, column: int) -> bool:
         return self.numbers[column : column + 1] == "r"
+
+
+def size(count: int) -> str:
+    """Return bytes as a person reads them, in powers of 1000: `91.4 MB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < _KILO:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= _KILO
+    return f"{value:.1f} GB"

@@ -95,13 +95,7 @@ class Base:
         Raises:
             BaseModelError: it is an ONNX graph.
         """
-        if self.is_onnx:
-            raise BaseModelError(
-                f"is an {FORM_NAMES[self.form]}, which torch cannot train",
-                where=self.path,
-                expected="a torch archive (`.pt`, `.pt2`) or a Hugging Face folder",
-                fix="give the model that the graph was exported from",
-            )
+        check_trainable(self.path, self.form)
         return cast("TorchBase", self.model)
 
     @property
@@ -217,6 +211,21 @@ def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust
     from adapter_export.torch_backend.base.base import load_base
 
     return Base(path, form, load_base(path, trust_pickle=trust_pickle), given)
+
+
+def check_trainable(path: Path | None, form: Form) -> None:
+    """Refuse a base that torch cannot train.
+
+    Raises:
+        BaseModelError: it is an ONNX graph.
+    """
+    if form in ("onnx", "genai"):
+        raise BaseModelError(
+            f"is an {FORM_NAMES[form]}, which torch cannot train",
+            where=path,
+            expected="a torch archive (`.pt`, `.pt2`) or a Hugging Face folder",
+            fix="give the model that the graph was exported from",
+        )
 
 
 def form_of(path: Path) -> Form:

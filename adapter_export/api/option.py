@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 
 @dataclass(frozen=True)
@@ -13,25 +12,21 @@ class Option:
 
     Attributes:
         help: what it does; its default too, where the signature does not show one: `[default: 0.1]`.
-        metavar: stands for the value in help pages, such as `FILE`; by type if not given.
+        metavar: stands for the value in help pages, such as `FILE`; by type if not given. This and `choices` may be a
+            function that returns it, where it comes from a module that takes long to import.
         flags: other names, with spaces between them: `-o` beside the parameter's name, `--json` in its place.
         choices: the values that it can have; those of a `Literal` if not given.
         least: the smallest number that it can be.
     """
 
     help: str = ""
-    metavar: str | None = None
+    metavar: str | Callable[[], str] | None = None
     flags: str = ""
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
     least: int | None = None
 
 
-SiteMapFile = Annotated[
-    Path | str | None,
-    Option(
-        "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
-    ),
-]
-TrustPickle = Annotated[
-    bool, Option("Load a model archive that could run code. Only for files that you made yourself.")
-]
+SITE_MAP = Option(
+    "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
+)
+TRUST_PICKLE = Option("Load a model archive that could run code. Only for files that you made yourself.")

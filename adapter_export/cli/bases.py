@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 import adapter_export as ae
 from adapter_export.cli.output import Bar, emit_json, progress_bar, say, warn
 
@@ -71,19 +69,3 @@ def stepping(description: str) -> Iterator[OnStep]:
                 bars[0].advance(note=note)
 
         yield step
-
-
-def read_shares(_: click.Context, __: click.Parameter, text: str | None) -> Any:
-    """`0.3,0.7` as numbers, `a=0.3,b=0.7` as numbers by name."""
-    if text is None:
-        return None
-    try:
-        if "=" not in text:
-            return tuple(map(float, text.split(",")))
-        pairs = [item.rsplit("=", 1) for item in text.split(",")]
-        weights = {name.strip(): float(number) for name, number in pairs}
-        if len(weights) < len(pairs):
-            raise click.BadParameter(f"`{text}` gives one adapter two weights")
-        return weights
-    except ValueError as error:
-        raise click.BadParameter(f"`{text}` is no list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`") from error

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -23,14 +23,8 @@ _INTERRUPTED = 130
 _BUG = 5
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A command that is imported when it is called.
-
-    Attributes:
-        target: where it is, `module:attribute`.
-        help: its line in the list of commands.
-    """
+class Entry(NamedTuple):
+    """A command that is imported when it is called: where it is, `module:attribute`, and its line in the list."""
 
     target: str
     help: str
@@ -132,7 +126,7 @@ class LazyGroup(click.Group):
             raise
         except KeyboardInterrupt:
             if call.json:
-                _say_json({"error": "Interrupted", "what": "interrupted", "exit_code": _INTERRUPTED})
+                _say_json({"error": "Interrupted", "what": "interrupted"}, _INTERRUPTED)
             click.echo("\ninterrupted.", err=True)
             ctx.exit(_INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - the outermost place; whatever arrives becomes a message
@@ -150,22 +144,27 @@ class _Call:
 def _report_call(error: click.ClickException, call: _Call) -> None:
     """Say a wrong call as JSON; click says it in words."""
     if call.json:
-        _say_json({"error": "UsageError", "what": error.format_message(), "exit_code": error.exit_code})
+        _say_json({"error": "UsageError", "what": error.format_message()}, error.exit_code)
 
 
 def _report(error: Exception, call: _Call) -> int:
     """Say an error and return the exit code."""
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         raise error  # the reader of our output left; click ends quietly
-    known = _as_known(error)
-    if known is None:
-        return _report_bug(error, call)
     if call.debug:
         traceback.print_exception(error)
+    known = _as_known(error)
+    if known is None:
+        what, code = f"{type(error).__name__}: {error}", _BUG
+        facts = {"error": "InternalError", "what": what}
+        advice = "" if call.debug else f" Please report it with `{_write_report(error)}`."
+        message = f"{what}. This is a bug in adapter-export.{advice}"
+    else:
+        facts, message, code = known.facts("shell"), known.sentence("shell"), known.exit_code
     if call.json:
-        _say_json({**known.facts("shell"), "exit_code": known.exit_code})
-    _say_error(known.sentence("shell"))
-    return known.exit_code
+        _say_json(facts, code)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    return code
 
 
 def _as_known(error: Exception) -> AdapterExportError | None:
@@ -183,29 +182,17 @@ def _as_known(error: Exception) -> AdapterExportError | None:
     return None
 
 
-def _report_bug(error: Exception, call: _Call) -> int:
-    what = f"{type(error).__name__}: {error}"
-    if call.json:
-        _say_json({"error": "InternalError", "what": what, "exit_code": _BUG})
-    if call.debug:
-        traceback.print_exception(error)
-        _say_error(f"{what}. This is a bug in adapter-export.")
-        return _BUG
+def _write_report(error: Exception) -> Path:
     with tempfile.NamedTemporaryFile("w", prefix="adapter-export-", suffix=".txt", delete=False) as file:
         file.write(f"adapter-export {__version__}\n{' '.join(sys.argv)}\n\n")
         traceback.print_exception(error, file=file)
-    _say_error(f"{what}. This is a bug in adapter-export. Please report it with `{Path(file.name)}`.")
-    return _BUG
+    return Path(file.name)
 
 
-def _say_error(message: str) -> None:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-
-
-def _say_json(document: Mapping[str, object]) -> None:
+def _say_json(facts: Mapping[str, str], exit_code: int) -> None:
     from adapter_export.cli.output import emit_json
 
-    emit_json(document)
+    emit_json({**facts, "exit_code": exit_code})
 
 
 @click.group(

@@ -16,20 +16,16 @@ what is written with commas.
 
 from __future__ import annotations
 
-import builtins
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
 
-from adapter_export.api.base import check_free as check_free
-from adapter_export.api.option import Option
-from adapter_export.api.option import SiteMapFile as SiteMapFile
-from adapter_export.api.option import TrustPickle as TrustPickle
+from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import UsageError
 
 PATH = click.Path(path_type=Path)
@@ -37,20 +33,24 @@ PATH = click.Path(path_type=Path)
 
 Json = Annotated[bool, Option("Write one JSON document to stdout.", flags="--json")]
 Force = Annotated[bool, Option("Replace what is at the output's place.")]
+TrustPickle = Annotated[bool, TRUST_PICKLE]
+SiteMapFile = Annotated[Path | None, SITE_MAP]
 AdapterFolder = Annotated[Path, Option("The adapter folder to write.", "PATH", "-o")]
 
 
-def command(
-    *examples: str, like: Callable[..., object] | None = None, without: Collection[str] = ()
-) -> Callable[[Callable[..., None]], click.Command]:
+def examples(*lines: str) -> str:
+    """Return the end of a help page: examples, kept line by line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def command(*lines: str, like: Callable[..., object] | None = None) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function; its docstring is the help.
 
-    Options come in the order of the signatures: those of `**options` and `like` first, the function's own last.
+    Required options come first, then those of `like`, then the function's own, in the order of the signatures.
 
     Args:
-        examples: lines for the end of the help page.
-        like: a call whose keyword parameters are options, too; the function takes them as `**options: Any`.
-        without: those of `like` that are not.
+        lines: examples for the end of the help page.
+        like: a call whose annotated keyword parameters are options, too; the function takes them as `**options: Any`.
     """
 
     def make(function: Callable[..., None]) -> click.Command:
@@ -60,17 +60,17 @@ def command(
         options = [param for param in params if not isinstance(param, click.Argument)]
         if like is not None:
             borrowed = [param for param in _params(like) if isinstance(param, click.Option)]
-            options = [param for param in borrowed if param.name not in {*own, *without}] + options
+            options = [param for param in borrowed if param.name not in own] + options
 
         def call(**given: Any) -> None:
             function(**{name: value for name, value in given.items() if value is not None})
 
         return click.Command(
             function.__name__.rstrip("_"),
-            params=[*arguments, *options],
+            params=[*arguments, *sorted(options, key=lambda option: not option.required)],
             callback=call,
             help=inspect.getdoc(function),
-            epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples),
+            epilog=examples(*lines),
         )
 
     return make
@@ -98,36 +98,36 @@ def check_together(*, apart: Sequence[Sequence[str]] = (), needs: Mapping[str, t
             raise UsageError(f"{flags[name]} {belongs} {flags[other]}, which is not given")
 
 
-def option_names(options: type) -> list[str]:
-    """Return the keys of a `TypedDict` of options."""
-    return list(get_type_hints(options))
-
-
 def _params(call: Callable[..., object]) -> Iterator[click.Parameter]:
-    hints = get_type_hints(call, localns=_Names(vars(inspect.getmodule(call))), include_extras=True)
-    signature = inspect.signature(call).parameters.values()
-    for options in (hints[one.name] for one in signature if one.kind is one.VAR_KEYWORD):
-        for typed in get_args(options):  # of `Unpack`
-            yield from (_option(name, hint, None) for name, hint in get_type_hints(typed, include_extras=True).items())
-    for one in signature:
-        if one.kind is one.KEYWORD_ONLY:
-            if get_origin(hints[one.name]) is Annotated:  # else it is for Python callers alone, such as a callback
-                yield _option(one.name, hints[one.name], one.default)
-        elif one.kind is not one.VAR_KEYWORD:
-            kind, said = _read(hints[one.name])
+    packed: tuple[Any, ...] = ()
+    for one in inspect.signature(call).parameters.values():
+        hint = _hint(call, one.name)
+        if one.kind is one.VAR_KEYWORD:
+            packed = get_args(hint)  # of `Unpack`
+        elif one.kind is one.KEYWORD_ONLY:
+            if get_origin(hint) is Annotated:  # else it is for Python callers alone, such as a callback
+                yield _option(one.name, hint, one.default)
+        else:
+            kind, said = _read(hint)
             count = -1 if kind == {Sequence[str]} else 1
             yield click.Argument(
-                [one.name], type=_converter(kind, said), metavar=said.metavar, nargs=count, required=True
+                [one.name], type=_converter(kind, said), metavar=_metavar(said), nargs=count, required=True
             )
+    for typed in packed:
+        yield from (_option(name, hint, None) for name, hint in get_type_hints(typed, include_extras=True).items())
 
 
-class _Names(dict[str, object]):
-    """Lets the types of a call that are imported for type checking alone be anything: no option is made of them."""
-
-    def __missing__(self, name: str) -> object:
-        if hasattr(builtins, name):
-            raise KeyError(name)
-        return Any
+def _hint(call: Callable[..., object], name: str) -> object:
+    """Return the type of a parameter; of names that are imported for type checking alone, no option is made."""
+    alone = SimpleNamespace(__annotations__={name: call.__annotations__[name]})
+    unknown: dict[str, object] = {}
+    while True:
+        try:
+            return get_type_hints(alone, vars(inspect.getmodule(call)), unknown, include_extras=True)[name]
+        except NameError as error:
+            unknown[str(error.name)] = object
+        except AttributeError:  # a name of a module that is unknown, such as `np.ndarray`
+            return None
 
 
 def _option(name: str, hint: object, default: object) -> click.Option:
@@ -140,7 +140,7 @@ def _option(name: str, hint: object, default: object) -> click.Option:
     if kind == {bool}:
         settings |= {"is_flag": True, "default": None if default is None else False}
     else:
-        settings |= {"type": _converter(kind, said), "metavar": said.metavar, "multiple": kind == {Sequence[str]}}
+        settings |= {"type": _converter(kind, said), "metavar": _metavar(said), "multiple": kind == {Sequence[str]}}
         if not required and default not in (None, ()):
             settings |= {"default": default, "show_default": True}
     return click.Option([name, *flags], **settings)
@@ -155,9 +155,13 @@ def _read(hint: object) -> tuple[frozenset[Any], Option]:
     return frozenset(kinds) - {NoneType}, said if isinstance(said, Option) else Option(str(said))
 
 
+def _metavar(said: Option) -> str | None:
+    return said.metavar() if callable(said.metavar) else said.metavar
+
+
 def _converter(kind: frozenset[Any], said: Option) -> Any:
     if said.choices:
-        return click.Choice(said.choices)
+        return click.Choice(said.choices() if callable(said.choices) else said.choices)
     if kind == {int} and said.least is not None:
         return click.IntRange(min=said.least)
     if kind in _CONVERTERS:
@@ -241,47 +245,3 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
     ),
 }
 _PLAIN: Mapping[type, click.ParamType[Any]] = {Path: PATH, int: click.INT, float: click.FLOAT, str: click.STRING}
-
-
-# Decorators for the commands that are not made from a signature yet.
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def json_option(command: Command) -> Command:
-    """`--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")(command)
-
-
-def force_option(command: Command) -> Command:
-    """`--force`."""
-    return click.option("--force", is_flag=True, help="Replace what is at the output's place.")(command)
-
-
-def output_option(what: str) -> Callable[[Command], Command]:
-    """`-o / --output`, required."""
-    return click.option("-o", "--output", type=PATH, required=True, metavar="PATH", help=f"{what} to write.")
-
-
-def trust_pickle_option(command: Command) -> Command:
-    """`--trust-pickle`."""
-    return click.option(
-        "--trust-pickle",
-        is_flag=True,
-        help="Load a model archive that could run code. Only for files that you made yourself.",
-    )(command)
-
-
-def site_map_option(command: Command) -> Command:
-    """`--site-map`."""
-    return click.option(
-        "--site-map",
-        type=PATH,
-        metavar="FILE",
-        help="Sites that override or complete those that are found; `sites --write-site-map` writes such a file.",
-    )(command)
-
-
-def examples(*lines: str) -> str:
-    """The end of a help page: examples, kept line by line."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from adapter_export.tables import Table as Data
+from adapter_export.tables import size as size
 
 _PLAIN_WIDTH = 160
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
-_KILO = 1000
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -59,9 +59,8 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[obj
         rows: the cells; anything but rich text is written with `str`, and markup in it is left as it is.
         numbers: a letter per column: `r` sets it to the right, anything else to the left.
     """
-    made = Table(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, show_edge=False
-    )
+    heading = None if title is None else Text(title, style="bold")
+    made = Table(title=heading, title_justify="left", header_style="bold", box=SIMPLE_HEAD, show_edge=False)
     for index, column in enumerate(columns):
         right = index < len(numbers) and numbers[index] == "r"
         made.add_column(column, justify="right" if right else "left", overflow="fold")
@@ -77,14 +76,14 @@ def shown(found: Data) -> Table:
     return table(found.title, found.columns, rows, numbers=found.numbers)
 
 
-def size(count: int) -> str:
-    """Bytes as a person reads them, in powers of 1000: `91.4 MB`."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < _KILO or unit == "GB":
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= _KILO
-    raise AssertionError("unreachable: the last unit takes everything")
+def show(*parts: Data | str) -> None:
+    """Write tables of the API to stdout, and titles between them."""
+    out, before = console(), None
+    for part in parts:
+        if isinstance(before, Data):
+            out.print()
+        out.print(Text(part, style="bold") if isinstance(part, str) else shown(part), soft_wrap=isinstance(part, str))
+        before = part
 
 
 class Bar(Protocol):

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.cli.output import console, emit_json, say, table
+from adapter_export.cli.output import emit_json, show
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Session
 from adapter_export.runtime.answers import Prediction, own_classes, predict
+from adapter_export.tables import Table
 
 _FEW = 3
 _NUMBERS_SHOWN = 5
@@ -165,37 +166,36 @@ def _summaries(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
 # Results as tables, with bars for people.
 
 
-def show(results: Sequence[Result]) -> None:
-    """Write tables; where the rows ran through different adapters, one line for each row."""
-    if len({result.head for result in results}) > 1:
-        _show_mixed(results)
-        return
-    match results[0].head.task:
+def tables(results: Sequence[Result]) -> Iterator[Table | str]:
+    """Return what to show; where the rows ran through different adapters, one line for each row."""
+    task = results[0].head.task if len({result.head for result in results}) == 1 else None
+    match task:
         case "sequence_classification" if len(results) > _FEW:
-            rows = [(result.name, *_class_cells(result)) for result in results]
-            console().print(table(None, ("text", "label", "probability", ""), rows, numbers="llr"))
+            rows = [(result.name, *_cells(result)) for result in results]
+            yield Table(("text", "label", "probability", ""), rows, numbers="llr")
         case "sequence_classification":
             for result in results:
                 ranked = sorted(result.classes().probabilities.items(), key=lambda item: -item[1])
-                _show_one(result.name, "label", [(label, *_share(number)) for label, number in ranked])
+                shares = [(label, *_share(number)) for label, number in ranked]
+                yield from (result.name, Table(("label", "probability", ""), shares, numbers="lr"))
         case "token_classification":
             for result in results:
                 cells = [(token.text, one.label, *_share(one.probability)) for token, one in result.token_classes()]
-                _show_one(result.name, "token", cells)
+                yield from (result.name, Table(("token", "label", "probability", ""), cells, numbers="llr"))
         case "regression":
             count = len(results[0].values)
             columns = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
             numbers = [[result.name, *(f"{number:.6g}" for number in result.values)] for result in results]
-            console().print(table(None, ("text", *columns), numbers, numbers="l" + "r" * count))
+            yield Table(("text", *columns), numbers, numbers="l" + "r" * count)
         case "embedding":
             vectors = [
-                (result.name, str(len(row)), f"{float(np.linalg.norm(row)):.4g}", _beginning(row))
-                for result, row in ((result, result.values) for result in results)
+                (result.name, len(result.values), f"{float(np.linalg.norm(result.values)):.4g}", *_cells(result)[:1])
+                for result in results
             ]
-            console().print(table(None, ("text", "width", "length", "vector"), vectors, numbers="lrr"))
-            say("`--out FILE.npz` or `--json` gives the vectors whole.")
+            yield Table(("text", "width", "length", "vector"), vectors, numbers="lrr")
         case None:
-            _show_mixed(results)
+            mixed = [(result.name, result.head.adapter or "the base alone", *_cells(result)) for result in results]
+            yield Table(("text", "adapter", "result", "probability", ""), mixed, numbers="lllr")
 
 
 def show_outputs(adapter: str | None, batches: Sequence[Mapping[str, np.ndarray]], *, as_json: bool) -> None:
@@ -207,7 +207,7 @@ def show_outputs(adapter: str | None, batches: Sequence[Mapping[str, np.ndarray]
     numbers = [["–" if row[key] is None else f"{row[key]:.4g}" for key in ("min", "mean", "max")] for row in rows]
     cells = [(row["output"], row["dtype"], row["shape"], *three) for row, three in zip(rows, numbers, strict=True)]
     title = "the base alone" if adapter is None else f"adapter `{adapter}`"
-    console().print(table(title, ("output", "type", "shape", "min", "mean", "max"), cells, numbers="lllrrr"))
+    show(Table(("output", "type", "shape", "min", "mean", "max"), cells, title, "lllrrr"))
 
 
 def bar(probability: float) -> str:
@@ -216,40 +216,20 @@ def bar(probability: float) -> str:
     return "█" * full + _EIGHTHS[eighths]
 
 
-def _show_mixed(results: Sequence[Result]) -> None:
-    rows = [(result.name, result.head.adapter or "the base alone", *_line(result)) for result in results]
-    console().print(table(None, ("text", "adapter", "result", "probability", ""), rows, numbers="lllr"))
-
-
-def _line(result: Result) -> tuple[str, str, str]:
-    match result.head.task:
-        case "sequence_classification":
-            return _class_cells(result)
-        case "token_classification":
-            return " ".join(f"{token.text}/{one.label}" for token, one in result.token_classes()), "", ""
-        case "regression" | "embedding":
-            return _beginning(result.values), "", ""
-        case None:
-            return ", ".join(f"{name} {list(array.shape)}" for name, array in result.outputs.items()), "", ""
-
-
-def _class_cells(result: Result) -> tuple[str, str, str]:
-    one = result.classes()
-    return one.label, *_share(one.probability)
-
-
 def _share(probability: float) -> tuple[str, str]:
     return f"{probability:.3f}", bar(probability)
 
 
-def _beginning(row: np.ndarray) -> str:
-    more = " …" if len(row) > _NUMBERS_SHOWN else ""
-    return " ".join(f"{number:.4f}" for number in row[:_NUMBERS_SHOWN]) + more
-
-
-def _show_one(name: str, first: str, rows: Sequence[Sequence[str]]) -> None:
-    columns = (first, "probability", "") if first == "label" else (first, "label", "probability", "")
-    out = console()
-    out.print(name, style="bold", markup=False, soft_wrap=True)
-    out.print(table(None, columns, rows, numbers="lr" if first == "label" else "llr"))
-    out.print()
+def _cells(result: Result) -> tuple[str, str, str]:
+    """The result in a line: what it is, and of a class its probability."""
+    match result.head.task:
+        case "sequence_classification":
+            one = result.classes()
+            return one.label, *_share(one.probability)
+        case "token_classification":
+            return " ".join(f"{token.text}/{one.label}" for token, one in result.token_classes()), "", ""
+        case "regression" | "embedding":
+            more = " …" if len(result.values) > _NUMBERS_SHOWN else ""
+            return " ".join(f"{number:.4f}" for number in result.values[:_NUMBERS_SHOWN]) + more, "", ""
+        case None:
+            return ", ".join(f"{name} {list(array.shape)}" for name, array in result.outputs.items()), "", ""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
+from adapter_export.api.base import check_free
 from adapter_export.api.option import Option
-from adapter_export.cli.options import Force, Json, check_free, check_together, command
-from adapter_export.cli.output import Bar, emit_json, progress_bar
+from adapter_export.cli.options import Force, Json, check_together, command
+from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show
 from adapter_export.errors import UsageError, within
 from adapter_export.graph.tasks import Task
 
@@ -220,7 +221,12 @@ class _Call:
             results.show_outputs(heads[0].adapter, [batch.outputs for batch in batches], as_json=as_json)
             return
         found = [result for batch in batches for result in self._results(batch, heads[batch.start : batch.end])]
-        emit_json(results.document(found)) if as_json else results.show(found)
+        if as_json:
+            emit_json(results.document(found))
+            return
+        show(*results.tables(found))
+        if {head.task for head in heads} == {"embedding"}:
+            say("`--out FILE.npz` or `--json` gives the vectors whole.")
 
     def _results(self, batch: _Batch, heads: list[Head]) -> Iterator[Result]:
         output = heads[0].output

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import adapter_export as ae
+
 OPTIONS = ("--kind", "pfeiffer", "--activation", "relu")
 
 
@@ -100,3 +102,11 @@ def test_a_full_disk_leaves_what_was_there(cli, model: Path, plain_tensors, tmp_
     cli.refused(3, "could not be written", *call, file_size=500_000)
     assert (tmp_path / "a" / "mine.txt").read_text() == "keep"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "w.safetensors"]
+
+
+def test_the_call_takes_tensors(cli, model: Path, weights: Path, tmp_path: Path) -> None:
+    cli.done("pack", weights, *OPTIONS, "--base", model, "--labels", "bad,good", "-o", tmp_path / "a")
+    made = ae.pack(load_file(weights), model, kind="pfeiffer", activation="relu", labels=("bad", "good"), name="a")
+    assert ae.save(made, tmp_path / "b").exists()
+    for file in ("adapter_graph.json", "weights.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
+import adapter_export as ae
 from adapter_export.cli.main import main
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.graph.kinds import KINDS
@@ -277,3 +278,12 @@ def test_an_option_of_another_kind_is_refused(model: Path, data: Path, tmp_path:
     refused(2, "kind `houlsby` has no such option; found `--rank`", *options, "--rank", "4")
     refused(2, "`dora` cannot be expressed yet", *options, "--kind", "dora")
     refused(3, "expected `qurey`", *options, "--kind", "lora", "--on", "qurey")
+
+
+def test_the_call_gives_what_the_command_writes(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    cli.done("train", model, "--data", data, *QUICK, "-o", tmp_path / "tone")
+    made = ae.train(model, data, name="tone", epochs=2, batch_size=4, bottleneck=4)
+    written = read_adapter(tmp_path / "tone")
+    assert (made.name, made.kind, made.head) == (written.name, written.kind, written.head)
+    assert all(np.array_equal(made.weights[name], written.weights[name]) for name in written.weights)
+    assert made.training["validation"] == written.training["validation"]

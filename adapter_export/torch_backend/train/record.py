@@ -36,6 +36,9 @@ class EpochRecord:
 class Progress(Protocol):
     """Hears of a run as it goes."""
 
+    def prepared(self, summary: str) -> None:
+        """The data are read and the adapter is attached."""
+
     def started(self, steps: int, done: int) -> None:
         """The run has so many steps at most, of which some were done before it was interrupted."""
 
@@ -48,6 +51,9 @@ class Progress(Protocol):
 
 class Silent:
     """Tells nobody."""
+
+    def prepared(self, summary: str) -> None:
+        """Say nothing."""
 
     def started(self, steps: int, done: int) -> None:
         """Say nothing."""

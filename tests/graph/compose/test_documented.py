@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from adapter_export.cli.training_options import FUSION_OPTIONS, FUSIONS
+from adapter_export.api.train import FusionOptions, FusionType
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.compose import STATIC, adapter_fusion, average, stack, weighted_fusion
 from adapter_export.graph.kinds import BottleneckOptions, Wiring, wired
@@ -63,6 +64,6 @@ def test_costs_are_those_of_the_code(name: str, count: int) -> None:
 
 def test_the_options_of_fusions_are_those_of_the_command() -> None:
     named = re.findall(r"`--([a-z-]+)`", " ".join(row[0] for row in table("fusion options")))
-    assert sorted(named) == sorted(name.replace("_", "-") for name in FUSION_OPTIONS)
+    assert sorted(named) == sorted(name.replace("_", "-") for name in ("fuse", *FusionOptions.__annotations__))
     kinds = next(row[1] for row in table("fusion options") if row[0] == "`--fusion`")
-    assert tuple(re.findall(r"`([a-z]+)`", kinds)) == FUSIONS
+    assert tuple(re.findall(r"`([a-z]+)`", kinds)) == get_args(FusionType)

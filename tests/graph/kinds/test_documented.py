@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adapter_export.cli.kind_options import TRAINED, make_kind, names_of
+from adapter_export.api.kinds import KindOptions, make_kind
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import cost
 from adapter_export.graph.initialise import SCHEMES
@@ -114,7 +114,7 @@ def have(option: str, value: Any) -> list[str]:
 
 def test_every_option_has_a_row_with_its_kinds() -> None:
     rows = {words(row[0])[0].removeprefix("--").replace("-", "_"): row[1] for row in table("options")}
-    assert sorted(rows) == sorted(names_of(TRAINED))
+    assert sorted(rows) == sorted(KindOptions.__annotations__)
     values: dict[str, Any] = {
         "at": ("ffn",),
         "leave_out": ("0",),

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
-from adapter_export.cli.output import size
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import SITE_VALUES, cost
-
-# Where adapters sit, as rows and columns to draw: the sites of the base down, the adapters across.
+from adapter_export.tables import size
 
 _LAYER = re.compile(r"(?P<layer>(?:.*\.)?\d+)\.(?P<place>.+)")
 """A site's name up to its layer, and its place in it: `decoder.layers.3`, `cross_attention.query`."""
@@ -52,14 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One adapter.
-
-    Attributes:
-        name: what it is called.
-        kind: the kind of its graphs.
-        parameters: how many it has.
-        cells: what it has, by site.
-    """
+    """One adapter: its name and kind, how many parameters it has, and what it has at which site."""
 
     name: str
     kind: str
@@ -109,9 +100,9 @@ def _row(name: str) -> SiteRow:
 def _column(name: str, adapter: Adapter) -> Column:
     cells = {}
     for owner, graph, widths in adapter.parts():
-        own = {symbol: size for symbol, size in widths.items() if symbol not in _OF_THE_BASE}
+        own = {symbol: width for symbol, width in widths.items() if symbol not in _OF_THE_BASE}
         ops = " → ".join(node.op for node in graph.nodes)
-        said = ", ".join(f"{symbol} {size}" for symbol, size in own.items())
+        said = ", ".join(f"{symbol} {width}" for symbol, width in own.items())
         count = f"{cost(graph, widths).parameters:,} parameters"
         detail = "; ".join(part for part in (f"{name} at {owner}: {ops}", said, count) if part)
         cells[owner] = Cell("·".join(map(str, own.values())), detail)
@@ -144,7 +135,7 @@ _BYTES = 4
 
 
 def draw(what: PlacementMap) -> str:
-    """The drawing as the text of an SVG file; who points at a box reads what acts there."""
+    """Return the drawing as the text of an SVG file; who points at a box reads what acts there."""
     return ET.tostring(_Drawing(what).svg(), encoding="unicode", xml_declaration=False) + "\n"
 
 
@@ -153,60 +144,48 @@ class _Drawing:
 
     def __init__(self, what: PlacementMap) -> None:
         self._what = what
-        self._kinds = list(dict.fromkeys(column.kind for column in what.columns))
-        longest = max((_text_width(column.name) for column in what.columns), default=0)
-        self._wide = len(what.columns) <= _FEW and longest <= _WIDE
-        cells = max((_text_width(cell.text) for column in what.columns for cell in column.cells.values()), default=0)
-        self._column = max(_WIDE if self._wide else _NARROW, cells + 16)
-        layers = max((_text_width(_layer_name(row)) for row in what.rows), default=0)
+        kinds = dict.fromkeys(column.kind for column in what.columns)
+        self._colours = {kind: f"k{number % _COLOURS}" for number, kind in enumerate(kinds)}
+        longest = max((_width(column.name) for column in what.columns), default=0)
+        self._is_wide = len(what.columns) <= _FEW and longest <= _WIDE
+        cells = max((_width(cell.text) for column in what.columns for cell in column.cells.values()), default=0)
+        self._column = max(_WIDE if self._is_wide else _NARROW, cells + 16)
+        layers = max((_width(_layer_name(row)) for row in what.rows), default=0)
         self._stream = _MARGIN + layers + 14
         self._box = self._stream + 16
-        self._box_width = max((_text_width(row.place) + _indent(row) for row in what.rows), default=0) + 20
+        self._box_width = max((_width(row.place) + _indent(row) for row in what.rows), default=0) + 20
         self._first = self._box + self._box_width + 28
-        self._top = _MARGIN + _TITLE + self._header()
+        self._top = _MARGIN + _TITLE + (44 if self._is_wide else longest + 16)
         self._width = max(
-            self._first + len(what.columns) * self._column + _MARGIN, _MARGIN * 2 + _text_width(what.title) * 1.4
+            self._first + len(what.columns) * self._column + _MARGIN, _MARGIN * 2 + _width(what.title) * 1.4
         )
 
     def svg(self) -> ET.Element:
+        what = self._what
         root = ET.Element(
             "svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "font-family": _FONT, "font-size": "12"}
         )
-        ET.SubElement(root, "title").text = self._what.title
-        ET.SubElement(root, "desc").text = self._description()
+        acts = (f"{column.name} ({column.kind}) acts at {len(column.cells)} places" for column in what.columns)
+        ET.SubElement(root, "title").text = what.title
+        ET.SubElement(root, "desc").text = "; ".join(acts) or "no adapters"
         ET.SubElement(root, "style").text = _STYLE
-        _text(root, _MARGIN, _MARGIN + 14, self._what.title, "ink", size=16, weight="600")
-        self._columns(root)
+        _text(root, _MARGIN, _MARGIN + 14, what.title, "ink", size=16, weight="600")
+        for index, column in enumerate(what.columns):
+            x, y = self._middle(index), self._top - 12
+            if self._is_wide:
+                _text(root, x, y - 16, column.name, "ink", anchor="middle", weight="600")
+                _text(root, x, y, column.kind, "soft", anchor="middle", size=11)
+            else:
+                _text(root, x + 4, y, column.name, "ink", turned=True)
         end = self._rows(root, self._top)
-        end = self._legend(root, self._totals(root, end))
+        end = self._legend(root, self._totals(root, end)) if what.columns else end + _MARGIN
         root.set("viewBox", f"0 0 {self._width:.0f} {end:.0f}")
         root.set("width", f"{self._width:.0f}")
         root.set("height", f"{end:.0f}")
         return root
 
-    def _header(self) -> float:
-        if self._wide:
-            return 44
-        return max(_text_width(column.name) for column in self._what.columns) + 16
-
-    def _description(self) -> str:
-        acts = (f"{column.name} ({column.kind}) acts at {len(column.cells)} places" for column in self._what.columns)
-        return "; ".join(acts) or "no adapters"
-
     def _middle(self, index: int) -> float:
         return self._first + (index + 0.5) * self._column
-
-    def _colour(self, column: Column) -> str:
-        return f"k{self._kinds.index(column.kind) % _COLOURS}"
-
-    def _columns(self, root: ET.Element) -> None:
-        for index, column in enumerate(self._what.columns):
-            x, y = self._middle(index), self._top - 12
-            if self._wide:
-                _text(root, x, y - 16, column.name, "ink", anchor="middle", weight="600")
-                _text(root, x, y, column.kind, "soft", anchor="middle", size=11)
-            else:
-                _text(root, x + 4, y, column.name, "ink", turned=True)
 
     def _rows(self, root: ET.Element, y: float) -> float:
         stream = ET.SubElement(root, "path", {"class": "line"})
@@ -217,52 +196,46 @@ class _Drawing:
             if row.layer != layer and row.layer:
                 _text(root, self._stream - 14, y + 15, _layer_name(row), "soft", anchor="end")
             layer = row.layer
-            self._row(root, row, y)
+            self._row(root, row, y + _ROW / 2)
             y += _ROW
         stream.set("d", f"M{self._stream:.1f} {start - 6:.1f} V{y + 4:.1f}")
         return y
 
-    def _row(self, root: ET.Element, row: SiteRow, y: float) -> None:
-        middle, left = y + _ROW / 2, self._box + _indent(row)
+    def _row(self, root: ET.Element, row: SiteRow, middle: float) -> None:
+        left = self._box + _indent(row)
         acting = [index for index, column in enumerate(self._what.columns) if row.name in column.cells]
         if acting:
             _line(root, "guide", self._box + self._box_width, self._middle(acting[-1]), middle)
         if row.is_sublayer:
             _line(root, "line", self._stream, left, middle)
-        _box(root, left, middle, self._box_width - _indent(row), "frozen" if row.name != HEAD else "guide")
+        _rect(root, left, middle, self._box_width - _indent(row), "frozen" if row.name != HEAD else "guide")
         _text(root, left + 8, middle + 4, row.place, "ink" if row.is_sublayer else "soft")
         for index in acting:
             column = self._what.columns[index]
-            self._cell(root, index, middle, column, column.cells[row.name])
-
-    def _cell(self, root: ET.Element, index: int, middle: float, column: Column, cell: Cell) -> None:
-        width = min(self._column - 10, max(30, _text_width(cell.text) + 12))
-        group = ET.SubElement(root, "g")
-        ET.SubElement(group, "title").text = cell.detail
-        _box(group, self._middle(index) - width / 2, middle, width, self._colour(column))
-        _text(group, self._middle(index), middle + 4, cell.text, "ink", anchor="middle", size=11)
+            cell = column.cells[row.name]
+            width = min(self._column - 10, max(30, _width(cell.text) + 12))
+            group = ET.SubElement(root, "g")
+            ET.SubElement(group, "title").text = cell.detail
+            _rect(group, self._middle(index) - width / 2, middle, width, self._colours[column.kind])
+            _text(group, self._middle(index), middle + 4, cell.text, "ink", anchor="middle", size=11)
 
     def _totals(self, root: ET.Element, y: float) -> float:
-        if not self._what.columns:
-            return y + _MARGIN
         y += _GAP + 14
         _text(root, self._first - 28, y, "in float32", "soft", anchor="end", size=11)
         for index, column in enumerate(self._what.columns):
-            text = size(column.parameters * _BYTES)
-            _text(root, self._middle(index), y, text, "soft", anchor="middle", size=11 if self._wide else 9.5)
+            total = size(column.parameters * _BYTES)
+            _text(root, self._middle(index), y, total, "soft", anchor="middle", size=11 if self._is_wide else 9.5)
         return y + _MARGIN
 
     def _legend(self, root: ET.Element, y: float) -> float:
         """A colour for each kind, where the columns do not name it themselves; and what the numbers are."""
-        if not self._what.columns:
-            return y
         x: float = _MARGIN
-        for number, kind in enumerate(self._kinds):
-            if x + 34 + _text_width(kind) > self._width - _MARGIN and x > _MARGIN:
+        for kind, colour in self._colours.items():
+            if x + 34 + _width(kind) > self._width - _MARGIN and x > _MARGIN:
                 x, y = _MARGIN, y + _ROW
-            _box(root, x, y + 4, 16, f"k{number % _COLOURS}", height=12)
+            _rect(root, x, y + 4, 16, colour, height=12)
             _text(root, x + 22, y + 8, kind, "soft")
-            x += 40 + _text_width(kind)
+            x += 40 + _width(kind)
         _text(root, _MARGIN, y + 30, "numbers: widths of the adapter; at the head, classes", "soft", size=11)
         return y + 30 + _MARGIN
 
@@ -277,7 +250,7 @@ def _indent(row: SiteRow) -> int:
     return 0 if row.is_sublayer else _INDENT
 
 
-def _text_width(text: str) -> float:
+def _width(text: str) -> float:
     return len(text) * _CHARACTER
 
 
@@ -303,15 +276,10 @@ def _text(
         found.set("transform", f"rotate(-90 {x:.1f} {y:.1f})")
 
 
-def _box(parent: ET.Element, x: float, middle: float, width: float, style: str, height: float = _BOX) -> None:
-    place = {
-        "x": f"{x:.1f}",
-        "y": f"{middle - height / 2:.1f}",
-        "width": f"{width:.1f}",
-        "height": f"{height:g}",
-        "rx": "4",
-    }
-    ET.SubElement(parent, "rect", {"class": style, **place})
+def _rect(parent: ET.Element, x: float, middle: float, width: float, style: str, height: float = _BOX) -> None:
+    lengths = {"x": x, "y": middle - height / 2, "width": width}
+    place = {name: f"{length:.1f}" for name, length in lengths.items()}
+    ET.SubElement(parent, "rect", {"class": style, **place, "height": f"{height:g}", "rx": "4"})
 
 
 def _line(parent: ET.Element, style: str, start: float, end: float, y: float) -> None:

@@ -1,0 +1,360 @@
+"""What is in a bundle, an adapter or a model: tables, data and a drawing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from adapter_export.api.base import FORM_NAMES, Base, PathLike, open_base
+from adapter_export.errors import command
+from adapter_export.graph.graph import Cost, cost
+from adapter_export.sites.site import SUBLAYERS
+from adapter_export.tables import Table, size
+
+if TYPE_CHECKING:
+    from adapter_export.api.drawing import PlacementMap
+    from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
+    from adapter_export.graph.adapter import Adapter
+
+_SHORT_FINGERPRINT = 19
+_MANY_LABELS = 8
+_MANY_FILES = 60
+_LAYER = re.compile(r"\.(\d+)\.")
+
+_FLAVOURS: Mapping[str, str] = {
+    "slots": "optional inputs; their defaults are the base",
+    "inputs": "required inputs",
+    "bank": "rows of a table; each row of a batch names its own",
+}
+"""What the tensors of an adapter are in each flavour."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found; `print` and notebooks show it.
+
+    Attributes:
+        title: what it is, in a line.
+        tables: what there is to know.
+        document: the same as JSON data.
+    """
+
+    title: str
+    tables: tuple[Table, ...]
+    document: Mapping[str, Any] = field(repr=False)
+    _map: Callable[[], PlacementMap] = field(repr=False)
+
+    def drawing(self) -> str:
+        """The sites down, a column for each adapter, a box with its widths where it acts: the text of an SVG file."""
+        from adapter_export.api.drawing import draw
+
+        return draw(self._map())
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return dict(self.document)
+
+    def __str__(self) -> str:
+        return "\n\n".join([self.title, *map(str, self.tables)])
+
+    def _repr_html_(self) -> str:
+        return f"{Table((self.title,), ())._repr_html_()}{''.join(one._repr_html_() for one in self.tables)}"
+
+
+def inspect(path: PathLike | Base | Adapter, *, trust_pickle: bool = False) -> Inspection:
+    """Look into a bundle, an adapter or a model.
+
+    The files of a bundle are compared with the hashes in its manifest, and an adapter's tensors with its graph.
+
+    Args:
+        path: a bundle, an adapter folder, or what `open_base` takes; or an adapter or a base.
+        trust_pickle: as `open_base` takes it.
+
+    Raises:
+        FileError, FormatError: a file is missing, damaged, or breaks the format.
+        BaseModelError: it is no model.
+    """
+    from adapter_export.graph.adapter import Adapter
+
+    if isinstance(path, Adapter):
+        return _adapter(path, None)
+    if isinstance(path, Base):
+        return _model(path)
+    place = Path(path)
+    if (place / "manifest.json").is_file():
+        return _bundle(place)
+    if (place / "adapter_graph.json").is_file() or (place / "weights.safetensors").is_file():
+        from adapter_export.format.adapter_files import read_adapter
+
+        return _adapter(read_adapter(place), place)
+    return _model(open_base(place, trust_pickle=trust_pickle))
+
+
+# A bundle.
+
+
+def _bundle(path: Path) -> Inspection:
+    from adapter_export.format.inventory import verify_files
+    from adapter_export.format.manifest_json import read_manifest
+
+    manifest = read_manifest(path)
+    verify_files(manifest, path)
+    document = {"what": "bundle", "path": str(path), "manifest": asdict(manifest)}
+    title = f"{path}  bundle by {manifest.producer}"
+    return Inspection(title, tuple(_bundle_tables(manifest)), document, lambda: _map_of_bundle(path, manifest))
+
+
+def _map_of_bundle(path: Path, manifest: Manifest) -> PlacementMap:
+    from adapter_export.api.drawing import placement_map
+    from adapter_export.format.adapter_files import read_adapter
+
+    adapters = [(record.name, read_adapter(path / record.source)) for record in manifest.adapters]
+    sublayers = [site.name for site in manifest.sites if site.role in SUBLAYERS]
+    return placement_map(path.resolve().name, [site.name for site in manifest.sites], adapters, sublayers)
+
+
+def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
+    """Return everything that the manifest says, in the order in which one asks."""
+    sizes = {file.path: file.bytes for file in manifest.files}
+    adapters = [
+        (
+            adapter.name,
+            adapter.kind,
+            f"{adapter.parameters:,}",
+            size(sizes[adapter.onnx_adapter]),
+            _task_name(adapter.task),
+            _label_list(adapter.labels),
+            "yes" if adapter.base == manifest.base else "no",
+        )
+        for adapter in manifest.adapters
+    ]
+    columns = ("name", "kind", "parameters", "file", "task", "labels", "trained on this base")
+    yield Table(columns, adapters, "adapters", "llrr")
+
+    graphs = [(flavour, path, size(sizes[path]), _FLAVOURS[flavour]) for flavour, path in manifest.graphs.items()]
+    graphs += [
+        ("baked", adapter.baked, size(sizes[adapter.baked]), f"constants: `{adapter.name}` alone")
+        for adapter in manifest.adapters
+        if adapter.baked is not None
+    ]
+    yield Table(("flavour", "file", "size", "an adapter's tensors are"), graphs, "graphs", "llr")
+    yield _signature(manifest.inputs, manifest.outputs)
+    yield _slots(manifest)
+
+    golden = [("the base alone", manifest.golden), *((adapter.name, adapter.golden) for adapter in manifest.adapters)]
+    rows = [
+        (
+            name,
+            len(one.cases),
+            ", ".join(f"{output} ± {allowed:.2g}" for output, allowed in one.absolute.items()),
+            one.reference,
+        )
+        for name, one in golden
+    ]
+    yield Table(("adapter", "cases", "allowed", "computed by"), rows, "golden vectors", "lr")
+    yield _files(manifest)
+
+    widths = ", ".join(map(str, sorted({site.width for site in manifest.sites})))
+    depend = "" if manifest.batch_invariant else "; the rows of a batch depend on each other"
+    text = "none" if manifest.text is None else f"tokenizer, at most {manifest.text.max_tokens} tokens"
+    yield _facts(
+        ("base", _short(manifest.base)),
+        ("sites", f"{len(manifest.sites)}, width {widths}"),
+        ("text", text),
+        ("needs", f"onnxruntime {manifest.minimum_onnxruntime} or newer (opset {manifest.opset})"),
+        ("precision", f"{manifest.base_precision}{depend}"),
+    )
+
+
+def _slots(manifest: Manifest) -> Table:
+    """Layers that have the same slots share a line."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for slot in manifest.slots:
+        places.setdefault((slot.site, slot.graph), []).append(f"{slot.parameter} {_axes(slot.axes)}")
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for (site, graph), tensors in places.items():
+        alike.setdefault((_LAYER.sub(".*.", site, 1), graph, ", ".join(tensors)), []).append(site)
+    rows = [(_range(sites), graph, tensors) for (_, graph, tensors), sites in alike.items()]
+    return Table(("site", "graph", "tensors"), rows, f"{len(manifest.slots)} slots")
+
+
+def _range(sites: list[str]) -> str:
+    """`layers.0–5.ffn` for sites that differ in their layer alone."""
+    found = [_LAYER.search(site) for site in sites]
+    layers = [int(one[1]) for one in found if one is not None]
+    if len(layers) < len(sites) or len(sites) == 1:
+        return ", ".join(sites)
+    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
+    said = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+    return _LAYER.sub(f".{said}.", sites[0], 1)
+
+
+def _files(manifest: Manifest) -> Table:
+    """One line each; where they are many, those of different adapters that are alike share one."""
+    title = f"files, {size(sum(file.bytes for file in manifest.files))}, all as their hashes say"
+    if len(manifest.files) <= _MANY_FILES:
+        rows = [(file.path, f"{file.bytes:,}", f"{file.sha256[:12]}…") for file in manifest.files]
+        return Table(("path", "bytes", "sha256"), rows, title, "lr")
+    alike: dict[str, list[int]] = {}
+    for file in manifest.files:
+        alike.setdefault(_pattern(PurePosixPath(file.path)), []).append(file.bytes)
+    shared = [(path, str(len(found)), f"{sum(found):,}") for path, found in alike.items()]
+    return Table(("path", "files", "bytes"), shared, title, "lrr")
+
+
+def _pattern(path: PurePosixPath) -> str:
+    """`adapters/*/weights.safetensors` for a file of one adapter; what lies in the bundle's own folder has a line."""
+    if len(path.parts) == 1:
+        return str(path)
+    return f"{path.parts[0]}/*{path.suffix}" if len(path.parts) == 2 else f"{path.parts[0]}/*/{path.name}"
+
+
+# An adapter.
+
+
+def _adapter(adapter: Adapter, path: Path | None) -> Inspection:
+    from adapter_export.api.drawing import placement_map
+
+    head = adapter.head
+    document = {
+        "what": "adapter",
+        "path": None if path is None else str(path),
+        "name": adapter.name,
+        "kind": adapter.kind,
+        "base": adapter.base,
+        "task": None if head is None else head.task,
+        "labels": None if head is None else list(head.labels) or None,
+        "cost": asdict(adapter.cost()),
+        "parts": [
+            {
+                "owner": owner,
+                "widths": dict(widths),
+                "ops": [node.op for node in graph.nodes],
+                **asdict(cost(graph, widths)),
+            }
+            for owner, graph, widths in adapter.parts()
+        ],
+        "training": dict(adapter.training),
+    }
+    title = f"{'' if path is None else f'{path}  '}adapter `{adapter.name}`, {adapter.kind}"
+    sublayers = [site for site in adapter.placements if site.rpartition(".")[2] in SUBLAYERS]
+    return Inspection(
+        title,
+        tuple(_adapter_tables(adapter)),
+        document,
+        lambda: placement_map(
+            f"adapter {adapter.name}", list(adapter.placements), [(adapter.name, adapter)], sublayers
+        ),
+    )
+
+
+def _adapter_tables(adapter: Adapter) -> Iterator[Table]:
+    """Return its graphs with what they cost, what it is for, and its training record."""
+    rows = [
+        (
+            owner,
+            ", ".join(f"{symbol} {number}" for symbol, number in widths.items()),
+            " → ".join(node.op for node in graph.nodes),
+            *_cost_cells(cost(graph, widths)),
+        )
+        for owner, graph, widths in adapter.parts()
+    ]
+    rows.append(("all", "", "", *_cost_cells(adapter.cost())))
+    columns = ("site", "widths", "graph", "parameters", "bytes", "multiply-accumulates per token")
+    yield Table(columns, rows, numbers="lllrrr")
+    labels = () if adapter.head is None else adapter.head.labels
+    yield _facts(
+        ("base", _short(adapter.base)),
+        ("task", _task_name(None if adapter.head is None else adapter.head.task)),
+        ("labels", _label_list(labels, many=len(labels))),
+        ("size", size(adapter.cost().bytes)),
+    )
+    if adapter.training:
+        yield Table(("what", "value"), list(_flat(adapter.training)), "training record")
+
+
+def _cost_cells(found: Cost) -> tuple[str, str, str]:
+    return f"{found.parameters:,}", f"{found.bytes:,}", f"{found.multiply_accumulates:,}"
+
+
+def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A record's numbers and words, one a line; long lists by their length."""
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and (
+            len(value) > _MANY_LABELS or any(isinstance(v, Mapping) for v in value)
+        ):
+            yield f"{prefix}{key}", f"{len(value)} entries"
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+# A model.
+
+
+def _model(base: Base) -> Inspection:
+    from adapter_export.api.drawing import placement_map
+
+    sites = base.sites.map
+    document = {
+        "what": "model",
+        "path": None if base.path is None else str(base.path),
+        "form": base.form,
+        "fingerprint": base.fingerprint,
+        "inputs": [asdict(record) for record in base.inputs],
+        "outputs": [asdict(record) for record in base.outputs],
+        "sites": len(sites.sublayers),
+    }
+    path = "MODEL" if base.path is None else str(base.path)
+    see = command("base.sites", f"sites {path}")
+    known = _facts(("fingerprint", _short(base.fingerprint)), ("sites", f"{len(sites.sublayers)}, see {see}"))
+    names = [site.name for site in sites]
+    named = "model" if base.path is None else base.path.resolve().name
+    return Inspection(
+        f"{path}  {FORM_NAMES[base.form]}",
+        (_signature(base.inputs, base.outputs), known),
+        document,
+        lambda: placement_map(named, names, [], names),
+    )
+
+
+# Cells and small tables.
+
+
+def _signature(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]) -> Table:
+    """What a graph takes and gives."""
+    meanings = [f"ids below {one.limit}" if one.role == "ids" and one.limit else one.role for one in inputs]
+    rows = [
+        ("in", one.name, one.dtype, _axes(one.axes), meaning) for one, meaning in zip(inputs, meanings, strict=True)
+    ]
+    rows += [("out", one.name, one.dtype, _axes(one.axes), "") for one in outputs]
+    return Table(("", "name", "type", "shape", "meaning"), rows, "inputs and outputs")
+
+
+def _axes(lengths: Sequence[int | str]) -> str:
+    return f"[{', '.join(map(str, lengths))}]"
+
+
+def _facts(*rows: tuple[str, str]) -> Table:
+    return Table(("what", "value"), rows)
+
+
+def _task_name(task: str | None) -> str:
+    return "no head" if task is None else task.replace("_", " ")
+
+
+def _label_list(labels: Sequence[str] | None, many: int = _MANY_LABELS) -> str:
+    """The first labels, and how many there are."""
+    if not labels:
+        return "none"
+    more = f", … {len(labels)} in all" if len(labels) > many else ""
+    return ", ".join(labels[:many]) + more
+
+
+def _short(fingerprint: str) -> str:
+    return f"{fingerprint[:_SHORT_FINGERPRINT]}…"

@@ -1,0 +1,472 @@
+"""Train an adapter, or a fusion of adapters, on a table of labelled texts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast
+
+from adapter_export.api.adapters import OnNote, check_site_map, composition_record, load_adapter, tell
+from adapter_export.api.base import Base, PathLike, check_free, check_trainable, form_of, open_base, require
+from adapter_export.api.kinds import KindOptions, at_least_1, kind_names, make_kind
+from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.errors import BaseMismatchError, BaseModelError, TrainingError, UsageError, argument
+from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED, Task
+from adapter_export.sites.site_map import SITE_MAP_KEY
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter, Head
+    from adapter_export.graph.kinds import Kind
+    from adapter_export.text import Tokenizer
+    from adapter_export.torch_backend.attach import AdaptedModel
+    from adapter_export.torch_backend.train.record import Progress, TrainingResult
+    from adapter_export.torch_backend.train.task import TextTask
+
+MAX_TOKENS = 128
+"""Where texts are cut if nobody says it and the model takes as many."""
+
+_DEFAULT_KIND = "houlsby"
+_VALIDATION = 0.1
+_ROWS_MEASURED = 32
+_DECAY, _PENALTY = 0.001, 0.01
+"""Those of AdapterHub's fusions."""
+
+
+def _schemes() -> tuple[str, ...]:
+    from adapter_export.graph.initialise import SCHEMES
+
+    return tuple(SCHEMES)
+
+
+class TaskOptions(TypedDict, total=False):
+    """What is learnt, and by what head."""
+
+    task: Annotated[
+        Task,
+        "What to learn: the label of a text, of each of its words, numbers, or vectors near for equal labels.  "
+        f"[default: {DEFAULT_TASK}]",
+    ]
+    pooling: Annotated[
+        Literal["mean", "first"], "What the head reads: the mean over the tokens, or the first token.  [default: mean]"
+    ]
+    head_layers: Annotated[int, Option("Dense layers before the last one.  [default: 0]", least=0)]
+    head_width: Annotated[int, Option("Their width; the model's if not given.", least=1)]
+    head_activation: Annotated[str, Option("The function behind each of them.  [default: tanh]", choices=ACTIVATIONS)]
+    head_dropout: Annotated[float, "The rate before each layer of the head, in training."]
+    vector_width: Annotated[int, Option("The width of an embedding; the model's if not given.", least=1)]
+    l2_normalise: Annotated[bool, "Embeddings of length 1."]
+
+
+FusionType = Literal["dynamic", "static", "weighted"]
+
+
+class FusionOptions(TypedDict, total=False):
+    """What is free in a fusion."""
+
+    fusion: Annotated[
+        FusionType,
+        "Attention with a value projection, attention without, or one weight per adapter.  [default: dynamic]",
+    ]
+    no_query: Annotated[bool, "Attention without a projection of the query."]
+    no_key: Annotated[bool, "Attention without a projection of the keys."]
+    query_before_norm: Annotated[bool, "The query is the bare output, also where the adapters read the norm."]
+    residual_before: Annotated[bool, "The output is added to each adapter's, not to their mean."]
+    temperature: Annotated[float, "What the scores are divided by at first.  [default: 1; often 50]"]
+    temperature_decay: Annotated[
+        float, f"The fraction of it that is lost in each step, down to 1.  [default: {_DECAY}]"
+    ]
+    fusion_dropout: Annotated[float, "The rate on the scores, in training.  [default: 0]"]
+    first_value: Annotated[Literal["identity", "normal"], "What the value projection starts as.  [default: identity]"]
+    value_after: Annotated[bool, "The value projection is behind the mean, not before it."]
+    value_penalty: Annotated[
+        float, f"What draws the value projection to the identity, times Σ(I − V)².  [default: {_PENALTY}]"
+    ]
+    weights: Annotated[tuple[float, ...] | Mapping[str, float], "First weights of `weighted`; equal if not given."]
+    residual: Annotated[
+        Literal["once", "literal"],
+        "Of `weighted`: whether `h` counts once, or once more for each weight.  [default: once]",
+    ]
+
+
+_OF_ATTENTION = (
+    *("no_query", "no_key", "query_before_norm", "residual_before"),
+    *("temperature", "temperature_decay", "fusion_dropout"),
+)
+_HAS: Mapping[FusionType, tuple[str, ...]] = {
+    "dynamic": (*_OF_ATTENTION, "first_value", "value_after", "value_penalty"),
+    "static": _OF_ATTENTION,
+    "weighted": ("weights", "residual"),
+}
+
+
+class LoopOptions(TypedDict, total=False):
+    """The settings of the training loop; `TrainingSettings` has their defaults."""
+
+    epochs: Annotated[int, "Passes over the data, at most.  [default: 4]"]
+    batch_size: Annotated[int, "Rows in a step.  [default: 32]"]
+    learning_rate: Annotated[float, "The highest one.  [default: 0.001]"]
+    warmup: Annotated[float, "The fraction of the steps that warm up.  [default: 0.1]"]
+    weight_decay: Annotated[float, "On the projections.  [default: 0.01]"]
+    patience: Annotated[int, "Stop after so many epochs without a better one.  [default: 3]"]
+    seed: Annotated[int, "Of weights, split, order and dropout.  [default: 0]"]
+
+
+class TrainOptions(KindOptions, FusionOptions, TaskOptions, LoopOptions, total=False):
+    """All that is free in a training."""
+
+
+def train(
+    base: Base | PathLike,
+    data: PathLike,
+    output: PathLike | None = None,
+    *,
+    text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
+    label: Annotated[str, Option("The column of the labels.", "COLUMN")] = "label",
+    skip_incomplete: Annotated[bool, "Leave rows without text or label out, instead of stopping."] = False,
+    validation: Annotated[
+        float | None, Option("The fraction of each class kept for validation.  [default: 0.1]", "FRACTION")
+    ] = None,
+    validation_data: Annotated[PathLike | None, Option("Validate by this file instead.", "FILE")] = None,
+    test_data: Annotated[PathLike | None, Option("Measure the finished adapter on this file.", "FILE")] = None,
+    tokenizer: Annotated[
+        PathLike | None, Option("Where `tokenizer.json` is; the model's own if not given.", "FOLDER")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, f"Cut texts there.  [default: {MAX_TOKENS}, or less if the model says so]"
+    ] = None,
+    kind: Annotated[
+        str | Kind | None,
+        Option(f"What is computed, and where.  [default: {_DEFAULT_KIND}]", kind_names),
+    ] = None,
+    init: Annotated[
+        str | None,
+        Option(
+            "How the first weights are drawn; by kind if not given, `small_normal` for `houlsby`.",
+            choices=_schemes,
+        ),
+    ] = None,
+    name: Annotated[str | None, "What users will call it; the output's name if not given."] = None,
+    threads: Annotated[int | None, Option("Processor threads; as many as torch takes if not given.", least=1)] = None,
+    resume: Annotated[bool, "Go on with an interrupted run, and stop if there is none."] = False,
+    restart: Annotated[bool, "Forget an interrupted run."] = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    fuse: Sequence[Adapter | PathLike] = (),
+    force: bool = False,
+    on_note: OnNote | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[TrainOptions],
+) -> Adapter:
+    """Train an adapter with a head, or a fusion; the base stays as it is.
+
+    The epoch that does best on the validation rows is kept. With the same arguments, the result is the same bit for
+    bit. The annotations describe the other arguments, which are the options of `adapter-export train`.
+
+    Args:
+        base: the model, one that torch can train.
+        data: labelled texts: csv, tsv or jsonl in UTF-8.
+        output: the adapter folder to write, with its learning curve. An interrupted run goes on when it is given again.
+        fuse: learn a fusion of these adapters, which stay as they are, in the place of a new adapter.
+        force: replace what is at `output`.
+        on_note: is told what is doubtful in the data.
+        progress: is told of the run as it goes.
+
+    Returns:
+        The adapter; its `training` is the record of the run: settings, data, scores of each epoch and of the test data.
+
+    Raises:
+        UsageError: arguments do not go together, or have a value that they cannot have.
+        BaseModelError: the base cannot be trained so.
+        DataError: the data cannot be used.
+        AdapterError: the kind or the members of the fusion do not fit the base.
+        TrainingError: the loss is not finite, or the interrupted run is another one.
+    """
+    given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
+    _check_call(given, validation=validation, validation_data=validation_data, resume=resume, restart=restart)
+    path = None if output is None else Path(output)
+    if path is not None:
+        check_free(path, force=force)
+    own_kind, fusion = _own(given, KindOptions), _fusion_options(given, fuse)
+    _refuse_with_fusion(fuse, {**own_kind, "kind": kind, "init": init})
+    _check_head(given)
+    if kind is None or isinstance(kind, str):
+        chosen = make_kind(kind or _DEFAULT_KIND, own_kind)
+    elif own_kind:
+        raise UsageError("options are those of a kind that is named", found=", ".join(map(argument, own_kind)))
+    else:
+        chosen = kind
+    torch = require("torch", "torch", "training")
+    from adapter_export.torch_backend.attach import attach
+    from adapter_export.torch_backend.train.fresh import fresh_adapter
+    from adapter_export.torch_backend.train.record import TrainingSettings, training_record
+    from adapter_export.torch_backend.train.task import TaskFiles, read_task
+    from adapter_export.torch_backend.train.train import TrainingData, evaluate
+    from adapter_export.torch_backend.train.train import train as learn
+
+    settings = TrainingSettings(**_own(given, LoopOptions), **_fusion_settings(fusion))
+    if threads is not None:
+        torch.set_num_threads(at_least_1("threads", threads))
+    partial = _checkpoints(path, resume=resume, restart=restart)
+    near = base.path if isinstance(base, Base) else base
+    members = [load_adapter(each, near=near) if isinstance(each, str | Path) else each for each in fuse]
+    if not isinstance(base, Base):
+        check_trainable(Path(base), form_of(Path(base)))
+    opened = open_base(base, site_map=site_map, trust_pickle=trust_pickle)
+    _check_no_cache(opened)
+    held_out = (_VALIDATION if validation is None else validation) if validation_data is None else Path(validation_data)
+    tested = None if test_data is None else Path(test_data)
+    task = given.get("task", DEFAULT_TASK)
+    files = TaskFiles(Path(data), held_out, tested, text, label, skip_incomplete, task)
+    names = tuple(record.name for record in opened.inputs)
+    rows = read_task(files, _tokenizer(opened, tokenizer, max_tokens), names, settings.seed)
+    tell(rows.notes, on_note)
+    sites = opened.sites.map
+    title = name or (path.resolve().name if path is not None else "fusion" if members else chosen.name)
+    head = _head(given, rows, sites.width)
+    learned: list[str] | None = None
+    if members:
+        first, learned = _fused(opened, members, fusion, title, head, settings.seed)
+        start = f"the fresh fusion of {', '.join(f'`{adapter.name}`' for adapter in members)}"
+    else:
+        scheme = init or chosen.scheme
+        first = fresh_adapter(
+            chosen, sites, name=title, base=opened.fingerprint, scheme=scheme, seed=settings.seed, head=head
+        )
+        start = f"`{scheme}`"
+    model = attach(opened.torch, first, sites=sites, learned=learned)
+    change = _first_change(model, rows)
+    if progress is not None:
+        progress.prepared(_summary(rows, f"{start} moves the final hidden state by {change:.2%} at the start"))
+    training = TrainingData(rows.training, rows.validation)
+    result = learn(model, training, settings, progress=progress, checkpoints=partial)
+    test = None if rows.test is None else evaluate(model, rows.test, settings.batch_size)
+    said = {
+        **(fusion if members else {"initialisation": scheme}),
+        "initial_change": change,
+        **own_kind,
+        **_own(given, TaskOptions),
+        "max_tokens": rows.training.tokenizer.max_tokens,
+        **({} if opened.given is None else {SITE_MAP_KEY: opened.given.digest}),
+    }
+    record = training_record(settings, said, rows, result, test)
+    if members:
+        record = composition_record({**record, **first.training}, members)
+    adapter = model.to_adapter(training=record)
+    if path is not None:
+        _write(adapter, path, result, force=force)
+    return adapter
+
+
+def _own(given: Mapping[str, Any], options: type) -> dict[str, Any]:
+    return {name: given[name] for name in options.__annotations__ if name in given}
+
+
+def _check_call(given: Mapping[str, Any], **apart: Any) -> None:
+    strangers = [name for name in given if name not in TrainOptions.__annotations__]
+    if strangers:
+        raise UsageError("`train` has no such argument", found=", ".join(map(argument, strangers)))
+    for one, other in (("validation", "validation_data"), ("resume", "restart")):
+        if apart[one] not in (None, False) and apart[other] not in (None, False):
+            raise UsageError(f"{argument(one)} and {argument(other)} exclude each other", fix="give one of them")
+
+
+def _fusion_options(given: Mapping[str, Any], fuse: Sequence[object]) -> dict[str, Any]:
+    """Return the options of the fusion, of which there are none without members."""
+    found = _own(given, FusionOptions)
+    if not fuse:
+        if found:
+            raise UsageError(
+                "only a fusion has such an option",
+                found=", ".join(map(argument, found)),
+                fix=f"say of what: {argument('fuse', ['a', 'b'])}, or leave it out",
+            )
+        return {}
+    if len(fuse) < 2:
+        raise UsageError(f"{argument('fuse')} is no list of two or more adapters", found=f"`{fuse[0]}`")
+    fusion: FusionType = found.setdefault("fusion", "dynamic")
+    strangers = [name for name in found if name not in ("fusion", *_HAS[fusion])]
+    if strangers:
+        raise UsageError(f"a fusion that is `{fusion}` has no such option", found=", ".join(map(argument, strangers)))
+    if "temperature_decay" in found and "temperature" not in found:
+        raise UsageError(
+            f"{argument('temperature_decay')} says how a temperature falls",
+            fix=f"give {argument('temperature')} as well",
+        )
+    return found
+
+
+def _refuse_with_fusion(fuse: Sequence[object], options: Mapping[str, object]) -> None:
+    given = [argument(name) for name, value in options.items() if value is not None]
+    if fuse and given:
+        raise UsageError(
+            "a fusion is made of its adapters and has no kind of its own",
+            found=", ".join(given),
+            fix=f"leave it out, or leave {argument('fuse')} out",
+        )
+
+
+def _fusion_settings(fusion: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a fusion adds to the settings of the training loop."""
+    if not fusion:
+        return {}
+    return {
+        "temperature_decay": fusion.get("temperature_decay", _DECAY if "temperature" in fusion else 0.0),
+        "value_penalty": fusion.get("value_penalty", _PENALTY if fusion["fusion"] == "dynamic" else 0.0),
+    }
+
+
+def _fused(
+    base: Base, members: Sequence[Adapter], options: Mapping[str, Any], name: str, head: Head, seed: int
+) -> tuple[Adapter, list[str]]:
+    """Return the fusion before training, with a fresh head, and the names of its tensors that learn."""
+    from adapter_export.graph.compose import FusionOptions as Attention
+    from adapter_export.graph.compose import adapter_fusion, weighted_fusion
+    from adapter_export.graph.compose.members import own_tensors
+    from adapter_export.torch_backend.train.fresh import with_head
+
+    for adapter in members:
+        if adapter.base != base.fingerprint:
+            raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint, can_be_allowed=False)
+    check_site_map(members, base.given)
+    if options["fusion"] == "weighted":
+        made = weighted_fusion(*members, name=name, **{key: options[key] for key in _HAS["weighted"] if key in options})
+    else:
+        attention = Attention(
+            query=not options.get("no_query", False),
+            key=not options.get("no_key", False),
+            value=options["fusion"] == "dynamic",
+            query_before_norm=options.get("query_before_norm", False),
+            residual_before=options.get("residual_before", False),
+            value_before_softmax=not options.get("value_after", False),
+            temperature=options.get("temperature", 1.0),
+            dropout=options.get("fusion_dropout", 0.0),
+            first_value=options.get("first_value", "identity"),
+        )
+        made = adapter_fusion(*members, name=name, options=attention, seed=seed)
+    whole = with_head(made, head, seed=seed)
+    return whole, [*own_tensors(made), *(tensor for tensor in whole.weights if tensor not in made.weights)]
+
+
+def _check_head(given: Mapping[str, Any]) -> None:
+    """Refuse options that do not go with the task or with the other options of the head."""
+    task, layers = given.get("task", DEFAULT_TASK), given.get("head_layers", 0)
+    unfit = [] if layers else ["head_width", "head_activation"]
+    unfit += [] if task == "embedding" else ["vector_width", "l2_normalise"]
+    unfit += ["pooling"] if task == "token_classification" else []
+    for option in unfit:
+        if option in given:
+            raise UsageError(
+                f"{argument(option)} does not go with the head that is asked for",
+                found=f"the task `{task}` and {layers} dense layers",
+                fix=f"leave it out, or give another {argument('task')} or {argument('head_layers')}",
+            )
+    for option in ("head_width", "vector_width"):
+        at_least_1(option, given.get(option, 1))
+
+
+def _head(given: Mapping[str, Any], rows: TextTask, width: int) -> Head:
+    """Return the head that the options ask for, for what the data hold."""
+    from adapter_export.graph.heads import HeadOptions, make_head
+
+    options = HeadOptions(
+        pooling=given.get("pooling", "mean"),
+        dense=given.get("head_layers", 0),
+        activation=given.get("head_activation", "tanh"),
+        dropout=given.get("head_dropout", 0.0),
+        projection="vector_width" in given,
+        l2_normalise=given.get("l2_normalise", False),
+    )
+    return make_head(
+        rows.task,
+        width=width,
+        labels=rows.labels if rows.task in LABELLED else (),
+        numbers=rows.numbers or given.get("vector_width", 1),
+        hidden=given.get("head_width"),
+        options=options,
+    )
+
+
+def _checkpoints(output: Path | None, *, resume: bool, restart: bool) -> Path | None:
+    """Return where an interrupted run is kept, beside the output."""
+    if output is None:
+        if resume or restart:
+            raise UsageError("only a run with an output can be interrupted and go on", fix=f"give {argument('output')}")
+        return None
+    partial = output.with_name(f"{output.name}.partial")
+    if restart:
+        shutil.rmtree(partial, ignore_errors=True)
+    if resume and not partial.exists():
+        raise TrainingError(
+            "there is no interrupted run", where=partial, fix=f"leave {argument('resume')} out to begin one"
+        )
+    return partial
+
+
+def _check_no_cache(base: Base) -> None:
+    """Rows of a table have no past, and a head reads the hidden state, not the next word."""
+    caches = [record.name for record in base.inputs if record.role == "cache"]
+    if caches:
+        raise BaseModelError(
+            "was captured with its cache, as it generates, and rows of a table have no past",
+            where=base.path,
+            found=f"{len(caches)} inputs such as `{caches[0]}`",
+            expected="the bare model",
+            fix=f"capture it again without {argument('with_cache', True)} and train on that; its fingerprint is "
+            f"another, so build the adapter into the decoder with {argument('allow_base_mismatch', True)}",
+        )
+
+
+def _tokenizer(base: Base, folder: PathLike | None, max_tokens: int | None) -> Tokenizer:
+    from adapter_export.text import Tokenizer
+
+    known = base.max_tokens
+    limit = max_tokens or (MAX_TOKENS if known is None else min(MAX_TOKENS, known))
+    if known is not None and limit > known:
+        raise UsageError(
+            f"{argument('max_tokens')} is more than the model takes", found=limit, expected=f"at most {known}"
+        )
+    if folder is not None:
+        return Tokenizer.from_folder(folder, limit)
+    if base.tokenizer is None:
+        raise UsageError(
+            "the model brings no tokenizer",
+            where=base.path,
+            fix=f"name the folder of its `tokenizer.json`: {argument('tokenizer')}",
+        )
+    return Tokenizer.from_json(base.tokenizer, limit)
+
+
+def _first_change(model: AdaptedModel, rows: TextTask) -> float:
+    """Return how far the fresh adapter moves the final hidden state on the first rows."""
+    import numpy as np
+
+    from adapter_export.torch_backend.train.fresh import relative_change
+
+    return relative_change(model, rows.training.inputs(np.arange(min(_ROWS_MEASURED, len(rows.training.texts)))))
+
+
+def _summary(rows: TextTask, start: str) -> str:
+    learnt = f"{len(rows.labels)} classes" if rows.labels else f"{rows.numbers} numbers"
+    return (
+        f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by, "
+        f"{learnt}; {start}."
+    )
+
+
+def _write(adapter: Adapter, output: Path, result: TrainingResult, *, force: bool) -> None:
+    """Write the adapter and its learning curve, and forget the checkpoints."""
+    from adapter_export.format.adapter_files import write_adapter
+    from adapter_export.torch_backend.train.curve import CURVE_FILE, draw_curve
+    from adapter_export.torch_backend.train.objectives import OBJECTIVES
+
+    write_adapter(adapter, output, force=force)
+    draw_curve(
+        result.history,
+        result.best_epoch,
+        f"{adapter.name} ({adapter.kind})",
+        output / CURVE_FILE,
+        loss_name=OBJECTIVES[adapter.training["task"]].loss_name,
+    )
+    shutil.rmtree(output.with_name(f"{output.name}.partial"), ignore_errors=True)

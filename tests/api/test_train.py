@@ -1,0 +1,50 @@
+"""`train`: its arguments are the options of the command, and what is wrong with them is said in Python's words."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_type_hints
+
+import pytest
+
+import adapter_export as ae
+from adapter_export.api.option import Option
+from adapter_export.api.train import LoopOptions, TrainOptions
+from adapter_export.errors import UsageError
+from adapter_export.torch_backend.train.record import TrainingSettings
+
+
+def words(hint: Any) -> str:
+    (said,) = hint.__metadata__
+    return said.help if isinstance(said, Option) else said
+
+
+def test_every_option_says_what_it_does() -> None:
+    for name, hint in get_type_hints(TrainOptions, include_extras=True).items():
+        assert re.search(r"[.\]]$", words(hint)), name
+
+
+@pytest.mark.parametrize("name", LoopOptions.__annotations__)
+def test_the_defaults_of_the_loop_are_those_of_its_settings(name: str) -> None:
+    hint = get_type_hints(LoopOptions, include_extras=True)[name]
+    (default,) = re.findall(r"\[default: (\S+)\]", words(hint))
+    assert float(default) == getattr(TrainingSettings(), name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epoch": 3}, "`train` has no such argument; found `epoch`"),
+        ({"validation": 0.2, "validation_data": "dev.tsv"}, "`validation` and `validation_data` exclude each other"),
+        ({"resume": True}, "only a run with an output can be interrupted and go on. Give `output`"),
+        ({"fuse": ["a"]}, "`fuse` is no list of two or more adapters"),
+        ({"temperature": 3.0}, "only a fusion has such an option; found `temperature`"),
+        ({"fuse": ["a", "b"], "rank": 4}, "has no kind of its own; found `rank`"),
+        ({"bottleneck": 0}, "`bottleneck` is too small"),
+        ({"kind": "lora", "bottleneck": 4}, "kind `lora` has no such option; found `bottleneck`; expected `on`, "),
+        ({"kind": "dora"}, "`dora` cannot be expressed yet"),
+    ],
+)
+def test_what_does_not_go_together_is_named_as_python_names_it(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        ae.train("nowhere.pt", "nowhere.tsv", **arguments)
