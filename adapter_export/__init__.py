@@ -27,7 +27,6 @@ from adapter_export.api.train import train
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
-    from adapter_export.bundle.prove import Verification as Verification
     from adapter_export.bundle.report import Report as Report
     from adapter_export.graph.adapter import Adapter as Adapter
     from adapter_export.runtime import Bundle as Bundle

@@ -281,7 +281,7 @@ class ParityError(AdapterExportError):
             where=where,
             found=found,
             expected=expected,
-            fix="report this with the base and the adapter; nothing was written",
+            fix="report this with the base and the adapter",
         )
 
 

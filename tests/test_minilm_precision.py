@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_onnx import random_adapter
 
+from adapter_export.bundle.agreement import Original
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.prove import Original, Reference, prove, with_agreements
+from adapter_export.bundle.prove import Reference, plan_check, prove
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
@@ -57,8 +57,8 @@ def test_in_8_bits(minilm: OnnxBase, tmp_path: Path, precision: str) -> None:
     assert len(manifest.slots) == (12 + 6) * 4 + 2
     _switch(tmp_path / "bundle", cases[-1].arrays)
     plan = plan_check(tmp_path / "bundle", cases=[CASE])
-    report = prove(plan, Reference("base.onnx", reference), lambda step: None)
-    report = with_agreements(report, plan, Original(CutRunner(minilm), plan.cases, "random inputs"), lambda step: None)
+    original = Original(CutRunner(minilm), plan.cases, "random inputs")
+    report = prove(plan, Reference("base.onnx", reference), original=original)
     assert report.passed
     assert report.agreements is not None
     least = {"int8": 0.95, "int8-weights": 0.995}[precision]

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, inputs, save_encoder
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.site_check import SiteProbe
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.prove import plan_check
+from adapter_export.bundle.sites import SiteProbe
 from adapter_export.errors import AdapterError, NotNeutralError
-from adapter_export.format.manifest_json import read_manifest
-from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots, site_norms, with_site_outputs
+from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
@@ -143,28 +142,22 @@ def bundle(bases: Bases, everything: list[Adapter], tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def probe(bundle: Path) -> SiteProbe:
-    manifest = read_manifest(bundle)
-    model = ir.load(bundle / manifest.graphs["slots"])
-    return SiteProbe(
-        open_session(with_site_outputs(model), bundle, optimize=False), bundle, manifest, site_norms(model)
-    )
+    return SiteProbe.of(OpenedBundle.open(bundle))
 
 
 @pytest.mark.parametrize("at", range(len(CASES)), ids=[name for name, _, _ in CASES])
 def test_a_wrong_tensor_is_reported_at_its_place_alone(
-    bundle: Path, probe: SiteProbe, everything: list[Adapter], tmp_path: Path, at: int
+    bundle: Path, probe: SiteProbe, everything: list[Adapter], at: int
 ) -> None:
     adapter, record, case = everything[at], probe.manifest.adapters[at], plan_check(bundle).probe
-    assert [result.site for result in probe.check(case, adapter, record) if not result.comparison.passed] == []
-    site = list(adapter.placements)[-1]
     tensors = read_tensors(bundle / record.safetensors)
+    assert [result.site for result in probe.check(case, adapter, record, tensors) if not result.comparison.passed] == []
+    site = list(adapter.placements)[-1]
     slot = next(
         s.name for s in probe.manifest.slots if s.site == site and np.ptp(tensors[s.name]) > 0
     )  # idle: constant
     tensors[slot] = tensors[slot] * np.float32(1.01)
-    write_tensors(tmp_path / "changed.safetensors", tensors)
-    wrong = replace(probe, folder=tmp_path)
-    results = wrong.check(case, adapter, replace(record, safetensors="changed.safetensors"))
+    results = probe.check(case, adapter, record, tensors)
     assert [result.site for result in results if not result.comparison.passed] == [site]
 
 

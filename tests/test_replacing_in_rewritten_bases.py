@@ -14,16 +14,16 @@ from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_th
 from small_encoder import Encoder, inputs, save_encoder
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.flavours import FLAVOURS, Forms
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.site_check import SiteProbe
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.prove import plan_check
+from adapter_export.bundle.sites import SiteProbe
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import exposed, insert_slots, site_norms, with_site_outputs
+from adapter_export.onnx_backend.graft.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.runner import CutRunner
@@ -100,22 +100,19 @@ def bundle(rewritten: Rewritten, tmp_path_factory: pytest.TempPathFactory) -> tu
     """One bundle with all adapters in every form; building it holds each against the cut base, row by row."""
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     cases = input_cases(rewritten.base.inputs, seed=1, shapes=[{"batch": 3, "sequence": 7}])
-    adapters = list(rewritten.adapters.values())
-    runner, forms = CutRunner(rewritten.base), Forms(tuple(FLAVOURS))
-    return folder, build_bundle(rewritten.base, adapters, folder, references=runner, cases=cases, forms=forms)
+    adapters, runner = list(rewritten.adapters.values()), CutRunner(rewritten.base)
+    return folder, build_bundle(rewritten.base, adapters, folder, references=runner, cases=cases)
 
 
 def test_every_place_is_what_numpy_makes_of_what_arrives_there(
     rewritten: Rewritten, bundle: tuple[Path, Manifest]
 ) -> None:
     folder, manifest = bundle
-    model = ir.load(folder / manifest.graphs["slots"])
-    session = open_session(with_site_outputs(model), folder, optimize=False)
-    probe = SiteProbe(session, folder, manifest, site_norms(model))
-    case = plan_check(folder).probe
+    opened = OpenedBundle.open(folder)
+    probe, case = SiteProbe.of(opened), plan_check(opened).probe
     for record in manifest.adapters:
         adapter = rewritten.adapters[record.name]
-        results = probe.check(case, adapter, record)
+        results = probe.check(case, adapter, record, opened.tensors(record.name))
         assert {result.site for result in results} >= set(adapter.placements)
         assert [result.site for result in results if not result.comparison.passed] == []
 

@@ -14,8 +14,7 @@ from adapter_export.api.option import Option
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
 
 if TYPE_CHECKING:
-    from adapter_export.bundle.flavours import Forms
-    from adapter_export.format.manifest import Manifest, Precision
+    from adapter_export.format.manifest import Flavour, Manifest, Precision
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
@@ -126,7 +125,8 @@ def build(
         ParityError: the exported graph does not compute what the reference computes.
         OutputExistsError, WriteError: the bundle cannot be written.
     """
-    from adapter_export.bundle.build import GRAPH_FILE, build_bundle
+    from adapter_export.bundle.build import build_bundle
+    from adapter_export.bundle.write import FLAVOURS
     from adapter_export.runtime import Bundle
 
     path, say = Path(output), on_progress or _nobody
@@ -144,7 +144,7 @@ def build(
         )
     longest = max_tokens or known
     text = _tokenizer(opened, tokenizer, longest)
-    forms = _forms(flavours, bake, opened)
+    wanted = _flavours(flavours, opened)
     notes: list[str] = []
     with prepared(opened, base_precision, int8_embeddings, optimize, allow_base_mismatch, say) as (graph, references):
         manifest = build_bundle(
@@ -155,10 +155,11 @@ def build(
             cases=_golden_cases(graph, longest, references),
             tokenizer=text,
             max_tokens=None if text is None else longest,
-            kept=opened.genai.kept(GRAPH_FILE) if opened.genai else {},
+            kept=opened.genai.kept(FLAVOURS["slots"]) if opened.genai else {},
             allow_base_mismatch=allow_base_mismatch,
             copy_weights=copy_weights,
-            forms=forms,
+            flavours=wanted,
+            bake=bake,
             force=force,
             progress=say,
             note=notes.append,
@@ -205,18 +206,18 @@ def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> st
     return text
 
 
-def _forms(flavours: Sequence[str] | None, bake: Sequence[str], base: Base) -> Forms:
+def _flavours(given: Sequence[str] | None, base: Base) -> list[Flavour] | None:
     """What was asked for; nothing but slots in a folder that onnxruntime-genai loads, unless it was."""
-    from adapter_export.bundle.flavours import FLAVOURS, Forms
+    from adapter_export.bundle.write import FLAVOURS
 
-    if flavours is None:
-        return Forms(["slots"] if base.genai else None, bake)
-    names = set(FLAVOURS) if tuple(flavours) == ("all",) else set(flavours)
+    if given is None:
+        return ["slots"] if base.genai else None
+    names = set(FLAVOURS) if tuple(given) == ("all",) else set(given)
     unknown = ", ".join(sorted(names - set(FLAVOURS)))
     if unknown:
         expected = f"`all`, or some of {', '.join(FLAVOURS)}"
         raise UsageError("unknown flavours", where=argument("flavours"), found=unknown, expected=expected)
-    return Forms([flavour for flavour in FLAVOURS if flavour in names], bake)
+    return [flavour for flavour in FLAVOURS if flavour in names]
 
 
 def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:

@@ -13,9 +13,9 @@ from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
 
 if TYPE_CHECKING:
+    from adapter_export.bundle.agreement import Original
     from adapter_export.bundle.cases import Case
-    from adapter_export.bundle.plan import Plan
-    from adapter_export.bundle.prove import Original, Reference, Verification
+    from adapter_export.bundle.prove import Plan, Reference
     from adapter_export.bundle.report import Report
     from adapter_export.runtime import Bundle
 
@@ -71,23 +71,19 @@ def check(
         InputError: the bundle or the model cannot be used.
         NothingComparedError: nothing was compared.
     """
-    from adapter_export.bundle.plan import plan_check
-    from adapter_export.bundle.prove import prove, steps, with_agreements
+    from adapter_export.bundle.prove import plan_check, prove, steps
 
     if (data is None) != (text is None) or (data is not None and against is None):
         together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
         raise UsageError(together, fix=f"give all three, or {argument('against')} alone")
-    plan = plan_check(folder_of(bundle), only=only, cases=cases, forms=flavours)
+    plan = plan_check(folder_of(bundle), only=only, cases=cases, flavours=flavours)
     texts = None
     if data is not None and text is not None:
         from adapter_export.torch_backend.train.task import read_texts
 
         texts = read_texts(Path(data), text)
     with _sides(plan, against, texts) as (reference, original):
-        step = _counted(on_step, steps(plan, reference) + (0 if original is None else original.steps(plan)))
-        report = prove(plan, reference, step)
-        if original is not None:
-            report = with_agreements(report, plan, original, step)
+        report = prove(plan, reference, _counted(on_step, steps(plan, reference, original)), original)
     report.require_compared()
     return report
 
@@ -100,14 +96,12 @@ def _sides(
     if against is None:
         yield None, None
         return
-    import onnx_ir as ir
+    from adapter_export.bundle.agreement import Original
+    from adapter_export.bundle.prove import Reference
 
-    from adapter_export.bundle.prove import Original, Reference
-    from adapter_export.onnx_backend.base.numerics import numerics
-
-    base = model_of(plan.manifest, against)
+    base = model_of(plan.bundle.manifest, against)
     path = str(base.path)
-    wanted = numerics(ir.load(plan.folder / plan.manifest.graphs["slots"]))
+    wanted = plan.bundle.numerics
     with same_precision(base, wanted.precision, int8_embeddings=wanted.int8_tables) as runner:
         if texts is None and wanted.precision == precision_of(base):
             yield Reference(path, runner), None
@@ -120,30 +114,30 @@ def _sides(
 def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
     from adapter_export.bundle.cases import case_of
 
-    record = plan.manifest.text
+    record = plan.bundle.manifest.text
     if record is None:
         fix = f"leave {argument('data')} out"
         raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
     require("tokenizers", "text", "reading texts")
     from adapter_export.text import Tokenizer
 
-    tokenizer = Tokenizer.from_json(read_tokenizer(plan.folder / record.tokenizer), record.max_tokens)
-    names = [each.name for each in plan.manifest.inputs]
+    tokenizer = Tokenizer.from_json(read_tokenizer(plan.bundle.folder / record.tokenizer), record.max_tokens)
+    names = [each.name for each in plan.bundle.manifest.inputs]
     return [
         case_of(
             f"texts {start + 1}…",
             tokenizer.batch(texts[start : start + _ROWS_AT_ONCE], names),
-            plan.manifest.inputs,
+            plan.bundle.manifest.inputs,
         )
         for start in range(0, len(texts), _ROWS_AT_ONCE)
     ]
 
 
-def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Verification:
+def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Report:
     """Show that a bundle is whole, and that it computes its golden vectors on this machine.
 
     Needs neither torch nor the model. All files, graphs and adapters are checked against each other, and the golden
-    vectors run in every form of the graph; `check` with the model goes further.
+    vectors run in every flavour of the graph; `check` with the model goes further.
 
     Args:
         bundle: the bundle, or its folder.
@@ -156,12 +150,12 @@ def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Verif
         InputError: the bundle is damaged, or something in it does not fit.
         NothingComparedError: nothing was compared.
     """
-    from adapter_export.bundle.plan import plan_check
-    from adapter_export.bundle.prove import verify as verify_bundle
-    from adapter_export.bundle.prove import verify_steps
+    from adapter_export.bundle.prove import plan_check, prove, steps
 
-    plan = plan_check(folder_of(bundle))
-    return verify_bundle(plan, _counted(on_step, verify_steps(plan)))
+    plan = plan_check(folder_of(bundle), quick=True)
+    report = prove(plan, None, _counted(on_step, steps(plan, None)))
+    report.require_compared()
+    return report
 
 
 def _counted(on_step: OnStep | None, total: int) -> Callable[[str], None]:

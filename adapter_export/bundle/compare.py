@@ -7,54 +7,19 @@ compared, NaN and Inf stand at the same places on both sides, and no error is ov
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from adapter_export.format.check_report import FlipRecord, TopClassRecord
 from adapter_export.numerics.budget import Budget
-
-# Whether two sets of logits choose the same class, and how close the call was where they do not.
-
-
-@dataclass(frozen=True)
-class Flip:
-    """A row for which the two sides choose different classes.
-
-    Attributes:
-        row: which one, all axes but the last flattened.
-        found: the candidate's class.
-        expected: the reference's class.
-        margin: how far apart the two classes' logits are in the reference.
-        within_budget: whether an error within the budget on both logits explains it: margin ≤ 2 × budget.
-    """
-
-    row: int
-    found: int
-    expected: int
-    margin: float
-    within_budget: bool
-
-
-@dataclass(frozen=True)
-class TopClass:
-    """Agreement of the highest logit.
-
-    Attributes:
-        rows: how many rows were looked at.
-        agree: in how many of them both sides choose the same class.
-        flips: the others.
-    """
-
-    rows: int
-    agree: int
-    flips: tuple[Flip, ...]
 
 
 def compare_top_class(
     found: np.ndarray, expected: np.ndarray, absolute: float, where: npt.NDArray[np.bool_] | None = None
-) -> TopClass:
+) -> TopClassRecord:
     """Compare the argmax over the last axis, the first one where two are equal.
 
     Args:
@@ -68,14 +33,13 @@ def compare_top_class(
     other = found.reshape(rows.shape).argmax(axis=1)
     seen = np.ones(len(rows), bool) if where is None else np.broadcast_to(where, expected.shape)[..., 0].reshape(-1)
     differ = np.flatnonzero((top != other) & seen)
-    flips = tuple(_flip(rows[row], int(row), int(other[row]), int(top[row]), absolute) for row in differ)
+    margins = rows[differ, top[differ]] - rows[differ, other[differ]]
+    flips = tuple(
+        FlipRecord(int(row), int(other[row]), int(top[row]), float(margin), bool(margin <= 2 * absolute))
+        for row, margin in zip(differ, margins, strict=True)
+    )
     count = int(seen.sum())
-    return TopClass(count, count - len(flips), flips)
-
-
-def _flip(logits: npt.NDArray[np.float64], row: int, found: int, expected: int, absolute: float) -> Flip:
-    margin = float(logits[expected] - logits[found])
-    return Flip(row, found, expected, margin, margin <= 2 * absolute)
+    return TopClassRecord(count, count - len(flips), flips)
 
 
 # Distances between two vectors of finite numbers.
@@ -157,13 +121,6 @@ class Masks:
     only_found: int = 0
     only_expected: int = 0
 
-    def __add__(self, other: Masks) -> Masks:
-        return Masks(
-            self.agree + other.agree,
-            self.only_found + other.only_found,
-            self.only_expected + other.only_expected,
-        )
-
     @property
     def differ(self) -> int:
         """The elements on which the two sides do not agree."""
@@ -228,7 +185,7 @@ class Comparison:
     nan: Masks = field(default_factory=Masks)
     inf: Masks = field(default_factory=Masks)
     worst: Worst | None = None
-    top_class: TopClass | None = None
+    top_class: TopClassRecord | None = None
     faults: tuple[str, ...] = ()
 
     @property
@@ -267,9 +224,19 @@ def compare(
     faults = tuple(_structure_faults(found, expected))
     if faults:
         return Comparison(expected.size, 0, budget, faults=faults)
-    positions = _positions(where, expected.shape)
-    comparison = _compare_vectors(found.reshape(-1)[positions], expected.reshape(-1)[positions], budget)
-    comparison = replace(comparison, worst=_worst(found, expected, positions))
+    positions = np.flatnonzero(np.broadcast_to(True if where is None else where, expected.shape))
+    first, second = found.reshape(-1)[positions], expected.reshape(-1)[positions]
+    finite, differ = np.isfinite(first) & np.isfinite(second), first != second
+    nan, inf = (np.isnan(first), np.isnan(second)), (np.isinf(first), np.isinf(second))
+    comparison = Comparison(
+        elements=first.size,
+        compared=int(np.count_nonzero(finite)),
+        budget=budget,
+        measures=_measures(first[finite], second[finite]),
+        nan=_masks(nan[0] & nan[1], nan[0] & ~nan[1], nan[1] & ~nan[0]),
+        inf=_masks(inf[0] & ~differ, inf[0] & differ, inf[1] & differ),
+        worst=_worst(found, expected, positions),
+    )
     if logits and expected.ndim and expected.size and not comparison.nan.agree + comparison.nan.differ:
         comparison = replace(comparison, top_class=compare_top_class(found, expected, budget.absolute, where))
     return replace(comparison, faults=tuple(_faults(comparison)))
@@ -294,29 +261,8 @@ def _structure_faults(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
         yield f"values of type {expected.dtype} cannot be compared"
 
 
-def _positions(where: npt.NDArray[np.bool_] | None, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    everywhere = np.broadcast_to(True if where is None else where, shape)
-    return np.flatnonzero(everywhere)
-
-
-def _compare_vectors(found: np.ndarray, expected: np.ndarray, budget: Budget) -> Comparison:
-    finite = np.isfinite(found) & np.isfinite(expected)
-    return Comparison(
-        elements=found.size,
-        compared=int(np.count_nonzero(finite)),
-        budget=budget,
-        measures=_measures(found[finite], expected[finite]),
-        nan=_masks(np.isnan, found, expected),
-        inf=_masks(np.isposinf, found, expected) + _masks(np.isneginf, found, expected),
-    )
-
-
-def _masks(test: Callable[[np.ndarray], npt.NDArray[np.bool_]], found: np.ndarray, expected: np.ndarray) -> Masks:
-    if expected.dtype.kind != "f":
-        return Masks()
-    first, second = test(found), test(expected)
-    counts = (first & second, first & ~second, second & ~first)
-    return Masks(*(int(np.count_nonzero(mask)) for mask in counts))
+def _masks(*masks: npt.NDArray[np.bool_]) -> Masks:
+    return Masks(*(int(np.count_nonzero(mask)) for mask in masks))
 
 
 def _measures(found: np.ndarray, expected: np.ndarray) -> Measures:
@@ -333,18 +279,14 @@ def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.in
     if not positions.size:
         return None
     first, second = found.reshape(-1)[positions], expected.reshape(-1)[positions]
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
     with np.errstate(invalid="ignore"):
-        distance = np.where(_same(first, second), 0.0, absolute_difference(first, second).astype(np.float64))
+        distance = np.where(same, 0.0, absolute_difference(first, second).astype(np.float64))
     place = positions[int(np.argmax(np.where(np.isfinite(distance), distance, np.inf)))]
     index = np.unravel_index(place, expected.shape)
     values = found[index], expected[index]
     ulp = int(ulp_distance(*values).max()) if expected.dtype.kind == "f" and np.isfinite(values).all() else None
     return Worst(tuple(map(int, index)), values[0].item(), values[1].item(), ulp)
-
-
-def _same(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.bool_]:
-    same: npt.NDArray[np.bool_] = (found == expected) | (np.isnan(found) & np.isnan(expected))
-    return same
 
 
 def _faults(comparison: Comparison) -> Iterator[str]:

@@ -1,259 +1,281 @@
-"""Golden vectors: inputs and reference outputs by which any program, in any language, can prove itself."""
+"""Golden vectors: inputs, the outputs that a reference gives for them, and how far a program may be off.
+
+A bundle stores them, so that any program, in any language, can prove itself; a check computes more of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from adapter_export.bundle.cases import Case, case_of
+from adapter_export.bundle.report import BASE, Against
 from adapter_export.dtypes import FLOAT_TYPES, Stored
-from adapter_export.errors import BaseModelError, NothingComparedError, ParityError, TensorError
-from adapter_export.format.manifest import GoldenRecord, InputRecord
+from adapter_export.errors import BaseModelError, NothingComparedError, TensorError
+from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.amplification import moved_by_rounding
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
 from adapter_export.numerics.runner import Arrays, Runner, run
-from adapter_export.numerics.sample_inputs import InputCase
 
-MASK_BELOW = -1e30
-"""What an output of a bank is below where the row's adapter has no class; see `rows.MASKED`."""
+OnStep = Callable[[str], None]
+"""Called after each step with what was done."""
 
 _SHOWN = 5
 """How many wrong tensors a message names."""
 
 
+def silent(_: str) -> None:
+    """Report no progress."""
+
+
 @dataclass(frozen=True)
 class Golden:
-    """The golden vectors of a base, or of one adapter on it.
+    """What the base, or one adapter on it, must give.
 
     Attributes:
+        adapter: the adapter; none for the base alone.
         cases: the inputs.
         outputs: what the reference gives for each case, by output.
-        absolute: the allowed absolute deviation of each output.
+        budgets: how far each output may be off, in all cases.
         reference: what computed the outputs.
-        reasons: where the number of each output comes from.
+        against: `golden` for what a bundle stores, `reference` for what a reference gave during a check.
     """
 
-    cases: Sequence[InputCase]
+    adapter: str | None
+    cases: Sequence[Case]
     outputs: Sequence[Arrays]
-    absolute: Mapping[str, float]
+    budgets: Mapping[str, Budget]
     reference: str
-    reasons: Mapping[str, str] = field(default_factory=dict)
+    against: Against = "golden"
+
+    def only(self, names: Sequence[str]) -> Golden:
+        """Return those of some cases; of all cases if no name is given."""
+        kept = [at for at, case in enumerate(self.cases) if not names or case.name in names]
+        cases, outputs = [self.cases[at] for at in kept], [self.outputs[at] for at in kept]
+        return Golden(self.adapter, cases, outputs, self.budgets, self.reference, self.against)
+
+
+def read_golden(folder: Path, adapter: str | None, record: GoldenRecord, inputs: Sequence[InputRecord]) -> Golden:
+    """Read the golden vectors of the base or of an adapter from a bundle.
+
+    Raises:
+        FileError, FormatError: the file cannot be read.
+        TensorError: it lacks an input or an output of a case, or holds something else.
+    """
+    tensors = read_tensors(folder / record.path)
+    keys = [f"input.{one.name}" for one in inputs] + [f"output.{name}" for name in record.absolute]
+    wrong = {f"{case}.{key}" for case in record.cases for key in keys} ^ tensors.keys()
+    if wrong:
+        raise TensorError(
+            "the golden vectors are not complete, or more than those of their cases",
+            where=folder / record.path,
+            found=", ".join(sorted(wrong)[:_SHOWN]),
+            expected=f"all inputs and outputs of {', '.join(f'`{case}`' for case in record.cases)}",
+            fix="build the bundle again",
+        )
+    cases = [
+        case_of(case, {i.name: tensors[f"{case}.input.{i.name}"] for i in inputs}, inputs) for case in record.cases
+    ]
+    outputs = [{name: tensors[f"{case}.output.{name}"] for name in record.absolute} for case in record.cases]
+    budgets = {name: _stored_budget(record, name) for name in record.absolute}
+    return Golden(adapter, cases, outputs, budgets, record.reference)
+
+
+def write_golden(golden: Golden, folder: Path, path: str) -> GoldenRecord:
+    """Write golden vectors to a file of a bundle, and return what the manifest says of them.
+
+    Raises:
+        WriteError: the operating system refused.
+    """
+    tensors: Arrays = {}
+    for case, outputs in zip(golden.cases, golden.outputs, strict=True):
+        tensors |= {f"{case.name}.input.{name}": array for name, array in case.arrays.items()}
+        tensors |= {f"{case.name}.output.{name}": array for name, array in outputs.items()}
+    write_tensors(folder / path, tensors)
+    absolute = {name: allowed.absolute for name, allowed in golden.budgets.items()}
+    reasons = {name: allowed.reason for name, allowed in golden.budgets.items()}
+    return GoldenRecord(path, tuple(case.name for case in golden.cases), absolute, golden.reference, reasons)
+
+
+def _stored_budget(record: GoldenRecord, output: str) -> Budget:
+    said = record.reasons.get(output)
+    origin = f"stored with the golden vectors of {record.reference}"
+    return Budget(record.absolute[output], origin if said is None else f"{origin}: {said}")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What decides the budgets of all outputs of a graph.
+
+    Attributes:
+        inner: the length of the longest dot product.
+        depth: how many products follow each other.
+        stored: the coarsest type that the base rounds its activations to.
+    """
+
+    inner: int
+    depth: int
+    stored: Stored = "float32"
 
     @classmethod
-    def read(cls, folder: Path, record: GoldenRecord, inputs: Sequence[InputRecord]) -> Golden:
-        """The golden vectors of a bundle.
+    def of(cls, extent: Extent, cases: Iterable[Case], stored: Stored = "float32") -> Allowance:
+        """Return that of a graph for some inputs: attention and pooling add up as many terms as there are tokens."""
+        lengths = [size for case in cases for array in case.arrays.values() for size in array.shape]
+        return cls(max([extent.inner, *lengths]), extent.depth, stored)
 
-        Raises:
-            FileError, FormatError: the file cannot be read.
-            TensorError: a case lacks an input or an output.
+    def error(self, runner: Runner) -> float | None:
+        """Return the relative errors that a reference also runs with; none where their effect is not measured.
+
+        Errors of a coarser type than float32 are the size of the outputs, and a base that does not stay in memory takes
+        too long.
         """
-        tensors = read_tensors(folder / record.path)
-        wanted = {
-            f"{case}.{kind}.{name}"
-            for case in record.cases
-            for kind, names in (("input", [one.name for one in inputs]), ("output", record.absolute))
-            for name in names
+        measured = runner.keeps_weights and self.stored == "float32"
+        return product_error("float32", inner=self.inner) if measured else None
+
+    def budget(self, *expected: np.ndarray, moved: float = 0.0) -> Budget:
+        """Return the budget of an output.
+
+        Args:
+            expected: what the reference gives for it, case by case.
+            moved: how far errors of `error` move it.
+        """
+        dtype = expected[0].dtype.name
+        if dtype not in FLOAT_TYPES:
+            return EXACT
+        largest = max(map(scale, expected))
+        return budget(dtype, inner=self.inner, depth=self.depth, scale=largest, rounded_to=self.stored, moved=moved)
+
+
+def scale(values: np.ndarray) -> float:
+    """Return the largest absolute value of the finite elements, 0 if there are none."""
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The budgets of outputs that are compared with each other and not with a reference.
+
+    Attributes:
+        allowance: of the graph.
+        known: budgets by adapter and output, with what the reference has been seen to need; none is the base.
+    """
+
+    allowance: Allowance
+    known: Mapping[tuple[str | None, str], Budget]
+
+    @classmethod
+    def of(cls, allowance: Allowance, manifest: Manifest, computed: Iterable[Golden]) -> Tolerance:
+        """Return that of a bundle: what golden vectors allow, or what a reference has just been seen to need."""
+        records: dict[str | None, GoldenRecord] = {None: manifest.golden}
+        records |= {record.name: record.golden for record in manifest.adapters}
+        known = {
+            (name, each): _stored_budget(record, each) for name, record in records.items() for each in record.absolute
         }
-        if wanted != tensors.keys():
-            raise TensorError(
-                "holds other tensors than those of its cases",
-                where=folder / record.path,
-                found=", ".join(sorted(wanted ^ tensors.keys())[:_SHOWN]),
-                expected=f"inputs and outputs of {', '.join(f'`{case}`' for case in record.cases)}",
-                fix="build the bundle again",
-            )
-        cases = [
-            InputCase(case, {one.name: tensors[f"{case}.input.{one.name}"] for one in inputs}) for case in record.cases
-        ]
-        outputs = [{name: tensors[f"{case}.output.{name}"] for name in record.absolute} for case in record.cases]
-        return cls(cases, outputs, record.absolute, record.reference, record.reasons)
+        known |= {(golden.adapter, each): found for golden in computed for each, found in golden.budgets.items()}
+        return cls(allowance, known)
 
-    def write(self, path: Path, name: str) -> GoldenRecord:
-        """Write the tensors; `name` is the file's path in the bundle.
-
-        Raises:
-            WriteError: the operating system refused.
-        """
-        write_tensors(path, dict(self._tensors()))
-        names = tuple(case.name for case in self.cases)
-        return GoldenRecord(name, names, self.absolute, self.reference, self.reasons)
-
-    def _tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        for case, outputs in zip(self.cases, self.outputs, strict=True):
-            yield from ((f"{case.name}.input.{name}", array) for name, array in case.arrays.items())
-            yield from ((f"{case.name}.output.{name}", array) for name, array in outputs.items())
-
-    def verify(self, run: Callable[[Mapping[str, np.ndarray]], Arrays], where: str) -> None:
-        """Hold a program against the golden vectors.
-
-        Args:
-            run: the program, from inputs to outputs.
-            where: names it in messages.
-
-        Raises:
-            ParityError: as `compare`.
-        """
-        self.compare([run(case.arrays) for case in self.cases], where)
-
-    def compare(self, results: Sequence[Arrays], where: str) -> None:
-        """Hold the outputs of a program, case by case, against the golden vectors.
-
-        Args:
-            results: what the program gives for each case.
-            where: names it in messages.
-
-        Raises:
-            ParityError: an output is missing, has another shape or type, or deviates by more than is allowed.
-        """
-        for case, outputs, found in zip(self.cases, self.outputs, results, strict=True):
-            for name, expected in outputs.items():
-                self._compare(found.get(name), expected, name, f"{where}, case `{case.name}`")
-
-    def compare_row(self, case: int, row: int, outputs: Arrays, where: str) -> None:
-        """Hold one row of the outputs of a bank against the golden vectors.
-
-        Along the last axis an output may be wider than the golden one; what is beyond must be masked.
-
-        Args:
-            case: which of the cases.
-            row: which row of its batch.
-            outputs: what the bank gives for the whole batch.
-            where: names it in messages.
-
-        Raises:
-            ParityError: as `compare`, or something is not masked.
-        """
-        batch = max(len(output) for output in self.outputs[case].values())
-        for name, expected in self.outputs[case].items():
-            if len(expected) == batch:
-                place = f"{where}, case `{self.cases[case].name}`, row {row}"
-                found = outputs[name][row : row + 1] if name in outputs else None
-                own = None if found is None else _own(found, expected.shape[-1], f"{place}, `{name}`")
-                self._compare(own, expected[row : row + 1], name, place)
-
-    def _compare(self, found: np.ndarray | None, expected: np.ndarray, name: str, where: str) -> None:
-        place = f"{where}, `{name}`"
-        if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
-            facts = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
-            raise ParityError(place, found=facts, expected=f"{expected.dtype} {list(expected.shape)}")
-        deviation = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0)
-        if not deviation <= self.absolute[name]:  # NaN fails
-            allowed = self.reasons.get(name, f"{self.absolute[name]:.2e}")
-            raise ParityError(place, found=f"a deviation of {deviation:.2e}", expected=f"at most {allowed}")
-
-
-def _own(found: np.ndarray, width: int, where: str) -> np.ndarray:
-    """What is an adapter's own of an output that is as wide as the widest of its bank."""
-    if not (found[..., width:] < MASK_BELOW).all():
-        raise ParityError(where, found="numbers for classes that the adapter lacks", expected=f"below {MASK_BELOW:g}")
-    return found[..., :width]
+    def __call__(self, adapter: str | None, output: str, expected: np.ndarray) -> Budget:
+        """Return the budget of an output, from what is expected of it; no less than what is known of it."""
+        found = self.allowance.budget(expected)
+        return max(self.known.get((adapter, output), found), found, key=lambda budget: budget.absolute)
 
 
 @dataclass(frozen=True)
 class GoldenMaker:
-    """Lets the reference compute the golden vectors of a graph.
+    """Lets a reference compute what a graph must give.
 
     Attributes:
         references: what computes; never the graph itself.
         cases: the inputs.
-        inputs: those of the graph.
         outputs: the names of the base's outputs.
-        extent: that of the graph, from which the allowed deviations follow.
-        stored: the coarsest type that the graph rounds its activations to.
+        allowance: that of the graph.
         base: the fingerprint of the base.
     """
 
     references: Runner
-    cases: Sequence[InputCase]
-    inputs: Sequence[InputRecord]
+    cases: Sequence[Case]
     outputs: Sequence[str]
-    extent: Extent
-    stored: Stored
+    allowance: Allowance
     base: str
 
-    def make(self, adapter: Adapter | None, output: str | None = None) -> Golden:
-        """Golden vectors.
+    def compute(
+        self, adapter: Adapter | None, output: str | None, on_step: OnStep = silent, *, name: str | None = None
+    ) -> Golden:
+        """Return what the reference gives, whatever that is; an output has one budget for all cases.
 
         Args:
             adapter: the adapter; none for the base alone.
             output: the output of the graph that holds the result of the adapter's head, if it has one.
+            on_step: called after each run.
+            name: what the bundle calls the adapter, if not by its own name.
+        """
+        known = name if adapter is None or name is not None else adapter.name
+        outputs = []
+        for case in self.cases:
+            outputs.append(run(self.references, case.arrays, adapter, self.outputs, output))
+            on_step(f"{known or BASE}, {case.name}: reference")
+        moved: Mapping[str, float] = {}
+        step = self.allowance.error(self.references)
+        if step is not None:
+
+            def disturbed_run(inputs: Mapping[str, np.ndarray], disturbed: Adapter) -> Arrays:
+                found = run(self.references, inputs, disturbed, self.outputs, output)
+                on_step(f"{known or BASE}: reference with errors")
+                return found
+
+            arrays, sites = [case.arrays for case in self.cases], self.references.sites
+            moved = moved_by_rounding(disturbed_run, arrays, adapter, sites=sites, base=self.base, step=step)
+        budgets = {
+            each: self.allowance.budget(
+                *(found[each] for found in outputs if each in found), moved=moved.get(each, 0.0)
+            )
+            for each in dict.fromkeys(each for found in outputs for each in found)
+        }
+        return Golden(known, self.cases, outputs, budgets, self.references.description, "reference")
+
+    def make(self, adapter: Adapter | None, output: str | None = None) -> Golden:
+        """Return golden vectors that can be stored.
 
         Raises:
-            BaseModelError: the reference lacks an output of the base, or gives NaN or Inf; or an output is not the
-                cache that it seems to be.
+            BaseModelError: the reference lacks an output of the base, or gives NaN or Inf.
             NothingComparedError: there are no cases.
         """
         if not self.cases:
             raise NothingComparedError("no golden vectors: there are no inputs to compute them from")
-        given = [run(self.references, case.arrays, adapter, self.outputs, output) for case in self.cases]
-        names = [*self.outputs, *([] if output is None else [output])]
-        pairs = list(zip(self.cases, given, strict=True))
-        outputs = [_checked(found, names, self.references, case) for case, found in pairs]
-        for case, found in zip(self.cases, outputs, strict=True):
-            _check_caches(self.inputs, case.arrays, found)
-        moved = self._moved(adapter, output)
-        budgets = {name: self._allowed([found[name] for found in outputs], moved.get(name, 0.0)) for name in names}
-        absolute = {name: allowed.absolute for name, allowed in budgets.items()}
-        reasons = {name: allowed.reason for name, allowed in budgets.items()}
-        return Golden(self.cases, outputs, absolute, self.references.description, reasons)
-
-    @property
-    def _inner(self) -> int:
-        """The terms of the longest sum: attention and pooling add up as many as there are tokens."""
-        lengths: list[int] = [size for case in self.cases for array in case.arrays.values() for size in array.shape]
-        return max([self.extent.inner, *lengths])
-
-    def _moved(self, adapter: Adapter | None, output: str | None) -> dict[str, float]:
-        """How far errors move the outputs; nothing where that is not measured.
-
-        Errors of a coarser type than float32 are the size of the outputs.
-        """
-        if not self.references.keeps_weights or self.stored != "float32":
-            return {}
-        return moved_by_rounding(
-            lambda inputs, disturbed: run(self.references, inputs, disturbed, self.outputs, output),
-            [case.arrays for case in self.cases],
-            adapter,
-            sites=self.references.sites,
-            base=self.base,
-            step=product_error("float32", inner=self._inner),
-        )
-
-    def _allowed(self, values: Sequence[np.ndarray], moved: float) -> Budget:
-        """The budget of an output, by its largest value in any case; whole numbers must be equal."""
-        dtype = values[0].dtype.name
-        if dtype not in FLOAT_TYPES:
-            return EXACT
-        scale = max(float(np.abs(value).max(initial=0.0)) for value in values)
-        return budget(
-            dtype, inner=self._inner, depth=self.extent.depth, scale=scale, rounded_to=self.stored, moved=moved
-        )
+        found, names = self.compute(adapter, output), [*self.outputs, *([] if output is None else [output])]
+        for case, outputs in zip(self.cases, found.outputs, strict=True):
+            faults = [f"no output `{name}`" for name in names if name not in outputs]
+            faults += [f"NaN or Inf in `{name}`" for name in names if not np.isfinite(outputs.get(name, 0)).all()]
+            if faults:
+                raise BaseModelError(
+                    "the reference gives no golden vectors",
+                    where=f"`{self.references.description}`, case `{case.name}`",
+                    found="; ".join(faults),
+                    expected=", ".join(f"`{name}`" for name in names),
+                    fix="check the base and the adapter's weights",
+                )
+        outputs_by_case = [{name: np.ascontiguousarray(outputs[name]) for name in names} for outputs in found.outputs]
+        budgets = {name: found.budgets[name] for name in names}
+        return Golden(found.adapter, self.cases, outputs_by_case, budgets, found.reference)
 
 
-def _checked(outputs: Arrays, names: Sequence[str], references: Runner, case: InputCase) -> Arrays:
-    missing = [name for name in names if name not in outputs]
-    broken = [name for name in names if name in outputs and not np.isfinite(outputs[name]).all()]
-    if missing or broken:
-        raise BaseModelError(
-            "the reference gives no golden vectors",
-            where=f"`{references.description}`, case `{case.name}`",
-            found="; ".join([f"no output `{name}`" for name in missing] + [f"NaN or Inf in `{n}`" for n in broken]),
-            expected=", ".join(f"`{name}`" for name in names),
-            fix="check the base and the adapter's weights",
-        )
-    return {name: np.ascontiguousarray(outputs[name]) for name in names}
+def check_caches(golden: Golden, inputs: Sequence[InputRecord]) -> None:
+    """Hold that what a cache is in the next call begins with what it was: only their order pairs outputs with caches.
 
-
-def _check_caches(records: Sequence[InputRecord], inputs: Mapping[str, np.ndarray], outputs: Arrays) -> None:
-    """What a cache is in the next call begins with what it was: outputs are assigned to caches by their order alone."""
-    for record in records:
-        if record.next is not None:
-            past = inputs[record.name]
-            if not np.array_equal(outputs[record.next][tuple(map(slice, past.shape))], past):
+    Raises:
+        BaseModelError: an output is not the cache that it seems to be.
+    """
+    for record in inputs:
+        for case, outputs in zip(golden.cases, golden.outputs, strict=True):
+            past = case.arrays[record.name]
+            if record.next is not None and not np.array_equal(
+                outputs[record.next][tuple(map(slice, past.shape))], past
+            ):
                 raise BaseModelError(
                     "an output is not the cache that it seems to be",
                     where=f"output `{record.next}`",

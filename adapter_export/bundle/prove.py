@@ -1,235 +1,45 @@
-"""Prove a bundle: run what was planned, compare all of it, and say what was found."""
+"""Prove a bundle: run every graph with every adapter on every case, compare all of it, and say what was found.
+
+One engine serves `check` (against a reference, at every optimization level, site by site), `verify` (against the stored
+golden vectors) and `build` and `add`, which verify what they have made before it takes its place.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
+import numpy.typing as npt
 import onnxruntime as ort
 
-from adapter_export.bundle.cases import Allowance, Case, Tolerance, stored_budgets
-from adapter_export.bundle.compare import cosine
-from adapter_export.bundle.contents import read_graph
-from adapter_export.bundle.outputs import Expectation, OnStep, Way, compare_outputs, computed, stored
-from adapter_export.bundle.plan import LEVELS, Plan, Subject
-from adapter_export.bundle.report import (
-    BASE,
-    Agreement,
-    Agreements,
-    Form,
-    InvariantResult,
-    OutputResult,
-    Report,
-    SiteResult,
-)
-from adapter_export.bundle.site_check import SiteProbe
-from adapter_export.bundle.trials import (
-    LEVEL,
-    Run,
+from adapter_export.bundle.agreement import Original, agreements
+from adapter_export.bundle.cases import Case, check_cases
+from adapter_export.bundle.compare import Comparison, compare, missing, unexpected
+from adapter_export.bundle.contents import MASK_BELOW, check_files
+from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, Tolerance, silent
+from adapter_export.bundle.invariants import (
+    check_apart,
+    check_native,
     check_row_order,
-    check_rows,
     check_swap,
-    row_steps,
-    run_trials,
+    check_weights_apart,
     swaps,
-    trials,
 )
-from adapter_export.errors import NothingComparedError
+from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
+from adapter_export.bundle.report import BASE, FORMS, Form, InvariantResult, OutputResult, Part, Report, SiteResult
+from adapter_export.bundle.sites import SiteProbe
+from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
+from adapter_export.graph.tasks import LABELLED
 from adapter_export.numerics.amplification import DRAWS
-from adapter_export.numerics.budget import Budget, extent
+from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Arrays, Runner
-from adapter_export.numerics.runner import run as run_reference
-from adapter_export.onnx_backend.base.numerics import numerics
-from adapter_export.onnx_backend.graft.insert import site_norms, with_site_outputs
-from adapter_export.onnx_backend.session import open_session
-from adapter_export.onnx_backend.view.flow import flow_graph
-from adapter_export.runtime.bundle import Bundle
+from adapter_export.runtime.graphs import Optimization, run_session
 
-# How a bundle in another precision differs from the base in float32: not an error, but what the precision costs.
-#
-# Parity is held against the reference of the same precision. What is found here has no budget and no verdict.
-
-
-@dataclass(frozen=True)
-class Original:
-    """The base as it was before its precision was changed.
-
-    Attributes:
-        runner: runs it, with adapters.
-        cases: what both sides are run on; a bundle that is not batch-invariant sees each case as one batch.
-        inputs: what the cases are, for reports.
-    """
-
-    runner: Runner
-    cases: Sequence[Case]
-    inputs: str
-
-    def steps(self, plan: Plan) -> int:
-        """How many steps `with_agreements` takes."""
-        return len(plan.subjects) * len(self.cases)
-
-
-def with_agreements(report: Report, plan: Plan, original: Original, on_step: OnStep) -> Report:
-    """Run the bundle and the base in float32 on the same inputs, and add what was found to a report.
-
-    Raises:
-        NothingComparedError: there are no inputs.
-        InputError: one of the two cannot be run.
-    """
-    if not original.cases:
-        raise NothingComparedError("there are no inputs to compare precisions on")
-    run = Bundle.open(plan.folder).session().run
-    found: list[Agreement] = []
-    for subject in plan.subjects:
-        found += _of_subject(subject, run, original, plan.base_outputs, on_step)
-    return replace(report, agreements=Agreements(original.runner.description, original.inputs, tuple(found)))
-
-
-def _of_subject(
-    subject: Subject, run: Run, original: Original, base_outputs: Sequence[str], on_step: OnStep
-) -> Iterator[Agreement]:
-    pairs = []
-    for case in original.cases:
-        expected = run_reference(original.runner, case.arrays, subject.adapter, base_outputs, subject.output)
-        pairs.append((case, run(case.arrays, subject.name), expected))
-        on_step(f"{subject.name or BASE}, {case.name}: against float32")
-    yield from _outputs(subject.name, pairs, subject.output if subject.classifies else None)
-
-
-def _outputs(
-    adapter: str | None, pairs: Sequence[tuple[Case, Arrays, Arrays]], logits: str | None
-) -> Iterator[Agreement]:
-    for name in pairs[0][2]:
-        sides = [_real(case, found[name], expected[name]) for case, found, expected in pairs]
-        if sides[0][1].dtype.kind == "f":
-            yield _agreement(adapter, name, sides, is_logits=name == logits)
-
-
-def _real(case: Case, found: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides without padding: [tokens, …] for an output with one row per token, else as they are."""
-    if case.real is None or expected.shape[:2] != case.real.shape:
-        return found, expected
-    return found[case.real], expected[case.real]
-
-
-def _agreement(
-    adapter: str | None, name: str, sides: Sequence[tuple[np.ndarray, np.ndarray]], *, is_logits: bool
-) -> Agreement:
-    cosines = [cosine(found.ravel(), expected.ravel()) for found, expected in sides]
-    agree = sum(int((found.argmax(-1) == expected.argmax(-1)).sum()) for found, expected in sides)
-    return Agreement(
-        adapter,
-        name,
-        rows=sum(math.prod(expected.shape[:-1]) if is_logits else len(expected) for _, expected in sides),
-        agree=agree if is_logits else None,
-        absolute=max(float(np.abs(found - expected).max(initial=0)) for found, expected in sides),
-        scale=max(float(np.abs(expected).max(initial=0)) for _, expected in sides),
-        cosine=min((value for value in cosines if value is not None), default=None),
-    )
-
-
-# Verify a bundle by itself: its files, its graphs, and the golden vectors in every form of the graph.
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The golden vectors of one adapter in one form of the graph.
-
-    Attributes:
-        form: the graph that ran.
-        adapter: the adapter; none for the base alone.
-        mixed: whether the rows of the batch ran through different adapters.
-        cases: how many cases were run.
-        elements: how many numbers were compared.
-        worst: the largest deviation over what is allowed; above 1 it fails.
-        faults: what is wrong, a place and a clause each.
-    """
-
-    form: Form
-    adapter: str | None
-    mixed: bool
-    cases: int
-    elements: int
-    worst: float
-    faults: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was found.
-
-    Attributes:
-        bundle: its path, as it was given.
-        base: the fingerprint of its base.
-        runtime: what computed its outputs.
-        checks: of files, graphs and adapters.
-        findings: of golden vectors.
-    """
-
-    bundle: Path
-    base: str
-    runtime: str
-    checks: tuple[InvariantResult, ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether all of it is as it should be."""
-        return all(check.passed for check in self.checks) and not any(finding.faults for finding in self.findings)
-
-
-def verify_steps(plan: Plan) -> int:
-    """How many steps `verify` takes."""
-    golden = sum(len(subject.golden) for subject in plan.subjects)
-    return golden * ("slots" in plan.forms) + len(trials(plan, referenced=False))
-
-
-def verify(plan: Plan, on_step: OnStep) -> Verification:
-    """Run the golden vectors; files, graphs and adapters were looked at when the plan was made.
-
-    Args:
-        plan: the bundle, as `plan_check` opened it.
-        on_step: called after each of `verify_steps`.
-
-    Raises:
-        InputError: a graph cannot be run, or an adapter does not fit it.
-        NothingComparedError: there were no numbers to compare.
-    """
-    expectations = list(stored(plan))
-    results = [*_by_slots(plan, expectations, on_step), *run_trials(plan, expectations, on_step)]
-    keys = dict.fromkeys((result.form, result.adapter, result.mixed) for result in results)
-    findings = [_finding([r for r in results if (r.form, r.adapter, r.mixed) == key]) for key in keys]
-    if not sum(finding.elements for finding in findings):
-        raise NothingComparedError("nothing was compared", where=plan.folder, fix="build the bundle again")
-    runtime = f"onnxruntime {ort.__version__}"
-    return Verification(plan.folder, plan.manifest.base, runtime, plan.files, tuple(findings))
-
-
-def _by_slots(plan: Plan, expectations: Sequence[Expectation], on_step: OnStep) -> Iterator[OutputResult]:
-    if "slots" not in plan.forms:
-        return
-    session = Bundle.open(plan.folder, verify=False).session(optimization=LEVEL)
-    for expectation in expectations:
-        found = session.run(expectation.case.arrays, expectation.subject.name)
-        yield from compare_outputs(found, expectation, Way(LEVEL))
-        on_step(f"model with slots: {expectation.case.name}")
-
-
-def _finding(results: Sequence[OutputResult]) -> Finding:
-    first = results[0]
-    return Finding(
-        first.form,
-        first.adapter,
-        first.mixed,
-        len({result.case for result in results}),
-        sum(result.comparison.compared for result in results),
-        max(result.comparison.ratio for result in results),
-        tuple(f"{result.place}: {fault}" for result in results for fault in result.comparison.faults),
-    )
+LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
+"""The optimization levels of ONNX Runtime that are tried: every fusion is a chance to lose a slot."""
 
 
 @dataclass(frozen=True)
@@ -245,103 +55,371 @@ class Reference:
     runner: Runner
 
 
-def steps(plan: Plan, reference: Reference | None) -> int:
-    """How many steps `prove` takes."""
-    runs = len(plan.subjects) * len(plan.cases) if reference else 0
-    disturbed = DRAWS * runs if reference and _allowance(plan).error(reference.runner) else 0
-    golden = sum(len(subject.golden) for subject in plan.subjects)
-    names = [subject.name for subject in plan.subjects]
-    adapters = sum(name is not None for name in names)
-    by_slots = len(LEVELS) * (runs + golden) + len(swaps(names)) + len(names) + adapters
-    others = len(trials(plan, referenced=reference is not None)) + row_steps(plan)
-    return runs + disturbed + ("slots" in plan.forms) * by_slots + others
+@dataclass(frozen=True)
+class Plan:
+    """What will be run.
+
+    Attributes:
+        bundle: the bundle, opened.
+        golden: the stored golden vectors of the base and the adapters that are looked at.
+        cases: the matrix of shapes, for a reference.
+        flavours: the graphs to run.
+        files: what the files of the bundle have shown.
+        quick: run golden vectors at one level alone, as `verify` does.
+    """
+
+    bundle: OpenedBundle
+    golden: tuple[Golden, ...]
+    cases: tuple[Case, ...]
+    flavours: tuple[Form, ...]
+    files: tuple[InvariantResult, ...]
+    quick: bool
+
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        """The base, which is none, and the adapters."""
+        return tuple(golden.adapter for golden in self.golden)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Without the base."""
+        return tuple(name for name in self.names if name is not None)
+
+    @property
+    def probe(self) -> Case:
+        """The one case for what is not tried at every shape: the padded one, or else the largest."""
+        stored = [case for golden in self.golden for case in golden.cases]
+        return max(
+            self.cases or stored, key=lambda case: (case.real is not None, sum(a.size for a in case.arrays.values()))
+        )
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """The graphs to run, each at its levels; those into which another adapter is baked are left out."""
+        levels: dict[Form, Sequence[Optimization]] = {} if self.quick else {"slots": LEVELS}
+        wanted = {self.bundle.record(name).baked for name in self.adapters}
+        return [
+            Graph(self.bundle, flavour, file, level)
+            for flavour in self.flavours
+            for file in self.bundle.files_of(flavour)
+            if flavour != "baked" or file in wanted
+            for level in levels.get(flavour, (LEVEL,))
+        ]
 
 
-def prove(plan: Plan, reference: Reference | None, on_step: OnStep) -> Report:
+def plan_check(
+    folder: Path | OpenedBundle,
+    *,
+    only: Sequence[str] = (),
+    cases: Sequence[str] = (),
+    flavours: Sequence[str] = (),
+    quick: bool = False,
+) -> Plan:
+    """Open a bundle, look at its files, and choose what to run.
+
+    Args:
+        folder: the bundle.
+        only: the adapters to check, and `base` for the base alone; everything if not given.
+        cases: the cases to check; all of them if not given.
+        flavours: the graphs to check; all that the bundle has if not given.
+        quick: run golden vectors at one level alone, without a look at sites, at swapping and at other shapes.
+
+    Raises:
+        UsageError: `only`, `cases` or `flavours` names what is not there.
+        InputError: the bundle cannot be read, or its files are not those that were written.
+    """
+    bundle = folder if isinstance(folder, OpenedBundle) else OpenedBundle.open(folder)
+    _check_known("adapter", only, [name or BASE for name in bundle.names])
+    names = [name for name in bundle.names if not only or (name or BASE) in only]
+    there = [flavour for flavour in FORMS if bundle.files_of(flavour)]
+    _check_known("flavour", flavours, there)
+    chosen = tuple(flavour for flavour in there if not flavours or flavour in flavours)
+    files = check_files(bundle, chosen, names)
+    stored = [bundle.golden(name) for name in names]
+    known = [case for golden in stored for case in golden.cases]
+    matrix = () if quick else check_cases(bundle.manifest, known)
+    _check_known("case", cases, [case.name for case in (*matrix, *known)])
+    matrix = tuple(case for case in matrix if not cases or case.name in cases)
+    return Plan(bundle, tuple(golden.only(cases) for golden in stored), matrix, chosen, tuple(files), quick)
+
+
+def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(known))
+        raise UsageError(f"no such {what}", found=", ".join(f"`{name}`" for name in unknown), expected=f"of {names}")
+
+
+# The runs of one graph, and what each must give.
+
+Expected = tuple[Golden, int]
+"""Golden vectors, and which of their cases."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of one graph.
+
+    Attributes:
+        case: the inputs.
+        chosen: the adapter of each row of the batch; none for the base.
+        expected: what the run must give, of each adapter that is looked at.
+        mixed: whether rows run through different adapters, and are looked at adapter by adapter.
+    """
+
+    case: Case
+    chosen: tuple[str | None, ...]
+    expected: tuple[Expected, ...]
+    mixed: bool = False
+
+
+def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
+    """Return what to run on a graph: every case through each adapter, and on a bank mixed batches as well."""
+    bank = plan.bundle.manifest.bank if graph.flavour == "bank" else None
+    there: list[Expected] = [
+        (golden, at)
+        for golden in expected
+        for at in range(len(golden.cases))
+        if graph.flavour != "baked" or (golden.adapter and plan.bundle.record(golden.adapter).baked == graph.file)
+        if bank is None or golden.adapter in bank.rows
+    ]
+    found = [
+        Trial(golden.cases[at], (golden.adapter,) * golden.cases[at].batch, ((golden, at),)) for golden, at in there
+    ]
+    if bank is None or not plan.bundle.manifest.batch_invariant or len(bank.rows) < 2:
+        return found
+    alike: dict[tuple[str, str], list[Expected]] = {}
+    for golden, at in there:
+        alike.setdefault((golden.against, golden.cases[at].name), []).append((golden, at))
+    for group in alike.values():
+        case = group[0][0].cases[group[0][1]]
+        for chosen in dealt(bank.rows, case.batch):
+            own = tuple((golden, at) for golden, at in group if golden.adapter in chosen)
+            if len(chosen) > 1 and own:
+                found.append(Trial(case, chosen, own, mixed=True))
+    return found
+
+
+def dealt(rows: Sequence[str | None], batch: int) -> list[tuple[str | None, ...]]:
+    """Return batches in which every row of a bank has its turn, beginning anew when they are used up."""
+    return [tuple(rows[(start + at) % len(rows)] for at in range(batch)) for start in range(0, len(rows), batch)]
+
+
+def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator[OutputResult]:
+    """Run, and compare each adapter's rows with what is expected of that adapter.
+
+    Raises:
+        RequestError: the graph cannot compute a case.
+        BaseModelError: a new bank finds no row of the batch where an adapter acts.
+    """
+    sizes = [
+        sum(array.nbytes for array in golden.outputs[at].values()) for trial in some for golden, at in trial.expected
+    ]
+    results = graph.run_all([(trial.case.arrays, trial.chosen) for trial in some], max(sizes, default=0))
+    try:
+        for trial, found in zip(some, results, strict=True):
+            for golden, at in trial.expected:
+                own = _own_outputs(graph.bundle, golden.adapter, found)
+                rows = np.array([name == golden.adapter for name in trial.chosen]) if trial.mixed else None
+                yield from compare_outputs(own, golden, at, graph, rows)
+            on_step(f"{graph.file}, {graph.level}: {trial.case.name}")
+    except RequestError as error:
+        if not (graph.bundle.staged and graph.flavour == "bank"):
+            raise
+        raise BaseModelError(  # a new bank that cannot compute what the base can
+            "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
+            found=error.found,
+            fix=f"build with {argument('flavours', 'slots,inputs')}",
+        ) from error
+
+
+def _own_outputs(bundle: OpenedBundle, adapter: str | None, found: Arrays) -> Arrays:
+    """Those of the base and of the adapter's head."""
+    names = {*bundle.base_outputs, None if adapter is None else bundle.record(adapter).output}
+    return {name: value for name, value in found.items() if name in names}
+
+
+def compare_outputs(
+    found: Arrays, golden: Golden, at: int, graph: Graph, rows: npt.NDArray[np.bool_] | None = None
+) -> Iterator[OutputResult]:
+    """Compare every output that either side has.
+
+    Args:
+        found: what a graph gave.
+        golden: what it must give.
+        at: in which case.
+        graph: what ran.
+        rows: the rows of the batch that ran through the adapter, [batch]; none if all did. Then those outputs alone
+            are compared that have a row for each of them.
+    """
+    case, record = golden.cases[at], None if golden.adapter is None else graph.bundle.record(golden.adapter)
+    logits = {"logits"} & set(graph.bundle.base_outputs)
+    logits |= {record.output or ""} if record is not None and record.task in LABELLED else set()
+
+    def result(output: str, part: Part, comparison: Comparison) -> OutputResult:
+        place = (golden.against, golden.adapter, case.name, case.axes, graph.level, output, part)
+        return OutputResult(*place, comparison, flavour=graph.flavour, mixed=rows is not None)
+
+    for name, expected in golden.outputs[at].items():
+        allowed = golden.budgets[name]
+        if name not in found:
+            yield result(name, "all", missing(allowed))
+        elif rows is None or expected.shape[:1] == rows.shape:
+            for part, elements in case.parts(expected.shape):
+                where = elements
+                if rows is not None:
+                    own = np.broadcast_to(rows.reshape(-1, *(1,) * (expected.ndim - 1)), expected.shape)
+                    where = own if elements is None else own & elements
+                if where is None or where.any():
+                    own_width = _compare_own if graph.flavour == "bank" else compare
+                    yield result(
+                        name, part, own_width(found[name], expected, allowed, where=where, logits=name in logits)
+                    )
+    for name in sorted(found.keys() - golden.outputs[at].keys()):
+        yield result(name, "all", unexpected(found[name]))
+
+
+def _compare_own(
+    found: np.ndarray, expected: np.ndarray, budget: Budget, *, where: npt.NDArray[np.bool_] | None, logits: bool
+) -> Comparison:
+    """Compare what is an adapter's own of an output that is as wide as the widest of its bank; the rest is masked."""
+    if not expected.ndim or found.shape[:-1] != expected.shape[:-1]:
+        return compare(found, expected, budget, where=where, logits=logits)
+    own, rest = found[..., : expected.shape[-1]], found[..., expected.shape[-1] :]
+    comparison = compare(own, expected, budget, where=where, logits=logits)
+    rows = np.ones(rest.shape, bool) if where is None else np.broadcast_to(where[..., :1], rest.shape)
+    if (rest[rows] < MASK_BELOW).all():
+        return comparison
+    return replace(comparison, faults=(*comparison.faults, "a class that the adapter lacks is not masked"))
+
+
+# The whole of it.
+
+
+def steps(plan: Plan, reference: Reference | None, original: Original | None = None) -> int:
+    """Return how many steps `prove` takes."""
+    runs = len(plan.names) * len(plan.cases) if reference else 0
+    measured = reference and plan.bundle.allowance(plan.cases or (plan.probe,)).error(reference.runner)
+    planned = [
+        *plan.golden,
+        *(replace(golden, cases=plan.cases, against="reference") for golden in plan.golden if reference),
+    ]
+    total = runs * (1 + DRAWS) if measured else runs
+    for graph in plan.graphs:
+        total += len(trials(plan, graph, planned)) + (0 if plan.quick else len(_mixed(plan, graph)))
+    if "slots" in plan.flavours and not plan.quick:
+        total += len(swaps(plan.names)) + len(plan.names) + 2 * len(plan.adapters)
+    return total + (len(plan.names) * len(original.cases) if original else 0)
+
+
+def prove(
+    plan: Plan, reference: Reference | None, on_step: OnStep = silent, original: Original | None = None
+) -> Report:
     """Run everything.
 
     Args:
         plan: what to run.
         reference: what to compare with; only the golden vectors if there is none.
         on_step: called after each of `steps`.
+        original: the base before its precision was changed, to report how far the bundle is from it.
 
     Returns:
         What was found. A bundle that computes something else is no error but a report that does not pass.
 
     Raises:
         InputError: the bundle or the reference cannot be run.
+        NothingComparedError: there are no inputs for `original`.
     """
-    model, allowance = _model(plan), _allowance(plan)
-    expectations = list(stored(plan))
+    bundle = plan.bundle
+    expected, cases = [*plan.golden], plan.cases or (plan.probe,)
     if reference is not None:
-        expectations += computed(plan, reference.runner, allowance, on_step)
-    tolerance = Tolerance(allowance, stored_budgets(plan.manifest) | _measured(expectations))
+        allowance = bundle.allowance(cases)
+        maker = GoldenMaker(reference.runner, plan.cases, bundle.base_outputs, allowance, bundle.manifest.base)
+        for name in plan.names:
+            adapter, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
+            expected.append(maker.compute(adapter, output, on_step, name=name))
     outputs: list[OutputResult] = []
     invariants, sites = [*plan.files], list[SiteResult]()
-    if "slots" in plan.forms:
-        run = Bundle.open(plan.folder).session().run
-        outputs += _prove_by_slots(plan, expectations, on_step)
-        invariants += _invariants(plan, run, tolerance, on_step)
-        sites += _sites(plan, model, on_step)
-    outputs += run_trials(plan, expectations, on_step)
-    invariants += check_rows(plan, tolerance, on_step)
+    tolerance = None
+    if not plan.quick:
+        computed = [golden for golden in expected if golden.against == "reference"]
+        tolerance = Tolerance.of(bundle.allowance(cases), bundle.manifest, computed)
+    for graph in plan.graphs:
+        outputs += run_trials(graph, trials(plan, graph, expected), on_step)
+        invariants += _invariants(plan, graph, tolerance, on_step)
+        if bundle.staged and graph.flavour == "slots" and all(result.comparison.passed for result in outputs):
+            _check_weights_apart(graph)
+        if original is None or (graph.flavour, graph.level) != ("slots", LEVEL):
+            bundle.close(graph.file, graph.level)
+    if "slots" in plan.flavours and not plan.quick:
+        probe = SiteProbe.of(bundle)
+        for name in plan.adapters:
+            sites += probe.check(plan.probe, bundle.source(name), bundle.record(name), bundle.tensors(name))
+            on_step(f"{name}: sites")
     return Report(
-        bundle=str(plan.folder),
-        base=plan.manifest.base,
+        bundle=str(bundle.folder),
+        base=bundle.manifest.base,
         against=None if reference is None else reference.path,
         reference=None if reference is None else reference.runner.description,
         runtime=f"onnxruntime {ort.__version__}",
         outputs=tuple(outputs),
         sites=tuple(sites),
         invariants=tuple(invariants),
+        agreements=None if original is None else agreements(bundle, plan.names, original, on_step),
     )
 
 
-def _measured(expectations: Sequence[Expectation]) -> dict[tuple[str | None, str], Budget]:
-    """The budgets that the reference gives now, by adapter and output."""
-    return {
-        (item.subject.name, output): allowed
-        for item in expectations
-        if item.against == "reference"
-        for output, allowed in item.budgets.items()
-    }
+def _mixed(plan: Plan, graph: Graph) -> list[tuple[str | None, ...]]:
+    """The mixed batches to take apart, where rows do not depend on each other by themselves."""
+    bank, batch = plan.bundle.manifest.bank, plan.probe.batch
+    if bank is None or graph.flavour != "bank" or not plan.bundle.manifest.batch_invariant or batch == 1:
+        return []
+    return [chosen for chosen in dealt(bank.rows, batch) if set(plan.names) & set(chosen)]
 
 
-def _model(plan: Plan) -> ir.Model:
-    return read_graph(plan.folder / plan.manifest.graphs["slots"])
+def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: OnStep) -> Iterator[InvariantResult]:
+    """What must hold of a graph whatever a reference says; without a tolerance only how adapters are loaded."""
+    case, bundle = plan.probe, plan.bundle
+    if tolerance is not None:
+        for chosen in _mixed(plan, graph):
+            yield check_apart(graph.run, case, chosen, tolerance)
+            on_step("rows of a batch")
+    if (graph.flavour, graph.level) != ("slots", LEVEL) or graph.pieces:
+        return
+    run = bundle.runtime_session().run
+    if tolerance is not None:
+        for first, second in swaps(plan.names):
+            yield check_swap(run, case, first, second)
+            on_step(f"{first or BASE} → {second or BASE} → {first or BASE}")
+        for name in plan.names:
+            yield check_row_order(run, case, name, tolerance)
+            on_step(f"{name or BASE}: row order")
+    for name in plan.adapters if tolerance is not None or bundle.staged else ():
+        yield check_native(name, run(case.arrays, name), bundle.native_run(name, case.arrays))
+        on_step(f"{name}: active adapter")
 
 
-def _allowance(plan: Plan) -> Allowance:
-    model = _model(plan)
-    size, stored = extent(flow_graph(model)), numerics(model).stored
-    return Allowance.of(size, plan.cases or (plan.probe,), stored)
+def _check_weights_apart(graph: Graph) -> None:
+    """Weights of a fusion are of one row of a batch."""
+    bundle = graph.bundle
+    for record in bundle.manifest.adapters:
+        if record.mix is not None and bundle.manifest.batch_invariant and not graph.pieces:
+            run, golden = partial(run_session, bundle.session(graph.file)), bundle.golden(record.name)
+            check_weights_apart(run, record.mix, bundle.tensors(record.name), golden)
 
 
-def _prove_by_slots(plan: Plan, expectations: Sequence[Expectation], on_step: OnStep) -> Iterator[OutputResult]:
-    """Every output of the graph with slots, at every level."""
-    bundle = Bundle.open(plan.folder)
-    for level in LEVELS:
-        session = bundle.session(optimization=level)
-        for expectation in expectations:
-            found = session.run(expectation.case.arrays, expectation.subject.name)
-            yield from compare_outputs(found, expectation, Way(level))
-            on_step(f"{expectation.subject.name or BASE}, {expectation.case.name}: {level}")
+# What a new bundle must show before it takes its place.
 
 
-def _invariants(plan: Plan, run: Run, tolerance: Tolerance, on_step: OnStep) -> Iterator[InvariantResult]:
-    names = [subject.name for subject in plan.subjects]
-    for first, second in swaps(names):
-        yield check_swap(run, plan.probe, first, second)
-        on_step(f"{first or BASE} → {second or BASE} → {first or BASE}")
-    for name in names:
-        yield check_row_order(run, plan.probe, name, tolerance)
-        on_step(f"{name or BASE}: row order")
+def prove_new(bundle: OpenedBundle) -> None:
+    """Verify a bundle that has just been made, against its golden vectors.
 
+    Args:
+        bundle: it, not yet in its place.
 
-def _sites(plan: Plan, model: ir.Model, on_step: OnStep) -> Iterator[SiteResult]:
-    session = open_session(with_site_outputs(model), plan.folder, optimize=False)
-    probe = SiteProbe(session, plan.folder, plan.manifest, site_norms(model))
-    for subject in plan.subjects:
-        if subject.adapter is not None and subject.record is not None:
-            yield from probe.check(plan.probe, subject.adapter, subject.record)
-            on_step(f"{subject.name}: sites")
+    Raises:
+        ParityError: an output deviates by more than is allowed, or two files do not agree.
+        BaseModelError: rows of a batch cannot be told apart.
+        FormatError: ONNX Runtime cannot open a graph.
+    """
+    prove(plan_check(bundle, quick=True), None).raise_for_failure()

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from adapter_export.bundle.compare import Comparison, Number, Worst
-from adapter_export.errors import NothingComparedError
-from adapter_export.format.check_report import REPORT_VERSION
+from adapter_export.bundle.compare import Comparison
+from adapter_export.errors import NothingComparedError, ParityError, argument
+from adapter_export.format.check_report import REPORT_VERSION, AgreementsRecord, CoverageRecord
+from adapter_export.tables import Table
 
 Against = Literal["reference", "golden"]
 Part = Literal["all", "tokens", "padding"]
@@ -35,7 +36,7 @@ class OutputResult:
         output: the name of the output.
         part: `tokens` and `padding` for an output with one row per token and inputs with padding, else `all`.
         comparison: what came out.
-        form: the graph that ran.
+        flavour: the graph that ran.
         mixed: whether the rows of the batch ran through different adapters; compared are those of this one.
     """
 
@@ -47,7 +48,7 @@ class OutputResult:
     output: str
     part: Part
     comparison: Comparison
-    form: Form = "slots"
+    flavour: Form = "slots"
     mixed: bool = False
 
     @property
@@ -55,7 +56,7 @@ class OutputResult:
         """Where it is, for messages."""
         part = "" if self.part == "all" else f" ({self.part})"
         case = f"{self.case}, mixed" if self.mixed else self.case
-        form = self.level if self.form == "slots" else f"`{self.form}`"
+        form = self.level if self.flavour == "slots" else f"`{self.flavour}`"
         return f"{self.adapter or 'base'}, {case}, {form}, against {self.against}: {self.output}{part}"
 
 
@@ -103,61 +104,6 @@ class InvariantResult:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """One output, or the logits, over all inputs.
-
-    Attributes:
-        adapter: the active adapter; none for the base alone.
-        output: the name of the output.
-        rows: how many were looked at; tokens, for an output with one row per token.
-        agree: in how many of them both sides choose the same class; none for outputs that are not logits.
-        absolute: the largest difference of an element, padding left out.
-        scale: the largest absolute value of the output in float32.
-        cosine: the smallest cosine of a batch's output as a vector; none where one side is zero.
-    """
-
-    adapter: str | None
-    output: str
-    rows: int
-    agree: int | None
-    absolute: float
-    scale: float
-    cosine: float | None
-
-
-@dataclass(frozen=True)
-class Agreements:
-    """What was found.
-
-    Attributes:
-        original: what computed the outputs in float32.
-        inputs: what the inputs were: random ids of many shapes, or texts.
-        results: every output of the base and of every adapter.
-    """
-
-    original: str
-    inputs: str
-    results: tuple[Agreement, ...]
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How much was looked at.
-
-    Attributes:
-        planned: the values that there were to compare.
-        compared: those of which at least one element was compared.
-        elements: the elements that were compared.
-        left_out: the places of the others.
-    """
-
-    planned: int
-    compared: int
-    elements: int
-    left_out: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Report:
     """A whole check.
 
@@ -181,7 +127,7 @@ class Report:
     outputs: tuple[OutputResult, ...]
     sites: tuple[SiteResult, ...]
     invariants: tuple[InvariantResult, ...]
-    agreements: Agreements | None = None
+    agreements: AgreementsRecord | None = None
 
     @property
     def passed(self) -> bool:
@@ -189,15 +135,63 @@ class Report:
         compared = all(result.comparison.passed for result in self.comparisons())
         return compared and all(invariant.passed for invariant in self.invariants)
 
+    def raise_for_failure(self) -> None:
+        """Raise an error for the first thing that failed, if anything did.
+
+        Raises:
+            ParityError: an output or a site is over its budget, or something else does not hold.
+        """
+        for result in self.comparisons():
+            if not result.comparison.passed:
+                measured, allowed = result.comparison.measures.absolute, result.comparison.budget
+                over = result.comparison.compared and not measured <= allowed.absolute
+                adapter = "no adapter" if result.adapter is None else f"adapter `{result.adapter}`"
+                where = f"`{result.output}`" if isinstance(result, OutputResult) else f"site `{result.site}`"
+                graph = f", graph `{result.flavour}`" if isinstance(result, OutputResult) else ""
+                raise ParityError(
+                    f"{adapter}{graph}, case `{result.case}`, {where}",
+                    found=f"a deviation of {measured:.2e}" if over else "; ".join(result.comparison.faults),
+                    expected=f"at most {allowed.reason}",
+                )
+        for check in self.invariants:
+            if not check.passed:
+                raise ParityError(f"`{check.subject}`, {check.name}", found=check.detail, expected="no difference")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of `schemas/check-report.schema.json`."""
+        return to_document(self)
+
+    def table(self) -> Table:
+        """Return a line for each graph and adapter."""
+        return Table(
+            ("graph", "adapter", "cases", "numbers", "error/budget", "verdict"),
+            [
+                (
+                    one["flavour"],
+                    f"{one['adapter'] or BASE}{', in mixed batches' if one['mixed'] else ''}",
+                    one["cases"],
+                    f"{one['elements']:,}",
+                    f"{one['worst']:.2g}",
+                    _verdict(not one["faults"]),
+                )
+                for one in verification(self)["golden"]
+            ],
+            self.bundle,
+            numbers="llrrr",
+        )
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def comparisons(self) -> Iterator[OutputResult | SiteResult]:
         """Every comparison, those of outputs first."""
         yield from self.outputs
         yield from self.sites
 
-    def coverage(self) -> Coverage:
+    def coverage(self) -> CoverageRecord:
         """How much was looked at."""
         results = list(self.comparisons())
-        return Coverage(
+        return CoverageRecord(
             planned=len(results),
             compared=sum(result.comparison.compared > 0 for result in results),
             elements=sum(result.comparison.compared for result in results),
@@ -216,7 +210,7 @@ class Report:
                 where=self.bundle,
                 found=f"{len(self.outputs)} outputs without one comparable element",
                 expected="at least one",
-                fix="build the bundle again, or give `--against` with the model that it was built from",
+                fix=f"build the bundle again, or give {argument('against')}: the model that it was built from",
             )
 
 
@@ -240,9 +234,9 @@ class Failure:
         culprit: the first site whose own error is over its own budget; none if no site's is, so that the error comes
             from the base, the head, or from rounding that adds up.
         command: repeats this part of the check alone.
-        form: the first graph that fails.
+        flavour: the first graph that fails.
         mixed: whether it does in a mixed batch.
-        forms_failed: all graphs in which something of this adapter fails.
+        flavours_failed: all graphs in which something of this adapter fails.
     """
 
     adapter: str | None
@@ -253,13 +247,13 @@ class Failure:
     levels_passed: tuple[str, ...]
     culprit: SiteResult | None
     command: str
-    form: Form = "slots"
+    flavour: Form = "slots"
     mixed: bool = False
-    forms_failed: tuple[Form, ...] = ()
+    flavours_failed: tuple[Form, ...] = ()
 
 
 def failures(report: Report) -> tuple[Failure, ...]:
-    """One failure for the base and for each adapter with a comparison that does not pass."""
+    """Return one failure for the base and for each adapter with a comparison that does not pass."""
     failed = [result.adapter for result in report.comparisons() if not result.comparison.passed]
     return tuple(_failure(report, adapter) for adapter in dict.fromkeys(failed))
 
@@ -268,32 +262,36 @@ def _failure(report: Report, adapter: str | None) -> Failure:
     outputs = [result for result in report.outputs if result.adapter == adapter and not result.comparison.passed]
     sites = [result for result in report.sites if result.adapter == adapter and not result.comparison.passed]
     if not outputs:
-        return _of_site(report, sites[0])
+        site = sites[0]
+        command = _command(report, adapter, site.case, "slots")
+        return Failure(adapter, site.case, None, site.comparison, (), (), site, command)
     first = outputs[0]
-    worst = max((result for result in outputs if _run(result) == _run(first)), key=_badness)
-    levels_failed, levels_passed = _levels(report, worst)
+
+    def same_run(result: OutputResult) -> bool:
+        return (result.case, result.flavour, result.mixed) == (first.case, first.flavour, first.mixed)
+
+    worst = max(filter(same_run, outputs), key=_badness)
+    alike = [
+        result
+        for result in report.outputs
+        if same_run(result) and result.adapter == adapter
+        if (result.against, result.output) == (worst.against, worst.output)
+    ]
+    levels = tuple(dict.fromkeys(result.level for result in alike))
+    bad = {result.level for result in alike if not result.comparison.passed}
     return Failure(
         adapter,
         first.case,
         worst.output,
         worst.comparison,
-        levels_failed,
-        levels_passed,
-        sites[0] if sites else None,
-        _command(report, adapter, first.case, first.form),
-        first.form,
-        first.mixed,
-        tuple(dict.fromkeys(result.form for result in outputs)),
+        levels_failed=tuple(level for level in levels if level in bad),
+        levels_passed=tuple(level for level in levels if level not in bad),
+        culprit=sites[0] if sites else None,
+        command=_command(report, adapter, first.case, first.flavour),
+        flavour=first.flavour,
+        mixed=first.mixed,
+        flavours_failed=tuple(dict.fromkeys(result.flavour for result in outputs)),
     )
-
-
-def _run(result: OutputResult) -> tuple[str, str, bool]:
-    return result.case, result.form, result.mixed
-
-
-def _of_site(report: Report, site: SiteResult) -> Failure:
-    command = _command(report, site.adapter, site.case, "slots")
-    return Failure(site.adapter, site.case, None, site.comparison, (), (), site, command)
 
 
 def _badness(result: OutputResult) -> tuple[int, float]:
@@ -302,120 +300,91 @@ def _badness(result: OutputResult) -> tuple[int, float]:
     return comparison.nan.differ + comparison.inf.differ + (not comparison.compared), comparison.ratio
 
 
-def _levels(report: Report, failed: OutputResult) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    alike = [result for result in report.outputs if _what(result) == _what(failed)]
-    bad = {result.level for result in alike if not result.comparison.passed}
-    levels = tuple(dict.fromkeys(result.level for result in alike))
-    return tuple(level for level in levels if level in bad), tuple(level for level in levels if level not in bad)
-
-
-def _what(result: OutputResult) -> tuple[str | bool | None, ...]:
-    return result.against, result.adapter, result.case, result.output, result.form, result.mixed
-
-
-def _command(report: Report, adapter: str | None, case: str, form: Form) -> str:
+def _command(report: Report, adapter: str | None, case: str, flavour: Form) -> str:
     against = [] if report.against is None else ["--against", report.against]
-    only = ["--only", adapter or BASE, "--case", case, *([] if form == "slots" else ["--flavour", form])]
+    only = ["--only", adapter or BASE, "--case", case, *([] if flavour == "slots" else ["--flavour", flavour])]
     return shlex.join(["adapter-export", "check", report.bundle, *against, *only])
 
 
-# A report as the JSON document of `schemas/check-report.schema.json`.
+# Reports as JSON: `schemas/check-report.schema.json`, and that of `verify`.
 
 
 def to_document(report: Report) -> dict[str, Any]:
-    """The report as a JSON object; NaN and Inf, which JSON has not, are the strings `nan`, `inf`, `-inf`."""
-    return {
-        "version": REPORT_VERSION,
-        "bundle": report.bundle,
-        "base": report.base,
-        "against": report.against,
-        "reference": report.reference,
-        "runtime": report.runtime,
-        "verdict": _verdict(report.passed),
-        "coverage": {**asdict(report.coverage()), "left_out": list(report.coverage().left_out)},
-        "outputs": [_output(result) for result in report.outputs],
-        "sites": [_site(result) for result in report.sites],
-        "invariants": [
-            {"name": item.name, "subject": item.subject, "verdict": _verdict(item.passed), "detail": item.detail}
-            for item in report.invariants
-        ],
-        "failures": [_document_failure(failure) for failure in failures(report)],
-        "agreements": None if report.agreements is None else _agreements(report.agreements),
-    }
+    """Return the report as a JSON object; NaN and Inf, which JSON has not, are the strings `nan`, `inf`, `-inf`."""
+    document = _plain(
+        {
+            "version": REPORT_VERSION,
+            "bundle": report.bundle,
+            "base": report.base,
+            "against": report.against,
+            "reference": report.reference,
+            "runtime": report.runtime,
+            "verdict": _verdict(report.passed),
+            "coverage": asdict(report.coverage()),
+            "outputs": [_result(result) for result in report.outputs],
+            "sites": [_result(result) for result in report.sites],
+            "invariants": [
+                {"name": one.name, "subject": one.subject, "verdict": _verdict(one.passed), "detail": one.detail}
+                for one in report.invariants
+            ],
+            "failures": [_failure_document(failure) for failure in failures(report)],
+            "agreements": None if report.agreements is None else asdict(report.agreements),
+        }
+    )
+    assert isinstance(document, dict)
+    return document
 
 
-def _agreements(found: Agreements) -> dict[str, Any]:
-    return asdict(found) | {"results": [asdict(result) for result in found.results]}
+def _result(result: OutputResult | SiteResult) -> dict[str, Any]:
+    """One comparison in its place, without levels of nesting."""
+    comparison = asdict(result.comparison)
+    measures = comparison.pop("measures")
+    place = {key: value for key, value in vars(result).items() if key != "comparison"}
+    verdict = {"verdict": _verdict(result.comparison.passed), "ratio": result.comparison.ratio}
+    return {**place, **verdict, **comparison, **measures}
 
 
-def _output(result: OutputResult) -> dict[str, Any]:
-    place = {
-        "against": result.against,
-        "adapter": result.adapter,
-        "case": result.case,
-        "axes": dict(result.axes),
-        "level": result.level,
-        "output": result.output,
-        "part": result.part,
-        "flavour": result.form,
-        "mixed": result.mixed,
-    }
-    return place | _comparison(result.comparison)
+def _failure_document(failure: Failure) -> dict[str, Any]:
+    comparison = asdict(failure.comparison)
+    place = {key: value for key, value in vars(failure).items() if key not in ("comparison", "culprit")}
+    culprit = None if failure.culprit is None else _result(failure.culprit)
+    return {**place, "faults": comparison["faults"], "worst": comparison["worst"], "culprit": culprit}
 
 
-def _site(result: SiteResult) -> dict[str, Any]:
-    place = {"adapter": result.adapter, "case": result.case, "site": result.site, "path": result.path}
-    return place | _comparison(result.comparison)
-
-
-def _document_failure(failure: Failure) -> dict[str, Any]:
-    return {
-        "adapter": failure.adapter,
-        "case": failure.case,
-        "output": failure.output,
-        "faults": list(failure.comparison.faults),
-        "worst": None if failure.comparison.worst is None else _worst(failure.comparison.worst),
-        "levels_failed": list(failure.levels_failed),
-        "levels_passed": list(failure.levels_passed),
-        "culprit": None if failure.culprit is None else _site(failure.culprit),
-        "command": failure.command,
-        "flavour": failure.form,
-        "mixed": failure.mixed,
-        "flavours_failed": list(failure.forms_failed),
-    }
-
-
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "verdict": _verdict(comparison.passed),
-        "faults": list(comparison.faults),
-        "elements": comparison.elements,
-        "compared": comparison.compared,
-        "absolute": comparison.measures.absolute,
-        "relative": comparison.measures.relative,
-        "ulp": comparison.measures.ulp,
-        "cosine": comparison.measures.cosine,
-        "budget": asdict(comparison.budget),
-        "ratio": comparison.ratio,
-        "nan": asdict(comparison.nan),
-        "inf": asdict(comparison.inf),
-        "worst": None if comparison.worst is None else _worst(comparison.worst),
-        "top_class": None if comparison.top_class is None else _top_class(asdict(comparison.top_class)),
-    }
-
-
-def _top_class(top_class: Mapping[str, Any]) -> dict[str, Any]:
-    return {**top_class, "flips": list(top_class["flips"])}
-
-
-def _worst(worst: Worst) -> dict[str, Any]:
-    values = {"found": _number(worst.found), "expected": _number(worst.expected)}
-    return {"index": list(worst.index), **values, "ulp": worst.ulp}
-
-
-def _number(value: Number) -> Number | str:
-    return value if math.isfinite(value) else str(float(value))
+def _plain(value: Any) -> Any:
+    """JSON's own types."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _verdict(passed: bool) -> str:
     return "passed" if passed else "failed"
+
+
+def verification(report: Report) -> dict[str, Any]:
+    """Return a report as the document of `verify`: each check, and the golden vectors by graph and adapter."""
+    groups: dict[tuple[Form, str | None, bool], list[OutputResult]] = {}
+    for result in report.outputs:
+        groups.setdefault((result.flavour, result.adapter, result.mixed), []).append(result)
+    return {
+        "bundle": report.bundle,
+        "passed": report.passed,
+        "base": report.base,
+        "runtime": report.runtime,
+        "checks": [asdict(invariant) for invariant in report.invariants],
+        "golden": [
+            {
+                "flavour": flavour,
+                "adapter": adapter,
+                "mixed": mixed,
+                "cases": len({result.case for result in results}),
+                "elements": sum(result.comparison.compared for result in results),
+                "worst": max(result.comparison.ratio for result in results),
+                "faults": [f"{result.place}: {fault}" for result in results for fault in result.comparison.faults],
+            }
+            for (flavour, adapter, mixed), results in groups.items()
+        ],
+    }

@@ -11,8 +11,6 @@ from rich.text import Text
 from adapter_export.bundle.compare import Comparison, Number
 from adapter_export.bundle.report import (
     BASE,
-    Agreement,
-    Agreements,
     Failure,
     Form,
     InvariantResult,
@@ -22,6 +20,7 @@ from adapter_export.bundle.report import (
     failures,
 )
 from adapter_export.cli.output import console, table
+from adapter_export.format.check_report import AgreementRecord, AgreementsRecord
 
 _COLUMNS = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
 _FLAVOUR_COLUMNS = ("flavour", "batches", "adapters", "outputs", "max error", "error/budget", "top class", "verdict")
@@ -34,11 +33,11 @@ def show(report: Report) -> None:
     out = console()
     out.print(Text(f"{report.bundle}: {report.runtime} against {report.reference or 'the golden vectors'}", "bold"))
     compared = [each for each in report.outputs if each.against == ("reference" if report.reference else "golden")]
-    form = compared[0].form if compared else "slots"
-    shown = [result for result in compared if result.form == form]
+    form = compared[0].flavour if compared else "slots"
+    shown = [result for result in compared if result.flavour == form]
     out.print(_outputs(shown))
     out.print(Text(_reason(shown), "dim"), soft_wrap=True)
-    others = [result for result in compared if result.form != form]
+    others = [result for result in compared if result.flavour != form]
     if others:
         out.print(_flavours(others))
     for line in (*_golden_lines(report), _sites_line(report.sites), *_invariant_lines(report.invariants)):
@@ -54,14 +53,14 @@ def show(report: Report) -> None:
     out.print(Text("passed", "bold green") if report.passed else Text("failed", "bold red"))
 
 
-def _agreements(found: Agreements) -> Table:
+def _agreements(found: AgreementsRecord) -> Table:
     """What the precision costs, one line per output."""
     rows = [_agreement(result) for result in found.results]
     title = f"against {found.original}, on {found.inputs}"
     return table(title, ("adapter", "output", "rows", "same class", "max difference", "cosine"), rows, numbers="llrrrr")
 
 
-def _agreement(result: Agreement) -> tuple[str, ...]:
+def _agreement(result: AgreementRecord) -> tuple[str, ...]:
     same = _NONE if result.agree is None else f"{result.agree} ({result.agree / result.rows:.1%})"
     relative = f"{result.absolute:.1e} of {result.scale:.3g}"
     return (
@@ -76,8 +75,8 @@ def _agreement(result: Agreement) -> tuple[str, ...]:
 
 def _flavours(results: Sequence[OutputResult]) -> Table:
     """One line for each other graph, and one for its mixed batches."""
-    ways = dict.fromkeys((result.form, result.mixed) for result in results)
-    rows = [_flavour(way, [each for each in results if (each.form, each.mixed) == way]) for way in ways]
+    ways = dict.fromkeys((result.flavour, result.mixed) for result in results)
+    rows = [_flavour(way, [each for each in results if (each.flavour, each.mixed) == way]) for way in ways]
     return table(None, _FLAVOUR_COLUMNS, rows, numbers="llrrrrr")
 
 
@@ -202,9 +201,9 @@ def _failure_lines(failure: Failure) -> Iterator[Text]:
     if worst is not None:
         ratio = f", {failure.comparison.ratio:.3g} × the budget" if failure.comparison.compared else ""
         yield Text(f"  found {_number(worst.found)}, expected {_number(worst.expected)}{ratio}")
-    if failure.form != "slots" or len(failure.forms_failed) > 1:
-        yield Text(f"  fails in {', '.join(f'`{form}`' for form in failure.forms_failed)}")
-    if failure.levels_failed and failure.form == "slots":
+    if failure.flavour != "slots" or len(failure.flavours_failed) > 1:
+        yield Text(f"  fails in {', '.join(f'`{form}`' for form in failure.flavours_failed)}")
+    if failure.levels_failed and failure.flavour == "slots":
         yield Text(f"  {_levels(failure)}")
     yield Text(f"  {_culprit(failure)}")
     yield Text(f"  repeat: {failure.command}")
@@ -223,8 +222,8 @@ def _levels(failure: Failure) -> str:
 
 def _culprit(failure: Failure) -> str:
     site = failure.culprit
-    if site is None and failure.form not in ("slots", "inputs"):
-        return f"culprit: the graph `{failure.form}` or the tensors in it, not the adapter's own files"
+    if site is None and failure.flavour not in ("slots", "inputs"):
+        return f"culprit: the graph `{failure.flavour}` or the tensors in it, not the adapter's own files"
     if site is None:
         return "culprit: no site of an adapter; look at the base or at rounding that adds up"
     path = "" if site.path is None else f" (torch: {site.path})"

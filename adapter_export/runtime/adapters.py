@@ -258,8 +258,7 @@ class Adapters:
     def _read(self, path: Path, digest: str | None, claim: Claim) -> Loaded:
         """Read once: what is hashed is what is used."""
         data = read_bytes(path)
-        found = hashlib.sha256(data).hexdigest()
-        if digest is not None and found != digest:
+        if digest is not None and (found := hashlib.sha256(data).hexdigest()) != digest:
             raise HashError(path, found=found, expected=digest)
         return self._checked(data, claim, path)
 

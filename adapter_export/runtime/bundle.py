@@ -98,6 +98,10 @@ class Bundle:
                 raise
             graphs = Graphs(self.folder, self.manifest, fallback, optimization, threads)
             warnings.warn(f"runs on `{fallback}`: {error}", RuntimeWarning, stacklevel=2)
+        return self.session_on(graphs, on_demand=on_demand, resident=resident)
+
+    def session_on(self, graphs: Graphs, *, on_demand: bool = False, resident: int = RESIDENT) -> Session:
+        """Open a session as `session` does, on graphs that are open."""
         adapters = Adapters(self.manifest, graphs.provider, resident)
         hashes = {file.path: file.sha256 for file in self.manifest.files} if self.verified else {}
         for record in self.manifest.adapters:

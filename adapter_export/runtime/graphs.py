@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -201,18 +201,25 @@ class Graphs:
         folder: the bundle.
         manifest: its manifest.
         provider, optimization, threads: as in `open_session`.
+        open_graph: opens a flavour in the place of `open_session`.
 
     Raises:
         UsageError, FormatError: the graph with slots, which is opened at once, cannot be opened.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, provider: Provider, optimization: Optimization, threads: int | None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        provider: Provider,
+        optimization: Optimization,
+        threads: int | None,
+        open_graph: Callable[[Flavour], ort.InferenceSession] | None = None,
     ) -> None:
         self.manifest = manifest
         self.provider: Provider = provider
         self._folder = folder
-        self._settings = (provider, optimization, threads)
+        self._open = open_graph or (lambda flavour: open_session(self._path(flavour), provider, optimization, threads))
         self._sessions: dict[Flavour, ort.InferenceSession] = {}
         self._lock = Lock()
         self.session("slots")
@@ -227,7 +234,7 @@ class Graphs:
         if flavour not in self._sessions:
             with self._lock:
                 if flavour not in self._sessions:
-                    self._sessions[flavour] = open_session(self._path(flavour), *self._settings)
+                    self._sessions[flavour] = self._open(flavour)
         return self._sessions[flavour]
 
     def _path(self, flavour: Flavour) -> Path:

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.flavours import Forms
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import input_cases
@@ -83,8 +82,8 @@ def prepared(model: Path | None, adapters: int, bottleneck: int) -> Iterator[Sub
         made = tuple(random_houlsby(f"a{number}", base, bottleneck, number) for number in range(adapters))
         for adapter in made:
             write_adapter(adapter, folder / adapter.name)
-        bundle = _built(base, made, folder / "bundle", Forms(bake=[made[0].name]))
-        yield Subject(folder, source, base, made, bundle, _built(base, made[:1], folder / "small", Forms(bake=["a0"])))
+        bundle = _built(base, made, folder / "bundle", [made[0].name])
+        yield Subject(folder, source, base, made, bundle, _built(base, made[:1], folder / "small", ["a0"]))
 
 
 def _minilm() -> Path:
@@ -108,7 +107,7 @@ def _opened(model: Path, folder: Path) -> tuple[Path, OnnxBase]:
     return model, open_onnx(folder / "exported" / "base.onnx")
 
 
-def _built(base: OnnxBase, adapters: tuple[Adapter, ...], out: Path, forms: Forms) -> Bundle:
+def _built(base: OnnxBase, adapters: tuple[Adapter, ...], out: Path, bake: list[str]) -> Bundle:
     first, *_, last = input_cases(base.inputs, seed=0, max_tokens=_FEW_TOKENS)
-    build_bundle(base, adapters, out, references=CutRunner(base), cases=[first, last], forms=forms)
+    build_bundle(base, adapters, out, references=CutRunner(base), cases=[first, last], bake=bake)
     return Bundle.open(out)

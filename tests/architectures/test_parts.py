@@ -18,9 +18,7 @@ from tiny_onnx import random_adapter
 from torch import Tensor, nn
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.flavours import FLAVOURS, Forms
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.prove import Reference, prove
+from adapter_export.bundle.prove import Reference, plan_check, prove
 from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Ia3Options, LoraOptions, ia3, lora
@@ -73,8 +71,7 @@ def test_a_bundle_proves_itself_at_parts(exported: Callable[[str], ExportedBase]
     ]
     runner = CutRunner(base)
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 5}])
-    forms = Forms(tuple(FLAVOURS), bake=("lora",))
-    build_bundle(base, adapters, tmp_path / "bundle", references=runner, cases=cases, forms=forms)
+    build_bundle(base, adapters, tmp_path / "bundle", references=runner, cases=cases, bake=["lora"])
     report = prove(plan_check(tmp_path / "bundle"), Reference("base", runner), lambda step: None)
     assert report.passed
     assert {site.site for site in report.sites if site.adapter == "lora"} >= set(adapters[0].placements)

@@ -1,4 +1,4 @@
-"""What the tests of the checker have in common."""
+"""What the tests of bundles have in common."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from pathlib import Path
 
 import pytest
 from small_bundle import Built, build_small
+from tiny_onnx import save_tiny
+
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
+    """A tiny base, opened once."""
+    return open_onnx(save_tiny(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from small_bundle import Built
 
 from adapter_export.bundle.cases import Case, case_of, check_cases
-from adapter_export.bundle.plan import golden_cases
+from adapter_export.bundle.golden import read_golden
 from adapter_export.format.manifest import InputRecord, TextRecord
 
 IDS = InputRecord("ids", "int64", ("batch", "tokens"), "ids", 20)
@@ -53,7 +53,7 @@ def test_no_text_is_longer_than_the_base_takes(built: Built) -> None:
 
 
 def test_the_inputs_are_others_than_those_of_the_golden_vectors(built: Built) -> None:
-    golden = {case.case.name: case.case for case in golden_cases(built.folder, built.manifest.golden, [IDS, MASK])}
+    golden = {case.name: case for case in read_golden(built.folder, None, built.manifest.golden, [IDS, MASK]).cases}
     checked = {case.name: case for case in check_cases(built.manifest, ())}
     common = golden.keys() & checked.keys()
     assert common

@@ -9,8 +9,7 @@ import pytest
 from small_bundle import build_small
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.contents import read_source
-from adapter_export.bundle.flavours import Forms
+from adapter_export.bundle.opened import read_source
 from adapter_export.errors import AdapterError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest_json import read_manifest
@@ -20,11 +19,11 @@ from adapter_export.onnx_backend.runner import CutRunner
 
 
 def test_members_in_another_order_are_refused(tmp_path: Path) -> None:
-    small = build_small(tmp_path, Forms([]))
+    small = build_small(tmp_path, [])
     members = [read_adapter(small.folder / "adapters" / name) for name in ("topic", "tone")]
     fused, cases = weighted_fusion(*members, name="fused"), input_cases(small.base.inputs, seed=1)
     build_bundle(
-        small.base, [fused], tmp_path / "fused", references=CutRunner(small.base), cases=cases[:1], forms=Forms([])
+        small.base, [fused], tmp_path / "fused", references=CutRunner(small.base), cases=cases[:1], flavours=[]
     )
     (record,) = read_manifest(tmp_path / "fused").adapters
     assert record.mix is not None

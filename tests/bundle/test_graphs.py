@@ -12,10 +12,9 @@ import onnx_ir as ir
 import pytest
 from small_bundle import Built, build_small
 
-from adapter_export.bundle.flavours import FLAVOURS, Forms
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.prove import Reference, prove, steps
+from adapter_export.bundle.prove import Reference, plan_check, prove, steps
 from adapter_export.bundle.report import FORMS, Report, failures, to_document
+from adapter_export.bundle.write import FLAVOURS
 from adapter_export.errors import FormatError, UsageError
 from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest import Manifest
@@ -32,7 +31,7 @@ ALL = (None, "topic", "tone", "mood")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A bundle with every graph; two adapters are baked in."""
-    return build_small(tmp_path_factory.mktemp("whole"), Forms(list(FLAVOURS), ["topic", "tone"]))
+    return build_small(tmp_path_factory.mktemp("whole"), bake=["topic", "tone"])
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def bundle(whole: Built, tmp_path: Path) -> Path:
 
 def check(folder: Path, *forms: str, only: tuple[str, ...] = (), reference: Reference | None = None) -> Report:
     seen: list[str] = []
-    plan = plan_check(folder, forms=forms, only=only)
+    plan = plan_check(folder, flavours=forms, only=only)
     report = prove(plan, reference, seen.append)
     assert len(seen) == steps(plan, reference)
     report.require_compared()
@@ -56,7 +55,7 @@ def broken(report: Report) -> set[tuple[str, str]]:
 
 
 def failed(report: Report) -> set[tuple[str | None, str, bool]]:
-    return {(each.adapter, each.form, each.mixed) for each in report.outputs if not each.comparison.passed}
+    return {(each.adapter, each.flavour, each.mixed) for each in report.outputs if not each.comparison.passed}
 
 
 def rehash(folder: Path, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
@@ -93,7 +92,7 @@ def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) ->
     assert report.passed
     runs = {
         form: {(each.against, each.adapter, each.case, each.output) for each in report.outputs
-               if each.form == form and not each.mixed}
+               if each.flavour == form and not each.mixed}
         for form in FORMS
     }  # fmt: skip
     assert runs["inputs"] == runs["bank"] == runs["slots"]
@@ -101,13 +100,13 @@ def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) ->
     mixed = {(each.against, each.adapter, each.case) for each in report.outputs if each.mixed}
     several = {(against, name, case) for against, name, case, _ in runs["slots"] if not case.startswith("batch1")}
     assert mixed == several
-    assert {each.form for each in report.outputs if each.mixed} == {"bank"}
+    assert {each.flavour for each in report.outputs if each.mixed} == {"bank"}
 
 
 def test_without_a_reference_every_graph_is_held_against_the_golden_vectors(whole: Built) -> None:
     report = check(whole.folder)
     assert report.passed
-    assert {(each.form, each.adapter) for each in report.outputs} == {
+    assert {(each.flavour, each.adapter) for each in report.outputs} == {
         *((form, name) for form in FORMS[:-1] for name in ALL),
         ("baked", "topic"),
         ("baked", "tone"),
@@ -119,11 +118,11 @@ def test_without_a_reference_every_graph_is_held_against_the_golden_vectors(whol
 def test_one_graph_can_be_checked_alone(whole: Built) -> None:
     report = check(whole.folder, "bank", only=("tone",))
     assert report.passed
-    assert {(each.form, each.adapter) for each in report.outputs} == {("bank", "tone")}
+    assert {(each.flavour, each.adapter) for each in report.outputs} == {("bank", "tone")}
     assert {each.mixed for each in report.outputs} == {False, True}, "beside the others, which are not looked at"
     assert not report.sites
     with pytest.raises(UsageError, match="no such flavour"):
-        plan_check(whole.folder, forms=["fast"])
+        plan_check(whole.folder, flavours=["fast"])
 
 
 def test_rows_of_a_bank_in_a_wrong_order_are_found(bundle: Path) -> None:
@@ -135,7 +134,7 @@ def test_rows_of_a_bank_in_a_wrong_order_are_found(bundle: Path) -> None:
     report = check(bundle)
     assert failed(report) == {(name, "bank", mixed) for name in ("topic", "tone", "mood") for mixed in (False, True)}
     assert broken(report) == {("bank rows", name) for name in ("topic", "tone", "mood")}
-    assert all(failure.forms_failed == ("bank",) for failure in failures(report))
+    assert all(failure.flavours_failed == ("bank",) for failure in failures(report))
 
 
 def test_rows_with_wrong_names_are_found(bundle: Path) -> None:
@@ -202,7 +201,7 @@ def test_a_graph_that_computes_something_else_is_found(bundle: Path, form: str) 
 
     edit_graph(bundle, file, change)
     report = check(bundle)
-    assert {(failure.adapter, failure.forms_failed) for failure in failures(report)} == {
+    assert {(failure.adapter, failure.flavours_failed) for failure in failures(report)} == {
         (name, (form,)) for name in (("tone",) if form == "baked" else ("tone", "mood"))
     }
     assert all(f"--flavour {form}" in failure.command for failure in failures(report))

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from small_bundle import Built
 
-from adapter_export.bundle.plan import LEVELS, plan_check
-from adapter_export.bundle.prove import Reference, prove, steps
+from adapter_export.bundle.prove import LEVELS, Reference, plan_check, prove, steps
 from adapter_export.bundle.report import Report, failures, to_document
 from adapter_export.errors import UsageError
 from adapter_export.onnx_backend.runner import CutRunner
@@ -65,7 +64,7 @@ def test_padding_is_compared_on_its_own(report: Report) -> None:
     parts = {
         (result.output, result.part): result.comparison.elements
         for result in report.outputs
-        if result.case.endswith("padded") and result.adapter == "topic" and result.form == "slots"
+        if result.case.endswith("padded") and result.adapter == "topic" and result.flavour == "slots"
     }
     assert parts[("hidden", "tokens")] + parts[("hidden", "padding")] == 3 * 7 * 16
     assert set(parts) == {("hidden", "tokens"), ("hidden", "padding"), ("logits", "all")}
@@ -130,7 +129,7 @@ def test_all_of_it_runs_without_torch(built: Built) -> None:
 import sys
 sys.modules["torch"] = None  # importing it fails
 from pathlib import Path
-from adapter_export.bundle.plan import plan_check
+from adapter_export.bundle.prove import plan_check
 from adapter_export.bundle.prove import prove
 report = prove(plan_check(Path(sys.argv[1])), None, lambda step: None)
 sys.exit(0 if report.passed else 1)

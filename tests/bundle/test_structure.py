@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.prove import Verification, verify, verify_steps
+from adapter_export.bundle.prove import plan_check, prove, steps
+from adapter_export.bundle.report import Report
 from adapter_export.errors import AdapterError, FormatError, HashError, InputError, TensorError, VersionError
 from adapter_export.format.canonical import canonical_json, read_json
 from adapter_export.format.inventory import list_files
@@ -25,11 +25,11 @@ DOWN = "adapter.layers.0.attention.down.weight"
 BANK_DOWN = "bank.layers.0.attention.down.weight"
 
 
-def _verify(folder: Path) -> Verification:
-    steps: list[str] = []
-    plan = plan_check(folder)
-    found = verify(plan, steps.append)
-    assert len(steps) == verify_steps(plan)
+def _verify(folder: Path) -> Report:
+    seen: list[str] = []
+    plan = plan_check(folder, quick=True)
+    found = prove(plan, None, seen.append)
+    assert len(seen) == steps(plan, None)
     return found
 
 

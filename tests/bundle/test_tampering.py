@@ -11,8 +11,7 @@ import onnxruntime as ort
 import pytest
 from small_bundle import Built
 
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.prove import Reference, prove
+from adapter_export.bundle.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import AdapterError, HashError, NothingComparedError, TensorError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
@@ -29,7 +28,7 @@ Change = Callable[[dict[str, np.ndarray]], None]
 def check(
     folder: Path, reference: Reference | None = None, only: tuple[str, ...] = (), forms: tuple[str, ...] = ("slots",)
 ) -> Report:
-    report = prove(plan_check(folder, only=only, forms=forms), reference, lambda step: None)
+    report = prove(plan_check(folder, only=only, flavours=forms), reference, lambda step: None)
     report.require_compared()
     return report
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from small_bundle import Built
 
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.prove import Verification, verify
+from adapter_export.bundle.prove import plan_check, prove
+from adapter_export.bundle.report import verification
 from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest_json import read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
@@ -17,23 +18,23 @@ from adapter_export.format.tensors import read_tensors, write_tensors
 NAMES = {None, "topic", "tone", "mood"}
 
 
-def _verify(folder: Path) -> Verification:
-    return verify(plan_check(folder), lambda step: None)
+def _verify(folder: Path) -> dict[str, Any]:
+    return verification(prove(plan_check(folder, quick=True), None))
 
 
 def test_a_whole_bundle(built: Built) -> None:
     found = _verify(built.folder)
-    assert found.passed
+    assert found["passed"]
     forms = {*built.manifest.graphs, *("baked" for record in built.manifest.adapters if record.baked)}
-    assert {one.form for one in found.findings} == forms
+    assert {one["flavour"] for one in found["golden"]} == forms
     for form in built.manifest.graphs:
-        assert {one.adapter for one in found.findings if one.form == form and not one.mixed} == NAMES
-    assert {one.adapter for one in found.findings if one.mixed} == NAMES
-    for one in found.findings:
-        assert one.elements > 0
-        assert 0 < one.worst < 1
-        assert not one.faults
-    names = {check.name for check in found.checks}
+        assert {one["adapter"] for one in found["golden"] if one["flavour"] == form and not one["mixed"]} == NAMES
+    assert {one["adapter"] for one in found["golden"] if one["mixed"]} == NAMES
+    for one in found["golden"]:
+        assert one["elements"] > 0
+        assert 0 < one["worst"] < 1
+        assert not one["faults"]
+    names = {check["name"] for check in found["checks"]}
     assert {"files", "schema", "graph", "adapter files", "bank rows"} <= names
 
 
@@ -47,8 +48,8 @@ def test_a_golden_vector_that_is_off_is_found_in_every_form(copy: Path) -> None:
     write_tensors(path, tensors)
     write_manifest(replace(read_manifest(copy), files=list_files(copy)), copy)
     found = _verify(copy)
-    assert not found.passed
-    off = {(one.form, one.adapter) for one in found.findings if one.faults}
-    forms = {one.form for one in found.findings if one.adapter == "tone"}
+    assert not found["passed"]
+    off = {(one["flavour"], one["adapter"]) for one in found["golden"] if one["faults"]}
+    forms = {one["flavour"] for one in found["golden"] if one["adapter"] == "tone"}
     assert off == {(form, "tone") for form in forms}
-    assert all(one.worst > 1 for one in found.findings if one.faults)
+    assert all(one["worst"] > 1 for one in found["golden"] if one["faults"])

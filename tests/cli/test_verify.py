@@ -30,7 +30,7 @@ def test_a_whole_bundle(cli, bundle: Path) -> None:
     assert keys == alone | {("bank", name, True) for name in (None, "topic", "tone")}
     assert all(one["worst"] < 1 and one["elements"] and not one["faults"] for one in found["golden"])
     done = cli.done("verify", bundle)
-    assert "verified: all is well" in done.stdout
+    assert done.stdout.rstrip().endswith("passed")
     assert "in mixed batches" in done.stdout
 
 
@@ -43,7 +43,7 @@ def test_a_result_that_is_off_is_exit_code_1(cli, copy: Path) -> None:
     write_manifest(replace(read_manifest(copy), files=list_files(copy)), copy)
     done = cli("verify", copy)
     assert done.returncode == 1
-    assert "NOT as it should be" in done.stdout
+    assert done.stdout.rstrip().endswith("failed")
     assert "✗ topic, " in done.stdout
     assert json.loads(cli("verify", copy, "--json").stdout)["passed"] is False
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toolchain import skip_or_fail
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.flavours import FLAVOURS, Forms
+from adapter_export.bundle.write import FLAVOURS
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import Kind, classification_head, houlsby, parallel, pfeiffer
@@ -64,7 +64,8 @@ def _build_minilm(archive: Path, graph: Path, folder: Path) -> None:
         cases=input_cases(base.inputs, seed=0, shapes=list(SHAPES)),
         tokenizer=torch_base.tokenizer,
         max_tokens=torch_base.max_tokens,
-        forms=Forms(list(FLAVOURS), ["wide"]),
+        flavours=list(FLAVOURS),
+        bake=["wide"],
     )
 
 
@@ -100,8 +101,7 @@ def copied_bundle(conformance_bundle: Path, tmp_path: Path) -> Path:
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers of width 16 with a tokenizer of 20 words, in every flavour, with a case of one token."""
     folder = tmp_path_factory.mktemp("small")
-    forms = Forms(list(FLAVOURS), ["topic"])
-    return build_small(folder, forms, ("input_ids", "attention_mask"), _tokenizer(), _fusion).folder
+    return build_small(folder, None, ("input_ids", "attention_mask"), _tokenizer(), _fusion, ["topic"]).folder
 
 
 def _fusion(topic: Adapter, tone: Adapter, mood: Adapter) -> list[Adapter]:

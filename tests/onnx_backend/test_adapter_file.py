@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from adapter_export.bundle.entry import write_adapter_file
 from adapter_export.errors import WriteError
+from adapter_export.runtime.adapter_file import write_adapter_file
 
 TENSORS = {
     "adapter.b.up.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -22,7 +22,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from adapter_export.errors import WriteError
-from adapter_export.bundle.entry import write_adapter_file
+from adapter_export.runtime.adapter_file import write_adapter_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
     write_adapter_file(Path(sys.argv[1]), {"w": np.ones((100, 100), np.float32)}, 5)

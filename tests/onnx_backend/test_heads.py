@@ -10,10 +10,9 @@ from heads import TAGS, TOPICS, heads, with_head
 from tiny_onnx import WIDTH, random_adapter, save_tiny, token_inputs
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.entry import model_version, write_adapter_file
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.prove import Reference, prove
+from adapter_export.bundle.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import failures
+from adapter_export.bundle.write import model_version
 from adapter_export.errors import AdapterError, RequestError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
@@ -24,6 +23,7 @@ from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
 from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime.adapter_file import write_adapter_file
 
 INPUTS = token_inputs(7, 3, 5)
 MASK = INPUTS["attention_mask"]

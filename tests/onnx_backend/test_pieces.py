@@ -12,13 +12,11 @@ import pytest
 from onnx import numpy_helper, parser
 from tiny_onnx import build_tiny, token_inputs
 
-from adapter_export.bundle.golden import Golden
-from adapter_export.bundle.self_check import self_check
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.prove import prove_new
 from adapter_export.errors import ParityError, RequestError
-from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors
-from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend import runner as pieces
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.runner import Pieces
@@ -116,14 +114,14 @@ class TestSelfCheck:
 
     def test_a_good_bundle_passes(self, bundle: Path) -> None:
         manifest = read_manifest(bundle)
-        self_check(bundle, manifest, _vectors(bundle, manifest))
+        prove_new(OpenedBundle(bundle, manifest, staged=True))
 
     def test_files_of_one_adapter_that_differ_are_found(self, bundle: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(bundle, tmp_path / "bundle")
         manifest = read_manifest(folder)
         shutil.copy(folder / manifest.adapters[0].onnx_adapter, folder / manifest.adapters[1].onnx_adapter)
         with pytest.raises(ParityError, match=r"`narrow`.*two files that differ"):
-            self_check(folder, manifest, _vectors(folder, manifest))
+            prove_new(OpenedBundle(folder, manifest, staged=True))
 
     def test_other_weights_are_found(self, bundle: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(bundle, tmp_path / "bundle")
@@ -132,22 +130,7 @@ class TestSelfCheck:
         (folder / "base.bin").unlink()  # one more name of the base's own file
         (weights * np.float32(1.01)).tofile(folder / "base.bin")
         with pytest.raises(ParityError, match=r"no adapter.*deviation"):
-            self_check(folder, manifest, _vectors(folder, manifest))
-
-
-def _vectors(folder: Path, manifest: Manifest) -> dict[str | None, Golden]:
-    records = {None: manifest.golden, **{record.name: record.golden for record in manifest.adapters}}
-    vectors = {}
-    for name, record in records.items():
-        tensors = read_tensors(folder / record.path)
-        cases = [InputCase(case, _part(tensors, f"{case}.input.")) for case in record.cases]
-        outputs = [_part(tensors, f"{case}.output.") for case in record.cases]
-        vectors[name] = Golden(cases, outputs, record.absolute, record.reference)
-    return vectors
-
-
-def _part(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            prove_new(OpenedBundle(folder, manifest, staged=True))
 
 
 def _bytes(model: ir.Model) -> int:

@@ -18,9 +18,9 @@ from onnx import numpy_helper
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
 from adapter_export.api.bundles import PRECISIONS
+from adapter_export.bundle.agreement import Original
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.prove import Original, Reference, prove, with_agreements
+from adapter_export.bundle.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import Report
 from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.manifest import Manifest, Precision
@@ -63,8 +63,8 @@ def bundle(made: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 @pytest.fixture(scope="module")
 def report(made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]) -> Report:
     plan = plan_check(bundle[0])
-    found = prove(plan, Reference("tiny.onnx", CutRunner(made)), lambda step: None)
-    return with_agreements(found, plan, Original(CutRunner(base), plan.cases, "random inputs"), lambda step: None)
+    original = Original(CutRunner(base), plan.cases, "random inputs")
+    return prove(plan, Reference("tiny.onnx", CutRunner(made)), original=original)
 
 
 def test_the_command_line_offers_the_precisions_of_the_format() -> None:
@@ -216,14 +216,11 @@ class TestBundle:
     def test_a_changed_weight_is_still_seen(self, made: OnnxBase, bundle: tuple[Path, Manifest]) -> None:
         """A budget for rounded activations is wide, but each site is held to that of its own arithmetic."""
         plan = plan_check(bundle[0])
-        subjects = []
-        for subject in plan.subjects:
-            if subject.adapter is not None:
-                name = "layers.0.ffn.up.weight"
-                weights = {**subject.adapter.weights, name: subject.adapter.weights[name] * np.float32(1.02)}
-                subject = replace(subject, adapter=replace(subject.adapter, weights=weights))
-            subjects.append(subject)
-        found = prove(replace(plan, subjects=tuple(subjects)), None, lambda step: None)
+        for each in plan.adapters:
+            adapter, name = plan.bundle.source(each), "layers.0.ffn.up.weight"
+            changed = replace(adapter, weights={**adapter.weights, name: adapter.weights[name] * np.float32(1.02)})
+            plan.bundle._sources[each] = changed
+        found = prove(plan, None)
         assert {result.site for result in found.sites if not result.comparison.passed} == {"layers.0.ffn"}
 
     def test_the_loss_against_float32_is_reported_and_no_fault(self, report: Report) -> None:
@@ -234,7 +231,7 @@ class TestBundle:
         rows = sum(
             result.axes["batch"]
             for result in report.outputs
-            if result.form == "slots"
+            if result.flavour == "slots"
             and result.level == "all"
             and result.adapter == "a"
             and result.output == "logits"

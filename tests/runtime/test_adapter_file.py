@@ -7,9 +7,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from adapter_export.bundle.entry import write_adapter_file
 from adapter_export.errors import FormatError, TensorError
-from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
+from adapter_export.runtime.adapter_file import model_version_of, parse_adapter, write_adapter_file
 
 VERSION = 2**31 - 5
 TENSORS = {

@@ -11,7 +11,6 @@ import pytest
 from tiny_onnx import random_adapter, save_tiny
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.flavours import Forms
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import input_cases
@@ -34,12 +33,12 @@ def folder(tmp_path: Path) -> Path:
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 1, "tokens": 3}])
     given = {"references": CutRunner(base), "cases": cases}
     made["fused"] = weighted_fusion(made["a"], made["b"], name="fused", head="b")
-    build_bundle(base, list(made.values()), tmp_path / "all", forms=Forms([]), **given)
+    build_bundle(base, list(made.values()), tmp_path / "all", flavours=[], **given)
     build_bundle(
         base,
         [made[name] for name in ("a", "b", "fused")],
         tmp_path / "bundle",
-        forms=Forms(["bank"]),
+        flavours=["bank"],
         **given,
     )
     (tmp_path / "all/adapters/c.onnx_adapter").rename(tmp_path / "c.onnx_adapter")

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from tiny_onnx import build_tiny, mixed_adapters, random_adapter, save_tiny, tiny_model, token_inputs
 
-from adapter_export.bundle.entry import model_version, write_adapter_file
+from adapter_export.bundle.write import model_version
 from adapter_export.errors import AdapterError, FileError, FormatError, RequestError, TensorError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
@@ -20,6 +20,7 @@ from adapter_export.onnx_backend.base.base import open_onnx
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime.adapter_file import write_adapter_file
 
 INPUTS = token_inputs(5, 3, 1)
 NAMES = (None, "wide", "narrow", "pfeiffer", "plain")

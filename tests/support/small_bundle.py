@@ -11,7 +11,6 @@ import onnx
 from onnx import numpy_helper, parser, shape_inference
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.flavours import Forms
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
@@ -114,20 +113,22 @@ class Built:
 
 def build_small(
     folder: Path,
-    forms: Forms | None = None,
+    flavours: Sequence[str] | None = None,
     names: tuple[str, str] = NAMES,
     tokenizer: str | None = None,
     compose: Callable[..., Sequence[Adapter]] = lambda *_: (),
+    bake: Sequence[str] = (),
 ) -> Built:
     """Two layers with random weights; `topic` is a Houlsby adapter, `tone` and `mood` are Pfeiffer adapters that fit
     the same slots, scaled by 2; each has a head.
 
     Args:
         folder: where the base and the bundle go.
-        forms: the graphs of the bundle.
+        flavours: the graphs of the bundle.
         names: those of the two inputs.
         tokenizer: a `tokenizer.json` of at most `WORDS` tokens.
         compose: makes further adapters of these three.
+        bake: the adapters with a graph of their own.
     """
     model = parser.parse_model(_base_text(names))
     weights = _weights(np.random.default_rng(0))
@@ -148,6 +149,7 @@ def build_small(
         cases=cases,
         tokenizer=tokenizer,
         max_tokens=None if tokenizer is None else 64,
-        forms=forms,
+        flavours=flavours,
+        bake=bake,
     )
     return Built(folder / "bundle", folder / "base.onnx", base, manifest)

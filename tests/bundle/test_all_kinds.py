@@ -12,10 +12,8 @@ from random_kinds import random_of_kind
 from tiny_onnx import save_tiny, token_inputs
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.contents import open_graph
-from adapter_export.bundle.flavours import FLAVOURS, Forms
-from adapter_export.bundle.plan import plan_check
-from adapter_export.bundle.prove import prove
+from adapter_export.bundle.opened import Graph, OpenedBundle
+from adapter_export.bundle.prove import plan_check, prove
 from adapter_export.bundle.report import FORMS
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter
@@ -75,9 +73,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     }
     runner = CutRunner(base)
     cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 2, "tokens": 5}])
-    forms = Forms(list(FLAVOURS), ["nice", "odd", "compacterpp"])
+    baked = ["nice", "odd", "compacterpp"]
     manifest = build_bundle(
-        base, list(adapters.values()), folder / "bundle", references=runner, cases=cases, forms=forms
+        base, list(adapters.values()), folder / "bundle", references=runner, cases=cases, bake=baked
     )
     return Built(folder / "bundle", manifest, runner, adapters)
 
@@ -110,10 +108,10 @@ def test_all_of_them_in_one_batch_are_what_each_is_alone(built: Built) -> None:
     assert names == [None, *built.adapters]
     inputs = token_inputs(*(1 + at % 7 for at in range(len(names))), seed=7)
     session = Bundle.open(built.folder).session()
-    bank = open_graph(built.folder, built.manifest, "bank", "model.bank.onnx")
+    bank = Graph(OpenedBundle(built.folder, built.manifest), "bank", "model.bank.onnx")
     alone = {name: session.run(inputs, adapter=name) for name in names}
     for chosen in (names, names[::-1]):
-        found = bank.run(inputs, chosen, ["hidden", "logits"])
+        found = bank.run(inputs, chosen)
         for row, name in enumerate(chosen):
             expected = {output: value[row] for output, value in alone[name].items()}
             np.testing.assert_allclose(found["hidden"][row], expected["hidden"], atol=2e-5, err_msg=str(name))
@@ -126,6 +124,6 @@ def test_all_of_them_in_one_batch_are_what_each_is_alone(built: Built) -> None:
 def test_a_check_of_all_kinds_in_all_graphs_passes(built: Built) -> None:
     report = prove(plan_check(built.folder), None, lambda step: None)
     assert report.passed
-    seen = {(result.form, result.adapter) for result in report.outputs}
+    seen = {(result.flavour, result.adapter) for result in report.outputs}
     assert seen >= {(form, name) for form in FORMS[:-1] for name in (None, *built.adapters)}
     assert {name for form, name in seen if form == "baked"} == {"nice", "odd", "compacterpp"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime as ort
 from tiny_onnx import build_tiny, random_adapter, save_tiny
 
-from adapter_export.bundle.entry import model_version
+from adapter_export.bundle.write import model_version
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx

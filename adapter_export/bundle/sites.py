@@ -1,4 +1,4 @@
-"""Every adapter at every site: what the exported graph makes of the values that arrive there, against float64.
+"""Every adapter at every site: what the exported graph makes of the values that arrive there, compared with float64.
 
 The graph itself shows what adapters may read at each site and the result there, and what the head reads. So each site
 is judged on the values that it was given: an error before it does not count against it.
@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.bundle.cases import Case, scale
+from adapter_export.bundle.cases import Case
 from adapter_export.bundle.compare import Comparison, compare, missing
+from adapter_export.bundle.golden import scale
+from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import SiteResult
+from adapter_export.dtypes import Weights
 from adapter_export.format.manifest import AdapterRecord, Manifest
-from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.budget import Budget, graph_budget
 from adapter_export.numerics.evaluate import evaluate_head, evaluate_site, site_scale
 from adapter_export.numerics.fit import BORROWED
 from adapter_export.numerics.runner import Arrays
-from adapter_export.onnx_backend.graft.insert import exposed, result_of
+from adapter_export.onnx_backend.graft.insert import exposed, result_of, site_norms, with_site_outputs
+from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import REPLACED
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site import Norm
@@ -37,25 +39,30 @@ class SiteProbe:
 
     Attributes:
         session: on the graph of `with_site_outputs`, not optimised.
-        folder: the bundle.
-        manifest: its manifest.
+        manifest: the bundle's.
         norms: the norms of the base that adapters apply, by site.
     """
 
     session: ort.InferenceSession
-    folder: Path
     manifest: Manifest
     norms: Mapping[str, Norm]
 
-    def check(self, case: Case, adapter: Adapter, record: AdapterRecord) -> list[SiteResult]:
+    @classmethod
+    def of(cls, bundle: OpenedBundle) -> SiteProbe:
+        """Open that of a bundle."""
+        model = bundle.slots_model
+        session = open_session(with_site_outputs(model), bundle.folder, optimize=False)
+        return cls(session, bundle.manifest, site_norms(model))
+
+    def check(self, case: Case, adapter: Adapter, record: AdapterRecord, tensors: Weights) -> list[SiteResult]:
         """Compare every site of the graph in the order of evaluation, then the head.
 
         Args:
             case: the inputs.
             adapter: the adapter as it was given to the build.
-            record: the files that the build made of it.
+            record: what the manifest says of it.
+            tensors: what the build made of it, for every slot.
         """
-        tensors = read_tensors(self.folder / record.safetensors)
         values = run_session(self.session, {**case.arrays, **tensors})
         paths = {site.name: site.path for site in self.manifest.sites}
         return [
@@ -68,8 +75,17 @@ class SiteProbe:
     ) -> Iterator[tuple[str, Comparison]]:
         for site, replaced in self._places(values, adapter):
             yield site, _compare_site(values, adapter, site, replaced, self.norms.get(site))
-        if adapter.head is not None:
-            yield HEAD, self._compare_head(values, case, adapter, output)
+        if adapter.head is None:
+            return
+        hidden, found = values.get(exposed(HEAD, "hidden")), values.get(output or "")
+        if hidden is None or found is None:
+            yield HEAD, missing(IDLE)
+            return
+        masks = [case.arrays[record.name] for record in self.manifest.inputs if record.role == "mask"]
+        fitting = [mask for mask in masks if mask.shape == hidden.shape[:2]]
+        expected = evaluate_head(adapter, hidden, fitting[0] if fitting else np.ones(hidden.shape[:2]))
+        allowed = _budget(adapter, HEAD, found, scale(expected), hidden.shape[1])
+        yield HEAD, compare(found, expected.astype(found.dtype), allowed)
 
     def _places(self, values: Arrays, adapter: Adapter) -> Iterator[tuple[str, str]]:
         """What an adapter replaces, and what has slots, in the order of evaluation."""
@@ -80,20 +96,6 @@ class SiteProbe:
             lost = site.name in slots and not shown
             acts = {replaced[site.name]} if site.name in replaced else {"h"} if lost else set[str]()
             yield from ((site.name, name) for name in REPLACED if name in {*shown, *acts})
-
-    def _compare_head(self, values: Arrays, case: Case, adapter: Adapter, output: str | None) -> Comparison:
-        hidden, found = values.get(exposed(HEAD, "hidden")), values.get(output or "")
-        if hidden is None or found is None:
-            return missing(IDLE)
-        mask = self._mask(case.arrays, hidden)
-        expected = evaluate_head(adapter, hidden, mask)
-        allowed = _budget(adapter, HEAD, found, scale(expected), hidden.shape[1])
-        return compare(found, expected.astype(found.dtype), allowed)
-
-    def _mask(self, arrays: Mapping[str, np.ndarray], hidden: np.ndarray) -> np.ndarray:
-        masks = [arrays[record.name] for record in self.manifest.inputs if record.role == "mask"]
-        fitting = [mask for mask in masks if mask.shape == hidden.shape[:2]]
-        return fitting[0] if fitting else np.ones(hidden.shape[:2])
 
 
 def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, norm: Norm | None) -> Comparison:

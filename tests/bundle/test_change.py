@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from tiny_onnx import random_adapter, save_tiny, token_inputs
 
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
-from adapter_export.bundle.flavours import FLAVOURS, Forms
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, FileError, FormatError, HashError
 from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import Manifest
@@ -40,11 +40,11 @@ def _adapters(base: OnnxBase) -> dict[str, Adapter]:
     return {adapter.name: adapter for adapter in made}
 
 
-def _build(base: OnnxBase, names: str, out: Path, forms: Forms | None = None) -> Path:
+def _build(base: OnnxBase, names: str, out: Path, flavours: Sequence[str] | None = None) -> Path:
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 4}, {"batch": 1, "tokens": 1}])
     adapters = [_adapters(base)[name] for name in names]
-    forms = forms or Forms(list(FLAVOURS), ["a"])
-    build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, forms=forms)
+    graphs = {"bake": ["a"]} if flavours is None else {"flavours": flavours}
+    build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, **graphs)
     return out
 
 
@@ -118,7 +118,7 @@ def test_the_slots_of_a_removed_topology_stay_for_another_adapter(base: OnnxBase
 
 
 def test_a_bundle_without_a_bank_takes_adapters(base: OnnxBase, tmp_path: Path) -> None:
-    bundle = _build(base, "a", tmp_path / "bundle", Forms(["inputs"]))
+    bundle = _build(base, "a", tmp_path / "bundle", ["inputs"])
     after = _add(base, bundle, _adapters(base)["c"], replace(_adapters(base)["c"], name="d"))
     assert [record.name for record in after.adapters] == ["a", "c", "d"]
     assert sorted(after.graphs) == ["inputs", "slots"]
@@ -137,7 +137,7 @@ def test_a_change_that_another_one_overtakes_is_refused(base: OnnxBase, bundle: 
     adapter = _adapters(base)["c"]
 
     def overtake(step: str) -> None:
-        if step.startswith("holding the bundle"):
+        if step.startswith("verifying the bundle"):
             _add(base, bundle, replace(adapter, name="first"))
 
     with pytest.raises(FileError, match="was changed by another process meanwhile"):
@@ -148,7 +148,7 @@ def test_a_change_that_another_one_overtakes_is_refused(base: OnnxBase, bundle: 
 
 
 def test_a_head_that_has_no_slots_is_refused(base: OnnxBase, tmp_path: Path) -> None:
-    bundle = _build(base, "a", tmp_path / "bundle", Forms([]))
+    bundle = _build(base, "a", tmp_path / "bundle", [])
     before = _state(bundle)
     head = classification_head("first")
     with pytest.raises(AdapterError, match=r"no slots.*head"):
@@ -237,27 +237,27 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from adapter_export.format import files
-from adapter_export.bundle import change as extend
+from adapter_export.bundle import change, write
 bundle, step = Path(sys.argv[1]), sys.argv[2]
 def tell(name):
     if name.startswith(step):
         os.kill(os.getpid(), signal.SIGKILL)
-kept = extend.write_manifest
-def write(manifest, folder):
+kept = write.write_manifest
+def write_and_tell(manifest, folder):
     kept(manifest, folder)
     tell("manifest")
-extend.write_manifest = write
+write.write_manifest = write_and_tell
 exchange = files.exchange
 def exchange_and_tell(one, other):
     done = exchange(one, other)
     tell("exchanged")
     return done
 files.exchange = exchange_and_tell
-extend.remove_adapters(bundle, ["a"], progress=tell)
+change.remove_adapters(bundle, ["a"], progress=tell)
 """
 
 
-@pytest.mark.parametrize("step", ["manifest", "holding the bundle against its golden"])
+@pytest.mark.parametrize("step", ["manifest", "verifying the bundle against its golden"])
 def test_a_killed_change_leaves_the_bundle_as_it_was(built: Path, bundle: Path, step: str) -> None:
     done = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), step], check=False, env={**os.environ})
     assert done.returncode == -signal.SIGKILL

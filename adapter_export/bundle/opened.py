@@ -1,0 +1,302 @@
+"""One opened bundle: each of its files is hashed once, each graph is read once and has one session per level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+
+from adapter_export.bundle.cases import Case
+from adapter_export.bundle.golden import Allowance, Golden, read_golden
+from adapter_export.bundle.report import Form
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, FormatError
+from adapter_export.format.adapter_files import read_adapter
+from adapter_export.format.inventory import verify_files
+from adapter_export.format.manifest import AdapterRecord, Manifest
+from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.tensors import read_tensors
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose.sums import weighted_members
+from adapter_export.numerics.budget import Extent, extent
+from adapter_export.numerics.runner import Arrays
+from adapter_export.onnx_backend.base.numerics import Numerics, numerics
+from adapter_export.onnx_backend.runner import Pieces, weights_are_many
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.view.flow import flow_graph
+from adapter_export.runtime.bundle import Bundle
+from adapter_export.runtime.graphs import Graphs, Optimization, run_session
+from adapter_export.runtime.graphs import open_session as open_file
+from adapter_export.runtime.session import Session
+
+LEVEL: Optimization = "all"
+"""The optimization level that clients have if they do not ask for another."""
+
+Request = tuple[Mapping[str, np.ndarray], Sequence[str | None]]
+"""The data inputs of one run, and the adapter of each row of the batch; none is the base. Graphs but that of the bank
+have one adapter for all rows: the first."""
+
+_RESULT_BYTES = 2**26
+"""How many bytes of results are in memory at a time where a graph runs piece by piece."""
+
+
+class OpenedBundle:
+    """A bundle on disk, and what was read of it so far.
+
+    Args:
+        folder: where it lies.
+        manifest: what is in it.
+        staged: whether it is being made: its manifest need not be written, and nobody has listed its files. A graph
+            with many weights then runs piece by piece, so that they are not in memory all at once.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, staged: bool = False) -> None:
+        self.folder, self.manifest, self.staged = folder, manifest, staged
+        self._models: dict[str, ir.Model] = {}
+        self._sessions: dict[tuple[str, Optimization], ort.InferenceSession] = {}
+        self._runtimes: dict[Optimization, Session] = {}
+        self._tensors: dict[str | None, Weights] = {}
+        self._sources: dict[str, Adapter] = {}
+        self._golden: dict[str | None, Golden] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> OpenedBundle:
+        """Open a bundle, and hold its files against their hashes.
+
+        Raises:
+            FileError, FormatError: it cannot be read, or its files are not those that were written.
+        """
+        manifest = read_manifest(folder)
+        verify_files(manifest, folder)
+        return cls(folder, manifest)
+
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        """The base, which is none, and the adapters."""
+        return (None, *(record.name for record in self.manifest.adapters))
+
+    @property
+    def base_outputs(self) -> tuple[str, ...]:
+        """The names of the base's outputs."""
+        return tuple(record.name for record in self.manifest.base_outputs)
+
+    @cached_property
+    def numerics(self) -> Numerics:
+        """How the graph with slots computes."""
+        return numerics(self.slots_model)
+
+    @cached_property
+    def extent(self) -> Extent:
+        """The products of the graph with slots."""
+        return extent(flow_graph(self.slots_model))
+
+    def allowance(self, cases: Iterable[Case]) -> Allowance:
+        """Return what decides the budgets of the graph with slots for some inputs."""
+        return Allowance.of(self.extent, cases, self.numerics.stored)
+
+    def files_of(self, flavour: Form) -> tuple[str, ...]:
+        """Return the graphs of a flavour: one, or one for each adapter that is baked in."""
+        if flavour == "baked":
+            return tuple(record.baked for record in self.manifest.adapters if record.baked is not None)
+        return (self.manifest.graphs[flavour],) if flavour in self.manifest.graphs else ()
+
+    @property
+    def slots_model(self) -> ir.Model:
+        """The graph with slots."""
+        return self.model(self.manifest.graphs["slots"])
+
+    def model(self, file: str) -> ir.Model:
+        """Return a graph; its external data are not read.
+
+        Raises:
+            FormatError: it is not an ONNX model.
+        """
+        if file not in self._models:
+            try:
+                self._models[file] = ir.load(self.folder / file)
+            except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+                raise FormatError(
+                    "is not an ONNX model",
+                    where=self.folder / file,
+                    found=str(error).partition("\n")[0],
+                    fix="build the bundle again, or copy it again as a whole",
+                ) from error
+        return self._models[file]
+
+    def record(self, name: str) -> AdapterRecord:
+        """Return what the manifest says of an adapter."""
+        return next(record for record in self.manifest.adapters if record.name == name)
+
+    def tensors(self, name: str | None) -> Weights:
+        """Return a tensor for every slot, from the file for all programs; for the base what its default is."""
+        if name not in self._tensors:
+            self._tensors[name] = (
+                {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in self.manifest.slots}
+                if name is None
+                else read_tensors(self.folder / self.record(name).safetensors)
+            )
+        return self._tensors[name]
+
+    def golden(self, name: str | None) -> Golden:
+        """Return the golden vectors of the base or of an adapter.
+
+        Raises:
+            FileError, FormatError: as `read_golden`.
+        """
+        if name not in self._golden:
+            record = self.manifest.golden if name is None else self.record(name).golden
+            self._golden[name] = read_golden(self.folder, name, record, self.manifest.inputs)
+        return self._golden[name]
+
+    def source(self, name: str) -> Adapter:
+        """Return an adapter as it was given to the build.
+
+        Raises:
+            FileError, FormatError: it cannot be read.
+            AdapterError: it is not the one that the manifest describes.
+        """
+        if name not in self._sources:
+            self._sources[name] = read_source(self.folder, self.record(name))
+        return self._sources[name]
+
+    def session(self, file: str, level: Optimization = LEVEL) -> ort.InferenceSession:
+        """Return the one session of a graph at a level.
+
+        Raises:
+            FormatError: ONNX Runtime cannot open it.
+        """
+        if (file, level) not in self._sessions:
+            self._sessions[file, level] = open_file(self.folder / file, "cpu", level)
+        return self._sessions[file, level]
+
+    def close(self, file: str, level: Optimization) -> None:
+        """Give back the memory of a session."""
+        self._sessions.pop((file, level), None)
+        if file == self.manifest.graphs["slots"]:
+            self._runtimes.pop(level, None)
+
+    def runtime_session(self, level: Optimization = LEVEL) -> Session:
+        """Return a session of the Python runtime with all adapters loaded, on the one session of each graph.
+
+        Raises:
+            FormatError: an adapter does not fit the graph; `VersionError` is a kind of it: ONNX Runtime is too old.
+        """
+        if level not in self._runtimes:
+            bundle = Bundle(self.folder, self.manifest, False)
+            if not self.staged:
+                bundle = Bundle.open(self.folder, verify=False)
+            files = self.manifest.graphs
+            graphs = Graphs(
+                self.folder, self.manifest, "cpu", level, None, lambda flavour: self.session(files[flavour], level)
+            )
+            self._runtimes[level] = bundle.session_on(graphs)
+        return self._runtimes[level]
+
+    def native_run(self, name: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """Run the graph with slots with an adapter that ONNX Runtime itself loads and activates."""
+        adapter, options = ort.LoraAdapter(), ort.RunOptions()
+        adapter.Load(str(self.folder / self.record(name).onnx_adapter))
+        options.add_active_adapter(adapter)  # which must outlive the run: `options` does not keep it
+        return run_session(self.session(self.manifest.graphs["slots"]), arrays, options=options)
+
+
+def read_source(folder: Path, record: AdapterRecord) -> Adapter:
+    """Read an adapter as it was given to the build.
+
+    Raises:
+        FileError, FormatError: it cannot be read.
+        AdapterError: it is not the one that the manifest describes.
+    """
+    adapter = read_adapter(folder / record.source)
+    labels = None if adapter.head is None else adapter.head.labels or None
+    task = None if adapter.head is None else adapter.head.task
+    facts: list[tuple[str, object, object]] = [("base", adapter.base, record.base)]
+    facts += [("task", task, record.task), ("labels", labels, record.labels)]
+    if record.mix is not None:  # which column weighs which member: no number would tell
+        facts.append(("order of members", weighted_members(adapter), record.mix.members))
+    for what, found, expected in facts:
+        if found != expected:
+            raise AdapterError(
+                f"has another {what} than the manifest says",
+                where=folder / record.source,
+                found=found,
+                expected=expected,
+                fix="build the bundle again",
+            )
+    return adapter
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph of a bundle at one optimization level, fed as a client feeds it.
+
+    Attributes:
+        bundle: the bundle.
+        flavour: which graph it is.
+        file: its path in the bundle.
+        level: how far ONNX Runtime may rewrite it.
+    """
+
+    bundle: OpenedBundle
+    flavour: Form
+    file: str
+    level: Optimization = LEVEL
+
+    @property
+    def pieces(self) -> bool:
+        """Whether it runs piece by piece."""
+        return self.bundle.staged and weights_are_many(self.bundle.model(self.file))
+
+    def run(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
+        """Run once.
+
+        Returns:
+            The outputs of the base and those of the heads of the chosen adapters, of those that the graph has.
+
+        Raises:
+            RequestError: ONNX Runtime cannot compute these inputs.
+        """
+        if self.flavour == "slots":
+            return self.bundle.runtime_session(self.level).run(arrays, chosen[0])
+        session = self.bundle.session(self.file, self.level)
+        outputs = self._outputs(chosen, [value.name for value in session.get_outputs()])
+        return run_session(session, self._feeds(arrays, chosen), outputs)
+
+    def run_all(self, requests: Sequence[Request], result_bytes: int) -> Iterator[Arrays]:
+        """Run any number of times.
+
+        Args:
+            requests: what to run.
+            result_bytes: the size of the results of one run.
+
+        Raises:
+            RequestError: as `run`.
+            BaseModelError: the graph cannot be opened.
+        """
+        if not self.pieces:
+            yield from (self.run(arrays, chosen) for arrays, chosen in requests)
+            return
+        model, count = self.bundle.model(self.file), max(1, _RESULT_BYTES // max(1, result_bytes))
+        open_session(model, self.bundle.folder)  # that the whole can be opened is not seen from its pieces
+        for start in range(0, len(requests), count):
+            some = requests[start : start + count]
+            results = Pieces(model, self.bundle.folder).run_all([self._feeds(*request) for request in some])
+            for (_, chosen), found in zip(some, results, strict=True):
+                yield {name: found[name] for name in self._outputs(chosen, found)}
+
+    def _feeds(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
+        bank = self.bundle.manifest.bank
+        if self.flavour == "bank" and bank is not None:
+            return {**arrays, bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
+        return {**arrays, **(self.bundle.tensors(chosen[0]) if self.flavour in ("slots", "inputs") else {})}
+
+    def _outputs(self, chosen: Sequence[str | None], there: Iterable[str]) -> list[str]:
+        heads = {self.bundle.record(name).output for name in chosen if name is not None}
+        wanted = {*self.bundle.base_outputs, *heads}
+        return [name for name in there if name in wanted]

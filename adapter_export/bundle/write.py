@@ -1,0 +1,207 @@
+"""The files of a bundle, written by `build` and by `add` alike: graphs, adapters, golden vectors, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.bundle.golden import Golden, write_golden
+from adapter_export.bundle.report import BASE
+from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError
+from adapter_export.format.adapter_files import write_adapter
+from adapter_export.format.inventory import list_files
+from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, Manifest, MixRecord
+from adapter_export.format.manifest_json import write_manifest
+from adapter_export.format.tensors import write_tensors
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose.sums import MIX, weighted_members
+from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
+from adapter_export.runtime.adapter_file import write_adapter_file
+
+FLAVOURS: Mapping[Flavour, str] = {
+    "slots": "model.onnx",
+    "inputs": "model.inputs.onnx",
+    "bank": "model.bank.onnx",
+}
+"""The file of each flavour."""
+
+BANK_FILE = "bank.bin"
+"""The adapters of the graph `bank`."""
+
+
+@dataclass(frozen=True)
+class BundleWriter:
+    """Writes into a bundle that is not yet in its place.
+
+    Attributes:
+        folder: the bundle.
+        plan: the slots of its graph.
+        heads: the outputs that heads fill.
+        model_version: the number of its graph.
+    """
+
+    folder: Path
+    plan: SlotPlan
+    heads: Sequence[HeadSum]
+    model_version: int
+
+    def inputs(self, model: ir.Model) -> None:
+        """Write the graph with slots as one in which every slot is an input without a default.
+
+        For bindings that cannot override an initializer, and for providers that fold it.
+        """
+        copy = model.clone()
+        for slot in self.plan.slots:
+            copy.graph.initializers.pop(slot.name).const_value = None
+        ir.save(copy, self.folder / FLAVOURS["inputs"])
+
+    def bank(self, model: ir.Model, path: str = FLAVOURS["bank"]) -> None:
+        """Write the graph of a bank, and its tensors into a file of their own."""
+        inputs = {value.name for value in model.graph.inputs}
+        values = [value for name, value in model.graph.initializers.items() if name in inputs]
+        tensors = [value.const_value for value in values if value.const_value is not None]
+        stored = ir.external_data.convert_tensors_to_external(tensors, self.folder, BANK_FILE)
+        for value, tensor in zip(values, stored, strict=True):
+            value.const_value = tensor
+        ir.save(model, self.folder / path)
+
+    def baked(self, model: ir.Model, adapter: Adapter) -> str:
+        """Write the graph with slots as one in which an adapter is constant, so that ONNX Runtime may fold it."""
+        copy, path = model.clone(), f"model.baked.{adapter.name}.onnx"
+        for name, tensor in slot_tensors(self.plan, adapter).items():
+            slot = copy.graph.initializers[name]
+            slot.const_value = ir.Tensor(np.ascontiguousarray(tensor), name=name)
+            slot.shape = ir.Shape(tensor.shape)
+            copy.graph.inputs.remove(slot)
+        ir.save(copy, self.folder / path)
+        return path
+
+    def golden(self, golden: Golden) -> GoldenRecord:
+        """Write the golden vectors of an adapter, or of the base alone."""
+        path = f"golden/{golden.adapter or BASE}.safetensors"
+        self._new(path)
+        return write_golden(golden, self.folder, path)
+
+    def adapter(self, adapter: Adapter, golden: Golden, baked: str | None = None) -> AdapterRecord:
+        """Write everything about one adapter but its baked graph.
+
+        Raises:
+            AdapterError: it does something for which the graph has no slots.
+            WriteError: the operating system refused a write.
+        """
+        tensors = slot_tensors(self.plan, adapter)
+        source = f"adapters/{adapter.name}"
+        write_adapter_file(self._new(f"{source}.onnx_adapter"), tensors, self.model_version)
+        write_tensors(self._new(f"{source}.safetensors"), tensors)
+        write_adapter(adapter, self.folder / source)
+        return AdapterRecord(
+            name=adapter.name,
+            kind=adapter.kind,
+            labels=None if adapter.head is None else adapter.head.labels or None,
+            parameters=adapter.cost().parameters,
+            onnx_adapter=f"{source}.onnx_adapter",
+            safetensors=f"{source}.safetensors",
+            source=source,
+            base=adapter.base,
+            golden=self.golden(golden),
+            task=None if adapter.head is None else adapter.head.task,
+            output=adapter_output(self.heads, adapter),
+            baked=baked,
+            mix=mix_record(self.plan, adapter),
+        )
+
+    def manifest(self, manifest: Manifest, hashed: Mapping[str, str]) -> Manifest:
+        """Write the manifest, with all files; `hashed` has the sha256 of those that need not be hashed again."""
+        manifest = replace(manifest, files=list_files(self.folder, hashed))
+        write_manifest(manifest, self.folder)
+        return manifest
+
+    def _new(self, path: str) -> Path:
+        """A place where nothing is: a file of a bundle may have further names, and must not be written into."""
+        file = self.folder / path
+        if file.exists():
+            raise OutputExistsError(file)
+        file.parent.mkdir(exist_ok=True)
+        return file
+
+
+def mix_record(plan: SlotPlan, adapter: Adapter) -> MixRecord | None:
+    """Return what a request must know to give a fusion weights of its own; none for an adapter without such weights."""
+    members = weighted_members(adapter)
+    if members is None:
+        return None
+    own = {(owner, topology_key(graph)) for owner, graph, _ in adapter.parts()}
+    groups = [group for group in plan.groups if (group.owner, group.key) in own and MIX in group.graph.parameters]
+    return MixRecord(tuple(dict.fromkeys(group.slot(MIX) for group in groups)), members)
+
+
+# The number that a bundle's graph and its adapter files share, so that an adapter of another bundle is told apart.
+
+_UNSAID = (0, 1)
+"""What other programs write where they mean nothing."""
+
+
+def model_version(base: OnnxBase, plan: SlotPlan) -> int:
+    """Return the `model_version` of a graph with slots and of every adapter file that fits it."""
+    return model_version_of(base.fingerprint, plan, None if base.given is None else base.given.digest)
+
+
+def model_version_of(fingerprint: str, plan: SlotPlan, site_map: str | None) -> int:
+    """Return 31 bits of the sha256 over what decides whether an adapter file fits, a positive int32.
+
+    The precision of the base is not in it: adapters of one precision fit another.
+
+    Args:
+        fingerprint: that of the base.
+        plan: the slots, of which the topology counts.
+        site_map: the digest of the site map that moved the sites of the base, if there was one.
+    """
+    digest = hashlib.sha256("\n".join((fingerprint, plan.digest, site_map or "")).encode()).digest()
+    number = int.from_bytes(digest[:4], "little") & 0x7FFFFFFF
+    return number if number not in _UNSAID else number + len(_UNSAID)
+
+
+# Adapters that a bundle cannot take.
+
+
+def check_bases(adapters: Sequence[Adapter], fingerprint: str, *, allow_mismatch: bool) -> None:
+    """Refuse adapters of another base.
+
+    Raises:
+        BaseMismatchError: there is one, and that is not allowed.
+    """
+    for adapter in adapters:
+        if adapter.base != fingerprint and not allow_mismatch:
+            raise BaseMismatchError(adapter.name, found=adapter.base, expected=fingerprint)
+
+
+def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:
+    """Refuse names of adapters that two files cannot have side by side.
+
+    Args:
+        names: those of the adapters to come.
+        taken: those that the bundle has.
+
+    Raises:
+        AdapterError: a name occurs twice, or is that of the base.
+    """
+    counts = Counter(name.casefold() for name in (*taken, *names))
+    twice = [name for name in names if counts[name.casefold()] > 1]
+    if twice:
+        raise AdapterError(
+            "the bundle has an adapter of this name" if taken else "two adapters have one name",
+            found=", ".join(f"`{name}`" for name in twice),
+            expected="names that differ in more than case",
+            fix=f"remove the old one first, or add the new one as `other={twice[0]}`"
+            if taken
+            else "rename the folder of one of them",
+        )
+    if BASE in counts:
+        raise AdapterError(f"`{BASE}` stands for no adapter", fix="rename the adapter")
