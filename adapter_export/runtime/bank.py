@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import FormatError, RequestError
+from adapter_export.errors import FormatError, RequestError, argument
 from adapter_export.format.manifest import BankTensor, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD
 from adapter_export.runtime.adapters import Adapters, Counts, Entry
@@ -60,7 +60,7 @@ class RowLayout:
             raise FormatError(
                 "the tensors of the bank are not those of the slots and heads",
                 found=f"{len(held)} tensors for {len(self._slots)} slots; {', '.join(others) or 'no others'}",
-                fix="build the bundle again with `--flavours slots,inputs,bank`",
+                fix=f"build the bundle again with {argument('flavours', ['slots', 'inputs', 'bank'])}",
             )
 
     def stacked(self, rows: Sequence[Row]) -> Weights:

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from adapter_export.errors import FormatError, RequestError, UsageError
+from adapter_export.errors import FormatError, RequestError, UsageError, argument
 from adapter_export.format.manifest import Flavour, Manifest
 
 Provider = Literal["cpu", "cuda"]
@@ -240,12 +240,12 @@ class Graphs:
     def _path(self, flavour: Flavour) -> Path:
         path = self.manifest.graphs.get(flavour)
         if path is None:
-            flavours = ",".join(dict.fromkeys(("slots", "inputs", flavour)))
+            flavours = list(dict.fromkeys(("slots", "inputs", flavour)))
             missing = "rows of one batch through different adapters" if flavour == "bank" else flavour
             raise RequestError(
                 f"the bundle has no graph for {missing}",
                 found=", ".join(f"`{name}`" for name in self.manifest.graphs),
                 expected=f"`{flavour}`",
-                fix=f"build it with `--flavours {flavours}`, or give each call one `adapter`",
+                fix=f"build it with {argument('flavours', flavours)}, or give each call one `adapter`",
             )
         return self._folder / path

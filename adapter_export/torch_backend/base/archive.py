@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError
+from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError, argument
 from adapter_export.format.canonical import parse_json
 from adapter_export.format.files import unreadable
 from adapter_export.torch_backend.base.file_kinds import ZIP_ERRORS, another_zip, foreign_globals, not_an_archive
@@ -44,7 +44,10 @@ _LIMITS = (
 """The entries that an archive may have, and how many bytes each may hold; tensors are bounded by the file itself."""
 
 _AGAIN = "copy the file again as a whole, or save it again with `save_base`"
-_TRUST = "load it with `--trust-pickle` only if you trust whoever made it; otherwise ask them for one of `save_base`"
+_TRUST = (
+    f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; otherwise ask them for one of "
+    "`save_base`"
+)
 
 _BYTES = {
     **dict.fromkeys((1, 2, 12, 29, 30, 31, 32, 33), 1),
@@ -97,8 +100,8 @@ def _check_tensor(name: str, meta: Any, folder: str, sizes: Mapping[str, int], w
             where=where,
             found=f"`{file}`" + (", pickled" if pickled else ""),
             expected="plain tensors",
-            fix="load it with `--trust-pickle` only if you trust whoever made it; a GPU's or subclass's tensors become "
-            "plain ones by saving the model again with `save_base`",
+            fix=f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; a GPU's or "
+            "subclass's tensors become plain ones by saving the model again with `save_base`",
         )
     if f"{folder}/{file}" not in sizes:
         raise _wrong(where, f"no entry `{folder}/{file}`", "the tensor's bytes")

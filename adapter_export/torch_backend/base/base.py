@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from adapter_export.errors import BaseModelError, InputError, RequestError, UsageError, WriteError, within
+from adapter_export.errors import BaseModelError, InputError, RequestError, UsageError, WriteError, argument, within
 from adapter_export.format.axes import with_caches
 from adapter_export.format.canonical import canonical_json, parse_json
 from adapter_export.format.files import new_file
@@ -433,7 +433,8 @@ def _examples(module: nn.Module, records: Sequence[InputRecord]) -> tuple[Inputs
         raise UsageError(
             "what the model takes is not obvious",
             where=f"`{type(module).__name__}.forward{inspect.signature(module.forward)}`"[:300],
-            expected="`--input NAME=TYPE[AXIS,…]` for each input",
-            fix="say what it takes, such as `--input x=float32[batch,sequence,64]`; axes with names are dynamic",
+            expected=f"{argument('inputs', option='input', words='NAME=TYPE[AXIS,…]')} for each input",
+            fix=f"say what it takes, such as {argument('inputs', ['x=float32[batch,sequence,64]'], option='input')}; "
+            "axes with names are dynamic",
         )
     return found

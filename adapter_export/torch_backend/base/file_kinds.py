@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapter_export.errors import BaseModelError
+from adapter_export.errors import BaseModelError, command
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, KeyError)
 """What the `zipfile` module raises where a file is not what it should be."""
@@ -88,7 +88,9 @@ def _globals(data: bytes) -> set[str]:
 
 _SAVE = "load the model in Python and save it with `save_base(model, example_inputs, path)`"
 _PICKLE = (
-    "only if you trust whoever made it, run `adapter-export capture --trust-pickle FILE -o model.pt`, which runs its "
+    "only if you trust whoever made it, run "
+    + command('capture(FILE, "model.pt", trust_pickle=True)', "capture --trust-pickle FILE -o model.pt")
+    + ", which runs its "
     "code once, and use `model.pt`, which holds none"
 )
 _WHOLE = "copy the file again as a whole, or save it again"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_log
 
-from adapter_export.errors import BaseModelError, FileError, within
+from adapter_export.errors import BaseModelError, FileError, argument, within
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.capture import AxisNames, most_tokens, obvious_inputs
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
@@ -108,7 +108,7 @@ def _layers(cache: object) -> list[tuple[Tensor, Tensor]]:
             "keeps something else of a text than keys and values of each layer",
             found=f"`{type(cache).__name__}`",
             expected="a cache of [batch, heads, tokens, width] tensors in every layer",
-            fix="capture it without `--with-cache`",
+            fix=f"capture it without {argument('with_cache')}",
         )
     return kept
 

@@ -18,7 +18,7 @@ from typing import Any
 import sympy
 import torch
 
-from adapter_export.errors import BaseModelError, UnsafeArchiveError
+from adapter_export.errors import BaseModelError, UnsafeArchiveError, argument
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import Axis
 
@@ -192,7 +192,10 @@ def _length(node: ast.Subscript, axes: Mapping[str, Sequence[Axis]]) -> sympy.Ex
     return sympy.Add(*(sympy.Symbol(name, integer=True, positive=True) for name in names(axis)))
 
 
-_TRUST = "load it with `--trust-pickle` only if you trust whoever made it; otherwise ask them for one of `save_base`"
+_TRUST = (
+    f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; otherwise ask them for one of "
+    "`save_base`"
+)
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH = re.compile(r"[A-Za-z0-9_.@\-]*")

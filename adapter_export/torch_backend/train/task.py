@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.errors import DataError, UsageError
+from adapter_export.errors import DataError, UsageError, argument
 from adapter_export.format.files import sha256_of
 from adapter_export.format.tables import check_columns, read_rows
 from adapter_export.graph.tasks import DEFAULT_TASK, Task
@@ -160,7 +160,7 @@ def read_table(
             where=path,
             found=f"lines {named}",
             expected="both in every row",
-            fix="complete these rows, or give `--skip-incomplete` to leave them out",
+            fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
         )
     complete = [tuple(said) for _, *said in pairs if None not in said]
     if not complete:

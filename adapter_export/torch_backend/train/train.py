@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import TrainingError
+from adapter_export.errors import TrainingError, argument
 from adapter_export.format.files import new_file
 from adapter_export.graph.compose.attention import VALUE
 from adapter_export.torch_backend.attach import AdaptedModel
@@ -131,12 +131,15 @@ def read_checkpoint(path: Path, digest: str) -> RunState | None:
             return RunState(**{**numbers, **groups, "history": history})
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(
-            "the checkpoint is damaged", where=path, found=error, fix="delete it, or give `--restart` to start anew"
+            "the checkpoint is damaged",
+            where=path,
+            found=error,
+            fix=f"delete it, or give {argument('restart', True)} to start anew",
         ) from error
     raise TrainingError(
         "an interrupted run with other data, settings or weights lies here",
         where=path,
-        fix="repeat its settings to go on with it, or give `--restart` to start anew",
+        fix=f"repeat its settings to go on with it, or give {argument('restart', True)} to start anew",
     )
 
 
@@ -298,7 +301,8 @@ class _Run:
                     f"the {name} is not finite",
                     where=f"step {self._state.step + 1}, epoch {len(self._state.history) + 1}",
                     found=value,
-                    fix="lower the learning rate with `--learning-rate`, or look for broken rows in the data",
+                    fix=f"lower the learning rate with {argument('learning_rate')}, or look for broken rows in the "
+                    "data",
                 )
         self._optimizer.step()
         return loss.item()
