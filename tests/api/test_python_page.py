@@ -58,5 +58,6 @@ def test_the_page_names_every_verb() -> None:
         name for name in verbs if not re.search(rf"\bae\.{name}\(", text) and callable(getattr(adapter_export, name))
     ] == [
         "Base",
+        "Inspection",
         "Sites",
     ]
