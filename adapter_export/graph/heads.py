@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Head
-from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.ops import ACTIVATIONS, OPS, Dim, Shape
+from adapter_export.graph.chain import Chain
+from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph
+from adapter_export.graph.ops import ACTIVATIONS, PROBABILITY
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TASK, TASKS, Task
 
 POOLINGS = ("mean", "first")
 """What stands for a text: the mean over the tokens that the mask keeps, or the first token."""
 
-_POOLS = {"mean": ("mean_pool", ("hidden", "mask")), "first": ("first_token", ("hidden",))}
+_POOLS = {"mean": ("mean_pool", ("mask",)), "first": ("first_token", ())}
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,26 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
     """
     options = options or HeadOptions()
     _check(task, options)
-    chain = _Chain(options)
+    chain, width = Chain("hidden"), "d"
     if task != "token_classification":
-        op, inputs = _POOLS[options.pooling]
-        chain.put(Node(op, inputs, "pooled"))
+        op, others = _POOLS[options.pooling]
+        chain.op(op, "pooled", *others)
+
+    def linear(name: str, output: str, width_out: str) -> str:
+        chain.dropout(options.dropout, f"{output}_input")
+        chain.linear(name, width, width_out, output=output)
+        return width_out
+
     for number in range(1, options.dense + 1):
-        chain.linear(f"dense_{number}", f"dense_{number}", f"e{number}")
-        slope = {"slope": 0.01} if options.activation == "leaky_relu" else {}
-        chain.put(Node(options.activation, (chain.value,), f"activated_{number}", attributes=slope))
+        width = linear(f"dense_{number}", f"dense_{number}", f"e{number}")
+        chain.activation(options.activation, f"activated_{number}")
     if task != "embedding":
-        chain.linear("classifier", "token_logits" if task == "token_classification" else "logits", CLASSES)
+        linear("classifier", "token_logits" if task == "token_classification" else "logits", CLASSES)
     elif options.projection:
-        chain.linear("projection", "projected", "width")
+        linear("projection", "projected", "width")
     if options.l2_normalise:
-        chain.put(Node("l2_normalise", (chain.value,), "embedding"))
-    return chain.graph()
+        chain.op("l2_normalise", "embedding")
+    return chain.graph(values=HEAD_VALUES)
 
 
 def classification_head(pooling: str = "mean") -> AdapterGraph:
@@ -104,34 +110,6 @@ def make_head(
     return Head(graph, {name: fixed.get(name, hidden or width) for name in graph.symbols()}, tuple(labels), task)
 
 
-class _Chain:
-    """Nodes one after the other, each reading the one before; dropout stands before every linear."""
-
-    def __init__(self, options: HeadOptions) -> None:
-        self.value = "hidden"
-        self._width: Dim = "d"
-        self._dropout = options.dropout
-        self._nodes: list[Node] = []
-        self._parameters: dict[str, Shape] = {}
-
-    def put(self, node: Node) -> None:
-        self._nodes.append(node)
-        self.value = node.output
-
-    def linear(self, name: str, output: str, width: Dim) -> None:
-        if self._dropout:
-            self.put(Node("dropout", (self.value,), f"{output}_input", attributes={"rate": self._dropout}))
-        weight, bias = f"{name}.weight", f"{name}.bias"
-        self._parameters |= {weight: (self._width, width), bias: (width,)}
-        self.put(Node("linear", (self.value,), output, {"weight": weight, "bias": bias}))
-        self._width = width
-
-    def graph(self) -> AdapterGraph:
-        read = {name for node in self._nodes for name in node.inputs}
-        inputs = tuple(name for name in ("hidden", "mask") if name in read)
-        return AdapterGraph(inputs, self._parameters, tuple(self._nodes), self.value)
-
-
 def _check(task: Task, options: HeadOptions) -> None:
     if task not in TASKS:
         raise UsageError("unknown task", found=f"`{task}`", expected=", ".join(f"`{name}`" for name in TASKS))
@@ -140,9 +118,9 @@ def _check(task: Task, options: HeadOptions) -> None:
         raise UsageError("unknown pooling", found=f"`{options.pooling}`", expected=expected)
     if options.activation not in ACTIVATIONS:
         raise UsageError("unknown activation", found=f"`{options.activation}`", expected=", ".join(ACTIVATIONS))
+    if options.dropout not in PROBABILITY:
+        raise UsageError("a dropout rate is a probability below 1", found=options.dropout, expected="0 ≤ rate < 1")
     if options.dense < 0:
         raise UsageError("a head has a number of dense layers", found=options.dense, expected="at least 0")
-    if options.dropout not in OPS["dropout"].attributes["rate"]:
-        raise UsageError("a dropout rate is a probability below 1", found=options.dropout, expected="0 ≤ rate < 1")
     if task != "embedding" and (options.projection or options.l2_normalise):
         raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")

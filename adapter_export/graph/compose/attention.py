@@ -120,20 +120,35 @@ def attend(
         width: the symbol of their width.
         owner: what stands in the place of `fusion` in the names, where a graph has several.
     """
-    own = _Projections(chain, width, owner)
+
+    def apply(source: str, op: str, output: str, *others: str) -> str:
+        chain.value = source
+        return chain.op(op, chain.free(output), *others)
+
+    def projected(source: str, name: str, output: str) -> str:
+        """By one of the linears, the same for all members."""
+        shapes: dict[str, Shape] = {"weight": (width, width), **({} if name == "value" else {"bias": (width,)})}
+        chain.value = source
+        return chain.owned("linear", f"{owner}.{name}", shapes, output=chain.free(output))
+
     if options.residual_before:
-        added = [_op(chain, one, "add", f"{one}_whole", residual) for one in added]
+        added = [apply(one, "add", f"{one}_whole", residual) for one in added]
     early = options.value and options.value_before_softmax
-    values = [own.of(one, f"{one}_value", "value") if early else one for one in added]
+    values = [projected(one, "value", f"{one}_value") if early else one for one in added]
     chain.value = values[0]
     if len(added) > 1:  # the share of one alone is 1
-        scores = _scores(own, options, added, query)
+        asked = projected(query, "query", "fusion_query") if options.query else query
+        scores = []
+        for one in added:
+            key = projected(one, "key", f"{one}_key") if options.key else one
+            score = apply(asked, "dot", f"{one}_score", key)
+            scores.append(chain.dropout(options.dropout, chain.free(f"{score}_dropped")))
         chain.value = scores[0]
         chain.op(_MIX, chain.free(_MIXED), *scores[1:], *values, attributes={"temperature": options.temperature})
     if options.value and not early:
-        own.of(chain.value, "fusion_value", "value")
+        projected(chain.value, "value", "fusion_value")
     if not options.residual_before:
-        _op(chain, residual, "add", "result", chain.value)
+        apply(residual, "add", "result", chain.value)
 
 
 def at_temperature(graph: AdapterGraph, temperature: float) -> AdapterGraph:
@@ -169,36 +184,3 @@ def _first(name: str, shape: tuple[int, ...], options: FusionOptions, rng: np.ra
     if name == VALUE and options.first_value == "identity":
         return (np.eye(shape[0]) + _OFF_DIAGONAL * (1 - np.eye(shape[0]))).astype(np.float32)
     return normal(rng, shape).astype(np.float32)
-
-
-def _op(chain: Merged, source: str, op: str, output: str, *others: str) -> str:
-    chain.value = source
-    return chain.op(op, chain.free(output), *others)
-
-
-@dataclass(frozen=True)
-class _Projections:
-    """The linears of a fusion, one and the same for all members."""
-
-    chain: Merged
-    width: str
-    owner: str
-
-    def of(self, source: str, output: str, name: str) -> str:
-        shapes: dict[str, Shape] = {"weight": (self.width, self.width)}
-        shapes |= {} if name == "value" else {"bias": (self.width,)}
-        roles = {role: f"{self.owner}.{name}.{role}" for role in shapes}
-        self.chain.parameters |= {roles[role]: shape for role, shape in shapes.items()}
-        self.chain.value = source
-        return self.chain.op("linear", self.chain.free(output), parameters=roles)
-
-
-def _scores(own: _Projections, options: FusionOptions, added: Sequence[str], query: str) -> list[str]:
-    """`Q q · K uᵢ` for each member."""
-    chain, scores = own.chain, []
-    asked = own.of(query, "fusion_query", "query") if options.query else query
-    for one in added:
-        key = own.of(one, f"{one}_key", "key") if options.key else one
-        score = _op(chain, asked, "dot", f"{one}_score", key)
-        scores.append(chain.dropout(options.dropout, chain.free(f"{score}_dropped")))
-    return scores

@@ -14,8 +14,8 @@ from typing import Any
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
+from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node, producer
-from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.ops import Dim
 
 ROWS = "rows"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapter_export.errors import UsageError
+from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.bottleneck import (
     BottleneckOptions,
@@ -19,7 +20,6 @@ from adapter_export.graph.kinds.bottleneck import (
     graph_name,
     wired,
 )
-from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.kinds.kind import Kind, KindPart, Maker, Places, Share, per_layer
 from adapter_export.graph.ops import ACTIVATIONS
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapter_export.errors import UsageError
+from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
-from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Maker, Places, Share, Width
 from adapter_export.graph.ops import Dim
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapter_export.errors import UsageError
+from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.kinds.kind import Kind, KindPart, Maker, Places
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapter_export.errors import UsageError
+from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.kinds.kind import Kind, KindPart, Maker, Places
 
 DEFAULT_RANK = 8

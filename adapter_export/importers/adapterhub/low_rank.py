@@ -10,10 +10,10 @@ import numpy as np
 
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import Adapter, Placement
+from adapter_export.graph.chain import Chain
 from adapter_export.graph.compose.members import Here, Merged, compose, members_of
 from adapter_export.graph.compose.members import Parts as Own
 from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.kinds.lora import lora_graph
 from adapter_export.importers.adapterhub.bottleneck import Parts
 from adapter_export.importers.adapterhub.config import LoraConfig

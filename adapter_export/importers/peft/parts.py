@@ -11,8 +11,8 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError
 from adapter_export.graph.adapter import Placement
+from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.chain import Chain
 from adapter_export.graph.kinds.ia3 import ia3_graph
 from adapter_export.graph.kinds.lora import lora_graph
 from adapter_export.importers.peft.options import Options

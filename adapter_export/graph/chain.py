@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
@@ -36,15 +36,23 @@ class Chain:
         return output
 
     def owned(
-        self, op: str, name: str, shapes: Mapping[str, Shape], attributes: Mapping[str, float] | None = None
+        self,
+        op: str,
+        name: str,
+        shapes: Mapping[str, Shape],
+        attributes: Mapping[str, float] | None = None,
+        *,
+        output: str | None = None,
     ) -> str:
-        """Apply an op with parameters `<name>.<role>`."""
+        """Apply an op with parameters `<name>.<role>`; its output has the name too where no other is given."""
         self.parameters |= {f"{name}.{role}": shape for role, shape in shapes.items()}
-        return self.op(op, name, parameters={role: f"{name}.{role}" for role in shapes}, attributes=attributes)
+        roles = {role: f"{name}.{role}" for role in shapes}
+        return self.op(op, output or name, parameters=roles, attributes=attributes)
 
-    def linear(self, name: str, width_in: Dim, width_out: Dim, *, bias: bool = True) -> str:
+    def linear(self, name: str, width_in: Dim, width_out: Dim, *, bias: bool = True, output: str | None = None) -> str:
         """A projection with parameters `<name>.weight` [in, out] and, if it has one, `<name>.bias` [out]."""
-        return self.owned("linear", name, {"weight": (width_in, width_out), **({"bias": (width_out,)} if bias else {})})
+        shapes: dict[str, Shape] = {"weight": (width_in, width_out), **({"bias": (width_out,)} if bias else {})}
+        return self.owned("linear", name, shapes, output=output)
 
     def layer_norm(self, name: str, width: Dim) -> str:
         """A trainable layer norm, with torch's epsilon 1e-5."""
@@ -91,8 +99,16 @@ class Chain:
             raise UsageError("the scaling is not a finite number", found=factor)
         return self.op("scale", "scaled", attributes={"factor": factor}) if factor != 1.0 else self.value
 
-    def graph(self, replaces: str = "h", shared: tuple[str, ...] = ()) -> AdapterGraph:
-        """The graph that returns the last value in the place of the site value `replaces`."""
+    def graph(
+        self, replaces: str = "h", shared: tuple[str, ...] = (), *, values: Collection[str] = SITE_VALUES
+    ) -> AdapterGraph:
+        """The graph that returns the last value, at a site in the place of the site value `replaces`.
+
+        Args:
+            replaces: the site value.
+            shared: the parameters that all places have in common.
+            values: what it may read: those of a site, or of a head.
+        """
         read = {name for node in self.nodes for name in node.inputs}
-        inputs = tuple(name for name in SITE_VALUES if name in read)
+        inputs = tuple(name for name in values if name in read)
         return AdapterGraph(inputs, self.parameters, tuple(self.nodes), self.value, replaces, shared)
