@@ -102,88 +102,61 @@ class Adapter:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._check_structure()
+        check_name(self.name)
+        with within(f"adapter `{self.name}`"):
+            self._check_structure()
+            self._check_graphs()
+            self._check_tensor_names()
         check_tensors(self.weights, self.tensor_shapes(), f"adapter `{self.name}`")
 
     def _check_structure(self) -> None:
-        check_name(self.name)
         unknown = sorted({placement.graph for placement in self.placements.values()} ^ set(self.graphs))
         if unknown:
-            raise AdapterError("graphs and placements differ", where=f"adapter `{self.name}`", found=", ".join(unknown))
+            raise AdapterError("graphs and placements differ", found=", ".join(unknown))
         if not self.placements and self.head is None:
-            raise AdapterError("acts nowhere", where=f"adapter `{self.name}`", expected="a placement or a head")
-        for reserved in (HEAD, SHARED):
-            if reserved in self.placements:
-                raise AdapterError(f"a site may not be called `{reserved}`", where=f"adapter `{self.name}`")
-        self._check_ends()
-        if self.head is not None:
-            self._check_head(self.head)
-        self._check_tensor_names()
-        self._check_shared_shapes()
-        self._check_widths()
+            raise AdapterError("acts nowhere", expected="a placement or a head")
+        for reserved in {HEAD, SHARED} & set(self.placements):
+            raise AdapterError(f"a site may not be called `{reserved}`")
 
-    def _check_ends(self) -> None:
+    def _check_graphs(self) -> None:
         """A site's graph reads site values and replaces one of them; a head's reads its own, for its task."""
-        for owner, graph, _ in self.parts():
-            values, where = HEAD_VALUES if owner == HEAD else SITE_VALUES, f"adapter `{self.name}`, `{owner}`"
-            if not set(graph.inputs) <= set(values):
-                raise AdapterError(
-                    "a graph reads values that are not there",
-                    where=where,
-                    found=", ".join(graph.inputs),
-                    expected=", ".join(values),
-                )
-            if owner != HEAD and graph.shapes()[graph.result] != SITE_VALUES[graph.replaces]:
-                found, expected = list(graph.shapes()[graph.result]), list(SITE_VALUES[graph.replaces])
-                raise AdapterError("a graph returns a wrong shape", where=where, found=found, expected=expected)
+        for owner, graph, widths in self.parts():
+            values = HEAD_VALUES if owner == HEAD else SITE_VALUES
+            with within(f"`{owner}`"):
+                if not set(graph.inputs) <= set(values):
+                    raise AdapterError(
+                        "a graph reads values that are not there",
+                        found=", ".join(graph.inputs),
+                        expected=", ".join(values),
+                    )
+                if owner != HEAD and graph.shapes()[graph.result] != SITE_VALUES[graph.replaces]:
+                    found, expected = list(graph.shapes()[graph.result]), list(SITE_VALUES[graph.replaces])
+                    raise AdapterError("a graph returns a wrong shape", found=found, expected=expected)
+                graph.check_widths(widths)
+        if self.head is not None:
+            with within(HEAD):
+                _check_head(self.head)
 
     def _check_tensor_names(self) -> None:
+        """No two tensors have one name, and what places share has one shape, whatever their widths."""
         tensors = {(prefix, name) for owner, _, _ in self.parts() for name, prefix in self._prefixes(owner).items()}
         names = Counter(f"{prefix}.{name}" for prefix, name in tensors)
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
             raise AdapterError(
                 "two tensors have one name",
-                where=f"adapter `{self.name}`",
                 found=", ".join(f"`{name}`" for name in twice),
                 fix="rename a parameter of its graphs",
             )
-
-    def _check_widths(self) -> None:
-        for owner, graph, widths in self.parts():
-            with within(f"adapter `{self.name}`, `{owner}`"):
-                graph.check_widths(widths)
-
-    def _check_shared_shapes(self) -> None:
-        """What places share has one shape, whatever their widths."""
         shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in self._shapes():
             if shapes.setdefault(name, shape) != shape:
                 raise AdapterError(
                     "a shared tensor has different shapes in different places",
-                    where=f"adapter `{self.name}`, `{name}`",
+                    where=f"`{name}`",
                     found=f"{list(shapes[name])} and {list(shape)}",
                     fix="give those places the same widths, or graphs of their own",
                 )
-
-    def _check_head(self, head: Head) -> None:
-        where = f"adapter `{self.name}`, head"
-        if head.task not in TASKS:
-            raise AdapterError("unknown task", where=where, found=f"`{head.task}`", expected=", ".join(TASKS))
-        shape = head.graph.shapes()[head.graph.result]
-        if head_result(shape) != head.output:
-            expected = f"{OUTPUT_SHAPES[head.output]} for the task `{head.task}`"
-            raise AdapterError("a graph returns a wrong shape", where=where, found=list(shape), expected=expected)
-        found = len(head.labels)
-        classes = head.widths.get(CLASSES, found) if head.task in LABELLED else 0
-        if found != classes or len(set(head.labels)) != found or (head.task in LABELLED and not found):
-            raise AdapterError(
-                "labels and classes differ",
-                where=where,
-                found=f"{found} labels",
-                expected=f"{classes or 'at least 1'} different ones" if head.task in LABELLED else "no labels",
-                fix=None if head.task in LABELLED else f"leave the labels out: the task is `{head.task}`",
-            )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape that each of its tensors must have."""
@@ -220,6 +193,24 @@ class Adapter:
         return stored(self.tensor_shapes().values(), total.multiply_accumulates)
 
 
+def _check_head(head: Head) -> None:
+    if head.task not in TASKS:
+        raise AdapterError("unknown task", found=f"`{head.task}`", expected=", ".join(TASKS))
+    shape = head.graph.shapes()[head.graph.result]
+    if head_result(shape) != head.output:
+        expected = f"{OUTPUT_SHAPES[head.output]} for the task `{head.task}`"
+        raise AdapterError("a graph returns a wrong shape", found=list(shape), expected=expected)
+    found = len(head.labels)
+    classes = head.widths.get(CLASSES, found) if head.task in LABELLED else 0
+    if found != classes or len(set(head.labels)) != found or (head.task in LABELLED and not found):
+        raise AdapterError(
+            "labels and classes differ",
+            found=f"{found} labels",
+            expected=f"{classes or 'at least 1'} different ones" if head.task in LABELLED else "no labels",
+            fix=None if head.task in LABELLED else f"leave the labels out: the task is `{head.task}`",
+        )
+
+
 def check_name(name: str) -> str:
     """Return the name of an adapter if it may be one.
 
@@ -237,7 +228,7 @@ def check_name(name: str) -> str:
 
 
 def check_tensors(found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Hold tensors against the shapes that they must have.
+    """Compare tensors with the shapes that they must have.
 
     Raises:
         TensorError: listing every tensor that is missing, left over, misshapen, not float32 or not finite.
