@@ -26,12 +26,16 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: the file cannot be read, or a line is broken.
     """
-    readers = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows}
     try:
         lines = text_lines(path.read_bytes(), path)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", where=path, fix="check the path") from error
-    return readers[_form(path, lines)](lines, path)
+    first = next((line for line in lines if line.strip()), "")
+    guess = "jsonl" if first.lstrip().startswith("{") else "tsv" if "\t" in first else "csv"
+    form = _SUFFIXES.get(path.suffix.lower(), guess)
+    if form == "jsonl":
+        return ((number, _json_object(line, path, number)) for number, line in enumerate(lines, 1) if line.strip())
+    return _by_column(_csv_cells(lines, path) if form == "csv" else _tsv_cells(lines), path)
 
 
 def check_columns(
@@ -76,24 +80,15 @@ def text_lines(data: bytes, path: Path) -> list[str]:
         ) from error
 
 
-def _form(path: Path, lines: list[str]) -> str:
-    known = _SUFFIXES.get(path.suffix.lower())
-    first = next((line for line in lines if line.strip()), "")
-    return known or ("jsonl" if first.lstrip().startswith("{") else "tsv" if "\t" in first else "csv")
-
-
-def _csv_rows(lines: list[str], path: Path) -> Iterator[Row]:
-    """Rows by RFC 4180: a quoted cell may hold commas, quotes and line ends."""
+def _csv_cells(lines: list[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row by RFC 4180, with its first line: a quoted cell may hold commas, quotes and line ends."""
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(lines, strict=True)
-    header: list[str] | None = None
     start = 1
     try:
         for cells in reader:
-            if cells and header is None:
-                header = _header(cells, path, start)
-            elif cells and header is not None:
-                yield start, _by_column(header, cells, path, start)
+            if cells:
+                yield start, cells
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
@@ -101,31 +96,37 @@ def _csv_rows(lines: list[str], path: Path) -> Iterator[Row]:
         ) from error
 
 
-def _tsv_rows(lines: list[str], path: Path) -> Iterator[Row]:
-    """Rows with a tab between cells; a cell that begins with a quote is quoted only if it ends with one, too."""
-    header: list[str] | None = None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        cells = _tsv_cells(line.rstrip("\r\n"))
-        if header is None:
-            header = _header(cells, path, number)
-        else:
-            yield number, _by_column(header, cells, path, number)
+def _tsv_cells(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row, with its line: the tab format has no quotes of its own, but spreadsheets write them.
 
-
-def _tsv_cells(line: str) -> list[str]:
-    """The cells of one line: the tab format has no quotes of its own, but spreadsheets write them."""
-    try:
-        return next(csv.reader([line], delimiter="\t", strict=True))
-    except csv.Error:
-        return line.split("\t")
-
-
-def _jsonl_rows(lines: list[str], path: Path) -> Iterator[Row]:
+    A cell that begins with a quote is quoted only if it ends with one, too.
+    """
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield number, _json_object(line, path, number)
+            text = line.rstrip("\r\n")
+            try:
+                yield number, next(csv.reader([text], delimiter="\t", strict=True))
+            except csv.Error:
+                yield number, text.split("\t")
+
+
+def _by_column(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[Row]:
+    """The rows behind the header, by its names."""
+    start, cells = next(rows, (1, []))
+    header = [cell.strip() for cell in cells]
+    twice = sorted(name for name, count in Counter(header).items() if count > 1)
+    if twice:
+        raise DataError("a column name occurs twice", where=f"{path}, line {start}", found=", ".join(twice))
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise DataError(
+                "a row has a wrong number of cells",
+                where=f"{path}, line {number}",
+                found=len(cells),
+                expected=f"{len(header)} ({', '.join(header)})",
+                fix="put quotes around cells that hold the separator",
+            )
+        yield number, dict(zip(header, cells, strict=True))
 
 
 def _json_object(line: str, path: Path, number: int) -> Mapping[str, Any]:
@@ -137,23 +138,3 @@ def _json_object(line: str, path: Path, number: int) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise DataError("is not a JSON object", where=where, found=type(row).__name__, expected="one object a line")
     return row
-
-
-def _header(cells: list[str], path: Path, line: int) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise DataError("a column name occurs twice", where=f"{path}, line {line}", found=", ".join(twice))
-    return names
-
-
-def _by_column(header: list[str], cells: list[str], path: Path, line: int) -> Mapping[str, Any]:
-    if len(cells) != len(header):
-        raise DataError(
-            "a row has a wrong number of cells",
-            where=f"{path}, line {line}",
-            found=len(cells),
-            expected=f"{len(header)} ({', '.join(header)})",
-            fix="put quotes around cells that hold the separator",
-        )
-    return dict(zip(header, cells, strict=True))
