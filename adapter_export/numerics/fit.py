@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.dtypes import Array
-from adapter_export.errors import AdapterError, GraphError
+from adapter_export.errors import AdapterError, GraphError, command
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.bind import BASE_NORM, BORROWED_BIAS, BORROWED_WEIGHT, bind_base_norm, needs_base_norm
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
@@ -63,7 +63,8 @@ def check_fit(adapters: Sequence[Adapter], sites: SiteMap) -> None:
             "adapters do not fit the base",
             found="; ".join(faults),
             expected=f"sites {_listed([site.name for site in sites.sublayers])} of width {sites.width}",
-            fix="give the base that they were trained on; `adapter-export sites` lists what a base has",
+            fix="give the base that they were trained on; "
+            f"{command('open_base(MODEL).sites', 'sites MODEL')} lists what a base has",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import UsageError
+from adapter_export.errors import UsageError, command
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import (
     COMPOSITION,
@@ -78,7 +78,7 @@ def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: 
         raise UsageError(
             "the weights of an average are shares, from 0 to 1",
             found=_told(dict(zip((one.name for one in adapters), shares, strict=True))),
-            fix="take a weighted fusion (`compose fuse`), which has any weights",
+            fix="take " + command('compose("fuse", …)', "compose fuse …") + ", which has any weights",
         )
     if shares and abs(sum(shares) - 1) > _SUM_TOLERANCE:
         raise UsageError(

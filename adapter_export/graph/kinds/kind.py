@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from adapter_export.errors import AdapterError, UsageError
+from adapter_export.errors import AdapterError, UsageError, command
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
 
@@ -295,7 +295,8 @@ class Kind:
                 found=", ".join(dict.fromkeys(without_layer(site) for site in sites)) or None,
                 expected=", ".join(absent),
                 fix=fused_instead(absent, sites)
-                or "choose other places or another kind; `adapter-export sites MODEL` lists what a base has",
+                or f"choose other places or another kind; {command('open_base(MODEL).sites', 'sites MODEL')} lists "
+                "what a base has",
             )
         return list(self.at(sites))
 
