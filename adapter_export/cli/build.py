@@ -70,7 +70,8 @@ def build(
 
 
 def _report(manifest: Manifest, model: Path, output: Path) -> None:
-    from adapter_export.cli.output import console, say, size, table
+    from adapter_export.cli.output import say, show, size
+    from adapter_export.tables import Table
 
     sizes = {file.path: file.bytes for file in manifest.files}
     what = {path: f"the graph: {_FLAVOUR_WORDS[name]}" for name, path in manifest.graphs.items()}
@@ -82,5 +83,5 @@ def _report(manifest: Manifest, model: Path, output: Path) -> None:
     rows = [(path, words, size(sizes[path])) for path, words in what.items()]
     rest = sum(sizes.values()) - sum(sizes[path] for path in what)
     rows.append(("…", "golden vectors, the same tensors for other programs, the adapters as given", size(rest)))
-    console().print(table(f"{output}  {size(sum(sizes.values()))}", ("file", "what", "size"), rows, numbers="llr"))
+    show(Table(("file", "what", "size"), rows, f"{output}  {size(sum(sizes.values()))}", numbers="llr"))
     say(f"Next: adapter-export check {output} --against {model}")

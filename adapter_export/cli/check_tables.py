@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from rich.table import Table
 from rich.text import Text
 
 from adapter_export.bundle.compare import Comparison, Number
@@ -19,8 +18,9 @@ from adapter_export.bundle.report import (
     SiteResult,
     failures,
 )
-from adapter_export.cli.output import console, table
+from adapter_export.cli.output import console, shown
 from adapter_export.format.check_report import AgreementRecord, AgreementsRecord
+from adapter_export.tables import Table
 
 _COLUMNS = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
 _FLAVOUR_COLUMNS = ("flavour", "batches", "adapters", "outputs", "max error", "error/budget", "top class", "verdict")
@@ -34,17 +34,17 @@ def show(report: Report) -> None:
     out.print(Text(f"{report.bundle}: {report.runtime} against {report.reference or 'the golden vectors'}", "bold"))
     compared = [each for each in report.outputs if each.against == ("reference" if report.reference else "golden")]
     form = compared[0].flavour if compared else "slots"
-    shown = [result for result in compared if result.flavour == form]
-    out.print(_outputs(shown))
-    out.print(Text(_reason(shown), "dim"), soft_wrap=True)
+    first = [result for result in compared if result.flavour == form]
+    out.print(shown(_outputs(first)))
+    out.print(Text(_reason(first), "dim"), soft_wrap=True)
     others = [result for result in compared if result.flavour != form]
     if others:
-        out.print(_flavours(others))
+        out.print(shown(_flavours(others)))
     for line in (*_golden_lines(report), _sites_line(report.sites), *_invariant_lines(report.invariants)):
         out.print(line, soft_wrap=True)
     out.print(_coverage_line(report), soft_wrap=True)
     if report.agreements is not None:
-        out.print(_agreements(report.agreements))
+        out.print(shown(_agreements(report.agreements)))
     found = failures(report)
     for failure in found[:_MOST_FAILURES]:
         out.print(Text("\n").join(_failure_lines(failure)), soft_wrap=True)
@@ -57,7 +57,8 @@ def _agreements(found: AgreementsRecord) -> Table:
     """What the precision costs, one line per output."""
     rows = [_agreement(result) for result in found.results]
     title = f"against {found.original}, on {found.inputs}"
-    return table(title, ("adapter", "output", "rows", "same class", "max difference", "cosine"), rows, numbers="llrrrr")
+    columns = ("adapter", "output", "rows", "same class", "max difference", "cosine")
+    return Table(columns, rows, title, numbers="llrrrr")
 
 
 def _agreement(result: AgreementRecord) -> tuple[str, ...]:
@@ -77,10 +78,10 @@ def _flavours(results: Sequence[OutputResult]) -> Table:
     """One line for each other graph, and one for its mixed batches."""
     ways = dict.fromkeys((result.flavour, result.mixed) for result in results)
     rows = [_flavour(way, [each for each in results if (each.flavour, each.mixed) == way]) for way in ways]
-    return table(None, _FLAVOUR_COLUMNS, rows, numbers="llrrrrr")
+    return Table(_FLAVOUR_COLUMNS, rows, numbers="llrrrrr")
 
 
-def _flavour(way: tuple[Form, bool], results: Sequence[OutputResult]) -> tuple[str | Text, ...]:
+def _flavour(way: tuple[Form, bool], results: Sequence[OutputResult]) -> tuple[str, ...]:
     form, mixed = way
     comparisons = [result.comparison for result in results]
     _, _, error, ratio, _, _, _, mark = _row(("", ""), comparisons)
@@ -101,10 +102,10 @@ def _outputs(results: Sequence[OutputResult]) -> Table:
     order = {place: number for number, place in enumerate(dict.fromkeys(map(_place, results)))}
     ordered = sorted(results, key=lambda result: order[_place(result)])
     rows = [_row(place, [result.comparison for result in group]) for place, group in groupby(ordered, key=_place)]
-    return table(None, _COLUMNS, rows, numbers="llrrrrr")
+    return Table(_COLUMNS, rows, numbers="llrrrrr")
 
 
-def _row(place: tuple[str, str], comparisons: Sequence[Comparison]) -> tuple[str | Text, ...]:
+def _row(place: tuple[str, str], comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     worst = max(comparisons, key=_badness)
     ulp = None if worst.worst is None else worst.worst.ulp
     errors = [found.measures.absolute for found in comparisons if found.compared]
@@ -116,7 +117,7 @@ def _row(place: tuple[str, str], comparisons: Sequence[Comparison]) -> tuple[str
         _NONE if ulp is None else f"{ulp:,}",
         f"{min(cosines):.7f}" if cosines else _NONE,
         _top_class(comparisons),
-        _mark(all(found.passed for found in comparisons)),
+        "pass" if all(found.passed for found in comparisons) else "FAIL",
     )
 
 

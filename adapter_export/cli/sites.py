@@ -45,7 +45,7 @@ def sites(
     a row. The last line names the layers with weights at which no adapter can act.
     """
     from adapter_export.cli.bases import opened
-    from adapter_export.cli.output import console, emit_json, say, shown
+    from adapter_export.cli.output import console, emit_json, say, show
 
     if write_site_map is not None:
         check_free(write_site_map, force=force)
@@ -58,10 +58,8 @@ def sites(
     if as_json:
         emit_json(found.to_json())
         return
+    show(found.table(), found.inner_table())
     out = console()
-    out.print(shown(found.table()))
-    out.print()
-    out.print(shown(found.inner_table()))
     out.print()
     count = len(found.map.sublayers)
     out.print(_drawing(found, f"{model}  {FORM_NAMES[base.form]}, {count} sites, width {found.map.width}"))

@@ -49,12 +49,12 @@ def verify(bundle: Path, *, as_json: Json = False) -> None:
 
 
 def _show(report: Report) -> None:
-    from adapter_export.cli.output import console, shown, table
+    from adapter_export.cli.output import console, show
+    from adapter_export.tables import Table
 
+    checks = Table(("what", "of", "found", ""), list(_checks(report)), f"{report.bundle}  {report.runtime}")
+    show(checks, replace(report.table(), title="golden vectors"))
     out = console()
-    out.print(table(f"{report.bundle}  {report.runtime}", ("what", "of", "found", ""), list(_checks(report))))
-    out.print()
-    out.print(shown(replace(report.table(), title="golden vectors")))
     failed = [result for result in report.outputs if not result.comparison.passed]
     for result in failed[:_SHOWN]:
         out.print(f"✗ {result.place}: {'; '.join(result.comparison.faults)}", markup=False)
