@@ -14,7 +14,6 @@ from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import BaseMismatchError, BaseModelError, TrainingError, UsageError, argument
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED, Task
-from adapter_export.sites.site_map import SITE_MAP_KEY
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter, Head
@@ -198,6 +197,7 @@ def train(
     else:
         chosen = kind
     torch = require("torch", "torch", "training")
+    from adapter_export.sites.site_map import SITE_MAP_KEY
     from adapter_export.torch_backend.attach import attach
     from adapter_export.torch_backend.train.fresh import fresh_adapter
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
