@@ -98,8 +98,7 @@ def inspect(path: PathLike | Base | Adapter, *, trust_pickle: bool = False) -> I
 
 
 def _bundle(path: Path) -> Inspection:
-    from adapter_export.format.inventory import verify_files
-    from adapter_export.format.manifest_json import read_manifest
+    from adapter_export.format.manifest_json import read_manifest, verify_files
 
     manifest = read_manifest(path)
     verify_files(manifest, path)

@@ -17,7 +17,6 @@ from adapter_export.bundle.report import BASE
 from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, model_version
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
 from adapter_export.format.files import new_folder, read_bytes, sha256_of
-from adapter_export.format.inventory import MANIFEST_FILE
 from adapter_export.format.manifest import (
     BankRecord,
     Flavour,
@@ -27,7 +26,7 @@ from adapter_export.format.manifest import (
     SiteRecord,
     TextRecord,
 )
-from adapter_export.format.manifest_json import MANIFEST_VERSION
+from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import extent
 from adapter_export.numerics.runner import Runner

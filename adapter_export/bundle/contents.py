@@ -13,8 +13,8 @@ from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE, Form, InvariantResult
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError
-from adapter_export.format.inventory import MANIFEST_FILE
 from adapter_export.format.manifest import Axis, BankRecord, BankTensor, Manifest
+from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY
 from adapter_export.runtime.graphs import FAILURES
 

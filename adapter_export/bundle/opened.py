@@ -18,9 +18,8 @@ from adapter_export.bundle.report import Form
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError
 from adapter_export.format.adapter_files import read_adapter
-from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import AdapterRecord, Manifest
-from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import weighted_members

@@ -15,9 +15,8 @@ from adapter_export.bundle.golden import Golden, write_golden
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, Manifest, MixRecord
-from adapter_export.format.manifest_json import write_manifest
+from adapter_export.format.manifest_json import list_files, write_manifest
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members

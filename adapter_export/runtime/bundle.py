@@ -9,9 +9,8 @@ from pathlib import Path
 import onnxruntime as ort
 
 from adapter_export.errors import UsageError, VersionError
-from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.runtime.adapters import Adapters
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider
 from adapter_export.runtime.session import Session

@@ -26,8 +26,7 @@ from adapter_export.errors import (
     WriteError,
 )
 from adapter_export.format.adapter_files import read_adapter
-from adapter_export.format.inventory import verify_files
-from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import pfeiffer

@@ -19,9 +19,8 @@ from tiny_onnx import random_adapter, save_tiny, token_inputs
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, FileError, FormatError, HashError
-from adapter_export.format.inventory import verify_files
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, classification_head, houlsby, parallel, pfeiffer
@@ -220,8 +219,7 @@ class TestRefused:
 def test_a_bundle_whose_graph_says_nothing_of_its_slots_is_refused(base: OnnxBase, bundle: Path) -> None:
     import onnx
 
-    from adapter_export.format.inventory import list_files
-    from adapter_export.format.manifest_json import write_manifest
+    from adapter_export.format.manifest_json import list_files, write_manifest
 
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     for prop in list(model.metadata_props):

@@ -16,9 +16,8 @@ from adapter_export.bundle.prove import Reference, plan_check, prove, steps
 from adapter_export.bundle.report import FORMS, Report, failures, to_document
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.errors import FormatError, UsageError
-from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.onnx_backend.runner import CutRunner
 from schemas import validate
 

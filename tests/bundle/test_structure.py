@@ -15,8 +15,7 @@ from adapter_export.bundle.prove import plan_check, prove, steps
 from adapter_export.bundle.report import Report
 from adapter_export.errors import AdapterError, FormatError, HashError, InputError, TensorError, VersionError
 from adapter_export.format.canonical import canonical_json, read_json
-from adapter_export.format.inventory import list_files
-from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 
 Change = Callable[[onnx.ModelProto], object]

@@ -15,9 +15,8 @@ from adapter_export.bundle.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import AdapterError, HashError, NothingComparedError, TensorError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
-from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.onnx_backend.runner import CutRunner
 

@@ -11,8 +11,7 @@ from small_bundle import Built
 
 from adapter_export.bundle.prove import plan_check, prove
 from adapter_export.bundle.report import verification
-from adapter_export.format.inventory import list_files
-from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 
 NAMES = {None, "topic", "tone", "mood"}

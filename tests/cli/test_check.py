@@ -15,8 +15,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from adapter_export.format.inventory import list_files
-from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from schemas import validate
 
 

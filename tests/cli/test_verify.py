@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from adapter_export.format.inventory import list_files
-from adapter_export.format.manifest_json import read_manifest, write_manifest
+from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.format.inventory import list_files
 from adapter_export.format.manifest import (
     AdapterRecord,
     GoldenRecord,
@@ -23,7 +22,7 @@ from adapter_export.format.manifest import (
     SlotRecord,
     TextRecord,
 )
-from adapter_export.format.manifest_json import MANIFEST_VERSION
+from adapter_export.format.manifest_json import MANIFEST_VERSION, list_files
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, classification_head, houlsby

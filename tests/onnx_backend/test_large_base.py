@@ -14,8 +14,7 @@ import pytest
 from tiny_onnx import build_tiny, save_tiny, tiny_model
 
 from adapter_export.errors import HashError
-from adapter_export.format.inventory import verify_files
-from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.base.external import readable, write_model
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from adapter_export.errors import FileError, FormatError, HashError
-from adapter_export.format.inventory import list_files, verify_files
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import write_manifest
+from adapter_export.format.manifest_json import list_files, verify_files, write_manifest
 
 
 def test_lists_every_file_but_the_manifest(manifest: Manifest, bundle: Path) -> None:
