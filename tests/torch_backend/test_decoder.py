@@ -120,7 +120,7 @@ def test_its_onnx_graph_computes_the_same_with_and_without_a_past(base, tmp_path
 def test_a_model_that_keeps_something_else_is_refused(tmp_path):
     sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 1}
     hf.MambaForCausalLM(hf.MambaConfig(vocab_size=WORDS, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(BaseModelError, match=r"keys and values of each layer.*Capture it without `with_cache`"):
+    with pytest.raises(BaseModelError, match=r"keys and values of each layer.*Capture it without `with_cache=True`"):
         capture_folder(tmp_path, tmp_path / "model.pt", with_cache=True)
 
 

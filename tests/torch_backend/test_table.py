@@ -89,9 +89,8 @@ INCOMPLETE = "text,label\na,x\n ,y\nc,\nd,NaN\ne,y\n"
 
 
 def test_rows_without_text_or_label_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"3 rows have no text or no label; found lines 3, 4, 5; .*`skip_incomplete=True`"
-    ):
+    message = r"3 rows have no text or no label; found lines 3, 4, 5; .*`skip_incomplete=True`"
+    with pytest.raises(DataError, match=message):
         read(written(tmp_path, "rows.csv", INCOMPLETE))
 
 

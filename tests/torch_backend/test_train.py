@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_is_named(base, data, tmp_path: Path, damage: str) 
     path = interrupted(base, data, tmp_path)
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[:-10], "flipped": b"\xff" + whole[1:], "empty": b""}[damage])
-    with pytest.raises(TrainingError, match=r"the checkpoint is damaged.*restart=True"):
+    with pytest.raises(TrainingError, match=r"the checkpoint is damaged.*`restart=True`"):
         train(prepared(base), data, replace(QUICK, checkpoint_steps=2), checkpoints=tmp_path)
 
 
@@ -209,7 +209,7 @@ class Sabotage(Silent):
 def test_a_loss_that_is_not_a_number_stops_the_run(base, data) -> None:
     model = prepared(base)
     sabotage = Sabotage(model.tensors()["head.classifier.bias"], 9)
-    with pytest.raises(TrainingError, match=r"step 10, epoch 2: the loss is not finite; found nan.*learning_rate"):
+    with pytest.raises(TrainingError, match=r"step 10, epoch 2: the loss is not finite; found nan.*`learning_rate"):
         train(model, data, QUICK, progress=sabotage)
 
 

@@ -23,7 +23,7 @@ from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveErro
 from adapter_export.format.canonical import parse_json
 from adapter_export.format.files import unreadable
 from adapter_export.torch_backend.base.file_kinds import ZIP_ERRORS, another_zip, foreign_globals, not_an_archive
-from adapter_export.torch_backend.base.program_file import check_program, cleaned
+from adapter_export.torch_backend.base.program_file import TRUST, check_program, cleaned
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -44,10 +44,6 @@ _LIMITS = (
 """The entries that an archive may have, and how many bytes each may hold; tensors are bounded by the file itself."""
 
 _AGAIN = "copy the file again as a whole, or save it again with `save_base`"
-_TRUST = (
-    f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; otherwise ask them for one of "
-    "`save_base`"
-)
 
 _BYTES = {
     **dict.fromkeys((1, 2, 12, 29, 30, 31, 32, 33), 1),
@@ -100,8 +96,8 @@ def _check_tensor(name: str, meta: Any, folder: str, sizes: Mapping[str, int], w
             where=where,
             found=f"`{file}`" + (", pickled" if pickled else ""),
             expected="plain tensors",
-            fix=f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; a GPU's or "
-            "subclass's tensors become plain ones by saving the model again with `save_base`",
+            fix=f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; tensors of a GPU or "
+            "a subclass become plain ones by saving the model again with `save_base`",
         )
     if f"{folder}/{file}" not in sizes:
         raise _wrong(where, f"no entry `{folder}/{file}`", "the tensor's bytes")
@@ -253,7 +249,7 @@ def _checked_name(info: zipfile.ZipInfo, root: str, path: Path) -> str:
             where=path,
             found=f"the entry `{info.filename[:120]}`",
             expected="one program, its tensors, and text in `extra/`",
-            fix=_TRUST,
+            fix=TRUST,
         )
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise _damaged(path, f"`{name}` compressed, as torch never writes it")
@@ -297,7 +293,7 @@ def _check_sample_inputs(data: bytes, path: Path) -> None:
             where=f"{path}, `{SAMPLE_INPUTS}`",
             found=f"`{foreign[0][:120]}`",
             expected="plain tensors, or none",
-            fix=_TRUST,
+            fix=TRUST,
         )
 
 

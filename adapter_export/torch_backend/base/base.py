@@ -433,7 +433,7 @@ def _examples(module: nn.Module, records: Sequence[InputRecord]) -> tuple[Inputs
         raise UsageError(
             "what the model takes is not obvious",
             where=f"`{type(module).__name__}.forward{inspect.signature(module.forward)}`"[:300],
-            expected=f"{argument('inputs', option='input', words='NAME=TYPE[AXIS,…]')} for each input",
+            expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} for each input",
             fix=f"say what it takes, such as {argument('inputs', ['x=float32[batch,sequence,64]'], option='input')}; "
             "axes with names are dynamic",
         )

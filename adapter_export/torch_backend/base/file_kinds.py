@@ -90,8 +90,7 @@ _SAVE = "load the model in Python and save it with `save_base(model, example_inp
 _PICKLE = (
     "only if you trust whoever made it, run "
     + command('capture(FILE, "model.pt", trust_pickle=True)', "capture --trust-pickle FILE -o model.pt")
-    + ", which runs its "
-    "code once, and use `model.pt`, which holds none"
+    + ", which runs its code once, and use `model.pt`, which holds none"
 )
 _WHOLE = "copy the file again as a whole, or save it again"
 
@@ -142,7 +141,7 @@ def _describe_start(start: bytes, path: Path) -> tuple[str, str]:
     if start[8:].startswith(b"{"):
         return _SAFETENSORS, _FOLDER
     if path.suffix == ".onnx" or (start[:1] == b"\x08" and b"\x12" in start[:4]):
-        return _ONNX, "give the `.onnx` file to `adapter-export build`, which takes it as it is"
+        return _ONNX, f"give the `.onnx` file to {command('build', 'build')}, which takes it as it is"
     known = next(((found, fix) for mark, found, fix in _MARKS if start.startswith(mark)), None)
     return known or (f"a file that begins with `{start[:8].hex(' ')}`", _SAVE)
 

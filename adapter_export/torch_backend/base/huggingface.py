@@ -108,7 +108,7 @@ def _layers(cache: object) -> list[tuple[Tensor, Tensor]]:
             "keeps something else of a text than keys and values of each layer",
             found=f"`{type(cache).__name__}`",
             expected="a cache of [batch, heads, tokens, width] tensors in every layer",
-            fix=f"capture it without {argument('with_cache')}",
+            fix=f"capture it without {argument('with_cache', True)}",
         )
     return kept
 

@@ -192,7 +192,7 @@ def _length(node: ast.Subscript, axes: Mapping[str, Sequence[Axis]]) -> sympy.Ex
     return sympy.Add(*(sympy.Symbol(name, integer=True, positive=True) for name in names(axis)))
 
 
-_TRUST = (
+TRUST = (
     f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; otherwise ask them for one of "
     "`save_base`"
 )
@@ -277,7 +277,7 @@ def _check_string(text: str, key: str, path: str, where: str) -> None:
 
 def _unsafe(what: str, where: str, path: str, found: str) -> UnsafeArchiveError:
     shown = found if len(found) <= 120 else f"{found[:120]}…"
-    return UnsafeArchiveError(what, where=f"{where}, `models/model.json` at `{path}`", found=f"`{shown}`", fix=_TRUST)
+    return UnsafeArchiveError(what, where=f"{where}, `models/model.json` at `{path}`", found=f"`{shown}`", fix=TRUST)
 
 
 def _is_identifier(text: str) -> bool:

@@ -301,8 +301,7 @@ class _Run:
                     f"the {name} is not finite",
                     where=f"step {self._state.step + 1}, epoch {len(self._state.history) + 1}",
                     found=value,
-                    fix=f"lower the learning rate with {argument('learning_rate')}, or look for broken rows in the "
-                    "data",
+                    fix=f"lower the learning rate ({argument('learning_rate')}), or look for broken rows in the data",
                 )
         self._optimizer.step()
         return loss.item()
