@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from adapter_export import errors
 from adapter_export.api.adapters import compose, import_adapterhub, import_peft, load_adapter, save
+from adapter_export.api.attach import attach
 from adapter_export.api.base import Base, capture, open_base
 from adapter_export.api.bundles import add, build, open_bundle, remove
 from adapter_export.api.inspect import Inspection, inspect
@@ -37,6 +38,7 @@ __all__ = [
     "Sites",
     "__version__",
     "add",
+    "attach",
     "build",
     "capture",
     "check",

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.onnx_backend.base.base import open_onnx
 from adapter_export.runtime import Bundle
+from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import load_base
+from adapter_export.torch_backend.base.to_onnx import export_onnx
 
 PAGE = Path(__file__).parents[1] / "docs" / "bases.md"
 
@@ -34,7 +37,10 @@ def test_the_bundle_gives_what_the_module_with_its_adapter_gives(made: tuple[Pat
     folder, names = made
     ids = torch.randint(100, (3, 11))
     with torch.inference_mode():
-        expected = names["model"].head(input_ids=ids).numpy()
+        base = load_base(folder / "model.pt")
+        expected = attach(base, read_adapter(folder / "mine")).head(input_ids=ids).numpy()
+    plain = names["model"](input_ids=ids)
+    assert set(plain) == {"hidden"}, "the module is as it was"
     found = Bundle.open(folder / "bundle").session().run({"input_ids": ids.numpy()}, "mine")
     np.testing.assert_allclose(found["logits"], expected, rtol=0, atol=1e-5)
     assert np.abs(expected).max() > 1e-3
@@ -42,7 +48,9 @@ def test_the_bundle_gives_what_the_module_with_its_adapter_gives(made: tuple[Pat
 
 def test_archive_graph_and_bundle_have_one_fingerprint(made: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = made
-    fingerprint = load_base(folder / "model.pt").fingerprint
+    base = load_base(folder / "model.pt")
+    fingerprint = base.fingerprint
+    export_onnx(base, folder / "model.onnx")
     assert open_onnx(folder / "model.onnx").fingerprint == fingerprint
     manifest = read_manifest(folder / "bundle")
     assert manifest.base == fingerprint
