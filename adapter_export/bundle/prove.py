@@ -229,7 +229,7 @@ def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator
         raise BaseModelError(  # a new bank that cannot compute what the base can
             "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
             found=error.found,
-            fix=f"build with {argument('flavours', 'slots,inputs')}",
+            fix=f"build with {argument('flavours', ['slots', 'inputs'])}",
         ) from error
 
 
