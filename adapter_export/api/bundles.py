@@ -268,28 +268,23 @@ def add(
         ParityError: the bundle with the new adapters does not compute what the reference computes.
         InputError, WriteError: the bundle cannot be read or changed.
     """
-    import onnx_ir as ir
-
     from adapter_export.bundle.change import add_adapters
-    from adapter_export.format.manifest_json import read_manifest
-    from adapter_export.onnx_backend.base.numerics import numerics
+    from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.runtime import Bundle
 
-    folder = folder_of(bundle)
-    manifest = read_manifest(folder)
-    base = model_of(manifest, against)
-    chosen = adapters_of(adapters, base)
-    slots = numerics(ir.load(folder / manifest.graphs["slots"]))
+    opened = OpenedBundle.open(folder_of(bundle))
+    base = model_of(opened.manifest, against)
+    chosen, slots = adapters_of(adapters, base), opened.numerics
     with same_precision(base, slots.precision, int8_embeddings=slots.int8_tables) as references:
         after = add_adapters(
-            folder,
+            opened,
             chosen,
             references=references,
             site_map=None if base.given is None else base.given.digest,
             allow_base_mismatch=allow_base_mismatch,
             progress=on_progress,
         )
-    return Bundle(folder, after, verified=True)
+    return Bundle(opened.folder, after, verified=True)
 
 
 def remove(bundle: Bundle | PathLike, adapters: Sequence[str], *, on_progress: OnProgress | None = None) -> Bundle:

@@ -14,7 +14,7 @@ from adapter_export.errors import UsageError, argument
 
 if TYPE_CHECKING:
     from adapter_export.bundle.agreement import Original
-    from adapter_export.bundle.cases import Case
+    from adapter_export.bundle.golden import Case
     from adapter_export.bundle.prove import Plan, Reference
     from adapter_export.bundle.report import Report
     from adapter_export.runtime import Bundle
@@ -112,7 +112,7 @@ def _sides(
 
 
 def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
-    from adapter_export.bundle.cases import case_of
+    from adapter_export.bundle.golden import case_of
 
     record = plan.bundle.manifest.text
     if record is None:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapter_export.bundle.cases import Case
 from adapter_export.bundle.compare import cosine
-from adapter_export.bundle.golden import OnStep
+from adapter_export.bundle.golden import Case, OnStep
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import NothingComparedError

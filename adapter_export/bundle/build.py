@@ -9,8 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from adapter_export.bundle.cases import case_of
-from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, check_caches, silent
+from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.prove import prove_new
 from adapter_export.bundle.report import BASE

@@ -23,7 +23,7 @@ from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sum
 
 
 def add_adapters(
-    bundle: Path,
+    bundle: Path | OpenedBundle,
     adapters: Sequence[Adapter],
     *,
     references: Runner,
@@ -34,7 +34,7 @@ def add_adapters(
     """Add adapters to a bundle; it stays as it was if that fails, also if the process is killed.
 
     Args:
-        bundle: its folder.
+        bundle: its folder, or the bundle opened.
         adapters: what is to be added; their topologies must be among those that the bundle was built with.
         references: computes their golden vectors, in the precision of the bundle; never the exported graph.
         site_map: the digest of the site map that the base of `references` was opened with.
@@ -60,7 +60,7 @@ def add_adapters(
     if model_version_of(manifest.base, writer.plan, site_map) != writer.model_version:
         raise BaseModelError(
             "was built with another site map, or without one",
-            where=bundle,
+            where=old.folder,
             found=site_map or "no site map",
             fix=f"give the site map that it was built with: {argument('site_map', words='FILE')}",
         )
@@ -73,7 +73,7 @@ def add_adapters(
         progress(f"computing golden vectors of `{adapter.name}` with {references.description}")
         golden.append(maker.make(adapter, adapter_output(writer.heads, adapter)))
         check_caches(golden[-1], manifest.inputs)
-    with changed_folder(bundle, _rewritten(manifest)) as folder:
+    with changed_folder(old.folder, _rewritten(manifest)) as folder:
         progress("writing the adapters")
         writer = replace(writer, folder=folder)
         records = [writer.adapter(adapter, vectors) for adapter, vectors in zip(adapters, golden, strict=True)]
@@ -108,12 +108,15 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | No
         return _finish(old, replace(writer, folder=folder), replace(old.manifest, adapters=kept), [], progress)
 
 
-def _opened(folder: Path, progress: OnStep) -> tuple[OpenedBundle, BundleWriter]:
+def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle, BundleWriter]:
     """Open a bundle that is to be changed, and return what writes into it."""
-    progress("comparing the files of the bundle with their hashes")
-    bundle = OpenedBundle.open(folder)
-    plan = read_plan(bundle.slots_model, folder / bundle.manifest.graphs["slots"])
-    return bundle, BundleWriter(folder, plan, head_sums(plan, bundle.base_outputs), bundle.manifest.model_version)
+    if isinstance(bundle, Path):
+        progress("comparing the files of the bundle with their hashes")
+        bundle = OpenedBundle.open(bundle)
+    plan = read_plan(bundle.slots_model, bundle.folder / bundle.manifest.graphs["slots"])
+    return bundle, BundleWriter(
+        bundle.folder, plan, head_sums(plan, bundle.base_outputs), bundle.manifest.model_version
+    )
 
 
 def _rewritten(manifest: Manifest) -> set[str]:

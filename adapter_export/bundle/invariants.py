@@ -7,10 +7,9 @@ from itertools import permutations
 
 import numpy as np
 
-from adapter_export.bundle.cases import Case
 from adapter_export.bundle.compare import compare
 from adapter_export.bundle.contents import MASK_BELOW, same_bits
-from adapter_export.bundle.golden import Golden
+from adapter_export.bundle.golden import Case, Golden
 from adapter_export.bundle.report import BASE, InvariantResult
 from adapter_export.dtypes import Weights
 from adapter_export.errors import BaseModelError, RequestError

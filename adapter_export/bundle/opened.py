@@ -12,8 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
-from adapter_export.bundle.cases import Case
-from adapter_export.bundle.golden import Allowance, Golden, read_golden
+from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
 from adapter_export.bundle.report import Form
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError

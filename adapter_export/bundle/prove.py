@@ -16,10 +16,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from adapter_export.bundle.agreement import Original, agreements
-from adapter_export.bundle.cases import Case, check_cases
 from adapter_export.bundle.compare import Comparison, compare, missing, unexpected
 from adapter_export.bundle.contents import MASK_BELOW, check_files
-from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, Tolerance, silent
+from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, check_cases, silent
 from adapter_export.bundle.invariants import (
     check_apart,
     check_native,

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.bundle.cases import Case
 from adapter_export.bundle.compare import Comparison, compare, missing
-from adapter_export.bundle.golden import scale
+from adapter_export.bundle.golden import Case, scale
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import SiteResult
 from adapter_export.dtypes import Weights

@@ -12,9 +12,8 @@ from adapterhub_bases import FIXTURES, Made, adapterhub_base
 from random_kinds import random_of_kind
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.cases import Case, case_of
 from adapter_export.bundle.compare import compare
-from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker
+from adapter_export.bundle.golden import Allowance, Case, Golden, GoldenMaker, case_of
 from adapter_export.bundle.prove import Reference, plan_check, prove
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.dtypes import Weights

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from adapter_export.bundle.cases import Case
-from adapter_export.bundle.golden import Allowance
+from adapter_export.bundle.golden import Allowance, Case
 from adapter_export.bundle.invariants import check_row_order, check_swap, swaps
 from adapter_export.numerics.budget import Budget
 

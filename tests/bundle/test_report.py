@@ -9,7 +9,7 @@ import pytest
 
 from adapter_export.bundle.compare import Comparison, compare, missing
 from adapter_export.bundle.report import InvariantResult, OutputResult, Report, SiteResult, failures, to_document
-from adapter_export.errors import NothingComparedError
+from adapter_export.errors import NothingComparedError, ParityError
 from adapter_export.numerics.budget import Budget
 from schemas import validate
 
@@ -53,6 +53,29 @@ def test_a_broken_invariant_fails_the_report() -> None:
 def test_a_check_without_one_compared_output_is_an_error(results: tuple[OutputResult, ...]) -> None:
     with pytest.raises(NothingComparedError, match="nothing was compared"):
         report(*results).require_compared()
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (report(output(GOOD), output(BAD, adapter=None)), r"no adapter.*`batch2`.*`hidden`.*a deviation of 1.00e\+00"),
+        (report(output(GOOD), site(NAN, "ffn")), "adapter `trec`.*site `ffn`.*2 NaN where the reference has none"),
+        (report(output(GOOD), invariants=(InvariantResult("swap", "a → b → a", False, "changed: x"),)), "changed: x"),
+    ],
+)
+def test_a_report_can_be_made_an_error(found: Report, words: str) -> None:
+    with pytest.raises(ParityError, match=words):
+        found.raise_for_failure()
+    report(output(GOOD)).raise_for_failure()
+
+
+def test_a_table_has_a_line_for_each_graph_and_adapter() -> None:
+    found = report(output(GOOD), output(BAD, flavour="bank"), output(GOOD, flavour="bank", mixed=True)).table()
+    assert [(row[0], row[1], row[-1]) for row in found.rows] == [
+        ("slots", "trec", "passed"),
+        ("bank", "trec", "failed"),
+        ("bank", "trec, in mixed batches", "passed"),
+    ]
 
 
 def test_coverage_names_what_was_left_out() -> None:

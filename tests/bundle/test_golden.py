@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from small_bundle import Built
 
-from adapter_export.bundle.cases import Case, case_of, check_cases
-from adapter_export.bundle.golden import read_golden
+from adapter_export.bundle.golden import Case, case_of, check_cases, read_golden
 from adapter_export.format.manifest import InputRecord, TextRecord
 
 IDS = InputRecord("ids", "int64", ("batch", "tokens"), "ids", 20)
