@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 
 WithoutHead = Annotated[bool, Option("Leave its prediction head out.")]
+
+ByNumber = Annotated[
+    bool,
+    Option("Match layers by their numbers where the base has other names of modules or none, or another architecture."),
+]
 
 OnNote = Callable[[str], None]
 """Is told what the caller should know; without one it is a warning."""
@@ -265,6 +271,7 @@ def import_adapterhub(
     *,
     name: str | None = None,
     member: str | None = None,
+    by_number: ByNumber = False,
     without_head: WithoutHead = False,
     on_note: OnNote | None = None,
 ) -> Adapter:
@@ -283,16 +290,19 @@ def import_adapterhub(
         AdapterError: it does not fit the base, or cannot be expressed; the message names what.
         FileError, FormatError: the folder's files break their format.
     """
-    from adapter_export.importers.adapterhub.importing import choose, import_folder
+    from adapter_export.importers import adapterhub
 
-    chosen = choose(Path(folder), member)
     opened = open_base(base)
-    imported = import_folder(
-        chosen,
+    imported = adapterhub.import_adapterhub(
+        Path(folder),
         opened.sites.map,
-        name=name or chosen.resolve().name,
+        name=name or member or Path(folder).resolve().name,
         base=opened.fingerprint,
+        member=member,
         with_head=not without_head,
+        by_number=by_number,
+        model_type=_model_type(opened),
+        read_pickle=_read_pickle(),
     )
     tell(imported.notes, on_note)
     return with_site_map(imported.adapter, opened)
@@ -314,9 +324,7 @@ def import_peft(
     activation: Annotated[
         str | None, Option("The function behind the head's dense layer, likewise.", choices=ACTIVATIONS)
     ] = None,
-    by_number: Annotated[
-        bool, Option("Match layers by their numbers where the base's modules have been renamed.")
-    ] = False,
+    by_number: ByNumber = False,
     without_head: WithoutHead = False,
     on_note: OnNote | None = None,
 ) -> Adapter:
@@ -337,8 +345,8 @@ def import_peft(
         AdapterError: it does not fit the base, or cannot be expressed; the message names what.
         FileError, FormatError: the folder's files break their format.
     """
+    from adapter_export.importers import peft
     from adapter_export.importers.peft.head import HeadChoice, known_labels
-    from adapter_export.importers.peft.importer import import_peft as make
 
     opened = open_base(base)
     config = opened.path / "config.json" if opened.form == "folder" and opened.path is not None else None
@@ -349,18 +357,40 @@ def import_peft(
         known_labels(config) if config is not None else (),
         leave_out=without_head,
     )
-    imported = make(
+    imported = peft.import_peft(
         Path(folder),
         opened.sites.map,
         base=opened.fingerprint,
-        name=name or Path(folder).resolve().name,
+        name=name or member or Path(folder).resolve().name,
         base_tensor=lambda key: _base_tensor(opened, key),
         member=member,
         head=head,
         by_number=by_number,
+        model_type=_model_type(opened),
+        read_pickle=_read_pickle(),
     )
     tell(imported.notes, on_note)
     return with_site_map(imported.adapter, opened)
+
+
+def _model_type(base: Base) -> str | None:
+    """The architecture of a base by its name in transformers, where its folder says it."""
+    from adapter_export.format.canonical import read_json
+
+    if base.form != "folder" or base.path is None:
+        return None
+    document = read_json(base.path / "config.json")
+    name = document.get("model_type") if isinstance(document, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _read_pickle() -> Callable[[Path], Mapping[str, np.ndarray]] | None:
+    """Torch's reader of tensors, where torch is installed."""
+    if find_spec("torch") is None:
+        return None
+    from adapter_export.torch_backend.base.tensor_file import read_torch_file
+
+    return read_torch_file
 
 
 def _base_tensor(base: Base, key: str) -> np.ndarray | None:

@@ -51,7 +51,7 @@ def peft(
     """Import a LoRA or an IA3 that PEFT saved in FOLDER.
 
     FOLDER has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors are
-    read. PEFT need not be installed. What cannot be expressed is refused by name.
+    read. PEFT need not be installed, and torch only for a `.bin`. What cannot be expressed is refused by name.
     """
     check_free(output, force=force)
     _import(ae.import_peft, folder, base, name, output, force, site_map, trust_pickle, as_json, options)
@@ -78,8 +78,8 @@ def adapterhub(
     """Import an adapter that AdapterHub's library saved in FOLDER.
 
     FOLDER has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are read.
-    Bottlenecks with every option, LoRA, IA3, invertible adapters and prediction heads are imported; neither the library
-    nor torch's unpickler is needed. What cannot be expressed is refused by name.
+    Bottlenecks with every option, LoRA, IA3, invertible adapters and prediction heads are imported; the library is not
+    needed, and torch only for a `.bin`. What cannot be expressed is refused by name.
 
     A folder that `save_adapter_setup` wrote becomes one adapter with its members inside, a `Stack`, `Average` or `Fuse`
     as nested as the library allows; `--name` with the name of a member imports that one alone.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adapterhub_bases import FIXTURES, Made, adapterhub_base
+from adapterhub_bases import FIXTURES, Made, adapterhub_base, import_adapterhub
 from random_kinds import random_of_kind
 
 from adapter_export.bundle.build import build_bundle
@@ -22,7 +22,6 @@ from adapter_export.graph.compose import FusionOptions, adapter_fusion
 from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
-from adapter_export.importers.adapterhub.importing import import_adapter
 from adapter_export.numerics.budget import Extent
 from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import input_cases
@@ -39,7 +38,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def imported(base: Made, name: str) -> Adapter:
-    return import_adapter(FIXTURES / "bert" / name, base.sites, name=name, base=base.source.fingerprint).adapter
+    return import_adapterhub(FIXTURES / "bert" / name, base.sites, name=name, base=base.source.fingerprint).adapter
 
 
 def sharp(base: Made) -> Adapter:

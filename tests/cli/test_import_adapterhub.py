@@ -79,5 +79,23 @@ def test_a_head_is_left_out_where_the_user_says_so(cli, onnx: Path, tmp_path: Pa
     assert read_adapter(tmp_path / "a").head is None
 
 
+def test_a_base_of_another_architecture(cli, tmp_path: Path) -> None:
+    """A folder says what it is; an archive has other names of modules."""
+    folder, base = FIXTURES / "bert/seq_bn", FIXTURES / "distilbert/model"
+    words = "was trained on another architecture; found `bert`; expected `distilbert`."
+    cli.refused(3, words, "import", "adapterhub", folder, "--base", base, "-o", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    found = cli.done("import", "adapterhub", folder, "--base", base, "--by-number", "-o", tmp_path / "a")
+    assert "layers were matched by their numbers" in found.stderr
+
+
+def test_a_pickle_without_torch(cli, base: Made, onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = FIXTURES / "bert/seq_bn_bare_bin"
+    cli.done("import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a")
+    monkeypatch.setattr("adapter_export.api.adapters.find_spec", lambda _: None)
+    words = "`torch` is not installed, and reading `pytorch_adapter.bin`, a pickle of tensors, needs it"
+    cli.refused(2, words, "import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "b")
+
+
 def test_a_near_miss_of_a_library_is_named(cli) -> None:
     cli.refused(2, "did you mean `adapterhub`?", "import", "adapterhubb", "x")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from float64_bases import Base
 from once import once
 from safetensors.numpy import load_file
 
+from adapter_export.importers import adapterhub
+from adapter_export.importers.take import Imported
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.base import TorchBase, load_base
 from adapter_export.torch_backend.base.huggingface import capture_folder
+from adapter_export.torch_backend.base.tensor_file import read_torch_file
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.runner import TorchRunner
 from adapter_export.torch_backend.view import flow_graph
@@ -75,3 +79,8 @@ def adapterhub_base(factory: pytest.TempPathFactory, name: str) -> Made:
         export_onnx(load_base(folder / "model.pt"), folder / "model.onnx")
 
     return Made(FIXTURES / name, once(factory, f"adapterhub_{name}", make))
+
+
+def import_adapterhub(folder: Path, sites: SiteMap, **options: Any) -> Imported:
+    """As the library does it where torch is there to read pickled tensors."""
+    return adapterhub.import_adapterhub(folder, sites, **{"read_pickle": read_torch_file, **options})

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from adapter_export.importers import peft
+from adapter_export.importers.take import Imported
 from adapter_export.sites.site import Site, SiteMap
+from adapter_export.torch_backend.base.tensor_file import read_torch_file
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "peft"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -44,6 +47,11 @@ def expected(name: str) -> Arrays:
     """Inputs, outputs and what some layers read and returned, by the names that `make.py` explains."""
     (path,) = (FIXTURES / "adapters" / name).rglob("expected.safetensors")
     return load_file(path)
+
+
+def import_peft(folder: Path, sites: SiteMap, **options: Any) -> Imported:
+    """As the library does it where torch is there to read pickled tensors."""
+    return peft.import_peft(folder, sites, **{"read_pickle": read_torch_file, **options})
 
 
 def changed(

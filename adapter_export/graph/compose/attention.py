@@ -92,7 +92,7 @@ def adapter_fusion(
     def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
         return _fused(here, site, options)
 
-    def drawn(shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    def drawn(_: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
         return {name: _first(name, shape, options, rng) for name, shape in shapes.items()}
 
     record = {"type": "adapter_fusion", **asdict(options)}

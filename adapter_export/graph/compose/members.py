@@ -24,7 +24,7 @@ ROWS = "rows"
 SITE_DIMS = ("d", "d_in")
 """The dimensions that the site gives; all others are a member's own."""
 
-OWN = ("mix", "fusion")
+OWN = re.compile(r"(mix|fusion)(_\d+)?")
 """What the parameters of a composition itself begin with; no label of a member."""
 
 COMPOSITION = "composition"
@@ -184,14 +184,14 @@ class Parts:
         name: of the adapter.
         kind: of the adapter, and the name of its first graph.
         record: what the training record says of it.
-        weights: makes the tensors of a graph's own parameters, from their names and shapes.
+        weights: makes the tensors of a graph's own parameters at a site, from their names and shapes.
         widths: the widths of a graph's own symbols.
     """
 
     name: str
     kind: str
     record: Mapping[str, Any]
-    weights: Callable[[Mapping[str, tuple[int, ...]]], Weights] = lambda _: {}
+    weights: Callable[[str, Mapping[str, tuple[int, ...]]], Weights] = lambda *_: {}
     widths: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -216,13 +216,12 @@ def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
             found=", ".join(f"`{adapter.name}`: {adapter.base}" for adapter in adapters),
             expected="one base",
         )
-    taken: list[str] = list(OWN)
+    taken: list[str] = []
     for number, name in enumerate(names, 1):
         label = name.replace(".", "_")  # a dot ends the label in names of parameters
-        taken.append(label if label not in taken else f"member{number}")
+        taken.append(f"member{number}" if label in taken or OWN.fullmatch(label) else label)
     return tuple(
-        Member(label, number, adapter)
-        for number, (label, adapter) in enumerate(zip(taken[len(OWN) :], adapters, strict=True), 1)
+        Member(label, number, adapter) for number, (label, adapter) in enumerate(zip(taken, adapters, strict=True), 1)
     )
 
 
@@ -285,8 +284,9 @@ def compose(
         tensors = {
             f"{one.label}.{name}": tensor for one in acting for name, tensor in one.adapter.parameters(site).items()
         }
-        own = {name: shape for name, shape in graph.parameter_shapes(widths).items() if name.partition(".")[0] in OWN}
-        tensors |= parts.weights(own) if own else {}
+        shapes = graph.parameter_shapes(widths)
+        own = {name: shape for name, shape in shapes.items() if OWN.fullmatch(name.partition(".")[0])}
+        tensors |= parts.weights(site, own) if own else {}
         common = f"{SHARED}.{names[key]}"
         weights = {
             f"{common if name in graph.shared else site}.{name}": tensors[name] for name in graph.parameters
@@ -304,7 +304,7 @@ def own_tensors(adapter: Adapter) -> tuple[str, ...]:
         tensor: None
         for site in adapter.placements
         for name, tensor in adapter.tensor_names(site).items()
-        if name.partition(".")[0] in OWN
+        if OWN.fullmatch(name.partition(".")[0])
     }
     return tuple(names)
 

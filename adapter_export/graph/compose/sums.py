@@ -112,7 +112,7 @@ def weighted_fusion(
     """
     shares = shares_of(adapters, weights)
 
-    def drawn(_: Mapping[str, tuple[int, ...]]) -> Weights:
+    def drawn(*_: object) -> Weights:
         return {MIX: np.array([shares], np.float32)}
 
     parts = Parts(name, WEIGHTED, {"type": WEIGHTED, "residual": residual}, drawn, {ROWS: 1})

@@ -1,5 +1,7 @@
-"""Adapters of AdapterHub (the library `adapters`, once `adapter-transformers`) become adapters of this package.
+"""Adapters of AdapterHub (the library `adapters`, once `adapter-transformers`); none of it needs that library."""
 
-Read in this order: `folder` (files), `config` (JSON), `keys` (names of tensors), `places` (which site), then what is
-made of them: `bottleneck`, `low_rank` and `heads`; `importing` puts it together. None of it needs that library.
-"""
+from __future__ import annotations
+
+from adapter_export.importers.adapterhub.importer import import_adapterhub
+
+__all__ = ["import_adapterhub"]

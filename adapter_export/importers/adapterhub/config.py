@@ -1,15 +1,17 @@
-"""The configs of AdapterHub's adapters, held against what its library does with them."""
+"""The configs of AdapterHub's adapters, read as its library reads them, and compared with the base."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from adapter_export.errors import AdapterError, FormatError, VersionError, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
+from adapter_export.importers.match import check_architecture
+from adapter_export.sites.site import Site, SiteMap
 
 NEWEST = (1, 3)
 """The newest version of the library whose files are known; `adapters.1.3.0` was read and run."""
@@ -128,7 +130,7 @@ def _numbers(version: str) -> tuple[int, int] | None:
 
 def _method(config: Mapping[str, Any], version: str | None) -> tuple[BottleneckConfig | LoraConfig, tuple[str, ...]]:
     architecture = config.get("architecture")
-    if architecture in _REFUSED:
+    if isinstance(architecture, str) and architecture in _REFUSED:
         raise _inexpressible(f"`{architecture}`", _REFUSED[architecture])
     if architecture is None:
         return _bottleneck(config, version)
@@ -152,25 +154,16 @@ def _bottleneck(config: Mapping[str, Any], version: str | None) -> tuple[Bottlen
     known: dict[str, Any] = {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
     known.pop("architecture", None)
     notes: list[str] = []
-    _unnest_invertible(known)
+    old = known.pop("invertible_adapter", None)
+    if isinstance(old, dict):  # of version 1: two fields now (`BnConfig.__setattr__`)
+        known["inv_adapter"] = old.get("block_type")
+        known["inv_adapter_reduction_factor"] = old.get("reduction_factor")
     if version is None and known.get("non_linearity") in _WITHOUT_VERSION:
         old = known["non_linearity"]
         known["non_linearity"] = _WITHOUT_VERSION[old]
         notes.append(f"the file has no version: its activation `{old}` is what is called `{_WITHOUT_VERSION[old]}` now")
     _check_fields(known, {field.name for field in fields(BottleneckConfig)})
-    _check_scaling(known.get("scaling", 1.0))
-    return record_from_json(BottleneckConfig, known), tuple(notes)
-
-
-def _unnest_invertible(config: dict[str, Any]) -> None:
-    """Version 1 had an object `invertible_adapter` where there are two fields now (`BnConfig.__setattr__`)."""
-    old = config.pop("invertible_adapter", None)
-    if isinstance(old, dict):
-        config["inv_adapter"] = old.get("block_type")
-        config["inv_adapter_reduction_factor"] = old.get("reduction_factor")
-
-
-def _check_scaling(scaling: object) -> None:
+    scaling = known.get("scaling", 1.0)
     if isinstance(scaling, int):
         raise FormatError(
             "AdapterHub's library refuses a whole number here (`Unknown scaling type`)",
@@ -179,6 +172,7 @@ def _check_scaling(scaling: object) -> None:
             expected="a number with a decimal point, `learned` or `channel`",
             fix=f"write `{scaling}.0` if that is the factor with which it was trained",
         )
+    return record_from_json(BottleneckConfig, known), tuple(notes)
 
 
 def _lora(config: Mapping[str, Any], version: str | None) -> tuple[LoraConfig, tuple[str, ...]]:
@@ -188,18 +182,12 @@ def _lora(config: Mapping[str, Any], version: str | None) -> tuple[LoraConfig, t
         raise _inexpressible("`use_dora`", "DoRA normalises the base's own weights")
     if read.vera_d is not None or read.vera_b is not None:
         raise _inexpressible("`vera_d`, `vera_b`", "VeRA shares frozen random matrices")
-    if version is not None and version.startswith(_PREFIX) and read.alpha != read.r:
-        return _before_1_1(read, version)
-    return read, ()
-
-
-def _before_1_1(read: LoraConfig, version: str) -> tuple[LoraConfig, tuple[str, ...]]:
-    """Those versions did not apply the factor; the library's own loader sets alpha to r (`_fix_backward_compat`)."""
-    numbers = _numbers(version)
-    if numbers is None or numbers >= _LORA_FIXED:
+    numbers = _numbers(version) if version is not None and version.startswith(_PREFIX) else None
+    if numbers is None or numbers >= _LORA_FIXED or read.alpha == read.r:
         return read, ()
+    # those versions did not apply the factor; the library's own loader sets alpha to r (`_fix_backward_compat`)
     note = f"`{version}` trained without the factor alpha/r: alpha is {read.r}, not {read.alpha:g}, as in the library"
-    return LoraConfig(**{**vars(read), "alpha": float(read.r)}), (note,)
+    return replace(read, alpha=float(read.r)), (note,)
 
 
 def _check_fields(config: Mapping[str, Any], known: set[str]) -> None:
@@ -212,3 +200,115 @@ def _check_fields(config: Mapping[str, Any], known: set[str]) -> None:
             expected=f"only {', '.join(f'`{name}`' for name in sorted(known))}",
             fix="run `pip install --upgrade adapter-export`, or remove them if you know that they have no effect",
         )
+
+
+# What the base must be, and what of AdapterHub's own computation cannot be expressed there.
+
+_SWAPPED = "AdapterHub hands this model's attention adapters the residual in the place of the output, and the other way"
+
+
+def check_base(
+    config: Config,
+    interface: Mapping[str, Any] | None,
+    sites: SiteMap,
+    model_type: str | None,
+    *,
+    by_number: bool,
+) -> None:
+    """Compare the model that an adapter was trained in with the base.
+
+    Args:
+        config: the adapter's.
+        interface: the JSON of the plug-in interface; none for adapters of the library's own models.
+        sites: of the base.
+        model_type: the base's architecture, where that is known.
+        by_number: whether the user says that layers of the same number are the same.
+
+    Raises:
+        AdapterError: the base is another one, or the library computed what no graph here does; the message says why.
+        FormatError: the interface is none.
+    """
+    if config.hidden_size != sites.width:
+        raise AdapterError(
+            "was trained on a base of another width",
+            found=f"`hidden_size`: {config.hidden_size}",
+            expected=f"{sites.width}",
+            fix="give the model that it was trained on as `--base`",
+        )
+    check_architecture(config.model_type, model_type, by_number=by_number)
+    method = config.method
+    if isinstance(method, LoraConfig):
+        return
+    if config.model_type == "albert" and method.mh_adapter:
+        raise AdapterError(f"{_SWAPPED} round, which cannot be expressed", found="`model_type`: `albert`, `mh_adapter`")
+    if config.model_type == "gptj" and method.original_ln_before:
+        raise AdapterError(
+            "AdapterHub hands this model's output adapters the attention's output for the residual, "
+            "which cannot be expressed",
+            found="`model_type`: `gptj`, `original_ln_before`",
+        )
+    if interface is not None:
+        _check_interface(interface, method, sites)
+
+
+# Adapters that the plug-in interface hooked into a model: there the model itself adds the residual and applies its
+# norm, and a bottleneck reads what a hook saw. Where its config reads the residual stream or the base's norm, what it
+# saw depends on the interface, and one version of the library has a defect: its hooks share one variable, so that every
+# layer applies the norm of the last one (`init_bottleneck`).
+
+
+def _check_interface(document: Mapping[str, Any], config: BottleneckConfig, sites: SiteMap) -> None:
+    interface = document.get("interface")
+    if not isinstance(interface, dict):
+        raise AdapterError("the file of the plug-in interface holds none", found=f"keys {', '.join(document)}")
+    for role, hook, norm in (
+        ("attention", "layer_pre_self_attn", "layer_ln_1"),
+        ("ffn", "layer_pre_ffn", "layer_ln_2"),
+    ):
+        if config.mh_adapter if role == "attention" else config.output_adapter:
+            places = [site for site in sites.sublayers if site.role == role]
+            _check_place(config, places, interface.get(hook), interface.get(norm))
+
+
+def _check_place(config: BottleneckConfig, places: list[Site], hook: str | None, norm: str | None) -> None:
+    if norm is not None and any(site.norm is None for site in places):
+        raise AdapterError(
+            "acted behind the output projection, perhaps before a norm that this base has in front of the sum",
+            found=f"`{norm}` in the plug-in interface, and no norm behind the sum at "
+            + _listed(site for site in places if site.norm is None),
+            expected="an interface without that norm, or a base that normalises the sum",
+            fix="train it again with an interface that leaves `layer_ln_1` and `layer_ln_2` out",
+        )
+    if config.is_parallel or config.original_ln_before:
+        if hook is None:
+            raise AdapterError(
+                "reads the residual stream, which the plug-in interface does not name",
+                found="`layer_pre_self_attn` or `layer_pre_ffn` is null",
+            )
+        behind = [site for site in places if site.x != site.u and f".{hook}." in f".{site.path}."]
+        if behind:
+            raise AdapterError(
+                "took what the sublayer reads, behind its norm, for the residual stream",
+                found=f"`{hook}` at {_listed(behind)}",
+                expected="an interface that hooks the norm before the sublayer",
+                fix="train it again with such an interface",
+            )
+    if config.original_ln_before and not config.is_parallel:
+        if norm is not None and len(places) > 1:
+            raise AdapterError(
+                "was trained with a defect of AdapterHub's plug-in interface: every layer applied the norm of the "
+                "last layer, because its hooks share one variable",
+                found=f"`original_ln_before` with `{norm}`",
+                expected="an adapter of the library's own model classes, or one that does not read the base's norm",
+                fix="train it again there, or as `double_seq_bn`, which has no such norm",
+            )
+        if norm is None and any(site.norm is not None for site in places):
+            raise AdapterError(
+                "read the sum without the norm that this base has behind it",
+                found=_listed(site for site in places if site.norm is not None),
+                expected="an interface that names the norm",
+            )
+
+
+def _listed(sites: Iterable[Site]) -> str:
+    return ", ".join(f"`{site.name}`" for site in sites)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError, UsageError, within
-from adapter_export.graph.adapter import HEAD, Head
+from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds.adapterhub import activation_named
 from adapter_export.graph.tasks import Task
 from adapter_export.importers.adapterhub.folder import Saved
-from adapter_export.importers.adapterhub.places import Module
-from adapter_export.importers.adapterhub.tensors import Recipe, Taken, as_it_is, transposed, zeros
+from adapter_export.importers.take import Taker, as_it_is, transposed, zeros
 
 WITHOUT = "give `--without-head` to import the adapter alone"
 
@@ -39,21 +37,18 @@ _REFUSED = {
 _SPANS = ("start", "end")
 
 
-@dataclass(frozen=True)
-class ImportedHead:
-    """A head with its weights, by the names that adapters give them."""
-
-    head: Head
-    weights: Weights
-    notes: tuple[str, ...]
+_MOST_LAYERS = 100
 
 
-def import_head(saved: Saved, width: int) -> ImportedHead:
+def import_head(saved: Saved, width: int) -> tuple[Head, Taker, tuple[str, ...]]:
     """Make a head of a `head_config.json` and its tensors.
 
     Args:
         saved: config and tensors.
         width: of the base's final hidden state.
+
+    Returns:
+        The head, its weights in a taker, and what a user should know.
 
     Raises:
         AdapterError: it is of a kind that cannot be expressed; the message names it.
@@ -67,9 +62,26 @@ def import_head(saved: Saved, width: int) -> ImportedHead:
             head = make_head(task, width=width, labels=labels, numbers=numbers, options=_options(config, task))
         except UsageError as error:
             raise AdapterError(error.what, found=error.found, expected=error.expected, fix=WITHOUT) from error
-    weights, notes = _weights(saved, config, head, str(saved.name))
-    note = _NOTES.get(config["head_type"])
-    return ImportedHead(head, weights, (*([note] if note else ()), *notes))
+    keys, others = _split(saved, str(saved.name))
+    taker = Taker({full: saved.tensors[full] for full in keys.values()}, saved.weights)
+    step = 3 if config.get("activation_function") else 2  # dropouts and activations are numbered, too
+    layers = [*(f"dense_{number}" for number in range(1, config["layers"])), "classifier"]
+    recipes = {}
+    for number, layer in enumerate(layers):
+        library = f"{1 + step * number}"
+        for role, recipe in (("weight", transposed), ("bias", as_it_is)):
+            name = f"{layer}.{role}"
+            recipes[name] = recipe(f"{library}.{role}", head.graph.parameters[name])
+    if config.get("bias", True) is False:
+        recipes["classifier.bias"] = zeros("classes")
+    taker.take_head(head, recipes, keys)
+    taker.check()
+    notes = [_NOTES[config["head_type"]]] if config["head_type"] in _NOTES else []
+    notes += taker.notes()
+    if others:
+        names = ", ".join(others)
+        notes.append(f"the file also holds {names}: the library saves heads by the beginnings of their names")
+    return head, taker, tuple(notes)
 
 
 def _config(saved: Saved) -> Mapping[str, Any]:
@@ -81,16 +93,23 @@ def _config(saved: Saved) -> Mapping[str, Any]:
             expected="a head that was added to an `AutoAdapterModel`",
             fix=f"{WITHOUT}, or convert it with the library's `AutoAdapterModel`",
         )
-    kind = config.get("head_type")
-    if kind in _REFUSED or kind not in _TASKS:
-        why = _REFUSED.get(str(kind), "it is not known")
-        raise AdapterError("a kind of head that cannot be expressed", found=f"`{kind}`: {why}", fix=WITHOUT)
+    kind, layers, dropout = str(config.get("head_type")), config["layers"], config.get("dropout_prob") or 0.0
+    if kind not in _TASKS:
+        raise AdapterError(
+            "a kind of head that cannot be expressed",
+            found=f"`{kind}`: {_REFUSED.get(kind, 'it is not known')}",
+            fix=WITHOUT,
+        )
     if config.get("use_pooler"):
         raise AdapterError(
             "the head reads the base's own pooler, whose weights are not in the file",
             found="`use_pooler`: true",
             fix=WITHOUT,
         )
+    if not 1 <= layers <= _MOST_LAYERS:
+        raise FormatError("has no number of layers", found=f"`layers`: {layers}", expected=f"1 to {_MOST_LAYERS}")
+    if not isinstance(dropout, int | float) or not math.isfinite(dropout):
+        raise FormatError("has no rate of dropout", found=f"`dropout_prob`: `{dropout}`", expected="a number")
     return config
 
 
@@ -129,22 +148,8 @@ def _options(config: Mapping[str, Any], task: Task) -> HeadOptions:
     )
 
 
-def _weights(saved: Saved, config: Mapping[str, Any], head: Head, name: str) -> tuple[Weights, tuple[str, ...]]:
-    own, others = _split(saved, name)
-    taken = Taken({key: saved.tensors[key] for key in own.keys.values()}, saved.weights)
-    names = {parameter: f"{HEAD}.{parameter}" for parameter in head.graph.parameters}
-    taken.take(names, _recipes(config, head), head.widths, own)
-    taken.check()
-    notes = [*taken.notes()]
-    if others:
-        notes.append(
-            f"the file also holds {', '.join(others)}: the library saves heads by the beginnings of their names"
-        )
-    return taken.weights, tuple(notes)
-
-
-def _split(saved: Saved, name: str) -> tuple[Module, tuple[str, ...]]:
-    """The head's own tensors, and the names of other heads."""
+def _split(saved: Saved, name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The names of the head's own tensors, and those of other heads."""
     keys: dict[str, str] = {}
     others: dict[str, None] = {}
     for full in saved.tensors:
@@ -153,19 +158,4 @@ def _split(saved: Saved, name: str) -> tuple[Module, tuple[str, ...]]:
             others[f"`{owner}`"] = None
         else:
             keys[tensor if owner == name else full] = full
-    return Module(f"heads.{name}", keys, "adapters"), tuple(others)
-
-
-def _recipes(config: Mapping[str, Any], head: Head) -> dict[str, Recipe]:
-    """The linears are numbered among the dropouts and activations between them."""
-    step = 3 if config.get("activation_function") else 2
-    last = config["layers"] - 1
-    found: dict[str, Recipe] = {}
-    for number, layer in enumerate([*(f"dense_{n}" for n in range(1, last + 1)), "classifier"]):
-        weight, bias = f"{layer}.weight", f"{layer}.bias"
-        library = f"{1 + step * number}"
-        found[weight] = transposed(f"{library}.weight", head.graph.parameters[weight])
-        found[bias] = as_it_is(f"{library}.bias", head.graph.parameters[bias])
-    if config.get("bias", True) is False:
-        found["classifier.bias"] = zeros("classes")
-    return found
+    return keys, tuple(others)

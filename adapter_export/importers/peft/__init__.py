@@ -1,1 +1,7 @@
-"""Adapter folders that PEFT wrote, LoRA and IA3, become adapters. PEFT itself is not needed."""
+"""Adapters of PEFT: LoRA and IA3; none of it needs that library."""
+
+from __future__ import annotations
+
+from adapter_export.importers.peft.importer import import_peft
+
+__all__ = ["import_peft"]

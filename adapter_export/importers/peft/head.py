@@ -1,23 +1,28 @@
-"""The modules that PEFT saved as a whole, as a prediction head."""
+"""The modules that PEFT saved as a whole, as a prediction head.
+
+How the models of transformers classify a text is what a folder of PEFT does not say, and no tensor shows: two heads of
+the same shapes differ in their activation (`tanh` in RoBERTa, `gelu` in ELECTRA), and a lone linear layer reads the
+pooled first token in BERT and the bare one in ViT. So there is a table, by the name that transformers gives the base
+inside such a model, which stands before every module path of the adapter. Models outside the table are read when the
+user says what their heads do.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.format.canonical import read_json
-from adapter_export.graph.adapter import HEAD, Head
+from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import LABELLED, Task
+from adapter_export.importers.peft.folder import Sorted
 from adapter_export.importers.peft.options import Options
-from adapter_export.importers.peft.tensors import Sorted
-
-# The names of classes, which PEFT does not save and the config of the base may have.
+from adapter_export.importers.take import Recipe, Taker
 
 
 def known_labels(config: Path) -> tuple[str, ...]:
@@ -35,17 +40,8 @@ def known_labels(config: Path) -> tuple[str, ...]:
     return tuple(name for _, name in in_order) if complete else ()
 
 
-# How the models of transformers classify a text: what a folder of PEFT does not say, and no tensor shows.
-#
-# Two heads of the same shapes differ in their activation (`tanh` in RoBERTa, `gelu` in ELECTRA), and a lone linear
-# layer
-# reads the pooled first token in BERT and the bare one in ViT. So this is a table, by the name that transformers gives
-# the base inside such a model, which stands before every module path of the adapter. Models outside the table are read
-# when the user says what their heads do.
-
-
 @dataclass(frozen=True)
-class Recipe:
+class KnownHead:
     """A head: `classes(f(dense(pool(hidden))))`, or `classes(pool(hidden))`.
 
     Attributes:
@@ -61,18 +57,18 @@ class Recipe:
     classes: str | None = None
 
 
-_DENSE_HEAD = Recipe("first", "classifier.dense", "tanh", "classifier.out_proj")
-_BARE = Recipe("first", classes="classifier")
+_DENSE_HEAD = KnownHead("first", "classifier.dense", "tanh", "classifier.out_proj")
+_BARE = KnownHead("first", classes="classifier")
 
-RECIPES: Mapping[str, Recipe] = {
-    "bert": Recipe("first", "bert.pooler.dense", "tanh", "classifier"),
-    "albert": Recipe("first", "albert.pooler", "tanh", "classifier"),
+RECIPES: Mapping[str, KnownHead] = {
+    "bert": KnownHead("first", "bert.pooler.dense", "tanh", "classifier"),
+    "albert": KnownHead("first", "albert.pooler", "tanh", "classifier"),
     "roberta": _DENSE_HEAD,  # XLM-RoBERTa and CamemBERT, too
     "longformer": _DENSE_HEAD,
     "mpnet": _DENSE_HEAD,
     "esm": _DENSE_HEAD,
-    "electra": Recipe("first", "classifier.dense", "gelu", "classifier.out_proj"),
-    "distilbert": Recipe("first", "pre_classifier", "relu", "classifier"),
+    "electra": KnownHead("first", "classifier.dense", "gelu", "classifier.out_proj"),
+    "distilbert": KnownHead("first", "pre_classifier", "relu", "classifier"),
     "vit": _BARE,
     "deit": _BARE,
 }
@@ -128,30 +124,29 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class HeadParts:
-    """A head with its weights.
+class MadeHead:
+    """A head, whose weights have been taken.
 
     Attributes:
-        head: the head.
-        weights: `head.<parameter>`.
+        head: the head, if there is one.
         used: the paths of modules outside the base's sites that went into it.
         notes: what was decided on the way.
     """
 
     head: Head | None = None
-    weights: Weights = field(default_factory=dict)
     used: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
 
-def make_head_parts(
-    found: Sorted, options: Options, base: BaseTensor, width: int, choice: HeadChoice, where: object
-) -> HeadParts:
+def take_head(
+    found: Sorted, taker: Taker, options: Options, base: BaseTensor, width: int, choice: HeadChoice, where: object
+) -> MadeHead:
     """The head that the saved modules are, if there are any.
 
     Args:
-        found: the adapter's tensors.
-        options: its config.
+        found: what belongs to which module.
+        taker: has the adapter's tensors, and takes the head's weights.
+        options: the adapter's config.
         base: the tensors of the base.
         width: of the final hidden state.
         choice: what the user says.
@@ -167,18 +162,18 @@ def make_head_parts(
             raise UsageError("something is said of a head, and the adapter has or shall have none", where=where)
         return _left_out(found, base, where)
     task = _task(found, options, base, choice, where)
-    recipe = Recipe(TOKENS) if task == "token_classification" else _recipe(found, choice, where)
-    return _Maker(found, options, base, width, where).make(task, recipe, choice)
+    recipe = KnownHead(TOKENS) if task == "token_classification" else _recipe(found, taker, choice, where)
+    return _Maker(found, taker, options, base, width, where).make(task, recipe, choice)
 
 
-def _left_out(found: Sorted, base: BaseTensor, where: object) -> HeadParts:
+def _left_out(found: Sorted, base: BaseTensor, where: object) -> MadeHead:
     """No head; what is not in the base was one, and so was the layer of the base that it read."""
     _refuse([path for path in found.saved if base(f"{path}.weight") is not None], where)
     if not found.saved:
-        return HeadParts()
+        return MadeHead()
     read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
     names = ", ".join(f"`{path}`" for path in found.saved)
-    return HeadParts(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
+    return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
 
 
 def _task(found: Sorted, options: Options, base: BaseTensor, choice: HeadChoice, where: object) -> Task:
@@ -198,7 +193,7 @@ def _task(found: Sorted, options: Options, base: BaseTensor, choice: HeadChoice,
     return task
 
 
-def _recipe(found: Sorted, choice: HeadChoice, where: object) -> Recipe:
+def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> KnownHead:
     family = next(iter(found.adapted)).split(".")[0]
     known = RECIPES.get(family)
     if known is not None and choice.pooling is None:
@@ -212,17 +207,11 @@ def _recipe(found: Sorted, choice: HeadChoice, where: object) -> Recipe:
             fix="say it with `--pooling first` or `mean`; a head that reads the last token, as decoders have it, "
             "cannot be expressed, and `--without-head` leaves it out",
         )
-    return _said(found, choice, where)
-
-
-def _said(found: Sorted, choice: HeadChoice, where: object) -> Recipe:
-    """The recipe that the user gives: the saved layers one after the other."""
-    assert choice.pooling is not None
     if len(found.saved) == 1:
-        return Recipe(choice.pooling)
+        return KnownHead(choice.pooling)
     if len(found.saved) == 2 and choice.activation is not None:
-        first, last = _in_order(found.saved, where)
-        return Recipe(choice.pooling, first, choice.activation, last)
+        first, last = _in_order(found.saved, taker, where)
+        return KnownHead(choice.pooling, first, choice.activation, last)
     raise UsageError(
         "the head has a dense layer, and nothing says what stands behind it"
         if len(found.saved) == 2
@@ -233,13 +222,12 @@ def _said(found: Sorted, choice: HeadChoice, where: object) -> Recipe:
     )
 
 
-def _in_order(saved: Mapping[str, Mapping[str, np.ndarray]], where: object) -> tuple[str, str]:
+def _in_order(saved: Mapping[str, Mapping[str, str]], taker: Taker, where: object) -> tuple[str, str]:
     """The dense layer and the last one: the shapes show it where they are not square."""
     one, other = saved
+    shapes = {path: taker.tensors[keys["weight"]].shape if "weight" in keys else () for path, keys in saved.items()}
     fits = [
-        (first, last)
-        for first, last in ((one, other), (other, one))
-        if saved[first]["weight"].shape[0] == saved[last]["weight"].shape[-1]
+        (first, last) for first, last in ((one, other), (other, one)) if shapes[first][:1] == shapes[last][-1:] != ()
     ]
     if len(fits) != 1:
         raise UsageError("the order of the head's layers cannot be told", where=where, found=f"`{one}` and `{other}`")
@@ -249,15 +237,18 @@ def _in_order(saved: Mapping[str, Mapping[str, np.ndarray]], where: object) -> t
 class _Maker:
     """Puts the layers of a recipe together."""
 
-    def __init__(self, found: Sorted, options: Options, base: BaseTensor, width: int, where: object) -> None:
+    def __init__(
+        self, found: Sorted, taker: Taker, options: Options, base: BaseTensor, width: int, where: object
+    ) -> None:
         self._found = found
+        self._taker = taker
         self._options = options
         self._base = base
         self._width = width
         self._where = where
         self._used: set[str] = set()
 
-    def make(self, task: Task, recipe: Recipe, choice: HeadChoice) -> HeadParts:
+    def make(self, task: Task, recipe: KnownHead, choice: HeadChoice) -> MadeHead:
         dense = None if recipe.dense is None else self._layer(recipe.dense)
         classes = self._layer(recipe.classes or next(iter(self._found.saved)))
         _refuse([path for path in self._found.saved if path not in self._used], self._where)
@@ -278,19 +269,26 @@ class _Maker:
                 activation=recipe.activation,
             ),
         )
-        layers = {"classifier": classes} | ({} if dense is None else {"dense_1": dense})
-        return HeadParts(head, _weights(layers), frozenset(self._used), notes if task in LABELLED else ())
+        recipes = {}
+        for name, layer in {"classifier": classes, **({} if dense is None else {"dense_1": dense})}.items():
+            recipes[f"{name}.weight"] = Recipe((), layer.weight.transpose)
+            recipes[f"{name}.bias"] = Recipe((), layer.bias.copy)
+        self._taker.take_head(head, recipes, {})
+        return MadeHead(head, frozenset(self._used), notes if task in LABELLED else ())
 
     def _layer(self, path: str) -> Layer:
         """A layer of the head, or one of the base that the head reads, with what the adapter does to it."""
         self._used.add(path)
-        saved = self._found.saved.get(path)
-        if saved is None:
+        if path not in self._found.saved:
             return self._of_base(path)
+        saved = self._read(self._found.saved[path])
         weight = saved.get("weight")
         if weight is None or weight.ndim != 2:
             raise _not_expressible([path], self._where)
         return Layer(weight, saved.get("bias", np.zeros(len(weight), np.float32)))
+
+    def _read(self, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
+        return {role: self._taker.tensors[key] for role, key in keys.items()}
 
     def _of_base(self, path: str) -> Layer:
         weight, bias = self._base(f"{path}.weight"), self._base(f"{path}.bias")
@@ -301,12 +299,15 @@ class _Maker:
                 found=f"no `{path}.weight`",
                 fix="capture the base with that layer, or save it with the adapter (`modules_to_save` in PEFT)",
             )
-        bias = self._found.biases.get(path, np.zeros(len(weight)) if bias is None else bias)
+        if path in self._found.biases:
+            bias = self._taker.tensors[self._found.biases[path]]
+        bias = np.zeros(len(weight)) if bias is None else bias
         return self._merged(path, Layer(weight.astype(np.float64), bias.astype(np.float64)))
 
     def _merged(self, path: str, layer: Layer) -> Layer:
         """A layer of the head is the adapter's own, so that the update can go into its weights."""
-        tensors = {name: tensor.astype(np.float64) for name, tensor in self._found.adapted.get(path, {}).items()}
+        adapted = self._read(self._found.adapted.get(path, {}))
+        tensors = {name: tensor.astype(np.float64) for name, tensor in adapted.items()}
         if "ia3_l" in tensors:
             vector = tensors["ia3_l"]
             return Layer(layer.weight * vector, layer.bias if vector.shape[0] == 1 else layer.bias * vector[:, 0])
@@ -344,14 +345,6 @@ def _not_expressible(paths: Sequence[str], where: object) -> AdapterError:
         expected="the layers of a prediction head",
         fix="train it without them in `modules_to_save`",
     )
-
-
-def _weights(layers: Mapping[str, Layer]) -> Weights:
-    weights: Weights = {}
-    for name, layer in layers.items():
-        weights[f"{HEAD}.{name}.weight"] = np.ascontiguousarray(layer.weight.T, np.float32)
-        weights[f"{HEAD}.{name}.bias"] = np.ascontiguousarray(layer.bias, np.float32)
-    return weights
 
 
 def _labels(count: int, choice: HeadChoice, where: object) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -166,6 +166,7 @@ class Options:
         kind: `lora` or `ia3`.
         task_type: PEFT's name of the task, such as `SEQ_CLS`.
         model_class: the class of the model that it was trained in, if the folder says it.
+        architecture: the name of that model's architecture in transformers, if the folder says it.
         rank: `r`.
         alpha: `lora_alpha`.
         dropout: on what LoRA reads, in training.
@@ -185,6 +186,7 @@ class Options:
     kind: Kind
     task_type: str | None = None
     model_class: str | None = None
+    architecture: str | None = None
     rank: int = 0
     alpha: float = 0.0
     dropout: float = 0.0
@@ -318,7 +320,8 @@ class _Reader:
     def options(self) -> Options:
         shared: dict[str, Any] = {
             "task_type": self._text("task_type"),
-            "model_class": self._model_class(),
+            "model_class": self._mapped("base_model_class"),
+            "architecture": self._architecture(),
             "targets": self._names("target_modules"),
             "excluded": self._names("exclude_modules"),
             "saved": self._list("modules_to_save", str),
@@ -391,10 +394,15 @@ class _Reader:
                 return known
         raise self._wrong("bias", value, "none, all or lora_only")
 
-    def _model_class(self) -> str | None:
-        mapping = self._config.get("auto_mapping") or {}
-        name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    def _mapped(self, key: str) -> str | None:
+        mapping = self._config.get("auto_mapping")
+        name = mapping.get(key) if isinstance(mapping, dict) else None
         return name if isinstance(name, str) else None
+
+    def _architecture(self) -> str | None:
+        """`bert` of `transformers.models.bert.modeling_bert`."""
+        found = re.fullmatch(r"transformers\.models\.(\w+)\.modeling_\w+", self._mapped("parent_library") or "")
+        return found[1] if found else None
 
     def _check_pattern(self, key: str, pattern: str) -> None:
         try:
@@ -410,3 +418,34 @@ class _Reader:
             expected=expected,
             fix="take the file from its source again, or correct it there",
         )
+
+
+# Which of the base's modules a config means, to notice tensors that were lost.
+
+
+def targeted(options: Options, paths: Iterable[str]) -> Iterator[str]:
+    """Those of the module paths that the config means (`peft.tuners.tuners_utils.check_target_module_exists`)."""
+    for path in paths:
+        if _named(options.excluded, path) or _in_saved(options, path):
+            continue
+        if _named(options.targets, path) and (isinstance(options.targets, str) or _in_layers(options, path)):
+            yield path
+
+
+def _named(names: Names, path: str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names or ())
+
+
+def _in_saved(options: Options, path: str) -> bool:
+    return any(f".{name}." in f".{path}." for name in options.saved)
+
+
+def _in_layers(options: Options, path: str) -> bool:
+    """Whether the first number behind the name of a list of layers is one of the named layers."""
+    if not options.layers:
+        return True
+    patterns = [rf"(?:^|.*?\.){name}\.(?P<index>\d+)\." for name in options.layer_lists]
+    found = (re.match(pattern, path) for pattern in patterns or [r".*?\.[^.]*\.(?P<index>\d+)\."])
+    return any(match is not None and int(match["index"]) in options.layers for match in found)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapterhub_bases import FIXTURES, Made
+from adapterhub_bases import FIXTURES, Made, import_adapterhub
 from safetensors.numpy import load_file
 
 from adapter_export.errors import AdapterError, FormatError, UsageError
-from adapter_export.importers.adapterhub.importing import Imported, import_folder
+from adapter_export.importers.take import Imported
 from adapter_export.numerics.evaluate import evaluate_head
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.session import open_session
@@ -28,7 +28,7 @@ Copy = Callable[[str], Path]
 
 def imported(case: str | Path, base: Made, *, onnx: bool = False) -> Imported:
     sites, fingerprint = (base.onnx.sites, base.onnx.fingerprint) if onnx else (base.sites, base.source.fingerprint)
-    return import_folder(FIXTURES / "bert" / case, sites, name="whole", base=fingerprint)
+    return import_adapterhub(FIXTURES / "bert" / case, sites, name="whole", base=fingerprint)
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
@@ -104,7 +104,7 @@ def test_heads(copied: Copy, bert: Made) -> None:
     averaged = imported(folder, bert)
     assert averaged.adapter.head is None
     assert "the heads of `a`, `b` were left out" in averaged.notes
-    bare = import_folder(
+    bare = import_adapterhub(
         FIXTURES / "bert/setup_fuse_head", bert.sites, name="a", base=bert.source.fingerprint, with_head=False
     )
     assert bare.adapter.head is None

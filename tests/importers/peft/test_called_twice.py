@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peft_bases import peft_base
-from peft_folders import refused_folder
+from peft_folders import import_peft, refused_folder
 from safetensors.numpy import load_file
 
 from adapter_export.errors import AdapterError
-from adapter_export.importers.peft.importer import import_peft
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap

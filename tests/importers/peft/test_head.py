@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft_folders import Arrays, adapter_folder, bare_bert, changed, expected, linear_site
+from peft_folders import Arrays, adapter_folder, bare_bert, changed, expected, import_peft, linear_site
 
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.importers.peft.head import HeadChoice
-from adapter_export.importers.peft.importer import Imported, import_peft
+from adapter_export.importers.take import Imported
 from adapter_export.numerics.evaluate import evaluate_head
 from adapter_export.sites.site import SiteMap
 

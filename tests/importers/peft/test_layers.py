@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected, linear_site
+from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected, import_peft, linear_site
 from safetensors.numpy import load_file
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.importers.peft.importer import import_peft
 from adapter_export.numerics.evaluate import evaluate, evaluate_head
 from adapter_export.sites.site import SiteMap
 

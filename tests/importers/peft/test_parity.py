@@ -9,10 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 from peft_bases import peft_base
-from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected
+from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected, import_peft
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.importers.peft.importer import import_peft
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.session import open_session

@@ -9,8 +9,8 @@ import pytest
 from peft_folders import linear_site
 
 from adapter_export.errors import AdapterError
-from adapter_export.importers.peft.importer import Renaming, find_renaming, lost_by_number, sites_by_number
-from adapter_export.sites.site import SiteMap
+from adapter_export.importers.match import Renaming, Target, alike, find_renaming, sites_by_number
+from adapter_export.sites.site import Site, SiteMap
 
 LAYERS = [f"encoder.layer.{layer}.{name}" for layer in range(2) for name in ("query", "output.dense", "value")]
 
@@ -75,19 +75,23 @@ def renamed_sites(*paths: str | None) -> SiteMap:
     return SiteMap(tuple(linear_site(name, path, 32, 32) for name, path in zip(names, paths, strict=True)), "f", 32)
 
 
+def by_number(paths: list[str], sites: SiteMap) -> dict[str, Site]:
+    return sites_by_number([Target(path, path) for path in paths], sites)
+
+
 @pytest.mark.parametrize(
     "paths", [(None,) * 6, tuple(f"layers.{layer}.{name}" for layer in range(2) for name in ("q_proj", "fc1", "fc2"))]
 )
 def test_by_their_numbers_where_no_path_agrees(paths: tuple[str | None, ...]) -> None:
     sites = renamed_sites(*paths)
     old = [f"vit.encoder.layer.{layer}.{name}" for layer in range(2) for name in ("intermediate.dense", "output.dense")]
-    found = sites_by_number(old, sites)
+    found = by_number(old, sites)
     assert {path: site.name for path, site in found.items()} == {
         path: f"layers.{layer}.ffn.{name}"
         for path, (layer, name) in zip(old, product((0, 1), ("up", "down")), strict=True)
     }
-    assert lost_by_number(found, sites) == []
-    assert lost_by_number({path: found[path] for path in old[:3]}, sites) == ["layers.1.ffn.down"]
+    assert alike(found.values(), sites) == []
+    assert [site.name for site in alike([found[path] for path in old[:3]], sites)] == ["layers.1.ffn.down"]
 
 
 @pytest.mark.parametrize(
@@ -103,12 +107,12 @@ def test_by_their_numbers_where_no_path_agrees(paths: tuple[str | None, ...]) ->
     ],
 )
 def test_what_no_number_finds(path: str) -> None:
-    assert sites_by_number([path], renamed_sites(*(None,) * 6)) == {}
-    assert sites_by_number(["encoder.layer.0.output.dense", path], renamed_sites(*(None,) * 6)) == {}
+    assert by_number([path], renamed_sites(*(None,) * 6)) == {}
+    assert by_number(["encoder.layer.0.output.dense", path], renamed_sites(*(None,) * 6)) == {}
 
 
 def test_two_modules_are_never_one_site() -> None:
-    assert sites_by_number(["a.0.fc1", "b.0.fc1"], renamed_sites(*(None,) * 6)) == {}
+    assert by_number(["a.0.fc1", "b.0.fc1"], renamed_sites(*(None,) * 6)) == {}
 
 
 def test_paths_beside_the_prefix_have_no_counterpart() -> None:
@@ -120,5 +124,5 @@ def test_paths_beside_the_prefix_have_no_counterpart() -> None:
 
 def test_a_part_of_a_fused_layer_is_found_by_the_name_that_it_has_elsewhere() -> None:
     fused = replace(linear_site("layers.0.attention.qkv", None, 32, 96), parts={"query": (0, 32), "value": (64, 96)})
-    found = sites_by_number(["layers.0.self_attn.q_proj"], SiteMap((fused,), "f", 32))
+    found = by_number(["layers.0.self_attn.q_proj"], SiteMap((fused,), "f", 32))
     assert [(site.name, site.role, site.width) for site in found.values()] == [("layers.0.attention.query", "part", 32)]

@@ -12,13 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft_folders import TENSORS, Arrays, adapter_folder, bare_bert, changed
+from peft_folders import TENSORS, Arrays, adapter_folder, bare_bert, changed, import_peft
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import fold_weights, inference_form
-from adapter_export.importers.peft.importer import import_peft
 from adapter_export.sites.site import SiteMap
 
 BODY = "base_model.model."
@@ -26,7 +25,8 @@ BODY = "base_model.model."
 
 def imported(folder: Path, sites: SiteMap | None = None) -> Adapter:
     bert, tensors = bare_bert()
-    return import_peft(folder, sites or bert, base="sha256:0", name="a", base_tensor=tensors.get).adapter
+    options = {"base_tensor": tensors.get}
+    return import_peft(folder, sites or bert, base="sha256:0", name="a", **options).adapter
 
 
 def alike(one: Adapter, other: Adapter) -> None:

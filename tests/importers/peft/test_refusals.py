@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft_folders import Arrays, adapter_folder, bare_bert, changed, linear_site, refused_folder
+from peft_folders import Arrays, adapter_folder, bare_bert, changed, import_peft, linear_site, refused_folder
 
 from adapter_export.errors import AdapterError, AdapterExportError, FileError, FormatError, TensorError
-from adapter_export.importers.peft.importer import Imported, import_peft
+from adapter_export.importers.take import Imported
 from adapter_export.sites.site import SiteMap
 
 QUERY = "base_model.model.encoder.layer.0.attention.self.query"
 VALUE = "base_model.model.encoder.layer.1.attention.self.value"
 
 
-def imported(folder: Path, sites: SiteMap | None = None) -> Imported:
+def imported(folder: Path, sites: SiteMap | None = None, **options: Any) -> Imported:
     bert, tensors = bare_bert()
-    return import_peft(folder, sites or bert, base="sha256:0", name="a", base_tensor=tensors.get)
+    options = {"base_tensor": tensors.get, **options}
+    return import_peft(folder, sites or bert, base="sha256:0", name="a", **options)
 
 
 def refused(folder: Path, error: type[AdapterExportError], *words: str) -> None:
@@ -201,10 +202,22 @@ def test_a_base_without_module_paths() -> None:
         imported(adapter_folder("bert_lora"), nameless)
 
 
+def test_an_architecture_that_is_another(tmp_path: Path) -> None:
+    named = {"base_model_class": "BertModel", "parent_library": "transformers.models.bert.modeling_bert"}
+    folder = changed(adapter_folder("bert_lora"), tmp_path / "a", config={"auto_mapping": named})
+    with pytest.raises(AdapterError, match=r"another architecture; found `bert`; expected `roberta`.*by_number=True"):
+        imported(folder, model_type="roberta")
+    for options in ({"model_type": "bert"}, {"model_type": "roberta", "by_number": True}, {}):
+        assert len(imported(folder, **options).adapter.placements) == 4
+
+
 def test_layers_by_their_numbers_are_named_in_a_note(tmp_path: Path) -> None:
     bert, _ = bare_bert()
     nameless = SiteMap(tuple(replace(site, path=None) for site in bert), "final", 32)
-    found, wanted = imported(adapter_folder("bert_lora"), nameless), imported(adapter_folder("bert_lora"))
+    with pytest.raises(AdapterError, match=r"give `by_number=True`"):
+        imported(adapter_folder("bert_lora"), nameless)
+    found = imported(adapter_folder("bert_lora"), nameless, by_number=True)
+    wanted = imported(adapter_folder("bert_lora"))
     assert found.adapter.placements == wanted.adapter.placements
     assert found.notes == (
         "the base's modules have other names than the adapter's: layers were matched by their numbers",
@@ -215,13 +228,13 @@ def test_layers_by_their_numbers_are_named_in_a_note(tmp_path: Path) -> None:
 
     folder = changed(adapter_folder("bert_lora"), tmp_path / "a", tensors=cut)
     with pytest.raises(TensorError, match=r"`layers\.1\.attention\.query`, `layers\.1\.attention\.value`"):
-        imported(folder, nameless)
+        imported(folder, nameless, by_number=True)
 
 
 def test_renamed_modules_are_matched_by_number_if_the_user_says_so() -> None:
     bert, _ = bare_bert()
     other = SiteMap(tuple(replace(site, path=f"other.{site.name}") for site in bert), "final", 32)
-    with pytest.raises(AdapterError, match=r"such as `other\.layers\.0\.attention\.query`.*give `--by-number`"):
+    with pytest.raises(AdapterError, match=r"such as `other\.layers\.0\.attention\.query`.*give `by_number=True`"):
         imported(adapter_folder("bert_lora"), other)
     found = import_peft(adapter_folder("bert_lora"), other, base="sha256:0", name="a", by_number=True)
     assert found.adapter.placements == imported(adapter_folder("bert_lora")).adapter.placements

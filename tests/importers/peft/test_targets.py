@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from peft_folders import CASES, adapter_folder, bare_bert, read_config
 
-from adapter_export.importers.peft.importer import read_folder, targeted
-from adapter_export.importers.peft.options import read_options
+from adapter_export.importers.peft.folder import read_folder
+from adapter_export.importers.peft.options import read_options, targeted
+from adapter_export.torch_backend.base.tensor_file import read_torch_file
 
 PATHS = [f"model.layers.{layer}.{name}" for layer in range(3) for name in ("attn.q", "attn.qq", "mlp.up")]
 
@@ -37,10 +38,13 @@ def test_modules(config: dict[str, object], expected: list[str]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("bert") and "classify" not in name])
 def test_they_are_those_that_peft_saved(name: str) -> None:
-    options = read_folder(adapter_folder(name)).options
+    folder = read_folder(adapter_folder(name), read_pickle=read_torch_file)
     sites, _ = bare_bert()
     prefix = "bert." if read_config(adapter_folder(name))["task_type"] else ""
     paths = [f"{prefix}{site.path}" for site in sites]
-    saved = {key.removeprefix("base_model.model.") for key in read_folder(adapter_folder(name)).tensors}
+    saved = {
+        key.removeprefix("base_model.model.")
+        for key in read_folder(adapter_folder(name), read_pickle=read_torch_file).tensors
+    }
     expected = [path for path in paths if any(key.startswith((f"{path}.lora_A", f"{path}.ia3")) for key in saved)]
-    assert sorted(targeted(options, paths)) == sorted(expected)
+    assert sorted(targeted(folder.options, paths)) == sorted(expected)

@@ -1,0 +1,401 @@
+"""The methods of AdapterHub, bottlenecks, LoRA and IA3, at the sites of a base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.kinds.adapterhub import BottleneckConfig, bottleneck_config
+from adapter_export.graph.chain import Chain
+from adapter_export.graph.kinds.kind import Kind, Share
+from adapter_export.graph.kinds.lora import lora_graph
+from adapter_export.importers.adapterhub.config import LoraConfig
+from adapter_export.importers.adapterhub.folder import Names, sublayer_target
+from adapter_export.importers.match import Match, Target, inside, match
+from adapter_export.importers.take import Recipe, Source, Taker, as_it_is, transposed, zeros
+from adapter_export.sites.site import LAYERS, Site, SiteMap
+
+# Bottlenecks: every field of `BnConfig`, with invertible adapters and what Compacter shares (`methods/modeling.py`).
+
+EMBEDDINGS = "embeddings"
+
+
+def import_bottleneck(
+    config: BottleneckConfig, names: Names, taker: Taker, sites: SiteMap, kind: str, *, by_number: bool
+) -> tuple[str, ...]:
+    """Take bottlenecks to the sites of a base.
+
+    Args:
+        config: the config.
+        names: the names of the adapter's tensors.
+        taker: takes the tensors; its caller checks it.
+        sites: of the base.
+        kind: the name of the kind.
+        by_number: match layers by their numbers if no path agrees.
+
+    Returns:
+        What a user should know.
+
+    Raises:
+        AdapterError: the config contradicts itself, or the base lacks its places.
+    """
+    if config.phm_layer and (config.shared_phm_rule or config.shared_W_phm) and not names.shared:
+        raise AdapterError(
+            "is a Compacter without the tensors that its modules share; nothing that is computed with it can be right",
+            found="no tensor `shared_parameters.…`",
+            expected="`phm_rule`, and whatever else the config shares",
+            fix="the library loses them when it saves from a bare model such as `BertModel`: save it again from the "
+            "`AutoAdapterModel` in which it was trained",
+        )
+    made = as_kind(config, kind)
+    modules = names.of("adapters")
+    found = match_bottlenecks(modules, sites, by_number=by_number)
+    keys = {site: modules[path] for site, path in found.modules().items()}
+    if names.inverse is not None:
+        inverted = sites.of_roles((EMBEDDINGS,))
+        if not inverted:
+            raise AdapterError(
+                "has an invertible adapter after the embeddings, and no such site was found in the base",
+                fix="give a base that starts from tokens, or train without `inv_adapter`",
+            )
+        keys[inverted[0].name] = names.inverse
+    for site in sites:
+        part = made.part_at(site)
+        if part is None:
+            continue
+        if site.name not in keys:
+            taker.fault(f"every tensor of `{site.name}`{f' (`{site.path}`)' if site.path else ''} is missing")
+            continue
+        try:
+            widths = {**part.widths_at(site), "d": site.width, "d1": site.width // 2, "d2": (site.width + 1) // 2}
+        except UsageError as error:
+            raise AdapterError(
+                error.what, where=f"`{site.name}`", found=error.found, expected=error.expected
+            ) from error
+        recipes = _nice_recipes() if site.role == EMBEDDINGS else bottleneck_recipes(config)
+        taker.place(site, part.graph_name, part.graph, recipes, widths, keys[site.name], names.shared)
+    return (*found.notes(), *_notes(config))
+
+
+def match_bottlenecks(modules: Mapping[str, object], sites: SiteMap, *, by_number: bool) -> Match:
+    """The sublayers behind which the bottlenecks, or the fusions, of some modules act.
+
+    Raises:
+        AdapterError: the base lacks some of them; all are listed.
+    """
+    found = match([sublayer_target(path) for path in modules], sites, None, by_number=by_number)
+    found.require(list(modules))
+    return found
+
+
+def as_kind(config: BottleneckConfig, name: str) -> Kind:
+    """The graphs of a config.
+
+    Raises:
+        AdapterError: it contradicts itself, or asks for what has no graph; the message names it.
+    """
+    try:
+        kind = bottleneck_config(config, name)
+    except UsageError as error:
+        raise AdapterError(error.what, found=error.found, expected=error.expected, fix=error.fix) from error
+    # a full matrix is its own factor, the other one the identity: the rank is the narrower side
+    return kind if config.factorized_phm_W else kind.with_widths(k=Share("b", float(config.phm_dim), exact=True))
+
+
+def without_unused_inverse(
+    config: BottleneckConfig, document: Mapping[str, Any], names: Names
+) -> tuple[BottleneckConfig, tuple[str, ...]]:
+    """Old task adapters name invertible adapters that they never had (`AdapterLoader._fix_legacy_config`)."""
+    if config.inv_adapter is None or document.get("type") != "text_task" or names.inverse is not None:
+        return config, ()
+    note = "the config names an invertible adapter, which old task adapters do not use: it was left out"
+    return replace(config, inv_adapter=None, inv_adapter_reduction_factor=None), (note,)
+
+
+def _notes(config: BottleneckConfig) -> Iterator[str]:
+    if config.phm_layer and config.factorized_phm_rule:
+        yield "the two factors of the rule were multiplied, and each number rounded once to float32"
+    if config.inv_adapter is not None:
+        yield (
+            "the invertible adapter acts after the embeddings; AdapterHub also inverts it before a language-model "
+            "head, which is not done here"
+        )
+
+
+def bottleneck_recipes(config: BottleneckConfig) -> dict[str, Recipe]:
+    """How the parameters of a bottleneck's graph are made."""
+    first = f"adapter_down.{1 if config.ln_before else 0}"
+    found: dict[str, Recipe] = {
+        "scaling.weight": as_it_is("scaling", ("d",) if config.scaling == "channel" else (1,)),
+        **_gate("d"),
+    }
+    for role in ("weight", "bias"):
+        found[f"norm_before.{role}"] = _twice(f"adapter_norm_before.{role}", f"adapter_down.0.{role}")
+        found[f"norm_after.{role}"] = as_it_is(f"adapter_norm_after.{role}", ("d",))
+    if config.phm_layer:
+        return found | _phm(config, first)
+    for name, library, shape in (("down", first, ("d", "b")), ("up", "adapter_up", ("b", "d"))):
+        found[f"{name}.weight"] = transposed(f"{library}.weight", shape)
+        found[f"{name}.bias"] = as_it_is(f"{library}.bias", shape[1:])
+    return found
+
+
+def _gate(width: str) -> dict[str, Recipe]:
+    return {"gate.weight": transposed("gate.weight", (width, 1)), "gate.bias": as_it_is("gate.bias", (1,))}
+
+
+def _twice(name: str, again: str) -> Recipe:
+    """The norm before is a member of the module and the first of its `adapter_down`: files hold it under both names."""
+
+    def the_same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        if not np.array_equal(one, other):
+            raise TensorError(
+                "one tensor lies in the file under two names, and the two differ",
+                found=f"`…{name}` and `…{again}`",
+                fix="save the adapter again with AdapterHub's library",
+            )
+        return one
+
+    return Recipe((Source(name, ("d",)), Source(again, ("d",))), the_same)
+
+
+def _phm(config: BottleneckConfig, first: str) -> dict[str, Recipe]:
+    """Projections of Kronecker products (`PHMLayer`): rule [n, n, n], factors [n, in/n, k] and [n, k, out/n]."""
+    found = {"rule": _rule(config, "")}
+    for name, library, part_in, part_out in (("down", first, "p", "q"), ("up", "adapter_up", "q", "p")):
+        width, shared = "b" if name == "down" else "d", config.shared_W_phm
+        factors = f"W_{name}" if shared else f"{library}.W"
+        found[f"{name}.rule"] = _rule(config, f"{library}.")
+        found[f"{name}.bias"] = as_it_is(f"{library}.b", (width,)) if config.phm_bias else zeros(width)
+        if config.factorized_phm_W:
+            left = as_it_is(f"{factors}_left", ("n", part_in, "k"), shared=shared)
+            right = as_it_is(f"{factors}_right", ("n", "k", part_out), shared=shared)
+        else:
+            whole = Source(factors, ("n", part_in, part_out), shared)
+            itself = Recipe((whole,), np.asarray)
+            left, right = (itself, _identities(whole, 2)) if name == "down" else (_identities(whole, 1), itself)
+        found |= {f"{name}.left": left, f"{name}.right": right}
+    return found
+
+
+def _rule(config: BottleneckConfig, prefix: str) -> Recipe:
+    shared = config.shared_phm_rule
+    if not config.factorized_phm_rule:
+        return as_it_is(f"{prefix}phm_rule", ("n", "n", "n"), shared=shared)
+    left = Source(f"{prefix}phm_rule_left", ("n", "n", 1), shared)
+    right = Source(f"{prefix}phm_rule_right", ("n", 1, "n"), shared)
+    return Recipe((left, right), lambda one, other: one.astype(np.float64) @ other.astype(np.float64))
+
+
+def _identities(whole: Source, axis: int) -> Recipe:
+    """An identity matrix [k, k] for each product: a full matrix is its own factor; k is the bottleneck's share."""
+
+    def make(matrices: np.ndarray) -> np.ndarray:
+        width = matrices.shape[axis]
+        return np.broadcast_to(np.eye(width, dtype=np.float32), (len(matrices), width, width))
+
+    return Recipe((whole,), make)
+
+
+def _nice_recipes() -> dict[str, Recipe]:
+    """The parameters of an invertible adapter's graph, which has whole features where the library has halves.
+
+    `F` reads the second half (width `d2`) and writes the first (`d1`), `G` the other way round; the rows of the other
+    half are zero.
+    """
+
+    def first(half: np.ndarray, others: int) -> np.ndarray:
+        return np.concatenate([half, np.zeros((others, *half.shape[1:]), half.dtype)])
+
+    def second(half: np.ndarray, others: int) -> np.ndarray:
+        return np.concatenate([np.zeros((others, *half.shape[1:]), half.dtype), half])
+
+    return _coupling("f", "F", second, first, ("d2", "d1")) | _coupling("g", "G", first, second, ("d1", "d2"))
+
+
+Half = Callable[[np.ndarray, int], np.ndarray]
+
+
+def _coupling(name: str, library: str, read: Half, written: Half, halves: tuple[str, str]) -> dict[str, Recipe]:
+    reads, writes = halves
+    down, up = Source(f"{library}.0.weight", (name, reads)), Source(f"{library}.2.weight", (writes, name))
+    bias = Source(f"{library}.2.bias", (writes,))
+    return {
+        f"{name}_down.weight": Recipe((down, up), lambda weight, other: read(weight.T, len(other))),
+        f"{name}_down.bias": as_it_is(f"{library}.0.bias", (name,)),
+        f"{name}_up.weight": Recipe((up, down), lambda weight, other: written(weight, other.shape[1]).T),
+        f"{name}_up.bias": Recipe((bias, down), lambda one, other: written(one, other.shape[1])),
+    }
+
+
+# LoRA and IA3 (`methods/lora.py`), around single linear layers and around fused ones.
+
+_FUSED = {"q": "query", "k": "key", "v": "value"}
+"""The parts of a fused layer, in their order, by the names that the config has for them."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is computed at one linear layer, and how its parameters are made."""
+
+    graph_name: str
+    graph: AdapterGraph
+    recipes: Mapping[str, Recipe]
+    widths: Mapping[str, int]
+
+
+def import_low_rank(
+    config: LoraConfig, names: Names, taker: Taker, sites: SiteMap, *, by_number: bool
+) -> tuple[str, ...]:
+    """Take LoRA or IA3 to the linear layers of a base; arguments and result as for `import_bottleneck`.
+
+    Raises:
+        AdapterError: the base lacks its places, or it cannot be expressed.
+    """
+    modules = names.of("loras")
+    found = match([Target(path, path) for path in modules], sites, "LoRA and IA3", by_number=by_number)
+    found.require(list(modules))
+    keys = {site: modules[path] for site, path in found.modules().items()}
+    _check_layers(config, keys, sites, taker)
+    for site in sites.of_roles(LAYERS):
+        if site.name in keys and site.layer not in config.leave_out:
+            form = _form(config, site)
+            taker.place(site, form.graph_name, form.graph, form.recipes, form.widths, keys[site.name])
+    return tuple(found.notes())
+
+
+def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteMap, taker: Taker) -> None:
+    """Every layer that is not left out must have what others like it have, and as many as the config asks for.
+
+    The library treats cross-attention as attention: both have the same.
+    """
+    there: dict[int, set[str]] = {}
+    found: dict[int, set[str]] = {}
+    for site in sites.of_roles(LAYERS):
+        if site.layer is not None and site.layer not in config.leave_out:
+            there.setdefault(site.layer, set()).add(inside(site))
+            found.setdefault(site.layer, set()).update([inside(site)] if site.name in placed else [])
+    everywhere = set().union(*found.values())
+    crossing = {f"cross_{name}" for name in everywhere if name.startswith("attention.")}
+    for layer, names in found.items():
+        for name in sorted(((everywhere | crossing) & there[layer]) - names):
+            taker.fault(f"every tensor of `{name}` in layer {layer} is missing")
+    fused = any(site.parts for site in sites.of_roles(("linear",)) if site.name in placed)
+    attention = 1 if fused else len(_FUSED.keys() & set(config.attn_matrices))
+    wanted = attention * config.selfattn_lora + config.intermediate_lora + config.output_lora
+    own = [name for name in everywhere if not name.startswith("cross_")]
+    if len(own) != wanted:
+        taker.fault(f"there are {len(own)} linear layers in each layer, and the config asks for {wanted}")
+
+
+def _form(config: LoraConfig, site: Site) -> _Form:
+    fused = _enabled(config, site) if site.role == "linear" and site.parts else ()
+    if config.composition_mode == "scale":
+        if fused and config.use_gating:
+            raise AdapterError(
+                "is an IA3 with a gate for each part of a fused layer, which cannot be expressed",
+                where=f"`{site.name}`",
+                found="`use_gating`",
+                fix="train without gates, or on a base whose query, key and value are separate layers",
+            )
+        return _ia3(config, site, fused)
+    return _gated_parts(config, site, fused) if fused and config.use_gating else _lora(config, site, fused)
+
+
+def _enabled(config: LoraConfig, site: Site) -> tuple[int, ...]:
+    """Which thirds of a fused layer take part; the library cuts it into three equal ones."""
+    third = site.width // len(_FUSED)
+    expected = {name: (third * at, third * (at + 1)) for at, name in enumerate(_FUSED.values())}
+    if dict(site.parts) != expected:
+        raise AdapterError(
+            "AdapterHub cuts a fused layer into equal parts for query, key and value, which this one has not",
+            where=f"`{site.name}`",
+            found=", ".join(f"{name} {start}:{end}" for name, (start, end) in site.parts.items()),
+        )
+    return tuple(at for at, letter in enumerate(_FUSED) if letter in config.attn_matrices)
+
+
+def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
+    """`h + (alpha/r)·B(A u)`; of a fused layer's products side by side, each writes its own part."""
+    factor = 1.0 if config.use_gating else config.alpha / config.r
+    graph = lora_graph(factor, dropout=config.dropout, gate=config.use_gating)
+    recipes = {"lora_A.weight": transposed("lora_A", ("d_in", "r")), "lora_B.weight": transposed("lora_B", ("r", "d"))}
+    widths = {"d": site.width, "d_in": site.width_in, "r": config.r * (len(fused) or 1), "r1": config.r}
+    if fused:
+        third = site.width // len(_FUSED)
+
+        def spread(stacked: np.ndarray) -> np.ndarray:
+            """[n·d/3, r] as [n·r, d]: each product's columns in its own part, zeros elsewhere."""
+            rank = stacked.shape[1]
+            whole = np.zeros((rank * len(fused), site.width), stacked.dtype)
+            for at, part in enumerate(fused):
+                block = stacked[third * at : third * (at + 1)]
+                whole[rank * at : rank * (at + 1), third * part : third * (part + 1)] = block.T
+            return whole
+
+        recipes["lora_B.weight"] = Recipe((Source("lora_B", (third * len(fused), "r1")),), spread)
+    return _Form("lora_gate" if config.use_gating else "lora", graph, {**recipes, **_gate("d_in")}, widths)
+
+
+def _gated_parts(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
+    """`h + Σ gᵢ·Bᵢ(Aᵢ u)`: each part of a fused layer has its own product and its own gate."""
+    chain, third, recipes = Chain("h"), site.width // len(_FUSED), dict[str, Recipe]()
+    for at, part in enumerate(fused):
+        name, total, chain.value = list(_FUSED.values())[part], chain.value, "u"
+        chain.dropout(config.dropout, f"{name}_dropped")
+        chain.linear(f"{name}_A", "d_in", "r", bias=False)
+        delta = chain.linear(f"{name}_B", "r", "d", bias=False)
+        chain.value = "u"
+        chain.linear(f"{name}_gate", "d_in", 1)
+        opened = chain.op("sigmoid", f"{name}_open")
+        chain.value = delta
+        gated = chain.op("gate", f"{name}_gated", opened)
+        chain.value = total
+        chain.op("add", f"{name}_added", gated)
+        recipes |= _part_recipes(f"{name}_", at, part, len(fused), third, config.r)
+    widths = {"d": site.width, "d_in": site.width_in, "r": config.r}
+    widths |= {"rn": config.r * len(fused), "dn": third * len(fused)}
+    return _Form("lora_gates", chain.graph(), recipes, widths)
+
+
+def _part_recipes(name: str, at: int, part: int, parts: int, third: int, rank: int) -> dict[str, Recipe]:
+    """The `at`-th of the stacked products, which writes the `part`-th third of the layer."""
+
+    def own(stacked: np.ndarray) -> np.ndarray:
+        block = stacked[third * at : third * (at + 1)].T
+        return np.concatenate([block if one == part else np.zeros_like(block) for one in range(len(_FUSED))], axis=1)
+
+    return {
+        f"{name}A.weight": Recipe((Source("lora_A", ("rn", "d_in")),), lambda a: a[rank * at : rank * (at + 1)].T),
+        f"{name}B.weight": Recipe((Source("lora_B", ("dn", "r")),), own),
+        f"{name}gate.weight": Recipe((Source("gate.weight", (parts, "d_in")),), lambda g: g[at : at + 1].T),
+        f"{name}gate.bias": Recipe((Source("gate.bias", (parts,)),), lambda g: g[at : at + 1]),
+    }
+
+
+def _ia3(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
+    """`alpha·l⊙h`, with a gate `g·l⊙h`; in a fused layer the other parts have ones."""
+    chain = Chain("h")
+    chain.owned("scale_features", "scaling", {"weight": ("d",)})
+    if config.use_gating:
+        chain.gate("u", "d_in")
+    else:
+        chain.scale(config.alpha)
+    third, width = site.width // len(_FUSED), site.width
+
+    def among_ones(factors: np.ndarray) -> np.ndarray:
+        whole = np.ones(width, factors.dtype)
+        for at, part in enumerate(fused):
+            whole[third * part : third * (part + 1)] = factors[third * at : third * (at + 1), 0]
+        return whole
+
+    shape = (third * len(fused), 1) if fused else ("d", 1)
+    recipe = Recipe((Source("lora_B", shape),), among_ones if fused else lambda factors: factors[:, 0])
+    name = "ia3_gate" if config.use_gating else "ia3"
+    widths = {"d": site.width, "d_in": site.width_in}
+    return _Form(name, chain.graph(), {"scaling.weight": recipe, **_gate("d_in")}, widths)

@@ -1,0 +1,307 @@
+"""Finds the sites of a base that the modules of an adapter are: by their paths, or by the numbers of their layers.
+
+The model that an adapter was trained in and the base may differ in what stands before their module paths: the adapter
+saw `bert.encoder.layer.0…` in a model with a head, and the base was captured as `encoder.layer.0…`, or inside another
+module as `model.encoder.layer.0…`. Anything else is another model. Only where the user says that layers of the same
+number are the same (`by_number`) are other names matched, or sites without paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from adapter_export.errors import AdapterError, argument
+from adapter_export.sites.site import LAYERS, SUBLAYERS, Role, Site, SiteMap
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a module of an adapter acts in the model that it was trained in.
+
+    Attributes:
+        path: the module's own path.
+        stem: the path of the base's module that it acts on: a linear layer, or a module that has the sublayer's last
+            product inside.
+        role: `linear`, or the role of the sublayer behind which it acts.
+    """
+
+    path: str
+    stem: str
+    role: Role = "linear"
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """What is taken from the front of a path of the adapter, and what is put there.
+
+    Attributes:
+        drop: such as `bert`; empty for nothing.
+        add: such as `model`; empty for nothing. Only one of the two is not empty.
+    """
+
+    drop: str = ""
+    add: str = ""
+
+    def __call__(self, path: str) -> str | None:
+        """The path in the base; none for a module that is not below `drop`, such as a head."""
+        if self.drop and not path.startswith(f"{self.drop}."):
+            return None
+        rest = path[len(self.drop) + 1 :] if self.drop else path
+        return f"{self.add}.{rest}" if self.add else rest
+
+    def back(self, path: str) -> str | None:
+        """The path in the adapter's model of one in the base, if it has one."""
+        return Renaming(self.add, self.drop)(path)
+
+
+@dataclass(frozen=True)
+class Match:
+    """The sites of an adapter's modules.
+
+    Attributes:
+        sites: by the module's path; several where the base calls a module several times, none where it lacks it.
+        renaming: from the adapter's paths to the base's.
+        by_number: whether layers were matched by their numbers.
+        known: the sites of the base that could have been meant.
+        where: names the adapter in messages.
+    """
+
+    sites: Mapping[str, Sequence[Site]]
+    renaming: Renaming
+    by_number: bool
+    known: Sequence[Site]
+    where: object
+
+    def require(self, paths: Collection[str]) -> None:
+        """Check that the base has some modules, and calls them at their sites alone.
+
+        Raises:
+            AdapterError: it lacks some, or calls some a second time; all of them are listed.
+        """
+        missing = [path for path in paths if not self.sites.get(path)]
+        if missing:
+            raise _not_there(missing, self.known, self.where)
+        twice = dict.fromkeys(site.path or site.name for path in paths for site in self.sites[path] if site.other_calls)
+        if twice:
+            raise AdapterError(
+                "acts on layers that the base calls a second time, on what is no text, such as relative positions; "
+                "there no adapter can act, so that the result would be another one",
+                where=self.where,
+                found=", ".join(f"`{name}`" for name in twice),
+                expected="layers that are called at their sites alone",
+                fix="merge the adapter into the base with the library that trained it, and take the result as a base; "
+                "or train it on other layers",
+            )
+
+    def modules(self) -> dict[str, str]:
+        """The path of the module that acts at each site, by the site's name.
+
+        Raises:
+            AdapterError: two modules of the adapter act at one site.
+        """
+        found: dict[str, str] = {}
+        for path, sites in self.sites.items():
+            for site in sites:
+                if found.setdefault(site.name, path) != path:
+                    raise AdapterError(
+                        "two modules of the adapter act at one site",
+                        where=f"`{site.name}`",
+                        found=f"`{found[site.name]}` and `{path}`",
+                        expected="one module at each site",
+                    )
+        return found
+
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the modules were found."""
+        note = "the base's modules have other names than the adapter's: layers were matched by their numbers"
+        return (note,) if self.by_number else ()
+
+
+def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_number: bool = False) -> Match:
+    """Find the sites of an adapter's modules.
+
+    Args:
+        targets: the modules.
+        sites: of the base.
+        where: names the adapter in messages.
+        by_number: match by the numbers of layers if no path agrees.
+
+    Raises:
+        AdapterError: no path agrees, and no number either or numbers are not allowed; or paths agree in two ways.
+    """
+    roles = {target.role for target in targets}
+    index = _index(sites.of_roles(tuple(roles)))
+    known = [site for site in sites if site.role in roles]
+    renaming = find_renaming({target.stem for target in targets if _fits(target)}, {stem for _, stem in index}, where)
+    if renaming is not None or not targets:
+        renaming = renaming or Renaming()
+        found = {
+            target.path: index.get((target.role, renaming(target.stem) or ""), []) if _fits(target) else []
+            for target in targets
+        }
+        return Match(found, renaming, False, known, where)
+    numbered = sites_by_number(targets, sites)
+    if numbered and by_number:
+        return Match({path: (site,) for path, site in numbered.items()}, Renaming(), True, known, where)
+    said = argument("by_number", True)
+    fix = f"if layers of the same number are the same in both models, give {said}; else the one it was trained on"
+    raise _not_there([target.path for target in targets], known, where, fix if numbered else None)
+
+
+def check_architecture(adapter: str | None, base: str | None, *, by_number: bool) -> None:
+    """Compare the architectures of the model that an adapter was trained in and of the base, where both are known.
+
+    Args:
+        adapter: the name of the one in transformers, such as `bert`.
+        base: that of the other.
+        by_number: whether the user says that layers of the same number are the same.
+
+    Raises:
+        AdapterError: they differ, and the user says nothing.
+    """
+    if adapter and base and not by_number and adapter.replace("-", "_") != base.replace("-", "_"):
+        raise AdapterError(
+            "was trained on another architecture",
+            found=f"`{adapter}`",
+            expected=f"`{base}`",
+            fix="give the model that it was trained on; or, if you know that layers of the same number are the same, "
+            + argument("by_number", True),
+        )
+
+
+def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
+    """Sites by role and path: linear layers by their own, sublayers by that of every module around their last one."""
+    found: dict[tuple[Role, str], list[Site]] = {}
+    for site in sites:
+        names = [] if site.path is None else site.path.split(".")
+        ends = range(1, len(names)) if site.role in SUBLAYERS else [len(names)] if names else []
+        for end in ends:
+            found.setdefault((site.role, ".".join(names[:end])), []).append(site)
+    return found
+
+
+def _fits(target: Target) -> bool:
+    """Whether its path can tell layers apart: a module around all layers is no place behind a sublayer."""
+    return target.role == "linear" or _has_number(target.stem)
+
+
+def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: str | None = None) -> AdapterError:
+    with_path = [site for site in known if site.path]
+    shown = ", ".join(f"`{site.path}`" for site in with_path[:3])
+    what = "linear layers" if all(site.role == "linear" for site in known) else "sublayers"
+    return AdapterError(
+        "acts on modules that the base does not have",
+        where=where,
+        found=", ".join(f"`{path}`" for path in paths),
+        expected=f"some of its {len(with_path)} {what} with a path" + (f", such as {shown}" if shown else ""),
+        fix=fix or "run `adapter-export sites MODEL` for what the base has, and give the one that it was trained on",
+    )
+
+
+def find_renaming(adapter: Collection[str], base: Collection[str], where: object) -> Renaming | None:
+    """The one renaming under which the base has the most of the adapter's modules.
+
+    One path must be the end of the other: `decoder.block.0…` is never taken for `encoder.block.0…`. Nor may a number
+    be dropped, so that layer 5 is never taken for the only layer of a small base.
+
+    Args:
+        adapter: paths of the modules that the adapter acts on.
+        base: paths of the base's modules.
+        where: names the adapter in messages.
+
+    Returns:
+        The renaming; none where the base has none of the modules.
+
+    Raises:
+        AdapterError: two renamings fit equally well.
+    """
+    candidates = {_difference(one, other) for one in adapter for other in base}
+    hits = {
+        renaming: sum(renaming(path) in base for path in adapter)
+        for renaming in candidates
+        if renaming is not None and not _has_number(renaming.drop)
+    }
+    best = sorted(
+        (one for one, count in hits.items() if count == max(hits.values())), key=lambda one: (one.drop, one.add)
+    )
+    if Renaming() in best or not best:
+        return Renaming() if best else None
+    if len(best) == 1:
+        return best[0]
+    raise AdapterError(
+        "its modules cannot be told apart in the base",
+        where=where,
+        found=", ".join(f"`{path}`" for path in sorted(adapter)),
+        expected=f"one prefix, not {' and '.join(f'`{one.drop or one.add}`' for one in best)}",
+        fix="give the base that it was trained on, captured with the same names of modules",
+    )
+
+
+def _difference(adapter: str, base: str) -> Renaming | None:
+    if adapter == base:
+        return Renaming()
+    if adapter.endswith(f".{base}"):
+        return Renaming(drop=adapter[: -len(base) - 1])
+    if base.endswith(f".{adapter}"):
+        return Renaming(add=base[: -len(adapter) - 1])
+    return None
+
+
+def _has_number(path: str) -> bool:
+    return any(part.isdecimal() for part in path.split("."))
+
+
+# By numbers. Models are renamed: ViT's `encoder.layer.0.attention.attention.query` is `layers.0.attention.q_proj` in
+# transformers 5. Graphs of other exporters have no module paths at all. Sites have names of their own, and these are
+# what the layers of transformers that become such sites are called.
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "attention.output": ("attention.output.dense", "o_proj", "out_proj", "out_lin"),
+    "attention.query": ("query", "q_proj", "q_lin"),
+    "attention.key": ("key", "k_proj", "k_lin"),
+    "attention.value": ("value", "v_proj", "v_lin"),
+    "ffn.up": ("intermediate.dense", "up_proj", "fc1", "lin1"),
+    "ffn.gate": ("gate_proj",),
+    "ffn.down": ("output.dense", "down_proj", "fc2", "lin2"),
+}
+"""The ends of paths by the names of sites; the first that fits counts."""
+
+_OTHER_STREAMS = ("decoder", "cross", "encoder_attn", "EncDec")
+"""Words in paths of layers that are not those of the same number in an encoder."""
+
+
+def sites_by_number(targets: Collection[Target], sites: SiteMap) -> dict[str, Site]:
+    """The site of each module, by the number of its layer and its name or role.
+
+    Returns:
+        A site for every path; nothing at all where one has no number, or several, a name that is not known, or a layer
+        that the base has not, or where two would be one site.
+    """
+    known = {site.name: site for site in sites.of_roles((*LAYERS, *SUBLAYERS))}
+    found = {target.path: known.get(_site_name(target) or "") for target in targets}
+    complete = {path: site for path, site in found.items() if site is not None}
+    apart = len({site.name for site in complete.values()}) == len(targets)
+    return complete if apart and len(complete) == len(targets) else {}
+
+
+def _site_name(target: Target) -> str | None:
+    numbers = [part for part in target.path.split(".") if part.isdecimal()]
+    names: list[str] = [target.role]
+    if target.role == "linear":
+        names = [name for name, ends in _NAMES.items() if f".{target.path}".endswith(tuple(f".{end}" for end in ends))]
+    if len(numbers) != 1 or not names or any(word in target.path for word in _OTHER_STREAMS):
+        return None
+    return f"layers.{int(numbers[0])}.{names[0]}"
+
+
+def alike(found: Iterable[Site], sites: SiteMap) -> list[Site]:
+    """The layers whose name occurs among those that were found, in whatever layer or stream, and that are not there."""
+    taken = {site.name: inside(site) for site in found}
+    names = set(taken.values())
+    return [site for site in sites.of_roles(LAYERS) if inside(site) in names and site.name not in taken]
+
+
+def inside(site: Site) -> str:
+    """A site's name without its layer and stream: `attention.query` of `layers.3.attention.query`."""
+    return site.name.partition("layers.")[2].partition(".")[2] or site.name

@@ -1,0 +1,187 @@
+"""The folder of one adapter of PEFT: `adapter_config.json`, and beside it tensors that belong to modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapter_export.errors import AdapterError, FileError
+from adapter_export.format.canonical import read_json
+from adapter_export.importers.peft.options import TENSORS, Options, is_off, read_options
+from adapter_export.importers.take import ReadPickle, Taker, Tensors, read_file
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""Where the tensors may lie; the first that is there is read."""
+
+_WHOLE_MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """What lies in one.
+
+    Attributes:
+        path: the folder.
+        config: its config as it stands there, without what is off.
+        options: what it says of what is computed.
+        tensors: by PEFT's keys.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    options: Options
+    tensors: Tensors
+
+
+def read_folder(folder: Path, name: str | None = None, read_pickle: ReadPickle | None = None) -> PeftFolder:
+    """Read the folder of an adapter, or the one called `name` in a folder of several.
+
+    Raises:
+        FileError: files are missing or cannot be read, or several adapters are there and none is named.
+        FormatError: a file breaks its format.
+        MissingExtraError: the tensors are pickled, and nothing reads a pickle.
+        AdapterError: the adapter is of a kind, or has options, that cannot be imported.
+    """
+    path = _adapter_in(folder, name)
+    document: Any = read_json(path / CONFIG_FILE)
+    options = read_options(document, path / CONFIG_FILE)
+    config = {key: value for key, value in document.items() if not is_off(value)}
+    files = [path / name for name in TENSOR_FILES if (path / name).is_file()]
+    if not files:
+        raise FileError(
+            "has no tensors",
+            where=path,
+            expected=" or ".join(f"`{name}`" for name in TENSOR_FILES),
+            fix="copy both files of the adapter",
+        )
+    return PeftFolder(path, config, options, read_file(files[0], read_pickle))
+
+
+def _adapter_in(folder: Path, name: str | None) -> Path:
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []
+    if name in inside:
+        return folder / name
+    if len(inside) == 1:
+        return folder / inside[0]
+    raise FileError(
+        "is not the folder of a PEFT adapter",
+        where=folder,
+        found=_instead(folder, inside),
+        expected=f"a folder with `{CONFIG_FILE}` and `{TENSOR_FILES[0]}`",
+        fix="name one of them with `--name`" if inside else "give the folder that `save_pretrained` of PEFT wrote",
+    )
+
+
+def _instead(folder: Path, inside: list[str]) -> str:
+    if inside:
+        return f"the adapters {', '.join(f'`{name}`' for name in inside)} in it"
+    if not folder.is_dir():
+        return "no folder"
+    if any((folder / name).is_file() for name in _WHOLE_MODELS):
+        return "a whole model, perhaps one that an adapter was merged into: it is a base of its own"
+    return f"no `{CONFIG_FILE}`"
+
+
+_PREFIX = "base_model.model."
+_ORIGINAL = ".original_module."
+_WRAPPED = (".modules_to_save.", ".base_layer.")
+"""Names of wrappers that PEFT puts around modules; some versions leave them in the keys."""
+
+_NEEDED = {"lora": {"lora_A.weight", "lora_B.weight"}, "ia3": {"ia3_l"}}
+_ALLOWED = {"lora": {"lora_A.weight", "lora_B.weight", "lora_B.bias"}, "ia3": {"ia3_l"}}
+
+_PARAMETER = re.compile(r"(?P<path>.+?)\.(?P<role>(?:lora_\w+|ia3_\w+)(?:\.\w+)?|weight|bias)")
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """The keys of tensors by module path, the path as PEFT has it behind `base_model.model.`, and by their name there.
+
+    Attributes:
+        adapted: the trained matrices or vectors beside modules: `lora_A.weight` [r, in], `lora_B.weight` [out, r] and
+            perhaps `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in].
+        saved: the `weight` and `bias` of modules that were trained as a whole.
+        biases: trained biases of the base itself.
+    """
+
+    adapted: dict[str, dict[str, str]] = field(default_factory=dict)
+    saved: dict[str, dict[str, str]] = field(default_factory=dict)
+    biases: dict[str, str] = field(default_factory=dict)
+
+
+def sort_tensors(taker: Taker, options: Options, where: object) -> Sorted:
+    """Sort tensors by their keys.
+
+    Raises:
+        AdapterError: tensors of something that cannot be expressed; all of them are listed.
+        TensorError: tensors are missing, left over, not floating-point or not finite; all of them are listed.
+    """
+    _check_expressible(taker.tensors, where)
+    found = Sorted()
+    for key in taker.tensors:
+        if _ORIGINAL in key:
+            taker.forget([key])
+        elif _put(key, options, found):
+            taker.tensor(key)
+    for path, roles in found.adapted.items():
+        for role in sorted(_NEEDED[options.kind] - roles.keys()):
+            taker.fault(f"`{_PREFIX}{path}.{role}` is missing")
+    if not found.adapted:
+        taker.fault(f"no {options.kind} tensor is there")
+    taker.check()
+    return found
+
+
+def _check_expressible(tensors: Tensors, where: object) -> None:
+    words = {key: next((word for word in TENSORS if word in key.split(".")), None) for key in tensors}
+    faults = [f"`{key}`: {TENSORS[word]}" for key, word in words.items() if word is not None]
+    faults += [
+        f"`{key}` {list(tensor.shape)}: it belongs to a convolution, which has no site"
+        for key, tensor in tensors.items()
+        if ".lora_" in key and tensor.ndim > 2
+    ]
+    faults += [f"`{key}`: a weight of the base itself" for key in tensors if key.endswith(".base_layer.weight")]
+    if faults:
+        raise AdapterError(
+            "has tensors that cannot be expressed",
+            where=where,
+            found="; ".join(faults),
+            expected="LoRA and IA3 at linear layers",
+            fix="train it at linear layers only",
+        )
+
+
+def _put(key: str, options: Options, found: Sorted) -> bool:
+    """Put one key where it belongs; whether it belongs anywhere."""
+    name = key.removeprefix(_PREFIX)
+    for wrapper in _WRAPPED:
+        name = name.replace(wrapper, ".")
+    parsed = _PARAMETER.fullmatch(name) if key.startswith(_PREFIX) else None
+    if parsed is None:
+        return False
+    path, role = parsed["path"], parsed["role"]
+    if role in _ALLOWED[options.kind]:
+        found.adapted.setdefault(path, {})[role] = key
+    elif role in ("weight", "bias") and _is_saved(path, options):
+        found.saved.setdefault(path, {})[role] = key
+    elif role == "bias" and options.bias != "none":
+        found.biases[path] = key
+    else:
+        return False
+    return True
+
+
+def _is_saved(path: str, options: Options) -> bool:
+    """Whether the module, or one that it lies in, was trained as a whole.
+
+    PEFT matches the bare ends of paths (`peft.utils.other._set_trainable`): `classifier` saves `pre_classifier`, too.
+    """
+    parts = path.split(".")
+    heads = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(head.endswith(options.saved) for head in heads)

@@ -1,0 +1,233 @@
+"""Takes the tensors of a file into an adapter: looked up, compared with their shapes, transposed, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adapter_export.dtypes import FLOAT_TYPES, Weights
+from adapter_export.errors import MissingExtraError, TensorError
+from adapter_export.format.tensors import read_tensors
+from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
+from adapter_export.graph.graph import AdapterGraph, resolve
+from adapter_export.graph.ops import Shape
+from adapter_export.sites.site import Site
+
+Tensors = Mapping[str, np.ndarray]
+ReadPickle = Callable[[Path], Tensors]
+"""Reads a file of `torch.save`; who may import torch has one (`torch_backend.base.tensor_file`)."""
+
+_MOST_LISTED = 40
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An adapter, and what a user should know of how it was made."""
+
+    adapter: Adapter
+    notes: tuple[str, ...]
+
+
+def read_file(path: Path, read_pickle: ReadPickle | None) -> Tensors:
+    """The tensors of a file; bfloat16 becomes float32.
+
+    Raises:
+        MissingExtraError: it is a pickle, and nothing here reads one.
+        FileError, FormatError, TensorError: it cannot be read, is damaged, or holds more than tensors.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path, widen=True)
+    if read_pickle is None:
+        raise MissingExtraError("torch", extra="torch", needed_for=f"reading `{path.name}`, a pickle of tensors,")
+    return read_pickle(path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the library.
+
+    Attributes:
+        tensor: its name in its module.
+        shape: in the symbols of the graph.
+        shared: whether it belongs to the whole adapter instead of to one module.
+    """
+
+    tensor: str
+    shape: Shape
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one parameter is made of the library's tensors.
+
+    Attributes:
+        sources: what is needed; nothing for a parameter that the library does not have.
+        make: the parameter, from those tensors in their order, or from its width where there are none.
+        width: the symbol of that width.
+    """
+
+    sources: tuple[Source, ...]
+    make: Callable[..., np.ndarray]
+    width: str | None = None
+
+
+Recipes = Mapping[str, Recipe]
+"""By the names of a graph's parameters."""
+
+
+def as_it_is(tensor: str, shape: Shape, *, shared: bool = False) -> Recipe:
+    """The tensor itself."""
+    return Recipe((Source(tensor, shape, shared),), np.asarray)
+
+
+def transposed(tensor: str, shape: Shape) -> Recipe:
+    """A matrix [in, out], which the library stores as [out, in], as torch does; `shape` is the parameter's."""
+    return Recipe((Source(tensor, shape[::-1]),), np.transpose)
+
+
+def zeros(width: str) -> Recipe:
+    """A bias that the library does not have."""
+    return Recipe((), np.zeros, width)
+
+
+def unfit(tensor: np.ndarray) -> str | None:
+    """Why an array cannot be a tensor of an adapter, in words; none where it can."""
+    if tensor.dtype.name not in FLOAT_TYPES:
+        return f"is {tensor.dtype}, not one of {', '.join(FLOAT_TYPES)}"
+    if 0 in tensor.shape:
+        return f"has an empty shape {list(tensor.shape)}"
+    with np.errstate(over="ignore"):
+        wrong = int(np.count_nonzero(~np.isfinite(tensor.astype(np.float32, copy=False))))
+    return f"holds {wrong} NaN, Inf or numbers beyond float32" if wrong else None
+
+
+def conversions(tensors: Iterable[np.ndarray]) -> Iterator[str]:
+    """What becomes of tensors that are not float32, in words."""
+    for dtype in sorted({tensor.dtype.name for tensor in tensors} - {"float32"}):
+        loss = "each number rounded once" if dtype == "float64" else "without loss"
+        yield f"tensors of type {dtype} were converted to float32, {loss}"
+
+
+class Taker:
+    """The tensors of one file, and what has become of them; faults are collected, so that all of them are told.
+
+    Args:
+        tensors: by their names in the file.
+        where: names the file in messages.
+    """
+
+    def __init__(self, tensors: Tensors, where: object) -> None:
+        self.tensors = tensors
+        self.graphs: dict[str, AdapterGraph] = {}
+        self.placements: dict[str, Placement] = {}
+        self.weights: Weights = {}
+        self._where = where
+        self._used: set[str] = set()
+        self._faults: dict[str, None] = {}
+
+    def place(
+        self,
+        site: Site,
+        graph_name: str,
+        graph: AdapterGraph,
+        recipes: Recipes,
+        widths: Mapping[str, int],
+        keys: Mapping[str, str],
+        shared: Mapping[str, str] | None = None,
+    ) -> None:
+        """Put a graph at a site, and take its parameters.
+
+        Args:
+            site: the site.
+            graph_name: of the graph.
+            graph: what is computed there.
+            recipes: how each parameter is made.
+            widths: a number for each symbol in the shapes.
+            keys: the name in the file of each tensor of the module.
+            shared: of each tensor of the whole adapter.
+        """
+        self.graphs.setdefault(graph_name, graph)
+        self.placements[site.name] = Placement(graph_name, {symbol: widths[symbol] for symbol in graph.symbols()})
+        owners = {name: f"{SHARED}.{graph_name}" if name in graph.shared else site.name for name in graph.parameters}
+        self.take({name: f"{owner}.{name}" for name, owner in owners.items()}, recipes, widths, keys, shared)
+
+    def take_head(self, head: Head, recipes: Recipes, keys: Mapping[str, str]) -> None:
+        """Take the parameters of a prediction head."""
+        self.take({name: f"{HEAD}.{name}" for name in head.graph.parameters}, recipes, head.widths, keys)
+
+    def take(
+        self,
+        names: Mapping[str, str],
+        recipes: Recipes,
+        widths: Mapping[str, int],
+        keys: Mapping[str, str],
+        shared: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make parameters; `names` are those in the adapter's weights, the others as for `place`."""
+        for parameter, name in names.items():
+            recipe = recipes[parameter]
+            if recipe.width is not None:
+                self._keep(name, recipe.make(widths[recipe.width]))
+                continue
+            found = [self._find(source, widths, (shared or {}) if source.shared else keys) for source in recipe.sources]
+            present = [tensor for tensor in found if tensor is not None]
+            if len(present) == len(found):
+                self._keep(name, recipe.make(*present))
+
+    def tensor(self, full: str, shape: tuple[int, ...] | None = None) -> np.ndarray | None:
+        """A tensor by its name in the file; none, and a fault, where it is unfit or has another shape."""
+        self._used.add(full)
+        tensor = self.tensors[full]
+        fault = unfit(tensor)
+        if fault is None and shape is not None and tensor.shape != shape:
+            fault = f"has shape {list(tensor.shape)}, not {list(shape)}"
+        if fault is not None:
+            self.fault(f"`{full}` {fault}")
+        return tensor if fault is None else None
+
+    def fault(self, text: str) -> None:
+        """Add to what is wrong."""
+        self._faults[text] = None
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Tensors that have no effect are not left over."""
+        self._used.update(names)
+
+    def check(self) -> None:
+        """Check that nothing is missing, misshapen or left over.
+
+        Raises:
+            TensorError: listing every fault.
+        """
+        faults = [*self._faults, *(f"`{name}` is left over" for name in self.tensors if name not in self._used)]
+        if faults:
+            more = f"; and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
+            raise TensorError(
+                f"{len(faults)} faults in what the config and the base ask for",
+                where=self._where,
+                found="; ".join(faults[:_MOST_LISTED]) + more,
+                fix="give the model that it was trained on, and the folder as the library wrote it",
+            )
+
+    def notes(self) -> Iterator[str]:
+        """What was done to element types."""
+        return conversions(self.tensors[name] for name in self._used)
+
+    def _find(self, source: Source, widths: Mapping[str, int], keys: Mapping[str, str]) -> np.ndarray | None:
+        full = keys.get(source.tensor)
+        if full is None:
+            example = next(iter(keys.items()), ("", "…"))
+            self.fault(f"`{example[1].removesuffix(example[0])}{source.tensor}` is missing")
+            return None
+        return self.tensor(full, tuple(resolve(dim, widths) for dim in source.shape))
+
+    def _keep(self, name: str, value: np.ndarray) -> None:
+        with np.errstate(over="ignore"):
+            narrow = np.ascontiguousarray(value, np.float32)
+        if not np.isfinite(narrow).all():
+            self.fault(f"`{name}` leaves the range of float32")
+        self.weights[name] = narrow

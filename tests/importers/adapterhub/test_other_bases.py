@@ -1,0 +1,82 @@
+"""An adapter of one model is not taken for another one: names, architecture, width and layers must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from adapterhub_bases import FIXTURES, Made, import_adapterhub
+
+from adapter_export.errors import AdapterError, TensorError
+from adapter_export.sites.site import SiteMap
+
+KINDS = ("seq_bn", "double_seq_bn", "lora")
+
+
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["distilbert", "vit", "llama"])
+def test_an_adapter_of_bert_is_none_of_another_model(
+    name: str, kind: str, form: str, made: Callable[[str], Made]
+) -> None:
+    sites = made(name).sites if form == "torch" else made(name).onnx.sites
+    with pytest.raises(AdapterError, match=r"that the base does not have; found `bert\.encoder.*by_number=True"):
+        import_adapterhub(FIXTURES / "bert" / kind, sites, name="a", base="x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["distilbert", "vit"])
+def test_by_number_is_the_word_for_it(name: str, kind: str, made: Callable[[str], Made], bert: Made) -> None:
+    folder = FIXTURES / "bert" / kind
+    found = import_adapterhub(folder, made(name).sites, name="a", base="x", by_number=True)
+    assert any("matched by their numbers" in note for note in found.notes)
+    own = import_adapterhub(folder, bert.sites, name="a", base="x").adapter
+    assert list(found.adapter.placements) == list(own.placements)
+    assert all(np.array_equal(found.adapter.weights[key], tensor) for key, tensor in own.weights.items())
+
+
+def test_by_number_changes_nothing_where_the_paths_agree(bert: Made) -> None:
+    found = import_adapterhub(FIXTURES / "bert/seq_bn", bert.sites, name="a", base="x", by_number=True)
+    assert not found.notes
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "setup_stack"])
+def test_an_architecture_that_is_another(kind: str, made: Callable[[str], Made]) -> None:
+    """RoBERTa's modules are called like BERT's."""
+    folder, sites = FIXTURES / "bert" / kind, made("roberta").sites
+    with pytest.raises(AdapterError, match=r"another architecture; found `bert`; expected `roberta`.*by_number=True"):
+        import_adapterhub(folder, sites, name="a", base="x", model_type="roberta")
+    assert import_adapterhub(folder, sites, name="a", base="x", model_type="roberta", by_number=True)
+    assert import_adapterhub(folder, sites, name="a", base="x", model_type="bert")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_number_of_layers(kind: str, bert: Made) -> None:
+    def renumbered(number: int) -> list[object]:
+        found = [site for site in bert.sites.sites if site.layer == 1]
+        return [
+            replace(
+                site,
+                layer=number,
+                name=site.name.replace("layers.1", f"layers.{number}"),
+                path=site.path and site.path.replace("layer.1", f"layer.{number}"),
+            )
+            for site in found
+        ]
+
+    longer = SiteMap((*bert.sites.sites, *renumbered(2)), bert.sites.final, bert.sites.width)
+    with pytest.raises(TensorError, match=r"every tensor of .*(layers\.2|in layer 2)"):
+        import_adapterhub(FIXTURES / "bert" / kind, longer, name="a", base="x")
+    shorter = replace(bert.sites, sites=tuple(site for site in bert.sites.sites if site.layer != 1))
+    with pytest.raises(AdapterError, match=r"modules that the base does not have; found `bert\.encoder\.layer\.1"):
+        import_adapterhub(FIXTURES / "bert" / kind, shorter, name="a", base="x")
+
+
+def test_modules_around_all_layers_are_no_place(bert: Made) -> None:
+    """A path that has no number would be behind every sublayer."""
+    sites = [replace(site, path=site.path and f"output.{site.path}") for site in bert.sites.sites]
+    around = replace(bert.sites, sites=tuple(sites))
+    with pytest.raises(AdapterError, match="modules that the base does not have"):
+        import_adapterhub(FIXTURES / "distilbert/seq_bn", around, name="a", base="x")
