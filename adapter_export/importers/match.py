@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from adapter_export.errors import AdapterError, argument
+from adapter_export.errors import AdapterError, argument, command
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Role, Site, SiteMap
+
+_SITES = command("open_base(MODEL).sites", "sites MODEL")
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: 
         where=where,
         found=", ".join(f"`{path}`" for path in paths),
         expected=f"some of its {len(with_path)} {what} with a path" + (f", such as {shown}" if shown else ""),
-        fix=fix or "run `adapter-export sites MODEL` for what the base has, and give the one that it was trained on",
+        fix=fix or f"look at {_SITES} for what the base has, and give the one that it was trained on",
     )
 
 

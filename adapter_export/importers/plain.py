@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.dtypes import FLOAT_TYPES, Weights
-from adapter_export.errors import AdapterError, TensorError, UsageError, argument
+from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.errors import AdapterError, TensorError, UsageError, argument, command
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.heads import HeadOptions, head_graph
@@ -19,11 +19,8 @@ from adapter_export.graph.kinds import BottleneckOptions, Kind, LoraOptions, Phm
 from adapter_export.graph.kinds.bottleneck import Scaling
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TASK, LABELLED, Task
+from adapter_export.importers.take import Imported, Tensors, conversions, unfit
 from adapter_export.sites.site import SiteMap
-
-# The options that plain tensors show by their names and shapes; the others are given.
-
-Tensors = Mapping[str, np.ndarray]
 
 _LORA_A = re.compile(r"(?P<stream>(?:.+\.)?)layers\.\d+\.(?P<on>.+)\.lora_A\.weight")
 
@@ -122,14 +119,6 @@ def _shown_by_lora(tensors: Tensors) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """An adapter, and what was done to the tensors on the way."""
-
-    adapter: Adapter
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Part:
     """What one owner of tensors, a site or the head, must bring."""
 
@@ -152,7 +141,7 @@ def pack(
     pooling: str = "mean",
     task: Task | None = None,
     look: HeadOptions | None = None,
-) -> Packed:
+) -> Imported:
     """Make an adapter of tensors `<site>.<parameter>`, such as `layers.0.ffn.down.weight` [d, b].
 
     Args:
@@ -179,12 +168,12 @@ def pack(
     if head is not None:
         parts.append(_Part(HEAD, HEAD, head.graph, dict(head.widths), _head_names(head.graph)))
     _check(tensors, parts)
-    weights = _as_float32(tensors)
+    weights = {key: np.ascontiguousarray(tensor, np.float32) for key, tensor in tensors.items()}
     at_sites = [part for part in parts if part.owner != HEAD]
     placements = {part.owner: Placement(part.graph_name, part.widths) for part in at_sites}
     graphs = {part.graph_name: part.graph for part in at_sites}
     adapter = Adapter(name, kind.name, base, graphs, placements, weights, head)
-    return Packed(adapter, tuple(_notes(tensors)))
+    return Imported(adapter, tuple(conversions(tensors.values())))
 
 
 def _head(
@@ -255,10 +244,11 @@ def _check(tensors: Tensors, parts: list[_Part]) -> None:
         if name in tensors:
             faults += [f"`{name}` {fault}" for fault in _faults(tensors[name], part, parameter)]
     if faults:
+        sites = command("open_base(MODEL).sites", "sites MODEL")
         raise TensorError(
             f"{len(faults)} of the tensors {'does' if len(faults) == 1 else 'do'} not fit",
             found="; ".join(faults),
-            fix="run `adapter-export sites MODEL` for the names of the sites, and write the tensors again",
+            fix=f"look at {sites} for the names of the sites, and write the tensors again",
         )
 
 
@@ -278,29 +268,14 @@ def _why_left_over(name: str, expected: list[str]) -> str:
 
 
 def _faults(tensor: np.ndarray, part: _Part, parameter: str) -> Iterator[str]:
-    if tensor.dtype.name not in FLOAT_TYPES:
-        yield f"is {tensor.dtype}, not one of {', '.join(FLOAT_TYPES)}"
+    fault = unfit(tensor)
+    if fault is not None:
+        yield fault
+    if tensor.dtype.name not in FLOAT_TYPES or 0 in tensor.shape:
         return
     symbols = part.graph.parameters[parameter]
-    if 0 in tensor.shape:
-        yield f"has an empty shape {list(tensor.shape)}"
-    elif tensor.ndim != len(symbols) or not _agrees(tensor.shape, symbols, part.widths):
+    if tensor.ndim != len(symbols) or not _agrees(tensor.shape, symbols, part.widths):
         wanted = [part.widths.get(str(symbol), symbol) for symbol in symbols]
         transposed = tensor.ndim == len(symbols) == 2 and _agrees(tensor.shape[::-1], symbols, part.widths)
         hint = "; it looks transposed: weights are stored [in, out]" if transposed else ""
         yield f"has shape {list(tensor.shape)}, not {wanted}{hint}"
-    with np.errstate(over="ignore"):
-        unfit = int(np.count_nonzero(~np.isfinite(tensor.astype(np.float32))))
-    if unfit:
-        yield f"holds {unfit} NaN, Inf or numbers beyond float32"
-
-
-def _as_float32(tensors: Tensors) -> Weights:
-    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
-
-
-def _notes(tensors: Tensors) -> Iterator[str]:
-    for dtype in sorted({tensor.dtype.name for tensor in tensors.values()} - {"float32"}):
-        count = sum(tensor.dtype.name == dtype for tensor in tensors.values())
-        rounding = "each number rounded once" if dtype == "float64" else "without loss"
-        yield f"{count} tensors are {dtype} and were converted to float32, {rounding}"

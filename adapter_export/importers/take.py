@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +108,10 @@ def unfit(tensor: np.ndarray) -> str | None:
 
 def conversions(tensors: Iterable[np.ndarray]) -> Iterator[str]:
     """What becomes of tensors that are not float32, in words."""
-    for dtype in sorted({tensor.dtype.name for tensor in tensors} - {"float32"}):
+    counts = Counter(tensor.dtype.name for tensor in tensors)
+    for dtype in sorted(counts.keys() - {"float32"}):
         loss = "each number rounded once" if dtype == "float64" else "without loss"
-        yield f"tensors of type {dtype} were converted to float32, {loss}"
+        yield f"{counts[dtype]} tensors are {dtype} and were converted to float32, {loss}"
 
 
 class Taker:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from adapter_export.errors import AdapterError, FormatError, VersionError, within
+from adapter_export.errors import AdapterError, FormatError, VersionError, argument, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
 from adapter_export.importers.match import check_architecture
@@ -233,7 +233,7 @@ def check_base(
             "was trained on a base of another width",
             found=f"`hidden_size`: {config.hidden_size}",
             expected=f"{sites.width}",
-            fix="give the model that it was trained on as `--base`",
+            fix=f"give the model that it was trained on as {argument('base')}",
         )
     check_architecture(config.model_type, model_type, by_number=by_number)
     method = config.method

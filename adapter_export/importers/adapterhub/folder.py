@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, FileError, FormatError, UsageError
+from adapter_export.errors import AdapterError, FileError, FormatError, UsageError, argument, command
 from adapter_export.format.canonical import read_json
 from adapter_export.importers.match import Target
 from adapter_export.importers.take import ReadPickle, Tensors, read_file
@@ -100,13 +100,13 @@ def choose(path: Path, name: str | None = None) -> Path:
             fix="give the folder that `model.save_adapter(folder, name)` wrote",
         )
     if name is None or name not in found:
-        names = ", ".join(f"`{one}`" for one in found)
+        names = listed(found)
         raise UsageError(
             "holds several adapters" if name is None else "holds no adapter of this name",
             where=path,
             found=names if name is None else f"`{name}`",
             expected=None if name is None else names,
-            fix="give `--name` with one of them",
+            fix=f"give {argument('member', option='name')} with one of them",
         )
     return found[name]
 
@@ -135,7 +135,7 @@ def read_adapter_folder(path: Path, read_pickle: ReadPickle | None) -> AdapterFo
             "is a folder of PEFT, not of AdapterHub",
             where=path,
             found=_listed(path),
-            fix=f"run `adapter-export import peft {path} --base MODEL -o OUT`",
+            fix="run " + command(f"import_peft({str(path)!r}, BASE)", f"import peft {path} --base MODEL -o OUT"),
         )
     adapter = read_saved(path / ADAPTER_CONFIG, read_pickle)
     head = read_saved(path / HEAD_CONFIG, read_pickle) if (path / HEAD_CONFIG).is_file() else None
@@ -186,6 +186,11 @@ def read_object(path: Path) -> Mapping[str, Any]:
 def _listed(path: Path) -> str:
     names = sorted(child.name for child in path.iterdir()) if path.is_dir() else []
     return ", ".join(f"`{name}`" for name in names[:8]) + (" …" if len(names) > 8 else "") or "an empty folder"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 # A tensor's name is `<prefix><module>.<container>.<adapter>.<tensor>`: `bert.encoder.layer.0.output` . `adapters` .

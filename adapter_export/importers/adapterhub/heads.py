@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adapter_export.errors import AdapterError, FormatError, UsageError, within
+from adapter_export.errors import AdapterError, FormatError, UsageError, argument, within
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds.adapterhub import activation_named
@@ -14,7 +14,7 @@ from adapter_export.graph.tasks import Task
 from adapter_export.importers.adapterhub.folder import Saved
 from adapter_export.importers.take import Taker, as_it_is, transposed, zeros
 
-WITHOUT = "give `--without-head` to import the adapter alone"
+WITHOUT = f"give {argument('without_head', True)} to import the adapter alone"
 
 _TASKS: Mapping[str, Task] = {
     "classification": "sequence_classification",

@@ -8,11 +8,12 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import within
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
+from adapter_export.importers.adapterhub.compositions import compile_setup
 from adapter_export.importers.adapterhub.config import LoraConfig, check_base, read_config
 from adapter_export.importers.adapterhub.folder import Saved, choose, is_setup, names_of, read_adapter_folder
 from adapter_export.importers.adapterhub.heads import import_head
 from adapter_export.importers.adapterhub.methods import import_bottleneck, import_low_rank, without_unused_inverse
-from adapter_export.importers.adapterhub.setups import compile_setup, head_notes, read_setup, setup_head
+from adapter_export.importers.adapterhub.setups import head_notes, read_setup, setup_head
 from adapter_export.importers.take import Imported, ReadPickle, Taker
 from adapter_export.sites.site import SiteMap
 

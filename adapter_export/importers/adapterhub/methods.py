@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig, bottleneck_config
-from adapter_export.graph.chain import Chain
 from adapter_export.graph.kinds.kind import Kind, Share
 from adapter_export.graph.kinds.lora import lora_graph
 from adapter_export.importers.adapterhub.config import LoraConfig

@@ -1,49 +1,33 @@
-"""Setup folders: compositions of adapters, as the library describes them (`composition.py`), compiled to ours."""
+"""Setup folders: compositions of adapters, as the library describes them (`composition.py`)."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, FormatError, UsageError, within
-from adapter_export.format.records import record_from_json
-from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.compose.attention import FIRST_TEMPERATURE, FusionOptions, attend
-from adapter_export.graph.compose.members import OWN, Here, Member, Merged, Parts, compose
-from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.kinds.adapterhub import BottleneckConfig
-from adapter_export.importers.adapterhub.config import Config, LoraConfig, read_config
+from adapter_export.errors import AdapterError, FormatError, UsageError, argument, within
+from adapter_export.graph.compose.members import OWN
+from adapter_export.importers.adapterhub.config import Config, read_config
 from adapter_export.importers.adapterhub.folder import (
-    FUSION_CONFIG,
     HEAD_CONFIG,
     SETUP_CONFIG,
     AdapterFolder,
     Saved,
-    names_of,
+    listed,
     read_adapter_folder,
     read_object,
     read_saved,
 )
 from adapter_export.importers.adapterhub.folder import members as folders_in
 from adapter_export.importers.adapterhub.heads import WITHOUT
-from adapter_export.importers.adapterhub.methods import (
-    EMBEDDINGS,
-    as_kind,
-    import_bottleneck,
-    import_low_rank,
-    match_bottlenecks,
-    without_unused_inverse,
-)
-from adapter_export.importers.take import ReadPickle, Recipe, Taker, as_it_is, transposed
-from adapter_export.sites.site import SiteMap
+from adapter_export.importers.take import ReadPickle
 
 Kind = Literal["Stack", "Average", "Fuse"]
 
@@ -145,7 +129,7 @@ def read_setup(path: Path, read_pickle: ReadPickle | None) -> Setup:
         block = _block(document, path)
         twice = [name for name, count in Counter(block.names).items() if count > 1]
         if twice:
-            raise AdapterError("an adapter occurs twice in its composition", found=_listed(twice))
+            raise AdapterError("an adapter occurs twice in its composition", found=listed(twice))
     members = {}
     for number, name in enumerate(block.names, 1):
         folder = read_adapter_folder(path / name, read_pickle)
@@ -175,9 +159,13 @@ def _single(document: Mapping[str, Any]) -> str:
     names = document.get("children")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise FormatError("a single adapter without a name", found=f"`children`: {names}")
-    if not re.fullmatch(r"[^\x00-\x1f/\\:]+", names[0]) or names[0] in (".", ".."):
-        raise FormatError("the name of an adapter that is no name of a folder", found=f"`{names[0]}`")
-    return names[0]
+    return _folder_name(names[0])
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[^\x00-\x1f/\\:]+", name) or name in (".", ".."):
+        raise FormatError("the name of an adapter that is no name of a folder", found=f"`{name}`")
+    return name
 
 
 def _weights(document: Mapping[str, Any], count: int) -> tuple[float, ...]:
@@ -203,12 +191,8 @@ def _not_whole(path: Path, found: str) -> UsageError:
         where=path,
         found=found,
         expected="`Stack`, `Average` and `Fuse`, nested as the library allows it",
-        fix=f"give `--name` with one of its adapters: {names}",
+        fix=f"give {argument('member', option='name')} with one of its adapters: {names}",
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 # Which of the heads in a setup folder is the composition's.
@@ -221,8 +205,8 @@ def setup_head(setup: Setup, read_pickle: ReadPickle | None) -> Saved | None:
         AdapterError: it was saved with several heads.
         FileError, FormatError, TensorError, MissingExtraError: it is missing or damaged.
     """
-    if setup.head is True or isinstance(setup.head, str):
-        folder = setup.path if setup.head is True else setup.path / str(setup.head)
+    if isinstance(setup.head, str) or setup.head is True:
+        folder = setup.path if setup.head is True else setup.path / _folder_name(setup.head)
         return read_saved(folder / HEAD_CONFIG, read_pickle)
     if setup.head:
         raise AdapterError("was saved with several heads", where=setup.path, found=f"`{setup.head}`", fix=WITHOUT)
@@ -235,419 +219,4 @@ def head_notes(setup: Setup, used: Saved | None) -> Iterator[str]:
     heads = {name: member.folder.head for name, member in setup.members.items()}
     left = [name for name, head in heads.items() if head is not None and head is not used]
     if left:
-        yield f"the heads of {_listed(left)} were left out"
-
-
-# Compositions as AdapterHub computes them (`methods/bottleneck.py`; `LoRALinear.mean` and `com` in `methods/lora.py`).
-#
-# An adapter reads what `pre_forward` makes of the value before it, and is added to the residual that this gives. In a
-# stack each has its own; in an average all have the first one's, in a fusion all have the last one's. The last adapter
-# of the whole decides what follows (`post_forward`). So each member is imported with the config that its place gives
-# it, as an adapter on `h`, and the composition puts their graphs together.
-
-_KINDS = {"Stack": "stack", "Average": "average", "Fuse": "fusion"}
-
-_IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")
-"""What a fusion leaves out of its members: it takes what they add before gates and norms."""
-
-_TEMPERATURE = (
-    "the fusion's temperature falls from 50 with every call of the library and is not in its files: it stays at 50, "
-    "as in the first call after loading"
-)
-_MEAN = (
-    "AdapterHub divides an average by the number of its members although its weights have the sum 1: the imported "
-    "adapter does so, too"
-)
-
-Method = BottleneckConfig | LoraConfig
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """`AdapterFusionConfig` by its own names; the last three have no effect on what is computed."""
-
-    key: bool
-    query: bool
-    value: bool
-    query_before_ln: bool = False
-    residual_before: bool = False
-    temperature: bool = False
-    value_before_softmax: bool = True
-    regularization: bool = False
-    value_initialized: bool | str = False
-    dropout_prob: float | None = None
-
-
-@dataclass(frozen=True)
-class _Fusion:
-    """The layer of a fusion.
-
-    Attributes:
-        owner: the beginning of the names of its parameters.
-        config: its config.
-        taker: has its tensors at each site.
-        others: how many tensors of other fusions lie in its file.
-    """
-
-    owner: str
-    config: FusionConfig
-    taker: Taker
-    others: int
-
-
-def compile_setup(
-    setup: Setup, sites: SiteMap, name: str, base: str, *, by_number: bool, read_pickle: ReadPickle | None
-) -> tuple[Adapter, tuple[str, ...]]:
-    """Make one adapter of a composition, without a head.
-
-    Returns:
-        The adapter, and what a user should know.
-
-    Raises:
-        UsageError: a composition of LoRA or IA3 that is not imported as a whole.
-        AdapterError: the base lacks the places of its members, or it cannot be expressed; the message names why.
-        FileError, FormatError, MissingExtraError: a fusion layer is missing or damaged.
-        TensorError: tensors are missing, left over or misshapen; all of them are listed.
-    """
-    methods: dict[str, Method] = {one: member.config.method for one, member in setup.members.items()}
-    _check_methods(setup, methods)
-    acting = _acting(setup.block, methods, sites)
-    members, notes = [], dict[str, None]()
-    for number, (one, method) in enumerate(_in_place(setup.block, methods).items(), 1):
-        adapter, told = _import_member(setup, one, method, sites, base, by_number=by_number)
-        members.append(Member(adapter.name, number, adapter))
-        notes |= dict.fromkeys(told)
-    _check_low_rank(members, methods, sites)
-    fusions = dict(_fusions(setup, acting, sites, by_number=by_number, read_pickle=read_pickle))
-    weights = {key: tensor for fusion in fusions.values() for key, tensor in fusion.taker.weights.items()}
-    embeddings = {site.name for site in sites.of_roles((EMBEDDINGS,))}
-
-    def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
-        present = {one: each for one, each in zip(methods, here, strict=True) if each is not None}
-        if site in embeddings:  # the first member's invertible adapter
-            chain = Merged("h")
-            chain.value = next(iter(present.values())).result(chain, {})
-            return chain.graph("h", chain.shared)
-        return _Composer(present, methods, fusions).graph(setup.block)
-
-    def own(site: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-        return {parameter: weights[f"{site}.{parameter}"] for parameter in shapes}
-
-    made = compose(members, Parts(name, _KINDS[setup.block.kind], {}, own), merged, None)
-    placements = {site.name: made.placements[site.name] for site in sites if site.name in made.placements}
-    return replace(made, placements=placements), (*notes, *_notes(setup, methods, fusions.values()))
-
-
-def _check_methods(setup: Setup, methods: Mapping[str, Method]) -> None:
-    low_rank = [name for name, method in methods.items() if isinstance(method, LoraConfig)]
-    if low_rank and len(low_rank) < len(methods):
-        raise AdapterError(
-            "only bottlenecks can be fused or stacked, and LoRA and IA3 averaged among themselves",
-            found=f"`{low_rank[0]}` is LoRA or IA3",
-            fix=f"give `--name {low_rank[0]}` to import it alone",
-        )
-    block = setup.block
-    if low_rank and (block.kind != "Average" or len(block.children) != len(low_rank)):
-        raise UsageError(
-            "a composition of LoRA or IA3 that is not imported as a whole",
-            where=setup.path,
-            found=f"`{block.kind}` of {_listed(block.names)}",
-            expected="an `Average` of single adapters",
-            fix="give `--name` with one of its adapters",
-        )
-
-
-def _check_low_rank(members: Sequence[Member], methods: Mapping[str, Method], sites: SiteMap) -> None:
-    if not any(isinstance(method, LoraConfig) for method in methods.values()):
-        return
-    adapters = [one.adapter for one in members]
-    if len({adapter.kind for adapter in adapters}) > 1 or len({tuple(one.placements) for one in adapters}) > 1:
-        raise AdapterError(
-            "its members act in different places or ways, and AdapterHub's library cannot run their average",
-            found=", ".join(f"`{one.name}`: {one.kind} at {len(one.placements)} layers" for one in adapters),
-            expected="the same method at the same layers in all of them",
-        )
-    fused = [site.name for site in sites if site.name in adapters[0].placements and site.parts]
-    if fused:
-        raise AdapterError("AdapterHub's library cannot run an average at fused layers", found=f"`{fused[0]}`")
-
-
-def _acting(block: Block, methods: Mapping[str, Method], sites: SiteMap) -> dict[str, list[str]]:
-    """The bottlenecks that act at each sublayer, after a look at what the library can run."""
-    kinds = {one: as_kind(config, one) for one, config in methods.items() if isinstance(config, BottleneckConfig)}
-    parallel = {name for name, method in methods.items() if _is_parallel(method)}
-    acting = {}
-    for site in sites.sublayers:
-        here = [name for name, kind in kinds.items() if kind.part_at(site) is not None]
-        with within(f"`{site.name}`"):
-            for each in block.blocks():
-                _check_block(each, here, parallel)
-        acting[site.name] = here
-    return acting
-
-
-def _check_block(block: Block, acting: Sequence[str], parallel: Collection[str]) -> None:
-    here = [name for name in block.names if name in acting]
-    beside = [name for name in here if name in parallel]
-    if block.kind == "Stack":
-        children = [child for child in block.children if isinstance(child, Block) or child in acting]
-        found = [child for child in children if child in parallel]
-        if found and len(children) > 1:
-            raise AdapterError(
-                "a stack with a parallel adapter loses what the layer and the adapters before it compute in AdapterHub",
-                found=f"`{found[0]}`",
-            )
-    elif here and len(here) < len(block.names):
-        raise AdapterError(
-            "its members act in different places, and AdapterHub's library cannot run a "
-            f"`{block.kind}` of which some act at a site and some do not",
-            found=f"nothing of {_listed(name for name in block.names if name not in acting)}",
-            expected="`mh_adapter`, `output_adapter` and `leave_out` that are the same in all of them",
-        )
-    elif beside and block.kind == "Fuse":
-        raise AdapterError(
-            "a fusion of parallel adapters adds output and residual twice in AdapterHub, which cannot be expressed",
-            found=_listed(beside),
-        )
-    elif beside and len(beside) < len(block.names):
-        raise AdapterError(
-            "an average of parallel and other adapters loses or doubles what the layer computes in AdapterHub",
-            found=_listed(beside),
-        )
-
-
-def _is_parallel(method: Method) -> bool:
-    return isinstance(method, BottleneckConfig) and method.is_parallel
-
-
-def _in_place(block: Block, methods: Mapping[str, Method]) -> dict[str, Method]:
-    """The config by which each member acts on `h` in its place, in the order of their names."""
-    found: dict[str, Method] = {}
-    for child in block.children:
-        found |= {child: methods[child]} if isinstance(child, str) else _in_place(child, methods)
-        name = child if isinstance(child, str) else child.names[-1]
-        config, first = found[name], methods[block.names[0]]
-        if isinstance(config, LoraConfig) or isinstance(first, LoraConfig):
-            continue
-        if block.kind == "Average" and isinstance(child, str):
-            read, residual = first.original_ln_before, first.residual_before_ln
-            config = replace(config, original_ln_before=read, residual_before_ln=residual)
-        elif block.kind == "Fuse":  # what it adds alone
-            config = replace(config, residual_before_ln=True, use_gating=False, ln_after=False, dropout=0.0)
-            if isinstance(child, str):
-                config = replace(config, original_ln_before=False)
-        found[name] = replace(config, original_ln_after=True)
-    return found
-
-
-def _import_member(
-    setup: Setup, name: str, method: Method, sites: SiteMap, base: str, *, by_number: bool
-) -> tuple[Adapter, tuple[str, ...]]:
-    """One member as an adapter of its own, by the name that it has in names of parameters."""
-    member = setup.members[name]
-    saved, notes = member.folder.adapter, member.config.notes
-    names = names_of(saved.tensors, member.config.name)
-    taker = Taker(saved.tensors, f"{member.folder.path.name}/{saved.weights.name}")
-    with within(member.folder.path):
-        if isinstance(method, LoraConfig):
-            kind = "lora" if method.composition_mode == "add" else "ia3"
-            notes += import_low_rank(method, names, taker, sites, by_number=by_number)
-        else:
-            kind = "bottleneck"
-            method, more = without_unused_inverse(method, saved.document, names)
-            notes += more
-            if method.inv_adapter is not None and name != setup.block.names[0]:
-                method = replace(method, inv_adapter=None, inv_adapter_reduction_factor=None)
-                taker.forget((names.inverse or {}).values())
-                names = replace(names, modules={**names.modules, "invertible_adapters": {}})
-                own = member.config.name
-                notes += (f"AdapterHub runs the first adapter's invertible one alone: that of `{own}` has none",)
-            notes += import_bottleneck(method, names, taker, sites, kind, by_number=by_number)
-            if name in _fused(setup.block):
-                modules = names.of("adapters").values()
-                taker.forget(keys[tensor] for keys in modules for tensor in _IGNORED if tensor in keys)
-    taker.check()
-    adapter = Adapter(member.label, kind, base, taker.graphs, taker.placements, taker.weights)
-    return adapter, (*notes, *taker.notes())
-
-
-def _fused(block: Block) -> set[str]:
-    """The adapters of which a fusion takes what they add alone."""
-    return {name for each in block.blocks() if each.kind == "Fuse" for name in each.last_names}
-
-
-def _fusions(
-    setup: Setup,
-    acting: Mapping[str, Sequence[str]],
-    sites: SiteMap,
-    *,
-    by_number: bool,
-    read_pickle: ReadPickle | None,
-) -> Iterator[tuple[Block, _Fusion]]:
-    """The layers of all fusions, their tensors taken."""
-    blocks = [block for block in setup.block.blocks() if block.kind == "Fuse"]
-    for number, block in enumerate(blocks, 1):
-        name = ",".join(setup.members[last].config.name for last in block.last_names)
-        saved = read_saved(setup.path / name / FUSION_CONFIG, read_pickle)
-        config, names = _fusion_config(saved), names_of(saved.tensors, name)
-        others = {full for full in names.others if f"adapter_fusion_layer.{name}" in full}
-        owner, modules = "fusion" if number == 1 else f"fusion_{number}", names.of("adapter_fusion_layer")
-        own = {full: tensor for full, tensor in saved.tensors.items() if full not in others}
-        taker = Taker(own, f"{saved.weights.parent.name}/{saved.weights.name}")
-        found = match_bottlenecks(modules, sites, by_number=by_number)
-        keys = {site: modules[path] for site, path in found.modules().items()}
-        recipes = _fusion_recipes(config)
-        for site in sites.sublayers:
-            if not set(block.names) <= set(acting[site.name]):
-                continue
-            if site.name not in keys:
-                taker.fault(f"every tensor of the fusion at `{site.name}` is missing")
-                continue
-            if not recipes:  # the library makes a layer that it never calls
-                taker.forget(keys[site.name].values())
-            parameters = {parameter: f"{site.name}.{owner}.{parameter}" for parameter in recipes}
-            taker.take(parameters, recipes, {"d": site.width}, keys[site.name])
-        taker.check()
-        yield block, _Fusion(owner, config, taker, len(others))
-
-
-def _fusion_config(saved: Saved) -> FusionConfig:
-    config = saved.document.get("config")
-    if not isinstance(config, dict):
-        raise FormatError("is not the config of a fusion", where=saved.path, found=f"keys {', '.join(saved.document)}")
-    with within(saved.path):
-        return record_from_json(FusionConfig, config)
-
-
-def _fusion_recipes(config: FusionConfig) -> dict[str, Recipe]:
-    recipes: dict[str, Recipe] = {}
-    for name, there in (("query", config.query), ("key", config.key), ("value", config.value)):
-        if there:
-            recipes[f"{name}.weight"] = transposed(f"{name}.weight", ("d", "d"))
-        if there and name != "value":
-            recipes[f"{name}.bias"] = as_it_is(f"{name}.bias", ("d",))
-    return recipes
-
-
-class _Composer:
-    """Puts the graphs of members together at one site; values are named by the nodes that define them.
-
-    Args:
-        here: the members that act there, by their names.
-        methods: the configs of all.
-        fusions: the layers of fusions.
-    """
-
-    def __init__(
-        self, here: Mapping[str, Here], methods: Mapping[str, Method], fusions: Mapping[Block, _Fusion]
-    ) -> None:
-        self._here = here
-        self._methods = methods
-        self._fusions = fusions
-        self._chain = Merged("h")
-
-    def graph(self, block: Block) -> AdapterGraph:
-        """The graph of the whole."""
-        value = self._of(block, "h")
-        last = [name for name in block.names if name in self._here][-1]
-        method = self._methods[last]
-        if self._only_adds(last):
-            value = self._chain.once(Node("add", (value, "h"), "result"))
-        self._chain.value = value
-        replaces = "h" if isinstance(method, LoraConfig) or method.original_ln_after else "y"
-        return self._chain.graph(replaces, self._chain.shared)
-
-    def _of(self, block: Block, value: str) -> str:
-        """What a composition makes of a value in the place of `h`."""
-        if not any(name in self._here for name in block.names):
-            return value
-        if block.kind == "Average":
-            return self._average(block, value)
-        if block.kind == "Fuse":
-            return self._fuse(block, value)
-        for child in block.children:
-            if isinstance(child, Block):
-                value = self._of(child, value)
-            elif child in self._here:
-                value = self._single(child, value)
-        return value
-
-    def _average(self, block: Block, value: str) -> str:
-        """`1/N·Σ wᵢ·Aᵢ`: the library takes the mean of what the weights have weighed already."""
-        parts = []
-        for child, weight in zip(block.children, block.weights, strict=True):
-            if isinstance(child, Block):
-                result = self._of(child, self._read(block.names[0], value))
-            else:
-                result = self._single(child, value)
-            factor = weight / len(block.children)
-            parts.append(self._chain.once(Node("scale", (result,), f"{result}_part", {}, {"factor": factor})))
-        total = parts[0]
-        for part in parts[1:]:
-            total = self._chain.once(Node("add", (total, part), "sum"))
-        return total
-
-    def _fuse(self, block: Block, value: str) -> str:
-        fusion, last = self._fusions[block], self._methods[block.names[-1]]
-        assert isinstance(last, BottleneckConfig), "only bottlenecks are fused"
-        read = residual = self._read(block.names[-1], value)
-        if last.residual_before_ln == "post_add":
-            residual = self._chain.once(Node("add", (value, "x"), f"{value}_sum"))
-        elif last.residual_before_ln is True:
-            residual = value
-        added = []
-        for child in block.children:
-            *before, name = (child,) if isinstance(child, str) else child.names
-            reads = read
-            for one in before:
-                reads = self._single(one, reads)
-            added.append(self._here[name].delta(self._chain, {"h": reads}))
-        config = fusion.config
-        options = FusionOptions(
-            query=config.query,
-            key=config.key,
-            value=config.value,
-            query_before_norm=config.query_before_ln,
-            residual_before=config.residual_before,
-            value_before_softmax=config.value_before_softmax,
-            temperature=FIRST_TEMPERATURE if config.temperature else 1.0,
-        )
-        attend(self._chain, options, added, value if config.query_before_ln else read, residual, owner=fusion.owner)
-        return self._chain.value
-
-    def _read(self, name: str, value: str) -> str:
-        """What an adapter reads in the place of `h`."""
-        method = self._methods[name]
-        assert isinstance(method, BottleneckConfig), "LoRA and IA3 are not nested"
-        if method.is_parallel:
-            return "x"
-        return self._chain.normed_sum(value) if method.original_ln_before else value
-
-    def _single(self, name: str, value: str) -> str:
-        one = self._here[name]
-        return (one.delta if self._only_adds(name) else one.result)(self._chain, {"h": value})
-
-    def _only_adds(self, name: str) -> bool:
-        """Whether the library adds the residual once, behind the whole composition."""
-        method = self._methods[name]
-        return method.composition_mode == "add" if isinstance(method, LoraConfig) else method.is_parallel
-
-
-def _notes(setup: Setup, methods: Mapping[str, Method], fusions: Iterable[_Fusion]) -> Iterator[str]:
-    fusions = list(fusions)
-    if any(fusion.config.temperature for fusion in fusions):
-        yield _TEMPERATURE
-    fused = {name: methods[name] for name in setup.members if name in _fused(setup.block)}
-    ignored = [
-        name
-        for name, method in fused.items()
-        if isinstance(method, BottleneckConfig) and (method.use_gating or method.ln_after)
-    ]
-    if ignored:
-        names = _listed(ignored)
-        yield f"a fusion takes what its members add before their gates and norms: those of {names} have no effect"
-    others = sum(fusion.others for fusion in fusions)
-    if others:
-        yield f"{others} tensors of other fusions lie in the file, and were left out"
-    if any(block.kind == "Average" and len(block.children) > 1 for block in setup.block.blocks()):
-        yield _MEAN
+        yield f"the heads of {listed(left)} were left out"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import AdapterError, FileError
+from adapter_export.errors import AdapterError, FileError, argument
 from adapter_export.format.canonical import read_json
 from adapter_export.importers.peft.options import TENSORS, Options, is_off, read_options
 from adapter_export.importers.take import ReadPickle, Taker, Tensors, read_file
@@ -69,12 +69,13 @@ def _adapter_in(folder: Path, name: str | None) -> Path:
         return folder / name
     if len(inside) == 1:
         return folder / inside[0]
+    several = f"name one of them with {argument('member', option='name')}"
     raise FileError(
         "is not the folder of a PEFT adapter",
         where=folder,
         found=_instead(folder, inside),
         expected=f"a folder with `{CONFIG_FILE}` and `{TENSOR_FILES[0]}`",
-        fix="name one of them with `--name`" if inside else "give the folder that `save_pretrained` of PEFT wrote",
+        fix=several if inside else "give the folder that `save_pretrained` of PEFT wrote",
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.errors import AdapterError, TensorError, UsageError, argument
 from adapter_export.format.canonical import read_json
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
@@ -188,7 +188,7 @@ def _task(found: Sorted, options: Options, base: BaseTensor, choice: HeadChoice,
             where=where,
             found=f"{', '.join(f'`{name}`' for name in options.saved)} and the task `{options.task_type}`",
             expected="the task `SEQ_CLS` or `TOKEN_CLS`",
-            fix="say what the head reads with `--pooling first`, `mean` or `tokens`, if it is one",
+            fix=f"say what the head reads with {argument('pooling', 'first')}, `mean` or `tokens`, if it is one",
         )
     return task
 
@@ -204,8 +204,8 @@ def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> K
             where=where,
             found=f"a model whose base is called `{family}`",
             expected=f"one of {', '.join(f'`{name}`' for name in RECIPES)}",
-            fix="say it with `--pooling first` or `mean`; a head that reads the last token, as decoders have it, "
-            "cannot be expressed, and `--without-head` leaves it out",
+            fix=f"say it with {argument('pooling', 'first')} or `mean`; a head that reads the last token, as decoders "
+            f"have it, cannot be expressed, and {argument('without_head', True)} leaves it out",
         )
     if len(found.saved) == 1:
         return KnownHead(choice.pooling)
@@ -218,7 +218,7 @@ def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> K
         else "the head has too many layers",
         where=where,
         found=", ".join(f"`{path}`" for path in found.saved),
-        fix="give `--activation`" if len(found.saved) == 2 else None,
+        fix=f"give {argument('activation')}" if len(found.saved) == 2 else None,
     )
 
 

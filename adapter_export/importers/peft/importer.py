@@ -11,8 +11,8 @@ import numpy as np
 
 from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.chain import Chain
+from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.ia3 import ia3_graph
 from adapter_export.graph.kinds.lora import lora_graph
 from adapter_export.importers.match import Match, Target, alike, check_architecture, match

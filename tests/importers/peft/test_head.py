@@ -43,7 +43,7 @@ def test_a_model_without_a_recipe_is_asked_for(tmp_path: Path) -> None:
 
 def test_a_dense_head_without_a_recipe_needs_its_activation(tmp_path: Path) -> None:
     folder = changed(adapter_folder("roberta_lora_classify"), tmp_path / "a", tensors=renamed(".roberta.", ".strange."))
-    with pytest.raises(UsageError, match=r"what stands behind it.*Give `--activation`"):
+    with pytest.raises(UsageError, match=r"what stands behind it.*Give `activation`"):
         imported(folder, HeadChoice(pooling="first"))
     record = expected("roberta_lora_classify")
     mask = record["input.attention_mask"]
@@ -114,7 +114,7 @@ def test_more_than_a_head(tmp_path: Path) -> None:
 
 def test_a_saved_module_without_a_task(tmp_path: Path) -> None:
     folder = changed(adapter_folder("bert_lora_classify"), tmp_path / "a", config={"task_type": None})
-    with pytest.raises(AdapterError, match=r"`classifier`, `score` and the task `None`.*`--pooling first`"):
+    with pytest.raises(AdapterError, match=r"`classifier`, `score` and the task `None`.*`pooling=.first.`"):
         imported(folder)
     named = {"task_type": None, "auto_mapping": {"base_model_class": "BertForSequenceClassification"}}
     head = imported(changed(folder, tmp_path / "b", config=named)).adapter.head

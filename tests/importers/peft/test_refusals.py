@@ -284,7 +284,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
 def test_a_folder_of_several_lists_them(tmp_path: Path) -> None:
     for name in ("one", "two"):
         changed(adapter_folder("bert_lora"), tmp_path / name)
-    refused(tmp_path, FileError, "the adapters `one`, `two` in it", "`--name`")
+    refused(tmp_path, FileError, "the adapters `one`, `two` in it", "`member`")
     bert, _ = bare_bert()
     found = import_peft(tmp_path, bert, base="sha256:0", name="a", member="two").adapter
     assert len(found.placements) == 4
