@@ -182,6 +182,7 @@ def at_least_one_of(kind: type) -> tuple[str, ...]:
     return tuple(getattr(kind, "AT_LEAST_ONE_OF", ()))
 
 
+@cache
 def split_hint(hint: Any) -> tuple[Any, tuple[Rule, ...]]:
     """A hint without its rules, and the rules."""
     if get_origin(hint) is not Annotated:
@@ -190,12 +191,15 @@ def split_hint(hint: Any) -> tuple[Any, tuple[Rule, ...]]:
     return kind, tuple(rules)
 
 
+@cache
 def members_of(hint: Any) -> tuple[Any, ...]:
     """The members of a union; a hint that is none is its only member."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
+    if type(value) is hint:  # a string, number or truth value without a rule
+        return value
     kind, rules = split_hint(hint)
     members = members_of(kind)
     result = _value(_chosen(members, value, path), value, path) if len(members) > 1 else _plain_value(kind, value, path)
