@@ -374,14 +374,8 @@ def import_peft(
 
 
 def _model_type(base: Base) -> str | None:
-    """The architecture of a base by its name in transformers, where its folder says it."""
-    from adapter_export.format.canonical import read_json
-
-    if base.form != "folder" or base.path is None:
-        return None
-    document = read_json(base.path / "config.json")
-    name = document.get("model_type") if isinstance(document, dict) else None
-    return name if isinstance(name, str) else None
+    """The architecture of a base by its name in transformers, if it is known."""
+    return None if base.is_onnx else base.torch.model_type
 
 
 def _read_pickle() -> Callable[[Path], Mapping[str, np.ndarray]] | None:

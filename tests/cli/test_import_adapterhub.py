@@ -89,6 +89,17 @@ def test_a_base_of_another_architecture(cli, tmp_path: Path) -> None:
     assert "layers were matched by their numbers" in found.stderr
 
 
+def test_an_archive_of_another_architecture(
+    cli, tmp_path_factory: pytest.TempPathFactory, base: Made, tmp_path: Path
+) -> None:
+    """RoBERTa's modules are called like BERT's, and its archive says what it is."""
+    folder, roberta = FIXTURES / "bert/seq_bn", adapterhub_base(tmp_path_factory, "roberta").made / "model.pt"
+    words = "was trained on another architecture; found `bert`; expected `roberta`."
+    cli.refused(3, words, "import", "adapterhub", folder, "--base", roberta, "-o", tmp_path / "a")
+    cli.done("import", "adapterhub", folder, "--base", roberta, "--by-number", "-o", tmp_path / "a")
+    cli.done("import", "adapterhub", folder, "--base", base.made / "model.pt", "-o", tmp_path / "b")
+
+
 def test_a_pickle_without_torch(cli, base: Made, onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = FIXTURES / "bert/seq_bn_bare_bin"
     cli.done("import", "adapterhub", folder, "--base", onnx, "-o", tmp_path / "a")

@@ -23,7 +23,14 @@ from adapter_export.format.files import new_file
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.format.records import Positive, record_from_json, version_checked
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
-from adapter_export.torch_backend.base.capture import AxisNames, Inputs, capture, most_tokens, obvious_inputs
+from adapter_export.torch_backend.base.capture import (
+    AxisNames,
+    Inputs,
+    capture,
+    model_type,
+    most_tokens,
+    obvious_inputs,
+)
 from adapter_export.torch_backend.base.file_kinds import check_pickled, check_sort
 from adapter_export.torch_backend.base.program_file import is_harmless
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
@@ -47,12 +54,14 @@ class CaptureNote:
     Attributes:
         inputs: the shape of each input, with the names of its dynamic axes.
         max_tokens: the longest input that the model was made for, if known.
+        model_type: the name of the model's architecture in transformers, if known.
         version: of this note, semver.
         producer: the tool and version that wrote it.
     """
 
     inputs: Mapping[str, tuple[Axis, ...]]
     max_tokens: Positive | None = None
+    model_type: str | None = None
     version: str = _VERSION
     producer: str = f"adapter-export {__version__}"
 
@@ -105,6 +114,7 @@ class TorchBase:
         outputs: what it returns, in the order of the program.
         max_tokens: the longest input for which it is right, if that is known.
         tokenizer: the text of its `tokenizer.json`, if it was saved with one.
+        model_type: the name of its architecture in transformers, such as `bert`, if that is known.
     """
 
     program: ExportedProgram
@@ -113,6 +123,7 @@ class TorchBase:
     outputs: tuple[OutputRecord, ...]
     max_tokens: int | None
     tokenizer: str | None
+    model_type: str | None = None
 
     def module(self) -> fx.GraphModule:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
@@ -157,7 +168,7 @@ def base_of(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = 
         UsageError, BaseModelError: as `save_base`.
     """
     captured = capture(module, example_inputs, axes)
-    return _describe(captured.program, CaptureNote(captured.axes, most_tokens(module)), None, ())
+    return _describe(captured.program, CaptureNote(captured.axes, most_tokens(module), model_type(module)), None, ())
 
 
 def save_base(
@@ -196,7 +207,7 @@ def save_base(
     path = Path(path)
     with new_file(path, force=force) as temporary:
         captured = capture(module, example_inputs, axes)
-        note = CaptureNote(inputs=captured.axes, max_tokens=max_tokens)
+        note = CaptureNote(captured.axes, max_tokens, model_type(module))
         extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
         _write(captured.program, temporary, path, extra)
         with within(path):
@@ -351,6 +362,7 @@ def _describe(
         outputs=outputs,
         max_tokens=min(bounds, default=None),
         tokenizer=tokenizer,
+        model_type=None if note is None else note.model_type,
     )
 
 

@@ -350,6 +350,14 @@ def _sound(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
     return {"input_features": torch.zeros(_EXAMPLE_BATCH, bands, positions * prod(strides))}
 
 
+def model_type(module: nn.Module) -> str | None:
+    """The name of a module's architecture in transformers: its own, else the only one of the models inside it."""
+    configs = [getattr(part, "config", None) for part in module.modules()]
+    types = [getattr(config, "model_type", None) for config in configs]
+    known = list(dict.fromkeys(name for name in types if isinstance(name, str) and name))
+    return known[0] if known and (known[0] == types[0] or len(known) == 1) else None
+
+
 def most_tokens(module: nn.Module) -> int | None:
     """The number of positions in a module's `config`, less those that a table with a padding row skips (RoBERTa)."""
     config: Any = getattr(module, "config", None)
