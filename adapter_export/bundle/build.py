@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proofs import with_padding
 from adapter_export.bundle.prove import prove_new
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, model_version
@@ -19,7 +20,6 @@ from adapter_export.format.files import new_folder, read_bytes, sha256_of
 from adapter_export.format.manifest import (
     BankRecord,
     Flavour,
-    HeadRecord,
     Manifest,
     OutputRecord,
     SiteRecord,
@@ -33,9 +33,9 @@ from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend.base.base import OnnxBase, axes
 from adapter_export.onnx_backend.base.external import WEIGHTS_FILE, write_model
 from adapter_export.onnx_backend.base.numerics import numerics
-from adapter_export.onnx_backend.graft.bank import IDS_INPUT, bank_rows, bank_tensors, insert_bank
+from adapter_export.onnx_backend.graft.bank import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
 from adapter_export.onnx_backend.graft.insert import insert_slots, site_values
-from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, plan_slots
+from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums, plan_slots
 from adapter_export.onnx_backend.view.flow import flow_graph
 from adapter_export.sites.site import SUBLAYERS
 from adapter_export.version import __version__
@@ -131,6 +131,8 @@ def build_bundle(
             base=base.fingerprint,
             base_precision=computing.precision,
             batch_invariant=computing.batch_invariant,
+            padding_neutral=False,
+            counts_padding=(),
             graphs={flavour: file for flavour, file in FLAVOURS.items() if (folder / file).exists()},
             inputs=base.inputs,
             outputs=(*base.outputs, *(output for output in outputs if output.name in heads)),
@@ -141,14 +143,14 @@ def build_bundle(
             text=text,
             files=(),
             bank=bank,
-            heads=tuple(
-                HeadRecord(p.graph_name, head.output, head.result) for head in writer.heads for p in head.groups
-            ),
+            heads=head_records(writer.heads),
             model_version=writer.model_version,
         )
         progress("verifying the bundle against its golden vectors")
-        prove_new(OpenedBundle(folder, manifest, staged=True))
-        return writer.manifest(manifest, hashed.result())
+        opened = OpenedBundle(folder, manifest, staged=True)
+        opened.manifest = with_padding(opened)
+        prove_new(opened)
+        return writer.manifest(opened.manifest, hashed.result())
 
 
 def _check_request(
@@ -210,7 +212,7 @@ def _write_bank(
             if name in same.initializers:
                 value.const_value = same.initializers[name].const_value
     writer.bank(model)
-    return BankRecord(IDS_INPUT, rows.names, bank_tensors(writer.plan, writer.heads))
+    return BankRecord(IDS_INPUT, rows.names, is_fillable(writer.plan), bank_tensors(writer.plan, writer.heads))
 
 
 def _keep(files: Mapping[str, Path | bytes], folder: Path) -> None:

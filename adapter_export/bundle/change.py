@@ -18,7 +18,7 @@ from adapter_export.format.manifest import AdapterRecord, BankRecord, Manifest
 from adapter_export.format.manifest_json import MANIFEST_VERSION, read_manifest
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner
-from adapter_export.onnx_backend.graft.bank import bank_name, bank_rows, mask_name
+from adapter_export.onnx_backend.graft.bank import bank_rows
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, read_plan, slot_tensors
 
 
@@ -160,10 +160,8 @@ def _write_bank(
     known = {record.name for record in manifest.adapters}
     adapters = [*(old.source(name) for name in manifest.bank.rows if name in known and name is not None), *added]
     rows = bank_rows(writer.plan, writer.heads, adapters)
-    tensors = {bank_name(slot): tensor for slot, tensor in rows.tensors.items()}
-    tensors |= {mask_name(output): tensor for output, tensor in rows.masks.items()}
     model = old.model(manifest.graphs["bank"])
-    for name, tensor in tensors.items():
+    for name, tensor in rows.tensors.items():
         model.graph.initializers[name].const_value = ir.Tensor(tensor, name=name)
     writer.bank(model, manifest.graphs["bank"])
     return replace(manifest.bank, rows=rows.names)

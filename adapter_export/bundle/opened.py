@@ -189,10 +189,7 @@ class OpenedBundle:
             bundle = Bundle(self.folder, self.manifest, False)
             if not self.staged:
                 bundle = Bundle.open(self.folder, verify=False)
-            files = self.manifest.graphs
-            graphs = Graphs(
-                self.folder, self.manifest, "cpu", level, None, lambda flavour: self.session(files[flavour], level)
-            )
+            graphs = Graphs(self.manifest, "cpu", lambda file: self.session(file, level))
             self._runtimes[level] = bundle.session_on(graphs)
         return self._runtimes[level]
 

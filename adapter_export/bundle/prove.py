@@ -28,6 +28,7 @@ from adapter_export.bundle.invariants import (
     swaps,
 )
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
+from adapter_export.bundle.proofs import check_proofs
 from adapter_export.bundle.report import BASE, FORMS, Form, InvariantResult, OutputResult, Part, Report, SiteResult
 from adapter_export.bundle.sites import SiteProbe
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
@@ -386,6 +387,8 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
     if (graph.flavour, graph.level) != ("slots", LEVEL) or graph.pieces:
         return
     run = bundle.runtime_session().run
+    if tolerance is not None and None in plan.names:
+        yield from check_proofs(bundle)
     if tolerance is not None:
         for first, second in swaps(plan.names):
             yield check_swap(run, case, first, second)

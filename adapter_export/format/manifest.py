@@ -143,11 +143,14 @@ class BankRecord:
         ids: the input of the graph `bank`, int64 [batch]: for each row of the batch, a position in `rows`. Others are
             an error; a client never passes on a number from outside.
         rows: the adapter in each row of the bank; null is the base, and the first.
+        fillable: whether zeros behind the tensors of any adapter change nothing, so that a bank that is fed at run time
+            may hold adapters of different widths. `build` has tried it out.
         tensors: the tensors of the bank.
     """
 
     ids: str
     rows: Annotated[tuple[str | None, ...], NotEmpty()]
+    fillable: bool
     tensors: tuple[BankTensor, ...]
 
 
@@ -295,6 +298,10 @@ class Manifest:
         batch_invariant: whether a row's outputs do not depend on the other rows of its batch, rounding aside. False
             where activations are quantised by one scale for the whole batch: then rows of different users do not belong
             into one call.
+        padding_neutral: whether tokens that a mask hides change nothing in the base, rounding aside, so that requests
+            of different lengths may share a batch; false as well where nothing can be padded. `build` has tried it out.
+        counts_padding: the graphs of adapters (`graph` of slots) in whose slots such tokens do change something, unless
+            an adapter lies idle there.
         graphs: ONNX files by flavour. In `slots`, every slot is an overridable initializer: it is fed like an input,
             and where it is not fed its neutral default is used. In `inputs`, every slot must be fed. In `bank`, each
             row of the batch runs through an adapter of its own, chosen by the input that `bank.ids` names.
@@ -321,6 +328,8 @@ class Manifest:
     base: str
     base_precision: Precision
     batch_invariant: bool
+    padding_neutral: bool
+    counts_padding: tuple[str, ...]
     graphs: Annotated[Mapping[Annotated[str, OneOf(get_args(Flavour))], RelativePath], NotEmpty()]
     inputs: tuple[InputRecord, ...]
     outputs: tuple[OutputRecord, ...]

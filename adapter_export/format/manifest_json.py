@@ -98,6 +98,7 @@ def _check_references(manifest: Manifest) -> None:
     _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, graphs)
     _check_known("golden.absolute", manifest.golden.absolute, outputs)
     _check_bank(manifest)
+    _check_known("counts_padding", manifest.counts_padding, {slot.graph for slot in manifest.slots})
     for index, adapter in enumerate(manifest.adapters):
         place = f"adapters[{index}]"
         _check_known(f"{place}.golden.absolute", adapter.golden.absolute, outputs)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import AdapterError, FormatError, GraphError, NotNeutralError, within
 from adapter_export.format.adapter_files import graph_from_json, graph_to_json
-from adapter_export.format.manifest import Axis, SlotRecord
+from adapter_export.format.manifest import Axis, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph
 from adapter_export.graph.ops import Dim
@@ -336,11 +336,11 @@ def head_sums(plan: SlotPlan, base_outputs: Collection[str]) -> tuple[HeadSum, .
         plan: what goes into the graph.
         base_outputs: the names of the base's outputs.
     """
-    groups: dict[tuple[HeadOutput, Dim | None, str], list[SlotGroup]] = {}
+    groups: dict[tuple[HeadOutput, Dim, str], list[SlotGroup]] = {}
     for group in plan.at(HEAD):
         width = group.result_width
         apart = "" if group.gives_zeros_idle else group.graph_name
-        groups.setdefault((group.result, width if isinstance(width, int) else None, apart), []).append(group)
+        groups.setdefault((group.result, width, apart), []).append(group)
     taken = set(base_outputs)
     sums = []
     for (result, _, _), heads in groups.items():
@@ -350,17 +350,29 @@ def head_sums(plan: SlotPlan, base_outputs: Collection[str]) -> tuple[HeadSum, .
     return tuple(sums)
 
 
-def adapter_output(sums: Iterable[HeadSum], adapter: Adapter | None) -> str | None:
-    """The output that holds the result of an adapter's head; none without a head."""
+def head_records(sums: Iterable[HeadSum]) -> tuple[HeadRecord, ...]:
+    """Every topology of head, as the manifest lists them."""
+    return tuple(HeadRecord(group.graph_name, found.output, found.result) for found in sums for group in found.groups)
+
+
+def adapter_head(sums: Iterable[HeadSum], adapter: Adapter | None) -> HeadRecord | None:
+    """The head that an adapter fills; none without one."""
     if adapter is None or adapter.head is None:
         return None
     key = topology_key(adapter.head.graph)
-    return next(found.output for found in sums if key in {group.key for group in found.groups})
+    groups = ((found, group) for found in sums for group in found.groups)
+    return next(HeadRecord(group.graph_name, found.output, found.result) for found, group in groups if group.key == key)
+
+
+def adapter_output(sums: Iterable[HeadSum], adapter: Adapter | None) -> str | None:
+    """The output that holds the result of an adapter's head; none without a head."""
+    head = adapter_head(sums, adapter)
+    return None if head is None else head.output
 
 
 def head_graphs(sums: Iterable[HeadSum]) -> Mapping[str, str]:
     """The output of each topology of head, by the name of its graph."""
-    return {group.graph_name: found.output for found in sums for group in found.groups}
+    return {head.graph: head.output for head in head_records(sums)}
 
 
 def describe_plan(model: ir.Model, plan: SlotPlan) -> None:

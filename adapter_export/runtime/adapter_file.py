@@ -83,7 +83,7 @@ def parse_adapter(data: bytes, where: object) -> Weights:
             where=where,
             found=f"{len(data)} bytes that begin with `{data[:8]!r}`",
             expected="`TORT` at byte 4",
-            fix="give a file that `adapter-export build` or `onnxruntime.AdapterFormat` wrote",
+            fix="give a file that `build` or `onnxruntime.AdapterFormat` wrote",
         )
     try:
         root = _root(data)

@@ -15,7 +15,7 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, HashError, RequestError, TensorError
 from adapter_export.format.files import read_bytes
-from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
+from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord
 from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, LABELLED, TASK_OUTPUTS, Task
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
@@ -243,7 +243,10 @@ class Adapters:
         """Return whether an adapter does something in the slots of these graphs."""
         slots = [slot for slot in self._manifest.slots if slot.graph in graphs]
         tensors = self.loaded(entry).tensors if slots else {}
-        return any(not is_neutral(tensors[slot.name], slot) for slot in slots)
+        return any(
+            tensors[slot.name].shape != slot.neutral or (tensors[slot.name] != slot.neutral_value).any()
+            for slot in slots
+        )
 
     def _add(self, entry: Entry) -> None:
         with self._lock:
@@ -265,7 +268,14 @@ class Adapters:
     def _checked(self, data: bytes, claim: Claim, where: object) -> Loaded:
         tensors = parse_adapter(data, where)
         head, task, labels = check_adapter(tensors, self._manifest, claim, where)
-        check_model_version(model_version_of(data), self._manifest, where)
+        if (version := model_version_of(data)) != self._manifest.model_version:  # of the right shapes, it would run
+            raise AdapterError(
+                "was made for another bundle: its base, the topology of its slots or its site map is another",
+                where=where,
+                found=f"`model_version` {version}",
+                expected=self._manifest.model_version,
+                fix="build the adapter for this bundle",
+            )
         feeds = {slot: on_device(tensor, self._provider) for slot, tensor in tensors.items()}
         return Loaded(tensors, feeds, head, task, labels)
 
@@ -284,28 +294,6 @@ def _listed(names: Mapping[str, Entry]) -> str:
 
 
 # What is checked of an adapter, so that no call runs with anything but it.
-
-
-def check_model_version(found: int, manifest: Manifest, where: object) -> None:
-    """Refuse an adapter of the right shapes that was made for another graph.
-
-    Args:
-        found: what its file says.
-        manifest: that of the bundle.
-        where: names the file in messages.
-
-    Raises:
-        AdapterError: the numbers differ: another base, other topologies, another site map, or a file of a program that
-            says nothing.
-    """
-    if found != manifest.model_version:
-        raise AdapterError(
-            "was made for another bundle: its base, the topology of its slots or its site map is another",
-            where=where,
-            found=f"`model_version` {found}",
-            expected=manifest.model_version,
-            fix="build the adapter for this bundle",
-        )
 
 
 def check_adapter(
@@ -427,8 +415,3 @@ def _classes(tensors: Weights, manifest: Manifest, head: HeadRecord) -> int:
     slots = (slot for slot in manifest.slots if slot.site == HEAD and slot.graph == head.graph)
     sized = next((slot for slot in slots if CLASSES in slot.axes), None)
     return 0 if sized is None else int(tensors[sized.name].shape[sized.axes.index(CLASSES)])
-
-
-def is_neutral(tensor: np.ndarray, slot: SlotRecord) -> bool:
-    """Return whether a tensor is the default of its slot, with which it does nothing."""
-    return tensor.shape == slot.neutral and bool((tensor == slot.neutral_value).all())

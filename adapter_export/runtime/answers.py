@@ -51,7 +51,7 @@ _NOT_A_CLASS = -1e30
 """Below this is what a bank gives for classes that a row's adapter does not have."""
 
 
-def only_own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None]) -> Arrays:
+def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None]) -> Arrays:
     """Return the outputs of a bank with the results of heads as wide as the widest of their rows.
 
     Args:

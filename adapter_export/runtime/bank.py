@@ -17,7 +17,6 @@ from adapter_export.format.manifest import BankTensor, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD
 from adapter_export.runtime.adapters import Adapters, Counts, Entry
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_values
-from adapter_export.runtime.proofs import check_widths_can_be_filled
 
 MASKED = -3e38
 """What is added to the results of classes that a row's adapter does not have; a softmax makes them 0."""
@@ -106,15 +105,15 @@ class RowLayout:
                 values = tensors[tensor.slot]
                 target[tuple(slice(size) for size in values.shape)] = values
             elif head is not None and head.output == self._masked[tensor.name]:
-                target[self._result_width(tensors, head) :] = MASKED
+                target[self._result_width(tensors, head, len(target)) :] = MASKED
 
-    def _result_width(self, tensors: Weights, head: HeadRecord) -> int | None:
-        """Return how many numbers a head gives per row or token; none where the base fixes it."""
+    def _result_width(self, tensors: Weights, head: HeadRecord, widest: int) -> int:
+        """Return how many numbers a head gives per row or token; the widest where none of its tensors says it."""
         symbol = self._symbols[head.output]
         for slot in self._slots.values():
             if slot.site == HEAD and slot.graph == head.graph and symbol in slot.axes:
                 return int(tensors[slot.name].shape[slot.axes.index(symbol)])
-        return None
+        return widest
 
     def _width(self, slot: SlotRecord, symbol: str) -> Width:
         """Heads of one output give equally many numbers."""
@@ -143,7 +142,6 @@ class Bank:
         self._graphs = graphs
         self._adapters = adapters
         self._size = resident
-        self._proved = False
         self._widths: dict[Width, int] = {}
         self._arrays: Weights = {}
         self._feeds: Feeds = {}
@@ -171,13 +169,7 @@ class Bank:
         bank = self._graphs.manifest.bank
         if bank is None or "bank" not in self._graphs.manifest.graphs:
             return False
-        if all(entry is None or entry.row is not None for entry in entries):
-            return True
-        try:
-            self._check(0)
-        except RequestError:
-            return False
-        return True
+        return bank.fillable or all(entry is None or entry.row is not None for entry in entries)
 
     def run(self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str]) -> Arrays:
         """Run each row of a batch through its own adapter.
@@ -233,9 +225,13 @@ class Bank:
         return loaded.tensors, loaded.head
 
     def _check(self, count: int) -> None:
-        if not self._proved:
-            check_widths_can_be_filled(self._graphs)
-            self._proved = True
+        bank = self._graphs.manifest.bank
+        if bank is not None and not bank.fillable:
+            raise RequestError(
+                "adapters that the bundle's bank does not hold cannot stand in one with others: zeros in their tensors "
+                "change what they compute",
+                fix="give each call one `adapter`, or build the bundle with all adapters that shall share batches",
+            )
         if count > self._size:
             raise RequestError(
                 "the call needs more adapters at once than the bank holds",

@@ -68,39 +68,35 @@ class Item:
         return self.padded, *(pair for pair in sorted(self.sizes.items()) if pair[0] not in self.padded)
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What may stand in one call.
-
-    Attributes:
-        token_budget: how many tokens, padding counted; a request that is larger has a call of its own.
-        adapters: how many different ones; 1 without a bank.
-        together: whether rows of several requests may be in one call at all.
-    """
-
-    token_budget: int
-    adapters: int
-    together: bool
-
-
-def batches(items: Sequence[Item], rules: Rules) -> Iterator[list[Item]]:
+def batches(
+    items: Sequence[Item], manifest: Manifest, token_budget: int, adapters: int, allow_mixed_rows: bool
+) -> Iterator[list[Item]]:
     """Yield the items call by call, each as large as may be, similar lengths together, the shortest first.
+
+    Args:
+        items: the requests.
+        manifest: the bundle's.
+        token_budget: how many tokens a call may have, padding counted; a request that is larger has one of its own.
+        adapters: how many different ones a call may have; 1 without a bank.
+        allow_mixed_rows: put requests together although the rows of a batch influence each other.
 
     Raises:
         UsageError: the budget is below 1.
     """
-    if rules.token_budget < 1:
-        raise UsageError("a call needs room for a token", found=f"`token_budget` {rules.token_budget}", expected="≥ 1")
+    if token_budget < 1:
+        raise UsageError("a call needs room for a token", found=f"`token_budget` {token_budget}", expected="≥ 1")
+    apart = all(record.axes[:1] == (batch_axis(manifest),) for record in manifest.outputs)  # rows of one call
+    together = apart and (manifest.batch_invariant or allow_mixed_rows)
     groups: dict[object, list[Item]] = {}
     for item in items:
-        groups.setdefault((item.fixed, item.entry if rules.adapters == 1 else None), []).append(item)
+        groups.setdefault((item.fixed, item.entry if adapters == 1 else None), []).append(item)
     for group in groups.values():
         batch, rows, sizes, entries = list[Item](), 0, dict[str, int](), set[Entry]()
         for item in sorted(group, key=lambda item: (item.tokens, item.name, item.index)):
             longer = {axis: max(size, sizes.get(axis, 0)) for axis, size in item.sizes.items()}
             among = entries if item.entry is None else entries | {item.entry}
             tokens = (rows + item.rows) * max(1, sum(longer.values()))
-            fits = rules.together and tokens <= rules.token_budget and len(among) <= rules.adapters
+            fits = together and tokens <= token_budget and len(among) <= adapters
             if batch and not fits:
                 yield batch
                 batch, rows, longer, among = [], 0, dict(item.sizes), set() if item.entry is None else {item.entry}
@@ -131,11 +127,6 @@ def batch_axis(manifest: Manifest) -> str:
     return axis
 
 
-def rows_can_be_told_apart(manifest: Manifest, batch: str) -> bool:
-    """Return whether all outputs have the batch as their first axis."""
-    return all(record.axes[:1] == (batch,) for record in manifest.outputs)
-
-
 def padded_axes(manifest: Manifest) -> frozenset[str]:
     """Return the axes along which a mask says what is padding: all names that masks have, but that of the batch.
 
@@ -147,10 +138,12 @@ def padded_axes(manifest: Manifest) -> frozenset[str]:
     return frozenset(name for record in masks for axis in record.axes[1:] for name in names(axis) if not unknown)
 
 
-def sizes_of(arrays: Mapping[str, np.ndarray], manifest: Manifest, batch: str) -> dict[str, int]:
-    """Return the length of each named axis of checked inputs, but that of the batch."""
-    axes = [pair for record in manifest.inputs for pair in zip(record.axes, arrays[record.name].shape, strict=True)]
-    return {axis: size for axis, size in axes if isinstance(axis, str) and names(axis) == (axis,) and axis != batch}
+def as_item(index: int, arrays: Arrays, entry: Entry | None, padded: frozenset[str], manifest: Manifest) -> Item:
+    """Return a request, of checked inputs."""
+    pairs = [pair for record in manifest.inputs for pair in zip(record.axes, arrays[record.name].shape, strict=True)]
+    batch, rows = batch_axis(manifest), len(next(iter(arrays.values())))
+    sizes = {axis: size for axis, size in pairs if isinstance(axis, str) and names(axis) == (axis,) and axis != batch}
+    return Item(index, arrays, entry, rows, sizes, padded)
 
 
 def joined(batch: Sequence[Item], manifest: Manifest) -> Arrays:

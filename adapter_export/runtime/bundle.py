@@ -12,7 +12,7 @@ from adapter_export.errors import UsageError, VersionError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.runtime.adapters import Adapters
-from adapter_export.runtime.graphs import Graphs, Optimization, Provider
+from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
 from adapter_export.runtime.session import Session
 
 RESIDENT = 64
@@ -91,11 +91,11 @@ class Bundle:
                 "a session needs room for an adapter", found=f"`resident` {resident}", expected="1 or more"
             )
         try:
-            graphs = Graphs(self.folder, self.manifest, provider, optimization, threads)
+            graphs = self._graphs(provider, optimization, threads)
         except UsageError as error:
             if fallback is None:
                 raise
-            graphs = Graphs(self.folder, self.manifest, fallback, optimization, threads)
+            graphs = self._graphs(fallback, optimization, threads)
             warnings.warn(f"runs on `{fallback}`: {error}", RuntimeWarning, stacklevel=2)
         return self.session_on(graphs, on_demand=on_demand, resident=resident)
 
@@ -106,6 +106,12 @@ class Bundle:
         for record in self.manifest.adapters:
             adapters.add_built(record, self.folder, hashes.get(record.onnx_adapter), on_demand=on_demand)
         return Session(graphs, adapters, resident)
+
+    def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
+        def open_file(path: str) -> ort.InferenceSession:
+            return open_session(self.folder / path, provider, optimization, threads)
+
+        return Graphs(self.manifest, provider, open_file)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -145,8 +144,10 @@ def run_session(
         RequestError: ONNX Runtime cannot compute these inputs.
     """
     names = list(outputs or [output.name for output in session.get_outputs()])
-    with _named_failures():
+    try:
         return dict(zip(names, session.run(names, dict(feeds), options), strict=True))
+    except FAILURES as error:
+        raise _named(error) from error
 
 
 def run_values(session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
@@ -155,8 +156,10 @@ def run_values(session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[st
     Raises:
         RequestError: ONNX Runtime cannot compute these inputs.
     """
-    with _named_failures():
+    try:
         values = session.run_with_ort_values(list(outputs), dict(feeds))
+    except FAILURES as error:
+        raise _named(error) from error
     return {name: value.numpy() for name, value in zip(outputs, values, strict=True)}
 
 
@@ -172,54 +175,41 @@ def run_bound(
         RequestError: ONNX Runtime cannot compute these inputs.
     """
     binding = session.io_binding()
-    with _named_failures():
+    try:
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, value)
         for name in names:
             binding.bind_output(name, provider, 0)
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
+    except FAILURES as error:
+        raise _named(error) from error
     return dict(zip(names, binding.get_outputs(), strict=True))
 
 
-@contextmanager
-def _named_failures() -> Iterator[None]:
-    try:
-        yield
-    except FAILURES as error:
-        raise RequestError(
-            "ONNX Runtime cannot compute these inputs",
-            found=str(error).partition("\n")[0],
-            fix="compare names, shapes and values with the inputs of the base",
-        ) from error
+def _named(error: Exception) -> RequestError:
+    return RequestError(
+        "ONNX Runtime cannot compute these inputs",
+        found=str(error).partition("\n")[0],
+        fix="compare names, shapes and values with the inputs of the base",
+    )
 
 
 class Graphs:
     """The graphs of a bundle, each opened when it is first needed; any number of threads may call.
 
     Args:
-        folder: the bundle.
-        manifest: its manifest.
-        provider, optimization, threads: as in `open_session`.
-        open_graph: opens a flavour in the place of `open_session`.
-
-    Raises:
-        UsageError, FormatError: the graph with slots, which is opened at once, cannot be opened.
+        manifest: the bundle's.
+        provider: where the graphs run.
+        open_file: opens the file of a graph, by its path in the bundle; that of the graph with slots is opened at once.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        provider: Provider,
-        optimization: Optimization,
-        threads: int | None,
-        open_graph: Callable[[Flavour], ort.InferenceSession] | None = None,
+        self, manifest: Manifest, provider: Provider, open_file: Callable[[str], ort.InferenceSession]
     ) -> None:
         self.manifest = manifest
         self.provider: Provider = provider
-        self._folder = folder
-        self._open = open_graph or (lambda flavour: open_session(self._path(flavour), provider, optimization, threads))
+        self._open_file = open_file
         self._sessions: dict[Flavour, ort.InferenceSession] = {}
         self._lock = Lock()
         self.session("slots")
@@ -234,18 +224,18 @@ class Graphs:
         if flavour not in self._sessions:
             with self._lock:
                 if flavour not in self._sessions:
-                    self._sessions[flavour] = self._open(flavour)
+                    self._sessions[flavour] = self._open_file(self._path(flavour))
         return self._sessions[flavour]
 
-    def _path(self, flavour: Flavour) -> Path:
+    def _path(self, flavour: Flavour) -> str:
         path = self.manifest.graphs.get(flavour)
         if path is None:
-            flavours = list(dict.fromkeys(("slots", "inputs", flavour)))
+            flavours = argument("flavours", list(dict.fromkeys(("slots", "inputs", flavour))))
             missing = "rows of one batch through different adapters" if flavour == "bank" else flavour
             raise RequestError(
                 f"the bundle has no graph for {missing}",
                 found=", ".join(f"`{name}`" for name in self.manifest.graphs),
                 expected=f"`{flavour}`",
-                fix=f"build it with {argument('flavours', flavours)}, or give each call one `adapter`",
+                fix=f"build it with {flavours}, or give each call one `adapter`",
             )
-        return self._folder / path
+        return path

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from adapter_export.errors import RequestError
+from adapter_export.errors import RequestError, command
 from adapter_export.format.axes import length, names
 from adapter_export.format.manifest import Axis, InputRecord, Manifest
 from adapter_export.runtime.adapters import Entry
@@ -136,9 +136,7 @@ Weighting = Mapping[str, float] | Sequence[Mapping[str, float]]
 """A finite weight for each member of a fusion, by name: for all rows of a batch, or a mapping for each row."""
 
 
-def weight_choices(weights: Weighting, rows: int) -> list[object]:
-    """Return what each row of a batch chose."""
-    return [None] * rows if isinstance(weights, Mapping) else [sorted(row.items()) for row in weights]
+_FUSE = command('compose("fuse", [A, B], name=NAME)', "compose fuse A B -o OUT")
 
 
 def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
@@ -154,7 +152,7 @@ def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
             "has no weights that a call could give",
             where=f"adapter `{entry.name}`",
             expected="a weighted fusion of the bundle",
-            fix="make one with `adapter-export compose fuse`, and `build` or `add` it",
+            fix=f"make one with {_FUSE}, and `build` or `add` it",
         )
     given = [weights] if isinstance(weights, Mapping) else list(weights)
     largest = float(np.finfo(np.float32).max)

@@ -11,41 +11,21 @@ import onnxruntime as ort
 
 from adapter_export.errors import RequestError, within
 from adapter_export.graph.tasks import Task
+from adapter_export.runtime import batches
 from adapter_export.runtime.adapters import Adapters, Claim, Entry, Statistics
 from adapter_export.runtime.answers import (
     Prediction,
     check_task,
     label_rows,
     label_tokens,
-    only_own_results,
+    own_results,
     row_results,
     stacked,
 )
 from adapter_export.runtime.bank import Bank
-from adapter_export.runtime.batches import (
-    TOKEN_BUDGET,
-    Item,
-    Progress,
-    Request,
-    Rules,
-    batch_axis,
-    batches,
-    draw_bar,
-    joined,
-    rows_can_be_told_apart,
-    sizes_of,
-    taken_apart,
-)
+from adapter_export.runtime.batches import TOKEN_BUDGET, Item, Progress, Request
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_values
-from adapter_export.runtime.inputs import (
-    Inputs,
-    Weighting,
-    check_inputs,
-    check_rows,
-    weight_choices,
-    weight_tensors,
-)
-from adapter_export.runtime.proofs import PaddingRule
+from adapter_export.runtime.inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
 
 
 class Choice(TypedDict, total=False):
@@ -70,7 +50,8 @@ class Session:
         self._adapters = adapters
         self._bank = Bank(graphs, adapters, resident)
         self._resident = resident
-        self._padding = PaddingRule(graphs, adapters)
+        self._maskable = batches.padded_axes(graphs.manifest)
+        self._base_outputs = {record.name for record in graphs.manifest.base_outputs}
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -154,7 +135,8 @@ class Session:
         Raises:
             RequestError: as `run`.
         """
-        entry = None if adapter is None else self._adapters.entry(adapter)
+        entry = self._chosen(adapter, None, weights)
+        assert not isinstance(entry, list)
         arrays = check_inputs(inputs, self._manifest.inputs)
         feeds = {name: on_device(array, self.provider) for name, array in arrays.items()}
         feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows=False))
@@ -166,7 +148,7 @@ class Session:
         Raises:
             RequestError: as `run`; or an adapter's task is not `sequence_classification`.
         """
-        return label_rows(*self._answers("sequence_classification", inputs, adapter, choice))
+        return label_rows(*self._answers("sequence_classification", inputs, adapter, **choice))
 
     def classify_tokens(
         self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]
@@ -176,7 +158,7 @@ class Session:
         Raises:
             RequestError: as `run`; or an adapter's task is not `token_classification`.
         """
-        results, entries = self._answers("token_classification", inputs, adapter, choice)
+        results, entries = self._answers("token_classification", inputs, adapter, **choice)
         return label_tokens(results, entries, inputs, self._manifest)
 
     def predict(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> np.ndarray:
@@ -185,7 +167,7 @@ class Session:
         Raises:
             RequestError: as `run`; or an adapter's task is not `regression`, or they give different numbers of it.
         """
-        return stacked(*self._answers("regression", inputs, adapter, choice))
+        return stacked(*self._answers("regression", inputs, adapter, **choice))
 
     def embed(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> np.ndarray:
         """Compute vectors, float32 [batch, width].
@@ -193,7 +175,7 @@ class Session:
         Raises:
             RequestError: as `run`; or an adapter's task is not `embedding`, or vectors differ in their widths.
         """
-        return stacked(*self._answers("embedding", inputs, adapter, choice))
+        return stacked(*self._answers("embedding", inputs, adapter, **choice))
 
     # Many requests.
 
@@ -350,7 +332,7 @@ class Session:
         """Run each row through its own adapter."""
         feeds = {name: on_device(array) for name, array in arrays.items()}
         outputs = self._bank.run(feeds, entries, self._outputs(entries))
-        return only_own_results(outputs, self._manifest, [None if entry is None else entry.output for entry in entries])
+        return own_results(outputs, self._manifest, [None if entry is None else entry.output for entry in entries])
 
     def _own_feeds(
         self, arrays: Arrays, entry: Entry | None, weights: Weighting | None, allow_mixed_rows: bool
@@ -361,27 +343,33 @@ class Session:
         feeds = self._adapters.loaded(entry).feeds
         if weights is None:
             return feeds
-        choices = weight_choices(weights, len(next(iter(arrays.values()))))
+        rows = len(next(iter(arrays.values())))
+        choices = [None] * rows if isinstance(weights, Mapping) else [sorted(row.items()) for row in weights]
         check_rows(arrays, choices, self._manifest, allow_mixed_rows)
         given = weight_tensors(entry, weights)
         return {**feeds, **{slot: on_device(tensor, self.provider) for slot, tensor in given.items()}}
 
     def _outputs(self, entries: Iterable[Entry | None]) -> list[str]:
         """Return the base's outputs, and those of heads that some row fills."""
-        wanted = {record.name for record in self._manifest.base_outputs}
-        wanted |= {entry.output for entry in entries if entry is not None and entry.output is not None}
+        wanted = self._base_outputs | {entry.output for entry in entries if entry is not None}
         return [record.name for record in self._manifest.outputs if record.name in wanted]
 
     def _answers(
-        self, task: Task, inputs: Inputs, adapter: str | None, choice: Choice
+        self,
+        task: Task,
+        inputs: Inputs,
+        adapter: str | None,
+        *,
+        adapters: Sequence[str | None] | None = None,
+        weights: Weighting | None = None,
+        allow_mixed_rows: bool = False,
     ) -> tuple[list[np.ndarray], list[Entry]]:
         """Return what the heads give for each row, if they are for this task, and each row's adapter."""
-        adapters, weights = choice.get("adapters"), choice.get("weights")
         if adapter is None and adapters is None:
             raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
         chosen = self._chosen(adapter, adapters, weights)
         entries = [check_task(entry, task) for entry in (chosen if isinstance(chosen, list) else [chosen])]
-        outputs = self._compute(inputs, chosen, weights, choice.get("allow_mixed_rows", False))
+        outputs = self._compute(inputs, chosen, weights, allow_mixed_rows)
         if isinstance(chosen, list):
             return row_results(outputs, entries), entries
         found = outputs[str(entries[0].output)]
@@ -389,34 +377,38 @@ class Session:
 
     def _items(self, requests: Iterable[Request]) -> list[Item]:
         """Return the requests, each checked, its adapter looked up."""
-        batch, items = batch_axis(self._manifest), []
+        batches.batch_axis(self._manifest)
+        items: list[Item] = []
+        padded: dict[Entry | None, frozenset[str]] = {}
         for index, request in enumerate(requests):
             with within(f"request {index}"):
                 arrays = check_inputs(request.inputs, self._manifest.inputs)
                 entry = None if request.adapter is None else self._adapters.entry(request.adapter)
-                rows, sizes = len(next(iter(arrays.values()))), sizes_of(arrays, self._manifest, batch)
-                items.append(Item(index, arrays, entry, rows, sizes, self._padded_axes(entry)))
+                if entry not in padded:
+                    padded[entry] = self._padded_axes(entry)
+                items.append(batches.as_item(index, arrays, entry, padded[entry], self._manifest))
         return items
 
     def _padded_axes(self, entry: Entry | None) -> frozenset[str]:
         """Return the axes along which requests with an adapter may be padded, as `build` found by trying."""
-        return self._padding.axes(entry)
+        counting = self._manifest.counts_padding
+        if not self._manifest.padding_neutral or (entry is not None and self._adapters.acts_in(entry, counting)):
+            return frozenset()
+        return self._maskable
 
     def _run_items(
         self, items: Sequence[Item], token_budget: int, progress: Progress | bool | None, allow_mixed_rows: bool
     ) -> list[Arrays]:
-        together = self._manifest.batch_invariant or allow_mixed_rows
-        apart = rows_can_be_told_apart(self._manifest, batch_axis(self._manifest))
         adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
-        tell = draw_bar if progress is True else progress or None
+        tell = batches.draw_bar if progress is True else progress or None
         results: list[Arrays] = [{}] * len(items)
         done = 0
-        for batch in batches(items, Rules(token_budget, adapters, together and apart)):
+        for batch in batches.batches(items, self._manifest, token_budget, adapters, allow_mixed_rows):
             entries = [item.entry for item in batch for _ in range(item.rows)]
-            arrays = joined(batch, self._manifest)
+            arrays = batches.joined(batch, self._manifest)
             alike = all(entry is entries[0] for entry in entries)  # rows of one adapter need no bank
             outputs = self._compute_all(arrays, entries[0]) if alike else self._compute_rows(arrays, entries)
-            for item, own in taken_apart(outputs, batch, self._manifest):
+            for item, own in batches.taken_apart(outputs, batch, self._manifest):
                 results[item.index] = own
             done += len(batch)
             if tell is not None:

@@ -106,6 +106,8 @@ def manifest(bundle: Path) -> Manifest:
         base="sha256:0123",
         base_precision="fp32",
         batch_invariant=True,
+        padding_neutral=True,
+        counts_padding=(),
         graphs={"slots": "model.onnx"},
         inputs=(
             InputRecord("input_ids", "int64", ("batch", "sequence"), "ids", 30522),

@@ -148,6 +148,17 @@ class TestTheRuntime:
         for name in ("unit", "small"):
             np.testing.assert_allclose(np.linalg.norm(session.embed(INPUTS, name), axis=-1), 1, rtol=1e-6)
 
+    def test_an_adapter_for_each_row(self, session: Session) -> None:
+        for method, name in (("predict", "grade"), ("embed", "small")):
+            alone, rows = getattr(session, method)(INPUTS, name), getattr(session, method)(INPUTS, adapters=[name] * 3)
+            np.testing.assert_allclose(rows, alone, rtol=0, atol=TOLERANCE)
+        with pytest.raises(RequestError, match=r"results of different widths; found `small`: .*, `wide`: 20"):
+            session.embed(INPUTS, adapters=["small", "wide", "small"])
+        with pytest.raises(RequestError, match="no adapter is chosen"):
+            session.embed(INPUTS)
+        with pytest.raises(TypeError, match="allow_mixed"):
+            session.embed(INPUTS, "small", allow_mixed=True)  # type: ignore[call-arg]
+
     @pytest.mark.parametrize(
         ("method", "name", "words"),
         [

@@ -37,6 +37,8 @@ def test_what_fails_is_named(session: Session) -> None:
         session.run_on_device({}, "wide")
     with pytest.raises(RequestError, match="not loaded"):
         session.run_on_device(INPUTS, "nobody")
+    with pytest.raises(RequestError, match="weights are those of a fusion's members"):
+        session.run_on_device(INPUTS, weights={"wide": 1.0})
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="there is a GPU")

@@ -106,6 +106,11 @@ def test_any_other_program_can_give_them(fused: Fused, session: Session, flavour
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
 
 
+def test_they_go_to_the_device_as_well(session: Session) -> None:
+    found = session.run_on_device(INPUTS, "fused", weights=OTHER)["hidden"].numpy()
+    np.testing.assert_array_equal(found, session.run(INPUTS, "fused", weights=OTHER)["hidden"])
+
+
 REFUSED = {
     "a finite weight for each of its members; found `topic`: 1; expected `topic`, `tone`": {"topic": 1},
     "found `topic`: 1, `tone`: 1, `mood`: 1": {"topic": 1, "tone": 1, "mood": 1},

@@ -74,7 +74,6 @@ def _export(architecture: Architecture) -> Exported:
 class Views:
     """What was found in the torch graph and in the ONNX graph of one base."""
 
-    name: str
     exported: Exported
     torch_graph: torch.fx.GraphModule
     onnx_graph: ir.Model
@@ -105,7 +104,7 @@ def views(exported: Callable[[str], Exported]) -> Callable[[str], Views]:
             base = exported(name)
             torch_graph, onnx_graph = base.torch_graph(), base.onnx_graph()
             found = discover(torch_flow(torch_graph)), discover(onnx_flow(onnx_graph))
-            done[name] = Views(name, base, torch_graph, onnx_graph, *found)
+            done[name] = Views(base, torch_graph, onnx_graph, *found)
         return done[name]
 
     return get

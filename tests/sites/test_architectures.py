@@ -162,19 +162,10 @@ def found(sites: SiteMap, graph: torch.fx.GraphModule) -> list[list[str]]:
     return [*rows, ["final", modules[sites.final] or "-"]]
 
 
-@pytest.fixture(scope="module", params=IN_BOTH)
-def base(request, views):
-    """A base in both views. As a parameter of the module it keeps its tests together, on one worker."""
-    return views(request.param)
-
-
-def only(*names):
-    """Run a test with these bases alone."""
-    return pytest.mark.parametrize("base", names, indirect=True, scope="module")
-
-
-def test_the_sites_are_those_that_a_person_lists(base):
-    assert found(base.in_torch, base.torch_graph) == listed(IN_BOTH[base.name])
+@pytest.mark.parametrize("name", IN_BOTH)
+def test_the_sites_are_those_that_a_person_lists(views, name):
+    base = views(name)
+    assert found(base.in_torch, base.torch_graph) == listed(IN_BOTH[name])
 
 
 @pytest.mark.parametrize("name", IN_TORCH_ALONE)
@@ -183,16 +174,20 @@ def test_the_sites_of_bases_without_an_onnx_graph(exported, name):
     assert found(discover(torch_flow(graph)), graph) == listed(IN_TORCH_ALONE[name])
 
 
-def test_both_views_agree(base):
+@pytest.mark.parametrize("name", IN_BOTH)
+def test_both_views_agree(views, name):
     def facts(sites: SiteMap) -> list[tuple[object, ...]]:
         return [(site.name, site.role, site.layer, site.width, site.path, site.followed_by) for site in sites.sublayers]
 
+    base = views(name)
     assert facts(base.in_torch) == facts(base.in_onnx)
     assert base.in_torch.width == base.in_onnx.width == 16
 
 
-def test_both_views_mean_the_same_values(base):
+@pytest.mark.parametrize("name", IN_BOTH)
+def test_both_views_mean_the_same_values(views, name):
     """At a shape that the export has not seen, `h`, `x`, `u` and the final state are equal, and not trivially so."""
+    base = views(name)
     inputs = base.exported.architecture.inputs(3, 5)
     in_torch = torch_values(base.torch_graph, inputs, values(base.in_torch))
     in_onnx = onnx_values(base.onnx_graph, inputs, values(base.in_onnx))
@@ -201,8 +196,9 @@ def test_both_views_mean_the_same_values(base):
         np.testing.assert_allclose(in_onnx[theirs], in_torch[ours], rtol=0, atol=1e-4, err_msg=f"{ours} and {theirs}")
 
 
-@only(*sorted(set(IN_BOTH) - NO_PROJECTION_IS_H))
-def test_h_is_what_the_output_projection_of_the_live_module_returns(base):
+@pytest.mark.parametrize("name", sorted(set(IN_BOTH) - NO_PROJECTION_IS_H))
+def test_h_is_what_the_output_projection_of_the_live_module_returns(views, name):
+    base = views(name)
     inputs = base.exported.architecture.inputs(3, 5)
     returned = module_results(base.exported.module, {site.path for site in base.in_torch.sublayers}, inputs)
     in_torch = torch_values(base.torch_graph, inputs, [site.h for site in base.in_torch.sublayers])
@@ -210,26 +206,26 @@ def test_h_is_what_the_output_projection_of_the_live_module_returns(base):
         np.testing.assert_allclose(in_torch[site.h], returned[site.path].pop(0), rtol=0, atol=1e-5, err_msg=site.name)
 
 
-@only(*POST_NORM)
-def test_a_sublayer_without_a_norm_before_it_reads_the_stream_itself(base):
-    assert all(site.u == site.x for site in (*base.in_torch.sublayers, *base.in_onnx.sublayers))
+@pytest.mark.parametrize("name", POST_NORM)
+def test_a_sublayer_without_a_norm_before_it_reads_the_stream_itself(views, name):
+    assert all(site.u == site.x for site in (*views(name).in_torch.sublayers, *views(name).in_onnx.sublayers))
 
 
-@only(*PRE_NORM)
-def test_a_sublayer_with_a_norm_before_it_reads_the_norm(base):
-    assert all(site.u != site.x for site in (*base.in_torch.sublayers, *base.in_onnx.sublayers))
+@pytest.mark.parametrize("name", PRE_NORM)
+def test_a_sublayer_with_a_norm_before_it_reads_the_norm(views, name):
+    assert all(site.u != site.x for site in (*views(name).in_torch.sublayers, *views(name).in_onnx.sublayers))
 
 
-@only("gpt_neox", "cohere")
-def test_parallel_sublayers_start_from_one_value(base):
-    attention, ffn, *_ = base.in_torch
+@pytest.mark.parametrize("name", ["gpt_neox", "cohere"])
+def test_parallel_sublayers_start_from_one_value(views, name):
+    attention, ffn, *_ = views(name).in_torch
     assert attention.x == ffn.x
     assert attention.h != ffn.h
 
 
-@only("bert", "gpt2", "llama", "cohere", "opt")
-def test_what_follows_each_sum_is_a_norm_even_in_small_pieces(base):
-    assert {site.followed_by for site in base.in_torch.sublayers} == {"norm"}
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "cohere", "opt"])
+def test_what_follows_each_sum_is_a_norm_even_in_small_pieces(views, name):
+    assert {site.followed_by for site in views(name).in_torch.sublayers} == {"norm"}
 
 
 @pytest.mark.parametrize("name", ["resnet", "cnn", "mlp", "linear"])

@@ -11,15 +11,25 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.dtypes import Array, Weights
+from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, BaseModelError, argument
 from adapter_export.format.manifest import BankTensor
-from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose.members import ROWS
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.graft.insert import ParameterBinding, insert
 from adapter_export.onnx_backend.graft.surgery import Graft
 from adapter_export.onnx_backend.lowering import Writer
-from adapter_export.onnx_backend.slots import SLOT_PREFIX, HeadSum, SlotGroup, SlotPlan, slot_tensors
+from adapter_export.onnx_backend.slots import (
+    SLOT_PREFIX,
+    HeadSum,
+    SlotGroup,
+    SlotPlan,
+    adapter_head,
+    head_records,
+    slot_tensors,
+)
+from adapter_export.runtime.bank import RowLayout, mask_name
 
 IDS_INPUT = "adapter_ids"
 
@@ -33,15 +43,7 @@ _SWAP = {"perm": [1, 0, 2]}
 
 _NO_ROW = np.iinfo(np.int64).max
 
-MASKED = -3e38
-"""The number that a bank gives for a class that a row's adapter does not have; a softmax makes it 0."""
-
-_BANK_PREFIX = "bank."
-
 _WITHOUT_BANK = argument("flavours", ["slots", "inputs"])
-
-Sizes = Mapping[int | str, int]
-"""The length of every free axis of a graph, by its name there."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +52,20 @@ class BankRows:
 
     Attributes:
         names: the adapter in each row; none is the base, in row 0.
-        tensors: float32 [adapters, …] for each slot.
-        masks: float32 [adapters, width] for each output of heads of several widths, to be added to it: 0, and `MASKED`
-            beyond the width of the row's adapter.
+        tensors: float32 [adapters, …], as `bank_tensors` lists them.
     """
 
     names: tuple[str | None, ...]
     tensors: Weights
-    masks: Weights
 
 
 def bank_name(slot: str) -> str:
-    """The tensor of a bank that holds a slot's tensors of all adapters."""
-    return _BANK_PREFIX + slot.removeprefix(SLOT_PREFIX)
-
-
-def mask_name(output: str) -> str:
-    """The tensor of a bank that masks an output."""
-    return f"{_BANK_PREFIX}{HEAD}.{output}.mask"
+    """Return the name of the tensor of a bank that holds a slot's tensors of all adapters."""
+    return f"bank.{slot.removeprefix(SLOT_PREFIX)}"
 
 
 def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapter]) -> BankRows:
-    """The base in row 0, then the adapters.
+    """Put the base into row 0, and behind it the adapters.
 
     Args:
         plan: the slots.
@@ -81,90 +75,58 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
     Raises:
         AdapterError: an adapter cannot be filled up to the width of a wider one.
     """
-    neutral = {group.slot(name): tensor for group in plan.groups for name, tensor in group.neutral().items()}
-    filled = [neutral, *(slot_tensors(plan, adapter) for adapter in adapters)]
-    sizes = _sizes(plan, heads, filled)
-    for adapter, tensors in zip(adapters, filled[1:], strict=True):
+    layout = RowLayout(plan.slots, head_records(heads), bank_tensors(plan, heads))
+    rows = [(slot_tensors(plan, adapter), adapter_head(heads, adapter)) for adapter in adapters]
+    stacked = layout.stacked(rows)
+    for adapter, (tensors, _) in zip(adapters, rows, strict=True):
         for group in plan.groups:
-            _check_padding(group, adapter, tensors, sizes)
-    stacked = {
-        group.slot(name): np.stack([_padded(group, name, tensors[group.slot(name)], sizes) for tensors in filled])
-        for group in plan.groups
-        for name in group.graph.parameters
-    }
-    masks = {head.output: _mask(head, filled, sizes) for head in heads if isinstance(head.width, str)}
-    return BankRows((None, *(adapter.name for adapter in adapters)), stacked, masks)
+            own = {name: tensors[group.slot(name)] for name in group.graph.parameters}
+            shapes = {name: stacked[bank_name(group.slot(name))].shape[1:] for name in own}
+            if not _takes_zeros(group, own, shapes):
+                apart = [name for name in own if own[name].shape != shapes[name]]
+                raise AdapterError(
+                    "an adapter cannot stand in a bank beside a wider one: zeros in its tensors change what it "
+                    "computes",
+                    where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
+                    found=", ".join(f"`{name}` {list(own[name].shape)}" for name in apart),
+                    expected=", ".join(str(list(shapes[name])) for name in apart),
+                    fix=f"give the adapters one width, or build with {_WITHOUT_BANK}",
+                )
+    return BankRows((None, *(adapter.name for adapter in adapters)), stacked)
 
 
-def _sizes(plan: SlotPlan, heads: Sequence[HeadSum], filled: Sequence[Weights]) -> Sizes:
-    """Of every free axis the longest; heads of one output are equally wide."""
-    sizes: dict[int | str, int] = {}
-    for group in plan.groups:
-        for name, axes in _axes(group).items():
-            for tensors in filled:
-                for axis, size in zip(axes, tensors[group.slot(name)].shape, strict=True):
-                    sizes[axis] = max(size, sizes.get(axis, 1))
-    for head in heads:
-        if isinstance(head.width, str):
-            names = [group.axis_name(group.result_width) for group in head.groups]
-            sizes.update(dict.fromkeys(names, max(sizes.get(name, 1) for name in names)))
-    return sizes
+_PROBED_WIDTHS = (2, 4)
+"""Even ones, for what looks at one half of a bottleneck."""
 
 
-def _axes(group: SlotGroup) -> dict[str, tuple[int | str, ...]]:
-    """The axes of each parameter, free ones by their names in the graph."""
-    return {
-        record.parameter: tuple(group.axis_name(axis, record.parameter) for axis in record.axes)
-        for record in group.records()
-    }
+def is_fillable(plan: SlotPlan) -> bool:
+    """Return whether zeros behind the tensors of any adapter change nothing: tried out on random values.
 
-
-def _padded(group: SlotGroup, name: str, tensor: Array, sizes: Sizes) -> Array:
-    """Zeros behind what is there, along every axis."""
-    wanted = [sizes[axis] for axis in _axes(group)[name]]
-    return np.pad(tensor, [(0, size - found) for size, found in zip(wanted, tensor.shape, strict=True)])
-
-
-def _check_padding(group: SlotGroup, adapter: Adapter, tensors: Weights, sizes: Sizes) -> None:
-    """Try out on random values whether a group computes the same from the wider tensors."""
-    own = {name: tensors[group.slot(name)] for name in group.graph.parameters}
-    wide = {name: _padded(group, name, tensor, sizes) for name, tensor in own.items()}
-    if all(own[name].shape == wide[name].shape for name in own):
-        return
-    (_, expected), (_, found) = group.try_out(own), group.try_out(wide)
-    kept = found[..., : expected.shape[-1]]
-    if not np.allclose(kept, expected, rtol=1e-9, atol=1e-9) or found[..., expected.shape[-1] :].any():
-        raise AdapterError(
-            "an adapter cannot stand in a bank beside a wider one: zeros in its tensors change what it computes",
-            where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
-            found=", ".join(f"`{name}` {list(own[name].shape)}" for name in own if own[name].shape != wide[name].shape),
-            expected=", ".join(str(list(wide[name].shape)) for name in own if own[name].shape != wide[name].shape),
-            fix=f"give the adapters one width, or build with {_WITHOUT_BANK}",
+    A norm over the bottleneck is a case in which they do.
+    """
+    rng = np.random.default_rng(0)
+    for group in {(group.key, *group.site_widths.items()): group for group in plan.groups}.values():
+        narrow, wide = (
+            {**dict.fromkeys(group.graph.symbols(), width), ROWS: 1, **group.site_widths} for width in _PROBED_WIDTHS
         )
+        shapes = group.graph.parameter_shapes(narrow)
+        own = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+        if not _takes_zeros(group, own, group.graph.parameter_shapes(wide)):
+            return False
+    return True
 
 
-def _mask(head: HeadSum, filled: Sequence[Weights], sizes: Sizes) -> Array:
-    """A head lies idle where all its tensors are zero; without a busy one, nothing of the output means anything."""
-    width = sizes[head.groups[0].axis_name(head.groups[0].result_width)]
-    mask = np.zeros((len(filled), width), np.float32)
-    for row, tensors in zip(mask, filled, strict=True):
-        busy = [own for group in head.groups if (own := _own_width(group, tensors)) is not None]
-        row[max(busy, default=width) :] = MASKED
-    return mask
-
-
-def _own_width(group: SlotGroup, tensors: Weights) -> int | None:
-    own = {name: tensors[group.slot(name)] for name in group.graph.parameters}
-    if not any(tensor.any() for tensor in own.values()):
-        return None
-    symbol = group.axis_name(group.result_width)
-    widths = [
-        size
-        for name, axes in _axes(group).items()
-        for axis, size in zip(axes, own[name].shape, strict=True)
-        if axis == symbol
-    ]
-    return max(widths, default=None)
+def _takes_zeros(group: SlotGroup, own: Weights, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether a group computes the same, on random values, when its tensors are filled up to other shapes."""
+    if all(own[name].shape == shapes[name] for name in own):
+        return True
+    padding = {
+        name: [(0, size - found) for size, found in zip(shapes[name], own[name].shape, strict=True)] for name in own
+    }
+    _, expected = group.try_out(own)
+    _, found = group.try_out({name: np.pad(tensor, padding[name]) for name, tensor in own.items()})
+    width = expected.shape[-1]
+    return np.allclose(found[..., :width], expected, rtol=1e-9, atol=1e-9) and not found[..., width:].any()
 
 
 def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
@@ -246,9 +208,7 @@ class _RowBinding(ParameterBinding):
         found = {}
         for record in group.records():
             axes = [group.axis_name(axis, record.parameter) for axis in record.axes]
-            found[record.parameter] = self._gather(
-                bank_name(record.name), self._rows.tensors[record.name], axes, writer
-            )
+            found[record.parameter] = self._gather(bank_name(record.name), axes, writer)
         return found
 
     def enter(self, value: ir.Value, name: str, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
@@ -278,19 +238,20 @@ class _RowBinding(ParameterBinding):
 
     def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
         """The classes that a row's adapter does not have are masked; one value per row is [batch, width]."""
-        if head.output in self._rows.masks:
-            axes = [f"{head.output}.{head.width}"]
-            mask = self._gather(mask_name(head.output), self._rows.masks[head.output], axes, writer)
+        if isinstance(head.width, str):
+            mask = self._gather(mask_name(head.output), [f"{head.output}.{head.width}"], writer)
             result = writer.op(f"{head.output}/masked", "Add", (result, mask))
         if head.result == "token_logits":
             return result
         return writer.op(f"{head.output}/pooled", "Squeeze", (result, writer.integers(f"{head.output}/axis", [1])))
 
-    def _gather(self, name: str, data: np.ndarray, axes: Sequence[int | str], writer: Writer) -> ir.Value:
+    def _gather(self, name: str, axes: Sequence[int | str], writer: Writer) -> ir.Value:
         """The rows of a tensor [adapters, …] of the bank, which is registered once; vectors as [batch, 1, width]."""
         if name not in self._gathered:
             free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
-            tensor = self.graft.add_slot(name, ir.Shape([ADAPTERS_AXIS, *free]), ir.Tensor(data, name=name))
+            tensor = self.graft.add_slot(
+                name, ir.Shape([ADAPTERS_AXIS, *free]), ir.Tensor(self._rows.tensors[name], name=name)
+            )
             rows = writer.op(f"{name}/rows", "Gather", (tensor, self._bank_rows(writer)), {"axis": 0})
             self._gathered[name] = _unsqueezed(rows, f"{name}/vectors", writer) if len(axes) == 1 else rows
         return self._gathered[name]

@@ -76,7 +76,7 @@ AdapterRecord adapter(const json& record) {
 }
 
 BankRecord bank(const json& record) {
-  known(record, {"ids", "rows", "tensors"});
+  known(record, {"ids", "rows", "fillable", "tensors"});
   BankRecord found{record.at("ids"), {}, {}};
   for (const auto& tensor : record.at("tensors")) found.tensors.push_back(tensor.at("name"));
   for (const auto& row : record.at("rows")) {
@@ -181,8 +181,8 @@ void check_paths(const Manifest& manifest, const std::filesystem::path& folder) 
 Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_version(document.at("version"));
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
-                   "graphs", "inputs", "outputs", "heads", "bank", "sites", "slots", "adapters", "golden",
-                   "text", "model_version", "files"});
+                   "padding_neutral", "counts_padding", "graphs", "inputs", "outputs", "heads", "bank", "sites", "slots",
+                   "adapters", "golden", "text", "model_version", "files"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");

@@ -90,15 +90,15 @@ const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 /** The keys that a record may have; those with `?` may be left out. What a reader would ignore might change the answer. */
 const KEYS = {
   manifest:
-    "version producer minimum_onnxruntime opset base base_precision batch_invariant graphs inputs outputs heads " +
-    "bank? sites slots adapters golden text model_version files",
+    "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
+    "graphs inputs outputs heads bank? sites slots adapters golden text model_version files",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
     "name kind labels parameters onnx_adapter safetensors source base golden task? output? baked? mix?",
   head: "graph output result",
   mix: "slots members",
-  bank: "ids rows tensors",
+  bank: "ids rows fillable tensors",
   golden: "path cases absolute reference reasons?",
   text: "tokenizer max_tokens",
   file: "path sha256 bytes",
