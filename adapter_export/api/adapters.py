@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from adapter_export.sites.site_map import GivenSites
 
 
-WithoutHead = Annotated[bool, Option("Leave its prediction head out.")]
+WithoutHead = Annotated[bool, "Leave its prediction head out."]
 
 ByNumber = Annotated[
     bool,
-    Option("Match layers by their numbers where the base has other names of modules or none, or another architecture."),
+    "Match layers by their numbers where the base has other names of modules or none, or another architecture.",
 ]
 
 OnNote = Callable[[str], None]
@@ -204,11 +204,11 @@ def compose(
     name: str,
     weights: Annotated[
         tuple[float, ...] | Mapping[str, float] | None,
-        Option("Of `average`, with the sum 1, and `fuse`; equal ones of sum 1 if not given."),
+        "Of `average`, with the sum 1, and `fuse`; equal ones of sum 1 if not given.",
     ] = None,
     residual: Annotated[
         Literal["once", "literal"] | None,
-        Option("Of `fuse`: whether `h` counts once, or once more for each weight.  [default: once]"),
+        "Of `fuse`: whether `h` counts once, or once more for each weight.  [default: once]",
     ] = None,
     head: Annotated[str | None, Option("The member whose head it gets; none if not given.", "NAME")] = None,
 ) -> Adapter:
@@ -314,12 +314,10 @@ def import_peft(
     *,
     name: str | None = None,
     member: str | None = None,
-    labels: Annotated[
-        tuple[str, ...] | None, Option("The names of the head's classes, in the order of the logits.")
-    ] = None,
+    labels: Annotated[tuple[str, ...] | None, "The names of the head's classes, in the order of the logits."] = None,
     pooling: Annotated[
         Literal["first", "mean", "tokens"] | None,
-        Option("What the head reads, where that is not known: the first token, the mean, or each token."),
+        "What the head reads, where that is not known: the first token, the mean, or each token.",
     ] = None,
     activation: Annotated[
         str | None, Option("The function behind the head's dense layer, likewise.", choices=ACTIVATIONS)

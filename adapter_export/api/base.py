@@ -292,17 +292,13 @@ def capture(
     axes: AxisNames | None = None,
     with_cache: Annotated[
         bool,
-        Option(
-            "Capture a causal language model as it generates: with its language head, and with keys and values of the "
-            "tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`."
-        ),
+        "Capture a causal language model as it generates: with its language head, and with keys and values of the "
+        "tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`.",
     ] = False,
     trust_pickle: Annotated[
         bool,
-        Option(
-            "Read a pickled module. Reading it runs whatever code its maker put into it, with all that you may do on "
-            "this machine. Only for files that you made yourself, or whose maker you trust."
-        ),
+        "Read a pickled module. Reading it runs whatever code its maker put into it, with all that you may do on "
+        "this machine. Only for files that you made yourself, or whose maker you trust.",
     ] = False,
     inputs: Annotated[
         Sequence[str],
@@ -317,7 +313,7 @@ def capture(
         PathLike | None, Option("The `tokenizer.json` of a pickled module, or its folder.", "PATH")
     ] = None,
     max_tokens: Annotated[int | None, Option("The longest input of a pickled module, in tokens.", least=1)] = None,
-    force: Annotated[bool, Option("Replace what is at the output's place.")] = False,
+    force: Annotated[bool, "Replace what is at the output's place."] = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Base:
     """Make a model archive, which holds the graph, the weights and the module paths, and none of the model's code.

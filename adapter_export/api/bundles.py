@@ -34,7 +34,7 @@ _FEW_TOKENS = 2
 _DEVIATION_SEED, _DEVIATION_TOKENS = 1, 7
 """Of the inputs that a base in another precision is compared with the plain one on."""
 
-AllowBaseMismatch = Annotated[bool, Option("Take adapters that were trained on other weights of the base.")]
+AllowBaseMismatch = Annotated[bool, "Take adapters that were trained on other weights of the base."]
 
 
 def open_bundle(bundle: Bundle | PathLike, *, verify: bool = True) -> Bundle:
@@ -78,8 +78,8 @@ def build(
             choices=PRECISIONS,
         ),
     ] = "fp32",
-    int8_embeddings: Annotated[bool, Option("Keep embeddings in 8 bits beside weights of 8 or 4 bits.")] = False,
-    optimize: Annotated[bool, Option("Fuse attention, norms and activations before the slots go in.")] = False,
+    int8_embeddings: Annotated[bool, "Keep embeddings in 8 bits beside weights of 8 or 4 bits."] = False,
+    optimize: Annotated[bool, "Fuse attention, norms and activations before the slots go in."] = False,
     flavours: Annotated[
         tuple[str, ...] | None,
         Option(
@@ -97,12 +97,10 @@ def build(
     ] = (),
     copy_weights: Annotated[
         bool,
-        Option(
-            "Copy the base's weights into the bundle. By default they are hard-linked (no extra disk or time), so that "
-            "editing either file in place changes both."
-        ),
+        "Copy the base's weights into the bundle. By default they are hard-linked (no extra disk or time), so that "
+        "editing either file in place changes both.",
     ] = False,
-    force: Annotated[bool, Option("Replace what is at the output's place.")] = False,
+    force: Annotated[bool, "Replace what is at the output's place."] = False,
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
 ) -> Bundle:
