@@ -82,6 +82,26 @@ def worded(text: str, face: Face = "python") -> str:
     return _BOTH.sub(r"\1" if face == "python" else r"\2", text)
 
 
+class Note(str):
+    """What a caller should know, in Python's words; `sentence` has it in those of either face.
+
+    Args:
+        text: with the words of both.
+    """
+
+    _text: str
+
+    def __new__(cls, text: str) -> Note:
+        """Keep both wordings beside Python's."""
+        note = super().__new__(cls, worded(text))
+        note._text = text
+        return note
+
+    def sentence(self, face: Face = "python") -> str:
+        """The note in the words of one face."""
+        return worded(self._text, face)
+
+
 class AdapterExportError(Exception):
     """The root of the tree.
 
@@ -113,8 +133,9 @@ class AdapterExportError(Exception):
         self.fix = fix
         super().__init__(self.sentence())
 
-    def sentence(self, face: Face = "python") -> str:
-        """The five facts in words."""
+    @property
+    def message(self) -> str:
+        """The five facts in one text that has the words of both faces; for texts that quote it."""
         facts = [self.what if self.where is None else f"{self.where}: {self.what}"]
         if self.found is not None:
             facts.append(f"found {self.found}")
@@ -123,7 +144,11 @@ class AdapterExportError(Exception):
         sentence = "; ".join(facts) + "."
         if self.fix is not None:
             sentence = f"{sentence} {self.fix[0].upper()}{self.fix[1:]}."
-        return worded(sentence, face)
+        return sentence
+
+    def sentence(self, face: Face = "python") -> str:
+        """The five facts in the words of one face."""
+        return worded(self.message, face)
 
     def facts(self, face: Face = "python") -> dict[str, str]:
         """The error as data: its class and those of the five facts that are known."""

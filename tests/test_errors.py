@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
-from adapter_export.errors import AdapterExportError, OutputExistsError, argument, command, within, worded
+from adapter_export.errors import AdapterExportError, Note, OutputExistsError, argument, command, within, worded
+
+PACKAGE = Path(__file__).parents[1] / "adapter_export"
 
 
 @pytest.mark.parametrize(
@@ -43,3 +49,29 @@ def test_a_place_that_is_added_keeps_both() -> None:
         raise OutputExistsError("a")
     assert str(raised.value) == "line 3, a: already exists. Choose another name, or give `force=True` to replace it."
     assert "`--force`" in raised.value.sentence("shell")
+
+
+def test_a_note_has_both_wordings_too() -> None:
+    note = Note(f"{argument('labels')} names them")
+    assert note == "`labels` names them"
+    assert note.sentence("shell") == "`--labels` names them"
+
+
+def test_no_message_outside_the_command_line_names_an_option() -> None:
+    """Write `argument("force", True)` or `command(…)` instead; docstrings may name options."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).parts[0] not in ("cli", "errors.py"):
+            found += [f"{path.name}:{line}: {text}" for line, text in _options(ast.parse(path.read_text("utf-8")))]
+    assert found == []
+
+
+def _options(tree: ast.Module) -> list[tuple[int, str]]:
+    """Texts with an option in them, but docstrings, what `command` is given, and the options of pip."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    told: list[ast.AST] = [call for call in calls if call.func.id in ("command", "Option")]
+    told += [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    exempt = {id(part) for node in told for part in ast.walk(node)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    named = [node for node in texts if id(node) not in exempt and re.search(r"`--|(?<!install )--[a-z]", node.value)]
+    return [(node.lineno, node.value) for node in named]

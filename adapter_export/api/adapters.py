@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adapter_export.api.base import Base, PathLike, open_base
 from adapter_export.api.option import Option
-from adapter_export.errors import AdapterError, FileError, UsageError, argument, command
+from adapter_export.errors import AdapterError, FileError, Note, UsageError, argument, command, worded
 from adapter_export.graph.ops import ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ByNumber = Annotated[
     "Match layers by their numbers where the base has other names of modules or none, or another architecture.",
 ]
 
-OnNote = Callable[[str], None]
+OnNote = Callable[[Note], None]
 """Is told what the caller should know; without one it is a warning."""
 
 _FILES = ("adapter_graph.json", "weights.safetensors")
@@ -397,6 +397,6 @@ def tell(notes: Iterable[str], on_note: OnNote | None) -> None:
     """Tell the caller what she should know."""
     for note in notes:
         if on_note is None:
-            warnings.warn(note, stacklevel=3)
+            warnings.warn(worded(note), stacklevel=3)
         else:
-            on_note(note)
+            on_note(Note(note))

@@ -205,7 +205,7 @@ def _write_bank(
     except (AdapterError, BaseModelError) as error:
         if flavours is not None:
             raise
-        note(f"without a bank: {error}")
+        note(f"without a bank: {error.message}")
         return None
     for one, same in zip(model.graphs(), slots.graphs(), strict=True):  # the base's weights as they were written
         for name, value in one.initializers.items():

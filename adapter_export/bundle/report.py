@@ -301,9 +301,10 @@ def _badness(result: OutputResult) -> tuple[int, float]:
 
 
 def _command(report: Report, adapter: str | None, case: str, flavour: Form) -> str:
-    against = [] if report.against is None else ["--against", report.against]
-    only = ["--only", adapter or BASE, "--case", case, *([] if flavour == "slots" else ["--flavour", flavour])]
-    return shlex.join(["adapter-export", "check", report.bundle, *against, *only])
+    options = {"against": report.against, "only": adapter or BASE, "case": case}
+    options |= {} if flavour == "slots" else {"flavour": flavour}
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
+    return shlex.join(["adapter-export", "check", report.bundle, *given])
 
 
 # Reports as JSON: `schemas/check-report.schema.json`, and that of `verify`.

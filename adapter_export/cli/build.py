@@ -11,6 +11,7 @@ from adapter_export.api.option import Option
 from adapter_export.cli.options import Json, SiteMapFile, TrustPickle, command
 
 if TYPE_CHECKING:
+    from adapter_export.errors import Note
     from adapter_export.format.manifest import Manifest
 
 _FLAVOUR_WORDS = {
@@ -56,13 +57,13 @@ def build(
     from adapter_export.cli.bases import listed, opened
     from adapter_export.cli.output import emit_json, steps, warn
 
-    notes: list[str] = []
+    notes: list[Note] = []
     with steps() as tell:
         tell(f"opening {model}")
         base = opened(model, site_map, trust_pickle)
         bundle = ae.build(base, listed(adapters), output, on_progress=tell, on_note=notes.append, **options)
     for note in notes:
-        warn(note)
+        warn(note.sentence("shell"))
     if as_json:
         emit_json({"bundle": str(output), "manifest": asdict(bundle.manifest)})
     else:

@@ -108,7 +108,7 @@ def _import(
         opened(base, site_map, trust_pickle),
         name=name or output.resolve().name,
         member=name,
-        on_note=notes.append,
+        on_note=lambda note: notes.append(note.sentence("shell")),
         **options,
     )
     ae.save(adapter, output, force=force)

@@ -358,4 +358,5 @@ def _labels(count: int, choice: HeadChoice, where: object) -> tuple[tuple[str, .
     if len(choice.known_labels) == count:
         return choice.known_labels, ()
     made_up = tuple(f"LABEL_{index}" for index in range(count))
-    return made_up, (f"PEFT saves no names of classes: they are called {', '.join(made_up)}; `--labels` names them",)
+    names = f"they are called {', '.join(made_up)}; {argument('labels')} names them"
+    return made_up, (f"PEFT saves no names of classes: {names}",)
