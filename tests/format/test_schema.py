@@ -204,7 +204,7 @@ COMPARISON: Document = {
     "top_class": {"rows": 2, "agree": 1, "flips": [FLIP]},
 }
 OUTPUT = {"against": "golden", "adapter": None, "case": "one", "axes": {"batch": 1}, "level": "all", "output": "logits"}
-SITE = {"adapter": "a", "case": "one", "site": "layers.0.ffn", "path": None, **COMPARISON}
+SITE = {"adapter": "a", "case": "one", "site": "s", "path": None, **COMPARISON, "worst": None, "top_class": None}
 AGREEMENT = {"adapter": "a", "output": "o", "rows": 2, "agree": 1, "absolute": 0.5, "scale": 2.0, "cosine": None}
 REPORT: Document = {
     **{"version": "1.0.0", "bundle": "b", "base": "sha256:0", "against": None, "reference": "torch", "runtime": "ort"},
@@ -214,7 +214,7 @@ REPORT: Document = {
     "invariants": [{"name": "n", "subject": "s", "verdict": "passed", "detail": "d"}],
     "failures": [
         {
-            **{"adapter": "a", "case": "one", "output": None, "faults": ["NaN"], "worst": WORST, "culprit": SITE},
+            **{"adapter": "a", "case": "one", "output": None, "faults": ["NaN"], "worst": None, "culprit": None},
             **{"levels_failed": ["all"], "levels_passed": [], "command": "check", "flavour": "baked", "mixed": False},
             "flavours_failed": ["slots"],
         }
