@@ -92,12 +92,10 @@ def attach_to_module(
     sites = sites_of(flow_graph(base.module()), "torch", site_map)
     made = adapter if isinstance(adapter, Adapter) else adapter(sites, base.fingerprint)
     trial = attach(base, _with_random_weights(made), sites=sites)  # which checks that it fits
-    hooked = HookedAdapter(module, base, made, sites, learned)
-    try:
+    with ExitStack() as undoing:
+        hooked = undoing.enter_context(HookedAdapter(module, base, made, sites, learned))
         hooked.compare_with(trial)
-    except BaseException:
-        hooked.detach()
-        raise
+        undoing.pop_all()
     return hooked
 
 
@@ -300,8 +298,7 @@ class HookedAdapter(AttachedAdapter):
             )
         self._count[path] += self._running
         for stop in self._stops.get((path, "in", call), ()):
-            place: Any = kwargs if isinstance(stop.key, str) else args
-            value = self._met(stop, place[stop.key])
+            value = self._met(stop, path, dict([*enumerate(args), *kwargs.items()]).get(stop.key))
             if isinstance(stop.key, str):
                 kwargs = {**kwargs, stop.key: value}
             else:
@@ -311,12 +308,18 @@ class HookedAdapter(AttachedAdapter):
     def _leave(self, path: str, result: Any) -> Any:
         call = self._count[path] - 1 if self._running else 0
         for stop in self._stops.get((path, "out", call), ()):
-            value = result if stop.key is None else result[stop.key]
-            result = _replaced(result, stop.key, self._met(stop, value))
+            result = _replaced(result, stop.key, self._met(stop, path, dict(_members(result)).get(stop.key)))
         return result
 
-    def _met(self, stop: _Stop, value: Tensor) -> Tensor:
+    def _met(self, stop: _Stop, path: str, value: object) -> Tensor:
         """Keep a value, and let the layers of some sites replace it."""
+        if not isinstance(value, Tensor):
+            raise TrainingError(
+                "takes or returns something else than when it was captured",
+                where=f"`{path}`",
+                found=f"no tensor at `{stop.key}`",
+                fix="run the module with the arguments that it was captured with, or train on the captured base",
+            )
         for site in stop.sites:
             value = self._acted(site, value)
             self._reached.add(site.name)

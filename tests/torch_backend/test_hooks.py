@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from adapter_export.errors import AdapterError, NoSitesError, TrainingError, Usa
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
-from adapter_export.sites.site import SiteMap
+from adapter_export.sites.site import Site, SiteMap
+from adapter_export.torch_backend import hooks
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import load_base, save_base
 from adapter_export.torch_backend.base.capture import obvious_inputs
@@ -263,6 +265,21 @@ def test_weights_that_changed_meanwhile_are_noticed() -> None:
         model.pooler.dense.weight[0, 0] += 1
         with pytest.raises(TrainingError, match="weights of the module have changed"):
             adapter.to_adapter()
+
+
+def test_a_value_taken_from_a_wrong_place_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = hooks._Boundaries.of
+
+    def elsewhere(self: hooks._Boundaries, name: str, site: Site | None, *, replaced: bool) -> hooks.Boundary:
+        return replace(
+            right(self, name, site, replaced=replaced), path="encoder.layer.1.attention.output.dense", key=None
+        )
+
+    monkeypatch.setattr(hooks._Boundaries, "of", elsewhere)
+    model = model_of("bert")
+    with pytest.raises(NoSitesError, match=r"`layers\.0\.ffn`.*something else there than its captured graph"):
+        attach_to_module(model, made("pfeiffer"))
+    assert not hasattr(model, "adapter")
 
 
 def test_one_adapter_at_a_time() -> None:

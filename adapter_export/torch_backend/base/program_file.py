@@ -92,10 +92,8 @@ def _is_flag(keyword: ast.keyword) -> bool:
 
 
 def _is_text(call: ast.Call, pattern: re.Pattern[str]) -> bool:
-    if len(call.args) != 1 or not isinstance(call.args[0], ast.Constant):
-        return False
-    value = call.args[0].value
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
+    values = [argument.value if isinstance(argument, ast.Constant) else None for argument in call.args]
+    return len(values) == 1 and isinstance(values[0], str) and pattern.fullmatch(values[0]) is not None
 
 
 def _is_power(base: ast.expr, exponent: ast.expr) -> bool:
@@ -287,15 +285,13 @@ def _is_identifier(text: str) -> bool:
 def _is_operator(text: str) -> bool:
     """Return whether it is a tensor function of torch, arithmetic on sizes, or a region without autograd."""
     aten = _ATEN.fullmatch(text)
-    return text in _ON_NUMBERS or text in _REGIONS or (aten is not None and _is_aten(*aten.groups()))
-
-
-def _is_aten(name: str, overload: str) -> bool:
+    if aten is None:
+        return text in _ON_NUMBERS or text in _REGIONS
+    name, overload = aten.groups()
     packet = getattr(torch.ops.aten, name, None)
-    known = (
-        isinstance(packet, torch._ops.OpOverloadPacket) and overload.removeprefix("default") in packet._overload_names
-    )
-    return known and name not in _FILE_OPERATORS
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or name in _FILE_OPERATORS:
+        return False
+    return overload.removeprefix("default") in packet._overload_names
 
 
 def _is_treespec(text: str, keys: re.Pattern[str]) -> bool:
