@@ -120,11 +120,10 @@ class FlowGraph:
         first, second = self.shapes.get(one), self.shapes.get(other)
         if first is None or second is None or len(first) != len(second):
             return False
-        return not any(_contradict(a, b) for a, b in zip(first, second, strict=True))
-
-
-def _contradict(one: Dim, other: Dim) -> bool:
-    return one != other and None not in (one, other) and (isinstance(one, int) or isinstance(other, int))
+        return all(
+            a == b or None in (a, b) or (isinstance(a, str) and isinstance(b, str))
+            for a, b in zip(first, second, strict=True)
+        )
 
 
 def rows_first(equation: str, operands: tuple[str, ...]) -> tuple[str, ...]:

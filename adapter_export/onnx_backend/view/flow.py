@@ -144,12 +144,13 @@ def _check_sums_have_shapes(flow: FlowGraph) -> None:
 
 def has_shapes(graph: ir.Graph) -> bool:
     """Return whether the shapes of all sums of floats are recorded, and of what they add."""
-    return all(_is_complete(node) for node in graph if node.op_type == "Add" or is_skip_norm(node))
-
-
-def _is_complete(node: ir.Node) -> bool:
-    values = [node.outputs[0], *(value for value in _read(node)[:SUMMANDS] if value.producer() is not None)]
-    return all(is_known(value.shape) or (value.dtype is not None and value.dtype.is_integer()) for value in values)
+    for node in graph:
+        if node.op_type == "Add" or is_skip_norm(node):
+            summands = [value for value in _read(node)[:SUMMANDS] if value.producer() is not None]
+            floats = [v for v in (node.outputs[0], *summands) if v.dtype is None or not v.dtype.is_integer()]
+            if not all(is_known(value.shape) for value in floats):
+                return False
+    return True
 
 
 def is_known(shape: ir.Shape | None) -> bool:
