@@ -139,6 +139,14 @@ def test_adapters_that_count_padding_are_not_padded(gated: Bundle) -> None:
     assert np.abs(one - other).max() > 2e-4  # what the test is about
 
 
+def test_adapters_that_do_not_act_where_padding_counts_are_padded(gated: Bundle) -> None:
+    session = gated.session(threads=1)
+    session.load("again", gated.folder / "adapters/plain.onnx_adapter")
+    session.load("gated.again", gated.folder / "adapters/gated.onnx_adapter")
+    for name, calls in (("plain", [3]), ("again", [3]), (None, [3]), ("gated", [1, 2, 3]), ("gated.again", [1, 2, 3])):
+        assert _calls(session, [Request(token_inputs(length), name) for length in (3, 5, 7)]) == calls
+
+
 def test_a_base_without_a_mask_gets_equal_lengths(tmp_path: Path) -> None:
     mask = """
     zeros = Sub(input_ids, input_ids)
