@@ -336,7 +336,7 @@ def capture(
         OutputExistsError, WriteError: the archive cannot be written.
     """
     path = Path(output)
-    tell = on_progress or _nobody
+    tell = on_progress or silent
     check_free(path, force=force)
     if isinstance(model, str | os.PathLike):
         model = Path(model)
@@ -465,5 +465,5 @@ def check_free(output: Path, *, force: bool) -> None:
         raise OutputExistsError(output)
 
 
-def _nobody(_: str) -> None:
+def silent(_: str) -> None:
     """Hears nothing."""

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters import OnNote, adapters_of, tell
-from adapter_export.api.base import Base, PathLike, check_free, open_base, read_tokenizer, require
+from adapter_export.api.base import Base, PathLike, check_free, open_base, read_tokenizer, require, silent
 from adapter_export.api.option import Option
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
 
@@ -38,7 +38,7 @@ AllowBaseMismatch = Annotated[bool, "Take adapters that were trained on other we
 
 
 def open_bundle(bundle: Bundle | PathLike, *, verify: bool = True) -> Bundle:
-    """Open a bundle: every file is held against its hash.
+    """Open a bundle and compare every file with its hash.
 
     Args:
         bundle: its folder.
@@ -127,7 +127,7 @@ def build(
     from adapter_export.bundle.write import FLAVOURS
     from adapter_export.runtime import Bundle
 
-    path, say = Path(output), on_progress or _nobody
+    path, say = Path(output), on_progress or silent
     _check_treatment(base_precision, int8_embeddings, optimize)
     check_free(path, force=force)
     opened = open_base(base)
@@ -413,7 +413,3 @@ def _deviations(plain: OnnxBase, made: OnnxBase, say: OnProgress) -> list[Deviat
     for each in found:
         say(f"`{each.output}` deviates from the plain base by {each.absolute:.1e} of {each.scale:.3g}")
     return found
-
-
-def _nobody(_: str) -> None:
-    """Hears nothing."""

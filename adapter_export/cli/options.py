@@ -241,7 +241,7 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
         "N,…|NAME=N,…", _weights, "is no list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`"
     ),
     frozenset({Mapping[str, float]}): _Text(
-        "A=0.3,B=0.7", _weights_by_name, "is no list of numbers by name such as `a=0.3,b=0.7`"
+        "A=0.3,B=0.7", _weights_by_name, "is no list such as `a=0.3,b=0.7`; `--weights` names the members"
     ),
 }
 _PLAIN: Mapping[type, click.ParamType[Any]] = {Path: PATH, int: click.INT, float: click.FLOAT, str: click.STRING}

@@ -104,7 +104,7 @@ def run(
             "task": ("adapter_file", "is that of"),
             "adapter_column": ("data", "is one of"),
             "token_budget": ("many", "is that of"),
-            "weights": ("adapter", "is of"),
+            "weights": ("adapter", "are those of an"),
         },
     )
     if out is not None:
