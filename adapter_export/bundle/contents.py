@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.report import BASE, Form, InvariantResult
+from adapter_export.bundle.report import BASE, FORMS, Form, InvariantResult
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError
 from adapter_export.format.manifest import Axis, BankRecord, BankTensor, Manifest
@@ -28,7 +28,9 @@ Wanted = Mapping[str, tuple[str, Sequence[Axis]]]
 """What inputs or outputs must be: NumPy's name of the type, and the shape."""
 
 
-def check_files(bundle: OpenedBundle, flavours: Sequence[Form], names: Sequence[str | None]) -> list[InvariantResult]:
+def check_files(
+    bundle: OpenedBundle, flavours: Sequence[Form], names: Sequence[str | None]
+) -> Iterator[InvariantResult]:
     """Compare every graph with the manifest, and the tensors of adapters bit by bit.
 
     The manifest conforms to its schema, or it could not have been read.
@@ -43,12 +45,6 @@ def check_files(bundle: OpenedBundle, flavours: Sequence[Form], names: Sequence[
             and their defaults, tensors of the bank, where its weights lie.
         AdapterError: the adapter as it was given is not the one that the manifest describes.
     """
-    return list(_check_files(bundle, flavours, names))
-
-
-def _check_files(
-    bundle: OpenedBundle, flavours: Sequence[Form], names: Sequence[str | None]
-) -> Iterator[InvariantResult]:
     manifest, adapters = bundle.manifest, [name for name in names if name is not None]
     if not bundle.staged:
         detail = f"{len(manifest.files)} files, all as their hashes say"
@@ -74,11 +70,10 @@ def _check_files(
 
 
 def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantResult]:
-    flavours: tuple[Form, ...] = ("slots", "inputs", "bank", "baked")
     sizes = {file.path: file.bytes for file in bundle.manifest.files}
     if bundle.staged:
         sizes = {path.name: path.stat().st_size for path in bundle.folder.iterdir()}
-    for flavour, file in [(each, file) for each in flavours for file in bundle.files_of(each)]:
+    for flavour, file in [(each, file) for each in FORMS for file in bundle.files_of(each)]:
         model = bundle.model(file)
         overridable = [value.name or "" for value in model.graph.inputs if value.is_initializer()]
         faults = [

@@ -134,13 +134,13 @@ def plan_check(
     there = [flavour for flavour in FORMS if bundle.files_of(flavour)]
     _check_known("flavour", flavours, there)
     chosen = tuple(flavour for flavour in there if not flavours or flavour in flavours)
-    files = check_files(bundle, chosen, names)
+    files = tuple(check_files(bundle, chosen, names))
     stored = [bundle.golden(name) for name in names]
     known = [case for golden in stored for case in golden.cases]
     matrix = () if quick else check_cases(bundle.manifest, known)
     _check_known("case", cases, [case.name for case in (*matrix, *known)])
     matrix = tuple(case for case in matrix if not cases or case.name in cases)
-    return Plan(bundle, tuple(golden.only(cases) for golden in stored), matrix, chosen, tuple(files), quick)
+    return Plan(bundle, tuple(golden.only(cases) for golden in stored), matrix, chosen, files, quick)
 
 
 def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
