@@ -185,6 +185,8 @@ def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust
         MissingExtraError: what its form needs is not installed.
     """
     if isinstance(model, Base):
+        if site_map is not None:
+            raise UsageError(f"{argument('site_map')} is for a base that is opened", fix="give it to `open_base`")
         return model
     path = Path(model)
     form = form_of(path)

@@ -176,7 +176,7 @@ class _Drawing:
                 _text(root, x, y - 16, column.name, "ink", anchor="middle", weight="600")
                 _text(root, x, y, column.kind, "soft", anchor="middle", size=11)
             else:
-                _text(root, x + 4, y, column.name, "ink", turned=True)
+                _text(root, x + 4, y, column.name, "ink", rotated=True)
         end = self._rows(root, self._top)
         end = self._legend(root, self._totals(root, end)) if what.columns else end + _MARGIN
         root.set("viewBox", f"0 0 {self._width:.0f} {end:.0f}")
@@ -264,7 +264,7 @@ def _text(
     anchor: str = "start",
     size: float = 12,
     weight: str = "400",
-    turned: bool = False,
+    rotated: bool = False,
 ) -> None:
     found = ET.SubElement(parent, "text", {"class": style, "x": f"{x:.1f}", "y": f"{y:.1f}"})
     found.text = text
@@ -272,7 +272,7 @@ def _text(
     for name, (value, usual) in wanted.items():
         if value != usual:
             found.set(name, value)
-    if turned:
+    if rotated:
         found.set("transform", f"rotate(-90 {x:.1f} {y:.1f})")
 
 

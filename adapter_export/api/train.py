@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast
 
-from adapter_export.api.adapters import OnNote, check_site_map, composition_record, load_adapter, tell
+from adapter_export.api.adapters import OnNote, composition_record, load_adapter, tell
 from adapter_export.api.base import Base, PathLike, check_free, check_trainable, form_of, open_base, require
+from adapter_export.api.fusion import FusionOptions, fused, fusion_options, fusion_settings
 from adapter_export.api.kinds import KindOptions, at_least_1, kind_names, make_kind
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
-from adapter_export.errors import BaseMismatchError, BaseModelError, TrainingError, UsageError, argument
+from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED, Task
+from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED, TASKS, Task
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter, Head
@@ -29,8 +30,6 @@ MAX_TOKENS = 128
 _DEFAULT_KIND = "houlsby"
 _VALIDATION = 0.1
 _ROWS_MEASURED = 32
-_DECAY, _PENALTY = 0.001, 0.01
-"""Those of AdapterHub's fusions."""
 
 
 def _schemes() -> tuple[str, ...]:
@@ -56,48 +55,6 @@ class TaskOptions(TypedDict, total=False):
     head_dropout: Annotated[float, "The rate before each layer of the head, in training."]
     vector_width: Annotated[int, Option("The width of an embedding; the model's if not given.", least=1)]
     l2_normalise: Annotated[bool, "Embeddings of length 1."]
-
-
-FusionType = Literal["dynamic", "static", "weighted"]
-
-
-class FusionOptions(TypedDict, total=False):
-    """What is free in a fusion."""
-
-    fusion: Annotated[
-        FusionType,
-        "Attention with a value projection, attention without, or one weight per adapter.  [default: dynamic]",
-    ]
-    no_query: Annotated[bool, "Attention without a projection of the query."]
-    no_key: Annotated[bool, "Attention without a projection of the keys."]
-    query_before_norm: Annotated[bool, "The query is the bare output, also where the adapters read the norm."]
-    residual_before: Annotated[bool, "The output is added to each adapter's, not to their mean."]
-    temperature: Annotated[float, "What the scores are divided by at first.  [default: 1; often 50]"]
-    temperature_decay: Annotated[
-        float, f"The fraction of it that is lost in each step, down to 1.  [default: {_DECAY}]"
-    ]
-    fusion_dropout: Annotated[float, "The rate on the scores, in training.  [default: 0]"]
-    first_value: Annotated[Literal["identity", "normal"], "What the value projection starts as.  [default: identity]"]
-    value_after: Annotated[bool, "The value projection is behind the mean, not before it."]
-    value_penalty: Annotated[
-        float, f"What draws the value projection to the identity, times Σ(I − V)².  [default: {_PENALTY}]"
-    ]
-    weights: Annotated[tuple[float, ...] | Mapping[str, float], "First weights of `weighted`; equal if not given."]
-    residual: Annotated[
-        Literal["once", "literal"],
-        "Of `weighted`: whether `h` counts once, or once more for each weight.  [default: once]",
-    ]
-
-
-_OF_ATTENTION = (
-    *("no_query", "no_key", "query_before_norm", "residual_before"),
-    *("temperature", "temperature_decay", "fusion_dropout"),
-)
-_HAS: Mapping[FusionType, tuple[str, ...]] = {
-    "dynamic": (*_OF_ATTENTION, "first_value", "value_after", "value_penalty"),
-    "static": _OF_ATTENTION,
-    "weighted": ("weights", "residual"),
-}
 
 
 class LoopOptions(TypedDict, total=False):
@@ -187,7 +144,7 @@ def train(
     path = None if output is None else Path(output)
     if path is not None:
         check_free(path, force=force)
-    own_kind, fusion = _own(given, KindOptions), _fusion_options(given, fuse)
+    own_kind, fusion = _own(given, KindOptions), fusion_options(given, fuse)
     _refuse_with_fusion(fuse, {**own_kind, "kind": kind, "init": init})
     _check_head(given)
     if kind is None or isinstance(kind, str):
@@ -205,7 +162,7 @@ def train(
     from adapter_export.torch_backend.train.train import TrainingData, evaluate
     from adapter_export.torch_backend.train.train import train as learn
 
-    settings = TrainingSettings(**_own(given, LoopOptions), **_fusion_settings(fusion))
+    settings = TrainingSettings(**_own(given, LoopOptions), **fusion_settings(fusion))
     if threads is not None:
         torch.set_num_threads(at_least_1("threads", threads))
     partial = _checkpoints(path, resume=resume, restart=restart)
@@ -214,6 +171,7 @@ def train(
     if not isinstance(base, Base):
         check_trainable(Path(base), form_of(Path(base)))
     opened = open_base(base, site_map=site_map, trust_pickle=trust_pickle)
+    torch_base = opened.torch
     _check_no_cache(opened)
     held_out = (_VALIDATION if validation is None else validation) if validation_data is None else Path(validation_data)
     tested = None if test_data is None else Path(test_data)
@@ -227,7 +185,7 @@ def train(
     head = _head(given, rows, sites.width)
     learned: list[str] | None = None
     if members:
-        first, learned = _fused(opened, members, fusion, title, head, settings.seed)
+        first, learned = fused(opened, members, fusion, title, head, settings.seed)
         start = f"the fresh fusion of {', '.join(f'`{adapter.name}`' for adapter in members)}"
     else:
         scheme = init or chosen.scheme
@@ -235,7 +193,7 @@ def train(
             chosen, sites, name=title, base=opened.fingerprint, scheme=scheme, seed=settings.seed, head=head
         )
         start = f"`{scheme}`"
-    model = attach(opened.torch, first, sites=sites, learned=learned)
+    model = attach(torch_base, first, sites=sites, learned=learned)
     change = _first_change(model, rows)
     if progress is not None:
         progress.prepared(_summary(rows, f"{start} moves the final hidden state by {change:.2%} at the start"))
@@ -272,31 +230,6 @@ def _check_call(given: Mapping[str, Any], **apart: Any) -> None:
             raise UsageError(f"{argument(one)} and {argument(other)} exclude each other", fix="give one of them")
 
 
-def _fusion_options(given: Mapping[str, Any], fuse: Sequence[object]) -> dict[str, Any]:
-    """Return the options of the fusion, of which there are none without members."""
-    found = _own(given, FusionOptions)
-    if not fuse:
-        if found:
-            raise UsageError(
-                "only a fusion has such an option",
-                found=", ".join(map(argument, found)),
-                fix=f"say of what: {argument('fuse', ['a', 'b'])}, or leave it out",
-            )
-        return {}
-    if len(fuse) < 2:
-        raise UsageError(f"{argument('fuse')} is no list of two or more adapters", found=f"`{fuse[0]}`")
-    fusion: FusionType = found.setdefault("fusion", "dynamic")
-    strangers = [name for name in found if name not in ("fusion", *_HAS[fusion])]
-    if strangers:
-        raise UsageError(f"a fusion that is `{fusion}` has no such option", found=", ".join(map(argument, strangers)))
-    if "temperature_decay" in found and "temperature" not in found:
-        raise UsageError(
-            f"{argument('temperature_decay')} says how a temperature falls",
-            fix=f"give {argument('temperature')} as well",
-        )
-    return found
-
-
 def _refuse_with_fusion(fuse: Sequence[object], options: Mapping[str, object]) -> None:
     given = [argument(name) for name, value in options.items() if value is not None]
     if fuse and given:
@@ -307,51 +240,11 @@ def _refuse_with_fusion(fuse: Sequence[object], options: Mapping[str, object]) -
         )
 
 
-def _fusion_settings(fusion: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a fusion adds to the settings of the training loop."""
-    if not fusion:
-        return {}
-    return {
-        "temperature_decay": fusion.get("temperature_decay", _DECAY if "temperature" in fusion else 0.0),
-        "value_penalty": fusion.get("value_penalty", _PENALTY if fusion["fusion"] == "dynamic" else 0.0),
-    }
-
-
-def _fused(
-    base: Base, members: Sequence[Adapter], options: Mapping[str, Any], name: str, head: Head, seed: int
-) -> tuple[Adapter, list[str]]:
-    """Return the fusion before training, with a fresh head, and the names of its tensors that learn."""
-    from adapter_export.graph.compose import FusionOptions as Attention
-    from adapter_export.graph.compose import adapter_fusion, weighted_fusion
-    from adapter_export.graph.compose.members import own_tensors
-    from adapter_export.torch_backend.train.fresh import with_head
-
-    for adapter in members:
-        if adapter.base != base.fingerprint:
-            raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint, can_be_allowed=False)
-    check_site_map(members, base.given)
-    if options["fusion"] == "weighted":
-        made = weighted_fusion(*members, name=name, **{key: options[key] for key in _HAS["weighted"] if key in options})
-    else:
-        attention = Attention(
-            query=not options.get("no_query", False),
-            key=not options.get("no_key", False),
-            value=options["fusion"] == "dynamic",
-            query_before_norm=options.get("query_before_norm", False),
-            residual_before=options.get("residual_before", False),
-            value_before_softmax=not options.get("value_after", False),
-            temperature=options.get("temperature", 1.0),
-            dropout=options.get("fusion_dropout", 0.0),
-            first_value=options.get("first_value", "identity"),
-        )
-        made = adapter_fusion(*members, name=name, options=attention, seed=seed)
-    whole = with_head(made, head, seed=seed)
-    return whole, [*own_tensors(made), *(tensor for tensor in whole.weights if tensor not in made.weights)]
-
-
 def _check_head(given: Mapping[str, Any]) -> None:
     """Refuse options that do not go with the task or with the other options of the head."""
     task, layers = given.get("task", DEFAULT_TASK), given.get("head_layers", 0)
+    if task not in TASKS:
+        raise UsageError("unknown task", found=f"`{task}`", expected=", ".join(f"`{name}`" for name in TASKS))
     unfit = [] if layers else ["head_width", "head_activation"]
     unfit += [] if task == "embedding" else ["vector_width", "l2_normalise"]
     unfit += ["pooling"] if task == "token_classification" else []

@@ -43,6 +43,8 @@ def test_the_defaults_of_the_loop_are_those_of_its_settings(name: str) -> None:
         ({"bottleneck": 0}, "`bottleneck` is too small"),
         ({"kind": "lora", "bottleneck": 4}, "kind `lora` has no such option; found `bottleneck`; expected `on`, "),
         ({"kind": "dora"}, "`dora` cannot be expressed yet"),
+        ({"task": "summary"}, "unknown task; found `summary`"),
+        ({"fuse": ["a", "b"], "fusion": "mean"}, "unknown fusion; found `mean`"),
     ],
 )
 def test_what_does_not_go_together_is_named_as_python_names_it(arguments: dict[str, Any], message: str) -> None:
