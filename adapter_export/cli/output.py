@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import click
+import rich.table
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
-from rich.table import Table
 from rich.text import Text
 
-from adapter_export.tables import Table as Data
+from adapter_export.errors import worded
+from adapter_export.tables import Table
 from adapter_export.tables import size as size
 
 _PLAIN_WIDTH = 160
+_VERDICTS = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "bold red"}
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
@@ -47,40 +49,30 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Write a warning to stderr."""
-    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
+    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {worded(message, 'shell')}", err=True)
 
 
-def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: str = "") -> Table:
-    """A table for `console().print`.
-
-    Args:
-        title: stands above it.
-        columns: the headings.
-        rows: the cells; anything but rich text is written with `str`, and markup in it is left as it is.
-        numbers: a letter per column: `r` sets it to the right, anything else to the left.
-    """
-    heading = None if title is None else Text(title, style="bold")
-    made = Table(title=heading, title_justify="left", header_style="bold", box=SIMPLE_HEAD, show_edge=False)
-    for index, column in enumerate(columns):
-        right = index < len(numbers) and numbers[index] == "r"
-        made.add_column(column, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+def shown(found: Table) -> rich.table.Table:
+    """Return a table of the API as one for `console().print`: markup is left as it is, and verdicts are in colour."""
+    made = rich.table.Table(
+        title=None if found.title is None else Text(found.title, style="bold"),
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+    )
+    for index, column in enumerate(found.columns):
+        made.add_column(column, justify="right" if found.numbers[index : index + 1] == "r" else "left", overflow="fold")
+    for row in found.rows:
+        made.add_row(*(Text(str(cell), _VERDICTS.get(str(cell), "")) for cell in row))
     return made
 
 
-def shown(found: Data) -> Table:
-    """A table of the API as one for `console().print`; verdicts in colour."""
-    styles = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "bold red"}
-    rows = [[Text(str(cell), styles.get(str(cell), "")) for cell in row] for row in found.rows]
-    return table(found.title, found.columns, rows, numbers=found.numbers)
-
-
-def show(*parts: Data | str) -> None:
+def show(*parts: Table | str) -> None:
     """Write tables of the API to stdout, and titles between them."""
     out, before = console(), None
     for part in parts:
-        if isinstance(before, Data):
+        if isinstance(before, Table):
             out.print()
         out.print(Text(part, style="bold") if isinstance(part, str) else shown(part), soft_wrap=isinstance(part, str))
         before = part
@@ -134,9 +126,8 @@ class _TerminalBar:
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         if note:
-            self._progress.update(self._task, advance=steps, note=note)
-        else:
-            self._progress.update(self._task, advance=steps)
+            self._progress.update(self._task, note=note)
+        self._progress.update(self._task, advance=steps)
 
     def describe(self, description: str) -> None:
         self._progress.update(self._task, description=description)
@@ -183,34 +174,21 @@ def steps() -> Iterator[Callable[[str], None]]:
 
     On a terminal the running step has a spinner; elsewhere each step is one line, written when it ends.
     """
-    target = console(stderr=True)
-    running = _Steps(target)
-    with target.status("…") if target.is_terminal else _nothing() as status:
-        running.on_begin = status.update if status is not None else None
-        yield running
-        running.end()
+    target, running = console(stderr=True), list[tuple[str, float]]()
 
+    def end() -> None:
+        for name, began in running:
+            took = duration(time.monotonic() - began)
+            target.print(Text.assemble("• ", name, (f"  {took}", "dim")), soft_wrap=True)
+        running.clear()
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
+    with target.status("…") if target.is_terminal else nullcontext() as status:
 
+        def begin(name: str) -> None:
+            end()
+            running.append((name, time.monotonic()))
+            if status is not None:
+                status.update(name)
 
-class _Steps:
-    def __init__(self, target: Console) -> None:
-        self._target = target
-        self._name: str | None = None
-        self._began = 0.0
-        self.on_begin: Callable[[str], None] | None = None
-
-    def __call__(self, name: str) -> None:
-        self.end()
-        self._name, self._began = name, time.monotonic()
-        if self.on_begin is not None:
-            self.on_begin(name)
-
-    def end(self) -> None:
-        if self._name is not None:
-            took = duration(time.monotonic() - self._began)
-            self._target.print(Text.assemble("• ", self._name, (f"  {took}", "dim")), soft_wrap=True)
-        self._name = None
+        yield begin
+        end()

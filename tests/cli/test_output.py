@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapter_export.cli.output import console, duration, emit_json, progress_bar, size, steps, table
+from adapter_export.cli.output import duration, emit_json, progress_bar, show, size, steps
 from adapter_export.cli.results import bar
+from adapter_export.tables import Table
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,9 @@ def test_json_never_holds_nan() -> None:
 
 
 def test_markup_in_cells_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    console().print(table(None, ("text",), [("[bold]not markup[/bold]",)]))
-    assert "[bold]not markup[/bold]" in capsys.readouterr().out
+    show("[i]a title[/i]", Table(("text",), [("[bold]not markup[/bold]",)], "[b]nor here[/b]"))
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("[i]a title[/i]", "[bold]not markup[/bold]", "[b]nor here[/b]"))
 
 
 def test_a_bar_outside_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
