@@ -54,7 +54,7 @@ class Model:
     """An adapter at one site and a head behind it: forward, and backward by the reference's rules."""
 
     def __init__(self, kind: Kind, site: Site, classes: int, seed: int = 0) -> None:
-        rng, part = np.random.default_rng(seed), kind.parts[0]
+        rng, part = np.random.default_rng(seed), kind.components[0]
         self.adapter, self.head, self.site = part.graph, classification_head("mean"), site
         self.of_adapter: Named = dict(initialise(self.adapter, part.widths_at(site), kind.scheme, rng))
         self.of_head: Named = dict(initialise(self.head, {"d": site.width, "classes": classes}, kind.scheme, rng))

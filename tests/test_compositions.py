@@ -54,7 +54,7 @@ class Bases:
 
     def member(self, name: str, kind: str, seed: int, options: object = None, labels: tuple[str, ...] = ()) -> Adapter:
         made = KINDS[kind](options)
-        if "b" in made.parts[0].widths:
+        if "b" in made.components[0].widths:
             made = made.with_widths(b=4)
         return random_of_kind(name, made, self.in_onnx.sites, self.in_onnx.fingerprint, labels=labels, seed=seed)
 

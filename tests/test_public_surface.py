@@ -96,7 +96,7 @@ def test_kinds_and_activations_stay() -> None:
         "quick_gelu",
         "identity",
     }
-    assert houlsby().parts[0].places.roles == ("attention", "ffn")
+    assert houlsby().components[0].places.roles == ("attention", "ffn")
 
 
 def test_the_version_is_that_of_the_package() -> None:

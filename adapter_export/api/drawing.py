@@ -99,7 +99,7 @@ def _row(name: str) -> SiteRow:
 
 def _column(name: str, adapter: Adapter) -> Column:
     cells = {}
-    for owner, graph, widths in adapter.parts():
+    for owner, graph, widths in adapter.components():
         own = {symbol: width for symbol, width in widths.items() if symbol not in _OF_THE_BASE}
         ops = " → ".join(node.op for node in graph.nodes)
         said = ", ".join(f"{symbol} {width}" for symbol, width in own.items())

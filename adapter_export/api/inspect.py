@@ -235,7 +235,7 @@ def _adapter(adapter: Adapter, path: Path | None) -> Inspection:
                 "ops": [node.op for node in graph.nodes],
                 **asdict(cost(graph, widths)),
             }
-            for owner, graph, widths in adapter.parts()
+            for owner, graph, widths in adapter.components()
         ],
         "training": dict(adapter.training),
     }
@@ -260,7 +260,7 @@ def _adapter_tables(adapter: Adapter) -> Iterator[Table]:
             " → ".join(node.op for node in graph.nodes),
             *_cost_cells(cost(graph, widths)),
         )
-        for owner, graph, widths in adapter.parts()
+        for owner, graph, widths in adapter.components()
     ]
     rows.append(("all", "", "", *_cost_cells(adapter.cost())))
     columns = ("site", "widths", "graph", "parameters", "bytes", "multiply-accumulates per token")

@@ -117,5 +117,5 @@ def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, no
 
 
 def _budget(adapter: Adapter, owner: str, found: np.ndarray, scale: float, tokens: int) -> Budget:
-    graph, widths = next((graph, widths) for name, graph, widths in adapter.parts() if name == owner)
+    graph, widths = next((graph, widths) for name, graph, widths in adapter.components() if name == owner)
     return graph_budget(found.dtype.name, graph, widths, scale=scale, tokens=tokens)

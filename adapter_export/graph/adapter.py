@@ -120,7 +120,7 @@ class Adapter:
 
     def _check_graphs(self) -> None:
         """A site's graph reads site values and replaces one of them; a head's reads its own, for its task."""
-        for owner, graph, widths in self.parts():
+        for owner, graph, widths in self.components():
             values = HEAD_VALUES if owner == HEAD else SITE_VALUES
             with within(f"`{owner}`"):
                 if not set(graph.inputs) <= set(values):
@@ -139,7 +139,9 @@ class Adapter:
 
     def _check_tensor_names(self) -> None:
         """No two tensors have one name, and what places share has one shape, whatever their widths."""
-        tensors = {(prefix, name) for owner, _, _ in self.parts() for name, prefix in self._prefixes(owner).items()}
+        tensors = {
+            (prefix, name) for owner, _, _ in self.components() for name, prefix in self._prefixes(owner).items()
+        }
         names = Counter(f"{prefix}.{name}" for prefix, name in tensors)
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
@@ -167,16 +169,16 @@ class Adapter:
         return {name: f"{prefix}.{name}" for name, prefix in self._prefixes(owner).items()}
 
     def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        for owner, graph, widths in self.parts():
+        for owner, graph, widths in self.components():
             names = self.tensor_names(owner)
             yield from ((names[name], shape) for name, shape in graph.parameter_shapes(widths).items())
 
     def _prefixes(self, owner: str) -> dict[str, str]:
-        graph = next(graph for name, graph, _ in self.parts() if name == owner)
+        graph = next(graph for name, graph, _ in self.components() if name == owner)
         common = f"{SHARED}.{self.placements[owner].graph}" if graph.shared else owner
         return {name: common if name in graph.shared else owner for name in graph.parameters}
 
-    def parts(self) -> Iterator[tuple[str, AdapterGraph, Mapping[str, int]]]:
+    def components(self) -> Iterator[tuple[str, AdapterGraph, Mapping[str, int]]]:
         """Every site's graph with its widths, then the head's under the name `head`."""
         for site, placement in self.placements.items():
             yield site, self.graphs[placement.graph], placement.widths
@@ -189,7 +191,7 @@ class Adapter:
 
     def cost(self) -> Cost:
         """Parameters, bytes and multiply-accumulates of all its parts together; what is shared is stored once."""
-        total = sum((cost(graph, widths) for _, graph, widths in self.parts()), NO_COST)
+        total = sum((cost(graph, widths) for _, graph, widths in self.components()), NO_COST)
         return stored(self.tensor_shapes().values(), total.multiply_accumulates)
 
 

@@ -74,7 +74,7 @@ def site_widths(site: Site) -> dict[str, int]:
 
 
 def _misfits(adapter: Adapter, sites: Mapping[str, Site], width: int) -> Iterator[str]:
-    for owner, graph, found in adapter.parts():
+    for owner, graph, found in adapter.components():
         site = sites.get(owner)
         if site is None and owner != HEAD:
             yield f"`{adapter.name}` acts at `{owner}`, which the base does not have"

@@ -210,7 +210,7 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
         AdapterError: it does something for which the plan has no slots.
         GraphError: a factor takes a weight out of the range of float32.
     """
-    own = {(owner, topology_key(graph)): graph for owner, graph, _ in adapter.parts()}
+    own = {(owner, topology_key(graph)): graph for owner, graph, _ in adapter.components()}
     unplanned = own.keys() - {(group.owner, group.key) for group in plan.groups}
     if unplanned:
         raise AdapterError(
@@ -263,7 +263,7 @@ def _forms(adapters: Sequence[Adapter]) -> dict[str, dict[str, AdapterGraph]]:
     """Return the graphs that go into slots, by owner and topology; always the same of several spellings of one."""
     forms: dict[str, dict[str, AdapterGraph]] = {}
     for adapter in adapters:
-        for owner, graph, _ in adapter.parts():
+        for owner, graph, _ in adapter.components():
             with within(f"adapter `{adapter.name}`, `{owner}`"):
                 form, here = slot_form(graph), forms.setdefault(owner, {})
             key = topology_key(form)

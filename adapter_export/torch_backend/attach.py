@@ -164,7 +164,7 @@ class AttachedAdapter(nn.Module):
 
     def cool(self, decay: float) -> None:
         """Set the temperature of a fusion to the first one times `1 - decay`, at least 1."""
-        for owner, graph, _ in () if self.adapter is None else self.adapter.parts():
+        for owner, graph, _ in () if self.adapter is None else self.adapter.components():
             first = temperature_of(graph)
             self._layers[owner].set_temperature(min(first, max(1.0, first * (1 - decay))))
 
@@ -303,7 +303,7 @@ def _layers(adapter: Adapter, sites: SiteMap, learned: Collection[str] | None) -
         for name, array in adapter.weights.items()
     }
     layers = {}
-    for owner, graph, _ in adapter.parts():
+    for owner, graph, _ in adapter.components():
         owned = {name: tensors[tensor] for name, tensor in adapter.tensor_names(owner).items()}
         layers[owner] = GraphLayer(owner, graph, owned, norms.get(owner))
     return layers

@@ -43,7 +43,7 @@ def arithmetic_alone(adapter: Adapter, base: OnnxBase) -> ir.Model:
         graph_inputs.append(ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(axes)))
     hidden, mask = graph_inputs
     tape, constants, outputs = ir.tape.Tape(), [], []
-    for owner, graph, _ in adapter.parts():
+    for owner, graph, _ in adapter.components():
         folded = fold_weights(graph, adapter.parameters(owner))
         own = {name: _constant(f"{owner}.{name}", tensor) for name, tensor in folded.items()}
         constants += own.values()

@@ -52,7 +52,7 @@ def kinds() -> dict[str, Kind]:
 
 
 def _with_width(kind: Kind, bottleneck: int) -> Kind:
-    return kind.with_widths(b=bottleneck) if "b" in kind.parts[0].widths else kind
+    return kind.with_widths(b=bottleneck) if "b" in kind.components[0].widths else kind
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def adapter(**changes: Any) -> Adapter:
 
 
 def test_parts_come_in_order_with_the_head_last() -> None:
-    assert [owner for owner, _, _ in adapter().parts()] == [*SITES, HEAD]
+    assert [owner for owner, _, _ in adapter().components()] == [*SITES, HEAD]
 
 
 def test_parameters_are_those_of_one_part_by_the_names_of_its_graph() -> None:

@@ -28,7 +28,7 @@ def packed(tensors: dict[str, np.ndarray], kind: Kind) -> Adapter:
 
 
 def small(kind: Kind) -> Kind:
-    return kind.with_widths(b=8) if "b" in kind.parts[0].widths else kind
+    return kind.with_widths(b=8) if "b" in kind.components[0].widths else kind
 
 
 def given(name: str) -> dict[str, Any]:

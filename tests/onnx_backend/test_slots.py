@@ -21,7 +21,7 @@ def _names(plan: object) -> list[str]:
 
 
 def _renamed(kind: Kind, name: str) -> Kind:
-    return replace(kind, parts=tuple(replace(part, graph_name=name) for part in kind.parts))
+    return replace(kind, components=tuple(replace(part, graph_name=name) for part in kind.components))
 
 
 class TestNames:

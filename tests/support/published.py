@@ -13,7 +13,7 @@ WIDTHS = {"d": 24, "d_in": 24, "b": 6, "n": 2, "p": 12, "k": 1, "q": 3, "r": 4, 
 PUBLISHED: Mapping[str, AdapterGraph] = {
     f"{name}-{part.graph_name}": bind_base_norm(part.graph, "layer", 1e-12)
     for name, kind in KINDS.items()
-    for part in kind().parts
+    for part in kind().components
 }
 """With the options that each has by itself."""
 

@@ -131,7 +131,7 @@ def random_adapter(
         fingerprint: another base's than this one's.
     """
     width = base.sites.width
-    wide = kind.with_widths(b=bottleneck) if any("b" in part.widths for part in kind.parts) else kind
+    wide = kind.with_widths(b=bottleneck) if any("b" in part.widths for part in kind.components) else kind
     placements = wide.placements(base.sites)
     shapes = {
         f"{site}.{parameter}": shape

@@ -79,8 +79,8 @@ def test_every_site_agrees_with_the_reference(base, inputs, kind: str) -> None:
     adapter = with_random_weights(make_adapter(base, kind, options))
     with torch.inference_mode():
         calls = attach(base, adapter).observe(**inputs)
-    assert set(calls) == {owner for owner, _, _ in adapter.parts()}
-    for owner, graph, _ in adapter.parts():
+    assert set(calls) == {owner for owner, _, _ in adapter.components()}
+    for owner, graph, _ in adapter.components():
         read = {name: value.numpy() for name, value in calls[owner].read.items()}
         expected = evaluate(graph, read, adapter.parameters(owner))
         np.testing.assert_allclose(calls[owner].result.numpy(), expected, atol=1e-6, rtol=1e-6)

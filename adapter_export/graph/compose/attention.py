@@ -11,7 +11,7 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.compose.members import Here, Merged, Parts, compose, members_of, replaced_by
+from adapter_export.graph.compose.members import Composition, Here, Merged, compose, members_of, replaced_by
 from adapter_export.graph.compose.sums import deltas
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
 from adapter_export.graph.initialise import normal
@@ -96,7 +96,7 @@ def adapter_fusion(
         return {name: _first(name, shape, options, rng) for name, shape in shapes.items()}
 
     record = {"type": "adapter_fusion", **asdict(options)}
-    return compose(members_of(adapters), Parts(name, "fusion", record, drawn), merged, head)
+    return compose(members_of(adapters), Composition(name, "fusion", record, drawn), merged, head)
 
 
 def attend(

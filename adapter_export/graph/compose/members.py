@@ -177,7 +177,7 @@ class Here:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Composition:
     """What of a composition is its own.
 
     Attributes:
@@ -251,7 +251,7 @@ def replaced_by(here: Sequence[Here | None], site: str) -> str:
 
 def compose(
     members: Sequence[Member],
-    parts: Parts,
+    composition: Composition,
     merged: Callable[[Sequence[Here | None], str], AdapterGraph],
     head: str | None,
 ) -> Adapter:
@@ -259,7 +259,7 @@ def compose(
 
     Args:
         members: the members.
-        parts: what is the composition's own.
+        composition: what is the composition's own.
         merged: makes one graph of what the members compute at a site, whose name is given for messages.
         head: the name of the member whose head it gets; none without one.
 
@@ -276,26 +276,26 @@ def compose(
         acting = [one for one in members if site in one.adapter.placements]
         key = tuple(one.adapter.placements[site].graph if one in acting else None for one in members)
         if key not in names:
-            names[key] = parts.kind if not names else f"{parts.kind}_{len(names) + 1}"
+            names[key] = composition.kind if not names else f"{composition.kind}_{len(names) + 1}"
             graphs[names[key]] = merged(here_of(members, site), site)
         graph = graphs[names[key]]
-        widths = _widths(graph, acting, parts, site)
+        widths = _widths(graph, acting, composition, site)
         placements[site] = Placement(names[key], widths)
         tensors = {
             f"{one.label}.{name}": tensor for one in acting for name, tensor in one.adapter.parameters(site).items()
         }
         shapes = graph.parameter_shapes(widths)
         own = {name: shape for name, shape in shapes.items() if OWN.fullmatch(name.partition(".")[0])}
-        tensors |= parts.weights(site, own) if own else {}
+        tensors |= composition.weights(site, own) if own else {}
         common = f"{SHARED}.{names[key]}"
         weights = {
             f"{common if name in graph.shared else site}.{name}": tensors[name] for name in graph.parameters
         } | weights
     chosen, tensors = _head(members, head)
     facts = [{"name": one.adapter.name, "kind": one.adapter.kind} for one in members]
-    record = {COMPOSITION: {**parts.record, "members": facts}}
+    record = {COMPOSITION: {**composition.record, "members": facts}}
     base = members[0].adapter.base
-    return Adapter(parts.name, parts.kind, base, graphs, placements, {**weights, **tensors}, chosen, record)
+    return Adapter(composition.name, composition.kind, base, graphs, placements, {**weights, **tensors}, chosen, record)
 
 
 def own_tensors(adapter: Adapter) -> tuple[str, ...]:
@@ -309,7 +309,7 @@ def own_tensors(adapter: Adapter) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _widths(graph: AdapterGraph, acting: Sequence[Member], parts: Parts, site: str) -> dict[str, int]:
+def _widths(graph: AdapterGraph, acting: Sequence[Member], composition: Composition, site: str) -> dict[str, int]:
     """The widths of a graph at a site; those that the site gives are the same for all members."""
     found: dict[str, int] = {}
     for one in acting:
@@ -321,7 +321,7 @@ def _widths(graph: AdapterGraph, acting: Sequence[Member], parts: Parts, site: s
                     found=f"`{symbol}` = {width} in `{one.adapter.name}`, {found[symbol]} before it",
                     expected="adapters of one base",
                 )
-    known = {**parts.widths, **found}
+    known = {**composition.widths, **found}
     missing = [symbol for symbol in graph.symbols() if symbol not in known]
     if missing:
         raise AdapterError("no member says how wide its site is", where=f"`{site}`", found=f"no `{missing[0]}`")

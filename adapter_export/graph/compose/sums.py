@@ -13,9 +13,9 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import (
     COMPOSITION,
     ROWS,
+    Composition,
     Here,
     Merged,
-    Parts,
     compose,
     members_of,
     replaced_by,
@@ -55,7 +55,7 @@ def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
         AdapterError: they were trained on different bases, or one replaces what a layer reads where another one
             replaces what it returns.
     """
-    return compose(members_of(adapters), Parts(name, "stack", {"type": "stack"}), _stacked, head)
+    return compose(members_of(adapters), Composition(name, "stack", {"type": "stack"}), _stacked, head)
 
 
 def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: str | None = None) -> Adapter:
@@ -85,7 +85,7 @@ def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: 
             "the weights of an average add up to 1", found=f"{sum(shares):g}", fix="divide each by their sum"
         )
     record = {"type": "average", "weights": list(shares)}
-    return compose(members_of(adapters), Parts(name, "average", record), _averaged(shares), head)
+    return compose(members_of(adapters), Composition(name, "average", record), _averaged(shares), head)
 
 
 def weighted_fusion(
@@ -115,8 +115,8 @@ def weighted_fusion(
     def drawn(*_: object) -> Weights:
         return {MIX: np.array([shares], np.float32)}
 
-    parts = Parts(name, WEIGHTED, {"type": WEIGHTED, "residual": residual}, drawn, {ROWS: 1})
-    return compose(members_of(adapters), parts, _weighted(residual), head)
+    composition = Composition(name, WEIGHTED, {"type": WEIGHTED, "residual": residual}, drawn, {ROWS: 1})
+    return compose(members_of(adapters), composition, _weighted(residual), head)
 
 
 def shares_of(adapters: Sequence[Adapter], weights: Shares | None) -> tuple[float, ...]:

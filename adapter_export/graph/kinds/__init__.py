@@ -35,8 +35,8 @@ from adapter_export.graph.kinds.bottleneck import (
 from adapter_export.graph.kinds.ia3 import Ia3Options, ia3, ia3_graph
 from adapter_export.graph.kinds.kind import (
     DEFAULT_BOTTLENECK,
+    Component,
     Kind,
-    KindPart,
     Maker,
     Place,
     Places,
@@ -53,9 +53,9 @@ __all__ = [
     "REFUSED",
     "BottleneckConfig",
     "BottleneckOptions",
+    "Component",
     "Ia3Options",
     "Kind",
-    "KindPart",
     "LoraOptions",
     "Maker",
     "NiceOptions",

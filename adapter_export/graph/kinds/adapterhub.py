@@ -20,7 +20,7 @@ from adapter_export.graph.kinds.bottleneck import (
     graph_name,
     wired,
 )
-from adapter_export.graph.kinds.kind import Kind, KindPart, Maker, Places, Share, per_layer
+from adapter_export.graph.kinds.kind import Component, Kind, Maker, Places, Share, per_layer
 from adapter_export.graph.ops import ACTIVATIONS
 
 _NORMED = Wiring(reads="normed")
@@ -126,17 +126,17 @@ def nice_graph(activation: str) -> AdapterGraph:
     return chain.graph()
 
 
-def _nice_part(activation: str, reduction_factor: float) -> KindPart:
+def _nice_component(activation: str, reduction_factor: float) -> Component:
     """NICE after the embeddings; F and G are as wide as half the features over the factor."""
     width = Share("d", 2 * reduction_factor)
-    return KindPart(f"nice_{activation}", nice_graph(activation), Places(("embeddings",)), {"f": width, "g": width})
+    return Component(f"nice_{activation}", nice_graph(activation), Places(("embeddings",)), {"f": width, "g": width})
 
 
 nice = Maker(
     "nice",
     "`y₁ = h₁ + F(h₂)`, `y₂ = h₂ + G(y₁)` after the embeddings, `h₁` the first half of the features of `h`, F and G "
     'bottlenecks: `inv_adapter="nice"` of AdapterHub (Pfeiffer et al. 2020, MAD-X)',
-    lambda options: Kind("nice", (_nice_part(options.activation, 2.0),), "normal"),
+    lambda options: Kind("nice", (_nice_component(options.activation, 2.0),), "normal"),
     NiceOptions(),
 )
 
@@ -294,7 +294,7 @@ class BottleneckConfig:
 
 
 def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kind:
-    """The kind that an AdapterHub configuration describes: `bottleneck` parts and, before them, an invertible one.
+    """The kind that an AdapterHub configuration describes: `bottleneck` components and, before them, an invertible one.
 
     Args:
         config: the configuration.
@@ -305,12 +305,12 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
     """
     _check(config)
     wiring, options = config.wiring(), config.options()
-    parts: list[KindPart] = []
+    components: list[Component] = []
     if config.inv_adapter is not None:
         if config.inv_adapter_reduction_factor is None:
             expected = "a number, such as 2"
             raise UsageError("an invertible adapter has no `inv_adapter_reduction_factor`", expected=expected)
-        parts.append(_nice_part(options.activation, config.inv_adapter_reduction_factor))
+        components.append(_nice_component(options.activation, config.inv_adapter_reduction_factor))
     chosen = {
         "attention": config.mh_adapter,
         "cross_attention": config.cross_adapter,
@@ -320,8 +320,8 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
     if roles:
         places = Places(tuple(roles), leave_out=tuple(config.leave_out))
         widths = bottleneck_widths(options, per_layer(config.reduction_factor))
-        parts.append(KindPart(graph_name(wiring, options), wired(wiring, options), places, widths))
-    return Kind(name, tuple(parts), _INITIALISATIONS[config.init_weights])
+        components.append(Component(graph_name(wiring, options), wired(wiring, options), places, widths))
+    return Kind(name, tuple(components), _INITIALISATIONS[config.init_weights])
 
 
 def _check(config: BottleneckConfig) -> None:

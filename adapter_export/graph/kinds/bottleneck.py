@@ -8,7 +8,7 @@ from typing import Literal
 from adapter_export.errors import UsageError
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
-from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Kind, KindPart, Maker, Places, Share, Width
+from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Component, Kind, Maker, Places, Share, Width
 from adapter_export.graph.ops import Dim
 
 Scaling = float | Literal["learned", "channel"]
@@ -198,8 +198,8 @@ def bottleneck_maker(
 
     def make(options: BottleneckOptions) -> Kind:
         widths = bottleneck_widths(options, width)
-        part = KindPart(graph_name(wiring, options), wired(wiring, options), Places(roles), widths)
-        return Kind(name, (part,), scheme)
+        component = Component(graph_name(wiring, options), wired(wiring, options), Places(roles), widths)
+        return Kind(name, (component,), scheme)
 
     return Maker(name, formula, make, defaults)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from adapter_export.errors import UsageError
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.kind import Kind, KindPart, Maker, Places
+from adapter_export.graph.kinds.kind import Component, Kind, Maker, Places
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ def _kind(options: Ia3Options) -> Kind:
             found=", ".join(f"`{name}` for both" for name in twice) or "neither",
             expected="different names of linear layers",
         )
-    parts = [
-        KindPart(name, ia3_graph(value), Places(linears=linears))
+    components = [
+        Component(name, ia3_graph(value), Places(linears=linears))
         for name, value, linears in (("ia3", "h", options.on), ("ia3_input", "u", options.inputs))
         if linears
     ]
-    return Kind("ia3", tuple(parts))
+    return Kind("ia3", tuple(components))
 
 
 def ia3_graph(value: str = "h") -> AdapterGraph:

@@ -198,7 +198,7 @@ def fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
 
 
 @dataclass(frozen=True)
-class KindPart:
+class Component:
     """One graph of a kind.
 
     Attributes:
@@ -239,50 +239,52 @@ class Kind:
 
     Attributes:
         name: the kind's name.
-        parts: its graphs; the first one whose places hold a site acts there.
+        components: its graphs; the first one whose places hold a site acts there.
         scheme: how its weights are drawn where nobody says otherwise, a name in `initialise.SCHEMES`.
     """
 
     name: str
-    parts: tuple[KindPart, ...]
+    components: tuple[Component, ...]
     scheme: str = "small_normal"
 
     @property
     def graph(self) -> AdapterGraph:
-        """The graph of its first part."""
-        return self.parts[0].graph
+        """The graph of its first component."""
+        return self.components[0].graph
 
     @property
     def graph_name(self) -> str:
         """The name of its first graph."""
-        return self.parts[0].graph_name
+        return self.components[0].graph_name
 
     @property
     def graphs(self) -> dict[str, AdapterGraph]:
         """Its graphs by name."""
-        return {part.graph_name: part.graph for part in self.parts}
+        return {component.graph_name: component.graph for component in self.components}
 
-    def part_at(self, site: Place) -> KindPart | None:
+    def component_at(self, site: Place) -> Component | None:
         """What acts at a site, if anything does."""
-        return next((part for part in self.parts if part.places.hold(site)), None)
+        return next((component for component in self.components if component.places.hold(site)), None)
 
-    def at(self, sites: Iterable[Place]) -> Iterator[tuple[Place, KindPart]]:
+    def at(self, sites: Iterable[Place]) -> Iterator[tuple[Place, Component]]:
         """The sites at which it acts, with what acts there."""
         for site in sites:
-            part = self.part_at(site)
-            if part is not None:
-                yield site, part
+            component = self.component_at(site)
+            if component is not None:
+                yield site, component
 
-    def placed(self, sites: Iterable[Place]) -> list[tuple[Place, KindPart]]:
+    def placed(self, sites: Iterable[Place]) -> list[tuple[Place, Component]]:
         """Likewise, where each of its places must be there.
 
         Raises:
-            AdapterError: the base has none of the sites of a part, no linear layer of one of its names, or not the
+            AdapterError: the base has none of the sites of a component, no linear layer of one of its names, or not the
                 layers that are left out.
         """
         sites = list(sites)
-        absent = [name for part in self.parts for name in part.places.absent(sites)]
-        left_out = {layer for part in self.parts for layer in part.places.leave_out} - {site.layer for site in sites}
+        absent = [name for component in self.components for name in component.places.absent(sites)]
+        left_out = {layer for component in self.components for layer in component.places.leave_out} - {
+            site.layer for site in sites
+        }
         if left_out:
             raise AdapterError(
                 "a layer is left out that the base does not have",
@@ -306,39 +308,46 @@ class Kind:
         Raises:
             UsageError: a width is not known, or does not divide as it must.
         """
-        return {site.name: Placement(part.graph_name, part.widths_at(site)) for site, part in self.at(sites)}
+        return {
+            site.name: Placement(component.graph_name, component.widths_at(site)) for site, component in self.at(sites)
+        }
 
     def with_widths(self, **widths: Width) -> Kind:
-        """The kind with other widths, such as `b=32`, in those of its parts that have them.
+        """The kind with other widths, such as `b=32`, in those of its components that have them.
 
         Raises:
-            UsageError: none of its parts has such a width, or one is below 1.
+            UsageError: none of its components has such a width, or one is below 1.
         """
         for symbol, width in widths.items():
-            if not any(symbol in part.widths for part in self.parts):
+            if not any(symbol in component.widths for component in self.components):
                 raise UsageError(f"kind `{self.name}` has no width `{symbol}`", found=width)
             if isinstance(width, int) and width < 1:
                 raise UsageError(f"the width `{symbol}` is too small", found=width, expected="at least 1")
 
-        def changed(part: KindPart) -> Mapping[str, Width]:
-            return {symbol: widths.get(symbol, width) for symbol, width in part.widths.items()}
+        def changed(component: Component) -> Mapping[str, Width]:
+            return {symbol: widths.get(symbol, width) for symbol, width in component.widths.items()}
 
-        return replace(self, parts=tuple(replace(part, widths=changed(part)) for part in self.parts))
+        return replace(
+            self, components=tuple(replace(component, widths=changed(component)) for component in self.components)
+        )
 
     def leaving_out(self, *layers: int) -> Kind:
         """The kind without the sites of some layers."""
         return self._placed_at(lambda places: replace(places, leave_out=(*places.leave_out, *layers)))
 
     def at_roles(self, *roles: str) -> Kind:
-        """The kind at sublayers of other roles, in those of its parts that act at sublayers."""
+        """The kind at sublayers of other roles, in those of its components that act at sublayers."""
         return self._placed_at(lambda places: replace(places, roles=roles) if places.are_sublayers else places)
 
     def _placed_at(self, changed: Callable[[Places], Places]) -> Kind:
-        return replace(self, parts=tuple(replace(part, places=changed(part.places)) for part in self.parts))
+        return replace(
+            self,
+            components=tuple(replace(component, places=changed(component.places)) for component in self.components),
+        )
 
     def places(self) -> str:
         """Where it acts, in words."""
-        return "; ".join(dict.fromkeys(str(part.places) for part in self.parts))
+        return "; ".join(dict.fromkeys(str(component.places) for component in self.components))
 
 
 Options = TypeVar("Options")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from adapter_export.errors import UsageError
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.kind import Kind, KindPart, Maker, Places
+from adapter_export.graph.kinds.kind import Component, Kind, Maker, Places
 
 DEFAULT_RANK = 8
 
@@ -60,14 +60,14 @@ def _kind(options: LoraOptions) -> Kind:
     for name in options.on:
         groups.setdefault((options.ranks.get(name, options.rank), options.factor(name)), []).append(name)
     factors = list(dict.fromkeys(factor for _, factor in groups))
-    parts = []
+    components = []
     for (rank, factor), names in groups.items():
         graph = lora_graph(factor, bias=options.bias, dropout=options.dropout, gate=options.gate)
         number = factors.index(factor) + 1
         flags = [flag for flag in ("bias", "gate") if getattr(options, flag)]
         graph_name = "_".join(["lora", *flags, *([str(number)] if number > 1 else [])])
-        parts.append(KindPart(graph_name, graph, Places(linears=tuple(names)), {"r": rank}))
-    return Kind("lora", tuple(parts), "kaiming_zero_up")
+        components.append(Component(graph_name, graph, Places(linears=tuple(names)), {"r": rank}))
+    return Kind("lora", tuple(components), "kaiming_zero_up")
 
 
 def lora_graph(factor: float, *, bias: bool = False, dropout: float = 0.0, gate: bool = False) -> AdapterGraph:

@@ -17,7 +17,7 @@ from adapter_export.errors import AdapterError, FormatError, UsageError, argumen
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.attention import FIRST_TEMPERATURE, FusionOptions, attend
-from adapter_export.graph.compose.members import Here, Member, Merged, Parts, compose
+from adapter_export.graph.compose.members import Composition, Here, Member, Merged, compose
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
 from adapter_export.importers.adapterhub.config import LoraConfig
@@ -122,7 +122,7 @@ def compile_setup(
     def own(site: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
         return {parameter: weights[f"{site}.{parameter}"] for parameter in shapes}
 
-    made = compose(members, Parts(name, _KINDS[setup.block.kind], {}, own), merged, None)
+    made = compose(members, Composition(name, _KINDS[setup.block.kind], {}, own), merged, None)
     placements = {site.name: made.placements[site.name] for site in sites if site.name in made.placements}
     return replace(made, placements=placements), (*notes, *_notes(setup, methods, fusions.values()))
 
@@ -167,7 +167,7 @@ def _acting(block: Block, methods: Mapping[str, Method], sites: SiteMap) -> dict
     parallel = {name for name, method in methods.items() if _is_parallel(method)}
     acting = {}
     for site in sites.sublayers:
-        here = [name for name, kind in kinds.items() if kind.part_at(site) is not None]
+        here = [name for name, kind in kinds.items() if kind.component_at(site) is not None]
         with within(f"`{site.name}`"):
             for each in block.blocks():
                 _check_block(each, here, parallel)

@@ -65,7 +65,7 @@ def import_bottleneck(
             )
         keys[inverted[0].name] = names.inverse
     for site in sites:
-        part = made.part_at(site)
+        part = made.component_at(site)
         if part is None:
             continue
         if site.name not in keys:

@@ -17,7 +17,7 @@ from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT, bind_base_
 from adapter_export.graph.kinds import (
     KINDS,
     BottleneckConfig,
-    KindPart,
+    Component,
     activation_named,
     bottleneck_config,
 )
@@ -120,7 +120,7 @@ def test_every_configuration_is_its_formula(inner: str, post_norm: bool) -> None
     norm = (lambda value: layer_norm(value, weight, bias, BASE_EPSILON)) if post_norm else None
     for wiring in wirings():
         given = config(**INNER[inner], **wiring)
-        (part,) = bottleneck_config(given).parts
+        (part,) = bottleneck_config(given).components
         p = {name: tensor.astype(float) for name, tensor in draw_parameters(part.graph, WIDTHS, RNG).items()}
         h, x = RNG.standard_normal((2, 2, 3, D))
         y = (norm or np.asarray)(h + x)
@@ -139,7 +139,7 @@ def test_topologies_have_names_of_their_own() -> None:
     graphs = {}
     for wiring in wirings():
         for inner in ({}, {"ln_before": True}, {"use_gating": True}, {"phm_layer": True}):
-            (part,) = bottleneck_config(config(**wiring, **inner)).parts
+            (part,) = bottleneck_config(config(**wiring, **inner)).components
             assert graphs.setdefault(part.graph_name, part.graph) == part.graph, part.graph_name
 
 
@@ -257,8 +257,8 @@ def test_blocks_of_kronecker_products_divide_the_widths() -> None:
         parts_of(phm_layer=True, phm_dim=5).widths_at(SITES[1])
 
 
-def parts_of(**changes: Any) -> KindPart:
-    (part,) = bottleneck_config(config(**changes)).parts
+def parts_of(**changes: Any) -> Component:
+    (part,) = bottleneck_config(config(**changes)).components
     return part
 
 

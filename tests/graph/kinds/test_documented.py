@@ -20,7 +20,7 @@ from adapter_export.graph.kinds import (
     REFUSED,
     BottleneckConfig,
     BottleneckOptions,
-    KindPart,
+    Component,
     LoraOptions,
     PhmOptions,
     Share,
@@ -57,9 +57,9 @@ def test_places_and_costs_are_those_of_the_code(name: str) -> None:
     acts_at, replaces, _, _, parameters, accumulates = ROWS[name]
     kind = KINDS[name]()
     assert acts_at == kind.places()
-    assert words(replaces) == [part.graph.replaces for part in kind.parts]
+    assert words(replaces) == [part.graph.replaces for part in kind.components]
     for d, b in ((384, 12), (768, 64)):
-        for part in kind.parts:
+        for part in kind.components:
             widths = {"d": d, "d_in": d, "b": b, "r": 6, "f": 10, "g": 20, "n": 4, "k": 1, "p": d // 4, "q": b // 4}
             shared = {shape for key, shape in part.graph.parameter_shapes(widths).items() if key in part.graph.shared}
             found = cost(part.graph, widths)
@@ -70,7 +70,7 @@ def test_places_and_costs_are_those_of_the_code(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_widths_are_the_defaults(name: str) -> None:
-    for part in KINDS[name]().parts:
+    for part in KINDS[name]().components:
         for symbol in set(part.widths) & set("bfgr"):
             width = part.widths[symbol]
             shown = (
@@ -82,7 +82,7 @@ def test_the_widths_are_the_defaults(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_can_lie_idle(name: str) -> None:
-    for part in KINDS[name]().parts:
+    for part in KINDS[name]().components:
         form = inference_form(part.graph)
         assert neutral_parameters(form, neutral_widths(form, {"d": 12, "d_in": 12})).keys() == form.parameters.keys()
 
@@ -143,8 +143,8 @@ def test_the_schemes() -> None:
     }
 
 
-def only(kind: str, options: Any = None) -> KindPart:
-    return KINDS[kind](options).parts[0]
+def only(kind: str, options: Any = None) -> Component:
+    return KINDS[kind](options).components[0]
 
 
 TENSORS = {

@@ -15,7 +15,7 @@ def test_a_kind_has_its_name_and_its_places(name: str) -> None:
     kind = KINDS[name]()
     assert kind.name == name
     assert kind.places()
-    assert kind.graphs.keys() == {part.graph_name for part in kind.parts}
+    assert kind.graphs.keys() == {part.graph_name for part in kind.components}
     assert kind == KINDS[name].changed()
 
 
@@ -57,7 +57,7 @@ def test_options_that_a_kind_does_not_have_are_refused() -> None:
 
 
 def test_widths_that_a_kind_does_not_have_are_refused() -> None:
-    assert KINDS["lora"]().with_widths(r=2).parts[0].widths == {"r": 2}
+    assert KINDS["lora"]().with_widths(r=2).components[0].widths == {"r": 2}
     with pytest.raises(UsageError, match="kind `lora` has no width `b`; found 4"):
         KINDS["lora"]().with_widths(b=4)
     with pytest.raises(UsageError, match="the width `b` is too small; found 0"):
