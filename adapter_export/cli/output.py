@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.text import Text
 
-from adapter_export.errors import worded
 from adapter_export.tables import Table
 from adapter_export.tables import size as size
 
@@ -49,7 +48,7 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Write a warning to stderr."""
-    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {worded(message, 'shell')}", err=True)
+    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
 
 
 def shown(found: Table) -> rich.table.Table:

@@ -48,6 +48,12 @@ def pack(
 
     check_free(output, force=force)
     notes: list[str] = []
-    made = ae.pack(weights, base, name=name or output.resolve().name, on_note=notes.append, **options)
+    made = ae.pack(
+        weights,
+        base,
+        name=name or output.resolve().name,
+        on_note=lambda note: notes.append(note.sentence("shell")),
+        **options,
+    )
     ae.save(made, output, force=force)
     report_adapter(made, notes, output, as_json)

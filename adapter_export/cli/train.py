@@ -14,6 +14,7 @@ from adapter_export.cli.output import Bar, duration, progress_bar, say, show, wa
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
+    from adapter_export.errors import Note
     from adapter_export.graph.adapter import Adapter
     from adapter_export.torch_backend.train.record import EpochRecord
 
@@ -90,9 +91,9 @@ def train(
     """
     notes: list[str] = []
 
-    def noted(note: str) -> None:
-        notes.append(note)
-        warn(f"{note}.")
+    def noted(note: Note) -> None:
+        notes.append(note.sentence("shell"))
+        warn(f"{notes[-1]}.")
 
     named = [item.rpartition("=") for item in fuse]
     members = [ae.load_adapter(place, name=name or None, near=model) for name, _, place in named]
