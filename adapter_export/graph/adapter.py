@@ -37,12 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Placement:
-    """One graph at one site.
-
-    Attributes:
-        graph: a name in the adapter's `graphs`.
-        widths: a number for each symbol of that graph, such as `{"d": 384, "b": 64}`.
-    """
+    """One graph at one site, with a number for each of its symbols, such as `{"d": 384, "b": 64}`."""
 
     graph: str
     widths: Mapping[str, int]
@@ -50,15 +45,11 @@ class Placement:
 
 @dataclass(frozen=True)
 class Head:
-    """A prediction head.
+    """A prediction head: a graph from the final hidden state to the result of its task, and the widths of its symbols.
 
-    Attributes:
-        graph: from the final hidden state to the result of the task: logits [batch, classes] of a sequence
-            classification, numbers [batch, classes] of a regression, logits [batch, tokens, classes] of a token
-            classification, vectors [batch, width] of an embedding.
-        widths: a number for each symbol of the graph.
-        labels: the name of each class, in the order of the logits; empty for a regression and an embedding.
-        task: what it is for.
+    The result is logits [batch, classes] of a sequence classification, numbers [batch, classes] of a regression, logits
+    [batch, tokens, classes] of a token classification, vectors [batch, width] of an embedding. `labels` name the
+    classes in the order of the logits; a regression and an embedding have none.
     """
 
     graph: AdapterGraph
@@ -68,7 +59,7 @@ class Head:
 
     @property
     def output(self) -> HeadOutput:
-        """What it gives."""
+        """The output that it fills."""
         return TASK_OUTPUTS[self.task]
 
 
@@ -76,16 +67,9 @@ class Head:
 class Adapter:
     """An adapter, checked when it is made.
 
-    Attributes:
-        name: what users call it.
-        kind: the kind that its graphs were made by, `custom` for those written by hand.
-        base: the fingerprint of the base that it was trained on.
-        graphs: the graphs by name.
-        placements: what acts where, by site, in the order of the base.
-        weights: float32 tensors `<site>.<parameter>`, `shared.<graph>.<parameter>` for what the graph shares, and
-            `head.<parameter>` for the head.
-        head: the prediction head, if it has one.
-        training: the training record, any JSON object.
+    `base` is the fingerprint of the base that it was trained on, `kind` the kind that made its graphs (`custom` if
+    written by hand), `placements` are by site in the order of the base, `training` is any JSON object. `weights` are
+    float32 tensors `<site>.<parameter>`, `shared.<graph>.<parameter>` and `head.<parameter>`.
 
     Raises:
         AdapterError: placements, graphs and head do not fit together.
@@ -119,7 +103,7 @@ class Adapter:
             raise AdapterError(f"a site may not be called `{reserved}`")
 
     def _check_graphs(self) -> None:
-        """A site's graph reads site values and replaces one of them; a head's reads its own, for its task."""
+        """Check that a site's graph reads site values and replaces one of them, and that a head's fits its task."""
         for owner, graph, widths in self.components():
             values = HEAD_VALUES if owner == HEAD else SITE_VALUES
             with within(f"`{owner}`"):
@@ -138,7 +122,7 @@ class Adapter:
                 _check_head(self.head)
 
     def _check_tensor_names(self) -> None:
-        """No two tensors have one name, and what places share has one shape, whatever their widths."""
+        """Check that no two tensors have one name, and that a shared one has one shape at all sites."""
         tensors = {
             (prefix, name) for owner, _, _ in self.components() for name, prefix in self._prefixes(owner).items()
         }
@@ -161,11 +145,11 @@ class Adapter:
                 )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape that each of its tensors must have."""
+        """The shape of each tensor."""
         return dict(self._shapes())
 
     def tensor_names(self, owner: str) -> dict[str, str]:
-        """The tensor behind each parameter of one site, or of the `head`; what is shared has one name everywhere."""
+        """The tensor behind each parameter of one site, or of the `head`; shared ones have one name at all sites."""
         return {name: f"{prefix}.{name}" for name, prefix in self._prefixes(owner).items()}
 
     def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -179,7 +163,7 @@ class Adapter:
         return {name: common if name in graph.shared else owner for name in graph.parameters}
 
     def components(self) -> Iterator[tuple[str, AdapterGraph, Mapping[str, int]]]:
-        """Every site's graph with its widths, then the head's under the name `head`."""
+        """Every site with its graph and widths, then the head's under the name `head`."""
         for site, placement in self.placements.items():
             yield site, self.graphs[placement.graph], placement.widths
         if self.head is not None:
@@ -190,7 +174,7 @@ class Adapter:
         return {name: self.weights[tensor] for name, tensor in self.tensor_names(owner).items()}
 
     def cost(self) -> Cost:
-        """Parameters, bytes and multiply-accumulates of all its parts together; what is shared is stored once."""
+        """Parameters, bytes and multiply-accumulates of all components; a shared tensor is stored once."""
         total = sum((cost(graph, widths) for _, graph, widths in self.components()), NO_COST)
         return stored(self.tensor_shapes().values(), total.multiply_accumulates)
 
@@ -214,11 +198,7 @@ def _check_head(head: Head) -> None:
 
 
 def check_name(name: str) -> str:
-    """Return the name of an adapter if it may be one.
-
-    Raises:
-        AdapterError: it may not.
-    """
+    """Return the name if an adapter may have it; raises `AdapterError` if not."""
     if not _NAME.fullmatch(name):
         raise AdapterError(
             "a name that no adapter may have",
@@ -232,8 +212,7 @@ def check_name(name: str) -> str:
 def check_tensors(found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Compare tensors with the shapes that they must have.
 
-    Raises:
-        TensorError: listing every tensor that is missing, left over, misshapen, not float32 or not finite.
+    Raises `TensorError`, listing every tensor that is missing, left over, misshapen, not float32 or not finite.
     """
     faults = [f"`{name}` is missing" for name in expected if name not in found]
     faults += [f"`{name}` is left over" for name in found if name not in expected]

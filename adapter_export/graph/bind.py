@@ -1,4 +1,4 @@
-"""Binding: what a graph leaves to the base is replaced by ordinary ops, as the base at hand has it."""
+"""Binding: `base_norm` in a graph is replaced by the norm of the base at hand."""
 
 from __future__ import annotations
 
@@ -27,21 +27,12 @@ def needs_base_norm(graph: AdapterGraph) -> bool:
 def bind_base_norm(
     graph: AdapterGraph, kind: NormKind | None, epsilon: float = 1e-5, *, bias: bool = True
 ) -> AdapterGraph:
-    """Replace `base_norm` by the base's norm, whose tensors the caller adds to the parameters.
+    """Replace `base_norm` by the base's norm, with the parameters `base_norm.weight` [d] and `base_norm.bias` [d].
 
-    Args:
-        graph: a site's graph; one without `base_norm` is returned as it is.
-        kind: the norm between the residual sum and `y` at the site; none where the base has none there, as in pre-norm
-            bases, where `base_norm` then is the identity.
-        epsilon: of the norm.
-        bias: whether the norm has one; an `rms` norm has none.
+    The caller supplies their tensors, ones where the norm has no weight. Without a `kind` (no norm between the residual
+    sum and `y`, as in pre-norm bases) `base_norm` is the identity. A graph without `base_norm` is returned as it is.
 
-    Returns:
-        The graph with the parameters `base_norm.weight` [d] and `base_norm.bias` [d] besides its own, where they are
-        needed. A norm without a weight is given ones.
-
-    Raises:
-        GraphError: the base's norm is `unknown`, or the graph has a parameter of a borrowed name.
+    Raises `GraphError` if the base's norm is `unknown`, or the graph has a parameter of a borrowed name.
     """
     if not needs_base_norm(graph):
         return graph

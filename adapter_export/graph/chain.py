@@ -61,20 +61,14 @@ class Chain:
         )
 
     def activation(self, name: str, output: str = "activated") -> str:
-        """One of `ACTIVATIONS`.
-
-        Raises:
-            UsageError: there is no such activation.
-        """
+        """One of `ACTIVATIONS`; raises `UsageError` for any other."""
         if name not in ACTIVATIONS:
             raise UsageError("unknown activation", found=f"`{name}`", expected=", ".join(ACTIVATIONS))
         return self.op(name, output, attributes={key: _CONSTANTS[key] for key in OPS[name].attributes})
 
     def dropout(self, rate: float, output: str = "dropped", op: str = "dropout") -> str:
-        """Dropout in training, or another op with a rate; nothing at rate 0.
-
-        Raises:
-            UsageError: the rate is not a probability below 1.
+        """Dropout in training, or another op with a rate; nothing at rate 0. Raises `UsageError` unless 0 ≤
+        rate < 1.
         """
         if rate not in OPS[op].attributes["rate"]:
             name = op.replace("_", " ")
@@ -90,11 +84,7 @@ class Chain:
         return self.op("gate", "gated", opened)
 
     def scale(self, factor: float) -> str:
-        """A constant factor; nothing at 1.
-
-        Raises:
-            UsageError: it is not a finite number.
-        """
+        """A constant factor; nothing at 1. Raises `UsageError` if it is not finite."""
         if factor not in OPS["scale"].attributes["factor"]:
             raise UsageError("the scaling is not a finite number", found=factor)
         return self.op("scale", "scaled", attributes={"factor": factor}) if factor != 1.0 else self.value
@@ -102,12 +92,10 @@ class Chain:
     def graph(
         self, replaces: str = "h", shared: tuple[str, ...] = (), *, values: Collection[str] = SITE_VALUES
     ) -> AdapterGraph:
-        """The graph that returns the last value, at a site in the place of the site value `replaces`.
+        """The graph that returns the last value in the place of the site value `replaces`.
 
-        Args:
-            replaces: the site value.
-            shared: the parameters that all places have in common.
-            values: what it may read: those of a site, or of a head.
+        `shared` are the parameters that all places have in common, `values` those that may be read: a site's, or a
+        head's.
         """
         read = {name for node in self.nodes for name in node.inputs}
         inputs = tuple(name for name in values if name in read)

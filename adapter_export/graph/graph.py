@@ -32,14 +32,8 @@ DATA_AXES = ("batch", "tokens")
 
 @dataclass(frozen=True)
 class Node:
-    """One application of an op.
-
-    Attributes:
-        op: a name in `OPS`.
-        inputs: the values it reads: site values, or outputs of earlier nodes.
-        output: the value it defines.
-        parameters: the graph's parameter for each role of the op.
-        attributes: the op's numbers.
+    """One application of an op of `OPS`: the values that it reads and defines, the graph's parameter for each role of
+    the op, and the op's numbers.
     """
 
     op: str
@@ -51,18 +45,11 @@ class Node:
 
 @dataclass(frozen=True)
 class AdapterGraph:
-    """Nodes in the order of evaluation, checked when the graph is made.
+    """Nodes in the order of evaluation, checked when the graph is made; a `GraphError` names the node.
 
-    Attributes:
-        inputs: the values it reads, keys of `SITE_VALUES` or of `HEAD_VALUES`.
-        parameters: the symbolic shape of every tensor it owns.
-        nodes: the ops, each after those whose outputs it reads.
-        result: the value it returns.
-        replaces: the site value that the result stands for, a key of `READABLE`; of no meaning in a head.
-        shared: the parameters that all places of one adapter with this graph have in common.
-
-    Raises:
-        GraphError: it is not well formed; the message names the node.
+    `inputs` are keys of `SITE_VALUES` or of `HEAD_VALUES`, `parameters` the symbolic shapes of its tensors. `result`
+    stands in the place of the site value `replaces`, a key of `READABLE` (without meaning in a head). `shared` are the
+    parameters that all places of one adapter with this graph have in common.
     """
 
     inputs: tuple[str, ...]
@@ -150,7 +137,7 @@ class AdapterGraph:
             return spec.shape(inputs, dims)
 
     def dimensions(self, node: Node) -> dict[str, Dim]:
-        """The own dimensions of a node's op in the graph's terms: `in` is the last axis of what it reads first."""
+        """The dimensions of a node's op in the graph's terms: `in` is the last axis of what it reads first."""
         shapes = self.shapes()
         inputs = tuple(shapes[name] for name in node.inputs)
         return bind_dimensions(OPS[node.op], inputs, node.parameters, self.parameters, f"`{node.output}`")
@@ -176,20 +163,13 @@ class AdapterGraph:
         return tuple(dict.fromkeys(dim for shape in self.parameters.values() for dim in shape if isinstance(dim, str)))
 
     def parameter_shapes(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter in numbers.
-
-        Args:
-            widths: a number for each of `symbols()`.
-        """
+        """The shape of every parameter in numbers, given a width for each of `symbols()`."""
         return {name: tuple(resolve(dim, widths) for dim in shape) for name, shape in self.parameters.items()}
 
     def check_widths(self, widths: Mapping[str, int]) -> None:
         """Compare the widths with what the ops ask of them, such as that one is a multiple of another.
 
-        What depends on a width that is not given, since no parameter has it but the base, is left to the base.
-
-        Raises:
-            GraphError: they do not fit; the message names the node.
+        A width that is not given, as only the base has it, is not checked. Raises `GraphError`, which names the node.
         """
         for index, node in enumerate(self.nodes):
             for fault in broken_products(OPS[node.op], self.known_dimensions(node, widths)):
@@ -245,14 +225,9 @@ def bypass(graph: AdapterGraph, node: Node) -> AdapterGraph:
 def exchange(
     graph: AdapterGraph, old: Node, new: Node, added: Mapping[str, Shape], shared: Sequence[str]
 ) -> AdapterGraph:
-    """The graph with another node for the same value and the parameters of that, without what only the old one used.
+    """The graph with the node `new` for the same value as `old`, without the parameters that only `old` used.
 
-    Args:
-        graph: the graph.
-        old: the node to take out.
-        new: the node to put in its place, with the same output.
-        added: the shapes of new parameters.
-        shared: those of them that all places share.
+    `added` are the shapes of new parameters, `shared` those of them that all places share.
     """
     nodes = tuple(new if node is old else node for node in graph.nodes)
     shapes = {**graph.parameters, **added}
@@ -292,19 +267,10 @@ def interpret(
     inputs: Mapping[str, Value],
     parameters: Mapping[str, Value],
 ) -> dict[str, Value]:
-    """Evaluate every node of a graph.
+    """Evaluate every node of a graph; returns every value by name, the inputs included, the result at `graph.result`.
 
-    Args:
-        graph: the graph.
-        lowerings: one function per op; every op of the graph must be there.
-        inputs: the site values that the graph reads.
-        parameters: a tensor for each of the graph's parameters.
-
-    Returns:
-        Every value of the graph by name, the inputs included; the result is at `graph.result`.
-
-    Raises:
-        GraphError: an op of `BOUND_OPS` is not bound.
+    `lowerings` has a function for every op, `inputs` and `parameters` what the graph reads and owns. Raises
+    `GraphError` for an op of `BOUND_OPS`, which has no value without a base.
     """
     values = {name: inputs[name] for name in graph.inputs}
     for node in graph.nodes:
@@ -328,12 +294,8 @@ _FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """The price of one graph at one site.
-
-    Attributes:
-        parameters: how many numbers it stores.
-        bytes: their size in float32.
-        multiply_accumulates: those of its matrix products, per token; element-wise work is not counted.
+    """The numbers that a graph stores at one site, their bytes in float32, and the multiply-accumulates of its matrix
+    products per token (element-wise work is not counted).
     """
 
     parameters: int
@@ -352,17 +314,12 @@ NO_COST = Cost(0, 0, 0)
 
 
 def cost(graph: AdapterGraph, widths: Mapping[str, int]) -> Cost:
-    """Count a graph at given widths.
-
-    Args:
-        graph: the graph.
-        widths: a number for each of its symbols, such as `{"d": 384, "b": 64}`.
-    """
+    """Count a graph at given widths, such as `{"d": 384, "b": 64}`."""
     accumulates = (OPS[node.op].multiply_accumulates(graph.known_dimensions(node, widths)) for node in graph.nodes)
     return stored(graph.parameter_shapes(widths).values(), sum(accumulates))
 
 
 def stored(shapes: Iterable[tuple[int, ...]], multiply_accumulates: int) -> Cost:
-    """The price of float32 tensors of these shapes, and of the work that is done with them."""
+    """The cost of float32 tensors of these shapes, and of the work that is done with them."""
     parameters = sum(map(math.prod, shapes))
     return Cost(parameters, parameters * _FLOAT32_BYTES, multiply_accumulates)

@@ -20,16 +20,12 @@ _POOLS = {"mean": ("mean_pool", ("mask",)), "first": ("first_token", ())}
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """What the usual heads have in common.
+    """Options of the usual heads.
 
-    Attributes:
-        pooling: of `POOLINGS`; a head that classifies tokens pools nothing.
-        dense: how many linears with the activation behind them stand before the last one. AdapterHub's classification
-            head is `pooling="first", dense=1`.
-        activation: one of `ACTIVATIONS`.
-        dropout: the rate before every linear, in training.
-        projection: for embeddings, whether a last linear gives the vector another width; always so for other tasks.
-        l2_normalise: for embeddings, whether vectors have length 1, so that their dot product is their cosine.
+    `dense` linears with `activation` behind each stand before the last one; AdapterHub's classification head is
+    `pooling="first", dense=1`. A head that classifies tokens pools nothing. `dropout` is the rate before every linear,
+    in training. For embeddings, `projection` adds a last linear to another width, and `l2_normalise` gives vectors
+    length 1, so that their dot product is their cosine.
     """
 
     pooling: str = "mean"
@@ -44,11 +40,10 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
     """The graph of a usual head: `last(f(D₂ f(D₁ pool(hidden))))`, with as many dense layers as the options say.
 
     Parameters `dense_1.weight` [d, e1], `dense_1.bias` [e1], `dense_2.weight` [e1, e2] and so on, and
-    `classifier.weight` [.., classes], `classifier.bias` [classes]. For embeddings the last one is
-    `projection.weight` [.., width], if there is one.
+    `classifier.weight` [.., classes], `classifier.bias` [classes]; for embeddings with a projection `projection.weight`
+    [.., width].
 
-    Raises:
-        UsageError: an option has a value that it cannot have, or does not go with the task.
+    Raises `UsageError` for an option's value that it cannot have, or that does not go with the task.
     """
     options = options or HeadOptions()
     _check(task, options)
@@ -75,11 +70,7 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
 
 
 def classification_head(pooling: str = "mean") -> AdapterGraph:
-    """`W·pool(hidden) + b`: logits [batch, classes] from the final hidden state.
-
-    Args:
-        pooling: `mean` over the tokens that the mask keeps, or the `first` token.
-    """
+    """`W·pool(hidden) + b`: logits [batch, classes] from the final hidden state, the pooling one of `POOLINGS`."""
     return head_graph("sequence_classification", HeadOptions(pooling))
 
 
@@ -92,18 +83,11 @@ def make_head(
     hidden: int | None = None,
     options: HeadOptions | None = None,
 ) -> Head:
-    """A usual head with its widths.
+    """A usual head with its widths: `width` of the base's final hidden state, `hidden` of the dense layers (`width` if
+    not given).
 
-    Args:
-        task: what it is for.
-        width: that of the base's final hidden state.
-        labels: the classes of a classification.
-        numbers: how many numbers a regression gives, or how wide the vectors of an embedding with a projection are.
-        hidden: the width of its dense layers; `width` if not given.
-        options: what it looks like.
-
-    Raises:
-        UsageError: an option has a value that it cannot have, or does not go with the task.
+    `numbers` is how many numbers a regression gives, or how wide the vectors of a projected embedding are. Raises as
+    `head_graph`.
     """
     graph = head_graph(task, options)
     fixed = {"d": width, CLASSES: len(labels) or numbers, "width": numbers}

@@ -56,12 +56,9 @@ def rule(std: float) -> Draw:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the weights of an adapter's projections are drawn.
-
-    Attributes:
-        inner: of every projection but the closing ones.
-        closing: of those whose output goes into the result with nothing but sums, factors and norms on the way.
-        gate: of those that open a gate, which start open by half; AdapterHub's `houlsby` leaves them to torch.
+    """Draws for an adapter's projections: `closing` those whose output goes into the result through sums, factors and
+    norms alone, `inner` the others, `gate` those that open a gate, half open at first (AdapterHub's `houlsby` leaves
+    them to torch).
     """
 
     inner: Draw
@@ -88,21 +85,11 @@ _PROJECTIONS = frozenset({"linear", "phm_linear"})
 
 
 def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng: np.random.Generator) -> Weights:
-    """Draw the parameters of a graph: projections by the scheme, norm weights and learned factors 1, biases 0.
-
-    The weights of a mix are equal and add up to 1.
+    """Draw the parameters of a graph: projections by the scheme, norm weights and learned factors 1, biases 0, mixes
+    equal.
 
     The projections of a head are drawn from N(0, 0.02²) whatever the scheme; the factors of Kronecker products by
-    Glorot & Bengio, but zero where the scheme makes the projection zero.
-
-    Args:
-        graph: a site's graph or a head's.
-        widths: a number for each of its symbols.
-        scheme: a name in `SCHEMES`.
-        rng: the source of randomness.
-
-    Raises:
-        UsageError: there is no such scheme.
+    Glorot & Bengio, but zero where the scheme makes the projection zero. Raises `UsageError` for an unknown scheme.
     """
     if scheme not in SCHEMES:
         raise UsageError("unknown initialisation", found=f"`{scheme}`", expected=", ".join(SCHEMES))
@@ -112,7 +99,7 @@ def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng:
 
 
 def _draws(graph: AdapterGraph, scheme: Scheme) -> dict[str, Draw]:
-    """How each parameter is drawn; one that a closing and an inner projection share counts as closing."""
+    """The draw of each parameter; one that a closing and an inner projection share counts as closing."""
     closing, gates = _closing(graph, graph.result), _gates(graph)
     draws: dict[str, Draw] = {}
     for node in sorted(graph.nodes, key=lambda node: node in closing):
@@ -145,7 +132,7 @@ def _equal(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def _closing(graph: AdapterGraph, value: str) -> list[Node]:
-    """The projections from which a value comes with nothing but sums, factors and norms on the way."""
+    """The projections from which a value comes through sums, factors and norms alone."""
     node = producer(graph, value)
     if node is None or node.op in _PROJECTIONS:
         return [] if node is None else [node]

@@ -1,10 +1,7 @@
-"""The vocabulary: every op that an adapter graph may use, given once.
+"""Every op that an adapter graph may use: arity, parameters, attributes, shape rule and cost.
 
-What an op computes is defined by the NumPy lowering (`adapter_export.graph.numpy_lowering`); here stand the facts that
-need no arithmetic: how many values it reads, which parameters and attributes it has, which shape it returns, its cost.
-
-Shapes are tuples of dimensions; a dimension is a number or a symbol such as `d` (the site's width) or `b` (the
-bottleneck). Ops work on the last axis and leave the axes before it alone, unless they say otherwise.
+The NumPy lowering (`adapter_export.graph.numpy_lowering`) defines what an op computes. A dimension is a number or a
+symbol such as `d` (the site's width) or `b` (the bottleneck). Ops work on the last axis unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -29,13 +26,9 @@ CostRule = Callable[[Mapping[str, int]], int]
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """A tensor that an op owns.
+    """A tensor of an op: its role, such as `weight`, and its shape in the op's own terms.
 
-    Attributes:
-        role: what it is to the op: `weight`, `bias`.
-        shape: its dimensions in the op's own terms; `in` is the last axis of the first value that the op reads,
-            `values` how many values a variadic op reads.
-        optional: whether a node may leave it out.
+    `in` is the last axis of the first value that the op reads, `values` how many values a variadic op reads.
     """
 
     role: str
@@ -62,11 +55,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Arity:
-    """How many values an op reads: `least`, or that and any multiple of `step` more.
-
-    Attributes:
-        least: the smallest number.
-        step: 0 where the number is fixed.
+    """How many values an op reads: `least`, or that and any multiple of `step` more; step 0 where the number is
+    fixed.
     """
 
     least: int = 1
@@ -89,7 +79,7 @@ def same_shape(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
 
 
 def all_equal(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    """Any number of values of one shape, which is returned."""
+    """The shape that all values have."""
     if len(set(inputs)) != 1:
         raise GraphError(
             "values of different shapes meet", found=" and ".join(map(str, inputs)), expected="equal shapes"
@@ -129,7 +119,7 @@ def gated(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
 
 
 def equal_per_token(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape:
-    """Any number of values [batch, tokens, width] of one shape, which is returned."""
+    """The shape [batch, tokens, width] that all values have."""
     _three_axes(inputs[0])
     return all_equal(inputs, dims)
 
@@ -162,17 +152,10 @@ def _three_axes(shape: Shape) -> tuple[Dim, Dim, Dim]:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One op.
+    """One op, with its formula as `summary`.
 
-    Attributes:
-        name: its name in files.
-        summary: its formula.
-        arity: how many values it reads.
-        parameters: the tensors it owns.
-        attributes: the numbers that a node must state, and where each must lie.
-        shape: shape rule.
-        products: dimensions that are, in numbers, the product of others; 1 where there are none.
-        multiply_accumulates: cost rule; element-wise work is not counted.
+    `attributes` are the numbers that a node must state, with their ranges; `products` the dimensions that are, in
+    numbers, the product of others (1 where there are none). Element-wise work is not counted in `multiply_accumulates`.
     """
 
     name: str
@@ -332,7 +315,7 @@ ACTIVATIONS = tuple(row.name for row in _ELEMENTWISE)
 
 
 def check_attributes(spec: OpSpec, attributes: Mapping[str, float], where: str) -> None:
-    """Each is there and within its range, and there are no others."""
+    """Check that the attributes are those of the op, each within its range."""
     _check_names("attributes", set(attributes), set(spec.attributes), set(), where)
     for name, interval in spec.attributes.items():
         number = attributes[name]
@@ -343,17 +326,10 @@ def check_attributes(spec: OpSpec, attributes: Mapping[str, float], where: str) 
 def bind_dimensions(
     spec: OpSpec, inputs: tuple[Shape, ...], roles: Mapping[str, str], shapes: Mapping[str, Shape], where: str
 ) -> dict[str, Dim]:
-    """The op's own dimensions in the graph's terms.
+    """The op's own dimensions in the graph's terms, from the shapes read and the graph's parameter for each role.
 
-    Args:
-        spec: the op.
-        inputs: the shapes of the values that it reads.
-        roles: the graph's parameter for each role.
-        shapes: the shape of each of the graph's parameters.
-        where: the node, for messages.
-
-    Raises:
-        GraphError: a role is missing or left over, or a parameter has no shape or another than its role asks for.
+    Raises `GraphError` if a role is missing or left over, or a parameter has no shape or not the one that its role asks
+    for.
     """
     needed = {parameter.role for parameter in spec.parameters if not parameter.optional}
     allowed = {parameter.role for parameter in spec.parameters}
@@ -381,15 +357,9 @@ def _bind(name: str, template: tuple[Dim, ...], shapes: Mapping[str, Shape], dim
 
 
 def check_three_axes(op: str, output: str, rank: int | None) -> None:
-    """Hold what an op of `THREE_AXES_OPS` reads against [batch, tokens, width], as some bases flatten the first two.
+    """Refuse with `GraphError` a value that an op of `THREE_AXES_OPS` reads unless its rank, if known, is 3.
 
-    Args:
-        op: the op.
-        output: the value that it defines, for messages.
-        rank: how many axes there are, none where that is unknown.
-
-    Raises:
-        GraphError: not three.
+    Some bases flatten [batch, tokens, width] to two axes; `output` is the value that the op defines.
     """
     if rank not in {None, 3}:
         raise GraphError(
@@ -402,11 +372,8 @@ def check_three_axes(op: str, output: str, rank: int | None) -> None:
 
 
 def broken_products(spec: OpSpec, numbers: Mapping[str, int]) -> Iterator[str]:
-    """The dimensions that are not the product of others that the op needs them to be, in words.
-
-    Args:
-        spec: the op.
-        numbers: the op's own dimensions, as far as they are known.
+    """The dimensions that are not the product of others that the op needs them to be, in words, as far as they are
+    known.
     """
     for name, factors in spec.products.items():
         if not {name, *factors} <= numbers.keys():

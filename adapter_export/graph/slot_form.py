@@ -1,19 +1,15 @@
 """The form in which a graph goes into the slots of an exported graph, in three steps.
 
-1. `inference_form`: what training alone needs goes, and so does every constant factor, which `fold_weights` puts into
-   the weights. A `phm_linear` becomes a dense `linear` with the parameter `<node output>.weight`; `identity`, `dropout`
-   and `drop_path` go; a factor (`scale`, `learned_scale`, `scale_features`, `keep_first_half`, `keep_second_half`) goes
-   into the parameters of the linear or norm before it, or into the rows of the linear behind it. Parameters that
-   something else uses stay as they are, and so does the factor.
+1. `inference_form`: dropout and identities go; a `phm_linear` becomes a dense `linear` with the parameter `<node
+output>.weight`; a factor goes into the parameters of the linear or norm before it, or into the rows of the linear
+behind it, unless something else uses these parameters. `fold_weights` does the same to the weights.
+
 2. `neutral_parameters`: those with which the graph returns what it replaces, so that its slots can lie idle. They are
-   found by reasoning about the graph, not by a list of kinds: every projection and every norm is set to zero, learned
-   factors to one or to zero, and what is zero and what is a site value is followed through the ops.
-3. `slot_form`: a graph of a site that has none, because it loses the residual or normalises the sum, gets a switch
-   behind its result, with `v` what it replaces:
+found by following zeros and site values through the ops, with every projection and norm set to zero and learned factors
+set to one or to zero.
 
-        keep ⊙ v + use · result
-
-   `keep` 1 and `use` 0 give `v` itself, `keep` 0 and `use` 1 the result itself. Both are exact: 0 and 1 round nothing.
+3. `slot_form`: a site's graph that has none, because it loses the residual or normalises the sum, gets a switch: `keep
+⊙ v + use · result`, `v` being what it replaces. 1 and 0 give `v` exactly, 0 and 1 the result.
 """
 
 from __future__ import annotations
@@ -57,14 +53,14 @@ _AS_A_WHOLE = _PER_FEATURE | {"learned_scale"}
 
 @dataclass(frozen=True)
 class _Step:
-    """One change: the graph behind it, and what becomes of the parameters."""
+    """One change: the graph behind it, and what it does to the parameters."""
 
     graph: AdapterGraph
     fold: Callable[[Wide], None]
 
 
 def inference_form(graph: AdapterGraph) -> AdapterGraph:
-    """The graph without what training alone needs and without factors that `fold_weights` puts into the weights."""
+    """The graph without what only training needs and without factors that `fold_weights` puts into the weights."""
     while (step := next(_steps(graph), None)) is not None:
         graph = step.graph
     return graph
@@ -73,10 +69,8 @@ def inference_form(graph: AdapterGraph) -> AdapterGraph:
 def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> Weights:
     """The parameters with which `inference_form(graph)` computes what `graph` computes with the given ones.
 
-    Products are taken in float64 and rounded once.
-
-    Raises:
-        GraphError: a factor takes a parameter out of the range of float32.
+    Products are taken in float64 and rounded once. Raises `GraphError` if a factor takes a parameter out of float32's
+    range.
     """
     folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     while (step := next(_steps(graph), None)) is not None:
@@ -209,8 +203,7 @@ def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[
 def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weights:
     """Parameters for which a site's graph returns the value that it replaces, or a head's graph returns zeros.
 
-    Raises:
-        NotNeutralError: the graph has none; the message says what arrives at its result instead.
+    Raises `NotNeutralError` if there are none, with what arrives at the result instead.
     """
     ones = _neutral_ones(graph)
     if ones is None:
@@ -250,14 +243,14 @@ def _wanted(graph: AdapterGraph) -> str:
 
 
 def _neutral_ones(graph: AdapterGraph) -> frozenset[str] | None:
-    """The parameters that are one where the others are zero and the graph is neutral; none if it never is."""
+    """The parameters that are one, with all others zero, where the graph is neutral; none if it never is."""
     choices = [_parameters_of(graph, ops) for ops in _ONES]
     choices += [frozenset({name}) for name in sorted(_parameters_of(graph, frozenset({"scale_features"})))]
     return next((ones for ones in choices if _follow(graph, ones)[graph.result] == _wanted(graph)), None)
 
 
 def _parameters_of(graph: AdapterGraph, ops: frozenset[str]) -> frozenset[str]:
-    """Those that nothing but these ops use."""
+    """The parameters that only these ops use."""
     inside, outside = (
         {name for node in graph.nodes if (node.op in ops) is wanted for name in node.parameters.values()}
         for wanted in (True, False)
@@ -297,10 +290,7 @@ _MOST_IDLE = 2
 def slot_form(graph: AdapterGraph) -> AdapterGraph:
     """The inference form of a graph; with a switch if it is that of a site and has no neutral parameters.
 
-    The form of a form is that form.
-
-    Raises:
-        NotNeutralError: it needs a switch and computes high powers of what it reads (`degree_idle`).
+    The form of a form is that form. Raises `NotNeutralError` for a switched graph of high powers (`degree_idle`).
     """
     form = inference_form(graph)
     return inference_form(_switched(form)) if _needs_switch(form) else form
@@ -309,14 +299,7 @@ def slot_form(graph: AdapterGraph) -> AdapterGraph:
 def slot_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> Weights:
     """The parameters with which `slot_form(graph)` computes what `graph` computes with the given ones.
 
-    Args:
-        graph: the graph.
-        parameters: its tensors.
-        widths: the symbols that the site fixes, such as `d`.
-
-    Raises:
-        NotNeutralError: as `slot_form`.
-        GraphError: a factor takes a parameter out of the range of float32.
+    `widths` are the symbols that the site fixes, such as `d`. Raises as `slot_form` and `fold_weights`.
     """
     folded, form = fold_weights(graph, parameters), inference_form(graph)
     if not _needs_switch(form):

@@ -1,4 +1,4 @@
-"""What prediction heads are for: the task decides which result a head has, its shape says which output that is."""
+"""Tasks of prediction heads, and the outputs that they fill."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CLASSES = "classes"
 
 
 def head_result(shape: Shape) -> HeadOutput | None:
-    """What a head whose result has this symbolic shape gives; none if no head may have it."""
+    """The output that a head with a result of this symbolic shape fills; none if no head may have it."""
     if shape == ("batch", CLASSES):
         return "logits"
     if shape == ("batch", "tokens", CLASSES):

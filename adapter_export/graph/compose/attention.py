@@ -31,14 +31,11 @@ _OFF_DIAGONAL = 1e-6
 class FusionOptions:
     """`AdapterFusionConfig` of AdapterHub.
 
-    Attributes:
-        query, key, value: which of the three have a projection; without one they are what it would read.
-        query_before_norm: whether the query is the replaced value even where the members read the base's norm.
-        residual_before: whether the residual is added to each value, and not to their mean.
-        value_before_softmax: whether the value projection comes before the mean, and not behind it.
-        temperature: what the scores are divided by; above 1, training lowers it to 1.
-        dropout: the rate on the scores, in training.
-        first_value: what the value projection starts as, the identity or N(0, 0.02²).
+    `query`, `key` and `value` say which of the three have a projection. With `query_before_norm` the query is the
+    replaced value even where the members read the base's norm. `residual_before` adds the residual to each value
+    instead of their mean; `value_before_softmax` puts the value projection before the mean instead of behind it. A
+    `temperature` above 1 is lowered to 1 by training. `dropout` is the rate on the scores; `first_value` what the value
+    projection starts as, the identity or N(0, 0.02²).
     """
 
     query: bool = True
@@ -73,15 +70,9 @@ def adapter_fusion(
     """`h + Σ pᵢ·V Δᵢ` with `p = softmax(Q q · K Δᵢ / T)`, for each token at each site (Pfeiffer et al. 2021, §3.2).
 
     `Δᵢ` is what a member adds, or the difference that it makes. `q` is what the members read where the last one reads
-    `norm(h + x)`, else the value that is replaced. Only those that act at a site take part there, one
-    alone with the share 1. The projections are fresh: keys and queries N(0, 0.02²), values as the options say.
-
-    Args:
-        adapters: the members.
-        name: of the new adapter.
-        options: which projections there are, and where.
-        seed: the same seed draws the same weights.
-        head: the name of the member whose head it gets; none without one.
+    `norm(h + x)`, else the value that is replaced. Members that do not act at a site are left out there; a single one
+    has the share 1. The projections are fresh: keys and queries N(0, 0.02²) by `seed`, values as the options say.
+    `head` names the member whose head it gets.
 
     Raises:
         UsageError: as `stack`.
@@ -108,17 +99,10 @@ def attend(
     width: str = "d",
     owner: str = "fusion",
 ) -> None:
-    """Put the attention behind what members add (`BertFusion.forward` of AdapterHub).
+    """Put the attention behind what the members add, of width `width` (`BertFusion.forward` of AdapterHub).
 
-    Args:
-        chain: has all those values, and gets `fusion.query.weight` [d, d], `fusion.query.bias` [d] and so on, the value
-            projection without a bias.
-        options: which projections there are, and where.
-        added: what each member adds.
-        query: what the query is made of.
-        residual: what the mean is added to.
-        width: the symbol of their width.
-        owner: what stands in the place of `fusion` in the names, where a graph has several.
+    The chain has all these values; it gets `fusion.query.weight` [d, d], `fusion.query.bias` [d] and so on, the value
+    projection without a bias. `owner` replaces `fusion` in the names where a graph has several.
     """
 
     def apply(source: str, op: str, output: str, *others: str) -> str:

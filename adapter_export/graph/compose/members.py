@@ -1,7 +1,4 @@
-"""The members of a composition, and the adapter that is made of them.
-
-The graphs of the members at a site become one: each under a label of its own, what they compute alike computed once.
-"""
+"""The members of a composition, whose graphs become one at each site: common nodes once, the others under its label."""
 
 from __future__ import annotations
 
@@ -35,13 +32,9 @@ _LAYER = re.compile(r"layers\.(\d+)")
 
 
 def numbered(dim: Dim, number: int) -> Dim:
-    """A dimension of a member among those of the others; the site's own are common to all.
+    """A dimension of the member `number` (from 1) among those of the others; the site's own are common to all.
 
-    Weights of a fusion inside another composition are no longer given by row, so theirs are one row.
-
-    Args:
-        dim: as the member's graph has it.
-        number: the member's, from 1.
+    The weights of a fusion inside another composition cannot be given by row, so they are one row.
     """
     if dim == ROWS:
         return 1
@@ -56,13 +49,8 @@ class Merged(Chain):
         self.shared: tuple[str, ...] = ()
 
     def result(self, label: str, number: int, graph: AdapterGraph, values: Mapping[str, str]) -> str:
-        """Take in the nodes of a member's graph; returns the value that is its result.
-
-        Args:
-            label: the member's, the beginning of its names.
-            number: the member's, the end of its widths.
-            graph: the graph.
-            values: what stands for the site values that it reads.
+        """Take in the nodes of a member's graph, `values` in the place of its site values; returns the value of its
+        result.
         """
         return self._taken_in(label, number, graph, values, graph.nodes)[graph.result]
 
@@ -80,7 +68,7 @@ class Merged(Chain):
         return self.difference(found, values.get(graph.replaces, graph.replaces), f"{label}_delta")
 
     def normed_sum(self, value: str) -> str:
-        """What the base makes of another `h`: its own norm of `h + x`."""
+        """The base's own norm of `h + x`, for another `h`."""
         total = self.once(Node("add", (value, "x"), f"{value}_sum"))
         return self.once(Node("base_norm", (total,), f"{value}_normed"))
 
@@ -94,10 +82,8 @@ class Merged(Chain):
         return self.once(Node("scale", (self.value,), "nothing", {}, {"factor": 0.0}))
 
     def once(self, node: Node) -> str:
-        """Add a node under its own name or the next free one, or find the one that computes the same.
-
-        Returns:
-            The name of its output.
+        """Add a node under its own name or the next free one, or find one that computes the same; returns its
+        output.
         """
         wanted = replace(node, output="")
         if not node.parameters and node.op not in _RANDOM:
@@ -132,13 +118,7 @@ class Merged(Chain):
 
 @dataclass(frozen=True)
 class Member:
-    """One adapter of a composition.
-
-    Attributes:
-        label: its name, as a part of names of values and parameters.
-        number: its position, from 1.
-        adapter: the adapter.
-    """
+    """One adapter of a composition: the label that begins its names, and its position from 1."""
 
     label: str
     number: int
@@ -157,12 +137,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Here:
-    """A member at one site.
-
-    Attributes:
-        member: the member.
-        graph: what it computes there.
-    """
+    """A member at one site, with its graph there."""
 
     member: Member
     graph: AdapterGraph
@@ -178,14 +153,10 @@ class Here:
 
 @dataclass(frozen=True)
 class Composition:
-    """What of a composition is its own.
+    """The new adapter's name and kind (also the name of its first graph), its record, and its own weights.
 
-    Attributes:
-        name: of the adapter.
-        kind: of the adapter, and the name of its first graph.
-        record: what the training record says of it.
-        weights: makes the tensors of a graph's own parameters at a site, from their names and shapes.
-        widths: the widths of a graph's own symbols.
+    `weights` makes the tensors of the graph's own parameters at a site from their names and shapes; `widths` are the
+    widths of the graph's own symbols.
     """
 
     name: str
@@ -196,7 +167,7 @@ class Composition:
 
 
 def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
-    """The members with their labels, which are their names wherever these can be parts of names of parameters.
+    """The members with their labels: their names, where these may stand in the names of parameters.
 
     Raises:
         UsageError: there are none, or two have one name.
@@ -234,8 +205,7 @@ def here_of(members: Sequence[Member], site: str) -> tuple[Here | None, ...]:
 def replaced_by(here: Sequence[Here | None], site: str) -> str:
     """The value that a composition replaces at a site: the last one that a member replaces, in the order of the base.
 
-    Raises:
-        AdapterError: one member replaces what a layer reads, and another one what it returns.
+    Raises `AdapterError` where one member replaces what a layer reads, and another one what it returns.
     """
     order = tuple(READABLE)
     found = {one.graph.replaces: one.member.adapter.name for one in here if one is not None}
@@ -255,17 +225,12 @@ def compose(
     merged: Callable[[Sequence[Here | None], str], AdapterGraph],
     head: str | None,
 ) -> Adapter:
-    """Make the adapter.
-
-    Args:
-        members: the members.
-        composition: what is the composition's own.
-        merged: makes one graph of what the members compute at a site, whose name is given for messages.
-        head: the name of the member whose head it gets; none without one.
+    """Make the adapter, `merged` making one graph of the members at a site, `head` the name of the member that gives
+    the head.
 
     Raises:
         UsageError: no member of that name, or one without a head.
-        AdapterError: what the members do does not go together.
+        AdapterError: the members do not go together.
     """
     graphs: dict[str, AdapterGraph] = {}
     names: dict[tuple[str | None, ...], str] = {}
@@ -299,7 +264,7 @@ def compose(
 
 
 def own_tensors(adapter: Adapter) -> tuple[str, ...]:
-    """The tensors of a composition that are no member's and no head's: those that learn while members are frozen."""
+    """The tensors that belong to the composition itself: those that learn while the members are frozen."""
     names = {
         tensor: None
         for site in adapter.placements

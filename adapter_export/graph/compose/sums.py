@@ -44,16 +44,11 @@ def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
     """One adapter after the other: each reads the result of the one before it in the place of what that one replaces.
 
     Where one does not act, the others follow each other. What acts on `h` acts before what acts on `y`, as in the base.
-
-    Args:
-        adapters: in their order.
-        name: of the new adapter.
-        head: the name of the member whose head it gets; none without one.
+    `head` names the member whose head it gets.
 
     Raises:
         UsageError: there are none, two of one name, or no such head.
-        AdapterError: they were trained on different bases, or one replaces what a layer reads where another one
-            replaces what it returns.
+        AdapterError: they were trained on different bases, or one replaces what a layer reads where another one replaces what it returns.
     """
     return compose(members_of(adapters), Composition(name, "stack", {"type": "stack"}), _stacked, head)
 
@@ -61,13 +56,7 @@ def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
 def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: str | None = None) -> Adapter:
     """`Σ wᵢ·Aᵢ`, the weights constant and of sum 1: computed as `h + Σ wᵢ·Δᵢ`, `Aᵢ = h + Δᵢ`.
 
-    Where a member does not act, it returns `h`.
-
-    Args:
-        adapters: the members.
-        name: of the new adapter.
-        weights: of the members, in their order or by name; equal ones if none are given.
-        head: as in `stack`.
+    Where a member does not act, it returns `h`. The weights are equal if none are given.
 
     Raises:
         UsageError: as `stack`; or a weight is negative, they do not add up to 1, or are not those of the members.
@@ -97,14 +86,8 @@ def weighted_fusion(
 ) -> Adapter:
     """`h + Σ wᵢ·Δᵢ`, the weights a parameter [rows, N] that all sites share: fixed, learned, or given with a request.
 
-    In an exported graph the weights are a slot of their own, to which a request can feed [batch, N].
-
-    Args:
-        adapters: the members.
-        name: of the new adapter.
-        weights: the first ones, of any sum; equal ones of sum 1 if none are given.
-        residual: whether `h` counts once, or `literal`ly as in `h + Σ wᵢ·Aᵢ`.
-        head: as in `stack`.
+    In an exported graph the weights are a slot of their own, to which a request can feed [batch, N]. `weights` are the
+    first ones, of any sum; equal ones of sum 1 if none are given. With `residual` `literal` it is `h + Σ wᵢ·Aᵢ`.
 
     Raises:
         UsageError: as `stack`; or the weights are not those of the members.
@@ -122,8 +105,7 @@ def weighted_fusion(
 def shares_of(adapters: Sequence[Adapter], weights: Shares | None) -> tuple[float, ...]:
     """The weights of members in their order; equal ones of sum 1 if none are given.
 
-    Raises:
-        UsageError: they are not finite numbers, one for each member.
+    Raises `UsageError` unless they are finite numbers, one for each member.
     """
     names = [adapter.name for adapter in adapters]
     if weights is None:
@@ -148,7 +130,7 @@ def _told(weights: Shares) -> str:
 
 
 def weighted_members(adapter: Adapter) -> tuple[str, ...] | None:
-    """The members of a weighted fusion, a column of its weights for each; none if an adapter is none."""
+    """The members of a weighted fusion, a column of its weights for each; none for another adapter."""
     record = adapter.training.get(COMPOSITION)
     if not isinstance(record, Mapping) or record.get("type") != WEIGHTED:
         return None

@@ -106,11 +106,7 @@ REFUSED: Mapping[str, str] = {
 
 
 def kind_named(name: str) -> Maker[Any]:
-    """The kind of a name.
-
-    Raises:
-        UsageError: it is not known, or one of those that are refused; the message says why.
-    """
+    """The kind of a name; a `UsageError` says why one is unknown or cannot be expressed."""
     if name in KINDS:
         return KINDS[name]
     why = REFUSED.get(name.lower().replace("-", "_"))

@@ -93,11 +93,7 @@ compacter_plus_plus = bottleneck_maker(
 
 @dataclass(frozen=True)
 class NiceOptions:
-    """What NICE can vary.
-
-    Attributes:
-        activation: one of `ACTIVATIONS`, between the projections of both bottlenecks.
-    """
+    """The options of NICE: the activation between the projections of both bottlenecks, one of `ACTIVATIONS`."""
 
     activation: str = "relu"
 
@@ -107,10 +103,7 @@ def nice_graph(activation: str) -> AdapterGraph:
 
     Parameters `f_down.weight` [d, f], `f_down.bias` [f], `f_up.weight` [f, d], `f_up.bias` [d], and `g_…` with the
     width g. Of `f_down.weight` the first ⌊d/2⌋ rows have no effect, of `f_up.weight` and `f_up.bias` the last columns;
-    of those of G the other ones.
-
-    Raises:
-        UsageError: an unknown activation.
+    of those of G the other ones. Raises `UsageError` for an unknown activation.
     """
     chain = Chain("h")
     halves = ("keep_first_half", "keep_second_half")
@@ -158,8 +151,7 @@ _INITIALISATIONS: Mapping[str, str] = {"bert": "normal", "mam_adapter": "kaiming
 def activation_named(non_linearity: str) -> str:
     """The op of an activation by the name that AdapterHub and transformers give it.
 
-    Raises:
-        UsageError: there is no such op, as for `gelu_10`, `laplace`, `prelu` and `xielu`.
+    Raises `UsageError` where there is no such op, as for `gelu_10`, `laplace`, `prelu` and `xielu`.
     """
     name = non_linearity.lower()
     op = _RENAMED.get(name, name)
@@ -173,45 +165,11 @@ def activation_named(non_linearity: str) -> str:
 class BottleneckConfig:
     """AdapterHub's `BnConfig`: its fields by their own names, with its defaults.
 
-    What decides the first weights alone (`init_weights_seed`, `phm_c_init`, `phm_init_range`, `learn_phm`,
-    `hypercomplex_nonlinearity`) is taken and has no effect on what is computed. Whoever brings the weights brings them
-    into the form of `phm_linear`: a factorised rule multiplied out, a full factor W as `left` W and `right` the
-    identity, missing biases as zeros.
-
-    Attributes:
-        mh_adapter: whether one acts after attention.
-        output_adapter: whether one acts after the FFN.
-        reduction_factor: `d` over the bottleneck; by layer number, with `default`, where layers differ.
-        non_linearity: the activation, by its name in transformers.
-        original_ln_before: whether it reads `base_norm(h + x)` instead of `h`.
-        original_ln_after: whether the base adds `x` and applies its norm afterwards; else the result is the block's.
-        ln_before: a trainable norm before the down-projection.
-        ln_after: a trainable norm after the up-projection.
-        init_weights: `bert`, `mam_adapter` or `houlsby`.
-        init_weights_seed: of the first weights.
-        is_parallel: whether it reads `x` and stands beside the sublayer.
-        scaling: a number, `learned`, or `channel`.
-        use_gating: whether a learned gate multiplies its output.
-        residual_before_ln: True: the residual is `h`; False: what it reads; `post_add`: `h + x`.
-        adapter_residual_before_ln: whether `ln_after` normalises the sum with the residual.
-        inv_adapter: `nice`, or none.
-        inv_adapter_reduction_factor: of the invertible adapter.
-        cross_adapter: one after cross-attention, which no base here has.
-        leave_out: layers without adapters.
-        dropout: the rate in training.
-        phm_layer: projections of Kronecker products.
-        phm_dim: how many.
-        factorized_phm_W: whether their right factors are products of two thin ones.
-        shared_W_phm: whether all layers have the same.
-        shared_phm_rule: whether all projections have the same left factors.
-        factorized_phm_rule: whether the left factors are products of two thin ones.
-        phm_c_init: of the first weights.
-        phm_init_range: of the first weights.
-        learn_phm: whether the rule is trained.
-        hypercomplex_nonlinearity: of the first weights.
-        phm_rank: of the thin factors.
-        phm_bias: whether projections of Kronecker products have biases; without, theirs are zeros.
-        stochastic_depth: the rate at which it is left out in training.
+    The `reduction_factor` is by layer number, with `default`, where layers differ. The residual is `h`, with
+    `residual_before_ln` False what is read, with `post_add` `h + x`. `init_weights_seed`, `phm_c_init`,
+    `phm_init_range`, `learn_phm` and `hypercomplex_nonlinearity` have no effect, as they decide the first weights
+    alone. An importer brings weights into the form of `phm_linear`: a factorised rule multiplied out, a full factor W
+    as `left` W and `right` the identity, missing biases as zeros.
     """
 
     mh_adapter: bool
@@ -249,10 +207,9 @@ class BottleneckConfig:
     stochastic_depth: float = 0.0
 
     def wiring(self) -> Wiring:
-        """How it hangs in the base: `methods/bottleneck.py`, `pre_forward` and `post_forward`.
+        """Its connections to the base, as in `pre_forward` and `post_forward` of `methods/bottleneck.py`.
 
-        Raises:
-            UsageError: the residual is taken after a sum that this configuration does not make.
+        Raises `UsageError` if the residual is taken after a sum that this configuration does not make.
         """
         replaces: Literal["h", "y"] = "h" if self.original_ln_after else "y"
         if self.is_parallel:
@@ -294,14 +251,9 @@ class BottleneckConfig:
 
 
 def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kind:
-    """The kind that an AdapterHub configuration describes: `bottleneck` components and, before them, an invertible one.
+    """The kind that an AdapterHub configuration describes: `bottleneck` graphs and, before them, an invertible one.
 
-    Args:
-        config: the configuration.
-        name: the kind's name.
-
-    Raises:
-        UsageError: the configuration contradicts itself, or asks for what has no graph here; the message names it.
+    Raises `UsageError` if it contradicts itself, or asks for what has no graph here.
     """
     _check(config)
     wiring, options = config.wiring(), config.options()

@@ -25,11 +25,8 @@ _SYMBOLS = {"d": "p", "d_in": "p", "b": "q"}
 class PhmOptions:
     """Projections as sums of n Kronecker products (PHM layers; Zhang et al. 2021, §3; Mahabadi et al. 2021, §3).
 
-    Attributes:
-        n: how many products; it divides both widths.
-        rank: of the factors of each product.
-        shared_rule: whether all projections of the adapter have one rule [n, n, n].
-        shared_weights: whether all places have the same factors.
+    `n` divides both widths, `rank` is that of the factors of each product. With `shared_rule` all projections of the
+    adapter have one rule [n, n, n], with `shared_weights` all places have the same factors.
     """
 
     n: int = 4
@@ -40,18 +37,12 @@ class PhmOptions:
 
 @dataclass(frozen=True)
 class BottleneckOptions:
-    """What lies between the value that is read and the sum.
+    """The steps between the value that is read and the sum.
 
-    Attributes:
-        activation: one of `ACTIVATIONS`.
-        scaling: the factor on the up-projection's output: a number, `learned`, or `channel` for one per feature.
-        bias: whether the two projections have biases; those of Kronecker products always have.
-        norm_before: a trainable layer norm before the down-projection.
-        norm_after: a trainable layer norm after the up-projection.
-        dropout: the rate on the up-projection's output, in training.
-        drop_path: the rate at which the whole bottleneck is left out for a row, in training.
-        gate: whether its output is multiplied by a learned gate, one number per text.
-        phm: projections of Kronecker products instead of dense ones.
+    `activation` is one of `ACTIVATIONS`. `scaling`, `dropout` and `gate` (learned, one number per text) act on the
+    up-projection's output; `norm_before` and `norm_after` are trainable layer norms around the projections. `drop_path`
+    is the rate at which the whole bottleneck is left out for a row in training. `phm` replaces dense projections by
+    Kronecker products, which always have biases.
     """
 
     activation: str = "gelu"
@@ -67,13 +58,10 @@ class BottleneckOptions:
 
 @dataclass(frozen=True)
 class Wiring:
-    """How a bottleneck hangs in the base.
+    """The connections of a bottleneck to the base.
 
-    Attributes:
-        reads: what goes into the down-projection.
-        residual: what its output is added to: `h`, the `sum` h + x, or `read` for what it reads.
-        replaces: the site value that the sum stands for.
-        residual_inside: whether `norm_after` normalises the sum with the residual, and not the output alone.
+    Its output is added to the `residual`: `h`, the `sum` h + x, or what it `read`; the sum stands for the site value
+    `replaces`. With `residual_inside`, `norm_after` normalises the sum with the residual, not the output alone.
     """
 
     reads: Source = "h"
@@ -87,19 +75,13 @@ def bottleneck(source: Source | str, options: BottleneckOptions) -> AdapterGraph
 
     Parameters `down.weight` [d, b], `down.bias` [b], `up.weight` [b, d], `up.bias` [d] and, where the options ask for
     them, `norm_before.*` and `norm_after.*` [d], `scaling.weight` [1] or [d], `gate.weight` [d, 1], `gate.bias` [1].
-
-    Raises:
-        UsageError: an option has a value that it cannot have.
+    Raises `UsageError` for a value that an option cannot have.
     """
     return wired(Wiring(reads=source), options)  # type: ignore[arg-type]
 
 
 def wired(wiring: Wiring, options: BottleneckOptions) -> AdapterGraph:
-    """`r + s·U(f(D v))`, with `v` and `r` as the wiring says.
-
-    Raises:
-        UsageError: an option has a value that it cannot have.
-    """
+    """`r + s·U(f(D v))`, with `v` and `r` as the wiring says. Raises as `bottleneck`."""
     chain = Chain("h")
     read = _read(chain, wiring)
     residual = {"h": "h", "sum": "sum", "read": read}[wiring.residual]
@@ -132,7 +114,7 @@ def _read(chain: Chain, wiring: Wiring) -> str:
 
 
 def _projections(chain: Chain, width: Dim, options: BottleneckOptions) -> tuple[str, ...]:
-    """`s·U(f(D v))`, without the gate; returns what of it is shared by all places."""
+    """Append `s·U(f(D v))`, without the gate; returns the parameters that all places share."""
     if options.norm_before:
         chain.layer_norm("norm_before", width)
     shared = _projection(chain, "down", width, "b", options)
@@ -184,16 +166,8 @@ def bottleneck_maker(
     width: Width = DEFAULT_BOTTLENECK,
     scheme: str = "small_normal",
 ) -> Maker[BottleneckOptions]:
-    """A kind whose wiring is given and whose other options are free.
-
-    Args:
-        name: the kind's name.
-        formula: what it computes, where, and who published it.
-        wiring: how it hangs in the base.
-        roles: the roles of the sites at which it acts.
-        defaults: its options where none are given.
-        width: that of `b` where none is given.
-        scheme: how its weights are drawn where nobody says otherwise.
+    """A kind with a given wiring at sites of given roles; `width` is that of `b`, and `scheme` draws the first
+    weights.
     """
 
     def make(options: BottleneckOptions) -> Kind:
@@ -205,7 +179,7 @@ def bottleneck_maker(
 
 
 def graph_name(wiring: Wiring, options: BottleneckOptions) -> str:
-    """A name for the topology: what is folded away does not count."""
+    """A name for the topology; what is folded away does not count."""
     family = {"h": "bottleneck", "u": "parallel", "x": "parallel_x", "y": "block", "normed": "normed"}[wiring.reads]
     if wiring.replaces == "y":
         family = {"normed": "block"}.get(wiring.reads, f"{family}_at_y")

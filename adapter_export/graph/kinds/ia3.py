@@ -12,23 +12,14 @@ from adapter_export.graph.kinds.kind import Component, Kind, Maker, Places
 
 @dataclass(frozen=True)
 class Ia3Options:
-    """What IA3 can vary.
-
-    Attributes:
-        on: the linear layers whose outputs are multiplied, by their names or ends of names.
-        inputs: those whose inputs are multiplied.
-    """
+    """The linear layers whose outputs (`on`) and whose inputs are multiplied, by their names or ends of names."""
 
     on: tuple[str, ...] = ("key", "value")
     inputs: tuple[str, ...] = ("ffn.down",)
 
 
 def _kind(options: Ia3Options) -> Kind:
-    """One part for the outputs of layers and one for the inputs.
-
-    Raises:
-        UsageError: no linear layer is named, or one twice.
-    """
+    """One graph for the outputs of layers and one for the inputs; raises `UsageError` for no layer, or one in both."""
     twice = sorted(set(options.on) & set(options.inputs))
     if twice or not (options.on or options.inputs):
         raise UsageError(
@@ -45,10 +36,8 @@ def _kind(options: Ia3Options) -> Kind:
 
 
 def ia3_graph(value: str = "h") -> AdapterGraph:
-    """`l⊙v` in the place of `v`, the site value `h` or `u`. Parameter `scaling.weight`, as wide as `v`.
-
-    Args:
-        value: `h`, the layer's output, or `u`, its input.
+    """`l⊙v` in the place of `v`, the site value `h` (a layer's output) or `u` (its input); `scaling.weight` is
+    as wide.
     """
     chain = Chain(value)
     chain.owned("scale_features", "scaling", {"weight": ("d" if value == "h" else "d_in",)})

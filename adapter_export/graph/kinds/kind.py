@@ -1,4 +1,4 @@
-"""What a kind of adapter is: widths, places, parts that put a graph there, and the maker that has options."""
+"""Kinds of adapter: graphs with their places and widths, and the maker that has options."""
 
 from __future__ import annotations
 
@@ -21,14 +21,10 @@ _DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Share:
-    """A width that follows from another one: `⌊of / factor⌋`, at least 1.
+    """A width that follows from the width `of`: `⌊of / factor⌋`, at least 1.
 
-    Attributes:
-        of: the symbol of the other width.
-        factor: what it is divided by, a number or another symbol; below 1 widens. None where `by_layer` names every
-            layer.
-        by_layer: other factors for some layers.
-        exact: whether it must divide without rest.
+    The factor is a number or another symbol, none where `by_layer` has one for every layer; below 1 it widens. An
+    `exact` share must divide without rest.
     """
 
     of: str
@@ -43,11 +39,7 @@ class Share:
             raise UsageError("a reduction factor is not a positive number", found=wrong[0])
 
     def at(self, layer: int | None, widths: Mapping[str, int]) -> int:
-        """The width in one layer.
-
-        Raises:
-            UsageError: the layer has no factor, or it must divide and does not.
-        """
+        """The width in one layer; raises `UsageError` if it has no factor, or an exact share does not divide."""
         whole = widths[self.of]
         chosen = self.factor if layer is None else self.by_layer.get(layer, self.factor)
         factor = widths[chosen] if isinstance(chosen, str) else chosen
@@ -69,8 +61,7 @@ Width = int | Share
 def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
     """A reduction factor, or a factor by layer number with `default` for the others, as AdapterHub writes them.
 
-    Raises:
-        UsageError: a key is neither a number nor `default`, or a factor is not positive.
+    Raises `UsageError` for a key that is neither a number nor `default`, or a factor that is not positive.
     """
     if not isinstance(factors, Mapping):
         return Share(of, factors)
@@ -104,7 +95,7 @@ _LAYER = re.compile(r"\blayers\.\d+\.")
 
 
 class Place(Protocol):
-    """What a kind must know of a site."""
+    """The facts of a site that a kind needs."""
 
     @property
     def name(self) -> str:
@@ -133,14 +124,10 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Places:
-    """Which sites.
+    """A choice of sites: by roles (`ffn`, or `decoder.ffn` in one of several streams), and linear layers by names.
 
-    Attributes:
-        roles: those of the roles `attention`, `cross_attention`, `ffn` or `embeddings`; those of one of several
-            streams as `decoder.ffn`.
-        linears: those around linear layers, or parts of fused ones, with these names, or ends of names: `query`,
-            `attention.output`.
-        leave_out: the layers that are left out (AdapterDrop, Rücklé et al. 2021, §3).
+    `linears` are names, or ends of names, of linear layers or splits of fused ones. The layers in `leave_out` are left
+    out (AdapterDrop, Rücklé et al. 2021, §3).
     """
 
     roles: tuple[str, ...] = ()
@@ -156,7 +143,7 @@ class Places:
         return site.role in self.roles or without_layer(site) in self.roles
 
     def absent(self, sites: Iterable[Place]) -> list[str]:
-        """What of it the sites lack, in words: a linear layer of each name, and a site of one of the roles."""
+        """The chosen places that these sites lack, in words."""
         held = [site for site in sites if self.hold(site)]
         names = [name for name in self.linears if not any(_is_named(site, name) for site in held)]
         alone = replace(self, linears=())
@@ -184,7 +171,7 @@ def _is_named(site: Place, name: str) -> bool:
 
 
 def fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
-    """The advice to name the fused layer of which those that are absent are parts, where these are not told apart."""
+    """The advice to name the fused layer that computes those that are absent, where it does not keep them apart."""
     for site in sites:
         within = _FUSED.get(site.name.rpartition(".")[2], ())
         parts = [name for name in absent if name.strip("`").rpartition(".")[2] in within]
@@ -199,13 +186,9 @@ def fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
 
 @dataclass(frozen=True)
 class Component:
-    """One graph of a kind.
+    """One graph of a kind, by a name for files and slots, the places at which it acts, and the widths of its symbols.
 
-    Attributes:
-        graph_name: names the graph in files and, where two topologies meet at one site, in slot names.
-        graph: what is computed at each site.
-        places: the sites at which it acts.
-        widths: the widths of its symbols beside the site's own, in an order in which each follows from those before.
+    The site's own widths are not among them; each width follows from those before it.
     """
 
     graph_name: str
@@ -214,10 +197,8 @@ class Component:
     widths: Mapping[str, Width] = field(default_factory=dict)
 
     def widths_at(self, site: Place) -> dict[str, int]:
-        """A number for each symbol of the graph.
-
-        Raises:
-            UsageError: a width is not known, too small, or does not divide as it must.
+        """A number for each symbol; raises `UsageError` if one is not known, too small, or does not divide as
+        it must.
         """
         found = {"d": site.width, "d_in": site.width_in}
         for symbol, width in self.widths.items():
@@ -235,12 +216,9 @@ class Component:
 
 @dataclass(frozen=True)
 class Kind:
-    """What acts where.
+    """A kind of adapter: at each site acts the first of its components whose places have the site.
 
-    Attributes:
-        name: the kind's name.
-        components: its graphs; the first one whose places hold a site acts there.
-        scheme: how its weights are drawn where nobody says otherwise, a name in `initialise.SCHEMES`.
+    `scheme` draws the first weights where no other is chosen, a name in `initialise.SCHEMES`.
     """
 
     name: str
@@ -274,11 +252,8 @@ class Kind:
                 yield site, component
 
     def placed(self, sites: Iterable[Place]) -> list[tuple[Place, Component]]:
-        """Likewise, where each of its places must be there.
-
-        Raises:
-            AdapterError: the base has none of the sites of a component, no linear layer of one of its names, or not the
-                layers that are left out.
+        """As `at`, for a base that must have all its places; raises `AdapterError` if one, or a layer left out, is
+        absent.
         """
         sites = list(sites)
         absent = [name for component in self.components for name in component.places.absent(sites)]
@@ -303,10 +278,8 @@ class Kind:
         return list(self.at(sites))
 
     def placements(self, sites: Iterable[Place]) -> dict[str, Placement]:
-        """What acts where in a base, with its widths; empty if the base has none of the places.
-
-        Raises:
-            UsageError: a width is not known, or does not divide as it must.
+        """The placements in a base, with widths; empty if it has none of the places. Raises as
+        `Component.widths_at`.
         """
         return {
             site.name: Placement(component.graph_name, component.widths_at(site)) for site, component in self.at(sites)
@@ -315,8 +288,7 @@ class Kind:
     def with_widths(self, **widths: Width) -> Kind:
         """The kind with other widths, such as `b=32`, in those of its components that have them.
 
-        Raises:
-            UsageError: none of its components has such a width, or one is below 1.
+        Raises `UsageError` if none has such a width, or it is below 1.
         """
         for symbol, width in widths.items():
             if not any(symbol in component.widths for component in self.components):
@@ -357,11 +329,7 @@ Options = TypeVar("Options")
 class Maker(Generic[Options]):
     """A published kind: called with options, or without, it returns the kind.
 
-    Attributes:
-        name: the kind's name.
-        formula: what it computes, where, and who published it.
-        make: returns the kind with given options.
-        defaults: its options where none are given, a dataclass.
+    `formula` says what it computes, where, and who published it; `defaults` are its options, a dataclass.
     """
 
     name: str
@@ -370,11 +338,7 @@ class Maker(Generic[Options]):
     defaults: Options
 
     def __call__(self, options: Options | None = None) -> Kind:
-        """The kind with these options, or with its own.
-
-        Raises:
-            UsageError: options of another kind, or a value that an option cannot have.
-        """
+        """The kind with these options, or with its own; raises `UsageError` for other options or values."""
         if options is not None and type(options) is not type(self.defaults):
             raise UsageError(
                 "options of another kind", found=type(options).__name__, expected=type(self.defaults).__name__
@@ -382,10 +346,8 @@ class Maker(Generic[Options]):
         return self.make(self.defaults if options is None else options)
 
     def changed(self, **options: object) -> Kind:
-        """The kind with some of its options changed, by their names.
-
-        Raises:
-            UsageError: it has no such option, or the option cannot have this value.
+        """The kind with some of its options changed, by their names; raises `UsageError` for unknown ones or wrong
+        values.
         """
         defaults: Any = self.defaults
         known = [field.name for field in fields(defaults)]

@@ -16,18 +16,11 @@ DEFAULT_RANK = 8
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """What LoRA can vary.
+    """Options of LoRA at the linear layers `on`, by their names or ends of names such as `attention.output`.
 
-    Attributes:
-        on: the linear layers, by their names or ends of names: `query`, `value`, `attention.output`.
-        rank: the width r between the two matrices.
-        alpha: the factor is `alpha/r`; the rank itself, so that the factor is 1, if not given.
-        ranks: other ranks for some of `on`.
-        alphas: other alphas for some of `on`.
-        rs_lora: whether the factor is `alpha/√r` (Kalajdzievski 2023, §3).
-        bias: whether the second matrix has a bias.
-        dropout: the rate on what the first matrix reads, in training.
-        gate: whether a learned gate, one number per text, stands in the place of the factor (AdapterHub).
+    The factor is `alpha/rank`, 1 without an alpha, with `rs_lora` `alpha/√rank` (Kalajdzievski 2023, §3); `ranks` and
+    `alphas` override both for some of `on`. `bias` is that of the second matrix, `dropout` the rate on what the first
+    one reads. `gate` replaces the factor by a learned number per text (AdapterHub).
     """
 
     on: tuple[str, ...] = ("query", "value")
@@ -41,7 +34,7 @@ class LoraOptions:
     gate: bool = False
 
     def factor(self, name: str) -> float:
-        """What the product is multiplied by at one of `on`."""
+        """The factor of the product at one of `on`."""
         if self.gate:
             return 1.0
         rank = self.ranks.get(name, self.rank)
@@ -50,11 +43,7 @@ class LoraOptions:
 
 
 def _kind(options: LoraOptions) -> Kind:
-    """One part for each different pair of rank and factor.
-
-    Raises:
-        UsageError: a rank below 1, no linear layer, a rank or alpha for one that is not named, a wrong rate.
-    """
+    """One graph for each pair of rank and factor; raises `UsageError` for options that contradict each other."""
     _check(options)
     groups: dict[tuple[int, float], list[str]] = {}
     for name in options.on:
@@ -74,10 +63,8 @@ def lora_graph(factor: float, *, bias: bool = False, dropout: float = 0.0, gate:
     """`h + factor·B(A dropout(u))`, or with a gate `h + g·B(A dropout(u))`, `g` the mean over tokens of σ(W_g u + b_g).
 
     Parameters `lora_A.weight` [d_in, r], `lora_B.weight` [r, d], with a bias `lora_B.bias` [d], with a gate
-    `gate.weight` [d_in, 1] and `gate.bias` [1].
-
-    Raises:
-        UsageError: a factor that is not finite, or a rate that is not a probability below 1.
+    `gate.weight` [d_in, 1] and `gate.bias` [1]. Raises `UsageError` for a factor that is not finite, or a rate not in
+    [0, 1).
     """
     chain = Chain("u")
     chain.dropout(dropout)
