@@ -67,9 +67,7 @@ class Chain:
         return self.op(name, output, attributes={key: _CONSTANTS[key] for key in OPS[name].attributes})
 
     def dropout(self, rate: float, output: str = "dropped", op: str = "dropout") -> str:
-        """Dropout in training, or another op with a rate; nothing at rate 0. Raises `UsageError` unless 0 ≤
-        rate < 1.
-        """
+        """Dropout in training, or another op with a rate; nothing at 0. Raises `UsageError` unless 0 ≤ rate < 1."""
         if rate not in OPS[op].attributes["rate"]:
             name = op.replace("_", " ")
             raise UsageError(f"a {name} rate is a probability below 1", found=rate, expected="0 ≤ rate < 1")

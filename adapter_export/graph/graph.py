@@ -32,9 +32,7 @@ DATA_AXES = ("batch", "tokens")
 
 @dataclass(frozen=True)
 class Node:
-    """One application of an op of `OPS`: the values that it reads and defines, the graph's parameter for each role of
-    the op, and the op's numbers.
-    """
+    """One op: the values that it reads and defines, the graph's parameter for each of its roles, and its numbers."""
 
     op: str
     inputs: tuple[str, ...]
@@ -236,11 +234,7 @@ def exchange(
 
 
 def _with_nodes(
-    graph: AdapterGraph,
-    nodes: tuple[Node, ...],
-    parameters: Mapping[str, Shape],
-    result: str,
-    shared: tuple[str, ...],
+    graph: AdapterGraph, nodes: tuple[Node, ...], parameters: Mapping[str, Shape], result: str, shared: tuple[str, ...]
 ) -> AdapterGraph:
     """With those of the parameters that the nodes use."""
     used = {name for node in nodes for name in node.parameters.values()}
@@ -294,8 +288,9 @@ _FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """The numbers that a graph stores at one site, their bytes in float32, and the multiply-accumulates of its matrix
-    products per token (element-wise work is not counted).
+    """The numbers that a graph stores at one site, their bytes in float32, and its multiply-accumulates per token.
+
+    Those are of matrix products; element-wise work is not counted.
     """
 
     parameters: int

@@ -83,8 +83,8 @@ def make_head(
     hidden: int | None = None,
     options: HeadOptions | None = None,
 ) -> Head:
-    """A usual head with its widths: `width` of the base's final hidden state, `hidden` of the dense layers (`width` if
-    not given).
+    """A usual head with its widths: `width` of the base's final hidden state, `hidden` of the dense layers, else
+    `width`.
 
     `numbers` is how many numbers a regression gives, or how wide the vectors of a projected embedding are. Raises as
     `head_graph`.

@@ -56,9 +56,10 @@ def rule(std: float) -> Draw:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Draws for an adapter's projections: `closing` those whose output goes into the result through sums, factors and
-    norms alone, `inner` the others, `gate` those that open a gate, half open at first (AdapterHub's `houlsby` leaves
-    them to torch).
+    """Draws for an adapter's projections.
+
+    `closing` are those whose output goes into the result through sums, factors and norms alone, `inner` the others, and
+    `gate` those that open a gate, which starts half open (AdapterHub's `houlsby` leaves them to torch).
     """
 
     inner: Draw
@@ -85,8 +86,7 @@ _PROJECTIONS = frozenset({"linear", "phm_linear"})
 
 
 def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng: np.random.Generator) -> Weights:
-    """Draw the parameters of a graph: projections by the scheme, norm weights and learned factors 1, biases 0, mixes
-    equal.
+    """Draw the parameters of a graph: projections by the scheme, norms and learned factors 1, biases 0, mixes equal.
 
     The projections of a head are drawn from N(0, 0.02²) whatever the scheme; the factors of Kronecker products by
     Glorot & Bengio, but zero where the scheme makes the projection zero. Raises `UsageError` for an unknown scheme.

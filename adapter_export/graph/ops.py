@@ -55,9 +55,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Arity:
-    """How many values an op reads: `least`, or that and any multiple of `step` more; step 0 where the number is
-    fixed.
-    """
+    """How many values an op reads: `least`, or that and any multiple of `step` more; step 0 where it is fixed."""
 
     least: int = 1
     step: int = 0
@@ -241,12 +239,7 @@ _FACTORS = (
 _SUMS = (
     OpSpec("add", "x + y", arity=_TWO, shape=all_equal),
     OpSpec("multiply", "x·y", arity=_TWO, shape=all_equal),
-    OpSpec(
-        "dot",
-        "Σ x·y over the last axis, which becomes 1",
-        arity=_TWO,
-        shape=one_number,
-    ),
+    OpSpec("dot", "Σ x·y over the last axis, which becomes 1", arity=_TWO, shape=one_number),
     OpSpec(
         "mix",
         "Σᵢ weights[:, i]·vᵢ of the values v read; one row of weights, or at run time one for each row of the batch",
@@ -268,10 +261,7 @@ _NORMS = (
     OpSpec(
         "layer_norm",
         "(x − mean)/√(var + epsilon)·w + b over the last axis (Ba et al. 2016, §3)",
-        parameters=(
-            ParameterSpec("weight", ("in",)),
-            ParameterSpec("bias", ("in",), optional=True),
-        ),
+        parameters=(ParameterSpec("weight", ("in",)), ParameterSpec("bias", ("in",), optional=True)),
         attributes={"epsilon": EPSILON},
     ),
     OpSpec(
@@ -280,11 +270,7 @@ _NORMS = (
         parameters=(ParameterSpec("weight", ("in",)),),
         attributes={"epsilon": EPSILON},
     ),
-    OpSpec(
-        "base_norm",
-        "the norm that the base itself applies to x + h here, with its weights",
-        shape=of_base_norm,
-    ),
+    OpSpec("base_norm", "the norm that the base itself applies to x + h here, with its weights", shape=of_base_norm),
     OpSpec("l2_normalise", "x/max(‖x‖, 1e-12), ‖x‖ the root of the sum of squares over the last axis"),
 )
 
@@ -372,9 +358,7 @@ def check_three_axes(op: str, output: str, rank: int | None) -> None:
 
 
 def broken_products(spec: OpSpec, numbers: Mapping[str, int]) -> Iterator[str]:
-    """The dimensions that are not the product of others that the op needs them to be, in words, as far as they are
-    known.
-    """
+    """The known dimensions that are not the product of others as the op needs them to be, in words."""
     for name, factors in spec.products.items():
         if not {name, *factors} <= numbers.keys():
             continue

@@ -34,11 +34,7 @@ class InputCase:
 
 
 def input_cases(
-    inputs: Sequence[InputRecord],
-    *,
-    seed: int,
-    max_tokens: int | None = None,
-    shapes: Sequence[Lengths] | None = None,
+    inputs: Sequence[InputRecord], *, seed: int, max_tokens: int | None = None, shapes: Sequence[Lengths] | None = None
 ) -> list[InputCase]:
     """Make inputs for every shape, then one case more with rows of different lengths, padded at their ends.
 

@@ -6,13 +6,4 @@ from adapter_export.graph.compose.attention import DYNAMIC, STATIC, FusionOption
 from adapter_export.graph.compose.members import COMPOSITION
 from adapter_export.graph.compose.sums import average, stack, weighted_fusion
 
-__all__ = [
-    "COMPOSITION",
-    "DYNAMIC",
-    "STATIC",
-    "FusionOptions",
-    "adapter_fusion",
-    "average",
-    "stack",
-    "weighted_fusion",
-]
+__all__ = ["COMPOSITION", "DYNAMIC", "STATIC", "FusionOptions", "adapter_fusion", "average", "stack", "weighted_fusion"]

@@ -61,11 +61,7 @@ STATIC = FusionOptions(value=False)
 
 
 def adapter_fusion(
-    *adapters: Adapter,
-    name: str,
-    options: FusionOptions = DYNAMIC,
-    seed: int = 0,
-    head: str | None = None,
+    *adapters: Adapter, name: str, options: FusionOptions = DYNAMIC, seed: int = 0, head: str | None = None
 ) -> Adapter:
     """`h + Σ pᵢ·V Δᵢ` with `p = softmax(Q q · K Δᵢ / T)`, for each token at each site (Pfeiffer et al. 2021, §3.2).
 

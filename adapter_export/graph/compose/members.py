@@ -49,9 +49,7 @@ class Merged(Chain):
         self.shared: tuple[str, ...] = ()
 
     def result(self, label: str, number: int, graph: AdapterGraph, values: Mapping[str, str]) -> str:
-        """Take in the nodes of a member's graph, `values` in the place of its site values; returns the value of its
-        result.
-        """
+        """Take in a member's nodes, with `values` in the place of its site values; returns the value of its result."""
         return self._taken_in(label, number, graph, values, graph.nodes)[graph.result]
 
     def delta(self, label: str, number: int, graph: AdapterGraph, values: Mapping[str, str]) -> str:
@@ -82,9 +80,7 @@ class Merged(Chain):
         return self.once(Node("scale", (self.value,), "nothing", {}, {"factor": 0.0}))
 
     def once(self, node: Node) -> str:
-        """Add a node under its own name or the next free one, or find one that computes the same; returns its
-        output.
-        """
+        """Add a node under its own or the next free name, or find one that computes the same; returns its output."""
         wanted = replace(node, output="")
         if not node.parameters and node.op not in _RANDOM:
             for other in self.nodes:
@@ -225,8 +221,7 @@ def compose(
     merged: Callable[[Sequence[Here | None], str], AdapterGraph],
     head: str | None,
 ) -> Adapter:
-    """Make the adapter, `merged` making one graph of the members at a site, `head` the name of the member that gives
-    the head.
+    """Make the adapter: `merged` makes one graph of the members at a site, the member called `head` gives its head.
 
     Raises:
         UsageError: no member of that name, or one without a head.

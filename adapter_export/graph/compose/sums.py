@@ -48,7 +48,7 @@ def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
 
     Raises:
         UsageError: there are none, two of one name, or no such head.
-        AdapterError: they were trained on different bases, or one replaces what a layer reads where another one replaces what it returns.
+        AdapterError: they are for different bases, or one replaces what a layer reads and another one what it returns.
     """
     return compose(members_of(adapters), Composition(name, "stack", {"type": "stack"}), _stacked, head)
 
@@ -78,11 +78,7 @@ def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: 
 
 
 def weighted_fusion(
-    *adapters: Adapter,
-    name: str,
-    weights: Shares | None = None,
-    residual: Residual = "once",
-    head: str | None = None,
+    *adapters: Adapter, name: str, weights: Shares | None = None, residual: Residual = "once", head: str | None = None
 ) -> Adapter:
     """`h + Σ wᵢ·Δᵢ`, the weights a parameter [rows, N] that all sites share: fixed, learned, or given with a request.
 

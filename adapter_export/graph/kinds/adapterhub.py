@@ -263,11 +263,7 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
             expected = "a number, such as 2"
             raise UsageError("an invertible adapter has no `inv_adapter_reduction_factor`", expected=expected)
         components.append(_nice_component(options.activation, config.inv_adapter_reduction_factor))
-    chosen = {
-        "attention": config.mh_adapter,
-        "cross_attention": config.cross_adapter,
-        "ffn": config.output_adapter,
-    }
+    chosen = {"attention": config.mh_adapter, "cross_attention": config.cross_adapter, "ffn": config.output_adapter}
     roles = [role for role, there in chosen.items() if there]
     if roles:
         places = Places(tuple(roles), leave_out=tuple(config.leave_out))

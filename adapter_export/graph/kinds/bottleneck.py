@@ -166,9 +166,7 @@ def bottleneck_maker(
     width: Width = DEFAULT_BOTTLENECK,
     scheme: str = "small_normal",
 ) -> Maker[BottleneckOptions]:
-    """A kind with a given wiring at sites of given roles; `width` is that of `b`, and `scheme` draws the first
-    weights.
-    """
+    """A kind with a given wiring at sites of given roles; `width` is that of `b`, `scheme` draws the first weights."""
 
     def make(options: BottleneckOptions) -> Kind:
         widths = bottleneck_widths(options, width)

@@ -36,9 +36,7 @@ def _kind(options: Ia3Options) -> Kind:
 
 
 def ia3_graph(value: str = "h") -> AdapterGraph:
-    """`l⊙v` in the place of `v`, the site value `h` (a layer's output) or `u` (its input); `scaling.weight` is
-    as wide.
-    """
+    """`l⊙v` in the place of `v`, a layer's output `h` or its input `u`; `scaling.weight` is as wide as that."""
     chain = Chain(value)
     chain.owned("scale_features", "scaling", {"weight": ("d" if value == "h" else "d_in",)})
     return chain.graph(replaces=value)

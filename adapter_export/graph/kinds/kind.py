@@ -82,12 +82,7 @@ def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
 _LAYER_ROLES = ("linear", "part")
 """The roles of the sites around one layer, or one part of a fused layer, which `Places` selects by their names."""
 
-_FUSED = {
-    "qkv": ("query", "key", "value"),
-    "qk": ("query", "key"),
-    "kv": ("key", "value"),
-    "gate_up": ("gate", "up"),
-}
+_FUSED = {"qkv": ("query", "key", "value"), "qk": ("query", "key"), "kv": ("key", "value"), "gate_up": ("gate", "up")}
 """What fused layers compute, by their names."""
 
 _SUBLAYERS = frozenset({"attention", "cross_attention", "ffn"})
@@ -197,9 +192,7 @@ class Component:
     widths: Mapping[str, Width] = field(default_factory=dict)
 
     def widths_at(self, site: Place) -> dict[str, int]:
-        """A number for each symbol; raises `UsageError` if one is not known, too small, or does not divide as
-        it must.
-        """
+        """A number for each symbol; raises `UsageError` if one is not known, is too small, or does not divide."""
         found = {"d": site.width, "d_in": site.width_in}
         for symbol, width in self.widths.items():
             found[symbol] = width if isinstance(width, int) else width.at(site.layer, found)
@@ -252,8 +245,9 @@ class Kind:
                 yield site, component
 
     def placed(self, sites: Iterable[Place]) -> list[tuple[Place, Component]]:
-        """As `at`, for a base that must have all its places; raises `AdapterError` if one, or a layer left out, is
-        absent.
+        """As `at`, for a base that must have all its places.
+
+        Raises `AdapterError` if the base lacks one of them, or a layer that is left out.
         """
         sites = list(sites)
         absent = [name for component in self.components for name in component.places.absent(sites)]
@@ -278,9 +272,7 @@ class Kind:
         return list(self.at(sites))
 
     def placements(self, sites: Iterable[Place]) -> dict[str, Placement]:
-        """The placements in a base, with widths; empty if it has none of the places. Raises as
-        `Component.widths_at`.
-        """
+        """The placements in a base, with widths; empty if it has none of the places. Raises as `widths_at`."""
         return {
             site.name: Placement(component.graph_name, component.widths_at(site)) for site, component in self.at(sites)
         }
@@ -346,9 +338,7 @@ class Maker(Generic[Options]):
         return self.make(self.defaults if options is None else options)
 
     def changed(self, **options: object) -> Kind:
-        """The kind with some of its options changed, by their names; raises `UsageError` for unknown ones or wrong
-        values.
-        """
+        """The kind with other values of some of its options; raises `UsageError` for unknown ones or wrong values."""
         defaults: Any = self.defaults
         known = [field.name for field in fields(defaults)]
         strangers = [name for name in options if name not in known]
