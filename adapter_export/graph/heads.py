@@ -83,8 +83,7 @@ def make_head(
     hidden: int | None = None,
     options: HeadOptions | None = None,
 ) -> Head:
-    """A usual head with its widths: `width` of the base's final hidden state, `hidden` of the dense layers, else
-    `width`.
+    """A usual head for a base of the given `width`, with dense layers of width `hidden`, or of that of the base.
 
     `numbers` is how many numbers a regression gives, or how wide the vectors of a projected embedding are. Raises as
     `head_graph`.

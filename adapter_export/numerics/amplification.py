@@ -1,14 +1,13 @@
-"""How far rounding moves the outputs of a base with an adapter, measured by the reference itself.
+"""How far rounding moves the outputs of a base with an adapter, measured by running the reference itself.
 
 `budget` supposes that a rounding error reaches an output about as large, relative to its scale, as it was made. A norm
 over features that hardly differ, attention between large scores or a sharp mixture make it larger, by factors that no
-formula knows beforehand. So the reference is run a few times more, each time with other errors put in on purpose: what
-each site returns and every tensor of the adapter are multiplied, element by element, by 1 + step or 1 − step. The step
-is what `budget` allows a single product. How far the runs lie apart is what errors of that size do to an output. It is
-Monte Carlo arithmetic (Parker 1997, UCLA CSD-970002), product by product.
+formula knows. So the reference is run a few times with other errors: what each site returns and every tensor of the
+adapter are multiplied, element by element, by 1 ± what `budget` allows a single product. The distance between the runs
+is what errors of that size do to an output (Monte Carlo arithmetic, Parker 1997, UCLA CSD-970002).
 
-The errors are put in by an adapter, so every runner can do it. A wrong graph is not hidden by it: the exported graph
-has no part in the measurement, and an error of 0.001 at a site, hundreds of steps, is made larger in the same way.
+An adapter puts the errors in, so every runner can do it. A wrong graph is not hidden by it: the exported graph is not
+measured, and an error of 0.001 at a site, hundreds of steps, grows in the same way.
 """
 
 from __future__ import annotations
@@ -45,19 +44,10 @@ def moved_by_rounding(
     base: str,
     step: float,
 ) -> dict[str, float]:
-    """By how much errors of the size of rounding move each output.
+    """The distance by which errors of the relative size `step` move each output of floats.
 
-    Args:
-        compute: the reference.
-        inputs: what it is run on, case by case.
-        adapter: the adapter; none for the base alone.
-        sites: the sites of the base.
-        base: its fingerprint.
-        step: the relative size of the errors.
-
-    Returns:
-        For each output of floats the largest difference of an element between two runs, over √2: that of two errors is
-        so much larger than one. NaN and Inf do not count.
+    It is the largest difference of an element between two runs, over √2, as that of two errors is so much larger than
+    one. NaN and Inf do not count. `base` is the fingerprint; without an adapter the base alone is measured.
     """
     signs = [np.random.default_rng(draw) for draw in range(DRAWS)]
     disturbed = with_errors(adapter, sites, base, [(step, rng) for rng in signs])
@@ -75,11 +65,7 @@ def with_errors(
 ) -> list[Adapter]:
     """Copies of an adapter with relative errors in its tensors, and at every site at which it does not act.
 
-    Args:
-        adapter: the adapter; none for the base alone.
-        sites: the sites of the base.
-        base: its fingerprint.
-        errors: the size of the errors and the source of their signs, for each copy.
+    `errors` are the size of the errors and the source of their signs, for each copy.
     """
     acts = {} if adapter is None else adapter.placements
     graphs = {} if adapter is None else adapter.graphs

@@ -7,30 +7,26 @@ other. With eps the distance from 1 to the next number, of the type that values 
     allowed = scale·√depth·(ROUNDING·eps(stored) + ACCUMULATION·√inner·eps(added))
 
 ACCUMULATION has a value in theory. Add n terms of equal variance one by one: the partial sum after k of them grows as
-√k, each is rounded by up to eps/2 of itself (variance eps²/12), and the n roundings leave an error whose standard
-deviation is eps·√(n/24), 0.204·√n·eps, times that of the sum. Kernels that add in blocks do better; the most extreme
-element of a large output does somewhat worse. ROUNDING is what a product and the activation behind it need without any
-sum: torch's and onnxruntime's float32 activations alone are off by up to 2.3·eps.
+√k, each is rounded by up to eps/2 of itself (variance eps²/12), and the n roundings leave an error of standard
+deviation eps·√(n/24), 0.204·√n·eps, times that of the sum. Kernels that add in blocks do better; the most extreme
+element of a large output does somewhat worse. ROUNDING is what a product and its activation need without any sum:
+torch's and onnxruntime's float32 activations alone are off by up to 2.3·eps.
 
-Both were then calibrated against float64 by `benchmarks/calibrate_budget.py`: single activations, adapters (gated ones
-and Kronecker products as well), mixtures by attention, heads and stacks of up to 24 adapters with random weights,
-widths 32 to 4096, 12 networks of each, in NumPy, torch and onnxruntime. With ROUNDING 3, the worst of them would have
-needed ACCUMULATION 0.247; it is 0.28. Trained bases use less: MiniLM with a random adapter at every site a quarter of
-its budget. What is wrong rather than rounded stands out: MiniLM's budget is about 1e-5 of the scale, so a scaling of
-1.001 in the place of 1 fails.
+Both were calibrated against float64 by `benchmarks/calibrate_budget.py`: activations, adapters, mixtures by attention,
+heads and stacks of up to 24 adapters with random weights, widths 32 to 4096, in NumPy, torch and onnxruntime. With
+ROUNDING 3, the worst would have needed ACCUMULATION 0.247; it is 0.28. MiniLM with a random adapter at every site uses
+a quarter of its budget, which is about 1e-5 of the scale, so a scaling of 1.001 in the place of 1 fails.
 
 How far errors of that size move an output is measured, too, by `amplification`: where the reference itself moves by
 more than the formula says, that counts, up to `MOST_AMPLIFIED` of the scale. With some forty adapters (weights of std
-0.2, on random and on trained bases, sharp mixtures among them) ONNX Runtime and torch lay apart by 0.05 to 0.46 of
-what the reference moved, whether that was half of the formula or eighty times as much. On MiniLM with trained adapters
-it moves by less than half of the formula, which so is what counts.
+0.2, sharp mixtures among them) ONNX Runtime and torch lay apart by 0.05 to 0.46 of what the reference moved, whether
+that was half of the formula or eighty times as much.
 
 A base that rounds its activations more coarsely than float32 has a larger eps(stored). That of 8 bits is one step of
-255 over a range of at most twice the largest value, 2/255. There a difference in the last float32 bit now and then
-moves a value by a whole step, which moves others behind it: two correct computations end up as far apart as two
-independent roundings. Measured on MiniLM in dynamic int8 with adapters of std 0 to 0.2, ONNX Runtime unoptimised
-against optimised: at most 0.6 of this budget, which is about a fifth of the scale. What is wrong within it shows at the
-sites, which are each compared in float32.
+255 over a range of at most twice the largest value, 2/255: a difference in the last float32 bit now and then moves a
+value by a whole step, so two correct computations end up as far apart as two independent roundings. Measured on MiniLM
+in dynamic int8 with adapters of std 0 to 0.2, ONNX Runtime unoptimised against optimised: at most 0.6 of this budget,
+which is about a fifth of the scale. A fault within it shows at the sites, which are each compared in float32.
 """
 
 from __future__ import annotations
@@ -53,12 +49,7 @@ _PRODUCTS_IN_ATTENTION = 2
 
 @dataclass(frozen=True)
 class Extent:
-    """The arithmetic size of a base: its products.
-
-    Attributes:
-        inner: the length of the longest dot product, as far as it is known.
-        depth: the largest number of products that follow each other, at least 1.
-    """
+    """The arithmetic size of a base: its longest dot product (as far as known), its longest chain of products."""
 
     inner: int
     depth: int
@@ -67,7 +58,7 @@ class Extent:
 def extent(flow: FlowGraph) -> Extent:
     """Count the products on the longest way through a base, and the terms of the longest of them.
 
-    A fused attention may hold the projections in front of it as well.
+    A fused attention may contain the projections in front of it as well.
     """
     depths: dict[str, int] = {}
     for node in flow.nodes:
@@ -93,12 +84,7 @@ _ADDED_IN = {"float16": "float32", "float32": "float32", "float64": "float64"}
 
 @dataclass(frozen=True)
 class Budget:
-    """An allowed deviation.
-
-    Attributes:
-        absolute: by how much an element may differ.
-        reason: where the number comes from, one sentence.
-    """
+    """An allowed deviation of an element, and a sentence on where the number comes from."""
 
     absolute: float
     reason: str
@@ -108,11 +94,7 @@ EXACT = Budget(0.0, "integers are compared exactly")
 
 
 def product_error(dtype: str, *, inner: int, rounded_to: Stored = "float32") -> float:
-    """The error of one product and the activation behind it, relative to its largest result; takes what `budget` does.
-
-    Raises:
-        UsageError: no such type.
-    """
+    """The error of one product and its activation, relative to its largest result. Raises as `budget`."""
     if dtype not in FLOAT_TYPES:
         raise UsageError("no budget for this type", found=f"`{dtype}`", expected=", ".join(FLOAT_TYPES))
     step = max(FLOAT_TYPES[dtype].epsilon, ROUNDING_STEPS[rounded_to])
@@ -122,22 +104,16 @@ def product_error(dtype: str, *, inner: int, rounded_to: Stored = "float32") -> 
 def budget(
     dtype: str, *, inner: int, depth: int, scale: float, rounded_to: Stored = "float32", moved: float = 0.0
 ) -> Budget:
-    """The deviation to allow between two computations of an output.
+    """The deviation to allow between two computations of an output, stored in `dtype`.
 
-    Args:
-        dtype: NumPy's name of the type that values are stored in.
-        inner: the length of the longest dot product: the widest layer.
-        depth: how many products follow each other on the way to the output, at least 1.
-        scale: the largest absolute value of the reference output over all cases of a check. Rounding errors follow
-            the terms of a sum, so an element, or a whole case, that happens to be small is no more exact than its
-            neighbours. The largest and not the root mean square, because the worst of all deviations is compared with
-            it, and both grow alike with the number of elements. Where values on the way are far larger than the
-            output (a saturated tanh), theirs.
-        rounded_to: the coarsest type that values have on the way to the output, where that is coarser than `dtype`.
-        moved: how far errors of `product_error` move the output, where `amplification` has measured it.
+    `inner` is the length of the longest dot product (the widest layer), `depth` how many products follow each other.
+    `scale` is the largest absolute value of the reference output over all cases of a check, or of values on the way
+    that are far larger (a saturated tanh): rounding errors follow the terms of a sum, so a small element, or a whole
+    small case, is no more exact than its neighbours; and the worst deviation grows with the number of elements as the
+    largest value does, not the root mean square. `rounded_to` is the coarsest type on the way, where coarser than
+    `dtype`; `moved` what `amplification` has measured.
 
-    Raises:
-        UsageError: no such type, or a number out of range.
+    Raises `UsageError` for another type, or a number out of range.
     """
     if inner < 1 or depth < 1 or not 0 <= scale < math.inf:
         found = f"inner {inner}, depth {depth}, scale {scale}"
@@ -163,12 +139,8 @@ def graph_budget(
 ) -> Budget:
     """The budget of an adapter graph's result, every product and norm of the graph counted.
 
-    Args:
-        dtype: the type that values are stored in.
-        graph: the graph.
-        widths: a number for each of its symbols.
-        scale: the largest absolute value of the reference result, or what `evaluate.rounding_scale` gives.
-        tokens: how many a pooling or a gate adds up.
+    `scale` is the largest absolute value of the reference result, or what `evaluate.rounding_scale` gives; `tokens` how
+    many a pooling or a gate adds up.
     """
     sums = [terms for node in graph.nodes for terms in _sums(graph, node, widths, tokens)]
     return budget(dtype, inner=max(sums, default=1), depth=max(len(sums), 1), scale=scale)

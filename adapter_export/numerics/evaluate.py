@@ -22,13 +22,7 @@ Named = dict[str, Array]
 def evaluate(
     graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
 ) -> Array:
-    """The result of a graph, in float64.
-
-    Args:
-        graph: the graph.
-        inputs: the values that it reads, such as `h` [batch, tokens, d]; more may be there.
-        parameters: its tensors by the graph's names.
-    """
+    """The result of a graph, in float64, from what it reads, such as `h` [batch, tokens, d], and its tensors."""
     return _values(graph, inputs, parameters)[graph.result]
 
 
@@ -64,17 +58,7 @@ def gradients(
     parameters: Mapping[str, npt.ArrayLike],
     gradient: npt.ArrayLike,
 ) -> tuple[Named, Named]:
-    """The gradients of Σ gradient·result, in float64, by going through the graph backwards.
-
-    Args:
-        graph: the graph.
-        inputs: the values that it reads.
-        parameters: its tensors.
-        gradient: the gradient of the result, of its shape.
-
-    Returns:
-        The gradient of each value that the graph reads, and of each parameter, by name.
-    """
+    """The gradients of Σ gradient·result, in float64: of each value that the graph reads, and of each parameter."""
     values = _values(graph, inputs, parameters)
     of_values = {name: np.zeros_like(value) for name, value in values.items()}
     of_parameters = {name: np.zeros_like(value) for name, value in _float64(parameters).items()}
@@ -91,14 +75,10 @@ def gradients(
 
 
 def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None = None) -> Array:
-    """What an adapter puts in the place of `u`, `h` or `y` at a site, in float64.
+    """The value that an adapter puts in the place of `u`, `h` or `y` at a site, in float64.
 
-    Args:
-        adapter: the adapter.
-        site: a site at which it acts.
-        values: the site values that its graph reads, [batch, tokens, width]; where the graph applies the base's norm,
-            the norm's tensors as well, by their names in `BORROWED`.
-        norm: the norm before the site's `y`, if there is one.
+    `values` are those that its graph reads, [batch, tokens, width], and, where it applies the base's norm, the norm's
+    tensors by their names in `BORROWED`; `norm` is the one before the site's `y`.
 
     Raises:
         AdapterError: the adapter does not act at this site.
@@ -108,7 +88,7 @@ def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLik
 
 
 def site_scale(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None = None) -> float:
-    """The `rounding_scale` of what an adapter puts in place at a site; takes and raises what `evaluate_site` does."""
+    """The `rounding_scale` of an adapter's value at a site; takes and raises what `evaluate_site` does."""
     return rounding_scale(*_at_site(adapter, site, values, norm))
 
 
@@ -126,15 +106,9 @@ def _at_site(
 
 
 def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) -> Array:
-    """The result of an adapter's head, of the shape that its task gives it, in float64.
+    """The result of an adapter's head, in float64, from the hidden state [batch, tokens, d] and mask [batch, tokens].
 
-    Args:
-        adapter: the adapter.
-        hidden: the final hidden state [batch, tokens, d].
-        mask: the attention mask [batch, tokens], 1 for real tokens and 0 for padding.
-
-    Raises:
-        AdapterError: the adapter has no head.
+    Raises `AdapterError` if the adapter has no head.
     """
     if adapter.head is None:
         raise AdapterError("has no head", where=f"adapter `{adapter.name}`")

@@ -22,28 +22,14 @@ _TAKES_TOKENS_TOGETHER = frozenset({"gate"})
 
 
 def bound_to(graph: AdapterGraph, norm: Norm | None) -> AdapterGraph:
-    """The graph as it is computed at a site.
-
-    Args:
-        graph: a site's graph.
-        norm: the norm before the site's `y`, if there is one.
-
-    Raises:
-        GraphError: the graph needs the norm, and it could not be read.
-    """
+    """The graph as it is computed at a site with this norm before `y`; raises `GraphError` if it cannot be read."""
     if norm is None:
         return bind_base_norm(graph, None)
     return bind_base_norm(graph, norm.kind, norm.epsilon, bias=norm.bias is not None)
 
 
 def borrowed(graph: AdapterGraph, values: Mapping[str, npt.ArrayLike], width: int) -> dict[str, Array]:
-    """The base's tensors [d] for a bound graph, in float64; a norm without a weight has ones.
-
-    Args:
-        graph: a bound graph.
-        values: the tensors that the base has, by their names in `BORROWED`; more may be there.
-        width: the site's `d`.
-    """
+    """The base's tensors [d] for a bound graph, by their names in `BORROWED`, in float64; ones for a missing weight."""
     return {
         name: np.asarray(values.get(name, np.ones(width)), np.float64) for name in BORROWED if name in graph.parameters
     }
@@ -52,9 +38,8 @@ def borrowed(graph: AdapterGraph, values: Mapping[str, npt.ArrayLike], width: in
 def check_fit(adapters: Sequence[Adapter], sites: SiteMap) -> None:
     """Compare adapters with the sites of a base.
 
-    Raises:
-        AdapterError: adapters act where the base has no site, read or replace what a site does not have, or are of
-            other widths; all of it is listed.
+    Raises `AdapterError`, listing all of them, where adapters act where the base has no site, read or replace what a
+    site does not have, or have other widths.
     """
     known = {site.name: site for site in sites}
     faults = [fault for adapter in adapters for fault in _misfits(adapter, known, sites.width)]
@@ -114,13 +99,7 @@ def _listed(names: Sequence[str]) -> str:
 def check_tokens(graph: AdapterGraph, site: Site, rank: int | None) -> None:
     """Refuse a graph that takes the tokens of a text together where the base has no axis of them, or another order.
 
-    Args:
-        graph: what acts.
-        site: where it acts.
-        rank: the number of axes of what is replaced there, if known.
-
-    Raises:
-        AdapterError: it does so.
+    `rank` is the number of axes of what is replaced there, if known. Raises `AdapterError`.
     """
     mixing = sorted({node.op for node in graph.nodes} & _TAKES_TOKENS_TOGETHER)
     if mixing and (site.sequence_first or rank != len(SITE_VALUES["h"])):

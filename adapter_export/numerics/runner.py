@@ -1,4 +1,4 @@
-"""What can compute the outputs of a base with or without an adapter."""
+"""Runners: whatever computes the outputs of a base with or without an adapter."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ _PREFIXES = ("", "adapter_", "adapter_head_")
 
 
 def head_output(base_outputs: Collection[str], result: HeadOutput = "logits") -> str:
-    """The name of a head's output beside those of a base: `logits`, or `adapter_logits` if the base has `logits`.
-
-    Args:
-        base_outputs: the names of the base's outputs.
-        result: what the head gives.
-    """
+    """The name of a head's output beside those of a base: `logits`, or `adapter_logits` if the base has `logits`."""
     return next(f"{prefix}{result}" for prefix in _PREFIXES if f"{prefix}{result}" not in base_outputs)
 
 
@@ -32,7 +27,7 @@ class Runner(Protocol):
 
     @property
     def description(self) -> str:
-        """What computes, for reports: `torch 2.13.0 float32`."""
+        """A name for reports: `torch 2.13.0 float32`."""
 
     @property
     def sites(self) -> SiteMap:
@@ -43,11 +38,7 @@ class Runner(Protocol):
         """Whether the base stays in memory, so that one more run costs its arithmetic alone."""
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays:
-        """All outputs of the base by name and, for an adapter with a head, the result of its task.
-
-        That has the name that `head_output` gives: `logits`, `token_logits` or `embedding`, unless the base has such
-        an output.
-        """
+        """All outputs of the base and, for an adapter with a head, its result under the name of `head_output`."""
 
 
 def run(
@@ -57,15 +48,7 @@ def run(
     base_outputs: Collection[str],
     output: str | None,
 ) -> Arrays:
-    """What `runner.run` gives, with the result of the adapter's head under the name that it has in a graph.
-
-    Args:
-        runner: computes.
-        inputs: an array for each input of the base.
-        adapter: the adapter; none for the base alone.
-        base_outputs: the names of the base's outputs.
-        output: the output of the graph that the head fills; none without a head.
-    """
+    """The outputs of `runner.run`, the result of the adapter's head as `output`, the name that it has in a graph."""
     outputs = runner.run(inputs, adapter)
     if adapter is None or adapter.head is None or output is None:
         return outputs

@@ -22,12 +22,7 @@ Lengths = Mapping[str, int]
 
 @dataclass(frozen=True)
 class InputCase:
-    """One set of inputs.
-
-    Attributes:
-        name: says the shape, such as `batch3_tokens7`; unique among the cases.
-        arrays: an array for each input of the base.
-    """
+    """One set of inputs, under a unique name that says the shape, such as `batch3_tokens7`."""
 
     name: str
     arrays: Mapping[str, np.ndarray]
@@ -38,23 +33,13 @@ def input_cases(
 ) -> list[InputCase]:
     """Make inputs for every shape, then one case more with rows of different lengths, padded at their ends.
 
-    The first axis of an input counts as the batch, every other named axis as a length. Axes of one name have one
-    length; numbers stay as they are. Equal arguments give equal inputs.
+    The first axis of an input counts as the batch, every other named axis as a length; axes of one name have one
+    length. A decoder with a cache gets texts with nothing in the cache, then single tokens behind a past. The padded
+    case is there if the base reads a mask over more than one token, and has no cache, as each decoder pads in its own
+    way. `max_tokens` is the longest that the base takes, `shapes` the length of every named axis case by case, else
+    `BATCHES` × `LENGTHS`. Equal arguments give equal inputs.
 
-    A decoder with a cache gets what it is for: texts with nothing in the cache, then single tokens behind a past.
-
-    Args:
-        inputs: the inputs of the base.
-        seed: of the random numbers.
-        max_tokens: the longest that the base takes.
-        shapes: the length of every named axis, case by case; `BATCHES` × `LENGTHS` where it is not given.
-
-    Returns:
-        The cases. The padded one is there if the base reads a mask over more than one token, and has no cache: there,
-        where the padding goes is a convention of each decoder.
-
-    Raises:
-        UsageError: a named axis has no length, or a length below 1; 0 is the length of an empty cache.
+    Raises `UsageError` for a named axis without a length, or below 1; 0 is the length of an empty cache.
     """
     chosen = list(shapes) if shapes is not None else _shape_matrix(inputs, max_tokens)
     for lengths in chosen:
@@ -87,7 +72,7 @@ def _named(inputs: Sequence[InputRecord]) -> list[str]:
 
 
 def _past_axes(inputs: Sequence[InputRecord]) -> set[str]:
-    """The axes that only caches have, and the mask as a part of a sum: the lengths of the past."""
+    """The axes that only caches have, which are the lengths of the past; the mask's is a sum with one."""
     caches = {axis for record in inputs if record.role == "cache" for axis in record.axes[1:]}
     others = {axis for record in inputs if record.role != "cache" for axis in record.axes}
     return {axis for axis in caches - others if isinstance(axis, str)}
@@ -151,5 +136,5 @@ def _name(lengths: Lengths) -> str:
 
 
 def _unique(cases: Sequence[InputCase]) -> list[InputCase]:
-    """Without cases whose names came up before: they have the same shapes."""
+    """Drop cases whose names came up before: they have the same shapes."""
     return list({case.name: case for case in reversed(cases)}.values())[::-1]

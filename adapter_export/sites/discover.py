@@ -33,15 +33,10 @@ _UNKNOWN = Norm("unknown", 0.0, None, None)
 
 
 def discover(flow: FlowGraph) -> SiteMap:
-    """Find the sites of a base.
+    """Find the sites of a base; `role_of` and `layers_of` say how sublayers are told apart and counted.
 
-    A sublayer is attention if a product of activations with activations lies on its way, else ffn; `role_of` and
-    `layers_of` say it in full. In a base of encoder and decoder, names begin with the stream, and the final hidden
-    state is the decoder's.
-
-    Raises:
-        NoSitesError: it has no residual stream, or several that are no encoder and decoder; the message says what was
-            looked at.
+    In a base of encoder and decoder, names begin with the stream, and the final hidden state is the decoder's. Raises
+    `NoSitesError` if there is no residual stream, or several that are no encoder and decoder.
     """
     index = FlowIndex(flow)
     streams = named_streams(index)
@@ -219,9 +214,8 @@ def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
     """The sites, each linear one with the number of calls of its module that are no sites.
 
     DeBERTa projects its relative positions with the layers that project queries and keys (He et al. 2021, §3.1). These
-    calls read no activation, so that nothing can be replaced there; exporters may even have computed them already.
-
-    A module shows by its path, its matrix by its name; a path alone may stand for matrices of several shapes.
+    calls read no activation, so that nothing can be replaced there; exporters may even have computed them already. A
+    module shows by its path, its matrix by its name; a path alone may stand for matrices of several shapes.
     """
     sites = list(sites)
     products = [node for node in index.nodes if node.linear]
@@ -240,7 +234,7 @@ def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
 
 
 def _names(index: FlowIndex, product: FlowNode) -> list[_Identity]:
-    """Return what tells the module of a call: its path and the widths of its matrix; the matrix itself."""
+    """The identities of a module: its path with the widths of its matrix, and the matrix itself."""
     widths = (index.flow.width(product.operands[0]), index.flow.width(product.outputs[0]))
     by_path = [] if product.path is None else [(product.path, widths)]
     return [*by_path, *([] if product.weight is None else [(product.weight, "weight")])]

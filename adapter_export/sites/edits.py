@@ -1,8 +1,4 @@
-"""The surgery on a base, planned on its dataflow graph: which values are replaced, in which order, and who reads what.
-
-Both backends carry a plan out on graphs of their own, an ONNX graph and an FX graph; what they do to the base is the
-same, node by node.
-"""
+"""The surgery on a base, planned on its dataflow graph and done node by node on an ONNX graph or an FX graph."""
 
 from __future__ import annotations
 
@@ -19,11 +15,9 @@ Place = tuple[Site, str]
 
 
 class Ref(NamedTuple):
-    """A value or a node of the base, or what stands for it in one layer alone.
+    """A value or a node of the base, or what replaced it, by its name in the view.
 
-    Attributes:
-        name: its name in the view. A value that an edit replaced for everyone is, by its name, what replaced it.
-        layer: the site whose layer alone reads it; empty where everyone does.
+    `layer` is the site whose layer alone reads it; empty where everyone does.
     """
 
     name: str
@@ -32,14 +26,10 @@ class Ref(NamedTuple):
 
 @dataclass(frozen=True)
 class Rewiring:
-    """A node that reads `new` in the place of `old` from now on.
+    """A node that reads `new` in the place of `old`.
 
-    Attributes:
-        node: the node.
-        old: what it reads by now.
-        new: what it is to read.
-        outputs: where the node prepares `old` for other layers as well, so that it stays as it is and a copy of it
-            reads `new`: the values that the node defines. The copy, and what it defines, belong to the layer of `new`.
+    Where the node prepares `old` for other layers as well, it stays as it is and a copy of it reads `new`: `outputs`
+    are the values that the node defines, and the copy's belong to the layer of `new`.
     """
 
     node: Ref
@@ -50,13 +40,11 @@ class Rewiring:
 
 @dataclass(frozen=True)
 class Edit:
-    """The replacement of one of a site's values.
+    """The replacement of one of a site's values: `u`, `h` or `y`.
 
     Attributes:
-        site: the site.
-        replaced: which of its values is replaced: `u`, `h` or `y`.
-        values: what stands for each of its values `h`, `x`, `u` and `y` by then, of those that it has.
-        result: what the new value is called. In the place of `h` and of `y` everyone reads it.
+        values: what stands for each of the site's values `h`, `x`, `u` and `y` by then, of those that it has.
+        result: the new value's name. In the place of `h` and of `y` everyone reads it.
         piece: the features of `h` that the site is, in a fused layer; the others stay.
         rewirings: in the place of `u`, who reads the new value: the nodes of this layer.
     """
@@ -74,10 +62,9 @@ def plan_edits(index: FlowIndex, places: Iterable[Place]) -> list[Edit]:
 
     One value may be several: the last linear layer's `h` is its sublayer's, and a block's `y` is what the next one
     reads. Then who makes it comes before who reads it, an inner layer's output before that of the outer one, a fused
-    layer's before those of its parts, and what the outer layer reads before what the inner one reads.
+    layer's before those of its splits, and what the outer layer reads before what the inner one reads.
 
-    Raises:
-        NoSitesError: a layer's `u` is to be replaced or read, and nothing in the layer reads it.
+    Raises `NoSitesError` if a layer's `u` is to be replaced or read, and nothing in the layer reads it.
     """
     planner = _Planner(index)
     return [planner.edit(*place) for place in sorted(places, key=lambda place: _order(index, *place))]
@@ -117,7 +104,7 @@ class _Planner:
         return Edit(site, replaced, values, result, piece, tuple(self._rewired(values["u"], result, within)))
 
     def _read_by(self, within: InputConsumers) -> Ref:
-        """Return what a layer's own nodes read as `u`: an edit of a sublayer around it may have put something there."""
+        """The value that a layer's own nodes read as `u`: an edit of a sublayer around it may have replaced it."""
         node, found = Ref(within.consumer), Ref("")
         for value in within.trail:
             found = self._read.get((node, value), Ref(value))
@@ -148,15 +135,10 @@ class _Planner:
 class InputConsumers:
     """The nodes through which `u` goes into a layer.
 
-    The residual sum behind the layer reads `u` too where there is no pre-norm; it is no part of the layer. Nor is what
-    reads `u` for another layer. A node that prepares `u` for both, such as a reshape or a quantisation that three
-    projections have in common, must be there twice before one of them can read something else.
-
-    Attributes:
-        consumers: the nodes of the layer that read `u`, or what a shared node makes of it.
-        shared: the nodes that prepare `u` for this layer and for others.
-        consumer: one of the consumers.
-        trail: the values on a way from it to `u`: what it reads, what that is made of, up to `u`.
+    `consumers` read `u`, or what a shared node makes of it. `shared` prepare `u` for this layer and others, such as a
+    reshape or a quantisation that three projections have in common, and must be there twice before one of them can read
+    something else. `trail` are the values on a way from one `consumer` back to `u`. Neither the residual sum behind the
+    layer nor what reads `u` for another layer belongs to the layer.
     """
 
     consumers: frozenset[str]
@@ -166,13 +148,10 @@ class InputConsumers:
 
 
 def input_consumers(index: FlowIndex, site: Site) -> InputConsumers:
-    """Find where a site's layer reads its `u`.
+    """Find where a site's layer reads its `u`; raises `NoSitesError` if nothing on the way to its `h` does.
 
     What is behind a product belongs to the layer, whoever reads it: keys and values that a decoder keeps are computed
     from what the layer reads.
-
-    Raises:
-        NoSitesError: nothing on the way to the site's `h` reads `u`.
     """
     assert site.u is not None  # who replaces `u` has been told that there is one
     way = set(index.between(site.u, site.h))

@@ -13,11 +13,8 @@ from adapter_export.sites.view import FlowGraph, FlowNode
 class Origins(NamedTuple):
     """The tracked values that one value is computed from, as bit sets: bit `i` stands for the `i`-th tracked value.
 
-    Attributes:
-        all: all of them, the value itself included.
-        weighted: those from which some way leads through a product with trained weights.
-        mixed: those from which some way leads through a product of activations with activations.
-        multiplied: those from which some way leads through a product of any kind.
+    `all` includes the value itself; from the others some way leads through a product: with trained weights
+    (`weighted`), of activations with activations (`mixed`), of any kind (`multiplied`).
     """
 
     all: int = 0
@@ -97,13 +94,7 @@ def is_stream(flow: FlowGraph, value: str) -> bool:
 
 
 class FlowIndex:
-    """A graph without the nodes that no result depends on.
-
-    Attributes:
-        flow: the graph.
-        nodes: its nodes; a position is an index into them.
-        ancestry: the origins of its values.
-    """
+    """A graph without the nodes that no result depends on; a position is an index into its nodes."""
 
     def __init__(self, flow: FlowGraph) -> None:
         needed = set(flow.outputs)
@@ -159,14 +150,9 @@ class FlowIndex:
     def last_before_product(self, start: str, positions: Iterable[int], readers: Set[int] | None = None) -> str:
         """The last value that everything computed from `start` goes through, before any product or move of its axes.
 
-        Args:
-            start: a value [batch, tokens, d].
-            positions: the nodes that follow it, in the order of evaluation.
-            readers: the positions of the nodes that count as reading; all, if not given.
-
-        Returns:
-            `start`, or a value like it that stands for it: a way around that value would have to jump over it, read
-            something earlier and be read later.
+        `positions` are the nodes that follow `start` [batch, tokens, d], in the order of evaluation; only `readers`
+        count as reading, if given. The value is `start`, or one like it that stands for it: a way around it would have
+        to jump over it, read something earlier and be read later.
         """
         last, furthest = start, self._last_reader(start, readers)
         for at in positions:
@@ -197,12 +183,9 @@ class Piece(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A value with the features of another one on several axes.
+    """A value with the features of another one on several axes of the lengths `inner`.
 
-    Attributes:
-        value: its name.
-        inner: the lengths of the axes that the features were put on.
-        places: for each axis which of those it is; none for one of the axes before the features.
+    `places` says for each axis which of those it is; none for one of the axes before the features.
     """
 
     value: str

@@ -45,12 +45,9 @@ _ROWS, _APART = 2, 3
 
 
 def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> bool:
-    """Return whether tokens come before batch in what a linear layer reads, as `torch.nn.MultiheadAttention` has them.
+    """Return whether a linear layer reads tokens before batch in `value`, as in `torch.nn.MultiheadAttention`.
 
-    Args:
-        index: the graph of the base.
-        value: what the layer reads, [batch, tokens, d_in] or [batch·tokens, d_in] otherwise.
-        streams: values of residual streams of the base, whose axes are those of a request.
+    `streams` are values of residual streams, whose axes are those of a request.
     """
     source = index.producer(value)
     before = () if source is None or not source.inputs else index.flow.shapes.get(source.inputs[0], ())
@@ -65,13 +62,7 @@ def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> b
 
 @dataclass(frozen=True)
 class Reach:
-    """The values and nodes that a value is computed from, up to the next products behind it.
-
-    Attributes:
-        values: the values on the way, the outputs of the products among them.
-        nodes: the nodes on the way, in the order of evaluation.
-        products: the products at its end, by name.
-    """
+    """The values and the nodes, in order, that a value is computed from, up to the next products."""
 
     values: frozenset[str]
     nodes: tuple[FlowNode, ...]
@@ -106,13 +97,7 @@ def reach(index: FlowIndex, value: str, ends: Set[str]) -> Reach:
 
 
 class Layer(NamedTuple):
-    """A linear layer.
-
-    Attributes:
-        product: the node that multiplies.
-        u: its input, [batch, tokens, d_in] or [batch·tokens, d_in].
-        h: its output with its bias, likewise.
-    """
+    """A linear layer: its product, its input and its output with bias, both [batch, tokens, …] or [batch·tokens, …]."""
 
     product: FlowNode
     u: str
@@ -132,7 +117,7 @@ def layer_of(index: FlowIndex, product: FlowNode) -> Layer | None:
 
 
 def _read(index: FlowIndex, product: FlowNode) -> str | None:
-    """Return what is multiplied; before it is quantised, as values of integers have no shape in a view."""
+    """The value that is multiplied; before it is quantised, as values of integers have no shape in a view."""
     value = product.operands[0]
     while value not in index.flow.shapes:
         node = index.producer(value)
@@ -173,12 +158,9 @@ def _restored(index: FlowIndex, u: str, h: str) -> tuple[str, str] | None:
 
 
 class Use(NamedTuple):
-    """The use of a linear layer in a sublayer: a role such as `query`; several in a fused one.
+    """The use of a linear layer in a sublayer, a role such as `query`, with the values from which the role is read.
 
-    Attributes:
-        role: what it computes.
-        product: the node that multiplies.
-        values: the values that the role is read from, on the way from the layer to where it is used.
+    A fused layer has several.
     """
 
     role: str
@@ -235,7 +217,7 @@ def ffn_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]
 
 
 def _branches(index: FlowIndex, way: Reach) -> Iterator[Use]:
-    """Return the use of each layer before the last one: one branch, or two of which one goes through an activation."""
+    """The use of each layer before the last one: one branch, or two of which one goes through an activation."""
     values = [(node, node.outputs[0]) for node in way.products.values()]
     if len(values) == 1:
         (node, value), layer = values[0], layer_of(index, values[0][0])
@@ -266,18 +248,12 @@ def _last(index: FlowIndex, nodes: Iterable[FlowNode], h: str) -> Iterator[FlowN
 
 
 def _behind(index: FlowIndex, layer: FlowNode, ends: Set[str]) -> Reach:
-    """Return what the input of a linear layer is computed from."""
+    """The reach of a linear layer's input."""
     return reach(index, layer.operands[0], ends)
 
 
 def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Iterator[Site]:
-    """The linear layers of a sublayer, in the order of evaluation.
-
-    Args:
-        index: the graph of the base.
-        sublayer: the sublayer.
-        ends: the values of the residual stream, at which sublayers begin and end.
-    """
+    """The linear layers of a sublayer, in the order of evaluation; `ends` are the values of the residual stream."""
     assert sublayer.x is not None  # a sublayer has one
     nodes = [index.nodes[at] for at in index.between(sublayer.x, sublayer.h)]
     find = ffn_uses if sublayer.role == "ffn" else attention_uses
@@ -303,7 +279,7 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Ite
 
 
 def _parts(index: FlowIndex, layer: Layer, uses: Sequence[Use]) -> dict[str, Piece]:
-    """The parts of a fused layer's output; none if not each of them is known to be one piece."""
+    """The splits of a fused layer's output; none unless each of them is known to be one piece."""
     sources = {
         role: {value for use in uses if use.role == role for value in use.values}
         for role in {use.role for use in uses if use.product is layer.product}
@@ -322,7 +298,7 @@ def _parts(index: FlowIndex, layer: Layer, uses: Sequence[Use]) -> dict[str, Pie
 
 
 def _names(layers: Sequence[Layer], uses: Sequence[Use]) -> list[str]:
-    """A name for each: by what it does; else that of its module; else a number."""
+    """A name for each layer: by its use; else that of its module; else a number."""
     roles = [{use.role for use in uses if use.product is layer.product} for layer in layers]
     names = [next(iter(does)) if len(does) == 1 else _JOINED.get(frozenset(does)) for does in roles]
     unique = {name for name, count in Counter(names).items() if count == 1}

@@ -17,13 +17,10 @@ SUBLAYERS: tuple[Role, ...] = ("attention", "cross_attention", "ffn")
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm over the features of each token.
+    """A norm over the features of each token: `layer`, `rms`, or `unknown` where a norm stands that cannot be read.
 
-    Attributes:
-        kind: `layer` or `rms`; `unknown` where a norm stands that cannot be read.
-        epsilon: what is added to the variance, or to the mean of the squares.
-        weight: the trained factor [d], by its name in the view that found it; none if there is none.
-        bias: the trained summand [d], likewise.
+    `epsilon` is added to the variance or the mean of the squares; `weight` and `bias` [d] are named as in the view that
+    found it, none where there is none.
     """
 
     kind: Literal["layer", "rms", "unknown"]
@@ -37,34 +34,33 @@ class Site:
     """One place in the base, as values of its dataflow graph (names of the view that found it).
 
     A sublayer has all values. A linear layer inside it has `u` and `h` alone, the embeddings have `h` alone; each value
-    is [batch, tokens, width], or [batch·tokens, width] in a base that flattens them there. A part of a fused linear
-    layer names the values of the whole layer, and stands for some of the features of its `h`.
+    is [batch, tokens, width], or [batch·tokens, width] in a base that flattens them there. A split of a fused linear
+    layer (role `part`) names the values of the whole layer, and stands for some of the features of its `h`.
 
     Attributes:
-        name: canonical, such as `layers.3.attention`, `layers.3.attention.query` or `embeddings`; in a base of encoder
-            and decoder with the stream before it, `decoder.layers.3.cross_attention`.
-        role: `attention` if the sublayer multiplies activations with activations, `cross_attention` if its keys and
-            values come from elsewhere than its queries, else `ffn`; `linear`, `part` or `embeddings`.
+        name: such as `layers.3.attention`, `layers.3.attention.query` or `embeddings`; in a base of encoder and decoder
+            with the stream before it, `decoder.layers.3.cross_attention`.
+        role: `attention` multiplies activations with activations; `cross_attention` has keys and values from another
+            source than its queries; `ffn` is any other sublayer.
         layer: counted from 0, those of a decoder on from the encoder's; none for the embeddings.
         width: the width `d` of `h`; at a sublayer that of the residual stream.
         width_in: the width `d_in` of `u`; `d` where there is no `u`.
-        h: the sublayer's output, before the residual add; a linear layer's output with its bias; what the first
-            sublayer's stream starts from.
+        h: the sublayer's output, before the residual add; a linear layer's output with its bias.
         x: the residual stream at the sublayer's start.
-        u: what the sublayer itself reads: `x` after the pre-norm where there is one, else `x`; a linear layer's input.
+        u: what the sublayer itself reads: `x` after the pre-norm where there is one; a linear layer's input.
         y: the block's output after the add, and after the norm where the base normalises the sum.
         norm: the norm between that sum and `y`; none where there is none.
         residual: the node that adds `h`: to `x`, or to the sublayer beside it in a parallel block.
-        path: the path of the module with the last product, at a sublayer its output projection, if the exporter
-            recorded it. A module that is called once per layer gives several sites the same path.
+        path: the module of the last product, at a sublayer its output projection, if the exporter recorded it. A module
+            that is called once per layer gives several sites the same path.
         followed_by: the kind of what reads the sum first, such as `norm`, or `output`; empty at other sites.
-        parts: the slices [start, end) of `h` that are layers of their own, in a fused linear layer; at a part, its own.
-        blocks: into how many equal blocks the features of `h` are cut first, so that a part is a slice of each of them;
-            more than 1 where a fused layer has its parts head by head.
-        sequence_first: whether tokens come before batch in the values of a linear layer, on two axes or on one, as
-            `torch.nn.MultiheadAttention` has them.
-        other_calls: how often the base calls the module of a linear layer beside its sites, on what is no activation of
-            a text, such as relative positions. An adapter at the site does not act there.
+        parts: in a fused linear layer, the slices [start, end) of `h` that are layers of their own; at a split, its own.
+        blocks: how many equal blocks the features of `h` are cut into first, so that a split is a slice of each;
+            more than 1 where a fused layer is laid out head by head.
+        sequence_first: whether a linear layer's values have tokens before batch, on two axes or one, as in
+            `torch.nn.MultiheadAttention`.
+        other_calls: how often the base calls the module of a linear layer on what is no activation of a text, such as
+            relative positions; an adapter at the site does not act there.
     """
 
     name: str
@@ -86,7 +82,7 @@ class Site:
     sequence_first: bool = False
 
     def part(self, name: str) -> Site:
-        """A part of this fused linear layer as a site of its own, beside it."""
+        """A split of this fused linear layer as a site of its own, beside it."""
         start, end = self.parts[name]
         return replace(
             self,
@@ -99,20 +95,14 @@ class Site:
 
 @dataclass(frozen=True)
 class SiteMap:
-    """All sites of a base, in the order of evaluation.
-
-    Attributes:
-        sites: the sublayers, the linear layers inside them, and the embeddings.
-        final: the value that holds the final hidden state, [batch, tokens, d], which a head reads.
-        width: the width of the final hidden state.
-    """
+    """All sites of a base in the order of evaluation, and the final hidden state [batch, tokens, width] for heads."""
 
     sites: tuple[Site, ...]
     final: str
     width: int
 
     def __iter__(self) -> Iterator[Site]:
-        """The sites, each fused linear layer before its parts; a name that a site has is not given to a part."""
+        """The sites, each fused linear layer before its splits; a name that a site has is not given to a split."""
         names = {site.name for site in self.sites}
         for site in self.sites:
             yield site

@@ -55,13 +55,10 @@ class GivenSite:
 
 @dataclass(frozen=True)
 class GivenSites:
-    """A site map.
+    """A site map, from `source` (for messages) with the digest `sha256:<hex>` of its contents.
 
-    Attributes:
-        source: where it is from, for messages.
-        digest: of its contents, `sha256:<hex>`.
-        sites: the sites by name; none leaves out a site that was found.
-        final: the final hidden state in each view; where it is missing, the one that was found.
+    A site by name that is none leaves out one that was found; `final` is the final hidden state by view, where it is
+    not the one found.
     """
 
     source: str
@@ -217,7 +214,7 @@ class _Check:
                 raise self.unfit(f"{name}.{late}", self.shape(one), f"the shape of `{early}`, {self.shape(other)}")
 
     def _parts(self, name: str, given: GivenSite, width: int) -> None:
-        """The parts of a fused layer are slices of its output that have nothing in common."""
+        """Refuse splits of a fused layer that are not slices of its output with nothing in common."""
         if given.parts and width % given.blocks:
             raise self.unfit(f"{name}.blocks", given.blocks, f"a number that divides {width}")
         before = 0

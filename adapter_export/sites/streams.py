@@ -48,15 +48,9 @@ def layers_of(roles: Iterable[Role]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Residual:
-    """A sum `x + h`.
+    """A sum `x + h`, `h` computed from `x` [batch, tokens, d] or [batch·tokens, d].
 
-    Attributes:
-        add: the node.
-        x: what `h` is computed from, [batch, tokens, d] or [batch·tokens, d].
-        h: the other summand.
-        total: the sum.
-        previous: the sum before it on the stream.
-        length: how many sums the stream has up to here.
+    `previous` is the sum before it on the stream, `length` how many there are up to here.
     """
 
     add: FlowNode
@@ -166,12 +160,7 @@ def _without_position_convolutions(index: FlowIndex, stream: list[Residual]) -> 
 
 @dataclass(frozen=True)
 class Stream:
-    """A residual stream.
-
-    Attributes:
-        prefix: what the names of its sites begin with; empty where a base has one stream.
-        sums: its sums, in order.
-    """
+    """A residual stream, and what the names of its sites begin with: nothing where a base has one stream."""
 
     prefix: str
     sums: tuple[Residual, ...]
@@ -180,8 +169,7 @@ class Stream:
 def named_streams(index: FlowIndex) -> list[Stream]:
     """The streams of a base, the one that gives the result last; none if there is no residual sum.
 
-    Raises:
-        NoSitesError: there are several that are no encoder and decoder.
+    Raises `NoSitesError` if there are several that are no encoder and decoder.
     """
     found = residual_streams(index)
     if len(found) < 2:

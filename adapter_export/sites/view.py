@@ -1,4 +1,4 @@
-"""A neutral view of a dataflow graph: what discovery needs to know, whichever framework the graph is from."""
+"""A neutral view of a dataflow graph for discovery, whichever framework the graph is from."""
 
 from __future__ import annotations
 
@@ -34,27 +34,26 @@ class FlowNode:
 
     Attributes:
         name: unique in the graph.
-        kind: `add` for an element-wise sum of two activations; `product` for a matrix product; `convolution`;
-            `attention` for an attention fused into one node; `norm` for a layer or RMS norm in one node;
-            `activation` for a non-linear function of each number, the softmax among them; `layout` for a transposition,
-            a reshape or a cut, which moves axes and keeps the numbers; else `other`.
+        kind: `add` of two activations; a matrix `product`; a fused `attention`; `norm` for a layer or RMS norm
+            in one node; `activation`, a non-linear function of each number, the softmax among them; `layout`, a
+            transposition, a reshape or a cut; else `convolution` or `other`.
         op: the framework's own name of it, for tables.
-        inputs: the activations it reads, in order. Weights, constants, and what is computed from these and from the
-            lengths of axes alone are left out.
+        inputs: the activations it reads, in order, without weights, constants, and what is computed from these and from
+            the lengths of axes alone.
         outputs: the values it defines.
         weighted: whether one of the factors of a product is a trained weight.
         path: the module path that the exporter recorded, if any.
+        norm: of a norm, and of the last piece of one that is written out: which one it is.
+        normed: what that norm reads.
         linear: whether a product is that of a linear layer: of an activation and one trained matrix [in, out].
         weight: the name of that matrix in the view.
-        operands: the activations among the factors of a product, first the one whose index the rows of the result
-            are; query, key and value of a fused attention, or what holds all three.
+        operands: the activations among the factors of a product, first the one whose index the rows of the result are;
+            query, key and value of a fused attention, or what holds all three.
         epilogue: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
         cuts: of a layout that cuts one axis: the slice of its input that each output is.
         order: of a layout that moves whole axes: the axis of its input that each axis of its output is; none for a new
             one of length 1.
         packed: of an attention that reads one value with query, key and value: the slice that each of them is.
-        norm: of a norm, and of the last piece of one that is written out: which one it is.
-        normed: what that norm reads.
     """
 
     name: str
@@ -89,12 +88,9 @@ class FlowNode:
 class FlowGraph:
     """A base seen as dataflow.
 
-    Attributes:
-        nodes: in the order of evaluation; those that compute no activation are left out.
-        shapes: the axes of each value, where their number is known.
-        outputs: the values that the base returns.
-        other_calls: how often linear layers are computed of weights alone, by their module paths and the names of their
-            matrices; these are no nodes.
+    `nodes` compute activations, in the order of evaluation; `shapes` are known where the number of axes is.
+    `other_calls` counts linear layers that are computed of weights alone, by their module paths and the names of their
+    matrices.
     """
 
     nodes: Sequence[FlowNode]
