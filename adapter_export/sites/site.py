@@ -54,7 +54,7 @@ class Site:
         path: the module of the last product, at a sublayer its output projection, if the exporter recorded it. A module
             that is called once per layer gives several sites the same path.
         followed_by: the kind of what reads the sum first, such as `norm`, or `output`; empty at other sites.
-        parts: in a fused linear layer, the slices [start, end) of `h` that are layers of their own; at a split, its own.
+        parts: the slices [start, end) of `h`, in a fused linear layer, that are its splits; at a split, its own.
         blocks: how many equal blocks the features of `h` are cut into first, so that a split is a slice of each;
             more than 1 where a fused layer is laid out head by head.
         sequence_first: whether a linear layer's values have tokens before batch, on two axes or one, as in
