@@ -351,15 +351,10 @@ def _summary(rows: TextTask, start: str) -> str:
 def _write(adapter: Adapter, output: Path, result: TrainingResult, *, force: bool) -> None:
     """Write the adapter and its learning curve, and forget the checkpoints."""
     from adapter_export.format.adapter_files import write_adapter
-    from adapter_export.torch_backend.train.curve import CURVE_FILE, draw_curve
     from adapter_export.torch_backend.train.objectives import OBJECTIVES
+    from adapter_export.torch_backend.train.record import CURVE_FILE, draw_curve
 
     write_adapter(adapter, output, force=force)
-    draw_curve(
-        result.history,
-        result.best_epoch,
-        f"{adapter.name} ({adapter.kind})",
-        output / CURVE_FILE,
-        loss_name=OBJECTIVES[adapter.training["task"]].loss_name,
-    )
+    loss_name = OBJECTIVES[adapter.training["task"]].loss_name
+    draw_curve(result, f"{adapter.name} ({adapter.kind})", output / CURVE_FILE, loss_name=loss_name)
     shutil.rmtree(output.with_name(f"{output.name}.partial"), ignore_errors=True)

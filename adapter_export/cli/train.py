@@ -104,7 +104,7 @@ def train(
 
 def _report(made: Adapter, output: Path, notes: list[str], as_json: bool) -> None:
     from adapter_export.cli.bases import report_adapter
-    from adapter_export.torch_backend.train.curve import CURVE_FILE
+    from adapter_export.torch_backend.train.record import CURVE_FILE
 
     record, curve = made.training, output / CURVE_FILE
     if not as_json:

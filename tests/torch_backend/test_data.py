@@ -11,7 +11,6 @@ from small_encoder import MAX_TOKENS, tokenizer_json
 from adapter_export.errors import DataError, RequestError
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.train.data import (
-    ArrayExamples,
     TextExamples,
     class_indices,
     evaluation_batches,
@@ -109,12 +108,6 @@ def test_inputs_that_text_cannot_fill_are_named_at_once(tokenizer: Tokenizer) ->
         TextExamples.of(["good"], np.array([0]), tokenizer, ("pixels",))
 
 
-def test_arrays_are_examples_too() -> None:
-    found = ArrayExamples({"values": np.arange(12.0).reshape(4, 3)}, np.array([0, 1, 0, 1]))
-    assert found.inputs(np.array([2, 0]))["values"].tolist() == [[6, 7, 8], [0, 1, 2]]
-    assert found.lengths.tolist() == [1, 1, 1, 1]
-
-
 def test_a_fingerprint_changes_with_any_row(tokenizer: Tokenizer) -> None:
     def of(texts: list[str], classes: list[int]) -> str:
         return TextExamples.of(texts, np.array(classes), tokenizer, NAMES).fingerprint
@@ -122,5 +115,3 @@ def test_a_fingerprint_changes_with_any_row(tokenizer: Tokenizer) -> None:
     known = {of(["good", "bad"], [0, 1]), of(["good", "bad"], [0, 0]), of(["good bad", "bad"], [0, 1])}
     assert len(known | {of(["bad", "good"], [0, 1])}) == 4
     assert of(["good", "bad"], [0, 1]) in known
-    one, other = (ArrayExamples({"values": np.full((2, 2), value)}, np.array([0, 1])) for value in (0.0, 1.0))
-    assert one.fingerprint != other.fingerprint

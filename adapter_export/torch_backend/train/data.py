@@ -1,13 +1,13 @@
-"""Examples as a training loop wants them: with their targets, split in two, cut into batches of like length."""
+"""Texts as a training loop wants them: with their targets, split in two, cut into batches of like length."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,58 +23,6 @@ Rows = npt.NDArray[np.int64]
 
 _BATCHES_PER_WINDOW = 50
 _CHUNK = 256
-
-
-class Examples(Protocol):
-    """Inputs of a base with what is to be learnt of each row."""
-
-    @property
-    def lengths(self) -> Rows:
-        """What each row costs, such as its tokens; rows of like length share batches."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs where rows differ; a run goes on from a checkpoint only if it is the same."""
-
-    def inputs(self, rows: Rows) -> dict[str, Tensor]:
-        """The base's inputs for some rows, by name."""
-
-    def targets(self, rows: Rows) -> Tensor:
-        """What is to be learnt of some rows: classes [rows] or, of each token, [rows, tokens]; numbers [rows, numbers].
-
-        Classes count from 0; `IGNORED` stands at tokens that have none.
-        """
-
-
-@dataclass(frozen=True)
-class ArrayExamples:
-    """Examples that are arrays already.
-
-    Attributes:
-        arrays: each of the base's inputs, [rows, …].
-        answers: what is to be learnt: int64 classes [rows] or [rows, tokens], or float32 numbers [rows, numbers].
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    answers: np.ndarray
-
-    @property
-    def lengths(self) -> Rows:
-        """The same for every row."""
-        return np.ones(len(self.answers), np.int64)
-
-    @property
-    def fingerprint(self) -> str:
-        """The sha256 of the arrays and answers."""
-        return _sha256([*(self.arrays[name].tobytes() for name in sorted(self.arrays)), self.answers.tobytes()])
-
-    def targets(self, rows: Rows) -> Tensor:
-        """What is to be learnt of some rows."""
-        return torch.from_numpy(self.answers[rows])
-
-    def inputs(self, rows: Rows) -> dict[str, Tensor]:
-        """The base's inputs for some rows, by name."""
-        return {name: torch.from_numpy(array[rows]) for name, array in self.arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -123,7 +71,7 @@ class TextExamples:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the texts, their numbers of tokens and the answers."""
+        """The sha256 of the texts, their numbers of tokens and the answers; a run resumes only where it is the same."""
         answers = [self.answers] if isinstance(self.answers, np.ndarray) else self.answers
         texts = [text.encode() if isinstance(text, str) else json.dumps(text).encode() for text in self.texts]
         return _sha256([*texts, self.lengths.tobytes(), *(one.tobytes() for one in answers)])
@@ -134,7 +82,10 @@ class TextExamples:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def targets(self, rows: Rows) -> Tensor:
-        """What is to be learnt of some rows; the class of a word is at its first token (Devlin et al. 2019, §5.3)."""
+        """What is to be learnt of some rows: classes [rows] or [rows, tokens], or numbers [rows, numbers].
+
+        The class of a word is at its first token (Devlin et al. 2019, §5.3); other tokens have `IGNORED`.
+        """
         if isinstance(self.answers, np.ndarray):
             return torch.from_numpy(self.answers[rows])
         encodings = self.tokenizer.encode([self.texts[row] for row in rows])
@@ -148,11 +99,7 @@ class TextExamples:
 
 
 def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> Rows:
-    """The class of each label.
-
-    Raises:
-        DataError: a label is not among the names.
-    """
+    """The class of each label; raises DataError for a label that is not among the names."""
     index = {name: number for number, name in enumerate(names)}
     unknown = sorted(set(labels) - set(names))
     if unknown:
@@ -165,15 +112,16 @@ def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> Ro
     return np.array([index[label] for label in labels], np.int64)
 
 
-def label_names(labels: Sequence[str], where: str) -> tuple[str, ...]:
-    """The different labels in order; numbers by value, words by letter.
+def label_names(labels: Sequence[str], where: str, *, rows: int = 2) -> tuple[str, ...]:
+    """The different labels in order, numbers by value, words by letter.
 
     Raises:
-        DataError: there are fewer than two, or one has a single row, which cannot be in both halves of a split.
+        DataError: there are fewer than two, or one has fewer rows than `rows`, the least that a split needs of each.
     """
     counts = Counter(labels)
-    names = _ordered(counts, where)
-    single = sorted(label for label, count in counts.items() if count == 1)
+    if len(counts) < 2:
+        raise DataError("holds fewer than two classes", where=where, found=", ".join(f"`{label}`" for label in counts))
+    single = sorted(label for label, count in counts.items() if count < rows)
     if single:
         raise DataError(
             "a class has one row only, so it cannot be both trained on and validated",
@@ -182,50 +130,14 @@ def label_names(labels: Sequence[str], where: str) -> tuple[str, ...]:
             expected="at least two rows of each class",
             fix="add rows of that class, or take it out",
         )
-    return names
-
-
-def word_label_names(labels: Sequence[Sequence[str]], where: str) -> tuple[str, ...]:
-    """The different labels of words in order, numbers by value, words by letter.
-
-    Raises:
-        DataError: there are fewer than two.
-    """
-    return _ordered({label for row in labels for label in row}, where)
-
-
-def _ordered(labels: Collection[str], where: str) -> tuple[str, ...]:
-    if len(labels) < 2:
-        found = ", ".join(f"`{label}`" for label in labels)
-        raise DataError("holds fewer than two classes", where=where, found=found)
-    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
-    return tuple(sorted(labels, key=int if numbers else str))
-
-
-def number_rows(rows: Sequence[Sequence[float]], where: str) -> np.ndarray:
-    """Numbers as float32 [rows, numbers].
-
-    Raises:
-        DataError: a row has more or fewer than the first.
-    """
-    counts = sorted({len(row) for row in rows})
-    if len(counts) > 1:
-        raise DataError(
-            "rows have different numbers of numbers", where=where, found=", ".join(map(str, counts)), expected="one"
-        )
-    return np.array(rows, np.float32)
+    numbers = all(label.removeprefix("-").isdecimal() for label in counts)
+    return tuple(sorted(counts, key=int if numbers else str))
 
 
 def split(classes: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Split rows in two, class by class, so that both halves have every class.
+    """Split rows in two, class by class, so that both halves have every class; returns rows in rising order.
 
-    Args:
-        classes: the class of each row; every class has at least two.
-        fraction: of each class, what goes to the second half, but at least one row and never all.
-        seed: decides which.
-
-    Returns:
-        The rows of the first half and of the second, each in rising order.
+    The second half gets a fraction of each class, which has at least two rows: at least one row and never all.
     """
     generator = np.random.default_rng(seed)
     second = []
@@ -238,15 +150,10 @@ def split(classes: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 
 def training_batches(lengths: Rows, size: int, seed: Sequence[int]) -> list[Rows]:
-    """Every row once, in batches whose rows are of like length, in random order.
+    """Every row once, in batches whose rows are of like length, in the random order that a seed gives.
 
     Rows are shuffled, sorted by length within windows of many batches, and the batches shuffled again: little padding,
-    and still another composition of batches in every epoch.
-
-    Args:
-        lengths: the length of each row.
-        size: rows in a batch; the last of a window may hold fewer.
-        seed: decides the order; the same seed gives the same batches.
+    and still another composition of batches in every epoch. The last batch of a window may be smaller.
     """
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(lengths))
@@ -267,9 +174,9 @@ def _cut(rows: Rows, size: int) -> list[Rows]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _sha256(parts: Sequence[bytes]) -> str:
-    """Of parts whose borders count."""
+def _sha256(chunks: Sequence[bytes]) -> str:
+    """Of the chunks and their lengths."""
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
+    for chunk in chunks:
+        digest.update(len(chunk).to_bytes(8, "little") + chunk)
     return digest.hexdigest()

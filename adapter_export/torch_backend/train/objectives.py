@@ -1,4 +1,4 @@
-"""What each task is trained for, and how well it is done."""
+"""Loss and metrics of each task."""
 
 from __future__ import annotations
 
@@ -22,12 +22,9 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class Scores:
-    """Of a model on some rows.
+    """The mean loss of a model on some rows (or tokens with labels), and its metrics.
 
-    Attributes:
-        loss: the mean of `Objective.loss` over the rows, or over the tokens that have labels.
-        metrics: what else tells how good it is.
-        decides: the metric, of those where more is better, by which the best epoch is chosen; the loss if none is.
+    `decides` is the metric, of those where more is better, by which the best epoch is chosen; the loss if none is.
     """
 
     loss: float
@@ -47,14 +44,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a task is trained for.
+    """What a task is trained for: a loss with its name and unit, and metrics, one of which may decide as in `Scores`.
 
-    Attributes:
-        loss: from results [rows, …] and targets of the rows to their mean loss; the rows of a token classification are
-            the tokens that have labels.
-        loss_name: what that is, and its unit.
-        metrics: what else is measured, from the same two.
-        decides: the metric by which the best epoch is chosen; the loss if none is.
+    Both take results [rows, …] and targets of the rows, which are the tokens with labels in a token classification.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -69,10 +61,8 @@ class Objective:
 
 def labelled(results: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Results and targets in rows: of [rows, tokens, classes] only the tokens that have labels, all of other shapes."""
-    if results.ndim == 3:
-        learnt = targets != IGNORED
-        return results[learnt], targets[learnt]
-    return results, targets
+    learnt = targets != IGNORED if results.ndim == 3 else slice(None)
+    return results[learnt], targets[learnt]
 
 
 def token_loss(logits: Tensor, classes: Tensor) -> Tensor:
@@ -114,12 +104,10 @@ def neighbour_accuracy(vectors: Tensor, classes: Tensor) -> float:
 
 def macro_f1(true: np.ndarray, predicted: np.ndarray) -> float:
     """The mean over the classes that occur in either of `2·hits / (true + predicted)`."""
-    scores = [
-        2
-        * int(((true == number) & (predicted == number)).sum())
-        / (int((true == number).sum()) + int((predicted == number).sum()))
-        for number in np.union1d(true, predicted)
-    ]
+    scores = []
+    for number in np.union1d(true, predicted):
+        right, said = true == number, predicted == number
+        scores.append(2 * int((right & said).sum()) / (int(right.sum()) + int(said.sum())))
     return float(np.mean(scores))
 
 

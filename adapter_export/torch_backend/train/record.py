@@ -1,90 +1,26 @@
-"""What a training run is told, what it tells while it runs, and the record that it leaves in the adapter."""
+"""Settings of a training run, its progress, and what it leaves behind: a record in the adapter and a learning curve."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from adapter_export.errors import UsageError
-from adapter_export.torch_backend.train.objectives import Scores
+from adapter_export.format.files import new_file
+from adapter_export.torch_backend.train.objectives import Scores, metric_name
 from adapter_export.torch_backend.train.task import TextTask
 from adapter_export.version import __version__
 
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One pass over the training rows.
-
-    Attributes:
-        epoch: counted from 1.
-        training_loss: the mean loss of a row, each at the step that saw it.
-        validation: the scores after the pass.
-        seconds: how long pass and validation took.
-    """
-
-    epoch: int
-    training_loss: float
-    validation: Scores
-    seconds: float
-
-
-class Progress(Protocol):
-    """Hears of a run as it goes."""
-
-    def prepared(self, summary: str) -> None:
-        """The data are read and the adapter is attached."""
-
-    def started(self, steps: int, done: int) -> None:
-        """The run has so many steps at most, of which some were done before it was interrupted."""
-
-    def stepped(self, loss: float) -> None:
-        """A step is done; `loss` is that of its batch."""
-
-    def epoch_finished(self, record: EpochRecord) -> None:
-        """An epoch is done."""
-
-
-class Silent:
-    """Tells nobody."""
-
-    def prepared(self, summary: str) -> None:
-        """Say nothing."""
-
-    def started(self, steps: int, done: int) -> None:
-        """Say nothing."""
-
-    def stepped(self, loss: float) -> None:
-        """Say nothing."""
-
-    def epoch_finished(self, record: EpochRecord) -> None:
-        """Say nothing."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """A finished run; the model holds the weights of the best epoch.
-
-    Attributes:
-        history: the epochs.
-        best_epoch: counted from 1.
-        steps: how many were taken.
-        resumed_at: the step at which it went on after an interruption, if it did.
-    """
-
-    history: Sequence[EpochRecord]
-    best_epoch: int
-    steps: int
-    resumed_at: int | None
-
-    @property
-    def best(self) -> EpochRecord:
-        """The best epoch."""
-        return self.history[self.best_epoch - 1]
+CURVE_FILE = "learning_curve.png"
 
 
 @dataclass(frozen=True)
@@ -100,10 +36,10 @@ class TrainingSettings:
         clip: the largest norm of the gradient of all tensors together; longer ones are scaled down to it.
         patience: stop after this many epochs without a better one.
         seed: of the order of rows and the dropout.
-        temperature_decay: the part of its first temperature that a fusion loses in each step, down to 1; 1/1000 in
+        checkpoint_steps: steps between two checkpoints; one is written after each epoch, too.
+        temperature_decay: the fraction of its first temperature that a fusion loses in each step, down to 1; 1/1000 in
             AdapterHub.
         value_penalty: the factor of Σ(I − V)² in the loss, over the value projections of a fusion; 0.01 in AdapterHub.
-        checkpoint_steps: steps between two checkpoints; one is written after each epoch, too.
     """
 
     epochs: int = 4
@@ -129,23 +65,72 @@ class TrainingSettings:
         )
         for names, holds, expected in rules:
             for name in names:
-                if not holds(getattr(self, name)):
-                    found = getattr(self, name)
+                found = getattr(self, name)
+                if not holds(found):
                     raise UsageError(f"`{name}` has a value that it cannot have", found=found, expected=expected)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One pass over the training rows, counted from 1: mean loss of a row at the step that saw it, scores, seconds."""
+
+    epoch: int
+    training_loss: float
+    validation: Scores
+    seconds: float
+
+
+class Progress(Protocol):
+    """Is told of a run as it goes."""
+
+    def prepared(self, summary: str) -> None:
+        """The data are read and the adapter is attached."""
+
+    def started(self, steps: int, done: int) -> None:
+        """The run has so many steps at most, of which some were done before it was interrupted."""
+
+    def stepped(self, loss: float) -> None:
+        """A step is done; `loss` is that of its batch."""
+
+    def epoch_finished(self, record: EpochRecord) -> None:
+        """An epoch is done."""
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def prepared(self, summary: str) -> None:
+        """Say nothing."""
+
+    def started(self, steps: int, done: int) -> None:
+        """Say nothing."""
+
+    def stepped(self, loss: float) -> None:
+        """Say nothing."""
+
+    def epoch_finished(self, record: EpochRecord) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run: its epochs, the best of them (from 1), its steps, and the step at which it resumed, if it did."""
+
+    history: Sequence[EpochRecord]
+    best_epoch: int
+    steps: int
+    resumed_at: int | None
+
+    @property
+    def best(self) -> EpochRecord:
+        """The best epoch, whose weights the model holds."""
+        return self.history[self.best_epoch - 1]
 
 
 def training_record(
     settings: TrainingSettings, options: dict[str, Any], task: TextTask, result: TrainingResult, test: Scores | None
 ) -> dict[str, Any]:
-    """Put a finished run together as JSON.
-
-    Args:
-        settings: how it was trained.
-        options: what else decided the result: widths, first weights and how far they moved the output, the cut.
-        task: what it was trained on.
-        result: the run.
-        test: the scores on the test rows, if there were any.
-    """
+    """A finished run as JSON; `options` are what else decided the result, such as widths and first weights."""
     record: dict[str, Any] = {
         "producer": f"adapter-export {__version__}",
         "task": task.task,
@@ -164,3 +149,26 @@ def training_record(
         "threads": torch.get_num_threads(),
     }
     return record if test is None else {**record, "test": test.document()}
+
+
+def draw_curve(result: TrainingResult, title: str, path: Path, *, loss_name: str) -> None:
+    """Draw the loss and the metrics over the epochs as PNG; replaces what is at `path`."""
+    figure = Figure(figsize=(8, 3.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, scores = figure.subplots(1, 2)
+    history = result.history
+    epochs = [record.epoch for record in history]
+    losses.plot(epochs, [record.training_loss for record in history], "o-", label="training")
+    losses.plot(epochs, [record.validation.loss for record in history], "o-", label="validation")
+    losses.set_ylabel(loss_name)
+    for metric in history[0].validation.metrics:
+        scores.plot(epochs, [record.validation.metrics[metric] for record in history], "o-", label=metric_name(metric))
+    scores.set_ylabel("validation")
+    for axes in (losses, scores):
+        axes.axvline(result.best_epoch, color="0.7", linestyle=":", label="best epoch")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    with new_file(path, force=True) as temporary:
+        figure.savefig(temporary, format="png")

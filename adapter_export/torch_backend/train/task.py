@@ -16,15 +16,7 @@ from adapter_export.format.files import sha256_of
 from adapter_export.format.tables import check_columns, read_rows
 from adapter_export.graph.tasks import DEFAULT_TASK, Task
 from adapter_export.text import Tokenizer
-from adapter_export.torch_backend.train.data import (
-    Rows,
-    TextExamples,
-    class_indices,
-    label_names,
-    number_rows,
-    split,
-    word_label_names,
-)
+from adapter_export.torch_backend.train.data import Rows, TextExamples, class_indices, label_names, split
 
 Cell = Callable[[Any, str], Any]
 """From a cell and the name of its place to what it means; `None` where there is nothing."""
@@ -82,7 +74,7 @@ def numbers(cell: Any, where: str) -> tuple[float, ...] | None:
     return None if any(math.isnan(number) for number in found) else found
 
 
-CELLS: Mapping[Task, tuple[Cell, Cell]] = {
+_CELLS: Mapping[Task, tuple[Cell, Cell]] = {
     "sequence_classification": (text_cell, label),
     "token_classification": (words, labels),
     "regression": (text_cell, numbers),
@@ -91,13 +83,9 @@ CELLS: Mapping[Task, tuple[Cell, Cell]] = {
 """How each task reads its texts, and what it learns of them."""
 
 
-def pair(task: Task, source: object, answer: object, where: str) -> tuple[Any, Any]:
-    """What a row says: a text, or its words, and what is to be learnt of it; `None` for what is not there.
-
-    Raises:
-        DataError: a cell means nothing to the task, or the words of a row are not as many as their labels.
-    """
-    read_text, read_answer = CELLS[task]
+def _pair(task: Task, source: object, answer: object, where: str) -> tuple[Any, Any]:
+    """A text, or its words, and what is to be learnt of it; `None` for what is not there."""
+    read_text, read_answer = _CELLS[task]
     found, learnt = read_text(source, where), read_answer(answer, where)
     if task == "token_classification" and found is not None and learnt is not None and len(found) != len(learnt):
         raise DataError(
@@ -109,19 +97,11 @@ def pair(task: Task, source: object, answer: object, where: str) -> tuple[Any, A
     return found, learnt
 
 
-_LINES_NAMED = 5
-
-
 @dataclass(frozen=True)
 class LabelledTexts:
-    """The rows of a file.
+    """The rows of a file: texts, or the words of each, and a label, the labels of the words, or numbers.
 
-    Attributes:
-        texts: one text per row, or its words.
-        labels: the label of each; the labels of its words; or its numbers.
-        repeated: how many rows were left out because they repeat another one, text and label.
-        incomplete: how many rows were left out because they have no text or no label.
-        contradicting: how many texts occur with more than one label; their rows are kept.
+    Rows that repeat another one or are incomplete are left out and counted; texts with more than one label are kept.
     """
 
     texts: tuple[Any, ...]
@@ -134,13 +114,13 @@ class LabelledTexts:
 def read_table(
     path: Path, text: str, label: str, *, task: Task = DEFAULT_TASK, skip_incomplete: bool = False
 ) -> LabelledTexts:
-    """Read labelled texts; a row that repeats another one is left out, so that no split can hold both.
+    """Read labelled texts from two columns of a table; repeated rows are left out, so that no split can hold both.
 
     Args:
-        path: a csv, tsv or jsonl file in UTF-8, told apart by its suffix or else by its first line.
-        text: the column that holds the texts.
-        label: the column that holds the labels, or what else the task learns.
-        task: what the columns mean: a text and its label, words and their labels, or a text and its numbers.
+        path: a csv, tsv or jsonl file in UTF-8, recognised by its suffix or else by its first line.
+        text: the column of the texts.
+        label: the column of the labels, or what else the task learns.
+        task: what the columns mean.
         skip_incomplete: leave rows without text or label out, instead of refusing the file.
 
     Raises:
@@ -151,10 +131,10 @@ def read_table(
         raise DataError("holds no rows", where=path, expected="a line with the column names, then one row a line")
     for line, cells in rows:
         check_columns(cells, (text, label), f"{path}, line {line}")
-    pairs = [(line, *pair(task, cells[text], cells[label], f"{path}, line {line}")) for line, cells in rows]
+    pairs = [(line, *_pair(task, cells[text], cells[label], f"{path}, line {line}")) for line, cells in rows]
     incomplete = [line for line, *said in pairs if None in said]
     if incomplete and not skip_incomplete:
-        named = ", ".join(map(str, incomplete[:_LINES_NAMED])) + (", …" if len(incomplete) > _LINES_NAMED else "")
+        named = ", ".join(map(str, incomplete[:5])) + (", …" if len(incomplete) > 5 else "")
         raise DataError(
             f"{len(incomplete)} rows have no text or no label",
             where=path,
@@ -189,16 +169,10 @@ def read_texts(path: Path, text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """Where the rows are.
+    """The files of a task, read as by `read_table`.
 
-    Attributes:
-        training: the file to learn from.
-        validation: a file to validate by, or the fraction of each class of `training` that is kept for it.
-        test: a file that is looked at once, at the end.
-        text: the column that holds the texts.
-        label: the column that holds the labels, or what else is to be learnt.
-        skip_incomplete: leave rows without text or label out, instead of refusing the file.
-        task: what is to be learnt. An embedding learns from labels: texts of one label shall be near each other.
+    `validation` is a file, or the fraction of each class of `training` that is kept for it; `test` is used once, at the
+    end. An embedding learns from labels: texts of one label shall be near each other.
     """
 
     training: Path
@@ -215,14 +189,10 @@ class TaskFiles:
                 "the part kept for validation is a fraction", found=self.validation, expected="above 0 and below 1"
             )
 
-    def read(self, path: Path) -> LabelledTexts:
-        """Read one of the files."""
-        return read_table(path, self.text, self.label, task=self.task, skip_incomplete=self.skip_incomplete)
-
 
 @dataclass(frozen=True)
 class TextTask:
-    """What `read_task` returns.
+    """The rows of a task, and what is known of them.
 
     Attributes:
         task: what is to be learnt.
@@ -232,7 +202,7 @@ class TextTask:
         validation: the rows that decide which epoch is the best.
         test: rows that decide nothing.
         sources: the files with their sha256 and numbers of rows, for the training record.
-        notes: what a user should know about the data, each a clause.
+        notes: warnings about the data, each a clause.
     """
 
     task: Task
@@ -246,34 +216,34 @@ class TextTask:
 
 
 def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], seed: int = 0) -> TextTask:
-    """Read the files, split what is to be split, and count the tokens.
-
-    Args:
-        files: where the rows are.
-        tokenizer: makes the tokens.
-        names: the base's inputs.
-        seed: decides the split.
+    """Read the files, split what is to be split by the seed, and count the tokens; `names` are the base's inputs.
 
     Raises:
         DataError: a file cannot be used; the message says which line.
         RequestError: the base has an input that text cannot fill.
     """
-    tables = {"training": files.read(files.training)}
+    paths = {"training": files.training}
     if isinstance(files.validation, Path):
-        tables["validation"] = files.read(files.validation)
+        paths["validation"] = files.validation
     if files.test is not None:
-        tables["test"] = files.read(files.test)
+        paths["test"] = files.test
+    skip = files.skip_incomplete
+    tables = {
+        name: read_table(path, files.text, files.label, task=files.task, skip_incomplete=skip)
+        for name, path in paths.items()
+    }
     labels: tuple[str, ...] = ()
-    if files.task != "regression":
-        name_labels = word_label_names if files.task == "token_classification" else label_names
-        labels = name_labels(tables["training"].labels, str(files.training))
-    paths = {name: getattr(files, name) for name in tables}
+    known = tables["training"].labels
+    if files.task == "token_classification":
+        labels = label_names([label for row in known for label in row], str(files.training), rows=1)
+    elif files.task != "regression":
+        labels = label_names(known, str(files.training))
     answers = {name: _answers(files.task, table, labels, str(paths[name])) for name, table in tables.items()}
-    counts = {name: int(rows.shape[1]) for name, rows in answers.items() if files.task == "regression"}  # type: ignore[union-attr]
+    counts = {name: len(table.labels[0]) for name, table in tables.items() if files.task == "regression"}
     if len(set(counts.values())) > 1:
         raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")
     examples = {name: TextExamples.of(tables[name].texts, answers[name], tokenizer, names) for name in tables}
-    notes = tuple(note for name in tables for note in _notes(name, tables, examples[name]))
+    notes = tuple(note for name in tables for note in _warnings(name, tables, examples[name]))
     sources: dict[str, Any] = {
         name: {
             "file": paths[name].name,
@@ -287,7 +257,13 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
     }
     if isinstance(files.validation, float):
         whole = examples["training"]
-        kept, held_out = split(_strata(files.task, whole), files.validation, seed)
+        if files.task in ("sequence_classification", "embedding"):
+            classes = np.asarray(whole.answers)
+        elif len(whole.lengths) > 1:
+            classes = np.zeros(len(whole.lengths), np.int64)
+        else:
+            raise DataError("a single row cannot be both trained on and validated", expected="at least two rows")
+        kept, held_out = split(classes, files.validation, seed)
         examples |= {"training": whole.only(kept), "validation": whole.only(held_out)}
         sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
     return TextTask(
@@ -304,22 +280,17 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
 
 def _answers(task: Task, table: LabelledTexts, labels: tuple[str, ...], where: str) -> np.ndarray | list[Rows]:
     if task == "regression":
-        return number_rows(table.labels, where)
+        counts = sorted({len(row) for row in table.labels})
+        if len(counts) > 1:
+            found = ", ".join(map(str, counts))
+            raise DataError("rows have different numbers of numbers", where=where, found=found, expected="one")
+        return np.array(table.labels, np.float32)
     if task == "token_classification":
         return [class_indices(row, labels, where) for row in table.labels]
     return class_indices(table.labels, labels, where)
 
 
-def _strata(task: Task, examples: TextExamples) -> Rows:
-    """What both halves of a split must have: every class, where rows have one."""
-    if task in ("sequence_classification", "embedding"):
-        return np.asarray(examples.answers)
-    if len(examples.lengths) < 2:
-        raise DataError("a single row cannot be both trained on and validated", expected="at least two rows")
-    return np.zeros(len(examples.lengths), np.int64)
-
-
-def _notes(name: str, tables: dict[str, LabelledTexts], examples: TextExamples) -> Iterator[str]:
+def _warnings(name: str, tables: dict[str, LabelledTexts], examples: TextExamples) -> Iterator[str]:
     table = tables[name]
     if table.repeated:
         yield f"{table.repeated:,} rows of the {name} data repeat another row and were left out"

@@ -22,17 +22,13 @@ from adapter_export.errors import TrainingError, argument
 from adapter_export.format.files import new_file
 from adapter_export.graph.compose.attention import VALUE
 from adapter_export.torch_backend.attach import AdaptedModel
-from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches, training_batches
+from adapter_export.torch_backend.train.data import Rows, TextExamples, evaluation_batches, training_batches
 from adapter_export.torch_backend.train.objectives import OBJECTIVES, Scores, labelled
 from adapter_export.torch_backend.train.record import EpochRecord, Progress, Silent, TrainingResult, TrainingSettings
 
 
-def evaluate(model: AdaptedModel, examples: Examples, batch_size: int) -> Scores:
-    """Compute the scores of a model with a head; the model's mode is left as it was.
-
-    Raises:
-        AdapterError: there is no head.
-    """
+def evaluate(model: AdaptedModel, examples: TextExamples, batch_size: int) -> Scores:
+    """Compute the scores of a model; its mode is left as it was. Raises AdapterError if it has no head."""
     was_training = model.training
     model.eval()
     found = []
@@ -56,19 +52,8 @@ _NUMBERS = ("step", "step_in_epoch", "loss_sum", "seconds", "best_epoch")
 class RunState:
     """All that a run knows between two steps.
 
-    Randomness is not in it: each step and each epoch draws from a generator of its own, seeded by its number.
-
-    Attributes:
-        step: how many steps are done.
-        step_in_epoch: how many of them in the present epoch.
-        loss_sum: the summed loss of the present epoch's rows so far.
-        seconds: how long the present epoch has taken so far.
-        history: the finished epochs.
-        best_epoch: the best of them, counted from 1; 0 before the first.
-        weights: the adapter's tensors.
-        first_moments: the optimizer's running mean of the gradients.
-        second_moments: the optimizer's running mean of their squares.
-        best: the tensors after the best epoch.
+    Loss and seconds are sums over the present epoch so far; `best_epoch` counts from 1, 0 before the first. Randomness
+    is not in it: each step and each epoch draws from a generator of its own, seeded by its number.
     """
 
     step: int = 0
@@ -84,18 +69,8 @@ class RunState:
 
 
 def write_checkpoint(state: RunState, digest: str, path: Path) -> None:
-    """Write a state; at every moment `path` holds one whole checkpoint, the old or the new.
-
-    Args:
-        state: the state.
-        digest: what tells this run from others; see `read_checkpoint`.
-        path: the file.
-
-    Raises:
-        WriteError: the operating system refused; the checkpoint before is still there.
-    """
-    groups: dict[str, Weights] = {name: getattr(state, name) for name in _GROUPS}
-    tensors = {f"{group}/{name}": tensor for group, found in groups.items() for name, tensor in found.items()}
+    """Write a state with the `run_digest` of its run; at every moment `path` holds a whole checkpoint, old or new."""
+    tensors = {f"{group}/{name}": tensor for group in _GROUPS for name, tensor in getattr(state, group).items()}
     numbers = {name: getattr(state, name) for name in _NUMBERS}
     numbers["history"] = [asdict(record) for record in state.history]
     with new_file(path, force=True) as temporary:
@@ -103,14 +78,10 @@ def write_checkpoint(state: RunState, digest: str, path: Path) -> None:
 
 
 def read_checkpoint(path: Path, digest: str) -> RunState | None:
-    """Read a state; `None` if there is no checkpoint.
-
-    Args:
-        path: the file.
-        digest: that of the run that wants to go on.
+    """Read the state of a run, if there is a checkpoint.
 
     Raises:
-        TrainingError: the file is damaged, or of a run with other data, settings or first weights.
+        TrainingError: the file is damaged, or of a run with another digest: other data, settings or first weights.
     """
     if not path.exists():
         return None
@@ -144,14 +115,9 @@ def read_checkpoint(path: Path, digest: str) -> RunState | None:
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
-    """The factor on the learning rate at a step: up to 1 over the warm-up, then down towards 0, both in a line.
+    """The factor on the learning rate at a step, from 0 on: in a line up to 1 over the warm-up, then down towards 0.
 
-    It is above 0 at every step, so that no step is wasted.
-
-    Args:
-        step: counted from 0.
-        total: the number of steps of the run.
-        warmup: the fraction of the run that warms up, at least 0 and below 1.
+    It is above 0 at every step, so that no step is wasted. `warmup` is a fraction, at least 0 and below 1.
     """
     warm = round(total * warmup)
     return (step + 1) / warm if step < warm else (total - step) / (total - warm)
@@ -161,8 +127,8 @@ def rate_factor(step: int, total: int, warmup: float) -> float:
 class TrainingData:
     """The rows to learn from and those to measure by."""
 
-    training: Examples
-    validation: Examples
+    training: TextExamples
+    validation: TextExamples
 
 
 def train(
@@ -175,15 +141,8 @@ def train(
 ) -> TrainingResult:
     """Train an attached adapter; afterwards the model holds the weights of the best epoch, in `eval` mode.
 
-    The same model, data, settings and number of threads give the same weights bit for bit, interrupted or not. torch's
-    own generator is as it was before.
-
-    Args:
-        model: a base with an adapter and a head.
-        data: what to learn.
-        settings: how; the defaults if none are given.
-        progress: hears of every step.
-        checkpoints: a folder for checkpoints; a run that was interrupted goes on from the one that it finds there.
+    The same model, data, settings and number of threads give the same weights bit for bit, interrupted or not: a run
+    goes on from the checkpoint in the folder `checkpoints`. torch's own generator is as it was before.
 
     Raises:
         TrainingError: there is no head, the loss or the gradient became NaN or Inf, or the folder holds a checkpoint
@@ -194,7 +153,8 @@ def train(
         raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
     if not model.learned():
         raise TrainingError("none of the adapter's tensors shall learn", fix="name some, or all, when it is attached")
-    run = _Run(model, data, settings or TrainingSettings(), progress or Silent(), checkpoints)
+    path = None if checkpoints is None else checkpoints / CHECKPOINT_FILE
+    run = _Run(model, data, settings or TrainingSettings(), progress or Silent(), path)
     with torch.random.fork_rng(devices=[]):
         return run.finish()
 
@@ -203,22 +163,13 @@ class _Run:
     """A run: its state, and how it takes the next step."""
 
     def __init__(
-        self,
-        model: AdaptedModel,
-        data: TrainingData,
-        settings: TrainingSettings,
-        progress: Progress,
-        folder: Path | None,
+        self, model: AdaptedModel, data: TrainingData, settings: TrainingSettings, progress: Progress, path: Path | None
     ) -> None:
-        self._model = model
-        self._data = data
-        self._settings = settings
-        self._progress = progress
+        self._model, self._data, self._settings, self._progress, self._path = model, data, settings, progress, path
         self._objective = OBJECTIVES[model.task]
         self._tensors = model.learned()
         self._optimizer = _optimizer(self._tensors.values(), settings)
         self._steps_per_epoch = len(self._batches(0))
-        self._path = None if folder is None else folder / CHECKPOINT_FILE
         self._digest = run_digest(model, data, settings)
         self._state = RunState()
 
@@ -226,7 +177,7 @@ class _Run:
         resumed_at = self._resume()
         self._progress.started(self._steps_per_epoch * self._settings.epochs, self._state.step)
         while not self._is_over():
-            self._finish_epoch()
+            self._train_epoch()
         _load(self._tensors, self._state.best)
         self._cool(self._state.best_epoch * self._steps_per_epoch)
         self._model.eval()
@@ -239,7 +190,7 @@ class _Run:
     def _batches(self, epoch: int) -> list[Rows]:
         return training_batches(self._data.training.lengths, self._settings.batch_size, (self._settings.seed, epoch))
 
-    def _finish_epoch(self) -> None:
+    def _train_epoch(self) -> None:
         state = self._state
         began = time.monotonic() - state.seconds
         self._model.train()
@@ -252,11 +203,6 @@ class _Run:
             self._progress.stepped(loss)
             if state.step % self._settings.checkpoint_steps == 0 and state.step_in_epoch < self._steps_per_epoch:
                 self._save()
-        self._close_epoch(began)
-        self._save()
-
-    def _close_epoch(self, began: float) -> None:
-        state = self._state
         self._cool(state.step)
         scores = evaluate(self._model, self._data.validation, self._settings.batch_size)
         loss = state.loss_sum / len(self._data.training.lengths)
@@ -267,19 +213,12 @@ class _Run:
             state.best = _copy(self._tensors)
         state.step_in_epoch, state.loss_sum, state.seconds = 0, 0.0, 0.0
         self._progress.epoch_finished(record)
+        self._save()
 
     def _cool(self, steps: int) -> None:
         """Set the temperature of a fusion to what it is after so many steps."""
         if self._settings.temperature_decay:
             self._model.cool(steps * self._settings.temperature_decay)
-
-    def _penalty(self) -> Tensor | float:
-        """Σ(I − V)² over the value projections of a fusion (Pfeiffer et al. 2021, the authors' implementation)."""
-        if not self._settings.value_penalty:
-            return 0.0
-        values = [tensor for name, tensor in self._tensors.items() if name.endswith(f".{VALUE}")]
-        apart = [torch.eye(len(value), device=value.device, dtype=value.dtype) - value for value in values]
-        return self._settings.value_penalty * sum(each.square().sum() for each in apart)
 
     def _take_step(self, rows: Rows) -> float:
         """One update; the loss of its batch before it."""
@@ -292,8 +231,14 @@ class _Run:
         examples = self._data.training
         results = self._model.head(**self._model.placed(examples.inputs(rows)))
         loss = self._objective.loss(*labelled(results, examples.targets(rows).to(results.device)))
+        penalty: Tensor | float = 0.0
+        if self._settings.value_penalty:
+            # Σ(I − V)² over the value projections of a fusion (Pfeiffer et al. 2021, the authors' implementation)
+            values = [tensor for name, tensor in self._tensors.items() if name.endswith(f".{VALUE}")]
+            apart = [torch.eye(len(value), device=value.device, dtype=value.dtype) - value for value in values]
+            penalty = self._settings.value_penalty * sum(each.square().sum() for each in apart)
         self._optimizer.zero_grad()
-        (loss + self._penalty()).backward()  # type: ignore[no-untyped-call]
+        (loss + penalty).backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self._tensors.values(), self._settings.clip)
         for name, value in (("loss", loss.item()), ("gradient", norm.item())):
             if not math.isfinite(value):
@@ -330,7 +275,7 @@ class _Run:
 
 
 def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettings) -> str:
-    """What tells one run from another: base, first weights, rows and settings, as a sha256."""
+    """The sha256 of all that makes a run what it is: base, first weights, rows and settings."""
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
     head = model.adapter and model.adapter.head
     for text in (model.base.fingerprint, repr(model.adapter and model.adapter.graphs), repr(head), repr(model.sites)):
@@ -346,8 +291,8 @@ def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettin
 def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:
     """AdamW over the adapter's tensors, its moments at zero; biases, norms and weights of mixes do not decay."""
     matrices = [tensor for tensor in tensors if tensor.ndim > 1 and len(tensor) > 1]
-    vectors = [tensor for tensor in tensors if not (tensor.ndim > 1 and len(tensor) > 1)]
-    decays = ((settings.weight_decay, matrices), (0.0, vectors))
+    others = [tensor for tensor in tensors if tensor.ndim <= 1 or len(tensor) <= 1]
+    decays = ((settings.weight_decay, matrices), (0.0, others))
     groups = [{"params": group, "weight_decay": decay} for decay, group in decays if group]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
     for tensor in tensors:
