@@ -151,14 +151,14 @@ def test_a_wrong_tensor_is_reported_at_its_place_alone(
 ) -> None:
     adapter, record, case = everything[at], probe.manifest.adapters[at], plan_check(bundle).probe
     tensors = read_tensors(bundle / record.safetensors)
-    assert [result.site for result in probe.check(case, adapter, record, tensors) if not result.comparison.passed] == []
+    assert [result.site for result in probe.check(case, adapter, record, tensors) if not result.passed] == []
     site = list(adapter.placements)[-1]
     slot = next(
         s.name for s in probe.manifest.slots if s.site == site and np.ptp(tensors[s.name]) > 0
     )  # idle: constant
     tensors[slot] = tensors[slot] * np.float32(1.01)
     results = probe.check(case, adapter, record, tensors)
-    assert [result.site for result in results if not result.comparison.passed] == [site]
+    assert [result.site for result in results if not result.passed] == [site]
 
 
 @each_case

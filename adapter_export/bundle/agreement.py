@@ -26,12 +26,9 @@ Sides = list[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Original:
-    """The base as it was before its precision was changed.
+    """The base as it was before its precision was changed, and what both sides are run on; `inputs` is for people.
 
-    Attributes:
-        runner: runs it, with adapters.
-        cases: what both sides are run on; a bundle that is not batch-invariant sees each case as one batch.
-        inputs: what the cases are, for reports.
+    A bundle that is not batch-invariant sees each case as one batch.
     """
 
     runner: Runner
@@ -50,8 +47,8 @@ def agreements(
     """
     if not original.cases:
         raise NothingComparedError("there are no inputs to compare precisions on")
-    found = [each for name in names for each in _of_adapter(bundle, name, original, on_step)]
-    return AgreementsRecord(original.runner.description, original.inputs, tuple(found))
+    found = tuple(each for name in names for each in _of_adapter(bundle, name, original, on_step))
+    return AgreementsRecord(original.runner.description, original.inputs, found)
 
 
 def _of_adapter(

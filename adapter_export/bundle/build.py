@@ -10,21 +10,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
+from adapter_export.bundle.invariants import with_padding
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.proofs import with_padding
 from adapter_export.bundle.prove import prove_new
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, model_version
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
 from adapter_export.format.files import new_folder, read_bytes, sha256_of
-from adapter_export.format.manifest import (
-    BankRecord,
-    Flavour,
-    Manifest,
-    OutputRecord,
-    SiteRecord,
-    TextRecord,
-)
+from adapter_export.format.manifest import BankRecord, Flavour, Manifest, OutputRecord, SiteRecord, TextRecord
 from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import extent
@@ -63,23 +56,10 @@ def build_bundle(
 ) -> Manifest:
     """Build a bundle, and verify it against its golden vectors in ONNX Runtime before it takes its place.
 
-    Args:
-        base: the base.
-        adapters: at least one, of any kinds, widths and numbers of classes.
-        out: the folder to make.
-        references: computes the golden vectors; never the exported graph.
-        cases: the inputs of the golden vectors.
-        tokenizer: the text of a `tokenizer.json`, if the base reads text.
-        max_tokens: the most that the base takes; needed with a tokenizer.
-        kept: more files for the bundle, by name: what another program needs to load it.
-        allow_base_mismatch: take adapters that were trained on another base.
-        copy_weights: write weights of the bundle's own, where they could be a hard link to the file of the base.
-        flavours: the graphs to write beside the one with slots; all if not given, without a bank where there cannot be
-            one.
-        bake: the adapters that get a graph of their own, in which they are constant.
-        force: replace what is at `out`.
-        progress: is told each step before it begins.
-        note: is told what the user should know, such as that there is no bank, and why.
+    `references` computes the golden vectors of `cases`; it is never the exported graph. `tokenizer` is the text of a
+    `tokenizer.json`, and `kept` more files, by name, that another program needs. `flavours` are the graphs to write
+    beside the one with slots: all if not given, without a bank where there cannot be one, which `note` is then told.
+    The adapters in `bake` get a graph of their own, in which they are constant.
 
     Raises:
         UsageError: there are no adapters, a tokenizer without `max_tokens`, or an unknown name in `bake`.
@@ -96,8 +76,13 @@ def build_bundle(
     names = [record.name for record in base.outputs]
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
         writer = BundleWriter(folder, plan, head_sums(plan, names), model_version(base, plan))
-        model = _write_slots(base, writer, copy_weights, progress)
-        hashed = pool.submit(_hash_weights, folder)  # seconds for a large base, beside the rest
+        progress(f"putting {len(plan.slots)} slots into the graph")
+        model = insert_slots(base, plan)
+        model.model_version = writer.model_version
+        progress("writing the graph and the weights of the base")
+        write_model(model, folder / FLAVOURS["slots"], copy_weights=copy_weights)
+        weights = folder / WEIGHTS_FILE
+        hashed = pool.submit(sha256_of, weights) if weights.exists() else None  # seconds for a large base
         progress("writing the other flavours of the graph")
         bank = _write_bank(base, writer, model, adapters, flavours, note or silent)
         if flavours is None or "inputs" in flavours:
@@ -150,7 +135,7 @@ def build_bundle(
         opened = OpenedBundle(folder, manifest, staged=True)
         opened.manifest = with_padding(opened)
         prove_new(opened)
-        return writer.manifest(opened.manifest, hashed.result())
+        return writer.manifest(opened.manifest, {} if hashed is None else {WEIGHTS_FILE: hashed.result()})
 
 
 def _check_request(
@@ -166,21 +151,6 @@ def _check_request(
     if unknown:
         known = ", ".join(f"`{name}`" for name in names)
         raise UsageError("no adapter of this name is built", where=argument("bake"), found=unknown, expected=known)
-
-
-def _write_slots(base: OnnxBase, writer: BundleWriter, copy_weights: bool, progress: OnStep) -> ir.Model:
-    """Write the graph with slots, which refers to the weights beside it."""
-    progress(f"putting {len(writer.plan.slots)} slots into the graph")
-    model = insert_slots(base, writer.plan)
-    model.model_version = writer.model_version
-    progress("writing the graph and the weights of the base")
-    write_model(model, writer.folder / FLAVOURS["slots"], copy_weights=copy_weights)
-    return model
-
-
-def _hash_weights(folder: Path) -> dict[str, str]:
-    path = folder / WEIGHTS_FILE
-    return {WEIGHTS_FILE: sha256_of(path)} if path.exists() else {}
 
 
 def _write_bank(
@@ -260,13 +230,11 @@ def oldest_runtime(model: ir.Model) -> str:
     """Return the version, such as `1.21`; that of the runtime here for an opset that no older one was tried with."""
     if model.opset_imports.get("", 0) > _NEWEST_TESTED_OPSET:
         return str(ort.__version__)
-    needed = [_TESTED, *(_needed(node) for node in model.graph.all_nodes())]
+    needed = [_TESTED]
+    for node in model.graph.all_nodes():
+        if node.op_type == "MatMulNBits" and node.attributes.get_int("bits", 4) > 4:
+            needed.append(_BYTES)
+        at = _BIAS.get(node.op_type) if node.domain == "com.microsoft" else None
+        if at is not None and at < len(node.inputs) and node.inputs[at] is not None:
+            needed.append(_BIASED)
     return max(needed, key=lambda version: tuple(map(int, version.split("."))))
-
-
-def _needed(node: ir.Node) -> str:
-    if node.op_type == "MatMulNBits" and node.attributes.get_int("bits", 4) > 4:
-        return _BYTES
-    at = _BIAS.get(node.op_type) if node.domain == "com.microsoft" else None
-    has_bias = at is not None and at < len(node.inputs) and node.inputs[at] is not None
-    return _BIASED if has_bias else _TESTED

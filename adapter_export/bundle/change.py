@@ -33,16 +33,9 @@ def add_adapters(
 ) -> Manifest:
     """Add adapters to a bundle; it stays as it was if that fails, also if the process is killed.
 
-    Args:
-        bundle: its folder, or the bundle opened.
-        adapters: what is to be added; their topologies must be among those that the bundle was built with.
-        references: computes their golden vectors, in the precision of the bundle; never the exported graph.
-        site_map: the digest of the site map that the base of `references` was opened with.
-        allow_base_mismatch: take adapters that were trained on another base.
-        progress: is told each step before it begins.
-
-    Returns:
-        The new manifest.
+    The topologies of the adapters must be among those that the bundle was built with. `references` computes golden
+    vectors in the precision of the bundle, and is never the exported graph; `site_map` is the digest of the site map
+    that its base was opened with.
 
     Raises:
         AdapterError: a name is taken, an adapter does something for which the graph has no slots, or it cannot share a
@@ -86,14 +79,6 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | No
 
     The slots stay, so that adapters of the same topology can be added later.
 
-    Args:
-        bundle: its folder.
-        names: those of the adapters.
-        progress: is told each step before it begins.
-
-    Returns:
-        The new manifest.
-
     Raises:
         AdapterError: there is no adapter of a name, or none would be left.
         InputError, WriteError, ParityError: as `add_adapters`.
@@ -102,7 +87,21 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | No
     old, writer = _opened(bundle, progress)
     records = old.manifest.adapters
     kept = tuple(record for record in records if record.name not in names)
-    _check_removal(names, records, kept)
+    known = [record.name for record in records]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise AdapterError(
+            "the bundle has no adapter of this name",
+            found=", ".join(f"`{name}`" for name in unknown),
+            expected=f"one of {', '.join(f'`{name}`' for name in known)}",
+            fix="check the name for a typing error",
+        )
+    if not kept:
+        raise AdapterError(
+            "a bundle has at least one adapter",
+            found=f"{', '.join(f'`{name}`' for name in names)}, and no other",
+            fix="add another one first, or delete the bundle",
+        )
     gone = [path for record in records if record not in kept for path in _paths(record)]
     with changed_folder(bundle, {*_rewritten(old.manifest), *gone}) as folder:
         return _finish(old, replace(writer, folder=folder), replace(old.manifest, adapters=kept), [], progress)
@@ -168,11 +167,7 @@ def _write_bank(
 
 
 def _check_slots(adapter: Adapter, plan: SlotPlan, manifest: Manifest) -> None:
-    """Refuse an adapter that has no place in the graph.
-
-    Raises:
-        AdapterError: it has none.
-    """
+    """Raise an `AdapterError` for an adapter that has no place in the graph."""
     tensors = slot_tensors(plan, adapter)
     faults = [
         f"`{slot.name}` {list(tensors[slot.name].shape)}, not {list(slot.axes)}"
@@ -186,22 +181,4 @@ def _check_slots(adapter: Adapter, plan: SlotPlan, manifest: Manifest) -> None:
             where=f"adapter `{adapter.name}`",
             found="; ".join(faults),
             fix="give an adapter that was trained on this base",
-        )
-
-
-def _check_removal(names: Sequence[str], records: Sequence[AdapterRecord], kept: Sequence[AdapterRecord]) -> None:
-    known = [record.name for record in records]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise AdapterError(
-            "the bundle has no adapter of this name",
-            found=", ".join(f"`{name}`" for name in unknown),
-            expected=f"one of {', '.join(f'`{name}`' for name in known)}",
-            fix="check the name for a typing error",
-        )
-    if not kept:
-        raise AdapterError(
-            "a bundle has at least one adapter",
-            found=f"{', '.join(f'`{name}`' for name in names)}, and no other",
-            fix="add another one first, or delete the bundle",
         )

@@ -7,26 +7,28 @@ compared, NaN and Inf stand at the same places on both sides, and no error is ov
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.format.check_report import FlipRecord, TopClassRecord
+from adapter_export.format.check_report import (
+    BudgetRecord,
+    ComparisonRecord,
+    FlipRecord,
+    MasksRecord,
+    TopClassRecord,
+    WorstRecord,
+    verdict,
+)
 from adapter_export.numerics.budget import Budget
 
 
 def compare_top_class(
     found: np.ndarray, expected: np.ndarray, absolute: float, where: npt.NDArray[np.bool_] | None = None
 ) -> TopClassRecord:
-    """Compare the argmax over the last axis, the first one where two are equal.
+    """Compare the argmax over the last axis of logits [..., classes] without NaN, the first one where two are equal.
 
-    Args:
-        found: the candidate's logits [..., classes], without NaN.
-        expected: the reference's, of the same shape.
-        absolute: the allowed absolute error of a logit.
-        where: the rows to look at, of a shape that broadcasts to that of `expected` and does not tell classes apart.
+    `absolute` is the allowed error of a logit; `where` broadcasts to the shape of `expected`, and chooses whole rows.
     """
     rows = expected.reshape(-1, expected.shape[-1]).astype(np.float64)
     top = rows.argmax(axis=1)
@@ -102,104 +104,9 @@ def _unit_scale(values: np.ndarray) -> npt.NDArray[np.float64] | None:
     return np.ldexp(wide, -np.frexp(largest)[1]) if largest else None
 
 
-Number = int | float
 _EXACT_KINDS = "iub"
 _FLOAT_TYPES = ("float16", "float32", "float64")
-
-
-@dataclass(frozen=True)
-class Masks:
-    """Where one kind of non-finite value stands, as counts of elements.
-
-    Attributes:
-        agree: on both sides.
-        only_found: in the candidate, where the reference has another value.
-        only_expected: in the reference, where the candidate has another value.
-    """
-
-    agree: int = 0
-    only_found: int = 0
-    only_expected: int = 0
-
-    @property
-    def differ(self) -> int:
-        """The elements on which the two sides do not agree."""
-        return self.only_found + self.only_expected
-
-
-@dataclass(frozen=True)
-class Worst:
-    """The element that is furthest from the reference; one that is NaN or Inf on one side only comes first.
-
-    Attributes:
-        index: its place in the output.
-        found: the candidate's value.
-        expected: the reference's value.
-        ulp: the number of representable values between the two; none for integers, NaN and Inf.
-    """
-
-    index: tuple[int, ...]
-    found: Number
-    expected: Number
-    ulp: int | None = None
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What the finite elements say.
-
-    Attributes:
-        absolute: the largest |found − expected|.
-        relative: the largest |found − expected| / max(|found|, |expected|), at most 2, where 0/0 counts as 0.
-        ulp: the largest number of representable values between the two sides, in their own type; none for integers.
-            It is huge near zero, where it means little; that of the worst element is the one to look at.
-        cosine: of the two sides as vectors; none where one of them is zero.
-    """
-
-    absolute: Number = 0
-    relative: float = 0.0
-    ulp: int | None = None
-    cosine: float | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What came out of one comparison.
-
-    Attributes:
-        elements: how many there were to compare.
-        compared: how many were finite on both sides; the measures are over these.
-        budget: the allowed absolute error and its reason; 0 for integers.
-        measures: over the finite elements.
-        nan: where NaN stands.
-        inf: where +Inf and −Inf stand.
-        worst: the worst element, if anything was compared.
-        top_class: whether the highest logit is the same, where asked for.
-        faults: why it does not pass, one short clause each; empty if it passes.
-    """
-
-    elements: int
-    compared: int
-    budget: Budget
-    measures: Measures = field(default_factory=Measures)
-    nan: Masks = field(default_factory=Masks)
-    inf: Masks = field(default_factory=Masks)
-    worst: Worst | None = None
-    top_class: TopClassRecord | None = None
-    faults: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether the candidate computes what the reference computes."""
-        return not self.faults
-
-    @property
-    def ratio(self) -> float:
-        """Error over budget: 1 is the limit. An error where none is allowed counts as the largest number."""
-        if not self.measures.absolute:
-            return 0.0
-        limit = self.budget.absolute
-        return min(float(self.measures.absolute) / limit, sys.float_info.max) if limit else sys.float_info.max
+_NOWHERE = MasksRecord(0, 0, 0)
 
 
 def compare(
@@ -209,73 +116,91 @@ def compare(
     *,
     where: npt.NDArray[np.bool_] | None = None,
     logits: bool = False,
-) -> Comparison:
-    """Compare a candidate with its reference.
+) -> ComparisonRecord:
+    """Compare a candidate with its reference: floats, integers or bools of any shape.
 
-    Args:
-        found: the candidate, float16, float32, float64, an integer type or bool, of any shape.
-        expected: the reference, of the same type and shape.
-        budget: how far they may be apart; integers and bools must be equal whatever it says.
-        where: the elements to look at, of a shape that broadcasts to that of `expected`; all of them if not given.
-        logits: whether the last axis holds one number per class, so that the highest is compared too.
+    Integers and bools must be equal whatever the budget says. `where` chooses elements and broadcasts to the shape of
+    `expected`. With `logits` the last axis holds one number per class, and the highest is compared too.
     """
     exact = expected.dtype.kind in _EXACT_KINDS
     budget = Budget(0.0, "integers are compared exactly") if exact else budget
-    faults = tuple(_structure_faults(found, expected))
-    if faults:
-        return Comparison(expected.size, 0, budget, faults=faults)
+    structure = []
+    if found.shape != expected.shape:
+        structure.append(f"the shape is {list(found.shape)}, not {list(expected.shape)}")
+    if found.dtype != expected.dtype:
+        structure.append(f"the type is {found.dtype}, not {expected.dtype}")
+    elif not exact and expected.dtype.name not in _FLOAT_TYPES:
+        structure.append(f"values of type {expected.dtype} cannot be compared")
+    if structure:
+        return _nothing(budget, *structure, elements=expected.size)
     positions = np.flatnonzero(np.broadcast_to(True if where is None else where, expected.shape))
     first, second = found.reshape(-1)[positions], expected.reshape(-1)[positions]
     finite, differ = np.isfinite(first) & np.isfinite(second), first != second
-    nan, inf = (np.isnan(first), np.isnan(second)), (np.isinf(first), np.isinf(second))
-    comparison = Comparison(
+    compared, (one, other) = int(np.count_nonzero(finite)), (first[finite], second[finite])
+    absolute = absolute_difference(one, other).max().item() if compared else 0
+    is_nan, is_inf = (np.isnan(first), np.isnan(second)), (np.isinf(first), np.isinf(second))
+    nan = _masks(is_nan[0] & is_nan[1], is_nan[0] & ~is_nan[1], is_nan[1] & ~is_nan[0])
+    inf = _masks(is_inf[0] & ~differ, is_inf[0] & differ, is_inf[1] & differ)
+    has_classes = logits and expected.ndim and expected.size and nan == _NOWHERE
+    faults = []
+    if not compared:
+        faults.append("there is nothing to compare" if not first.size else "no element is finite on both sides")
+    for name, masks in (("NaN", nan), ("Inf", inf)):
+        if masks.only_found:
+            faults.append(f"{masks.only_found} {name} where the reference has none")
+        if masks.only_expected:
+            faults.append(f"{masks.only_expected} {name} of the reference are not there")
+    if not absolute <= budget.absolute:
+        faults.append(f"the largest error {absolute:.3g} is over the budget {budget.absolute:.3g}")
+    return ComparisonRecord(
+        verdict=verdict(not faults),
+        faults=tuple(faults),
         elements=first.size,
-        compared=int(np.count_nonzero(finite)),
-        budget=budget,
-        measures=_measures(first[finite], second[finite]),
-        nan=_masks(nan[0] & nan[1], nan[0] & ~nan[1], nan[1] & ~nan[0]),
-        inf=_masks(inf[0] & ~differ, inf[0] & differ, inf[1] & differ),
+        compared=compared,
+        absolute=absolute,
+        relative=float(relative_difference(one, other).max(initial=0)),
+        ulp=int(ulp_distance(one, other).max()) if compared and not exact else None,
+        cosine=cosine(one, other),
+        budget=BudgetRecord(budget.absolute, budget.reason),
+        ratio=_ratio(absolute, budget.absolute),
+        nan=nan,
+        inf=inf,
         worst=_worst(found, expected, positions),
+        top_class=compare_top_class(found, expected, budget.absolute, where) if has_classes else None,
     )
-    if logits and expected.ndim and expected.size and not comparison.nan.agree + comparison.nan.differ:
-        comparison = replace(comparison, top_class=compare_top_class(found, expected, budget.absolute, where))
-    return replace(comparison, faults=tuple(_faults(comparison)))
 
 
-def missing(budget: Budget) -> Comparison:
-    """The outcome for an output that the candidate does not return."""
-    return Comparison(0, 0, budget, faults=("the output is missing",))
+def missing(budget: Budget) -> ComparisonRecord:
+    """Return the outcome for an output that the candidate does not return."""
+    return _nothing(budget, "the output is missing")
 
 
-def unexpected(found: np.ndarray) -> Comparison:
-    """The outcome for an output that the reference does not have."""
-    return Comparison(found.size, 0, Budget(0.0, "there is no reference"), faults=("the reference has no such output",))
+def unexpected(found: np.ndarray) -> ComparisonRecord:
+    """Return the outcome for an output that the reference does not have."""
+    budget = Budget(0.0, "there is no reference")
+    return _nothing(budget, "the reference has no such output", elements=found.size)
 
 
-def _structure_faults(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
-    if found.shape != expected.shape:
-        yield f"the shape is {list(found.shape)}, not {list(expected.shape)}"
-    if found.dtype != expected.dtype:
-        yield f"the type is {found.dtype}, not {expected.dtype}"
-    elif expected.dtype.kind not in _EXACT_KINDS and expected.dtype.name not in _FLOAT_TYPES:
-        yield f"values of type {expected.dtype} cannot be compared"
+def _nothing(budget: Budget, *faults: str, elements: int = 0) -> ComparisonRecord:
+    allowed = BudgetRecord(budget.absolute, budget.reason)
+    return ComparisonRecord(
+        "failed", faults, elements, 0, 0, 0.0, None, None, allowed, 0.0, _NOWHERE, _NOWHERE, None, None
+    )
 
 
-def _masks(*masks: npt.NDArray[np.bool_]) -> Masks:
-    return Masks(*(int(np.count_nonzero(mask)) for mask in masks))
+def _ratio(error: float, limit: float) -> float:
+    """Return error over budget. An error where none is allowed counts as the largest number."""
+    if not error:
+        return 0.0
+    return min(float(error) / limit, sys.float_info.max) if limit else sys.float_info.max
 
 
-def _measures(found: np.ndarray, expected: np.ndarray) -> Measures:
-    """The measures over two vectors of finite numbers."""
-    if not found.size:
-        return Measures()
-    absolute = absolute_difference(found, expected).max().item()
-    relative = float(relative_difference(found, expected).max())
-    ulp = int(ulp_distance(found, expected).max()) if expected.dtype.kind == "f" else None
-    return Measures(absolute, relative, ulp, cosine(found, expected))
+def _masks(*masks: npt.NDArray[np.bool_]) -> MasksRecord:
+    return MasksRecord(*(int(np.count_nonzero(mask)) for mask in masks))
 
 
-def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.int64]) -> Worst | None:
+def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.int64]) -> WorstRecord | None:
+    """Return the element that is furthest from the reference; one that is NaN or Inf on one side only comes first."""
     if not positions.size:
         return None
     first, second = found.reshape(-1)[positions], expected.reshape(-1)[positions]
@@ -286,18 +211,4 @@ def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.in
     index = np.unravel_index(place, expected.shape)
     values = found[index], expected[index]
     ulp = int(ulp_distance(*values).max()) if expected.dtype.kind == "f" and np.isfinite(values).all() else None
-    return Worst(tuple(map(int, index)), values[0].item(), values[1].item(), ulp)
-
-
-def _faults(comparison: Comparison) -> Iterator[str]:
-    """Why a comparison does not pass."""
-    if not comparison.compared:
-        yield "there is nothing to compare" if not comparison.elements else "no element is finite on both sides"
-    for name, masks in (("NaN", comparison.nan), ("Inf", comparison.inf)):
-        if masks.only_found:
-            yield f"{masks.only_found} {name} where the reference has none"
-        if masks.only_expected:
-            yield f"{masks.only_expected} {name} of the reference are not there"
-    absolute, limit = comparison.measures.absolute, comparison.budget.absolute
-    if not absolute <= limit:
-        yield f"the largest error {absolute:.3g} is over the budget {limit:.3g}"
+    return WorstRecord(tuple(map(int, index)), values[0].item(), values[1].item(), ulp)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.report import BASE, FORMS, Form, InvariantResult
+from adapter_export.bundle.report import BASE, FORMS
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError
+from adapter_export.format.check_report import Form, InvariantRecord, verdict
 from adapter_export.format.manifest import Axis, BankRecord, BankTensor, Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY
@@ -30,15 +30,11 @@ Wanted = Mapping[str, tuple[str, Sequence[Axis]]]
 
 def check_files(
     bundle: OpenedBundle, flavours: Sequence[Form], names: Sequence[str | None]
-) -> Iterator[InvariantResult]:
-    """Compare every graph with the manifest, and the tensors of adapters bit by bit.
+) -> Iterator[InvariantRecord]:
+    """Compare every graph with the manifest, and the tensors of adapters bit by bit in their files and `flavours`.
 
-    The manifest conforms to its schema, or it could not have been read.
-
-    Args:
-        bundle: the bundle; its files were compared with their hashes when it was opened.
-        flavours: the graphs that hold tensors of adapters to compare.
-        names: the adapters; none for the base.
+    The manifest conforms to its schema, or it could not have been read; the files were compared with their hashes when
+    the bundle was opened.
 
     Raises:
         FormatError: a graph cannot be read, or it is another one than the manifest describes: inputs, outputs, slots
@@ -48,8 +44,8 @@ def check_files(
     manifest, adapters = bundle.manifest, [name for name in names if name is not None]
     if not bundle.staged:
         detail = f"{len(manifest.files)} files, all as their hashes say"
-        yield InvariantResult("files", "bundle", True, detail)
-        yield InvariantResult("schema", MANIFEST_FILE, True, f"format {manifest.version}")
+        yield InvariantRecord("files", "bundle", "passed", detail)
+        yield InvariantRecord("schema", MANIFEST_FILE, "passed", f"format {manifest.version}")
     yield from _check_graphs(bundle)
     for name in adapters:
         bundle.source(name)
@@ -66,10 +62,8 @@ def check_files(
             yield _tensors_result("baked tensors", name, wrong, len(own))
 
 
-# Graphs: inputs, outputs, slots with their defaults, where the weights lie, which base and which slots.
-
-
-def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantResult]:
+def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
+    """Compare inputs, outputs, slots with their defaults, where the weights lie, which base and which slots."""
     sizes = {file.path: file.bytes for file in bundle.manifest.files}
     if bundle.staged:
         sizes = {path.name: path.stat().st_size for path in bundle.folder.iterdir()}
@@ -78,7 +72,6 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantResult]:
         overridable = [value.name or "" for value in model.graph.inputs if value.is_initializer()]
         faults = [
             *_interface(model, bundle.manifest, flavour),
-            *_identity(model, bundle.manifest, flavour),
             # tensors are read only from where they may lie
             *(list(_weights(model, sizes)) or _defaults(model, bundle.manifest, flavour, overridable)),
         ]
@@ -93,11 +86,11 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantResult]:
             )
         inputs, outputs = len(model.graph.inputs) - len(overridable), len(model.graph.outputs)
         detail = f"{inputs} inputs, {len(overridable)} overridable, {outputs} outputs"
-        yield InvariantResult("graph", file, True, detail)
+        yield InvariantRecord("graph", file, "passed", detail)
 
 
 def _interface(model: ir.Model, manifest: Manifest, flavour: Form) -> Iterator[str]:
-    """Inputs and outputs by name, type and shape."""
+    """Yield what is wrong with inputs and outputs, the base, and the number that the adapter files have, too."""
     wanted: dict[str, tuple[str, Sequence[Axis]]] = {one.name: (one.dtype, one.axes) for one in manifest.inputs}
     if flavour in ("slots", "inputs"):
         wanted |= {slot.name: ("float32", slot.axes) for slot in manifest.slots}
@@ -105,9 +98,13 @@ def _interface(model: ir.Model, manifest: Manifest, flavour: Form) -> Iterator[s
         wanted[manifest.bank.ids] = ("int64", ("batch",))
         wanted |= {tensor.name: ("float32", tensor.axes) for tensor in manifest.bank.tensors}
     yield from _differences("input", model.graph.inputs, wanted)
-    yield from _differences(
-        "output", model.graph.outputs, {one.name: (one.dtype, one.axes) for one in manifest.outputs}
-    )
+    outputs = {one.name: (one.dtype, one.axes) for one in manifest.outputs}
+    yield from _differences("output", model.graph.outputs, outputs)
+    base = model.metadata_props.get(FINGERPRINT_KEY, manifest.base)
+    if base != manifest.base:
+        yield f"the base {base}, not {manifest.base}"
+    if flavour == "slots" and manifest.model_version != model.model_version:
+        yield f"`model_version` {model.model_version}, not {manifest.model_version}"
 
 
 def _differences(what: str, values: Sequence[ir.Value], wanted: Wanted) -> Iterator[str]:
@@ -161,18 +158,6 @@ def _weights(model: ir.Model, sizes: Mapping[str, int]) -> Iterator[str]:
             yield f"`{tensor.name}` ends behind the end of `{location}`"
 
 
-def _identity(model: ir.Model, manifest: Manifest, flavour: Form) -> Iterator[str]:
-    """The base, and the number that adapter files carry."""
-    base = model.metadata_props.get(FINGERPRINT_KEY, manifest.base)
-    if base != manifest.base:
-        yield f"the base {base}, not {manifest.base}"
-    if flavour == "slots" and manifest.model_version != model.model_version:
-        yield f"`model_version` {model.model_version}, not {manifest.model_version}"
-
-
-# The tensors of adapters: in both of their files, in the rows of the bank, in baked graphs.
-
-
 def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
     """Return whether two arrays are equal in type, shape and every bit; false if one is missing."""
     if first is None or second is None:
@@ -180,18 +165,12 @@ def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
     return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
 
 
-def _check_twins(bundle: OpenedBundle, name: str) -> InvariantResult:
+def _check_twins(bundle: OpenedBundle, name: str) -> InvariantRecord:
     """The two files of an adapter, for ONNX Runtime and for everyone else, hold the same tensors, bit for bit."""
-    own, others = _native_tensors(bundle.folder / bundle.record(name).onnx_adapter), bundle.tensors(name)
-    apart = sorted(slot for slot in own.keys() | others.keys() if not same_bits(own.get(slot), others.get(slot)))
-    detail = f"two files that differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit for bit"
-    return InvariantResult("adapter files", name, not apart and bool(own), detail)
-
-
-def _native_tensors(path: Path) -> Weights:
+    path, others = bundle.folder / bundle.record(name).onnx_adapter, bundle.tensors(name)
     try:
         adapter = ort.AdapterFormat.read_adapter(str(path))  # the values point into it, so it must outlive them
-        return {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
+        own = {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
     except FAILURES as error:
         raise FormatError(
             "is not an adapter file of ONNX Runtime",
@@ -199,6 +178,9 @@ def _native_tensors(path: Path) -> Weights:
             found=str(error).partition("\n")[0],
             fix="build the bundle again",
         ) from error
+    apart = sorted(slot for slot in own.keys() | others.keys() if not same_bits(own.get(slot), others.get(slot)))
+    detail = f"two files that differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit for bit"
+    return InvariantRecord("adapter files", name, verdict(not apart and bool(own)), detail)
 
 
 def _tensors_of(model: ir.Model, names: Iterable[str]) -> Weights:
@@ -208,7 +190,7 @@ def _tensors_of(model: ir.Model, names: Iterable[str]) -> Weights:
     return {name: np.asarray(value.numpy()) for name, value in values.items() if value is not None}
 
 
-def _check_row(bundle: OpenedBundle, bank: BankRecord, name: str | None, held: Weights) -> InvariantResult:
+def _check_row(bundle: OpenedBundle, bank: BankRecord, name: str | None, held: Weights) -> InvariantRecord:
     """A row of the bank holds an adapter, and zeros where it is narrower than others."""
     row, own = bank.rows.index(name), bundle.tensors(name)
     wrong = [each.name for each in bank.tensors if not _holds(held.get(each.name), row, each, own)]
@@ -229,6 +211,6 @@ def _holds(held: np.ndarray | None, row: int, tensor: BankTensor, own: Weights) 
     return all(behind >= 0 for _, behind in padding) and np.pad(expected, padding).tobytes() == found.tobytes()
 
 
-def _tensors_result(name: str, subject: str, wrong: Sequence[str], count: int) -> InvariantResult:
+def _tensors_result(name: str, subject: str, wrong: Sequence[str], count: int) -> InvariantRecord:
     detail = f"not as in its file: {', '.join(wrong)}" if wrong else f"{count} tensors as in its file, bit for bit"
-    return InvariantResult(name, subject, not wrong, detail)
+    return InvariantRecord(name, subject, verdict(not wrong), detail)

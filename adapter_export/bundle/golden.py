@@ -6,15 +6,16 @@ A bundle stores them, so that any program, in any language, can prove itself; a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.bundle.report import BASE, Against, Part
+from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.errors import BaseModelError, NothingComparedError, TensorError
+from adapter_export.format.check_report import Against, Split
 from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
@@ -26,6 +27,9 @@ from adapter_export.numerics.sample_inputs import input_cases
 OnStep = Callable[[str], None]
 """Called after each step with what was done."""
 
+SEED = 20
+"""Another seed than that of the golden vectors, so that the two look at different inputs."""
+
 _SHOWN = 5
 """How many wrong tensors a message names."""
 
@@ -34,19 +38,11 @@ def silent(_: str) -> None:
     """Report no progress."""
 
 
-SEED = 20
-"""Another seed than that of the golden vectors, so that the two look at different inputs."""
-
-
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs.
+    """Inputs with a name, the length of each dynamic axis, and which tokens are real, [batch, tokens].
 
-    Attributes:
-        name: says the shape.
-        arrays: an array for each input of the base.
-        axes: the length of each dynamic axis.
-        real: which tokens are real, [batch, tokens]; none if all are, or if the base reads no mask.
+    `real` is none if all are, or if the base reads no mask.
     """
 
     name: str
@@ -59,8 +55,8 @@ class Case:
         """The length of the first axis of the inputs."""
         return max((len(array) for array in self.arrays.values() if array.ndim), default=1)
 
-    def parts(self, shape: Sequence[int]) -> Iterator[tuple[Part, npt.NDArray[np.bool_] | None]]:
-        """Yield the parts of an output of that shape to compare on their own, each with the elements of it.
+    def parts(self, shape: Sequence[int]) -> Iterator[tuple[Split, npt.NDArray[np.bool_] | None]]:
+        """Split an output of that shape into what is compared on its own, each with its elements.
 
         An output with one row per token is split into real tokens and padding. Both are compared: what stands at the
         padding is the base's own doing, and the bundle must do it too.
@@ -86,11 +82,7 @@ def case_of(name: str, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputR
 def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> tuple[Case, ...]:
     """Return the matrix of shapes for a bundle: batch 1 and odd, one token, an odd number, many, and padded rows.
 
-    Args:
-        manifest: the bundle's.
-        known: cases that the base is known to take; where the manifest does not say how long a text may be, none is
-            longer than the longest of them.
-        seed: of the random numbers.
+    Where the manifest does not say how long a text may be, none is longer than the longest of the `known` cases.
     """
     if manifest.text is not None:
         longest: int | None = manifest.text.max_tokens
@@ -104,15 +96,9 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
 
 @dataclass(frozen=True)
 class Golden:
-    """What the base, or one adapter on it, must give.
+    """What the base, or one adapter on it, must give for each case, and how far each output may be off in all cases.
 
-    Attributes:
-        adapter: the adapter; none for the base alone.
-        cases: the inputs.
-        outputs: what the reference gives for each case, by output.
-        budgets: how far each output may be off, in all cases.
-        reference: what computed the outputs.
-        against: `golden` for what a bundle stores, `reference` for what a reference gave during a check.
+    `against` is `golden` for what a bundle stores, `reference` for what a reference gave during a check.
     """
 
     adapter: str | None
@@ -125,8 +111,7 @@ class Golden:
     def only(self, names: Sequence[str]) -> Golden:
         """Return those of some cases; of all cases if no name is given."""
         kept = [at for at, case in enumerate(self.cases) if not names or case.name in names]
-        cases, outputs = [self.cases[at] for at in kept], [self.outputs[at] for at in kept]
-        return Golden(self.adapter, cases, outputs, self.budgets, self.reference, self.against)
+        return replace(self, cases=[self.cases[at] for at in kept], outputs=[self.outputs[at] for at in kept])
 
 
 def read_golden(folder: Path, adapter: str | None, record: GoldenRecord, inputs: Sequence[InputRecord]) -> Golden:
@@ -207,12 +192,7 @@ class Allowance:
         return product_error("float32", inner=self.inner) if measured else None
 
     def budget(self, *expected: np.ndarray, moved: float = 0.0) -> Budget:
-        """Return the budget of an output.
-
-        Args:
-            expected: what the reference gives for it, case by case.
-            moved: how far errors of `error` move it.
-        """
+        """Return the budget of an output from its expected values, case by case; `error` moves it by `moved`."""
         dtype = expected[0].dtype.name
         if dtype not in FLOAT_TYPES:
             return EXACT
@@ -229,9 +209,7 @@ def scale(values: np.ndarray) -> float:
 class Tolerance:
     """The budgets of outputs that are compared with each other and not with a reference.
 
-    Attributes:
-        allowance: of the graph.
-        known: budgets by adapter and output, with what the reference has been seen to need; none is the base.
+    `known` has budgets by adapter and output, with what the reference has been seen to need; none is the base.
     """
 
     allowance: Allowance
@@ -256,15 +234,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class GoldenMaker:
-    """Lets a reference compute what a graph must give.
-
-    Attributes:
-        references: what computes; never the graph itself.
-        cases: the inputs.
-        outputs: the names of the base's outputs.
-        allowance: that of the graph.
-        base: the fingerprint of the base.
-    """
+    """Lets a reference, never the graph itself, compute what a graph must give; `outputs` are those of the base."""
 
     references: Runner
     cases: Sequence[Case]
@@ -277,11 +247,8 @@ class GoldenMaker:
     ) -> Golden:
         """Return what the reference gives, whatever that is; an output has one budget for all cases.
 
-        Args:
-            adapter: the adapter; none for the base alone.
-            output: the output of the graph that holds the result of the adapter's head, if it has one.
-            on_step: called after each run.
-            name: what the bundle calls the adapter, if not by its own name.
+        `output` is the output of the graph that holds the result of the adapter's head; `name` is what the bundle calls
+        the adapter, if not by its own name.
         """
         known = name if adapter is None or name is not None else adapter.name
         outputs = []
@@ -299,12 +266,10 @@ class GoldenMaker:
 
             arrays, sites = [case.arrays for case in self.cases], self.references.sites
             moved = moved_by_rounding(disturbed_run, arrays, adapter, sites=sites, base=self.base, step=step)
-        budgets = {
-            each: self.allowance.budget(
-                *(found[each] for found in outputs if each in found), moved=moved.get(each, 0.0)
-            )
-            for each in dict.fromkeys(each for found in outputs for each in found)
-        }
+        budgets = {}
+        for each in dict.fromkeys(each for found in outputs for each in found):
+            results = [found[each] for found in outputs if each in found]
+            budgets[each] = self.allowance.budget(*results, moved=moved.get(each, 0.0))
         return Golden(known, self.cases, outputs, budgets, self.references.description, "reference")
 
     def make(self, adapter: Adapter | None, output: str | None = None) -> Golden:
@@ -334,7 +299,7 @@ class GoldenMaker:
 
 
 def check_caches(golden: Golden, inputs: Sequence[InputRecord]) -> None:
-    """Hold that what a cache is in the next call begins with what it was: only their order pairs outputs with caches.
+    """Check that what a cache is in the next call begins with what it was: only their order pairs outputs with caches.
 
     Raises:
         BaseModelError: an output is not the cache that it seems to be.
@@ -342,9 +307,8 @@ def check_caches(golden: Golden, inputs: Sequence[InputRecord]) -> None:
     for record in inputs:
         for case, outputs in zip(golden.cases, golden.outputs, strict=True):
             past = case.arrays[record.name]
-            if record.next is not None and not np.array_equal(
-                outputs[record.next][tuple(map(slice, past.shape))], past
-            ):
+            start = past if record.next is None else outputs[record.next][tuple(map(slice, past.shape))]
+            if not np.array_equal(start, past):
                 raise BaseModelError(
                     "an output is not the cache that it seems to be",
                     where=f"output `{record.next}`",

@@ -1,8 +1,12 @@
-"""What must hold whatever a reference says: swapping leaves no trace, rows of a batch keep to themselves."""
+"""What must hold whatever a reference says: swapping leaves no trace, rows of a batch keep to themselves.
+
+`build` also tries out what padding and zeros change, so that whoever runs a bundle can read it in the manifest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -10,12 +14,21 @@ import numpy as np
 from adapter_export.bundle.compare import compare
 from adapter_export.bundle.contents import MASK_BELOW, same_bits
 from adapter_export.bundle.golden import Case, Golden
-from adapter_export.bundle.report import BASE, InvariantResult
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import Weights
 from adapter_export.errors import BaseModelError, RequestError
-from adapter_export.format.manifest import MixRecord
+from adapter_export.format.axes import names as names_of
+from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.manifest import Manifest, MixRecord
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Arrays
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.graft.bank import is_fillable
+from adapter_export.onnx_backend.runner import Pieces, weights_are_many
+from adapter_export.onnx_backend.slots import read_plan
+from adapter_export.runtime.batches import padded_axes
+from adapter_export.runtime.graphs import run_session
 
 Run = Callable[[Mapping[str, np.ndarray], str | None], Arrays]
 """Runs a bundle: from inputs and the name of an adapter, or none for the base alone, to outputs."""
@@ -25,6 +38,16 @@ RunRows = Callable[[Mapping[str, np.ndarray], Sequence[str | None]], Arrays]
 
 Budgets = Callable[[str | None, str, np.ndarray], Budget]
 """The budget for an output, from the adapter that gives it, its name and what is expected of it."""
+
+RunAll = Callable[[Sequence[Arrays]], list[Arrays]]
+"""Computes a list of requests by the graph with slots."""
+
+_WIDTH = 3
+_TOKENS, _MORE_TOKENS = 5, 9
+_STD = 0.2
+_RELATIVE = {"fp32": 2e-5, "fp16": 1e-2}
+_RELATIVE_QUANTISED = 5e-2
+"""A changed order of summation moves values across the rounding of integers."""
 
 _MOST_FOR_ALL_PAIRS = 5
 
@@ -37,7 +60,7 @@ def swaps(names: Sequence[str | None]) -> list[tuple[str | None, str | None]]:
     return [pair for first, second in ring for pair in ((first, second), (second, first))]
 
 
-def check_swap(run: Run, case: Case, first: str | None, second: str | None) -> InvariantResult:
+def check_swap(run: Run, case: Case, first: str | None, second: str | None) -> InvariantRecord:
     """A → B → A: the second answer of A has the bits of the first."""
     before = run(case.arrays, first)
     run(case.arrays, second)
@@ -45,14 +68,14 @@ def check_swap(run: Run, case: Case, first: str | None, second: str | None) -> I
     changed = _changed(before, after)
     subject = f"{first or BASE} → {second or BASE} → {first or BASE}"
     detail = f"changed: {', '.join(changed)}" if changed else "every output, bit for bit"
-    return InvariantResult("swap", subject, not changed and bool(before), detail)
+    return InvariantRecord("swap", subject, verdict(not changed and bool(before)), detail)
 
 
-def check_native(adapter: str, fed: Arrays, native: Arrays) -> InvariantResult:
+def check_native(adapter: str, fed: Arrays, native: Arrays) -> InvariantRecord:
     """An adapter that ONNX Runtime loads and activates gives the bits of its tensors that are fed one by one."""
     changed = _changed(fed, {name: value for name, value in native.items() if name in fed})
     detail = f"different: {', '.join(changed)}" if changed else "every output, bit for bit"
-    return InvariantResult("active adapter", adapter, not changed and bool(fed), detail)
+    return InvariantRecord("active adapter", adapter, verdict(not changed and bool(fed)), detail)
 
 
 def _changed(before: Arrays, after: Arrays) -> list[str]:
@@ -60,7 +83,7 @@ def _changed(before: Arrays, after: Arrays) -> list[str]:
     return [name for name in names if not same_bits(before.get(name), after.get(name))]
 
 
-def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets) -> InvariantResult:
+def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets) -> InvariantRecord:
     """The rows of the batch in reverse order give the same outputs in reverse order, within the budget."""
     rows = case.batch
 
@@ -76,10 +99,10 @@ def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets)
             found = compare(reverse[name][::-1], expected, budgets(adapter, name, expected)).faults
             faults += [f"{name}: {'; '.join(found)}"] if found else []
     detail = "; ".join(faults) or f"every output of {rows} rows, within the budget"
-    return InvariantResult("row order", adapter or BASE, bool(compared) and not faults, detail)
+    return InvariantRecord("row order", adapter or BASE, verdict(bool(compared) and not faults), detail)
 
 
-def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets: Budgets) -> InvariantResult:
+def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets: Budgets) -> InvariantRecord:
     """Every row of a mixed batch is what it is alone, within the budget."""
     together, compared, faults = run(case.arrays, chosen), 0, list[str]()
     for row, name in enumerate(chosen):
@@ -90,7 +113,7 @@ def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets:
                 faults += _faults(output, together[output][row : row + 1], expected, name, budgets)
     detail = "; ".join(faults) or "each row as it is alone, within the budget"
     subject = ", ".join(name or BASE for name in chosen)
-    return InvariantResult("rows of a batch", subject, bool(compared) and not faults, detail)
+    return InvariantRecord("rows of a batch", subject, verdict(bool(compared) and not faults), detail)
 
 
 def _faults(output: str, found: np.ndarray, expected: np.ndarray, adapter: str | None, budgets: Budgets) -> list[str]:
@@ -106,13 +129,9 @@ def _faults(output: str, found: np.ndarray, expected: np.ndarray, adapter: str |
 def check_weights_apart(
     run: Callable[[Mapping[str, np.ndarray]], Arrays], record: MixRecord, tensors: Weights, golden: Golden
 ) -> None:
-    """Hold that weights of one row leave the others alone: every second row has the adapter's, the others have zeros.
+    """Check that weights of one row leave the others alone: every second row has the adapter's, the others have zeros.
 
-    Args:
-        run: the graph with slots, from inputs and tensors to outputs.
-        record: where the weights of a fusion go.
-        tensors: the adapter's.
-        golden: its golden vectors.
+    `run` is the graph with slots, from inputs and tensors to outputs; `tensors` and `golden` are the adapter's.
 
     Raises:
         BaseModelError: they act on other rows, as where tokens come before the batch and no shape says so.
@@ -133,3 +152,86 @@ def check_weights_apart(
                     found=faults[0],
                     fix="compose the adapters with fixed weights: `adapter-export compose average`",
                 )
+
+
+def with_padding(bundle: OpenedBundle) -> Manifest:
+    """Return the manifest of a bundle with what padding changes: a row of 5 tokens is compared with it padded to 9."""
+    model = bundle.slots_model
+    if bundle.staged and weights_are_many(model):
+        return _with_padding(bundle.manifest, Pieces(model, bundle.folder).run_all)
+    session = bundle.session(bundle.manifest.graphs["slots"])
+    return _with_padding(bundle.manifest, lambda requests: [run_session(session, feeds) for feeds in requests])
+
+
+def check_proofs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
+    """Check that padding and zeros change nothing where the manifest says so: it is tried out again."""
+    said, found, bank = bundle.manifest, with_padding(bundle), bundle.manifest.bank
+    counting = set(found.counts_padding) - set(said.counts_padding)
+    passed = not said.padding_neutral or (found.padding_neutral and not counting)
+    changed = f"padding changes `{'`, `'.join(sorted(counting)) or BASE}`"
+    yield InvariantRecord("padding", BASE, verdict(passed), "as the manifest says" if passed else changed)
+    if bank is not None:
+        passed = not bank.fillable or is_fillable(read_plan(bundle.slots_model, bundle.folder))
+        detail = "as the manifest says" if passed else "zeros behind narrower tensors change a result"
+        yield InvariantRecord("filling up", BASE, verdict(passed), detail)
+
+
+def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
+    """Random tensors are in all slots at once; only where padding changes a result is it tried out what counts it."""
+    heads = {head.graph: head.output for head in manifest.heads}
+    base = {record.name for record in manifest.base_outputs}
+    tensors = _random_tensors(manifest)
+    unknown = replace(manifest, padding_neutral=False, counts_padding=())
+    if not padded_axes(manifest) or any(record.role == "cache" for record in manifest.inputs):
+        return unknown
+    try:
+        if not _changes(manifest, run, [(tensors, base | set(heads.values()))])[0]:
+            return replace(unknown, padding_neutral=True)
+        variants: list[tuple[Weights, set[str]]] = [({}, base)]
+        graphs = list(dict.fromkeys(slot.graph for slot in manifest.slots))
+        for graph in graphs:
+            own = {slot.name: tensors[slot.name] for slot in manifest.slots if slot.graph == graph}
+            variants.append((own, base | {heads[graph]} if graph in heads else base))
+        of_base, *of_graphs = _changes(manifest, run, variants)
+    except RequestError:  # a base that does not take requests of these lengths
+        return unknown
+    counting = tuple(graph for graph, changes in zip(graphs, of_graphs, strict=True) if changes)
+    if of_base or not counting:
+        return unknown
+    return replace(unknown, padding_neutral=True, counts_padding=counting)
+
+
+def _changes(manifest: Manifest, run: RunAll, variants: Sequence[tuple[Weights, Collection[str]]]) -> list[bool]:
+    """Return for each set of tensors whether padding changes one of its outputs."""
+    first = {record.axes[0] for record in manifest.inputs if record.axes}
+    free = {name for record in manifest.inputs for axis in record.axes for name in names_of(axis)}
+    shapes = [{name: 1 if name in first else _TOKENS for name in free}]
+    short = input_cases(manifest.inputs, seed=0, shapes=shapes)[0].arrays
+    padded, longer = padded_axes(manifest), {}
+    for record in manifest.inputs:
+        sizes = zip(record.axes, short[record.name].shape, strict=True)
+        behind = [(0, _MORE_TOKENS - size if axis in padded else 0) for axis, size in sizes]
+        longer[record.name] = np.pad(short[record.name], behind)
+    found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in (short, longer)])
+    relative = _RELATIVE.get(manifest.base_precision, _RELATIVE_QUANTISED)
+    return [
+        not all(_are_close(of_longer[name], of_short[name], relative) for name in outputs)
+        for (_, outputs), of_short, of_longer in zip(variants, found[::2], found[1::2], strict=True)
+    ]
+
+
+def _are_close(found: np.ndarray, expected: np.ndarray, relative: float) -> bool:
+    own = found[tuple(slice(size) for size in expected.shape)]
+    return bool(np.abs(own - expected).max() <= relative * np.abs(expected).max())
+
+
+def _random_tensors(manifest: Manifest) -> Weights:
+    """Return random numbers for every slot, all free widths being one; the rows of a fusion's weights are no width."""
+    by_row = {name for adapter in manifest.adapters if adapter.mix is not None for name in adapter.mix.slots}
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for slot in manifest.slots:
+        shape = tuple(_WIDTH if isinstance(axis, str) else axis for axis in slot.axes)
+        shape = (1, *shape[1:]) if slot.name in by_row else shape
+        tensors[slot.name] = (_STD * rng.standard_normal(shape)).astype(np.float32)
+    return tensors

@@ -1,4 +1,4 @@
-"""One opened bundle: each of its files is hashed once, each graph is read once and has one session per level."""
+"""An opened bundle: each of its files is hashed once, each graph is read once and has one session per level."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
-from adapter_export.bundle.report import Form
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError
 from adapter_export.format.adapter_files import read_adapter
+from adapter_export.format.check_report import Form
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
@@ -47,11 +47,8 @@ _RESULT_BYTES = 2**26
 class OpenedBundle:
     """A bundle on disk, and what was read of it so far.
 
-    Args:
-        folder: where it lies.
-        manifest: what is in it.
-        staged: whether it is being made: its manifest need not be written, and nobody has listed its files. A graph
-            with many weights then runs piece by piece, so that they are not in memory all at once.
+    A staged one is being made: its manifest need not be written, and nobody has listed its files. A graph with many
+    weights then runs piece by piece, so that they are not in memory all at once.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, staged: bool = False) -> None:
@@ -65,7 +62,7 @@ class OpenedBundle:
 
     @classmethod
     def open(cls, folder: Path) -> OpenedBundle:
-        """Open a bundle, and hold its files against their hashes.
+        """Open a bundle, and compare its files with their hashes.
 
         Raises:
             FileError, FormatError: it cannot be read, or its files are not those that were written.
@@ -153,12 +150,7 @@ class OpenedBundle:
         return self._golden[name]
 
     def source(self, name: str) -> Adapter:
-        """Return an adapter as it was given to the build.
-
-        Raises:
-            FileError, FormatError: it cannot be read.
-            AdapterError: it is not the one that the manifest describes.
-        """
+        """Return an adapter as it was given to the build; errors as `read_source`."""
         if name not in self._sources:
             self._sources[name] = read_source(self.folder, self.record(name))
         return self._sources[name]
@@ -229,14 +221,7 @@ def read_source(folder: Path, record: AdapterRecord) -> Adapter:
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph of a bundle at one optimization level, fed as a client feeds it.
-
-    Attributes:
-        bundle: the bundle.
-        flavour: which graph it is.
-        file: its path in the bundle.
-        level: how far ONNX Runtime may rewrite it.
-    """
+    """One graph of a bundle at one optimization level, fed as a client feeds it."""
 
     bundle: OpenedBundle
     flavour: Form
@@ -249,10 +234,7 @@ class Graph:
         return self.bundle.staged and weights_are_many(self.bundle.model(self.file))
 
     def run(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
-        """Run once.
-
-        Returns:
-            The outputs of the base and those of the heads of the chosen adapters, of those that the graph has.
+        """Return the outputs of the base and those of the heads of the chosen adapters, of those that the graph has.
 
         Raises:
             RequestError: ONNX Runtime cannot compute these inputs.
@@ -264,11 +246,7 @@ class Graph:
         return run_session(session, self._feeds(arrays, chosen), outputs)
 
     def run_all(self, requests: Sequence[Request], result_bytes: int) -> Iterator[Arrays]:
-        """Run any number of times.
-
-        Args:
-            requests: what to run.
-            result_bytes: the size of the results of one run.
+        """Run any number of times; `result_bytes` is the size of the results of one run.
 
         Raises:
             RequestError: as `run`.

@@ -16,22 +16,30 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from adapter_export.bundle.agreement import Original, agreements
-from adapter_export.bundle.compare import Comparison, compare, missing, unexpected
+from adapter_export.bundle.compare import compare, missing, unexpected
 from adapter_export.bundle.contents import MASK_BELOW, check_files
 from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, check_cases, silent
 from adapter_export.bundle.invariants import (
     check_apart,
     check_native,
+    check_proofs,
     check_row_order,
     check_swap,
     check_weights_apart,
     swaps,
 )
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
-from adapter_export.bundle.proofs import check_proofs
-from adapter_export.bundle.report import BASE, FORMS, Form, InvariantResult, OutputResult, Part, Report, SiteResult
+from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.sites import SiteProbe
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
+from adapter_export.format.check_report import (
+    ComparisonRecord,
+    Form,
+    InvariantRecord,
+    OutputRecord,
+    SiteRecord,
+    Split,
+)
 from adapter_export.graph.tasks import LABELLED
 from adapter_export.numerics.amplification import DRAWS
 from adapter_export.numerics.budget import Budget
@@ -44,12 +52,7 @@ LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
 
 @dataclass(frozen=True)
 class Reference:
-    """Another computation of what the bundle should compute.
-
-    Attributes:
-        path: the model, as it was given.
-        runner: runs it.
-    """
+    """Another computation of what the bundle should compute, and the path of its model as it was given."""
 
     path: str
     runner: Runner
@@ -57,22 +60,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run.
+    """What will be run: the stored golden vectors of the chosen adapters, and `cases`, a matrix of shapes.
 
-    Attributes:
-        bundle: the bundle, opened.
-        golden: the stored golden vectors of the base and the adapters that are looked at.
-        cases: the matrix of shapes, for a reference.
-        flavours: the graphs to run.
-        files: what the files of the bundle have shown.
-        quick: run golden vectors at one level alone, as `verify` does.
+    `files` is what the files of the bundle have shown. A quick check runs golden vectors at one level alone.
     """
 
     bundle: OpenedBundle
     golden: tuple[Golden, ...]
     cases: tuple[Case, ...]
     flavours: tuple[Form, ...]
-    files: tuple[InvariantResult, ...]
+    files: tuple[InvariantRecord, ...]
     quick: bool
 
     @property
@@ -115,14 +112,10 @@ def plan_check(
     flavours: Sequence[str] = (),
     quick: bool = False,
 ) -> Plan:
-    """Open a bundle, look at its files, and choose what to run.
+    """Open a bundle, look at its files, and choose what to run: everything, but for names that are given.
 
-    Args:
-        folder: the bundle.
-        only: the adapters to check, and `base` for the base alone; everything if not given.
-        cases: the cases to check; all of them if not given.
-        flavours: the graphs to check; all that the bundle has if not given.
-        quick: run golden vectors at one level alone, without a look at sites, at swapping and at other shapes.
+    Among the adapters in `only`, `base` is the base alone. A quick check runs golden vectors at one level, without a
+    look at sites, at swapping and at other shapes.
 
     Raises:
         UsageError: `only`, `cases` or `flavours` names what is not there.
@@ -150,21 +143,15 @@ def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
         raise UsageError(f"no such {what}", found=", ".join(f"`{name}`" for name in unknown), expected=f"of {names}")
 
 
-# The runs of one graph, and what each must give.
-
 Expected = tuple[Golden, int]
 """Golden vectors, and which of their cases."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of one graph.
+    """One run of one graph: the adapter of each row of the batch, none for the base, and what each must give.
 
-    Attributes:
-        case: the inputs.
-        chosen: the adapter of each row of the batch; none for the base.
-        expected: what the run must give, of each adapter that is looked at.
-        mixed: whether rows run through different adapters, and are looked at adapter by adapter.
+    In a mixed batch, rows run through different adapters, and are compared adapter by adapter.
     """
 
     case: Case
@@ -205,7 +192,7 @@ def dealt(rows: Sequence[str | None], batch: int) -> list[tuple[str | None, ...]
     return [tuple(rows[(start + at) % len(rows)] for at in range(batch)) for start in range(0, len(rows), batch)]
 
 
-def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator[OutputResult]:
+def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator[OutputRecord]:
     """Run, and compare each adapter's rows with what is expected of that adapter.
 
     Raises:
@@ -219,7 +206,9 @@ def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator
     try:
         for trial, found in zip(some, results, strict=True):
             for golden, at in trial.expected:
-                own = _own_outputs(graph.bundle, golden.adapter, found)
+                head = None if golden.adapter is None else graph.bundle.record(golden.adapter).output
+                names = {*graph.bundle.base_outputs, head}
+                own = {name: value for name, value in found.items() if name in names}
                 rows = np.array([name == golden.adapter for name in trial.chosen]) if trial.mixed else None
                 yield from compare_outputs(own, golden, at, graph, rows)
             on_step(f"{graph.file}, {graph.level}: {trial.case.name}")
@@ -233,32 +222,31 @@ def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator
         ) from error
 
 
-def _own_outputs(bundle: OpenedBundle, adapter: str | None, found: Arrays) -> Arrays:
-    """Those of the base and of the adapter's head."""
-    names = {*bundle.base_outputs, None if adapter is None else bundle.record(adapter).output}
-    return {name: value for name, value in found.items() if name in names}
-
-
 def compare_outputs(
     found: Arrays, golden: Golden, at: int, graph: Graph, rows: npt.NDArray[np.bool_] | None = None
-) -> Iterator[OutputResult]:
-    """Compare every output that either side has.
+) -> Iterator[OutputRecord]:
+    """Compare every output that the graph gave or must give in one case.
 
-    Args:
-        found: what a graph gave.
-        golden: what it must give.
-        at: in which case.
-        graph: what ran.
-        rows: the rows of the batch that ran through the adapter, [batch]; none if all did. Then those outputs alone
-            are compared that have a row for each of them.
+    `rows` [batch] are those that ran through the adapter, none if all did. With them, those outputs alone are compared
+    that have a row for each row of the batch.
     """
     case, record = golden.cases[at], None if golden.adapter is None else graph.bundle.record(golden.adapter)
     logits = {"logits"} & set(graph.bundle.base_outputs)
     logits |= {record.output or ""} if record is not None and record.task in LABELLED else set()
 
-    def result(output: str, part: Part, comparison: Comparison) -> OutputResult:
-        place = (golden.against, golden.adapter, case.name, case.axes, graph.level, output, part)
-        return OutputResult(*place, comparison, flavour=graph.flavour, mixed=rows is not None)
+    def result(output: str, part: Split, comparison: ComparisonRecord) -> OutputRecord:
+        return OutputRecord(
+            **vars(comparison),
+            against=golden.against,
+            adapter=golden.adapter,
+            case=case.name,
+            axes=case.axes,
+            level=graph.level,
+            output=output,
+            part=part,
+            flavour=graph.flavour,
+            mixed=rows is not None,
+        )
 
     for name, expected in golden.outputs[at].items():
         allowed = golden.budgets[name]
@@ -281,7 +269,7 @@ def compare_outputs(
 
 def _compare_own(
     found: np.ndarray, expected: np.ndarray, budget: Budget, *, where: npt.NDArray[np.bool_] | None, logits: bool
-) -> Comparison:
+) -> ComparisonRecord:
     """Compare what is an adapter's own of an output that is as wide as the widest of its bank; the rest is masked."""
     if not expected.ndim or found.shape[:-1] != expected.shape[:-1]:
         return compare(found, expected, budget, where=where, logits=logits)
@@ -290,10 +278,8 @@ def _compare_own(
     rows = np.ones(rest.shape, bool) if where is None else np.broadcast_to(where[..., :1], rest.shape)
     if (rest[rows] < MASK_BELOW).all():
         return comparison
-    return replace(comparison, faults=(*comparison.faults, "a class that the adapter lacks is not masked"))
-
-
-# The whole of it.
+    faults = (*comparison.faults, "a class that the adapter lacks is not masked")
+    return replace(comparison, verdict="failed", faults=faults)
 
 
 def steps(plan: Plan, reference: Reference | None, original: Original | None = None) -> int:
@@ -315,16 +301,10 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
 def prove(
     plan: Plan, reference: Reference | None, on_step: OnStep = silent, original: Original | None = None
 ) -> Report:
-    """Run everything.
+    """Run everything, and return what was found: a bundle that computes something else is no error, but does not pass.
 
-    Args:
-        plan: what to run.
-        reference: what to compare with; only the golden vectors if there is none.
-        on_step: called after each of `steps`.
-        original: the base before its precision was changed, to report how far the bundle is from it.
-
-    Returns:
-        What was found. A bundle that computes something else is no error but a report that does not pass.
+    Without a reference, the golden vectors alone are compared. With `original`, the base before its precision was
+    changed, the report says how far the bundle is from it.
 
     Raises:
         InputError: the bundle or the reference cannot be run.
@@ -338,8 +318,8 @@ def prove(
         for name in plan.names:
             adapter, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
             expected.append(maker.compute(adapter, output, on_step, name=name))
-    outputs: list[OutputResult] = []
-    invariants, sites = [*plan.files], list[SiteResult]()
+    outputs: list[OutputRecord] = []
+    invariants, sites = [*plan.files], list[SiteRecord]()
     tolerance = None
     if not plan.quick:
         computed = [golden for golden in expected if golden.against == "reference"]
@@ -347,8 +327,11 @@ def prove(
     for graph in plan.graphs:
         outputs += run_trials(graph, trials(plan, graph, expected), on_step)
         invariants += _invariants(plan, graph, tolerance, on_step)
-        if bundle.staged and graph.flavour == "slots" and all(result.comparison.passed for result in outputs):
-            _check_weights_apart(graph)
+        if bundle.staged and graph.flavour == "slots" and all(result.passed for result in outputs) and not graph.pieces:
+            run = partial(run_session, bundle.session(graph.file))  # weights of a fusion are of one row of a batch
+            for record in bundle.manifest.adapters if bundle.manifest.batch_invariant else ():
+                if record.mix is not None:
+                    check_weights_apart(run, record.mix, bundle.tensors(record.name), bundle.golden(record.name))
         if original is None or (graph.flavour, graph.level) != ("slots", LEVEL):
             bundle.close(graph.file, graph.level)
     if "slots" in plan.flavours and not plan.quick:
@@ -377,7 +360,7 @@ def _mixed(plan: Plan, graph: Graph) -> list[tuple[str | None, ...]]:
     return [chosen for chosen in dealt(bank.rows, batch) if set(plan.names) & set(chosen)]
 
 
-def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: OnStep) -> Iterator[InvariantResult]:
+def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: OnStep) -> Iterator[InvariantRecord]:
     """What must hold of a graph whatever a reference says; without a tolerance only how adapters are loaded."""
     case, bundle = plan.probe, plan.bundle
     if tolerance is not None:
@@ -401,23 +384,8 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
         on_step(f"{name}: active adapter")
 
 
-def _check_weights_apart(graph: Graph) -> None:
-    """Weights of a fusion are of one row of a batch."""
-    bundle = graph.bundle
-    for record in bundle.manifest.adapters:
-        if record.mix is not None and bundle.manifest.batch_invariant and not graph.pieces:
-            run, golden = partial(run_session, bundle.session(graph.file)), bundle.golden(record.name)
-            check_weights_apart(run, record.mix, bundle.tensors(record.name), golden)
-
-
-# What a new bundle must show before it takes its place.
-
-
 def prove_new(bundle: OpenedBundle) -> None:
-    """Verify a bundle that has just been made, against its golden vectors.
-
-    Args:
-        bundle: it, not yet in its place.
+    """Verify a bundle that has just been made against its golden vectors, before it takes its place.
 
     Raises:
         ParityError: an output deviates by more than is allowed, or two files do not agree.

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.bundle.compare import Comparison, compare, missing
+from adapter_export.bundle.compare import compare, missing
 from adapter_export.bundle.golden import Case, scale
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.report import SiteResult
 from adapter_export.dtypes import Weights
+from adapter_export.format.check_report import ComparisonRecord, SiteRecord
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.budget import Budget, graph_budget
@@ -34,13 +34,7 @@ IDLE = Budget(0.0, "an idle slot returns what it replaces")
 
 @dataclass(frozen=True)
 class SiteProbe:
-    """A bundle's graph that shows its inner values.
-
-    Attributes:
-        session: on the graph of `with_site_outputs`, not optimised.
-        manifest: the bundle's.
-        norms: the norms of the base that adapters apply, by site.
-    """
+    """A session on a bundle's graph that shows its inner values, not optimised; the norms that adapters apply."""
 
     session: ort.InferenceSession
     manifest: Manifest
@@ -53,25 +47,18 @@ class SiteProbe:
         session = open_session(with_site_outputs(model), bundle.folder, optimize=False)
         return cls(session, bundle.manifest, site_norms(model))
 
-    def check(self, case: Case, adapter: Adapter, record: AdapterRecord, tensors: Weights) -> list[SiteResult]:
-        """Compare every site of the graph in the order of evaluation, then the head.
-
-        Args:
-            case: the inputs.
-            adapter: the adapter as it was given to the build.
-            record: what the manifest says of it.
-            tensors: what the build made of it, for every slot.
-        """
+    def check(self, case: Case, adapter: Adapter, record: AdapterRecord, tensors: Weights) -> list[SiteRecord]:
+        """Compare every site of the graph in the order of evaluation, then the head; `tensors` fill every slot."""
         values = run_session(self.session, {**case.arrays, **tensors})
         paths = {site.name: site.path for site in self.manifest.sites}
         return [
-            SiteResult(record.name, case.name, owner, paths.get(owner), comparison)
-            for owner, comparison in self._comparisons(values, case, adapter, record.output)
+            SiteRecord(**vars(found), adapter=record.name, case=case.name, site=owner, path=paths.get(owner))
+            for owner, found in self._comparisons(values, case, adapter, record.output)
         ]
 
     def _comparisons(
         self, values: Arrays, case: Case, adapter: Adapter, output: str | None
-    ) -> Iterator[tuple[str, Comparison]]:
+    ) -> Iterator[tuple[str, ComparisonRecord]]:
         for site, replaced in self._places(values, adapter):
             yield site, _compare_site(values, adapter, site, replaced, self.norms.get(site))
         if adapter.head is None:
@@ -97,7 +84,7 @@ class SiteProbe:
             yield from ((site.name, name) for name in REPLACED if name in {*shown, *acts})
 
 
-def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, norm: Norm | None) -> Comparison:
+def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, norm: Norm | None) -> ComparisonRecord:
     """Compare what stands in the place of one of a site's values."""
     placement = adapter.placements.get(site)
     graph = None if placement is None else adapter.graphs[placement.graph]

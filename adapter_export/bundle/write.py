@@ -24,11 +24,7 @@ from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file
 
-FLAVOURS: Mapping[Flavour, str] = {
-    "slots": "model.onnx",
-    "inputs": "model.inputs.onnx",
-    "bank": "model.bank.onnx",
-}
+FLAVOURS: Mapping[Flavour, str] = {"slots": "model.onnx", "inputs": "model.inputs.onnx", "bank": "model.bank.onnx"}
 """The file of each flavour."""
 
 BANK_FILE = "bank.bin"
@@ -37,14 +33,7 @@ BANK_FILE = "bank.bin"
 
 @dataclass(frozen=True)
 class BundleWriter:
-    """Writes into a bundle that is not yet in its place.
-
-    Attributes:
-        folder: the bundle.
-        plan: the slots of its graph.
-        heads: the outputs that heads fill.
-        model_version: the number of its graph.
-    """
+    """Writes into a bundle that is not yet in its place; `heads` are the outputs that heads fill."""
 
     folder: Path
     plan: SlotPlan
@@ -155,38 +144,23 @@ def model_version(base: OnnxBase, plan: SlotPlan) -> int:
 def model_version_of(fingerprint: str, plan: SlotPlan, site_map: str | None) -> int:
     """Return 31 bits of the sha256 over what decides whether an adapter file fits, a positive int32.
 
-    The precision of the base is not in it: adapters of one precision fit another.
-
-    Args:
-        fingerprint: that of the base.
-        plan: the slots, of which the topology counts.
-        site_map: the digest of the site map that moved the sites of the base, if there was one.
+    These are the fingerprint of the base, the topology of the slots and the digest of the site map, if there was one;
+    not the precision of the base: adapters of one precision fit another.
     """
     digest = hashlib.sha256("\n".join((fingerprint, plan.digest, site_map or "")).encode()).digest()
     number = int.from_bytes(digest[:4], "little") & 0x7FFFFFFF
     return number if number not in _UNSAID else number + len(_UNSAID)
 
 
-# Adapters that a bundle cannot take.
-
-
 def check_bases(adapters: Sequence[Adapter], fingerprint: str, *, allow_mismatch: bool) -> None:
-    """Refuse adapters of another base.
-
-    Raises:
-        BaseMismatchError: there is one, and that is not allowed.
-    """
+    """Raise a `BaseMismatchError` for an adapter of another base, if that is not allowed."""
     for adapter in adapters:
         if adapter.base != fingerprint and not allow_mismatch:
             raise BaseMismatchError(adapter.name, found=adapter.base, expected=fingerprint)
 
 
 def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:
-    """Refuse names of adapters that two files cannot have side by side.
-
-    Args:
-        names: those of the adapters to come.
-        taken: those that the bundle has.
+    """Refuse names of adapters to come that two files cannot have side by side; a bundle has those in `taken`.
 
     Raises:
         AdapterError: a name occurs twice, or is that of the base.

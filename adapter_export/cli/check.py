@@ -53,7 +53,6 @@ def check(
     Exit codes: 0 everything is within its budget, 1 something is not, 3 the bundle or the model cannot be used,
     4 nothing was compared.
     """
-    from adapter_export.bundle.report import to_document
     from adapter_export.cli.bases import opened, stepping
     from adapter_export.cli.check_tables import show
     from adapter_export.cli.output import emit_json
@@ -62,7 +61,7 @@ def check(
     with stepping("checking") as on_step:
         report = ae.check(bundle, against=base, on_step=on_step, **options)
     if as_json:
-        emit_json(to_document(report))
+        emit_json(report.to_json())
     else:
         show(report)
     if not report.passed:

@@ -7,19 +7,19 @@ from itertools import groupby
 
 from rich.text import Text
 
-from adapter_export.bundle.compare import Comparison, Number
-from adapter_export.bundle.report import (
-    BASE,
-    Failure,
-    Form,
-    InvariantResult,
-    OutputResult,
-    Report,
-    SiteResult,
-    failures,
-)
+from adapter_export.bundle.report import BASE, Report, failures
 from adapter_export.cli.output import console, shown
-from adapter_export.format.check_report import AgreementRecord, AgreementsRecord
+from adapter_export.format.check_report import (
+    AgreementRecord,
+    AgreementsRecord,
+    ComparisonRecord,
+    FailureRecord,
+    Form,
+    InvariantRecord,
+    Number,
+    OutputRecord,
+    SiteRecord,
+)
 from adapter_export.tables import Table
 
 _COLUMNS = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
@@ -74,42 +74,41 @@ def _agreement(result: AgreementRecord) -> tuple[str, ...]:
     )
 
 
-def _flavours(results: Sequence[OutputResult]) -> Table:
+def _flavours(results: Sequence[OutputRecord]) -> Table:
     """One line for each other graph, and one for its mixed batches."""
     ways = dict.fromkeys((result.flavour, result.mixed) for result in results)
     rows = [_flavour(way, [each for each in results if (each.flavour, each.mixed) == way]) for way in ways]
     return Table(_FLAVOUR_COLUMNS, rows, numbers="llrrrrr")
 
 
-def _flavour(way: tuple[Form, bool], results: Sequence[OutputResult]) -> tuple[str, ...]:
+def _flavour(way: tuple[Form, bool], results: Sequence[OutputRecord]) -> tuple[str, ...]:
     form, mixed = way
-    comparisons = [result.comparison for result in results]
-    _, _, error, ratio, _, _, _, mark = _row(("", ""), comparisons)
+    _, _, error, ratio, _, _, _, mark = _row(("", ""), results)
     adapters = len({result.adapter for result in results if result.adapter is not None})
-    tops = [found.top_class for found in comparisons if found.top_class is not None]
+    tops = [found.top_class for found in results if found.top_class is not None]
     same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
     return form, "mixed" if mixed else "one adapter", str(adapters), str(len(results)), error, ratio, same, mark
 
 
-def _place(result: OutputResult) -> tuple[str, str]:
+def _place(result: OutputRecord) -> tuple[str, str]:
     """A line of its own for what stands at padding, which nobody reads and which must not hide what is read."""
     case = f"{result.case}, mixed" if result.mixed else result.case
     return result.adapter or BASE, f"{case}, padding" if result.part == "padding" else case
 
 
-def _outputs(results: Sequence[OutputResult]) -> Table:
+def _outputs(results: Sequence[OutputRecord]) -> Table:
     """One line per adapter and case: the largest error and the worst ratio over outputs and optimization levels."""
     order = {place: number for number, place in enumerate(dict.fromkeys(map(_place, results)))}
     ordered = sorted(results, key=lambda result: order[_place(result)])
-    rows = [_row(place, [result.comparison for result in group]) for place, group in groupby(ordered, key=_place)]
+    rows = [_row(place, list(group)) for place, group in groupby(ordered, key=_place)]
     return Table(_COLUMNS, rows, numbers="llrrrrr")
 
 
-def _row(place: tuple[str, str], comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+def _row(place: tuple[str, str], comparisons: Sequence[ComparisonRecord]) -> tuple[str, ...]:
     worst = max(comparisons, key=_badness)
     ulp = None if worst.worst is None else worst.worst.ulp
-    errors = [found.measures.absolute for found in comparisons if found.compared]
-    cosines = [found.measures.cosine for found in comparisons if found.measures.cosine is not None]
+    errors = [found.absolute for found in comparisons if found.compared]
+    cosines = [found.cosine for found in comparisons if found.cosine is not None]
     return (
         *place,
         f"{max(errors):.1e}" if errors else _NONE,
@@ -121,11 +120,11 @@ def _row(place: tuple[str, str], comparisons: Sequence[Comparison]) -> tuple[str
     )
 
 
-def _badness(comparison: Comparison) -> tuple[bool, float]:
-    return not comparison.passed, comparison.ratio
+def _badness(result: ComparisonRecord) -> tuple[bool, float]:
+    return not result.passed, result.ratio
 
 
-def _top_class(comparisons: Sequence[Comparison]) -> str:
+def _top_class(comparisons: Sequence[ComparisonRecord]) -> str:
     """Rows that agree, at the level where the fewest do."""
     seen = [found.top_class for found in comparisons if found.top_class is not None]
     if not seen:
@@ -140,12 +139,12 @@ def _mark(passed: bool) -> Text:
     return Text("pass", "green") if passed else Text("FAIL", "bold red")
 
 
-def _reason(results: Sequence[OutputResult]) -> str:
+def _reason(results: Sequence[OutputRecord]) -> str:
     """The reason of the largest budget; the others differ in the scale of their output alone."""
     if not results:
         return "no outputs were compared"
-    largest = max(results, key=lambda result: result.comparison.budget.absolute)
-    reason = largest.comparison.budget.reason
+    largest = max(results, key=lambda result: result.budget.absolute)
+    reason = largest.budget.reason
     return f"budget of `{largest.output}`, the others likewise by their own scale: {reason}"
 
 
@@ -153,24 +152,24 @@ def _golden_lines(report: Report) -> Iterator[Text]:
     """The golden vectors in one line, where the table shows the reference."""
     found = [result for result in report.outputs if result.against == "golden"]
     if report.reference is not None and found:
-        worst = max(found, key=lambda result: _badness(result.comparison))
-        bad = sum(not result.comparison.passed for result in found)
-        summary = f"  golden vectors: {len(found)} outputs, worst {worst.comparison.ratio:.2f} of its budget"
+        worst = max(found, key=_badness)
+        bad = sum(not result.passed for result in found)
+        summary = f"  golden vectors: {len(found)} outputs, worst {worst.ratio:.2f} of its budget"
         yield Text.assemble(_mark(not bad), summary, f", {bad} do not pass" if bad else "")
 
 
-def _sites_line(results: Sequence[SiteResult]) -> Text:
+def _sites_line(results: Sequence[SiteRecord]) -> Text:
     if not results:
         return Text("sites: no adapter was checked")
-    worst = max(results, key=lambda result: _badness(result.comparison))
-    bad = sum(not result.comparison.passed for result in results)
-    summary = f"{len(results)} sites and heads against float64, worst {worst.comparison.ratio:.2f} of its budget"
+    worst = max(results, key=_badness)
+    bad = sum(not result.passed for result in results)
+    summary = f"{len(results)} sites and heads against float64, worst {worst.ratio:.2f} of its budget"
     return Text.assemble(
         _mark(not bad), f"  {summary} ({worst.adapter}, `{worst.site}`)", f", {bad} over their budgets" if bad else ""
     )
 
 
-def _invariant_lines(results: Sequence[InvariantResult]) -> Iterator[Text]:
+def _invariant_lines(results: Sequence[InvariantRecord]) -> Iterator[Text]:
     """One line for all of a name that hold, one for each that does not."""
     for name, group in groupby(sorted(results, key=lambda result: result.name), key=lambda result: result.name):
         found = list(group)
@@ -181,7 +180,7 @@ def _invariant_lines(results: Sequence[InvariantResult]) -> Iterator[Text]:
             yield Text.assemble(_mark(True), f"  {name}: {_all_of(good)}")
 
 
-def _all_of(results: Sequence[InvariantResult]) -> str:
+def _all_of(results: Sequence[InvariantRecord]) -> str:
     subjects = [result.subject for result in results]
     more = f", … {len(subjects)} in all" if len(subjects) > 3 else ""
     return f"{', '.join(subjects[:3])}{more} ({results[0].detail})"
@@ -194,13 +193,13 @@ def _coverage_line(report: Report) -> Text:
     return Text(line + left_out + (" …" if len(coverage.left_out) > 3 else ""))
 
 
-def _failure_lines(failure: Failure) -> Iterator[Text]:
+def _failure_lines(failure: FailureRecord) -> Iterator[Text]:
     case = f"{failure.case}, mixed" if failure.mixed else failure.case
     yield Text.assemble(("FAIL ", "bold red"), f"{failure.adapter or BASE}, {case}: {_where(failure)}")
-    yield Text(f"  {'; '.join(failure.comparison.faults)}")
-    worst = failure.comparison.worst
+    yield Text(f"  {'; '.join(failure.faults)}")
+    worst = failure.worst
     if worst is not None:
-        ratio = f", {failure.comparison.ratio:.3g} × the budget" if failure.comparison.compared else ""
+        ratio = f", {failure.ratio:.3g} × the budget" if failure.ratio else ""
         yield Text(f"  found {_number(worst.found)}, expected {_number(worst.expected)}{ratio}")
     if failure.flavour != "slots" or len(failure.flavours_failed) > 1:
         yield Text(f"  fails in {', '.join(f'`{form}`' for form in failure.flavours_failed)}")
@@ -210,32 +209,32 @@ def _failure_lines(failure: Failure) -> Iterator[Text]:
     yield Text(f"  repeat: {failure.command}")
 
 
-def _where(failure: Failure) -> str:
+def _where(failure: FailureRecord) -> str:
     name = failure.output or "a site"
-    worst = failure.comparison.worst
+    worst = failure.worst
     return name if worst is None or failure.output is None else f"{name}{list(worst.index)}"
 
 
-def _levels(failure: Failure) -> str:
+def _levels(failure: FailureRecord) -> str:
     failed = f"fails at {', '.join(failure.levels_failed)}"
     return f"{failed}; passes at {', '.join(failure.levels_passed)}" if failure.levels_passed else failed
 
 
-def _culprit(failure: Failure) -> str:
+def _culprit(failure: FailureRecord) -> str:
     site = failure.culprit
     if site is None and failure.flavour not in ("slots", "inputs"):
         return f"culprit: the graph `{failure.flavour}` or the tensors in it, not the adapter's own files"
     if site is None:
         return "culprit: no site of an adapter; look at the base or at rounding that adds up"
     path = "" if site.path is None else f" (torch: {site.path})"
-    worst = site.comparison.worst
+    worst = site.worst
     values = (
-        "; ".join(site.comparison.faults)
+        "; ".join(site.faults)
         if worst is None
         else f"found {_number(worst.found)}, float64 gives {_number(worst.expected)}"
     )
-    return f"culprit: {site.site}{path}: {values}, {site.comparison.ratio:.3g} × its own budget"
+    return f"culprit: {site.site}{path}: {values}, {site.ratio:.3g} × its own budget"
 
 
 def _number(value: Number) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.8g}"
+    return str(value) if isinstance(value, int | str) else f"{value:.8g}"

@@ -55,9 +55,9 @@ def _show(report: Report) -> None:
     checks = Table(("what", "of", "found", ""), list(_checks(report)), f"{report.bundle}  {report.runtime}")
     show(checks, replace(report.table(), title="golden vectors"))
     out = console()
-    failed = [result for result in report.outputs if not result.comparison.passed]
+    failed = [result for result in report.outputs if not result.passed]
     for result in failed[:_SHOWN]:
-        out.print(f"✗ {result.place}: {'; '.join(result.comparison.faults)}", markup=False)
+        out.print(f"✗ {result.place}: {'; '.join(result.faults)}", markup=False)
     if len(failed) > _SHOWN:
         out.print(f"✗ and {len(failed) - _SHOWN} more", markup=False)
     out.print("passed" if report.passed else "failed", style="bold")

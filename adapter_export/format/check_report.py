@@ -13,13 +13,20 @@ REPORT_VERSION = "1.0.0"
 """The version of the format of reports."""
 
 Verdict = Literal["passed", "failed"]
+Against = Literal["reference", "golden"]
+Split = Literal["all", "tokens", "padding"]
 Form = Literal["slots", "inputs", "bank", "baked"]
 """A graph that ran: a flavour of the bundle, or one with the adapter baked in."""
 
 Number = float | Literal["nan", "inf", "-inf"]
-"""A number, or the name of one that JSON cannot write."""
+"""A number; one that JSON cannot write is replaced by its name when the report is written."""
 
 Cosine = Annotated[float, Interval(-1, 1)]
+
+
+def verdict(passed: bool) -> Verdict:
+    """Return the word for it."""
+    return "passed" if passed else "failed"
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,11 @@ class ComparisonRecord:
     worst: WorstRecord | None
     top_class: TopClassRecord | None
 
+    @property
+    def passed(self) -> bool:
+        """Whether the candidate computes what the reference computes."""
+        return self.verdict == "passed"
+
 
 @dataclass(frozen=True)
 class OutputRecord(ComparisonRecord):
@@ -154,15 +166,23 @@ class OutputRecord(ComparisonRecord):
         mixed: whether the rows of the batch ran through different adapters; compared are those of this one.
     """
 
-    against: Literal["reference", "golden"]
+    against: Against
     adapter: str | None
     case: str
     axes: Mapping[str, Positive]
     level: Literal["none", "basic", "extended", "all"]
     output: str
-    part: Literal["all", "tokens", "padding"]
+    part: Split
     flavour: Form
     mixed: bool
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        part = "" if self.part == "all" else f" ({self.part})"
+        case = f"{self.case}, mixed" if self.mixed else self.case
+        graph = self.level if self.flavour == "slots" else f"`{self.flavour}`"
+        return f"{self.adapter or 'base'}, {case}, {graph}, against {self.against}: {self.output}{part}"
 
 
 @dataclass(frozen=True)
@@ -181,6 +201,11 @@ class SiteRecord(ComparisonRecord):
     site: str
     path: str | None
 
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return f"{self.adapter}, {self.case}: site {self.site}"
+
 
 @dataclass(frozen=True)
 class InvariantRecord:
@@ -198,6 +223,11 @@ class InvariantRecord:
     verdict: Verdict
     detail: str
 
+    @property
+    def passed(self) -> bool:
+        """Whether it holds."""
+        return self.verdict == "passed"
+
 
 @dataclass(frozen=True)
 class FailureRecord:
@@ -208,6 +238,7 @@ class FailureRecord:
         case: the first case that fails.
         output: the output that is worst there; null if only a site fails.
         faults: why it does not pass, one short clause each.
+        ratio: error over budget; 1 is the limit.
         worst: the element that is furthest from the reference; null if there was nothing to compare.
         levels_failed: the optimization levels at which that output fails.
         levels_passed: those at which it passes.
@@ -222,6 +253,7 @@ class FailureRecord:
     case: str
     output: str | None
     faults: Annotated[tuple[str, ...], NotEmpty()]
+    ratio: NotNegative
     worst: WorstRecord | None
     levels_failed: tuple[str, ...]
     levels_passed: tuple[str, ...]

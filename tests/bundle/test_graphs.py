@@ -13,7 +13,7 @@ import pytest
 from small_bundle import Built, build_small
 
 from adapter_export.bundle.prove import Reference, plan_check, prove, steps
-from adapter_export.bundle.report import FORMS, Report, failures, to_document
+from adapter_export.bundle.report import FORMS, Report, failures
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.errors import FormatError, UsageError
 from adapter_export.format.manifest import Manifest
@@ -45,7 +45,7 @@ def check(folder: Path, *forms: str, only: tuple[str, ...] = (), reference: Refe
     report = prove(plan, reference, seen.append)
     assert len(seen) == steps(plan, reference)
     report.require_compared()
-    validate(to_document(report), "check-report")
+    validate(report.to_json(), "check-report")
     return report
 
 
@@ -54,7 +54,7 @@ def broken(report: Report) -> set[tuple[str, str]]:
 
 
 def failed(report: Report) -> set[tuple[str | None, str, bool]]:
-    return {(each.adapter, each.flavour, each.mixed) for each in report.outputs if not each.comparison.passed}
+    return {(each.adapter, each.flavour, each.mixed) for each in report.outputs if not each.passed}
 
 
 def rehash(folder: Path, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
@@ -178,7 +178,7 @@ def test_a_class_that_is_not_masked_is_found(bundle: Path, value: float) -> None
     edit_bank(bundle, change)
     report = check(bundle, "bank")
     assert failed(report) == {("tone", "bank", False), ("tone", "bank", True)}
-    faults = {fault for each in report.outputs for fault in each.comparison.faults}
+    faults = {fault for each in report.outputs for fault in each.faults}
     assert faults == {"a class that the adapter lacks is not masked"}
 
 

@@ -11,7 +11,7 @@ import pytest
 from small_bundle import Built
 
 from adapter_export.bundle.prove import LEVELS, Reference, plan_check, prove, steps
-from adapter_export.bundle.report import Report, failures, to_document
+from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError
 from adapter_export.onnx_backend.runner import CutRunner
 from schemas import validate
@@ -62,7 +62,7 @@ def test_the_matrix_has_one_token_odd_numbers_and_many(report: Report) -> None:
 
 def test_padding_is_compared_on_its_own(report: Report) -> None:
     parts = {
-        (result.output, result.part): result.comparison.elements
+        (result.output, result.part): result.elements
         for result in report.outputs
         if result.case.endswith("padded") and result.adapter == "topic" and result.flavour == "slots"
     }
@@ -73,7 +73,7 @@ def test_padding_is_compared_on_its_own(report: Report) -> None:
 def test_all_is_covered(report: Report) -> None:
     coverage = report.coverage()
     assert coverage.compared == coverage.planned == len(report.outputs) + len(report.sites)
-    assert coverage.elements == sum(result.comparison.elements for result in report.comparisons())
+    assert coverage.elements == sum(result.elements for result in report.comparisons())
 
 
 def test_every_adapter_is_checked_at_every_site_and_its_head(report: Report) -> None:
@@ -84,7 +84,7 @@ def test_every_adapter_is_checked_at_every_site_and_its_head(report: Report) -> 
 
 def test_idle_sites_return_h_itself(report: Report) -> None:
     idle = [result for result in report.sites if result.adapter == "tone" and result.site.endswith("attention")]
-    assert [(result.comparison.budget.absolute, result.comparison.measures.ulp) for result in idle] == [(0, 0), (0, 0)]
+    assert [(result.budget.absolute, result.ulp) for result in idle] == [(0, 0), (0, 0)]
 
 
 def test_every_pair_is_swapped(report: Report) -> None:
@@ -95,7 +95,7 @@ def test_every_pair_is_swapped(report: Report) -> None:
 
 
 def test_the_document_keeps_to_its_schema_and_says_what_the_report_says(report: Report) -> None:
-    document = json.loads(json.dumps(to_document(report), allow_nan=False))
+    document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     validate(document, "check-report")
     assert document["verdict"] == "passed"
     assert document["coverage"]["compared"] == report.coverage().compared
@@ -107,7 +107,7 @@ def test_without_a_reference_the_golden_vectors_are(built: Built) -> None:
     assert report.passed
     assert {result.against for result in report.outputs} == {"golden"}
     assert len(report.sites) == 15
-    validate(to_document(report), "check-report")
+    validate(report.to_json(), "check-report")
 
 
 def test_a_part_can_be_checked_alone(built: Built) -> None:
@@ -178,10 +178,10 @@ def test_what_differs_from_the_reference_fails(built: Built, change: str, fault:
     report = prove(plan_check(built.folder, only=("base",)), reference, lambda step: None)
     assert not report.passed
     (failure,) = failures(report)
-    assert fault in failure.comparison.faults[0]
+    assert fault in failure.faults[0]
     assert failure.case == "batch1_tokens1"
     assert failure.levels_failed == LEVELS
     assert failure.command == (
         f"adapter-export check {built.folder} --against other.onnx --only base --case batch1_tokens1"
     )
-    validate(json.loads(json.dumps(to_document(report), allow_nan=False)), "check-report")
+    validate(json.loads(json.dumps(report.to_json(), allow_nan=False)), "check-report")

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adapter_export.bundle.compare import Comparison, compare, missing
-from adapter_export.bundle.report import InvariantResult, OutputResult, Report, SiteResult, failures, to_document
+from adapter_export.bundle.compare import compare, missing
+from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import NothingComparedError, ParityError
+from adapter_export.format.check_report import ComparisonRecord, InvariantRecord, OutputRecord, SiteRecord
 from adapter_export.numerics.budget import Budget
 from schemas import validate
 
@@ -21,36 +22,46 @@ NAN = compare(np.where(np.eye(2, 3, dtype=bool), np.float32(np.nan), ONES), ONES
 EMPTY = compare(ONES[:0], ONES[:0], BUDGET)
 
 
-def output(comparison: Comparison, **place: object) -> OutputResult:
-    plain = OutputResult("golden", "trec", "batch2", {"batch": 2}, "none", "hidden", "all", comparison)
-    return replace(plain, **place)  # type: ignore[arg-type]
+def output(comparison: ComparisonRecord, **place: object) -> OutputRecord:
+    plain = {
+        "against": "golden",
+        "adapter": "trec",
+        "case": "batch2",
+        "axes": {"batch": 2},
+        "level": "none",
+        "output": "hidden",
+        "part": "all",
+        "flavour": "slots",
+        "mixed": False,
+    }
+    return OutputRecord(**{**vars(comparison), **plain, **place})
 
 
-def site(comparison: Comparison, name: str, adapter: str = "trec") -> SiteResult:
-    return SiteResult(adapter, "batch2", name, f"encoder.{name}", comparison)
+def site(comparison: ComparisonRecord, name: str, adapter: str = "trec") -> SiteRecord:
+    return SiteRecord(**vars(comparison), adapter=adapter, case="batch2", site=name, path=f"encoder.{name}")
 
 
-def report(*results: OutputResult | SiteResult, invariants: tuple[InvariantResult, ...] = ()) -> Report:
-    outputs = tuple(result for result in results if isinstance(result, OutputResult))
-    sites = tuple(result for result in results if isinstance(result, SiteResult))
+def report(*results: OutputRecord | SiteRecord, invariants: tuple[InvariantRecord, ...] = ()) -> Report:
+    outputs = tuple(result for result in results if isinstance(result, OutputRecord))
+    sites = tuple(result for result in results if isinstance(result, SiteRecord))
     return Report("my bundle", "sha256:0", None, None, "onnxruntime", outputs, sites, invariants)
 
 
 @pytest.mark.parametrize("bad", [BAD, NAN, EMPTY, missing(BUDGET)])
-def test_one_bad_comparison_fails_the_report(bad: Comparison) -> None:
+def test_one_bad_comparison_fails_the_report(bad: ComparisonRecord) -> None:
     assert report(output(GOOD)).passed
     assert not report(output(GOOD), output(bad, case="other")).passed
     assert not report(output(GOOD), site(bad, "ffn")).passed
 
 
 def test_a_broken_invariant_fails_the_report() -> None:
-    held = InvariantResult("swap", "a → b → a", True, "bit for bit")
+    held = InvariantRecord("swap", "a → b → a", "passed", "bit for bit")
     assert report(output(GOOD), invariants=(held,)).passed
-    assert not report(output(GOOD), invariants=(held, replace(held, passed=False))).passed
+    assert not report(output(GOOD), invariants=(held, replace(held, verdict="failed"))).passed
 
 
 @pytest.mark.parametrize("results", [(), (output(EMPTY),), (output(missing(BUDGET)),), (site(GOOD, "ffn"),)])
-def test_a_check_without_one_compared_output_is_an_error(results: tuple[OutputResult, ...]) -> None:
+def test_a_check_without_one_compared_output_is_an_error(results: tuple[OutputRecord, ...]) -> None:
     with pytest.raises(NothingComparedError, match="nothing was compared"):
         report(*results).require_compared()
 
@@ -60,7 +71,10 @@ def test_a_check_without_one_compared_output_is_an_error(results: tuple[OutputRe
     [
         (report(output(GOOD), output(BAD, adapter=None)), r"no adapter.*`batch2`.*`hidden`.*a deviation of 1.00e\+00"),
         (report(output(GOOD), site(NAN, "ffn")), "adapter `trec`.*site `ffn`.*2 NaN where the reference has none"),
-        (report(output(GOOD), invariants=(InvariantResult("swap", "a → b → a", False, "changed: x"),)), "changed: x"),
+        (
+            report(output(GOOD), invariants=(InvariantRecord("swap", "a → b → a", "failed", "changed: x"),)),
+            "changed: x",
+        ),
     ],
 )
 def test_a_report_can_be_made_an_error(found: Report, words: str) -> None:
@@ -117,7 +131,7 @@ def test_the_command_can_be_pasted() -> None:
 def test_the_document_can_say_nan_inf_and_nothing() -> None:
     infinite = compare(np.full((2, 3), -np.inf, np.float32), ONES, BUDGET)
     found = report(output(NAN), output(infinite, case="b"), output(missing(BUDGET), case="c"), site(EMPTY, "ffn"))
-    document = to_document(found)
+    document = found.to_json()
     validate(document, "check-report")
     assert document["verdict"] == "failed"
     assert document["outputs"][0]["worst"]["found"] == "nan"

@@ -105,7 +105,7 @@ def test_a_wrong_scale_is_reported_at_its_site(copy: Path, site: str, factor: fl
     assert failure.adapter == "tone"
     assert failure.culprit is not None
     assert failure.culprit.site == site
-    bad = [result.site for result in report.sites if not result.comparison.passed]
+    bad = [result.site for result in report.sites if not result.passed]
     assert bad == [site], "an error that travels on must not count against the sites behind it"
 
 
@@ -123,9 +123,9 @@ def test_one_unit_in_the_last_place_of_an_idle_site_is_reported_there(copy: Path
 
     edit_adapter(copy, "tone", change)
     report = check(copy)
-    bad = [result for result in report.sites if not result.comparison.passed]
+    bad = [result for result in report.sites if not result.passed]
     assert [result.site for result in bad] == ["layers.1.attention"]
-    assert bad[0].comparison.measures.absolute < 3e-7
+    assert bad[0].absolute < 3e-7
 
 
 def test_an_error_below_the_budget_of_every_site_passes(copy: Path) -> None:
@@ -172,7 +172,7 @@ def test_an_adapter_changed_everywhere_is_seen_by_its_golden_vectors(copy: Path)
     write_adapter(replace(source, weights=weights), copy / "adapters/tone", force=True)
     edit_adapter(copy, "tone", scaled(UP, 1.01))
     report = check(copy)
-    assert all(result.comparison.passed for result in report.sites)
+    assert all(result.passed for result in report.sites)
     (failure,) = failures(report)
     assert (failure.adapter, failure.culprit) == ("tone", None)
 
@@ -225,7 +225,7 @@ def test_golden_vectors_of_one_output_alone_are_not_enough(copy: Path) -> None:
     for name in ("tone", "topic", "mood"):
         edit(copy / f"golden/{name}.safetensors", _without_hidden)
     rehash(copy, change)
-    faults = {fault for result in check(copy).outputs for fault in result.comparison.faults}
+    faults = {fault for result in check(copy).outputs for fault in result.faults}
     assert faults == {"the reference has no such output"}
 
 

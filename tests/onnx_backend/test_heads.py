@@ -112,7 +112,7 @@ def test_check_passes_and_compares_classes_only_where_there_are_classes(bundle: 
     assert failures(report) == ()
     assert report.passed
     classes = {
-        (found.adapter, found.output, found.part): found.comparison.top_class
+        (found.adapter, found.output, found.part): found.top_class
         for found in report.outputs
         if found.case.endswith("padded") and found.against == "reference" and found.level == "none"
     }

@@ -221,7 +221,7 @@ class TestBundle:
             changed = replace(adapter, weights={**adapter.weights, name: adapter.weights[name] * np.float32(1.02)})
             plan.bundle._sources[each] = changed
         found = prove(plan, None)
-        assert {result.site for result in found.sites if not result.comparison.passed} == {"layers.0.ffn"}
+        assert {result.site for result in found.sites if not result.passed} == {"layers.0.ffn"}
 
     def test_the_loss_against_float32_is_reported_and_no_fault(self, report: Report) -> None:
         assert report.agreements is not None
