@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from adapter_export.dtypes import Weights
 from adapter_export.errors import FileError, FormatError, HashError, within
 from adapter_export.format.canonical import canonical_json, parse_json
 from adapter_export.format.files import new_folder, read_bytes
@@ -81,11 +80,6 @@ class NodeRecord:
     parameters: Mapping[Role, Name] = field(default_factory=dict)
     attributes: AttributesRecord = field(default_factory=AttributesRecord)
 
-    def node(self) -> Node:
-        """The node."""
-        attributes = {name: number for name, number in asdict(self.attributes).items() if number is not None}
-        return Node(self.op, self.inputs, self.output, self.parameters, attributes)
-
 
 @dataclass(frozen=True)
 class SiteGraphRecord:
@@ -112,13 +106,12 @@ class SiteGraphRecord:
     shared: Annotated[tuple[Name, ...], NotEmpty(), Different()] = ()
 
     def graph(self) -> AdapterGraph:
-        """The graph.
-
-        Raises:
-            GraphError: it is not well formed.
-        """
-        nodes = tuple(node.node() for node in self.nodes)
-        return AdapterGraph(self.inputs, self.parameters, nodes, self.result, self.replaces, self.shared)
+        """Return the graph; a `GraphError` says why it is not well formed."""
+        nodes = []
+        for node in self.nodes:
+            numbers = {name: number for name, number in asdict(node.attributes).items() if number is not None}
+            nodes.append(Node(node.op, node.inputs, node.output, node.parameters, numbers))
+        return AdapterGraph(self.inputs, self.parameters, tuple(nodes), self.result, self.replaces, self.shared)
 
 
 @dataclass(frozen=True)
@@ -240,12 +233,7 @@ class AdapterDocument:
 
 
 def write_adapter(adapter: Adapter, folder: Path, *, force: bool = False) -> None:
-    """Write an adapter; the same adapter always gives the same bytes.
-
-    Args:
-        adapter: the adapter.
-        folder: where its two files shall be.
-        force: replace what is there.
+    """Write the two files of an adapter to a folder; the same adapter always gives the same bytes.
 
     Raises:
         FormatError: it holds what the format cannot say, such as a site name with a space.
@@ -264,7 +252,7 @@ def write_adapter(adapter: Adapter, folder: Path, *, force: bool = False) -> Non
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter, and believe nothing before it is checked.
+    """Read an adapter; nothing is used before it is checked.
 
     Raises:
         FileError: the folder or one of its files is missing or cannot be read.
@@ -281,13 +269,27 @@ def read_adapter(folder: Path) -> Adapter:
     document = parse_json(data, path)
     with version_checked(document, ADAPTER_VERSION, path), within(path):
         record = record_from_json(AdapterDocument, document)
-        graphs, head = {}, None if record.head is None else _head(record.head)
-        for name, graph in record.graphs.items():
+        head, graphs = None, {}
+        if record.head is not None:
+            with within("the head's graph"):
+                graph = record.head.graph.graph()
+            labels = record.head.labels if isinstance(record.head, LabelledHeadRecord) else ()
+            head = Head(graph, record.head.widths, labels, record.head.task)
+        for name, of_site in record.graphs.items():
             with within(f"graph `{name}`"):
-                graphs[name] = graph.graph()
+                graphs[name] = of_site.graph()
         placements = _placements(record.sites)
-    _check_checksum(data, record.checksum, path)
-    weights = _read_weights(folder / WEIGHTS_FILE, record.weights.sha256)
+    if record.checksum is not None:  # a flipped bit in a factor or a label would be a wrong answer that nobody notices
+        found = hashlib.sha256(data.replace(record.checksum.encode(), _NO_CHECKSUM.encode())).hexdigest()
+        if found != record.checksum:
+            fix = "take the file from its source again; if you changed it on purpose, delete its key `checksum`"
+            raise HashError(path, found=found, expected=record.checksum, fix=fix)
+    path = folder / WEIGHTS_FILE
+    data = _read_file(path)  # once, so that the bytes that are used are those whose hash was checked
+    weights = parse_tensors(data, path)
+    found = hashlib.sha256(data).hexdigest()
+    if found != record.weights.sha256:
+        raise HashError(path, found=found, expected=record.weights.sha256)
     with within(folder):
         return Adapter(
             record.name, record.kind, record.base.fingerprint, graphs, placements, weights, head, record.training
@@ -295,7 +297,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def graph_to_json(graph: AdapterGraph) -> dict[str, Any]:
-    """The graph as a JSON object; what is empty or has its default is left out."""
+    """Return the graph as a JSON object; what is empty or has its default is left out."""
     nodes = [
         {
             "op": node.op,
@@ -317,11 +319,10 @@ def graph_to_json(graph: AdapterGraph) -> dict[str, Any]:
 
 
 def graph_from_json(document: object) -> AdapterGraph:
-    """The graph of a site or a head from a JSON object.
+    """Return the graph of a site or a head from a JSON object.
 
     Raises:
-        FormatError: it breaks the format.
-        GraphError: it is not well formed.
+        FormatError, GraphError: it breaks the format, or is not well formed.
     """
     reads = document.get("inputs") if isinstance(document, dict) else None
     is_head = isinstance(reads, list) and set(map(str, reads)) <= set(HEAD_VALUES)
@@ -368,12 +369,6 @@ def _placements(sites: tuple[SiteRecord, ...]) -> dict[str, Placement]:
     return placements
 
 
-def _head(record: LabelledHeadRecord | UnlabelledHeadRecord) -> Head:
-    with within("the head's graph"):
-        graph = record.graph.graph()
-    return Head(graph, record.widths, record.labels if isinstance(record, LabelledHeadRecord) else (), record.task)
-
-
 def _read_file(path: Path) -> bytes:
     if not path.exists():
         raise FileError(
@@ -383,23 +378,3 @@ def _read_file(path: Path) -> bytes:
             fix="copy both files of the adapter",
         )
     return read_bytes(path)
-
-
-def _read_weights(path: Path, expected: str) -> Weights:
-    """Read the bytes once, so that those that are used are those whose hash was checked."""
-    data = _read_file(path)
-    tensors = parse_tensors(data, path)
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise HashError(path, found=found, expected=expected)
-    return tensors
-
-
-def _check_checksum(data: bytes, expected: str | None, path: Path) -> None:
-    """A flipped bit in a factor or a label would be a wrong answer that nothing else notices."""
-    if expected is None:
-        return
-    found = hashlib.sha256(data.replace(expected.encode(), _NO_CHECKSUM.encode())).hexdigest()
-    if found != expected:
-        fix = "take the file from its source again; if you changed it on purpose, delete its key `checksum`"
-        raise HashError(path, found=found, expected=expected, fix=fix)

@@ -11,17 +11,12 @@ _PLUS = " + "
 
 
 def names(axis: Axis) -> tuple[str, ...]:
-    """The names whose lengths make up that of an axis: none for a number, several for a sum."""
+    """Return the names whose lengths make up that of an axis: none for a number, several for a sum."""
     return () if isinstance(axis, int) else tuple(axis.split(_PLUS))
 
 
 def length(axis: Axis, lengths: Mapping[str, int]) -> int:
-    """The length of an axis.
-
-    Args:
-        axis: the axis.
-        lengths: a length for each of its names.
-    """
+    """Return the length of an axis, from the lengths of its names."""
     return axis if isinstance(axis, int) else sum(lengths[name] for name in names(axis))
 
 
@@ -32,20 +27,20 @@ def with_caches(
 
     An input with an axis `past` is a cache if an output has its shape, but for that axis, and there `past + tokens`, or
     the second axis of the mask: a mask covers the past and the new tokens. That axis is given its length as a sum
-    wherever it occurs. Several caches of one shape are told apart by their order, which is that of the outputs.
-
-    Args:
-        inputs: of a base; those with the role `ids` say what the axis of the new tokens is called.
-        outputs: of the base.
+    wherever it occurs. Several caches of one shape are told apart by their order, which is that of the outputs. Inputs
+    with the role `ids` say what the axis of the new tokens is called.
 
     Returns:
-        Both, the caches with the role `cache` and the output that each of them is `next`; as they were if there are
-        none.
+        Inputs and outputs, the caches with the role `cache` and the output that each of them is `next`.
     """
     tokens, masks = _second_axes(inputs, "ids"), _second_axes(inputs, "mask")
     following: dict[str, str] = {}
     sums: dict[Axis, Axis] = {}
-    for group in _groups(inputs):
+    groups: dict[tuple[str, tuple[Axis, ...]], list[InputRecord]] = {}
+    for record in inputs:
+        if record.role == "values":
+            groups.setdefault((record.dtype, record.axes), []).append(record)
+    for group in groups.values():
         for past in {axis for axis in group[0].axes[1:] if isinstance(axis, str)} if len(tokens) == 1 else ():
             (new,) = tokens
             grown = [(output, _grown(group[0], output, past)) for output in outputs]
@@ -60,13 +55,9 @@ def with_caches(
 
 
 def masks_of(inputs: Sequence[InputRecord], tokens: Axis | None) -> list[str]:
-    """The masks that may say which tokens of a value [batch, tokens, …] are real.
+    """Return the masks that may say which tokens of a value [batch, tokens, …] are real; `tokens` is none if not known.
 
     Left out is a mask of the tokens of another input, as that of an encoder is for what the decoder computes.
-
-    Args:
-        inputs: of a base.
-        tokens: the axis of the value's tokens, by the names of the inputs; none if it is not known.
     """
     others = {axis for record in inputs if record.role != "mask" for axis in record.axes}
     masks = [record for record in inputs if record.role == "mask"]
@@ -76,15 +67,6 @@ def masks_of(inputs: Sequence[InputRecord], tokens: Axis | None) -> list[str]:
 def _second_axes(inputs: Iterable[InputRecord], role: str) -> set[str]:
     """The names of the token axes of the inputs of a role."""
     return {axis for record in inputs if record.role == role for axis in record.axes[1:2] if isinstance(axis, str)}
-
-
-def _groups(inputs: Iterable[InputRecord]) -> Iterable[list[InputRecord]]:
-    """The inputs of one type and shape, in order, for those of no other role."""
-    groups: dict[tuple[str, tuple[Axis, ...]], list[InputRecord]] = {}
-    for record in inputs:
-        if record.role == "values":
-            groups.setdefault((record.dtype, record.axes), []).append(record)
-    return groups.values()
 
 
 def _grown(record: InputRecord, output: OutputRecord, past: str) -> str:

@@ -13,7 +13,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def canonical_json(document: object) -> bytes:
-    """The one encoding of a document: UTF-8, keys sorted by code point, indent of 2, a newline at the end.
+    """Return the one encoding of a document: UTF-8, keys sorted by code point, indent of 2, a newline at the end.
 
     Raises:
         FormatError: it holds something that JSON cannot say, such as NaN.
@@ -49,23 +49,20 @@ def parse_json(data: bytes, where: object) -> object:
         )
     try:
         document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
-        _check_writable(document)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno} of {len(data)} bytes"
-        raise _not_json(where, f"{error.msg} at {place}") from error
+        # refuse what Python's reader accepts and no writer may write: `1e999`, half of a surrogate pair
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise _not_json(where, str(error)) from error
+        found = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            found = f"{error.msg} at line {error.lineno}, column {error.colno} of {len(data)} bytes"
+        raise FormatError(
+            "is not valid JSON",
+            where=where,
+            found=found,
+            expected="one JSON document (RFC 8259)",
+            fix="take the file from its source again, or correct it there",
+        ) from error
     return document
-
-
-def _not_json(where: object, found: str) -> FormatError:
-    return FormatError(
-        "is not valid JSON",
-        where=where,
-        found=found,
-        expected="one JSON document (RFC 8259)",
-        fix="take the file from its source again, or correct it there",
-    )
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -79,8 +76,3 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"`{constant}`, which is no JSON number")
-
-
-def _check_writable(document: object) -> None:
-    """Refuse what Python's reader accepts and no writer may write: `1e999`, half of a surrogate pair."""
-    json.dumps(document, ensure_ascii=False, allow_nan=False).encode()

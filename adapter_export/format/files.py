@@ -35,7 +35,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes in lower-case hexadecimal, without holding the file in memory.
+    """Return the sha256 of a file's bytes in lower-case hexadecimal, without holding the file in memory.
 
     Raises:
         FileError: it is missing, a folder, or not readable.
@@ -48,7 +48,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_part(path: Path, start: int, size: int) -> str:
-    """The sha256 of `size` bytes of a file from `start` on, without holding them in memory.
+    """Return the sha256 of `size` bytes of a file from `start` on, without holding them in memory.
 
     Raises:
         FileError: it is missing, a folder, or not readable.
@@ -66,7 +66,7 @@ def sha256_of_part(path: Path, start: int, size: int) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> FileError:
-    """The named error for a failed read."""
+    """Return the named error for a failed read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return FileError("is not there", where=path, expected="a file", fix="check the path for a typing error")
     if isinstance(error, IsADirectoryError):
@@ -76,11 +76,9 @@ def unreadable(path: Path, error: OSError) -> FileError:
 
 @contextmanager
 def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path`; the file written there takes its place when the block ends without an error.
+    """Yield a temporary path; the file written there takes the place of `path` if the block ends without an error.
 
-    Args:
-        path: where the file shall be; folders above it are made.
-        force: replace what is there; it stays until the new one is complete.
+    Folders above it are made. With `force`, what is there is replaced; it stays until the new file is complete.
 
     Raises:
         OutputExistsError: `path` exists and `force` is not given.
@@ -92,11 +90,9 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place if the block ends without an error; else nothing stays.
+    """Yield a temporary folder, which takes the place of `path` if the block ends without an error; else nothing stays.
 
-    Args:
-        path: where the folder shall be; folders above it are made.
-        force: replace what is there; it stays until the new one is complete.
+    Folders above it are made. With `force`, what is there is replaced; it stays until the new folder is complete.
 
     Raises:
         OutputExistsError: `path` exists and `force` is not given.
@@ -110,14 +106,11 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
-    """A temporary folder beside `path` with the same files, which takes its place when the block ends without an error.
+    """Yield a temporary folder with the same files, which takes the place of `path` if the block ends without an error.
 
     The files are the same ones, under second names (hard links) where that can be: one that is to change must be left
-    out or replaced, never written into. Whoever has a file of the old folder open keeps it.
-
-    Args:
-        path: the folder.
-        without: the files that are left out, as paths from the folder with `/` between parts.
+    out (`without`, paths from the folder with `/`) or replaced, never written into. Files of the old folder that are
+    open stay as they were.
 
     Raises:
         FileError: `path` is the current folder or one above it, which nothing may replace.
@@ -139,8 +132,7 @@ def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
 def exchange(one: Path, other: Path) -> bool:
     """Let two paths of one file system exchange what they hold, at one stroke: at no time one of them holds nothing.
 
-    Returns:
-        Whether that was done; false where the system or the file system cannot do it.
+    Returns false where the system or the file system cannot do it.
     """
     first, second = os.fsencode(one), os.fsencode(other)
     library = None if os.name == "nt" else ctypes.CDLL(None)

@@ -179,15 +179,10 @@ def _check_known(key: str, found: Iterable[str | None], known: set[str]) -> None
         )
 
 
-# The files of a bundle: listed when it is written, verified when it is opened.
-
-
 def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[FileRecord, ...]:
-    """Every file in a folder but its manifest and what is hidden, sorted by path.
+    """Return every file in a folder but its manifest and what is hidden, sorted by path.
 
-    Args:
-        folder: the folder.
-        hashed: the sha256 of files that were hashed already, by path.
+    `hashed` has the sha256 of files that were hashed already, by path.
 
     Raises:
         FileError: a file cannot be read.
@@ -205,9 +200,8 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
 def verify_files(manifest: Manifest, folder: Path) -> None:
     """Check the size and the hash of every file that the manifest lists, and that there are no others.
 
-    The manifest itself has no hash in it; like the others it must be no link that leads out.
-
-    Files and folders with a name that begins with a dot are passed over: systems put them there by themselves.
+    The manifest itself has no hash in it; like the others it must be no link that leads out. Files and folders with a
+    name that begins with a dot are passed over: systems put them there by themselves.
 
     Raises:
         FileError: a file is missing, or a link leads out of the folder.
@@ -215,17 +209,9 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
         HashError: a file has other bytes.
     """
     _check_inside(folder / MANIFEST_FILE, folder)
-    _check_nothing_else(manifest, folder)
-    for record in manifest.files:
-        _verify(record, folder)
-
-
-def _check_nothing_else(manifest: Manifest, folder: Path) -> None:
-    """What nobody vouches for could be taken for a part of the bundle. A link is a file, wherever it leads."""
     listed = {MANIFEST_FILE, *(file.path for file in manifest.files)}
-    files = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
-    }
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())  # a link is a file
+    files = {path.relative_to(folder).as_posix() for path in found}
     extra = sorted(name for name in files - listed if not _is_hidden(name))
     if extra:
         more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
@@ -236,6 +222,8 @@ def _check_nothing_else(manifest: Manifest, folder: Path) -> None:
             expected=f"`{MANIFEST_FILE}` and the {len(manifest.files)} files that it lists",
             fix="move them out of the folder, or take the bundle from its source again",
         )
+    for record in manifest.files:
+        _verify(record, folder)
 
 
 def _is_hidden(name: str) -> bool:
@@ -258,8 +246,7 @@ def _verify(record: FileRecord, folder: Path) -> None:
             expected=f"{record.bytes} bytes",
             fix="take the file from its source again",
         )
-    found = sha256_of(path)
-    if found != record.sha256:
+    if (found := sha256_of(path)) != record.sha256:
         raise HashError(path, found=found, expected=record.sha256)
 
 

@@ -32,8 +32,6 @@ from adapter_export.graph.ops import Interval
 Record = TypeVar("Record")
 Value = TypeVar("Value")
 
-# Rules for single values.
-
 
 @dataclass(frozen=True)
 class Pattern:
@@ -130,18 +128,11 @@ RelativePath = Annotated[
     ),
 ]
 
-# Reading.
-
 _JSON_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
 
 
 def record_from_json(kind: type[Record], document: object, path: str = "$") -> Record:
-    """Make a record of a JSON object.
-
-    Args:
-        kind: the dataclass.
-        document: parsed JSON.
-        path: the JSON path of the document, for messages.
+    """Make a record of a JSON object; `path` is its JSON path, for messages.
 
     Raises:
         FormatError: an unknown or missing key, or a value that its hint does not allow; the message has the JSON path.
@@ -161,12 +152,12 @@ def record_from_json(kind: type[Record], document: object, path: str = "$") -> R
 
 
 def hints_of(kind: Any) -> Mapping[str, Any]:
-    """The type hint of each key of a record."""
+    """Return the type hint of each key of a record."""
     return _declared(kind)[0]
 
 
 def required_keys(kind: Any) -> frozenset[str]:
-    """The keys that a record must have."""
+    """Return the keys that a record must have."""
     return _declared(kind)[1]
 
 
@@ -178,13 +169,13 @@ def _declared(kind: Any) -> tuple[Mapping[str, Any], frozenset[str]]:
 
 
 def at_least_one_of(kind: type) -> tuple[str, ...]:
-    """The keys of which a record has one at least; none where there is no such rule."""
+    """Return the keys of which a record has one at least; none where there is no such rule."""
     return tuple(getattr(kind, "AT_LEAST_ONE_OF", ()))
 
 
 @cache
 def split_hint(hint: Any) -> tuple[Any, tuple[Rule, ...]]:
-    """A hint without its rules, and the rules."""
+    """Return a hint without its rules, and the rules."""
     if get_origin(hint) is not Annotated:
         return hint, ()
     kind, *rules = get_args(hint)
@@ -193,7 +184,7 @@ def split_hint(hint: Any) -> tuple[Any, tuple[Rule, ...]]:
 
 @cache
 def members_of(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; a hint that is none is its only member."""
+    """Return the members of a union; a hint that is none is its only member."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
@@ -240,24 +231,18 @@ def _plain_value(kind: Any, value: Any, path: str) -> Any:
             raise _fault(path, value, _one_of(get_args(kind)))
         return value
     if origin is tuple:
-        return _tuple(get_args(kind), value, path)
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise _fault(path, value, f"{len(kinds)} values")
+        return tuple(_value(of, value[index], f"{path}[{index}]") for index, of in enumerate(kinds))
     if origin is Mapping:
         of_key, of_value = get_args(kind)
         return {
             _value(of_key, key, f"{path}.{key}"): _value(of_value, item, f"{path}.{key}") for key, item in value.items()
         }
     return kind(value) if kind in (int, float) else value
-
-
-def _tuple(kinds: tuple[Any, ...], value: list[Any], path: str) -> tuple[Any, ...]:
-    """A list of any length, or of as many values as there are hints."""
-    if kinds[-1] is Ellipsis:
-        kinds = kinds[:1] * len(value)
-    if len(kinds) != len(value):
-        raise _fault(path, value, f"{len(kinds)} values")
-    return tuple(
-        _value(kind, item, f"{path}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
-    )
 
 
 def _fits(kind: Any, value: Any) -> bool:
@@ -295,20 +280,12 @@ def _shown(value: object) -> str:
     return f"`{text}`" if len(text) <= 80 else f"`{text[:80]}…`"
 
 
-# Versions of formats: which ones a release reads, and how it says no.
-
-
 @contextmanager
 def version_checked(document: object, supported: str, where: object) -> Iterator[None]:
     """Check a document's version, then let the block read the document.
 
-    A newer minor version may hold keys, ops and values that this release does not know: where the block stumbles over
-    such a document, the error says that the version is the likely reason.
-
-    Args:
-        document: parsed JSON.
-        supported: the version that this release writes, `major.minor.patch`.
-        where: the file, for messages.
+    `supported` is the version that this release writes, `major.minor.patch`. A newer minor version may hold what this
+    release does not know: where the block fails on such a document, the error says that this is the likely reason.
 
     Raises:
         FormatError: there is no version.

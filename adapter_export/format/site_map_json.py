@@ -21,7 +21,7 @@ from adapter_export.format.records import (
     record_from_json,
     version_checked,
 )
-from adapter_export.sites.site import Site, SiteMap
+from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, View
 
 SITE_MAP_VERSION = "1.0.0"
@@ -202,11 +202,6 @@ def read_site_map(path: Path) -> GivenSites:
 def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = False) -> None:
     """Write the sites of a base, with the names of their values in each view, to be edited and read again.
 
-    Args:
-        views: the sites as each view has them, of the same names.
-        path: the file.
-        force: replace what is there.
-
     Raises:
         OutputExistsError: the path is taken and `force` is not given.
         WriteError: the operating system refused.
@@ -215,21 +210,17 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
     for view, found in views.items():
         for site in found.sites:
             values = {"h": site.h, "x": site.x, "u": site.u, "y": site.y}
-            entry = sites.setdefault(site.name, _described(site))
+            described = {
+                "role": site.role,
+                "layer": site.layer,
+                "parts": {name: list(bounds) for name, bounds in site.parts.items()} or None,
+                "blocks": site.blocks if site.blocks > 1 else None,
+            }
+            entry = sites.setdefault(site.name, {key: value for key, value in described.items() if value is not None})
             entry[view] = {key: value for key, value in values.items() if value is not None}
     final = {view: found.final for view, found in views.items()}
     with new_file(path, force=force) as temporary:
         temporary.write_bytes(canonical_json({"version": SITE_MAP_VERSION, "sites": sites, "final": final}))
-
-
-def _described(site: Site) -> dict[str, object]:
-    """What a site is in every view; a key that says nothing is left out."""
-    said: dict[str, object] = {
-        "layer": site.layer,
-        "parts": {name: list(bounds) for name, bounds in site.parts.items()} or None,
-        "blocks": site.blocks if site.blocks > 1 else None,
-    }
-    return {"role": site.role, **{key: value for key, value in said.items() if value is not None}}
 
 
 def _given(site: SublayerRecord | LinearRecord | EmbeddingsRecord) -> GivenSite:

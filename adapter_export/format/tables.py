@@ -44,17 +44,7 @@ def check_columns(
     where: object,
     fix: str = f"name the columns with {argument('text')} and {argument('label')}",
 ) -> None:
-    """Refuse a row that lacks a column.
-
-    Args:
-        cells: of the row.
-        wanted: the columns.
-        where: names the row in messages.
-        fix: what to do about it.
-
-    Raises:
-        DataError: a column is missing.
-    """
+    """Raise a `DataError` for a row that lacks a column."""
     for name in wanted:
         if name not in cells:
             raise DataError(

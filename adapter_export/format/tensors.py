@@ -45,7 +45,7 @@ those that begin with the same byte as a pickle are told apart by the `{` of the
 
 
 def tensor_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The one safetensors encoding of these tensors: sorted by element size (largest first), then name; no metadata.
+    """Return the one safetensors encoding of tensors, sorted by element size (largest first), then name; no metadata.
 
     Raises:
         TensorError: NumPy's type of a tensor has no counterpart in safetensors.
@@ -75,16 +75,10 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def read_tensors(path: Path, *, widen: bool = False) -> dict[str, np.ndarray]:
-    """Read all tensors of a safetensors file.
-
-    Args:
-        path: the file.
-        widen: read bfloat16, which NumPy lacks, as float32, without loss.
+    """Read all tensors of a safetensors file; `widen` reads bfloat16, which NumPy lacks, as float32, without loss.
 
     Raises:
-        FileError: it cannot be read.
-        FormatError: it is not a safetensors file, it is truncated, or a name occurs twice in it.
-        TensorError: a tensor has an element type that NumPy lacks.
+        FileError: it cannot be read; and the errors of `parse_tensors`.
     """
     return parse_tensors(read_bytes(path), path, widen=widen)
 
@@ -133,7 +127,16 @@ def _header(data: bytes, where: object) -> object:
     """The header, read strictly: the library keeps the last of two tensors of one name."""
     rest = data[_HEADER_LENGTH_BYTES:]
     if not rest.startswith(b"{"):
-        raise _not_safetensors(data, where)
+        for start, name, fix in _MISTAKEN:
+            if data.startswith(start):
+                raise FormatError(f"is {name}", where=where, expected="a safetensors file", fix=fix)
+        raise FormatError(
+            "is not a safetensors file",
+            where=where,
+            found=f"{len(data)} bytes that begin with `{data[:16]!r}`",
+            expected="the length of a header and the header",
+            fix="take the file from its source again",
+        )
     length = int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little")
     if length > len(rest):
         raise FormatError(
@@ -144,16 +147,3 @@ def _header(data: bytes, where: object) -> object:
             fix="take the file from its source again",
         )
     return parse_json(rest[:length], f"{where}, header")
-
-
-def _not_safetensors(data: bytes, where: object) -> FormatError:
-    for start, name, fix in _MISTAKEN:
-        if data.startswith(start):
-            return FormatError(f"is {name}", where=where, expected="a safetensors file", fix=fix)
-    return FormatError(
-        "is not a safetensors file",
-        where=where,
-        found=f"{len(data)} bytes that begin with `{data[:16]!r}`",
-        expected="the length of a header and the header",
-        fix="take the file from its source again",
-    )
