@@ -84,8 +84,25 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         OutputExistsError: `path` exists and `force` is not given.
         WriteError: the operating system refused a write; `path` is as it was before.
     """
-    with _staged(path, force) as temporary:
+    target = Path(os.path.abspath(path))  # noqa: PTH100 `resolve` would follow a link that is to be replaced
+    _check_free(target, path, force)
+    temporary = _beside(target, "tmp")
+    made = [folder for folder in target.parents if not folder.exists()]
+    finished = False
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _check_free(target, path, force)
+        _move_into_place(temporary, target)
+        finished = True
+    except OSError as error:
+        raise WriteError(path, error.strerror or error) from error
+    finally:
+        if not finished:
+            _remove(temporary)
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 @contextmanager
@@ -99,7 +116,7 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         FileError: `path` is the current folder or one above it, which nothing may replace.
         WriteError: the operating system refused a write; `path` is as it was before.
     """
-    with _staged(path, force) as temporary:
+    with new_file(path, force=force) as temporary:
         temporary.mkdir()
         yield temporary
 
@@ -140,29 +157,6 @@ def exchange(one: Path, other: Path) -> bool:
     if linux is not None:
         return int(linux(_CURRENT_FOLDER, first, _CURRENT_FOLDER, second, _EXCHANGE)) == 0
     return mac is not None and int(mac(first, second, _SWAP)) == 0
-
-
-@contextmanager
-def _staged(path: Path, force: bool) -> Iterator[Path]:
-    target = Path(os.path.abspath(path))  # noqa: PTH100 `resolve` would follow a link that is to be replaced
-    _check_free(target, path, force)
-    temporary = _beside(target, "tmp")
-    made = [folder for folder in target.parents if not folder.exists()]
-    finished = False
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _check_free(target, path, force)
-        _move_into_place(temporary, target)
-        finished = True
-    except OSError as error:
-        raise WriteError(path, error.strerror or error) from error
-    finally:
-        if not finished:
-            _remove(temporary)
-            for folder in made:
-                with suppress(OSError):
-                    folder.rmdir()
 
 
 def _check_free(target: Path, named: Path, force: bool) -> None:
