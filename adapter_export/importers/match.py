@@ -1,9 +1,9 @@
 """Finds the sites of a base that the modules of an adapter are: by their paths, or by the numbers of their layers.
 
-The model that an adapter was trained in and the base may differ in what stands before their module paths: the adapter
-saw `bert.encoder.layer.0…` in a model with a head, and the base was captured as `encoder.layer.0…`, or inside another
-module as `model.encoder.layer.0…`. Anything else is another model. Only where the user says that layers of the same
-number are the same (`by_number`) are other names matched, or sites without paths.
+What stands before the module paths may differ: the adapter saw `bert.encoder.layer.0…` in a model with a head, and the
+base was captured as `encoder.layer.0…`, or inside another module as `model.encoder.layer.0…`. Anything else is another
+model. Only where the user says that layers of the same number are the same (`by_number`) are other names matched, or
+sites without paths.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapter_export.errors import AdapterError, argument, command
+from adapter_export.importers.take import listed
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Role, Site, SiteMap
 
 _SITES = command("open_base(MODEL).sites", "sites MODEL")
@@ -21,11 +22,7 @@ _SITES = command("open_base(MODEL).sites", "sites MODEL")
 class Target:
     """Where a module of an adapter acts in the model that it was trained in.
 
-    Attributes:
-        path: the module's own path.
-        stem: the path of the base's module that it acts on: a linear layer, or a module that has the sublayer's last
-            product inside.
-        role: `linear`, or the role of the sublayer behind which it acts.
+    `stem` is the path of a linear layer, or of a module that has the last product of a sublayer of this role inside.
     """
 
     path: str
@@ -35,12 +32,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Renaming:
-    """What is taken from the front of a path of the adapter, and what is put there.
-
-    Attributes:
-        drop: such as `bert`; empty for nothing.
-        add: such as `model`; empty for nothing. Only one of the two is not empty.
-    """
+    """What is taken from the front of a path of the adapter, such as `bert`, or put there, such as `model`."""
 
     drop: str = ""
     add: str = ""
@@ -59,14 +51,10 @@ class Renaming:
 
 @dataclass(frozen=True)
 class Match:
-    """The sites of an adapter's modules.
+    """The sites of an adapter's modules, by the module's path.
 
-    Attributes:
-        sites: by the module's path; several where the base calls a module several times, none where it lacks it.
-        renaming: from the adapter's paths to the base's.
-        by_number: whether layers were matched by their numbers.
-        known: the sites of the base that could have been meant.
-        where: names the adapter in messages.
+    A module has several where the base calls it several times, none where the base lacks it. `known` are the sites that
+    could have been meant; `where` names the adapter in messages.
     """
 
     sites: Mapping[str, Sequence[Site]]
@@ -76,11 +64,7 @@ class Match:
     where: object
 
     def require(self, paths: Collection[str]) -> None:
-        """Check that the base has some modules, and calls them at their sites alone.
-
-        Raises:
-            AdapterError: it lacks some, or calls some a second time; all of them are listed.
-        """
+        """Raise an AdapterError that lists the modules that the base lacks, or also calls where no site is."""
         missing = [path for path in paths if not self.sites.get(path)]
         if missing:
             raise _not_there(missing, self.known, self.where)
@@ -90,18 +74,14 @@ class Match:
                 "acts on layers that the base calls a second time, on what is no text, such as relative positions; "
                 "there no adapter can act, so that the result would be another one",
                 where=self.where,
-                found=", ".join(f"`{name}`" for name in twice),
+                found=listed(twice),
                 expected="layers that are called at their sites alone",
                 fix="merge the adapter into the base with the library that trained it, and take the result as a base; "
                 "or train it on other layers",
             )
 
     def modules(self) -> dict[str, str]:
-        """The path of the module that acts at each site, by the site's name.
-
-        Raises:
-            AdapterError: two modules of the adapter act at one site.
-        """
+        """The path of the module that acts at each site, by the site's name; an AdapterError if two act at one."""
         found: dict[str, str] = {}
         for path, sites in self.sites.items():
             for site in sites:
@@ -121,13 +101,7 @@ class Match:
 
 
 def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_number: bool = False) -> Match:
-    """Find the sites of an adapter's modules.
-
-    Args:
-        targets: the modules.
-        sites: of the base.
-        where: names the adapter in messages.
-        by_number: match by the numbers of layers if no path agrees.
+    """Find the sites of an adapter's modules, by the numbers of layers if no path agrees and that is allowed.
 
     Raises:
         AdapterError: no path agrees, and no number either or numbers are not allowed; or paths agree in two ways.
@@ -152,16 +126,7 @@ def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_numb
 
 
 def check_architecture(adapter: str | None, base: str | None, *, by_number: bool) -> None:
-    """Compare the architectures of the model that an adapter was trained in and of the base, where both are known.
-
-    Args:
-        adapter: the name of the one in transformers, such as `bert`.
-        base: that of the other.
-        by_number: whether the user says that layers of the same number are the same.
-
-    Raises:
-        AdapterError: they differ, and the user says nothing.
-    """
+    """Raise an AdapterError where the architectures of an adapter's model and the base, such as `bert`, differ."""
     if adapter and base and not by_number and adapter.replace("-", "_") != base.replace("-", "_"):
         raise AdapterError(
             "was trained on another architecture",
@@ -195,25 +160,17 @@ def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: 
     return AdapterError(
         "acts on modules that the base does not have",
         where=where,
-        found=", ".join(f"`{path}`" for path in paths),
+        found=listed(paths),
         expected=f"some of its {len(with_path)} {what} with a path" + (f", such as {shown}" if shown else ""),
         fix=fix or f"look at {_SITES} for what the base has, and give the one that it was trained on",
     )
 
 
 def find_renaming(adapter: Collection[str], base: Collection[str], where: object) -> Renaming | None:
-    """The one renaming under which the base has the most of the adapter's modules.
+    """The one renaming under which the base has the most of the adapter's modules; none where it has none of them.
 
     One path must be the end of the other: `decoder.block.0…` is never taken for `encoder.block.0…`. Nor may a number
     be dropped, so that layer 5 is never taken for the only layer of a small base.
-
-    Args:
-        adapter: paths of the modules that the adapter acts on.
-        base: paths of the base's modules.
-        where: names the adapter in messages.
-
-    Returns:
-        The renaming; none where the base has none of the modules.
 
     Raises:
         AdapterError: two renamings fit equally well.
@@ -224,9 +181,7 @@ def find_renaming(adapter: Collection[str], base: Collection[str], where: object
         for renaming in candidates
         if renaming is not None and not _has_number(renaming.drop)
     }
-    best = sorted(
-        (one for one, count in hits.items() if count == max(hits.values())), key=lambda one: (one.drop, one.add)
-    )
+    best = [renaming for renaming, count in hits.items() if count == max(hits.values())]
     if Renaming() in best or not best:
         return Renaming() if best else None
     if len(best) == 1:
@@ -235,7 +190,7 @@ def find_renaming(adapter: Collection[str], base: Collection[str], where: object
         "its modules cannot be told apart in the base",
         where=where,
         found=", ".join(f"`{path}`" for path in sorted(adapter)),
-        expected=f"one prefix, not {' and '.join(f'`{one.drop or one.add}`' for one in best)}",
+        expected=f"one prefix, not {' and '.join(sorted(f'`{one.drop or one.add}`' for one in best))}",
         fix="give the base that it was trained on, captured with the same names of modules",
     )
 
@@ -276,29 +231,26 @@ _OTHER_STREAMS = ("decoder", "cross", "encoder_attn", "EncDec")
 def sites_by_number(targets: Collection[Target], sites: SiteMap) -> dict[str, Site]:
     """The site of each module, by the number of its layer and its name or role.
 
-    Returns:
-        A site for every path; nothing at all where one has no number, or several, a name that is not known, or a layer
-        that the base has not, or where two would be one site.
+    Nothing at all where one has no number, or several, a name that is not known, or a layer that the base has not, or
+    where two would be one site.
     """
     known = {site.name: site for site in sites.of_roles((*LAYERS, *SUBLAYERS))}
-    found = {target.path: known.get(_site_name(target) or "") for target in targets}
+    found: dict[str, Site | None] = {}
+    for target in targets:
+        numbers = [part for part in target.path.split(".") if part.isdecimal()]
+        names: list[str] = [target.role]
+        if target.role == "linear":
+            path = f".{target.path}"
+            names = [name for name, ends in _NAMES.items() if path.endswith(tuple(f".{end}" for end in ends))]
+        if len(numbers) == 1 and names and not any(word in target.path for word in _OTHER_STREAMS):
+            found[target.path] = known.get(f"layers.{int(numbers[0])}.{names[0]}")
     complete = {path: site for path, site in found.items() if site is not None}
     apart = len({site.name for site in complete.values()}) == len(targets)
     return complete if apart and len(complete) == len(targets) else {}
 
 
-def _site_name(target: Target) -> str | None:
-    numbers = [part for part in target.path.split(".") if part.isdecimal()]
-    names: list[str] = [target.role]
-    if target.role == "linear":
-        names = [name for name, ends in _NAMES.items() if f".{target.path}".endswith(tuple(f".{end}" for end in ends))]
-    if len(numbers) != 1 or not names or any(word in target.path for word in _OTHER_STREAMS):
-        return None
-    return f"layers.{int(numbers[0])}.{names[0]}"
-
-
 def alike(found: Iterable[Site], sites: SiteMap) -> list[Site]:
-    """The layers whose name occurs among those that were found, in whatever layer or stream, and that are not there."""
+    """The layers that have the name of one that was found, in any layer or stream, and were not found themselves."""
     taken = {site.name: inside(site) for site in found}
     names = set(taken.values())
     return [site for site in sites.of_roles(LAYERS) if inside(site) in names and site.name not in taken]

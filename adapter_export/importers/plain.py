@@ -1,4 +1,4 @@
-"""Plain tensors of any framework become an adapter: the names say where they belong, the shapes say how wide it is."""
+"""Plain tensors of any framework become an adapter: the names say where they belong, the shapes how wide it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.heads import HeadOptions, head_graph
 from adapter_export.graph.kinds import BottleneckOptions, Kind, LoraOptions, PhmOptions, kind_named
-from adapter_export.graph.kinds.bottleneck import Scaling
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TASK, LABELLED, Task
 from adapter_export.importers.take import Imported, Tensors, conversions, unfit
@@ -26,15 +25,11 @@ _LORA_A = re.compile(r"(?P<stream>(?:.+\.)?)layers\.\d+\.(?P<on>.+)\.lora_A\.wei
 
 
 def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
-    """The kind of a name with the options that the tensors show and those that are given.
+    """The kind of a name with the options that tensors such as `<site>.down.weight` [d, b] show and those given.
 
     Shown are, of bottlenecks, biases, norms, gates and what kind of learned scaling there is; of LoRA, the linear
-    layers, their ranks, biases and gates. Nothing shows the activation, a constant scaling, LoRA's alpha.
-
-    Args:
-        tensors: `<site>.down.weight` [d, b] and so on.
-        name: of the kind.
-        given: options by their names, such as `activation="relu"`; they take precedence.
+    layers, their ranks, biases and gates. Nothing shows the activation, a constant scaling, LoRA's alpha. Options that
+    are given take precedence.
 
     Raises:
         UsageError: the kind is not known, has no such option, or one is needed that nothing shows.
@@ -79,15 +74,10 @@ def _shown_by_bottlenecks(tensors: Tensors, defaults: BottleneckOptions) -> dict
         )
     elif there(".down.weight"):
         shown["phm"] = None
-    scaling = _learned_scaling(tensors)
-    return shown if scaling is None else {**shown, "scaling": scaling}
-
-
-def _learned_scaling(tensors: Tensors) -> Scaling | None:
     shapes = {tensor.shape for name, tensor in tensors.items() if name.endswith(".scaling.weight")}
-    if not shapes:
-        return None
-    return "learned" if shapes == {(1,)} else "channel"
+    if shapes:
+        shown["scaling"] = "learned" if shapes == {(1,)} else "channel"
+    return shown
 
 
 def _shown_by_lora(tensors: Tensors) -> dict[str, Any]:
@@ -119,10 +109,10 @@ def _shown_by_lora(tensors: Tensors) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Owner:
     """What one owner of tensors, a site or the head, must bring."""
 
-    owner: str
+    name: str
     graph_name: str
     graph: AdapterGraph
     widths: dict[str, int]
@@ -144,19 +134,11 @@ def pack(
 ) -> Imported:
     """Make an adapter of tensors `<site>.<parameter>`, such as `layers.0.ffn.down.weight` [d, b].
 
-    Args:
-        tensors: the weights of every site of the kind; what all sites share as `shared.<graph>.<parameter>`; and those
-            of a head, `head.classifier.weight` [.., classes] and `head.classifier.bias` [classes], behind
-            `head.dense_1.weight` [d, e1] and so on. An embedding may have `head.projection.weight` [.., width].
-        kind: which graph acts at which sites.
-        sites: the sites of the base.
-        name: what users will call it.
-        base: the fingerprint of the base.
-        labels: the name of each class, in the order of the logits.
-        pooling: what the head reads: the `mean` over the tokens or the `first` token.
-        task: what the head is for; `sequence_classification` if there are tensors of a head and nothing is said.
-        look: what else the tensors do not show, in the place of `pooling`: the activation of dense layers,
-            `l2_normalise`.
+    What all sites share is called `shared.<graph>.<parameter>`. A head has `head.classifier.weight` [.., classes] and
+    `head.classifier.bias` [classes], behind `head.dense_1.weight` [d, e1] and so on; an embedding may have
+    `head.projection.weight` [.., width]. `labels` are in the order of the logits; `task` is `sequence_classification`
+    if there are tensors of a head and nothing is said; `look` is what else the tensors do not show of a head, in the
+    place of `pooling`.
 
     Raises:
         AdapterError: the base has no site at which the kind acts, or widths contradict each other.
@@ -164,14 +146,18 @@ def pack(
         TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
     """
     head = _head(tensors, sites.width, labels, task, look or HeadOptions(pooling))
-    parts = list(_site_parts(tensors, kind, sites))
+    owners = []
+    for site, component in kind.placed(sites):
+        names = component.tensor_names(site.name)
+        bound = _bind(tensors, names, component.graph, {"d": site.width, "d_in": site.width_in})
+        widths = {symbol: bound[symbol] for symbol in component.graph.symbols() if symbol in bound}
+        owners.append(_Owner(site.name, component.graph_name, component.graph, widths, names))
+    graphs = {owner.graph_name: owner.graph for owner in owners}
+    placements = {owner.name: Placement(owner.graph_name, owner.widths) for owner in owners}
     if head is not None:
-        parts.append(_Part(HEAD, HEAD, head.graph, dict(head.widths), _head_names(head.graph)))
-    _check(tensors, parts)
+        owners.append(_Owner(HEAD, HEAD, head.graph, dict(head.widths), _head_names(head.graph)))
+    _check(tensors, owners)
     weights = {key: np.ascontiguousarray(tensor, np.float32) for key, tensor in tensors.items()}
-    at_sites = [part for part in parts if part.owner != HEAD]
-    placements = {part.owner: Placement(part.graph_name, part.widths) for part in at_sites}
-    graphs = {part.graph_name: part.graph for part in at_sites}
     adapter = Adapter(name, kind.name, base, graphs, placements, weights, head)
     return Imported(adapter, tuple(conversions(tensors.values())))
 
@@ -208,16 +194,8 @@ def _head_names(graph: AdapterGraph) -> dict[str, str]:
     return {name: f"{HEAD}.{name}" for name in graph.parameters}
 
 
-def _site_parts(tensors: Tensors, kind: Kind, sites: SiteMap) -> Iterator[_Part]:
-    for site, part in kind.placed(sites):
-        names = part.tensor_names(site.name)
-        bound = _bind(tensors, names, part.graph, {"d": site.width, "d_in": site.width_in})
-        widths = {symbol: bound[symbol] for symbol in part.graph.symbols() if symbol in bound}
-        yield _Part(site.name, part.graph_name, part.graph, widths, names)
-
-
 def _bind(tensors: Tensors, names: Mapping[str, str], graph: AdapterGraph, known: Mapping[str, int]) -> dict[str, int]:
-    """A number for each symbol that the shapes of a part's tensors show, its own before those that all sites share."""
+    """A number for each symbol that the shapes of its tensors show, its own before those that all sites share."""
     bound = dict(known)
     for parameter in sorted(graph.parameters, key=graph.shared.__contains__):
         symbols, tensor = graph.parameters[parameter], tensors.get(names[parameter])
@@ -236,13 +214,16 @@ def _agrees(shape: tuple[int, ...], symbols: tuple[Dim, ...], bound: Mapping[str
     return all(want in (None, number) for want, number in zip(wanted, shape, strict=True))
 
 
-def _check(tensors: Tensors, parts: list[_Part]) -> None:
-    expected = {tensor: (part, name) for part in parts for name, tensor in part.names.items()}
-    faults = list(dict.fromkeys(_missing(tensors, parts)))
-    faults += [f"`{name}` {_why_left_over(name, list(expected))}" for name in tensors if name not in expected]
-    for name, (part, parameter) in expected.items():
+def _check(tensors: Tensors, owners: list[_Owner]) -> None:
+    expected = {tensor: (owner, name) for owner in owners for name, tensor in owner.names.items()}
+    faults = list(dict.fromkeys(_missing(tensors, owners)))
+    for name in tensors:
+        if name not in expected:
+            near = get_close_matches(name, expected, n=1, cutoff=0.8)
+            faults.append(f"`{name}` has no place{f', perhaps it is `{near[0]}`' if near else ''}")
+    for name, (owner, parameter) in expected.items():
         if name in tensors:
-            faults += [f"`{name}` {fault}" for fault in _faults(tensors[name], part, parameter)]
+            faults += [f"`{name}` {fault}" for fault in _faults(tensors[name], owner, parameter)]
     if faults:
         sites = command("open_base(MODEL).sites", "sites MODEL")
         raise TensorError(
@@ -252,30 +233,25 @@ def _check(tensors: Tensors, parts: list[_Part]) -> None:
         )
 
 
-def _missing(tensors: Tensors, parts: list[_Part]) -> Iterator[str]:
-    for part in parts:
-        own = {name: tensor for name, tensor in part.names.items() if tensor.startswith(f"{part.owner}.")}
-        absent = [tensor for tensor in part.names.values() if tensor not in tensors]
-        if len(own) > 1 and not any(tensor in tensors for tensor in own.values()):
-            yield f"every tensor of `{part.owner}` is missing ({', '.join(own)})"
-            absent = [tensor for tensor in absent if tensor not in own.values()]
-        yield from (f"`{tensor}` is missing" for tensor in absent)
+def _missing(tensors: Tensors, owners: list[_Owner]) -> Iterator[str]:
+    for owner in owners:
+        own = [name for name, tensor in owner.names.items() if tensor.startswith(f"{owner.name}.")]
+        absent = [(name, tensor) for name, tensor in owner.names.items() if tensor not in tensors]
+        if len(own) > 1 and {name for name, _ in absent} >= set(own):
+            yield f"every tensor of `{owner.name}` is missing ({', '.join(own)})"
+            absent = [(name, tensor) for name, tensor in absent if name not in own]
+        yield from (f"`{tensor}` is missing" for _, tensor in absent)
 
 
-def _why_left_over(name: str, expected: list[str]) -> str:
-    near = get_close_matches(name, expected, n=1, cutoff=0.8)
-    return f"has no place{f', perhaps it is `{near[0]}`' if near else ''}"
-
-
-def _faults(tensor: np.ndarray, part: _Part, parameter: str) -> Iterator[str]:
+def _faults(tensor: np.ndarray, owner: _Owner, parameter: str) -> Iterator[str]:
     fault = unfit(tensor)
     if fault is not None:
         yield fault
     if tensor.dtype.name not in FLOAT_TYPES or 0 in tensor.shape:
         return
-    symbols = part.graph.parameters[parameter]
-    if tensor.ndim != len(symbols) or not _agrees(tensor.shape, symbols, part.widths):
-        wanted = [part.widths.get(str(symbol), symbol) for symbol in symbols]
-        transposed = tensor.ndim == len(symbols) == 2 and _agrees(tensor.shape[::-1], symbols, part.widths)
+    symbols = owner.graph.parameters[parameter]
+    if tensor.ndim != len(symbols) or not _agrees(tensor.shape, symbols, owner.widths):
+        wanted = [owner.widths.get(str(symbol), symbol) for symbol in symbols]
+        transposed = tensor.ndim == len(symbols) == 2 and _agrees(tensor.shape[::-1], symbols, owner.widths)
         hint = "; it looks transposed: weights are stored [in, out]" if transposed else ""
         yield f"has shape {list(tensor.shape)}, not {wanted}{hint}"

@@ -48,12 +48,9 @@ def read_file(path: Path, read_pickle: ReadPickle | None) -> Tensors:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of the library.
+    """A tensor of the library by its name in its module, or in the whole adapter where it is `shared`.
 
-    Attributes:
-        tensor: its name in its module.
-        shape: in the symbols of the graph.
-        shared: whether it belongs to the whole adapter instead of to one module.
+    Its shape is in the symbols of the graph.
     """
 
     tensor: str
@@ -63,13 +60,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one parameter is made of the library's tensors.
-
-    Attributes:
-        sources: what is needed; nothing for a parameter that the library does not have.
-        make: the parameter, from those tensors in their order, or from its width where there are none.
-        width: the symbol of that width.
-    """
+    """How one parameter is made: `make` gets the tensors of the sources, or the number of the symbol `width`."""
 
     sources: tuple[Source, ...]
     make: Callable[..., np.ndarray]
@@ -114,13 +105,13 @@ def conversions(tensors: Iterable[np.ndarray]) -> Iterator[str]:
         yield f"{counts[dtype]} tensors are {dtype} and were converted to float32, {loss}"
 
 
-class Taker:
-    """The tensors of one file, and what has become of them; faults are collected, so that all of them are told.
+def listed(names: Iterable[str]) -> str:
+    """Names in a message."""
+    return ", ".join(f"`{name}`" for name in names)
 
-    Args:
-        tensors: by their names in the file.
-        where: names the file in messages.
-    """
+
+class Taker:
+    """The tensors of one file, and what has become of them; `check` raises with all faults at once."""
 
     def __init__(self, tensors: Tensors, where: object) -> None:
         self.tensors = tensors
@@ -143,14 +134,8 @@ class Taker:
     ) -> None:
         """Put a graph at a site, and take its parameters.
 
-        Args:
-            site: the site.
-            graph_name: of the graph.
-            graph: what is computed there.
-            recipes: how each parameter is made.
-            widths: a number for each symbol in the shapes.
-            keys: the name in the file of each tensor of the module.
-            shared: of each tensor of the whole adapter.
+        `widths` has a number for each symbol in the shapes, `keys` the name in the file of each tensor of the module,
+        `shared` of each tensor of the whole adapter.
         """
         self.graphs.setdefault(graph_name, graph)
         self.placements[site.name] = Placement(graph_name, {symbol: widths[symbol] for symbol in graph.symbols()})
@@ -169,7 +154,7 @@ class Taker:
         keys: Mapping[str, str],
         shared: Mapping[str, str] | None = None,
     ) -> None:
-        """Make parameters; `names` are those in the adapter's weights, the others as for `place`."""
+        """Make parameters; `names` are those in the adapter's weights, the other arguments those of `place`."""
         for parameter, name in names.items():
             recipe = recipes[parameter]
             if recipe.width is not None:
@@ -196,15 +181,11 @@ class Taker:
         self._faults[text] = None
 
     def forget(self, names: Iterable[str]) -> None:
-        """Tensors that have no effect are not left over."""
+        """Count tensors that have no effect as used."""
         self._used.update(names)
 
     def check(self) -> None:
-        """Check that nothing is missing, misshapen or left over.
-
-        Raises:
-            TensorError: listing every fault.
-        """
+        """Raise a TensorError that lists everything missing, misshapen or left over."""
         faults = [*self._faults, *(f"`{name}` is left over" for name in self.tensors if name not in self._used)]
         if faults:
             more = f"; and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
@@ -216,7 +197,7 @@ class Taker:
             )
 
     def notes(self) -> Iterator[str]:
-        """What was done to element types."""
+        """What was done to dtypes."""
         return conversions(self.tensors[name] for name in self._used)
 
     def _find(self, source: Source, widths: Mapping[str, int], keys: Mapping[str, str]) -> np.ndarray | None:

@@ -21,32 +21,27 @@ from adapter_export.graph.compose.members import Composition, Here, Member, Merg
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
 from adapter_export.importers.adapterhub.config import LoraConfig
-from adapter_export.importers.adapterhub.folder import FUSION_CONFIG, Saved, listed, names_of, read_saved
+from adapter_export.importers.adapterhub.folder import (
+    FUSION_CONFIG,
+    Block,
+    Setup,
+    names_of,
+    read_saved,
+    sublayer_target,
+)
 from adapter_export.importers.adapterhub.methods import (
     EMBEDDINGS,
     as_kind,
     import_bottleneck,
     import_low_rank,
-    match_bottlenecks,
+    keys_at_sites,
     without_unused_inverse,
 )
-from adapter_export.importers.adapterhub.setups import Block, Setup
-from adapter_export.importers.take import ReadPickle, Recipe, Taker, as_it_is, transposed
+from adapter_export.importers.take import ReadPickle, Recipe, Taker, as_it_is, listed, transposed
 from adapter_export.sites.site import SiteMap
-
-_KINDS = {"Stack": "stack", "Average": "average", "Fuse": "fusion"}
 
 _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")
 """What a fusion leaves out of its members: it takes what they add before gates and norms."""
-
-_TEMPERATURE = (
-    "the fusion's temperature falls from 50 with every call of the library and is not in its files: it stays at 50, "
-    "as in the first call after loading"
-)
-_MEAN = (
-    "AdapterHub divides an average by the number of its members although its weights have the sum 1: the imported "
-    "adapter does so, too"
-)
 
 Method = BottleneckConfig | LoraConfig
 
@@ -69,13 +64,9 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class _Fusion:
-    """The layer of a fusion.
+    """The layer of a fusion, whose tensors at each site have been taken.
 
-    Attributes:
-        owner: the beginning of the names of its parameters.
-        config: its config.
-        taker: has its tensors at each site.
-        others: how many tensors of other fusions lie in its file.
+    The names of its parameters begin with `owner`; `others` are how many tensors of other fusions lie in its file.
     """
 
     owner: str
@@ -87,17 +78,7 @@ class _Fusion:
 def compile_setup(
     setup: Setup, sites: SiteMap, name: str, base: str, *, by_number: bool, read_pickle: ReadPickle | None
 ) -> tuple[Adapter, tuple[str, ...]]:
-    """Make one adapter of a composition, without a head.
-
-    Returns:
-        The adapter, and what a user should know.
-
-    Raises:
-        UsageError: a composition of LoRA or IA3 that is not imported as a whole.
-        AdapterError: the base lacks the places of its members, or it cannot be expressed; the message names why.
-        FileError, FormatError, MissingExtraError: a fusion layer is missing or damaged.
-        TensorError: tensors are missing, left over or misshapen; all of them are listed.
-    """
+    """Make one adapter of a composition, without a head, and say what a user should know."""
     methods: dict[str, Method] = {one: member.config.method for one, member in setup.members.items()}
     _check_methods(setup, methods)
     acting = _acting(setup.block, methods, sites)
@@ -122,7 +103,8 @@ def compile_setup(
     def own(site: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
         return {parameter: weights[f"{site}.{parameter}"] for parameter in shapes}
 
-    made = compose(members, Composition(name, _KINDS[setup.block.kind], {}, own), merged, None)
+    kind = {"Stack": "stack", "Average": "average", "Fuse": "fusion"}[setup.block.kind]
+    made = compose(members, Composition(name, kind, {}, own), merged, None)
     placements = {site.name: made.placements[site.name] for site in sites if site.name in made.placements}
     return replace(made, placements=placements), (*notes, *_notes(setup, methods, fusions.values()))
 
@@ -164,7 +146,7 @@ def _check_low_rank(members: Sequence[Member], methods: Mapping[str, Method], si
 def _acting(block: Block, methods: Mapping[str, Method], sites: SiteMap) -> dict[str, list[str]]:
     """The bottlenecks that act at each sublayer, after a look at what the library can run."""
     kinds = {one: as_kind(config, one) for one, config in methods.items() if isinstance(config, BottleneckConfig)}
-    parallel = {name for name, method in methods.items() if _is_parallel(method)}
+    parallel = {name for name, method in methods.items() if isinstance(method, BottleneckConfig) and method.is_parallel}
     acting = {}
     for site in sites.sublayers:
         here = [name for name, kind in kinds.items() if kind.component_at(site) is not None]
@@ -205,10 +187,6 @@ def _check_block(block: Block, acting: Sequence[str], parallel: Collection[str])
         )
 
 
-def _is_parallel(method: Method) -> bool:
-    return isinstance(method, BottleneckConfig) and method.is_parallel
-
-
 def _in_place(block: Block, methods: Mapping[str, Method]) -> dict[str, Method]:
     """The config by which each member acts on `h` in its place, in the order of their names."""
     found: dict[str, Method] = {}
@@ -239,7 +217,7 @@ def _import_member(
     taker = Taker(saved.tensors, f"{member.folder.path.name}/{saved.weights.name}")
     with within(member.folder.path):
         if isinstance(method, LoraConfig):
-            kind = "lora" if method.composition_mode == "add" else "ia3"
+            kind: str = method.kind
             notes += import_low_rank(method, names, taker, sites, by_number=by_number)
         else:
             kind = "bottleneck"
@@ -278,14 +256,23 @@ def _fusions(
     for number, block in enumerate(blocks, 1):
         name = ",".join(setup.members[last].config.name for last in block.last_names)
         saved = read_saved(setup.path / name / FUSION_CONFIG, read_pickle)
-        config, names = _fusion_config(saved), names_of(saved.tensors, name)
+        document = saved.document.get("config")
+        with within(saved.path):
+            if not isinstance(document, dict):
+                raise FormatError("is not the config of a fusion", found=f"keys {', '.join(saved.document)}")
+            config = record_from_json(FusionConfig, document)
+        names = names_of(saved.tensors, name)
         others = {full for full in names.others if f"adapter_fusion_layer.{name}" in full}
-        owner, modules = "fusion" if number == 1 else f"fusion_{number}", names.of("adapter_fusion_layer")
+        owner = "fusion" if number == 1 else f"fusion_{number}"
         own = {full: tensor for full, tensor in saved.tensors.items() if full not in others}
         taker = Taker(own, f"{saved.weights.parent.name}/{saved.weights.name}")
-        found = match_bottlenecks(modules, sites, by_number=by_number)
-        keys = {site: modules[path] for site, path in found.modules().items()}
-        recipes = _fusion_recipes(config)
+        keys, _ = keys_at_sites(names.of("adapter_fusion_layer"), sublayer_target, sites, by_number=by_number)
+        recipes: dict[str, Recipe] = {}
+        for part, there in (("query", config.query), ("key", config.key), ("value", config.value)):
+            if there:
+                recipes[f"{part}.weight"] = transposed(f"{part}.weight", ("d", "d"))
+            if there and part != "value":
+                recipes[f"{part}.bias"] = as_it_is(f"{part}.bias", ("d",))
         for site in sites.sublayers:
             if not set(block.names) <= set(acting[site.name]):
                 continue
@@ -300,39 +287,13 @@ def _fusions(
         yield block, _Fusion(owner, config, taker, len(others))
 
 
-def _fusion_config(saved: Saved) -> FusionConfig:
-    config = saved.document.get("config")
-    if not isinstance(config, dict):
-        raise FormatError("is not the config of a fusion", where=saved.path, found=f"keys {', '.join(saved.document)}")
-    with within(saved.path):
-        return record_from_json(FusionConfig, config)
-
-
-def _fusion_recipes(config: FusionConfig) -> dict[str, Recipe]:
-    recipes: dict[str, Recipe] = {}
-    for name, there in (("query", config.query), ("key", config.key), ("value", config.value)):
-        if there:
-            recipes[f"{name}.weight"] = transposed(f"{name}.weight", ("d", "d"))
-        if there and name != "value":
-            recipes[f"{name}.bias"] = as_it_is(f"{name}.bias", ("d",))
-    return recipes
-
-
 class _Composer:
-    """Puts the graphs of members together at one site; values are named by the nodes that define them.
-
-    Args:
-        here: the members that act there, by their names.
-        methods: the configs of all.
-        fusions: the layers of fusions.
-    """
+    """Puts the graphs of the members that act at one site together; values are named by the nodes that define them."""
 
     def __init__(
         self, here: Mapping[str, Here], methods: Mapping[str, Method], fusions: Mapping[Block, _Fusion]
     ) -> None:
-        self._here = here
-        self._methods = methods
-        self._fusions = fusions
+        self._here, self._methods, self._fusions = here, methods, fusions
         self._chain = Merged("h")
 
     def graph(self, block: Block) -> AdapterGraph:
@@ -425,7 +386,10 @@ class _Composer:
 def _notes(setup: Setup, methods: Mapping[str, Method], fusions: Iterable[_Fusion]) -> Iterator[str]:
     fusions = list(fusions)
     if any(fusion.config.temperature for fusion in fusions):
-        yield _TEMPERATURE
+        yield (
+            "the fusion's temperature falls from 50 with every call of the library and is not in its files: it stays "
+            "at 50, as in the first call after loading"
+        )
     fused = {name: methods[name] for name in setup.members if name in _fused(setup.block)}
     ignored = [
         name
@@ -439,4 +403,7 @@ def _notes(setup: Setup, methods: Mapping[str, Method], fusions: Iterable[_Fusio
     if others:
         yield f"{others} tensors of other fusions lie in the file, and were left out"
     if any(block.kind == "Average" and len(block.children) > 1 for block in setup.block.blocks()):
-        yield _MEAN
+        yield (
+            "AdapterHub divides an average by the number of its members although its weights have the sum 1: the "
+            "imported adapter does so, too"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -11,16 +11,16 @@ from adapter_export.errors import AdapterError, FormatError, VersionError, argum
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
 from adapter_export.importers.match import check_architecture
+from adapter_export.importers.take import listed
 from adapter_export.sites.site import Site, SiteMap
 
-NEWEST = (1, 3)
+_NEWEST = (1, 3)
 """The newest version of the library whose files are known; `adapters.1.3.0` was read and run."""
 
 _LEGACY_NEWEST = 3
 """The last major version under the library's old name, `adapter-transformers`, whose versions have no prefix."""
 
 _PREFIX = "adapters."
-_LORA_FIXED = (1, 1)
 
 _WITHOUT_VERSION = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 """Activations in files of before versions were written (`utils.ACTIVATION_RENAME`)."""
@@ -39,7 +39,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """`LoRAConfig` by its own names: LoRA where `composition_mode` is `add`, IA3 where it is `scale`."""
+    """`LoRAConfig` by its own names: LoRA where `composition_mode` is `add`, else IA3."""
 
     architecture: Literal["lora"]
     r: int
@@ -59,25 +59,20 @@ class LoraConfig:
     vera_b: float | None = None
     dtype: str | None = None
 
+    @property
+    def kind(self) -> Literal["lora", "ia3"]:
+        """The kind of the adapter."""
+        return "lora" if self.composition_mode == "add" else "ia3"
+
 
 @dataclass(frozen=True)
 class Config:
-    """What an `adapter_config.json` says.
-
-    Attributes:
-        method: the config of the method.
-        name: the adapter's name.
-        hidden_size: the width of the base.
-        model_type: the architecture's name in transformers.
-        version: as the file has it; none in files of before 2021.
-        notes: what was changed on reading, as the library itself does.
-    """
+    """What an `adapter_config.json` says; `notes` is what was changed on reading, as the library itself does."""
 
     method: BottleneckConfig | LoraConfig
     name: str
     hidden_size: int
     model_type: str | None
-    version: str | None
     notes: tuple[str, ...] = ()
 
 
@@ -99,9 +94,18 @@ def read_config(document: Mapping[str, Any]) -> Config:
             fix="give the folder that `model.save_adapter(folder, name)` wrote",
         )
     with within("`config`"):
-        read, notes = _method(method, version)
+        architecture = method.get("architecture")
+        if isinstance(architecture, str) and architecture in _REFUSED:
+            raise _inexpressible(f"`{architecture}`", _REFUSED[architecture])
+        if architecture not in (None, "lora"):
+            raise FormatError(
+                "an unknown method",
+                found=f"`architecture`: `{architecture}`",
+                expected="none (a bottleneck) or `lora`",
+            )
+        read, notes = _bottleneck(method, version) if architecture is None else _lora(method, version)
     model_type = document.get("model_type")
-    return Config(read, name, width, model_type if isinstance(model_type, str) else None, version, notes)
+    return Config(read, name, width, model_type if isinstance(model_type, str) else None, notes)
 
 
 def _version(document: Mapping[str, Any]) -> str | None:
@@ -111,12 +115,11 @@ def _version(document: Mapping[str, Any]) -> str | None:
     numbers = _numbers(version) if isinstance(version, str) else None
     if numbers is None:
         raise FormatError("states no version that can be read", found=f"`{version}`", expected=f"`{_PREFIX}1.3.0`")
-    newer = numbers > NEWEST if version.startswith(_PREFIX) else numbers[0] > _LEGACY_NEWEST
-    if newer:
+    if numbers > _NEWEST if version.startswith(_PREFIX) else numbers[0] > _LEGACY_NEWEST:
         raise VersionError(
             "was written by a newer version of AdapterHub's library",
             found=f"`{version}`",
-            expected=f"at most `{_PREFIX}{'.'.join(map(str, NEWEST))}`",
+            expected=f"at most `{_PREFIX}{'.'.join(map(str, _NEWEST))}`",
             fix="run `pip install --upgrade adapter-export`; what a newer version means is not known here",
         )
     return str(version)
@@ -126,19 +129,6 @@ def _numbers(version: str) -> tuple[int, int] | None:
     """The first two numbers of `adapters.1.3.0`, `1.0.0.dev0`, `3.2`."""
     found = re.match(r"(\d{1,6})\.(\d{1,6})", version.removeprefix(_PREFIX))
     return (int(found[1]), int(found[2])) if found else None
-
-
-def _method(config: Mapping[str, Any], version: str | None) -> tuple[BottleneckConfig | LoraConfig, tuple[str, ...]]:
-    architecture = config.get("architecture")
-    if isinstance(architecture, str) and architecture in _REFUSED:
-        raise _inexpressible(f"`{architecture}`", _REFUSED[architecture])
-    if architecture is None:
-        return _bottleneck(config, version)
-    if architecture == "lora":
-        return _lora(config, version)
-    raise FormatError(
-        "an unknown method", found=f"`architecture`: `{architecture}`", expected="none (a bottleneck) or `lora`"
-    )
 
 
 def _inexpressible(found: str, why: str) -> AdapterError:
@@ -183,7 +173,7 @@ def _lora(config: Mapping[str, Any], version: str | None) -> tuple[LoraConfig, t
     if read.vera_d is not None or read.vera_b is not None:
         raise _inexpressible("`vera_d`, `vera_b`", "VeRA shares frozen random matrices")
     numbers = _numbers(version) if version is not None and version.startswith(_PREFIX) else None
-    if numbers is None or numbers >= _LORA_FIXED or read.alpha == read.r:
+    if numbers is None or numbers >= (1, 1) or read.alpha == read.r:
         return read, ()
     # those versions did not apply the factor; the library's own loader sets alpha to r (`_fix_backward_compat`)
     note = f"`{version}` trained without the factor alpha/r: alpha is {read.r}, not {read.alpha:g}, as in the library"
@@ -192,19 +182,17 @@ def _lora(config: Mapping[str, Any], version: str | None) -> tuple[LoraConfig, t
 
 def _check_fields(config: Mapping[str, Any], known: set[str]) -> None:
     """An option that is not known may change everything that is computed."""
-    unknown = sorted(set(config) - known)
+    unknown = sorted(config.keys() - known)
     if unknown:
         raise FormatError(
             "options that are not known",
-            found=", ".join(f"`{name}`" for name in unknown),
-            expected=f"only {', '.join(f'`{name}`' for name in sorted(known))}",
+            found=listed(unknown),
+            expected=f"only {listed(sorted(known))}",
             fix="run `pip install --upgrade adapter-export`, or remove them if you know that they have no effect",
         )
 
 
 # What the base must be, and what of AdapterHub's own computation cannot be expressed there.
-
-_SWAPPED = "AdapterHub hands this model's attention adapters the residual in the place of the output, and the other way"
 
 
 def check_base(
@@ -215,18 +203,12 @@ def check_base(
     *,
     by_number: bool,
 ) -> None:
-    """Compare the model that an adapter was trained in with the base.
+    """Compare the model that an adapter was trained in with the base, whose architecture may be unknown.
 
-    Args:
-        config: the adapter's.
-        interface: the JSON of the plug-in interface; none for adapters of the library's own models.
-        sites: of the base.
-        model_type: the base's architecture, where that is known.
-        by_number: whether the user says that layers of the same number are the same.
+    `interface` is the JSON of the plug-in interface; adapters of the library's own models have none.
 
     Raises:
         AdapterError: the base is another one, or the library computed what no graph here does; the message says why.
-        FormatError: the interface is none.
     """
     if config.hidden_size != sites.width:
         raise AdapterError(
@@ -240,7 +222,11 @@ def check_base(
     if isinstance(method, LoraConfig):
         return
     if config.model_type == "albert" and method.mh_adapter:
-        raise AdapterError(f"{_SWAPPED} round, which cannot be expressed", found="`model_type`: `albert`, `mh_adapter`")
+        raise AdapterError(
+            "AdapterHub hands this model's attention adapters the residual in the place of the output, and the other "
+            "way round, which cannot be expressed",
+            found="`model_type`: `albert`, `mh_adapter`",
+        )
     if config.model_type == "gptj" and method.original_ln_before:
         raise AdapterError(
             "AdapterHub hands this model's output adapters the attention's output for the residual, "
@@ -261,11 +247,11 @@ def _check_interface(document: Mapping[str, Any], config: BottleneckConfig, site
     interface = document.get("interface")
     if not isinstance(interface, dict):
         raise AdapterError("the file of the plug-in interface holds none", found=f"keys {', '.join(document)}")
-    for role, hook, norm in (
-        ("attention", "layer_pre_self_attn", "layer_ln_1"),
-        ("ffn", "layer_pre_ffn", "layer_ln_2"),
+    for role, acts, hook, norm in (
+        ("attention", config.mh_adapter, "layer_pre_self_attn", "layer_ln_1"),
+        ("ffn", config.output_adapter, "layer_pre_ffn", "layer_ln_2"),
     ):
-        if config.mh_adapter if role == "attention" else config.output_adapter:
+        if acts:
             places = [site for site in sites.sublayers if site.role == role]
             _check_place(config, places, interface.get(hook), interface.get(norm))
 
@@ -275,7 +261,7 @@ def _check_place(config: BottleneckConfig, places: list[Site], hook: str | None,
         raise AdapterError(
             "acted behind the output projection, perhaps before a norm that this base has in front of the sum",
             found=f"`{norm}` in the plug-in interface, and no norm behind the sum at "
-            + _listed(site for site in places if site.norm is None),
+            + listed(site.name for site in places if site.norm is None),
             expected="an interface without that norm, or a base that normalises the sum",
             fix="train it again with an interface that leaves `layer_ln_1` and `layer_ln_2` out",
         )
@@ -289,7 +275,7 @@ def _check_place(config: BottleneckConfig, places: list[Site], hook: str | None,
         if behind:
             raise AdapterError(
                 "took what the sublayer reads, behind its norm, for the residual stream",
-                found=f"`{hook}` at {_listed(behind)}",
+                found=f"`{hook}` at {listed(site.name for site in behind)}",
                 expected="an interface that hooks the norm before the sublayer",
                 fix="train it again with such an interface",
             )
@@ -305,10 +291,6 @@ def _check_place(config: BottleneckConfig, places: list[Site], hook: str | None,
         if norm is None and any(site.norm is not None for site in places):
             raise AdapterError(
                 "read the sum without the norm that this base has behind it",
-                found=_listed(site for site in places if site.norm is not None),
+                found=listed(site.name for site in places if site.norm is not None),
                 expected="an interface that names the norm",
             )
-
-
-def _listed(sites: Iterable[Site]) -> str:
-    return ", ".join(f"`{site.name}`" for site in sites)

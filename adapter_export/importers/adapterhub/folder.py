@@ -1,18 +1,23 @@
-"""The folders that AdapterHub's library writes: their files, and how it names modules and tensors in them."""
+"""The folders that AdapterHub's library writes: files, names of modules and tensors in them, and setups of several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, FileError, FormatError, UsageError, argument, command
+from adapter_export.errors import AdapterError, FileError, FormatError, UsageError, argument, command, within
 from adapter_export.format.canonical import read_json
+from adapter_export.graph.compose.members import OWN
+from adapter_export.importers.adapterhub.config import Config, read_config
 from adapter_export.importers.match import Target
-from adapter_export.importers.take import ReadPickle, Tensors, read_file
+from adapter_export.importers.take import ReadPickle, Tensors, listed, read_file
 from adapter_export.sites.site import Role
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -33,36 +38,19 @@ _PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 @dataclass(frozen=True)
 class Saved:
-    """A config and its tensors.
-
-    Attributes:
-        path: of the config.
-        document: the config's JSON.
-        weights: the path of the tensors.
-        tensors: by their names in the library.
-    """
+    """A config and its tensors by their names in the library; the paths are those of both files."""
 
     path: Path
     document: Mapping[str, Any]
     weights: Path
     tensors: Tensors
 
-    @property
-    def name(self) -> str | None:
-        """What the library calls it; a head of a model without named heads has no name."""
-        name = self.document.get("name")
-        return name if isinstance(name, str) else None
-
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """One adapter.
+    """One adapter, with the head that was saved with it, if one was.
 
-    Attributes:
-        path: the folder.
-        adapter: its config and tensors.
-        head: those of its prediction head, if one was saved with it.
-        interface: how the library hooked it into the base, if it did so through its plug-in interface.
+    `interface` is how the library hooked it into the base, if it did so through its plug-in interface.
     """
 
     path: Path
@@ -74,13 +62,10 @@ class AdapterFolder:
 def choose(path: Path, name: str | None = None) -> Path:
     """What is meant: the given folder, or the folder of the adapter called `name` where there are several.
 
-    A setup folder is meant as a whole where no adapter in it has that name, or none is named.
-
-    Raises:
-        FileError: nothing of AdapterHub's is there.
-        UsageError: there are several and none is named, or there is none of that name.
+    A setup folder is meant as a whole where no adapter in it has that name, or none is named. An error says what lies
+    there instead.
     """
-    found = members(path)
+    found = adapters_in(path)
     if is_setup(path) and name not in found:
         return path
     if not is_setup(path) and (path / ADAPTER_CONFIG).is_file():
@@ -116,20 +101,15 @@ def is_setup(path: Path) -> bool:
     return (path / SETUP_CONFIG).is_file()
 
 
-def members(path: Path) -> dict[str, Path]:
-    """The folders of adapters in a folder, by their own names, which are those of the adapters."""
+def adapters_in(path: Path) -> dict[str, Path]:
+    """The folders of adapters in a folder, by the adapters' names, which are their own."""
     if not path.is_dir():
         return {}
     return {child.name: child for child in sorted(path.iterdir()) if (child / ADAPTER_CONFIG).is_file()}
 
 
 def read_adapter_folder(path: Path, read_pickle: ReadPickle | None) -> AdapterFolder:
-    """Read one adapter with its head.
-
-    Raises:
-        FileError, FormatError, TensorError: a file is missing, damaged, or holds more than tensors.
-        MissingExtraError: the tensors are pickled, and nothing reads a pickle.
-    """
+    """Read one adapter with its head; files that are missing or damaged, or pickles that nothing reads, are errors."""
     if any((path / name).is_file() for name in _PEFT_WEIGHTS):  # PEFT calls its config by the same name
         raise FileError(
             "is a folder of PEFT, not of AdapterHub",
@@ -144,11 +124,7 @@ def read_adapter_folder(path: Path, read_pickle: ReadPickle | None) -> AdapterFo
 
 
 def read_saved(config: Path, read_pickle: ReadPickle | None) -> Saved:
-    """Read a config, of an adapter, a head or a fusion layer, and the tensors beside it.
-
-    Raises:
-        FileError, FormatError, TensorError, MissingExtraError: as `read_adapter_folder`.
-    """
+    """Read a config, of an adapter, a head or a fusion layer, and the tensors beside it; errors as above."""
     document, names = read_object(config), _WEIGHTS[config.name]
     present = [config.with_name(name) for name in names if config.with_name(name).is_file()]
     if not present:
@@ -172,11 +148,7 @@ def read_saved(config: Path, read_pickle: ReadPickle | None) -> Saved:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        FileError, FormatError: it cannot be read, or is something else.
-    """
+    """Read a JSON object; a FileError or FormatError if it cannot be read, or is something else."""
     document = read_json(path)
     if not isinstance(document, dict):
         raise FormatError("is not an object", where=path, found=type(document).__name__, expected="a JSON object")
@@ -185,12 +157,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 def _listed(path: Path) -> str:
     names = sorted(child.name for child in path.iterdir()) if path.is_dir() else []
-    return ", ".join(f"`{name}`" for name in names[:8]) + (" …" if len(names) > 8 else "") or "an empty folder"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in a message."""
-    return ", ".join(f"`{name}`" for name in names)
+    return listed(names[:8]) + (" …" if len(names) > 8 else "") or "an empty folder"
 
 
 # A tensor's name is `<prefix><module>.<container>.<adapter>.<tensor>`: `bert.encoder.layer.0.output` . `adapters` .
@@ -218,11 +185,9 @@ Keys = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Names:
-    """The tensors of one adapter or fusion layer in a file.
+    """The tensors of one adapter or fusion layer in a file, and the names of `others`, which belong to another one.
 
-    Attributes:
-        modules: by container and by the module's path, with its prefix: `bert.encoder.layer.0.output`.
-        others: the names of what belongs to another one.
+    Modules are by container and by their path with its prefix: `bert.encoder.layer.0.output`.
     """
 
     modules: Mapping[Container, Mapping[str, Keys]]
@@ -258,14 +223,14 @@ def names_of(tensors: Iterable[str], adapter: str) -> Names:
     return Names(modules, tuple(others))
 
 
-_CONTAINERS_BEHIND: Mapping[str, Role] = {
+_CONTAINERS_BEHIND: dict[str, Role] = {
     "attention_adapters": "attention",
     "cross_attention_adapters": "cross_attention",
     "output_adapters": "ffn",
 }
 """The library's own modules, which lie in the layer, and what they act behind."""
 
-_MODULES_BEHIND: Mapping[str, Role] = {
+_MODULES_BEHIND: dict[str, Role] = {
     "crossattention.output": "cross_attention",
     "attention.output": "attention",
     "output": "ffn",
@@ -274,19 +239,156 @@ _MODULES_BEHIND: Mapping[str, Role] = {
 
 
 def sublayer_target(path: str) -> Target:
-    """Where the bottleneck of a module acts.
-
-    Raises:
-        AdapterError: the module has an unknown name.
-    """
-    for end, role in _CONTAINERS_BEHIND.items():
-        if path == end or path.endswith(f".{end}"):
-            return Target(path, path[: -len(end)].rstrip("."), role)
-    for end, role in _MODULES_BEHIND.items():
-        if path == end or path.endswith(f".{end}"):
-            return Target(path, path, role)
+    """Where the bottleneck of a module acts; an AdapterError if the module has an unknown name."""
+    for end, role in (_CONTAINERS_BEHIND | _MODULES_BEHIND).items():
+        if f".{path}".endswith(f".{end}"):
+            return Target(path, path if end in _MODULES_BEHIND else path[: -len(end)].rstrip("."), role)
     raise AdapterError(
         "a bottleneck in a module of an unknown name",
         found=f"`{path}`",
         expected=", ".join(f"`….{end}`" for end in (*_CONTAINERS_BEHIND, *_MODULES_BEHIND)),
+    )
+
+
+# Setups: compositions of adapters, as the library describes them (`composition.py`).
+
+_NESTED: Mapping[str, tuple[str, ...]] = {
+    "Stack": ("single", "Fuse", "Average"),
+    "Average": ("single", "Stack"),
+    "Fuse": ("single", "Stack"),
+}
+"""What the library allows in each (`ALLOWED_NESTINGS`), but for those that split a batch or a text."""
+
+_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_SWITCH = "switch"
+"""What the parameter of a switch begins with, which is put behind a graph that cannot lie idle."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A composition of compositions and adapters by their names; only averages have weights, one for each child."""
+
+    kind: Literal["Stack", "Average", "Fuse"]
+    children: tuple[Block | str, ...]
+    weights: tuple[float, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters in it, in their order."""
+        return tuple(name for child in self.children for name in ((child,) if isinstance(child, str) else child.names))
+
+    @property
+    def last_names(self) -> tuple[str, ...]:
+        """The last adapter of each child: the library calls a fusion by them."""
+        return tuple(child if isinstance(child, str) else child.names[-1] for child in self.children)
+
+    def blocks(self) -> Iterator[Block]:
+        """Itself and all compositions in it."""
+        yield self
+        for child in self.children:
+            if isinstance(child, Block):
+                yield from child.blocks()
+
+
+@dataclass(frozen=True)
+class SetupMember:
+    """One adapter of a setup; `label` is its name, as a part of names of parameters."""
+
+    label: str
+    folder: AdapterFolder
+    config: Config
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A setup folder; `document` is the composition as the file has it, and members have its order.
+
+    `head` is what the file says of heads: a name, several, true for that of the model, or none.
+    """
+
+    path: Path
+    block: Block
+    members: Mapping[str, SetupMember]
+    document: Mapping[str, Any]
+    head: object
+
+
+def read_setup(path: Path, read_pickle: ReadPickle | None) -> Setup:
+    """Read the composition and all of its adapters, or say why it is not imported as a whole."""
+    whole = read_object(path / SETUP_CONFIG)
+    document = whole.get("adapter_setup")
+    with within(path / SETUP_CONFIG):
+        if not isinstance(document, dict) or "type" not in document or not isinstance(document.get("children"), list):
+            raise FormatError(
+                "holds no composition",
+                found=f"keys {', '.join(whole)}",
+                expected='an object `adapter_setup` with "type" and "children"',
+            )
+        block = _block(document, path)
+        twice = [name for name, count in Counter(block.names).items() if count > 1]
+        if twice:
+            raise AdapterError("an adapter occurs twice in its composition", found=listed(twice))
+    members = {}
+    for number, name in enumerate(block.names, 1):
+        folder = read_adapter_folder(path / name, read_pickle)
+        fits = _LABEL.fullmatch(name) and not OWN.fullmatch(name) and not name.startswith(_SWITCH)
+        with within(folder.adapter.path):
+            config = read_config(folder.adapter.document)
+        members[name] = SetupMember(name if fits else f"member{number}", folder, config)
+    return Setup(path, block, members, document, whole.get("head_setup"))
+
+
+def _block(document: Mapping[str, Any], path: Path, outside: str = "") -> Block:
+    kind, children = document.get("type"), document.get("children")
+    if kind not in ("Stack", "Average", "Fuse"):
+        raise _not_whole(path, f"`{kind}`")
+    if not isinstance(children, list) or not children or not all(isinstance(child, dict) for child in children):
+        raise FormatError("a composition without children", found=f"`children`: {children}")
+    allowed = ("single",) if outside == "Fuse" else _NESTED[kind]
+    strangers = [str(child.get("type")) for child in children if child.get("type") not in allowed]
+    if strangers:
+        behind = f" in a `{outside}`" if outside == "Fuse" else ""
+        raise _not_whole(path, f"`{strangers[0]}` in a `{kind}`{behind}")
+    read: list[Block | str] = []
+    for child in children:
+        names = child.get("children")
+        if child["type"] != "single":
+            read.append(_block(child, path, kind))
+        elif isinstance(names, list) and len(names) == 1 and isinstance(names[0], str):
+            read.append(folder_name(names[0]))
+        else:
+            raise FormatError("a single adapter without a name", found=f"`children`: {names}")
+    return Block(kind, tuple(read), _weights(document, len(read)) if kind == "Average" else ())
+
+
+def folder_name(name: str) -> str:
+    """The name of an adapter or head, which must be that of a folder."""
+    if not re.fullmatch(r"[^\x00-\x1f/\\:]+", name) or name in (".", ".."):
+        raise FormatError("the name of an adapter that is no name of a folder", found=f"`{name}`")
+    return name
+
+
+def _weights(document: Mapping[str, Any], count: int) -> tuple[float, ...]:
+    def finite(number: object) -> bool:
+        return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+
+    kwargs = document.get("kwargs") or {}
+    weights = kwargs.get("weights", [1 / count] * count) if isinstance(kwargs, dict) else None
+    if not isinstance(weights, list) or len(weights) != count or not all(map(finite, weights)):
+        raise FormatError(
+            "the weights of an average are not those of its children",
+            found=f"`kwargs`: {kwargs}",
+            expected=f"{count} finite numbers",
+        )
+    return tuple(float(np.float32(weight)) for weight in weights)  # the library rounds them, too
+
+
+def _not_whole(path: Path, found: str) -> UsageError:
+    names = ", ".join(f"`{name}`" for name in adapters_in(path))
+    return UsageError(
+        "its composition is not imported as a whole",
+        where=path,
+        found=found,
+        expected="`Stack`, `Average` and `Fuse`, nested as the library allows it",
+        fix=f"give {argument('member', option='name')} with one of its adapters: {names}",
     )

@@ -1,20 +1,38 @@
-"""A folder of AdapterHub, of one adapter or of a setup, becomes an adapter for a base."""
+"""A folder of AdapterHub, of one adapter or of a setup, becomes an adapter for a base, with its prediction head.
+
+Heads are those of `heads/base.py`: dropout, dense and activation by turns, on one token or on all.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import within
+from adapter_export.errors import AdapterError, FormatError, UsageError, argument, within
 from adapter_export.graph.adapter import Adapter, Head
-from adapter_export.graph.kinds.adapterhub import BottleneckConfig
+from adapter_export.graph.heads import HeadOptions, make_head
+from adapter_export.graph.kinds.adapterhub import activation_named
+from adapter_export.graph.tasks import Task
 from adapter_export.importers.adapterhub.compositions import compile_setup
 from adapter_export.importers.adapterhub.config import LoraConfig, check_base, read_config
-from adapter_export.importers.adapterhub.folder import Saved, choose, is_setup, names_of, read_adapter_folder
-from adapter_export.importers.adapterhub.heads import import_head
+from adapter_export.importers.adapterhub.folder import (
+    HEAD_CONFIG,
+    Saved,
+    Setup,
+    choose,
+    folder_name,
+    is_setup,
+    names_of,
+    read_adapter_folder,
+    read_saved,
+    read_setup,
+)
 from adapter_export.importers.adapterhub.methods import import_bottleneck, import_low_rank, without_unused_inverse
-from adapter_export.importers.adapterhub.setups import head_notes, read_setup, setup_head
-from adapter_export.importers.take import Imported, ReadPickle, Taker
+from adapter_export.importers.take import Imported, ReadPickle, Taker, as_it_is, listed, transposed, zeros
 from adapter_export.sites.site import SiteMap
 
 _NAMES: dict[tuple[object, ...], str] = {
@@ -44,16 +62,10 @@ def import_adapterhub(
 ) -> Imported:
     """Import an adapter that AdapterHub's library saved, or a composition that it saved as a setup.
 
-    Args:
-        folder: of one adapter, of several, or of a setup.
-        sites: of the base.
-        name: what users will call it.
-        base: the fingerprint of the base.
-        member: which adapter, in a folder of several; in one of a setup, none for the setup as a whole.
-        with_head: whether its head is imported, where it has one.
-        by_number: match layers by their numbers if no path agrees, whatever the architecture.
-        model_type: the architecture of the base by its name in transformers, if it is known.
-        read_pickle: reads files of `torch.save`; without it, safetensors alone are read.
+    `folder` has one adapter, several, or a setup; `base` is the fingerprint of the base, `model_type` its architecture
+    by its name in transformers, if it is known. `member` says which adapter of several is meant; in a setup, none is
+    the whole. With `by_number`, layers are matched by their numbers if no path agrees, whatever the architecture.
+    Without `read_pickle`, safetensors alone are read.
 
     Raises:
         UsageError: there are several and none is named, or a composition is not imported as a whole.
@@ -63,68 +75,179 @@ def import_adapterhub(
     """
     path = choose(folder, member)
     if is_setup(path) and path == folder:
-        return _import_setup(path, sites, name, base, with_head, by_number, model_type, read_pickle)
-    read = read_adapter_folder(path, read_pickle)
-    with within(read.adapter.path):
-        config = read_config(read.adapter.document)
-        check_base(config, read.interface, sites, model_type, by_number=by_number)
-    names, notes, method = names_of(read.adapter.tensors, config.name), config.notes, config.method
-    taker = Taker(read.adapter.tensors, f"`{read.adapter.weights.name}`")
-    with within(path):
-        if isinstance(method, LoraConfig):
-            kind = "lora" if method.composition_mode == "add" else "ia3"
-            notes += import_low_rank(method, names, taker, sites, by_number=by_number)
-        else:
-            method, more = without_unused_inverse(method, read.adapter.document, names)
-            kind = kind_of(method)
-            notes += import_bottleneck(method, names, taker, sites, kind, by_number=by_number) + more
-        taker.check()
-    notes += tuple(taker.notes())
-    head, weights, more = _head(read.head if with_head else None, sites)
-    if read.head is not None and not with_head:
-        more = ("its head was left out",)
-    document = read.adapter.document
-    kept = {key: document[key] for key in ("model_name", "model_class", "model_type", "version") if document.get(key)}
-    record = {"library": "adapters", "name": config.name, "config": dict(document["config"]), **kept}
-    weights = {**taker.weights, **weights}
-    adapter = Adapter(name, kind, base, taker.graphs, taker.placements, weights, head, {"imported_from": record})
-    return Imported(adapter, notes + more)
+        setup = read_setup(path, read_pickle)
+        for one in setup.members.values():
+            with within(one.folder.adapter.path):
+                check_base(one.config, one.folder.interface, sites, model_type, by_number=by_number)
+        with within(path):
+            made, notes = compile_setup(setup, sites, name, base, by_number=by_number, read_pickle=read_pickle)
+        saved = _setup_head(setup, read_pickle) if with_head else None
+        members = {name: one.folder for name, one in setup.members.items()}
+        others = [name for name, one in members.items() if one.head is not None and one.head is not saved]
+        left_out = [f"the heads of {listed(others)} were left out"] if others else []
+        configs = {name: dict(one.adapter.document["config"]) for name, one in members.items()}
+        record: dict[str, Any] = {"setup": dict(setup.document), "members": configs}
+    else:
+        read = read_adapter_folder(path, read_pickle)
+        document = read.adapter.document
+        with within(read.adapter.path):
+            config = read_config(document)
+            check_base(config, read.interface, sites, model_type, by_number=by_number)
+        names, notes, method = names_of(read.adapter.tensors, config.name), config.notes, config.method
+        taker = Taker(read.adapter.tensors, f"`{read.adapter.weights.name}`")
+        with within(path):
+            if isinstance(method, LoraConfig):
+                kind: str = method.kind
+                notes += import_low_rank(method, names, taker, sites, by_number=by_number)
+            else:
+                method, more = without_unused_inverse(method, document, names)
+                learned = method.scaling if isinstance(method.scaling, str) else False
+                acts = (method.original_ln_before, method.original_ln_after, method.mh_adapter, method.output_adapter)
+                kind = _NAMES.get((method.is_parallel, *acts, method.phm_layer, learned), "bottleneck")
+                notes += import_bottleneck(method, names, taker, sites, kind, by_number=by_number) + more
+            taker.check()
+        notes += tuple(taker.notes())
+        made = Adapter(name, kind, base, taker.graphs, taker.placements, taker.weights)
+        saved = read.head if with_head else None
+        left_out = ["its head was left out"] if read.head is not saved else []
+        kept = ("model_name", "model_class", "model_type", "version")
+        record = {"name": config.name, "config": dict(document["config"])}
+        record |= {key: document[key] for key in kept if document.get(key)}
+    head, weights, told = _import_head(saved, sites.width)
+    record = {"imported_from": {"library": "adapters", **record}}
+    adapter = replace(made, weights={**made.weights, **weights}, head=head, training=record)
+    return Imported(adapter, (*notes, *told, *left_out))
 
 
-def _import_setup(
-    path: Path,
-    sites: SiteMap,
-    name: str,
-    base: str,
-    with_head: bool,
-    by_number: bool,
-    model_type: str | None,
-    read_pickle: ReadPickle | None,
-) -> Imported:
-    setup = read_setup(path, read_pickle)
-    for one in setup.members.values():
-        with within(one.folder.adapter.path):
-            check_base(one.config, one.folder.interface, sites, model_type, by_number=by_number)
-    with within(path):
-        made, notes = compile_setup(setup, sites, name, base, by_number=by_number, read_pickle=read_pickle)
-    saved = setup_head(setup, read_pickle) if with_head else None
-    head, weights, more = _head(saved, sites)
-    configs = {name: dict(one.folder.adapter.document["config"]) for name, one in setup.members.items()}
-    record = {"library": "adapters", "setup": dict(setup.document), "members": configs}
-    weights = {**made.weights, **weights}
-    adapter = Adapter(name, made.kind, base, made.graphs, made.placements, weights, head, {"imported_from": record})
-    return Imported(adapter, (*notes, *more, *head_notes(setup, saved)))
+def _setup_head(setup: Setup, read_pickle: ReadPickle | None) -> Saved | None:
+    """The head that was saved for the setup, else that of a stack's last adapter (`parse_heads_from_composition`)."""
+    if isinstance(setup.head, str) or setup.head is True:
+        folder = setup.path if setup.head is True else setup.path / folder_name(setup.head)
+        return read_saved(folder / HEAD_CONFIG, read_pickle)
+    if setup.head:
+        raise AdapterError("was saved with several heads", where=setup.path, found=f"`{setup.head}`", fix=_WITHOUT)
+    last = setup.block.children[-1]
+    return setup.members[last].folder.head if setup.block.kind == "Stack" and isinstance(last, str) else None
 
 
-def _head(saved: Saved | None, sites: SiteMap) -> tuple[Head | None, Weights, tuple[str, ...]]:
+# Prediction heads.
+
+_WITHOUT = f"give {argument('without_head', True)} to import the adapter alone"
+
+_TASKS: Mapping[str, Task] = {
+    "classification": "sequence_classification",
+    "multilabel_classification": "sequence_classification",
+    "image_classification": "sequence_classification",
+    "tagging": "token_classification",
+    "question_answering": "token_classification",
+}
+_NOTES = {
+    "multilabel_classification": "the head is for several labels at once: take σ of each logit, not their softmax",
+    "question_answering": "the head answers questions: its logits per token are those of the answer's start and end",
+}
+_REFUSED = {
+    "multiple_choice": "its logits are those of single choices",
+    "dependency_parsing": "it compares pairs of words",
+    "masked_lm": "it predicts tokens",
+    "causal_lm": "it predicts tokens",
+    "seq2seq_lm": "it predicts tokens",
+}
+_SPANS = ("start", "end")
+
+
+_MOST_LAYERS = 100
+
+
+def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights, tuple[str, ...]]:
+    """The head of a `head_config.json` and its tensors, if there is one, its weights, and what a user should know."""
     if saved is None:
         return None, {}, ()
-    head, taker, notes = import_head(saved, sites.width)
-    return head, taker.weights, notes
+    with within(saved.path):
+        config = _config(saved)
+        task, labels, numbers = _classes(config)
+        activation = config.get("activation_function")
+        try:
+            options = HeadOptions(
+                pooling="mean" if task == "token_classification" else "first",
+                dense=config["layers"] - 1,
+                activation=activation_named(str(activation)) if activation else "identity",
+                dropout=float(config.get("dropout_prob") or 0.0),
+            )
+            head = make_head(task, width=width, labels=labels, numbers=numbers, options=options)
+        except UsageError as error:
+            raise AdapterError(error.what, found=error.found, expected=error.expected, fix=_WITHOUT) from error
+    name, keys, others = str(saved.document.get("name")), dict[str, str](), dict[str, None]()
+    for full in saved.tensors:
+        owner, _, tensor = full.removeprefix("heads.").partition(".")
+        if full.startswith("heads.") and owner != name and owner.startswith(name):
+            others[f"`{owner}`"] = None
+        else:
+            keys[tensor if owner == name else full] = full
+    taker = Taker({full: saved.tensors[full] for full in keys.values()}, saved.weights)
+    step = 3 if activation else 2  # dropouts and activations are numbered, too
+    layers = [*(f"dense_{number}" for number in range(1, config["layers"])), "classifier"]
+    recipes = {}
+    for number, layer in enumerate(layers):
+        for role, recipe in (("weight", transposed), ("bias", as_it_is)):
+            parameter = f"{layer}.{role}"
+            recipes[parameter] = recipe(f"{1 + step * number}.{role}", head.graph.parameters[parameter])
+    if config.get("bias", True) is False:
+        recipes["classifier.bias"] = zeros("classes")
+    taker.take_head(head, recipes, keys)
+    taker.check()
+    notes = [_NOTES[config["head_type"]]] if config["head_type"] in _NOTES else []
+    notes += taker.notes()
+    if others:
+        notes.append(
+            f"the file also holds {', '.join(others)}: the library saves heads by the beginnings of their names"
+        )
+    return head, taker.weights, tuple(notes)
 
 
-def kind_of(config: BottleneckConfig) -> str:
-    """The name of the kind with these placements; `bottleneck` for those without one."""
-    learned = config.scaling if isinstance(config.scaling, str) else False
-    placements = (config.original_ln_before, config.original_ln_after, config.mh_adapter, config.output_adapter)
-    return _NAMES.get((config.is_parallel, *placements, config.phm_layer, learned), "bottleneck")
+def _config(saved: Saved) -> Mapping[str, Any]:
+    config = saved.document.get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("layers"), int):
+        raise AdapterError(
+            "is the head of a model that has only one, and no config of its own",
+            found=f"`model_class`: `{saved.document.get('model_class')}`",
+            expected="a head that was added to an `AutoAdapterModel`",
+            fix=f"{_WITHOUT}, or convert it with the library's `AutoAdapterModel`",
+        )
+    kind, layers, dropout = str(config.get("head_type")), config["layers"], config.get("dropout_prob") or 0.0
+    if kind not in _TASKS:
+        raise AdapterError(
+            "a kind of head that cannot be expressed",
+            found=f"`{kind}`: {_REFUSED.get(kind, 'it is not known')}",
+            fix=_WITHOUT,
+        )
+    if config.get("use_pooler"):
+        raise AdapterError(
+            "the head reads the base's own pooler, whose weights are not in the file",
+            found="`use_pooler`: true",
+            fix=_WITHOUT,
+        )
+    if not 1 <= layers <= _MOST_LAYERS:
+        raise FormatError("has no number of layers", found=f"`layers`: {layers}", expected=f"1 to {_MOST_LAYERS}")
+    if not isinstance(dropout, int | float) or not math.isfinite(dropout):
+        raise FormatError("has no rate of dropout", found=f"`dropout_prob`: `{dropout}`", expected="a number")
+    return config
+
+
+def _classes(config: Mapping[str, Any]) -> tuple[Task, tuple[str, ...], int]:
+    """The task, the labels in the order of the logits, and how many numbers there are."""
+    numbers = config.get("num_labels")
+    if not isinstance(numbers, int) or isinstance(numbers, bool) or numbers < 1:
+        raise FormatError("has no number of classes", found=f"`num_labels`: {numbers}", expected="at least 1")
+    task = _TASKS[config["head_type"]]
+    if config["head_type"] == "question_answering" and numbers == len(_SPANS):
+        return task, _SPANS, numbers
+    if task == "sequence_classification" and numbers == 1:
+        return "regression", (), 1
+    names = config.get("label2id")
+    if names is None:
+        return task, tuple(f"LABEL_{number}" for number in range(numbers)), numbers
+    if not isinstance(names, dict) or sorted(map(str, names.values())) != sorted(map(str, range(numbers))):
+        raise FormatError(
+            "labels and classes differ", found=f"`label2id`: {names}", expected=f"a name for each of 0 to {numbers - 1}"
+        )
+    return task, tuple(sorted(names, key=lambda label: int(names[label]))), numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from adapter_export.graph.kinds.adapterhub import BottleneckConfig, bottleneck_c
 from adapter_export.graph.kinds.kind import Kind, Share
 from adapter_export.graph.kinds.lora import lora_graph
 from adapter_export.importers.adapterhub.config import LoraConfig
-from adapter_export.importers.adapterhub.folder import Names, sublayer_target
-from adapter_export.importers.match import Match, Target, inside, match
+from adapter_export.importers.adapterhub.folder import Keys, Names, sublayer_target
+from adapter_export.importers.match import Target, inside, match
 from adapter_export.importers.take import Recipe, Source, Taker, as_it_is, transposed, zeros
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
@@ -28,18 +28,7 @@ EMBEDDINGS = "embeddings"
 def import_bottleneck(
     config: BottleneckConfig, names: Names, taker: Taker, sites: SiteMap, kind: str, *, by_number: bool
 ) -> tuple[str, ...]:
-    """Take bottlenecks to the sites of a base.
-
-    Args:
-        config: the config.
-        names: the names of the adapter's tensors.
-        taker: takes the tensors; its caller checks it.
-        sites: of the base.
-        kind: the name of the kind.
-        by_number: match layers by their numbers if no path agrees.
-
-    Returns:
-        What a user should know.
+    """Take bottlenecks to the sites of a base, and say what a user should know; the caller checks the taker.
 
     Raises:
         AdapterError: the config contradicts itself, or the base lacks its places.
@@ -53,9 +42,7 @@ def import_bottleneck(
             "`AutoAdapterModel` in which it was trained",
         )
     made = as_kind(config, kind)
-    modules = names.of("adapters")
-    found = match_bottlenecks(modules, sites, by_number=by_number)
-    keys = {site: modules[path] for site, path in found.modules().items()}
+    keys, told = keys_at_sites(names.of("adapters"), sublayer_target, sites, by_number=by_number)
     if names.inverse is not None:
         inverted = sites.of_roles((EMBEDDINGS,))
         if not inverted:
@@ -65,40 +52,50 @@ def import_bottleneck(
             )
         keys[inverted[0].name] = names.inverse
     for site in sites:
-        part = made.component_at(site)
-        if part is None:
+        component = made.component_at(site)
+        if component is None:
             continue
         if site.name not in keys:
             taker.fault(f"every tensor of `{site.name}`{f' (`{site.path}`)' if site.path else ''} is missing")
             continue
         try:
-            widths = {**part.widths_at(site), "d": site.width, "d1": site.width // 2, "d2": (site.width + 1) // 2}
+            widths = {**component.widths_at(site), "d": site.width, "d1": site.width // 2, "d2": (site.width + 1) // 2}
         except UsageError as error:
             raise AdapterError(
                 error.what, where=f"`{site.name}`", found=error.found, expected=error.expected
             ) from error
-        recipes = _nice_recipes() if site.role == EMBEDDINGS else bottleneck_recipes(config)
-        taker.place(site, part.graph_name, part.graph, recipes, widths, keys[site.name], names.shared)
-    return (*found.notes(), *_notes(config))
+        recipes = _nice_recipes() if site.role == EMBEDDINGS else _bottleneck_recipes(config)
+        taker.place(site, component.graph_name, component.graph, recipes, widths, keys[site.name], names.shared)
+    notes = list(told)
+    if config.phm_layer and config.factorized_phm_rule:
+        notes.append("the two factors of the rule were multiplied, and each number rounded once to float32")
+    if config.inv_adapter is not None:
+        notes.append(
+            "the invertible adapter acts after the embeddings; AdapterHub also inverts it before a language-model "
+            "head, which is not done here"
+        )
+    return tuple(notes)
 
 
-def match_bottlenecks(modules: Mapping[str, object], sites: SiteMap, *, by_number: bool) -> Match:
-    """The sublayers behind which the bottlenecks, or the fusions, of some modules act.
+def keys_at_sites(
+    modules: Mapping[str, Keys],
+    target: Callable[[str], Target],
+    sites: SiteMap,
+    where: object = None,
+    *,
+    by_number: bool,
+) -> tuple[dict[str, Keys], tuple[str, ...]]:
+    """The tensors of the module that acts at each site, by its name, and what a user should know.
 
-    Raises:
-        AdapterError: the base lacks some of them; all are listed.
+    An AdapterError lists modules that the base lacks.
     """
-    found = match([sublayer_target(path) for path in modules], sites, None, by_number=by_number)
+    found = match([target(path) for path in modules], sites, where, by_number=by_number)
     found.require(list(modules))
-    return found
+    return {site: modules[path] for site, path in found.modules().items()}, found.notes()
 
 
 def as_kind(config: BottleneckConfig, name: str) -> Kind:
-    """The graphs of a config.
-
-    Raises:
-        AdapterError: it contradicts itself, or asks for what has no graph; the message names it.
-    """
+    """The graphs of a config; an AdapterError if it contradicts itself, or asks for what has no graph."""
     try:
         kind = bottleneck_config(config, name)
     except UsageError as error:
@@ -117,17 +114,7 @@ def without_unused_inverse(
     return replace(config, inv_adapter=None, inv_adapter_reduction_factor=None), (note,)
 
 
-def _notes(config: BottleneckConfig) -> Iterator[str]:
-    if config.phm_layer and config.factorized_phm_rule:
-        yield "the two factors of the rule were multiplied, and each number rounded once to float32"
-    if config.inv_adapter is not None:
-        yield (
-            "the invertible adapter acts after the embeddings; AdapterHub also inverts it before a language-model "
-            "head, which is not done here"
-        )
-
-
-def bottleneck_recipes(config: BottleneckConfig) -> dict[str, Recipe]:
+def _bottleneck_recipes(config: BottleneckConfig) -> dict[str, Recipe]:
     """How the parameters of a bottleneck's graph are made."""
     first = f"adapter_down.{1 if config.ln_before else 0}"
     found: dict[str, Recipe] = {
@@ -218,10 +205,10 @@ def _nice_recipes() -> dict[str, Recipe]:
     return _coupling("f", "F", second, first, ("d2", "d1")) | _coupling("g", "G", first, second, ("d1", "d2"))
 
 
-Half = Callable[[np.ndarray, int], np.ndarray]
+_Half = Callable[[np.ndarray, int], np.ndarray]
 
 
-def _coupling(name: str, library: str, read: Half, written: Half, halves: tuple[str, str]) -> dict[str, Recipe]:
+def _coupling(name: str, library: str, read: _Half, written: _Half, halves: tuple[str, str]) -> dict[str, Recipe]:
     reads, writes = halves
     down, up = Source(f"{library}.0.weight", (name, reads)), Source(f"{library}.2.weight", (writes, name))
     bias = Source(f"{library}.2.bias", (writes,))
@@ -252,21 +239,16 @@ class _Form:
 def import_low_rank(
     config: LoraConfig, names: Names, taker: Taker, sites: SiteMap, *, by_number: bool
 ) -> tuple[str, ...]:
-    """Take LoRA or IA3 to the linear layers of a base; arguments and result as for `import_bottleneck`.
-
-    Raises:
-        AdapterError: the base lacks its places, or it cannot be expressed.
-    """
-    modules = names.of("loras")
-    found = match([Target(path, path) for path in modules], sites, "LoRA and IA3", by_number=by_number)
-    found.require(list(modules))
-    keys = {site: modules[path] for site, path in found.modules().items()}
+    """Take LoRA or IA3 to the linear layers of a base, as `import_bottleneck` does."""
+    keys, notes = keys_at_sites(
+        names.of("loras"), lambda path: Target(path, path), sites, "LoRA and IA3", by_number=by_number
+    )
     _check_layers(config, keys, sites, taker)
     for site in sites.of_roles(LAYERS):
         if site.name in keys and site.layer not in config.leave_out:
             form = _form(config, site)
             taker.place(site, form.graph_name, form.graph, form.recipes, form.widths, keys[site.name])
-    return tuple(found.notes())
+    return notes
 
 
 def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteMap, taker: Taker) -> None:
@@ -330,16 +312,17 @@ def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
         third = site.width // len(_FUSED)
 
         def spread(stacked: np.ndarray) -> np.ndarray:
-            """[n·d/3, r] as [n·r, d]: each product's columns in its own part, zeros elsewhere."""
-            rank = stacked.shape[1]
-            whole = np.zeros((rank * len(fused), site.width), stacked.dtype)
-            for at, part in enumerate(fused):
-                block = stacked[third * at : third * (at + 1)]
-                whole[rank * at : rank * (at + 1), third * part : third * (part + 1)] = block.T
-            return whole
+            """[n·d/3, r] as [n·r, d]."""
+            return np.concatenate([_in_thirds(stacked, at, part, third) for at, part in enumerate(fused)])
 
         recipes["lora_B.weight"] = Recipe((Source("lora_B", (third * len(fused), "r1")),), spread)
     return _Form("lora_gate" if config.use_gating else "lora", graph, {**recipes, **_gate("d_in")}, widths)
+
+
+def _in_thirds(stacked: np.ndarray, at: int, part: int, third: int) -> np.ndarray:
+    """The `at`-th of stacked matrices [n·d/3, r] as [r, d]: in the `part`-th third of the columns, beside zeros."""
+    block = stacked[third * at : third * (at + 1)].T
+    return np.concatenate([block if one == part else np.zeros_like(block) for one in range(len(_FUSED))], axis=1)
 
 
 def _gated_parts(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
@@ -365,14 +348,9 @@ def _gated_parts(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _For
 
 def _part_recipes(name: str, at: int, part: int, parts: int, third: int, rank: int) -> dict[str, Recipe]:
     """The `at`-th of the stacked products, which writes the `part`-th third of the layer."""
-
-    def own(stacked: np.ndarray) -> np.ndarray:
-        block = stacked[third * at : third * (at + 1)].T
-        return np.concatenate([block if one == part else np.zeros_like(block) for one in range(len(_FUSED))], axis=1)
-
     return {
         f"{name}A.weight": Recipe((Source("lora_A", ("rn", "d_in")),), lambda a: a[rank * at : rank * (at + 1)].T),
-        f"{name}B.weight": Recipe((Source("lora_B", ("dn", "r")),), own),
+        f"{name}B.weight": Recipe((Source("lora_B", ("dn", "r")),), lambda b: _in_thirds(b, at, part, third)),
         f"{name}gate.weight": Recipe((Source("gate.weight", (parts, "d_in")),), lambda g: g[at : at + 1].T),
         f"{name}gate.bias": Recipe((Source("gate.bias", (parts,)),), lambda g: g[at : at + 1]),
     }

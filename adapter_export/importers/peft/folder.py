@@ -11,7 +11,7 @@ from typing import Any
 from adapter_export.errors import AdapterError, FileError, argument
 from adapter_export.format.canonical import read_json
 from adapter_export.importers.peft.options import TENSORS, Options, is_off, read_options
-from adapter_export.importers.take import ReadPickle, Taker, Tensors, read_file
+from adapter_export.importers.take import ReadPickle, Taker, Tensors, listed, read_file
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -22,14 +22,7 @@ _WHOLE_MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_m
 
 @dataclass(frozen=True)
 class PeftFolder:
-    """What lies in one.
-
-    Attributes:
-        path: the folder.
-        config: its config as it stands there, without what is off.
-        options: what it says of what is computed.
-        tensors: by PEFT's keys.
-    """
+    """Its config without what is off, what this says of the computation, and the tensors by PEFT's keys."""
 
     path: Path
     config: Mapping[str, Any]
@@ -69,28 +62,25 @@ def _adapter_in(folder: Path, name: str | None) -> Path:
         return folder / name
     if len(inside) == 1:
         return folder / inside[0]
+    if inside:
+        instead = f"the adapters {listed(inside)} in it"
+    elif not folder.is_dir():
+        instead = "no folder"
+    elif any((folder / name).is_file() for name in _WHOLE_MODELS):
+        instead = "a whole model, perhaps one that an adapter was merged into: it is a base of its own"
+    else:
+        instead = f"no `{CONFIG_FILE}`"
     several = f"name one of them with {argument('member', option='name')}"
     raise FileError(
         "is not the folder of a PEFT adapter",
         where=folder,
-        found=_instead(folder, inside),
+        found=instead,
         expected=f"a folder with `{CONFIG_FILE}` and `{TENSOR_FILES[0]}`",
         fix=several if inside else "give the folder that `save_pretrained` of PEFT wrote",
     )
 
 
-def _instead(folder: Path, inside: list[str]) -> str:
-    if inside:
-        return f"the adapters {', '.join(f'`{name}`' for name in inside)} in it"
-    if not folder.is_dir():
-        return "no folder"
-    if any((folder / name).is_file() for name in _WHOLE_MODELS):
-        return "a whole model, perhaps one that an adapter was merged into: it is a base of its own"
-    return f"no `{CONFIG_FILE}`"
-
-
 _PREFIX = "base_model.model."
-_ORIGINAL = ".original_module."
 _WRAPPED = (".modules_to_save.", ".base_layer.")
 """Names of wrappers that PEFT puts around modules; some versions leave them in the keys."""
 
@@ -102,13 +92,11 @@ _PARAMETER = re.compile(r"(?P<path>.+?)\.(?P<role>(?:lora_\w+|ia3_\w+)(?:\.\w+)?
 
 @dataclass(frozen=True)
 class Sorted:
-    """The keys of tensors by module path, the path as PEFT has it behind `base_model.model.`, and by their name there.
+    """The keys of tensors by module path, as PEFT has it behind `base_model.model.`, and by their name there.
 
-    Attributes:
-        adapted: the trained matrices or vectors beside modules: `lora_A.weight` [r, in], `lora_B.weight` [out, r] and
-            perhaps `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in].
-        saved: the `weight` and `bias` of modules that were trained as a whole.
-        biases: trained biases of the base itself.
+    `adapted` are matrices or vectors beside modules: `lora_A.weight` [r, in], `lora_B.weight` [out, r] and perhaps
+    `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in]. `saved` are the `weight` and `bias` of modules that were
+    trained as a whole, `biases` those of the base itself that were trained.
     """
 
     adapted: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -126,7 +114,7 @@ def sort_tensors(taker: Taker, options: Options, where: object) -> Sorted:
     _check_expressible(taker.tensors, where)
     found = Sorted()
     for key in taker.tensors:
-        if _ORIGINAL in key:
+        if ".original_module." in key:
             taker.forget([key])
         elif _put(key, options, found):
             taker.tensor(key)
@@ -183,6 +171,5 @@ def _is_saved(path: str, options: Options) -> bool:
 
     PEFT matches the bare ends of paths (`peft.utils.other._set_trainable`): `classifier` saves `pre_classifier`, too.
     """
-    parts = path.split(".")
-    heads = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-    return any(head.endswith(options.saved) for head in heads)
+    names = path.split(".")
+    return any(".".join(names[:count]).endswith(options.saved) for count in range(1, len(names) + 1))

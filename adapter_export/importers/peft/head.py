@@ -1,10 +1,9 @@
 """The modules that PEFT saved as a whole, as a prediction head.
 
-How the models of transformers classify a text is what a folder of PEFT does not say, and no tensor shows: two heads of
-the same shapes differ in their activation (`tanh` in RoBERTa, `gelu` in ELECTRA), and a lone linear layer reads the
-pooled first token in BERT and the bare one in ViT. So there is a table, by the name that transformers gives the base
-inside such a model, which stands before every module path of the adapter. Models outside the table are read when the
-user says what their heads do.
+What the heads of transformers compute is in no folder of PEFT, and no tensor shows it: heads of the same shapes differ
+in their activation (`tanh` in RoBERTa, `gelu` in ELECTRA), and a lone linear layer reads the pooled first token in BERT
+and the bare one in ViT. So there is a table, by the name of the base inside such a model, which stands before every
+module path of the adapter. Heads outside the table are read when the user says what they do.
 """
 
 from __future__ import annotations
@@ -22,15 +21,11 @@ from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import LABELLED, Task
 from adapter_export.importers.peft.folder import Sorted
 from adapter_export.importers.peft.options import Options
-from adapter_export.importers.take import Recipe, Taker
+from adapter_export.importers.take import Recipe, Taker, listed
 
 
 def known_labels(config: Path) -> tuple[str, ...]:
-    """The values of `id2label` in the `config.json` of a Hugging Face folder, in the order of the classes.
-
-    Raises:
-        FileError, FormatError: the file is there and cannot be read.
-    """
+    """The values of `id2label` in the `config.json` of a Hugging Face folder, in the order of the classes."""
     document = read_json(config) if config.is_file() else {}
     names = document.get("id2label") if isinstance(document, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -42,13 +37,9 @@ def known_labels(config: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class KnownHead:
-    """A head: `classes(f(dense(pool(hidden))))`, or `classes(pool(hidden))`.
+    """A head: `classes(f(dense(pool(hidden))))`, or `classes(pool(hidden))`, by the paths of its layers.
 
-    Attributes:
-        pooling: `first` or `mean`.
-        dense: the path of the dense layer, in the head or in the base; none if there is none.
-        activation: what stands behind it.
-        classes: the path of the last layer; any one if none is named.
+    `pooling` is `first` or `mean`; `dense` lies in the head or in the base; without `classes`, the one layer is meant.
     """
 
     pooling: str
@@ -57,20 +48,15 @@ class KnownHead:
     classes: str | None = None
 
 
-_DENSE_HEAD = KnownHead("first", "classifier.dense", "tanh", "classifier.out_proj")
-_BARE = KnownHead("first", classes="classifier")
-
 RECIPES: Mapping[str, KnownHead] = {
     "bert": KnownHead("first", "bert.pooler.dense", "tanh", "classifier"),
     "albert": KnownHead("first", "albert.pooler", "tanh", "classifier"),
-    "roberta": _DENSE_HEAD,  # XLM-RoBERTa and CamemBERT, too
-    "longformer": _DENSE_HEAD,
-    "mpnet": _DENSE_HEAD,
-    "esm": _DENSE_HEAD,
+    **dict.fromkeys(  # `roberta` is also XLM-RoBERTa and CamemBERT
+        ("roberta", "longformer", "mpnet", "esm"), KnownHead("first", "classifier.dense", "tanh", "classifier.out_proj")
+    ),
     "electra": KnownHead("first", "classifier.dense", "gelu", "classifier.out_proj"),
     "distilbert": KnownHead("first", "pre_classifier", "relu", "classifier"),
-    "vit": _BARE,
-    "deit": _BARE,
+    **dict.fromkeys(("vit", "deit"), KnownHead("first", classes="classifier")),
 }
 """Heads for one class per text or image, as transformers 5 has them, in `modeling_<name>.py`."""
 
@@ -93,14 +79,10 @@ BaseTensor = Callable[[str], np.ndarray | None]
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """What the user says of the head.
+    """What the user says of the head; what is none is as the recipe says.
 
-    Attributes:
-        pooling: `first`, `mean` or `tokens`; as the recipe says if not given.
-        activation: behind the head's dense layer; likewise.
-        labels: the names of the classes, in the order of the logits.
-        known_labels: the names that the base's config gives, used where their number fits.
-        leave_out: whether the adapter shall have no head.
+    `pooling` is `first`, `mean` or `tokens`, `activation` that of the head's dense layer; `labels` are in the order of
+    the logits. `known_labels` are those of the base's config, used where their number fits.
     """
 
     pooling: str | None = None
@@ -112,12 +94,7 @@ class HeadChoice:
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer as torch has it.
-
-    Attributes:
-        weight: [out, in].
-        bias: [out].
-    """
+    """A linear layer as torch has it: `weight` [out, in], `bias` [out]."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -125,12 +102,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class MadeHead:
-    """A head, whose weights have been taken.
+    """A head, if there is one, whose weights have been taken.
 
-    Attributes:
-        head: the head, if there is one.
-        used: the paths of modules outside the base's sites that went into it.
-        notes: what was decided on the way.
+    `used` are the paths of modules outside the base's sites that went into it, `notes` what was decided on the way.
     """
 
     head: Head | None = None
@@ -141,52 +115,40 @@ class MadeHead:
 def take_head(
     found: Sorted, taker: Taker, options: Options, base: BaseTensor, width: int, choice: HeadChoice, where: object
 ) -> MadeHead:
-    """The head that the saved modules are, if there are any.
-
-    Args:
-        found: what belongs to which module.
-        taker: has the adapter's tensors, and takes the head's weights.
-        options: the adapter's config.
-        base: the tensors of the base.
-        width: of the final hidden state.
-        choice: what the user says.
-        where: names the adapter in messages.
+    """The head that the saved modules are, if there are any; `width` is that of the final hidden state.
 
     Raises:
         AdapterError: modules were saved that are no head, or a head whose way to read the hidden state is not known.
         UsageError: the user says something of a head, and there is none, or labels of another number.
         TensorError: tensors have shapes that do not go together.
     """
+    in_base = [path for path in found.saved if base(f"{path}.weight") is not None]
     if choice.leave_out or not found.saved:
         if choice.labels or choice.pooling or choice.activation:
             raise UsageError("something is said of a head, and the adapter has or shall have none", where=where)
-        return _left_out(found, base, where)
-    task = _task(found, options, base, choice, where)
+        _refuse(in_base, where)
+        if not found.saved:
+            return MadeHead()
+        # what is not in the base was a head, and so was the layer of the base that it read
+        read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
+        names = listed(found.saved)
+        return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
+    task = _task(options, choice, in_base, where)
     recipe = KnownHead(TOKENS) if task == "token_classification" else _recipe(found, taker, choice, where)
     return _Maker(found, taker, options, base, width, where).make(task, recipe, choice)
 
 
-def _left_out(found: Sorted, base: BaseTensor, where: object) -> MadeHead:
-    """No head; what is not in the base was one, and so was the layer of the base that it read."""
-    _refuse([path for path in found.saved if base(f"{path}.weight") is not None], where)
-    if not found.saved:
-        return MadeHead()
-    read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
-    names = ", ".join(f"`{path}`" for path in found.saved)
-    return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
-
-
-def _task(found: Sorted, options: Options, base: BaseTensor, choice: HeadChoice, where: object) -> Task:
+def _task(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> Task:
     known = {name: task for name, task in _TASKS.items() if (options.model_class or "").endswith(name)}
     task = _TASKS.get(options.task_type or "") or next(iter(known.values()), None)
     if choice.pooling is not None:
         return "token_classification" if choice.pooling == TOKENS else "sequence_classification"
     if task is None:
-        _refuse([path for path in found.saved if base(f"{path}.weight") is not None], where)
+        _refuse(in_base, where)
         raise AdapterError(
             "has modules that were trained as a whole, and nothing says that they are a head",
             where=where,
-            found=f"{', '.join(f'`{name}`' for name in options.saved)} and the task `{options.task_type}`",
+            found=f"{listed(options.saved)} and the task `{options.task_type}`",
             expected="the task `SEQ_CLS` or `TOKEN_CLS`",
             fix=f"say what the head reads with {argument('pooling', 'first')}, `mean` or `tokens`, if it is one",
         )
@@ -203,7 +165,7 @@ def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> K
             "has a head, and nothing says what it reads",
             where=where,
             found=f"a model whose base is called `{family}`",
-            expected=f"one of {', '.join(f'`{name}`' for name in RECIPES)}",
+            expected=f"one of {listed(RECIPES)}",
             fix=f"say it with {argument('pooling', 'first')} or `mean`; a head that reads the last token, as decoders "
             f"have it, cannot be expressed, and {argument('without_head', True)} leaves it out",
         )
@@ -217,7 +179,7 @@ def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> K
         if len(found.saved) == 2
         else "the head has too many layers",
         where=where,
-        found=", ".join(f"`{path}`" for path in found.saved),
+        found=listed(found.saved),
         fix=f"give {argument('activation')}" if len(found.saved) == 2 else None,
     )
 
@@ -240,21 +202,36 @@ class _Maker:
     def __init__(
         self, found: Sorted, taker: Taker, options: Options, base: BaseTensor, width: int, where: object
     ) -> None:
-        self._found = found
-        self._taker = taker
-        self._options = options
-        self._base = base
-        self._width = width
-        self._where = where
+        self._found, self._taker, self._options = found, taker, options
+        self._base, self._width, self._where = base, width, where
         self._used: set[str] = set()
 
     def make(self, task: Task, recipe: KnownHead, choice: HeadChoice) -> MadeHead:
         dense = None if recipe.dense is None else self._layer(recipe.dense)
         classes = self._layer(recipe.classes or next(iter(self._found.saved)))
         _refuse([path for path in self._found.saved if path not in self._used], self._where)
-        self._check_shapes(dense, classes)
+        layers = {"dense_1": dense, "classifier": classes} if dense else {"classifier": classes}
+        read = self._width
+        for layer in layers.values():
+            if layer.weight.shape[1] != read or layer.bias.shape != (len(layer.weight),):
+                raise TensorError(
+                    "the layers of the head do not go together",
+                    where=self._where,
+                    found=f"a layer {list(layer.weight.shape)} with the bias {list(layer.bias.shape)}",
+                    expected=f"one that reads {read} features",
+                    fix="give the base that the adapter was trained on",
+                )
+            read = len(layer.weight)
         count = len(classes.bias)
-        labels, notes = _labels(count, choice, self._where)
+        labels, notes = choice.known_labels if choice.labels is None else choice.labels, list[str]()
+        if choice.labels is not None and len(labels) != count:
+            raise UsageError(
+                "labels of another number than classes", where=self._where, found=len(labels), expected=count
+            )
+        if len(labels) != count:
+            labels = tuple(f"LABEL_{index}" for index in range(count))
+            named = f"they are called {', '.join(labels)}; {argument('labels')} names them"
+            notes.append(f"PEFT saves no names of classes: {named}")
         if task == "sequence_classification" and count == 1:
             task = "regression"
         head = make_head(
@@ -270,11 +247,11 @@ class _Maker:
             ),
         )
         recipes = {}
-        for name, layer in {"classifier": classes, **({} if dense is None else {"dense_1": dense})}.items():
+        for name, layer in layers.items():
             recipes[f"{name}.weight"] = Recipe((), layer.weight.transpose)
             recipes[f"{name}.bias"] = Recipe((), layer.bias.copy)
         self._taker.take_head(head, recipes, {})
-        return MadeHead(head, frozenset(self._used), notes if task in LABELLED else ())
+        return MadeHead(head, frozenset(self._used), tuple(notes) if task in LABELLED else ())
 
     def _layer(self, path: str) -> Layer:
         """A layer of the head, or one of the base that the head reads, with what the adapter does to it."""
@@ -282,15 +259,16 @@ class _Maker:
         if path not in self._found.saved:
             return self._of_base(path)
         saved = self._read(self._found.saved[path])
-        weight = saved.get("weight")
-        if weight is None or weight.ndim != 2:
-            raise _not_expressible([path], self._where)
+        weight = saved.get("weight", np.zeros(0))
+        if weight.ndim != 2:
+            _refuse([path], self._where)
         return Layer(weight, saved.get("bias", np.zeros(len(weight), np.float32)))
 
     def _read(self, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
         return {role: self._taker.tensors[key] for role, key in keys.items()}
 
     def _of_base(self, path: str) -> Layer:
+        """A layer of the base, with the adapter's update inside."""
         weight, bias = self._base(f"{path}.weight"), self._base(f"{path}.bias")
         if weight is None or weight.ndim != 2:
             raise AdapterError(
@@ -301,62 +279,26 @@ class _Maker:
             )
         if path in self._found.biases:
             bias = self._taker.tensors[self._found.biases[path]]
-        bias = np.zeros(len(weight)) if bias is None else bias
-        return self._merged(path, Layer(weight.astype(np.float64), bias.astype(np.float64)))
-
-    def _merged(self, path: str, layer: Layer) -> Layer:
-        """A layer of the head is the adapter's own, so that the update can go into its weights."""
+        weight, bias = weight.astype(np.float64), np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
         adapted = self._read(self._found.adapted.get(path, {}))
         tensors = {name: tensor.astype(np.float64) for name, tensor in adapted.items()}
         if "ia3_l" in tensors:
             vector = tensors["ia3_l"]
-            return Layer(layer.weight * vector, layer.bias if vector.shape[0] == 1 else layer.bias * vector[:, 0])
-        if not tensors:
-            return layer
-        factor = self._options.factor_at(path)
-        update = factor * tensors["lora_B.weight"] @ tensors["lora_A.weight"]
-        return Layer(layer.weight + update, layer.bias + factor * tensors.get("lora_B.bias", np.zeros(len(layer.bias))))
-
-    def _check_shapes(self, dense: Layer | None, classes: Layer) -> None:
-        chain = [layer for layer in (dense, classes) if layer is not None]
-        widths = [self._width, *(len(layer.weight) for layer in chain)]
-        for layer, width in zip(chain, widths, strict=False):
-            if layer.weight.shape[1] != width or layer.bias.shape != (len(layer.weight),):
-                raise TensorError(
-                    "the layers of the head do not go together",
-                    where=self._where,
-                    found=f"a layer {list(layer.weight.shape)} with the bias {list(layer.bias.shape)}",
-                    expected=f"one that reads {width} features",
-                    fix="give the base that the adapter was trained on",
-                )
+            return Layer(weight * vector, bias if vector.shape[0] == 1 else bias * vector[:, 0])
+        if tensors:
+            factor = self._options.factor_at(path)
+            weight = weight + factor * tensors["lora_B.weight"] @ tensors["lora_A.weight"]
+            bias = bias + factor * tensors.get("lora_B.bias", np.zeros(len(bias)))
+        return Layer(weight, bias)
 
 
 def _refuse(paths: Sequence[str], where: object) -> None:
     """Refuse what was trained as a whole and is no layer of a head."""
     if paths:
-        raise _not_expressible(paths, where)
-
-
-def _not_expressible(paths: Sequence[str], where: object) -> AdapterError:
-    return AdapterError(
-        "has modules that were trained as a whole and cannot be expressed",
-        where=where,
-        found=", ".join(f"`{path}`" for path in paths),
-        expected="the layers of a prediction head",
-        fix="train it without them in `modules_to_save`",
-    )
-
-
-def _labels(count: int, choice: HeadChoice, where: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the classes, and a note where they are made up."""
-    if choice.labels is not None:
-        if len(choice.labels) != count:
-            raise UsageError(
-                "labels of another number than classes", where=where, found=len(choice.labels), expected=count
-            )
-        return choice.labels, ()
-    if len(choice.known_labels) == count:
-        return choice.known_labels, ()
-    made_up = tuple(f"LABEL_{index}" for index in range(count))
-    names = f"they are called {', '.join(made_up)}; {argument('labels')} names them"
-    return made_up, (f"PEFT saves no names of classes: {names}",)
+        raise AdapterError(
+            "has modules that were trained as a whole and cannot be expressed",
+            where=where,
+            found=listed(paths),
+            expected="the layers of a prediction head",
+            fix="train it without them in `modules_to_save`",
+        )

@@ -19,7 +19,7 @@ from adapter_export.importers.match import Match, Target, alike, check_architect
 from adapter_export.importers.peft.folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.head import BaseTensor, HeadChoice, MadeHead, take_head
 from adapter_export.importers.peft.options import Options, targeted
-from adapter_export.importers.take import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, transposed
+from adapter_export.importers.take import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, listed, transposed
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 
@@ -38,23 +38,14 @@ def import_peft(
 ) -> Imported:
     """Import a LoRA or an IA3 that PEFT saved.
 
-    Args:
-        folder: has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`.
-        sites: the sites of the base.
-        name: what users will call the adapter.
-        base: the base's fingerprint.
-        base_tensor: the base's tensors by their names there, such as `encoder.layer.0.output.dense.bias`. Needed where
-            biases of the base were trained, and for heads that read a layer of the base.
-        member: which adapter, in a folder of several.
-        head: what is known of the head beside the folder.
-        by_number: match layers by their numbers if no path agrees, whatever the architecture.
-        model_type: the architecture of the base by its name in transformers, if it is known.
-        read_pickle: reads files of `torch.save`; without it, safetensors alone are read.
+    `base_tensor` gives the base's tensors by their names there, such as `encoder.layer.0.output.dense.bias`: needed
+    where biases of the base were trained, and for heads that read a layer of the base. The other arguments are those of
+    `import_adapterhub`; `head` is what is known of the head beside the folder.
 
     Raises:
         FileError, FormatError, MissingExtraError: as `folder.read_folder`.
         AdapterError: the adapter is of a kind, or has options, modules or a head, that cannot be expressed, or acts on
-            modules that the base lacks, or calls elsewhere, too; all of them are listed.
+            modules that the base lacks, or also calls where no site is; all of them are listed.
         TensorError: tensors are missing, left over or do not fit; all of them are listed.
         UsageError: what is said of the head does not fit.
     """
@@ -64,7 +55,7 @@ def import_peft(
     with within(where):
         check_architecture(options.architecture, model_type, by_number=by_number)
     matched = match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
-    in_base = _Base(sites, matched, _linears(sites), _norms(sites), base_tensor)
+    in_base = _Base(sites, matched, base_tensor)
     made = take_head(found, taker, options, in_base.tensor, sites.width, head or HeadChoice(), where)
     updates = _updates(found, taker, in_base, made, where)
     lost = in_base.lost(found, options)
@@ -72,7 +63,7 @@ def import_peft(
         raise TensorError(
             "tensors are missing for modules that the config names",
             where=where,
-            found=", ".join(f"`{path}`" for path in lost),
+            found=listed(lost),
             fix="take the file from its source again; if it is right, name these in `exclude_modules` of the config",
         )
     if options.kind == "lora":
@@ -89,19 +80,15 @@ def import_peft(
     taker.check()
     record = {"imported": {"from": "peft", "config": dict(read.config)}}
     adapter = Adapter(name, options.kind, base, taker.graphs, taker.placements, taker.weights, made.head, record)
-    return Imported(adapter, (*_notes(matched), *_patterns(found, options), *taker.notes(), *made.notes))
+    return Imported(adapter, (*_notes(matched, found, options), *taker.notes(), *made.notes))
 
 
 @dataclass(frozen=True)
 class _Update:
-    """What acts at one site.
+    """What the module at `path`, as the adapter names it, does at one of its calls in the base.
 
-    Attributes:
-        path: of the module, as the adapter names it.
-        site: a call of that module in the base.
-        keys: of its tensors, as `Sorted.adapted` has them; empty where a bias alone was trained.
-        shift: what a trained bias of the base adds to the module's output [out].
-        value: the site value that a shift alone is added to: `h`, or `y` behind a norm that follows a sum.
+    `keys` are those of its tensors, as in `Sorted.adapted`; none where a bias alone was trained. `shift` [out] is what
+    a trained bias of the base adds: to `h`, or to `y` behind a norm that follows a sum.
     """
 
     path: str
@@ -111,27 +98,27 @@ class _Update:
     value: str = "h"
 
 
-@dataclass(frozen=True)
 class _Base:
-    """The base as the adapter sees it.
+    """The base as the adapter sees it; `read` gives its tensors by their names there.
 
-    Attributes:
-        map: its sites.
-        matched: the sites of the adapter's modules.
-        linears: the sites of each linear layer, by module path; a module that is called several times has several.
-        norms: the site of each norm that a sum or the embeddings go through, and the value that the norm returns.
-        read: a tensor of the base by its name there.
+    `linears` are the sites of each linear layer by module path, `norms` the site of each norm that a sum or the
+    embeddings go through, and the value that it returns.
     """
 
-    map: SiteMap
-    matched: Match
-    linears: Mapping[str, Sequence[Site]]
-    norms: Mapping[str, tuple[Site, str]]
-    read: BaseTensor
+    def __init__(self, sites: SiteMap, matched: Match, read: BaseTensor) -> None:
+        self.map, self.matched, self.read = sites, matched, read
+        self.linears: dict[str, list[Site]] = {}
+        for site in sites.of_roles(("linear",)):
+            if site.path is not None:
+                self.linears.setdefault(site.path, []).append(site)
+        self.norms = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
+        for site in sites.sublayers:
+            if site.norm is not None and site.norm.bias is not None:
+                self.norms[site.norm.bias.removesuffix(".bias")] = (site, "y")
 
     def sites(self, path: str) -> Sequence[Site]:
         """The calls of a linear layer of the adapter's model."""
-        return self.matched.sites.get(path) or self.linears.get(self.matched.renaming(path) or "", ())
+        return self.matched.sites.get(path) or self.linears.get(self.matched.renaming(path) or "", [])
 
     def norm(self, path: str) -> tuple[Site, str] | None:
         """The site of a norm of the adapter's model, and the site value that the norm returns."""
@@ -150,22 +137,6 @@ class _Base:
         few = options.layers or options.excluded or isinstance(options.targets, str)
         numbered = [site for sites in self.matched.sites.values() for site in sites]
         return [] if few else [site.name for site in alike(numbered, self.map)]
-
-
-def _linears(sites: SiteMap) -> dict[str, list[Site]]:
-    found: dict[str, list[Site]] = {}
-    for site in sites.of_roles(("linear",)):
-        if site.path is not None:
-            found.setdefault(site.path, []).append(site)
-    return found
-
-
-def _norms(sites: SiteMap) -> dict[str, tuple[Site, str]]:
-    found = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
-    for site in sites.sublayers:
-        if site.norm is not None and site.norm.bias is not None:
-            found[site.norm.bias.removesuffix(".bias")] = (site, "y")
-    return found
 
 
 def _updates(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: object) -> list[_Update]:
@@ -299,21 +270,18 @@ def _place_ia3(taker: Taker, update: _Update, options: Options) -> None:
     taker.place(update.site, name, ia3_graph(value), recipes, widths, update.keys)
 
 
-def _notes(matched: Match) -> Iterator[str]:
+def _notes(matched: Match, found: Sorted, options: Options) -> Iterator[str]:
+    """What was renamed, and where PEFT itself reads patterns otherwise than their author may have meant."""
     if matched.renaming.drop:
         yield f"the adapter's modules `{matched.renaming.drop}.…` are the base's without that beginning"
     if matched.renaming.add:
         yield f"the adapter's modules are the base's behind `{matched.renaming.add}.`"
     yield from matched.notes()
-
-
-def _patterns(found: Sorted, options: Options) -> Iterator[str]:
-    """Where PEFT itself reads patterns otherwise than their author may have meant."""
     for pattern in options.idle_patterns(found.adapted):
         yield f"the pattern `{pattern}` matches no module of the adapter, in PEFT neither"
     for path in found.adapted:
         if rivals := options.rivals(path):
-            names = ", ".join(f"`{one}`" for one in rivals)
+            names = listed(rivals)
             yield (
                 f"`{path}` matches the patterns {names} for alpha: the first counts, as when PEFT loads the folder; "
                 "it saves patterns sorted, so that another may have been the first in training"

@@ -1,12 +1,8 @@
 """`adapter_config.json`: what is read, what may stand there, and what is refused by name.
 
-The rule for its keys, which grow in number with every version of PEFT:
-
-1. Keys that say what is computed are read (`r`, `lora_alpha`, …).
-2. Keys that only say how it was trained, where from, and by which version may have any value.
-3. Keys that change what is computed in a way that is not read must be off, and are refused with the reason otherwise.
-4. Keys that are not known must be off. Off is `null`, `false`, or an empty text, list or object: so PEFT writes what is
-   not used.
+Keys that say what is computed are read (`r`, `lora_alpha`, …). Those that only say how it was trained, where from, and
+by which version may have any value. All others, known or not, must be off: `null`, `false`, or an empty text, list or
+object, as PEFT writes what is not used.
 """
 
 from __future__ import annotations
@@ -21,45 +17,29 @@ from adapter_export.errors import AdapterError, FormatError
 
 # What PEFT can save and this package cannot say, by name and with the reason.
 
-LORA, IA3 = "LORA", "IA3"
-"""The values of `peft_type` that are read."""
-
 _PROMPT = "it puts trained vectors among the tokens or the keys and values, which is no change at a site"
-_ROTATES = "it multiplies the base's weights by a trained matrix"
-_FROM_WEIGHTS = "what it computes depends on the base's weights, which an adapter graph cannot read"
-_PRODUCT = "its update is built of products that the language of adapter graphs has no op for"
 
 KINDS: Mapping[str, str] = {
     "ADALORA": "its update has trained singular values between the two matrices, and ranks of its own",
-    "LOHA": _PRODUCT,
-    "LOKR": _PRODUCT,
-    "VERA": "its matrices are random numbers that are shared and perhaps not in the file",
-    "PVERA": "its matrices are random numbers that are shared and perhaps not in the file",
-    "RANDLORA": "its matrices are random numbers that are shared and perhaps not in the file",
     "VBLORA": "its matrices are put together from a bank of vectors",
-    "OFT": _ROTATES,
-    "BOFT": _ROTATES,
-    "HRA": _ROTATES,
-    "ROAD": _ROTATES,
-    "C3A": _PRODUCT,
-    "FOURIERFT": _PRODUCT,
-    "WAVEFT": _PRODUCT,
-    "MISS": _PRODUCT,
-    "HIRA": _FROM_WEIGHTS,
-    "DELORA": _FROM_WEIGHTS,
-    "SHIRA": _FROM_WEIGHTS,
-    "OSF": _FROM_WEIGHTS,
     "LN_TUNING": "it holds trained norms of the base, not an adapter beside it",
     "TRAINABLE_TOKENS": "it holds trained rows of the embeddings",
     "XLORA": "it mixes several adapters by a trained gate over two passes of the base",
     "POLY": "it mixes a set of modules by the task",
-    "PROMPT_TUNING": _PROMPT,
-    "MULTITASK_PROMPT_TUNING": _PROMPT,
-    "P_TUNING": _PROMPT,
-    "PREFIX_TUNING": _PROMPT,
-    "CPT": _PROMPT,
-    "CARTRIDGE": _PROMPT,
-    "ADAPTION_PROMPT": _PROMPT,
+    **dict.fromkeys(
+        ("LOHA", "LOKR", "C3A", "FOURIERFT", "WAVEFT", "MISS"),
+        "its update is built of products that the language of adapter graphs has no op for",
+    ),
+    **dict.fromkeys(
+        ("VERA", "PVERA", "RANDLORA"), "its matrices are random numbers that are shared and perhaps not in the file"
+    ),
+    **dict.fromkeys(("OFT", "BOFT", "HRA", "ROAD"), "it multiplies the base's weights by a trained matrix"),
+    **dict.fromkeys(
+        ("HIRA", "DELORA", "SHIRA", "OSF"),
+        "what it computes depends on the base's weights, which an adapter graph cannot read",
+    ),
+    **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"), _PROMPT),
+    **dict.fromkeys(("CPT", "CARTRIDGE", "ADAPTION_PROMPT"), _PROMPT),
 }
 """Why a `peft_type` is not read. A type that is not named here is refused as unknown."""
 
@@ -86,11 +66,6 @@ OPTIONS: Mapping[str, str] = {
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 """Values of `init_lora_weights`, beside true and false, that leave the base's weights alone."""
 
-START = "its start is taken out of the base's weights, so that it fits only a base that is changed in the same way"
-START_FIX = (
-    "convert it to plain LoRA: `save_pretrained(folder, path_initial_model_for_weight_conversion=…)` in PEFT, with the "
-    "adapter as it was before training"
-)
 
 _EMBEDDING = "LoRA on an embedding has no site: it acts on token numbers, not on what a layer reads"
 
@@ -111,11 +86,11 @@ TENSORS: Mapping[str, str] = {
 
 
 Kind = Literal["lora", "ia3"]
-Biases = Literal["none", "all", "lora_only"]
 Names = str | tuple[str, ...] | None
 """Modules, as PEFT writes them: a regular expression that matches all of a path, or the ends of paths."""
 
-_KINDS: Mapping[str, Kind] = {LORA: "lora", IA3: "ia3"}
+_KINDS: Mapping[str, Kind] = {"LORA": "lora", "IA3": "ia3"}
+"""By `peft_type`."""
 
 _READ = frozenset(
     {
@@ -160,27 +135,12 @@ NO_MATTER = frozenset(
 
 @dataclass(frozen=True)
 class Options:
-    """What `adapter_config.json` says of what is computed.
+    """What `adapter_config.json` says of what is computed, by PEFT's names or near them.
 
-    Attributes:
-        kind: `lora` or `ia3`.
-        task_type: PEFT's name of the task, such as `SEQ_CLS`.
-        model_class: the class of the model that it was trained in, if the folder says it.
-        architecture: the name of that model's architecture in transformers, if the folder says it.
-        rank: `r`.
-        alpha: `lora_alpha`.
-        dropout: on what LoRA reads, in training.
-        ranks: other ranks, by regular expressions over module paths.
-        alphas: other alphas, likewise.
-        rank_stabilised: whether the factor is `alpha/√r` (Kalajdzievski 2023, §3), not `alpha/r`.
-        bias: which of the base's biases were trained, too.
-        targets: the modules that it acts on.
-        excluded: those of them that it leaves out.
-        saved: the ends of the paths of modules that were trained as a whole.
-        layers: the layers that it acts on; all if none are named.
-        layer_lists: what the lists of layers are called.
-        feedforward: the modules of IA3 whose input is scaled.
-        versioned: whether the config names the version of PEFT, as those since 0.18 do.
+    `model_class` and `architecture` (transformers' name) are those of the model that it was trained in, if the folder
+    says them. `ranks` and `alphas` are others than `rank` and `alpha`, by regular expressions over module paths.
+    `saved` are the ends of the paths of modules that were trained as a whole, `layers` those that it acts on (all, if
+    none are named) in lists called `layer_lists`, `feedforward` the modules of IA3 whose input is scaled.
     """
 
     kind: Kind
@@ -192,15 +152,15 @@ class Options:
     dropout: float = 0.0
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
-    rank_stabilised: bool = False
-    bias: Biases = "none"
+    rank_stabilised: bool = False  # alpha/√r (Kalajdzievski 2023, §3), not alpha/r
+    bias: Literal["none", "all", "lora_only"] = "none"
     targets: Names = None
     excluded: Names = None
     saved: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     layer_lists: tuple[str, ...] = ()
     feedforward: Names = ()
-    versioned: bool = True
+    versioned: bool = True  # configs name PEFT's version since 0.18
 
     def rank_at(self, path: str) -> int:
         """The rank at a module."""
@@ -226,8 +186,7 @@ class Options:
     def older_factor_at(self, path: str) -> float:
         """The factor as PEFT read the patterns before 0.15.
 
-        It looked for one pattern among those for ranks and those for alphas together, without a group around it, and
-        behind a dot only.
+        It looked for one among those for ranks and alphas together, without a group around it, and behind a dot only.
         """
         patterns = (pattern for pattern in (*self.ranks, *self.alphas) if re.match(rf".*\.{pattern}$", path))
         return self._factor(path, self.alphas.get(next(patterns, path), self.alpha))
@@ -257,26 +216,20 @@ def read_options(config: object, where: object) -> Options:
             expected="a JSON object as `save_pretrained` of PEFT writes it",
             fix="give the folder that PEFT wrote",
         )
-    _check_kind(config["peft_type"], where)
-    _check_keys(config, where)
-    _check_start(config.get("init_lora_weights", True), where)
-    return _Reader(config, where).options()
-
-
-def _check_kind(kind: str, where: object) -> None:
-    if kind in _KINDS:
-        return
-    raise AdapterError(
-        f"is an adapter of the kind {kind}, which cannot be imported",
-        where=where,
-        found=KINDS.get(kind, "a kind that this release does not know"),
-        expected=" or ".join(_KINDS),
-        fix="train a LoRA, an IA3 or a bottleneck adapter instead",
-    )
-
-
-def _check_keys(config: Mapping[str, Any], where: object) -> None:
-    faults = list(_faults(config))
+    kind, start = config["peft_type"], config.get("init_lora_weights", True)
+    if kind not in _KINDS:
+        raise AdapterError(
+            f"is an adapter of the kind {kind}, which cannot be imported",
+            where=where,
+            found=KINDS.get(kind, "a kind that this release does not know"),
+            expected=" or ".join(_KINDS),
+            fix="train a LoRA, an IA3 or a bottleneck adapter instead",
+        )
+    faults = [
+        f"`{key}` is {value!r}: {OPTIONS.get(key, 'it is not known to this release')}"
+        for key, value in config.items()
+        if key not in _READ | NO_MATTER and not is_off(value)
+    ]
     if faults:
         raise AdapterError(
             "has options that cannot be imported",
@@ -285,29 +238,22 @@ def _check_keys(config: Mapping[str, Any], where: object) -> None:
             fix="train it without them; if you know that an unknown one changes nothing, delete its key there",
         )
 
-
-def _faults(config: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in config.items():
-        if key in _READ or key in NO_MATTER or is_off(value):
-            continue
-        yield f"`{key}` is {value!r}: {OPTIONS.get(key, 'it is not known to this release')}"
+    if not (isinstance(start, bool) or start is None or start in PLAIN_STARTS):
+        raise AdapterError(
+            f"was started by `init_lora_weights` {start!r}, and cannot be imported as it is",
+            where=where,
+            found="its start is taken out of the base's weights, so that it fits only a base that is changed in the "
+            "same way",
+            expected=f"true, false, {', '.join(PLAIN_STARTS)}",
+            fix="convert it to plain LoRA: `save_pretrained(folder, path_initial_model_for_weight_conversion=…)` in "
+            "PEFT, with the adapter as it was before training",
+        )
+    return _Reader(config, where).options()
 
 
 def is_off(value: object) -> bool:
     """Whether a value is how PEFT writes an option that is not used."""
     return value is None or value is False or value in ("", [], {})
-
-
-def _check_start(start: object, where: object) -> None:
-    if isinstance(start, bool) or start is None or start in PLAIN_STARTS:
-        return
-    raise AdapterError(
-        f"was started by `init_lora_weights` {start!r}, and cannot be imported as it is",
-        where=where,
-        found=START,
-        expected=f"true, false, {', '.join(PLAIN_STARTS)}",
-        fix=START_FIX,
-    )
 
 
 class _Reader:
@@ -318,26 +264,32 @@ class _Reader:
         self._where = where
 
     def options(self) -> Options:
+        architecture = re.fullmatch(r"transformers\.models\.(\w+)\.modeling_\w+", self._mapped("parent_library") or "")
         shared: dict[str, Any] = {
             "task_type": self._text("task_type"),
             "model_class": self._mapped("base_model_class"),
-            "architecture": self._architecture(),
+            "architecture": architecture[1] if architecture else None,
             "targets": self._names("target_modules"),
             "excluded": self._names("exclude_modules"),
             "saved": self._list("modules_to_save", str),
             "versioned": self._text("peft_version") is not None,
         }
-        if self._config["peft_type"] == IA3:
+        if self._config["peft_type"] == "IA3":
             return Options("ia3", feedforward=self._names("feedforward_modules"), **shared)
+        bias, stabilised = self._config.get("bias", "none"), self._config.get("use_rslora", False)
+        if bias not in ("none", "all", "lora_only"):
+            raise self._wrong("bias", bias, "none, all or lora_only")
+        if not isinstance(stabilised, bool):
+            raise self._wrong("use_rslora", stabilised, "true or false")
         return Options(
             "lora",
-            rank=int(self._number("r", 8, at_least=1, whole=True)),
-            alpha=self._number("lora_alpha", 8),
-            dropout=self._number("lora_dropout", 0.0, at_least=0.0),
+            rank=int(self._number("r", self._config.get("r", 8), at_least=1, whole=True)),
+            alpha=self._number("lora_alpha", self._config.get("lora_alpha", 8)),
+            dropout=self._number("lora_dropout", self._config.get("lora_dropout", 0.0), at_least=0.0),
             ranks={key: int(number) for key, number in self._patterns("rank_pattern", at_least=1, whole=True).items()},
             alphas=self._patterns("alpha_pattern"),
-            rank_stabilised=self._flag("use_rslora"),
-            bias=self._bias(),
+            rank_stabilised=stabilised,
+            bias=bias,
             layers=self._list("layers_to_transform", int),
             layer_lists=self._list("layers_pattern", str),
             **shared,
@@ -349,24 +301,15 @@ class _Reader:
             raise self._wrong(key, value, "a text")
         return value
 
-    def _flag(self, key: str) -> bool:
-        value = self._config.get(key, False)
-        if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false")
-        return value
-
-    def _number(self, key: str, default: float, *, at_least: float = -math.inf, whole: bool = False) -> float:
-        return self._checked_number(key, self._config.get(key, default), at_least, whole)
-
     def _patterns(self, key: str, *, at_least: float = -math.inf, whole: bool = False) -> dict[str, float]:
         value = self._config.get(key) or {}
         if not isinstance(value, dict):
             raise self._wrong(key, value, "an object of numbers by pattern")
         for pattern in value:
             self._check_pattern(key, pattern)
-        return {name: self._checked_number(f"{key}.{name}", one, at_least, whole) for name, one in value.items()}
+        return {name: self._number(f"{key}.{name}", one, at_least=at_least, whole=whole) for name, one in value.items()}
 
-    def _checked_number(self, key: str, value: object, at_least: float, whole: bool) -> float:
+    def _number(self, key: str, value: object, *, at_least: float = -math.inf, whole: bool = False) -> float:
         sort = "a whole number" if whole else "a number"
         expected = sort if at_least == -math.inf else f"{sort} of at least {at_least:g}"
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < at_least:
@@ -387,22 +330,10 @@ class _Reader:
             raise self._wrong(key, value, f"a list of {'texts' if sort is str else 'whole numbers'}")
         return tuple(values)
 
-    def _bias(self) -> Biases:
-        value = self._config.get("bias", "none")
-        for known in ("none", "all", "lora_only"):
-            if value == known:
-                return known
-        raise self._wrong("bias", value, "none, all or lora_only")
-
     def _mapped(self, key: str) -> str | None:
         mapping = self._config.get("auto_mapping")
         name = mapping.get(key) if isinstance(mapping, dict) else None
         return name if isinstance(name, str) else None
-
-    def _architecture(self) -> str | None:
-        """`bert` of `transformers.models.bert.modeling_bert`."""
-        found = re.fullmatch(r"transformers\.models\.(\w+)\.modeling_\w+", self._mapped("parent_library") or "")
-        return found[1] if found else None
 
     def _check_pattern(self, key: str, pattern: str) -> None:
         try:
@@ -426,7 +357,7 @@ class _Reader:
 def targeted(options: Options, paths: Iterable[str]) -> Iterator[str]:
     """Those of the module paths that the config means (`peft.tuners.tuners_utils.check_target_module_exists`)."""
     for path in paths:
-        if _named(options.excluded, path) or _in_saved(options, path):
+        if _named(options.excluded, path) or any(f".{name}." in f".{path}." for name in options.saved):
             continue
         if _named(options.targets, path) and (isinstance(options.targets, str) or _in_layers(options, path)):
             yield path
@@ -436,10 +367,6 @@ def _named(names: Names, path: str) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, path) is not None
     return any(path == name or path.endswith(f".{name}") for name in names or ())
-
-
-def _in_saved(options: Options, path: str) -> bool:
-    return any(f".{name}." in f".{path}." for name in options.saved)
 
 
 def _in_layers(options: Options, path: str) -> bool:
