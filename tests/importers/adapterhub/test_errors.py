@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -364,6 +365,43 @@ class TestHeads:
         folder = edit(copied("bert/head_two_layers"), "head_config.json", config={"head_type": kind})
         with pytest.raises(AdapterError, match=rf"a kind of head that cannot be expressed; found `{kind}`"):
             load(folder, bert)
+
+    @pytest.mark.parametrize(
+        ("file", "config", "error", "message"),
+        [
+            (
+                "head_config.json",
+                {"layers": 10**9},
+                FormatError,
+                r"has no number of layers; found `layers`: 1000000000",
+            ),
+            (
+                "head_config.json",
+                {"head_type": {}},
+                AdapterError,
+                r"a kind of head that cannot be expressed; found `\{\}`",
+            ),
+            (
+                "head_config.json",
+                {"dropout_prob": "h"},
+                FormatError,
+                r"has no rate of dropout; found `dropout_prob`: `h`",
+            ),
+            (
+                "adapter_config.json",
+                {"architecture": []},
+                FormatError,
+                r"an unknown method; found `architecture`: `\[\]`",
+            ),
+        ],
+    )
+    def test_hostile_values_end_soon_in_a_named_error(
+        self, file: str, config: dict[str, Any], error: type[AdapterExportError], message: str, copied: Copy, bert: Made
+    ) -> None:
+        folder, start = edit(copied("bert/head_two_layers"), file, config=config), perf_counter()
+        with pytest.raises(error, match=message):
+            load(folder, bert)
+        assert perf_counter() - start < 10
 
     def test_the_head_of_a_model_with_one(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/head_two_layers")
