@@ -171,9 +171,7 @@ def find_renaming(adapter: Collection[str], base: Collection[str], where: object
 
     One path must be the end of the other: `decoder.block.0…` is never taken for `encoder.block.0…`. Nor may a number
     be dropped, so that layer 5 is never taken for the only layer of a small base.
-
-    Raises:
-        AdapterError: two renamings fit equally well.
+    An AdapterError says that two fit equally well.
     """
     candidates = {_difference(one, other) for one in adapter for other in base}
     hits = {

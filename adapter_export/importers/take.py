@@ -33,12 +33,7 @@ class Imported:
 
 
 def read_file(path: Path, read_pickle: ReadPickle | None) -> Tensors:
-    """The tensors of a file; bfloat16 becomes float32.
-
-    Raises:
-        MissingExtraError: it is a pickle, and nothing here reads one.
-        FileError, FormatError, TensorError: it cannot be read, is damaged, or holds more than tensors.
-    """
+    """The tensors of a file, bfloat16 as float32; a MissingExtraError if it is a pickle, and nothing here reads one."""
     if path.suffix == ".safetensors":
         return read_tensors(path, widen=True)
     if read_pickle is None:

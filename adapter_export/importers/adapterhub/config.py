@@ -77,13 +77,7 @@ class Config:
 
 
 def read_config(document: Mapping[str, Any]) -> Config:
-    """Read the JSON of an `adapter_config.json`.
-
-    Raises:
-        FormatError: a field is missing, unknown, or of a wrong type.
-        VersionError: a newer version of the library wrote it.
-        AdapterError: it is of a method that cannot be expressed; the message names it.
-    """
+    """Read the JSON of an `adapter_config.json`; errors name what is not known or cannot be expressed."""
     version = _version(document)
     method, name, width = document.get("config"), document.get("name"), document.get("hidden_size")
     if not isinstance(method, dict) or not isinstance(name, str) or not isinstance(width, int):
@@ -207,8 +201,7 @@ def check_base(
 
     `interface` is the JSON of the plug-in interface; adapters of the library's own models have none.
 
-    Raises:
-        AdapterError: the base is another one, or the library computed what no graph here does; the message says why.
+    An AdapterError says that the base is another one, or that the library computed what no graph here does.
     """
     if config.hidden_size != sites.width:
         raise AdapterError(

@@ -31,14 +31,7 @@ class PeftFolder:
 
 
 def read_folder(folder: Path, name: str | None = None, read_pickle: ReadPickle | None = None) -> PeftFolder:
-    """Read the folder of an adapter, or the one called `name` in a folder of several.
-
-    Raises:
-        FileError: files are missing or cannot be read, or several adapters are there and none is named.
-        FormatError: a file breaks its format.
-        MissingExtraError: the tensors are pickled, and nothing reads a pickle.
-        AdapterError: the adapter is of a kind, or has options, that cannot be imported.
-    """
+    """Read the folder of an adapter, or the one called `name` in a folder of several; errors name what is missing."""
     path = _adapter_in(folder, name)
     document: Any = read_json(path / CONFIG_FILE)
     options = read_options(document, path / CONFIG_FILE)
@@ -107,9 +100,7 @@ class Sorted:
 def sort_tensors(taker: Taker, options: Options, where: object) -> Sorted:
     """Sort tensors by their keys.
 
-    Raises:
-        AdapterError: tensors of something that cannot be expressed; all of them are listed.
-        TensorError: tensors are missing, left over, not floating-point or not finite; all of them are listed.
+    An AdapterError lists all that cannot be expressed, a TensorError all that are missing, left over or not finite.
     """
     _check_expressible(taker.tensors, where)
     found = Sorted()

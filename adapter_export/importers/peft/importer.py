@@ -43,9 +43,8 @@ def import_peft(
     `import_adapterhub`; `head` is what is known of the head beside the folder.
 
     Raises:
-        FileError, FormatError, MissingExtraError: as `folder.read_folder`.
-        AdapterError: the adapter is of a kind, or has options, modules or a head, that cannot be expressed, or acts on
-            modules that the base lacks, or also calls where no site is; all of them are listed.
+        AdapterError: options, modules or a head cannot be expressed, or the base lacks modules, or also calls them
+            where no site is; all of them are listed.
         TensorError: tensors are missing, left over or do not fit; all of them are listed.
         UsageError: what is said of the head does not fit.
     """

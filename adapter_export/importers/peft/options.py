@@ -204,9 +204,7 @@ def _pattern(patterns: Mapping[str, object], path: str) -> str:
 def read_options(config: object, where: object) -> Options:
     """Read the document of an `adapter_config.json`; `where` names it in messages.
 
-    Raises:
-        FormatError: it is not what PEFT writes, or a value has a wrong type.
-        AdapterError: a kind, or options that are not known or cannot be expressed; all of these are listed.
+    An AdapterError lists all options that are not known or cannot be expressed; wrong types are FormatErrors.
     """
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise FormatError(
