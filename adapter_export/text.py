@@ -40,10 +40,7 @@ class Tokenizer:
     """A tokenizer that cuts at the base's limit and pads to the longest text of a batch.
 
     Whatever fixed length the file itself asks for is overridden; its padding token and the side on which it pads stay.
-
-    Args:
-        tokenizer: the library's tokenizer; it is changed.
-        max_tokens: the most tokens that the base takes, special tokens included.
+    The library's tokenizer that is given is changed. Special tokens count among `max_tokens`.
 
     Raises:
         BaseModelError: `max_tokens` leaves no room for text beside the special tokens.
@@ -59,16 +56,15 @@ class Tokenizer:
             )
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
-        self._cut()
-        self._pad()
+        direction = (tokenizer.truncation or {}).get("direction", "right")
+        tokenizer.enable_truncation(max_tokens, direction=direction)
+        kept = tokenizer.padding or _padding_token(tokenizer)
+        names = ("direction", "pad_id", "pad_type_id", "pad_token")
+        tokenizer.enable_padding(**{name: kept[name] for name in names if name in kept})
 
     @classmethod
     def from_json(cls, text: str, max_tokens: int) -> Tokenizer:
-        """From the contents of a `tokenizer.json`.
-
-        Raises:
-            BaseModelError: it is not a tokenizer, or `max_tokens` leaves no room for text.
-        """
+        """From the contents of a `tokenizer.json`; BaseModelError if they are no tokenizer."""
         with _NamedErrors():
             tokenizer = tokenizers.Tokenizer.from_str(text)
         return cls(tokenizer, max_tokens)
@@ -94,10 +90,9 @@ class Tokenizer:
         return cls.from_json(text, max_tokens)
 
     def encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
-        """The library's encodings, cut at `max_tokens` and padded to the longest of them.
+        """The library's encodings of texts or the words of each, cut at `max_tokens` and padded to the longest of them.
 
-        Args:
-            texts: texts, or the words of each; `word_ids` of an encoding then counts these words.
+        Of words, `word_ids` of an encoding counts these words.
 
         Raises:
             RequestError: there is no text, or one of them is no Unicode text.
@@ -106,19 +101,16 @@ class Tokenizer:
             raise RequestError("no texts", found=repr(texts), expected="a list of at least one text")
         are_words = isinstance(texts[0], list | tuple)
         for index, text in enumerate(texts):
-            for part in text if are_words and isinstance(text, list | tuple) else [text]:
-                _check_text(part, index)
+            for piece in text if are_words and isinstance(text, list | tuple) else [text]:
+                if not isinstance(piece, str) or _HALF_A_PAIR.search(piece):
+                    found = f"{piece!a}"
+                    raise RequestError("is no Unicode text", where=f"text {index}", found=found, expected="a string")
         return list(self._tokenizer.encode_batch(list(texts), is_pretokenized=are_words))
 
     def batch(self, texts: Sequence[Text], input_names: Sequence[str]) -> Tokens:
-        """Token arrays for the inputs of a base.
+        """Token arrays, int64 [batch, tokens], for the inputs of a base, of texts or the words of each.
 
-        Args:
-            texts: at least one text, or the words of each; the empty text is one.
-            input_names: the inputs that are wanted, of `input_ids`, `attention_mask` and `token_type_ids`.
-
-        Returns:
-            An int64 array [batch, tokens] for each name.
+        The inputs may be `input_ids`, `attention_mask` and `token_type_ids`.
 
         Raises:
             RequestError: an input that text cannot fill, no text, a text without tokens, or texts of different lengths
@@ -133,17 +125,22 @@ class Tokenizer:
                 fix="give arrays for all inputs instead of text",
             )
         encodings = self.encode(texts)
-        _check_lengths([sum(encoding.attention_mask) for encoding in encodings], "attention_mask" in input_names)
+        lengths = [sum(encoding.attention_mask) for encoding in encodings]
+        if 0 in lengths:
+            raise RequestError(
+                "has no tokens",
+                where=f"text {lengths.index(0)}",
+                expected="at least one token",
+                fix="leave empty texts out",
+            )
+        if "attention_mask" not in input_names and len(set(lengths)) > 1:
+            raise RequestError(
+                "the base takes no `attention_mask`, so texts of different lengths do not go together",
+                found=f"{min(lengths)} to {max(lengths)} tokens",
+                expected="one length",
+                fix="run the texts one by one",
+            )
         return {name: np.array([_INPUTS[name](encoding) for encoding in encodings], np.int64) for name in input_names}
-
-    def _cut(self) -> None:
-        kept = self._tokenizer.truncation or {}
-        self._tokenizer.enable_truncation(self.max_tokens, direction=kept.get("direction", "right"))
-
-    def _pad(self) -> None:
-        kept = self._tokenizer.padding or _padding_token(self._tokenizer)
-        names = ("direction", "pad_id", "pad_type_id", "pad_token")
-        self._tokenizer.enable_padding(**{name: kept[name] for name in names if name in kept})
 
 
 def _padding_token(tokenizer: tokenizers.Tokenizer) -> dict[str, int | str]:
@@ -152,28 +149,6 @@ def _padding_token(tokenizer: tokenizers.Tokenizer) -> dict[str, int | str]:
         if token.special and token.content.strip("[]<>|").lower() == "pad":
             return {"pad_id": number, "pad_token": token.content}
     return {"pad_id": 0}
-
-
-def _check_text(text: object, index: int) -> None:
-    if not isinstance(text, str) or _HALF_A_PAIR.search(text):
-        raise RequestError("is no Unicode text", where=f"text {index}", found=f"{text!a}", expected="a string")
-
-
-def _check_lengths(lengths: list[int], has_mask: bool) -> None:
-    if 0 in lengths:
-        raise RequestError(
-            "has no tokens",
-            where=f"text {lengths.index(0)}",
-            expected="at least one token",
-            fix="leave empty texts out",
-        )
-    if not has_mask and len(set(lengths)) > 1:
-        raise RequestError(
-            "the base takes no `attention_mask`, so texts of different lengths do not go together",
-            found=f"{min(lengths)} to {max(lengths)} tokens",
-            expected="one length",
-            fix="run the texts one by one",
-        )
 
 
 class _NamedErrors:
