@@ -16,10 +16,8 @@ from adapter_export.format.check_report import Form, InvariantRecord, verdict
 from adapter_export.format.manifest import Axis, BankRecord, BankTensor, Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY
+from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import FAILURES
-
-MASK_BELOW = -1e30
-"""What an output of a bank is below where the row's adapter has no class; see `graft.bank.MASKED`."""
 
 _SHOWN = 5
 """How many faults a message lists."""

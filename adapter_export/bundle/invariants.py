@@ -12,7 +12,7 @@ from itertools import permutations
 import numpy as np
 
 from adapter_export.bundle.compare import compare
-from adapter_export.bundle.contents import MASK_BELOW, same_bits
+from adapter_export.bundle.contents import same_bits
 from adapter_export.bundle.golden import Case, Golden
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
@@ -27,6 +27,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.graft.bank import is_fillable
 from adapter_export.onnx_backend.runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.slots import read_plan
+from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.batches import padded_axes
 from adapter_export.runtime.graphs import run_session
 

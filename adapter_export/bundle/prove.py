@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.agreement import Original, agreements
 from adapter_export.bundle.compare import compare, missing, unexpected
-from adapter_export.bundle.contents import MASK_BELOW, check_files
+from adapter_export.bundle.contents import check_files
 from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, check_cases, silent
 from adapter_export.bundle.invariants import (
     check_apart,
@@ -44,6 +44,7 @@ from adapter_export.graph.tasks import LABELLED
 from adapter_export.numerics.amplification import DRAWS
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Arrays, Runner
+from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import Optimization, run_session
 
 LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)

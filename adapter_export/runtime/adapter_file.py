@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,6 @@ from adapter_export.runtime.graphs import FAILURES
 
 _IDENTIFIER = b"TORT"
 _FORMAT_VERSION = 1
-_ADAPTER_VERSION = 1
-"""ONNX Runtime compares it with nothing, nor the version of the model."""
-
 _FLOAT = 1
 
 # A field's place in the table that finds it: 4 bytes of sizes, then 2 bytes per field.
@@ -38,18 +34,9 @@ _BROKEN = (struct.error, ValueError, TypeError, IndexError, OverflowError)
 
 
 def write_adapter_file(path: Path, tensors: Weights, model_version: int) -> None:
-    """Write an adapter file, and read it again to see that all of it arrived.
-
-    Args:
-        path: where.
-        tensors: one for every slot of the graph.
-        model_version: the number of the graph that it is for.
-
-    Raises:
-        WriteError: the file could not be written as a whole.
-    """
+    """Write a tensor for every slot and the graph's number, and read the file again; WriteError if not all arrived."""
     adapter = ort.AdapterFormat()
-    adapter.set_adapter_version(_ADAPTER_VERSION)
+    adapter.set_adapter_version(1)  # ONNX Runtime compares neither number with anything
     adapter.set_model_version(model_version)
     adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(tensors[name]) for name in sorted(tensors)})
     try:
@@ -67,11 +54,7 @@ def write_adapter_file(path: Path, tensors: Weights, model_version: int) -> None
 
 
 def parse_adapter(data: bytes, where: object) -> Weights:
-    """Return the tensors of an adapter file, by name, each in memory of its own.
-
-    Args:
-        data: the bytes of the file.
-        where: names it in messages.
+    """Return the tensors of an adapter file, by name, each in memory of its own; `where` names it in messages.
 
     Raises:
         FormatError: it is not an adapter file, is truncated or damaged, or is of another format version.
@@ -91,7 +74,10 @@ def parse_adapter(data: bytes, where: object) -> Weights:
         if version != _FORMAT_VERSION:
             raise FormatError("is of an unknown format version", where=where, found=version, expected=_FORMAT_VERSION)
         tensors: Weights = {}
-        for name, tensor in _parameters(root, where):
+        place = root.Offset(_PARAMETERS)
+        for index in range(root.VectorLen(place) if place else 0):
+            start = root.Vector(place) + index * number_types.UOffsetTFlags.bytewidth
+            name, tensor = _parameter(Table(data, root.Indirect(start)), where)
             if name in tensors:
                 raise TensorError("holds two tensors of one name", where=where, found=f"`{name}`")
             tensors[name] = tensor
@@ -109,13 +95,6 @@ def model_version_of(data: bytes) -> int:
 
 def _root(data: bytes) -> Table:
     return Table(data, encode.Get(number_types.UOffsetTFlags.packer_type, data, 0))
-
-
-def _parameters(root: Table, where: object) -> Iterator[tuple[str, np.ndarray]]:
-    place = root.Offset(_PARAMETERS)
-    for index in range(root.VectorLen(place) if place else 0):
-        start = root.Vector(place) + index * number_types.UOffsetTFlags.bytewidth
-        yield _parameter(Table(root.Bytes, root.Indirect(start)), where)
 
 
 def _parameter(table: Table, where: object) -> tuple[str, np.ndarray]:

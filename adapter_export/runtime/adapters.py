@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,23 +15,19 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, HashError, RequestError, TensorError
 from adapter_export.format.files import read_bytes
-from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord
+from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, LABELLED, TASK_OUTPUTS, Task
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.graphs import Feeds, Provider, on_device
 
+_SHOWN = 20
+"""How many names a message lists."""
+
 
 @dataclass(frozen=True)
 class Counts:
-    """What a cache has done.
-
-    Attributes:
-        hits: how often an adapter was there.
-        loads: how often one was put in.
-        evictions: how often one was replaced.
-        resident: how many are there now.
-    """
+    """How often an adapter was in a cache, was put in and was replaced, and how many are there now."""
 
     hits: int = 0
     loads: int = 0
@@ -41,12 +37,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What became of adapters that do not have a place of their own.
-
-    Attributes:
-        files: those that are read from their files on demand, in memory.
-        bank: those that are not in the bundle's bank, in the table of mixed batches.
-    """
+    """The caches of a session: adapters that are read from files on demand; those of mixed batches outside the bank."""
 
     files: Counts
     bank: Counts
@@ -54,12 +45,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said about the head of an adapter; its file says nothing.
+    """What is said about the head of an adapter, whose file says nothing: its classes, its task, the output it fills.
 
-    Attributes:
-        labels: the names of its classes.
-        task: what it is for; with labels and without a task, the classification that its head can do.
-        output: the output that it fills, where its file holds no tensors of it.
+    With labels and without a task, the task is the classification that the head can do. The output matters where the
+    file holds no tensors of the head.
     """
 
     labels: Sequence[str] | None = None
@@ -69,55 +58,42 @@ class Claim:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapter in memory.
-
-    Attributes:
-        tensors: float32, one for every slot.
-        feeds: the same where the graph runs; on the CPU they are these very arrays.
-        head: the head that it fills; none if it has none.
-        task: what the head is for; none if nobody said it.
-        labels: the names of its classes, if they are known.
-    """
+    """An adapter in memory: a float32 tensor for every slot, and the head that it fills, if any."""
 
     tensors: Weights
     feeds: Feeds
+    """The tensors where the graph runs; on the CPU they are these very arrays."""
     head: HeadRecord | None
     task: Task | None
     labels: tuple[str, ...] | None
 
+    @property
+    def output(self) -> str | None:
+        """The output that holds the result of its head."""
+        return None if self.head is None else self.head.output
+
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """An adapter that calls can name. Two of one name, one after the other, are two entries.
-
-    Attributes:
-        name: what calls name it by.
-        output: the output that holds the result of its head; none if it has no head.
-        task: what its head is for; none if it has no head, or nobody said it.
-        labels: the names of its classes, if it has any and they are known.
-        read: gives the adapter; from its file, which is compared with its hash, if it is read on demand.
-        on_demand: whether it is.
-        row: where the bank of the bundle holds it; none if it does not.
-        mix: the weights that a call may give it, if it is a weighted fusion of the bundle.
-    """
+    """An adapter that calls can name. Two of one name, one after the other, are two entries."""
 
     name: str
     output: str | None
     task: Task | None
     labels: tuple[str, ...] | None
     read: Callable[[], Loaded]
+    """Gives the adapter; from its file, which is compared with its hash, if it is read on demand."""
     on_demand: bool = False
     row: int | None = None
+    """In the bank of the bundle, if that holds it."""
     mix: MixRecord | None = None
+    """The weights that a call may give it, if it is a weighted fusion of the bundle."""
 
 
 class Adapters:
-    """Adapters by name. Thread-safe; an adapter that is removed lives on in the calls that use it.
+    """Adapters by name; of those that are read on demand, `resident` stay in memory.
 
-    Args:
-        manifest: the bundle's.
-        provider: where its graphs run.
-        resident: how many of those that are read on demand are kept in memory.
+    Thread-safe; an adapter that is removed lives on in the calls that use it.
     """
 
     def __init__(self, manifest: Manifest, provider: Provider, resident: int) -> None:
@@ -141,13 +117,7 @@ class Adapters:
             return Counts(**self._counts, resident=len(self._kept))
 
     def add_built(self, record: AdapterRecord, folder: Path, digest: str | None, *, on_demand: bool) -> None:
-        """Add an adapter of the bundle.
-
-        Args:
-            record: what the manifest says of it.
-            folder: the bundle.
-            digest: the sha256 of its file, if that is to be checked.
-            on_demand: read it when a call needs it; what it is for stands in the manifest.
+        """Add an adapter of the bundle, as the manifest describes it; its file is compared with a sha256, if given.
 
         Raises:
             FileError, FormatError, AdapterError: it cannot be read, or does not fit.
@@ -161,17 +131,13 @@ class Adapters:
             self._add(Entry(*facts, read, on_demand=True, row=row, mix=record.mix))
         else:
             loaded = read()
-            self._add(Entry(record.name, *_facts(loaded), lambda: loaded, row=row, mix=record.mix))
+            facts = (record.name, loaded.output, loaded.task, loaded.labels)
+            self._add(Entry(*facts, lambda: loaded, row=row, mix=record.mix))
 
     def add(self, name: str, source: bytes | Path, claim: Claim, where: object, *, on_demand: bool = False) -> None:
-        """Add an adapter that was built for the graph.
+        """Add an adapter that was built for the graph, from the bytes of an `.onnx_adapter` file or its path.
 
-        Args:
-            name: what calls name it by.
-            source: the bytes of an `.onnx_adapter` file, or where it lies.
-            claim: what is said about its head.
-            where: names the file in messages.
-            on_demand: read the file again when a call needs it; it is checked now, and must not change.
+        It is checked now; `on_demand` reads the file again when a call needs it. `where` names it in messages.
 
         Raises:
             FileError, FormatError, AdapterError: it cannot be read, or does not fit.
@@ -180,18 +146,15 @@ class Adapters:
         check_name(name)
         data = source if isinstance(source, bytes) else read_bytes(source)
         loaded = self._checked(data, claim, where)
+        facts = (name, loaded.output, loaded.task, loaded.labels)
         if on_demand and isinstance(source, Path):
             read = partial(self._read, source, hashlib.sha256(data).hexdigest(), claim)
-            self._add(Entry(name, *_facts(loaded), read, on_demand=True))
+            self._add(Entry(*facts, read, on_demand=True))
         else:
-            self._add(Entry(name, *_facts(loaded), lambda: loaded))
+            self._add(Entry(*facts, lambda: loaded))
 
     def remove(self, name: str) -> Entry:
-        """Remove an adapter.
-
-        Raises:
-            RequestError: there is none of this name.
-        """
+        """Remove and return an adapter; RequestError if there is none of this name."""
         with self._lock:
             entry = self.entry(name)
             self._entries = {other: kept for other, kept in self._entries.items() if other != name}
@@ -199,27 +162,21 @@ class Adapters:
             return entry
 
     def entry(self, name: str) -> Entry:
-        """Return the adapter of a name.
-
-        Raises:
-            RequestError: there is none.
-        """
+        """Return the adapter of a name; RequestError if there is none."""
         entries = self._entries
         if name not in entries:
+            shown = ", ".join(f"`{other}`" for other in list(entries)[:_SHOWN]) or "none"
+            more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
             raise RequestError(
                 "is not loaded",
                 where=f"adapter `{name}`",
-                expected=f"one of {_listed(entries)}",
+                expected=f"one of {shown}{more}",
                 fix="load it, or choose one that is loaded",
             )
         return entries[name]
 
     def loaded(self, entry: Entry) -> Loaded:
-        """Return an adapter in memory; its file is read if it is not there.
-
-        Raises:
-            InputError: the file cannot be read, or is not what it was.
-        """
+        """Return an adapter in memory; if its file must be read and is not what it was, InputError."""
         if not entry.on_demand:
             return entry.read()
         with self._lock:
@@ -267,7 +224,7 @@ class Adapters:
 
     def _checked(self, data: bytes, claim: Claim, where: object) -> Loaded:
         tensors = parse_adapter(data, where)
-        head, task, labels = check_adapter(tensors, self._manifest, claim, where)
+        head, task, labels = _check_adapter(tensors, self._manifest, claim, where)
         if (version := model_version_of(data)) != self._manifest.model_version:  # of the right shapes, it would run
             raise AdapterError(
                 "was made for another bundle: its base, the topology of its slots or its site map is another",
@@ -280,35 +237,10 @@ class Adapters:
         return Loaded(tensors, feeds, head, task, labels)
 
 
-def _facts(loaded: Loaded) -> tuple[str | None, Task | None, tuple[str, ...] | None]:
-    return None if loaded.head is None else loaded.head.output, loaded.task, loaded.labels
-
-
-_SHOWN = 20
-
-
-def _listed(names: Mapping[str, Entry]) -> str:
-    shown = [f"`{name}`" for name in names]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return (", ".join(shown[:_SHOWN]) or "none") + more
-
-
-# What is checked of an adapter, so that no call runs with anything but it.
-
-
-def check_adapter(
+def _check_adapter(
     tensors: Weights, manifest: Manifest, claim: Claim, where: object
 ) -> tuple[HeadRecord | None, Task | None, tuple[str, ...] | None]:
-    """Check an adapter against the graph, and what is said about its head.
-
-    Args:
-        tensors: what its file holds.
-        manifest: that of the bundle.
-        claim: what is said about its head.
-        where: names the file in messages.
-
-    Returns:
-        The head that it fills, the head's task and its labels, each if there is one.
+    """Check an adapter against the graph, and what is said about its head; return its head, task and labels, if any.
 
     Raises:
         TensorError: a tensor is missing, left over, misshapen, named like a data input, or holds NaN or Inf; all faults
@@ -326,12 +258,39 @@ def check_adapter(
             fix="build the adapter for this bundle",
         )
     head = _head(tensors, manifest, claim, where)
-    task = claim.task
-    if task is None and head is not None and claim.labels is not None:
+    task, labels = claim.task, claim.labels
+    if task is None and head is not None and labels is not None:
         task = next((one for one in LABELLED if TASK_OUTPUTS[one] == head.result), None)
-    _check_task(task, head, where)
-    _check_labels(claim.labels, task, 0 if head is None else _classes(tensors, manifest, head), where)
-    return head, task, None if claim.labels is None else tuple(claim.labels)
+    if task is not None and task not in TASK_OUTPUTS:
+        raise AdapterError("unknown task", where=where, found=f"`{task}`", expected=", ".join(TASK_OUTPUTS))
+    if task is not None and (head is None or head.result != TASK_OUTPUTS[task]):
+        raise AdapterError(
+            f"has no head for the task `{task}`",
+            where=where,
+            found="no head" if head is None else f"a head that gives `{head.result}`",
+            expected=f"a head that gives `{TASK_OUTPUTS[task]}`",
+            fix="say another task, or give the file of another adapter",
+        )
+    if labels is None:
+        return head, task, None
+    classes = 0 if head is None else head_width(tensors, manifest.slots, head, CLASSES) or 0
+    if len(labels) != classes or task not in LABELLED:
+        raise AdapterError(
+            "labels and classes differ", where=where, found=f"{len(labels)} labels", expected=f"{classes} classes"
+        )
+    if isinstance(labels, str) or len(set(labels)) != len(labels):  # of two with one name, an answer could say only one
+        raise AdapterError(
+            "the labels are not one name for each class", where=where, found=repr(labels), expected="different names"
+        )
+    return head, task, tuple(labels)
+
+
+def head_width(tensors: Weights, slots: Iterable[SlotRecord], head: HeadRecord, symbol: str) -> int | None:
+    """Return the length of a free axis of a head, as the tensors of an adapter have it; none if no tensor has it."""
+    for slot in slots:
+        if slot.site == HEAD and slot.graph == head.graph and symbol in slot.axes:
+            return int(tensors[slot.name].shape[slot.axes.index(symbol)])
+    return None
 
 
 def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
@@ -381,37 +340,3 @@ def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> 
     bare = [head for head in manifest.heads if head.graph not in {slot.graph for slot in slots}]
     fitting = said or [head for head in bare if claim.task is not None and head.result == TASK_OUTPUTS[claim.task]]
     return fitting[0] if len(fitting) == 1 or said else None
-
-
-def _check_task(task: Task | None, head: HeadRecord | None, where: object) -> None:
-    if task is not None and task not in TASK_OUTPUTS:
-        raise AdapterError("unknown task", where=where, found=f"`{task}`", expected=", ".join(TASK_OUTPUTS))
-    if task is not None and (head is None or head.result != TASK_OUTPUTS[task]):
-        raise AdapterError(
-            f"has no head for the task `{task}`",
-            where=where,
-            found="no head" if head is None else f"a head that gives `{head.result}`",
-            expected=f"a head that gives `{TASK_OUTPUTS[task]}`",
-            fix="say another task, or give the file of another adapter",
-        )
-
-
-def _check_labels(labels: Sequence[str] | None, task: Task | None, classes: int, where: object) -> None:
-    """Of two classes with one name, an answer could say only one."""
-    if labels is None:
-        return
-    if len(labels) != classes or task not in LABELLED:
-        raise AdapterError(
-            "labels and classes differ", where=where, found=f"{len(labels)} labels", expected=f"{classes} classes"
-        )
-    if isinstance(labels, str) or len(set(labels)) != len(labels):
-        raise AdapterError(
-            "the labels are not one name for each class", where=where, found=repr(labels), expected="different names"
-        )
-
-
-def _classes(tensors: Weights, manifest: Manifest, head: HeadRecord) -> int:
-    """Return how many classes or numbers a head gives; 0 if it gives neither."""
-    slots = (slot for slot in manifest.slots if slot.site == HEAD and slot.graph == head.graph)
-    sized = next((slot for slot in slots if CLASSES in slot.axes), None)
-    return 0 if sized is None else int(tensors[sized.name].shape[sized.axes.index(CLASSES)])

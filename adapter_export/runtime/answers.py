@@ -12,6 +12,7 @@ from adapter_export.format.axes import masks_of
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime.adapters import Entry
+from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import Arrays
 
 
@@ -45,29 +46,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-# The outputs of heads in a batch whose rows have different adapters: what is not a row's own cannot be mistaken.
-
-_NOT_A_CLASS = -1e30
-"""Below this is what a bank gives for classes that a row's adapter does not have."""
-
-
 def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None]) -> Arrays:
-    """Return the outputs of a bank with the results of heads as wide as the widest of their rows.
+    """Return the outputs of a bank, those of heads as wide as the widest of their rows.
 
-    Args:
-        outputs: as a bank gives them.
-        manifest: the bundle's.
-        filled: for each row the output that its adapter's head fills; none without a head.
-
-    Returns:
-        The base's outputs as they are. In those of heads, NaN for rows that do not fill them, and −inf for the classes
-        that a row's adapter does not have.
+    `filled` is for each row the output that its adapter's head fills; none without a head. Other rows of an output of
+    heads become NaN, and classes that a row's adapter does not have −inf. The base's outputs stay as they are.
     """
-    heads = {head.output for head in manifest.heads}
-    return {
-        name: _own(array, np.array([name == output for output in filled])) if name in heads else array
-        for name, array in outputs.items()
-    }
+    found = dict(outputs)
+    for name in {head.output for head in manifest.heads} & set(outputs):
+        own = np.array([name == output for output in filled])
+        result = np.where(outputs[name] < MASK_BELOW, -np.inf, outputs[name]).astype(outputs[name].dtype)
+        result[~own] = np.nan
+        found[name] = np.ascontiguousarray(result[..., : _width(result[own])])
+    return found
 
 
 def own_classes(row: np.ndarray) -> np.ndarray:
@@ -75,16 +66,9 @@ def own_classes(row: np.ndarray) -> np.ndarray:
     return row[..., : _width(row)]
 
 
-def _own(array: np.ndarray, own: np.ndarray) -> np.ndarray:
-    result = np.where(array < _NOT_A_CLASS, -np.inf, array).astype(array.dtype)
-    result[~own] = np.nan
-    return np.ascontiguousarray(result[..., : _width(result[own])])
-
-
 def _width(results: np.ndarray) -> int:
     """Return how many classes are anybody's: those behind them are −inf in all rows."""
-    axes = tuple(range(results.ndim - 1))
-    return int(np.count_nonzero(~np.isneginf(results).all(axis=axes)))
+    return int(np.count_nonzero(~np.isneginf(results).all(axis=tuple(range(results.ndim - 1)))))
 
 
 _METHODS: Mapping[Task, str] = {
@@ -96,11 +80,7 @@ _METHODS: Mapping[Task, str] = {
 
 
 def check_task(entry: Entry | None, task: Task) -> Entry:
-    """Return an adapter whose head is for this task; its `output` is known then.
-
-    Raises:
-        RequestError: it is for another one, or there is no adapter.
-    """
+    """Return an adapter whose head is for this task, with a known `output`; RequestError if it is not, or is none."""
     if entry is None:
         raise RequestError(f"the base alone cannot do `{task}`", fix="give every row an adapter, or call `run`")
     if entry.task != task or entry.output is None:
@@ -114,17 +94,8 @@ def check_task(entry: Entry | None, task: Task) -> Entry:
     return entry
 
 
-def row_results(outputs: Arrays, entries: Sequence[Entry]) -> list[np.ndarray]:
-    """Return what each row's own adapter gives."""
-    return [own_classes(outputs[str(entry.output)][row]) for row, entry in enumerate(entries)]
-
-
 def stacked(results: Sequence[np.ndarray], entries: Sequence[Entry]) -> np.ndarray:
-    """Return results of rows as one array [batch, width].
-
-    Raises:
-        RequestError: they are of different widths.
-    """
+    """Return results of rows as one array [batch, width]; RequestError if they are of different widths."""
     widths = {entry.name: result.shape[-1] for result, entry in zip(results, entries, strict=True)}
     if len(set(widths.values())) > 1:
         raise RequestError(
@@ -145,17 +116,14 @@ def label_tokens(
 ) -> list[list[Prediction | None]]:
     """Return a label for each token; none where the mask says that it is padding."""
     shape = (len(results), len(results[0]))
-    masks = [np.asarray(inputs[name]) != 0 for name in _token_masks(manifest)]
+    # the masks of the tokens that have labels: not that of an encoder's where they are a decoder's
+    known = {axis for record in manifest.inputs for axis in record.axes}
+    labelled = [record for record in manifest.outputs if record.name.endswith("token_logits")]
+    axes = {record.axes[1] for record in labelled if len(record.axes) > 1} & known
+    names = masks_of(manifest.inputs, axes.pop() if len(axes) == 1 else None)
+    masks = [np.asarray(inputs[name]) != 0 for name in names]
     real = next((mask for mask in masks if mask.shape == shape), np.ones(shape, bool))
     return [
         [one if keep else None for one, keep in zip(predict(result, entry.labels or ()), row, strict=True)]
         for result, entry, row in zip(results, entries, real, strict=True)
     ]
-
-
-def _token_masks(manifest: Manifest) -> list[str]:
-    """Return the masks of the tokens that heads give labels: not that of an encoder's where they are a decoder's."""
-    known = {axis for record in manifest.inputs for axis in record.axes}
-    labelled = [record for record in manifest.outputs if record.name.endswith("token_logits")]
-    axes = {record.axes[1] for record in labelled if len(record.axes) > 1} & known
-    return masks_of(manifest.inputs, axes.pop() if len(axes) == 1 else None)

@@ -13,13 +13,16 @@ import onnxruntime as ort
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError, argument
-from adapter_export.format.manifest import BankTensor, HeadRecord, SlotRecord
+from adapter_export.format.manifest import BankRecord, BankTensor, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD
-from adapter_export.runtime.adapters import Adapters, Counts, Entry
+from adapter_export.runtime.adapters import Adapters, Counts, Entry, head_width
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_values
 
 MASKED = -3e38
 """What is added to the results of classes that a row's adapter does not have; a softmax makes them 0."""
+
+MASK_BELOW = -1e30
+"""Results below this are masked: no class of a row's own adapter has them."""
 
 Width = tuple[str, str, str]
 """A free width: a site or `head`, a graph there or an output of heads, a symbol."""
@@ -36,10 +39,7 @@ def mask_name(output: str) -> str:
 class RowLayout:
     """The rows of a bank, narrower adapters being filled up with zeros. Row 0 is the base.
 
-    Args:
-        slots: the slots of the graph.
-        heads: every topology of head.
-        tensors: the tensors of the bank: one for each slot, and one for each output of heads of several widths.
+    The tensors of a bank are one for each slot, and one for each output of heads of several widths.
 
     Raises:
         FormatError: the tensors are not those of the slots and heads.
@@ -105,15 +105,8 @@ class RowLayout:
                 values = tensors[tensor.slot]
                 target[tuple(slice(size) for size in values.shape)] = values
             elif head is not None and head.output == self._masked[tensor.name]:
-                target[self._result_width(tensors, head, len(target)) :] = MASKED
-
-    def _result_width(self, tensors: Weights, head: HeadRecord, widest: int) -> int:
-        """Return how many numbers a head gives per row or token; the widest where none of its tensors says it."""
-        symbol = self._symbols[head.output]
-        for slot in self._slots.values():
-            if slot.site == HEAD and slot.graph == head.graph and symbol in slot.axes:
-                return int(tensors[slot.name].shape[slot.axes.index(symbol)])
-        return widest
+                width = head_width(tensors, self._slots.values(), head, self._symbols[head.output])
+                target[len(target) if width is None else width :] = MASKED
 
     def _width(self, slot: SlotRecord, symbol: str) -> Width:
         """Heads of one output give equally many numbers."""
@@ -130,12 +123,7 @@ class Bank:
     there is a table of rows beside it, made when it is first needed. The least recently used row is replaced, and never
     while a call uses it. A call takes all its rows at once or waits, in the order of arrival: no two calls wait for
     each other. On the CPU the table is fed as it lies here, without a copy; on a device it is uploaded whenever an
-    adapter was put in, and kept there.
-
-    Args:
-        graphs: the bundle's.
-        adapters: the session's.
-        resident: how many adapters the table holds at once.
+    adapter was put in, and kept there. It holds `resident` adapters at once.
     """
 
     def __init__(self, graphs: Graphs, adapters: Adapters, resident: int) -> None:
@@ -159,7 +147,7 @@ class Bank:
             return Counts(**self._counts, resident=len(self._lent))
 
     def forget(self, entry: Entry) -> None:
-        """Replace this adapter first: nobody will ask for it again."""
+        """Replace this adapter first: no call will ask for it again."""
         with self._changed:
             if entry in self._lent:
                 self._lent.move_to_end(entry, last=False)
@@ -172,12 +160,7 @@ class Bank:
         return bank.fillable or all(entry is None or entry.row is not None for entry in entries)
 
     def run(self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str]) -> Arrays:
-        """Run each row of a batch through its own adapter.
-
-        Args:
-            feeds: the data inputs.
-            entries: the adapter of each row; none is the base.
-            outputs: which to compute.
+        """Compute outputs of a batch, each row through its own adapter; none is the base.
 
         Raises:
             RequestError: the bundle has no bank, the adapters are more than the table holds, or cannot share one; or
@@ -186,12 +169,12 @@ class Bank:
         session = self._graphs.session("bank")
         bank = self._graphs.manifest.bank
         assert bank is not None  # a manifest with such a graph has one
-        with self._lease(entries) as (rows, tensors):
+        with self._lease(entries, bank) as (rows, tensors):
             ids = on_device(np.array(rows, np.int64))
             return run_values(session, {**feeds, **tensors, bank.ids: ids}, outputs)
 
     @contextmanager
-    def _lease(self, entries: Sequence[Entry | None]) -> Iterator[tuple[list[int], Feeds]]:
+    def _lease(self, entries: Sequence[Entry | None], bank: BankRecord) -> Iterator[tuple[list[int], Feeds]]:
         """Give the row of each adapter, and the tensors that hold them in these rows until the block ends."""
         built = [0 if entry is None else entry.row for entry in entries]
         rows = [row for row in built if row is not None]
@@ -199,7 +182,19 @@ class Bank:
             yield rows, {}
             return
         wanted = dict.fromkeys(entry for entry in entries if entry is not None)
-        self._check(len(wanted))
+        if not bank.fillable:
+            raise RequestError(
+                "adapters that the bundle's bank does not hold cannot stand in one with others: zeros in their tensors "
+                "change what they compute",
+                fix="give each call one `adapter`, or build the bundle with all adapters that shall share batches",
+            )
+        if len(wanted) > self._size:
+            raise RequestError(
+                "the call needs more adapters at once than the bank holds",
+                found=len(wanted),
+                expected=f"at most {self._size}",
+                fix="open the session with a larger `resident`, or split the batch",
+            )
         with self._changed:
             absent = [entry for entry in wanted if entry not in self._lent]
         ahead = {entry: self._row(entry) for entry in absent}  # other calls go on meanwhile
@@ -223,22 +218,6 @@ class Bank:
     def _row(self, entry: Entry) -> Row:
         loaded = self._adapters.loaded(entry)
         return loaded.tensors, loaded.head
-
-    def _check(self, count: int) -> None:
-        bank = self._graphs.manifest.bank
-        if bank is not None and not bank.fillable:
-            raise RequestError(
-                "adapters that the bundle's bank does not hold cannot stand in one with others: zeros in their tensors "
-                "change what they compute",
-                fix="give each call one `adapter`, or build the bundle with all adapters that shall share batches",
-            )
-        if count > self._size:
-            raise RequestError(
-                "the call needs more adapters at once than the bank holds",
-                found=count,
-                expected=f"at most {self._size}",
-                fix="open the session with a larger `resident`, or split the batch",
-            )
 
     def _wait_for_room(self, wanted: Mapping[Entry, None]) -> None:
         def has_room() -> bool:

@@ -16,7 +16,7 @@ from adapter_export.runtime.answers import own_classes
 from adapter_export.runtime.graphs import Arrays
 
 TOKEN_BUDGET = 512
-"""How many tokens `run_many` puts into a call if nobody says it: on a CPU, larger calls save nothing."""
+"""How many tokens `run_many` puts into a call by default: on a CPU, larger calls save nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Item:
-    """A checked request.
-
-    Attributes:
-        index: its place among the requests.
-        arrays: its inputs.
-        entry: its adapter.
-        rows: of its inputs.
-        sizes: the length of each named axis, but that of the batch.
-        padded: the axes along which it may be padded.
-    """
+    """A checked request, the one at `index`."""
 
     index: int
     arrays: Arrays
     entry: Entry | None
     rows: int
     sizes: Mapping[str, int]
+    """The length of each named axis, but that of the batch."""
     padded: frozenset[str]
+    """The axes along which it may be padded."""
 
     @property
     def tokens(self) -> int:
@@ -73,15 +66,8 @@ def batches(
 ) -> Iterator[list[Item]]:
     """Yield the items call by call, each as large as may be, similar lengths together, the shortest first.
 
-    Args:
-        items: the requests.
-        manifest: the bundle's.
-        token_budget: how many tokens a call may have, padding counted; a request that is larger has one of its own.
-        adapters: how many different ones a call may have; 1 without a bank.
-        allow_mixed_rows: put requests together although the rows of a batch influence each other.
-
-    Raises:
-        UsageError: the budget is below 1.
+    A call has at most `token_budget` tokens, padding counted, and `adapters` different adapters, 1 without a bank; a
+    request that is larger has one of its own. UsageError if the budget is below 1.
     """
     if token_budget < 1:
         raise UsageError("a call needs room for a token", found=f"`token_budget` {token_budget}", expected="≥ 1")
@@ -105,16 +91,8 @@ def batches(
         yield batch
 
 
-def _longest(batch: Sequence[Item]) -> dict[str, int]:
-    return {axis: max(item.sizes[axis] for item in batch) for axis in batch[0].sizes}
-
-
 def batch_axis(manifest: Manifest) -> str:
-    """Return the first axis of all inputs.
-
-    Raises:
-        RequestError: they have none in common, or one of a fixed length; or the base keeps a cache of tokens.
-    """
+    """Return the first axis of all inputs; RequestError if there is none, its length is fixed, or there is a cache."""
     first = {record.axes[0] if record.axes else None for record in manifest.inputs}
     axis = next(iter(first))
     if len(first) > 1 or not isinstance(axis, str) or any(record.role == "cache" for record in manifest.inputs):
@@ -130,7 +108,7 @@ def batch_axis(manifest: Manifest) -> str:
 def padded_axes(manifest: Manifest) -> frozenset[str]:
     """Return the axes along which a mask says what is padding: all names that masks have, but that of the batch.
 
-    None if the base has an output with an axis that no input has, so that nobody can tell where its padding is.
+    None if the base has an output with an axis that no input has, so that it is unknown where its padding is.
     """
     masks = [record for record in manifest.inputs if record.role == "mask"]
     known = {name for record in manifest.inputs for axis in record.axes for name in names(axis)}
@@ -148,7 +126,7 @@ def as_item(index: int, arrays: Arrays, entry: Entry | None, padded: frozenset[s
 
 def joined(batch: Sequence[Item], manifest: Manifest) -> Arrays:
     """Return the inputs of a call, filled up with zeros, which the mask hides."""
-    sizes = _longest(batch)
+    sizes = {axis: max(item.sizes[axis] for item in batch) for axis in batch[0].sizes}
     inputs: Arrays = {}
     for record in manifest.inputs:
         shape = [length(axis, sizes) for axis in record.axes[1:]]
@@ -178,17 +156,15 @@ def taken_apart(outputs: Arrays, batch: Sequence[Item], manifest: Manifest) -> I
 
 
 def _cut(rows: np.ndarray, axes: Sequence[Axis], item: Item) -> np.ndarray:
-    known = [isinstance(axis, str) and all(name in item.sizes for name in names(axis)) for axis in axes[1:]]
-    cut = [
-        slice(length(axis, item.sizes) if is_known else None) for axis, is_known in zip(axes[1:], known, strict=True)
-    ]
-    return rows[(slice(None), *cut)].copy()
+    cut = [slice(None)]
+    for axis in axes[1:]:
+        is_known = isinstance(axis, str) and all(name in item.sizes for name in names(axis))
+        cut.append(slice(length(axis, item.sizes) if is_known else None))
+    return rows[tuple(cut)].copy()
 
-
-# A bar on stderr, for those who have nothing better at hand.
 
 Progress = Callable[[int, int], None]
-"""Is told how many of how many are done."""
+"""Called with how many of how many are done."""
 
 _WIDTH = 40
 

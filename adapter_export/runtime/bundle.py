@@ -16,7 +16,7 @@ from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_s
 from adapter_export.runtime.session import Session
 
 RESIDENT = 64
-"""How many adapters a session keeps in place if nobody says it."""
+"""How many adapters a session keeps in place by default."""
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,6 @@ _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-
-_FATAL_ONLY = 4
-"""Errors are raised and need not be logged as well; sessions warn of each overridable initializer otherwise."""
-
 
 def open_session(
     graph: Path | bytes,
@@ -61,21 +56,21 @@ def open_session(
     folder: Path | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
-    """Open a graph.
+    """Open an ONNX file, or a model in memory whose external data lie in a folder.
 
-    Args:
-        graph: an ONNX file, or a model in memory.
-        provider: where to compute.
-        optimization: how far ONNX Runtime may rewrite the graph.
-        threads: how many threads one operation may use; ONNX Runtime's own choice if not given.
-        folder: where the external data of a model in memory lie.
-        settings: further entries of the session's configuration.
+    Without `threads`, ONNX Runtime chooses how many one operation may use; `settings` are further entries of the
+    session's configuration.
 
     Raises:
         UsageError: an unknown provider or level, or a provider that is not available here.
         FormatError: ONNX Runtime cannot open the graph.
     """
-    name, of_provider = _provider(provider)
+    if provider not in _PROVIDERS:
+        raise UsageError("unknown provider", found=f"`{provider}`", expected=", ".join(_PROVIDERS))
+    name, of_provider = _PROVIDERS[provider]
+    available = ort.get_available_providers()
+    if name not in available:
+        raise _unavailable(provider, f"onnxruntime {ort.__version__} with {', '.join(available)}")
     if optimization not in _LEVELS:
         raise UsageError("unknown optimization level", found=f"`{optimization}`", expected=", ".join(_LEVELS))
     if threads is not None and threads < 1:
@@ -83,9 +78,10 @@ def open_session(
     options = ort.SessionOptions()
     options.graph_optimization_level = _LEVELS[optimization]
     options.intra_op_num_threads = threads or 0
-    options.log_severity_level = _FATAL_ONLY
-    entries = {} if folder is None else {_FOLDER_KEY: str(folder.resolve())}
-    for key, value in {**entries, **(settings or {})}.items():
+    options.log_severity_level = 4  # fatal: errors are raised, and each overridable initializer would give a warning
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     model = graph if isinstance(graph, bytes) else str(graph)
     try:
@@ -100,15 +96,6 @@ def open_session(
     if session.get_providers()[0] != name:  # it falls back to the CPU with a log line only
         raise _unavailable(provider, f"{name} does not start; the session would run on {session.get_providers()[0]}")
     return session
-
-
-def _provider(provider: str) -> tuple[str, dict[str, Any]]:
-    if provider not in _PROVIDERS:
-        raise UsageError("unknown provider", found=f"`{provider}`", expected=", ".join(_PROVIDERS))
-    available = ort.get_available_providers()
-    if _PROVIDERS[provider][0] not in available:
-        raise _unavailable(provider, f"onnxruntime {ort.__version__} with {', '.join(available)}")
-    return _PROVIDERS[provider]
 
 
 def _unavailable(provider: str, found: str) -> UsageError:
@@ -132,16 +119,10 @@ def run_session(
     *,
     options: ort.RunOptions | None = None,
 ) -> Arrays:
-    """Compute outputs by name.
+    """Compute outputs by name, all if none are given; RequestError if ONNX Runtime cannot compute these inputs.
 
-    Args:
-        session: the session.
-        feeds: the inputs, and tensors for overridable initializers.
-        outputs: which outputs; all of them if not given.
-        options: such as an active adapter; the caller keeps the adapter alive.
-
-    Raises:
-        RequestError: ONNX Runtime cannot compute these inputs.
+    `feeds` are the inputs, and tensors for overridable initializers. The caller keeps an active adapter of `options`
+    alive.
     """
     names = list(outputs or [output.name for output in session.get_outputs()])
     try:
@@ -151,11 +132,7 @@ def run_session(
 
 
 def run_values(session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
-    """Compute outputs by name from values that may lie on a device.
-
-    Raises:
-        RequestError: ONNX Runtime cannot compute these inputs.
-    """
+    """Compute outputs by name, as `run_session` does, from values that may lie on a device."""
     try:
         values = session.run_with_ort_values(list(outputs), dict(feeds))
     except FAILURES as error:
@@ -170,9 +147,6 @@ def run_bound(
 
     ONNX Runtime ignores native adapters (`RunOptions.add_active_adapter`) here without an error: adapters are bound as
     the inputs that they are.
-
-    Raises:
-        RequestError: ONNX Runtime cannot compute these inputs.
     """
     binding = session.io_binding()
     try:
@@ -196,13 +170,7 @@ def _named(error: Exception) -> RequestError:
 
 
 class Graphs:
-    """The graphs of a bundle, each opened when it is first needed; any number of threads may call.
-
-    Args:
-        manifest: the bundle's.
-        provider: where the graphs run.
-        open_file: opens the file of a graph, by its path in the bundle; that of the graph with slots is opened at once.
-    """
+    """The graphs of a bundle, opened by their paths in it when first needed, that with slots at once. Thread-safe."""
 
     def __init__(
         self, manifest: Manifest, provider: Provider, open_file: Callable[[str], ort.InferenceSession]
@@ -215,19 +183,7 @@ class Graphs:
         self.session("slots")
 
     def session(self, flavour: Flavour) -> ort.InferenceSession:
-        """Return the session of a flavour.
-
-        Raises:
-            RequestError: the bundle does not have it.
-            FormatError: ONNX Runtime cannot open it.
-        """
-        if flavour not in self._sessions:
-            with self._lock:
-                if flavour not in self._sessions:
-                    self._sessions[flavour] = self._open_file(self._path(flavour))
-        return self._sessions[flavour]
-
-    def _path(self, flavour: Flavour) -> str:
+        """Return the session of a flavour; RequestError if the bundle does not have it, FormatError if it is broken."""
         path = self.manifest.graphs.get(flavour)
         if path is None:
             flavours = argument("flavours", list(dict.fromkeys(("slots", "inputs", flavour))))
@@ -238,4 +194,8 @@ class Graphs:
                 expected=f"`{flavour}`",
                 fix=f"build it with {flavours}, or give each call one `adapter`",
             )
-        return path
+        if flavour not in self._sessions:
+            with self._lock:
+                if flavour not in self._sessions:
+                    self._sessions[flavour] = self._open_file(path)
+        return self._sessions[flavour]

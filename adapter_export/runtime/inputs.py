@@ -17,9 +17,8 @@ Inputs = Mapping[str, np.ndarray]
 def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord]) -> dict[str, np.ndarray]:
     """Return the inputs as contiguous arrays.
 
-    Raises:
-        RequestError: an input is missing, unknown, of a wrong type or shape, empty, has ids out of range, or is a mask
-            that leaves a row no token.
+    RequestError if one is missing, unknown, of a wrong type or shape, empty, has ids out of range, or is a mask that
+    leaves a row no token.
     """
     expected = {record.name for record in records}
     if set(inputs) != expected:
@@ -45,11 +44,7 @@ def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord
 def check_rows(
     arrays: Mapping[str, np.ndarray], choices: Sequence[object], manifest: Manifest, allow_mixed_rows: bool
 ) -> None:
-    """Check that there is a choice for each row, and that rows of different choices do not influence each other.
-
-    Raises:
-        RequestError: there is not, or they would.
-    """
+    """Check that there is a choice for each row, and that rows of different choices do not influence each other."""
     rows = len(next(iter(arrays.values())))
     if len(choices) != rows:
         raise RequestError("a mixed batch has one choice for each row", found=len(choices), expected=rows)
@@ -130,29 +125,23 @@ def _check_ids(array: np.ndarray, record: InputRecord) -> None:
         )
 
 
-# Weights of a weighted fusion that a call gives, in the place of those that the adapter has.
-
 Weighting = Mapping[str, float] | Sequence[Mapping[str, float]]
 """A finite weight for each member of a fusion, by name: for all rows of a batch, or a mapping for each row."""
-
-
-_FUSE = command('compose("fuse", [A, B], name=NAME)', "compose fuse A B -o OUT")
 
 
 def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
     """Return the tensors, float32 [1, members] or [batch, members], for every slot that holds weights of the fusion.
 
-    Raises:
-        RequestError: the adapter is no weighted fusion of the bundle, or a row does not give a finite weight for each
-            member.
+    RequestError if the adapter is no weighted fusion of the bundle, or a row lacks a finite weight for a member.
     """
     record = entry.mix
     if record is None:
+        fuse = command('compose("fuse", [A, B], name=NAME)', "compose fuse A B -o OUT")
         raise RequestError(
             "has no weights that a call could give",
             where=f"adapter `{entry.name}`",
             expected="a weighted fusion of the bundle",
-            fix=f"make one with {_FUSE}, and `build` or `add` it",
+            fix=f"make one with {fuse}, and `build` or `add` it",
         )
     given = [weights] if isinstance(weights, Mapping) else list(weights)
     largest = float(np.finfo(np.float32).max)

@@ -18,14 +18,17 @@ from adapter_export.runtime.answers import (
     check_task,
     label_rows,
     label_tokens,
+    own_classes,
     own_results,
-    row_results,
     stacked,
 )
 from adapter_export.runtime.bank import Bank
 from adapter_export.runtime.batches import TOKEN_BUDGET, Item, Progress, Request
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_values
 from adapter_export.runtime.inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
+
+Chosen = Entry | list[Entry | None] | None
+"""The adapter of all rows, or one for each; none is the base."""
 
 
 class Choice(TypedDict, total=False):
@@ -77,7 +80,7 @@ class Session:
         return self._adapters.entry(adapter).labels
 
     def task(self, adapter: str) -> Task | None:
-        """Return what an adapter's head is for; none if it has no head or nobody said it.
+        """Return what an adapter's head is for; none if it has no head or that is unknown.
 
         Raises:
             RequestError: it is not loaded.
@@ -91,8 +94,6 @@ class Session:
             RequestError: it is not loaded.
         """
         return self._adapters.entry(adapter).output
-
-    # One call.
 
     def run(
         self,
@@ -177,8 +178,6 @@ class Session:
         """
         return stacked(*self._answers("embedding", inputs, adapter, **choice))
 
-    # Many requests.
-
     def run_many(
         self,
         requests: Iterable[Request],
@@ -196,7 +195,7 @@ class Session:
         Args:
             requests: inputs of one row or several, and an adapter.
             token_budget: how many tokens a call may have, rows times the longest of them.
-            progress: is told how many of how many requests are done; true draws a bar on stderr.
+            progress: called with how many of how many requests are done; true draws a bar on stderr.
             allow_mixed_rows: as in `run`, for rows of different requests.
 
         Returns:
@@ -230,8 +229,6 @@ class Session:
             label_rows(list(outputs[str(entry.output)]), [entry] * item.rows)
             for item, entry, outputs in zip(items, entries, found, strict=True)
         ]
-
-    # Adapters that come and go.
 
     def load(
         self,
@@ -285,19 +282,15 @@ class Session:
         self._adapters.add(name, data, Claim(labels, task), where)
 
     def unload(self, name: str) -> None:
-        """Forget an adapter; calls that run with it at this moment end well.
+        """Forget an adapter; calls that run with it at this moment finish.
 
         Raises:
             RequestError: it is not loaded.
         """
         self._bank.forget(self._adapters.remove(name))
 
-    # What the methods above share.
-
-    def _chosen(
-        self, adapter: str | None, adapters: Sequence[str | None] | None, weights: Weighting | None
-    ) -> Entry | list[Entry | None] | None:
-        """Return the adapter of all rows, or one for each; each name is looked up once, so that its rows are alike."""
+    def _chosen(self, adapter: str | None, adapters: Sequence[str | None] | None, weights: Weighting | None) -> Chosen:
+        """Return what a call chooses; each name is looked up once, so that its rows are alike."""
         if adapter is not None and adapters is not None:
             raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
         if weights is not None and adapter is None:
@@ -307,13 +300,7 @@ class Session:
         found = {name: None if name is None else self._adapters.entry(name) for name in dict.fromkeys(adapters)}
         return [found[name] for name in adapters]
 
-    def _compute(
-        self,
-        inputs: Inputs,
-        chosen: Entry | list[Entry | None] | None,
-        weights: Weighting | None,
-        allow_mixed_rows: bool,
-    ) -> Arrays:
+    def _compute(self, inputs: Inputs, chosen: Chosen, weights: Weighting | None, allow_mixed_rows: bool) -> Arrays:
         arrays = check_inputs(inputs, self._manifest.inputs)
         if isinstance(chosen, list):
             check_rows(arrays, chosen, self._manifest, allow_mixed_rows)
@@ -355,23 +342,17 @@ class Session:
         return [record.name for record in self._manifest.outputs if record.name in wanted]
 
     def _answers(
-        self,
-        task: Task,
-        inputs: Inputs,
-        adapter: str | None,
-        *,
-        adapters: Sequence[str | None] | None = None,
-        weights: Weighting | None = None,
-        allow_mixed_rows: bool = False,
+        self, task: Task, inputs: Inputs, adapter: str | None, **choice: Unpack[Choice]
     ) -> tuple[list[np.ndarray], list[Entry]]:
         """Return what the heads give for each row, if they are for this task, and each row's adapter."""
+        adapters, weights = choice.get("adapters"), choice.get("weights")
         if adapter is None and adapters is None:
             raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
         chosen = self._chosen(adapter, adapters, weights)
         entries = [check_task(entry, task) for entry in (chosen if isinstance(chosen, list) else [chosen])]
-        outputs = self._compute(inputs, chosen, weights, allow_mixed_rows)
+        outputs = self._compute(inputs, chosen, weights, choice.get("allow_mixed_rows", False))
         if isinstance(chosen, list):
-            return row_results(outputs, entries), entries
+            return [own_classes(outputs[str(entry.output)][row]) for row, entry in enumerate(entries)], entries
         found = outputs[str(entries[0].output)]
         return list(found), entries * len(found)
 
@@ -380,27 +361,22 @@ class Session:
         batches.batch_axis(self._manifest)
         items: list[Item] = []
         padded: dict[Entry | None, frozenset[str]] = {}
+        neutral, counting = self._manifest.padding_neutral, self._manifest.counts_padding
         for index, request in enumerate(requests):
             with within(f"request {index}"):
                 arrays = check_inputs(request.inputs, self._manifest.inputs)
                 entry = None if request.adapter is None else self._adapters.entry(request.adapter)
-                if entry not in padded:
-                    padded[entry] = self._padded_axes(entry)
+                if entry not in padded:  # as `build` found by trying
+                    may_pad = neutral and (entry is None or not self._adapters.acts_in(entry, counting))
+                    padded[entry] = self._maskable if may_pad else frozenset()
                 items.append(batches.as_item(index, arrays, entry, padded[entry], self._manifest))
         return items
-
-    def _padded_axes(self, entry: Entry | None) -> frozenset[str]:
-        """Return the axes along which requests with an adapter may be padded, as `build` found by trying."""
-        counting = self._manifest.counts_padding
-        if not self._manifest.padding_neutral or (entry is not None and self._adapters.acts_in(entry, counting)):
-            return frozenset()
-        return self._maskable
 
     def _run_items(
         self, items: Sequence[Item], token_budget: int, progress: Progress | bool | None, allow_mixed_rows: bool
     ) -> list[Arrays]:
         adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
-        tell = batches.draw_bar if progress is True else progress or None
+        on_progress = batches.draw_bar if progress is True else progress or None
         results: list[Arrays] = [{}] * len(items)
         done = 0
         for batch in batches.batches(items, self._manifest, token_budget, adapters, allow_mixed_rows):
@@ -411,6 +387,6 @@ class Session:
             for item, own in batches.taken_apart(outputs, batch, self._manifest):
                 results[item.index] = own
             done += len(batch)
-            if tell is not None:
-                tell(done, len(items))
+            if on_progress is not None:
+                on_progress(done, len(items))
         return results

@@ -13,7 +13,6 @@ from inner_norm import with_inner_norm
 from tiny_onnx import random_adapter, token_inputs
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.contents import MASK_BELOW
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.prove import prove_new
 from adapter_export.bundle.write import FLAVOURS
@@ -34,6 +33,7 @@ from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.graft.bank import bank_rows
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.onnx_backend.slots import head_sums, plan_slots
+from adapter_export.runtime.bank import MASK_BELOW
 
 Run = Mapping[str, np.ndarray]
 
