@@ -137,7 +137,7 @@ def _widened(kind: Kind, bottleneck: int | None, factor: float | Mapping[str, fl
         return kind.with_widths(b=at_least_1("bottleneck", bottleneck))
     if factor is None:
         return kind
-    from adapter_export.graph.kinds import per_layer
+    from adapter_export.graph.kinds.kind import per_layer
 
     if kind.name != "nice":
         return kind.with_widths(b=per_layer(factor))

@@ -12,7 +12,7 @@ import numpy as np
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError, within
-from adapter_export.graph.graph import HEAD_VALUES, NO_COST, SITE_VALUES, AdapterGraph, Cost, cost, stored
+from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Cost, cost, stored
 from adapter_export.graph.tasks import (
     CLASSES,
     DEFAULT_TASK,
@@ -88,19 +88,16 @@ class Adapter:
     def __post_init__(self) -> None:
         check_name(self.name)
         with within(f"adapter `{self.name}`"):
-            self._check_structure()
+            unknown = sorted({placement.graph for placement in self.placements.values()} ^ set(self.graphs))
+            if unknown:
+                raise AdapterError("graphs and placements differ", found=", ".join(unknown))
+            if not self.placements and self.head is None:
+                raise AdapterError("acts nowhere", expected="a placement or a head")
+            for reserved in {HEAD, SHARED} & set(self.placements):
+                raise AdapterError(f"a site may not be called `{reserved}`")
             self._check_graphs()
             self._check_tensor_names()
         check_tensors(self.weights, self.tensor_shapes(), f"adapter `{self.name}`")
-
-    def _check_structure(self) -> None:
-        unknown = sorted({placement.graph for placement in self.placements.values()} ^ set(self.graphs))
-        if unknown:
-            raise AdapterError("graphs and placements differ", found=", ".join(unknown))
-        if not self.placements and self.head is None:
-            raise AdapterError("acts nowhere", expected="a placement or a head")
-        for reserved in {HEAD, SHARED} & set(self.placements):
-            raise AdapterError(f"a site may not be called `{reserved}`")
 
     def _check_graphs(self) -> None:
         """Check that a site's graph reads site values and replaces one of them, and that a head's fits its task."""
@@ -175,8 +172,8 @@ class Adapter:
 
     def cost(self) -> Cost:
         """Parameters, bytes and multiply-accumulates of all components; a shared tensor is stored once."""
-        total = sum((cost(graph, widths) for _, graph, widths in self.components()), NO_COST)
-        return stored(self.tensor_shapes().values(), total.multiply_accumulates)
+        accumulates = sum(cost(graph, widths).multiply_accumulates for _, graph, widths in self.components())
+        return stored(self.tensor_shapes().values(), accumulates)
 
 
 def _check_head(head: Head) -> None:
@@ -217,18 +214,15 @@ def check_tensors(found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[
     faults = [f"`{name}` is missing" for name in expected if name not in found]
     faults += [f"`{name}` is left over" for name in found if name not in expected]
     for name, shape in expected.items():
-        if name in found:
-            faults += [f"`{name}` {fault}" for fault in _faults(found[name], shape)]
+        if (tensor := found.get(name)) is None:
+            continue
+        if 0 in shape:
+            faults.append(f"`{name}` has an empty shape {list(shape)}")
+        if tensor.shape != shape:
+            faults.append(f"`{name}` has shape {list(tensor.shape)}, not {list(shape)}")
+        if tensor.dtype != np.float32:
+            faults.append(f"`{name}` is {tensor.dtype}, not float32")
+        elif not np.isfinite(tensor).all():
+            faults.append(f"`{name}` holds {int(np.count_nonzero(~np.isfinite(tensor)))} NaN or Inf")
     if faults:
         raise TensorError("tensors do not fit", where=where, found="; ".join(faults), fix="write the adapter again")
-
-
-def _faults(tensor: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
-    if 0 in shape:
-        yield f"has an empty shape {list(shape)}"
-    if tensor.shape != shape:
-        yield f"has shape {list(tensor.shape)}, not {list(shape)}"
-    if tensor.dtype != np.float32:
-        yield f"is {tensor.dtype}, not float32"
-    elif not np.isfinite(tensor).all():
-        yield f"holds {int(np.count_nonzero(~np.isfinite(tensor)))} NaN or Inf"

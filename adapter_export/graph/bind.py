@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from adapter_export.errors import GraphError
-from adapter_export.graph.graph import AdapterGraph, Node, bypass
+from adapter_export.graph.graph import AdapterGraph, bypass
 
 NormKind = Literal["layer", "rms", "unknown"]
 
@@ -37,7 +37,9 @@ def bind_base_norm(
     if not needs_base_norm(graph):
         return graph
     if kind is None:
-        return _without_norm(graph)
+        while (node := next((node for node in graph.nodes if node.op == BASE_NORM), None)) is not None:
+            graph = bypass(graph, node)
+        return graph
     if kind == "unknown":
         raise GraphError(
             "a graph applies the base's norm, which could not be read",
@@ -45,27 +47,14 @@ def bind_base_norm(
             expected="a layer norm or an RMS norm behind the residual sum",
             fix="give the base in a form that has the norm as one op, or choose a kind of adapter without it",
         )
-    return _with_norm(graph, kind, epsilon, bias and kind == "layer")
-
-
-def _without_norm(graph: AdapterGraph) -> AdapterGraph:
-    while (node := next((node for node in graph.nodes if node.op == BASE_NORM), None)) is not None:
-        graph = bypass(graph, node)
-    return graph
-
-
-def _with_norm(graph: AdapterGraph, kind: Literal["layer", "rms"], epsilon: float, bias: bool) -> AdapterGraph:
-    roles = {"weight": BORROWED_WEIGHT, **({"bias": BORROWED_BIAS} if bias else {})}
+    roles = {"weight": BORROWED_WEIGHT}
+    if bias and kind == "layer":
+        roles["bias"] = BORROWED_BIAS
     taken = sorted(set(roles.values()) & set(graph.parameters))
     if taken:
         raise GraphError(
             "a parameter has a name that is kept for the base's norm", found=", ".join(taken), fix="rename it"
         )
-
-    def bound(node: Node) -> Node:
-        if node.op != BASE_NORM:
-            return node
-        return replace(node, op=_OPS[kind], parameters=roles, attributes={"epsilon": epsilon})
-
-    borrowed = dict.fromkeys(roles.values(), ("d",))
-    return replace(graph, nodes=tuple(map(bound, graph.nodes)), parameters={**graph.parameters, **borrowed})
+    changes: dict[str, Any] = {"op": _OPS[kind], "parameters": roles, "attributes": {"epsilon": epsilon}}
+    nodes = tuple(replace(node, **changes) if node.op == BASE_NORM else node for node in graph.nodes)
+    return replace(graph, nodes=nodes, parameters={**graph.parameters, **dict.fromkeys(roles.values(), ("d",))})

@@ -59,13 +59,24 @@ class AdapterGraph:
 
     def __post_init__(self) -> None:
         self._check_place()
-        self._check_parameter_shapes()
+        for name, shape in self.parameters.items():
+            wrong = [dim for dim in shape if dim in DATA_AXES or (isinstance(dim, int) and dim < 1)]
+            if wrong or not shape:
+                raise GraphError(
+                    f"parameter `{name}` has a shape that no tensor can have",
+                    found=list(shape),
+                    expected=f"numbers from 1, or symbols other than {' and '.join(DATA_AXES)}",
+                )
         shapes = self.shapes()
         if self.result not in shapes:
             raise GraphError(
                 "the result is not computed", found=f"`{self.result}`", expected=f"one of {sorted(shapes)}"
             )
-        self._check_nothing_is_idle()
+        read = {name for node in self.nodes for name in node.inputs} | {self.result}
+        used = {name for node in self.nodes for name in node.parameters.values()}
+        idle = {node.output for node in self.nodes} - read | set(self.parameters) - used | set(self.inputs) - read
+        if idle:
+            raise GraphError("declared but never used", found=", ".join(sorted(idle)), expected="only what is used")
 
     def shapes(self) -> dict[str, Shape]:
         """The symbolic shape of every value, by the ops' shape rules."""
@@ -96,16 +107,6 @@ class AdapterGraph:
                 found=", ".join(self.shared),
                 expected=", ".join(self.parameters),
             )
-
-    def _check_parameter_shapes(self) -> None:
-        for name, shape in self.parameters.items():
-            wrong = [dim for dim in shape if dim in DATA_AXES or (isinstance(dim, int) and dim < 1)]
-            if wrong or not shape:
-                raise GraphError(
-                    f"parameter `{name}` has a shape that no tensor can have",
-                    found=list(shape),
-                    expected=f"numbers from 1, or symbols other than {' and '.join(DATA_AXES)}",
-                )
 
     def _input_shapes(self) -> dict[str, Shape]:
         if len(set(self.inputs)) != len(self.inputs):
@@ -144,13 +145,6 @@ class AdapterGraph:
         """The same in numbers, without those whose width is not given."""
         dims = self.dimensions(node).items()
         return {name: resolve(dim, widths) for name, dim in dims if isinstance(dim, int) or dim in widths}
-
-    def _check_nothing_is_idle(self) -> None:
-        read = {name for node in self.nodes for name in node.inputs} | {self.result}
-        used = {name for node in self.nodes for name in node.parameters.values()}
-        idle = {node.output for node in self.nodes} - read | set(self.parameters) - used | set(self.inputs) - read
-        if idle:
-            raise GraphError("declared but never used", found=", ".join(sorted(idle)), expected="only what is used")
 
     def reads_head_values(self) -> bool:
         """Whether it is the graph of a prediction head, not of a site."""
@@ -296,16 +290,6 @@ class Cost:
     parameters: int
     bytes: int
     multiply_accumulates: int
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.parameters + other.parameters,
-            self.bytes + other.bytes,
-            self.multiply_accumulates + other.multiply_accumulates,
-        )
-
-
-NO_COST = Cost(0, 0, 0)
 
 
 def cost(graph: AdapterGraph, widths: Mapping[str, int]) -> Cost:

@@ -46,7 +46,19 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
     Raises `UsageError` for an option's value that it cannot have, or that does not go with the task.
     """
     options = options or HeadOptions()
-    _check(task, options)
+    if task not in TASKS:
+        raise UsageError("unknown task", found=f"`{task}`", expected=", ".join(f"`{name}`" for name in TASKS))
+    if options.pooling not in POOLINGS:
+        expected = " or ".join(f"`{name}`" for name in POOLINGS)
+        raise UsageError("unknown pooling", found=f"`{options.pooling}`", expected=expected)
+    if options.activation not in ACTIVATIONS:
+        raise UsageError("unknown activation", found=f"`{options.activation}`", expected=", ".join(ACTIVATIONS))
+    if options.dropout not in PROBABILITY:
+        raise UsageError("a dropout rate is a probability below 1", found=options.dropout, expected="0 ≤ rate < 1")
+    if options.dense < 0:
+        raise UsageError("a head has a number of dense layers", found=options.dense, expected="at least 0")
+    if task != "embedding" and (options.projection or options.l2_normalise):
+        raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")
     chain, width = Chain("hidden"), "d"
     if task != "token_classification":
         op, others = _POOLS[options.pooling]
@@ -91,19 +103,3 @@ def make_head(
     graph = head_graph(task, options)
     fixed = {"d": width, CLASSES: len(labels) or numbers, "width": numbers}
     return Head(graph, {name: fixed.get(name, hidden or width) for name in graph.symbols()}, tuple(labels), task)
-
-
-def _check(task: Task, options: HeadOptions) -> None:
-    if task not in TASKS:
-        raise UsageError("unknown task", found=f"`{task}`", expected=", ".join(f"`{name}`" for name in TASKS))
-    if options.pooling not in POOLINGS:
-        expected = " or ".join(f"`{name}`" for name in POOLINGS)
-        raise UsageError("unknown pooling", found=f"`{options.pooling}`", expected=expected)
-    if options.activation not in ACTIVATIONS:
-        raise UsageError("unknown activation", found=f"`{options.activation}`", expected=", ".join(ACTIVATIONS))
-    if options.dropout not in PROBABILITY:
-        raise UsageError("a dropout rate is a probability below 1", found=options.dropout, expected="0 ≤ rate < 1")
-    if options.dense < 0:
-        raise UsageError("a head has a number of dense layers", found=options.dense, expected="at least 0")
-    if task != "embedding" and (options.projection or options.l2_normalise):
-        raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")

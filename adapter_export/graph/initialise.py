@@ -105,25 +105,17 @@ def _draws(graph: AdapterGraph, scheme: Scheme) -> dict[str, Draw]:
     for node in sorted(graph.nodes, key=lambda node: node in closing):
         draw = scheme.closing if node in closing else scheme.gate if node in gates else scheme.inner
         for role, name in node.parameters.items():
-            if node.op == "phm_linear" and role != "bias":
-                draws[name] = _phm_draw(role, draw, shared=name in graph.shared)
-            elif role == "bias":
+            if role == "bias":
                 draws[name] = zero
+            elif role == "rule":
+                draws[name] = rule(SHARED_RULE_STD if name in graph.shared else OWN_RULE_STD)
+            elif node.op == "phm_linear":
+                draws[name] = zero if role == "right" and draw is zero else glorot
             elif node.op == "linear":
                 draws[name] = draw
             else:
-                draws[name] = _equal if node.op == "mix" else _one
+                draws[name] = _equal if node.op == "mix" else lambda _, shape: np.ones(shape)
     return draws
-
-
-def _phm_draw(role: str, projection: Draw, *, shared: bool) -> Draw:
-    if role == "rule":
-        return rule(SHARED_RULE_STD if shared else OWN_RULE_STD)
-    return zero if role == "right" and projection is zero else glorot
-
-
-def _one(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    return np.ones(shape)
 
 
 def _equal(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -138,14 +130,12 @@ def _closing(graph: AdapterGraph, value: str) -> list[Node]:
         return [] if node is None else [node]
     if node.op not in _CLOSING_PATH:
         return []
-    return [found for source in _carried(node) for found in _closing(graph, source)]
-
-
-def _carried(node: Node) -> tuple[str, ...]:
-    """What goes into the output, and not only steers it."""
-    if node.op == "softmax_mix":
-        return node.inputs[len(node.inputs) // 2 :]
-    return node.inputs[:1] if node.op == "gate" else node.inputs
+    sources = node.inputs
+    if node.op == "softmax_mix":  # neither scores nor gates go into the output themselves
+        sources = node.inputs[len(node.inputs) // 2 :]
+    elif node.op == "gate":
+        sources = node.inputs[:1]
+    return [found for source in sources for found in _closing(graph, source)]
 
 
 def _gates(graph: AdapterGraph) -> list[Node]:

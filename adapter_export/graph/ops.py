@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 from adapter_export.errors import GraphError
 
-# What there is to say about an op without computing anything.
-
 Dim = int | str
 Shape = tuple[Dim, ...]
 
@@ -143,9 +141,6 @@ def _three_axes(shape: Shape) -> tuple[Dim, Dim, Dim]:
     if len(shape) != 3:
         raise GraphError("an op over tokens reads one value per token", found=shape, expected="[batch, tokens, width]")
     return shape[0], shape[1], shape[2]
-
-
-# The table.
 
 
 @dataclass(frozen=True)
@@ -297,8 +292,6 @@ BOUND_OPS = frozenset({"base_norm"})
 ACTIVATIONS = tuple(row.name for row in _ELEMENTWISE)
 """The element-wise ops that may stand between the two projections of a bottleneck."""
 
-# One application of an op, compared with the op's row: attributes, parameters and dimensions.
-
 
 def check_attributes(spec: OpSpec, attributes: Mapping[str, float], where: str) -> None:
     """Check that the attributes are those of the op, each within its range."""
@@ -324,22 +317,19 @@ def bind_dimensions(
     if spec.arity.step:
         dims["values"] = len(inputs)
     for parameter in spec.parameters:
-        if parameter.role in roles:
-            _bind(roles[parameter.role], parameter.shape, shapes, dims, where)
+        if parameter.role not in roles:
+            continue
+        name, template = roles[parameter.role], parameter.shape
+        shape = shapes.get(name)
+        if shape is None:
+            expected = "an entry in `parameters`"
+            raise GraphError("a parameter has no shape", where=where, found=f"`{name}`", expected=expected)
+        pairs = zip(template, shape, strict=False)
+        bound = tuple(dims.setdefault(symbol, dim) if isinstance(symbol, str) else symbol for symbol, dim in pairs)
+        if len(shape) != len(template) or bound != shape:
+            wanted = [dims.get(symbol, symbol) if isinstance(symbol, str) else symbol for symbol in template]
+            raise GraphError(f"parameter `{name}` has a wrong shape", where=where, found=list(shape), expected=wanted)
     return dims
-
-
-def _bind(name: str, template: tuple[Dim, ...], shapes: Mapping[str, Shape], dims: dict[str, Dim], where: str) -> None:
-    shape = shapes.get(name)
-    if shape is None:
-        raise GraphError(
-            "a parameter has no shape", where=where, found=f"`{name}`", expected="an entry in `parameters`"
-        )
-    pairs = zip(template, shape, strict=False)
-    bound = tuple(dims.setdefault(symbol, dim) if isinstance(symbol, str) else symbol for symbol, dim in pairs)
-    if len(shape) != len(template) or bound != shape:
-        expected = [dims.get(symbol, symbol) if isinstance(symbol, str) else symbol for symbol in template]
-        raise GraphError(f"parameter `{name}` has a wrong shape", where=where, found=list(shape), expected=expected)
 
 
 def check_three_axes(op: str, output: str, rank: int | None) -> None:

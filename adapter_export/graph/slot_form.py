@@ -15,7 +15,7 @@ set to one or to zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,7 @@ from adapter_export.graph.graph import (
     unused,
     users,
 )
-
-# 1. The inference form.
+from adapter_export.graph.numpy_lowering.forward import kronecker_sum
 
 Wide = dict[str, npt.NDArray[np.float64]]
 
@@ -51,18 +50,14 @@ _AS_A_WHOLE = _PER_FEATURE | {"learned_scale"}
 """Ops whose result is linear in all their parameters together. Not `mix`, whose weights mean what they say."""
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One change: the graph behind it, and what it does to the parameters."""
-
-    graph: AdapterGraph
-    fold: Callable[[Wide], None]
+_Step = tuple[AdapterGraph, Callable[[Wide], None]]
+"""The graph after one change, and what the change does to the parameters."""
 
 
 def inference_form(graph: AdapterGraph) -> AdapterGraph:
     """The graph without what only training needs and without factors that `fold_weights` puts into the weights."""
     while (step := next(_steps(graph), None)) is not None:
-        graph = step.graph
+        graph = step[0]
     return graph
 
 
@@ -74,8 +69,8 @@ def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> W
     """
     folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     while (step := next(_steps(graph), None)) is not None:
-        step.fold(folded)
-        graph = step.graph
+        graph, fold = step
+        fold(folded)
     return {name: _float32(name, folded[name]) for name in graph.parameters}
 
 
@@ -97,7 +92,7 @@ def _steps(graph: AdapterGraph) -> Iterator[_Step]:
         if node.op == "phm_linear":
             yield _dense(graph, node)
         elif node.op in _TRANSPARENT:
-            yield _Step(bypass(graph, node), lambda _: None)
+            yield bypass(graph, node), lambda _: None
         elif node.op in _SCALARS | _VECTORS:
             yield from _absorbed(graph, node)
 
@@ -111,11 +106,9 @@ def _dense(graph: AdapterGraph, node: Node) -> _Step:
     changed = exchange(graph, node, dense, {weight: (dims["in"], dims["out"])}, shared)
 
     def fold(folded: Wide) -> None:
-        products = folded[left] @ folded[right]
-        blocks = np.einsum("iac,ipq->apcq", folded[rule], products)
-        folded[weight] = blocks.reshape(blocks.shape[0] * blocks.shape[1], -1)
+        folded[weight] = np.asarray(kronecker_sum(folded[rule], folded[left] @ folded[right]), np.float64)
 
-    return _Step(changed, fold)
+    return changed, fold
 
 
 def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
@@ -130,7 +123,7 @@ def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
                 folded[name] = folded[name] * _factor(folded, node, folded[name].shape[-1])
 
         if _may_change(graph, node, names):
-            yield _Step(bypass(graph, node), multiply)
+            yield bypass(graph, node), multiply
     behind = next((other for other in graph.nodes if other.op == "linear" and node.output in other.inputs), None)
     if behind is not None and readers(graph, node.output) == 1:
         weight = behind.parameters["weight"]
@@ -140,7 +133,7 @@ def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
             folded[weight] = folded[weight] * np.broadcast_to(_factor(folded, node, rows), rows)[:, None]
 
         if _may_change(graph, node, (weight,)):
-            yield _Step(bypass(graph, node), multiply_rows)
+            yield bypass(graph, node), multiply_rows
 
 
 def _may_change(graph: AdapterGraph, factor: Node, names: tuple[str, ...]) -> bool:
@@ -161,8 +154,6 @@ def _factor(folded: Wide, node: Node, width: int) -> npt.NDArray[np.float64]:
     return folded[node.parameters["weight"]]
 
 
-# 2. Neutral parameters.
-
 NEUTRAL_WIDTH = 1
 """The width of an idle bottleneck. Not 0: an empty tensor through `Gelu` kills onnxruntime 1.21 to 1.28 (SIGFPE)."""
 
@@ -182,7 +173,6 @@ _ZERO_WITH_ZERO_PARAMETERS = frozenset(
     {"linear", "phm_linear", "layer_norm", "rms_norm", "mix", "learned_scale", "scale_features"}
 )
 _ZERO_WITH_ANY_ZERO = frozenset({"multiply", "dot"})
-_PASSING = frozenset({"identity", "dropout", "drop_path"})
 
 _TAME = frozenset({"sigmoid", "tanh", "relu6", "l2_normalise", "layer_norm", "rms_norm"})
 """Ops whose result stays within bounds whatever they read."""
@@ -267,7 +257,7 @@ def _follow(graph: AdapterGraph, ones: frozenset[str]) -> dict[str, str]:
 
 
 def _transfer(node: Node, inputs: list[str], ones: frozenset[str]) -> str:
-    if node.op in _PASSING or (node.parameters and set(node.parameters.values()) <= ones):
+    if node.op in _TRANSPARENT or (node.parameters and set(node.parameters.values()) <= ones):
         return inputs[0]
     if node.op in _ZERO_WITH_ZERO_PARAMETERS or (node.op in _ZERO_WITH_ANY_ZERO and _ZERO in inputs):
         return _ZERO
@@ -277,8 +267,6 @@ def _transfer(node: Node, inputs: list[str], ones: frozenset[str]) -> str:
         return _ZERO if set(inputs[len(inputs) // 2 :]) == {_ZERO} else _UNKNOWN
     return _ZERO if node.op in _ZERO_KEEPING and inputs[0] == _ZERO else _UNKNOWN
 
-
-# 3. The form for slots.
 
 KEEP, USE = "switch.keep", "switch.use"
 """The parameters of a switch, as wide as what is replaced, and [1]."""
@@ -304,7 +292,7 @@ def slot_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray], widt
     folded, form = fold_weights(graph, parameters), inference_form(graph)
     if not _needs_switch(form):
         return folded
-    keep, use = _switch_parameters(form)
+    keep, use = (unused(name, form.parameters) for name in (KEEP, USE))
     width = resolve(SITE_VALUES[form.replaces][-1], widths)
     return fold_weights(_switched(form), {**folded, keep: np.zeros(width), use: np.ones(1)})
 
@@ -324,7 +312,7 @@ def _needs_switch(form: AdapterGraph) -> bool:
 
 
 def _switched(form: AdapterGraph) -> AdapterGraph:
-    keep, use = _switch_parameters(form)
+    keep, use = (unused(name, form.parameters) for name in (KEEP, USE))
     kept, used, result = (unused(name, form.shapes()) for name in ("kept", "used", "switched"))
     value = form.replaces
     nodes = (
@@ -339,8 +327,3 @@ def _switched(form: AdapterGraph) -> AdapterGraph:
         nodes=(*form.nodes, *nodes),
         result=result,
     )
-
-
-def _switch_parameters(form: AdapterGraph) -> tuple[str, str]:
-    """`KEEP` and `USE`, or what they are called where these names are taken."""
-    return unused(KEEP, form.parameters), unused(USE, form.parameters)

@@ -11,7 +11,7 @@ from backends import draw_parameters
 
 from adapter_export.errors import AdapterError, GraphError, TensorError
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
-from adapter_export.graph.graph import AdapterGraph, Node, cost
+from adapter_export.graph.graph import AdapterGraph, Cost, Node, cost
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
 
 GRAPH = bottleneck("h", BottleneckOptions())
@@ -48,8 +48,11 @@ def test_parameters_are_those_of_one_part_by_the_names_of_its_graph() -> None:
 
 
 def test_the_cost_is_that_of_all_parts() -> None:
-    expected = cost(GRAPH, WIDTHS) + cost(GRAPH, WIDTHS) + cost(HEAD_PART.graph, HEAD_WIDTHS)
-    assert adapter().cost() == expected
+    costs = [cost(GRAPH, WIDTHS), cost(GRAPH, WIDTHS), cost(HEAD_PART.graph, HEAD_WIDTHS)]
+    parameters, accumulates = (
+        sum(getattr(one, name) for one in costs) for name in ("parameters", "multiply_accumulates")
+    )
+    assert adapter().cost() == Cost(parameters, 4 * parameters, accumulates)
     assert adapter().cost().parameters == sum(tensor.size for tensor in adapter().weights.values())
 
 

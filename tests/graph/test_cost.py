@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from adapter_export.graph.graph import NO_COST, Cost, cost
-from adapter_export.graph.kinds import DEFAULT_BOTTLENECK, BottleneckOptions, bottleneck, classification_head
+from adapter_export.graph.graph import Cost, cost
+from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
+from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK
 
 
 @pytest.mark.parametrize(("width", "projections"), [(16, 131_072), (64, 524_288), (256, 2_097_152)])
@@ -28,10 +29,6 @@ def test_norms_are_stored_but_are_no_products() -> None:
 
 def test_a_head_counts_its_classes() -> None:
     assert cost(classification_head(), {"d": 384, "classes": 6}) == Cost(384 * 6 + 6, 4 * (384 * 6 + 6), 384 * 6)
-
-
-def test_costs_add_up() -> None:
-    assert Cost(1, 4, 2) + Cost(10, 40, 20) + NO_COST == Cost(11, 44, 22)
 
 
 def test_the_default_bottleneck_is_64() -> None:

@@ -19,8 +19,8 @@ from adapter_export.graph.kinds import (
     classification_head,
     ia3_graph,
     lora_graph,
-    nice_graph,
 )
+from adapter_export.graph.kinds.adapterhub import nice_graph
 from adapter_export.numerics.evaluate import evaluate
 
 WIDTHS = {"d": 384, "d_in": 384, "b": 64}

@@ -77,7 +77,15 @@ def adapter_fusion(
     rng = np.random.default_rng(seed)
 
     def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
-        return _fused(here, site, options)
+        target = replaced_by(here, site)
+        chain = Merged(target)
+        added = [delta for delta in deltas(chain, here, target) if delta is not None]
+        last = [one.graph for one in here if one is not None][-1]
+        query = target
+        if target == "h" and not options.query_before_norm and any(node.op == "base_norm" for node in last.nodes):
+            query = chain.normed_sum("h")
+        attend(chain, options, added, query, target, str(SITE_VALUES[target][-1]))
+        return chain.graph(target, chain.shared)
 
     def drawn(_: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
         return {name: _first(name, shape, options, rng) for name, shape in shapes.items()}
@@ -144,18 +152,6 @@ def temperature_of(graph: AdapterGraph) -> float:
     """The temperature of a fusion; 1 for other graphs."""
     found = (node for node in graph.nodes if (node.op, node.output) == (_MIX, _MIXED))
     return next((node.attributes["temperature"] for node in found), 1.0)
-
-
-def _fused(here: Sequence[Here | None], site: str, options: FusionOptions) -> AdapterGraph:
-    target = replaced_by(here, site)
-    chain = Merged(target)
-    added = [delta for delta in deltas(chain, here, target) if delta is not None]
-    last = [one.graph for one in here if one is not None][-1]
-    query = target
-    if target == "h" and not options.query_before_norm and any(node.op == "base_norm" for node in last.nodes):
-        query = chain.normed_sum("h")
-    attend(chain, options, added, query, target, str(SITE_VALUES[target][-1]))
-    return chain.graph(target, chain.shared)
 
 
 def _first(name: str, shape: tuple[int, ...], options: FusionOptions, rng: np.random.Generator) -> np.ndarray:

@@ -27,7 +27,6 @@ OWN = re.compile(r"(mix|fusion)(_\d+)?")
 COMPOSITION = "composition"
 """The key of the training record that says what a composition was made of."""
 
-_RANDOM = frozenset({"dropout", "drop_path"})
 _LAYER = re.compile(r"layers\.(\d+)")
 
 
@@ -82,7 +81,7 @@ class Merged(Chain):
     def once(self, node: Node) -> str:
         """Add a node under its own or the next free name, or find one that computes the same; returns its output."""
         wanted = replace(node, output="")
-        if not node.parameters and node.op not in _RANDOM:
+        if not node.parameters and node.op not in {"dropout", "drop_path"}:
             for other in self.nodes:
                 if replace(other, output="") == wanted:
                     return other.output
@@ -119,16 +118,6 @@ class Member:
     label: str
     number: int
     adapter: Adapter
-
-    def graph_at(self, site: str) -> AdapterGraph | None:
-        """What it computes at a site; none where it does not act."""
-        placement = self.adapter.placements.get(site)
-        return None if placement is None else self.adapter.graphs[placement.graph]
-
-    def widths_at(self, site: str) -> dict[str, int]:
-        """Its widths there, by the symbols of the whole graph."""
-        placement = self.adapter.placements.get(site)
-        return {} if placement is None else {str(numbered(s, self.number)): w for s, w in placement.widths.items()}
 
 
 @dataclass(frozen=True)
@@ -192,12 +181,6 @@ def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
     )
 
 
-def here_of(members: Sequence[Member], site: str) -> tuple[Here | None, ...]:
-    """Each member at a site; none for one that does not act there."""
-    graphs = [(member, member.graph_at(site)) for member in members]
-    return tuple(None if graph is None else Here(member, graph) for member, graph in graphs)
-
-
 def replaced_by(here: Sequence[Here | None], site: str) -> str:
     """The value that a composition replaces at a site: the last one that a member replaces, in the order of the base.
 
@@ -237,7 +220,9 @@ def compose(
         key = tuple(one.adapter.placements[site].graph if one in acting else None for one in members)
         if key not in names:
             names[key] = composition.kind if not names else f"{composition.kind}_{len(names) + 1}"
-            graphs[names[key]] = merged(here_of(members, site), site)
+            pairs = zip(members, key, strict=True)
+            here = [None if name is None else Here(one, one.adapter.graphs[name]) for one, name in pairs]
+            graphs[names[key]] = merged(here, site)
         graph = graphs[names[key]]
         widths = _widths(graph, acting, composition, site)
         placements[site] = Placement(names[key], widths)
@@ -273,7 +258,8 @@ def _widths(graph: AdapterGraph, acting: Sequence[Member], composition: Composit
     """The widths of a graph at a site; those that the site gives are the same for all members."""
     found: dict[str, int] = {}
     for one in acting:
-        for symbol, width in one.widths_at(site).items():
+        for name, width in one.adapter.placements[site].widths.items():
+            symbol = str(numbered(name, one.number))
             if found.setdefault(symbol, width) != width:
                 raise AdapterError(
                     "the members of a composition say different widths of one site",

@@ -66,7 +66,7 @@ def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: 
     if min(shares, default=0.0) < 0:
         raise UsageError(
             "the weights of an average are shares, from 0 to 1",
-            found=_told(dict(zip((one.name for one in adapters), shares, strict=True))),
+            found=_listed(dict(zip((one.name for one in adapters), shares, strict=True))),
             fix="take " + command('compose("fuse", …)', "compose fuse …") + ", which has any weights",
         )
     if shares and abs(sum(shares) - 1) > _SUM_TOLERANCE:
@@ -113,13 +113,13 @@ def shares_of(adapters: Sequence[Adapter], weights: Shares | None) -> tuple[floa
     if not fits or not all(abs(value) <= _LARGEST for value in values):  # NaN is not below anything
         raise UsageError(
             "the weights are not those of the members",
-            found=_told(weights) or "none",
+            found=_listed(weights) or "none",
             expected=f"a finite number for each of {', '.join(f'`{name}`' for name in names)}",
         )
     return tuple(map(float, values))
 
 
-def _told(weights: Shares) -> str:
+def _listed(weights: Shares) -> str:
     if isinstance(weights, Mapping):
         return ", ".join(f"`{name}`: {weight:g}" for name, weight in weights.items())
     return ", ".join(f"{weight:g}" for weight in weights)
@@ -137,14 +137,16 @@ def weighted_members(adapter: Adapter) -> tuple[str, ...] | None:
 
 def deltas(chain: Merged, here: Sequence[Here | None], target: str) -> list[str | None]:
     """What each member adds to the replaced value; none for those that do not act."""
-    return [None if one is None else _delta(chain, one, target) for one in here]
-
-
-def _delta(chain: Merged, one: Here, target: str) -> str:
-    if one.graph.replaces == target:
-        return one.delta(chain, {})
-    whole = chain.normed_sum(one.result(chain, {}))
-    return chain.difference(whole, target, f"{one.member.label}_delta")
+    found: list[str | None] = []
+    for one in here:
+        if one is None:
+            found.append(None)
+        elif one.graph.replaces == target:
+            found.append(one.delta(chain, {}))
+        else:
+            whole = chain.normed_sum(one.result(chain, {}))
+            found.append(chain.difference(whole, target, f"{one.member.label}_delta"))
+    return found
 
 
 def _stacked(here: Sequence[Here | None], site: str) -> AdapterGraph:

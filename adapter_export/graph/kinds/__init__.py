@@ -10,62 +10,33 @@ from adapter_export.graph.heads import classification_head
 from adapter_export.graph.kinds.adapterhub import (
     BottleneckConfig,
     NiceOptions,
-    activation_named,
     adapter_plus,
     bottleneck_config,
     compacter,
     compacter_plus_plus,
     double_seq_bn,
     nice,
-    nice_graph,
     par_bn,
     scaled_par_bn,
     seq_bn,
 )
-from adapter_export.graph.kinds.bottleneck import (
-    BottleneckOptions,
-    PhmOptions,
-    Wiring,
-    bottleneck,
-    houlsby,
-    parallel,
-    pfeiffer,
-    wired,
-)
+from adapter_export.graph.kinds.bottleneck import BottleneckOptions, PhmOptions, bottleneck, houlsby, parallel, pfeiffer
 from adapter_export.graph.kinds.ia3 import Ia3Options, ia3, ia3_graph
-from adapter_export.graph.kinds.kind import (
-    DEFAULT_BOTTLENECK,
-    Component,
-    Kind,
-    Maker,
-    Place,
-    Places,
-    Share,
-    Width,
-    per_layer,
-)
+from adapter_export.graph.kinds.kind import Kind, Maker
 from adapter_export.graph.kinds.lora import LoraOptions, lora, lora_graph
 
 __all__ = [
     "BOTTLENECK_KINDS",
-    "DEFAULT_BOTTLENECK",
     "KINDS",
     "REFUSED",
     "BottleneckConfig",
     "BottleneckOptions",
-    "Component",
     "Ia3Options",
     "Kind",
     "LoraOptions",
     "Maker",
     "NiceOptions",
     "PhmOptions",
-    "Place",
-    "Places",
-    "Share",
-    "Width",
-    "Wiring",
-    "activation_named",
     "bottleneck",
     "bottleneck_config",
     "classification_head",
@@ -76,11 +47,8 @@ __all__ = [
     "lora",
     "lora_graph",
     "nice",
-    "nice_graph",
     "parallel",
-    "per_layer",
     "pfeiffer",
-    "wired",
 ]
 
 _MAKERS = (

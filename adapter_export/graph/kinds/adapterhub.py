@@ -88,12 +88,10 @@ compacter_plus_plus = bottleneck_maker(
     scheme="normal",
 )
 
-# NICE, an invertible adapter after the embeddings: two coupled bottlenecks (Dinh et al. 2015, §3.2).
-
 
 @dataclass(frozen=True)
 class NiceOptions:
-    """The options of NICE: the activation between the projections of both bottlenecks, one of `ACTIVATIONS`."""
+    """The options of NICE, two coupled bottlenecks (Dinh et al. 2015, §3.2): their activation."""
 
     activation: str = "relu"
 
@@ -119,7 +117,7 @@ def nice_graph(activation: str) -> AdapterGraph:
     return chain.graph()
 
 
-def _nice_component(activation: str, reduction_factor: float) -> Component:
+def _nice(activation: str, reduction_factor: float) -> Component:
     """NICE after the embeddings; F and G are as wide as half the features over the factor."""
     width = Share("d", 2 * reduction_factor)
     return Component(f"nice_{activation}", nice_graph(activation), Places(("embeddings",)), {"f": width, "g": width})
@@ -129,11 +127,9 @@ nice = Maker(
     "nice",
     "`y₁ = h₁ + F(h₂)`, `y₂ = h₂ + G(y₁)` after the embeddings, `h₁` the first half of the features of `h`, F and G "
     'bottlenecks: `inv_adapter="nice"` of AdapterHub (Pfeiffer et al. 2020, MAD-X)',
-    lambda options: Kind("nice", (_nice_component(options.activation, 2.0),), "normal"),
+    lambda options: Kind("nice", (_nice(options.activation, 2.0),), "normal"),
     NiceOptions(),
 )
-
-# AdapterHub's configurations.
 
 _RENAMED: Mapping[str, str] = {
     **dict.fromkeys(("gelu_new", "gelu_accurate", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
@@ -229,9 +225,12 @@ class BottleneckConfig:
     def options(self) -> BottleneckOptions:
         """What lies between the value that is read and the sum."""
         phm = PhmOptions(self.phm_dim, self.phm_rank, self.shared_phm_rule, self.shared_W_phm)
+        named: Mapping[str, Scaling] = {"learned": "learned", "channel": "channel"}
+        if isinstance(self.scaling, str) and self.scaling not in named:
+            raise UsageError("unknown scaling", found=f"`{self.scaling}`", expected="a number, `learned` or `channel`")
         return BottleneckOptions(
             activation=activation_named(self.non_linearity),
-            scaling=self._scaling(),
+            scaling=named[self.scaling] if isinstance(self.scaling, str) else float(self.scaling),
             norm_before=self.ln_before,
             norm_after=self.ln_after,
             dropout=self.dropout,
@@ -240,39 +239,12 @@ class BottleneckConfig:
             phm=phm if self.phm_layer else None,
         )
 
-    def _scaling(self) -> Scaling:
-        if self.scaling == "learned":
-            return "learned"
-        if self.scaling == "channel":
-            return "channel"
-        if isinstance(self.scaling, str):
-            raise UsageError("unknown scaling", found=f"`{self.scaling}`", expected="a number, `learned` or `channel`")
-        return float(self.scaling)
-
 
 def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kind:
     """The kind that an AdapterHub configuration describes: `bottleneck` graphs and, before them, an invertible one.
 
     Raises `UsageError` if it contradicts itself, or asks for what has no graph here.
     """
-    _check(config)
-    wiring, options = config.wiring(), config.options()
-    components: list[Component] = []
-    if config.inv_adapter is not None:
-        if config.inv_adapter_reduction_factor is None:
-            expected = "a number, such as 2"
-            raise UsageError("an invertible adapter has no `inv_adapter_reduction_factor`", expected=expected)
-        components.append(_nice_component(options.activation, config.inv_adapter_reduction_factor))
-    chosen = {"attention": config.mh_adapter, "cross_attention": config.cross_adapter, "ffn": config.output_adapter}
-    roles = [role for role, there in chosen.items() if there]
-    if roles:
-        places = Places(tuple(roles), leave_out=tuple(config.leave_out))
-        widths = bottleneck_widths(options, per_layer(config.reduction_factor))
-        components.append(Component(graph_name(wiring, options), wired(wiring, options), places, widths))
-    return Kind(name, tuple(components), _INITIALISATIONS[config.init_weights])
-
-
-def _check(config: BottleneckConfig) -> None:
     if config.inv_adapter not in (None, "nice"):
         raise UsageError(
             "an invertible adapter that cannot be computed",
@@ -292,3 +264,17 @@ def _check(config: BottleneckConfig) -> None:
         raise UsageError(
             "unknown `residual_before_ln`", found=f"`{config.residual_before_ln}`", expected="true, false or `post_add`"
         )
+    wiring, options = config.wiring(), config.options()
+    components: list[Component] = []
+    if config.inv_adapter is not None:
+        if config.inv_adapter_reduction_factor is None:
+            expected = "a number, such as 2"
+            raise UsageError("an invertible adapter has no `inv_adapter_reduction_factor`", expected=expected)
+        components.append(_nice(options.activation, config.inv_adapter_reduction_factor))
+    chosen = {"attention": config.mh_adapter, "cross_attention": config.cross_adapter, "ffn": config.output_adapter}
+    roles = [role for role, there in chosen.items() if there]
+    if roles:
+        places = Places(tuple(roles), leave_out=tuple(config.leave_out))
+        widths = bottleneck_widths(options, per_layer(config.reduction_factor))
+        components.append(Component(graph_name(wiring, options), wired(wiring, options), places, widths))
+    return Kind(name, tuple(components), _INITIALISATIONS[config.init_weights])

@@ -82,35 +82,30 @@ def bottleneck(source: Source | str, options: BottleneckOptions) -> AdapterGraph
 
 def wired(wiring: Wiring, options: BottleneckOptions) -> AdapterGraph:
     """`r + s·U(f(D v))`, with `v` and `r` as the wiring says. Raises as `bottleneck`."""
-    chain = Chain("h")
-    read = _read(chain, wiring)
-    residual = {"h": "h", "sum": "sum", "read": read}[wiring.residual]
+    chain, read = Chain("h"), str(wiring.reads)
+    if read == "normed" and wiring.replaces == "y":
+        read = "y"  # the base's own `base_norm(h + x)`
+    elif read == "normed":
+        chain.op("add", "sum", "x")
+        chain.op("base_norm", "normed")
+    residual = read if wiring.residual == "read" else wiring.residual
     if residual == "sum" and not any(node.output == "sum" for node in chain.nodes):
         chain.value = "h"
         chain.op("add", "sum", "x")
     chain.value = read
-    shared = _projections(chain, SITE_VALUES.get(read, SITE_VALUES["h"])[-1], options)
+    width = SITE_VALUES.get(read, SITE_VALUES["h"])[-1]
+    shared = _projections(chain, width, options)
     if options.gate:
-        chain.gate(read, SITE_VALUES.get(read, SITE_VALUES["h"])[-1])
-    if wiring.residual_inside and options.norm_after:
+        chain.gate(read, width)
+    inside = wiring.residual_inside and options.norm_after
+    if inside:
         chain.op("add", "whole", residual)
+    if options.norm_after:
         chain.layer_norm("norm_after", "d")
-    else:
-        if options.norm_after:
-            chain.layer_norm("norm_after", "d")
+    if not inside:
         delta, chain.value = chain.value, residual
         chain.op("add", "result", delta)
     return chain.graph(wiring.replaces, shared)
-
-
-def _read(chain: Chain, wiring: Wiring) -> str:
-    """The value that the bottleneck reads; the base's own `y` is `base_norm(h + x)`, where it may be read."""
-    if wiring.reads != "normed":
-        return wiring.reads
-    if wiring.replaces == "y":
-        return "y"
-    chain.op("add", "sum", "x")
-    return chain.op("base_norm", "normed")
 
 
 def _projections(chain: Chain, width: Dim, options: BottleneckOptions) -> tuple[str, ...]:

@@ -11,8 +11,6 @@ from adapter_export.errors import AdapterError, UsageError, command
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
 
-# Widths: numbers, and shares of other widths.
-
 DEFAULT_BOTTLENECK = 64
 """The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
 
@@ -77,8 +75,6 @@ def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
     return Share(of, factors.get(_DEFAULT), by_layer)
 
 
-# Places: which sites a kind acts at.
-
 _LAYER_ROLES = ("linear", "part")
 """The roles of the sites around one layer, or one part of a fused layer, which `Places` selects by their names."""
 
@@ -111,10 +107,6 @@ class Place(Protocol):
     @property
     def width_in(self) -> int:
         """Of `u`."""
-
-    @property
-    def parts(self) -> Mapping[str, tuple[int, int]]:
-        """The layers that a fused linear layer computes together."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +166,6 @@ def fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
             known = f"the base computes {', '.join(parts)} in one layer, mixed"
             return f"{known}: name `{without_layer(site)}` instead, or give its parts in a site map"
     return None
-
-
-# Kinds.
 
 
 @dataclass(frozen=True)
@@ -288,12 +277,11 @@ class Kind:
             if isinstance(width, int) and width < 1:
                 raise UsageError(f"the width `{symbol}` is too small", found=width, expected="at least 1")
 
-        def changed(component: Component) -> Mapping[str, Width]:
-            return {symbol: widths.get(symbol, width) for symbol, width in component.widths.items()}
-
-        return replace(
-            self, components=tuple(replace(component, widths=changed(component)) for component in self.components)
-        )
+        components = []
+        for component in self.components:
+            changed = {symbol: widths.get(symbol, width) for symbol, width in component.widths.items()}
+            components.append(replace(component, widths=changed))
+        return replace(self, components=tuple(components))
 
     def leaving_out(self, *layers: int) -> Kind:
         """The kind without the sites of some layers."""
@@ -304,10 +292,8 @@ class Kind:
         return self._placed_at(lambda places: replace(places, roles=roles) if places.are_sublayers else places)
 
     def _placed_at(self, changed: Callable[[Places], Places]) -> Kind:
-        return replace(
-            self,
-            components=tuple(replace(component, places=changed(component.places)) for component in self.components),
-        )
+        components = (replace(component, places=changed(component.places)) for component in self.components)
+        return replace(self, components=tuple(components))
 
     def places(self) -> str:
         """Where it acts, in words."""

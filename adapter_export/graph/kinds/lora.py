@@ -44,7 +44,20 @@ class LoraOptions:
 
 def _kind(options: LoraOptions) -> Kind:
     """One graph for each pair of rank and factor; raises `UsageError` for options that contradict each other."""
-    _check(options)
+    if not options.on:
+        raise UsageError("LoRA acts nowhere", expected="names of linear layers, such as `query,value`")
+    strangers = sorted({*options.ranks, *options.alphas} - set(options.on))
+    if strangers:
+        raise UsageError(
+            "a rank or an alpha is given for a layer at which LoRA does not act",
+            found=", ".join(f"`{name}`" for name in strangers),
+            expected=", ".join(f"`{name}`" for name in options.on),
+        )
+    for rank in (options.rank, *options.ranks.values()):
+        if rank != int(rank):
+            raise UsageError("the rank is a whole number", found=rank)
+        if rank < 1:
+            raise UsageError("the rank is too small", found=rank, expected="at least 1")
     groups: dict[tuple[int, float], list[str]] = {}
     for name in options.on:
         groups.setdefault((options.ranks.get(name, options.rank), options.factor(name)), []).append(name)
@@ -76,24 +89,6 @@ def lora_graph(factor: float, *, bias: bool = False, dropout: float = 0.0, gate:
     delta, chain.value = chain.value, "h"
     chain.op("add", "result", delta)
     return chain.graph()
-
-
-def _check(options: LoraOptions) -> None:
-    if not options.on:
-        raise UsageError("LoRA acts nowhere", expected="names of linear layers, such as `query,value`")
-    strangers = sorted({*options.ranks, *options.alphas} - set(options.on))
-    if strangers:
-        raise UsageError(
-            "a rank or an alpha is given for a layer at which LoRA does not act",
-            found=", ".join(f"`{name}`" for name in strangers),
-            expected=", ".join(f"`{name}`" for name in options.on),
-        )
-    broken = [rank for rank in (options.rank, *options.ranks.values()) if rank != int(rank)]
-    if broken:
-        raise UsageError("the rank is a whole number", found=broken[0])
-    small = [rank for rank in (options.rank, *options.ranks.values()) if rank < 1]
-    if small:
-        raise UsageError("the rank is too small", found=small[0], expected="at least 1")
 
 
 lora = Maker(

@@ -23,7 +23,8 @@ from adapter_export.graph.compose import (
 from adapter_export.graph.compose.attention import at_temperature, temperature_of
 from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds import BottleneckOptions, Wiring, ia3_graph, wired
+from adapter_export.graph.kinds import BottleneckOptions, ia3_graph
+from adapter_export.graph.kinds.bottleneck import Wiring, wired
 from adapter_export.graph.slot_form import neutral_parameters, slot_form
 from adapter_export.numerics.evaluate import evaluate_site
 from adapter_export.numerics.fit import BORROWED

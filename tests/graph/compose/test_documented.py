@@ -13,7 +13,8 @@ import pytest
 from adapter_export.api.fusion import FusionOptions, FusionType
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.compose import STATIC, adapter_fusion, average, stack, weighted_fusion
-from adapter_export.graph.kinds import BottleneckOptions, Wiring, wired
+from adapter_export.graph.kinds import BottleneckOptions
+from adapter_export.graph.kinds.bottleneck import Wiring, wired
 
 PAGE = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")
 WIDTH, B, SITE = 12, 3, "layers.0.ffn"

@@ -14,13 +14,9 @@ from backends import draw_inputs, draw_parameters
 
 from adapter_export.errors import UsageError
 from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT, bind_base_norm
-from adapter_export.graph.kinds import (
-    KINDS,
-    BottleneckConfig,
-    Component,
-    activation_named,
-    bottleneck_config,
-)
+from adapter_export.graph.kinds import KINDS, BottleneckConfig, bottleneck_config
+from adapter_export.graph.kinds.adapterhub import activation_named
+from adapter_export.graph.kinds.kind import Component
 from adapter_export.numerics.evaluate import evaluate
 
 D, B, N, BASE_EPSILON = 12, 8, 4, 1e-12

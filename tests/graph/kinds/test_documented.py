@@ -20,11 +20,10 @@ from adapter_export.graph.kinds import (
     REFUSED,
     BottleneckConfig,
     BottleneckOptions,
-    Component,
     LoraOptions,
     PhmOptions,
-    Share,
 )
+from adapter_export.graph.kinds.kind import Component, Share
 from adapter_export.graph.slot_form import inference_form, neutral_parameters, neutral_widths
 
 PAGE = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")

@@ -20,8 +20,8 @@ from adapter_export.graph.kinds import (
     lora,
     lora_graph,
     nice,
-    nice_graph,
 )
+from adapter_export.graph.kinds.adapterhub import nice_graph
 from adapter_export.graph.slot_form import fold_weights, inference_form
 from adapter_export.numerics.evaluate import evaluate
 
