@@ -40,6 +40,23 @@ def numbered(dim: Dim, number: int) -> Dim:
     return dim if isinstance(dim, int) or dim in SITE_DIMS else f"{dim}_{number}"
 
 
+@dataclass(frozen=True)
+class Member:
+    """One adapter of a composition: the label that begins its names, and its position from 1."""
+
+    label: str
+    number: int
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
+class Here:
+    """A member at one site, with its graph there."""
+
+    member: Member
+    graph: AdapterGraph
+
+
 class Merged(Chain):
     """A chain that takes in whole graphs, and computes nothing twice."""
 
@@ -47,22 +64,23 @@ class Merged(Chain):
         super().__init__(value)
         self.shared: tuple[str, ...] = ()
 
-    def result(self, label: str, number: int, graph: AdapterGraph, values: Mapping[str, str]) -> str:
+    def result(self, one: Here, values: Mapping[str, str]) -> str:
         """Take in a member's nodes, with `values` in the place of its site values; returns the value of its result."""
-        return self._taken_in(label, number, graph, values, graph.nodes)[graph.result]
+        return self._taken_in(one, values, one.graph.nodes)[one.graph.result]
 
-    def delta(self, label: str, number: int, graph: AdapterGraph, values: Mapping[str, str]) -> str:
+    def delta(self, one: Here, values: Mapping[str, str]) -> str:
         """Take in a member's graph without the value that it replaces; returns what it adds to that value.
 
         Where the graph is no such sum, that is the difference of its result and the value.
         """
+        graph = one.graph
         last = producer(graph, graph.result)
         if last is not None and last is graph.nodes[-1] and last.op == "add" and graph.replaces in last.inputs:
             first, second = last.inputs
             added = second if first == graph.replaces else first
-            return self._taken_in(label, number, graph, values, graph.nodes[:-1])[added]
-        found = self.result(label, number, graph, values)
-        return self.difference(found, values.get(graph.replaces, graph.replaces), f"{label}_delta")
+            return self._taken_in(one, values, graph.nodes[:-1])[added]
+        replaced = values.get(graph.replaces, graph.replaces)
+        return self.difference(self.result(one, values), replaced, f"{one.member.label}_delta")
 
     def normed_sum(self, value: str) -> str:
         """The base's own norm of `h + x`, for another `h`."""
@@ -94,46 +112,18 @@ class Merged(Chain):
         numbers = (f"{name}_{number}" for number in count(2))
         return name if name not in taken else next(other for other in numbers if other not in taken)
 
-    def _taken_in(
-        self, label: str, number: int, graph: AdapterGraph, values: Mapping[str, str], nodes: tuple[Node, ...]
-    ) -> dict[str, str]:
+    def _taken_in(self, one: Here, values: Mapping[str, str], nodes: tuple[Node, ...]) -> dict[str, str]:
+        graph, label = one.graph, one.member.label
         names = {name: values.get(name, name) for name in graph.inputs}
         for node in nodes:
             roles = {role: f"{label}.{name}" for role, name in node.parameters.items()}
             inputs = tuple(names[name] for name in node.inputs)
-            names[node.output] = self.once(
-                replace(node, inputs=inputs, output=f"{label}_{node.output}", parameters=roles)
-            )
-        self.parameters |= {
-            f"{label}.{name}": tuple(numbered(dim, number) for dim in shape) for name, shape in graph.parameters.items()
-        }
+            taken = replace(node, inputs=inputs, output=f"{label}_{node.output}", parameters=roles)
+            names[node.output] = self.once(taken)
+        for name, shape in graph.parameters.items():
+            self.parameters[f"{label}.{name}"] = tuple(numbered(dim, one.member.number) for dim in shape)
         self.shared += tuple(f"{label}.{name}" for name in graph.shared)
         return names
-
-
-@dataclass(frozen=True)
-class Member:
-    """One adapter of a composition: the label that begins its names, and its position from 1."""
-
-    label: str
-    number: int
-    adapter: Adapter
-
-
-@dataclass(frozen=True)
-class Here:
-    """A member at one site, with its graph there."""
-
-    member: Member
-    graph: AdapterGraph
-
-    def result(self, chain: Merged, values: Mapping[str, str]) -> str:
-        """Its result, taken into a chain."""
-        return chain.result(self.member.label, self.member.number, self.graph, values)
-
-    def delta(self, chain: Merged, values: Mapping[str, str]) -> str:
-        """What it adds to what it replaces."""
-        return chain.delta(self.member.label, self.member.number, self.graph, values)
 
 
 @dataclass(frozen=True)

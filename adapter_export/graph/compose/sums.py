@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -36,8 +36,6 @@ WEIGHTED = "weighted_fusion"
 
 _SUM_TOLERANCE = 1e-6
 _LARGEST = float(np.finfo(np.float32).max)
-
-_Merger = Callable[[Sequence[Here | None], str], AdapterGraph]
 
 
 def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
@@ -73,8 +71,21 @@ def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: 
         raise UsageError(
             "the weights of an average add up to 1", found=f"{sum(shares):g}", fix="divide each by their sum"
         )
+
+    def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
+        target = replaced_by(here, site)
+        chain = Merged(target)
+        parts = []
+        for one, share, delta in zip(here, shares, deltas(chain, here, target), strict=True):
+            if one is not None and delta is not None:
+                factor = Node("scale", (delta,), f"{one.member.label}_part", {}, {"factor": share})
+                parts.append(delta if share == 1.0 else chain.once(factor))
+        for number, part in enumerate(parts, 1):
+            chain.op("add", "result" if number == len(parts) else f"sum{number}", part)
+        return chain.graph(target, chain.shared)
+
     record = {"type": "average", "weights": list(shares)}
-    return compose(members_of(adapters), Composition(name, "average", record), _averaged(shares), head)
+    return compose(members_of(adapters), Composition(name, "average", record), merged, head)
 
 
 def weighted_fusion(
@@ -91,11 +102,22 @@ def weighted_fusion(
     """
     shares = shares_of(adapters, weights)
 
+    def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
+        target = replaced_by(here, site)
+        chain = Merged(target)
+        mixed = [delta or chain.zero() for delta in deltas(chain, here, target)]
+        if residual == "literal":
+            mixed = [chain.once(Node("add", (target, one), f"{one}_whole")) for one in mixed]
+        chain.parameters[MIX] = (ROWS, len(mixed))
+        chain.nodes.append(Node("mix", tuple(mixed), "mixed", {"weights": MIX}))
+        chain.op("add", "result", "mixed")
+        return chain.graph(target, (*chain.shared, MIX))
+
     def drawn(*_: object) -> Weights:
         return {MIX: np.array([shares], np.float32)}
 
     composition = Composition(name, WEIGHTED, {"type": WEIGHTED, "residual": residual}, drawn, {ROWS: 1})
-    return compose(members_of(adapters), composition, _weighted(residual), head)
+    return compose(members_of(adapters), composition, merged, head)
 
 
 def shares_of(adapters: Sequence[Adapter], weights: Shares | None) -> tuple[float, ...]:
@@ -142,9 +164,9 @@ def deltas(chain: Merged, here: Sequence[Here | None], target: str) -> list[str 
         if one is None:
             found.append(None)
         elif one.graph.replaces == target:
-            found.append(one.delta(chain, {}))
+            found.append(chain.delta(one, {}))
         else:
-            whole = chain.normed_sum(one.result(chain, {}))
+            whole = chain.normed_sum(chain.result(one, {}))
             found.append(chain.difference(whole, target, f"{one.member.label}_delta"))
     return found
 
@@ -158,37 +180,6 @@ def _stacked(here: Sequence[Here | None], site: str) -> AdapterGraph:
         if replaced == "y" and acting and values["h"] != "h":
             values["y"] = chain.normed_sum(values["h"])
         for one in acting:
-            values[replaced] = one.result(chain, values)
+            values[replaced] = chain.result(one, values)
     chain.value = values[target]
     return chain.graph(target, chain.shared)
-
-
-def _averaged(shares: Sequence[float]) -> _Merger:
-    def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
-        target = replaced_by(here, site)
-        chain = Merged(target)
-        parts = []
-        for one, share, delta in zip(here, shares, deltas(chain, here, target), strict=True):
-            if one is not None and delta is not None:
-                factor = Node("scale", (delta,), f"{one.member.label}_part", {}, {"factor": share})
-                parts.append(delta if share == 1.0 else chain.once(factor))
-        for number, part in enumerate(parts, 1):
-            chain.op("add", "result" if number == len(parts) else f"sum{number}", part)
-        return chain.graph(target, chain.shared)
-
-    return merged
-
-
-def _weighted(residual: Residual) -> _Merger:
-    def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
-        target = replaced_by(here, site)
-        chain = Merged(target)
-        mixed = [delta or chain.zero() for delta in deltas(chain, here, target)]
-        if residual == "literal":
-            mixed = [chain.once(Node("add", (target, one), f"{one}_whole")) for one in mixed]
-        chain.parameters[MIX] = (ROWS, len(mixed))
-        chain.nodes.append(Node("mix", tuple(mixed), "mixed", {"weights": MIX}))
-        chain.op("add", "result", "mixed")
-        return chain.graph(target, (*chain.shared, MIX))
-
-    return merged

@@ -137,11 +137,6 @@ class Places:
         roles = [str(alone)] if self.roles and not any(alone.hold(site) for site in held) else []
         return [*roles, *(f"`{name}`" for name in names)]
 
-    @property
-    def are_sublayers(self) -> bool:
-        """Whether there are sublayers among the roles."""
-        return any(role.rpartition(".")[2] in _SUBLAYERS for role in self.roles)
-
     def __str__(self) -> str:
         names = " or ".join([*self.roles, *(f"`{name}`" for name in self.linears)])
         left_out = ", ".join(map(str, self.leave_out))
@@ -157,7 +152,7 @@ def _is_named(site: Place, name: str) -> bool:
     return f".{without_layer(site)}".endswith(f".{name}")
 
 
-def fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
+def _fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
     """The advice to name the fused layer that computes those that are absent, where it does not keep them apart."""
     for site in sites:
         within = _FUSED.get(site.name.rpartition(".")[2], ())
@@ -254,7 +249,7 @@ class Kind:
                 f"the base has no site for kind `{self.name}`",
                 found=", ".join(dict.fromkeys(without_layer(site) for site in sites)) or None,
                 expected=", ".join(absent),
-                fix=fused_instead(absent, sites)
+                fix=_fused_instead(absent, sites)
                 or f"choose other places or another kind; {command('open_base(MODEL).sites', 'sites MODEL')} lists "
                 "what a base has",
             )
@@ -289,7 +284,12 @@ class Kind:
 
     def at_roles(self, *roles: str) -> Kind:
         """The kind at sublayers of other roles, in those of its components that act at sublayers."""
-        return self._placed_at(lambda places: replace(places, roles=roles) if places.are_sublayers else places)
+
+        def changed(places: Places) -> Places:
+            acts = any(role.rpartition(".")[2] in _SUBLAYERS for role in places.roles)
+            return replace(places, roles=roles) if acts else places
+
+        return self._placed_at(changed)
 
     def _placed_at(self, changed: Callable[[Places], Places]) -> Kind:
         components = (replace(component, places=changed(component.places)) for component in self.components)

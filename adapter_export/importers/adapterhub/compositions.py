@@ -96,7 +96,7 @@ def compile_setup(
         present = {one: each for one, each in zip(methods, here, strict=True) if each is not None}
         if site in embeddings:  # the first member's invertible adapter
             chain = Merged("h")
-            chain.value = next(iter(present.values())).result(chain, {})
+            chain.value = chain.result(next(iter(present.values())), {})
             return chain.graph("h", chain.shared)
         return _Composer(present, methods, fusions).graph(setup.block)
 
@@ -351,7 +351,7 @@ class _Composer:
             reads = read
             for one in before:
                 reads = self._single(one, reads)
-            added.append(self._here[name].delta(self._chain, {"h": reads}))
+            added.append(self._chain.delta(self._here[name], {"h": reads}))
         config = fusion.config
         options = FusionOptions(
             query=config.query,
@@ -375,7 +375,7 @@ class _Composer:
 
     def _single(self, name: str, value: str) -> str:
         one = self._here[name]
-        return (one.delta if self._only_adds(name) else one.result)(self._chain, {"h": value})
+        return (self._chain.delta if self._only_adds(name) else self._chain.result)(one, {"h": value})
 
     def _only_adds(self, name: str) -> bool:
         """Whether the library adds the residual once, behind the whole composition."""
