@@ -9,9 +9,9 @@ inside a sublayer is not on the chain.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import chain, takewhile
+from itertools import takewhile
 from typing import NamedTuple
 
 from adapter_export.errors import NoSitesError
@@ -50,18 +50,14 @@ def discover(flow: FlowGraph) -> SiteMap:
         first = 1 + max((site.layer for sites in sublayers for site in sites if site.layer is not None), default=-1)
         sublayers.append(list(_stream_sites(index, stream, first)))
     ends = stream_values(site for sites in sublayers for site in sites)
-    inner = (_with_inner(index, stream, sites, ends) for stream, sites in zip(streams, sublayers, strict=True))
-    return SiteMap(tuple(with_calls(index, chain.from_iterable(inner))), final, _width(flow, final))
-
-
-def _with_inner(index: FlowIndex, stream: Stream, sublayers: Iterable[Site], ends: Set[str]) -> Iterator[Site]:
-    """The sites of a stream in the order of evaluation: the embeddings, and each sublayer behind its linear layers."""
-    start = stream.sums[0].x
-    if index.producer(start) is not None:  # a base may read the stream itself
-        yield embeddings_site(index, f"{stream.prefix}embeddings", start)
-    for sublayer in sublayers:
-        yield from linear_sites(index, sublayer, ends - {sublayer.h})
-        yield sublayer
+    found: list[Site] = []
+    for stream, sites in zip(streams, sublayers, strict=True):
+        start = stream.sums[0].x
+        if index.producer(start) is not None:  # a base may read the stream itself
+            found.append(embeddings_site(index, f"{stream.prefix}embeddings", start))
+        for sublayer in sites:
+            found += [*linear_sites(index, sublayer, ends - {sublayer.h}), sublayer]
+    return SiteMap(tuple(with_calls(index, found)), final, _width(flow, final))
 
 
 def stream_values(sublayers: Iterable[Site]) -> set[str]:
@@ -134,8 +130,14 @@ def _is_parallel(index: FlowIndex, x: str, add: FlowNode) -> bool:
 
 def embeddings_site(index: FlowIndex, name: str, start: str) -> Site:
     """The site of what the stream starts from."""
-    width = _width(index.flow, start)
-    return Site(name, "embeddings", None, width, width, start, path=_maker(index, start))
+    width, value, node = _width(index.flow, start), start, index.producer(start)
+    while node is not None and node.kind == "other" and len(node.inputs) == 1 and index.flow.alike(*node.inputs, value):
+        value = node.inputs[0]  # the module that makes the value, dropouts and casts aside
+        before = index.producer(value)
+        if before is None:
+            break
+        node = before
+    return Site(name, "embeddings", None, width, width, start, path=None if node is None else node.path)
 
 
 def _final(index: FlowIndex, total: str) -> str:
@@ -180,18 +182,6 @@ def _is_same(index: FlowIndex, value: str, total: str) -> bool:
 def path_of(nodes: Iterable[FlowNode]) -> str | None:
     """The module of the last product, which users know as the output projection."""
     return next((node.path for node in reversed(list(nodes)) if node.multiplies), None)
-
-
-def _maker(index: FlowIndex, value: str) -> str | None:
-    """The module that makes a value, dropouts and casts aside."""
-    node = index.producer(value)
-    while node is not None and node.kind == "other" and len(node.inputs) == 1 and index.flow.alike(*node.inputs, value):
-        value = node.inputs[0]
-        before = index.producer(value)
-        if before is None:
-            break
-        node = before
-    return None if node is None else node.path
 
 
 def follower_of(index: FlowIndex, total: str) -> str:

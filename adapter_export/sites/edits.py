@@ -66,15 +66,15 @@ def plan_edits(index: FlowIndex, places: Iterable[Place]) -> list[Edit]:
 
     Raises `NoSitesError` if a layer's `u` is to be replaced or read, and nothing in the layer reads it.
     """
+
+    def order(place: Place) -> tuple[int, int]:
+        site, replaced = place
+        outputs = {"linear": 0, "part": 1}.get(site.role, 2)
+        ranks = {"h": outputs, "y": 3, "u": 5 if site.role in LAYERS else 4}
+        return index.position(getattr(site, replaced)), ranks[replaced]
+
     planner = _Planner(index)
-    return [planner.edit(*place) for place in sorted(places, key=lambda place: _order(index, *place))]
-
-
-def _order(index: FlowIndex, site: Site, replaced: str) -> tuple[int, int]:
-    outputs = {"linear": 0, "part": 1}.get(site.role, 2)
-    return index.position(getattr(site, replaced)), {"h": outputs, "y": 3, "u": 5 if site.role in LAYERS else 4}[
-        replaced
-    ]
+    return [planner.edit(*place) for place in sorted(places, key=order)]
 
 
 class _Planner:
@@ -82,9 +82,8 @@ class _Planner:
 
     def __init__(self, index: FlowIndex) -> None:
         self._index = index
-        self._read: dict[
-            tuple[Ref, str], Ref
-        ] = {}  # by node and name of the value; where nothing is, what everyone reads
+        # by node and name of the value; where nothing is, what everyone reads
+        self._read: dict[tuple[Ref, str], Ref] = {}
         self._copies: dict[str, list[Ref]] = {}
         self._inputs: dict[str, Ref] = {}
 

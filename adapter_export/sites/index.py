@@ -157,7 +157,9 @@ class FlowIndex:
         last, furthest = start, self._last_reader(start, readers)
         for at in positions:
             node = self.nodes[at]
-            if node.multiplies or self._moves(node, start):
+            # statistics of a norm, which are less wide, may be reshaped
+            as_wide = any(self.flow.width(name) == self.flow.width(start) for name in node.inputs)
+            if node.multiplies or (node.kind == "layout" and as_wide):
                 return last
             if furthest <= at and self.flow.alike(start, node.outputs[0]):
                 last = node.outputs[0]
@@ -168,10 +170,6 @@ class FlowIndex:
         """The position of the last node that reads it; beyond all of them for a result that no node reads."""
         default = len(self.nodes) if value in self.flow.outputs else -1
         return max((at for at in self._readers.get(value, ()) if readers is None or at in readers), default=default)
-
-    def _moves(self, node: FlowNode, like: str) -> bool:
-        """Return whether a node moves axes of something as wide as `like`; statistics of a norm may be reshaped."""
-        return node.kind == "layout" and any(self.flow.width(value) == self.flow.width(like) for value in node.inputs)
 
 
 class Piece(NamedTuple):

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 from adapter_export.sites.index import FlowIndex, Piece, is_stream, pieces_of
@@ -39,10 +40,6 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _SWAPS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
 """Operations that let axes change places."""
 
-_BATCH_SECOND = (1, 0, 2)
-_ROWS, _APART = 2, 3
-"""The axes of a value with the tokens of all texts in one row, and of one that has batch and tokens apart."""
-
 
 def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> bool:
     """Return whether a linear layer reads tokens before batch in `value`, as in `torch.nn.MultiheadAttention`.
@@ -52,10 +49,10 @@ def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> b
     source = index.producer(value)
     before = () if source is None or not source.inputs else index.flow.shapes.get(source.inputs[0], ())
     shape = index.flow.shapes.get(value, ())
-    if len(shape) == _APART and source is not None and source.order == _BATCH_SECOND:
+    if len(shape) == 3 and source is not None and source.order == (1, 0, 2):
         return True
-    leading = shape[:_ROWS] if len(shape) == _APART else before[:_ROWS] if len(before) > len(shape) else ()
-    if len(leading) != _ROWS or None in leading or leading[0] == leading[1]:
+    leading = shape[:2] if len(shape) == 3 else before[:2] if len(before) > len(shape) else ()
+    if len(leading) != 2 or None in leading or leading[0] == leading[1]:
         return False
     return any(leading == index.flow.shapes.get(stream, ())[1::-1] for stream in streams)
 
@@ -110,21 +107,15 @@ def layer_of(index: FlowIndex, product: FlowNode) -> Layer | None:
     A layer of integers begins with what is quantised, and ends with what is scaled back. Where the tokens are put in
     one row for the product alone, it is what lies outside of that.
     """
-    u, h = _read(index, product), _written(index, product)
-    if u is None or not is_stream(index.flow, u) or not is_stream(index.flow, h):
-        return None
-    return Layer(product, *(_restored(index, u, h) or (u, h)))
-
-
-def _read(index: FlowIndex, product: FlowNode) -> str | None:
-    """The value that is multiplied; before it is quantised, as values of integers have no shape in a view."""
-    value = product.operands[0]
-    while value not in index.flow.shapes:
-        node = index.producer(value)
+    u, h = product.operands[0], _written(index, product)
+    while u not in index.flow.shapes:  # values of integers have no shape in a view
+        node = index.producer(u)
         if node is None or not node.inputs:
             return None
-        value = node.inputs[0]
-    return value
+        u = node.inputs[0]
+    if not is_stream(index.flow, u) or not is_stream(index.flow, h):
+        return None
+    return Layer(product, *(_restored(index, u, h) or (u, h)))
 
 
 def _written(index: FlowIndex, product: FlowNode) -> str:
@@ -174,7 +165,8 @@ def attention_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Se
     for role, value in _operands(index, mixing, ends):
         found = reach(index, value, ends)
         yield from (Use(role, product, found.values) for product in found.products.values() if product.linear)
-    last = [node for node in _last(index, nodes, h) if _behind(index, node, ends).products.keys() & mixing.keys()]
+    ways = [(node, reach(index, node.operands[0], ends)) for node in _last(index, nodes, h)]
+    last = [node for node, way in ways if way.products.keys() & mixing.keys()]
     if len(last) == 1:
         yield Use("output", last[0])
 
@@ -207,8 +199,8 @@ def _pair(second: FlowNode, found: Sequence[Reach], mixing: dict[str, FlowNode])
 
 def ffn_uses(index: FlowIndex, nodes: Sequence[FlowNode], h: str, ends: Set[str]) -> Iterator[Use]:
     """Find up, gate and down among the `nodes` that compute the sublayer's output `h`."""
-    first = {node.name for node in nodes if node.linear and not _behind(index, node, ends).products}
-    ways = [(node, _behind(index, node, ends)) for node in _last(index, nodes, h)]
+    first = {node.name for node in nodes if node.linear and not reach(index, node.operands[0], ends).products}
+    ways = [(node, reach(index, node.operands[0], ends)) for node in _last(index, nodes, h)]
     last = [(node, way) for node, way in ways if way.products and way.products.keys() <= first]
     if len(last) == 1:
         ((node, way),) = last
@@ -227,29 +219,22 @@ def _branches(index: FlowIndex, way: Reach) -> Iterator[Use]:
             return
         values = [(node, piece) for piece in cuts]
     if len(values) == 2:
-        bent = [_bends_alone(index, way, value, other) for (_, value), (_, other) in (values, values[::-1])]
+        read = [name for node in way.nodes if node.kind == "activation" for name in node.inputs]
+        # whether an activation on the way reads what is computed from one value and not from the other
+        depends = index.ancestry.depends
+        bent = [
+            any(depends(name, on=value) and not depends(name, on=other) for name in read)
+            for (_, value), (_, other) in (values, values[::-1])
+        ]
         if bent[0] != bent[1]:
             roles = ("gate", "up") if bent[0] else ("up", "gate")
             yield from (Use(role, node, {value}) for role, (node, value) in zip(roles, values, strict=True))
 
 
-def _bends_alone(index: FlowIndex, way: Reach, value: str, other: str) -> bool:
-    """Return whether an activation on the way reads what is computed from one value and not from the other."""
-    depends = index.ancestry.depends
-    read = [name for node in way.nodes if node.kind == "activation" for name in node.inputs]
-    return any(depends(name, on=value) and not depends(name, on=other) for name in read)
-
-
-def _last(index: FlowIndex, nodes: Iterable[FlowNode], h: str) -> Iterator[FlowNode]:
+def _last(index: FlowIndex, nodes: Iterable[FlowNode], h: str) -> list[FlowNode]:
     """The linear layers behind which nothing multiplies any more."""
-    ancestry = index.ancestry
-    unmultiplied = ancestry.of(h).unmultiplied
-    yield from (node for node in nodes if node.linear and unmultiplied & ancestry.bit(node.outputs[0]))
-
-
-def _behind(index: FlowIndex, layer: FlowNode, ends: Set[str]) -> Reach:
-    """The reach of a linear layer's input."""
-    return reach(index, layer.operands[0], ends)
+    unmultiplied = index.ancestry.of(h).unmultiplied
+    return [node for node in nodes if node.linear and unmultiplied & index.ancestry.bit(node.outputs[0])]
 
 
 def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Iterator[Site]:
@@ -301,20 +286,14 @@ def _names(layers: Sequence[Layer], uses: Sequence[Use]) -> list[str]:
     """A name for each layer: by its use; else that of its module; else a number."""
     roles = [{use.role for use in uses if use.product is layer.product} for layer in layers]
     names = [next(iter(does)) if len(does) == 1 else _JOINED.get(frozenset(does)) for does in roles]
-    unique = {name for name, count in Counter(names).items() if count == 1}
-    others = [_module_name(layer.product.path) for layer in layers]
+    unique = {name for name, times in Counter(names).items() if times == 1}
+    modules = [(layer.product.path or "").rpartition(".")[2] for layer in layers]
+    others = [name if _NAME.fullmatch(name) and name not in _KEPT else None for name in modules]
     counts = Counter(other for name, other in zip(names, others, strict=True) if name not in unique)
-    numbers = iter(range(len(layers)))
-    return [
-        name
-        if name in unique and name is not None
-        else other
-        if other is not None and counts[other] == 1
-        else f"linear{next(numbers)}"
-        for name, other in zip(names, others, strict=True)
-    ]
-
-
-def _module_name(path: str | None) -> str | None:
-    last = (path or "").rpartition(".")[2]
-    return last if _NAME.fullmatch(last) and last not in _KEPT else None
+    numbers = count()
+    found = []
+    for name, other in zip(names, others, strict=True):
+        by_use = name if name in unique else None
+        by_module = other if counts[other] == 1 else None
+        found.append(by_use or by_module or f"linear{next(numbers)}")
+    return found

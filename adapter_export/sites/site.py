@@ -38,29 +38,25 @@ class Site:
     layer (role `part`) names the values of the whole layer, and stands for some of the features of its `h`.
 
     Attributes:
-        name: such as `layers.3.attention`, `layers.3.attention.query` or `embeddings`; in a base of encoder and decoder
-            with the stream before it, `decoder.layers.3.cross_attention`.
-        role: `attention` multiplies activations with activations; `cross_attention` has keys and values from another
-            source than its queries; `ffn` is any other sublayer.
+        name: such as `layers.3.attention.query` or `embeddings`; in a base of encoder and decoder with the stream
+            first, `decoder.layers.3.cross_attention`.
         layer: counted from 0, those of a decoder on from the encoder's; none for the embeddings.
         width: the width `d` of `h`; at a sublayer that of the residual stream.
         width_in: the width `d_in` of `u`; `d` where there is no `u`.
         h: the sublayer's output, before the residual add; a linear layer's output with its bias.
         x: the residual stream at the sublayer's start.
         u: what the sublayer itself reads: `x` after the pre-norm where there is one; a linear layer's input.
-        y: the block's output after the add, and after the norm where the base normalises the sum.
-        norm: the norm between that sum and `y`; none where there is none.
+        y: the block's output after the add, and after `norm` where the base normalises the sum.
         residual: the node that adds `h`: to `x`, or to the sublayer beside it in a parallel block.
         path: the module of the last product, at a sublayer its output projection, if the exporter recorded it. A module
             that is called once per layer gives several sites the same path.
         followed_by: the kind of what reads the sum first, such as `norm`, or `output`; empty at other sites.
         parts: the slices [start, end) of `h`, in a fused linear layer, that are its splits; at a split, its own.
-        blocks: how many equal blocks the features of `h` are cut into first, so that a split is a slice of each;
-            more than 1 where a fused layer is laid out head by head.
-        sequence_first: whether a linear layer's values have tokens before batch, on two axes or one, as in
-            `torch.nn.MultiheadAttention`.
         other_calls: how often the base calls the module of a linear layer on what is no activation of a text, such as
             relative positions; an adapter at the site does not act there.
+        blocks: how many equal blocks `h` is cut into first, so that a split is a slice of each; more than 1 where
+            a fused layer is laid out head by head.
+        sequence_first: whether tokens come before batch, as in `torch.nn.MultiheadAttention`.
     """
 
     name: str

@@ -92,17 +92,18 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
     names = {site.name for site in found.sites}
     for name in given.sites:
         if given.sites[name] is None and name not in names:
-            raise check.unfit(name, "nothing was found there", f"one of {', '.join(found_names(found))}")
+            known = ", ".join(site.name for site in found.sublayers) or "no site"
+            raise check.unfit(name, "nothing was found there", f"one of {known}")
     named = {name: check.site(name, site) for name, site in given.sites.items() if site is not None}
     replaced = tuple(f"{name}." for name in given.sites)
     chosen = {
         site.name: site for site in found.sites if site.name not in given.sites and not site.name.startswith(replaced)
     }
     ends = stream_values(site for site in (*chosen.values(), *named.values()) if site.role in SUBLAYERS)
-    known = {site.h for site in (*chosen.values(), *named.values()) if site.role == "linear"}
+    linear = {site.h for site in (*chosen.values(), *named.values()) if site.role == "linear"}
     for site in named.values():
         inside = linear_sites(check.index, site, ends - {site.h}) if site.role in SUBLAYERS else ()
-        chosen |= {inner.name: inner for inner in inside if inner.h not in known}
+        chosen |= {inner.name: inner for inner in inside if inner.h not in linear}
     chosen |= named
     check.stream("final", final)
     if flow.rank(final) != 3:
@@ -112,11 +113,6 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
         raise check.unfit("sites", "every site is left out", "at least one site")
     ordered = sorted(chosen.values(), key=lambda site: (check.index.position(site.h), site.role in SUBLAYERS))
     return SiteMap(tuple(with_calls(check.index, ordered)), final, flow.width(final) or 0)
-
-
-def found_names(sites: SiteMap) -> list[str]:
-    """The names of the sublayers, or a word for none."""
-    return [site.name for site in sites.sublayers] or ["no site"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A base has one stream, without a name, or an encoder and a decoder that attends 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
 
@@ -78,7 +78,13 @@ def residual_streams(index: FlowIndex) -> list[list[Residual]]:
             before[-1].extend(chain)
         else:
             streams.append(chain)
-    return [_without_position_convolutions(index, stream) for stream in streams]
+
+    def convolves(residual: Residual) -> bool:
+        way = (index.nodes[at] for at in index.between(residual.x, residual.h))
+        return all(node.kind == "convolution" for node in way if node.multiplies)
+
+    # convolutions before all sublayers are a position embedding (Baevski et al. 2020, §2)
+    return [list(dropwhile(convolves, stream)) or stream for stream in streams]
 
 
 def _residuals(index: FlowIndex) -> list[Residual]:
@@ -94,7 +100,11 @@ def _residuals(index: FlowIndex) -> list[Residual]:
             kinds = {index.nodes[at].kind for at in index.between(x, h)}
             if kinds.isdisjoint({"product", "attention", "layout"}):  # convolutions leave the features on axis 1
                 continue
-            previous = _previous(index, side, x, found, totals)
+            if side in found and found[side].x == x:
+                previous: Residual | None = found[side]
+            else:
+                before = index.ancestry.latest(index.ancestry.of(x).unmultiplied & totals)
+                previous = None if before is None else found[before]
             found[total] = Residual(add, x, h, total, previous, 1 + (previous.length if previous else 0))
             totals |= index.ancestry.bit(total)
             break
@@ -111,14 +121,6 @@ def _origin(index: FlowIndex, side: str, h: str, found: dict[str, Residual]) -> 
         return inner.x
     x = ancestry.latest(ancestry.of(side).unmultiplied & ancestry.of(h).weighted)
     return x if x is not None and index.flow.alike(x, h) else None
-
-
-def _previous(index: FlowIndex, side: str, x: str, found: dict[str, Residual], totals: int) -> Residual | None:
-    """The sum before: the one that is added to, or the last one that `x` follows without a product between."""
-    if side in found and found[side].x == x:
-        return found[side]
-    before = index.ancestry.latest(index.ancestry.of(x).unmultiplied & totals)
-    return None if before is None else found[before]
 
 
 def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
@@ -145,19 +147,6 @@ def _is_inside(index: FlowIndex, chain: list[Residual], main: Iterable[Residual]
     return any(depends(first.x, on=outer.x) and depends(outer.h, on=last.total) for outer in main)
 
 
-def _without_position_convolutions(index: FlowIndex, stream: list[Residual]) -> list[Residual]:
-    """The stream from its first sublayer on.
-
-    A convolution before all of them is a position embedding (Baevski et al. 2020, §2), not a sublayer.
-    """
-
-    def convolves(residual: Residual) -> bool:
-        way = (index.nodes[at] for at in index.between(residual.x, residual.h))
-        return all(node.kind == "convolution" for node in way if node.multiplies)
-
-    return list(dropwhile(convolves, stream)) or stream
-
-
 @dataclass(frozen=True)
 class Stream:
     """A residual stream, and what the names of its sites begin with: nothing where a base has one stream."""
@@ -176,7 +165,9 @@ def named_streams(index: FlowIndex) -> list[Stream]:
         return [Stream("", tuple(sums)) for sums in found]
     if len(found) == 2:
         for encoder, decoder in (found, found[::-1]):
-            if _attends(index, decoder, encoder) and not index.ancestry.depends(encoder[-1].total, on=decoder[0].x):
+            end, depends = encoder[-1].total, index.ancestry.depends
+            roles = {role_of(index, sum_.x, sum_.h) for sum_ in decoder if depends(sum_.h, on=end)}
+            if "cross_attention" in roles and not depends(end, on=decoder[0].x):
                 return [Stream("encoder.", tuple(encoder)), Stream("decoder.", tuple(decoder))]
     raise NoSitesError(
         "this base has several residual streams, and a site's name says nothing about which one it is in",
@@ -184,9 +175,3 @@ def named_streams(index: FlowIndex) -> list[Stream]:
         expected="one stream, or an encoder and a decoder that attends to its end",
         fix="capture the part that the adapters are for, such as the encoder, as a base of its own",
     )
-
-
-def _attends(index: FlowIndex, decoder: Sequence[Residual], encoder: Sequence[Residual]) -> bool:
-    """Return whether a sublayer of one stream takes keys and values from the end of the other."""
-    reading = [sum_ for sum_ in decoder if index.ancestry.depends(sum_.h, on=encoder[-1].total)]
-    return any(role_of(index, sum_.x, sum_.h) == "cross_attention" for sum_ in reading)

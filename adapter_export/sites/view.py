@@ -30,23 +30,16 @@ class Cut:
 
 @dataclass(frozen=True)
 class FlowNode:
-    """One operation on activations.
+    """One operation on activations, by a unique name; `op` is the framework's own name, for tables.
 
     Attributes:
-        name: unique in the graph.
-        kind: `add` of two activations; a matrix `product`; a fused `attention`; `norm` for a layer or RMS norm
-            in one node; `activation`, a non-linear function of each number, the softmax among them; `layout`, a
-            transposition, a reshape or a cut; else `convolution` or `other`.
-        op: the framework's own name of it, for tables.
+        kind: `norm` is a layer or RMS norm in one node; `activation` a non-linear function of each number, the softmax
+            among them; `layout` a transposition, a reshape or a cut.
         inputs: the activations it reads, in order, without weights, constants, and what is computed from these and from
             the lengths of axes alone.
-        outputs: the values it defines.
         weighted: whether one of the factors of a product is a trained weight.
-        path: the module path that the exporter recorded, if any.
-        norm: of a norm, and of the last piece of one that is written out: which one it is.
-        normed: what that norm reads.
-        linear: whether a product is that of a linear layer: of an activation and one trained matrix [in, out].
-        weight: the name of that matrix in the view.
+        norm: of a norm, and of the last piece of one that is written out; `normed` is what that reads.
+        linear: whether it is the product of a linear layer, of an activation and the trained matrix `weight` [in, out].
         operands: the activations among the factors of a product, first the one whose index the rows of the result are;
             query, key and value of a fused attention, or what holds all three.
         epilogue: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
