@@ -1,9 +1,8 @@
 """Find the sublayers of a base by the structure of its dataflow.
 
-The residual stream shows as a chain of sums `x + h`: `h` is computed from `x` through trained weights, and the next
-`x` is computed from the sum through norms, dropouts and scales alone. Each such `h` is a sublayer. Nothing else counts:
-sums of embeddings do not depend on each other, a mask has no weights on its way, a bias is no activation, and a sum
-inside a sublayer is not on the chain.
+The residual stream shows as a chain of sums `x + h`: `h` is computed from `x` through trained weights, and the next `x`
+from the sum through norms, dropouts and scales alone. Each such `h` is a sublayer. Sums of embeddings, a mask, a bias
+or a sum inside a sublayer are not on the chain.
 """
 
 from __future__ import annotations
@@ -33,10 +32,9 @@ _UNKNOWN = Norm("unknown", 0.0, None, None)
 
 
 def discover(flow: FlowGraph) -> SiteMap:
-    """Find the sites of a base; `role_of` and `layers_of` say how sublayers are told apart and counted.
+    """Find the sites of a base, in a base of encoder and decoder with the stream before their names.
 
-    In a base of encoder and decoder, names begin with the stream, and the final hidden state is the decoder's. Raises
-    `NoSitesError` if there is no residual stream, or several that are no encoder and decoder.
+    Raises `NoSitesError` if there is no residual stream, or several that are no encoder and decoder.
     """
     index = FlowIndex(flow)
     streams = named_streams(index)
@@ -150,10 +148,9 @@ def _final(index: FlowIndex, total: str) -> str:
 
 
 def block_output(index: FlowIndex, total: str, *, ends: bool) -> tuple[str, Norm | None]:
-    """The block's output `y`, and the norm that makes it of the sum `total`.
+    """The block's output `y`, and the norm that makes it of the sum `total`, if everything from there goes through it.
 
-    A norm counts if everything that is computed from the sum goes through it. Where the stream `ends` behind blocks
-    with norms of their own before them, the norm that follows is that of the whole base, and no block's.
+    The norm behind a stream that `ends` after blocks with norms before them is the whole base's, and no block's.
     """
     behind = () if ends else index.computed_from(total)
     positions = list(takewhile(lambda at: not index.nodes[at].multiplies, behind))
@@ -203,9 +200,9 @@ def _is_statistic(index: FlowIndex, node: FlowNode) -> bool:
 def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
     """The sites, each linear one with the number of calls of its module that are no sites.
 
-    DeBERTa projects its relative positions with the layers that project queries and keys (He et al. 2021, §3.1). These
-    calls read no activation, so that nothing can be replaced there; exporters may even have computed them already. A
-    module shows by its path, its matrix by its name; a path alone may stand for matrices of several shapes.
+    DeBERTa projects its relative positions with the layers of queries and keys (He et al. 2021, §3.1); exporters may
+    have computed that already. A module shows by its path, which may stand for matrices of several shapes, and its
+    matrix.
     """
     sites = list(sites)
     products = [node for node in index.nodes if node.linear]

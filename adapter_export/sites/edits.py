@@ -28,8 +28,8 @@ class Ref(NamedTuple):
 class Rewiring:
     """A node that reads `new` in the place of `old`.
 
-    Where the node prepares `old` for other layers as well, it stays as it is and a copy of it reads `new`: `outputs`
-    are the values that the node defines, and the copy's belong to the layer of `new`.
+    If it prepares `old` for other layers as well, it stays, and a copy of it reads `new`: `outputs` are what it
+    defines.
     """
 
     node: Ref
@@ -40,13 +40,10 @@ class Rewiring:
 
 @dataclass(frozen=True)
 class Edit:
-    """The replacement of one of a site's values: `u`, `h` or `y`.
+    """The replacement of one of a site's values, `u`, `h` or `y`, by `result`.
 
-    Attributes:
-        values: what stands for each of the site's values `h`, `x`, `u` and `y` by then, of those that it has.
-        result: the new value's name. In the place of `h` and of `y` everyone reads it.
-        piece: the features of `h` that the site is, in a fused layer; the others stay.
-        rewirings: in the place of `u`, who reads the new value: the nodes of this layer.
+    `values` stand for the site's values by then. In a fused layer, `piece` are the features of `h` that the site is;
+    the others stay. In the place of `h` and `y` everyone reads the new value, in that of `u` the nodes of `rewirings`.
     """
 
     site: Site
@@ -61,10 +58,8 @@ def plan_edits(index: FlowIndex, places: Iterable[Place]) -> list[Edit]:
     """Plan the replacement of values, in an order in which each is replaced before anyone reads it.
 
     One value may be several: the last linear layer's `h` is its sublayer's, and a block's `y` is what the next one
-    reads. Then who makes it comes before who reads it, an inner layer's output before that of the outer one, a fused
-    layer's before those of its splits, and what the outer layer reads before what the inner one reads.
-
-    Raises `NoSitesError` if a layer's `u` is to be replaced or read, and nothing in the layer reads it.
+    reads. Then who makes it comes before who reads it, an inner layer's output before the outer one's, a fused layer's
+    before its splits', and what the outer layer reads before what the inner one reads. Raises as `input_consumers`.
     """
 
     def order(place: Place) -> tuple[int, int]:
@@ -89,9 +84,7 @@ class _Planner:
 
     def edit(self, site: Site, replaced: str) -> Edit:
         values = {name: Ref(value) for name in ("h", "x", "u", "y") if (value := getattr(site, name)) is not None}
-        within = None
-        if site.role in LAYERS or replaced == "u":
-            within = input_consumers(self._index, site)
+        within = input_consumers(self._index, site) if site.role in LAYERS or replaced == "u" else None
         if site.name in self._inputs:
             values["u"] = self._inputs[site.name]
         elif within is not None and site.role in LAYERS:
@@ -135,9 +128,8 @@ class InputConsumers:
     """The nodes through which `u` goes into a layer.
 
     `consumers` read `u`, or what a shared node makes of it. `shared` prepare `u` for this layer and others, such as a
-    reshape or a quantisation that three projections have in common, and must be there twice before one of them can read
-    something else. `trail` are the values on a way from one `consumer` back to `u`. Neither the residual sum behind the
-    layer nor what reads `u` for another layer belongs to the layer.
+    quantisation that three projections have in common, so that a copy must be made before one of them can read
+    something else. `trail` are the values on a way from one `consumer` back to `u`.
     """
 
     consumers: frozenset[str]
@@ -149,8 +141,7 @@ class InputConsumers:
 def input_consumers(index: FlowIndex, site: Site) -> InputConsumers:
     """Find where a site's layer reads its `u`; raises `NoSitesError` if nothing on the way to its `h` does.
 
-    What is behind a product belongs to the layer, whoever reads it: keys and values that a decoder keeps are computed
-    from what the layer reads.
+    What is behind a product, such as keys and values that a decoder keeps, belongs to the layer, whoever reads it.
     """
     assert site.u is not None  # who replaces `u` has been told that there is one
     way = set(index.between(site.u, site.h))

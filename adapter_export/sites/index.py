@@ -11,10 +11,10 @@ from adapter_export.sites.view import FlowGraph, FlowNode
 
 
 class Origins(NamedTuple):
-    """The tracked values that one value is computed from, as bit sets: bit `i` stands for the `i`-th tracked value.
+    """The tracked values that a value is computed from, as bit sets: bit `i` stands for the `i`-th tracked value.
 
-    `all` includes the value itself; from the others some way leads through a product: with trained weights
-    (`weighted`), of activations with activations (`mixed`), of any kind (`multiplied`).
+    From those in `weighted` some way leads through a product with trained weights, in `mixed` through one of
+    activations with activations, in `multiplied` through any.
     """
 
     all: int = 0
@@ -31,8 +31,7 @@ class Origins(NamedTuple):
 class Ancestry:
     """The origins of every value, found in one pass over the graph.
 
-    Only values that could be a residual stream are tracked, [batch, tokens, d] with a known d: a bit set of them is
-    one Python integer, so that a question about two values costs next to nothing, however far apart they are.
+    Only possible residual streams [batch, tokens, d] are tracked, so that a set of them is one Python integer.
     """
 
     def __init__(self, flow: FlowGraph) -> None:
@@ -150,9 +149,8 @@ class FlowIndex:
     def last_before_product(self, start: str, positions: Iterable[int], readers: Set[int] | None = None) -> str:
         """The last value that everything computed from `start` goes through, before any product or move of its axes.
 
-        `positions` are the nodes that follow `start` [batch, tokens, d], in the order of evaluation; only `readers`
-        count as reading, if given. The value is `start`, or one like it that stands for it: a way around it would have
-        to jump over it, read something earlier and be read later.
+        `positions` are the nodes behind `start` [batch, tokens, d] in order; only `readers` count as reading, if given.
+        A way around the value, which is `start` or one like it, would have to read something earlier and be read later.
         """
         last, furthest = start, self._last_reader(start, readers)
         for at in positions:

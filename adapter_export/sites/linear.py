@@ -104,8 +104,8 @@ class Layer(NamedTuple):
 def layer_of(index: FlowIndex, product: FlowNode) -> Layer | None:
     """The layer around a product with one trained matrix; none if adapters cannot act there.
 
-    A layer of integers begins with what is quantised, and ends with what is scaled back. Where the tokens are put in
-    one row for the product alone, it is what lies outside of that.
+    A layer of integers begins before quantisation and ends after scaling back; one with flattened tokens lies outside
+    of that.
     """
     u, h = product.operands[0], _written(index, product)
     while u not in index.flow.shapes:  # values of integers have no shape in a view

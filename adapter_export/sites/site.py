@@ -17,11 +17,7 @@ SUBLAYERS: tuple[Role, ...] = ("attention", "cross_attention", "ffn")
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm over the features of each token: `layer`, `rms`, or `unknown` where a norm stands that cannot be read.
-
-    `epsilon` is added to the variance or the mean of the squares; `weight` and `bias` [d] are named as in the view that
-    found it, none where there is none.
-    """
+    """A norm over the features of each token (`unknown` if it cannot be read), its tensors [d] named as in the view."""
 
     kind: Literal["layer", "rms", "unknown"]
     epsilon: float

@@ -30,11 +30,7 @@ SITE_MAP_KEY = "site_map"
 
 @dataclass(frozen=True)
 class SiteValues:
-    """The names of a site's values in one view, as in `Site`.
-
-    A sublayer has `h`, `x` and `u`; its `y` is found where it is not given. A linear layer has `h` and `u`, the
-    embeddings have `h`.
-    """
+    """The names of a site's values in one view, as in `Site`; a sublayer's `y` is found where it is not given."""
 
     h: str
     x: str | None = None
@@ -55,10 +51,9 @@ class GivenSite:
 
 @dataclass(frozen=True)
 class GivenSites:
-    """A site map, from `source` (for messages) with the digest `sha256:<hex>` of its contents.
+    """A site map; a site that is none leaves out one that was found, `final` the final hidden state that was found.
 
-    A site by name that is none leaves out one that was found; `final` is the final hidden state by view, where it is
-    not the one found.
+    `source` is for messages, `digest` is `sha256:<hex>` of the contents.
     """
 
     source: str
@@ -70,8 +65,8 @@ class GivenSites:
 def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> SiteMap:
     """The sites of a base: those that are found, overridden and completed by those that are given.
 
-    The linear layers inside a sublayer that is given are found inside it; one that is left out takes them along. Where
-    nothing is found, those that are given are all; `final` must then be among them.
+    The linear layers of a given sublayer are found inside it; one that is left out takes them along. Where nothing is
+    found, those that are given are all, and `final` must be among them.
 
     Raises:
         NoSitesError: nothing is found, and a site map does not say it all.
@@ -171,7 +166,14 @@ class _Check:
             return embeddings_site(index, name, values.h)
         self._computed(name, given.role, values)
         width, width_in = (index.flow.width(value) or 0 for value in (values.h, values.u or values.h))
-        self._parts(name, given, width)
+        if given.parts and width % given.blocks:
+            raise self.unfit(f"{name}.blocks", given.blocks, f"a number that divides {width}")
+        before = 0
+        for part, (start_at, end) in sorted(given.parts.items(), key=lambda item: item[1]):
+            if not before <= start_at < end <= width // given.blocks:
+                expected = f"slices of 0–{width // given.blocks}, none within another"
+                raise self.unfit(f"{name}.parts.{part}", f"{start_at}–{end}", expected)
+            before = end
         site = Site(
             name=name,
             role=given.role,
@@ -188,9 +190,8 @@ class _Check:
         if given.role == "linear":
             return site
         if index.producer(values.h) is None or not index.readers(values.h):
-            raise self.unfit(
-                f"{name}.h", f"`{values.h}`, an input or a last result", "a value that is computed and read"
-            )
+            found = f"`{values.h}`, an input or a last result"
+            raise self.unfit(f"{name}.h", found, "a value that is computed and read")
         add = index.readers(values.h)[0]
         y, norm = block_output(index, add.outputs[0], ends=values.u != values.x)
         if values.y not in (None, y):
@@ -208,14 +209,3 @@ class _Check:
                 raise self.unfit(f"{name}.{late}", f"`{one}`", f"a value that is computed from `{early}`, `{other}`")
             if role != "linear" and not alike(one, other):
                 raise self.unfit(f"{name}.{late}", self.shape(one), f"the shape of `{early}`, {self.shape(other)}")
-
-    def _parts(self, name: str, given: GivenSite, width: int) -> None:
-        """Refuse splits of a fused layer that are not slices of its output with nothing in common."""
-        if given.parts and width % given.blocks:
-            raise self.unfit(f"{name}.blocks", given.blocks, f"a number that divides {width}")
-        before = 0
-        for part, (start, end) in sorted(given.parts.items(), key=lambda item: item[1]):
-            if not before <= start < end <= width // given.blocks:
-                expected = f"slices of 0–{width // given.blocks}, none within another"
-                raise self.unfit(f"{name}.parts.{part}", f"{start}–{end}", expected)
-            before = end

@@ -33,10 +33,9 @@ def role_of(index: FlowIndex, x: str, h: str) -> Role:
 
 
 def layers_of(roles: Iterable[Role]) -> Iterator[int]:
-    """The number of the layer of each sublayer of a stream, in order.
+    """The layer of each sublayer of a stream, in order; attention and cross-attention in a row share one.
 
-    A new layer begins at each attention, and at an ffn whose layer has one already; attention and cross-attention that
-    follow each other are of one layer.
+    A new layer begins at each other attention, and at an ffn whose layer has one already.
     """
     layer, taken = 0, set[Role]()
     for role in roles:
@@ -66,14 +65,17 @@ def residual_streams(index: FlowIndex) -> list[list[Residual]]:
 
     A stream in stages has a chain of sums per stage, each computed from the one before; they are put together.
     """
-    chains: list[list[Residual]] = []
+    depends, chains = index.ancestry.depends, list[list[Residual]]()
     for chain in _chains(_residuals(index)):
-        if not chains or (len(chain) > 1 and not _is_inside(index, chain, [sum_ for one in chains for sum_ in one])):
+        first, last = chain[0], chain[-1]
+        # within one sublayer of another chain lie the adapters that a base has built in
+        inside = any(depends(first.x, on=sum_.x) and depends(sum_.h, on=last.total) for one in chains for sum_ in one)
+        if not chains or (len(chain) > 1 and not inside):
             chains.append(chain)
     chains.sort(key=lambda chain: index.position(chain[0].total))
     streams: list[list[Residual]] = []
     for chain in chains:
-        before = [stream for stream in streams if index.ancestry.depends(chain[0].x, on=stream[-1].total)]
+        before = [stream for stream in streams if depends(chain[0].x, on=stream[-1].total)]
         if before:
             before[-1].extend(chain)
         else:
@@ -138,13 +140,6 @@ def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
         if chain:
             chains.append(chain[::-1])
     return sorted(chains, key=len, reverse=True)
-
-
-def _is_inside(index: FlowIndex, chain: list[Residual], main: Iterable[Residual]) -> bool:
-    """Return whether a chain lies within one sublayer of another, as those of adapters do that a base has built in."""
-    first, last = chain[0], chain[-1]
-    depends = index.ancestry.depends
-    return any(depends(first.x, on=outer.x) and depends(outer.h, on=last.total) for outer in main)
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,9 @@ class FlowNode:
 
 @dataclass(frozen=True)
 class FlowGraph:
-    """A base seen as dataflow.
+    """A base seen as dataflow: the nodes that compute activations, in order, and the shapes that are known.
 
-    `nodes` compute activations, in the order of evaluation; `shapes` are known where the number of axes is.
-    `other_calls` counts linear layers that are computed of weights alone, by their module paths and the names of their
-    matrices.
+    `other_calls` counts linear layers of weights alone, by their module paths and the names of their matrices.
     """
 
     nodes: Sequence[FlowNode]
@@ -109,10 +107,8 @@ class FlowGraph:
         first, second = self.shapes.get(one), self.shapes.get(other)
         if first is None or second is None or len(first) != len(second):
             return False
-        return all(
-            a == b or None in (a, b) or (isinstance(a, str) and isinstance(b, str))
-            for a, b in zip(first, second, strict=True)
-        )
+        pairs = zip(first, second, strict=True)
+        return all(a == b or None in (a, b) or (isinstance(a, str) and isinstance(b, str)) for a, b in pairs)
 
 
 def rows_first(equation: str, operands: tuple[str, ...]) -> tuple[str, ...]:
