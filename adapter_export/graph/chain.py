@@ -8,11 +8,6 @@ from adapter_export.errors import UsageError
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
 from adapter_export.graph.ops import ACTIVATIONS, OPS, Dim, Shape
 
-_CONSTANTS: Mapping[str, float] = {"slope": 0.01}
-"""The numbers of those activations that have one: torch's own."""
-
-_LAYER_NORM_EPSILON = 1e-5
-
 
 class Chain:
     """Nodes one after the other; `value` names the last one's output, which the next one reads."""
@@ -56,15 +51,13 @@ class Chain:
 
     def layer_norm(self, name: str, width: Dim) -> str:
         """A trainable layer norm, with torch's epsilon 1e-5."""
-        return self.owned(
-            "layer_norm", name, dict.fromkeys(("weight", "bias"), (width,)), {"epsilon": _LAYER_NORM_EPSILON}
-        )
+        return self.owned("layer_norm", name, {"weight": (width,), "bias": (width,)}, {"epsilon": 1e-5})
 
     def activation(self, name: str, output: str = "activated") -> str:
         """One of `ACTIVATIONS`; raises `UsageError` for any other."""
         if name not in ACTIVATIONS:
             raise UsageError("unknown activation", found=f"`{name}`", expected=", ".join(ACTIVATIONS))
-        return self.op(name, output, attributes={key: _CONSTANTS[key] for key in OPS[name].attributes})
+        return self.op(name, output, attributes={"slope": 0.01} if OPS[name].attributes else {})  # torch's own
 
     def dropout(self, rate: float, output: str = "dropped", op: str = "dropout") -> str:
         """Dropout in training, or another op with a rate; nothing at 0. Raises `UsageError` unless 0 ≤ rate < 1."""

@@ -85,7 +85,19 @@ class AdapterGraph:
             where = f"node {index} (`{node.op}`)"
             if node.output in known:
                 raise GraphError("a value is defined twice", where=where, found=f"`{node.output}`")
-            known[node.output] = self._output_shape(node, known, where)
+            spec = OPS.get(node.op)
+            if spec is None:
+                raise GraphError("unknown op", where=where, found=f"`{node.op}`", expected=f"one of {', '.join(OPS)}")
+            missing = [name for name in node.inputs if name not in known]
+            if missing:
+                raise GraphError("a value is read before it is defined", where=where, found=", ".join(missing))
+            inputs = tuple(known[name] for name in node.inputs)
+            if len(inputs) not in spec.arity:
+                raise GraphError("wrong number of values read", where=where, found=len(inputs), expected=spec.arity)
+            check_attributes(spec, node.attributes, where)
+            dims = bind_dimensions(spec, inputs, node.parameters, self.parameters, where)
+            with within(where):
+                known[node.output] = spec.shape(inputs, dims)
         return known
 
     def _check_place(self) -> None:
@@ -119,21 +131,6 @@ class AdapterGraph:
             found=", ".join(self.inputs) or "none",
             expected=f"only {', '.join(SITE_VALUES)} (at a site) or only {', '.join(HEAD_VALUES)} (in a head)",
         )
-
-    def _output_shape(self, node: Node, known: Mapping[str, Shape], where: str) -> Shape:
-        spec = OPS.get(node.op)
-        if spec is None:
-            raise GraphError("unknown op", where=where, found=f"`{node.op}`", expected=f"one of {', '.join(OPS)}")
-        missing = [name for name in node.inputs if name not in known]
-        if missing:
-            raise GraphError("a value is read before it is defined", where=where, found=", ".join(missing))
-        if len(node.inputs) not in spec.arity:
-            raise GraphError("wrong number of values read", where=where, found=len(node.inputs), expected=spec.arity)
-        check_attributes(spec, node.attributes, where)
-        inputs = tuple(known[name] for name in node.inputs)
-        dims = bind_dimensions(spec, inputs, node.parameters, self.parameters, where)
-        with within(where):
-            return spec.shape(inputs, dims)
 
     def dimensions(self, node: Node) -> dict[str, Dim]:
         """The dimensions of a node's op in the graph's terms: `in` is the last axis of what it reads first."""
@@ -277,8 +274,6 @@ def interpret(
 
 # What a graph costs: parameters, bytes, multiply-accumulates.
 
-_FLOAT32_BYTES = 4
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -301,4 +296,4 @@ def cost(graph: AdapterGraph, widths: Mapping[str, int]) -> Cost:
 def stored(shapes: Iterable[tuple[int, ...]], multiply_accumulates: int) -> Cost:
     """The cost of float32 tensors of these shapes, and of the work that is done with them."""
     parameters = sum(map(math.prod, shapes))
-    return Cost(parameters, parameters * _FLOAT32_BYTES, multiply_accumulates)
+    return Cost(parameters, 4 * parameters, multiply_accumulates)

@@ -15,8 +15,6 @@ from adapter_export.graph.tasks import CLASSES, DEFAULT_TASK, TASKS, Task
 POOLINGS = ("mean", "first")
 """What stands for a text: the mean over the tokens that the mask keeps, or the first token."""
 
-_POOLS = {"mean": ("mean_pool", ("mask",)), "first": ("first_token", ())}
-
 
 @dataclass(frozen=True)
 class HeadOptions:
@@ -61,7 +59,7 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
         raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")
     chain, width = Chain("hidden"), "d"
     if task != "token_classification":
-        op, others = _POOLS[options.pooling]
+        op, *others = {"mean": ("mean_pool", "mask"), "first": ("first_token",)}[options.pooling]
         chain.op(op, "pooled", *others)
 
     def linear(name: str, output: str, width_out: str) -> str:

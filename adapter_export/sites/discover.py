@@ -23,8 +23,6 @@ from adapter_export.sites.view import FlowGraph, FlowNode
 OTHER_CALLS_KEY = "adapter_export.other_calls"
 """The key, in the metadata of an ONNX graph, of the `FlowGraph.other_calls` of the base before its export: JSON."""
 
-_Identity = tuple[str, object]
-
 _SAME = frozenset({"cast", "dropout", "identity", "to", "_to_copy", "contiguous", "clone", "type_as", "alias"})
 """Operations that change the type of numbers at most."""
 
@@ -220,7 +218,7 @@ def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
         yield replace(site, other_calls=more + of_weights)
 
 
-def _names(index: FlowIndex, product: FlowNode) -> list[_Identity]:
+def _names(index: FlowIndex, product: FlowNode) -> list[tuple[str, object]]:
     """The identities of a module: its path with the widths of its matrix, and the matrix itself."""
     widths = (index.flow.width(product.operands[0]), index.flow.width(product.outputs[0]))
     by_path = [] if product.path is None else [(product.path, widths)]

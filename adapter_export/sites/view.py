@@ -16,8 +16,6 @@ Epilogue = Literal["bias", "rescale"]
 Dim = int | str | None
 """The length of an axis: a number, the graph's own name for an unknown number, or nothing known."""
 
-_MULTIPLYING = frozenset({"product", "convolution", "attention"})
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -69,7 +67,7 @@ class FlowNode:
     @property
     def multiplies(self) -> bool:
         """Return whether it mixes the features of a token or the tokens of a text: a product of any kind."""
-        return self.kind in _MULTIPLYING
+        return self.kind in {"product", "convolution", "attention"}
 
     @property
     def mixes_tokens(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from adapter_export.dtypes import Weights
+from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import Composition, Here, Merged, compose, members_of, replaced_by
@@ -88,7 +88,17 @@ def adapter_fusion(
         return chain.graph(target, chain.shared)
 
     def drawn(_: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-        return {name: _first(name, shape, options, rng) for name, shape in shapes.items()}
+        found = {}
+        for name, shape in shapes.items():
+            first: Array
+            if name.endswith(".bias"):
+                first = np.zeros(shape)
+            elif name == VALUE and options.first_value == "identity":
+                first = np.eye(shape[0]) + _OFF_DIAGONAL * (1 - np.eye(shape[0]))
+            else:
+                first = normal(rng, shape)
+            found[name] = first.astype(np.float32)
+        return found
 
     record = {"type": "adapter_fusion", **asdict(options)}
     return compose(members_of(adapters), Composition(name, "fusion", record, drawn), merged, head)
@@ -152,11 +162,3 @@ def temperature_of(graph: AdapterGraph) -> float:
     """The temperature of a fusion; 1 for other graphs."""
     found = (node for node in graph.nodes if (node.op, node.output) == (_MIX, _MIXED))
     return next((node.attributes["temperature"] for node in found), 1.0)
-
-
-def _first(name: str, shape: tuple[int, ...], options: FusionOptions, rng: np.random.Generator) -> np.ndarray:
-    if name.endswith(".bias"):
-        return np.zeros(shape, np.float32)
-    if name == VALUE and options.first_value == "identity":
-        return (np.eye(shape[0]) + _OFF_DIAGONAL * (1 - np.eye(shape[0]))).astype(np.float32)
-    return normal(rng, shape).astype(np.float32)

@@ -92,10 +92,6 @@ class Merged(Chain):
         negative = self.once(Node("scale", (subtrahend,), f"minus_{subtrahend}", {}, {"factor": -1.0}))
         return self.once(Node("add", (minuend, negative), output))
 
-    def zero(self) -> str:
-        """What a member adds where it does not act."""
-        return self.once(Node("scale", (self.value,), "nothing", {}, {"factor": 0.0}))
-
     def once(self, node: Node) -> str:
         """Add a node under its own or the next free name, or find one that computes the same; returns its output."""
         wanted = replace(node, output="")

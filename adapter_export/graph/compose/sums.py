@@ -105,7 +105,8 @@ def weighted_fusion(
     def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
         target = replaced_by(here, site)
         chain = Merged(target)
-        mixed = [delta or chain.zero() for delta in deltas(chain, here, target)]
+        nothing = Node("scale", (target,), "nothing", {}, {"factor": 0.0})
+        mixed = [delta or chain.once(nothing) for delta in deltas(chain, here, target)]
         if residual == "literal":
             mixed = [chain.once(Node("add", (target, one), f"{one}_whole")) for one in mixed]
         chain.parameters[MIX] = (ROWS, len(mixed))

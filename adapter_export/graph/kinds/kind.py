@@ -14,8 +14,6 @@ from adapter_export.graph.graph import AdapterGraph
 DEFAULT_BOTTLENECK = 64
 """The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
 
-_DEFAULT = "default"
-
 
 @dataclass(frozen=True)
 class Share:
@@ -63,7 +61,7 @@ def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
     """
     if not isinstance(factors, Mapping):
         return Share(of, factors)
-    layers = {key: factor for key, factor in factors.items() if key != _DEFAULT}
+    layers = {key: factor for key, factor in factors.items() if key != "default"}
     wrong = [key for key in layers if not key.isdecimal()]
     if wrong:
         raise UsageError(
@@ -71,8 +69,7 @@ def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
             found=", ".join(f"`{key}`" for key in wrong),
             expected="layer numbers, or `default`",
         )
-    by_layer = {int(key): factor for key, factor in layers.items()}
-    return Share(of, factors.get(_DEFAULT), by_layer)
+    return Share(of, factors.get("default"), {int(key): factor for key, factor in layers.items()})
 
 
 _LAYER_ROLES = ("linear", "part")
