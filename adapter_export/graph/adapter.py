@@ -67,13 +67,11 @@ class Head:
 class Adapter:
     """An adapter, checked when it is made.
 
-    `base` is the fingerprint of the base that it was trained on, `kind` the kind that made its graphs (`custom` if
-    written by hand), `placements` are by site in the order of the base, `training` is any JSON object. `weights` are
-    float32 tensors `<site>.<parameter>`, `shared.<graph>.<parameter>` and `head.<parameter>`.
+    `base` is the fingerprint of the base that it was trained on, `kind` what made its graphs (`custom` if written by
+    hand), `placements` are by site in the order of the base. `weights` are float32 tensors `<site>.<parameter>`,
+    `shared.<graph>.<parameter>` and `head.<parameter>`. `training` is any JSON object.
 
-    Raises:
-        AdapterError: placements, graphs and head do not fit together.
-        TensorError: tensors are missing, left over, of a wrong shape, or hold NaN or Inf; all of them are listed.
+    Raises `AdapterError` if graphs and head do not fit together, `TensorError` as `check_tensors`.
     """
 
     name: str

@@ -29,10 +29,9 @@ def bind_base_norm(
 ) -> AdapterGraph:
     """Replace `base_norm` by the base's norm, with the parameters `base_norm.weight` [d] and `base_norm.bias` [d].
 
-    The caller supplies their tensors, ones where the norm has no weight. Without a `kind` (no norm between the residual
-    sum and `y`, as in pre-norm bases) `base_norm` is the identity. A graph without `base_norm` is returned as it is.
-
-    Raises `GraphError` if the base's norm is `unknown`, or the graph has a parameter of a borrowed name.
+    The caller supplies their tensors, ones where the norm has no weight. Without a `kind`, as in pre-norm bases without
+    a norm between the residual sum and `y`, it is the identity. Raises `GraphError` if the base's norm is `unknown`, or
+    the graph has a parameter of a borrowed name.
     """
     if not needs_base_norm(graph):
         return graph

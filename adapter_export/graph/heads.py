@@ -18,12 +18,11 @@ POOLINGS = ("mean", "first")
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """Options of the usual heads.
+    """Options of the usual heads; AdapterHub's classification head is `pooling="first", dense=1`.
 
-    `dense` linears with `activation` behind each stand before the last one; AdapterHub's classification head is
-    `pooling="first", dense=1`. A head that classifies tokens pools nothing. `dropout` is the rate before every linear,
-    in training. For embeddings, `projection` adds a last linear to another width, and `l2_normalise` gives vectors
-    length 1, so that their dot product is their cosine.
+    `dense` linears with `activation` behind each stand before the last one. A head that classifies tokens pools
+    nothing. `dropout` is the rate before every linear. For embeddings, `projection` adds a last linear to another
+    width, and `l2_normalise` gives vectors length 1, so that their dot product is their cosine.
     """
 
     pooling: str = "mean"
@@ -37,11 +36,9 @@ class HeadOptions:
 def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
     """The graph of a usual head: `last(f(D₂ f(D₁ pool(hidden))))`, with as many dense layers as the options say.
 
-    Parameters `dense_1.weight` [d, e1], `dense_1.bias` [e1], `dense_2.weight` [e1, e2] and so on, and
-    `classifier.weight` [.., classes], `classifier.bias` [classes]; for embeddings with a projection `projection.weight`
-    [.., width].
-
-    Raises `UsageError` for an option's value that it cannot have, or that does not go with the task.
+    Parameters `dense_1.weight` [d, e1], `dense_1.bias` [e1], `dense_2.weight` [e1, e2] …, `classifier.weight` [..,
+    classes] and `.bias`; of projected embeddings `projection.weight` [.., width]. Raises `UsageError` for an option's
+    value that it cannot have, or that does not go with the task.
     """
     options = options or HeadOptions()
     if task not in TASKS:

@@ -4,9 +4,8 @@
 output>.weight`; a factor goes into the parameters of the linear or norm before it, or into the rows of the linear
 behind it, unless something else uses these parameters. `fold_weights` does the same to the weights.
 
-2. `neutral_parameters`: those with which the graph returns what it replaces, so that its slots can lie idle. They are
-found by following zeros and site values through the ops, with every projection and norm set to zero and learned factors
-set to one or to zero.
+2. `neutral_parameters`, with which the graph returns what it replaces, so that its slots can lie idle: found by
+following zeros and site values through the ops, all projections and norms being zero and learned factors one or zero.
 
 3. `slot_form`: a site's graph that has none, because it loses the residual or normalises the sum, gets a switch: `keep
 ⊙ v + use · result`, `v` being what it replaces. 1 and 0 give `v` exactly, 0 and 1 the result.
@@ -64,8 +63,7 @@ def inference_form(graph: AdapterGraph) -> AdapterGraph:
 def fold_weights(graph: AdapterGraph, parameters: Mapping[str, np.ndarray]) -> Weights:
     """The parameters with which `inference_form(graph)` computes what `graph` computes with the given ones.
 
-    Products are taken in float64 and rounded once. Raises `GraphError` if a factor takes a parameter out of float32's
-    range.
+    Products are taken in float64. Raises `GraphError` if a factor takes a parameter out of the range of float32.
     """
     folded = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     while (step := next(_steps(graph), None)) is not None:

@@ -29,13 +29,12 @@ _OFF_DIAGONAL = 1e-6
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """`AdapterFusionConfig` of AdapterHub.
+    """`AdapterFusionConfig` of AdapterHub: which of `query`, `key` and `value` have a projection, and where.
 
-    `query`, `key` and `value` say which of the three have a projection. With `query_before_norm` the query is the
-    replaced value even where the members read the base's norm. `residual_before` adds the residual to each value
-    instead of their mean; `value_before_softmax` puts the value projection before the mean instead of behind it. A
-    `temperature` above 1 is lowered to 1 by training. `dropout` is the rate on the scores; `first_value` what the value
-    projection starts as, the identity or N(0, 0.02²).
+    With `query_before_norm` the query is the replaced value even where the members read the base's norm.
+    `residual_before` adds the residual to each value instead of their mean, `value_before_softmax` projects the values
+    instead of it. Training lowers a `temperature` above 1 to 1. `dropout` is the rate on the scores, `first_value` N(0,
+    0.02²) or the identity.
     """
 
     query: bool = True
@@ -65,14 +64,12 @@ def adapter_fusion(
 ) -> Adapter:
     """`h + Σ pᵢ·V Δᵢ` with `p = softmax(Q q · K Δᵢ / T)`, for each token at each site (Pfeiffer et al. 2021, §3.2).
 
-    `Δᵢ` is what a member adds, or the difference that it makes. `q` is what the members read where the last one reads
-    `norm(h + x)`, else the value that is replaced. Members that do not act at a site are left out there; a single one
-    has the share 1. The projections are fresh: keys and queries N(0, 0.02²) by `seed`, values as the options say.
-    `head` names the member whose head it gets.
+    `Δᵢ` is what a member adds, or the difference that it makes; only those that act at a site are in the sum there. `q`
+    is what the members read where the last one reads `norm(h + x)`, else the value that is replaced. The projections
+    are fresh: keys and queries N(0, 0.02²) by `seed`, values as the options say. `head` names the member whose head it
+    gets.
 
-    Raises:
-        UsageError: as `stack`.
-        AdapterError: as `stack`; or no member says how wide a site is.
+    Raises as `stack`, and `AdapterError` if no member says how wide a site is.
     """
     rng = np.random.default_rng(seed)
 

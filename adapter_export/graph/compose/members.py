@@ -138,11 +138,9 @@ class Composition:
 
 
 def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
-    """The members with their labels: their names, where these may stand in the names of parameters.
+    """The members, labelled by their names where these may stand in the names of parameters.
 
-    Raises:
-        UsageError: there are none, or two have one name.
-        AdapterError: they were trained on different bases.
+    Raises `UsageError` if there are none, or two of one name, `AdapterError` if they were trained on different bases.
     """
     names = [adapter.name for adapter in adapters]
     if not adapters or len(set(names)) != len(names):
@@ -192,9 +190,7 @@ def compose(
 ) -> Adapter:
     """Make the adapter: `merged` makes one graph of the members at a site, the member called `head` gives its head.
 
-    Raises:
-        UsageError: no member of that name, or one without a head.
-        AdapterError: the members do not go together.
+    Raises `UsageError` if no member of that name has a head, `AdapterError` if the members do not go together.
     """
     graphs: dict[str, AdapterGraph] = {}
     names: dict[tuple[str | None, ...], str] = {}

@@ -41,8 +41,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
     """One adapter after the other: each reads the result of the one before it in the place of what that one replaces.
 
-    Where one does not act, the others follow each other. What acts on `h` acts before what acts on `y`, as in the base.
-    `head` names the member whose head it gets.
+    What acts on `h` acts before what acts on `y`, as in the base. `head` names the member whose head it gets.
 
     Raises:
         UsageError: there are none, two of one name, or no such head.
@@ -54,11 +53,8 @@ def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
 def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: str | None = None) -> Adapter:
     """`Σ wᵢ·Aᵢ`, the weights constant and of sum 1: computed as `h + Σ wᵢ·Δᵢ`, `Aᵢ = h + Δᵢ`.
 
-    Where a member does not act, it returns `h`. The weights are equal if none are given.
-
-    Raises:
-        UsageError: as `stack`; or a weight is negative, they do not add up to 1, or are not those of the members.
-        AdapterError: as `stack`.
+    A member returns `h` where it does not act. The weights are equal if none are given. Raises as `stack`, and
+    `UsageError` if a weight is negative, or they do not add up to 1 or are not those of the members.
     """
     shares = shares_of(adapters, weights)
     if min(shares, default=0.0) < 0:
@@ -93,12 +89,9 @@ def weighted_fusion(
 ) -> Adapter:
     """`h + Σ wᵢ·Δᵢ`, the weights a parameter [rows, N] that all sites share: fixed, learned, or given with a request.
 
-    In an exported graph the weights are a slot of their own, to which a request can feed [batch, N]. `weights` are the
-    first ones, of any sum; equal ones of sum 1 if none are given. With `residual` `literal` it is `h + Σ wᵢ·Aᵢ`.
-
-    Raises:
-        UsageError: as `stack`; or the weights are not those of the members.
-        AdapterError: as `stack`.
+    In an exported graph the weights are a slot of their own, to which a request can feed [batch, N]. The first ones may
+    have any sum; they are equal and of sum 1 if none are given. With `residual` `literal` it is `h + Σ wᵢ·Aᵢ`. Raises
+    as `stack`, and `UsageError` for weights that are not those of the members.
     """
     shares = shares_of(adapters, weights)
 

@@ -39,10 +39,9 @@ class PhmOptions:
 class BottleneckOptions:
     """The steps between the value that is read and the sum.
 
-    `activation` is one of `ACTIVATIONS`. `scaling`, `dropout` and `gate` (learned, one number per text) act on the
-    up-projection's output; `norm_before` and `norm_after` are trainable layer norms around the projections. `drop_path`
-    is the rate at which the whole bottleneck is left out for a row in training. `phm` replaces dense projections by
-    Kronecker products, which always have biases.
+    `scaling`, `dropout` and a learned `gate`, one number per text, act on the up-projection's output. `norm_before` and
+    `norm_after` are trainable layer norms around the projections. `drop_path` is the rate at which the whole bottleneck
+    is left out for a row in training. Kronecker products (`phm`) always have biases.
     """
 
     activation: str = "gelu"
