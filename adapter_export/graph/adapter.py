@@ -32,7 +32,7 @@ SHARED = "shared"
 """The prefix of tensors that all sites of one graph have in common: `shared.<graph>.<parameter>`."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""What an adapter may be called: its name becomes the name of files, on every operating system."""
+"""Names of adapters, which become names of files on every operating system."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ _OPS = {"layer": "layer_norm", "rms": "rms_norm"}
 
 
 def needs_base_norm(graph: AdapterGraph) -> bool:
-    """Whether the graph applies the base's own norm, so that it must be bound."""
+    """Return whether the graph applies the base's own norm, so that it must be bound."""
     return any(node.op == BASE_NORM for node in graph.nodes)
 
 

@@ -16,7 +16,7 @@ SITE_VALUES: Mapping[str, Shape] = {
     "u": ("batch", "tokens", "d_in"),
     "y": ("batch", "tokens", "d"),
 }
-"""What a graph may read at a site: `h` the sublayer's output before the residual add, `x` the residual stream at the
+"""The values that a graph may read at a site: `h` the sublayer's output before the residual add, `x` the residual stream at the
 sublayer's start, `u` what the sublayer itself reads, `y` the block's output after add and norm. `d_in` equals `d` at
 sublayers."""
 
@@ -24,7 +24,7 @@ READABLE: Mapping[str, tuple[str, ...]] = {"u": ("x", "u"), "h": ("h", "x", "u")
 """For each site value that a result may replace: what is computed by then, so that the graph may read it."""
 
 HEAD_VALUES: Mapping[str, Shape] = {"hidden": ("batch", "tokens", "d"), "mask": ("batch", "tokens")}
-"""What a prediction head may read: the final hidden state, and the attention mask as numbers (1 real, 0 padding)."""
+"""The values that a head may read: the final hidden state, and the attention mask as numbers (1 real, 0 padding)."""
 
 DATA_AXES = ("batch", "tokens")
 """The axes whose length comes with the data; no parameter can have them."""
@@ -144,7 +144,7 @@ class AdapterGraph:
         return {name: resolve(dim, widths) for name, dim in dims if isinstance(dim, int) or dim in widths}
 
     def reads_head_values(self) -> bool:
-        """Whether it is the graph of a prediction head, not of a site."""
+        """Return whether it is the graph of a prediction head, not of a site."""
         return set(self.inputs) <= set(HEAD_VALUES)
 
     def symbols(self) -> tuple[str, ...]:
@@ -183,12 +183,12 @@ def producer(graph: AdapterGraph, value: str) -> Node | None:
 
 
 def readers(graph: AdapterGraph, value: str) -> int:
-    """How often a value is read, the result counted as one reading."""
+    """Count how often a value is read; being the result counts once."""
     return sum(node.inputs.count(value) for node in graph.nodes) + (graph.result == value)
 
 
 def users(graph: AdapterGraph, parameter: str) -> int:
-    """How often nodes use a parameter."""
+    """Count how often nodes use a parameter."""
     return sum(list(node.parameters.values()).count(parameter) for node in graph.nodes)
 
 
@@ -242,7 +242,7 @@ def _with_nodes(
 
 Value = TypeVar("Value")
 Lowering = Callable[[Node, tuple[Value, ...], Mapping[str, Value]], Value]
-"""What one op is in one backend: from the node (its attributes, its output's name), the values that it reads and its
+"""One op in one backend: from the node (its attributes, its output's name), the values that it reads and its
 parameters by role to the value that it defines."""
 
 

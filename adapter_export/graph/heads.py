@@ -13,7 +13,7 @@ from adapter_export.graph.ops import ACTIVATIONS, PROBABILITY
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TASK, TASKS, Task
 
 POOLINGS = ("mean", "first")
-"""What stands for a text: the mean over the tokens that the mask keeps, or the first token."""
+"""The vector of a text: the mean over the tokens that the mask keeps, or the first token."""
 
 
 @dataclass(frozen=True)

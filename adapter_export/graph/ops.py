@@ -53,7 +53,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Arity:
-    """How many values an op reads: `least`, or that and any multiple of `step` more; step 0 where it is fixed."""
+    """The number of values that an op reads: `least`, or that and any multiple of `step` more; step 0 where it is fixed."""
 
     least: int = 1
     step: int = 0
@@ -131,7 +131,7 @@ def mixed_by_scores(inputs: tuple[Shape, ...], dims: Mapping[str, Dim]) -> Shape
 
 
 def of_base_norm(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    """What the base itself normalises there."""
+    """The shape that the base itself normalises there."""
     if inputs[0] != ("batch", "tokens", "d"):
         raise GraphError("the base's norm is of width `d`", found=inputs[0], expected="[batch, tokens, d]")
     return inputs[0]

@@ -143,7 +143,7 @@ def _may_change(graph: AdapterGraph, factor: Node, names: tuple[str, ...]) -> bo
 
 
 def _factor(folded: Wide, node: Node, width: int) -> npt.NDArray[np.float64]:
-    """What the node multiplies the features by: [1] or [width]."""
+    """The factors of the features, [1] or [width]."""
     if node.op == "scale":
         return np.array([node.attributes["factor"]])
     if node.op in {"keep_first_half", "keep_second_half"}:
@@ -208,7 +208,7 @@ def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weight
 
 
 def has_neutral_parameters(graph: AdapterGraph) -> bool:
-    """Whether `neutral_parameters` finds some."""
+    """Return whether `neutral_parameters` finds some."""
     return _neutral_ones(graph) is not None
 
 
@@ -247,7 +247,7 @@ def _parameters_of(graph: AdapterGraph, ops: frozenset[str]) -> frozenset[str]:
 
 
 def _follow(graph: AdapterGraph, ones: frozenset[str]) -> dict[str, str]:
-    """What each value is when the other parameters are zero: the name of a site value, zero, or unknown."""
+    """Each value where the other parameters are zero: the name of a site value, zero, or unknown."""
     known = {name: name for name in graph.inputs}
     for node in graph.nodes:
         known[node.output] = _transfer(node, [known[name] for name in node.inputs], ones)

@@ -28,7 +28,7 @@ from adapter_export.numerics.runner import Arrays
 from adapter_export.sites.site import SiteMap
 
 DRAWS = 4
-"""How often the reference runs with errors. Errors of one direction alone may be made large, and a run may miss it. All
+"""The runs of the reference with errors. Errors of one direction alone may be made large, and a run may miss it. All
 of them rarely miss it by the factor of 5 that lies between this and how far two backends lie apart."""
 
 Compute = Callable[[Mapping[str, np.ndarray], Adapter], Arrays]

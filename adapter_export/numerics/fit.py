@@ -77,7 +77,7 @@ def _misfits(adapter: Adapter, sites: Mapping[str, Site], width: int) -> Iterato
 
 
 def _missing(graph: AdapterGraph, site: Site) -> Iterator[str]:
-    """What a graph needs and a site does not have."""
+    """The needs of a graph that a site does not meet."""
     there = {"u": site.u, "x": site.x, "h": site.h, "y": site.y}
     for name in dict.fromkeys((*graph.inputs, graph.replaces)):
         if there[name] is None:

@@ -35,7 +35,7 @@ class Runner(Protocol):
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether the base stays in memory, so that one more run costs its arithmetic alone."""
+        """Return whether the base stays in memory, so that one more run costs its arithmetic alone."""
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays:
         """All outputs of the base and, for an adapter with a head, its result under the name of `head_output`."""

@@ -22,7 +22,7 @@ SITE_DIMS = ("d", "d_in")
 """The dimensions that the site gives; all others are a member's own."""
 
 OWN = re.compile(r"(mix|fusion)(_\d+)?")
-"""What the parameters of a composition itself begin with; no label of a member."""
+"""The beginnings of a composition's own parameters, which no member has for a label."""
 
 COMPOSITION = "composition"
 """The key of the training record that says what a composition was made of."""

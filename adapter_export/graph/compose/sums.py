@@ -152,7 +152,7 @@ def weighted_members(adapter: Adapter) -> tuple[str, ...] | None:
 
 
 def deltas(chain: Merged, here: Sequence[Here | None], target: str) -> list[str | None]:
-    """What each member adds to the replaced value; none for those that do not act."""
+    """The value that each member adds to the replaced one; none for those that do not act."""
     found: list[str | None] = []
     for one in here:
         if one is None:

@@ -21,9 +21,8 @@ from adapter_export.graph.kinds.adapterhub import (
     seq_bn,
 )
 from adapter_export.graph.kinds.bottleneck import BottleneckOptions, PhmOptions, bottleneck, houlsby, parallel, pfeiffer
-from adapter_export.graph.kinds.ia3 import Ia3Options, ia3, ia3_graph
 from adapter_export.graph.kinds.kind import Kind, Maker
-from adapter_export.graph.kinds.lora import LoraOptions, lora, lora_graph
+from adapter_export.graph.kinds.linear import Ia3Options, LoraOptions, ia3, ia3_graph, lora, lora_graph
 
 __all__ = [
     "BOTTLENECK_KINDS",

@@ -223,7 +223,7 @@ class BottleneckConfig:
         return Wiring(reads, "h" if self.residual_before_ln is True else "read", replaces, inside)
 
     def options(self) -> BottleneckOptions:
-        """What lies between the value that is read and the sum."""
+        """The steps between the value that is read and the sum."""
         phm = PhmOptions(self.phm_dim, self.phm_rank, self.shared_phm_rule, self.shared_W_phm)
         named: Mapping[str, Scaling] = {"learned": "learned", "channel": "channel"}
         if isinstance(self.scaling, str) and self.scaling not in named:

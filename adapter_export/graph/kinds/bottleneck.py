@@ -15,7 +15,7 @@ Scaling = float | Literal["learned", "channel"]
 """The factor on the up-projection's output: a constant, one learned number, or one learned number per feature."""
 
 Source = Literal["h", "x", "u", "y", "normed"]
-"""What a bottleneck reads: a site value, or `normed`, which is `base_norm(h + x)`."""
+"""The value that a bottleneck reads: a site value, or `normed`, which is `base_norm(h + x)`."""
 
 _SYMBOLS = {"d": "p", "d_in": "p", "b": "q"}
 """The symbol of the n-th part of a width."""

@@ -76,7 +76,7 @@ _LAYER_ROLES = ("linear", "part")
 """The roles of the sites around one layer, or one part of a fused layer, which `Places` selects by their names."""
 
 _FUSED = {"qkv": ("query", "key", "value"), "qk": ("query", "key"), "kv": ("key", "value"), "gate_up": ("gate", "up")}
-"""What fused layers compute, by their names."""
+"""The layers that fused layers compute, by their names."""
 
 _SUBLAYERS = frozenset({"attention", "cross_attention", "ffn"})
 _LAYER = re.compile(r"\blayers\.\d+\.")
@@ -119,7 +119,7 @@ class Places:
     leave_out: tuple[int, ...] = ()
 
     def hold(self, site: Place) -> bool:
-        """Whether a site is one of them."""
+        """Return whether a site is one of them."""
         if site.layer is not None and site.layer in self.leave_out:
             return False
         if site.role in _LAYER_ROLES:
@@ -215,7 +215,7 @@ class Kind:
         return {component.graph_name: component.graph for component in self.components}
 
     def component_at(self, site: Place) -> Component | None:
-        """What acts at a site, if anything does."""
+        """The component that acts at a site, if one does."""
         return next((component for component in self.components if component.places.hold(site)), None)
 
     def at(self, sites: Iterable[Place]) -> Iterator[tuple[Place, Component]]:

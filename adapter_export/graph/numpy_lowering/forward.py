@@ -15,7 +15,7 @@ Values = tuple[Array, ...]
 Owned = Mapping[str, Array]
 
 SMALLEST_NORM = 1e-12
-"""What `l2_normalise` divides by at least."""
+"""The smallest divisor of `l2_normalise`."""
 
 
 def standardised(x: Array, epsilon: float) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig, bottleneck_config
 from adapter_export.graph.kinds.kind import Kind, Share
-from adapter_export.graph.kinds.lora import lora_graph
+from adapter_export.graph.kinds.linear import lora_graph
 from adapter_export.importers.adapterhub.config import LoraConfig
 from adapter_export.importers.adapterhub.folder import Keys, Names, sublayer_target
 from adapter_export.importers.match import Target, inside, match

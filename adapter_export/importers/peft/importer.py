@@ -13,8 +13,7 @@ from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.ia3 import ia3_graph
-from adapter_export.graph.kinds.lora import lora_graph
+from adapter_export.graph.kinds.linear import ia3_graph, lora_graph
 from adapter_export.importers.match import Match, Target, alike, check_architecture, match
 from adapter_export.importers.peft.folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.head import BaseTensor, HeadChoice, MadeHead, take_head

@@ -1,4 +1,4 @@
-"""LoRA: a product of two thin matrices beside a linear layer (Hu et al. 2022, §4.1)."""
+"""Kinds at linear layers: LoRA (Hu et al. 2022, §4.1) and IA3 (Liu et al. 2022, §3.3)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LoraOptions:
         return alpha / (math.sqrt(rank) if self.rs_lora else rank)
 
 
-def _kind(options: LoraOptions) -> Kind:
+def _lora_kind(options: LoraOptions) -> Kind:
     """One graph for each pair of rank and factor; raises `UsageError` for options that contradict each other."""
     if not options.on:
         raise UsageError("LoRA acts nowhere", expected="names of linear layers, such as `query,value`")
@@ -94,6 +94,46 @@ def lora_graph(factor: float, *, bias: bool = False, dropout: float = 0.0, gate:
 lora = Maker(
     "lora",
     "`h + (alpha/r)·B(A u)` at linear layers, `u` what the layer reads and `h` what it returns (Hu et al. 2022, §4.1)",
-    _kind,
+    _lora_kind,
     LoraOptions(),
+)
+
+
+@dataclass(frozen=True)
+class Ia3Options:
+    """The linear layers whose outputs (`on`) and whose inputs are multiplied, by their names or ends of names."""
+
+    on: tuple[str, ...] = ("key", "value")
+    inputs: tuple[str, ...] = ("ffn.down",)
+
+
+def _ia3_kind(options: Ia3Options) -> Kind:
+    """One graph for the outputs of layers and one for the inputs; raises `UsageError` for no layer, or one in both."""
+    twice = sorted(set(options.on) & set(options.inputs))
+    if twice or not (options.on or options.inputs):
+        raise UsageError(
+            "IA3 multiplies the output of a layer or its input",
+            found=", ".join(f"`{name}` for both" for name in twice) or "neither",
+            expected="different names of linear layers",
+        )
+    components = [
+        Component(name, ia3_graph(value), Places(linears=linears))
+        for name, value, linears in (("ia3", "h", options.on), ("ia3_input", "u", options.inputs))
+        if linears
+    ]
+    return Kind("ia3", tuple(components))
+
+
+def ia3_graph(value: str = "h") -> AdapterGraph:
+    """`l⊙v` in the place of `v`, a layer's output `h` or its input `u`; `scaling.weight` is as wide as that."""
+    chain = Chain(value)
+    chain.owned("scale_features", "scaling", {"weight": ("d" if value == "h" else "d_in",)})
+    return chain.graph(replaces=value)
+
+
+ia3 = Maker(
+    "ia3",
+    "`l⊙h` in the place of keys and values, and `l⊙u` of what the FFN's last layer reads (Liu et al. 2022, §3.3)",
+    _ia3_kind,
+    Ia3Options(),
 )
