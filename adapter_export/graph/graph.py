@@ -16,9 +16,8 @@ SITE_VALUES: Mapping[str, Shape] = {
     "u": ("batch", "tokens", "d_in"),
     "y": ("batch", "tokens", "d"),
 }
-"""The values that a graph may read at a site: `h` the sublayer's output before the residual add, `x` the residual stream at the
-sublayer's start, `u` what the sublayer itself reads, `y` the block's output after add and norm. `d_in` equals `d` at
-sublayers."""
+"""The values of a site: `h` the sublayer's output before the residual add, `x` the residual stream at the sublayer's
+start, `u` what the sublayer itself reads, `y` the block's output after add and norm. `d_in` equals `d` at sublayers."""
 
 READABLE: Mapping[str, tuple[str, ...]] = {"u": ("x", "u"), "h": ("h", "x", "u"), "y": ("h", "x", "u", "y")}
 """For each site value that a result may replace: what is computed by then, so that the graph may read it."""

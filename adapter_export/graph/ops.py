@@ -53,7 +53,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Arity:
-    """The number of values that an op reads: `least`, or that and any multiple of `step` more; step 0 where it is fixed."""
+    """The number of values that an op reads: `least` and any multiple of `step` more, which is 0 where it is fixed."""
 
     least: int = 1
     step: int = 0

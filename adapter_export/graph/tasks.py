@@ -12,7 +12,7 @@ Task = Literal["sequence_classification", "token_classification", "regression", 
 """One class for a text, one for each of its tokens, one or several numbers for it, or a vector."""
 
 HeadOutput = Literal["logits", "token_logits", "embedding"]
-"""The output of a head: `logits` [batch, classes], `token_logits` [batch, tokens, classes], `embedding` [batch, width]."""
+"""Outputs of heads: `logits` [batch, classes], `token_logits` [batch, tokens, classes], `embedding` [batch, width]."""
 
 TASKS: tuple[Task, ...] = get_args(Task)
 
