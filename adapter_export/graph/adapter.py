@@ -103,14 +103,11 @@ class Adapter:
             values = HEAD_VALUES if owner == HEAD else SITE_VALUES
             with within(f"`{owner}`"):
                 if not set(graph.inputs) <= set(values):
-                    raise AdapterError(
-                        "a graph reads values that are not there",
-                        found=", ".join(graph.inputs),
-                        expected=", ".join(values),
-                    )
-                if owner != HEAD and graph.shapes()[graph.result] != SITE_VALUES[graph.replaces]:
-                    found, expected = list(graph.shapes()[graph.result]), list(SITE_VALUES[graph.replaces])
-                    raise AdapterError("a graph returns a wrong shape", found=found, expected=expected)
+                    found, expected = ", ".join(graph.inputs), ", ".join(values)
+                    raise AdapterError("a graph reads values that are not there", found=found, expected=expected)
+                result, wanted = graph.shapes()[graph.result], SITE_VALUES[graph.replaces]
+                if owner != HEAD and result != wanted:
+                    raise AdapterError("a graph returns a wrong shape", found=list(result), expected=list(wanted))
                 graph.check_widths(widths)
         if self.head is not None:
             with within(HEAD):
@@ -118,9 +115,8 @@ class Adapter:
 
     def _check_tensor_names(self) -> None:
         """Check that no two tensors have one name, and that a shared one has one shape at all sites."""
-        tensors = {
-            (prefix, name) for owner, _, _ in self.components() for name, prefix in self._prefixes(owner).items()
-        }
+        owners = [owner for owner, _, _ in self.components()]
+        tensors = {(prefix, name) for owner in owners for name, prefix in self._prefixes(owner).items()}
         names = Counter(f"{prefix}.{name}" for prefix, name in tensors)
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:

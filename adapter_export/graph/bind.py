@@ -51,9 +51,8 @@ def bind_base_norm(
         roles["bias"] = BORROWED_BIAS
     taken = sorted(set(roles.values()) & set(graph.parameters))
     if taken:
-        raise GraphError(
-            "a parameter has a name that is kept for the base's norm", found=", ".join(taken), fix="rename it"
-        )
+        fault = "a parameter has a name that is kept for the base's norm"
+        raise GraphError(fault, found=", ".join(taken), fix="rename it")
     changes: dict[str, Any] = {"op": _OPS[kind], "parameters": roles, "attributes": {"epsilon": epsilon}}
     nodes = tuple(replace(node, **changes) if node.op == BASE_NORM else node for node in graph.nodes)
     return replace(graph, nodes=nodes, parameters={**graph.parameters, **dict.fromkeys(roles.values(), ("d",))})

@@ -68,9 +68,8 @@ class AdapterGraph:
                 )
         shapes = self.shapes()
         if self.result not in shapes:
-            raise GraphError(
-                "the result is not computed", found=f"`{self.result}`", expected=f"one of {sorted(shapes)}"
-            )
+            expected = f"one of {sorted(shapes)}"
+            raise GraphError("the result is not computed", found=f"`{self.result}`", expected=expected)
         read = {name for node in self.nodes for name in node.inputs} | {self.result}
         used = {name for node in self.nodes for name in node.parameters.values()}
         idle = {node.output for node in self.nodes} - read | set(self.parameters) - used | set(self.inputs) - read
@@ -106,18 +105,12 @@ class AdapterGraph:
             raise GraphError("a head replaces nothing and shares nothing", found=f"`{self.replaces}`, {self.shared}")
         late = sorted(set(self.inputs) & set(SITE_VALUES) - set(READABLE[self.replaces]))
         if late:
-            raise GraphError(
-                f"values are read that are computed after `{self.replaces}`, which the result replaces",
-                found=", ".join(late),
-                expected=", ".join(READABLE[self.replaces]),
-            )
+            fault = f"values are read that are computed after `{self.replaces}`, which the result replaces"
+            raise GraphError(fault, found=", ".join(late), expected=", ".join(READABLE[self.replaces]))
         unknown = sorted(set(self.shared) - set(self.parameters))
         if unknown or len(set(self.shared)) != len(self.shared):
-            raise GraphError(
-                "what is shared are different parameters of the graph",
-                found=", ".join(self.shared),
-                expected=", ".join(self.parameters),
-            )
+            fault = "what is shared are different parameters of the graph"
+            raise GraphError(fault, found=", ".join(self.shared), expected=", ".join(self.parameters))
 
     def _input_shapes(self) -> dict[str, Shape]:
         if len(set(self.inputs)) != len(self.inputs):
@@ -171,9 +164,6 @@ def resolve(dim: Dim, widths: Mapping[str, int]) -> int:
     if dim not in widths:
         raise GraphError("a width is not given", found=", ".join(sorted(widths)) or "none", expected=f"`{dim}`")
     return widths[dim]
-
-
-# Small surgery on graphs: who defines and who reads what, and taking a node out.
 
 
 def producer(graph: AdapterGraph, value: str) -> Node | None:
@@ -237,8 +227,6 @@ def _with_nodes(
     )
 
 
-# One walk over a graph, for every lowering.
-
 Value = TypeVar("Value")
 Lowering = Callable[[Node, tuple[Value, ...], Mapping[str, Value]], Value]
 """One op in one backend: from the node (its attributes, its output's name), the values that it reads and its
@@ -269,9 +257,6 @@ def interpret(
         owned = {role: parameters[name] for role, name in node.parameters.items()}
         values[node.output] = lowerings[node.op](node, read, owned)
     return values
-
-
-# What a graph costs: parameters, bytes, multiply-accumulates.
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,6 @@ class Arity:
         return f"{self.least}, {self.least + self.step}, …" if self.step else str(self.least)
 
 
-# Shape rules: which shape an op returns, and which shapes it cannot read.
-
-
 def same_shape(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
     """That of the first value."""
     return inputs[0]
@@ -77,9 +74,8 @@ def same_shape(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
 def all_equal(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
     """The shape that all values have."""
     if len(set(inputs)) != 1:
-        raise GraphError(
-            "values of different shapes meet", found=" and ".join(map(str, inputs)), expected="equal shapes"
-        )
+        found = " and ".join(map(str, inputs))
+        raise GraphError("values of different shapes meet", found=found, expected="equal shapes")
     return inputs[0]
 
 

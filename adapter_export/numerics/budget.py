@@ -41,8 +41,6 @@ from adapter_export.graph.graph import AdapterGraph, Node, resolve
 from adapter_export.graph.ops import Dim
 from adapter_export.sites.view import FlowGraph
 
-# The arithmetic size of a base: the two numbers that decide how far rounding errors can grow in it.
-
 _PRODUCTS_IN_ATTENTION = 2
 """Queries with keys, and the weights so found with the values."""
 
@@ -69,8 +67,6 @@ def extent(flow: FlowGraph) -> Extent:
     widths = [flow.width(node.inputs[0]) or 1 for node in flow.nodes if node.multiplies and node.inputs]
     return Extent(max(widths, default=1), max(depths.values(), default=1) or 1)
 
-
-# The budget of an output.
 
 ROUNDING = 3.0
 ACCUMULATION = 0.28

@@ -170,7 +170,6 @@ def replaced_by(here: Sequence[Here | None], site: str) -> str:
 
     Raises `AdapterError` where one member replaces what a layer reads, and another one what it returns.
     """
-    order = tuple(READABLE)
     found = {one.graph.replaces: one.member.adapter.name for one in here if one is not None}
     if "u" in found and len(found) > 1:
         raise AdapterError(
@@ -179,7 +178,7 @@ def replaced_by(here: Sequence[Here | None], site: str) -> str:
             found=", ".join(f"`{name}` replaces `{value}`" for value, name in found.items()),
             fix="compose adapters that act on the same values there",
         )
-    return max(found, key=order.index)
+    return max(found, key=tuple(READABLE).index)
 
 
 def compose(

@@ -64,9 +64,8 @@ def average(*adapters: Adapter, name: str, weights: Shares | None = None, head: 
             fix="take " + command('compose("fuse", …)', "compose fuse …") + ", which has any weights",
         )
     if shares and abs(sum(shares) - 1) > _SUM_TOLERANCE:
-        raise UsageError(
-            "the weights of an average add up to 1", found=f"{sum(shares):g}", fix="divide each by their sum"
-        )
+        found = f"{sum(shares):g}"
+        raise UsageError("the weights of an average add up to 1", found=found, fix="divide each by their sum")
 
     def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
         target = replaced_by(here, site)

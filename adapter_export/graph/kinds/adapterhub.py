@@ -253,17 +253,14 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
             fix="AdapterHub's own `glow` fails in every forward pass" if config.inv_adapter == "glow" else None,
         )
     if not (config.mh_adapter or config.cross_adapter or config.output_adapter or config.inv_adapter):
-        raise UsageError(
-            "the configuration acts nowhere",
-            expected="`mh_adapter`, `cross_adapter`, `output_adapter` or `inv_adapter`",
-        )
+        expected = "`mh_adapter`, `cross_adapter`, `output_adapter` or `inv_adapter`"
+        raise UsageError("the configuration acts nowhere", expected=expected)
     if config.init_weights not in _INITIALISATIONS:
         known = ", ".join(f"`{name}`" for name in _INITIALISATIONS)
         raise UsageError("unknown `init_weights`", found=f"`{config.init_weights}`", expected=known)
     if config.residual_before_ln not in (True, False, "post_add"):
-        raise UsageError(
-            "unknown `residual_before_ln`", found=f"`{config.residual_before_ln}`", expected="true, false or `post_add`"
-        )
+        found = f"`{config.residual_before_ln}`"
+        raise UsageError("unknown `residual_before_ln`", found=found, expected="true, false or `post_add`")
     wiring, options = config.wiring(), config.options()
     components: list[Component] = []
     if config.inv_adapter is not None:

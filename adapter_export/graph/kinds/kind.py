@@ -232,9 +232,8 @@ class Kind:
         """
         sites = list(sites)
         absent = [name for component in self.components for name in component.places.absent(sites)]
-        left_out = {layer for component in self.components for layer in component.places.leave_out} - {
-            site.layer for site in sites
-        }
+        layers = {site.layer for site in sites}
+        left_out = {layer for one in self.components for layer in one.places.leave_out} - layers
         if left_out:
             raise AdapterError(
                 "a layer is left out that the base does not have",
@@ -254,9 +253,7 @@ class Kind:
 
     def placements(self, sites: Iterable[Place]) -> dict[str, Placement]:
         """The placements in a base, with widths; empty if it has none of the places. Raises as `widths_at`."""
-        return {
-            site.name: Placement(component.graph_name, component.widths_at(site)) for site, component in self.at(sites)
-        }
+        return {site.name: Placement(one.graph_name, one.widths_at(site)) for site, one in self.at(sites)}
 
     def with_widths(self, **widths: Width) -> Kind:
         """The kind with other widths, such as `b=32`, in those of its components that have them.
@@ -268,7 +265,6 @@ class Kind:
                 raise UsageError(f"kind `{self.name}` has no width `{symbol}`", found=width)
             if isinstance(width, int) and width < 1:
                 raise UsageError(f"the width `{symbol}` is too small", found=width, expected="at least 1")
-
         components = []
         for component in self.components:
             changed = {symbol: widths.get(symbol, width) for symbol, width in component.widths.items()}
@@ -289,8 +285,7 @@ class Kind:
         return self._placed_at(changed)
 
     def _placed_at(self, changed: Callable[[Places], Places]) -> Kind:
-        components = (replace(component, places=changed(component.places)) for component in self.components)
-        return replace(self, components=tuple(components))
+        return replace(self, components=tuple(replace(one, places=changed(one.places)) for one in self.components))
 
     def places(self) -> str:
         """Where it acts, in words."""
@@ -315,9 +310,8 @@ class Maker(Generic[Options]):
     def __call__(self, options: Options | None = None) -> Kind:
         """The kind with these options, or with its own; raises `UsageError` for other options or values."""
         if options is not None and type(options) is not type(self.defaults):
-            raise UsageError(
-                "options of another kind", found=type(options).__name__, expected=type(self.defaults).__name__
-            )
+            expected = type(self.defaults).__name__
+            raise UsageError("options of another kind", found=type(options).__name__, expected=expected)
         return self.make(self.defaults if options is None else options)
 
     def changed(self, **options: object) -> Kind:

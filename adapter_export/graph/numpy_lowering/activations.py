@@ -9,8 +9,6 @@ import numpy as np
 
 from adapter_export.dtypes import Array
 
-# The error function for arrays, which NumPy lacks.
-
 # Near zero, the Maclaurin series of erf(x)/x − 1 in powers of x²: Σ 2/√π·(−1)ⁿ/(n!·(2n + 1))·x²ⁿ − 1, whose first term
 # is written out because the subtraction would cost it three bits; highest power first.
 _TERMS = 20
@@ -48,7 +46,7 @@ _SATURATED = 6.0  # from 5.93 on, erf is 1 in float64
 
 
 def erf(x: Array) -> Array:
-    """2/√π·∫₀ˣ exp(−t²) dt, element by element; float64 within 1 ulp, and float32 stays float32."""
+    """2/√π·∫₀ˣ exp(−t²) dt, element by element, which NumPy lacks; float64 within 1 ulp, and float32 stays float32."""
     x = np.clip(x, -_SATURATED, _SATURATED)
     size = np.abs(x)
     near = x + x * _polynomial(_NEAR, x * x)
