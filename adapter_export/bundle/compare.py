@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import numpy.typing as npt
 
+from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.format.check_report import (
     BudgetRecord,
     ComparisonRecord,
@@ -104,8 +105,6 @@ def _unit_scale(values: np.ndarray) -> npt.NDArray[np.float64] | None:
     return np.ldexp(wide, -np.frexp(largest)[1]) if largest else None
 
 
-_EXACT_KINDS = "iub"
-_FLOAT_TYPES = ("float16", "float32", "float64")
 _NOWHERE = MasksRecord(0, 0, 0)
 
 
@@ -122,14 +121,14 @@ def compare(
     Integers and bools must be equal whatever the budget says. `where` chooses elements and broadcasts to the shape of
     `expected`. With `logits` the last axis holds one number per class, and the highest is compared too.
     """
-    exact = expected.dtype.kind in _EXACT_KINDS
+    exact = expected.dtype.kind in "iub"
     budget = Budget(0.0, "integers are compared exactly") if exact else budget
     structure = []
     if found.shape != expected.shape:
         structure.append(f"the shape is {list(found.shape)}, not {list(expected.shape)}")
     if found.dtype != expected.dtype:
         structure.append(f"the type is {found.dtype}, not {expected.dtype}")
-    elif not exact and expected.dtype.name not in _FLOAT_TYPES:
+    elif not exact and expected.dtype.name not in FLOAT_TYPES:
         structure.append(f"values of type {expected.dtype} cannot be compared")
     if structure:
         return _nothing(budget, *structure, elements=expected.size)
@@ -182,9 +181,22 @@ def unexpected(found: np.ndarray) -> ComparisonRecord:
 
 
 def _nothing(budget: Budget, *faults: str, elements: int = 0) -> ComparisonRecord:
-    allowed = BudgetRecord(budget.absolute, budget.reason)
+    """Return the outcome where not one element was compared."""
     return ComparisonRecord(
-        "failed", faults, elements, 0, 0, 0.0, None, None, allowed, 0.0, _NOWHERE, _NOWHERE, None, None
+        verdict="failed",
+        faults=faults,
+        elements=elements,
+        compared=0,
+        absolute=0,
+        relative=0.0,
+        ulp=None,
+        cosine=None,
+        budget=BudgetRecord(budget.absolute, budget.reason),
+        ratio=0.0,
+        nan=_NOWHERE,
+        inf=_NOWHERE,
+        worst=None,
+        top_class=None,
     )
 
 

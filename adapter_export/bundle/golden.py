@@ -166,10 +166,8 @@ def _stored_budget(record: GoldenRecord, output: str) -> Budget:
 class Allowance:
     """What decides the budgets of all outputs of a graph.
 
-    Attributes:
-        inner: the length of the longest dot product.
-        depth: how many products follow each other.
-        stored: the coarsest type that the base rounds its activations to.
+    `inner` is the length of the longest dot product, `depth` how many products follow each other, and `stored` the
+    coarsest type that the base rounds its activations to.
     """
 
     inner: int

@@ -32,14 +32,7 @@ from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.sites import SiteProbe
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
-from adapter_export.format.check_report import (
-    ComparisonRecord,
-    Form,
-    InvariantRecord,
-    OutputRecord,
-    SiteRecord,
-    Split,
-)
+from adapter_export.format.check_report import ComparisonRecord, Form, InvariantRecord, OutputRecord, SiteRecord, Split
 from adapter_export.graph.tasks import LABELLED
 from adapter_export.numerics.amplification import DRAWS
 from adapter_export.numerics.budget import Budget
