@@ -23,6 +23,9 @@ from adapter_export.format.check_report import (
 )
 from adapter_export.numerics.budget import Budget
 
+_LARGEST = float(np.finfo(np.float64).max)
+_NOWHERE = MasksRecord(0, 0, 0)
+
 
 def compare_top_class(
     found: np.ndarray, expected: np.ndarray, absolute: float, where: npt.NDArray[np.bool_] | None = None
@@ -43,11 +46,6 @@ def compare_top_class(
     )
     count = int(seen.sum())
     return TopClassRecord(count, count - len(flips), flips)
-
-
-# Distances between two vectors of finite numbers.
-
-_LARGEST = float(np.finfo(np.float64).max)
 
 
 def absolute_difference(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.float64 | np.uint64]:
@@ -103,9 +101,6 @@ def _unit_scale(values: np.ndarray) -> npt.NDArray[np.float64] | None:
     wide = values.astype(np.float64)
     largest = float(np.abs(wide).max(initial=0.0))
     return np.ldexp(wide, -np.frexp(largest)[1]) if largest else None
-
-
-_NOWHERE = MasksRecord(0, 0, 0)
 
 
 def compare(
