@@ -16,15 +16,13 @@ Every command of `adapter-export` is one of these calls. `docs/python.md` shows 
 from typing import TYPE_CHECKING
 
 from adapter_export import errors
-from adapter_export.api.adapters import compose, import_adapterhub, import_peft, load_adapter, save
-from adapter_export.api.attach import attach
+from adapter_export.api.adapters import compose, import_adapterhub, import_peft, load_adapter, pack, save
 from adapter_export.api.base import Base, capture, open_base
 from adapter_export.api.bundles import add, build, open_bundle, remove
 from adapter_export.api.inspect import Inspection, inspect
-from adapter_export.api.pack import pack
 from adapter_export.api.prove import check, verify
 from adapter_export.api.sites import Sites
-from adapter_export.api.train import train
+from adapter_export.api.train import attach, train
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need

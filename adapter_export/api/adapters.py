@@ -1,4 +1,4 @@
-"""Adapters: read them from folders, write them, import those of other libraries, compose them."""
+"""Adapters: read them from folders, write them, compose them, make them of tensors or of other libraries' files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, cast
 
 from adapter_export.api.base import Base, PathLike, open_base
-from adapter_export.api.option import Option
+from adapter_export.api.kinds import PackedOptions, kind_names, own_options, placed
+from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import AdapterError, FileError, Note, UsageError, argument, command, worded
 from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.tasks import DEFAULT_TASK, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,19 +24,19 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.sites.site_map import GivenSites
 
-
 WithoutHead = Annotated[bool, "Leave its prediction head out."]
-
+Labels = Annotated[tuple[str, ...] | None, "The names of the head's classes, in the order of the logits."]
 ByNumber = Annotated[
-    bool,
-    "Match layers by their numbers where the base has other names of modules or none, or another architecture.",
+    bool, "Match layers by their numbers where the base has other names of modules or none, or another architecture."
 ]
+
+Adapters: TypeAlias = "Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike]"
+"""Adapters or their folders; keys of a mapping, and `NAME=FOLDER`, rename them."""
 
 OnNote = Callable[[Note], None]
 """Is told what the caller should know; without one it is a warning."""
 
 _FILES = ("adapter_graph.json", "weights.safetensors")
-_COLLECTION = "adapters"
 
 
 def load_adapter(place: PathLike, *, name: str | None = None, near: PathLike | None = None) -> Adapter:
@@ -57,10 +59,10 @@ def load_adapter(place: PathLike, *, name: str | None = None, near: PathLike | N
 
 
 def _find(place: str, near: Path) -> Path:
-    """The folder that a path or a name leads to; one of its files is enough, what the other lacks its reader says."""
+    """Return the folder that a path or a name leads to; one of its files is enough, the reader names the other."""
     candidates = [Path(place)]
     if Path(place).name == place:
-        candidates = list(dict.fromkeys([*candidates, near.parent / place, Path(_COLLECTION) / place]))
+        candidates = list(dict.fromkeys([*candidates, near.parent / place, Path("adapters", place)]))
     adapters = (path for path in candidates if any((path / name).is_file() for name in _FILES))
     found = list({path.resolve(): path for path in adapters}.values())
     if len(found) > 1:
@@ -96,15 +98,8 @@ def save(adapter: Adapter, folder: PathLike, *, force: bool = False) -> Path:
     return Path(folder)
 
 
-def adapters_of(
-    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike], base: Base
-) -> tuple[Adapter, ...]:
-    """Read the adapters that a caller named for a base; keys of a mapping, and `NAME=FOLDER`, rename them.
-
-    Raises:
-        AdapterError: two adapters have one name, or one was made with another site map than the base has.
-        FileError, FormatError: one cannot be read.
-    """
+def adapters_of(adapters: Adapters, base: Base) -> tuple[Adapter, ...]:
+    """Read adapters for a base; two of one name, or one made with another site map, are an `AdapterError`."""
     chosen = load_members(adapters, base.path)
     counts = Counter(adapter.name for adapter in chosen)
     twice = [name for name, count in counts.items() if count > 1]
@@ -121,15 +116,8 @@ def adapters_of(
     return tuple(chosen)
 
 
-def load_members(
-    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike], near: Path | None = None
-) -> list[Adapter]:
-    """Read adapters from their folders; keys of a mapping, and `NAME=FOLDER`, rename them.
-
-    Raises:
-        UsageError: one has no name.
-        FileError, FormatError, AdapterError: one is not there, or damaged.
-    """
+def load_members(adapters: Adapters, near: Path | None = None) -> list[Adapter]:
+    """Read adapters from their folders, looked up as `load_adapter` does; an empty name is a `UsageError`."""
     chosen = []
     for name, each in adapters.items() if isinstance(adapters, Mapping) else ((None, each) for each in adapters):
         place: Adapter | PathLike = each
@@ -147,9 +135,6 @@ def load_members(
     return chosen
 
 
-# Which site map an adapter was made with.
-
-
 def with_site_map(adapter: Adapter, base: Base) -> Adapter:
     """Return an adapter that records the site map that its sites were looked up with, or that there was none."""
     from adapter_export.sites.site_map import SITE_MAP_KEY
@@ -159,13 +144,7 @@ def with_site_map(adapter: Adapter, base: Base) -> Adapter:
 
 
 def check_site_map(adapters: Iterable[Adapter], sites: GivenSites | None) -> None:
-    """Refuse an adapter that was made with another site map: its sites may be other places of the same names.
-
-    Nothing is known of adapters that this package did not make.
-
-    Raises:
-        AdapterError: there is one.
-    """
+    """Refuse an adapter that was made with another site map: its sites may be other places of the same names."""
     given = None if sites is None else sites.digest
     for adapter in adapters:
         record = _site_map_of(adapter)
@@ -180,26 +159,16 @@ def check_site_map(adapters: Iterable[Adapter], sites: GivenSites | None) -> Non
 
 
 def _site_map_of(adapter: Adapter) -> dict[str, str | None]:
-    """What an adapter's record says of the site map that it was made with; empty if nothing is known."""
+    """Return what an adapter's record says of its site map; nothing for adapters that this package did not make."""
     from adapter_export.sites.site_map import SITE_MAP_KEY
 
     record = adapter.training if SITE_MAP_KEY in adapter.training else adapter.training.get("settings")
     return {SITE_MAP_KEY: record.get(SITE_MAP_KEY)} if isinstance(record, Mapping) else {}
 
 
-# Compositions.
-
-How = Literal["stack", "average", "fuse"]
-_COMPOSITION_OPTIONS: Mapping[How, tuple[str, ...]] = {
-    "stack": (),
-    "average": ("weights",),
-    "fuse": ("weights", "residual"),
-}
-
-
 def compose(
-    how: How,
-    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+    how: Literal["stack", "average", "fuse"],
+    adapters: Adapters,
     *,
     name: str,
     weights: Annotated[
@@ -219,8 +188,6 @@ def compose(
         adapters: the members, in their order.
         name: what users will call the new adapter.
 
-    The other arguments are described where they stand.
-
     Raises:
         UsageError: an option that this composition does not have, or weights that do not fit.
         AdapterError: the members do not go together.
@@ -229,21 +196,22 @@ def compose(
     from adapter_export.graph.compose import average, stack, weighted_fusion
 
     given = {key: value for key, value in (("weights", weights), ("residual", residual)) if value is not None}
-    strangers = [key for key in given if key not in _COMPOSITION_OPTIONS[how]]
+    ways: Mapping[str, tuple[Callable[..., Adapter], tuple[str, ...]]] = {
+        "stack": (stack, ()),
+        "average": (average, ("weights",)),
+        "fuse": (weighted_fusion, ("weights", "residual")),
+    }
+    make, own = ways[how]
+    strangers = [key for key in given if key not in own]
     if strangers:
         raise UsageError(f"`{how}` has no such option", found=", ".join(map(argument, strangers)))
     members = load_members(adapters)
-    make: Callable[..., Adapter] = {"stack": stack, "average": average, "fuse": weighted_fusion}[how]
     made = make(*members, name=name, head=head, **given)
     return replace(made, training=composition_record(made.training, members))
 
 
 def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) -> dict[str, Any]:
-    """Return the record of a composition with the sha256 of its members' weights and their site map.
-
-    Raises:
-        AdapterError: the members were made with different site maps.
-    """
+    """Return a composition's record with the sha256 of its members' weights and their site map, which must be one."""
     from adapter_export.format.tensors import tensor_bytes
     from adapter_export.graph.compose import COMPOSITION
 
@@ -262,7 +230,60 @@ def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) ->
     return {**record, COMPOSITION: composition, **next(iter(maps.values()), {})}
 
 
-# Adapters that other libraries trained.
+def pack(
+    weights: PathLike | Mapping[str, np.ndarray],
+    base: Base | PathLike,
+    *,
+    kind: Annotated[str, Option("What is computed, and where.", kind_names)],
+    labels: Labels = None,
+    pooling: Annotated[
+        Literal["mean", "first"], "What the head reads: the mean over the tokens, or the first token."
+    ] = "mean",
+    task: Annotated[Task | None, f"What the head is for, if there is one.  [default: {DEFAULT_TASK}]"] = None,
+    head_activation: Annotated[
+        str, Option("The function behind each of its dense layers.", choices=ACTIVATIONS)
+    ] = "tanh",
+    l2_normalise: Annotated[bool, "Embeddings of length 1."] = False,
+    name: Annotated[str | None, "What users will call it; the output's name if not given."] = None,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    on_note: OnNote | None = None,
+    **options: Unpack[PackedOptions],
+) -> Adapter:
+    """Make an adapter of tensors that are named after sites; `docs/adapters.md` has the tensors of every kind.
+
+    Args:
+        weights: tensors `<site>.<parameter>`, stored [in, out], or a safetensors file of them.
+        base: the model that the adapter was trained on.
+        on_note: is told what was done to the tensors.
+
+    Raises:
+        UsageError: the kind is not known, or something is needed that the tensors do not show.
+        TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
+        AdapterError: the tensors are not of this kind, or do not fit the base.
+        FileError, FormatError: the file cannot be read.
+    """
+    from adapter_export.format.tensors import read_tensors
+    from adapter_export.graph.heads import HeadOptions
+    from adapter_export.graph.kinds import kind_named
+    from adapter_export.importers import plain
+
+    given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
+    own = own_options(kind_named(kind), given)
+    tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
+    opened = open_base(base, site_map=site_map, trust_pickle=trust_pickle)
+    packed = plain.pack(
+        tensors,
+        placed(plain.fitting_kind(tensors, kind, **own), given),
+        opened.sites.map,
+        name=name or (kind if isinstance(weights, Mapping) else Path(weights).stem),
+        base=opened.fingerprint,
+        labels=labels,
+        task=task,
+        look=HeadOptions(pooling, activation=head_activation, l2_normalise=l2_normalise),
+    )
+    tell(packed.notes, on_note)
+    return with_site_map(packed.adapter, opened)
 
 
 def import_adapterhub(
@@ -292,18 +313,9 @@ def import_adapterhub(
     """
     from adapter_export.importers import adapterhub
 
-    opened = open_base(base)
-    imported = adapterhub.import_adapterhub(
-        Path(folder),
-        opened.sites.map,
-        name=name or member or Path(folder).resolve().name,
-        base=opened.fingerprint,
-        member=member,
-        with_head=not without_head,
-        by_number=by_number,
-        model_type=_model_type(opened),
-        read_pickle=_read_pickle(),
-    )
+    opened, source = open_base(base), Path(folder)
+    settings = _import_settings(opened, source, name, member, by_number)
+    imported = adapterhub.import_adapterhub(source, opened.sites.map, with_head=not without_head, **settings)
     tell(imported.notes, on_note)
     return with_site_map(imported.adapter, opened)
 
@@ -314,7 +326,7 @@ def import_peft(
     *,
     name: str | None = None,
     member: str | None = None,
-    labels: Annotated[tuple[str, ...] | None, "The names of the head's classes, in the order of the logits."] = None,
+    labels: Labels = None,
     pooling: Annotated[
         Literal["first", "mean", "tokens"] | None,
         "What the head reads, where that is not known: the first token, the mean, or each token.",
@@ -336,8 +348,6 @@ def import_peft(
         member: which one, in a folder of several.
         on_note: is told what was done on the way.
 
-    The other arguments are described where they stand.
-
     Raises:
         UsageError: what is said of the head does not fit.
         AdapterError: it does not fit the base, or cannot be expressed; the message names what.
@@ -346,55 +356,41 @@ def import_peft(
     from adapter_export.importers import peft
     from adapter_export.importers.peft.head import HeadChoice, known_labels
 
-    opened = open_base(base)
-    config = opened.path / "config.json" if opened.form == "folder" and opened.path is not None else None
-    head = HeadChoice(
-        pooling,
-        activation,
-        None if labels is None else tuple(labels),
-        known_labels(config) if config is not None else (),
-        leave_out=without_head,
-    )
-    imported = peft.import_peft(
-        Path(folder),
-        opened.sites.map,
-        base=opened.fingerprint,
-        name=name or member or Path(folder).resolve().name,
-        base_tensor=lambda key: _base_tensor(opened, key),
-        member=member,
-        head=head,
-        by_number=by_number,
-        model_type=_model_type(opened),
-        read_pickle=_read_pickle(),
-    )
+    opened, source = open_base(base), Path(folder)
+    in_config = known_labels(opened.path / "config.json") if opened.form == "folder" and opened.path else ()
+    given = None if labels is None else tuple(labels)
+    head = HeadChoice(pooling, activation, given, in_config, leave_out=without_head)
+
+    def base_tensor(key: str) -> np.ndarray | None:
+        if opened.is_onnx:
+            return opened.onnx.tensor(key)
+        tensor = opened.torch.program.state_dict.get(key)
+        return None if tensor is None else tensor.detach().float().numpy()
+
+    settings = _import_settings(opened, source, name, member, by_number)
+    imported = peft.import_peft(source, opened.sites.map, base_tensor=base_tensor, head=head, **settings)
     tell(imported.notes, on_note)
     return with_site_map(imported.adapter, opened)
 
 
-def _model_type(base: Base) -> str | None:
-    """The architecture of a base by its name in transformers, if it is known."""
-    return None if base.is_onnx else base.torch.model_type
-
-
-def _read_pickle() -> Callable[[Path], Mapping[str, np.ndarray]] | None:
-    """Torch's reader of tensors, where torch is installed."""
+def _import_settings(base: Base, folder: Path, name: str | None, member: str | None, by_number: bool) -> dict[str, Any]:
+    """Return what the importers of both libraries take; pickled tensors are read where torch is installed."""
+    settings = {
+        "name": name or member or folder.resolve().name,
+        "base": base.fingerprint,
+        "member": member,
+        "by_number": by_number,
+        "model_type": None if base.is_onnx else base.torch.model_type,
+    }
     if find_spec("torch") is None:
-        return None
+        return settings
     from adapter_export.torch_backend.base.tensor_file import read_torch_file
 
-    return read_torch_file
-
-
-def _base_tensor(base: Base, key: str) -> np.ndarray | None:
-    """A tensor of the base, by its name there."""
-    if base.is_onnx:
-        return base.onnx.tensor(key)
-    tensor = base.torch.program.state_dict.get(key)
-    return None if tensor is None else tensor.detach().float().numpy()
+    return {**settings, "read_pickle": read_torch_file}
 
 
 def tell(notes: Iterable[str], on_note: OnNote | None) -> None:
-    """Tell the caller what she should know."""
+    """Pass notes to the caller, or warn of them."""
     for note in notes:
         if on_note is None:
             warnings.warn(worded(note), stacklevel=3)

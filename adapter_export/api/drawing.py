@@ -14,19 +14,14 @@ from adapter_export.tables import size
 _LAYER = re.compile(r"(?P<layer>(?:.*\.)?\d+)\.(?P<place>.+)")
 """A site's name up to its layer, and its place in it: `decoder.layers.3`, `cross_attention.query`."""
 
-_OF_THE_BASE = {symbol for shape in SITE_VALUES.values() for symbol in shape}
-"""Widths that the base fixes."""
+_BASE_WIDTHS = {symbol for shape in SITE_VALUES.values() for symbol in shape}
 
 
 @dataclass(frozen=True)
 class SiteRow:
-    """A place where adapters can act.
+    """A site or `head`, with its layer (empty if it is in none) and its name there.
 
-    Attributes:
-        name: the site, or `head`.
-        layer: the layer that it is in, as the site's name says it; empty for what is in none.
-        place: its name inside the layer.
-        is_sublayer: whether it adds to the residual stream; a linear layer inside does not.
+    A sublayer adds to the residual stream; a linear layer inside one does not.
     """
 
     name: str
@@ -37,12 +32,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one adapter has at one place.
-
-    Attributes:
-        text: its own widths, such as that of the bottleneck, or its number of classes; empty if it has none.
-        detail: the same at length.
-    """
+    """What one adapter has at one place: its own widths or number of classes, and the same at length."""
 
     text: str
     detail: str
@@ -50,7 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One adapter: its name and kind, how many parameters it has, and what it has at which site."""
+    """One adapter."""
 
     name: str
     kind: str
@@ -60,13 +50,7 @@ class Column:
 
 @dataclass(frozen=True)
 class PlacementMap:
-    """What is drawn.
-
-    Attributes:
-        title: what it is a drawing of.
-        rows: the places, in the order of the base.
-        columns: the adapters.
-    """
+    """The places, in the order of the base, and the adapters."""
 
     title: str
     rows: tuple[SiteRow, ...]
@@ -76,14 +60,7 @@ class PlacementMap:
 def placement_map(
     title: str, sites: Iterable[str], adapters: Sequence[tuple[str, Adapter]], always: Iterable[str]
 ) -> PlacementMap:
-    """Lay adapters out over sites.
-
-    Args:
-        title: what it is a drawing of.
-        sites: all sites of the base, in its order.
-        adapters: the adapters, each with what it is called here.
-        always: the sites that have a row even where no adapter acts.
-    """
+    """Lay adapters, each with its name here, out over the sites; those in `always` have a row in any case."""
     wanted = {*always, *(site for _, adapter in adapters for site in adapter.placements)}
     names = [site for site in sites if site in wanted]
     names += [HEAD] * any(adapter.head is not None for _, adapter in adapters)
@@ -100,11 +77,11 @@ def _row(name: str) -> SiteRow:
 def _column(name: str, adapter: Adapter) -> Column:
     cells = {}
     for owner, graph, widths in adapter.components():
-        own = {symbol: width for symbol, width in widths.items() if symbol not in _OF_THE_BASE}
+        own = {symbol: width for symbol, width in widths.items() if symbol not in _BASE_WIDTHS}
         ops = " → ".join(node.op for node in graph.nodes)
-        said = ", ".join(f"{symbol} {width}" for symbol, width in own.items())
+        listed = [", ".join(f"{symbol} {width}" for symbol, width in own.items())] if own else []
         count = f"{cost(graph, widths).parameters:,} parameters"
-        detail = "; ".join(part for part in (f"{name} at {owner}: {ops}", said, count) if part)
+        detail = "; ".join([f"{name} at {owner}: {ops}", *listed, count])
         cells[owner] = Cell("·".join(map(str, own.values())), detail)
     return Column(name, adapter.kind, adapter.cost().parameters, cells)
 
@@ -123,7 +100,6 @@ _STYLE = """
 }
 """
 _COLOURS = 6
-
 _MARGIN, _TITLE = 20, 34
 _ROW, _BOX, _GAP = 22, 18, 10
 _CHARACTER = 6.6
@@ -131,11 +107,10 @@ _CHARACTER = 6.6
 _WIDE, _NARROW, _FEW = 112, 46, 6
 """The width of a column where there are few of them, and where there are more."""
 _INDENT = 16
-_BYTES = 4
 
 
 def draw(what: PlacementMap) -> str:
-    """Return the drawing as the text of an SVG file; who points at a box reads what acts there."""
+    """Return the drawing as the text of an SVG file; pointing at a box shows what acts there."""
     return ET.tostring(_Drawing(what).svg(), encoding="unicode", xml_declaration=False) + "\n"
 
 
@@ -188,7 +163,7 @@ class _Drawing:
         return self._first + (index + 0.5) * self._column
 
     def _rows(self, root: ET.Element, y: float) -> float:
-        stream = ET.SubElement(root, "path", {"class": "line"})
+        stream = _path(root, "line", "")
         start, layer = y, None
         for row in self._what.rows:
             if layer is not None and row.layer != layer:
@@ -205,9 +180,10 @@ class _Drawing:
         left = self._box + _indent(row)
         acting = [index for index, column in enumerate(self._what.columns) if row.name in column.cells]
         if acting:
-            _line(root, "guide", self._box + self._box_width, self._middle(acting[-1]), middle)
+            right = self._box + self._box_width
+            _path(root, "guide", f"M{right:.1f} {middle:.1f} H{self._middle(acting[-1]):.1f}")
         if row.is_sublayer:
-            _line(root, "line", self._stream, left, middle)
+            _path(root, "line", f"M{self._stream:.1f} {middle:.1f} H{left:.1f}")
         _rect(root, left, middle, self._box_width - _indent(row), "frozen" if row.name != HEAD else "guide")
         _text(root, left + 8, middle + 4, row.place, "ink" if row.is_sublayer else "soft")
         for index in acting:
@@ -223,12 +199,12 @@ class _Drawing:
         y += _GAP + 14
         _text(root, self._first - 28, y, "in float32", "soft", anchor="end", size=11)
         for index, column in enumerate(self._what.columns):
-            total = size(column.parameters * _BYTES)
-            _text(root, self._middle(index), y, total, "soft", anchor="middle", size=11 if self._is_wide else 9.5)
+            total, letters = size(column.parameters * 4), 11 if self._is_wide else 9.5
+            _text(root, self._middle(index), y, total, "soft", anchor="middle", size=letters)
         return y + _MARGIN
 
     def _legend(self, root: ET.Element, y: float) -> float:
-        """A colour for each kind, where the columns do not name it themselves; and what the numbers are."""
+        """Draw the colour of each kind, and say what the numbers are."""
         x: float = _MARGIN
         for kind, colour in self._colours.items():
             if x + 34 + _width(kind) > self._width - _MARGIN and x > _MARGIN:
@@ -241,7 +217,7 @@ class _Drawing:
 
 
 def _layer_name(row: SiteRow) -> str:
-    """`layers.3` as a person says it; what stands before it stays."""
+    """Return `layer 3` for `layers.3`, `decoder layer 3` for `decoder.layers.3`."""
     before, _, number = row.layer.rpartition("layers.")
     return f"{before.replace('.', ' ')}layer {number}" if number else row.layer
 
@@ -268,9 +244,9 @@ def _text(
 ) -> None:
     found = ET.SubElement(parent, "text", {"class": style, "x": f"{x:.1f}", "y": f"{y:.1f}"})
     found.text = text
-    wanted = {"text-anchor": (anchor, "start"), "font-size": (f"{size:g}", "12"), "font-weight": (weight, "400")}
-    for name, (value, usual) in wanted.items():
-        if value != usual:
+    usual = {"text-anchor": "start", "font-size": "12", "font-weight": "400"}
+    for name, value in zip(usual, (anchor, f"{size:g}", weight), strict=True):
+        if value != usual[name]:
             found.set(name, value)
     if rotated:
         found.set("transform", f"rotate(-90 {x:.1f} {y:.1f})")
@@ -282,5 +258,5 @@ def _rect(parent: ET.Element, x: float, middle: float, width: float, style: str,
     ET.SubElement(parent, "rect", {"class": style, **place, "height": f"{height:g}", "rx": "4"})
 
 
-def _line(parent: ET.Element, style: str, start: float, end: float, y: float) -> None:
-    ET.SubElement(parent, "path", {"class": style, "d": f"M{start:.1f} {y:.1f} H{end:.1f}"})
+def _path(parent: ET.Element, style: str, path: str) -> ET.Element:
+    return ET.SubElement(parent, "path", {"class": style, "d": path})

@@ -46,23 +46,19 @@ class FusionOptions(TypedDict, total=False):
     ]
 
 
-_OF_ATTENTION = (
+_STATIC = (
     *("no_query", "no_key", "query_before_norm", "residual_before"),
     *("temperature", "temperature_decay", "fusion_dropout"),
 )
 _HAS: Mapping[FusionType, tuple[str, ...]] = {
-    "dynamic": (*_OF_ATTENTION, "first_value", "value_after", "value_penalty"),
-    "static": _OF_ATTENTION,
+    "dynamic": (*_STATIC, "first_value", "value_after", "value_penalty"),
+    "static": _STATIC,
     "weighted": ("weights", "residual"),
 }
 
 
 def fusion_options(given: Mapping[str, Any], fuse: Sequence[object]) -> dict[str, Any]:
-    """Return the options of the fusion of some members; there are none without members.
-
-    Raises:
-        UsageError: an option without members, or one that the fusion does not have.
-    """
+    """Return the options of the fusion of some members; an option without members is a `UsageError`."""
     found = {name: given[name] for name in FusionOptions.__annotations__ if name in given}
     if not fuse:
         if found:
@@ -101,12 +97,7 @@ def fusion_settings(fusion: Mapping[str, Any]) -> dict[str, Any]:
 def fused(
     base: Base, members: Sequence[Adapter], options: Mapping[str, Any], name: str, head: Head, seed: int
 ) -> tuple[Adapter, list[str]]:
-    """Return the fusion before training, with a fresh head, and the names of its tensors that learn.
-
-    Raises:
-        BaseMismatchError: a member was trained on another base.
-        UsageError, AdapterError: the members do not go together, or an option has a value that it cannot have.
-    """
+    """Return the fusion before training, with a fresh head, and the names of its tensors that learn."""
     from adapter_export.graph.compose import FusionOptions as Attention
     from adapter_export.graph.compose import adapter_fusion, weighted_fusion
     from adapter_export.graph.compose.members import own_tensors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -20,17 +21,15 @@ if TYPE_CHECKING:
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
     from adapter_export.graph.adapter import Adapter
 
-_SHORT_FINGERPRINT = 19
 _MANY_LABELS = 8
 _MANY_FILES = 60
+_FACTS = ("what", "value")
 _LAYER = re.compile(r"\.(\d+)\.")
-
-_FLAVOURS: Mapping[str, str] = {
+_TENSORS_ARE: Mapping[str, str] = {
     "slots": "optional inputs; their defaults are the base",
     "inputs": "required inputs",
     "bank": "rows of a table; each row of a batch names its own",
 }
-"""What the tensors of an adapter are in each flavour."""
 
 
 @dataclass(frozen=True)
@@ -94,30 +93,24 @@ def inspect(path: PathLike | Base | Adapter, *, trust_pickle: bool = False) -> I
     return _model(open_base(place, trust_pickle=trust_pickle))
 
 
-# A bundle.
-
-
 def _bundle(path: Path) -> Inspection:
+    from adapter_export.api.drawing import placement_map
+    from adapter_export.format.adapter_files import read_adapter
     from adapter_export.format.manifest_json import read_manifest, verify_files
 
     manifest = read_manifest(path)
     verify_files(manifest, path)
+
+    def drawn() -> PlacementMap:
+        adapters = [(record.name, read_adapter(path / record.source)) for record in manifest.adapters]
+        sublayers = [site.name for site in manifest.sites if site.role in SUBLAYERS]
+        return placement_map(path.resolve().name, [site.name for site in manifest.sites], adapters, sublayers)
+
     document = {"what": "bundle", "path": str(path), "manifest": asdict(manifest)}
-    title = f"{path}  bundle by {manifest.producer}"
-    return Inspection(title, tuple(_bundle_tables(manifest)), document, lambda: _map_of_bundle(path, manifest))
-
-
-def _map_of_bundle(path: Path, manifest: Manifest) -> PlacementMap:
-    from adapter_export.api.drawing import placement_map
-    from adapter_export.format.adapter_files import read_adapter
-
-    adapters = [(record.name, read_adapter(path / record.source)) for record in manifest.adapters]
-    sublayers = [site.name for site in manifest.sites if site.role in SUBLAYERS]
-    return placement_map(path.resolve().name, [site.name for site in manifest.sites], adapters, sublayers)
+    return Inspection(f"{path}  bundle by {manifest.producer}", tuple(_bundle_tables(manifest)), document, drawn)
 
 
 def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
-    """Return everything that the manifest says, in the order in which one asks."""
     sizes = {file.path: file.bytes for file in manifest.files}
     adapters = [
         (
@@ -134,7 +127,7 @@ def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
     columns = ("name", "kind", "parameters", "file", "task", "labels", "trained on this base")
     yield Table(columns, adapters, "adapters", "llrr")
 
-    graphs = [(flavour, path, size(sizes[path]), _FLAVOURS[flavour]) for flavour, path in manifest.graphs.items()]
+    graphs = [(flavour, path, size(sizes[path]), _TENSORS_ARE[flavour]) for flavour, path in manifest.graphs.items()]
     graphs += [
         ("baked", adapter.baked, size(sizes[adapter.baked]), f"constants: `{adapter.name}` alone")
         for adapter in manifest.adapters
@@ -145,32 +138,26 @@ def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
     yield _slots(manifest)
 
     golden = [("the base alone", manifest.golden), *((adapter.name, adapter.golden) for adapter in manifest.adapters)]
-    rows = [
-        (
-            name,
-            len(one.cases),
-            ", ".join(f"{output} ± {allowed:.2g}" for output, allowed in one.absolute.items()),
-            one.reference,
-        )
-        for name, one in golden
-    ]
+    allowed = [", ".join(f"{output} ± {number:.2g}" for output, number in one.absolute.items()) for _, one in golden]
+    rows = [(name, len(one.cases), said, one.reference) for (name, one), said in zip(golden, allowed, strict=True)]
     yield Table(("adapter", "cases", "allowed", "computed by"), rows, "golden vectors", "lr")
     yield _files(manifest)
 
     widths = ", ".join(map(str, sorted({site.width for site in manifest.sites})))
     depend = "" if manifest.batch_invariant else "; the rows of a batch depend on each other"
     text = "none" if manifest.text is None else f"tokenizer, at most {manifest.text.max_tokens} tokens"
-    yield _facts(
+    facts = [
         ("base", _short(manifest.base)),
         ("sites", f"{len(manifest.sites)}, width {widths}"),
         ("text", text),
         ("needs", f"onnxruntime {manifest.minimum_onnxruntime} or newer (opset {manifest.opset})"),
         ("precision", f"{manifest.base_precision}{depend}"),
-    )
+    ]
+    yield Table(_FACTS, facts)
 
 
 def _slots(manifest: Manifest) -> Table:
-    """Layers that have the same slots share a line."""
+    """List the slots; layers that have the same ones share a line."""
     places: dict[tuple[str, str], list[str]] = {}
     for slot in manifest.slots:
         places.setdefault((slot.site, slot.graph), []).append(f"{slot.parameter} {_axes(slot.axes)}")
@@ -182,7 +169,7 @@ def _slots(manifest: Manifest) -> Table:
 
 
 def _range(sites: list[str]) -> str:
-    """`layers.0–5.ffn` for sites that differ in their layer alone."""
+    """Return `layers.0–5.ffn` for sites that differ in their layer alone."""
     found = [_LAYER.search(site) for site in sites]
     layers = [int(one[1]) for one in found if one is not None]
     if len(layers) < len(sites) or len(sites) == 1:
@@ -193,32 +180,27 @@ def _range(sites: list[str]) -> str:
 
 
 def _files(manifest: Manifest) -> Table:
-    """One line each; where they are many, those of different adapters that are alike share one."""
+    """List the files; where they are many, those of different adapters that are alike share a line."""
     title = f"files, {size(sum(file.bytes for file in manifest.files))}, all as their hashes say"
     if len(manifest.files) <= _MANY_FILES:
         rows = [(file.path, f"{file.bytes:,}", f"{file.sha256[:12]}…") for file in manifest.files]
         return Table(("path", "bytes", "sha256"), rows, title, "lr")
     alike: dict[str, list[int]] = {}
     for file in manifest.files:
-        alike.setdefault(_pattern(PurePosixPath(file.path)), []).append(file.bytes)
-    shared = [(path, str(len(found)), f"{sum(found):,}") for path, found in alike.items()]
+        path = PurePosixPath(file.path)
+        in_folder = f"{path.parts[0]}/*{path.suffix}" if len(path.parts) == 2 else f"{path.parts[0]}/*/{path.name}"
+        alike.setdefault(file.path if len(path.parts) == 1 else in_folder, []).append(file.bytes)
+    shared = [(pattern, str(len(found)), f"{sum(found):,}") for pattern, found in alike.items()]
     return Table(("path", "files", "bytes"), shared, title, "lrr")
-
-
-def _pattern(path: PurePosixPath) -> str:
-    """`adapters/*/weights.safetensors` for a file of one adapter; what lies in the bundle's own folder has a line."""
-    if len(path.parts) == 1:
-        return str(path)
-    return f"{path.parts[0]}/*{path.suffix}" if len(path.parts) == 2 else f"{path.parts[0]}/*/{path.name}"
-
-
-# An adapter.
 
 
 def _adapter(adapter: Adapter, path: Path | None) -> Inspection:
     from adapter_export.api.drawing import placement_map
 
-    head = adapter.head
+    head, components = adapter.head, []
+    for owner, graph, widths in adapter.components():
+        ops = [node.op for node in graph.nodes]
+        components.append({"owner": owner, "widths": dict(widths), "ops": ops, **asdict(cost(graph, widths))})
     document = {
         "what": "adapter",
         "path": None if path is None else str(path),
@@ -228,31 +210,17 @@ def _adapter(adapter: Adapter, path: Path | None) -> Inspection:
         "task": None if head is None else head.task,
         "labels": None if head is None else list(head.labels) or None,
         "cost": asdict(adapter.cost()),
-        "parts": [
-            {
-                "owner": owner,
-                "widths": dict(widths),
-                "ops": [node.op for node in graph.nodes],
-                **asdict(cost(graph, widths)),
-            }
-            for owner, graph, widths in adapter.components()
-        ],
+        "parts": components,
         "training": dict(adapter.training),
     }
     title = f"{'' if path is None else f'{path}  '}adapter `{adapter.name}`, {adapter.kind}"
     sublayers = [site for site in adapter.placements if site.rpartition(".")[2] in SUBLAYERS]
-    return Inspection(
-        title,
-        tuple(_adapter_tables(adapter)),
-        document,
-        lambda: placement_map(
-            f"adapter {adapter.name}", list(adapter.placements), [(adapter.name, adapter)], sublayers
-        ),
-    )
+    sites, named = list(adapter.placements), f"adapter {adapter.name}"
+    drawn = partial(placement_map, named, sites, [(adapter.name, adapter)], sublayers)
+    return Inspection(title, tuple(_adapter_tables(adapter)), document, drawn)
 
 
 def _adapter_tables(adapter: Adapter) -> Iterator[Table]:
-    """Return its graphs with what they cost, what it is for, and its training record."""
     rows = [
         (
             owner,
@@ -266,14 +234,15 @@ def _adapter_tables(adapter: Adapter) -> Iterator[Table]:
     columns = ("site", "widths", "graph", "parameters", "bytes", "multiply-accumulates per token")
     yield Table(columns, rows, numbers="lllrrr")
     labels = () if adapter.head is None else adapter.head.labels
-    yield _facts(
+    facts = [
         ("base", _short(adapter.base)),
         ("task", _task_name(None if adapter.head is None else adapter.head.task)),
         ("labels", _label_list(labels, many=len(labels))),
         ("size", size(adapter.cost().bytes)),
-    )
+    ]
+    yield Table(_FACTS, facts)
     if adapter.training:
-        yield Table(("what", "value"), list(_flat(adapter.training)), "training record")
+        yield Table(_FACTS, list(_flat(adapter.training)), "training record")
 
 
 def _cost_cells(found: Cost) -> tuple[str, str, str]:
@@ -281,19 +250,14 @@ def _cost_cells(found: Cost) -> tuple[str, str, str]:
 
 
 def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A record's numbers and words, one a line; long lists by their length."""
+    """Yield a record's numbers and words; long lists by their length."""
     for key, value in document.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple) and (
-            len(value) > _MANY_LABELS or any(isinstance(v, Mapping) for v in value)
-        ):
-            yield f"{prefix}{key}", f"{len(value)} entries"
         else:
-            yield f"{prefix}{key}", str(value)
-
-
-# A model.
+            is_list = isinstance(value, list | tuple)
+            is_long = is_list and (len(value) > _MANY_LABELS or any(isinstance(one, Mapping) for one in value))
+            yield f"{prefix}{key}", f"{len(value)} entries" if is_long else str(value)
 
 
 def _model(base: Base) -> Inspection:
@@ -309,28 +273,20 @@ def _model(base: Base) -> Inspection:
         "outputs": [asdict(record) for record in base.outputs],
         "sites": len(sites.sublayers),
     }
-    path = "MODEL" if base.path is None else str(base.path)
+    path = base.path or Path("MODEL")
     see = command("base.sites", f"sites {path}")
-    known = _facts(("fingerprint", _short(base.fingerprint)), ("sites", f"{len(sites.sublayers)}, see {see}"))
+    facts = [("fingerprint", _short(base.fingerprint)), ("sites", f"{len(sites.sublayers)}, see {see}")]
+    tables = _signature(base.inputs, base.outputs), Table(_FACTS, facts)
     names = [site.name for site in sites]
-    named = "model" if base.path is None else base.path.resolve().name
-    return Inspection(
-        f"{path}  {FORM_NAMES[base.form]}",
-        (_signature(base.inputs, base.outputs), known),
-        document,
-        lambda: placement_map(named, names, [], names),
-    )
-
-
-# Cells and small tables.
+    drawn = partial(placement_map, base.path.resolve().name if base.path else "model", names, [], names)
+    return Inspection(f"{path}  {FORM_NAMES[base.form]}", tables, document, drawn)
 
 
 def _signature(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]) -> Table:
-    """What a graph takes and gives."""
-    meanings = [f"ids below {one.limit}" if one.role == "ids" and one.limit else one.role for one in inputs]
-    rows = [
-        ("in", one.name, one.dtype, _axes(one.axes), meaning) for one, meaning in zip(inputs, meanings, strict=True)
-    ]
+    rows = []
+    for one in inputs:
+        meaning = f"ids below {one.limit}" if one.role == "ids" and one.limit else one.role
+        rows.append(("in", one.name, one.dtype, _axes(one.axes), meaning))
     rows += [("out", one.name, one.dtype, _axes(one.axes), "") for one in outputs]
     return Table(("", "name", "type", "shape", "meaning"), rows, "inputs and outputs")
 
@@ -339,16 +295,11 @@ def _axes(lengths: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, lengths))}]"
 
 
-def _facts(*rows: tuple[str, str]) -> Table:
-    return Table(("what", "value"), rows)
-
-
 def _task_name(task: str | None) -> str:
     return "no head" if task is None else task.replace("_", " ")
 
 
 def _label_list(labels: Sequence[str] | None, many: int = _MANY_LABELS) -> str:
-    """The first labels, and how many there are."""
     if not labels:
         return "none"
     more = f", … {len(labels)} in all" if len(labels) > many else ""
@@ -356,4 +307,4 @@ def _label_list(labels: Sequence[str] | None, many: int = _MANY_LABELS) -> str:
 
 
 def _short(fingerprint: str) -> str:
-    return f"{fingerprint[:_SHORT_FINGERPRINT]}…"
+    return f"{fingerprint[: len('sha256:') + 12]}…"

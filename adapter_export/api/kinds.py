@@ -49,18 +49,14 @@ class KindOptions(PackedOptions, total=False):
 
 
 def kind_names() -> str:
-    """Return the names of all kinds as a choice: `[houlsby|pfeiffer|…]`."""
+    """Return the names of all kinds as the metavar of a choice."""
     from adapter_export.graph.kinds import KINDS
 
     return f"[{'|'.join(KINDS)}]"
 
 
 def make_kind(name: str, given: Mapping[str, Any]) -> Kind:
-    """Return the kind of a name with the options that were given, those that are not `None`.
-
-    Raises:
-        UsageError: the kind does not have one of them, or it cannot have this value.
-    """
+    """Return the kind of a name with the options that are given (not `None`); a wrong one is a `UsageError`."""
     from adapter_export.graph.kinds import kind_named
 
     maker = kind_named(name)
@@ -70,11 +66,7 @@ def make_kind(name: str, given: Mapping[str, Any]) -> Kind:
 
 
 def own_options(maker: Maker[Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the kind's own options that are meant, such as `bias=False` for `no_bias`.
-
-    Raises:
-        UsageError: the kind does not have one of them.
-    """
+    """Return the fields of the kind's own options that are meant, such as `bias=False` for `no_bias`."""
     from adapter_export.graph.kinds import BottleneckOptions, PhmOptions
 
     own = {field.name for field in fields(maker.defaults)}
@@ -107,11 +99,7 @@ def own_options(maker: Maker[Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def placed(kind: Kind, chosen: Mapping[str, Any]) -> Kind:
-    """Return the kind at other sublayers, and without some layers, as `at` and `leave_out` say.
-
-    Raises:
-        UsageError: there is no such sublayer, or a layer is not a number.
-    """
+    """Return the kind at other sublayers, and without some layers, as `at` and `leave_out` say."""
     roles = chosen.get("at")
     if roles is not None:
         wrong = [role for role in roles if role.removeprefix("encoder.").removeprefix("decoder.") not in _SUBLAYERS]
@@ -148,11 +136,7 @@ def _widened(kind: Kind, bottleneck: int | None, factor: float | Mapping[str, fl
 
 
 def at_least_1(name: str, value: int) -> int:
-    """Return the value of an argument.
-
-    Raises:
-        UsageError: it is below 1.
-    """
+    """Return the value of an argument; below 1 it is a `UsageError`."""
     if value < 1:
         raise UsageError(f"{argument(name)} is too small", found=value, expected="at least 1")
     return value

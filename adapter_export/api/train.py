@@ -1,13 +1,14 @@
-"""Train an adapter, or a fusion of adapters, on a table of labelled texts."""
+"""Train an adapter, or a fusion of adapters, on a table of labelled texts, or attach one for a loop of your own."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast
 
-from adapter_export.api.adapters import OnNote, composition_record, load_adapter, tell
+from adapter_export.api.adapters import OnNote, composition_record, load_adapter, load_members, tell
 from adapter_export.api.base import Base, PathLike, check_free, check_trainable, form_of, open_base, require
 from adapter_export.api.fusion import FusionOptions, fused, fusion_options, fusion_settings
 from adapter_export.api.kinds import KindOptions, at_least_1, kind_names, make_kind
@@ -17,10 +18,14 @@ from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED, TASKS, Task
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from adapter_export.graph.adapter import Adapter, Head
     from adapter_export.graph.kinds import Kind
+    from adapter_export.sites.site import SiteMap
     from adapter_export.text import Tokenizer
-    from adapter_export.torch_backend.attach import AdaptedModel
+    from adapter_export.torch_backend.attach import AttachedAdapter
+    from adapter_export.torch_backend.base.capture import AxisNames, Inputs
     from adapter_export.torch_backend.train.record import Progress, TrainingResult
     from adapter_export.torch_backend.train.task import TextTask
 
@@ -28,8 +33,8 @@ MAX_TOKENS = 128
 """Where texts are cut if nobody says it and the model takes as many."""
 
 _DEFAULT_KIND = "houlsby"
-_VALIDATION = 0.1
 _ROWS_MEASURED = 32
+"""How many rows show how far a fresh adapter moves the final hidden state."""
 
 
 def _schemes() -> tuple[str, ...]:
@@ -140,12 +145,19 @@ def train(
         TrainingError: the loss is not finite, or the interrupted run is another one.
     """
     given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
+    own_kind = _own(given, KindOptions)
     _check_call(given, validation=validation, validation_data=validation_data, resume=resume, restart=restart)
     path = None if output is None else Path(output)
     if path is not None:
         check_free(path, force=force)
-    own_kind, fusion = _own(given, KindOptions), fusion_options(given, fuse)
-    _refuse_with_fusion(fuse, {**own_kind, "kind": kind, "init": init})
+    fusion = fusion_options(given, fuse)
+    not_for_fusion = [name for name, value in {**own_kind, "kind": kind, "init": init}.items() if value is not None]
+    if fuse and not_for_fusion:
+        raise UsageError(
+            "a fusion is made of its adapters and has no kind of its own",
+            found=", ".join(map(argument, not_for_fusion)),
+            fix=f"leave it out, or leave {argument('fuse')} out",
+        )
     _check_head(given)
     if kind is None or isinstance(kind, str):
         chosen = make_kind(kind or _DEFAULT_KIND, own_kind)
@@ -154,9 +166,11 @@ def train(
     else:
         chosen = kind
     torch = require("torch", "torch", "training")
+    import numpy as np
+
     from adapter_export.sites.site_map import SITE_MAP_KEY
-    from adapter_export.torch_backend.attach import attach
-    from adapter_export.torch_backend.train.fresh import fresh_adapter
+    from adapter_export.torch_backend import attach as bases
+    from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
     from adapter_export.torch_backend.train.task import TaskFiles, read_task
     from adapter_export.torch_backend.train.train import TrainingData, evaluate
@@ -166,17 +180,15 @@ def train(
     if threads is not None:
         torch.set_num_threads(at_least_1("threads", threads))
     partial = _checkpoints(path, resume=resume, restart=restart)
-    near = base.path if isinstance(base, Base) else base
-    members = [load_adapter(each, near=near) if isinstance(each, str | Path) else each for each in fuse]
+    members = load_members(fuse, base.path if isinstance(base, Base) else Path(base))
     if not isinstance(base, Base):
         check_trainable(Path(base), form_of(Path(base)))
     opened = open_base(base, site_map=site_map, trust_pickle=trust_pickle)
     torch_base = opened.torch
     _check_no_cache(opened)
-    held_out = (_VALIDATION if validation is None else validation) if validation_data is None else Path(validation_data)
+    held_out = (0.1 if validation is None else validation) if validation_data is None else Path(validation_data)
     tested = None if test_data is None else Path(test_data)
-    task = given.get("task", DEFAULT_TASK)
-    files = TaskFiles(Path(data), held_out, tested, text, label, skip_incomplete, task)
+    files = TaskFiles(Path(data), held_out, tested, text, label, skip_incomplete, given.get("task", DEFAULT_TASK))
     names = tuple(record.name for record in opened.inputs)
     rows = read_task(files, _tokenizer(opened, tokenizer, max_tokens), names, settings.seed)
     tell(rows.notes, on_note)
@@ -193,10 +205,13 @@ def train(
             chosen, sites, name=title, base=opened.fingerprint, scheme=scheme, seed=settings.seed, head=head
         )
         start = f"`{scheme}`"
-    model = attach(torch_base, first, sites=sites, learned=learned)
-    change = _first_change(model, rows)
+    model = bases.attach(torch_base, first, sites=sites, learned=learned)
+    measured = np.arange(min(_ROWS_MEASURED, len(rows.training.texts)))
+    change = relative_change(model, rows.training.inputs(measured))
     if progress is not None:
-        progress.prepared(_summary(rows, f"{start} moves the final hidden state by {change:.2%} at the start"))
+        counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
+        learnt = f"{len(rows.labels)} classes" if rows.labels else f"{rows.numbers} numbers"
+        progress.prepared(f"{counts}, {learnt}; {start} moves the final hidden state by {change:.2%} at the start.")
     training = TrainingData(rows.training, rows.validation)
     result = learn(model, training, settings, progress=progress, checkpoints=partial)
     test = None if rows.test is None else evaluate(model, rows.test, settings.batch_size)
@@ -217,6 +232,92 @@ def train(
     return adapter
 
 
+def attach(
+    model: Module | Base | PathLike,
+    adapter: Adapter | PathLike | None = None,
+    *,
+    kind: str = "houlsby",
+    labels: Sequence[str] | None = None,
+    pooling: Literal["mean", "first"] = "mean",
+    head: Head | None = None,
+    init: str | None = None,
+    seed: int = 0,
+    learned: Collection[str] | None = None,
+    example_inputs: Inputs | None = None,
+    axes: AxisNames | None = None,
+    site_map: PathLike | None = None,
+    **options: Unpack[KindOptions],
+) -> AttachedAdapter:
+    """Attach an adapter for a training loop of your own; when the block ends, the model is as it was.
+
+    ::
+
+        with ae.attach(model, kind="houlsby", bottleneck=64, labels=["bad", "good"]) as adapter:
+            optimizer = torch.optim.AdamW(adapter.learned().values(), lr=1e-3)
+            ...                       # model(**batch).logits, any loss, backward, step
+            adapter.save("reviews")
+
+    Your own module runs as always, with its `forward` and its dropout; everything in it but the adapter is frozen. It
+    is compared with its captured graph first, at every site. What it returns, if that is a dict or an output of
+    transformers, gets the head's result as `logits`. Of a base, the object that is returned is the model:
+    `adapter(**inputs)`.
+
+    Args:
+        model: your module, with float32 weights on the CPU (move it when the adapter is attached); or a torch base.
+        adapter: an adapter to train on; a fresh one if none is given.
+        kind: of a fresh adapter: what is computed, and where.
+        labels: of a fresh adapter: the classes of its head.
+        pooling: what that head reads, the mean of the tokens or the first one.
+        head: of a fresh adapter: a head of another look, in the place of that one.
+        init: of a fresh adapter: how its weights are drawn; by kind.
+        seed: of these weights.
+        learned: the adapter's tensors that learn; all if not given.
+        example_inputs: of a module: by name, or in the order of the arguments of `forward`; tokens, images or sound by
+            their usual names need none.
+        axes: of these inputs: the dynamic axes, as `capture` takes them.
+        site_map: a file with sites that override or complete those that are found; a `Base` has its own.
+        options: what is free in the kind, such as `bottleneck`, `rank`, `dropout`.
+
+    Raises:
+        UsageError: an option that the kind does not have, or inputs that are not those of the module.
+        BaseModelError: torch cannot export the module; `NoSitesError`: a site lies inside a `forward`, where no hook
+            reaches it: train on the captured base.
+        AdapterError: the adapter does not fit.
+    """
+    require("torch", "torch", "training")
+    from adapter_export.format.site_map_json import read_site_map
+    from adapter_export.sites.site_map import SITE_MAP_KEY
+    from adapter_export.torch_backend import attach as bases
+    from adapter_export.torch_backend.hooks import attach_to_module
+    from adapter_export.torch_backend.train.fresh import fresh_adapter
+
+    opened = open_base(model, site_map=site_map) if isinstance(model, str | Path | Base) else None
+    given = opened.given if opened is not None else None if site_map is None else read_site_map(Path(site_map))
+
+    def make(sites: SiteMap, fingerprint: str) -> Adapter:
+        if adapter is not None:
+            return load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
+        fresh = fresh_adapter(
+            make_kind(kind, options),
+            sites,
+            name="adapter",
+            base=fingerprint,
+            scheme=init,
+            seed=seed,
+            labels=labels,
+            pooling=pooling,
+            head=head,
+        )
+        return replace(fresh, training={SITE_MAP_KEY: None if given is None else given.digest})
+
+    if opened is None:
+        return attach_to_module(
+            cast("Module", model), make, example_inputs=example_inputs, axes=axes, site_map=given, learned=learned
+        )
+    sites = opened.sites.map
+    return bases.attach(opened.torch, make(sites, opened.fingerprint), sites=sites, learned=learned)
+
+
 def _own(given: Mapping[str, Any], options: type) -> dict[str, Any]:
     return {name: given[name] for name in options.__annotations__ if name in given}
 
@@ -228,16 +329,6 @@ def _check_call(given: Mapping[str, Any], **apart: Any) -> None:
     for one, other in (("validation", "validation_data"), ("resume", "restart")):
         if apart[one] not in (None, False) and apart[other] not in (None, False):
             raise UsageError(f"{argument(one)} and {argument(other)} exclude each other", fix="give one of them")
-
-
-def _refuse_with_fusion(fuse: Sequence[object], options: Mapping[str, object]) -> None:
-    given = [argument(name) for name, value in options.items() if value is not None]
-    if fuse and given:
-        raise UsageError(
-            "a fusion is made of its adapters and has no kind of its own",
-            found=", ".join(given),
-            fix=f"leave it out, or leave {argument('fuse')} out",
-        )
 
 
 def _check_head(given: Mapping[str, Any]) -> None:
@@ -329,23 +420,6 @@ def _tokenizer(base: Base, folder: PathLike | None, max_tokens: int | None) -> T
             fix=f"name the folder of its `tokenizer.json`: {argument('tokenizer')}",
         )
     return Tokenizer.from_json(base.tokenizer, limit)
-
-
-def _first_change(model: AdaptedModel, rows: TextTask) -> float:
-    """Return how far the fresh adapter moves the final hidden state on the first rows."""
-    import numpy as np
-
-    from adapter_export.torch_backend.train.fresh import relative_change
-
-    return relative_change(model, rows.training.inputs(np.arange(min(_ROWS_MEASURED, len(rows.training.texts)))))
-
-
-def _summary(rows: TextTask, start: str) -> str:
-    learnt = f"{len(rows.labels)} classes" if rows.labels else f"{rows.numbers} numbers"
-    return (
-        f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by, "
-        f"{learnt}; {start}."
-    )
 
 
 def _write(adapter: Adapter, output: Path, result: TrainingResult, *, force: bool) -> None:

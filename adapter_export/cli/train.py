@@ -95,10 +95,8 @@ def train(
         notes.append(note.sentence("shell"))
         warn(f"{notes[-1]}.")
 
-    named = [item.rpartition("=") for item in fuse]
-    members = [ae.load_adapter(place, name=name or None, near=model) for name, _, place in named]
     with TrainingBar() as bar:
-        made = ae.train(model, data, output, fuse=members, force=force, on_note=noted, progress=bar, **options)
+        made = ae.train(model, data, output, fuse=fuse, force=force, on_note=noted, progress=bar, **options)
     _report(made, output, notes, as_json)
 
 
