@@ -27,11 +27,11 @@ from adapter_export.errors import (
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from adapter_export.format.manifest import InputRecord, OutputRecord
+    from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
     from adapter_export.onnx_backend.base.base import OnnxBase
     from adapter_export.onnx_backend.base.genai import GenaiFolder
     from adapter_export.sites.site_map import GivenSites
-    from adapter_export.sites.view import FlowGraph
+    from adapter_export.text import Tokenizer
     from adapter_export.torch_backend.base.base import TorchBase
     from adapter_export.torch_backend.base.capture import AxisNames, Inputs
 
@@ -48,11 +48,9 @@ FORM_NAMES: dict[Form, str] = {
 }
 
 _GENAI_CONFIG = "genai_config.json"
-_ZIP = b"PK"
 _PICKLE = "a pickle, which could run code when it is read"
-_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _NOT_MODELS = {
-    **dict.fromkeys(_PICKLES, _PICKLE),
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), _PICKLE),
     b"GGUF": "a GGUF file",
     b"\x89HDF": "an HDF5 file, as Keras writes it; `tf2onnx` converts Keras models",
     b"version https://git-lfs": "a Git LFS pointer, not the file that it points to",
@@ -61,8 +59,6 @@ _FLATBUFFERS = {
     b"ORTM": "a model in ONNX Runtime's own format (`.ort`), which takes no slots; give the `.onnx` it was made of",
     b"TFL3": "a TensorFlow Lite model; `tf2onnx` converts it",
 }
-_SAFETENSORS_HEADER_AT = 8
-TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -142,20 +138,16 @@ class Base:
             NoSitesError: nowhere.
             UsageError: the given sites do not fit.
         """
-        from adapter_export.sites.site_map import sites_of
-
-        flow = self._flow()
-        return Sites(self.onnx.sites if self.is_onnx else sites_of(flow, "torch", self.given), flow, self)
-
-    def _flow(self) -> FlowGraph:
         if self.is_onnx:
-            return self.onnx.flow
-        from adapter_export.torch_backend import view as torch_view
+            return Sites(self.onnx.sites, self.onnx.flow, self)
+        from adapter_export.sites.site_map import sites_of
+        from adapter_export.torch_backend.view import flow_graph
 
-        return torch_view.flow_graph(self.torch.module())
+        flow = flow_graph(self.torch.module())
+        return Sites(sites_of(flow, "torch", self.given), flow, self)
 
     def exported(self, folder: Path, on_progress: Callable[[str], None] | None = None) -> OnnxBase:
-        """The base as an ONNX graph, exported into a folder if it is none."""
+        """Return the base as an ONNX graph, exported into a folder if it is none."""
         if self.is_onnx:
             return self.onnx
         from adapter_export.onnx_backend.base.base import open_onnx
@@ -216,11 +208,7 @@ def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust
 
 
 def check_trainable(path: Path | None, form: Form) -> None:
-    """Refuse a base that torch cannot train.
-
-    Raises:
-        BaseModelError: it is an ONNX graph.
-    """
+    """Refuse a base that torch cannot train: an ONNX graph."""
     if form in ("onnx", "genai"):
         raise BaseModelError(
             f"is an {FORM_NAMES[form]}, which torch cannot train",
@@ -231,12 +219,7 @@ def check_trainable(path: Path | None, form: Form) -> None:
 
 
 def form_of(path: Path) -> Form:
-    """What a path holds, by its contents, not by its name.
-
-    Raises:
-        FileError: nothing is there, or it cannot be read.
-        BaseModelError: something else than a base.
-    """
+    """Return what a path holds, by its contents, not by its name; what is no base is a `BaseModelError`."""
     if path.is_dir():
         others = {"manifest.json": "a bundle", "adapter_graph.json": "an adapter"}
         found = next((f"{name}: its `{file}` is there" for file, name in others.items() if (path / file).is_file()), "")
@@ -252,12 +235,12 @@ def form_of(path: Path) -> Form:
         raise FileError("is not there", where=path, expected="a model", fix="check the path") from error
     except OSError as error:
         raise FileError(f"cannot be read ({error.strerror})", where=path, fix="check its permissions") from error
-    if start.startswith(_ZIP):
+    if start.startswith(b"PK"):
         return "archive"
     # protobuf has no mark of its own: what is nothing else is tried as ONNX
     other = next((name for mark, name in _NOT_MODELS.items() if start.startswith(mark)), None)
     other = _FLATBUFFERS.get(start[4:8], other)
-    if start[_SAFETENSORS_HEADER_AT:].startswith(b"{"):
+    if start[8:].startswith(b"{"):
         other = "a safetensors file: weights without the model that they belong to"
     if not start:
         other = "an empty file"
@@ -330,8 +313,6 @@ def capture(
         max_tokens: of a module, likewise: its longest input, in tokens.
         on_progress: is told each step before it begins.
 
-    The other arguments are described where they stand.
-
     Raises:
         UsageError: arguments do not go together.
         BaseModelError: torch cannot export the model, or it is no base.
@@ -347,24 +328,20 @@ def capture(
         raise UsageError("a module is captured with an example of its inputs", fix=f"give {argument('example_inputs')}")
     require("torch", "torch", "capturing a model")
     text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
-    if not isinstance(model, Path):
-        from adapter_export.torch_backend.base.base import save_base
+    from adapter_export.torch_backend.base.base import capture_pickled, save_base
 
-        tell("capturing the module")
+    tell(f"opening and capturing {model}" if isinstance(model, Path) else "capturing the module")
+    if not isinstance(model, Path):
         assert example_inputs is not None  # seen above
         save_base(model, example_inputs, path, axes=axes, tokenizer=text, max_tokens=max_tokens, force=force)
+    elif trust_pickle:
+        described = _parse_inputs(inputs)
+        capture_pickled(model, path, described, tokenizer=text, max_tokens=max_tokens, force=force)
     else:
-        tell(f"opening and capturing {model}")
-        if trust_pickle:
-            from adapter_export.torch_backend.base.base import capture_pickled
+        require("transformers", "hf", "opening a Hugging Face folder")
+        from adapter_export.torch_backend.base.huggingface import capture_folder
 
-            described = parse_inputs(inputs)
-            capture_pickled(model, path, described, tokenizer=text, max_tokens=max_tokens, force=force)
-        else:
-            require("transformers", "hf", "opening a Hugging Face folder")
-            from adapter_export.torch_backend.base.huggingface import capture_folder
-
-            capture_folder(model, path, with_cache=with_cache, force=force)
+        capture_folder(model, path, with_cache=with_cache, force=force)
     tell("loading the archive as others will")
     return open_base(path)
 
@@ -396,12 +373,8 @@ _INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<dtype>\w+)\[(?P<axes>[^\[\]]*)\
 _AXIS = re.compile(r"[A-Za-z_]\w*|[1-9][0-9]{0,8}")
 
 
-def parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
-    """Read descriptions of inputs such as `input_ids=int64[batch,sequence]`.
-
-    Raises:
-        UsageError: one is not of the form `NAME=TYPE[AXIS,…]`, or two have one name.
-    """
+def _parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
+    """Read descriptions of inputs such as `input_ids=int64[batch,sequence]`."""
     from adapter_export.format.manifest import InputRecord
 
     where, records = argument("inputs", option="input"), []
@@ -426,11 +399,7 @@ def parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
 
 
 def require(library: str, extra: str, needed_for: str) -> ModuleType:
-    """Import a library that is an extra.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Import a library that is an extra; without it, it is a `MissingExtraError`."""
     try:
         return importlib.import_module(library)
     except ModuleNotFoundError as error:
@@ -440,12 +409,8 @@ def require(library: str, extra: str, needed_for: str) -> ModuleType:
 
 
 def read_tokenizer(path: Path) -> str:
-    """The text of a `tokenizer.json`, or of the one in a folder.
-
-    Raises:
-        FileError: it cannot be read as text.
-    """
-    path = path / TOKENIZER_FILE if path.is_dir() else path
+    """Return the text of a `tokenizer.json`, or of the one in a folder; none is a `FileError`."""
+    path = path / "tokenizer.json" if path.is_dir() else path
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -457,12 +422,18 @@ def read_tokenizer(path: Path) -> str:
         ) from error
 
 
-def check_free(output: Path, *, force: bool) -> None:
-    """Look at the output's place before the work begins; it is looked at again when the work is done.
+def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:
+    """Return the tokenizer of a bundle; without one it is a `UsageError` with this fix."""
+    if manifest.text is None:
+        raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
+    require("tokenizers", "text", "reading texts")
+    from adapter_export.text import Tokenizer
 
-    Raises:
-        OutputExistsError: it is taken, and `force` is not given.
-    """
+    return Tokenizer.from_json(read_tokenizer(folder / manifest.text.tokenizer), manifest.text.max_tokens)
+
+
+def check_free(output: Path, *, force: bool) -> None:
+    """Raise `OutputExistsError` before the work begins; the place is looked at again when the work is done."""
     if os.path.lexists(output) and not force:
         raise OutputExistsError(output)
 

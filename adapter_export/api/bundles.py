@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.adapters import OnNote, adapters_of, tell
+from adapter_export.api.adapters import Adapters, OnNote, adapters_of, tell
 from adapter_export.api.base import Base, PathLike, check_free, open_base, read_tokenizer, require, silent
 from adapter_export.api.option import Option
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
 
 if TYPE_CHECKING:
     from adapter_export.format.manifest import Flavour, Manifest, Precision
-    from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
     from adapter_export.onnx_backend.base.base import OnnxBase
@@ -27,12 +26,8 @@ OnProgress = Callable[[str], None]
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-weights", "int4-weights")
 
-_GOLDEN_SEED = 0
 _FEW_TOKENS = 2
-"""How long the golden vectors of a large base are: each row of a product costs."""
-
-_DEVIATION_SEED, _DEVIATION_TOKENS = 1, 7
-"""Of the inputs that a base in another precision is compared with the plain one on."""
+"""The length of the golden vectors of a large base: each row of a product costs."""
 
 AllowBaseMismatch = Annotated[bool, "Take adapters that were trained on other weights of the base."]
 
@@ -55,13 +50,13 @@ def open_bundle(bundle: Bundle | PathLike, *, verify: bool = True) -> Bundle:
 
 
 def folder_of(bundle: Bundle | PathLike) -> Path:
-    """Where a bundle lies."""
+    """Return where a bundle lies."""
     return Path(bundle) if isinstance(bundle, str | Path) else bundle.folder
 
 
 def build(
     base: Base | PathLike,
-    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+    adapters: Adapters,
     output: PathLike,
     *,
     tokenizer: Annotated[
@@ -114,8 +109,6 @@ def build(
         on_progress: is told each step before it begins.
         on_note: is told what the caller should know, such as that there is no bank, and why.
 
-    The other arguments are described where they stand.
-
     Raises:
         UsageError: arguments do not go together.
         AdapterError: an adapter does not fit; `BaseMismatchError` is a kind of it.
@@ -128,23 +121,19 @@ def build(
     from adapter_export.runtime import Bundle
 
     path, say = Path(output), on_progress or silent
-    _check_treatment(base_precision, int8_embeddings, optimize)
+    _check_precision(base_precision, int8_embeddings, optimize)
     check_free(path, force=force)
     opened = open_base(base)
     chosen = adapters_of(adapters, opened)
     known = opened.max_tokens
-    if max_tokens is not None and known is not None and max_tokens > known:
-        raise UsageError(
-            "more tokens than the base takes",
-            where=argument("max_tokens"),
-            found=max_tokens,
-            expected=f"at most {known}",
-        )
     longest = max_tokens or known
+    if longest is not None and known is not None and longest > known:
+        where, most = argument("max_tokens"), f"at most {known}"
+        raise UsageError("more tokens than the base takes", where=where, found=longest, expected=most)
     text = _tokenizer(opened, tokenizer, longest)
     wanted = _flavours(flavours, opened)
     notes: list[str] = []
-    with prepared(opened, base_precision, int8_embeddings, optimize, allow_base_mismatch, say) as (graph, references):
+    with _prepared(opened, base_precision, int8_embeddings, optimize, allow_base_mismatch, say) as (graph, references):
         manifest = build_bundle(
             graph,
             chosen,
@@ -166,12 +155,8 @@ def build(
     return Bundle(path, manifest, verified=True)
 
 
-def _check_treatment(precision: Precision, int8_embeddings: bool, optimize: bool) -> None:
-    """Refuse what does not go together.
-
-    Weights of fused operators would stay in float32, and none but the fused graph itself could be the reference.
-    """
-    if optimize and precision != "fp32":
+def _check_precision(precision: Precision, int8_embeddings: bool, optimize: bool) -> None:
+    if optimize and precision != "fp32":  # weights of fused operators would stay in float32, without a reference
         raise UsageError(
             f"{argument('optimize')} and {argument('base_precision')} do not go together",
             found=argument("base_precision", precision),
@@ -205,7 +190,7 @@ def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> st
 
 
 def _flavours(given: Sequence[str] | None, base: Base) -> list[Flavour] | None:
-    """What was asked for; nothing but slots in a folder that onnxruntime-genai loads, unless it was."""
+    """Return the flavours that are asked for; by default slots alone in a folder that onnxruntime-genai loads."""
     from adapter_export.bundle.write import FLAVOURS
 
     if given is None:
@@ -219,15 +204,14 @@ def _flavours(given: Sequence[str] | None, base: Base) -> list[Flavour] | None:
 
 
 def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:
-    """The inputs of the golden vectors: two short ones for a large base, which takes seconds for each."""
+    """Return the inputs of the golden vectors: two short ones for a large base, which takes seconds for each."""
     from adapter_export.numerics.sample_inputs import input_cases
     from adapter_export.onnx_backend.base.external import is_large
 
     if is_large(base.model):
-        short = min(longest or _FEW_TOKENS, _FEW_TOKENS)
-        first, *_, last = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=short)
+        first, *_, last = input_cases(base.inputs, seed=0, max_tokens=min(longest or _FEW_TOKENS, _FEW_TOKENS))
         return [first, last]
-    cases = input_cases(base.inputs, seed=_GOLDEN_SEED, max_tokens=longest)
+    cases = input_cases(base.inputs, seed=0, max_tokens=longest)
     if longest is None:  # the base does not say how many tokens it takes: see whether it can compute the longest case
         case = max(cases, key=lambda case: max(size for array in case.arrays.values() for size in array.shape))
         try:
@@ -244,7 +228,7 @@ def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> li
 
 def add(
     bundle: Bundle | PathLike,
-    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+    adapters: Adapters,
     *,
     against: Base | PathLike,
     allow_base_mismatch: AllowBaseMismatch = False,
@@ -302,11 +286,8 @@ def remove(bundle: Bundle | PathLike, adapters: Sequence[str], *, on_progress: O
     return Bundle(folder, remove_adapters(folder, adapters, progress=on_progress), verified=True)
 
 
-# The base that goes into a bundle, and what computes the outputs that it must have.
-
-
 @contextmanager
-def prepared(
+def _prepared(
     base: Base, precision: Precision, int8_embeddings: bool, optimize: bool, allow_mismatch: bool, say: OnProgress
 ) -> Iterator[tuple[OnnxBase, Runner]]:
     """Yield the base as it goes into a bundle, and what computes its golden vectors.
@@ -320,7 +301,16 @@ def prepared(
         folder = Path(temporary)
         plain = base.exported(folder, say)
         if optimize:
-            yield _optimized(plain, folder, say), runner_of(base, allow_mismatch)
+            from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
+
+            say("fusing operators of the base")
+            out = folder / "optimized"
+            out.mkdir()
+            made, fusions = optimized(plain, out)
+            say("fused " + (", ".join(f"{count} {name}" for name, count in fusions.items()) or "nothing"))
+            for found in _deviations(plain, made, say):
+                check_deviation(found)
+            yield made, runner_of(base, allow_mismatch)
         elif precision != "fp32":
             say(f"bringing the base into {precision}")
             made = _in_precision(plain, precision, int8_embeddings, folder)
@@ -344,12 +334,7 @@ def same_precision(base: Base, precision: Precision, *, int8_embeddings: bool) -
 
 
 def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
-    """Open the model that a bundle was built from.
-
-    Raises:
-        BaseModelError: it is another one.
-        InputError: it cannot be opened.
-    """
+    """Open the model that a bundle was built from; another one is a `BaseModelError`."""
     base = open_base(model)
     if base.fingerprint != manifest.base:
         raise BaseModelError(
@@ -363,7 +348,7 @@ def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
 
 
 def precision_of(base: Base) -> Precision:
-    """The precision that a base has of itself; a torch base is run in float32."""
+    """Return the precision of a base as it is; a torch base is run in float32."""
     if not base.is_onnx:
         return "fp32"
     from adapter_export.onnx_backend.base.numerics import numerics
@@ -372,7 +357,7 @@ def precision_of(base: Base) -> Precision:
 
 
 def runner_of(base: Base, allow_mismatch: bool) -> Runner:
-    """Runs a base as it is, in torch where there is a torch model."""
+    """Return what runs a base as it is, in torch where there is a torch model."""
     if base.is_onnx:
         from adapter_export.onnx_backend.runner import CutRunner
 
@@ -390,26 +375,12 @@ def _in_precision(plain: OnnxBase, precision: Precision, int8_embeddings: bool, 
     return with_precision(plain, precision, out, int8_embeddings=int8_embeddings)
 
 
-def _optimized(plain: OnnxBase, folder: Path, say: OnProgress) -> OnnxBase:
-    from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
-
-    say("fusing operators of the base")
-    out = folder / "optimized"
-    out.mkdir()
-    made, fusions = optimized(plain, out)
-    say("fused " + (", ".join(f"{count} {name}" for name, count in fusions.items()) or "nothing"))
-    for found in _deviations(plain, made, say):
-        check_deviation(found)
-    return made
-
-
 def _deviations(plain: OnnxBase, made: OnnxBase, say: OnProgress) -> list[Deviation]:
     """Say how far the quantised or optimised base lies from the plain one."""
     from adapter_export.numerics.sample_inputs import input_cases
     from adapter_export.onnx_backend.quantise.rewrite import deviations
 
-    cases = input_cases(plain.inputs, seed=_DEVIATION_SEED, max_tokens=_DEVIATION_TOKENS)
-    found = deviations(plain, made, cases)
+    found = deviations(plain, made, input_cases(plain.inputs, seed=1, max_tokens=7))
     for each in found:
         say(f"`{each.output}` deviates from the plain base by {each.absolute:.1e} of {each.scale:.3g}")
     return found

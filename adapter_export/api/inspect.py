@@ -254,10 +254,12 @@ def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
     for key, value in document.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and (
+            len(value) > _MANY_LABELS or any(isinstance(v, Mapping) for v in value)
+        ):
+            yield f"{prefix}{key}", f"{len(value)} entries"
         else:
-            is_list = isinstance(value, list | tuple)
-            is_long = is_list and (len(value) > _MANY_LABELS or any(isinstance(one, Mapping) for one in value))
-            yield f"{prefix}{key}", f"{len(value)} entries" if is_long else str(value)
+            yield f"{prefix}{key}", str(value)
 
 
 def _model(base: Base) -> Inspection:

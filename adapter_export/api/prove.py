@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.base import Base, PathLike, read_tokenizer, require
+from adapter_export.api.base import Base, PathLike, open_tokenizer
 from adapter_export.api.bundles import folder_of, model_of, precision_of, runner_of, same_precision
 from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
@@ -61,8 +61,6 @@ def check(
             reference, and torch is not needed.
         on_step: is told of each step.
 
-    The other arguments are described where they stand.
-
     Returns:
         What was found. A bundle that computes something else is no error: `report.raise_for_failure()` makes it one.
 
@@ -114,29 +112,19 @@ def _sides(
 def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
     from adapter_export.bundle.golden import case_of
 
-    record = plan.bundle.manifest.text
-    if record is None:
-        fix = f"leave {argument('data')} out"
-        raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
-    require("tokenizers", "text", "reading texts")
-    from adapter_export.text import Tokenizer
-
-    tokenizer = Tokenizer.from_json(read_tokenizer(plan.bundle.folder / record.tokenizer), record.max_tokens)
-    names = [each.name for each in plan.bundle.manifest.inputs]
-    return [
-        case_of(
-            f"texts {start + 1}…",
-            tokenizer.batch(texts[start : start + _ROWS_AT_ONCE], names),
-            plan.bundle.manifest.inputs,
-        )
-        for start in range(0, len(texts), _ROWS_AT_ONCE)
-    ]
+    inputs = plan.bundle.manifest.inputs
+    tokenizer = open_tokenizer(plan.bundle.folder, plan.bundle.manifest, fix=f"leave {argument('data')} out")
+    cases = []
+    for start in range(0, len(texts), _ROWS_AT_ONCE):
+        arrays = tokenizer.batch(texts[start : start + _ROWS_AT_ONCE], [record.name for record in inputs])
+        cases.append(case_of(f"texts {start + 1}…", arrays, inputs))
+    return cases
 
 
 def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Report:
     """Show that a bundle is whole, and that it computes its golden vectors on this machine.
 
-    Needs neither torch nor the model. All files, graphs and adapters are checked against each other, and the golden
+    Needs neither torch nor the model. All files, graphs and adapters are compared with each other, and the golden
     vectors run in every flavour of the graph; `check` with the model goes further.
 
     Args:
@@ -159,7 +147,6 @@ def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Repor
 
 
 def _counted(on_step: OnStep | None, total: int) -> Callable[[str], None]:
-    """Count the steps of a run for whoever listens."""
     if on_step is None:
         return lambda _: None
     done = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -21,28 +21,6 @@ if TYPE_CHECKING:
     from adapter_export.sites.view import FlowGraph
 
 _LAYER = re.compile(r"\blayers\.\d+\.")
-
-
-@dataclass(frozen=True)
-class Branch:
-    """Layers of one structure in a drawing.
-
-    Attributes:
-        first: the name of the first one.
-        last: the name of the last one.
-        layers: how many there are.
-        sublayers: those of each: its role, what reads its sum, and the names of the layers inside it.
-    """
-
-    first: str
-    last: str
-    layers: int
-    sublayers: tuple[tuple[str, str, tuple[str, ...]], ...]
-
-    @property
-    def name(self) -> str:
-        """`layers.0`, or `layers.0 … layers.5  (6 alike)`."""
-        return self.first if self.layers == 1 else f"{self.first} … {self.last}  ({self.layers} alike)"
 
 
 @dataclass(frozen=True)
@@ -87,14 +65,14 @@ class Sites:
         return tuple(dict.fromkeys(node.path or node.name for node in nodes))
 
     def table(self) -> Table:
-        """The sublayers: name, role, width of the residual stream, torch path, replaced value, what reads the sum."""
+        """Return the sublayers: name, role, width of the residual stream, torch path, value, what reads the sum."""
         columns = ("site", "role", "width", "torch path", "value", "followed by")
         found = self.map.sublayers
         rows = [(site.name, site.role, site.width, site.path or "", site.h, site.followed_by) for site in found]
         return Table(columns, rows, numbers="llr")
 
     def inner_table(self) -> Table:
-        """The linear layers and the embeddings; those that differ in the number of their layer alone share a row."""
+        """Return the linear layers and embeddings; those that differ in the number of their layer alone share a row."""
         rows: dict[tuple[str, str, str, str], list[str]] = {}
         for site in self.map.of_roles(("embeddings", "linear")):
             width = f"{site.width_in} → {site.width}" if site.u is not None else f"{site.width}"
@@ -102,40 +80,30 @@ class Sites:
             parts += f" of each {site.width // site.blocks}" if site.blocks > 1 else ""
             path = re.sub(r"\b\d+\b", "*", site.path or "", count=1)
             rows.setdefault((_LAYER.sub("", site.name, count=1), width, parts, path), []).append(site.name)
-        cells = [
-            (*key, names[0] if len(names) == 1 else f"{names[0]} …  ({len(names)})") for key, names in rows.items()
-        ]
+        names = (each[0] if len(each) == 1 else f"{each[0]} …  ({len(each)})" for each in rows.values())
+        cells = [(*key, name) for key, name in zip(rows, names, strict=True)]
         return Table(("inside", "width", "parts", "torch path", "site"), cells)
 
-    def branches(self) -> list[Branch]:
-        """The layers from first to last, those of one structure together."""
-        layers = [(name, tuple(members)) for name, members in groupby(self.map.sublayers, key=_layer_name)]
-        return [self._branch(list(run)) for _, run in groupby(layers, key=_structure)]
-
-    def _branch(self, run: Sequence[tuple[str, tuple[Site, ...]]]) -> Branch:
-        (first, members), last = run[0], run[-1][0]
-        sublayers = tuple((site.role, site.followed_by, tuple(self._inside(site))) for site in members)
-        return Branch(first, last, len(run), sublayers)
-
-    def _inside(self, sublayer: Site) -> Iterable[str]:
-        start = f"{sublayer.name}."
-        found = self.map.of_roles(("linear", "part"))
-        return (site.name.removeprefix(start) for site in found if site.name.startswith(start))
-
     def drawing(self) -> str:
-        """The layers as a tree of text; layers of one structure are drawn once."""
+        """Return the layers as a tree of text; neighbours of one structure are drawn once."""
+        layers = [(name, tuple(members)) for name, members in groupby(self.map.sublayers, key=_layer_name)]
+        inner = [site.name for site in self.map.of_roles(("linear", "part"))]
         lines = []
-        for branch in self.branches():
-            lines.append(f"├── {branch.name}")
-            for number, (role, follower, inside) in enumerate(branch.sublayers):
-                last = number == len(branch.sublayers) - 1
-                lines.append(f"│   {'└' if last else '├'}── {role}  h + x → {follower}   ▣ site")
+        for _, group in groupby(layers, key=_structure):
+            alike = list(group)
+            (first, sublayers), (last, _) = alike[0], alike[-1]
+            lines.append(f"├── {first}" if len(alike) == 1 else f"├── {first} … {last}  ({len(alike)} alike)")
+            for number, site in enumerate(sublayers, 1):
+                corner, line = ("└", " ") if number == len(sublayers) else ("├", "│")
+                lines.append(f"│   {corner}── {site.role}  h + x → {site.followed_by}   ▣ site")
+                start = f"{site.name}."
+                inside = [f"{name.removeprefix(start)} ▫" for name in inner if name.startswith(start)]
                 if inside:
-                    lines.append(f"│   {' ' if last else '│'}   └── {'  '.join(f'{name} ▫' for name in inside)}")
+                    lines.append(f"│   {line}   └── {'  '.join(inside)}")
         return "\n".join([*lines, f"└── {self.map.final}  ▣ head"])
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON data."""
+        """Return all of it as JSON data."""
         return {
             "model": None if self.base.path is None else str(self.base.path),
             "form": self.base.form,

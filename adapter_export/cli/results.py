@@ -22,13 +22,7 @@ _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a text.
-
-    Attributes:
-        place: counted from 0 along the row.
-        text: as the tokenizer writes it.
-        span: where in the text it stands, from one character to before another; none if there is no text.
-    """
+    """A token: its place in the row from 0, as the tokenizer writes it, and the characters [from, to) of the text."""
 
     place: int
     text: str
@@ -37,14 +31,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Head:
-    """What a row ran through, and what its result means.
-
-    Attributes:
-        adapter: the adapter; none is the base alone.
-        task: what the head is for; none without a head, or if nobody said it.
-        labels: its classes, if it has any.
-        output: the output that holds its result; none without a head.
-    """
+    """The adapter that a row ran through (none is the base alone), its task and classes, and its output, if any."""
 
     adapter: str | None
     task: Task | None
@@ -54,15 +41,7 @@ class Head:
     def result(
         self, name: str, outputs: Mapping[str, np.ndarray], row: int, base: Sequence[str], tokens: Sequence[Token]
     ) -> Result:
-        """The result of a row.
-
-        Args:
-            name: its text, or what stands for it.
-            outputs: those of its call.
-            row: its number in the call.
-            base: the outputs that every row has.
-            tokens: its tokens, where there is a result for each.
-        """
+        """Return the result of a row of a call with these outputs, of which every row has those in `base`."""
         own = {output: outputs[output][row] for output in base if self.task is None}
         if self.output is not None:
             own[self.output] = own_classes(outputs[self.output][row])
@@ -70,11 +49,7 @@ class Head:
 
 
 def head_of(session: Session, adapter: str | None) -> Head:
-    """What the result of an adapter means.
-
-    Raises:
-        RequestError: it is not loaded.
-    """
+    """Return what the result of an adapter means; one that is not loaded is a `RequestError`."""
     if adapter is None:
         return Head(None, None, (), None)
     return Head(adapter, session.task(adapter), session.labels(adapter) or (), session.output(adapter))
@@ -82,14 +57,7 @@ def head_of(session: Session, adapter: str | None) -> Head:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one row.
-
-    Attributes:
-        name: its text, or what stands for it.
-        head: what it ran through.
-        outputs: what its head gave, in its own width; without a task, the base's outputs as well.
-        tokens: for token classification, the tokens to show.
-    """
+    """The result of one row: what its head gave, in its own width, and without a task the base's outputs as well."""
 
     name: str
     head: Head
@@ -98,31 +66,32 @@ class Result:
 
     @property
     def values(self) -> np.ndarray:
-        """What the head of a task gave: [classes], [tokens, classes], [numbers] or [width]."""
+        """What the head of a task gave: `[classes]`, `[tokens, classes]`, `[numbers]` or `[width]`."""
         assert self.head.output is not None  # a task has one
         return self.outputs[self.head.output]
 
     def classes(self) -> Prediction:
-        """The classes of the row."""
+        """Return the classes of the row."""
         return predict(self.values[None], self.head.labels)[0]
 
     def token_classes(self) -> list[tuple[Token, Prediction]]:
-        """The classes of its tokens."""
+        """Return the classes of its tokens."""
         places = [token.place for token in self.tokens]
         return list(zip(self.tokens, predict(self.values[places], self.head.labels), strict=True))
 
 
-# Results as data.
-
-
 def facts(result: Result) -> dict[str, Any]:
-    """A row as data: its text and its result."""
+    """Return a row as data: its text and its result."""
     found: dict[str, Any] = {"text": result.name}
     match result.head.task:
         case "sequence_classification":
             return found | _class_facts(result.classes())
         case "token_classification":
-            return found | {"tokens": [_token_facts(*pair) for pair in result.token_classes()]}
+            tokens = []
+            for token, one in result.token_classes():
+                span = {} if token.span is None else {"start": token.span[0], "end": token.span[1]}
+                tokens.append({"token": token.text, **span, **_class_facts(one)})
+            return found | {"tokens": tokens}
         case "regression":
             return found | {"numbers": result.values.tolist()}
         case "embedding":
@@ -132,13 +101,13 @@ def facts(result: Result) -> dict[str, Any]:
 
 
 def full_facts(result: Result) -> dict[str, Any]:
-    """A row as data that stands alone: with its adapter and its task, too."""
+    """Return a row as data with its adapter and its task."""
     found = facts(result)
     return {"text": found.pop("text"), "adapter": result.head.adapter, "task": result.head.task, **found}
 
 
 def document(results: Sequence[Result]) -> dict[str, Any]:
-    """All rows as one document: the adapter once where they have one in common, else with each row."""
+    """Return all rows as one document: the adapter once where they have one in common, else with each row."""
     heads = list(dict.fromkeys(result.head for result in results))
     if len(heads) > 1:
         return {"adapters": [head.adapter for head in heads], "rows": [full_facts(result) for result in results]}
@@ -150,20 +119,12 @@ def _class_facts(one: Prediction) -> dict[str, Any]:
     return {"label": one.label, "probability": one.probability, "probabilities": dict(one.probabilities)}
 
 
-def _token_facts(token: Token, one: Prediction) -> dict[str, Any]:
-    span = {} if token.span is None else {"start": token.span[0], "end": token.span[1]}
-    return {"token": token.text, **span, **_class_facts(one)}
-
-
 def _summaries(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """Each output with its type, its shape, and the least, the mean and the greatest of its finite numbers."""
+    """Yield each output with its type, its shape, and the least, the mean and the greatest of its finite numbers."""
     for name, array in arrays.items():
         finite = array[np.isfinite(array)]
         found = {key: float(getattr(finite, key)()) if finite.size else None for key in ("min", "mean", "max")}
         yield {"output": name, "dtype": array.dtype.name, "shape": list(array.shape), **found}
-
-
-# Results as tables, with bars for people.
 
 
 def tables(results: Sequence[Result]) -> Iterator[Table | str]:
@@ -188,10 +149,9 @@ def tables(results: Sequence[Result]) -> Iterator[Table | str]:
             numbers = [[result.name, *(f"{number:.6g}" for number in result.values)] for result in results]
             yield Table(("text", *columns), numbers, numbers="l" + "r" * count)
         case "embedding":
-            vectors = [
-                (result.name, len(result.values), f"{float(np.linalg.norm(result.values)):.4g}", *_cells(result)[:1])
-                for result in results
-            ]
+            lengths = [f"{float(np.linalg.norm(result.values)):.4g}" for result in results]
+            pairs = zip(results, lengths, strict=True)
+            vectors = [(result.name, len(result.values), length, _cells(result)[0]) for result, length in pairs]
             yield Table(("text", "width", "length", "vector"), vectors, numbers="lrr")
         case None:
             mixed = [(result.name, result.head.adapter or "the base alone", *_cells(result)) for result in results]
@@ -211,7 +171,7 @@ def show_outputs(adapter: str | None, batches: Sequence[Mapping[str, np.ndarray]
 
 
 def bar(probability: float) -> str:
-    """A bar whose length is a probability, in eighths of a character."""
+    """Return a bar whose length is a probability, in eighths of a character."""
     full, eighths = divmod(round(probability * _BAR * 8), 8)
     return "█" * full + _EIGHTHS[eighths]
 
@@ -221,7 +181,7 @@ def _share(probability: float) -> tuple[str, str]:
 
 
 def _cells(result: Result) -> tuple[str, str, str]:
-    """The result in a line: what it is, and of a class its probability."""
+    """Return the result in a line: what it is, and of a class its probability."""
     match result.head.task:
         case "sequence_classification":
             one = result.classes()

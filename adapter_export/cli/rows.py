@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
-from adapter_export.api.base import read_tokenizer, require
+from adapter_export.api.base import open_tokenizer
 from adapter_export.cli.results import Token
 from adapter_export.errors import DataError, FormatError, UsageError, within
 from adapter_export.format.files import new_file, read_bytes, unreadable
@@ -26,19 +26,12 @@ Arrays = dict[str, np.ndarray]
 _BASE = ("", "-", None)
 """How a cell of a table names the base alone."""
 
-_LINES = (".txt", ".text")
 _NPZ, _SAFETENSORS = ".npz", ".safetensors"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text.
-
-    Attributes:
-        text: the text.
-        where: its place, for messages.
-        adapter: the adapter that its row names; none is the base, or that there is no such column.
-    """
+    """A text, its place for messages, and the adapter that its row names, if any."""
 
     text: str
     where: str
@@ -46,11 +39,7 @@ class Text:
 
 
 def read_texts(given: Sequence[str]) -> list[Text]:
-    """The texts of the command line, or else each line of stdin that is not empty.
-
-    Raises:
-        UsageError: there is nothing.
-    """
+    """Return the texts of the command line, or else each line of stdin that is not empty."""
     if given:
         return [Text(text, f"text {index}") for index, text in enumerate(given)]
     if sys.stdin.isatty():
@@ -64,19 +53,8 @@ def read_texts(given: Sequence[str]) -> list[Text]:
 
 
 def read_file(path: Path, column: str, adapter_column: str | None) -> list[Text]:
-    """The texts of a file, in its order: each line of a `.txt` file, or a column of a csv, tsv or jsonl table.
-
-    Args:
-        path: the file, in UTF-8.
-        column: the column of the texts.
-        adapter_column: the column that names the adapter of each row; an empty cell and `-` are the base.
-
-    Raises:
-        DataError: it cannot be read, a line is broken, a column is missing, a row has no text, or there are none.
-        FileError: a `.txt` file cannot be read.
-        UsageError: a `.txt` file has no columns.
-    """
-    if path.suffix.lower() in _LINES:
+    """Return each line of a `.txt` file, or a column of a csv, tsv or jsonl table, with the adapter of each row."""
+    if path.suffix.lower() in (".txt", ".text"):
         if adapter_column is not None:
             raise UsageError("a file of lines has no columns", where=path, fix="give a csv, tsv or jsonl table")
         found = list(_of_lines(text_lines(read_bytes(path), path), str(path)))
@@ -100,70 +78,37 @@ def _of_table(path: Path, column: str, adapter_column: str | None) -> Iterator[T
         check_columns(cells, wanted, where, "name the columns with `--text-column` and `--adapter-column`")
         text, adapter = cells[column], None if adapter_column is None else cells[adapter_column]
         if not isinstance(text, str) or not text.strip():
-            raise DataError(
-                "has no text",
-                where=where,
-                found=f"`{text}` in the column `{column}`",
-                fix="give it one, or leave the row out",
-            )
+            found = f"`{text}` in the column `{column}`"
+            raise DataError("has no text", where=where, found=found, fix="give it one, or leave the row out")
         if adapter is not None and not isinstance(adapter, str):
-            raise DataError(
-                "names no adapter", where=where, found=f"`{adapter}`", expected="a name, or `-` for the base"
-            )
+            expected = "a name, or `-` for the base"
+            raise DataError("names no adapter", where=where, found=f"`{adapter}`", expected=expected)
         yield Text(text, where, None if adapter in _BASE else adapter.strip())
 
 
-class Rows(Protocol):
-    """Rows that a call can have some of."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def name(self, row: int) -> str:
-        """A row's text, or what stands for it."""
-
-    def inputs(self, start: int, end: int) -> Arrays:
-        """What a call of these rows is fed."""
-
-    def tokens(self, start: int, end: int) -> Sequence[Sequence[Token]]:
-        """The tokens of these rows, as `inputs` encodes them together, without padding."""
-
-
 class TextRows:
-    """Texts, encoded when a call needs them.
-
-    Raises:
-        UsageError: the bundle has no tokenizer.
-    """
+    """Texts, encoded when a call needs them."""
 
     def __init__(self, bundle: Bundle, texts: Sequence[Text]) -> None:
-        record = bundle.manifest.text
-        if record is None:
-            raise UsageError(
-                "the bundle has no tokenizer, so it cannot read texts",
-                fix="give `--arrays`, or build it again with `--tokenizer`",
-            )
-        require("tokenizers", "text", "reading texts")
-        from adapter_export.text import Tokenizer
-
         self._texts = texts
-        self._tokenizer = Tokenizer.from_json(read_tokenizer(bundle.folder / record.tokenizer), record.max_tokens)
+        fix = "give `--arrays`, or build it again with `--tokenizer`"
+        self._tokenizer = open_tokenizer(bundle.folder, bundle.manifest, fix=fix)
         self._inputs = [record.name for record in bundle.manifest.inputs]
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def name(self, row: int) -> str:
-        """A row's text."""
+        """Return a row's text."""
         return self._texts[row].text
 
     def inputs(self, start: int, end: int) -> Arrays:
-        """The texts encoded, padded to the longest of them."""
+        """Return the texts encoded, padded to the longest of them."""
         with within(self._texts[start].where + ("" if end == start + 1 else " and those after it")):
             return dict(self._tokenizer.batch(self._of(start, end), self._inputs))
 
     def tokens(self, start: int, end: int) -> list[list[Token]]:
-        """The tokens of these texts, without special ones, which have no labels."""
+        """Return the tokens of these texts, without padding and special ones, which have no labels."""
         return [
             [
                 Token(place, text, encoding.offsets[place])
@@ -178,11 +123,7 @@ class TextRows:
 
 
 class ArrayRows:
-    """Arrays with the rows of each input of the base, checked against the manifest.
-
-    Raises:
-        RequestError: they do not fit.
-    """
+    """Arrays with the rows of each input of the base, checked against the manifest."""
 
     def __init__(self, bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> None:
         self._arrays = check_inputs(arrays, bundle.manifest.inputs)
@@ -192,30 +133,25 @@ class ArrayRows:
         return len(next(iter(self._arrays.values())))
 
     def name(self, row: int) -> str:
-        """A row's number."""
+        """Return a row's number."""
         return f"row {row}"
 
     def inputs(self, start: int, end: int) -> Arrays:
-        """The arrays, or some of their rows."""
+        """Return these rows of every array."""
         return {name: array[start:end] for name, array in self._arrays.items()}
 
     def tokens(self, start: int, end: int) -> list[list[Token]]:
-        """The tokens that the mask [rows, tokens] keeps, by their numbers."""
+        """Return the tokens that the mask [rows, tokens] keeps, by their numbers."""
         shape = next(iter(self._arrays.values())).shape[:2]
         mask = np.ones(shape) if self._mask is None else self._arrays[self._mask]
         return [[Token(int(place), f"token {place}") for place in np.flatnonzero(row)] for row in mask[start:end]]
 
 
-# Arrays in files: `.npz` of NumPy, or `.safetensors`, which programs in other languages write and read.
+Rows: TypeAlias = TextRows | ArrayRows
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Read arrays by name.
-
-    Raises:
-        FileError: the file cannot be read.
-        FormatError: it holds something else.
-    """
+    """Read arrays by name from a `.safetensors` or `.npz` file."""
     if path.suffix == _SAFETENSORS:
         return read_tensors(path)
     try:
@@ -236,26 +172,14 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a name that does not say how arrays are to be written.
-
-    Raises:
-        UsageError: it does not.
-    """
+    """Refuse a name that does not say how arrays are to be written."""
     if path.suffix not in (_NPZ, _SAFETENSORS):
-        raise UsageError(
-            "the form of a file of arrays is not known",
-            found=f"`{path.name}`",
-            expected=f"`{_NPZ}` or `{_SAFETENSORS}`",
-        )
+        expected = f"`{_NPZ}` or `{_SAFETENSORS}`"
+        raise UsageError("the form of a file of arrays is not known", found=f"`{path.name}`", expected=expected)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, force: bool) -> None:
-    """Write arrays by name, in the format that the suffix says.
-
-    Raises:
-        OutputExistsError: there is a file, and `force` is not given.
-        WriteError: the operating system refused.
-    """
+    """Write arrays by name, in the format that the suffix says."""
     with new_file(path, force=force) as temporary:
         if path.suffix == _SAFETENSORS:
             write_tensors(temporary, arrays)

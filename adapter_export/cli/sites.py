@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import adapter_export as ae
 from adapter_export.api.base import FORM_NAMES, check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
-
-if TYPE_CHECKING:
-    from rich.tree import Tree
 
 
 @command(
@@ -44,6 +40,8 @@ def sites(
     fused ones, which are sites as well, and the embeddings; those that differ in the number of their layer alone share
     a row. The last line names the layers with weights at which no adapter can act.
     """
+    from rich.text import Text
+
     from adapter_export.cli.bases import opened
     from adapter_export.cli.output import console, emit_json, say, show
 
@@ -62,21 +60,9 @@ def sites(
     out = console()
     out.print()
     count = len(found.map.sublayers)
-    out.print(_drawing(found, f"{model}  {FORM_NAMES[base.form]}, {count} sites, width {found.map.width}"))
+    out.print(Text(f"{model}  {FORM_NAMES[base.form]}, {count} sites, width {found.map.width}", "bold"))
+    drawing = Text(found.drawing())
+    drawing.highlight_words(["▣ site", "▣ head"], "green")
+    out.print(drawing, soft_wrap=True)
     if found.not_placed:
         out.print(f"without a site: {', '.join(found.not_placed)}", markup=False, soft_wrap=True)
-
-
-def _drawing(found: ae.Sites, title: str) -> Tree:
-    from rich.text import Text
-    from rich.tree import Tree
-
-    tree = Tree(Text(title, style="bold"), guide_style="dim")
-    for branch in found.branches():
-        layer = tree.add(Text(branch.name))
-        for role, follower, inside in branch.sublayers:
-            sublayer = layer.add(Text.assemble((role, "cyan"), f"  h + x → {follower}   ", ("▣ site", "green")))
-            if inside:
-                sublayer.add(Text("  ".join(f"{name} ▫" for name in inside), style="dim"))
-    tree.add(Text.assemble(f"{found.map.final}  ", ("▣ head", "green")))
-    return tree
