@@ -36,19 +36,17 @@ def report_adapter(
         warn(f"{note}.")
     parameters, head = adapter.cost().parameters, adapter.head
     if as_json:
-        emit_json(
-            {
-                "adapter": str(output),
-                "name": adapter.name,
-                "kind": adapter.kind,
-                "parameters": parameters,
-                "sites": list(adapter.placements),
-                "task": None if head is None else head.task,
-                "labels": None if head is None else list(head.labels) or None,
-                "notes": list(notes),
-                **(facts or {}),
-            }
-        )
+        document = {
+            "adapter": str(output),
+            "name": adapter.name,
+            "kind": adapter.kind,
+            "parameters": parameters,
+            "sites": list(adapter.placements),
+            "task": None if head is None else head.task,
+            "labels": None if head is None else list(head.labels) or None,
+            "notes": list(notes),
+        }
+        emit_json({**document, **(facts or {})})
         return
     with_head = "" if head is None else f", a head for {head.task.replace('_', ' ')}"
     places = f"{len(adapter.placements)} sites{with_head}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from adapter_export.errors import Note
     from adapter_export.format.manifest import Manifest
 
-_FLAVOUR_WORDS = {
+_FLAVOURS = {
     "slots": "an adapter may be fed",
     "inputs": "an adapter must be fed",
     "bank": "an adapter for each row",
@@ -75,7 +75,7 @@ def _report(manifest: Manifest, model: Path, output: Path) -> None:
     from adapter_export.tables import Table
 
     sizes = {file.path: file.bytes for file in manifest.files}
-    what = {path: f"the graph: {_FLAVOUR_WORDS[name]}" for name, path in manifest.graphs.items()}
+    what = {path: f"the graph: {_FLAVOURS[name]}" for name, path in manifest.graphs.items()}
     what |= {each.baked: f"`{each.name}`, constant" for each in manifest.adapters if each.baked is not None}
     what |= {
         each.onnx_adapter: f"`{each.name}`, {each.kind}, {each.parameters:,} parameters" for each in manifest.adapters

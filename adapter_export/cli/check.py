@@ -1,17 +1,41 @@
-"""`adapter-export check`: does a bundle compute what it should?"""
+"""`adapter-export check` and `adapter-export verify`: does a bundle compute what it should, and is it whole?"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
+from rich.text import Text
 
 import adapter_export as ae
 from adapter_export.api.option import Option
+from adapter_export.cli.bases import opened, stepping
 from adapter_export.cli.options import Json, SiteMapFile, TrustPickle, command
+from adapter_export.cli.output import console, emit_json, show, shown
+from adapter_export.tables import Table
+
+if TYPE_CHECKING:
+    from adapter_export.bundle.report import Report
+    from adapter_export.format.check_report import (
+        AgreementsRecord,
+        ComparisonRecord,
+        FailureRecord,
+        InvariantRecord,
+        Number,
+        OutputRecord,
+        SiteRecord,
+    )
 
 _MISMATCH = 1
+_MOST_FAILURES = 5
+_MANY_CHECKS = 10
+_BASE = "base"
+_NONE = "–"
 
 
 @command(
@@ -53,16 +77,243 @@ def check(
     Exit codes: 0 everything is within its budget, 1 something is not, 3 the bundle or the model cannot be used,
     4 nothing was compared.
     """
-    from adapter_export.cli.bases import opened, stepping
-    from adapter_export.cli.check_tables import show
-    from adapter_export.cli.output import emit_json
-
     base = None if against is None else opened(against, site_map, trust_pickle)
     with stepping("checking") as on_step:
         report = ae.check(bundle, against=base, on_step=on_step, **options)
     if as_json:
         emit_json(report.to_json())
     else:
-        show(report)
+        _show_check(report)
     if not report.passed:
         raise click.exceptions.Exit(_MISMATCH)
+
+
+@command("adapter-export verify bundle", "adapter-export verify bundle --json > report.json")
+def verify(bundle: Path, *, as_json: Json = False) -> None:
+    """Show that BUNDLE is whole, and that it computes on this machine what it should.
+
+    Needs neither torch nor the model. Checks every file against its hash, and that there are no others and no links
+    that lead out; the manifest against its schema; every graph against the manifest: inputs, outputs, slots with their
+    defaults, where its weights lie; both files of every adapter against the slots and each other, and the rows of the
+    bank against them. Then it runs the golden vectors in every flavour of the graph, the bank also in batches whose
+    rows run through different adapters. `check --against MODEL` goes further.
+
+    Exit codes: 0 passed, 1 a result is off, 3 the bundle is damaged, or something in it does not fit, 4 nothing was
+    compared.
+    """
+    from adapter_export.bundle.report import verification
+
+    with stepping("verifying") as on_step:
+        report = ae.verify(bundle, on_step=on_step)
+    if as_json:
+        emit_json(verification(report))
+    else:
+        _show_verification(report)
+    if not report.passed:
+        raise click.exceptions.Exit(_MISMATCH)
+
+
+def _show_check(report: Report) -> None:
+    from adapter_export.bundle.report import failures
+
+    out = console()
+    out.print(Text(f"{report.bundle}: {report.runtime} against {report.reference or 'the golden vectors'}", "bold"))
+    compared = [each for each in report.outputs if each.against == ("reference" if report.reference else "golden")]
+    form = compared[0].flavour if compared else "slots"
+    first = [result for result in compared if result.flavour == form]
+    out.print(shown(_outputs(first)))
+    reason = "no outputs were compared"
+    if first:
+        largest = max(first, key=lambda result: result.budget.absolute)
+        rest = "the others likewise by their own scale"  # they differ in that alone
+        reason = f"budget of `{largest.output}`, {rest}: {largest.budget.reason}"
+    out.print(Text(reason, "dim"), soft_wrap=True)
+    others = [result for result in compared if result.flavour != form]
+    if others:
+        out.print(shown(_flavours(others)))
+    for line in (*_golden_lines(report), _sites_line(report.sites), *_invariant_lines(report.invariants)):
+        out.print(line, soft_wrap=True)
+    coverage = report.coverage()
+    left_out = f"; not compared: {'; '.join(coverage.left_out[:3])}" if coverage.left_out else ""
+    more = " …" if len(coverage.left_out) > 3 else ""
+    values = f"compared {coverage.compared} of {coverage.planned} values, {coverage.elements:,} elements"
+    out.print(Text(f"{values}{left_out}{more}"), soft_wrap=True)
+    if report.agreements is not None:
+        out.print(shown(_agreements(report.agreements)))
+    found = failures(report)
+    for failure in found[:_MOST_FAILURES]:
+        out.print(Text("\n").join(_failure_lines(failure)), soft_wrap=True)
+    if len(found) > _MOST_FAILURES:
+        out.print(Text(f"… and {len(found) - _MOST_FAILURES} more, see `--json`", "dim"))
+    out.print(Text("passed", "bold green") if report.passed else Text("failed", "bold red"))
+
+
+def _agreements(found: AgreementsRecord) -> Table:
+    """Return what the precision costs, one line per output."""
+    rows = []
+    for result in found.results:
+        same = _NONE if result.agree is None else f"{result.agree} ({result.agree / result.rows:.1%})"
+        difference = f"{result.absolute:.1e} of {result.scale:.3g}"
+        cosine = _NONE if result.cosine is None else f"{result.cosine:.5f}"
+        rows.append((result.adapter or _BASE, result.output, f"{result.rows:,}", same, difference, cosine))
+    title = f"against {found.original}, on {found.inputs}"
+    columns = ("adapter", "output", "rows", "same class", "max difference", "cosine")
+    return Table(columns, rows, title, numbers="llrrrr")
+
+
+def _flavours(results: Sequence[OutputRecord]) -> Table:
+    """Return one line for each other graph, and one for its mixed batches."""
+    rows = []
+    for flavour, mixed in dict.fromkeys((result.flavour, result.mixed) for result in results):
+        own = [result for result in results if (result.flavour, result.mixed) == (flavour, mixed)]
+        _, _, error, ratio, _, _, _, mark = _row(("", ""), own)
+        adapters = len({result.adapter for result in own if result.adapter is not None})
+        tops = [found.top_class for found in own if found.top_class is not None]
+        same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
+        batches = "mixed" if mixed else "one adapter"
+        rows.append((flavour, batches, adapters, len(own), error, ratio, same, mark))
+    columns = ("flavour", "batches", "adapters", "outputs", "max error", "error/budget", "top class", "verdict")
+    return Table(columns, rows, numbers="llrrrrr")
+
+
+def _place(result: OutputRecord) -> tuple[str, str]:
+    """Return the line of a result; values at padding, which nobody reads, must not hide others, so have their own."""
+    case = f"{result.case}, mixed" if result.mixed else result.case
+    return result.adapter or _BASE, f"{case}, padding" if result.part == "padding" else case
+
+
+def _outputs(results: Sequence[OutputRecord]) -> Table:
+    """Return one line per adapter and case: the worst over outputs and optimization levels."""
+    places: dict[tuple[str, str], list[OutputRecord]] = {}
+    for result in results:
+        places.setdefault(_place(result), []).append(result)
+    columns = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
+    return Table(columns, [_row(place, found) for place, found in places.items()], numbers="llrrrrr")
+
+
+def _row(place: tuple[str, str], comparisons: Sequence[ComparisonRecord]) -> tuple[str, ...]:
+    worst = max(comparisons, key=_badness)
+    ulp = None if worst.worst is None else worst.worst.ulp
+    errors = [found.absolute for found in comparisons if found.compared]
+    cosines = [found.cosine for found in comparisons if found.cosine is not None]
+    return (
+        *place,
+        f"{max(errors):.1e}" if errors else _NONE,
+        f"{worst.ratio:.2f}" if worst.compared else _NONE,
+        _NONE if ulp is None else f"{ulp:,}",
+        f"{min(cosines):.7f}" if cosines else _NONE,
+        _top_class(comparisons),
+        "pass" if all(found.passed for found in comparisons) else "FAIL",
+    )
+
+
+def _badness(result: ComparisonRecord) -> tuple[bool, float]:
+    return not result.passed, result.ratio
+
+
+def _top_class(comparisons: Sequence[ComparisonRecord]) -> str:
+    """Return how many rows agree, at the level where the fewest do."""
+    seen = [found.top_class for found in comparisons if found.top_class is not None]
+    if not seen:
+        return _NONE
+    worst = min(seen, key=lambda found: found.agree / found.rows)
+    ties = sum(flip.within_budget for flip in worst.flips)
+    agree = f"{worst.agree}/{worst.rows}"
+    return f"{agree} ({ties} tied)" if ties else agree
+
+
+def _mark(passed: bool) -> Text:
+    return Text("pass", "green") if passed else Text("FAIL", "bold red")
+
+
+def _golden_lines(report: Report) -> Iterator[Text]:
+    """Yield the golden vectors in one line, where the table shows the reference."""
+    found = [result for result in report.outputs if result.against == "golden"]
+    if report.reference is not None and found:
+        worst = max(found, key=_badness)
+        bad = sum(not result.passed for result in found)
+        summary = f"  golden vectors: {len(found)} outputs, worst {worst.ratio:.2f} of its budget"
+        yield Text.assemble(_mark(not bad), summary, f", {bad} do not pass" if bad else "")
+
+
+def _sites_line(results: Sequence[SiteRecord]) -> Text:
+    if not results:
+        return Text("sites: no adapter was checked")
+    worst = max(results, key=_badness)
+    bad = sum(not result.passed for result in results)
+    summary = f"{len(results)} sites and heads against float64, worst {worst.ratio:.2f} of its budget"
+    return Text.assemble(
+        _mark(not bad), f"  {summary} ({worst.adapter}, `{worst.site}`)", f", {bad} over their budgets" if bad else ""
+    )
+
+
+def _invariant_lines(results: Sequence[InvariantRecord]) -> Iterator[Text]:
+    """Yield one line for all of a name that hold, one for each that does not."""
+    for name, group in groupby(sorted(results, key=lambda result: result.name), key=lambda result: result.name):
+        found = list(group)
+        for bad in (result for result in found if not result.passed):
+            yield Text.assemble(_mark(False), f"  {name}, {bad.subject}: {bad.detail}")
+        good = [result for result in found if result.passed]
+        if good:
+            more = f", … {len(good)} in all" if len(good) > 3 else ""
+            subjects = ", ".join(result.subject for result in good[:3])
+            yield Text.assemble(_mark(True), f"  {name}: {subjects}{more} ({good[0].detail})")
+
+
+def _failure_lines(failure: FailureRecord) -> Iterator[Text]:
+    case = f"{failure.case}, mixed" if failure.mixed else failure.case
+    worst = failure.worst
+    index = "" if worst is None or failure.output is None else list(worst.index)
+    where = f"{failure.output or 'a site'}{index}"
+    yield Text.assemble(("FAIL ", "bold red"), f"{failure.adapter or _BASE}, {case}: {where}")
+    yield Text(f"  {'; '.join(failure.faults)}")
+    if worst is not None:
+        ratio = f", {failure.ratio:.3g} × the budget" if failure.ratio else ""
+        yield Text(f"  found {_number(worst.found)}, expected {_number(worst.expected)}{ratio}")
+    if failure.flavour != "slots" or len(failure.flavours_failed) > 1:
+        yield Text(f"  fails in {', '.join(f'`{form}`' for form in failure.flavours_failed)}")
+    if failure.levels_failed and failure.flavour == "slots":
+        passed = f"; passes at {', '.join(failure.levels_passed)}" if failure.levels_passed else ""
+        yield Text(f"  fails at {', '.join(failure.levels_failed)}{passed}")
+    yield Text(f"  {_culprit(failure)}")
+    yield Text(f"  repeat: {failure.command}")
+
+
+def _culprit(failure: FailureRecord) -> str:
+    site = failure.culprit
+    if site is None and failure.flavour not in ("slots", "inputs"):
+        return f"culprit: the graph `{failure.flavour}` or the tensors in it, not the adapter's own files"
+    if site is None:
+        return "culprit: no site of an adapter; look at the base or at rounding that adds up"
+    path = "" if site.path is None else f" (torch: {site.path})"
+    values, worst = "; ".join(site.faults), site.worst
+    if worst is not None:
+        values = f"found {_number(worst.found)}, float64 gives {_number(worst.expected)}"
+    return f"culprit: {site.site}{path}: {values}, {site.ratio:.3g} × its own budget"
+
+
+def _number(value: Number) -> str:
+    return str(value) if isinstance(value, int | str) else f"{value:.8g}"
+
+
+def _show_verification(report: Report) -> None:
+    checks = Table(("what", "of", "found", ""), list(_checks(report)), f"{report.bundle}  {report.runtime}")
+    show(checks, replace(report.table(), title="golden vectors"))
+    out = console()
+    failed = [result for result in report.outputs if not result.passed]
+    for result in failed[:_MANY_CHECKS]:
+        out.print(f"✗ {result.place}: {'; '.join(result.faults)}", markup=False)
+    if len(failed) > _MANY_CHECKS:
+        out.print(f"✗ and {len(failed) - _MANY_CHECKS} more", markup=False)
+    out.print("passed" if report.passed else "failed", style="bold")
+
+
+def _checks(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    """Yield one line for each check; those of one name that passed share one where they are many."""
+    many = {name for name, count in Counter(check.name for check in report.invariants).items() if count > _MANY_CHECKS}
+    for check in report.invariants:
+        if check.name not in many or not check.passed:
+            yield check.name, check.subject, check.detail, "passed" if check.passed else "failed"
+    for name in sorted(many):
+        passed = sum(check.passed for check in report.invariants if check.name == name)
+        yield name, f"{passed} of them", "as they should be", "passed"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,69 +12,68 @@ import adapter_export as ae
 from adapter_export.api.base import check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.main import Entry, LazyGroup
-from adapter_export.cli.options import (
-    AdapterFolder,
-    Force,
-    Json,
-    SiteMapFile,
-    TrustPickle,
-    command,
-    examples,
-)
+from adapter_export.cli.options import AdapterFolder, Force, Json, SiteMapFile, TrustPickle, command, examples
 
 if TYPE_CHECKING:
     from adapter_export import Adapter
-
-TrainedOn = Annotated[Path, Option("The model that the adapter was trained on.", "MODEL")]
-Name = Annotated[
-    str | None, Option("What users will call it; in a folder of several, also which one. The output's name.")
-]
+    from adapter_export.errors import Note
 
 
-@command(
-    "adapter-export import peft lora_folder --base model.pt -o a",
-    "adapter-export import peft lora_folder --base HF_FOLDER --labels negative,positive -o sentiment",
-    like=ae.import_peft,
-)
-def peft(
-    folder: Path,
-    *,
-    base: TrainedOn,
-    name: Name = None,
-    output: AdapterFolder,
-    force: Force = False,
-    site_map: SiteMapFile = None,
-    trust_pickle: TrustPickle = False,
-    as_json: Json = False,
-    **options: Any,
-) -> None:
+def _importer(load: Callable[..., Adapter], lines: Sequence[str], help_text: str) -> click.Command:
+    """Return the command of an importer; they differ in their call and their help."""
+
+    def run(
+        folder: Path,
+        *,
+        base: Annotated[Path, Option("The model that the adapter was trained on.", "MODEL")],
+        name: Annotated[
+            str | None, Option("What users will call it; in a folder of several, also which one. The output's name.")
+        ] = None,
+        output: AdapterFolder,
+        force: Force = False,
+        site_map: SiteMapFile = None,
+        trust_pickle: TrustPickle = False,
+        as_json: Json = False,
+        **options: Any,
+    ) -> None:
+        from adapter_export.cli.bases import opened, report_adapter
+
+        check_free(output, force=force)
+        model = opened(base, site_map, trust_pickle)
+        notes: list[str] = []
+
+        def noted(note: Note) -> None:
+            notes.append(note.sentence("shell"))
+
+        named = name or output.resolve().name
+        adapter = load(folder, model, name=named, member=name, on_note=noted, **options)
+        ae.save(adapter, output, force=force)
+        report_adapter(adapter, notes, output, as_json)
+
+    run.__doc__, run.__name__ = help_text, load.__name__.removeprefix("import_")
+    return command(*lines, like=load)(run)
+
+
+peft = _importer(
+    ae.import_peft,
+    (
+        "adapter-export import peft lora_folder --base model.pt -o a",
+        "adapter-export import peft lora_folder --base HF_FOLDER --labels negative,positive -o sentiment",
+    ),
     """Import a LoRA or an IA3 that PEFT saved in FOLDER.
 
     FOLDER has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors are
     read. PEFT need not be installed, and torch only for a `.bin`. What cannot be expressed is refused by name.
-    """
-    check_free(output, force=force)
-    _import(ae.import_peft, folder, base, name, output, force, site_map, trust_pickle, as_json, options)
-
-
-@command(
-    "adapter-export import adapterhub saved/sentiment --base model.pt -o sentiment",
-    "adapter-export import adapterhub saved --name sentiment --base model.onnx -o sentiment",
-    "adapter-export import adapterhub setup --base model.pt -o stacked",
-    like=ae.import_adapterhub,
+    """,
 )
-def adapterhub(
-    folder: Path,
-    *,
-    base: TrainedOn,
-    name: Name = None,
-    output: AdapterFolder,
-    force: Force = False,
-    site_map: SiteMapFile = None,
-    trust_pickle: TrustPickle = False,
-    as_json: Json = False,
-    **options: Any,
-) -> None:
+
+adapterhub = _importer(
+    ae.import_adapterhub,
+    (
+        "adapter-export import adapterhub saved/sentiment --base model.pt -o sentiment",
+        "adapter-export import adapterhub saved --name sentiment --base model.onnx -o sentiment",
+        "adapter-export import adapterhub setup --base model.pt -o stacked",
+    ),
     """Import an adapter that AdapterHub's library saved in FOLDER.
 
     FOLDER has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are read.
@@ -83,37 +82,8 @@ def adapterhub(
 
     A folder that `save_adapter_setup` wrote becomes one adapter with its members inside, a `Stack`, `Average` or `Fuse`
     as nested as the library allows; `--name` with the name of a member imports that one alone.
-    """
-    check_free(output, force=force)
-    _import(ae.import_adapterhub, folder, base, name, output, force, site_map, trust_pickle, as_json, options)
-
-
-def _import(
-    load: Callable[..., Adapter],
-    folder: Path,
-    base: Path,
-    name: str | None,
-    output: Path,
-    force: bool,
-    site_map: Path | str | None,
-    trust_pickle: bool,
-    as_json: bool,
-    options: dict[str, Any],
-) -> None:
-    from adapter_export.cli.bases import opened, report_adapter
-
-    notes: list[str] = []
-    adapter = load(
-        folder,
-        opened(base, site_map, trust_pickle),
-        name=name or output.resolve().name,
-        member=name,
-        on_note=lambda note: notes.append(note.sentence("shell")),
-        **options,
-    )
-    ae.save(adapter, output, force=force)
-    report_adapter(adapter, notes, output, as_json)
-
+    """,
+)
 
 LIBRARIES = {
     "adapterhub": Entry(

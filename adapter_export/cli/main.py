@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -19,8 +18,7 @@ import click
 from adapter_export.errors import AdapterExportError, FileError, InputError
 from adapter_export.version import __version__
 
-_INTERRUPTED = 130
-_BUG = 5
+_BUG, _INTERRUPTED = 5, 130
 
 
 class Entry(NamedTuple):
@@ -41,22 +39,17 @@ COMMANDS: Mapping[str, Entry] = {
     "add": Entry("adapter_export.cli.add:add", "Add adapters to a bundle, without a new export."),
     "remove": Entry("adapter_export.cli.add:remove", "Remove adapters from a bundle."),
     "check": Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
-    "verify": Entry("adapter_export.cli.verify:verify", "Show that a bundle is whole and computes right here."),
+    "verify": Entry("adapter_export.cli.check:verify", "Show that a bundle is whole and computes right here."),
     "run": Entry("adapter_export.cli.run:run", "Run a bundle on texts or arrays."),
     "inspect": Entry("adapter_export.cli.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is called and lists its commands without importing any.
+    """A group that imports a command when it is called and lists its commands, in `table`, without importing any.
 
     Every error ends here: those of this package with their own exit code, failing disks and memory with 3, an
     interrupt with 130, anything else, which is a bug of ours, with 5.
-
-    Args:
-        table: the commands, in the order in which they are listed.
-        args: what `click.Group` takes.
-        rest: likewise.
     """
 
     def __init__(self, *args: Any, table: Mapping[str, Entry], **rest: Any) -> None:
@@ -64,11 +57,11 @@ class LazyGroup(click.Group):
         self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order in which a user meets them."""
+        """Return the names, in the order in which a user meets them."""
         return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now."""
+        """Return the command, imported now."""
         entry = self._table.get(cmd_name)
         if entry is None:
             return None
@@ -80,7 +73,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the first argument names; a near miss is named in the error."""
+        """Return the command that the first argument names; the error for an unknown one names a near one."""
         if args and args[0] not in self._table and not args[0].startswith("-"):
             near = get_close_matches(args[0], self._table, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(self._table)}."
@@ -155,9 +148,13 @@ def _report(error: Exception, call: _Call) -> int:
         traceback.print_exception(error)
     known = _as_known(error)
     if known is None:
-        what, code = f"{type(error).__name__}: {error}", _BUG
+        what, code, advice = f"{type(error).__name__}: {error}", _BUG, ""
         facts = {"error": "InternalError", "what": what}
-        advice = "" if call.debug else f" Please report it with `{_write_report(error)}`."
+        if not call.debug:
+            with tempfile.NamedTemporaryFile("w", prefix="adapter-export-", suffix=".txt", delete=False) as file:
+                file.write(f"adapter-export {__version__}\n{' '.join(sys.argv)}\n\n")
+                traceback.print_exception(error, file=file)
+            advice = f" Please report it with `{file.name}`."
         message = f"{what}. This is a bug in adapter-export.{advice}"
     else:
         facts, message, code = known.facts("shell"), known.sentence("shell"), known.exit_code
@@ -168,7 +165,7 @@ def _report(error: Exception, call: _Call) -> int:
 
 
 def _as_known(error: Exception) -> AdapterExportError | None:
-    """The error as one of ours: failing disks and memory are no bugs."""
+    """Return the error as one of ours: failing disks and memory are no bugs."""
     if isinstance(error, AdapterExportError):
         return error
     if isinstance(error, MemoryError):
@@ -180,13 +177,6 @@ def _as_known(error: Exception) -> AdapterExportError | None:
             fix="check the path, its permissions and the free space, then run again",
         )
     return None
-
-
-def _write_report(error: Exception) -> Path:
-    with tempfile.NamedTemporaryFile("w", prefix="adapter-export-", suffix=".txt", delete=False) as file:
-        file.write(f"adapter-export {__version__}\n{' '.join(sys.argv)}\n\n")
-        traceback.print_exception(error, file=file)
-    return Path(file.name)
 
 
 def _say_json(facts: Mapping[str, str], exit_code: int) -> None:

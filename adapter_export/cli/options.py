@@ -28,9 +28,6 @@ from click.core import ParameterSource
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import UsageError
 
-PATH = click.Path(path_type=Path)
-"""A path; whether it is there is said by the reader, in the words of `errors.py`."""
-
 Json = Annotated[bool, Option("Write one JSON document to stdout.", flags="--json")]
 Force = Annotated[bool, Option("Replace what is at the output's place.")]
 TrustPickle = Annotated[bool, TRUST_PICKLE]
@@ -44,13 +41,10 @@ def examples(*lines: str) -> str:
 
 
 def command(*lines: str, like: Callable[..., object] | None = None) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command of a function; its docstring is the help.
+    """Make a command of a function; its docstring is the help, `lines` are the examples at its end.
 
+    The annotated keyword parameters of `like` are options, too; the function takes them as `**options: Any`.
     Required options come first, then those of `like`, then the function's own, in the order of the signatures.
-
-    Args:
-        lines: examples for the end of the help page.
-        like: a call whose annotated keyword parameters are options, too; the function takes them as `**options: Any`.
     """
 
     def make(function: Callable[..., None]) -> click.Command:
@@ -79,12 +73,8 @@ def command(*lines: str, like: Callable[..., object] | None = None) -> Callable[
 def check_together(*, apart: Sequence[Sequence[str]] = (), needs: Mapping[str, tuple[str, str]] | None = None) -> None:
     """Refuse options of the running command that exclude each other, or that are given without another.
 
-    Args:
-        apart: parameters of which one may be given.
-        needs: for a parameter the one that it needs, and how it belongs to that: `("data", "is one of")`.
-
-    Raises:
-        UsageError: there are such options.
+    Of each group in `apart` one may be given; `needs` has for an option the one that it needs, and how it belongs to
+    that, such as `("data", "is one of")`.
     """
     context = click.get_current_context()
     flags = {str(param.name): f"`{max(param.opts, key=len)}`" for param in context.command.params}
@@ -109,10 +99,8 @@ def _params(call: Callable[..., object]) -> Iterator[click.Parameter]:
                 yield _option(one.name, hint, one.default)
         else:
             kind, said = _read(hint)
-            count = -1 if kind == {Sequence[str]} else 1
-            yield click.Argument(
-                [one.name], type=_converter(kind, said), metavar=_metavar(said), nargs=count, required=True
-            )
+            words = {"type": _converter(kind, said), "metavar": _metavar(said)}
+            yield click.Argument([one.name], nargs=-1 if kind == {Sequence[str]} else 1, required=True, **words)
     for typed in packed:
         yield from (_option(name, hint, None) for name, hint in get_type_hints(typed, include_extras=True).items())
 
@@ -244,4 +232,5 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
         "A=0.3,B=0.7", _weights_by_name, "is no list such as `a=0.3,b=0.7`; `--weights` names the members"
     ),
 }
-_PLAIN: Mapping[type, click.ParamType[Any]] = {Path: PATH, int: click.INT, float: click.FLOAT, str: click.STRING}
+_PATH = click.Path(path_type=Path)  # its reader says whether it is there, in the words of `errors.py`
+_PLAIN: Mapping[type, click.ParamType[Any]] = {Path: _PATH, int: click.INT, float: click.FLOAT, str: click.STRING}

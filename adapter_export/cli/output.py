@@ -6,13 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Protocol
 
 import click
 import rich.table
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.text import Text
 
@@ -25,7 +24,7 @@ _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on stdout, for results, or on stderr, for everything else."""
+    """Return a console on stdout, for results, or on stderr, for everything else."""
     found = Console(stderr=stderr, highlight=False, soft_wrap=False)
     return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
 
@@ -36,7 +35,7 @@ def emit_json(document: Mapping[str, object]) -> None:
 
 
 def _plain(value: object) -> object:
-    """Tuples are lists already; paths and NumPy scalars become what JSON knows."""
+    """Return paths and NumPy scalars as what JSON knows."""
     item = getattr(value, "item", None)
     return item() if callable(item) else str(value)
 
@@ -77,91 +76,61 @@ def show(*parts: Table | str) -> None:
         before = part
 
 
-class Bar(Protocol):
-    """A bar that grows."""
+class Bar:
+    """A bar that grows; `progress` redraws it on a terminal, without one it is a plain line every ten seconds."""
+
+    def __init__(self, description: str, total: int, progress: Progress | None) -> None:
+        self._description, self._note = description, ""
+        self._total, self._done = total, 0
+        self._started = self._written = time.monotonic()
+        self._progress = progress
+        self._task = None if progress is None else progress.add_task(description, total=total, note="")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Add steps; `note` stands at the end of the line, such as `loss 0.312`."""
+        self._done += steps
+        self._note = note or self._note
+        if self._progress is None and time.monotonic() - self._written >= _SECONDS_BETWEEN_PLAIN_LINES:
+            self.write()
+        self._redraw()
 
     def describe(self, description: str) -> None:
         """Change what stands before the bar."""
-
-
-@contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Bar]:
-    """A bar on stderr with the time left: redrawn on a terminal, elsewhere one plain line every ten seconds.
-
-    Args:
-        description: what is being done.
-        total: the number of steps.
-    """
-    target = console(stderr=True)
-    if not target.is_terminal:
-        bar = _PlainBar(description, total)
-        yield bar
-        bar.finish()
-        return
-    with _columns(target) as progress:
-        yield _TerminalBar(progress, progress.add_task(description, total=total, note=""))
-
-
-def _columns(target: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeLeftColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=target,
-    )
-
-
-class _TerminalBar:
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        if note:
-            self._progress.update(self._task, note=note)
-        self._progress.update(self._task, advance=steps)
-
-    def describe(self, description: str) -> None:
-        self._progress.update(self._task, description=description)
-
-
-class _PlainBar:
-    def __init__(self, description: str, total: int) -> None:
         self._description = description
-        self._total = total
-        self._done = 0
-        self._note = ""
-        self._started = self._written = time.monotonic()
+        self._redraw()
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        self._done += steps
-        self._note = note or self._note
-        if time.monotonic() - self._written >= _SECONDS_BETWEEN_PLAIN_LINES:
-            self._write()
+    def _redraw(self) -> None:
+        if self._progress is not None and self._task is not None:
+            text = self._description
+            self._progress.update(self._task, description=text, completed=self._done, note=self._note)
 
-    def describe(self, description: str) -> None:
-        self._description = description
-
-    def finish(self) -> None:
-        self._write()
-
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write it as a plain line."""
         self._written = time.monotonic()
         elapsed = self._written - self._started
         left = elapsed / self._done * (self._total - self._done) if self._done else 0.0
         when = f"{duration(left)} left" if self._done < self._total else f"in {duration(elapsed)}"
-        say("  ".join(part for part in (self._description, f"{self._done}/{self._total}", when, self._note) if part))
+        texts = (self._description, f"{self._done}/{self._total}", when, self._note)
+        say("  ".join(text for text in texts if text))
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Bar]:
+    """Show a bar on stderr with the time left: redrawn on a terminal, otherwise one plain line every ten seconds."""
+    target = console(stderr=True)
+    if not target.is_terminal:
+        bar = Bar(description, total, None)
+        yield bar
+        bar.write()
+        return
+    counts = MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeLeftColumn()
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), *counts, TextColumn("{task.fields[note]}")
+    with Progress(*columns, console=target) as progress:
+        yield Bar(description, total, progress)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: `0.4 s`, `12 s`, `2:05`."""
+    """Return seconds as a person reads them: `0.4 s`, `12 s`, `2:05`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"
@@ -169,9 +138,9 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
-    """Long work in named steps: call what is yielded with each step's name as it begins.
+    """Show long work in named steps: call what is yielded with each step's name as it begins.
 
-    On a terminal the running step has a spinner; elsewhere each step is one line, written when it ends.
+    On a terminal the running step has a spinner; otherwise each step is one line, written when it ends.
     """
     target, running = console(stderr=True), list[tuple[str, float]]()
 

@@ -13,7 +13,7 @@ import click
 from adapter_export.api.base import check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, check_together, command
-from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show
+from adapter_export.cli.output import emit_json, progress_bar, say, show
 from adapter_export.errors import UsageError, within
 from adapter_export.graph.tasks import Task
 
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from adapter_export.cli.rows import Rows, Text
     from adapter_export.runtime import Session
 
-BASE = "-"
-"""The base alone, where an adapter could be named."""
-
+_BASE = "-"
 _ROWS_AT_ONCE = 32
 _WINDOW = 2048
 """How many rows are sorted by length at a time: more would need more memory, and hardly save more padding."""
@@ -85,7 +83,7 @@ def run(
 ) -> None:
     """Run BUNDLE on texts or arrays, with its adapters or with the base alone.
 
-    What an adapter prints is the result of its task: the labels of texts or of their tokens with their probabilities,
+    An adapter's result is that of its task: the labels of texts or of their tokens with their probabilities,
     numbers, or the beginning of each vector. The base alone, and an adapter without a head, print a summary of the
     outputs. Rows with different adapters need the bundle's graph `bank`.
     """
@@ -141,23 +139,21 @@ def run(
 
 
 def _for_each_row(listed: str, rows: int) -> tuple[str | None, ...]:
-    adapters = [name.strip() for name in listed.split(",")]
+    adapters, where = [name.strip() for name in listed.split(",")], "`--adapters`"
     if "" in adapters:
-        raise UsageError(
-            "an adapter without a name", where="`--adapters`", found=f"`{listed}`", expected=f"`a,b,{BASE}`"
-        )
+        raise UsageError("an adapter without a name", where=where, found=f"`{listed}`", expected=f"`a,b,{_BASE}`")
     if len(adapters) != rows:
         raise UsageError(
             "there is not one adapter for each row",
-            where="`--adapters`",
+            where=where,
             found=f"{len(adapters)} adapters for {rows} rows",
-            fix=f"name one for each, `{BASE}` for the base; `--adapter` is for all rows",
+            fix=f"name one for each, `{_BASE}` for the base; `--adapter` is for all rows",
         )
-    return tuple(None if name == BASE else name for name in adapters)
+    return tuple(None if name == _BASE else name for name in adapters)
 
 
 def _of_table(texts: Sequence[Text], session: Session) -> tuple[str | None, ...]:
-    """The adapter of each text; one that is not loaded is an error before anything is computed."""
+    """Return the adapter of each text; one that is not loaded is an error before anything is computed."""
     for text in {text.adapter: text for text in reversed(texts)}.values():
         if text.adapter is not None:
             with within(text.where):
@@ -176,15 +172,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Call:
-    """Rows, and the adapter of each; none is the base.
-
-    Attributes:
-        session: runs them.
-        rows: the rows.
-        names: the adapter of each.
-        base: the outputs that every row has.
-        allow_mixed_rows: as `Session.run` takes it.
-    """
+    """Rows, the adapter of each (none is the base), and the outputs that every row has."""
 
     session: Session
     rows: Rows
@@ -193,7 +181,7 @@ class _Call:
     allow_mixed_rows: bool
 
     def heads(self) -> list[Head]:
-        """What the result of each row means."""
+        """Return what the result of each row means."""
         from adapter_export.cli.results import head_of
 
         known = {name: head_of(self.session, name) for name in dict.fromkeys(self.names)}
@@ -244,27 +232,22 @@ class _Call:
 
         heads = self.heads()
         budget = {} if token_budget is None else {"token_budget": token_budget}
+        finished = 0
+
+        def advance(done: int, _: int) -> None:
+            nonlocal finished
+            bar.advance(start + done - finished)
+            finished = start + done
+
         with progress_bar("running", len(self.rows)) as bar:
             for start in range(0, len(self.rows), _WINDOW):
                 window = range(start, min(start + _WINDOW, len(self.rows)))
                 requests = [Request(self.rows.inputs(row, row + 1), self.names[row]) for row in window]
                 with within(f"rows from {start} on"):
                     found = self.session.run_many(
-                        requests, progress=_Advance(bar), allow_mixed_rows=self.allow_mixed_rows, **budget
+                        requests, progress=advance, allow_mixed_rows=self.allow_mixed_rows, **budget
                     )
                 for row, outputs in zip(window, found, strict=True):
                     tokens = self.rows.tokens(row, row + 1)[0] if heads[row].task == "token_classification" else ()
                     result = heads[row].result(self.rows.name(row), outputs, 0, self.base, tokens)
                     click.echo(json.dumps(full_facts(result), ensure_ascii=False, allow_nan=False))
-
-
-class _Advance:
-    """Tells a bar of all rows what is done of a window."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._done = 0
-
-    def __call__(self, done: int, _: int) -> None:
-        self._bar.advance(done - self._done)
-        self._done = done
