@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,12 +150,10 @@ def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Repor
 def _counted(on_step: OnStep | None, total: int) -> Callable[[str], None]:
     if on_step is None:
         return lambda _: None
-    done = 0
     on_step(0, total, "")
+    numbers = itertools.count(1)
 
     def step(note: str) -> None:
-        nonlocal done
-        done += 1
-        on_step(done, total, note)
+        on_step(next(numbers), total, note)
 
     return step

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import click
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from adapter_export.cli.results import Head, Result
     from adapter_export.cli.rows import Rows, Text
     from adapter_export.runtime import Session
+
+Batch: TypeAlias = "tuple[range, dict[str, np.ndarray]]"
+"""The rows of one call, and its outputs by name."""
 
 _BASE = "-"
 _ROWS_AT_ONCE = 32
@@ -134,7 +137,7 @@ def run(
         return
     batches = call.batches(weights, size=len(rows) if out or arrays else _ROWS_AT_ONCE)
     if out is not None:
-        reading.write_arrays(out, batches[0].outputs, force=force)
+        reading.write_arrays(out, batches[0][1], force=force)
     call.show(batches, as_json=as_json)
 
 
@@ -162,15 +165,6 @@ def _of_table(texts: Sequence[Text], session: Session) -> tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """The outputs of one call, by name, for the rows from `start` to before `end`."""
-
-    start: int
-    end: int
-    outputs: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
 class _Call:
     """Rows, the adapter of each (none is the base), and the outputs that every row has."""
 
@@ -187,9 +181,9 @@ class _Call:
         known = {name: head_of(self.session, name) for name in dict.fromkeys(self.names)}
         return [known[name] for name in self.names]
 
-    def batches(self, weights: Mapping[str, float] | None, size: int) -> list[_Batch]:
+    def batches(self, weights: Mapping[str, float] | None, size: int) -> list[Batch]:
         """Run the rows in their order, `size` at a time."""
-        found = []
+        found: list[Batch] = []
         for start in range(0, len(self.rows), size):
             end = min(start + size, len(self.rows))
             names, arrays = self.names[start:end], self.rows.inputs(start, end)
@@ -197,18 +191,18 @@ class _Call:
                 outputs = self.session.run(arrays, names[0], weights=weights)
             else:
                 outputs = self.session.run(arrays, adapters=names, allow_mixed_rows=self.allow_mixed_rows)
-            found.append(_Batch(start, end, outputs))
+            found.append((range(start, end), outputs))
         return found
 
-    def show(self, batches: Sequence[_Batch], *, as_json: bool) -> None:
+    def show(self, batches: Sequence[Batch], *, as_json: bool) -> None:
         """Write the result of each row, or without any head a summary of the outputs."""
         from adapter_export.cli import results
 
         heads = self.heads()
         if len(set(heads)) == 1 and heads[0].task is None:
-            results.show_outputs(heads[0].adapter, [batch.outputs for batch in batches], as_json=as_json)
+            results.show_outputs(heads[0].adapter, [outputs for _, outputs in batches], as_json=as_json)
             return
-        found = [result for batch in batches for result in self._results(batch, heads[batch.start : batch.end])]
+        found = [result for batch in batches for result in self._results(*batch, heads)]
         if as_json:
             emit_json(results.document(found))
             return
@@ -216,14 +210,15 @@ class _Call:
         if {head.task for head in heads} == {"embedding"}:
             say("`--out FILE.npz` or `--json` gives the vectors whole.")
 
-    def _results(self, batch: _Batch, heads: list[Head]) -> Iterator[Result]:
+    def _results(self, rows: range, outputs: dict[str, np.ndarray], heads: list[Head]) -> Iterator[Result]:
+        heads = heads[rows.start : rows.stop]
         output = heads[0].output
         if len(set(heads)) == 1 and output is not None:  # a base may have its rows along another axis than the first
-            heads = heads[:1] * len(batch.outputs[output])
+            heads = heads[:1] * len(outputs[output])
         has_tokens = any(head.task == "token_classification" for head in heads)
-        tokens = self.rows.tokens(batch.start, batch.end) if has_tokens else [()] * len(heads)
+        tokens = self.rows.tokens(rows.start, rows.stop) if has_tokens else [()] * len(heads)
         for row, head in enumerate(heads):
-            yield head.result(self.rows.name(batch.start + row), batch.outputs, row, self.base, tokens[row])
+            yield head.result(self.rows.name(rows.start + row), outputs, row, self.base, tokens[row])
 
     def write_lines(self, token_budget: int | None) -> None:
         """Run each row as a request of its own, and write one JSON document a line, in their order."""
