@@ -86,11 +86,7 @@ class Base:
 
     @property
     def torch(self) -> TorchBase:
-        """The model as torch trains it.
-
-        Raises:
-            BaseModelError: it is an ONNX graph.
-        """
+        """The model as torch trains it; an ONNX graph is a `BaseModelError`."""
         check_trainable(self.path, self.form)
         return cast("TorchBase", self.model)
 
@@ -253,13 +249,10 @@ def _not_a_base(path: Path, found: str) -> BaseModelError:
     capture_it = command('capture(HF_FOLDER, "model.pt")', "capture HF_FOLDER -o model.pt")
     fix = f"run {capture_it}, or save a torch module with `save_base`"
     if found == _PICKLE:
-        trust = command(
-            f'capture({str(path)!r}, "model.pt", trust_pickle=True)', f"capture --trust-pickle {path} -o model.pt"
-        )
-        fix = (
-            f"only if you trust whoever made it, run {trust}, which runs its code once, and use `model.pt`, which "
-            "holds none"
-        )
+        call = f'capture({str(path)!r}, "model.pt", trust_pickle=True)'
+        trust = command(call, f"capture --trust-pickle {path} -o model.pt")
+        once = f"run {trust}, which runs its code once, and use `model.pt`, which holds none"
+        fix = f"only if you trust whoever made it, {once}"
     return BaseModelError(
         "is not a model that can be opened",
         where=path,
@@ -355,9 +348,9 @@ def _check_capture(model: Path, with_cache: bool, trust_pickle: bool, *, describ
             fix="leave one of the two out",
         )
     if described and not trust_pickle:
+        described_by = f"{argument('inputs', option='input')}, {argument('tokenizer')} and {argument('max_tokens')}"
         raise UsageError(
-            f"{argument('inputs', option='input')}, {argument('tokenizer')} and {argument('max_tokens')} describe a "
-            "pickled module",
+            f"{described_by} describe a pickled module",
             found=f"no {argument('trust_pickle')}",
             fix="leave them out; a Hugging Face folder says all of it",
         )

@@ -60,8 +60,7 @@ def build(
     output: PathLike,
     *,
     tokenizer: Annotated[
-        Path | str | None,
-        Option("A `tokenizer.json`, or a folder with one; the one that was saved with the model if not given.", "PATH"),
+        PathLike | None, Option("A `tokenizer.json`, or a folder with one; the model's own if not given.", "PATH")
     ] = None,
     max_tokens: Annotated[int | None, Option("The longest text; what the model takes if not given.", least=1)] = None,
     allow_base_mismatch: AllowBaseMismatch = False,
@@ -85,10 +84,7 @@ def build(
     ] = None,
     bake: Annotated[
         Sequence[str],
-        Option(
-            "Write a graph in which this adapter is constant, too, for a device that needs no other. Repeatable.",
-            "NAME",
-        ),
+        Option("Also write a graph in which this adapter is constant, for a device with no other. Repeatable.", "NAME"),
     ] = (),
     copy_weights: Annotated[
         bool,

@@ -33,19 +33,12 @@ def check(
     only: Annotated[Sequence[str], Option("Check this adapter alone, or `base`; may be repeated.", "ADAPTER")] = (),
     flavours: Annotated[
         Sequence[str],
-        Option(
-            "Check this graph of the bundle alone: slots, inputs, bank or baked; may be repeated.",
-            "FLAVOUR",
-            "--flavour",
-        ),
+        Option("Check this graph alone: slots, inputs, bank or baked; may be repeated.", "FLAVOUR", "--flavour"),
     ] = (),
     cases: Annotated[Sequence[str], Option("Try this shape alone; may be repeated.", "CASE", "--case")] = (),
     data: Annotated[
         PathLike | None,
-        Option(
-            "A table (csv, tsv, jsonl) with texts, on which the bundle's classes are compared with those of MODEL.",
-            "FILE",
-        ),
+        Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
     ] = None,
     text: Annotated[str | None, Option("The column of FILE that holds the texts.", "COLUMN")] = None,
     on_step: OnStep | None = None,

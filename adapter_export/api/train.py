@@ -98,14 +98,12 @@ def train(
         int | None, f"Cut texts there.  [default: {MAX_TOKENS}, or less if the model says so]"
     ] = None,
     kind: Annotated[
-        str | Kind | None,
-        Option(f"What is computed, and where.  [default: {_DEFAULT_KIND}]", kind_names),
+        str | Kind | None, Option(f"What is computed, and where.  [default: {_DEFAULT_KIND}]", kind_names)
     ] = None,
     init: Annotated[
         str | None,
         Option(
-            "How the first weights are drawn; by kind if not given, `small_normal` for `houlsby`.",
-            choices=_schemes,
+            "How the first weights are drawn; by kind if not given, `small_normal` for `houlsby`.", choices=_schemes
         ),
     ] = None,
     name: Annotated[str | None, "What users will call it; the output's name if not given."] = None,
@@ -200,10 +198,8 @@ def train(
         first, learned = fused(opened, members, fusion, title, head, settings.seed)
         start = f"the fresh fusion of {', '.join(f'`{adapter.name}`' for adapter in members)}"
     else:
-        scheme = init or chosen.scheme
-        first = fresh_adapter(
-            chosen, sites, name=title, base=opened.fingerprint, scheme=scheme, seed=settings.seed, head=head
-        )
+        scheme, seed = init or chosen.scheme, settings.seed
+        first = fresh_adapter(chosen, sites, name=title, base=opened.fingerprint, scheme=scheme, seed=seed, head=head)
         start = f"`{scheme}`"
     model = bases.attach(torch_base, first, sites=sites, learned=learned)
     measured = np.arange(min(_ROWS_MEASURED, len(rows.training.texts)))
@@ -212,10 +208,10 @@ def train(
         counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
         learnt = f"{len(rows.labels)} classes" if rows.labels else f"{rows.numbers} numbers"
         progress.prepared(f"{counts}, {learnt}; {start} moves the final hidden state by {change:.2%} at the start.")
-    training = TrainingData(rows.training, rows.validation)
-    result = learn(model, training, settings, progress=progress, checkpoints=partial)
+    learn_from = TrainingData(rows.training, rows.validation)
+    result = learn(model, learn_from, settings, progress=progress, checkpoints=partial)
     test = None if rows.test is None else evaluate(model, rows.test, settings.batch_size)
-    said = {
+    chosen_settings = {
         **(fusion if members else {"initialisation": scheme}),
         "initial_change": change,
         **own_kind,
@@ -223,7 +219,7 @@ def train(
         "max_tokens": rows.training.tokenizer.max_tokens,
         **({} if opened.given is None else {SITE_MAP_KEY: opened.given.digest}),
     }
-    record = training_record(settings, said, rows, result, test)
+    record = training_record(settings, chosen_settings, rows, result, test)
     if members:
         record = composition_record({**record, **first.training}, members)
     adapter = model.to_adapter(training=record)
@@ -382,9 +378,8 @@ def _checkpoints(output: Path | None, *, resume: bool, restart: bool) -> Path | 
     if restart:
         shutil.rmtree(partial, ignore_errors=True)
     if resume and not partial.exists():
-        raise TrainingError(
-            "there is no interrupted run", where=partial, fix=f"leave {argument('resume')} out to begin one"
-        )
+        fix = f"leave {argument('resume')} out to begin one"
+        raise TrainingError("there is no interrupted run", where=partial, fix=fix)
     return partial
 
 
@@ -408,17 +403,13 @@ def _tokenizer(base: Base, folder: PathLike | None, max_tokens: int | None) -> T
     known = base.max_tokens
     limit = max_tokens or (MAX_TOKENS if known is None else min(MAX_TOKENS, known))
     if known is not None and limit > known:
-        raise UsageError(
-            f"{argument('max_tokens')} is more than the model takes", found=limit, expected=f"at most {known}"
-        )
+        what = f"{argument('max_tokens')} is more than the model takes"
+        raise UsageError(what, found=limit, expected=f"at most {known}")
     if folder is not None:
         return Tokenizer.from_folder(folder, limit)
     if base.tokenizer is None:
-        raise UsageError(
-            "the model brings no tokenizer",
-            where=base.path,
-            fix=f"name the folder of its `tokenizer.json`: {argument('tokenizer')}",
-        )
+        fix = f"name the folder of its `tokenizer.json`: {argument('tokenizer')}"
+        raise UsageError("the model brings no tokenizer", where=base.path, fix=fix)
     return Tokenizer.from_json(base.tokenizer, limit)
 
 
