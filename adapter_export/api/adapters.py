@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.sites.site_map import GivenSites
 
+    Adapters: TypeAlias = Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike]
+    """Adapters or their folders; keys of a mapping, and `NAME=FOLDER`, rename them."""
+
 WithoutHead = Annotated[bool, "Leave its prediction head out."]
 Labels = Annotated[tuple[str, ...] | None, "The names of the head's classes, in the order of the logits."]
 ByNumber = Annotated[
     bool, "Match layers by their numbers where the base has other names of modules or none, or another architecture."
 ]
-
-Adapters: TypeAlias = "Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike]"
-"""Adapters or their folders; keys of a mapping, and `NAME=FOLDER`, rename them."""
 
 OnNote = Callable[[Note], None]
 """Is told what the caller should know; without one it is a warning."""

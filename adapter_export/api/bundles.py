@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.adapters import Adapters, OnNote, adapters_of, tell
+from adapter_export.api.adapters import OnNote, adapters_of, tell
 from adapter_export.api.base import Base, PathLike, check_free, open_base, read_tokenizer, require, silent
 from adapter_export.api.option import Option
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
 
 if TYPE_CHECKING:
+    from adapter_export.api.adapters import Adapters
     from adapter_export.format.manifest import Flavour, Manifest, Precision
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
