@@ -18,8 +18,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
-from adapter_export.onnx_backend.quantise.precision import with_precision
-from adapter_export.onnx_backend.quantise.rewrite import deviations
+from adapter_export.onnx_backend.quantise.precision import deviations, with_precision
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors

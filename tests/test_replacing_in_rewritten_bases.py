@@ -23,13 +23,13 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.graft.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
-from adapter_export.onnx_backend.view.flow import flow_graph
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.index import FlowIndex
 from adapter_export.torch_backend.base.base import load_base

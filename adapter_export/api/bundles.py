@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
     from adapter_export.onnx_backend.base.base import OnnxBase
-    from adapter_export.onnx_backend.quantise.rewrite import Deviation
+    from adapter_export.onnx_backend.quantise.precision import Deviation
     from adapter_export.runtime import Bundle
 
 OnProgress = Callable[[str], None]
@@ -348,7 +348,7 @@ def precision_of(base: Base) -> Precision:
     """Return the precision of a base as it is; a torch base is run in float32."""
     if not base.is_onnx:
         return "fp32"
-    from adapter_export.onnx_backend.base.numerics import numerics
+    from adapter_export.onnx_backend.base.base import numerics
 
     return numerics(base.onnx.model).precision
 
@@ -375,7 +375,7 @@ def _in_precision(plain: OnnxBase, precision: Precision, int8_embeddings: bool, 
 def _deviations(plain: OnnxBase, made: OnnxBase, say: OnProgress) -> list[Deviation]:
     """Say how far the quantised or optimised base lies from the plain one."""
     from adapter_export.numerics.sample_inputs import input_cases
-    from adapter_export.onnx_backend.quantise.rewrite import deviations
+    from adapter_export.onnx_backend.quantise.precision import deviations
 
     found = deviations(plain, made, input_cases(plain.inputs, seed=1, max_tokens=7))
     for each in found:

@@ -23,13 +23,12 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import extent
 from adapter_export.numerics.runner import Runner
 from adapter_export.numerics.sample_inputs import InputCase
-from adapter_export.onnx_backend.base.base import OnnxBase, axes
+from adapter_export.onnx_backend.base.base import OnnxBase, axes, numerics
 from adapter_export.onnx_backend.base.external import WEIGHTS_FILE, write_model
-from adapter_export.onnx_backend.base.numerics import numerics
+from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.graft.bank import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
 from adapter_export.onnx_backend.graft.insert import insert_slots, site_values
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums, plan_slots
-from adapter_export.onnx_backend.view.flow import flow_graph
 from adapter_export.sites.site import SUBLAYERS
 from adapter_export.version import __version__
 

@@ -24,10 +24,10 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import weighted_members
 from adapter_export.numerics.budget import Extent, extent
 from adapter_export.numerics.runner import Arrays
-from adapter_export.onnx_backend.base.numerics import Numerics, numerics
+from adapter_export.onnx_backend.base.base import Numerics, numerics
+from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.session import open_session
-from adapter_export.onnx_backend.view.flow import flow_graph
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.runtime.graphs import Graphs, Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,7 +34,7 @@ Attributes = Mapping[str, Any]
 class Writer:
     """Writes named nodes on a tape.
 
-    A node and the value that it defines have one name: `<prefix>/<value>`, or `<prefix>/<value>/<part>` where an op
+    A node and the value that it defines have one name: `<prefix>/<value>`, or `<prefix>/<value>/<step>` where an op
     takes several nodes. Parameters are named with dots, so neither can meet the other.
 
     Attributes:
@@ -124,10 +124,10 @@ def _mix(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
     """Weights [rows, N] become [rows, 1, N], beside values [batch, tokens, width]; stacked ones are so already."""
     writer.check_three_axes(node, values[0])
     name = node.output
-    if writer.stacked:
-        return _weighted_sum(writer, name, owned["weights"], values)
-    axis = writer.integers(f"{name}/axis", [1])
-    return _weighted_sum(writer, name, writer.op(f"{name}/weights", "Unsqueeze", (owned["weights"], axis)), values)
+    weights = owned["weights"]
+    if not writer.stacked:
+        weights = writer.op(f"{name}/weights", "Unsqueeze", (weights, writer.integers(f"{name}/axis", [1])))
+    return _weighted_sum(writer, name, weights, values)
 
 
 def _softmax_mix(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
@@ -140,26 +140,23 @@ def _softmax_mix(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Val
 
 def _weighted_sum(writer: Writer, name: str, weights: ir.Value, values: Sequence[ir.Value]) -> ir.Value:
     """Of as many values as the last axis of the weights is long."""
-    parts = list(_weighted(writer, name, weights, values))
-    for index, part in enumerate(parts[1:-1], start=1):
-        parts[0] = writer.op(f"{name}/sum_{index}", "Add", (parts[0], part))
-    return writer.op(name, "Add", (parts[0], parts[-1])) if len(parts) > 1 else parts[0]
-
-
-def _weighted(writer: Writer, name: str, weights: ir.Value, values: Sequence[ir.Value]) -> Iterator[ir.Value]:
+    weighted = []
     for index, value in enumerate(values):
         at = writer.integers(f"{name}/index_{index}", [index])
         weight = writer.op(f"{name}/weight_{index}", "Gather", (weights, at), {"axis": -1})
         last = f"{name}/part_{index}" if len(values) > 1 else name
-        yield writer.op(last, "Mul", (value, weight))
+        weighted.append(writer.op(last, "Mul", (value, weight)))
+    total, *rest = weighted
+    for index, value in enumerate(rest, start=1):
+        total = writer.op(name if index == len(rest) else f"{name}/sum_{index}", "Add", (total, value))
+    return total
 
 
 # Products with weights.
 
 
 def _linear(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    (x,) = values
-    return _product(writer, node.output, x, owned["weight"], owned.get("bias"))
+    return _product(writer, node.output, values[0], owned["weight"], owned.get("bias"))
 
 
 def _phm_linear(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
@@ -188,38 +185,27 @@ def _first_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Val
 
 def _mean_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     """As one product per row, [1, tokens] @ [tokens, width]: no masked copy of the hidden state is made."""
-    x, mask = values
-    name = node.output
-    if writer.stacked:
-        return _mean_of_rows(writer, name, x, mask)
-    axis = writer.integers(f"{name}/axis", [1])
-    row = writer.op(f"{name}/row", "Unsqueeze", (mask, axis))
-    total = writer.op(f"{name}/total", "Squeeze", (writer.op(f"{name}/product", "MatMul", (row, x)), axis))
-    count = writer.op(f"{name}/count", "ReduceSum", (mask, axis))
+    (x, mask), name = values, node.output
+    if writer.stacked:  # the mask is such a row, [batch, 1, tokens], and the result [batch, 1, width]
+        total, count = writer.op(f"{name}/product", "MatMul", (mask, x)), writer.sum(f"{name}/count", mask, -1)
+    else:
+        axis = writer.integers(f"{name}/axis", [1])
+        row = writer.op(f"{name}/row", "Unsqueeze", (mask, axis))
+        total = writer.op(f"{name}/total", "Squeeze", (writer.op(f"{name}/product", "MatMul", (row, x)), axis))
+        count = writer.op(f"{name}/count", "ReduceSum", (mask, axis))
     at_least_one = writer.op(f"{name}/at_least_one", "Max", (count, writer.number(f"{name}/one", 1.0, mask)))
     return writer.op(name, "Div", (total, at_least_one))
-
-
-def _mean_of_rows(writer: Writer, name: str, x: ir.Value, row: ir.Value) -> ir.Value:
-    """The same with a mask [batch, 1, tokens], giving [batch, 1, width]."""
-    count = writer.sum(f"{name}/count", row, -1)
-    at_least_one = writer.op(f"{name}/at_least_one", "Max", (count, writer.number(f"{name}/one", 1.0, row)))
-    return writer.op(name, "Div", (writer.op(f"{name}/product", "MatMul", (row, x)), at_least_one))
 
 
 # Norms over the last axis.
 
 
 def _layer_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    if writer.stacked and node.parameters["weight"] != BORROWED_WEIGHT:
-        return _layer_norm_of_rows(writer, node, values[0], owned)
-    inputs = (values[0], owned["weight"], *([owned["bias"]] if "bias" in owned else []))
-    return writer.op(node.output, "LayerNormalization", inputs, {"epsilon": float(node.attributes["epsilon"])})
-
-
-def _layer_norm_of_rows(writer: Writer, node: Node, x: ir.Value, owned: Owned) -> ir.Value:
-    """In pieces: `LayerNormalization` takes one weight for all rows."""
-    name = node.output
+    """As `LayerNormalization`, which takes one weight for all rows; in single steps where each row has its own."""
+    (x,), name = values, node.output
+    if not writer.stacked or node.parameters["weight"] == BORROWED_WEIGHT:
+        inputs = (x, owned["weight"], *([owned["bias"]] if "bias" in owned else []))
+        return writer.op(name, "LayerNormalization", inputs, {"epsilon": float(node.attributes["epsilon"])})
     centred = writer.op(f"{name}/centred", "Sub", (x, writer.mean(f"{name}/mean", x, -1)))
     variance = writer.mean(f"{name}/variance", writer.op(f"{name}/square", "Mul", (centred, centred)), -1)
     epsilon = writer.number(f"{name}/epsilon", node.attributes["epsilon"], x)
@@ -230,8 +216,7 @@ def _layer_norm_of_rows(writer: Writer, node: Node, x: ir.Value, owned: Owned) -
 
 def _rms_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
     """In the spelling that onnxruntime's SimplifiedLayerNormFusion knows; `RMSNormalization` is of opset 23."""
-    (x,) = values
-    name = node.output
+    (x,), name = values, node.output
     square = writer.op(f"{name}/square", "Pow", (x, writer.number(f"{name}/two", 2.0, x)))
     epsilon = writer.number(f"{name}/epsilon", node.attributes["epsilon"], x)
     shifted = writer.op(f"{name}/shifted", "Add", (writer.mean(f"{name}/mean", square, -1), epsilon))
@@ -251,8 +236,8 @@ def _l2_normalise(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Va
 
 
 def _scale(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
-    (x,) = values
-    return writer.op(node.output, "Mul", (x, writer.number(f"{node.output}/factor", node.attributes["factor"], x)))
+    (x,), name = values, node.output
+    return writer.op(name, "Mul", (x, writer.number(f"{name}/factor", node.attributes["factor"], x)))
 
 
 def _factors_weighted(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
@@ -286,27 +271,23 @@ def _gate(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
 
 def _gelu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     """Opset 20 has `Gelu`; before it, the spelling that onnxruntime's GeluFusion knows."""
-    (x,) = values
-    name = node.output
+    (x,), name = values, node.output
     if writer.opset >= _GELU_OPSET:
         return writer.op(name, "Gelu", (x,))
     scaled = writer.op(f"{name}/scaled", "Div", (x, writer.number(f"{name}/sqrt_2", math.sqrt(2), x)))
-    erf = writer.op(f"{name}/erf", "Erf", (scaled,))
-    return _half_of_x_times_one_plus(writer, name, x, erf)
+    return _half_of_x_times_one_plus(writer, name, x, writer.op(f"{name}/erf", "Erf", (scaled,)))
 
 
 def _gelu_tanh(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
-    (x,) = values
-    name = node.output
+    (x,), name = values, node.output
     if writer.opset >= _GELU_OPSET:
         return writer.op(name, "Gelu", (x,), {"approximate": "tanh"})
     square = writer.op(f"{name}/square", "Mul", (x, x))
     cubic = writer.op(f"{name}/cubic", "Mul", (square, writer.number(f"{name}/coefficient", 0.044715, x)))
     factor = writer.op(f"{name}/factor", "Add", (cubic, writer.number(f"{name}/unit", 1.0, x)))
     inner = writer.op(f"{name}/inner", "Mul", (x, factor))
-    scaled = writer.op(
-        f"{name}/scaled", "Mul", (inner, writer.number(f"{name}/sqrt_2_over_pi", math.sqrt(2 / math.pi), x))
-    )
+    root = writer.number(f"{name}/sqrt_2_over_pi", math.sqrt(2 / math.pi), x)
+    scaled = writer.op(f"{name}/scaled", "Mul", (inner, root))
     return _half_of_x_times_one_plus(writer, name, x, writer.op(f"{name}/tanh", "Tanh", (scaled,)))
 
 
@@ -322,8 +303,7 @@ def _silu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
 
 
 def _quick_gelu(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
-    (x,) = values
-    name = node.output
+    (x,), name = values, node.output
     scaled = writer.op(f"{name}/scaled", "Mul", (x, writer.number(f"{name}/factor", 1.702, x)))
     return writer.op(name, "Mul", (x, writer.op(f"{name}/gate", "Sigmoid", (scaled,))))
 
@@ -387,10 +367,10 @@ _WRITE: Mapping[str, Write] = {
 
 
 def emit(graph: AdapterGraph, inputs: Owned, parameters: Owned, writer: Writer) -> ir.Value:
-    """Write an adapter graph as ONNX nodes.
+    """Write an adapter graph, best in its `inference_form`, as ONNX nodes; what acts in training alone writes nothing.
 
     Args:
-        graph: best in its `inference_form`; what acts in training alone writes nothing.
+        graph: the graph.
         inputs: the ONNX value of each site value that the graph reads; in a head, `mask` as floating-point numbers.
         parameters: the ONNX value of each parameter, [in, out] for weights; each feeds its `MatMul` as it is.
         writer: where the nodes go, and under which names.

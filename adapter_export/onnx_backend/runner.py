@@ -1,8 +1,7 @@
 """The reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64.
 
-A graph of many weights is run piece by piece: ONNX Runtime maps weights from their file, and what it has read of a
-mapped file stays in memory as long as a session is open. So such a graph is cut between its nodes into pieces that run
-one after the other, each in a session of its own; the values that cross a cut are handed over.
+A graph of many weights is cut between its nodes into pieces that run one after the other, each in a session of its own:
+what ONNX Runtime has read of a mapped file of weights stays in memory as long as its session is open.
 """
 
 from __future__ import annotations
@@ -23,19 +22,17 @@ from adapter_export.graph.graph import READABLE
 from adapter_export.numerics.evaluate import evaluate_head, evaluate_site
 from adapter_export.numerics.fit import BORROWED, check_fit
 from adapter_export.numerics.runner import Arrays, head_output
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.base.numerics import numerics
+from adapter_export.onnx_backend.base.base import OnnxBase, numerics
+from adapter_export.onnx_backend.base.flow import all_read
 from adapter_export.onnx_backend.graft.insert import exposed
 from adapter_export.onnx_backend.graft.surgery import SiteGraft
 from adapter_export.onnx_backend.session import open_session
-from adapter_export.onnx_backend.view.flow import bodies
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.edits import Place
 from adapter_export.sites.site import SiteMap
 
 PIECE_BYTES = 160 * 2**20
 """The most weights of one piece; a node that has more is a piece by itself."""
-
 
 _NAMES: dict[Precision, str] = {
     "fp32": "float32",
@@ -52,12 +49,8 @@ _MOST_CUT = 4
 class Pieces:
     """A graph that is run seldom; each piece is opened when its turn comes, and closed before the next.
 
-    Args:
-        model: the graph, its nodes in the order of evaluation.
-        folder: where its external data lie.
-        optimize: whether ONNX Runtime may rewrite each piece.
-        size: the most bytes of external weights of one piece; `PIECE_BYTES` if not given.
-        keep: leave every piece open for the next run, since its weights are few.
+    The nodes are in the order of evaluation. `size` is the most bytes of external weights of one piece, by default
+    `PIECE_BYTES`; `keep` leaves every piece open for the next run, for graphs of few weights.
     """
 
     def __init__(
@@ -73,15 +66,7 @@ class Pieces:
         return len(self._models)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        """All outputs by name.
-
-        Args:
-            feeds: the inputs, and tensors for overridable initializers; what the graph does not read is left alone.
-
-        Raises:
-            BaseModelError: ONNX Runtime cannot open a piece.
-            RequestError: it cannot compute these inputs.
-        """
+        """All outputs by name; `feeds` may have more than the graph reads. Raises as `open_session`, `run_session`."""
         return self.run_all([feeds])[0]
 
     def run_all(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
@@ -112,7 +97,7 @@ def _cut(model: ir.Model, size: int) -> list[ir.Model]:
     nodes = list(model.graph)
     if any(value.producer() is None for value in model.graph.outputs):  # such an output crosses no cut
         return [model]
-    reads = [_reads(node, model.graph) for node in nodes]
+    reads = [set(all_read(node)) for node in nodes]
     last = {value: at for at, values in enumerate(reads) for value in values}
     last.update(dict.fromkeys(model.graph.outputs, len(nodes)))
     pieces, start = [], 0
@@ -147,26 +132,15 @@ def _piece(
     made = {value for node in nodes for value in node.outputs}
     given = {value for values in reads for value in values if value not in made}
     overridable = set(model.graph.inputs)
-    initializers = [value for value in given if value.is_initializer()]
     view = ir.GraphView(
         [value for value in given if value in overridable or not value.is_initializer()],
         [value for value in needed if value in made],
         nodes=nodes,
-        initializers=initializers,
+        initializers=[value for value in given if value.is_initializer()],
         opset_imports=model.graph.opset_imports,
         name=model.graph.name,
     )
     return ir.Model(view.clone(), ir_version=model.ir_version, functions=list(model.functions.values()))
-
-
-def _reads(node: ir.Node, graph: ir.Graph) -> set[ir.Value]:
-    """Return what a node reads, itself or in a graph inside of it."""
-    read = {value for value in node.inputs if value is not None}
-    for inner in bodies(node):
-        for each in ir.traversal.RecursiveGraphIterator(inner):
-            read |= {value for value in each.inputs if value is not None and value.graph is graph}
-        read |= {value for value in inner.outputs if value.graph is graph}
-    return read
 
 
 def _external_bytes(value: ir.Value) -> int:
@@ -188,41 +162,31 @@ def cut_input(site: str, replaced: str) -> str:
 class Cut:
     """A base cut open.
 
-    Attributes:
-        base: the base.
-        model: a copy of it in which the values of some sites are inputs, `cut_input(site, replaced)`. More outputs,
-            named by `exposed`, show what an adapter may read there, computed from the inputs that come before it, and
-            the final hidden state at `head/hidden`.
-        places: where it is cut, in the order of evaluation, each with the outputs that show what is there: site values,
-            and the tensors of the base's norm that a bound graph borrows.
-        parts: what computes some of its outputs, made when it is first needed; the weights are in memory once.
+    In its model, a copy, the values of some sites are inputs, `cut_input(site, replaced)`. More outputs, named by
+    `exposed`, show what an adapter may read there, computed from the inputs that come before it, and the final hidden
+    state at `head/hidden`. The `places` are in the order of evaluation, each with the names of its outputs: site
+    values, and the tensors of the base's norm that a bound graph borrows.
     """
 
     base: OnnxBase
     model: ir.Model
     places: tuple[tuple[Place, tuple[str, ...]], ...]
-    parts: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
+    subgraphs: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
-        """Compute some outputs by the part of the graph that they need, which reads no other inputs."""
+        """Compute some outputs by the subgraph that they need, which reads no other inputs."""
         key = tuple(outputs)
-        if key not in self.parts:
+        if key not in self.subgraphs:
             graph = ir.convenience.extract(self.model.graph, list(self.model.graph.inputs), list(outputs))
             for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
                 graph.inputs.remove(value)
-            functions = list(self.model.functions.values())
-            part = ir.Model(graph, ir_version=self.model.ir_version, functions=functions)
-            keep = not weights_are_many(self.base.model)
-            self.parts[key] = Pieces(part, self.base.folder, optimize=False, keep=keep)
-        return self.parts[key].run(feeds)
+            model, keep = ir.Model(graph, ir_version=self.model.ir_version), not weights_are_many(self.base.model)
+            self.subgraphs[key] = Pieces(model, self.base.folder, optimize=False, keep=keep)
+        return self.subgraphs[key].run(feeds)
 
 
 def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
-    """Cut a base open at some places.
-
-    Raises:
-        NoSitesError: what a site's layer reads cannot be replaced.
-    """
+    """Cut a base open at some places; `NoSitesError` where what a site's layer reads cannot be replaced."""
     graft = SiteGraft(base, places)
     shown = []
     for edit in graft.edits:
@@ -244,12 +208,8 @@ class CutRunner:
     """Computes what a bundle must compute, without the exported graph; a `numerics.runner.Runner`.
 
     The base is cut where an adapter acts. Piece by piece, one more site's values are known, the adapter is evaluated on
-    them in float64, and its result goes into the next piece; the last one gives the outputs. Together the pieces do the
-    work of one run; those of a base with many weights are not open all at once. The base runs in its own precision as
-    it is, not optimised.
-
-    Args:
-        base: the base.
+    them in float64, and its result goes into the next piece; the last one gives the outputs. The base runs in its own
+    precision as it is, not optimised.
     """
 
     def __init__(self, base: OnnxBase) -> None:
@@ -259,7 +219,7 @@ class CutRunner:
 
     @property
     def description(self) -> str:
-        """Name what computes."""
+        """The programs that compute, with their versions."""
         base = f"onnxruntime {ort.__version__} {_NAMES[numerics(self._base.model).precision]}"
         return f"{base} for the base, numpy {np.__version__} float64 for adapters"
 
@@ -271,9 +231,7 @@ class CutRunner:
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
         """All outputs of the base by name and, for an adapter with a head, the result of its task.
 
-        Raises:
-            AdapterError: the adapter does not fit the base.
-            RequestError: the base cannot compute these inputs.
+        `AdapterError`: the adapter does not fit the base. `RequestError`: the base cannot compute these inputs.
         """
         if adapter is None:
             return self._whole.run(inputs)

@@ -10,8 +10,6 @@ import onnxruntime as ort
 from adapter_export.errors import BaseModelError, FormatError
 from adapter_export.runtime import graphs
 
-_NO_PACKING = {"session.disable_prepacking": "1"}
-_NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
 _PACKED_BYTES = 128 * 2**20
 """The most weights of which ONNX Runtime may make a second copy, in the order that suits its kernels."""
 
@@ -20,24 +18,17 @@ def open_session(model: ir.Model, folder: Path, *, optimize: bool = True, pack: 
     """Open a model on the CPU.
 
     Large weights are mapped from their file, not read: they stay what the operating system can take out of memory.
-
-    Args:
-        model: the model; its external data are not read here.
-        folder: where its external data lie.
-        optimize: whether ONNX Runtime may rewrite the graph.
-        pack: whether it may copy weights into the order that suits its kernels, which many runs are worth; quantised
-            ones, which compute something else when they are not packed, are copied in any case.
-
-    Raises:
-        BaseModelError: ONNX Runtime refuses it.
+    With `optimize` ONNX Runtime may rewrite the graph. With `pack` it may copy weights into the order that suits its
+    kernels, which many runs are worth; quantised ones, which compute something else when they are not packed, are
+    copied in any case. `BaseModelError` if ONNX Runtime refuses the model.
     """
     values = (value.const_value for value in model.graph.initializers.values())
     tensors = [tensor for tensor in values if isinstance(tensor, ir.ExternalTensor)]
     quantised = any(tensor.dtype.itemsize <= 1 and tensor.dtype != ir.DataType.BOOL for tensor in tensors)
     large = sum(tensor.nbytes for tensor in tensors) > _PACKED_BYTES
-    settings = {} if pack else dict(_NO_SPINNING)
+    settings = {} if pack else {"session.intra_op.allow_spinning": "0"}
     if not quantised and (large or not pack):
-        settings |= _NO_PACKING
+        settings["session.disable_prepacking"] = "1"
     level: graphs.Optimization = "all" if optimize else "none"
     try:
         data = ir.to_proto(model).SerializeToString()

@@ -39,7 +39,6 @@ SLOT_PREFIX = "adapter."
 REPLACED = tuple(READABLE)
 """The values of a site that graphs replace, in the order of evaluation: `u`, `h`, `y`."""
 
-
 TOPOLOGY_KEY = "adapter_export.topology"
 """The key of the plan's digest in `metadata_props`."""
 
@@ -49,14 +48,11 @@ PLAN_KEY = "adapter_export.plan"
 
 @dataclass(frozen=True)
 class SlotGroup:
-    """One topology at one site, or one topology of prediction head.
+    """One topology at one site, or one topology of prediction head: its graph in the form that goes into slots.
 
-    Attributes:
-        owner: the site, or `head`.
-        graph_name: what the topology is called, the same at every site.
-        graph: what is computed, in the form that goes into slots.
-        site_widths: the symbols that the base fixes, such as `d`; all others are free per adapter.
-        alone: whether it is the only topology there, so that its name need not stand in the slots' names.
+    `owner` is the site, or `head`; `graph_name` is the same at every site. `site_widths` are the symbols that the base
+    fixes, such as `d`; all others are free per adapter. `alone`: no other topology is there, so that the slots' names
+    do without its name.
     """
 
     owner: str
@@ -88,19 +84,6 @@ class SlotGroup:
             owner = SHARED if parameter in self.graph.shared else self.owner
             value = float(neutral.flat[0])  # neutral tensors are zeros or ones
             yield SlotRecord(self.slot(parameter), owner, self.graph_name, parameter, axes, neutral.shape, value)
-
-    @property
-    def result(self) -> HeadOutput:
-        """The kind of its result, if it is a head."""
-        found = head_result(self.graph.shapes()[self.graph.result])
-        assert found is not None  # adapters are checked
-        return found
-
-    @property
-    def result_width(self) -> Dim:
-        """The last axis of what it gives: a number if the base fixes it."""
-        width = self.graph.shapes()[self.graph.result][-1]
-        return self.site_widths.get(width, width) if isinstance(width, str) else width
 
     @property
     def gives_zeros_idle(self) -> bool:
@@ -135,10 +118,9 @@ class SlotGroup:
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """The adapters that go into one exported graph.
+    """The adapters that go into one exported graph: groups in the order of evaluation, the heads last.
 
-    Attributes:
-        groups: in the order of evaluation, the heads last; several at one site are chained in this order.
+    Several groups at one site are chained in this order.
     """
 
     groups: tuple[SlotGroup, ...]
@@ -177,15 +159,10 @@ def topology_key(graph: AdapterGraph) -> str:
 
 
 def plan_slots(adapters: Sequence[Adapter], sites: SiteMap) -> SlotPlan:
-    """The union of the slots of all adapters.
+    """The union of the slots of all adapters, of any topologies and widths.
 
-    Args:
-        adapters: any number, of any topologies and widths.
-        sites: those of the base.
-
-    Raises:
-        AdapterError: adapters act where the base has no site, or are of other widths; all of them are listed.
-        NotNeutralError: a graph that cannot lie idle, as `slot_form`.
+    `AdapterError`: adapters act where the base has no site, or are of other widths, and all of them are listed; or two
+    slots would have one name. `NotNeutralError`: a graph that cannot lie idle, as `slot_form`.
     """
     check_fit(adapters, sites)
     forms = _forms(adapters)
@@ -199,16 +176,25 @@ def plan_slots(adapters: Sequence[Adapter], sites: SiteMap) -> SlotPlan:
             widths = {symbol: fixed[symbol] for symbol in form.symbols() if symbol in fixed}
             groups.append(SlotGroup(owner, name, form, widths, alone=len(here) == 1))
     plan = SlotPlan(tuple(groups))
-    _check_names(plan)
+    slots: dict[str, SlotRecord] = {}
+    for slot in plan.slots:
+        other = slots.setdefault(slot.name, slot)
+        if other is not slot:
+            shared = slot.site == other.site == SHARED and slot.graph == other.graph
+            raise AdapterError(
+                "what sites share is of different widths there" if shared else "two slots would have one name",
+                where=f"slot `{slot.name}`",
+                found=f"{list(other.axes)} and {list(slot.axes)}" if shared else f"`{other.site}` and `{slot.site}`",
+                fix="build these adapters one by one" if shared else "rename the graphs or the parameters",
+            )
     return plan
 
 
 def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
     """A tensor for every slot: the adapter's weights with factors folded in, neutral zeros where it does not act.
 
-    Raises:
-        AdapterError: it does something for which the plan has no slots.
-        GraphError: a factor takes a weight out of the range of float32.
+    `AdapterError`: it does something for which the plan has no slots. `GraphError`: a factor takes a weight out of the
+    range of float32.
     """
     own = {(owner, topology_key(graph)): graph for owner, graph, _ in adapter.components()}
     unplanned = own.keys() - {(group.owner, group.key) for group in plan.groups}
@@ -226,10 +212,10 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
             _fill(tensors, group, slot_weights(graph, adapter.parameters(group.owner), group.site_widths), adapter)
     for group in plan.groups:
         if (group.owner, group.key) not in own:
-            neutral = group.neutral()
             shared = {name: tensors[group.slot(name)] for name in group.graph.shared if group.slot(name) in tensors}
-            _check_idle(group, neutral, shared, adapter)
-            _fill(tensors, group, neutral | shared, adapter)
+            idle = group.neutral() | shared
+            _check_idle(group, idle, shared, adapter)
+            _fill(tensors, group, idle, adapter)
     return {slot.name: tensors[slot.name] for slot in plan.slots}
 
 
@@ -245,11 +231,11 @@ def _fill(tensors: Weights, group: SlotGroup, filled: Weights, adapter: Adapter)
             )
 
 
-def _check_idle(group: SlotGroup, neutral: Weights, shared: Weights, adapter: Adapter) -> None:
+def _check_idle(group: SlotGroup, idle: Weights, shared: Collection[str], adapter: Adapter) -> None:
     """An idle group must do nothing whatever the adapter shares among its other places: tried out on random values."""
     if not shared:
         return
-    values, result = group.try_out(neutral | shared)
+    values, result = group.try_out(idle)
     if not np.array_equal(result, values[group.graph.replaces]):
         raise NotNeutralError(
             "what an adapter shares among its sites would act where the adapter does not",
@@ -294,29 +280,11 @@ def first_free(name: str, taken: Collection[str]) -> str:
     return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
-def _check_names(plan: SlotPlan) -> None:
-    slots: dict[str, SlotRecord] = {}
-    for slot in plan.slots:
-        other = slots.setdefault(slot.name, slot)
-        if other is not slot:
-            shared = slot.site == other.site == SHARED and slot.graph == other.graph
-            raise AdapterError(
-                "what sites share is of different widths there" if shared else "two slots would have one name",
-                where=f"slot `{slot.name}`",
-                found=f"{list(other.axes)} and {list(slot.axes)}" if shared else f"`{other.site}` and `{slot.site}`",
-                fix="build these adapters one by one" if shared else "rename the graphs or the parameters",
-            )
-
-
 @dataclass(frozen=True)
 class HeadSum:
     """Heads that give one output: their results are added up, those of idle ones are zeros.
 
-    Attributes:
-        output: its name in the graph.
-        result: what it holds.
-        width: its last axis: a number if the base fixes it, else a symbol that each adapter gives a number.
-        groups: the heads.
+    `width` is the last axis: a number if the base fixes it, else a symbol that each adapter gives a number.
     """
 
     output: str
@@ -326,27 +294,25 @@ class HeadSum:
 
 
 def head_sums(plan: SlotPlan, base_outputs: Collection[str]) -> tuple[HeadSum, ...]:
-    """The outputs of all heads of a plan.
+    """The outputs of all heads of a plan, whose names are not among those of the base's outputs.
 
-    Heads of one result share an output. One of its own has each head that gives something while it lies idle, and have
-    those whose results are of different fixed widths: adding those up would be wrong. A second output of one result is
-    called `logits_2`, and so on.
-
-    Args:
-        plan: what goes into the graph.
-        base_outputs: the names of the base's outputs.
+    Heads of one result share an output, except where adding up would be wrong: a head that is not zero while it lies
+    idle, and heads of different fixed widths, have outputs of their own: `logits`, `logits_2`, and so on.
     """
     groups: dict[tuple[HeadOutput, Dim, str], list[SlotGroup]] = {}
     for group in plan.at(HEAD):
-        width = group.result_width
+        shape = group.graph.shapes()[group.graph.result]
+        result = head_result(shape)
+        assert result is not None  # adapters are checked
+        width = group.site_widths.get(shape[-1], shape[-1]) if isinstance(shape[-1], str) else shape[-1]
         apart = "" if group.gives_zeros_idle else group.graph_name
-        groups.setdefault((group.result, width, apart), []).append(group)
+        groups.setdefault((result, width, apart), []).append(group)
     taken = set(base_outputs)
     sums = []
-    for (result, _, _), heads in groups.items():
+    for (result, width, _), heads in groups.items():
         name = first_free(head_output(base_outputs, result), taken)
         taken.add(name)
-        sums.append(HeadSum(name, result, heads[0].result_width, tuple(heads)))
+        sums.append(HeadSum(name, result, width, tuple(heads)))
     return tuple(sums)
 
 
@@ -370,11 +336,6 @@ def adapter_output(sums: Iterable[HeadSum], adapter: Adapter | None) -> str | No
     return None if head is None else head.output
 
 
-def head_graphs(sums: Iterable[HeadSum]) -> Mapping[str, str]:
-    """The output of each topology of head, by the name of its graph."""
-    return {head.graph: head.output for head in head_records(sums)}
-
-
 def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
     """Keep a plan in the graph that was made by it: adapters are added by it, without the base."""
     graphs: list[dict[str, Any]] = []
@@ -389,15 +350,7 @@ def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
 
 
 def read_plan(model: ir.Model, where: object) -> SlotPlan:
-    """The plan that a graph was made by.
-
-    Args:
-        model: the graph.
-        where: names it in messages.
-
-    Raises:
-        FormatError: there is none in it, or not the one whose digest stands beside it.
-    """
+    """The plan that a graph was made by; `FormatError` if it has none, or another than the digest beside it says."""
     cause = None
     try:
         document = json.loads(model.metadata_props[PLAN_KEY])

@@ -19,8 +19,7 @@ from adapter_export.format.manifest import Precision
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
-from adapter_export.onnx_backend.quantise.precision import with_precision
-from adapter_export.onnx_backend.quantise.rewrite import deviations
+from adapter_export.onnx_backend.quantise.precision import deviations, with_precision
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.runtime import Bundle
 

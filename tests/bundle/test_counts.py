@@ -18,8 +18,8 @@ from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.prove import plan_check, prove
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import FileRecord
+from adapter_export.onnx_backend.base import flow
 from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.view import flow
 
 
 class Counts:

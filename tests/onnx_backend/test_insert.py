@@ -24,7 +24,7 @@ from adapter_export.graph.kinds import (
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots, site_values, verify_slots
-from adapter_export.onnx_backend.quantise.rewrite import in_memory
+from adapter_export.onnx_backend.quantise.precision import in_memory
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors

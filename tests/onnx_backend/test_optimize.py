@@ -18,7 +18,7 @@ from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
-from adapter_export.onnx_backend.quantise.rewrite import Deviation, deviations
+from adapter_export.onnx_backend.quantise.precision import Deviation, deviations
 from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.runner import TorchRunner

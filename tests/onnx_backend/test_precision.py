@@ -27,8 +27,7 @@ from adapter_export.format.manifest import Manifest, Precision
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.base.numerics import numerics
+from adapter_export.onnx_backend.base.base import OnnxBase, numerics, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.runner import CutRunner

@@ -15,7 +15,7 @@ import transformers as hf
 from small_bases import ARCHITECTURES, Architecture, TextBase
 from torch import nn
 
-from adapter_export.onnx_backend.view.flow import flow_graph as onnx_flow
+from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.view import flow_graph as torch_flow

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper, parser
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx_backend.view.flow import flow_graph
+from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.sites.discover import discover
 
 WIDTH = 8

@@ -9,7 +9,7 @@ import pytest
 from tiny_onnx import WIDTH, tiny_model
 
 from adapter_export.errors import NoSitesError, UsageError
-from adapter_export.onnx_backend.view.flow import flow_graph
+from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, sites_of

@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from adapter_export.onnx_backend.view.flow import flow_graph as onnx_flow
+from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Norm, Site, SiteMap
 from adapter_export.torch_backend.view import flow_graph as torch_flow

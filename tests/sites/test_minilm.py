@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapter_export.onnx_backend.view.flow import flow_graph as onnx_flow
+from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.view import flow_graph as torch_flow

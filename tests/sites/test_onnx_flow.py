@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx_backend.view.flow import flow_graph
+from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.sites.discover import discover
 from adapter_export.sites.view import FlowGraph, FlowNode
 

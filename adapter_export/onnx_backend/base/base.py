@@ -1,4 +1,4 @@
-"""A base as an ONNX file: opened without reading its weights, checked, described."""
+"""A base as an ONNX file: opened without reading its weights, checked, described, its precision included."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import numpy as np
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.format.axes import masks_of, with_caches
 from adapter_export.format.files import read_bytes
-from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, Precision
 from adapter_export.onnx_backend.base.external import readable, settle_external_data, sha256_of_tensor
+from adapter_export.onnx_backend.base.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx_backend.base.normalise import (
     check_operators,
     complete_shapes,
@@ -28,9 +29,8 @@ from adapter_export.onnx_backend.base.normalise import (
     open_sums,
     with_slot_opset,
 )
+from adapter_export.onnx_backend.base.operators import check_biases
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
-from adapter_export.onnx_backend.view.flow import check_layers_are_visible, flow_graph, node_names
-from adapter_export.onnx_backend.view.operators import check_biases
 from adapter_export.sites.discover import discover
 from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import SiteMap
@@ -40,33 +40,32 @@ from adapter_export.sites.view import FlowGraph
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 """The key of the base's fingerprint in `metadata_props`."""
 
-_RESHAPING = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_RESHAPING = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
 """The ops that look rows up in a table, and the attribute with its axis and that attribute's default."""
 
-_FUSED_LOOKUPS = frozenset({"EmbedLayerNormalization", "QEmbedLayerNormalization"})
+_FUSED_LOOKUPS = ("EmbedLayerNormalization", "QEmbedLayerNormalization")
 _FUSED_TABLES = {0: 2, 1: 4}
 """Of com.microsoft's fused embeddings: the inputs with ids, and the input with the table of each."""
 
-_WRAPPING = frozenset({"Cast", "Identity", "DequantizeLinear", "Mul"})
+_DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention"})
+"""Each takes one scale for a whole activation, [batch, tokens, d], when it runs: the rows of a batch share it."""
+
+_INTEGER = frozenset({"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm"})
+"""Products of activations that are rounded to 8 bits."""
+
+_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
+
+_INT8_ACCURACY = 4
+"""The accuracy level at which `MatMulNBits` rounds its activations to 8 bits, block by block of one row."""
 
 
 @dataclass(frozen=True)
 class OnnxBase:
-    """A base, its large weights still on disk.
+    """A base, its large weights still on disk in `folder`. Its model stays as it is: surgery works on copies.
 
-    Attributes:
-        path: the file.
-        folder: where its external data lie; their locations are relative to it.
-        model: its graph; not to be changed: surgery works on copies.
-        fingerprint: of the weights, `sha256:<hex>`; where the file was exported from an archive, that of the archive.
-        inputs: the data inputs.
-        outputs: the outputs.
-        opset: of the standard ONNX domain.
-        flow: its graph as dataflow, read once.
-        sites: where adapters can act.
-        notes: what was changed so that slots can go in, for the user.
-        given: the site map that `sites` follow, if there is one.
+    The fingerprint is that of the weights, `sha256:<hex>`, or that of the archive which the file was exported from.
+    `notes` say what was changed so that slots can go in; `given` is the site map that `sites` follow, if there is one.
     """
 
     path: Path
@@ -88,12 +87,13 @@ class OnnxBase:
 
     @cached_property
     def mask(self) -> str | None:
-        """The input that says which tokens of the final hidden state are real, if there is one.
-
-        Raises:
-            BaseModelError: there are several.
-        """
-        tokens = self._tokens()
+        """The input that says which tokens of the final hidden state are real; several raise `BaseModelError`."""
+        known = {axis for record in self.inputs for axis in record.axes if isinstance(axis, str)}
+        values = (value for node in self.model.graph for value in node.outputs if value.name == self.sites.final)
+        shape = next((value.shape for value in values), None)
+        axis = None if shape is None or len(shape) != 3 else shape[1]
+        name = axis if axis is None or isinstance(axis, int) else axis.value
+        tokens = name if name in known else None
         masks = masks_of(self.inputs, tokens)
         of_two = tokens is None and any(site.role == "cross_attention" for site in self.sites)
         if len(masks) > 1 or (masks and of_two):
@@ -107,11 +107,9 @@ class OnnxBase:
         return masks[0] if masks else None
 
     def tensor(self, name: str) -> np.ndarray | None:
-        """A floating-point tensor by the name that its exporter gave it, which is that in the torch model.
+        """A floating-point tensor by its name in the torch model; a matrix as torch's `Linear` holds it, [out, in].
 
-        Returns:
-            The tensor, a matrix as torch's `Linear` holds it, [out, in]; none where the base has none of this name, or
-            where it is not clear which axis is which.
+        None where the base has none of this name, or where it is not clear which axis is which.
         """
         value = self.model.graph.initializers.get(name)
         if value is None or value.const_value is None:
@@ -124,37 +122,20 @@ class OnnxBase:
         layouts = {_reads_in_first(node, index) for node, index in value.uses()}
         return None if len(layouts) != 1 or None in layouts else tensor.T if layouts == {True} else tensor
 
-    def _tokens(self) -> Axis | None:
-        """The axis of the tokens of the final hidden state, if it is known by a name that inputs have."""
-        known = {axis for record in self.inputs for axis in record.axes if isinstance(axis, str)}
-        values = (value for node in self.model.graph for value in node.outputs if value.name == self.sites.final)
-        shape = next((value.shape for value in values), None)
-        axis = None if shape is None or len(shape) != 3 else shape[1]
-        name = axis if axis is None or isinstance(axis, int) else axis.value
-        return name if name in known else None
-
 
 def _reads_in_first(node: ir.Node, index: int) -> bool | None:
     """Return whether a node reads a matrix as [in, out]; none for one of which it is not known."""
-    if node.op_type == "MatMul" and index == 1:
-        return True
-    if node.op_type == "Gemm" and index == 1:
-        transposed = node.attributes.get("transB")
-        return transposed is None or not transposed.as_int()
+    if node.op_type in ("MatMul", "Gemm") and index == 1:
+        return not node.attributes.get_int("transB", 0)
     return False if node.op_type == "Transpose" else None
 
 
 def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
-    """Open a base.
-
-    Args:
-        path: the file.
-        given: sites that override or complete those that are found.
+    """Open a base; the sites that are `given` override or complete those that are found.
 
     Raises:
         FileError: the file cannot be read.
-        BaseModelError: it is not an ONNX model, or it is that of a bundle; it is truncated, its external data are
-            missing, truncated or outside of its folder, or its opset is too old.
+        BaseModelError: it is no ONNX model that can be a base, or its external data are not where they should be.
         NoSitesError: no place for an adapter was found in it.
         UsageError: the given sites do not fit the graph.
     """
@@ -203,7 +184,7 @@ def _load(path: Path) -> ir.Model:
             expected="a model as `torch.onnx.export` or another exporter writes it",
             fix="export it again, or copy it again as a whole",
         ) from error
-    if TOPOLOGY_KEY in model.metadata_props:  # it carries the fingerprint of its base, and would prove itself
+    if TOPOLOGY_KEY in model.metadata_props:  # it has the fingerprint of its base, and would be compared with itself
         raise BaseModelError(
             "is a graph of a bundle, with adapters in it",
             where=path,
@@ -226,7 +207,7 @@ def _fingerprint(model: ir.Model) -> str:
             *(node.outputs[0] for node in graph if node.op_type == "Constant" and node.outputs),
         )
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves the interpreter to others
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter's lock
         facts = sorted(pool.map(_fact, values))
     return f"sha256:{hashlib.sha256(''.join(facts).encode()).hexdigest()}"
 
@@ -264,7 +245,9 @@ def _rows(table: ir.Value | None) -> Iterator[int]:
         if table.const_value is not None and len(table.const_value.shape) > 1:
             yield int(table.const_value.shape.numpy()[0])
             return
-        table = producer.inputs[0] if producer is not None and producer.op_type in _WRAPPING else None
+        if producer is None or producer.op_type not in ("Cast", "Identity", "DequantizeLinear", "Mul"):
+            return
+        table = producer.inputs[0]
 
 
 def _dtype(value: ir.Value) -> str:
@@ -276,3 +259,51 @@ def _dtype(value: ir.Value) -> str:
             fix="run `onnx.shape_inference` over the model, or export it again",
         )
     return value.dtype.numpy().name
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """The precision in which a graph computes its products.
+
+    `stored` is the coarsest type that activations are rounded to, `batch_invariant` whether a row's result is the same
+    in any batch, rounding aside, and `int8_tables` whether rows are looked up in a table of 8 bits: embeddings.
+    """
+
+    precision: Precision
+    stored: Stored
+    batch_invariant: bool
+    int8_tables: bool
+
+
+def numerics(model: ir.Model) -> Numerics:
+    """Read off a graph how it computes; a graph of mixed precisions counts as its coarsest."""
+    nodes = list(model.graph.all_nodes())
+    ops = {node.op_type for node in nodes}
+    integer = not ops.isdisjoint(_DYNAMIC | _INTEGER)
+    levels = [node.attributes.get_int("accuracy_level", 0) for node in nodes if node.op_type == "MatMulNBits"]
+    rounds = integer or _INT8_ACCURACY in levels
+    weights = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    half = any(tensor is not None and tensor.dtype == ir.DataType.FLOAT16 for tensor in weights)
+    bits = min((found for node in nodes for found in _weight_bits(node)), default=None)
+    floats: Precision = "fp16" if half else "fp32"
+    packed: Precision = "int8-weights" if bits is not None and bits > 4 else "int4-weights"
+    return Numerics(
+        precision="int8" if integer else floats if bits is None else packed,
+        stored="uint8" if rounds else "float16" if half else "float32",
+        batch_invariant=ops.isdisjoint(_DYNAMIC),
+        int8_tables=any(node.op_type == "Gather" and _dtype_of_first(node) in _BYTES for node in nodes),
+    )
+
+
+def _weight_bits(node: ir.Node) -> Iterator[int]:
+    """The bits of a weight that is unpacked for a product; a table that is looked up is none."""
+    if node.op_type == "MatMulNBits":
+        yield node.attributes.get_int("bits", 4)
+    elif node.op_type == "DequantizeLinear" and (dtype := _dtype_of_first(node)) is not None:
+        yield 4 if dtype in (ir.DataType.INT4, ir.DataType.UINT4) else 8
+
+
+def _dtype_of_first(node: ir.Node) -> ir.DataType | None:
+    """The dtype of the first input of a node, if that is a weight."""
+    tensor = None if node.inputs[0] is None else node.inputs[0].const_value
+    return None if tensor is None else tensor.dtype

@@ -21,34 +21,30 @@ from adapter_export.format.files import sha256_of_part
 
 WEIGHTS_FILE = "base.bin"
 
-_RUNTIME_DOMAIN = "com.microsoft"
-
-_EMBEDDED_BYTES = 1024
+EMBEDDED_BYTES = 1024
 """Smaller tensors stay in the graph's own file."""
 
-_LARGE_BYTES = 2**30
-
 _LEAST_USED = 0.9
-"""The least part of a file that a graph must use for the file to be linked as a whole."""
+"""The share of a file that a graph must use for the file to be linked as a whole."""
 
 
 def settle_external_data(model: ir.Model, path: Path) -> Path:
     """Compare every external tensor with the file that it names, then let it name that file without links.
 
-    A model cache keeps a model and its data as links into one folder, which ONNX Runtime does not follow.
-
-    Returns:
-        The folder to which the tensors' locations are relative from now on.
-
-    Raises:
-        BaseModelError: a file is missing, lies outside of the model's folder, or is too short.
+    A model cache keeps a model and its data as links into one folder, which ONNX Runtime does not follow. Returns the
+    folder to which the tensors' locations are relative from now on: that of the model, or of the file that it links to.
+    `BaseModelError`: a file is missing, lies outside of the model's folder, or is too short.
     """
     values = list(_external_values(model))
     files = {}
     for _, tensor in values:
         _check_tensor(tensor, path)
         files[tensor.location] = (path.parent / tensor.location).resolve()
-    folder = _folder(path, files)
+    candidates = (path.parent.resolve(), path.resolve().parent)
+    holding = (each for each in candidates if all(file.is_relative_to(each) for file in files.values()))
+    folder = next(holding, None)
+    if folder is None:
+        raise _outside(path, next(name for name, file in files.items() if not file.is_relative_to(candidates[0])))
     for value, tensor in values:
         location = files[tensor.location].relative_to(folder).as_posix()
         value.const_value = relocated(tensor, location, folder)
@@ -78,15 +74,6 @@ def _check_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
         )
 
 
-def _folder(path: Path, files: Mapping[str | os.PathLike[str], Path]) -> Path:
-    """The folder of the model, or of the file that the model is a link to, in which all data lie."""
-    candidates = (path.parent.resolve(), path.resolve().parent)
-    for folder in candidates:
-        if all(file.is_relative_to(folder) for file in files.values()):
-            return folder
-    raise _outside(path, next(name for name, file in files.items() if not file.is_relative_to(candidates[0])))
-
-
 def _outside(model: Path, location: str | os.PathLike[str]) -> BaseModelError:
     return BaseModelError(
         "keeps weights outside of its folder",
@@ -110,11 +97,7 @@ def _external_values(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTen
 
 
 def sha256_of_tensor(tensor: ir.TensorProtocol) -> str:
-    """The sha256 of the raw little-endian bytes, in lower-case hexadecimal, without holding external data in memory.
-
-    Raises:
-        FileError: the file with the data cannot be read.
-    """
+    """The sha256 of the raw little-endian bytes, in lower-case hexadecimal, without holding external data in memory."""
     if not isinstance(tensor, ir.ExternalTensor):
         return hashlib.sha256(tensor.tobytes()).hexdigest()
     return sha256_of_part(Path(tensor.path), tensor.offset or 0, tensor.nbytes)
@@ -139,31 +122,16 @@ def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def relocated(tensor: ir.ExternalTensor, location: str, folder: Path | str) -> ir.ExternalTensor:
     """The same tensor, found by another path."""
-    return ir.ExternalTensor(
-        location,
-        tensor.offset,
-        tensor.length,
-        tensor.dtype,
-        shape=tensor.shape,
-        name=tensor.name,
-        base_dir=folder,
-    )
+    facts = (tensor.offset, tensor.length, tensor.dtype)
+    return ir.ExternalTensor(location, *facts, shape=tensor.shape, name=tensor.name, base_dir=folder)
 
 
 def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> None:
     """Write a graph, and the weights of its base beside it in `base.bin`; the slots stay in the graph's file.
 
     Where the weights lie in one file on the same file system, `base.bin` is one more name of that file (a hard link).
-    Otherwise they are streamed: not the whole base is in memory at any time. The model refers to `base.bin` afterwards.
-
-    Args:
-        model: the graph.
-        path: where its file goes.
-        copy_weights: write a file of our own in any case.
-
-    Raises:
-        BaseModelError: the graph breaks a rule of ONNX.
-        OSError: the operating system refused a write.
+    Otherwise, and with `copy_weights`, they are streamed: not the whole base is in memory at any time. The model refers
+    to `base.bin` afterwards. `BaseModelError`: the graph breaks a rule of ONNX.
     """
     overridable = {value.name for value in model.graph.inputs}
     weights = {
@@ -175,7 +143,7 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
     large = {
         value: tensor
         for value, tensor in weights.items()
-        if tensor.dtype != ir.DataType.STRING and tensor.nbytes > _EMBEDDED_BYTES
+        if tensor.dtype != ir.DataType.STRING and tensor.nbytes > EMBEDDED_BYTES
     }
     used = sum(tensor.nbytes for tensor in weights.values() if isinstance(tensor, ir.ExternalTensor))
     if copy_weights or not _link(large, used, path.with_name(WEIGHTS_FILE)):
@@ -186,18 +154,22 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
     for value in weights.keys() - large.keys():
         value.const_value = in_memory(weights[value])
     ir.save(model, path)
-    _check(path)
+    try:
+        with _checkable(path) as file:
+            onnx.checker.check_model(str(file))
+    except onnx.checker.ValidationError as error:
+        raise BaseModelError(
+            "breaks a rule of ONNX",
+            where=path.name,
+            found=str(error).partition("\n")[0],
+            fix="check the base with `onnx.checker`; if it passes, report this",
+        ) from error
 
 
 def is_large(model: ir.Model) -> bool:
     """Return whether the weights of a model take a gigabyte or more, so that each run of it takes seconds."""
-    return weight_bytes(model) >= _LARGE_BYTES
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Return the size of all weights of a model in bytes."""
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None) >= 2**30
 
 
 def _link(weights: Mapping[ir.Value, ir.TensorProtocol], used: int, target: Path) -> bool:
@@ -218,19 +190,6 @@ def _link(weights: Mapping[ir.Value, ir.TensorProtocol], used: int, target: Path
     return True
 
 
-def _check(path: Path) -> None:
-    try:
-        with _checkable(path) as file:
-            onnx.checker.check_model(str(file))
-    except onnx.checker.ValidationError as error:
-        raise BaseModelError(
-            "breaks a rule of ONNX",
-            where=path.name,
-            found=str(error).partition("\n")[0],
-            fix="check the base with `onnx.checker`; if it passes, report this",
-        ) from error
-
-
 @contextmanager
 def _checkable(path: Path) -> Iterator[Path]:
     """For a while, a copy of the graph in which every operator stands in the domain that it belongs to.
@@ -241,9 +200,9 @@ def _checkable(path: Path) -> Iterator[Path]:
     model = onnx.load(path, load_external_data=False)
     own = [node for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)]
     for node in own:
-        node.domain = _RUNTIME_DOMAIN
-    if own and all(known.domain != _RUNTIME_DOMAIN for known in model.opset_import):
-        model.opset_import.append(onnx.helper.make_opsetid(_RUNTIME_DOMAIN, 1))
+        node.domain = "com.microsoft"
+    if own and all(known.domain != "com.microsoft" for known in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     weights = path.with_name(WEIGHTS_FILE)
     with TemporaryDirectory(prefix=".check-", dir=path.parent) as folder:
         if weights.exists():

@@ -19,13 +19,7 @@ CONFIG_FILE = "genai_config.json"
 
 @dataclass(frozen=True)
 class GenaiFolder:
-    """A decoder that onnxruntime-genai generates with.
-
-    Attributes:
-        folder: the folder.
-        config: its `genai_config.json`.
-        base: the decoder.
-    """
+    """A folder with a decoder, `base`, that onnxruntime-genai generates with."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -33,11 +27,7 @@ class GenaiFolder:
 
     @property
     def tokenizer(self) -> str | None:
-        """The text of its `tokenizer.json`, if it has one.
-
-        Raises:
-            BaseModelError: it cannot be read as text.
-        """
+        """The text of its `tokenizer.json`, if it has one; `BaseModelError` where that is no text."""
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             return None
@@ -53,11 +43,7 @@ class GenaiFolder:
         return length if isinstance(length, int) and length > 0 else None
 
     def kept(self, graph: str) -> dict[str, Path | bytes]:
-        """Return what a bundle needs beside its graph so that onnxruntime-genai loads it: its files by name.
-
-        Args:
-            graph: the name of the bundle's graph, to which `genai_config.json` then points.
-        """
+        """The files by name that onnxruntime-genai needs beside a bundle's graph, which its configuration names."""
         own = {self.base.path.resolve(), *external_files(self.base.model, self.base.folder)}
         others = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.resolve() not in own]
         files: dict[str, Path | bytes] = {path.name: path for path in others}
@@ -71,15 +57,7 @@ class GenaiFolder:
 def open_genai(folder: Path, *, given: GivenSites | None = None) -> GenaiFolder:
     """Open a folder of onnxruntime-genai's model builder, of any precision whose sites are float32.
 
-    Args:
-        folder: the folder.
-        given: sites that override or complete those that are found in its decoder.
-
-    Raises:
-        FileError: a file cannot be read.
-        BaseModelError: the configuration names no decoder, or the decoder cannot be opened as an ONNX base.
-        NoSitesError: no place for an adapter was found in it.
-        UsageError: the given sites do not fit the decoder.
+    `FileError`: a file cannot be read. `BaseModelError`: it names no decoder. Others as `open_onnx` for the decoder.
     """
     path = folder / CONFIG_FILE
     config = read_json(path)

@@ -1,9 +1,8 @@
 """A base made ready for slots: operators checked, weights constant, opset converted, sums written out, shapes known.
 
-None of it changes what the base computes; where the graph is converted, both are run and compared. ONNX knows nothing
-of the shapes of ONNX Runtime's own operators (domain com.microsoft), and cannot follow lengths that a graph computes: a
-run knows all of them. Axes that have one length in two runs are of that length; every named axis of the inputs has
-another length in each.
+None of it changes what the base computes; where the graph is converted, both are run and compared. Shapes that ONNX
+does not know, of ONNX Runtime's own operators and of lengths that a graph computes, are read off two runs: every named
+axis of the inputs has another length in each.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import InputRecord
 from adapter_export.numerics.sample_inputs import InputCase, input_cases
+from adapter_export.onnx_backend.base.flow import activations_of, has_shapes, is_known, with_inferred_shapes
 from adapter_export.onnx_backend.lowering import MINIMUM_OPSET
 from adapter_export.onnx_backend.session import open_session
-from adapter_export.onnx_backend.view.flow import activations_of, has_shapes, is_known, with_inferred_shapes
 from adapter_export.runtime.graphs import FAILURES, run_session
 
 _IR_VERSION = 10
@@ -33,13 +32,6 @@ _IR_VERSION = 10
 
 _DOMAINS = ("ai.onnx", "com.microsoft")
 """The beginnings of the domains of ONNX Runtime's operators."""
-
-_NO_OPERATOR = ("No Op registered for", "is not a registered function/op")
-"""The words of ONNX Runtime for an operator that it does not have."""
-
-_QUERY, _KEY = 0, 1
-_PAST, _PRESENT = (3, 4), (1, 2)
-"""Inputs and outputs of `GroupQueryAttention` (com.microsoft, opset 1): past and present keys and values."""
 
 _ADDED = 2
 """The input of `Gemm` that is added to the product."""
@@ -53,16 +45,9 @@ _MEANWHILE = "com.microsoft.meanwhile"
 _TOLERANCE = 1e-5
 """Of the largest value of an output; the operators that compute it are the same, so their rounding is, too."""
 
-_FIRST_LENGTHS = (2, 5)
-"""Of the first named axis and of the second; the others follow."""
-
 
 def check_operators(model: ir.Model, path: Path) -> None:
-    """Refuse operators that ONNX Runtime does not have.
-
-    Raises:
-        BaseModelError: there are some, such as those that an exporter made up.
-    """
+    """Refuse operators that ONNX Runtime does not have, such as those that an exporter made up."""
     own = {(domain, name) for domain, name, *_ in model.functions}
     bodies = [model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())]
     counts = Counter((node.domain, node.op_type) for nodes in bodies for node in nodes)
@@ -94,7 +79,7 @@ def _is_there(domain: str, name: str) -> bool:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except FAILURES as error:  # it has too few inputs in any case
-        return not any(words in str(error) for words in _NO_OPERATOR)
+        return not any(words in str(error) for words in ("No Op registered for", "is not a registered function/op"))
     return True
 
 
@@ -120,16 +105,15 @@ def _fix_cache_widths(attention: ir.Node) -> None:
     The builder of onnxruntime-genai leaves it open, because it halves where 4-bit numbers are packed. In caches of
     float32 it is that of one attention head; query, key and value lie side by side where there is no input for the key.
     """
-    query, heads = attention.inputs[_QUERY], attention.attributes.get_int("num_heads", 0)
-    if attention.inputs[_KEY] is None:
+    query, heads = attention.inputs[0], attention.attributes.get_int("num_heads", 0)
+    if attention.inputs[1] is None:
         heads += 2 * attention.attributes.get_int("kv_num_heads", 0)
     width = query.shape[-1] if query is not None and query.shape else None
     if not isinstance(width, int) or not heads:
         return
-    past = [value for at in _PAST if at < len(attention.inputs) and (value := attention.inputs[at]) is not None]
-    present = [attention.outputs[at] for at in _PRESENT if at < len(attention.outputs)]
-    caches = [*filter(ir.Value.is_graph_input, past), *filter(ir.Value.is_graph_output, present)]
-    for value in caches:
+    past = [value for value in attention.inputs[3:5] if value is not None and value.is_graph_input()]
+    present = [value for value in attention.outputs[1:3] if value.is_graph_output()]
+    for value in (*past, *present):
         if value.dtype == ir.DataType.FLOAT and value.shape is not None:
             value.shape = ir.Shape([*value.shape[:-1], width // heads])
 
@@ -139,9 +123,7 @@ def open_sums(graph: ir.Graph) -> None:
 
     `Sum` adds any number of values. `Gemm` adds its third input to a product; where that is an activation, a tool has
     put a residual sum into it. The numbers stay what they were, the rounding of a `Gemm` aside.
-
-    Raises:
-        BaseModelError: a sum of activations holds a weight or a factor, too, and nothing says whose it is.
+    `BaseModelError`: a sum of activations holds a weight or a factor, too, and nothing says whose it is.
     """
     activations = activations_of(graph)
     for node in list(graph):
@@ -158,15 +140,8 @@ def open_sums(graph: ir.Graph) -> None:
             result = node.outputs[0]
             product = ir.Value(name=f"{result.name}/product", type=result.type, shape=result.shape)
             attributes = [attribute for attribute in node.attributes.values() if attribute.name != "beta"]
-            bare = ir.Node(
-                "",
-                "Gemm",
-                node.inputs[:_ADDED],
-                attributes,
-                outputs=[product],
-                name=product.name,
-                metadata_props=node.metadata_props,
-            )
+            bare = ir.Node("", "Gemm", node.inputs[:_ADDED], attributes, outputs=[product], name=product.name)
+            bare.metadata_props.update(node.metadata_props)
             _write_out(node, product, [added for added in node.inputs[_ADDED:] if added is not None], [bare])
 
 
@@ -198,15 +173,7 @@ def with_slot_opset(
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """The model in an opset that slots can be written in, and what was done for that, for the user.
 
-    Args:
-        model: the model; it shares its weights with what is made of it.
-        path: its file.
-        folder: where its external data lie.
-        inputs: its inputs.
-
-    Raises:
-        BaseModelError: its opset is too old, ONNX cannot convert it, ONNX Runtime cannot run one of the two, or their
-            outputs differ.
+    `BaseModelError`: the opset is too old, or the converted model cannot be made, run, or does not compute the same.
     """
     opset = model.opset_imports.get("", 0)
     if opset >= MINIMUM_OPSET:
@@ -242,7 +209,7 @@ def _converted(model: ir.Model, folder: Path) -> ir.Model:
     """
     proto = ir.to_proto(model)
     for node in proto.graph.node:
-        if not node.domain and not _is_in_opset(node.op_type, model.opset_imports[""]):
+        if not node.domain and not onnx.defs.has(node.op_type, model.opset_imports[""], ""):
             node.domain = _MEANWHILE
     proto.opset_import.append(helper.make_opsetid(_MEANWHILE, 1))
     try:
@@ -256,14 +223,6 @@ def _converted(model: ir.Model, folder: Path) -> ir.Model:
     made.ir_version = _IR_VERSION
     ir.external_data.set_base_dir(made.graph, folder)
     return made
-
-
-def _is_in_opset(op: str, opset: int) -> bool:
-    try:
-        onnx.defs.get_schema(op, max_inclusive_version=opset, domain="")
-    except onnx.defs.SchemaError:
-        return False
-    return True
 
 
 def _check_same(before: ir.Model, after: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> None:
@@ -291,13 +250,7 @@ def _not_converted(found: str) -> BaseModelError:
 
 
 def complete_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> None:
-    """Record in a model what shapes can be known of its values.
-
-    Args:
-        model: the model.
-        folder: where its external data lie.
-        inputs: its inputs.
-    """
+    """Record in a model what shapes can be known of its values."""
     if has_shapes(model.graph):
         return
     inferred = {value.name: value for value in _values(with_inferred_shapes(model))}
@@ -315,8 +268,7 @@ def complete_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
 def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> bool:
     """Replace the recorded shapes that have another number of axes than two runs show; whether there were any.
 
-    What fuses operators leaves the shape of a value that had the name before. The arguments are those of
-    `complete_shapes`.
+    What fuses operators leaves the shape of a value that had the name before.
     """
     recorded = [value for value in _values(model) if value.shape is not None]
     wrong = [
@@ -332,8 +284,7 @@ def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord])
 def small_cases(inputs: Sequence[InputRecord]) -> list[InputCase]:
     """Two cases of small inputs; no named axis has the same length in both."""
     named = list(dict.fromkeys(name for record in inputs for axis in record.axes for name in names(axis)))
-    first, second = _FIRST_LENGTHS
-    lengths = [first, *range(second, 2 * len(named) + second, 2)]
+    lengths = [2, *range(5, 2 * len(named) + 5, 2)]
     shapes = [{name: length + more for name, length in zip(named, lengths, strict=False)} for more in (0, 1)]
     return input_cases(inputs, seed=0, shapes=shapes)[:2]
 

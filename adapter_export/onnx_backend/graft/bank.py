@@ -36,23 +36,19 @@ IDS_INPUT = "adapter_ids"
 ADAPTERS_AXIS = "adapters"
 """The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
 
-_IN_ONE_ROW, _ROWS_APART = 2, 3
-"""The axes of a value that has the tokens of all rows on one axis, and of one that has batch and tokens apart."""
+_IN_ONE_ROW = 2
+"""The number of axes of a value that has the tokens of all rows on one axis."""
 
 _SWAP = {"perm": [1, 0, 2]}
-
-_NO_ROW = np.iinfo(np.int64).max
 
 _WITHOUT_BANK = argument("flavours", ["slots", "inputs"])
 
 
 @dataclass(frozen=True)
 class BankRows:
-    """The contents of a bank.
+    """The contents of a bank: the name of the adapter in each row, and the tensors, float32 [adapters, …].
 
-    Attributes:
-        names: the adapter in each row; none is the base, in row 0.
-        tensors: float32 [adapters, …], as `bank_tensors` lists them.
+    None is the name of the base, in row 0. The tensors are those that `bank_tensors` lists.
     """
 
     names: tuple[str | None, ...]
@@ -65,16 +61,7 @@ def bank_name(slot: str) -> str:
 
 
 def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapter]) -> BankRows:
-    """Put the base into row 0, and behind it the adapters.
-
-    Args:
-        plan: the slots.
-        heads: the outputs that heads fill.
-        adapters: those of the bank, in order.
-
-    Raises:
-        AdapterError: an adapter cannot be filled up to the width of a wider one.
-    """
+    """Put the base into row 0, and behind it the adapters, filled up to one width; `AdapterError` if one cannot be."""
     layout = RowLayout(plan.slots, head_records(heads), bank_tensors(plan, heads))
     rows = [(slot_tensors(plan, adapter), adapter_head(heads, adapter)) for adapter in adapters]
     stacked = layout.stacked(rows)
@@ -95,10 +82,6 @@ def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapt
     return BankRows((None, *(adapter.name for adapter in adapters)), stacked)
 
 
-_PROBED_WIDTHS = (2, 4)
-"""Even ones, for what looks at one half of a bottleneck."""
-
-
 def is_fillable(plan: SlotPlan) -> bool:
     """Return whether zeros behind the tensors of any adapter change nothing: tried out on random values.
 
@@ -106,8 +89,8 @@ def is_fillable(plan: SlotPlan) -> bool:
     """
     rng = np.random.default_rng(0)
     for group in {(group.key, *group.site_widths.items()): group for group in plan.groups}.values():
-        narrow, wide = (
-            {**dict.fromkeys(group.graph.symbols(), width), ROWS: 1, **group.site_widths} for width in _PROBED_WIDTHS
+        narrow, wide = (  # even widths, for ops that look at one half of a bottleneck
+            {**dict.fromkeys(group.graph.symbols(), width), ROWS: 1, **group.site_widths} for width in (2, 4)
         )
         shapes = group.graph.parameter_shapes(narrow)
         own = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
@@ -133,9 +116,7 @@ def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
     """The base's graph with a bank, and an input `adapter_ids`, int64 [batch]: the row of the bank for each row.
 
     An id that is no row of the bank is an error of ONNX Runtime; a negative one would count from the end otherwise.
-
-    Raises:
-        BaseModelError: the batch is not the first axis of every input, or of what an adapter reads, or as `insert`.
+    `BaseModelError`: the batch is not the first axis of every input, or of what an adapter reads, or as `insert`.
     """
     batch = _batch(base)
     _check_sites(base, plan, batch)
@@ -145,16 +126,13 @@ def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
 def bank_tensors(plan: SlotPlan, heads: Sequence[HeadSum]) -> tuple[BankTensor, ...]:
     """The tensors of a bank, as the manifest lists them."""
     slots = [BankTensor(bank_name(slot.name), slot.name, (ADAPTERS_AXIS, *slot.axes)) for slot in plan.slots]
-    masks = [
-        BankTensor(mask_name(head.output), None, (ADAPTERS_AXIS, head.width))
-        for head in heads
-        if isinstance(head.width, str)
-    ]
+    open_heads = [head for head in heads if isinstance(head.width, str)]
+    masks = [BankTensor(mask_name(head.output), None, (ADAPTERS_AXIS, head.width)) for head in open_heads]
     return (*slots, *masks)
 
 
 def _batch(base: OnnxBase) -> str:
-    """The name of the first axis of all inputs: where it is another one, or a number, rows cannot be told apart."""
+    """The name of the first axis of all inputs; refuse inputs that differ in it, or that have a number there."""
     first = {record.axes[0] if record.axes else None for record in base.inputs}
     batch = next(iter(first))
     if len(first) != 1 or not isinstance(batch, str):
@@ -175,12 +153,11 @@ def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
     values = {value.name: value for node in base.model.graph for value in node.outputs}
     others = {axis for record in base.inputs for axis in record.axes if isinstance(axis, str)} - {batch}
     for site in base.sites:
-        for read in dict.fromkeys(
-            name for group in plan.at(site.name) for name in (group.graph.replaces, *group.graph.inputs)
-        ):
+        graphs = [group.graph for group in plan.at(site.name)]
+        for read in dict.fromkeys(name for graph in graphs for name in (graph.replaces, *graph.inputs)):
             value = values.get(getattr(site, read))
             shape = ir.Shape([]) if value is None or value.shape is None else value.shape
-            first = shape[0] if len(shape) == _ROWS_APART else None
+            first = shape[0] if len(shape) == 3 else None
             if not site.sequence_first and (isinstance(first, int) or (first is not None and first.value in others)):
                 raise BaseModelError(
                     "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
@@ -249,9 +226,8 @@ class _RowBinding(ParameterBinding):
         """The rows of a tensor [adapters, …] of the bank, which is registered once; vectors as [batch, 1, width]."""
         if name not in self._gathered:
             free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
-            tensor = self.graft.add_slot(
-                name, ir.Shape([ADAPTERS_AXIS, *free]), ir.Tensor(self._rows.tensors[name], name=name)
-            )
+            default = ir.Tensor(self._rows.tensors[name], name=name)
+            tensor = self.graft.add_slot(name, ir.Shape([ADAPTERS_AXIS, *free]), default)
             rows = writer.op(f"{name}/rows", "Gather", (tensor, self._bank_rows(writer)), {"axis": 0})
             self._gathered[name] = _unsqueezed(rows, f"{name}/vectors", writer) if len(axes) == 1 else rows
         return self._gathered[name]
@@ -260,7 +236,8 @@ class _RowBinding(ParameterBinding):
         """The ids; a negative one becomes one that no bank has, instead of counting from the end."""
         if self._checked is None:
             boolean = ir.TensorType(ir.DataType.BOOL)
-            zero, none = writer.integers(f"{IDS_INPUT}/zero", 0), writer.integers(f"{IDS_INPUT}/none", int(_NO_ROW))
+            zero = writer.integers(f"{IDS_INPUT}/zero", 0)
+            none = writer.integers(f"{IDS_INPUT}/none", int(np.iinfo(np.int64).max))
             negative = writer.op(f"{IDS_INPUT}/negative", "Less", (self._ids, zero), type=boolean)
             self._checked = writer.op(f"{IDS_INPUT}/checked", "Where", (negative, none, self._ids), type=self._ids.type)
         return self._checked

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Set
 import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
+from adapter_export.onnx_backend.base.operators import SUM_OUTPUT, SUMMANDS, UNBIASED, fused_bias
 from adapter_export.onnx_backend.lowering import Writer
-from adapter_export.onnx_backend.view.operators import SUM_OUTPUT, SUMMANDS, UNBIASED, fused_bias
 
 _NORMS = {
     "SkipLayerNormalization": "LayerNormalization",
@@ -22,10 +22,7 @@ _NORMS = {
 """The operators that add and normalise, and the norm that is left when the sum is taken out."""
 
 _ATTENTIONS = {"MultiHeadAttention": 3, "PackedMultiHeadAttention": 3, "DecoderMaskedMultiHeadAttention": 10}
-"""The attentions of com.microsoft that have a bias of what they read, and which of their inputs it is."""
-
-_OPERANDS = 3
-"""The first inputs of these are query, key and value."""
+"""The attentions of com.microsoft that have a bias of query, key and value, and which of their inputs it is."""
 
 _PASSED = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Cast", "Identity"}) | {
     *("Gather", "Concat", "Mul", "Div"),
@@ -51,11 +48,7 @@ def take_bias(node: ir.Node) -> ir.Value | None:
 
 
 def open_sum(node: ir.Node) -> ir.Value:
-    """Take the sum out of a node, which then is the norm alone.
-
-    Returns:
-        The sum. Whoever read it before reads it now; it has the name that it had, or none if it had none.
-    """
+    """Take the sum out of a node, which then is the norm alone; return it, with the readers and name that it had."""
     graph = node.graph
     assert graph is not None
     assert fused_bias(node) is None  # it belongs to `h`, and was put there before
@@ -87,31 +80,22 @@ def has_attention_bias(node: ir.Node) -> bool:
 
 
 def take_attention_bias(node: ir.Node, writer: Writer) -> list[tuple[ir.Value, ir.Value]]:
-    """Take the bias out of a fused attention, which reads sums with its parts instead.
+    """Take the bias out of a fused attention, which reads sums with slices of it instead.
 
-    Args:
-        node: the attention.
-        writer: writes what cuts the bias, and the sums; the caller puts them before the attention.
-
-    Returns:
-        What was read before, and the sum that is read now, for query, key and value.
-
-    Raises:
-        BaseModelError: these are not three values of known width that nobody else reads.
+    Returns what was read before and the sum that is read now, for query, key and value; the caller puts what `writer`
+    wrote before the attention. `BaseModelError`: these are not three values of known width that nobody else reads.
     """
     at = _ATTENTIONS[node.op_type]
-    read, bias = [value for value in node.inputs[:_OPERANDS] if value is not None], node.inputs[at]
+    read, bias = [value for value in node.inputs[:3] if value is not None], node.inputs[at]
     widths = [_width(value) for value in read]
-    if len(set(read)) < _OPERANDS or None in widths or any(len(value.uses()) != 1 for value in read):
+    if len(set(read)) < 3 or None in widths or any(len(value.uses()) != 1 for value in read):
         raise _hidden_bias(node)
     assert bias is not None  # the caller has looked
     sums, start = [], 0
     for place, (value, width) in enumerate(zip(read, widths, strict=True)):
         assert width is not None
-        ends = (
-            writer.integers(f"{place}/{name}", [number]) for name, number in (("start", start), ("end", start + width))
-        )
-        part = writer.op(f"{place}/part", "Slice", (bias, *ends))
+        first, end = writer.integers(f"{place}/start", [start]), writer.integers(f"{place}/end", [start + width])
+        part = writer.op(f"{place}/part", "Slice", (bias, first, end))
         total = writer.op(f"{place}/sum", "Add", (value, part))
         total.shape = value.shape
         sums.append((value, total))
@@ -122,19 +106,19 @@ def take_attention_bias(node: ir.Node, writer: Writer) -> list[tuple[ir.Value, i
 
 
 def check_no_bias_behind(h: ir.Value, activations: Set[str]) -> None:
-    """Refuse a layer's output to which an operator behind it adds a bias that cannot be taken out.
-
-    Args:
-        h: the output.
-        activations: those of the graph, by name.
-
-    Raises:
-        BaseModelError: there is such an operator.
-    """
+    """Refuse a layer's output to which an operator behind it adds a bias that cannot be taken out."""
     width = _width(h) or 0
     for node in _behind(h):
         if has_attention_bias(node) or _may_add(node, width, activations):
             raise _hidden_bias(node)
+
+
+def _may_add(node: ir.Node, width: int, activations: Set[str]) -> bool:
+    """Return whether an operator that is not of the standard reads a trained vector that may be such a bias."""
+    if node.domain in ("", "ai.onnx") or node.op_type.endswith(_FACTORS):
+        return False
+    vectors = [value for value in node.inputs if value is not None and value.name not in activations]
+    return any(value.shape is not None and len(value.shape) == 1 and (_width(value) or 0) >= width for value in vectors)
 
 
 def _hidden_bias(node: ir.Node) -> BaseModelError:
@@ -154,14 +138,6 @@ def _behind(value: ir.Value) -> Iterator[ir.Node]:
         if node.op_type in _PASSED and not node.domain:
             for output in node.outputs:
                 yield from _behind(output)
-
-
-def _may_add(node: ir.Node, width: int, activations: Set[str]) -> bool:
-    """Return whether an operator that is not of the standard reads a trained vector that may be such a bias."""
-    if node.domain in ("", "ai.onnx") or node.op_type.endswith(_FACTORS):
-        return False
-    vectors = [value for value in node.inputs if value is not None and value.name not in activations]
-    return any(value.shape is not None and len(value.shape) == 1 and (_width(value) or 0) >= width for value in vectors)
 
 
 def _width(value: ir.Value) -> int | None:

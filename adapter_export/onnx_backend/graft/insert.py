@@ -24,7 +24,7 @@ from adapter_export.onnx_backend.slots import (
     SlotGroup,
     SlotPlan,
     describe_plan,
-    head_graphs,
+    head_records,
     head_sums,
 )
 from adapter_export.sites.edits import Edit
@@ -47,55 +47,38 @@ HEAD_OUTPUTS_KEY = "adapter_export.head_outputs"
 NODE_GRAPH_KEY = "adapter_export.graph"
 NODE_PATH_KEY = "adapter_export.torch_path"
 
-_STACK_TRACE = "pkg.torch.onnx.stack_trace"
-
-_FLOAT, _INTEGER = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
+_FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """The dtypes in which a base may compute at a site."""
 
-_REARRANGING = frozenset({"Cast", "Transpose", "Identity"})
-"""Operators that a slot must not feed: its tensor would be copied in every run."""
-
 
 class ParameterBinding:
-    """Binds the parameters of adapters to slots: inputs that are initializers as well, for one adapter at a time.
-
-    Args:
-        graft: the graph that gets them.
-
-    Attributes:
-        stacked: whether the tensors have an axis of adapters before their own: [adapters, in, out] for weights, and
-            [adapters, 1, width] for vectors. A head then keeps the axis of the tokens, with length 1.
-    """
+    """Binds the parameters of adapters to slots: inputs that are initializers as well, for one adapter at a time."""
 
     stacked = False
+    """As `Writer.stacked`: whether the tensors have an axis of adapters before their own."""
 
     def __init__(self, graft: Graft) -> None:
         self.graft = graft
-        self._shared: dict[str, ir.Value] = {}
+        self._slots: dict[str, ir.Value] = {}
 
     def parameters(self, group: SlotGroup, _writer: Writer, /) -> Mapping[str, ir.Value]:
         """The tensors of a group, by parameter; what several sites share is registered once."""
         neutral = group.neutral()
-        slots = {}
         for record in group.records():
-            if record.name in self._shared:
-                slots[record.parameter] = self._shared[record.name]
-                continue
-            shape = ir.Shape([group.axis_name(axis, record.parameter) for axis in record.axes])
-            tensor = ir.Tensor(neutral[record.parameter], name=record.name)
-            slots[record.parameter] = self.graft.add_slot(record.name, shape, tensor)
-            if record.parameter in group.graph.shared:
-                self._shared[record.name] = slots[record.parameter]
-        return slots
+            if record.name not in self._slots:
+                shape = ir.Shape([group.axis_name(axis, record.parameter) for axis in record.axes])
+                tensor = ir.Tensor(neutral[record.parameter], name=record.name)
+                self._slots[record.name] = self.graft.add_slot(record.name, shape, tensor)
+        return {record.parameter: self._slots[record.name] for record in group.records()}
 
     def enter(self, value: ir.Value, _name: str, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
-        """A value of the base, [batch, tokens, width] or [tokens, batch, width], as the adapter's nodes read it."""
+        """Give a value of the base, [batch, tokens, width] or [tokens, batch, width], the shape that nodes read."""
         return value
 
     def leave(self, result: ir.Value, _like: ir.Value, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
-        """Return what the adapter's nodes computed in the place of a value of the base, in that value's shape."""
+        """Give what stands for a value of the base the shape of that value."""
         return result
 
     def mask(self, mask: ir.Value, _writer: Writer, /) -> ir.Value:
@@ -103,17 +86,14 @@ class ParameterBinding:
         return mask
 
     def head(self, _head: HeadSum, result: ir.Value, _writer: Writer, /) -> ir.Value:
-        """Return what the heads of one output computed, in the shape of that output."""
+        """Give the result of the heads of one output the shape of that output."""
         return result
 
 
 def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
-    """The base's graph with a slot for everything that an adapter of the plan needs.
+    """The base's graph with a slot for everything that an adapter of the plan needs; raises as `insert`.
 
-    With no slot overridden it computes what the base computes; what its heads then give means nothing.
-
-    Raises:
-        BaseModelError: as `insert`.
+    With no slot overridden it computes what the base computes; the outputs of heads then mean nothing.
     """
     model = insert(base, plan, ParameterBinding)
     verify_slots(model, plan.slots)
@@ -121,16 +101,10 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
 
 
 def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[Graft], ParameterBinding]) -> ir.Model:
-    """The base's graph with the nodes of all adapters of a plan.
+    """The base's graph with the nodes of all adapters of a plan; `bind` makes what gives them their tensors.
 
-    Args:
-        base: the base.
-        plan: what acts where.
-        bind: gives the nodes their tensors, in the copy of the graph that it is given.
-
-    Raises:
-        BaseModelError: the base computes in another type than float32 or float16, has a name that the adapters need,
-            has several inputs that may be the mask of a head, or one that covers more than the head reads.
+    `BaseModelError`: the base computes in another type than float32 or float16, has a name that the adapters need, has
+    several inputs that may be the mask of a head, or one that covers more than the head reads.
     """
     places = {(site.name, group.graph.replaces): site for site in base.sites for group in plan.at(site.name)}
     graft = SiteGraft(base, ((site, replaced) for (_, replaced), site in places.items()))
@@ -146,13 +120,7 @@ def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[Graft], ParameterBind
 
 
 class _Insertion:
-    """The work on one graph.
-
-    Args:
-        base: the base.
-        graft: the copy of its graph that is changed.
-        binding: gives the tensors of adapters.
-    """
+    """The work on one graph."""
 
     def __init__(self, base: OnnxBase, graft: SiteGraft, binding: ParameterBinding) -> None:
         self._base = base
@@ -181,7 +149,7 @@ class _Insertion:
             inputs[name] = self._binding.enter(value, f"{place}{name}", writer, sequence_first=site.sequence_first)
         norm = self._norm(edit, place, writer) if any(needs_base_norm(group.graph) for group in groups) else {}
         for group in groups:
-            inside = self._group_writer(tape, group, site.path)
+            inside = self._writer(tape, site.name, site.path, group)
             parameters = {**self._binding.parameters(group, inside), **norm}
             inputs[replaced] = emit(bound_to(group.graph, site.norm), inputs, parameters, inside)
         left = self._binding.leave(inputs[replaced], read[replaced], writer, sequence_first=site.sequence_first)
@@ -215,7 +183,7 @@ class _Insertion:
             writer = self._writer(tape, HEAD, None)
             results = []
             for group in head.groups:
-                inside = self._group_writer(tape, group, None)
+                inside = self._writer(tape, HEAD, None, group)
                 results.append(emit(group.graph, inputs, self._binding.parameters(group, inside), inside))
             total, *rest = results
             for index, value in enumerate(rest):
@@ -236,16 +204,16 @@ class _Insertion:
             )
         if self._base.mask is not None:
             return writer.op("mask", "Cast", (self._graft.value(self._base.mask),), {"to": _FLOAT.dtype}, type=_FLOAT)
-        shape = writer.op("shape", "Shape", (hidden,), {"start": 0, "end": 2}, type=_INTEGER)
+        shape = writer.op("shape", "Shape", (hidden,), {"start": 0, "end": 2}, type=ir.TensorType(ir.DataType.INT64))
         ones = ir.tensor([1.0], ir.DataType.FLOAT)
         return writer.op("mask", "ConstantOfShape", (shape,), {"value": ones}, type=_FLOAT)
 
-    def _writer(self, tape: ir.tape.Tape, owner: str, path: str | None) -> Writer:
-        """For what stands around all groups of one place."""
-        return Writer(tape, f"{SLOT_PREFIX}{owner}", self._base.opset, _node_metadata(owner, path))
-
-    def _group_writer(self, tape: ir.tape.Tape, group: SlotGroup, path: str | None) -> Writer:
-        metadata = {**_node_metadata(group.owner, path), NODE_GRAPH_KEY: group.graph_name}
+    def _writer(self, tape: ir.tape.Tape, owner: str, path: str | None, group: SlotGroup | None = None) -> Writer:
+        """For the nodes of a group, or for those around all groups of one place."""
+        metadata = {NODE_SITE_KEY: owner} | ({} if path is None else {NODE_PATH_KEY: path})
+        if group is None:
+            return Writer(tape, f"{SLOT_PREFIX}{owner}", self._base.opset, metadata)
+        metadata[NODE_GRAPH_KEY] = group.graph_name
         return Writer(tape, group.prefix, self._base.opset, metadata, stacked=self._binding.stacked)
 
     def describe(self, model: ir.Model, plan: SlotPlan, sums: Sequence[HeadSum]) -> None:
@@ -260,13 +228,10 @@ class _Insertion:
             norms = {site: asdict(norm) for site, norm in self._norms.items()}
             metadata[NORMS_KEY] = json.dumps(norms, sort_keys=True)
         if sums:
-            metadata[HEAD_OUTPUTS_KEY] = json.dumps(head_graphs(sums), sort_keys=True)
+            outputs = {head.graph: head.output for head in head_records(sums)}
+            metadata[HEAD_OUTPUTS_KEY] = json.dumps(outputs, sort_keys=True)
         for node in model.graph.all_nodes():
-            node.metadata_props.pop(_STACK_TRACE, None)
-
-
-def _node_metadata(owner: str, path: str | None) -> dict[str, str]:
-    return {NODE_SITE_KEY: owner} | ({} if path is None else {NODE_PATH_KEY: path})
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 def _check_floats(values: Mapping[str, ir.Value], where: str) -> None:
@@ -302,9 +267,8 @@ def _cast(value: ir.Value, to: ir.DataType | None, name: str, writer: Writer) ->
 def _head_axes(hidden: ir.Value, head: HeadSum) -> ir.Shape:
     """The axes of a head's output; one name means one size in a graph, so those of different outputs differ."""
     known = [dim if isinstance(dim, int) else dim.value for dim in hidden.shape or ()]
-    leading = [
-        name if axis is None else axis for axis, name in zip((*known, None, None), ("batch", "tokens"), strict=False)
-    ]
+    named = zip((*known, None, None), ("batch", "tokens"), strict=False)
+    leading = [name if axis is None else axis for axis, name in named]
     last = head.groups[0].axis_name(head.width) if len(head.groups) == 1 else head.width
     if isinstance(last, str) and len(head.groups) > 1 and head.output != "logits":
         last = f"{head.output}.{last}"
@@ -314,8 +278,7 @@ def _head_axes(hidden: ir.Value, head: HeadSum) -> ir.Shape:
 def verify_slots(model: ir.Model, slots: Sequence[SlotRecord]) -> None:
     """Compare an exported graph with its plan: every slot can be overridden, and feeds its operation as it is.
 
-    Raises:
-        AdapterExportError: it is not so. Whoever changed the graph after the slots went in has a bug.
+    `AdapterExportError`: a step that changed the graph after the slots went in has a bug.
     """
     inputs = {value.name for value in model.graph.inputs}
     names = {slot.name for slot in slots}
@@ -338,17 +301,17 @@ def _faults(graph: ir.Graph, slot: SlotRecord, is_input: bool) -> Iterator[str]:
     if sizes != [axis if isinstance(axis, int) else None for axis in slot.axes]:
         yield f"`{slot.name}` has shape {value.shape}"
     uses = [(node.op_type, index) for node, index in value.uses()]
-    if not uses or any(op in _REARRANGING or (op == "MatMul" and index != 1) for op, index in uses):
+    rearranging = ("Cast", "Transpose", "Identity")  # these would copy the tensor in every run
+    if not uses or any(op in rearranging or (op == "MatMul" and index != 1) for op, index in uses):
         yield f"`{slot.name}` feeds {uses or 'nothing'}"
 
 
 def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
-    """The names of values in a graph that `insert_slots` made.
+    """The names of values in a graph that `insert_slots` made, by site.
 
-    Returns:
-        For each site with slots the values of the base that its adapters may read, of `h`, `x`, `u` and `y`; what
-        stands in the place of one of them, by `result_of`; and the base's tensors that its adapters borrow. For the
-        `head`, if there is one, `hidden`.
+    Of a site with slots these are the values of the base that its adapters may read, of `h`, `x`, `u` and `y`; what
+    stands in the place of one of them, by `result_of`; and the base's tensors that its adapters borrow. Of the `head`,
+    if there is one, it is `hidden`.
     """
     values: dict[str, dict[str, str]] = json.loads(model.metadata_props.get(SITES_KEY, "{}"))
     return values
@@ -371,10 +334,7 @@ def exposed(owner: str, value: str) -> str:
 
 
 def with_site_outputs(model: ir.Model) -> ir.Model:
-    """A copy of a graph that `insert_slots` made, with more outputs, named by `exposed`.
-
-    They show what `site_values` names.
-    """
+    """A copy of a graph that `insert_slots` made, with the values that `site_values` names as outputs, by `exposed`."""
     graft = Graft(model)
     for owner, names in site_values(model).items():
         for value, name in names.items():

@@ -9,17 +9,11 @@ import onnx_ir as ir
 from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT
 from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.graft.fused import (
-    check_no_bias_behind,
-    has_attention_bias,
-    open_sum,
-    take_attention_bias,
-    take_bias,
-)
+from adapter_export.onnx_backend.base.flow import activations_of, node_names
+from adapter_export.onnx_backend.base.operators import UNNAMED_SUM, is_skip_norm, sum_output
+from adapter_export.onnx_backend.graft import fused
 from adapter_export.onnx_backend.lowering import Writer
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, first_free
-from adapter_export.onnx_backend.view.flow import activations_of, node_names
-from adapter_export.onnx_backend.view.operators import UNNAMED_SUM, is_skip_norm, sum_output
 from adapter_export.sites.edits import Edit, Place, Ref, Rewiring, plan_edits
 from adapter_export.sites.index import Piece
 from adapter_export.sites.site import LAYERS, Site
@@ -30,13 +24,9 @@ NODE_SITE_KEY = "adapter_export.site"
 
 
 class Graft:
-    """A copy of a graph that is changed; the weights are shared with the original, not copied.
-
-    Args:
-        original: the graph.
+    """A copy of a graph, `model`, that is changed; the weights are shared with the original, not copied.
 
     Attributes:
-        model: the copy.
         values: what now stands for the values of the original.
         nodes: its nodes, by the names that discovery gives them.
         names: every name of a value that is taken.
@@ -59,15 +49,11 @@ class Graft:
         """Give an inner value of the base that has this name another one."""
         value = self.values.get(Ref(name))
         if value is not None and not value.is_graph_output() and not value.is_graph_input():
-            value.name = first_free(f"{name}.base", self.names)
-            self.names = self.names - {name} | {value.name}
+            value.name = self.free_name(f"{name}.base")
+            self.names.discard(name)
 
     def take_name(self, name: str) -> str:
-        """Reserve a name.
-
-        Raises:
-            BaseModelError: a value of the base has it.
-        """
+        """Reserve a name; `BaseModelError` if a value of the base has it."""
         if name in self.names:
             raise BaseModelError(
                 "has a value with a name that the exported graph needs",
@@ -133,9 +119,7 @@ class Graft:
             for index, output in enumerate(self.model.graph.outputs):
                 if output is old:
                     self.model.graph.outputs[index] = new
-            old.name = first_free(f"{name}.base", self.names)
-            self.names.add(old.name)
-            new.name = name
+            old.name, new.name = self.free_name(f"{name}.base"), name
         self._rebind(old, new)
 
     def finish(self) -> ir.Model:
@@ -152,15 +136,7 @@ class Graft:
 
 
 class SiteGraft(Graft):
-    """A copy of a base's graph on which planned edits of its sites are carried out, in their order.
-
-    Args:
-        base: the base; it stays as it is.
-        places: which values of which sites are replaced.
-
-    Attributes:
-        edits: the plan.
-    """
+    """A copy of a base's graph on which the planned `edits` of some places are carried out, in their order."""
 
     def __init__(self, base: OnnxBase, places: Iterable[Place]) -> None:
         super().__init__(base.model)
@@ -171,10 +147,10 @@ class SiteGraft(Graft):
         self._cuts: dict[str, list[ir.Node]] = {}
 
     def site_values(self, edit: Edit, names: Collection[str]) -> dict[str, ir.Value]:
-        """Return what now stands for some of a site's values `h`, `x`, `u` and `y`, of those that it has.
+        """The values that now stand for some of a site's `h`, `x`, `u` and `y`, of those that it has.
 
-        What is fused into the operator behind one of them is taken out there first: a bias of `h`, and the norm of a
-        sum that is `y`. What a fused layer has for other sites is cut off.
+        A bias of `h` that is fused into the operator behind it, and a norm that is fused with a sum `y`, are taken out
+        there first. The output of a fused layer is cut to the features of this site.
         """
         there = [name for name in names if name in edit.values]
         if "h" in there or "y" in there:
@@ -194,10 +170,9 @@ class SiteGraft(Graft):
         return {borrowed: self.value(name) for borrowed, name in names.items() if name is not None}
 
     def carry_out(self, edit: Edit, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
-        """Let `new` stand for the value that an edit replaces; `nodes` compute it.
+        """Let `new`, which `nodes` compute, stand for the value that an edit replaces.
 
-        Raises:
-            NoSitesError: what the layer reads is computed and read inside of one operator.
+        `NoSitesError`: what the layer reads is computed and read inside of one operator.
         """
         old = self.values[edit.values[edit.replaced]]
         if edit.piece is not None:
@@ -233,16 +208,10 @@ class SiteGraft(Graft):
             ir.Value(name=self.free_name(f"{value.name}.copy"), type=value.type, shape=value.shape)
             for value in node.outputs
         ]
-        copy = ir.Node(
-            node.domain,
-            node.op_type,
-            [new if value is old else value for value in node.inputs],
-            list(node.attributes.values()),
-            overload=node.overload,
-            outputs=outputs,
-            name=outputs[0].name,
-            metadata_props=dict(node.metadata_props),
-        )
+        read = [new if value is old else value for value in node.inputs]
+        copy = ir.Node(node.domain, node.op_type, read, list(node.attributes.values()), outputs=outputs)
+        copy.name, copy.overload = outputs[0].name, node.overload
+        copy.metadata_props.update(node.metadata_props)
         self.model.graph.insert_after(node, copy)
         self.nodes[rewiring.node._replace(layer=rewiring.new.layer)] = copy
         copied = (outputs[node.outputs.index(value)] for value in made)
@@ -254,22 +223,27 @@ class SiteGraft(Graft):
         return Writer(ir.tape.Tape(), f"{SLOT_PREFIX}{site.name}", self._base.opset, {NODE_SITE_KEY: site.name})
 
     def _take_out_bias(self, site: Site) -> None:
-        """Add a bias of `h` that is fused into what reads it to `h` itself."""
+        """Add a bias of `h` that is fused into its residual sum, or into the only operator that reads it, to `h`."""
         bare = self.value(site.h)
-        behind = self._fused_behind(site.h, bare)
-        if behind is not None and has_attention_bias(behind):
+        if site.h in self._sums:
+            behind: ir.Node | None = self.nodes[Ref(self._sums[site.h])]
+        else:
+            readers = {node for node, _ in bare.uses()}
+            behind = readers.pop() if len(readers) == 1 else None
+            behind = None if behind is None or is_skip_norm(behind) else behind
+        if behind is not None and fused.has_attention_bias(behind):
             tape, prefix = ir.tape.Tape(), self.free_name(f"{SLOT_PREFIX}{site.name}/bias")
-            sums = take_attention_bias(behind, Writer(tape, prefix, self._base.opset))
+            sums = fused.take_attention_bias(behind, Writer(tape, prefix, self._base.opset))
             self.model.graph.insert_before(behind, tape.nodes)
             self._take_names(tape.nodes)
             for read, whole in sums:
                 self._rebind(read, whole)
             return
-        bias = None if behind is None else take_bias(behind)
+        bias = None if behind is None else fused.take_bias(behind)
         if behind is None or bias is None:
             maker = self._base.index.producer(site.h)
             if site.role in LAYERS and (maker is None or maker.epilogue != "bias"):
-                check_no_bias_behind(bare, self._activations)
+                fused.check_no_bias_behind(bare, self._activations)
             return
         name = self.take_name(f"{SLOT_PREFIX}{site.name}/h")
         whole = ir.Value(name=name, type=bare.type, shape=bare.shape)
@@ -277,20 +251,12 @@ class SiteGraft(Graft):
         _reread(behind, bare, whole)
         self.values[Ref(site.h)] = whole
 
-    def _fused_behind(self, h: str, bare: ir.Value) -> ir.Node | None:
-        """The operator that may hold the bias of `h`: the residual sum of a sublayer, or the only one that reads it."""
-        if h in self._sums:
-            return self.nodes[Ref(self._sums[h])]
-        readers = {node for node, _ in bare.uses()}
-        only = readers.pop() if len(readers) == 1 else None
-        return None if only is None or is_skip_norm(only) else only
-
     def _open_sum(self, y: Ref) -> None:
         """Write out a sum that is fused with the norm behind it, where the sum itself is the block's output."""
         known = self.values.get(y)
         node = self.nodes.get(Ref(y.name.removesuffix(UNNAMED_SUM))) if known is None else known.producer()
         if node is not None and is_skip_norm(node) and (known is None or known.name == sum_output(node)):
-            self.values[y] = open_sum(node)
+            self.values[y] = fused.open_sum(node)
             if known is None:
                 self.values[y].name = self.take_name(y.name)
 

@@ -1,30 +1,41 @@
 """A base in another precision, made before the slots go in, so that nothing can quantise an adapter.
 
 ONNX Runtime's own tools do it: dynamic quantisation, the quantiser of `MatMulNBits`, and the float16 converter. What
-comes out is a base like any other: opened, its sites found again, and compared with those that were there before.
+they make is a base like any other: written, opened, and its sites and its outputs compared with those of before.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from adapter_export.errors import BaseModelError, UsageError, argument
+from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.errors import BaseModelError, NoSitesError, NothingComparedError, UsageError, argument
 from adapter_export.format.manifest import Precision
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.base.numerics import numerics
-from adapter_export.onnx_backend.quantise.rewrite import in_memory, write_rewritten
+from adapter_export.numerics.budget import budget, extent
+from adapter_export.numerics.sample_inputs import InputCase
+from adapter_export.onnx_backend.base import external
+from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, OnnxBase, numerics, open_onnx
+from adapter_export.onnx_backend.base.flow import with_inferred_shapes
+from adapter_export.onnx_backend.base.normalise import correct_shapes
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.runtime.graphs import run_session
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
 
 _BLOCK = 32
 """Weights that share one scale; the smallest block that `MatMulNBits` has, and the most exact."""
@@ -35,12 +46,6 @@ _FLOAT32_ACCURACY = 1
 _SMALLEST_HALF, _LARGEST_HALF = 5.96e-8, 1e4
 """Weights of float16 are held within these. A mask of -1e4 is as good as -1e38, and two of them do not overflow."""
 
-_PRODUCTS = ("MatMul", "Attention")
-_LOOKUPS = ("Gather",)
-_PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")
-"""Tells ONNX Runtime's quantiser that shapes are there, so that it does not ask for them in the log."""
-
-_Convert = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 _QUANTISER_LOG = "%(asctime)s %(name)s [%(levelname)s] - %(message)s"
 
@@ -51,17 +56,11 @@ for _handler in [each for each in logging.root.handlers if each.formatter and ea
 
 
 def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_embeddings: bool = False) -> OnnxBase:
-    """Write a base in another precision, and open it.
+    """Write a base of float32 in another precision, as `base.onnx` and `base.bin`, and open it.
 
-    Its fingerprint stays, since adapters that fit the base fit it as well. Its inputs and outputs stay float32. The
-    weights of the base are in memory meanwhile.
-
-    Args:
-        base: a base in float32.
-        precision: `fp16`; `int8`, dynamic quantisation per channel; `int8-weights` or `int4-weights`, float32 products
-            with weights in blocks of 32; `fp32` is the base as it is.
-        folder: where the files go, with the names `base.onnx` and `base.bin`.
-        int8_embeddings: keep the embeddings in 8 bits beside weights of 8 or 4; `int8` does so in any case.
+    `int8` is dynamic quantisation per channel; `int8-weights` and `int4-weights` are float32 products with weights in
+    blocks of 32. `int8_embeddings` keeps the embeddings in 8 bits beside such weights; `int8` does so in any case.
+    Fingerprint, inputs and outputs stay. The weights of the base are in memory meanwhile.
 
     Raises:
         UsageError: `int8_embeddings` with a precision of floats.
@@ -80,8 +79,10 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_e
             expected=f"a base in float32 for {argument('base_precision', precision)}",
             fix=f"leave {argument('base_precision')} out to keep what it is, or give the base that it was made from",
         )
+    model = with_inferred_shapes(in_memory(base))
+    model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # the quantiser need not ask for shapes
     with _quiet():
-        proto = _CONVERSIONS[precision](_with_shapes(base))
+        proto = _CONVERSIONS[precision](ir.to_proto(model))
         if int8_embeddings and precision != "int8":
             proto = _int8_tables(proto)
     made = write_rewritten(ir.from_proto(proto), base, folder, f"in {precision}")
@@ -129,12 +130,12 @@ def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
 
 def _int8(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Embeddings, then products: at once, a product would read an embedding packed, around the residual stream."""
-    return _dynamic(_int8_tables(proto), _PRODUCTS)
+    return _dynamic(_int8_tables(proto), ["MatMul", "Attention"])
 
 
 def _int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Embeddings in 8 bits, unpacked behind the `Gather`, the packed rows under names that no later pass gives."""
-    made = _dynamic(proto, _LOOKUPS)
+    made = _dynamic(proto, ["Gather"])
     packed = {node.input[0] for node in made.graph.node if node.op_type == "DequantizeLinear"}
     for node in made.graph.node:
         for names in (node.input, node.output):
@@ -143,14 +144,14 @@ def _int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def _dynamic(proto: onnx.ModelProto, ops: tuple[str, ...]) -> onnx.ModelProto:
+def _dynamic(proto: onnx.ModelProto, ops: list[str]) -> onnx.ModelProto:
     """Dynamic quantisation of some operators; ONNX Runtime lacks the kernel for convolutions with signed weights."""
     with TemporaryDirectory(prefix="adapter-export-") as folder:
         path = Path(folder) / "int8.onnx"
         quantize_dynamic(
             proto,
             path,
-            op_types_to_quantize=list(ops),
+            op_types_to_quantize=ops,
             per_channel=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
@@ -159,33 +160,23 @@ def _dynamic(proto: onnx.ModelProto, ops: tuple[str, ...]) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def _blockwise(bits: int) -> _Convert:
-    def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
-        ONNXModel(proto).replace_gemm_with_matmul()
-        config = DefaultWeightOnlyQuantConfig(
-            block_size=_BLOCK, is_symmetric=False, accuracy_level=_FLOAT32_ACCURACY, bits=bits
-        )
-        quantizer = MatMulNBitsQuantizer(proto, algo_config=config)
-        quantizer.process()
-        made: onnx.ModelProto = quantizer.model.model
-        return made
-
-    return convert
+def _blockwise(proto: onnx.ModelProto, *, bits: int) -> onnx.ModelProto:
+    ONNXModel(proto).replace_gemm_with_matmul()
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=_BLOCK, is_symmetric=False, accuracy_level=_FLOAT32_ACCURACY, bits=bits
+    )
+    quantizer = MatMulNBitsQuantizer(proto, algo_config=config)
+    quantizer.process()
+    made: onnx.ModelProto = quantizer.model.model
+    return made
 
 
-_CONVERSIONS: dict[Precision, _Convert] = {
+_CONVERSIONS: dict[Precision, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "fp16": _half,
     "int8": _int8,
-    "int8-weights": _blockwise(8),
-    "int4-weights": _blockwise(4),
+    "int8-weights": partial(_blockwise, bits=8),
+    "int4-weights": partial(_blockwise, bits=4),
 }
-
-
-def _with_shapes(base: OnnxBase) -> onnx.ModelProto:
-    """The whole base, with the shapes that are known: the operators of quantised graphs have no shape inference."""
-    model = ShapeInferencePass(check_type=False, strict_mode=False)(in_memory(base)).model
-    model.metadata_props.update([_PREPARED])
-    return ir.to_proto(model)
 
 
 @contextmanager
@@ -197,3 +188,132 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def in_memory(base: OnnxBase) -> ir.Model:
+    """A copy of a base that holds its weights."""
+    model = base.model.clone()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = external.in_memory(value.const_value)
+    return model
+
+
+def write_rewritten(model: ir.Model, base: OnnxBase, folder: Path, done: str) -> OnnxBase:
+    """Write a rewritten base into a folder as `base.onnx` and `base.bin`, and open it.
+
+    It keeps the fingerprint, so that adapters of the base fit it, the site map, and the module paths of its sites,
+    which tools that rewrite graphs drop. `done` says in messages what was done to it, such as `optimised`.
+    `BaseModelError`: its inputs, outputs or sites are no longer those of the base.
+    """
+    model.graph.sort()  # the float16 converter puts the casts of inputs at the end
+    model.metadata_props.clear()
+    model.metadata_props.update({**base.model.metadata_props, FINGERPRINT_KEY: base.fingerprint})
+    path = folder / "base.onnx"
+    ir.save(model, path, external_data="base.bin", size_threshold_bytes=external.EMBEDDED_BYTES)
+    written = ir.load(path)
+    if correct_shapes(written, folder, base.inputs):
+        ir.save(written, path)
+    made = _opened(path, base, done)
+    facts = {
+        "inputs": (made.inputs, base.inputs),
+        "outputs": (made.outputs, base.outputs),
+        "sites": tuple(
+            tuple((site.name, site.role, site.width) for site in sites.sublayers) for sites in (made.sites, base.sites)
+        ),
+    }
+    for what, (found, expected) in facts.items():
+        if found != expected:
+            raise BaseModelError(
+                f"has other {what} when it is {done}",
+                where=base.path,
+                found=", ".join(map(str, found)) or "none",
+                expected=", ".join(map(str, expected)),
+                fix="build it without that, and report this with the base",
+            )
+    paths = {site.name: site.path for site in base.sites}
+    sites = tuple(replace(site, path=paths.get(site.name, site.path)) for site in made.sites.sites)
+    return replace(made, sites=replace(made.sites, sites=sites))
+
+
+def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
+    """Open what was rewritten, with the site map of the base where it has one."""
+    if base.given is None:
+        return open_onnx(path)
+    try:
+        found = open_onnx(path).sites
+    except NoSitesError:
+        found = None
+    try:
+        return open_onnx(path, given=_remapped(base, base.given, found))
+    except UsageError as error:
+        raise BaseModelError(
+            f"has lost a value that the site map names when it is {done}",
+            where=error.where,
+            found=error.found,
+            expected=error.expected,
+            fix="build it without that, or give other values in the site map",
+        ) from error
+
+
+def _remapped(base: OnnxBase, given: GivenSites, rewritten: SiteMap | None) -> GivenSites:
+    """The site map of a base as it reads in the graph that the base was rewritten as.
+
+    Quantisers and fusions keep the names of values that they do not fuse away. Where a site is found in both graphs,
+    its values may have other names, and what is found says which. So a given site that is made of values of a found
+    one follows it, and other values keep their names; what is not there is refused when the sites are looked up.
+    """
+    try:
+        found = discover(base.flow)
+    except NoSitesError:
+        found = None
+    before = {site.name: site for site in found or ()}
+    after = {site.name: site for site in rewritten or ()}
+    names: dict[str | None, str] = {
+        getattr(before[name], key): new
+        for name in before.keys() & after.keys()
+        for key in ("h", "x", "u", "y")
+        if (new := getattr(after[name], key)) is not None
+    }
+    if found and rewritten:
+        names[found.final] = rewritten.final
+    sites: dict[str, GivenSite | None] = {}
+    for name, site in given.sites.items():
+        if site is None and name in after:
+            sites[name] = None
+        if site is not None:
+            old = site.values["onnx"]
+            x, u, y = (names.get(value, value) for value in (old.x, old.u, old.y))
+            sites[name] = replace(site, values={"onnx": SiteValues(names.get(old.h, old.h), x, u, y)})
+    return replace(given, sites=sites, final={"onnx": names.get(base.sites.final, base.sites.final)})
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The largest difference of an element of an output of a rewritten base from that of the base it was made of.
+
+    `scale` is the output's largest absolute value, `allowed` what two correct computations in float32 may differ by.
+    """
+
+    output: str
+    absolute: float
+    scale: float
+    allowed: float
+
+
+def deviations(base: OnnxBase, made: OnnxBase, cases: Sequence[InputCase]) -> list[Deviation]:
+    """Run a base and what was made of it on the same inputs, and compare each output of floats."""
+    if not cases:
+        raise NothingComparedError("the rewritten base was not compared with the base: there are no inputs")
+    before, after = open_session(base.model, base.folder), open_session(made.model, made.folder)
+    pairs = [(run_session(before, case.arrays), run_session(after, case.arrays)) for case in cases]
+    size = extent(base.flow)
+    inner = max(size.inner, *(length for case in cases for array in case.arrays.values() for length in array.shape))
+    found = []
+    for name in (record.name for record in base.outputs if record.dtype in FLOAT_TYPES):
+        absolute = max(float(np.abs(new[name] - old[name]).max(initial=0)) for old, new in pairs)
+        scale = max(float(np.abs(old[name]).max(initial=0)) for old, _ in pairs)
+        allowed = budget(pairs[0][0][name].dtype.name, inner=inner, depth=size.depth, scale=scale).absolute
+        found.append(Deviation(name, absolute, scale, allowed))
+    return found

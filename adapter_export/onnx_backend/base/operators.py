@@ -1,8 +1,7 @@
 """The operators of an ONNX graph: products and linear layers, layouts, norms, and what is fused with them.
 
 `SkipLayerNormalization` and `SkipSimplifiedLayerNormalization` (domain com.microsoft, opset 1) add two activations and
-normalise the sum, which is their fourth output. A bias of theirs was fused into them from the sublayer that they add,
-so it belongs to `h`.
+normalise the sum, which is their fourth output. Their bias was that of the sublayer that they add, so belongs to `h`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from adapter_export.errors import BaseModelError
 from adapter_export.sites.site import Norm, SiteMap
 from adapter_export.sites.view import Cut, Epilogue, rows_first
 
-_FACTORS: Mapping[str, tuple[int, ...]] = {
+FACTORS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "FusedGemm"), (0, 1)),
     **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (0, 1)),
     **dict.fromkeys(("QLinearMatMul", "QGemm"), (0, 3)),
@@ -70,61 +69,38 @@ _ADDED = {"QLinearAdd": (0, 3), "FusedConv": (3,), "QOrderedMatMul": (6,), "Bias
 
 NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
 
-_WEIGHT = 1
-_SKIP_WEIGHT = 2
-"""The input with the factor; that of a layer norm is followed by its bias."""
-
 _DEFAULT_EPSILON = {"SkipLayerNormalization": 1e-12, "SkipSimplifiedLayerNormalization": 1e-6}
-_UNKNOWN = Norm("unknown", 0.0, None, None)
 
 
 def cuts_of(node: ir.Node) -> dict[str, Cut]:
     """The slice of its input that each output is; none where it is not known, or is not one slice."""
     source = node.inputs[0] if node.inputs else None
-    if source is None or source.shape is None:
+    if source is None or source.shape is None or node.op_type not in ("Split", "Slice", "Gather"):
         return {}
+    axes = _numbers(node, 3) if node.op_type == "Slice" else [node.attributes.get_int("axis", 0)]
+    if axes is None or len(axes) != 1:
+        return {}
+    axis = axes[0] % len(source.shape)
     if node.op_type == "Split":
-        return _split(node, len(source.shape))
-    cut = None
-    if node.op_type == "Slice":
-        cut = _slice(node, source.shape)
-    elif node.op_type == "Gather":
-        cut = _pick(node, source.shape)
-    return {} if cut is None or not node.outputs[0].name else {node.outputs[0].name: cut}
-
-
-def _split(node: ir.Node, rank: int) -> dict[str, Cut]:
-    axis = node.attributes.get_int("axis", 0) % rank
-    found, start = {}, 0
-    for output in node.outputs:
-        size = output.shape[axis] if output.shape is not None else None
-        if not isinstance(size, int):
-            return {}
-        if output.name:
-            found[output.name] = Cut(axis, start, start + size)
-        start += size
-    return found
-
-
-def _slice(node: ir.Node, shape: ir.Shape) -> Cut | None:
-    starts, ends, axes, steps = (_numbers(node, at) for at in (1, 2, 3, 4))
-    if starts is None or ends is None or axes is None or len(axes) != 1 or steps not in (None, [1]):
-        return None
-    axis = axes[0] % len(shape)
-    size = shape[axis]
-    if not isinstance(size, int):
-        return None
-    start, end, _ = slice(starts[0], ends[0]).indices(size)
-    return Cut(axis, start, end)
-
-
-def _pick(node: ir.Node, shape: ir.Shape) -> Cut | None:
-    picked = _numbers(node, 1)
-    axis = node.attributes.get_int("axis", 0) % len(shape)
-    size = shape[axis]
-    if picked is None or len(picked) != 1 or not isinstance(size, int):
-        return None
-    return Cut(axis, picked[0] % size, picked[0] % size + 1)
+        found, start = {}, 0
+        for output in node.outputs:
+            length = output.shape[axis] if output.shape is not None else None
+            if not isinstance(length, int):
+                return {}
+            if output.name:
+                found[output.name] = Cut(axis, start, start + length)
+            start += length
+        return found
+    size, picked, ends, steps = source.shape[axis], _numbers(node, 1), _numbers(node, 2), _numbers(node, 4)
+    result = node.outputs[0].name
+    if not result or not isinstance(size, int) or picked is None:
+        return {}
+    if node.op_type == "Gather":
+        return {result: Cut(axis, picked[0] % size, picked[0] % size + 1)} if len(picked) == 1 else {}
+    if ends is None or steps not in (None, [1]):
+        return {}
+    start, end, _ = slice(picked[0], ends[0]).indices(size)
+    return {result: Cut(axis, start, end)}
 
 
 def _numbers(node: ir.Node, at: int) -> list[int] | None:
@@ -148,11 +124,6 @@ def order_of(node: ir.Node) -> tuple[int | None, ...]:
         return tuple(axis for axis in range(rank) if axis not in dropped)
     new, old = {axis % (rank + len(axes)) for axis in axes}, iter(range(rank))
     return tuple(None if axis in new else next(old) for axis in range(rank + len(axes)))
-
-
-def is_product(op: str) -> bool:
-    """Return whether operators of this name are matrix products."""
-    return op in _FACTORS
 
 
 def is_weighted(node: ir.Node, activations: Set[str]) -> bool:
@@ -182,7 +153,7 @@ def _factors(node: ir.Node) -> list[ir.Value | None]:
     elif node.op_type in _SEPARATE or (node.op_type == "Attention" and not node.domain):
         places = (0, 1, 2)
     else:
-        places = _FACTORS.get(node.op_type) or CONVOLUTIONS.get(node.op_type, ())
+        places = FACTORS.get(node.op_type) or CONVOLUTIONS.get(node.op_type, ())
     return [node.inputs[at] for at in places if at < len(node.inputs)]
 
 
@@ -284,14 +255,9 @@ def sum_output(node: ir.Node) -> str | None:
 
 
 def check_biases(nodes: Mapping[str, ir.Node], sites: SiteMap) -> None:
-    """Every fused bias belongs to one sublayer.
+    """Refuse a bias that was fused behind the sum of two parallel sublayers: nothing says whose it is.
 
-    Args:
-        nodes: those of the graph by the names that `sites` uses.
-        sites: what was found in it.
-
-    Raises:
-        BaseModelError: a bias was fused behind the sum of two parallel sublayers, and nothing says whose it is.
+    The nodes of the graph go by the names that `sites` uses.
     """
     residuals = {site.residual for site in sites.sublayers if site.residual is not None}
     sums = {value for name in residuals for value in nodes[name].outputs}
@@ -311,9 +277,9 @@ def fused_bias(node: ir.Node) -> ir.Value | None:
 
 
 def norm_of(node: ir.Node, activations: Set[str]) -> tuple[Norm, str] | None:
-    """The norm that a node is, has inside beside a sum, or ends that is written out, and the name of what it reads.
+    """The norm that a node is, has inside beside a sum, or is the last step of, and the name of what the norm reads.
 
-    None for any other node; what is read beside a sum is the sum, which has no name here.
+    None for any other node; beside a sum the norm reads that sum, which has no name here.
     """
     if node.op_type in NORMS or is_skip_norm(node):
         return _whole(node, activations), _name(node.inputs[0])
@@ -321,13 +287,14 @@ def norm_of(node: ir.Node, activations: Set[str]) -> tuple[Norm, str] | None:
 
 
 def _whole(node: ir.Node, activations: Set[str]) -> Norm:
-    at = _SKIP_WEIGHT if is_skip_norm(node) else _WEIGHT
+    """The norm of one operator, whose factor, and behind it the bias of a layer norm, come after what it reads."""
+    at = SUMMANDS if is_skip_norm(node) else 1
     is_rms = "LayerNormalization" not in node.op_type or "Simplified" in node.op_type
     tensors = [node.inputs[i] if i < len(node.inputs) else None for i in ((at,) if is_rms else (at, at + 1))]
     axis, shape = node.attributes.get_int("axis", -1), node.inputs[0].shape if node.inputs[0] is not None else None
     over_features = axis == -1 or (shape is not None and axis == len(shape) - 1)
     if not over_features or any(tensor is not None and tensor.name in activations for tensor in tensors):
-        return _UNKNOWN
+        return Norm("unknown", 0.0, None, None)
     epsilon = _as_written(node.attributes.get_float("epsilon", _DEFAULT_EPSILON.get(node.op_type, 1e-5)))
     weight, bias = (*(None if tensor is None else tensor.name for tensor in tensors), None)[:2]
     return Norm("rms" if is_rms else "layer", epsilon, weight, bias)
@@ -410,10 +377,9 @@ def _is_square(value: ir.Value | None, of: ir.Value | None) -> bool:
 
 def _reduces_last(mean: ir.Node) -> bool:
     """Return whether a mean is over the last axis alone, which stays as one of length 1."""
-    axes = mean.attributes.get_ints("axes", ())
+    axes = list(mean.attributes.get_ints("axes", ()))
     if len(mean.inputs) > 1 and mean.inputs[1] is not None:
-        tensor = ir.convenience.get_const_tensor(mean.inputs[1])
-        axes = () if tensor is None else tuple(int(axis) for axis in tensor.numpy().ravel())
+        axes = _numbers(mean, 1) or []
     source = mean.inputs[0]
     rank = None if source is None or source.shape is None else len(source.shape)
     is_last = len(axes) == 1 and (axes[0] == -1 or (rank is not None and axes[0] == rank - 1))

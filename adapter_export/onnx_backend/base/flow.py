@@ -12,35 +12,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx_backend.view.operators import (
-    CONVOLUTIONS,
-    NORMS,
-    SUMMANDS,
-    UNNAMED_SUM,
-    cuts_of,
-    epilogue,
-    hides_sum,
-    is_linear,
-    is_product,
-    is_skip_norm,
-    is_weighted,
-    norm_of,
-    operands,
-    order_of,
-    packed,
-    sum_output,
-    trained_matrix,
-    width_in,
-)
+from adapter_export.onnx_backend.base import operators
 from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
 """Moves that leave every number where it is as long as the shape stays."""
 
-_PICKS = frozenset({"Slice", "Split", "Gather", "GatherElements", "GatherND"})
-_JOINS = frozenset({"Concat", "Pad", "Tile"})
-_MOVES = _RESHAPES | _PICKS | _JOINS | {"Transpose", "ReverseSequence", "SpaceToDepth", "DepthToSpace"}
+_MOVES = _RESHAPES | {
+    *("Slice", "Split", "Gather", "GatherElements", "GatherND", "Concat", "Pad", "Tile"),
+    *("Transpose", "ReverseSequence", "SpaceToDepth", "DepthToSpace"),
+}
 
 _ACTIVATIONS = frozenset({"Relu", "Gelu", "Erf", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "LeakyRelu", "PRelu"}) | {
     *("HardSigmoid", "HardSwish", "Mish", "Softplus", "Softsign", "Swish", "ThresholdedRelu", "Exp", "Clip"),
@@ -53,18 +35,12 @@ _SHAPES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
 _QUANTISED = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 """Dtypes that products may read in the place of an activation; no adapter can, so that these get no shapes."""
 
-_INVENTED = "unk__"
-"""The beginning of the names that ONNX's shape inference gives to lengths it does not know."""
-
 
 def flow_graph(model: ir.Model) -> FlowGraph:
-    """View the main graph of a model as dataflow.
+    """View the main graph of a model as dataflow; its values keep their names, and missing shapes are inferred.
 
-    The values have their names in the graph. Shapes that the model does not record are inferred; it stays as it is.
     A sum that is fused with its norm is shown as two nodes: the sum, with the name of the fused node, and the norm.
-
-    Raises:
-        BaseModelError: a residual sum is hidden inside an operator, or the shape of a sum cannot be known.
+    `BaseModelError`: a residual sum is hidden inside an operator, or the shape of a sum cannot be known.
     """
     graph = (model if has_shapes(model.graph) else with_inferred_shapes(model)).graph
     activations, names = activations_of(graph), node_names(graph)
@@ -77,7 +53,7 @@ def flow_graph(model: ir.Model) -> FlowGraph:
             for seen in _seen(node, name, activations)
         ],
         shapes=dict(_shapes(graph, names, activations)),
-        outputs=tuple(_name(value) for value in graph.outputs),
+        outputs=tuple(value.name or "" for value in graph.outputs),
         other_calls=_other_calls(model, activations),
     )
     _check_sums_have_shapes(flow)
@@ -85,7 +61,7 @@ def flow_graph(model: ir.Model) -> FlowGraph:
 
 
 def _check_sums_are_visible(graph: ir.Graph, activations: Set[str]) -> None:
-    fused = Counter(node.op_type for node in graph if hides_sum(node, activations))
+    fused = Counter(node.op_type for node in graph if operators.hides_sum(node, activations))
     if fused:
         raise BaseModelError(
             "the residual sums of this graph are hidden inside fused operators",
@@ -97,13 +73,11 @@ def _check_sums_are_visible(graph: ir.Graph, activations: Set[str]) -> None:
 
 
 def check_layers_are_visible(graph: ir.Graph) -> None:
-    """Refuse layers in the branches of an `If` or the body of a loop, where no slot can stand.
-
-    Raises:
-        BaseModelError: there are some, or residual sums are hidden inside an operator.
-    """
+    """Refuse layers in the branches of an `If` or the body of a loop, where no slot can stand, and hidden sums."""
     _check_sums_are_visible(graph, activations_of(graph))
-    hiding = Counter(node.op_type for node in graph if any(_has_products(body) for body in bodies(node)))
+    products = {*operators.FACTORS, *operators.CONVOLUTIONS}
+    inner = {node: {each.op_type for body in _bodies(node) for each in body.all_nodes()} for node in graph}
+    hiding = Counter(node.op_type for node, ops in inner.items() if not ops.isdisjoint(products))
     if hiding:
         raise BaseModelError(
             "layers of this graph lie inside its control flow, where adapters cannot act",
@@ -114,7 +88,7 @@ def check_layers_are_visible(graph: ir.Graph) -> None:
         )
 
 
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs inside a node: branches of an `If`, the body of a loop."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
@@ -123,12 +97,8 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def _has_products(body: ir.Graph) -> bool:
-    return any(is_product(node.op_type) or node.op_type in CONVOLUTIONS for node in body.all_nodes())
-
-
 def _check_sums_have_shapes(flow: FlowGraph) -> None:
-    """Refuse a graph of which only the first part is understood: the rest of its sites would be missing."""
+    """Refuse a graph of which only the beginning is understood: the rest of its sites would be missing."""
     if all(flow.shapes.keys() >= {*node.inputs, *node.outputs} for node in flow.nodes if node.kind == "add"):
         return
     opaque = Counter(
@@ -145,8 +115,8 @@ def _check_sums_have_shapes(flow: FlowGraph) -> None:
 def has_shapes(graph: ir.Graph) -> bool:
     """Return whether the shapes of all sums of floats are recorded, and of what they add."""
     for node in graph:
-        if node.op_type == "Add" or is_skip_norm(node):
-            summands = [value for value in _read(node)[:SUMMANDS] if value.producer() is not None]
+        if node.op_type == "Add" or operators.is_skip_norm(node):
+            summands = [value for value in _read(node)[: operators.SUMMANDS] if value.producer() is not None]
             floats = [v for v in (node.outputs[0], *summands) if v.dtype is None or not v.dtype.is_integer()]
             if not all(is_known(value.shape) for value in floats):
                 return False
@@ -158,7 +128,7 @@ def is_known(shape: ir.Shape | None) -> bool:
     if shape is None:
         return False
     last = shape[-1] if len(shape) in (2, 3) else 0
-    return isinstance(last, int) or (last.value is not None and not last.value.startswith(_INVENTED))
+    return isinstance(last, int) or (last.value is not None and not last.value.startswith("unk__"))  # ONNX's own names
 
 
 def with_inferred_shapes(model: ir.Model) -> ir.Model:
@@ -166,16 +136,12 @@ def with_inferred_shapes(model: ir.Model) -> ir.Model:
     return ShapeInferencePass(check_type=False, strict_mode=False)(model.clone()).model
 
 
-def _name(value: ir.Value) -> str:
-    return value.name or ""
-
-
 def activations_of(graph: ir.Graph) -> set[str]:
     """The values that are computed from the numbers of an input."""
-    found = {_name(value) for value in graph.inputs if value.name not in graph.initializers}
+    found = {value.name or "" for value in graph.inputs if value.name not in graph.initializers}
     for node in graph:
-        if node.op_type not in _SHAPES_ALONE and any(value.name in found for value in _all_read(node)):
-            found.update(_name(value) for value in node.outputs)
+        if node.op_type not in _SHAPES_ALONE and any(value.name in found for value in all_read(node)):
+            found.update(value.name or "" for value in node.outputs)
     return found
 
 
@@ -184,12 +150,12 @@ def _read(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs if value is not None]
 
 
-def _all_read(node: ir.Node) -> Iterator[ir.Value]:
-    """The inputs, and what the bodies of control flow read from outside."""
+def all_read(node: ir.Node) -> Iterator[ir.Value]:
+    """The inputs of a node, and what the bodies of control flow in it read from outside."""
     yield from _read(node)
-    for body in bodies(node):
-        for inner in body.all_nodes():
-            yield from (value for value in _read(inner) if value.graph is not body)
+    for body in _bodies(node):
+        inside = [*body.outputs, *(value for inner in body for value in all_read(inner))]
+        yield from (value for value in inside if value.graph is not body)
 
 
 def node_names(graph: ir.Graph) -> dict[ir.Node, str]:
@@ -197,21 +163,20 @@ def node_names(graph: ir.Graph) -> dict[ir.Node, str]:
     names: dict[ir.Node, str] = {}
     taken: set[str] = set()
     for node in graph:
-        name = node.name if node.name and node.name not in taken else _name(node.outputs[0])
-        names[node] = name
-        taken.add(name)
+        names[node] = node.name if node.name and node.name not in taken else node.outputs[0].name or ""
+        taken.add(names[node])
     return names
 
 
 def _seen(node: ir.Node, name: str, activations: Set[str]) -> Iterator[FlowNode]:
     """The node as the view shows it: a fused sum and norm as two nodes."""
     seen = _flow_node(node, name, activations)
-    if not is_skip_norm(node):
+    if not operators.is_skip_norm(node):
         yield seen
         return
-    summands = tuple(value for value in map(_name, _read(node)[:SUMMANDS]) if value in activations)
+    summands = tuple(value.name or "" for value in _read(node)[: operators.SUMMANDS] if value.name in activations)
     total = _sum_name(node, name)
-    kind: NodeKind = "add" if len(summands) == SUMMANDS else "other"
+    kind: NodeKind = "add" if len(summands) == operators.SUMMANDS else "other"
     yield replace(seen, kind=kind, inputs=summands, outputs=(total,), norm=None, normed=None)
     normed = tuple(value for value in seen.outputs if value != total)
     yield replace(seen, name=f"{name}/norm", kind="norm", inputs=(total,), outputs=normed, normed=total)
@@ -219,29 +184,29 @@ def _seen(node: ir.Node, name: str, activations: Set[str]) -> Iterator[FlowNode]
 
 def _sum_name(node: ir.Node, name: str) -> str:
     """The sum inside a fused node, by a name of its own where nobody else reads it."""
-    return sum_output(node) or f"{name}{UNNAMED_SUM}"
+    return operators.sum_output(node) or f"{name}{operators.UNNAMED_SUM}"
 
 
 def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
-    inputs = tuple(_name(value) for value in _all_read(node) if value.name in activations)
-    norm, normed = norm_of(node, activations) or (None, None)
+    inputs = tuple(value.name or "" for value in all_read(node) if value.name in activations)
+    norm, normed = operators.norm_of(node, activations) or (None, None)
     return FlowNode(
         name=name,
         kind=_kind(node, inputs),
         op=node.op_type,
         inputs=inputs,
         outputs=tuple(value.name for value in node.outputs if value.name),
-        weighted=is_weighted(node, activations),
+        weighted=operators.is_weighted(node, activations),
         path=_module_path(node),
         norm=norm,
         normed=normed,
-        linear=is_linear(node, activations),
-        weight=trained_matrix(node),
-        operands=operands(node, activations),
-        epilogue=epilogue(node, activations),
-        cuts=cuts_of(node),
-        order=order_of(node),
-        packed=packed(node),
+        linear=operators.is_linear(node, activations),
+        weight=operators.trained_matrix(node),
+        operands=operators.operands(node, activations),
+        epilogue=operators.epilogue(node, activations),
+        cuts=operators.cuts_of(node),
+        order=operators.order_of(node),
+        packed=operators.packed(node),
     )
 
 
@@ -249,25 +214,19 @@ def _kind(node: ir.Node, inputs: tuple[str, ...]) -> NodeKind:
     op = node.op_type
     if op in ("Add", "Sum") and len(inputs) == 2 and len(node.inputs) == 2:
         return "add"
-    if is_product(op):
+    if op in operators.FACTORS:
         return "product"
-    if op in CONVOLUTIONS:
+    if op in operators.CONVOLUTIONS:
         return "convolution"
     if op.endswith("Attention"):
         return "attention"
-    if op in NORMS:
+    if op in operators.NORMS:
         return "norm"
     if op in _ACTIVATIONS:
         return "activation"
-    return "layout" if op in _MOVES and not _keeps_places(node) else "other"
-
-
-def _keeps_places(node: ir.Node) -> bool:
-    source, result = node.inputs[0], node.outputs[0]
-    if node.op_type not in _RESHAPES or source is None:
-        return False
-    shape = _shape(source)
-    return shape is not None and None not in shape and shape == _shape(result)
+    before = None if op not in _RESHAPES or node.inputs[0] is None else _shape(node.inputs[0])
+    keeps_places = before is not None and None not in before and before == _shape(node.outputs[0])
+    return "layout" if op in _MOVES and not keeps_places else "other"
 
 
 def _shapes(
@@ -275,30 +234,27 @@ def _shapes(
 ) -> Iterator[tuple[str, tuple[Dim, ...]]]:
     """The shapes of activations.
 
-    A sum that is fused with its norm has the norm's shape. What a linear layer reads has the width of its matrix, where
-    that is not recorded.
+    A sum that is fused with its norm has the norm's shape. The input of a linear layer, before its quantisation, has
+    the width of the matrix where none is recorded.
     """
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         shape = _shape(value)
         if value.name in activations and shape is not None and value.dtype not in _QUANTISED:
-            yield _name(value), shape
+            yield value.name or "", shape
     for node, name in names.items():
         shape = _shape(node.outputs[0])
-        if is_skip_norm(node) and shape is not None:
+        if operators.is_skip_norm(node) and shape is not None:
             yield _sum_name(node, name), shape
-        width = width_in(node) if is_linear(node, activations) else None
-        read = _before_quantising(node.inputs[0]) if node.inputs else None
+        width = operators.width_in(node) if operators.is_linear(node, activations) else None
+        read = node.inputs[0] if node.inputs else None
+        maker = None if read is None else read.producer()
+        if maker is not None and maker.op_type == "DynamicQuantizeLinear":
+            read = maker.inputs[0]
         if width is not None and read is not None:
             recorded = _shape(read)
             known = recorded or shape
             if known and (recorded is None or not isinstance(recorded[-1], int)):
-                yield _name(read), (*known[:-1], width)
-
-
-def _before_quantising(value: ir.Value | None) -> ir.Value | None:
-    """The value that was made integers of, or itself where there are none."""
-    maker = None if value is None else value.producer()
-    return maker.inputs[0] if maker is not None and maker.op_type == "DynamicQuantizeLinear" else value
+                yield read.name or "", (*known[:-1], width)
 
 
 def _shape(value: ir.Value) -> tuple[Dim, ...] | None:
@@ -314,32 +270,24 @@ def _module_path(node: ir.Node) -> str | None:
         return None
     try:
         *modules, _ = ast.literal_eval(scopes)
-    except (ValueError, SyntaxError, TypeError):  # a note for people; another tool may have written what it likes
+    except (ValueError, SyntaxError, TypeError):  # it is shown to people only; another tool may have written anything
         return None
     return next((str(module) for module in reversed(modules) if module), None)
 
 
 def _other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
-    """Linear layers computed of weights alone, here or in the graph that this one was exported from.
+    """The number of calls on weights alone of each linear layer, by its module path and by the name of its matrix.
 
-    Returns:
-        How often, by module path and by the name of the matrix; see `FlowGraph.other_calls`.
-
-    Raises:
-        BaseModelError: the note on the graph that it was exported from cannot be read.
+    Counted here and, as metadata say, in the graph that this one was exported from; see `FlowGraph.other_calls`.
     """
     found = Counter(
         name
         for node in model.graph
-        if trained_matrix(node) is not None and all(value.name not in activations for value in node.outputs)
-        for name in (_module_path(node), trained_matrix(node))
+        if operators.trained_matrix(node) is not None and all(value.name not in activations for value in node.outputs)
+        for name in (_module_path(node), operators.trained_matrix(node))
         if name is not None
     )
-    noted = _noted(model.metadata_props.get(OTHER_CALLS_KEY, "{}"))
-    return {name: max(found[name], noted.get(name, 0)) for name in {*found, *noted}}
-
-
-def _noted(text: str) -> dict[str, int]:
+    text = model.metadata_props.get(OTHER_CALLS_KEY, "{}")
     try:
         noted = json.loads(text)
     except (ValueError, RecursionError):
@@ -352,4 +300,4 @@ def _noted(text: str) -> dict[str, int]:
             expected="a JSON object of numbers",
             fix="export the graph again",
         )
-    return noted
+    return {name: max(found[name], noted.get(name, 0)) for name in {*found, *noted}}

@@ -1,1 +1,0 @@
-"""An ONNX graph as a neutral dataflow graph."""
