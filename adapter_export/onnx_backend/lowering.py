@@ -139,7 +139,7 @@ def _softmax_mix(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Val
 
 
 def _weighted_sum(writer: Writer, name: str, weights: ir.Value, values: Sequence[ir.Value]) -> ir.Value:
-    """Of as many values as the last axis of the weights is long."""
+    """The sum of N values, weighted by the last axis of the weights, [..., N]."""
     weighted = []
     for index, value in enumerate(values):
         at = writer.integers(f"{name}/index_{index}", [index])
@@ -184,7 +184,7 @@ def _first_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Val
 
 
 def _mean_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
-    """As one product per row, [1, tokens] @ [tokens, width]: no masked copy of the hidden state is made."""
+    """One product per row, [1, tokens] @ [tokens, width], makes no masked copy of the hidden state."""
     (x, mask), name = values, node.output
     if writer.stacked:  # the mask is such a row, [batch, 1, tokens], and the result [batch, 1, width]
         total, count = writer.op(f"{name}/product", "MatMul", (mask, x)), writer.sum(f"{name}/count", mask, -1)

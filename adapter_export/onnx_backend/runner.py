@@ -110,7 +110,7 @@ def _cut(model: ir.Model, size: int) -> list[ir.Model]:
 def _ends(
     nodes: Sequence[ir.Node], reads: Sequence[Collection[ir.Value]], last: Mapping[ir.Value, int], size: int
 ) -> Iterator[int]:
-    """Before which nodes to cut: as late as the weights allow, between values whose types are known."""
+    """The nodes to cut before: as late as the weights allow, between values whose types are known."""
     weights: set[ir.Value] = set()
     open_: set[ir.Value] = set()
     able = None

@@ -91,7 +91,7 @@ class SlotGroup:
         return has_neutral_parameters(self.graph)
 
     def neutral(self) -> Weights:
-        """Its neutral parameters, by parameter; zeros for a head that has none, whose output nobody reads then."""
+        """Its neutral parameters, by parameter; zeros for a head that has none: its output is not read then."""
         widths = neutral_widths(self.graph, self.site_widths)
         if self.owner == HEAD and not self.gives_zeros_idle:
             shapes = self.graph.parameter_shapes(widths)

@@ -192,7 +192,7 @@ def _link(weights: Mapping[ir.Value, ir.TensorProtocol], used: int, target: Path
 
 @contextmanager
 def _checkable(path: Path) -> Iterator[Path]:
-    """For a while, a copy of the graph in which every operator stands in the domain that it belongs to.
+    """Yield a copy of the graph in which every operator is in the domain that it belongs to.
 
     ONNX Runtime has operators of its own in the standard domain (`SimplifiedLayerNormalization`), and tools write them.
     Beside it lies a file of the size of the weights: the checker refuses files with several hard links.

@@ -183,7 +183,7 @@ def _seen(node: ir.Node, name: str, activations: Set[str]) -> Iterator[FlowNode]
 
 
 def _sum_name(node: ir.Node, name: str) -> str:
-    """The sum inside a fused node, by a name of its own where nobody else reads it."""
+    """The name of the sum inside a fused node; a new one where the node does not put the sum out."""
     return operators.sum_output(node) or f"{name}{operators.UNNAMED_SUM}"
 
 

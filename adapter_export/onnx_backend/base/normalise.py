@@ -43,7 +43,7 @@ _MEANWHILE = "com.microsoft.meanwhile"
 """The domain, while a graph is converted, of ONNX Runtime's own operators that stand in the domain of ONNX."""
 
 _TOLERANCE = 1e-5
-"""Of the largest value of an output; the operators that compute it are the same, so their rounding is, too."""
+"""The deviation allowed, of the largest value of an output; the operators, and so their rounding, are the same."""
 
 
 def check_operators(model: ir.Model, path: Path) -> None:
@@ -305,7 +305,7 @@ def _observed(
     try:
         session = open_session(shown, folder, optimize=False)
         runs = [run_session(session, case.arrays) for case in small_cases(inputs)]
-    except (BaseModelError, RequestError):  # whoever asks for a shape says what is missing
+    except (BaseModelError, RequestError):  # a later check says which shapes are missing
         return
     for value in values:
         one, other = (run.get(value.name or "") for run in runs)

@@ -83,7 +83,7 @@ def take_attention_bias(node: ir.Node, writer: Writer) -> list[tuple[ir.Value, i
     """Take the bias out of a fused attention, which reads sums with slices of it instead.
 
     Returns what was read before and the sum that is read now, for query, key and value; the caller puts what `writer`
-    wrote before the attention. `BaseModelError`: these are not three values of known width that nobody else reads.
+    wrote before the attention. `BaseModelError`: these are not three values of known width that only it reads.
     """
     at = _ATTENTIONS[node.op_type]
     read, bias = [value for value in node.inputs[:3] if value is not None], node.inputs[at]

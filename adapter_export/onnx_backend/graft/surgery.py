@@ -298,7 +298,7 @@ def _in_blocks(value: ir.Value, piece: Piece, shape: Sequence[Dim], name: str, w
 
 
 def _reshaped(value: ir.Value, shape: Sequence[int], name: str, writer: Writer) -> ir.Value:
-    """In another shape; an axis of length 0 there stays as it is."""
+    """Reshape a value; an axis of length 0 in `shape` stays as it is."""
     return writer.op(name, "Reshape", (value, writer.integers(f"{name}/shape", shape)))
 
 

@@ -44,12 +44,12 @@ _FLOAT32_ACCURACY = 1
 """Of `MatMulNBits`: float32 activations. The default level differs from machine to machine by more than it saves."""
 
 _SMALLEST_HALF, _LARGEST_HALF = 5.96e-8, 1e4
-"""Weights of float16 are held within these. A mask of -1e4 is as good as -1e38, and two of them do not overflow."""
+"""Weights of float16 are kept between these. A mask of -1e4 is as good as -1e38, and two of them do not overflow."""
 
 
 _QUANTISER_LOG = "%(asctime)s %(name)s [%(levelname)s] - %(message)s"
 
-# take back what the quantiser's module does to the root logger when it is imported: all libraries would talk
+# undo what the quantiser's module does to the root logger on import: all libraries would write to it
 for _handler in [each for each in logging.root.handlers if each.formatter and each.formatter._fmt == _QUANTISER_LOG]:
     logging.root.removeHandler(_handler)
     logging.root.setLevel(logging.WARNING)
