@@ -29,12 +29,7 @@ from adapter_export.torch_backend.view import flow_graph
 
 @dataclass(frozen=True)
 class SiteCall:
-    """What one graph did in one pass.
-
-    Attributes:
-        read: the values that it read, by name.
-        result: what it returned.
-    """
+    """What one graph read in one pass, by name, and what it returned."""
 
     read: Mapping[str, Tensor]
     result: Tensor
@@ -48,14 +43,10 @@ def attach(
     allow_mismatch: bool = False,
     learned: Collection[str] | None = None,
 ) -> AdaptedModel:
-    """Put an adapter into a base; the base itself is left as it is, and its weights are shared.
+    """Put an adapter, if any, into a base, which is left as it is and shares its weights.
 
-    Args:
-        base: the base.
-        adapter: the adapter; `None` gives the base alone.
-        sites: the base's sites, if they are known already.
-        allow_mismatch: take an adapter that was trained on another base.
-        learned: the adapter's tensors to train, such as a fusion's with frozen members; all if not given.
+    `sites` are found if not given; `learned` names the tensors to train, such as a fusion's with frozen members; all if
+    not given.
 
     Raises:
         BaseMismatchError: the adapter was trained on another base.
@@ -73,18 +64,8 @@ def attach(
 class AttachedAdapter(nn.Module):
     """The graphs of an adapter as layers of a model, with their tensors as parameters.
 
-    It is a context manager: when the block ends, the adapter is detached.
-
-    Args:
-        base: the base.
-        adapter: the adapter; `None` for the base alone.
-        sites: the sites of the base.
-        learned: the adapter's tensors to train; all if not given.
-
-    Attributes:
-        base: the base.
-        adapter: the adapter as it was attached; `to_adapter` gives it with the present weights.
-        sites: the sites of the base.
+    It is a context manager: when the block ends, the adapter is detached. `adapter` is the one that was attached, or
+    none for the base alone; `to_adapter` gives it with the present weights. Without `learned`, all tensors are trained.
 
     Raises:
         AdapterError: there is no such tensor to train.
@@ -97,7 +78,20 @@ class AttachedAdapter(nn.Module):
         self.base = base
         self.adapter = adapter
         self.sites = sites
-        self._layers = {} if adapter is None else _layers(adapter, sites, learned)
+        self._layers: dict[str, GraphLayer] = {}
+        if adapter is None:
+            return
+        unknown = sorted(set(learned or ()) - set(adapter.weights))
+        if unknown:
+            raise AdapterError("tensors shall learn that the adapter does not have", found=", ".join(unknown))
+        norms = {site.name: site.norm for site in sites}
+        tensors = {
+            name: nn.Parameter(torch.from_numpy(array.copy()), requires_grad=learned is None or name in learned)
+            for name, array in adapter.weights.items()
+        }
+        for owner, graph, _ in adapter.components():  # what places share is one parameter
+            owned = {name: tensors[tensor] for name, tensor in adapter.tensor_names(owner).items()}
+            self._layers[owner] = GraphLayer(owner, graph, owned, norms.get(owner))
 
     def __enter__(self) -> Self:
         """Return the adapter, attached."""
@@ -118,11 +112,7 @@ class AttachedAdapter(nn.Module):
 
     @property
     def task(self) -> Task:
-        """What the head is for.
-
-        Raises:
-            AdapterError: there is no head.
-        """
+        """What the head is for; AdapterError if there is none."""
         return self._head().task
 
     def _head(self) -> Head:
@@ -169,10 +159,7 @@ class AttachedAdapter(nn.Module):
             self._layers[owner].set_temperature(min(first, max(1.0, first * (1 - decay))))
 
     def to_adapter(self, *, training: Mapping[str, Any] | None = None) -> Adapter:
-        """The adapter with the present weights.
-
-        Args:
-            training: the training record; the adapter's own if none is given.
+        """The adapter with the present weights, and its own training record if none is given.
 
         Raises:
             AdapterError: no adapter is attached.
@@ -193,13 +180,9 @@ class AttachedAdapter(nn.Module):
         training: Mapping[str, Any] | None = None,
         force: bool = False,
     ) -> None:
-        """Write the adapter with the present weights.
+        """Write the adapter with the present weights into a folder, whose name it has if none is given.
 
-        Args:
-            folder: where its files go.
-            name: what users call it; the name of the folder if not given.
-            training: the training record, any JSON object; the adapter's own if none is given.
-            force: replace what is there.
+        The training record, any JSON object, is its own if none is given; `force` replaces what is there.
 
         Raises:
             AdapterError, TensorError: as `to_adapter`.
@@ -224,11 +207,10 @@ class AttachedAdapter(nn.Module):
 
 
 class AdaptedModel(AttachedAdapter):
-    """A base with at most one adapter.
+    """A base with at most one adapter, whose tensors and the head's are the only parameters that may want gradients.
 
-    The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. Only the
-    adapter's and the head's tensors are parameters that may want gradients. It starts in `eval` mode; `train()` turns
-    on the adapter's dropout and changes nothing in the base.
+    The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. It starts
+    in `eval` mode; `train()` turns on the adapter's dropout and changes nothing in the base.
     """
 
     def __init__(
@@ -241,27 +223,14 @@ class AdaptedModel(AttachedAdapter):
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Compute every output of the base by its name and, with a head, the result of its task.
 
-        Args:
-            inputs: the base's inputs by name.
-
-        Raises:
-            RequestError: an input is missing or unknown.
+        RequestError if an input is missing or unknown.
         """
         *outputs, _ = self._values(inputs)
-        return dict(zip(self.output_names, outputs, strict=True))
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """The names of what `forward` returns."""
-        names = tuple(record.name for record in self.base.outputs)
-        return names if self.head_name is None else (*names, self.head_name)
+        names = [*(record.name for record in self.base.outputs), *([] if self.head_name is None else [self.head_name])]
+        return dict(zip(names, outputs, strict=True))
 
     def head(self, **inputs: Tensor) -> Tensor:
-        """Compute the head's result, of the shape that its task gives it.
-
-        Raises:
-            AdapterError: there is no head.
-        """
+        """Compute the head's result, of the shape that its task gives it; AdapterError if there is none."""
         self._head()
         return self(**inputs)[self.head_name]  # type: ignore[no-any-return]
 
@@ -290,20 +259,3 @@ class AdaptedModel(AttachedAdapter):
             )
         values: tuple[Tensor, ...] = self._body(*(inputs[name] for name in names))
         return values
-
-
-def _layers(adapter: Adapter, sites: SiteMap, learned: Collection[str] | None) -> dict[str, GraphLayer]:
-    """A layer for each place; what places share is one parameter."""
-    unknown = sorted(set(learned or ()) - set(adapter.weights))
-    if unknown:
-        raise AdapterError("tensors shall learn that the adapter does not have", found=", ".join(unknown))
-    norms = {site.name: site.norm for site in sites}
-    tensors = {
-        name: nn.Parameter(torch.from_numpy(array.copy()), requires_grad=learned is None or name in learned)
-        for name, array in adapter.weights.items()
-    }
-    layers = {}
-    for owner, graph, _ in adapter.components():
-        owned = {name: tensors[tensor] for name, tensor in adapter.tensor_names(owner).items()}
-        layers[owner] = GraphLayer(owner, graph, owned, norms.get(owner))
-    return layers

@@ -29,8 +29,7 @@ def _linear(_: Node, values: Values, owned: Owned) -> Tensor:
 
 def _phm_linear(_: Node, values: Values, owned: Owned) -> Tensor:
     blocks = torch.einsum("iac,ipq->apcq", owned["rule"], owned["left"] @ owned["right"])
-    weight = blocks.flatten(2).flatten(0, 1)
-    return F.linear(values[0], weight.T, owned["bias"])
+    return F.linear(values[0], blocks.flatten(2).flatten(0, 1).T, owned["bias"])
 
 
 def _weighted(_: Node, values: Values, owned: Owned) -> Tensor:
@@ -54,8 +53,7 @@ def _drop_path(node: Node, values: Values, _: Owned) -> Tensor:
     (x,) = values
     check_three_axes(node.op, node.output, x.ndim)
     kept = 1 - node.attributes["rate"]
-    rows = x.new_empty(x.shape[0], 1, 1).bernoulli_(kept)
-    return x * rows / kept
+    return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(kept) / kept
 
 
 def _mix(node: Node, values: Values, owned: Owned) -> Tensor:
@@ -135,18 +133,9 @@ class GraphLayer(nn.Module):
     """A graph with its tensors as parameters.
 
     It computes in the type of its parameters and returns the type of the first value that it reads, so that a base of
-    half precision may have an adapter of float32.
-
-    Args:
-        owner: the site at which it acts, or `head`.
-        graph: what it computes.
-        tensors: the graph's parameters; layers that share some get the same ones.
-        norm: the norm before the site's `y`, with its tensors named as in the base's FX graph.
-
-    Attributes:
-        owner: the site at which it acts, or `head`.
-        graph: what it computes.
-        borrows: the tensors of the base that it is called with, behind the values of `graph.inputs`.
+    half precision may have an adapter of float32. `owner` is the site at which it acts, or `head`; `norm` the one
+    before the site's `y`, with its tensors named as in the base's FX graph; `borrows` are the tensors of the base that
+    it is called with, behind the values of `graph.inputs`.
 
     Raises:
         GraphError: the graph applies the base's norm, which could not be read.

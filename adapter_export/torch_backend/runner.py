@@ -22,14 +22,10 @@ _MOST_ATTACHED = 32
 
 
 class TorchRunner:
-    """Computes with torch what a bundle must compute; a `reference.runner.Runner`.
+    """Computes with torch what a bundle must compute; a `numerics.runner.Runner`.
 
-    Each adapter is attached when it is first asked for; the latest ones stay so.
-
-    Args:
-        base: the base.
-        sites: its sites, if they are known already.
-        allow_mismatch: take adapters that were trained on another base.
+    Each adapter is attached when it is first asked for; the latest ones stay so. Sites are found if not given;
+    `allow_mismatch` takes adapters that were trained on another base.
 
     Raises:
         NoSitesError: the base has no sites.
@@ -37,7 +33,7 @@ class TorchRunner:
 
     def __init__(self, base: TorchBase, *, sites: SiteMap | None = None, allow_mismatch: bool = False) -> None:
         self._base = base
-        self._sites = discover(flow_graph(base.module())) if sites is None else sites
+        self.sites = discover(flow_graph(base.module())) if sites is None else sites
         self._allow_mismatch = allow_mismatch
         self._models: dict[int, AdaptedModel] = {}
 
@@ -47,25 +43,16 @@ class TorchRunner:
         return f"torch {torch.__version__.partition('+')[0]} float32"
 
     @property
-    def sites(self) -> SiteMap:
-        """The sites of the base."""
-        return self._sites
-
-    @property
     def keeps_weights(self) -> bool:
         """It does: torch has the base in memory."""
         return True
 
     def model(self, adapter: Adapter | None) -> AdaptedModel:
-        """The base with an adapter attached.
-
-        Raises:
-            AdapterError: the adapter does not fit the base.
-        """
+        """The base with an adapter attached; AdapterError if it does not fit."""
         known = self._models.pop(id(adapter), None)
         if known is None:
             # the model holds the adapter, so that its id is not given to another one
-            known = attach(self._base, adapter, sites=self._sites, allow_mismatch=self._allow_mismatch)
+            known = attach(self._base, adapter, sites=self.sites, allow_mismatch=self._allow_mismatch)
         self._models[id(adapter)] = known  # behind all others, the first of which goes
         if len(self._models) > _MOST_ATTACHED:
             del self._models[next(iter(self._models))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from operator import attrgetter
 
 import torch
@@ -16,24 +16,15 @@ from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.lowering import GraphLayer
 from adapter_export.torch_backend.view import flow_graph
 
-# A part of a fused layer's output: cut out of it, and put back among the others.
-
 
 def cut_piece(whole: Tensor, start: int, end: int, blocks: int) -> Tensor:
-    """The features of a part, [..., width].
-
-    Args:
-        whole: the fused layer's output.
-        start: where the part begins in each block of the features.
-        end: where it ends.
-        blocks: how many equal blocks there are.
-    """
+    """Features `start` to `end` of each of the equal blocks of a fused layer's output, [..., width]."""
     return _in_blocks(whole, blocks)[..., start:end].flatten(-2)
 
 
-def join_piece(whole: Tensor, part: Tensor, start: int, end: int, blocks: int) -> Tensor:
-    """The fused layer's output with other features in the place of a part; the arguments are those of `cut_piece`."""
-    around, middle = _in_blocks(whole, blocks), _in_blocks(part, blocks)
+def join_piece(whole: Tensor, piece: Tensor, start: int, end: int, blocks: int) -> Tensor:
+    """The fused layer's output with other features in the place of those that `cut_piece` gives."""
+    around, middle = _in_blocks(whole, blocks), _in_blocks(piece, blocks)
     return torch.cat([around[..., :start], middle, around[..., end:]], -1).flatten(-2)
 
 
@@ -42,48 +33,35 @@ def _in_blocks(value: Tensor, blocks: int) -> Tensor:
 
 
 def splice(base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mapping[str, GraphLayer]) -> fx.GraphModule:
-    """A module that computes the base with a layer called at each of some sites.
+    """A module that computes the base with layers called at some sites, by name, and at the `head`.
 
-    The module shares the base's weights, frozen, and leaves the base's graph as it is. It takes the base's inputs by
-    position and returns a flat tuple: the base's outputs, the head's result if `layers` has a `head`, and the final
-    hidden state.
-
-    Args:
-        base: a flat graph, whose placeholders are the base's inputs.
-        mask: the placeholder that says which tokens are real; if there is none, all of them are.
-        sites: the sites of the base.
-        layers: what acts at each site, by its name, and at the `head`.
+    The module shares the weights of the base, a flat graph that is left as it is, and freezes them. It takes the base's
+    inputs by position and returns a flat tuple: the base's outputs, the head's result if there is one, and the final
+    hidden state. `mask` is the placeholder that says which tokens are real; without one, all of them are.
 
     Raises:
         NoSitesError: a layer replaces what a site's layer reads, and nothing there reads it.
         AdapterError: a layer takes the tokens of a text together where the base has no axis of tokens.
     """
     work = _Work(base)
-    modules = {_target(index): layer for index, layer in enumerate(layers.values())}
-    owners = {owner: _target(index) for index, owner in enumerate(layers)}
+    # names of sites hold dots, which torch does not take in the name of a submodule
+    targets = {owner: f"adapter_layer_{index}" for index, owner in enumerate(layers)}
     places = ((site, layers[site.name].graph.replaces) for site in sites if site.name in layers)
     for edit in plan_edits(FlowIndex(flow_graph(base)), places):
-        work.insert(edit, layers[edit.site.name], owners[edit.site.name])
+        work.insert(edit, layers[edit.site.name], targets[edit.site.name])
     results = [work.nodes[Ref(sites.final)]]
     if HEAD in layers:
-        results.insert(0, work.insert_head(mask, sites.final, layers[HEAD], owners[HEAD]))
-    _flatten_outputs(work.graph, results)
+        results.insert(0, work.insert_head(mask, sites.final, layers[HEAD], targets[HEAD]))
+    (flat,) = work.output.args
+    assert isinstance(flat, tuple | list)
+    work.output.args = ((*(value for value in flat if isinstance(value, fx.Node)), *results),)
     work.graph.lint()
+    modules = {targets[owner]: layer for owner, layer in layers.items()}
     return fx.GraphModule({**_frozen(base), **modules}, work.graph)
 
 
-def _target(index: int) -> str:
-    """A name of a submodule; names of sites hold dots, which torch does not take."""
-    return f"adapter_layer_{index}"
-
-
 class _Work:
-    """A copy of a base's graph on which planned edits are carried out, in their order.
-
-    Attributes:
-        graph: the copy.
-        nodes: its nodes, which are its values as well: those of the base by the plan's names, as they are by now.
-    """
+    """A copy of a base's graph to edit as planned; `nodes` are its values by the plan's names, as they are by now."""
 
     def __init__(self, base: fx.GraphModule) -> None:
         self.graph = fx.Graph()
@@ -91,6 +69,7 @@ class _Work:
         for node in base.graph.nodes:
             self.nodes[Ref(node.name)] = self.graph.node_copy(node, lambda used: self.nodes[Ref(used.name)])
         self._operations = dict(self.nodes)
+        (self.output,) = self.graph.find_nodes(op="output")
 
     def insert(self, edit: Edit, layer: GraphLayer, target: str) -> None:
         """Call a layer on a site's values; what it returns takes the place of one of them."""
@@ -133,29 +112,15 @@ class _Work:
     def insert_head(self, mask: str | None, final: str, layer: GraphLayer, target: str) -> fx.Node:
         """Call the head on the final hidden state."""
         hidden = self.nodes[Ref(final)]
-        with self.graph.inserting_before(_output(self.graph)):
-            tokens = self.nodes[Ref(mask)] if mask is not None else self.graph.call_function(_every_token, (hidden,))
+        with self.graph.inserting_before(self.output):
+            tokens = self.nodes[Ref(mask)] if mask is not None else self.graph.call_function(every_token, (hidden,))
             offered = {"hidden": hidden, "mask": tokens}
             return self.graph.call_module(target, tuple(offered[name] for name in layer.graph.inputs))
 
 
-def _every_token(hidden: Tensor) -> Tensor:
+def every_token(hidden: Tensor) -> Tensor:
     """A mask that keeps every token of `hidden` [batch, tokens, d]."""
     return torch.ones_like(hidden[..., 0])
-
-
-def _output(graph: fx.Graph) -> fx.Node:
-    (found,) = graph.find_nodes(op="output")
-    assert isinstance(found, fx.Node)
-    return found
-
-
-def _flatten_outputs(graph: fx.Graph, more: Sequence[fx.Node]) -> None:
-    """Return the base's outputs in a flat tuple, and `more` after them."""
-    output = _output(graph)
-    (flat,) = output.args
-    assert isinstance(flat, tuple | list)
-    output.args = ((*(value for value in flat if isinstance(value, fx.Node)), *more),)
 
 
 def _frozen(base: fx.GraphModule) -> dict[str, object]:
