@@ -384,7 +384,7 @@ def _import_settings(base: Base, folder: Path, name: str | None, member: str | N
     }
     if find_spec("torch") is None:
         return settings
-    from adapter_export.torch_backend.base.tensor_file import read_torch_file
+    from adapter_export.torch_backend.base.pickles import read_torch_file
 
     return {**settings, "read_pickle": read_torch_file}
 

@@ -355,7 +355,7 @@ def _check_capture(model: Path, with_cache: bool, trust_pickle: bool, *, describ
             fix="leave them out; a Hugging Face folder says all of it",
         )
     if model.is_file() and not trust_pickle:
-        from adapter_export.torch_backend.base.file_kinds import check_pickled, untrusted
+        from adapter_export.torch_backend.base.pickles import check_pickled, untrusted
 
         check_pickled(model)
         raise untrusted(model)

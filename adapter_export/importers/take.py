@@ -19,7 +19,7 @@ from adapter_export.sites.site import Site
 
 Tensors = Mapping[str, np.ndarray]
 ReadPickle = Callable[[Path], Tensors]
-"""Reads a file of `torch.save`; who may import torch has one (`torch_backend.base.tensor_file`)."""
+"""Reads a file of `torch.save`; who may import torch has one (`torch_backend.base.pickles`)."""
 
 _MOST_LISTED = 40
 

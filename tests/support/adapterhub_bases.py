@@ -23,7 +23,7 @@ from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.base import TorchBase, load_base
 from adapter_export.torch_backend.base.huggingface import capture_folder
-from adapter_export.torch_backend.base.tensor_file import read_torch_file
+from adapter_export.torch_backend.base.pickles import read_torch_file
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.runner import TorchRunner
 from adapter_export.torch_backend.view import flow_graph

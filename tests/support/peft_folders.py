@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from adapter_export.importers import peft
 from adapter_export.importers.take import Imported
 from adapter_export.sites.site import Site, SiteMap
-from adapter_export.torch_backend.base.tensor_file import read_torch_file
+from adapter_export.torch_backend.base.pickles import read_torch_file
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "peft"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

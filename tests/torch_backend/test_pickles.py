@@ -10,7 +10,7 @@ import pytest
 import torch
 from archives import Small, pickle_that_makes
 
-from adapter_export.torch_backend.base.file_kinds import foreign_globals
+from adapter_export.torch_backend.base.pickles import foreign_globals
 
 
 def saved(value: object, protocol: int = 2) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from adapter_export.errors import FileError, FormatError
-from adapter_export.torch_backend.base.tensor_file import read_torch_file
+from adapter_export.torch_backend.base.pickles import read_torch_file
 
 LAYOUTS = (True, False)
 

@@ -22,7 +22,7 @@ from typing import Any
 from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError, argument
 from adapter_export.format.canonical import parse_json
 from adapter_export.format.files import unreadable
-from adapter_export.torch_backend.base.file_kinds import ZIP_ERRORS, another_zip, foreign_globals, not_an_archive
+from adapter_export.torch_backend.base.pickles import ZIP_ERRORS, another_zip, foreign_globals, not_an_archive
 from adapter_export.torch_backend.base.program_file import TRUST, check_program, cleaned
 
 PROGRAM = "models/model.json"
@@ -33,10 +33,11 @@ EXTRA = "extra/"
 
 _ROOT = "base"
 _MEGABYTE = 2**20
+_TENSOR = re.compile(r"data/weights/weight_\d{1,9}|data/constants/tensor_\d{1,9}")
 _LIMITS = (
     (re.compile(re.escape(PROGRAM)), 256 * _MEGABYTE),
     (re.compile(rf"{re.escape(WEIGHTS)}|{re.escape(CONSTANTS)}"), 64 * _MEGABYTE),
-    (re.compile(r"data/weights/weight_\d{1,9}|data/constants/tensor_\d{1,9}"), None),
+    (_TENSOR, None),
     (re.compile(re.escape(SAMPLE_INPUTS)), None),
     (re.compile(r"archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id"), 256),
     (re.compile(r"extra/[\w.\-]{1,120}"), 256 * _MEGABYTE),
@@ -61,24 +62,17 @@ _LARGEST = 2**62
 
 
 def _check_payloads(entry: str, config: object, sizes: Mapping[str, int], path: Path) -> list[str]:
-    """Check that a list names plain tensors only, which fit into their entries; return the entries that it names.
+    """Check that a list, parsed from its own entry, names plain tensors only, which fit into their entries.
 
-    Args:
-        entry: the list's own entry.
-        config: its parsed JSON.
-        sizes: the bytes of every entry of the archive.
-        path: the archive, for messages.
+    Returns the entries that it names; `sizes` are the bytes of every entry of the archive.
     """
     tensors = config.get("config") if isinstance(config, dict) else None
     if not isinstance(tensors, dict):
         raise _wrong(f"{path}, `{entry}`", "no list of tensors", "a list")
     folder = entry.rpartition("/")[0]
-    return list(
-        dict.fromkeys(
-            _check_tensor(name, meta, folder, sizes, f"{path}, `{entry}`, `{name[:120]}`")
-            for name, meta in tensors.items()
-        )
-    )
+    where = f"{path}, `{entry}`"
+    named = [_check_tensor(name, meta, folder, sizes, f"{where}, `{name[:120]}`") for name, meta in tensors.items()]
+    return list(dict.fromkeys(named))
 
 
 def _wrong(where: str, found: object, expected: object) -> BaseModelError:
@@ -141,20 +135,16 @@ class Archive:
 
     Attributes:
         path: the file.
-        program: `models/model.json`, without guards and stack traces.
         guards: the conditions on the lengths of its inputs under which the program is right.
-        payloads: the configs of weights and constants, by the name of their entry.
+        texts: what torch is given of each entry that holds no tensor, by its name below the root.
         tensors: the entries that hold tensors, by their name below the root.
-        versions: the small entries by which torch knows an archive.
         extra: the text of the files that were saved beside the program, by name.
     """
 
     path: Path
-    program: Mapping[str, Any]
     guards: tuple[str, ...]
-    payloads: Mapping[str, Mapping[str, Any]]
+    texts: Mapping[str, str | bytes]
     tensors: Mapping[str, str]
-    versions: Mapping[str, bytes]
     extra: Mapping[str, str]
 
 
@@ -169,41 +159,43 @@ def screen(path: Path) -> Archive:
     with _opened(path) as archive:
         entries = _entries(archive, path)
         sizes = {name: info.file_size for name, info in entries.items()}
-        texts = {name: _read(archive, info, path) for name, info in entries.items() if not _is_tensor(name)}
-        _check_versions(texts, path)
+        texts = {name: _read(archive, info, path) for name, info in entries.items() if not _TENSOR.fullmatch(name)}
+        for name, pattern in _VERSIONS.items():
+            if name in texts and not pattern.fullmatch(texts[name]):
+                raise _damaged(path, f"`{name}` {texts[name][:20]!r}", f"`{pattern.pattern.decode()}`")
         _check_sample_inputs(texts.get(SAMPLE_INPUTS, b""), path)
         payloads = {name: _json(texts, name, path) for name in (WEIGHTS, CONSTANTS)}
         used = [tensor for name, config in payloads.items() for tensor in _check_payloads(name, config, sizes, path)]
         program = check_program(_json(texts, PROGRAM, path), str(path))
         return Archive(
             path=path,
-            program=cleaned(program),
             guards=tuple(guard for guard in program.get("guards_code") or () if isinstance(guard, str)),
-            payloads=payloads,
+            texts={
+                PROGRAM: json.dumps(cleaned(program)),
+                **{name: json.dumps(config) for name, config in payloads.items()},
+                SAMPLE_INPUTS: b"",
+                **{name: data for name, data in texts.items() if name in _VERSIONS},
+            },
             tensors={name: entries[name].filename for name in used},
-            versions={name: data for name, data in texts.items() if name in _VERSION_ENTRIES},
             extra={
-                name.removeprefix(EXTRA): _text(data, name, path)
+                name.removeprefix(EXTRA): _decoded(data, name, path)
                 for name, data in texts.items()
                 if name.startswith(EXTRA)
             },
         )
 
 
-_VERSION_ENTRIES: Mapping[str, re.Pattern[bytes]] = {
+_VERSIONS: Mapping[str, re.Pattern[bytes]] = {
     "archive_format": re.compile(rb"pt2"),
     "archive_version": re.compile(rb"\d{1,4}"),
     "byteorder": re.compile(rb"little"),
     ".data/version": re.compile(rb"\d{1,4}\n?"),
 }
+"""The small entries by which torch knows an archive."""
 
 
 def readable(path: Path) -> None:
-    """Check that there is a file.
-
-    Raises:
-        FileError: there is none, or it cannot be read.
-    """
+    """Check that there is a file; raises FileError if there is none, or it cannot be read."""
     try:
         with path.open("rb") as file:
             file.read(1)
@@ -264,10 +256,6 @@ def _damaged(path: Path, found: str, expected: str = "an archive as `torch.expor
     )
 
 
-def _is_tensor(name: str) -> bool:
-    return re.fullmatch(r"data/(weights/weight|constants/tensor)_\d+", name) is not None
-
-
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
     try:
         return archive.read(info)
@@ -275,14 +263,8 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
         raise _damaged(path, str(error)) from error
 
 
-def _check_versions(texts: Mapping[str, bytes], path: Path) -> None:
-    for name, pattern in _VERSION_ENTRIES.items():
-        if name in texts and not pattern.fullmatch(texts[name]):
-            raise _damaged(path, f"`{name}` {texts[name][:20]!r}", f"`{pattern.pattern.decode()}`")
-
-
 def _check_sample_inputs(data: bytes, path: Path) -> None:
-    """They are never loaded; a file in which they could run code was made to do harm, or nobody can say it was not."""
+    """They are never loaded, but a file in which they could run code may have been made to do harm."""
     try:
         foreign = sorted(foreign_globals(data)) if data else []
     except ValueError as error:
@@ -306,7 +288,7 @@ def _json(texts: Mapping[str, bytes], name: str, path: Path) -> Any:
         raise _damaged(path, f"`{name}` that is no JSON: {error.found}") from error
 
 
-def _text(data: bytes, name: str, path: Path) -> str:
+def _decoded(data: bytes, name: str, path: Path) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -321,20 +303,15 @@ def write_clean(archive: Archive, target: Path) -> None:
         OSError: the copy cannot be written.
     """
     with _opened(archive.path) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as copy:
-        copy.writestr(f"{_ROOT}/{PROGRAM}", json.dumps(archive.program))
-        for name, config in archive.payloads.items():
-            copy.writestr(f"{_ROOT}/{name}", json.dumps(config))
-        copy.writestr(f"{_ROOT}/{SAMPLE_INPUTS}", b"")
-        for name, data in archive.versions.items():
+        for name, data in archive.texts.items():
             copy.writestr(f"{_ROOT}/{name}", data)
         for name, entry in archive.tensors.items():
-            with copy.open(f"{_ROOT}/{name}", "w", force_zip64=True) as written:
+            try:
+                reader = source.open(entry)
+            except ZIP_ERRORS as error:
+                raise _damaged(archive.path, str(error)) from error
+            with reader, copy.open(f"{_ROOT}/{name}", "w", force_zip64=True) as written:
                 try:
-                    reader = source.open(entry)
-                except ZIP_ERRORS as error:
+                    shutil.copyfileobj(reader, written, 4 * _MEGABYTE)
+                except (zipfile.BadZipFile, EOFError) as error:
                     raise _damaged(archive.path, str(error)) from error
-                with reader:
-                    try:
-                        shutil.copyfileobj(reader, written, 4 * _MEGABYTE)
-                    except (zipfile.BadZipFile, EOFError) as error:
-                        raise _damaged(archive.path, str(error)) from error

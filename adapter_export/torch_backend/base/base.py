@@ -31,7 +31,7 @@ from adapter_export.torch_backend.base.capture import (
     most_tokens,
     obvious_inputs,
 )
-from adapter_export.torch_backend.base.file_kinds import check_pickled, check_sort
+from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
 from adapter_export.torch_backend.base.program_file import is_harmless
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.signature import Signature
@@ -42,22 +42,14 @@ if TYPE_CHECKING:
 
 
 NOTE, TOKENIZER = "adapter_export.json", "tokenizer.json"
-"""The files that `save_base` writes beside the program, in `extra/`."""
+"""What `save_base` writes into `extra/` of the archive."""
 
 _VERSION = "1.0.0"
 
 
 @dataclass(frozen=True)
 class CaptureNote:
-    """What `save_base` writes beside the program: the names that torch does not keep.
-
-    Attributes:
-        inputs: the shape of each input, with the names of its dynamic axes.
-        max_tokens: the longest input that the model was made for, if known.
-        model_type: the name of the model's architecture in transformers, if known.
-        version: of this note, semver.
-        producer: the tool and version that wrote it.
-    """
+    """What `save_base` writes beside the program, because torch does not keep it."""
 
     inputs: Mapping[str, tuple[Axis, ...]]
     max_tokens: Positive | None = None
@@ -87,10 +79,7 @@ def fingerprint(program: ExportedProgram, present: Mapping[str, Tensor] | None =
 
     A fact is a line `<name> <type> <shape> <sha256 of the bytes>`, such as `encoder.bias float32 [384] 0f3a…`, with the
     bytes in row-major order and little-endian. So it survives saving and loading, and changes with any bit of a weight.
-
-    Args:
-        program: the program.
-        present: tensors that stand for the program's own of the same names.
+    Tensors in `present` stand for the program's own of the same names.
     """
     facts = []
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
@@ -105,16 +94,10 @@ def fingerprint(program: ExportedProgram, present: Mapping[str, Tensor] | None =
 
 @dataclass(frozen=True)
 class TorchBase:
-    """A frozen pretrained model.
+    """A frozen pretrained model: graph and weights, and its inputs and outputs in the order of the program.
 
-    Attributes:
-        program: its graph and weights.
-        fingerprint: of its weights, `sha256:<hex>`.
-        inputs: what it takes, in the order of the program.
-        outputs: what it returns, in the order of the program.
-        max_tokens: the longest input for which it is right, if that is known.
-        tokenizer: the text of its `tokenizer.json`, if it was saved with one.
-        model_type: the name of its architecture in transformers, such as `bert`, if that is known.
+    If they are known: the longest input for which it is right, the text of its `tokenizer.json`, and the name of its
+    architecture in transformers, such as `bert`.
     """
 
     program: ExportedProgram
@@ -129,19 +112,14 @@ class TorchBase:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
         module = self.program.module(check_guards=False)
         for node, record in zip(module.graph.find_nodes(op="placeholder"), self.inputs, strict=True):
-            # not by `_rename`: names of Python's builtins, such as `input`, are fine here
             node.name = record.name
         return module
 
     def axes(self, node: str) -> tuple[Axis, ...]:
         """The axes of a value of the graph, dynamic ones by the names that the inputs give them."""
-        symbols: dict[str, Axis] = {}
-        graph = self.module().graph
-        for placeholder, record in zip(graph.find_nodes(op="placeholder"), self.inputs, strict=True):
-            symbols |= {str(size): axis for size, axis in zip(placeholder.meta["val"].shape, record.axes, strict=True)}
-        (found,) = (one for one in graph.nodes if one.name == node)
-        sizes = found.meta["val"].shape
-        return tuple(size if isinstance(size, int) else symbols.get(str(size), str(size)) for size in sizes)
+        (found,) = (one for one in self.module().graph.nodes if one.name == node)
+        signature = Signature(self.program, {record.name: record.axes for record in self.inputs})
+        return signature.axes(found.meta["val"])
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute every output by its name.
@@ -162,13 +140,9 @@ class TorchBase:
 
 
 def base_of(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None) -> TorchBase:
-    """Capture a module as a base in memory, which shares its weights; the arguments are those of `save_base`.
-
-    Raises:
-        UsageError, BaseModelError: as `save_base`.
-    """
-    captured = capture(module, example_inputs, axes)
-    return _describe(captured.program, CaptureNote(captured.axes, most_tokens(module), model_type(module)), None, ())
+    """Capture a module as a base in memory, which shares its weights; arguments and errors are those of `save_base`."""
+    program, named = capture(module, example_inputs, axes)
+    return _describe(program, CaptureNote(named, most_tokens(module), model_type(module)), None, ())
 
 
 def save_base(
@@ -188,12 +162,9 @@ def save_base(
 
     Args:
         module: the model, with float32 weights on the CPU.
-        example_inputs: by name, or in the order of the arguments of `forward`; one row is enough. Tensors in lists,
-            tuples and dicts become inputs with the keys and places in their names, `past_key_values.0.key`.
+        example_inputs: as for `capture`; one row is enough.
         path: where to write, such as `model.pt`.
-        axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; all others are fixed. If
-            none are given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input of two axes is
-            `sequence`; of another length than the first one's it is an axis of its own.
+        axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; as for `capture`.
         tokenizer: the text of a `tokenizer.json`, kept beside the program.
         max_tokens: the longest input that the model was made for, in tokens.
         force: replace what is there.
@@ -206,10 +177,19 @@ def save_base(
     """
     path = Path(path)
     with new_file(path, force=force) as temporary:
-        captured = capture(module, example_inputs, axes)
-        note = CaptureNote(captured.axes, max_tokens, model_type(module))
+        program, named = capture(module, example_inputs, axes)
+        note = CaptureNote(named, max_tokens, model_type(module))
         extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
-        _write(captured.program, temporary, path, extra)
+        with temporary.open("wb") as file, quiet():
+            sink = _Sink(file)
+            try:
+                torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(extra))
+            except LIBRARY_ERRORS as error:
+                raise BaseModelError(
+                    "torch cannot save the program", where=path, found=first_line(error), expected="plain tensors"
+                ) from error
+        if sink.failure is not None:
+            raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
         with within(path):
             try:  # what is written must pass the screening, or nobody could load it
                 guards = screen(temporary).guards
@@ -220,24 +200,11 @@ def save_base(
                     expected=error.expected,
                     fix="take that out of the model; `torch.export.export` wrote it into the program",
                 ) from error
-            _describe(captured.program, note, None, guards)
-
-
-def _write(program: ExportedProgram, temporary: Path, path: Path, extra: Mapping[str, str]) -> None:
-    with temporary.open("wb") as file, quiet():
-        sink = _Sink(file)
-        try:
-            torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(extra))
-        except LIBRARY_ERRORS as error:
-            raise BaseModelError(
-                "torch cannot save the program", where=path, found=first_line(error), expected="plain tensors"
-            ) from error
-    if sink.failure is not None:
-        raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
+            _describe(program, note, None, guards)
 
 
 class _Sink(io.RawIOBase):
-    """Hands on what torch writes. It keeps a failure for later: torch's writer ends the process at an exception."""
+    """Passes on what torch writes, and keeps a failure for later: torch's writer ends the process at an exception."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -268,9 +235,7 @@ class _Sink(io.RawIOBase):
 def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
     """Load a base from an archive of `save_base` or `torch.export.save`; nothing in the file is run or unpickled.
 
-    Args:
-        path: the archive.
-        trust_pickle: give the file to torch as it is. It can then run any code: only for files whose maker you trust.
+    With `trust_pickle`, torch gets the file as it is and may run any code in it: only for files whose maker you trust.
 
     Raises:
         FileError: the file cannot be read.
@@ -278,34 +243,27 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
         UnsafeArchiveError: it could run code.
     """
     path = Path(path)
-    program, extra, guards = _load_trusted(path) if trust_pickle else _load_screened(path)
+    extra: Mapping[str, str]
+    guards: Sequence[str] = ()
+    if trust_pickle:
+        readable(path)
+        check_exported(path)
+        filled = {NOTE: ""}  # torch fills the dict that it is given, unless that is empty
+        program, extra = _load(path, path, filled), filled
+    else:
+        archive = screen(path)
+        extra, guards = archive.extra, archive.guards
+        try:
+            # torch reads zip files in its own way, and would read more than was screened
+            with TemporaryDirectory(prefix="adapter-export-") as folder:
+                copy = Path(folder) / "base.pt2"
+                write_clean(archive, copy)
+                program = _load(copy, path)
+        except OSError as error:
+            raise WriteError(error.filename or "the folder for temporary files", error.strerror or error) from error
     with within(path):
-        note = _read_note(extra[NOTE]) if extra.get(NOTE) else None
+        note = _read_note(extra[NOTE]) if extra.get(NOTE) else CaptureNote({})
         return _describe(program, note, extra.get(TOKENIZER) or None, guards)
-
-
-_Loaded = tuple[ExportedProgram, Mapping[str, str], Sequence[str]]
-"""A program, the texts beside it, the conditions on the lengths of its inputs."""
-
-
-def _load_screened(path: Path) -> _Loaded:
-    """Load a copy that holds only what was screened: torch reads zip files in its own way, and would read more."""
-    archive = screen(path)
-    try:
-        with TemporaryDirectory(prefix="adapter-export-") as folder:
-            copy = Path(folder) / "base.pt2"
-            write_clean(archive, copy)
-            return _load(copy, path), archive.extra, archive.guards
-    except OSError as error:
-        raise WriteError(error.filename or "the folder for temporary files", error.strerror or error) from error
-
-
-def _load_trusted(path: Path) -> _Loaded:
-    readable(path)
-    check_sort(path)
-    # torch fills the dict that it is given, unless that is empty
-    extra = {NOTE: ""}
-    return _load(path, path, extra), extra, ()
 
 
 def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
@@ -324,9 +282,7 @@ def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> Export
             ) from error
 
 
-def _describe(
-    program: ExportedProgram, note: CaptureNote | None, tokenizer: str | None, guards: Sequence[str]
-) -> TorchBase:
+def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None, guards: Sequence[str]) -> TorchBase:
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise BaseModelError(
@@ -343,7 +299,7 @@ def _describe(
                 found=f"`{tensor.device}`",
                 fix="move the model with `.to('cpu')` and save it again",
             )
-    signature = Signature(program, None if note is None else note.inputs)
+    signature = Signature(program, note.inputs)
     inputs, outputs = with_caches(signature.inputs(), signature.outputs())
     axes = {record.name: record.axes for record in inputs}
     for guard in guards:
@@ -354,16 +310,9 @@ def _describe(
                 expected="a program without a branch on the length of an input",
                 fix="take the branch out of the model, or make that axis fixed when you capture it",
             )
-    bounds = [bound for bound in (signature.longest(), None if note is None else note.max_tokens) if bound is not None]
-    return TorchBase(
-        program=program,
-        fingerprint=fingerprint(program),
-        inputs=inputs,
-        outputs=outputs,
-        max_tokens=min(bounds, default=None),
-        tokenizer=tokenizer,
-        model_type=None if note is None else note.model_type,
-    )
+    bounds = [bound for bound in (signature.longest(), note.max_tokens) if bound is not None]
+    longest = min(bounds, default=None)
+    return TorchBase(program, fingerprint(program), inputs, outputs, longest, tokenizer, note.model_type)
 
 
 def capture_pickled(
@@ -377,16 +326,9 @@ def capture_pickled(
 ) -> None:
     """Read a file of `torch.save(module)`, running its code, and save the module as a base, which holds no code.
 
-    Weights in float16 and bfloat16 become float32, as those of Hugging Face folders do.
-
-    Args:
-        path: the file. It can run any code: only for files whose maker you trust.
-        out: where to write, such as `model.pt`.
-        inputs: names, types and shapes of what `forward` takes; if none are given, tokens or images by their usual
-            names, where the module takes nothing else.
-        tokenizer: the text of a `tokenizer.json`.
-        max_tokens: the longest input in tokens; what the module's `config` says if not given.
-        force: replace what is there.
+    The file can run any code: only for files whose maker you trust. Weights in float16 and bfloat16 become float32, as
+    those of Hugging Face folders do. `inputs` are names, types and shapes of what `forward` takes (`obvious_inputs` if
+    none are given); the other options are those of `save_base`, `max_tokens` from the module's `config` if not given.
 
     Raises:
         FileError: the file cannot be read.

@@ -27,30 +27,22 @@ Inputs = Mapping[str, Any] | Sequence[Any]
 _BATCH, _SEQUENCE = "batch", "sequence"
 
 
-@dataclasses.dataclass(frozen=True)
-class Captured:
-    """A module as a program.
-
-    Attributes:
-        program: without sample inputs and stack traces.
-        axes: the shape of each input, with the names of its dynamic axes.
-    """
-
-    program: ExportedProgram
-    axes: Mapping[str, tuple[Axis, ...]]
-
-
-def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None) -> Captured:
-    """Export a module in `eval` mode; the module itself is left as it is.
+def capture(
+    module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None
+) -> tuple[ExportedProgram, dict[str, tuple[Axis, ...]]]:
+    """Export a module in `eval` mode, without sample inputs and stack traces; the module itself is left as it is.
 
     Args:
         module: takes tensors; returns tensors in tuples, lists, dicts, dataclasses or the outputs of transformers.
         example_inputs: by name, or in the order of the arguments of `forward`. Their numbers do not matter, and an axis
-            of length 1 is widened where it is to be dynamic. Tensors in lists, tuples and dicts have the keys and
-            places in their names: `past_key_values.0.key`.
+            of length 1 is widened where it is to be dynamic. Tensors in lists, tuples and dicts become inputs with the
+            keys and places in their names: `past_key_values.0.key`.
         axes: the dynamic axes; all others are fixed. If none are given, axis 0 of every input is `batch`, and axis 1 of
             every integer or bool input of two axes is `sequence`; of another length than the first one's it is an axis
             of its own, such as `decoder_input_ids_sequence`.
+
+    Returns:
+        The program, and the shape of each input with the names of its dynamic axes.
 
     Raises:
         UsageError: the inputs or axes are not those of the module.
@@ -60,7 +52,7 @@ def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = 
     inputs = dict(_input_tensors(given))
     names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
     inputs = _widened(inputs, names)
-    shapes = [dict.fromkeys(names.get(name, {}), Dim.DYNAMIC) for name in inputs]
+    shapes = [dict.fromkeys(names[name], Dim.DYNAMIC) for name in inputs]
     structure = pytree.tree_structure(given)
     with settled(module), _same_lengths(module, names), quiet():
         try:
@@ -73,11 +65,10 @@ def capture(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = 
         except LIBRARY_ERRORS as error:
             raise _not_exported(error) from error
     _strip(program)
-    shapes_by_name = {
-        name: tuple(names.get(name, {}).get(place, size) for place, size in enumerate(tensor.shape))
+    return program, {
+        name: tuple(names[name].get(place, size) for place, size in enumerate(tensor.shape))
         for name, tensor in inputs.items()
     }
-    return Captured(program, shapes_by_name)
 
 
 def _named_inputs(module: nn.Module, given: Inputs) -> dict[str, Any]:
@@ -138,44 +129,39 @@ def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, di
 
 
 def _widened(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, Tensor]:
-    """Copies, repeated along dynamic axes of length 1, which torch would take for constants.
+    """Copies of the inputs, repeated along dynamic axes of length 1, which torch would take for constants.
 
     Each is a tensor of its own: where one tensor is given twice, torch takes both inputs for the same one.
     """
-    lengths = _lengths(inputs, axes)
-    widened = {}
-    for name, tensor in inputs.items():
-        repeats = [1] * tensor.dim()
-        for place, axis in axes.get(name, {}).items():
-            repeats[place] = lengths[axis] if tensor.shape[place] == 1 else 1
-        widened[name] = tensor.detach().repeat(repeats)
-    return widened
-
-
-def _lengths(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, int]:
-    """A length of at least 2 for each dynamic axis."""
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     for name, places in axes.items():
         for place, axis in places.items():
             length = inputs[name].shape[place]
-            if length == 0 or (length > 1 and found.get(axis, 1) not in {1, length}):
+            if length == 0 or (length > 1 and lengths.get(axis, 1) not in {1, length}):
                 raise UsageError(
                     f"the axis `{axis}` of the example inputs has no one length",
                     where=f"`{name}`",
-                    found=f"{length}, and {found.get(axis, 'no other')} elsewhere",
+                    found=f"{length}, and {lengths.get(axis, 'no other')} elsewhere",
                     expected="one length of 1 or more for all axes of one name",
                 )
-            found[axis] = max(length, found.get(axis, 1))
-    return {axis: length if length > 1 else index + 2 for index, (axis, length) in enumerate(found.items())}
+            lengths[axis] = max(length, lengths.get(axis, 1))
+    lengths = {axis: length if length > 1 else index + 2 for index, (axis, length) in enumerate(lengths.items())}
+    widened = {}
+    for name, tensor in inputs.items():
+        repeats = [1] * tensor.dim()
+        for place, axis in axes[name].items():
+            repeats[place] = lengths[axis] if tensor.shape[place] == 1 else 1
+        widened[name] = tensor.detach().repeat(repeats)
+    return widened
 
 
 @contextmanager
 def settled(module: nn.Module) -> Iterator[None]:
     """The module in `eval` mode, without a cache, returning tensors by name; afterwards it is as it was."""
     with ExitStack() as stack:
-        for part in module.modules():
-            stack.callback(setattr, part, "training", part.training)
-            config: Any = getattr(part, "config", None)  # the parts of an encoder–decoder may have copies of their own
+        for inner in module.modules():
+            stack.callback(setattr, inner, "training", inner.training)
+            config: Any = getattr(inner, "config", None)  # encoder and decoder may have copies of their own
             if getattr(config, "use_cache", None) is not None:
                 stack.callback(setattr, config, "use_cache", config.use_cache)
                 config.use_cache = False
@@ -194,18 +180,15 @@ def _same_lengths(module: nn.Module, axes: AxisNames) -> Iterator[None]:
     first = {axis: (name, place) for name, place, axis in reversed(places)}
     check: Any = torch._check  # typed in some releases of torch only
 
-    def say(_module: nn.Module, _args: object, inputs: dict[str, Any]) -> None:
+    def assert_lengths(_module: nn.Module, _args: object, inputs: dict[str, Any]) -> None:
         tensors = dict(_input_tensors(inputs))
         for name, place, axis in places:
             known, at = first[axis]
             if (name, place) != (known, at):
                 check(tensors[name].shape[place] == tensors[known].shape[at])
 
-    handle = module.register_forward_pre_hook(say, with_kwargs=True)
-    try:
+    with module.register_forward_pre_hook(assert_lengths, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def _return_named_tensors(_module: nn.Module, _inputs: object, output: object) -> dict[str, Tensor]:
@@ -286,38 +269,33 @@ _EXAMPLE_BATCH, _TOKENS, _DECODER_TOKENS = 2, 7, 5
 
 _DECODER = "decoder_"
 
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
 
 def obvious_inputs(module: nn.Module) -> tuple[dict[str, Tensor], AxisNames] | None:
-    """Example inputs of a module that takes tokens, images or sound by their usual names; none of another.
+    """Example inputs and their dynamic axes, of a module that takes tokens, images or sound by their usual names.
 
     Tokens are `input_ids` [batch, sequence], with the `attention_mask` and `token_type_ids` that the module takes;
     images are `pixel_values`, [batch, channels, height, width] as the module's `config` says; sound is
     `input_features` [batch, bands, frames], likewise. A module with a decoder takes `decoder_input_ids` and
     `decoder_attention_mask` [batch, decoder_sequence] as well.
-
-    Returns:
-        The inputs, and the names of their dynamic axes.
     """
     parameters = inspect.signature(module.forward).parameters
     needed = {
         name
         for name, each in parameters.items()
-        if each.default is inspect.Parameter.empty and each.kind not in _VARIADIC
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     }
     offered = _tokens(module, parameters) or _images(module, parameters) or _sound(module, parameters)
     if offered and f"{_DECODER}input_ids" in parameters:
         ids = torch.ones(_EXAMPLE_BATCH, _DECODER_TOKENS, dtype=torch.int64)
-        offered |= {
-            f"{_DECODER}{name}": ids for name in ("input_ids", "attention_mask") if f"{_DECODER}{name}" in parameters
-        }
+        decoder = (f"{_DECODER}input_ids", f"{_DECODER}attention_mask")
+        offered |= {name: ids for name in decoder if name in parameters}
     if not offered or not needed <= offered.keys():
         return None
-    lengths = {name: "decoder_sequence" if name.startswith(_DECODER) else "sequence" for name in offered}
-    return offered, {
-        name: {0: "batch", 1: lengths[name]} if tensor.dim() == 2 else {0: "batch"} for name, tensor in offered.items()
-    }
+    axes = {name: {0: _BATCH} for name in offered}
+    for name, tensor in offered.items():
+        if tensor.dim() == 2:
+            axes[name][1] = f"{_DECODER}{_SEQUENCE}" if name.startswith(_DECODER) else _SEQUENCE
+    return offered, axes
 
 
 def _tokens(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
@@ -346,13 +324,13 @@ def _sound(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
     bands, positions = (getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions"))
     if "input_features" not in taken or not isinstance(bands, int) or not isinstance(positions, int):
         return {}
-    strides = [part.stride[0] for part in module.modules() if isinstance(part, nn.Conv1d)]
+    strides = [layer.stride[0] for layer in module.modules() if isinstance(layer, nn.Conv1d)]
     return {"input_features": torch.zeros(_EXAMPLE_BATCH, bands, positions * prod(strides))}
 
 
 def model_type(module: nn.Module) -> str | None:
     """The name of a module's architecture in transformers: its own, else the only one of the models inside it."""
-    configs = [getattr(part, "config", None) for part in module.modules()]
+    configs = [getattr(inner, "config", None) for inner in module.modules()]
     types = [getattr(config, "model_type", None) for config in configs]
     known = list(dict.fromkeys(name for name in types if isinstance(name, str) and name))
     return known[0] if known and (known[0] == types[0] or len(known) == 1) else None
@@ -365,12 +343,8 @@ def most_tokens(module: nn.Module) -> int | None:
     positions = next((number for number in known if isinstance(number, int) and number > 0), None)
     if positions is None:
         return None
+    tables = [table for name, table in module.named_modules() if "position" in name and isinstance(table, nn.Embedding)]
     skipped = [
-        part.padding_idx + 1
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Embedding)
-        and "position" in name
-        and part.num_embeddings == positions
-        and part.padding_idx is not None
+        table.padding_idx + 1 for table in tables if table.num_embeddings == positions and table.padding_idx is not None
     ]
     return positions - max(skipped, default=0)

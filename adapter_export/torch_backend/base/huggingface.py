@@ -21,25 +21,15 @@ from adapter_export.torch_backend.base.base import TorchBase, load_base, save_ba
 from adapter_export.torch_backend.base.capture import AxisNames, most_tokens, obvious_inputs
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
-BATCH, TOKENS, PAST = "batch", "sequence", "past_sequence"
-_TOTAL = f"{PAST} + {TOKENS}"
-_PAST_AXIS = 2
-"""Keys and values are [batch, heads, tokens, width]."""
-
-_EXAMPLE_BATCH, _EXAMPLE_TOKENS, _EXAMPLE_PAST = 2, 3, 5
-
 Layers = Sequence[Mapping[str, Tensor]]
 """A cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
 
 
 class CachedDecoder(nn.Module):
-    """A causal language model behind plain tensors: logits of new tokens behind a past that is handed in.
+    """A causal language model that keeps keys and values, as plain tensors: the past goes in, logits come out.
 
     The position of a token is the number of real tokens before it, as `generate` of transformers counts, so rows of a
     batch may be padded on the left.
-
-    Args:
-        model: a causal language model that keeps keys and values of each layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,12 +45,8 @@ class CachedDecoder(nn.Module):
             attention_mask: 1 for the real tokens of past and new ones, [batch, past_sequence + sequence].
             past_key_values: what was `present` the last time; of length 0 at first.
         """
-        # torch is told which lengths are the same, so that the captured program has one name for each
-        length = past_key_values[0]["key"].shape[_PAST_AXIS]
-        check: Any = torch._check
-        check(attention_mask.shape[1] == length + input_ids.shape[1])
-        for kept in (kept for layer in past_key_values for kept in layer.values()):
-            check(kept.shape[_PAST_AXIS] == length)
+        check: Any = torch._check  # so that the captured program has a sum for the length of the mask
+        check(attention_mask.shape[1] == past_key_values[0]["key"].shape[2] + input_ids.shape[1])
         cache = DynamicCache()
         for number, layer in enumerate(past_key_values):
             cache.update(layer["key"], layer["value"], number)
@@ -76,26 +62,24 @@ class CachedDecoder(nn.Module):
         }
         return {"logits": result.logits, **present}
 
-    def example_inputs(self) -> dict[str, Any]:
-        """Inputs to capture it with.
-
-        Raises:
-            BaseModelError: the model keeps something else than keys and values of each layer.
-        """
-        ids = torch.ones(_EXAMPLE_BATCH, _EXAMPLE_TOKENS, dtype=torch.int64)
-        mask = torch.ones(_EXAMPLE_BATCH, _EXAMPLE_PAST + _EXAMPLE_TOKENS, dtype=torch.int64)
-        past = torch.ones(_EXAMPLE_BATCH, _EXAMPLE_PAST, dtype=torch.int64)
+    def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
+        """Inputs to capture it with and their axes; raises BaseModelError if it keeps more than keys and values."""
+        batch, tokens, past = 2, 3, 5
         with torch.no_grad():
-            kept = self.model(input_ids=past, use_cache=True).past_key_values
+            kept = self.model(input_ids=torch.ones(batch, past, dtype=torch.int64), use_cache=True).past_key_values
         layers = [{"key": key, "value": value} for key, value in _layers(kept)]
-        return {"input_ids": ids, "attention_mask": mask, "past_key_values": layers}
-
-
-def cache_axes(layers: int) -> AxisNames:
-    """The names of the dynamic axes of a cached decoder."""
-    past = {0: BATCH, _PAST_AXIS: PAST}
-    caches = {f"past_key_values.{number}.{name}": past for number in range(layers) for name in ("key", "value")}
-    return {"input_ids": {0: BATCH, 1: TOKENS}, "attention_mask": {0: BATCH, 1: _TOTAL}, **caches}
+        names = [f"past_key_values.{number}.{name}" for number, layer in enumerate(layers) for name in layer]
+        inputs = {
+            "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
+            "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
+            "past_key_values": layers,
+        }
+        axes = {
+            "input_ids": {0: "batch", 1: "sequence"},
+            "attention_mask": {0: "batch", 1: "past_sequence + sequence"},
+            **{name: {0: "batch", 2: "past_sequence"} for name in names},
+        }
+        return inputs, axes
 
 
 def _layers(cache: object) -> list[tuple[Tensor, Tensor]]:
@@ -113,27 +97,15 @@ def _layers(cache: object) -> list[tuple[Tensor, Tensor]]:
     return kept
 
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _FOLDER_ERRORS: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, SafetensorError)
 
 
 def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force: bool = False) -> None:
     """Save the model of a Hugging Face folder as a base, with its tokenizer; needs no network.
 
-    The model is the bare one of its architecture, in float32. Inputs are those of `input_ids`, `attention_mask` and
-    `token_type_ids` that it takes, or `pixel_values`, or `input_features`; with a decoder behind an encoder also
-    `decoder_input_ids` and `decoder_attention_mask`. A part whose weights the folder lacks, such as the pooler of a
-    model that was trained without one, is left out.
-
-    With a cache, the model is a decoder with its language head, as `torch.decoder.CachedDecoder` describes it: inputs
-    `input_ids`, `attention_mask` and `past_key_values.N.key` and `.value` of each layer N, outputs `logits` and
-    `present.N.key` and `.value`.
-
-    Args:
-        folder: has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`.
-        path: where to write, such as `model.pt`.
-        with_cache: capture the model that generates text.
-        force: replace what is there.
+    The folder has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`. The model is the bare one of its
+    architecture, in float32, with the inputs of `obvious_inputs`; a pooler without weights in the folder is left out.
+    With a cache, it is the `CachedDecoder` of the model with its language head, which generates text.
 
     Raises:
         FileError: the folder or a file in it is missing.
@@ -147,8 +119,7 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
     if with_cache:
         module = CachedDecoder(model)
         with within(folder), quiet(), _quiet_transformers():
-            past = module.example_inputs()
-        found = past, cache_axes(len(past["past_key_values"]))
+            found = module.example_inputs()
     if found is None:
         raise BaseModelError(
             "takes inputs that are neither tokens, nor images, nor sound of a known length",
@@ -169,11 +140,7 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
 
 
 def open_folder(folder: Path) -> TorchBase:
-    """Open the model of a Hugging Face folder as a base, as it would be after `capture_folder`.
-
-    Raises:
-        FileError, BaseModelError: as `capture_folder`.
-    """
+    """Open the model of a Hugging Face folder as a base; errors are those of `capture_folder`."""
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         path = Path(temporary) / "base.pt"
         capture_folder(folder, path)
@@ -189,7 +156,7 @@ def _check_files(folder: Path) -> None:
             expected="a folder with `config.json` and `model.safetensors`",
             fix="check the path",
         )
-    if any((folder / name).is_file() for name in _WEIGHTS):
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         return
     pickles = sorted(file.name for file in folder.glob("*.bin"))
     raise BaseModelError(
@@ -201,13 +168,13 @@ def _check_files(folder: Path) -> None:
     )
 
 
-def _open(folder: Path, auto: Any = AutoModel) -> nn.Module:
+def _open(folder: Path, auto: Any) -> nn.Module:
     """The model with every weight from the folder: what transformers would start at random is not in it."""
     model, missing = _load(folder, auto)
     if missing and auto is AutoModel:
-        # the part that most models lack weights for; not every architecture has it
+        # most often the pooler's weights are what is missing; not every architecture has one
         with suppress(BaseModelError):
-            model, missing = _load(folder, add_pooling_layer=False)
+            model, missing = _load(folder, auto, add_pooling_layer=False)
     if missing:
         raise BaseModelError(
             "lacks weights that the model needs, which would be random numbers",
@@ -220,21 +187,8 @@ def _open(folder: Path, auto: Any = AutoModel) -> nn.Module:
     return model
 
 
-def _load(folder: Path, auto: Any = AutoModel, **options: bool) -> tuple[nn.Module, list[str]]:
+def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str]]:
     """The model, and the names of weights that the folder lacks and nobody can know."""
-    model, missing = _read(folder, auto, **options)
-    if not missing:
-        return model, []
-    with quiet(), _quiet_transformers():
-        another = auto.from_config(model.config, dtype=torch.float32)
-    # weights that are computed and never trained, such as positions as sines, need not be in a folder
-    weights = dict(model.named_parameters())
-    frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
-    computed = {name for name, weight in frozen.items() if name in weights and torch.equal(weights[name], weight)}
-    return model, [name for name in missing if name not in computed]
-
-
-def _read(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str]]:
     with quiet(), _quiet_transformers():
         try:
             model, info = auto.from_pretrained(
@@ -254,7 +208,18 @@ def _read(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str
                 expected="a model of an architecture that the installed transformers knows, whole",
                 fix="copy the folder again as a whole, or upgrade transformers",
             ) from error
-    return model.eval(), sorted(info["missing_keys"])
+        missing = sorted(info["missing_keys"])
+        if missing:
+            # weights that are computed and never trained, such as positions as sines, need not be in a folder
+            another = auto.from_config(model.config, dtype=torch.float32)
+            weights = dict(model.named_parameters())
+            frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
+            missing = [
+                name
+                for name in missing
+                if name not in frozen or name not in weights or not torch.equal(weights[name], frozen[name])
+            ]
+    return model.eval(), missing
 
 
 @contextmanager

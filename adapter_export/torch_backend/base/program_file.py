@@ -22,9 +22,6 @@ from adapter_export.errors import BaseModelError, UnsafeArchiveError, argument
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import Axis
 
-# Torch evaluates two kinds of text as Python: sizes, SymPy expressions in the form of `sympy.srepr` such as
-# `Mul(Integer(2), Symbol('s0', integer=True))`, and guards, comparisons such as `L['ids'].size()[1] <= 512`.
-
 SYMBOL = re.compile(r"[su]\d{1,6}")
 """The name of a symbolic size: `s` if it comes from an input, `u` if it comes from data."""
 
@@ -44,7 +41,10 @@ _FLOAT = re.compile(r"-?\d{1,40}(\.\d{0,40})?(e[+-]?\d{1,3})?")
 
 
 def is_size_expression(text: str) -> bool:
-    """Return whether this is arithmetic over symbolic sizes and nothing else."""
+    """Return whether this is arithmetic over symbolic sizes and nothing else, in the form of `sympy.srepr`.
+
+    An example is `Mul(Integer(2), Symbol('s0', integer=True))`.
+    """
     return (tree := _parse(text)) is not None and _is_size(tree)
 
 
@@ -105,7 +105,7 @@ def _is_power(base: ast.expr, exponent: ast.expr) -> bool:
 
 
 def is_guard(text: str) -> bool:
-    """Return whether this compares the sizes of inputs and does nothing else."""
+    """Return whether this compares the sizes of inputs, as in `L['ids'].size()[1] <= 512`, and does nothing else."""
     return (tree := _parse(text)) is not None and _is_condition(tree)
 
 
@@ -137,11 +137,8 @@ _SIZE_OF_INPUT = re.compile(r"L(?:\[(?:'[^'\\]*'|\d+)\])+\.(?:size|stride)\(\)\[
 def is_harmless(guard: str, axes: Mapping[str, Sequence[Axis]]) -> bool:
     """Return whether a guard says no more than a bound, that two lengths are the same, or what always holds.
 
-    Other guards (`length % 8 == 0`) come from a branch on a length: the program computes one side of it only.
-
-    Args:
-        guard: what `is_guard` accepts.
-        axes: the names of the axes of each input; axes of one name have one length.
+    Other guards (`length % 8 == 0`) come from a branch on a length: the program computes one side of it only. `axes`
+    are the axes of each input; those of one name have one length.
     """
     tree = _parse(guard)
     if not isinstance(tree, ast.Compare):
@@ -201,7 +198,6 @@ _KEY = re.compile(r"[\w.\-/ ]+")
 _ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
 _MODULE_STACK = re.compile(r"""[\w.,;@\-\[\]'<>() :]*""")
 
-_FILE_OPERATORS = frozenset({"from_file"})
 _REGIONS = frozenset({"torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.wrap_with_autocast"})
 _ON_NUMBERS = frozenset(
     {
@@ -219,11 +215,7 @@ _KEPT_METADATA = ("nn_module_stack", "torch_fn")
 
 
 def check_program(document: object, where: str) -> dict[str, Any]:
-    """Check every string of a program against its grammar.
-
-    Args:
-        document: the parsed `models/model.json`.
-        where: the file, for messages.
+    """Check every string of a parsed `models/model.json` against its grammar; `where` is the file, for messages.
 
     Raises:
         UnsafeArchiveError: a string could run code, or is in a place where none is known.
@@ -239,38 +231,28 @@ def check_program(document: object, where: str) -> dict[str, Any]:
 
 def _check(value: object, key: str, path: str, where: str) -> None:
     if isinstance(value, str):
-        _check_string(value, key, path, where)
+        rule = _RULES.get(key)
+        if rule is None:
+            raise _unsafe("holds text where none is known", where, path, value)
+        if key in {"in_spec", "out_spec"}:
+            _check_containers(value, path, where)
+        if not rule(value):
+            raise _unsafe(_REASONS.get(key, "holds a name that is no identifier"), where, path, value)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check(item, key, f"{path}[{index}]", where)
-    elif isinstance(value, dict):
-        _check_object(value, key, path, where)
-
-
-def _check_object(value: Mapping[str, object], key: str, path: str, where: str) -> None:
-    if key == "metadata":
-        return  # what is kept of it is chosen in `cleaned`
-    for name, item in value.items():
-        if key in _TABLES and not _TABLES[key](name):
-            raise _unsafe("holds a name that is no identifier", where, path, name)
-        if key not in _TABLES and name in _OBJECTS and item:
-            raise _unsafe("holds Python objects beside its tensors", where, path, name)
-        _check(item, _field(key, name), f"{path}.{name}" if path else name, where)
+    elif isinstance(value, dict) and key != "metadata":  # what is kept of metadata is chosen in `cleaned`
+        for name, item in value.items():
+            if key in _TABLES and not _TABLES[key](name):
+                raise _unsafe("holds a name that is no identifier", where, path, name)
+            if key not in _TABLES and name in _OBJECTS and item:
+                raise _unsafe("holds Python objects beside its tensors", where, path, name)
+            _check(item, _field(key, name), f"{path}.{name}" if path else name, where)
 
 
 def _field(key: str, name: str) -> str:
-    """The field that a value stands for: the entries of a table have names of their own, not names of fields."""
+    """The field of a value; the entries of a table have names of their own, not names of fields."""
     return "" if key in _TABLES else name
-
-
-def _check_string(text: str, key: str, path: str, where: str) -> None:
-    rule = _RULES.get(key)
-    if rule is None:
-        raise _unsafe("holds text where none is known", where, path, text)
-    if key in {"in_spec", "out_spec"}:
-        _check_containers(text, path, where)
-    if not rule(text):
-        raise _unsafe(_REASONS.get(key, "holds a name that is no identifier"), where, path, text)
 
 
 def _unsafe(what: str, where: str, path: str, found: str) -> UnsafeArchiveError:
@@ -289,7 +271,7 @@ def _is_operator(text: str) -> bool:
         return text in _ON_NUMBERS or text in _REGIONS
     name, overload = aten.groups()
     packet = getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket) or name in _FILE_OPERATORS:
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or name == "from_file":
         return False
     return overload.removeprefix("default") in packet._overload_names
 
@@ -305,15 +287,14 @@ def _is_treespec(text: str, keys: re.Pattern[str]) -> bool:
 def _is_plain_tree(spec: Mapping[str, Any], keys: re.Pattern[str]) -> bool:
     if set(spec) != {"type", "context", "children_spec"} or not isinstance(spec["children_spec"], list):
         return False
+    if spec["type"] is not None and spec["type"] not in _PLAIN_CONTAINERS:
+        return False
     context = None if spec["context"] is None else json.loads(spec["context"])
-    mapping = spec["type"] in {"builtins.dict", "collections.OrderedDict"}
-    named = isinstance(context, list) and all(isinstance(key, str) and keys.fullmatch(key) for key in context)
-    known = spec["type"] is None or spec["type"] in _PLAIN_CONTAINERS
-    return (
-        known
-        and (named if mapping else context is None)
-        and all(_is_plain_tree(c, keys) for c in spec["children_spec"])
-    )
+    if spec["type"] in {"builtins.dict", "collections.OrderedDict"}:
+        fits = isinstance(context, list) and all(isinstance(key, str) and keys.fullmatch(key) for key in context)
+    else:
+        fits = context is None
+    return fits and all(_is_plain_tree(child, keys) for child in spec["children_spec"])
 
 
 def _check_containers(text: str, path: str, where: str) -> None:
@@ -365,17 +346,13 @@ _REASONS = {
 
 def cleaned(document: Mapping[str, Any]) -> dict[str, Any]:
     """A program without what it does not need: guards, stack traces, paths of the machine that it was made on."""
-    result: dict[str, Any] = _cleaned(document, "")
-    return result | {"guards_code": []}
+    return {**_cleaned(document, ""), "guards_code": []}
 
 
 def _cleaned(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         if key == "metadata":
-            return {name: value[name] for name in _KEPT_METADATA if _is_module_stack(value.get(name))}
+            kept = {name: value[name] for name in _KEPT_METADATA if isinstance(value.get(name), str)}
+            return {name: text for name, text in kept.items() if _MODULE_STACK.fullmatch(text)}
         return {name: _cleaned(item, _field(key, name)) for name, item in value.items()}
     return [_cleaned(item, key) for item in value] if isinstance(value, list) else value
-
-
-def _is_module_stack(text: object) -> bool:
-    return isinstance(text, str) and _MODULE_STACK.fullmatch(text) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -31,10 +31,8 @@ _SMALLEST = 2
 class Signature:
     """What goes into a program and comes out, by the names that its users know.
 
-    Args:
-        program: an exported program.
-        axes: the names of the axes of each input as they were given at capture; those of an unknown program come from
-            their place: axis 0 is `batch`, axis 1 of an integer matrix `sequence`.
+    `axes` are the names of the axes of each input as given at capture; those of an unknown program come from their
+    place: axis 0 is `batch`, axis 1 of an integer matrix `sequence`.
 
     Raises:
         BaseModelError: an input or output is no tensor, or the program changes its own weights.
@@ -46,7 +44,7 @@ class Signature:
         self._given = axes or {}
         self._symbols: dict[str, str] = {}
         _check_kinds(program)
-        self._names = dict(zip(_user_inputs(program), _input_names(program), strict=True))
+        self._names = _input_names(program)
         for placeholder, name in self._names.items():
             self._name_axes(name, self._nodes[placeholder].meta["val"])
 
@@ -56,37 +54,48 @@ class Signature:
 
     def outputs(self) -> tuple[OutputRecord, ...]:
         """The outputs, in the order of the program; one with the name of an input is called `<name>_output`."""
-        values = [self._nodes[name].meta["val"] for name in _user_outputs(self._program)]
+        values = [self._nodes[spec.arg.name].meta["val"] for spec in self._program.graph_signature.output_specs]
+        # dict keys and places, joined by dots; what has no key is an `output`
+        tree = pytree.tree_unflatten(list(range(len(values))), self._program.call_spec.out_spec)
         taken = set(self._names.values())
-        names = [f"{name}_output" if name in taken else name for name in _output_names(self._program)]
+        names = [f"{name}_output" if name in taken else name for name in _leaf_names(tree, "")]
         if not names or len(names) != len(values) or len(set(names)) != len(names):
             raise _unusable("has outputs that cannot be told apart", ", ".join(names) or "no outputs")
-        return tuple(OutputRecord(name, _dtype(v), self._axes(v)) for name, v in zip(names, values, strict=True))
+        return tuple(OutputRecord(name, _dtype(v), self.axes(v)) for name, v in zip(names, values, strict=True))
 
     def longest(self) -> int | None:
         """The largest length of the token axis for which the program is right, if it has such a bound."""
         for record, placeholder in zip(self.inputs(), self._names, strict=True):
             if record.role != "values" and len(record.axes) == 2:
                 size = self._nodes[placeholder].meta["val"].shape[1]
-                bounds = [*_rows_of_positions(self._program.graph, str(size)), self._upper_bound(size)]
-                return min((bound for bound in bounds if bound is not None), default=None)
+                bounds = list(_rows_of_positions(self._program.graph, str(size)))
+                if isinstance(size, int):
+                    return min([size, *bounds])
+                constraint = self._program.range_constraints.get(size.node.expr)
+                if constraint is not None and constraint.upper.is_Integer:
+                    bounds.append(int(constraint.upper))
+                return min(bounds, default=None)
         return None
-
-    def _upper_bound(self, size: Any) -> int | None:
-        if isinstance(size, int):
-            return size
-        constraint = self._program.range_constraints.get(size.node.expr)
-        return int(constraint.upper) if constraint is not None and constraint.upper.is_Integer else None
 
     def _name_axes(self, name: str, value: Tensor) -> None:
         given = self._given.get(name, ())
         sizes: Sequence[Any] = value.shape
         for index, size in enumerate(sizes):
-            if isinstance(size, torch.SymInt):
-                wanted = given[index] if index < len(given) else None
-                label = wanted if isinstance(wanted, str) else self._by_place(name, value, index)
-                self._symbols.setdefault(str(size.node.expr), label)
-                self._check_lower_bound(name, label, size)
+            if not isinstance(size, torch.SymInt):
+                continue
+            label: Axis = given[index] if index < len(given) else 0
+            if isinstance(label, int):
+                label = self._by_place(name, value, index)
+            self._symbols.setdefault(str(size.node.expr), label)
+            constraint = self._program.range_constraints.get(size.node.expr) if size.node.expr.is_symbol else None
+            if constraint is not None and constraint.lower.is_Integer and int(constraint.lower) > _SMALLEST:
+                raise BaseModelError(
+                    "was captured for long inputs only, and would be wrong for shorter ones",
+                    where=f"input `{name}`, axis `{label}`",
+                    found=f"at least {constraint.lower}",
+                    expected="no lower bound",
+                    fix="take the branch on the length out of the model, and capture it again",
+                )
 
     def _by_place(self, name: str, value: Tensor, index: int) -> str:
         matrix = value.dim() == 2 and not value.is_floating_point()
@@ -94,18 +103,8 @@ class Signature:
         # an axis of another length than the `sequence` that is there already needs a name of its own
         return f"{name}_{label}" if label == "sequence" and label in self._symbols.values() else label
 
-    def _check_lower_bound(self, name: str, label: str, size: torch.SymInt) -> None:
-        constraint = self._program.range_constraints.get(size.node.expr) if size.node.expr.is_symbol else None
-        if constraint is not None and constraint.lower.is_Integer and int(constraint.lower) > _SMALLEST:
-            raise BaseModelError(
-                "was captured for long inputs only, and would be wrong for shorter ones",
-                where=f"input `{name}`, axis `{label}`",
-                found=f"at least {constraint.lower}",
-                expected="no lower bound",
-                fix="take the branch on the length out of the model, and capture it again",
-            )
-
-    def _axes(self, value: Tensor) -> tuple[Axis, ...]:
+    def axes(self, value: Tensor) -> tuple[Axis, ...]:
+        """The axes of a value of the program, dynamic ones by the names that the inputs give them."""
         return tuple(size if isinstance(size, int) else self.renamed(str(size.node.expr)) for size in value.shape)
 
     def renamed(self, expression: str) -> str:
@@ -114,13 +113,11 @@ class Signature:
 
     def _input(self, placeholder: str, name: str) -> InputRecord:
         value = self._nodes[placeholder].meta["val"]
-        record = InputRecord(name, _dtype(value), self._axes(value), "values")
         limits = list(self._embedding_rows(self._nodes[placeholder]))
         if limits:
-            return InputRecord(record.name, record.dtype, record.axes, "ids", min(limits))
-        if value.dim() == 2 and not value.is_floating_point():
-            return InputRecord(record.name, record.dtype, record.axes, "mask")
-        return record
+            return InputRecord(name, _dtype(value), self.axes(value), "ids", min(limits))
+        role: Literal["mask", "values"] = "mask" if value.dim() == 2 and not value.is_floating_point() else "values"
+        return InputRecord(name, _dtype(value), self.axes(value), role)
 
     def _embedding_rows(self, node: fx.Node) -> Iterator[int]:
         """The number of rows of each weight that is indexed by this value."""
@@ -193,45 +190,28 @@ def _unusable(what: str, found: str) -> BaseModelError:
     )
 
 
-def _user_inputs(program: ExportedProgram) -> list[str]:
-    specs = program.graph_signature.input_specs
-    return [spec.arg.name for spec in specs if spec.kind == InputKind.USER_INPUT]
-
-
-def _user_outputs(program: ExportedProgram) -> list[str]:
-    return [spec.arg.name for spec in program.graph_signature.output_specs]
-
-
-def _input_names(program: ExportedProgram) -> list[str]:
-    """The names of the arguments, with keys and places behind dots where they lie inside containers.
+def _input_names(program: ExportedProgram) -> dict[str, str]:
+    """The arguments' names by placeholder, with keys and places behind dots where they lie inside containers.
 
     Where the names of arguments or keys are not known, they are torch's own.
     """
-    placeholders = _user_inputs(program)
+    specs = program.graph_signature.input_specs
+    placeholders = [spec.arg.name for spec in specs if spec.kind == InputKind.USER_INPUT]
     args, kwargs = pytree.tree_unflatten(placeholders, program.call_spec.in_spec)
     known = program.module_call_graph[0].signature
     forward = (known.forward_arg_names if known is not None else None) or []
     arguments = [*zip(forward, args, strict=False), *kwargs.items()]
     names = [leaf for name, value in arguments for leaf in _leaf_names(value, name)]
-    return names if len(names) == len(placeholders) else placeholders
-
-
-def _output_names(program: ExportedProgram) -> list[str]:
-    """Dict keys and places, joined by dots; what has no key is an `output`."""
-    places = range(len(_user_outputs(program)))
-    return list(_leaf_names(pytree.tree_unflatten(list(places), program.call_spec.out_spec), ""))
+    return dict(zip(placeholders, names if len(names) == len(placeholders) else placeholders, strict=True))
 
 
 def _leaf_names(value: Any, prefix: str) -> Iterator[str]:
     if not isinstance(value, Mapping | tuple | list):
         yield prefix or "output_0"
         return
-    members = value.items() if isinstance(value, Mapping) else enumerate(value)
-    for key, member in members:
-        if prefix:
-            yield from _leaf_names(member, f"{prefix}.{key}")
-        else:
-            yield from _leaf_names(member, key if isinstance(key, str) else f"output_{key}")
+    for key, member in value.items() if isinstance(value, Mapping) else enumerate(value):
+        first = key if isinstance(key, str) else f"output_{key}"
+        yield from _leaf_names(member, f"{prefix}.{key}" if prefix else first)
 
 
 def _dtype(value: Tensor) -> str:

@@ -26,7 +26,7 @@ _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 @contextmanager
 def contiguous_attention(program: ExportedProgram) -> Iterator[bool]:
-    """A copy behind each attention of a program, for as long as the context lasts; whether there is any.
+    """Insert a copy after each attention of a program for as long as the context lasts; yields whether there is any.
 
     Torch traces a fused attention whose result lies in memory as a kernel leaves it, and replaces it by products whose
     result lies otherwise; a `view` of it then fails (T5). A copy has one layout in both.
@@ -53,23 +53,17 @@ OPSET = 20
 _IR_VERSION = 10
 _FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 _KEPT = frozenset({"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"})
-"""The metadata that tell a node's module; the rest are stack traces and copies of the FX graph."""
+"""The metadata that name a node's module; the rest are stack traces and copies of the FX graph."""
 
 _SMALL = 256
 """Tensors below this many bytes stay in the graph, where shapes and scalars can be read."""
 
 
 def export_onnx(base: TorchBase, path: Path, *, data: str = "base.bin", force: bool = False) -> None:
-    """Write a base as ONNX: opset 20, IR 10, dynamic axes by their names, weights in one file beside the graph.
+    """Write a base as ONNX: opset 20, IR 10, dynamic axes by their names, weights in the file `data` beside the graph.
 
     Each node says the module that it comes from (`pkg.torch.onnx.name_scopes`), and the model's metadata the base's
     fingerprint (`adapter_export.base_fingerprint`).
-
-    Args:
-        base: the base; it is left as it is.
-        path: the `.onnx` file.
-        data: the name of the file with the weights, in the same folder.
-        force: replace what is there.
 
     Raises:
         BaseModelError: torch cannot export it.
@@ -88,14 +82,14 @@ def export_onnx(base: TorchBase, path: Path, *, data: str = "base.bin", force: b
 
 
 def to_onnx(base: TorchBase) -> ir.Model:
-    """The base as an ONNX model in memory, which shares the base's weights.
-
-    Raises:
-        BaseModelError: torch cannot export it.
-    """
+    """The base as an ONNX model in memory, which shares the weights; raises BaseModelError as `export_onnx`."""
     model = _exported(base.program)
     _describe_model(model, base)
-    _name_axes(model, base)
+    signature = Signature(base.program, {record.name: record.axes for record in base.inputs})
+    for value in _values(model):
+        if value.shape is not None:
+            sizes = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+            value.shape = ir.Shape([signature.renamed(size) if isinstance(size, str) else size for size in sizes])
     _name_values(model.graph, base)
     return model
 
@@ -136,10 +130,8 @@ def _describe_model(model: ir.Model, base: TorchBase) -> None:
     model.producer_name, model.producer_version = "adapter-export", __version__
     model.metadata_props.clear()
     model.metadata_props[_FINGERPRINT_KEY] = base.fingerprint
-    other_calls = flow_graph(
-        base.module()
-    ).other_calls  # the exporter computes these layers, and leaves their results alone
-    if other_calls:
+    other_calls = flow_graph(base.module()).other_calls
+    if other_calls:  # the exporter computes these layers, and leaves their results alone
         model.metadata_props[OTHER_CALLS_KEY] = json.dumps(other_calls, sort_keys=True)
     for graph in model.graphs():
         graph.metadata_props.clear()
@@ -160,18 +152,8 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
             yield from node.outputs
 
 
-def _name_axes(model: ir.Model, base: TorchBase) -> None:
-    """Give every dynamic axis the name that it has in the base, and every input and output its recorded shape."""
-    given = {record.name: record.axes for record in base.inputs}
-    signature = Signature(base.program, given)
-    for value in _values(model):
-        if value.shape is not None:
-            sizes = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
-            value.shape = ir.Shape([signature.renamed(size) if isinstance(size, str) else size for size in sizes])
-
-
 def _name_values(graph: ir.Graph, base: TorchBase) -> None:
-    """Give the inputs and outputs the names that they have in the base; the exporter names them after ops."""
+    """Give inputs and outputs the names and shapes that they have in the base; the exporter names them after ops."""
     wanted = {record.name for record in base.inputs} | {record.name for record in base.outputs}
     for value in [*(value for node in graph for value in node.outputs), *graph.initializers.values()]:
         if value.name in wanted:

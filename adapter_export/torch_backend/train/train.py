@@ -176,16 +176,13 @@ class _Run:
     def finish(self) -> TrainingResult:
         resumed_at = self._resume()
         self._progress.started(self._steps_per_epoch * self._settings.epochs, self._state.step)
-        while not self._is_over():
+        history, patience = self._state.history, self._settings.patience
+        while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience:
             self._train_epoch()
         _load(self._tensors, self._state.best)
         self._cool(self._state.best_epoch * self._steps_per_epoch)
         self._model.eval()
         return TrainingResult(self._state.history, self._state.best_epoch, self._state.step, resumed_at)
-
-    def _is_over(self) -> bool:
-        done = len(self._state.history)
-        return done == self._settings.epochs or done - self._state.best_epoch >= self._settings.patience
 
     def _batches(self, epoch: int) -> list[Rows]:
         return training_batches(self._data.training.lengths, self._settings.batch_size, (self._settings.seed, epoch))

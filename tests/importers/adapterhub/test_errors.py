@@ -26,7 +26,7 @@ from adapter_export.errors import (
 )
 from adapter_export.importers.adapterhub.folder import choose
 from adapter_export.importers.take import Imported
-from adapter_export.torch_backend.base.tensor_file import read_torch_file
+from adapter_export.torch_backend.base.pickles import read_torch_file
 
 Copy = Callable[[str], Path]
 REFUSED = json.loads((FIXTURES / "refused_configs.json").read_text())
