@@ -16,7 +16,7 @@ from onnxruntime.transformers.optimizer import optimize_model
 from tiny_onnx import random_adapter
 from transformers import AutoModel
 
-from adapter_export.bundle.build import GRAPH_FILE, build_bundle
+from adapter_export.bundle.build import build_bundle
 from adapter_export.errors import NoSitesError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
@@ -45,7 +45,7 @@ def built(base: OnnxBase, folder: Path, inputs: Mapping[str, np.ndarray]) -> tup
     build_bundle(base, [adapter], folder, references=CutRunner(base), cases=cases)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(str(folder / GRAPH_FILE), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in base.outputs]
     feeds = {**inputs, **slot_tensors(plan_slots([adapter], base.sites), adapter)}
     return adapter, dict(zip(outputs, session.run(outputs, feeds), strict=True))
