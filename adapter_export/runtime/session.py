@@ -342,15 +342,21 @@ class Session:
         return [record.name for record in self._manifest.outputs if record.name in wanted]
 
     def _answers(
-        self, task: Task, inputs: Inputs, adapter: str | None, **choice: Unpack[Choice]
+        self,
+        task: Task,
+        inputs: Inputs,
+        adapter: str | None,
+        *,
+        adapters: Sequence[str | None] | None = None,
+        weights: Weighting | None = None,
+        allow_mixed_rows: bool = False,
     ) -> tuple[list[np.ndarray], list[Entry]]:
         """Return what the heads give for each row, if they are for this task, and each row's adapter."""
-        adapters, weights = choice.get("adapters"), choice.get("weights")
         if adapter is None and adapters is None:
             raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
         chosen = self._chosen(adapter, adapters, weights)
         entries = [check_task(entry, task) for entry in (chosen if isinstance(chosen, list) else [chosen])]
-        outputs = self._compute(inputs, chosen, weights, choice.get("allow_mixed_rows", False))
+        outputs = self._compute(inputs, chosen, weights, allow_mixed_rows)
         if isinstance(chosen, list):
             return [own_classes(outputs[str(entry.output)][row]) for row, entry in enumerate(entries)], entries
         found = outputs[str(entries[0].output)]

@@ -25,6 +25,7 @@ from adapter_export.importers.adapterhub.folder import (
     FUSION_CONFIG,
     Block,
     Setup,
+    folder_name,
     names_of,
     read_saved,
     sublayer_target,
@@ -254,7 +255,7 @@ def _fusions(
     """The layers of all fusions, their tensors taken."""
     blocks = [block for block in setup.block.blocks() if block.kind == "Fuse"]
     for number, block in enumerate(blocks, 1):
-        name = ",".join(setup.members[last].config.name for last in block.last_names)
+        name = folder_name(",".join(setup.members[last].config.name for last in block.last_names))
         saved = read_saved(setup.path / name / FUSION_CONFIG, read_pickle)
         document = saved.document.get("config")
         with within(saved.path):

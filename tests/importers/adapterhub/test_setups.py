@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adapterhub_bases import FIXTURES, Made, import_adapterhub
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from adapter_export.errors import AdapterError, FormatError, UsageError
 from adapter_export.importers.take import Imported
@@ -121,6 +121,18 @@ def test_names_that_are_no_names_of_parameters(copied: Copy, bert: Made) -> None
     compose(folder, "Stack", "fusion", "b")
     graph = imported(folder, bert).adapter.graphs["stack"]
     assert {name.partition(".")[0] for name in graph.parameters} == {"member1", "b"}
+
+
+def test_a_fusion_is_read_inside_its_folder(copied: Copy, bert: Made) -> None:
+    """The library calls the folder of a fusion by the names in its members' configs."""
+    folder = copied("bert/fusion_static")
+    outside = folder.parent / "outside"
+    (folder / "a,b").rename(f"{outside},b")
+    config, file = folder / "a" / "adapter_config.json", folder / "a" / "adapter.safetensors"
+    config.write_text(config.read_text().replace('"name": "a"', f'"name": "{outside}"'))
+    save_file({key.replace(".adapters.a.", f".adapters.{outside}."): it for key, it in load_file(file).items()}, file)
+    with pytest.raises(FormatError, match=rf"no name of a folder; found `{outside},b`"):
+        imported(folder, bert)
 
 
 def compose(folder: Path, kind: str, *names: str, **kwargs: Any) -> None:
