@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from make_schemas import schema_text
 
 from adapter_export import errors
 from adapter_export.format.adapter_files import ADAPTER_VERSION, read_adapter, write_adapter
 from adapter_export.format.manifest_json import MANIFEST_VERSION
-from adapter_export.format.schema import schema_text
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, interpret
 from adapter_export.graph.numpy_lowering.forward import LOWERINGS

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from jsonschema import Draft202012Validator
+from make_schemas import RECORDS
 
 from adapter_export.errors import FormatError
 from adapter_export.format.records import record_from_json
-from adapter_export.format.schema import RECORDS
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 

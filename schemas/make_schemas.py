@@ -1,4 +1,4 @@
-"""The JSON Schemas in `schemas/`, made of the records: `python -m adapter_export.format.schema` writes them.
+"""The JSON Schemas beside this file, made of the records: `python schemas/make_schemas.py` writes them.
 
 Titles and descriptions are the docstrings of the records: the text before `Attributes:` describes the object, the
 attributes describe its keys.
@@ -168,4 +168,4 @@ def _name(kind: type) -> str:
 
 if __name__ == "__main__":
     for name in RECORDS:
-        (Path(__file__).parents[2] / f"schemas/{name}.schema.json").write_text(schema_text(name), encoding="utf-8")
+        (Path(__file__).parent / f"{name}.schema.json").write_text(schema_text(name), encoding="utf-8")
