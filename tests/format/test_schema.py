@@ -214,7 +214,15 @@ REPORT: Document = {
     "invariants": [{"name": "n", "subject": "s", "verdict": "passed", "detail": "d"}],
     "failures": [
         {
-            **{"adapter": "a", "case": "one", "output": None, "faults": ["NaN"], "worst": None, "culprit": None},
+            **{
+                "adapter": "a",
+                "case": "one",
+                "output": None,
+                "faults": ["NaN"],
+                "ratio": 2.5,
+                "worst": None,
+                "culprit": None,
+            },
             **{"levels_failed": ["all"], "levels_passed": [], "command": "check", "flavour": "baked", "mixed": False},
             "flavours_failed": ["slots"],
         }

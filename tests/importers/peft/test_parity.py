@@ -74,7 +74,7 @@ def test_onnx_and_torch_find_one_adapter(name: str, bases: Callable[[str], Base]
 
 
 def imported(name: str, base: Base) -> Adapter:
-    sites: SiteMap = base.runner._sites
+    sites: SiteMap = base.runner.sites
     tensors = {key: value.detach().numpy() for key, value in base.in_torch.program.state_dict.items()}
     return import_peft(
         adapter_folder(name), sites, base=base.in_torch.fingerprint, name="a", base_tensor=tensors.get
