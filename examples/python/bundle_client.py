@@ -9,7 +9,7 @@ One --adapter holds for all rows; one for each row makes a mixed batch, `-` stan
 those of the members of a weighted fusion, for all rows or for each. --load takes an `.onnx_adapter` file that was built
 for this bundle.
 
-Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
+Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 // bundle_client run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
 // bundle_client run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
 //
-// Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
+// Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
 #include <algorithm>
 #include <cstdio>
 #include <iostream>

@@ -3,7 +3,7 @@
  * node dist/main.js run BUNDLE --text TEXT [--text TEXT]… [--load NAME=FILE]… [--adapter NAME]…
  * node dist/main.js run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]… [--adapter NAME]…
  *
- * Exit code 0: all is well. 1: something is wrong, and stderr says what. 2: the command line is wrong.
+ * Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
  */
 import { readFile } from "node:fs/promises";
 
