@@ -31,7 +31,7 @@ from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
-from adapter_export.sites.index import FlowIndex
+from adapter_export.sites.view import FlowIndex
 from adapter_export.torch_backend.base.base import load_base
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 

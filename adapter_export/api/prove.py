@@ -14,7 +14,7 @@ from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
 
 if TYPE_CHECKING:
-    from adapter_export.bundle.agreement import Original
+    from adapter_export.bundle.compare import Original
     from adapter_export.bundle.golden import Case
     from adapter_export.bundle.prove import Plan, Reference
     from adapter_export.bundle.report import Report
@@ -88,7 +88,7 @@ def _sides(
     if against is None:
         yield None, None
         return
-    from adapter_export.bundle.agreement import Original
+    from adapter_export.bundle.compare import Original
     from adapter_export.bundle.prove import Reference
 
     base = model_of(plan.bundle.manifest, against)

@@ -55,7 +55,7 @@ class Sites:
         Poolers, language heads and convolutions are such layers; a linear layer of a block among them is a sign that
         the structure was not understood, and that a site map is needed.
         """
-        from adapter_export.sites.index import FlowIndex
+        from adapter_export.sites.view import FlowIndex
 
         index = FlowIndex(self.flow)
         ways = (index.between(site.u, site.h) for site in self.map.of_roles(("linear",)) if site.u is not None)

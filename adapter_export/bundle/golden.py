@@ -19,9 +19,8 @@ from adapter_export.format.check_report import Against, Split
 from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.amplification import moved_by_rounding
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
-from adapter_export.numerics.runner import Arrays, Runner, run
+from adapter_export.numerics.runner import Arrays, Runner, moved_by_rounding, run
 from adapter_export.numerics.sample_inputs import input_cases
 
 OnStep = Callable[[str], None]

@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from adapter_export.bundle.agreement import Original, agreements
-from adapter_export.bundle.compare import compare, missing, unexpected
-from adapter_export.bundle.contents import check_files
+from adapter_export.bundle.compare import Original, agreements, compare, missing, unexpected
 from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, check_cases, silent
 from adapter_export.bundle.invariants import (
     check_apart,
+    check_files,
     check_native,
     check_proofs,
     check_row_order,
@@ -34,9 +33,8 @@ from adapter_export.bundle.sites import SiteProbe
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
 from adapter_export.format.check_report import ComparisonRecord, Form, InvariantRecord, OutputRecord, SiteRecord, Split
 from adapter_export.graph.tasks import LABELLED
-from adapter_export.numerics.amplification import DRAWS
 from adapter_export.numerics.budget import Budget
-from adapter_export.numerics.runner import Arrays, Runner
+from adapter_export.numerics.runner import DRAWS, Arrays, Runner
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import Optimization, run_session
 

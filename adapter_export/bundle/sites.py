@@ -20,8 +20,7 @@ from adapter_export.format.check_report import ComparisonRecord, SiteRecord
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.budget import Budget, graph_budget
-from adapter_export.numerics.evaluate import evaluate_head, evaluate_site, site_scale
-from adapter_export.numerics.fit import BORROWED
+from adapter_export.numerics.evaluate import BORROWED, evaluate_head, evaluate_site, site_scale
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.graft.insert import exposed, result_of, site_norms, with_site_outputs
 from adapter_export.onnx_backend.session import open_session

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from adapter_export.errors import FileError, FormatError, HashError, within
-from adapter_export.format.canonical import canonical_json, parse_json
-from adapter_export.format.files import new_folder, read_bytes
+from adapter_export.format.files import canonical_json, new_folder, parse_json, read_bytes
 from adapter_export.format.records import (
     SEMVER,
     Different,

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adapter_export.errors import FileError, FormatError, HashError, within
-from adapter_export.format.canonical import canonical_json, parse_json, read_json
-from adapter_export.format.files import new_file, sha256_of
+from adapter_export.format.files import canonical_json, new_file, parse_json, read_json, sha256_of
 from adapter_export.format.manifest import FileRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED

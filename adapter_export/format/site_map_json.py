@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from adapter_export.errors import within
-from adapter_export.format.canonical import canonical_json, read_json
-from adapter_export.format.files import new_file
+from adapter_export.format.files import canonical_json, new_file, read_json
 from adapter_export.format.records import (
     SEMVER,
     Count,

@@ -10,8 +10,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from adapter_export.errors import FormatError, TensorError, WriteError
-from adapter_export.format.canonical import parse_json
-from adapter_export.format.files import read_bytes
+from adapter_export.format.files import parse_json, read_bytes
 
 _DTYPES = {
     "F64": "float64",

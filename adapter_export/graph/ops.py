@@ -283,7 +283,7 @@ THREE_AXES_OPS = frozenset({"gate", "mix", "drop_path", "first_token", "mean_poo
 """Ops that tell rows from tokens: where a base flattens both to one axis, they compute something else."""
 
 BOUND_OPS = frozenset({"base_norm"})
-"""Ops that no lowering has: `adapter_export.graph.bind` replaces them by others, as the base at hand says."""
+"""Ops that no lowering has: `graph.bind_base_norm` replaces them by others, as the base at hand says."""
 
 ACTIVATIONS = tuple(row.name for row in _ELEMENTWISE)
 """The element-wise ops that may stand between the two projections of a bottleneck."""

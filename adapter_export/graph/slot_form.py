@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import GraphError, NotNeutralError
-from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT
 from adapter_export.graph.graph import (
+    BORROWED_BIAS,
+    BORROWED_WEIGHT,
     SITE_VALUES,
     AdapterGraph,
     Node,

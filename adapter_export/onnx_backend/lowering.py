@@ -10,8 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from adapter_export.graph.bind import BORROWED_WEIGHT
-from adapter_export.graph.graph import AdapterGraph, Lowering, Node, interpret
+from adapter_export.graph.graph import BORROWED_WEIGHT, AdapterGraph, Lowering, Node, interpret
 from adapter_export.graph.ops import check_three_axes
 
 _SMALLEST_NORM = 1e-12

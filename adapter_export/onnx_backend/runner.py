@@ -17,10 +17,8 @@ import onnxruntime as ort
 
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
-from adapter_export.graph.bind import needs_base_norm
-from adapter_export.graph.graph import READABLE
-from adapter_export.numerics.evaluate import evaluate_head, evaluate_site
-from adapter_export.numerics.fit import BORROWED, check_fit
+from adapter_export.graph.graph import READABLE, needs_base_norm
+from adapter_export.numerics.evaluate import BORROWED, check_fit, evaluate_head, evaluate_site
 from adapter_export.numerics.runner import Arrays, head_output
 from adapter_export.onnx_backend.base.base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.flow import all_read

@@ -28,8 +28,7 @@ from adapter_export.graph.slot_form import (
     slot_weights,
 )
 from adapter_export.graph.tasks import HeadOutput, head_result
-from adapter_export.numerics.evaluate import evaluate
-from adapter_export.numerics.fit import bound_to, check_fit, site_widths
+from adapter_export.numerics.evaluate import bound_to, check_fit, evaluate, site_widths
 from adapter_export.numerics.runner import head_output
 from adapter_export.sites.site import SiteMap
 

@@ -14,11 +14,10 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from adapter_export.errors import NoSitesError
-from adapter_export.sites.index import FlowIndex, is_stream
 from adapter_export.sites.linear import layer_of, linear_sites
 from adapter_export.sites.site import Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import Residual, Stream, layers_of, named_streams, role_of
-from adapter_export.sites.view import FlowGraph, FlowNode
+from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode, is_stream
 
 OTHER_CALLS_KEY = "adapter_export.other_calls"
 """The key, in the metadata of an ONNX graph, of the `FlowGraph.other_calls` of the base before its export: JSON."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from adapter_export.errors import NoSitesError
-from adapter_export.sites.index import FlowIndex, Piece
 from adapter_export.sites.site import LAYERS, Site
+from adapter_export.sites.view import FlowIndex, Piece
 
 Place = tuple[Site, str]
 """A site, and which of its values is replaced: `u`, `h` or `y`."""

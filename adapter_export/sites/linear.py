@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
-from adapter_export.sites.index import FlowIndex, Piece, is_stream, pieces_of
 from adapter_export.sites.site import Site
-from adapter_export.sites.view import FlowNode
+from adapter_export.sites.view import FlowIndex, FlowNode, Piece, is_stream, pieces_of
 
 PACKED = ("query", "key", "value")
 """The roles of what a fused attention reads in one value, in this order."""

@@ -16,10 +16,9 @@ from adapter_export.sites.discover import (
     stream_values,
     with_calls,
 )
-from adapter_export.sites.index import FlowIndex, is_stream
 from adapter_export.sites.linear import is_sequence_first, linear_sites
 from adapter_export.sites.site import SUBLAYERS, Norm, Role, Site, SiteMap
-from adapter_export.sites.view import FlowGraph
+from adapter_export.sites.view import FlowGraph, FlowIndex, is_stream
 
 View = Literal["torch", "onnx"]
 """The graph in which values are named: FX nodes of a torch base, or values of an ONNX graph."""

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from itertools import dropwhile
 
 from adapter_export.errors import NoSitesError
-from adapter_export.sites.index import FlowIndex, is_stream
 from adapter_export.sites.site import Role
-from adapter_export.sites.view import FlowNode
+from adapter_export.sites.view import FlowIndex, FlowNode, is_stream
 
 _ATTENTIONS: frozenset[Role] = frozenset({"attention", "cross_attention"})
 

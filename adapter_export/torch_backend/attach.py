@@ -17,7 +17,7 @@ from adapter_export.format.axes import masks_of
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose.attention import temperature_of
 from adapter_export.graph.tasks import Task
-from adapter_export.numerics.fit import check_fit
+from adapter_export.numerics.evaluate import check_fit
 from adapter_export.numerics.runner import head_output
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap

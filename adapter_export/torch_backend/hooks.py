@@ -26,9 +26,9 @@ from adapter_export.format.axes import names as names_of
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.edits import Edit, plan_edits
-from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of
+from adapter_export.sites.view import FlowIndex
 from adapter_export.torch_backend.attach import AttachedAdapter, attach
 from adapter_export.torch_backend.base.base import TorchBase, base_of, fingerprint
 from adapter_export.torch_backend.base.capture import AxisNames, Inputs, named_tensors, obvious_inputs, settled

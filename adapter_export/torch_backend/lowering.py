@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT
 from adapter_export.graph.compose.attention import at_temperature, temperature_of
-from adapter_export.graph.graph import AdapterGraph, Lowering, Node, interpret
+from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT, AdapterGraph, Lowering, Node, interpret
 from adapter_export.graph.ops import check_three_axes
-from adapter_export.numerics.fit import BORROWED, bound_to
+from adapter_export.numerics.evaluate import BORROWED, bound_to
 from adapter_export.sites.site import Norm
 
 Values = tuple[Tensor, ...]

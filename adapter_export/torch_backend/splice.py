@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from adapter_export.graph.adapter import HEAD
-from adapter_export.numerics.fit import check_tokens
+from adapter_export.numerics.evaluate import check_tokens
 from adapter_export.sites.edits import Edit, Ref, Rewiring, plan_edits
-from adapter_export.sites.index import FlowIndex, Piece
 from adapter_export.sites.site import SiteMap
+from adapter_export.sites.view import FlowIndex, Piece
 from adapter_export.torch_backend.lowering import GraphLayer
 from adapter_export.torch_backend.view import flow_graph
 

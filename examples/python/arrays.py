@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from adapter_export.errors import FormatError, RequestError
-from adapter_export.format.canonical import read_json
+from adapter_export.format.files import read_json
 from adapter_export.format.manifest import Manifest
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from adapter_export.errors import FileError, FormatError, InputError, VersionError
-from adapter_export.format.canonical import canonical_json
+from adapter_export.format.files import canonical_json
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, write_manifest
 from schemas import validate

@@ -14,7 +14,7 @@ from make_schemas import RECORDS, schema_text
 
 from adapter_export.errors import FormatError
 from adapter_export.format.adapter_files import AdapterDocument
-from adapter_export.format.canonical import canonical_json
+from adapter_export.format.files import canonical_json
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES

@@ -7,8 +7,16 @@ import pytest
 from backends import draw_inputs, draw_parameters
 
 from adapter_export.errors import GraphError
-from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT, bind_base_norm, needs_base_norm
-from adapter_export.graph.graph import AdapterGraph, Node, cost, interpret
+from adapter_export.graph.graph import (
+    BORROWED_BIAS,
+    BORROWED_WEIGHT,
+    AdapterGraph,
+    Node,
+    bind_base_norm,
+    cost,
+    interpret,
+    needs_base_norm,
+)
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck
 from adapter_export.graph.numpy_lowering.forward import LOWERINGS
 from adapter_export.graph.slot_form import fold_weights, inference_form, neutral_parameters

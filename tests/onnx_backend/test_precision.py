@@ -18,8 +18,8 @@ from onnx import numpy_helper
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
 from adapter_export.api.bundles import PRECISIONS
-from adapter_export.bundle.agreement import Original
 from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.compare import Original
 from adapter_export.bundle.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import Report
 from adapter_export.errors import BaseModelError, UsageError

@@ -6,9 +6,8 @@ import pytest
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.edits import Edit, Ref, Rewiring, input_consumers, plan_edits
-from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import Role, Site
-from adapter_export.sites.view import FlowGraph, FlowNode, NodeKind
+from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode, NodeKind
 
 KINDS: dict[str, tuple[NodeKind, bool]] = {
     "linear": ("product", True),

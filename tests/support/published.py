@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adapter_export.graph.bind import bind_base_norm
-from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.graph import AdapterGraph, bind_base_norm
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, PhmOptions, bottleneck
 
 WIDTHS = {"d": 24, "d_in": 24, "b": 6, "n": 2, "p": 12, "k": 1, "q": 3, "r": 4, "f": 5, "g": 7}

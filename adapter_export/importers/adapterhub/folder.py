@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from adapter_export.errors import AdapterError, FileError, FormatError, UsageError, argument, command, within
-from adapter_export.format.canonical import read_json
+from adapter_export.format.files import read_json
 from adapter_export.graph.compose.members import OWN
 from adapter_export.importers.adapterhub.config import Config, read_config
 from adapter_export.importers.match import Target

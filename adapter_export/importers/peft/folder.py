@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import AdapterError, FileError, argument
-from adapter_export.format.canonical import read_json
+from adapter_export.format.files import read_json
 from adapter_export.importers.peft.options import TENSORS, Options, is_off, read_options
 from adapter_export.importers.take import ReadPickle, Taker, Tensors, listed, read_file
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from adapter_export.errors import AdapterError, TensorError, UsageError, argument
-from adapter_export.format.canonical import read_json
+from adapter_export.format.files import read_json
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import LABELLED, Task

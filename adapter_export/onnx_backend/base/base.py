@@ -32,10 +32,9 @@ from adapter_export.onnx_backend.base.normalise import (
 from adapter_export.onnx_backend.base.operators import check_biases
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.sites.discover import discover
-from adapter_export.sites.index import FlowIndex
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of
-from adapter_export.sites.view import FlowGraph
+from adapter_export.sites.view import FlowGraph, FlowIndex
 
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 """The key of the base's fingerprint in `metadata_props`."""

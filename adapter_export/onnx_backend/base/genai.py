@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import BaseModelError
-from adapter_export.format.canonical import read_json
+from adapter_export.format.files import read_json
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.base.external import external_files
 from adapter_export.sites.site_map import GivenSites

@@ -12,9 +12,8 @@ import onnx_ir as ir
 from adapter_export.errors import AdapterExportError, BaseModelError, argument
 from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD
-from adapter_export.graph.bind import BORROWED_WEIGHT, needs_base_norm
-from adapter_export.graph.graph import READABLE
-from adapter_export.numerics.fit import bound_to, check_tokens
+from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, needs_base_norm
+from adapter_export.numerics.evaluate import bound_to, check_tokens
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY, Graft, SiteGraft
 from adapter_export.onnx_backend.lowering import Writer, emit

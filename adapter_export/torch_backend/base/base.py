@@ -18,8 +18,7 @@ from torch.utils import _pytree as pytree
 
 from adapter_export.errors import BaseModelError, InputError, RequestError, UsageError, WriteError, argument, within
 from adapter_export.format.axes import with_caches
-from adapter_export.format.canonical import canonical_json, parse_json
-from adapter_export.format.files import new_file
+from adapter_export.format.files import canonical_json, new_file, parse_json
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.format.records import Positive, record_from_json, version_checked
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean

@@ -13,7 +13,7 @@ import pytest
 from backends import draw_inputs, draw_parameters
 
 from adapter_export.errors import UsageError
-from adapter_export.graph.bind import BORROWED_BIAS, BORROWED_WEIGHT, bind_base_norm
+from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT, bind_base_norm
 from adapter_export.graph.kinds import KINDS, BottleneckConfig, bottleneck_config
 from adapter_export.graph.kinds.adapterhub import activation_named
 from adapter_export.graph.kinds.kind import Component
