@@ -1,0 +1,335 @@
+"""Answers held against what is right: the metrics of each problem type, by scikit-learn, SciPy and seqeval."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+from seqeval.metrics.sequence_labeling import get_entities
+from sklearn import metrics as sk
+from sklearn.neighbors import NearestNeighbors
+
+from adapter_export.errors import DataError
+
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Truths = npt.NDArray[np.bool_]
+
+_NDCG_AT = 10
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its name, the least and the most that it can be, and whether more is better."""
+
+    name: str
+    least: float = 0.0
+    most: float = 1.0
+    more_is_better: bool = True
+
+    @property
+    def words(self) -> str:
+        """The name as a person reads it: `macro-F1`, `mean absolute error`."""
+        return _WORDS.get(self.name, self.name.replace("_", " "))
+
+
+_WORDS = {
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "f1": "F1",
+    "r2": "R²",
+    "mrr": "MRR",
+    "ndcg_at_10": "NDCG@10",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+}
+_ACCURACY, _MACRO_F1, _MICRO_F1 = Metric("accuracy"), Metric("macro_f1"), Metric("micro_f1")
+_SPEARMAN, _PEARSON = Metric("spearman", least=-1.0), Metric("pearson", least=-1.0)
+_ERROR = Metric("mean_absolute_error", most=math.inf, more_is_better=False)
+
+CLASSES = (_ACCURACY, _MACRO_F1)
+LABEL_SETS = (_MICRO_F1, _MACRO_F1, Metric("subset_accuracy"), Metric("average_precision"))
+CHOICES = (_ACCURACY,)
+ENTITIES = (Metric("f1"), Metric("precision"), Metric("recall"), _ACCURACY, _MACRO_F1)
+TAGS = (_MACRO_F1, _ACCURACY)
+SPANS = (Metric("exact_match"), Metric("f1"))
+NUMBERS = (_PEARSON, _SPEARMAN, Metric("r2", least=-math.inf), _ERROR)
+SIMILARITIES = (_SPEARMAN, _PEARSON)
+NEIGHBOURS = (Metric("neighbour_accuracy"),)
+RANKINGS = (Metric("mrr"), Metric("ndcg_at_10"))
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What is right and what was answered: classes by number, of rows or of words, or all labels [rows, labels]."""
+
+    classes: tuple[str, ...]
+    right: Indices | Truths
+    answered: Indices | Truths
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows with their answers and what is right.
+
+    Attributes:
+        metrics: those of the problem type, the one that counts most first.
+        measure: all of them, in this order, over some units; NaN where one is not defined.
+        unit: of each row, what it is drawn with when rows are drawn at random: itself, or its group. −1: left out.
+        answers: of each row, as JSON writes it.
+        truths: what is right for each row, likewise.
+        decisions: for a confusion matrix; none where the answers are no classes.
+        certainty: for calibration: a probability of each decision, and whether it was right; none where there is none.
+        notes: what was left out, each a clause.
+    """
+
+    metrics: tuple[Metric, ...]
+    measure: Callable[[Indices], Sequence[float]]
+    unit: Indices
+    answers: tuple[Any, ...]
+    truths: tuple[Any, ...]
+    decisions: Decisions | None = None
+    certainty: tuple[Floats, Truths] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return int(self.unit.max(initial=-1)) + 1
+
+
+def judge_classes(probabilities: Floats, right: Indices, labels: Sequence[str]) -> Judged:
+    """Judge one class for each row: `probabilities` [rows, classes], and the indices of the right ones [rows]."""
+    answered = probabilities.argmax(-1)
+
+    def measure(units: Indices) -> Sequence[float]:
+        return _of_classes(right[units], answered[units])
+
+    return Judged(
+        CLASSES,
+        measure,
+        np.arange(len(right)),
+        tuple(labels[one] for one in answered),
+        tuple(labels[one] for one in right),
+        Decisions(tuple(labels), right, answered),
+        (probabilities.max(-1), answered == right),
+    )
+
+
+def _of_classes(right: Indices, answered: Indices) -> tuple[float, float]:
+    macro = sk.f1_score(right, answered, average="macro", zero_division=0.0)
+    return float(sk.accuracy_score(right, answered)), float(macro)
+
+
+def judge_label_sets(
+    probabilities: Floats, right: Truths, labels: Sequence[str], thresholds: Sequence[float]
+) -> Judged:
+    """Judge any number of labels for each row: `probabilities` and `right` [rows, labels], a threshold for each label.
+
+    The average precision is the mean over the labels that a row has.
+    """
+    answered = probabilities >= np.asarray(thresholds)
+
+    def measure(units: Indices) -> Sequence[float]:
+        wanted, found, sure = right[units], answered[units], probabilities[units]
+        micro, macro = (sk.f1_score(wanted, found, average=how, zero_division=0.0) for how in ("micro", "macro"))
+        there = np.flatnonzero(wanted.any(0))
+        precisions = [sk.average_precision_score(wanted[:, label], sure[:, label]) for label in there]
+        return micro, macro, sk.accuracy_score(wanted, found), np.mean(precisions) if precisions else math.nan
+
+    return Judged(
+        LABEL_SETS,
+        measure,
+        np.arange(len(right)),
+        _sets(answered, labels),
+        _sets(right, labels),
+        Decisions(tuple(labels), right, answered),
+        (probabilities.ravel(), right.ravel()),
+    )
+
+
+def _sets(rows: Truths, labels: Sequence[str]) -> tuple[list[str], ...]:
+    return tuple([label for label, there in zip(labels, row, strict=True) if there] for row in rows)
+
+
+def judge_choices(scores: Sequence[Floats], right: Indices) -> Judged:
+    """Judge one of several choices for each row: a score for each choice, and the indices of the right ones [rows]."""
+    answered = np.array([int(one.argmax()) for one in scores], np.int64)
+
+    def measure(units: Indices) -> Sequence[float]:
+        return (float(sk.accuracy_score(right[units], answered[units])),)
+
+    def sure(one: Floats) -> float:
+        shifted = np.exp(one - one.max())
+        return float(shifted.max() / shifted.sum())
+
+    certainty = np.array([sure(one) for one in scores]), answered == right
+    return Judged(
+        CHOICES, measure, np.arange(len(right)), tuple(answered.tolist()), tuple(right.tolist()), certainty=certainty
+    )
+
+
+def has_entities(labels: Sequence[str]) -> bool:
+    """Return whether labels mark the beginnings and insides of entities: `B-PER`, `I-PER`, `O`."""
+    return any(label.startswith("B-") for label in labels) and all(re.fullmatch("O|[BIES]-.+", one) for one in labels)
+
+
+def judge_tags(
+    answered: Sequence[Indices], right: Sequence[Indices], labels: Sequence[str], sure: Sequence[Floats]
+) -> Judged:
+    """Judge the labels of the words of each row, and `sure`, their probabilities.
+
+    Of labels such as `B-PER`, entities count as in CoNLL-2000: right are those whose kind, first and last word are.
+    """
+    lengths = [len(row) for row in right]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    flat_right, flat_answered = np.concatenate(right), np.concatenate(answered)
+    named = [[[labels[one] for one in row] for row in side] for side in (answered, right)]
+    entities = has_entities(labels)
+    counts = np.zeros((len(right), 3))
+    if entities:
+        for at, (found, wanted) in enumerate(zip(*named, strict=True)):
+            said, true = set(get_entities(found)), set(get_entities(wanted))
+            counts[at] = len(said & true), len(said), len(true)
+
+    def measure(units: Indices) -> Sequence[float]:
+        places = np.concatenate([np.arange(starts[unit], starts[unit + 1]) for unit in units])
+        accuracy, macro = _of_classes(flat_right[places], flat_answered[places])
+        if not entities:
+            return macro, accuracy
+        hits, said, true = counts[units].sum(0)
+        return (2 * hits / (said + true or 1), hits / (said or 1), hits / (true or 1), accuracy, macro)
+
+    return Judged(
+        ENTITIES if entities else TAGS,
+        measure,
+        np.arange(len(right)),
+        tuple(named[0]),
+        tuple(named[1]),
+        Decisions(tuple(labels), flat_right, flat_answered),
+        (np.concatenate(sure), flat_answered == flat_right),
+    )
+
+
+def judge_spans(answered: Sequence[str], right: Sequence[Sequence[str]]) -> Judged:
+    """Judge a part of a text for each row, held against each of the right answers; the best of them counts.
+
+    As the official script of SQuAD 1.1 does (Rajpurkar et al. 2016, `evaluate-v1.1.py`); no answer is the empty text.
+    """
+    exact = [max(plain(found) == plain(one) for one in wanted) for found, wanted in zip(answered, right, strict=True)]
+    shared = [max(token_f1(found, one) for one in wanted) for found, wanted in zip(answered, right, strict=True)]
+    scores = np.array([exact, shared], np.float64).T
+    return Judged(
+        SPANS,
+        lambda units: tuple(scores[units].mean(0).tolist()),
+        np.arange(len(right)),
+        tuple(answered),
+        tuple(list(one) for one in right),
+    )
+
+
+def plain(text: str) -> str:
+    """Return an answer as SQuAD compares it: lower case, without punctuation, articles and extra spaces."""
+    letters = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
+
+
+def token_f1(answered: str, right: str) -> float:
+    """Return the F1 of the words of two answers: 2·shared / (words of the one + words of the other)."""
+    found, wanted = plain(answered).split(), plain(right).split()
+    if not found or not wanted:
+        return float(found == wanted)
+    return 2 * sum((Counter(found) & Counter(wanted)).values()) / (len(found) + len(wanted))
+
+
+def judge_numbers(answered: Floats, right: Floats) -> Judged:
+    """Judge numbers [rows, numbers]; the metrics are means over the columns."""
+
+    def measure(units: Indices) -> Sequence[float]:
+        found, wanted = answered[units], right[units]
+        columns = list(zip(found.T, wanted.T, strict=True))
+        pearson, spearman = (np.mean([correlation(how, *pair) for pair in columns]) for how in ("pearson", "spearman"))
+        varies = len(units) > 1 and all(np.ptp(one) > 0 for one in wanted.T)
+        r2 = sk.r2_score(wanted, found) if varies else math.nan
+        return float(pearson), float(spearman), r2, sk.mean_absolute_error(wanted, found)
+
+    return Judged(NUMBERS, measure, np.arange(len(right)), tuple(answered.tolist()), tuple(right.tolist()))
+
+
+def correlation(how: str, one: Floats, other: Floats) -> float:
+    """Return Pearson's or Spearman's correlation of two columns; NaN where one of them does not vary."""
+    if len(one) < 2 or not np.ptp(one) or not np.ptp(other):
+        return math.nan
+    return float((stats.pearsonr if how == "pearson" else stats.spearmanr)(one, other).statistic)
+
+
+def judge_similarities(cosines: Floats, right: Floats) -> Judged:
+    """Judge the cosines of pairs of vectors by how similar the pairs should be [rows]."""
+
+    def measure(units: Indices) -> Sequence[float]:
+        return [correlation(one.name, cosines[units], right[units]) for one in SIMILARITIES]
+
+    return Judged(SIMILARITIES, measure, np.arange(len(right)), tuple(cosines.tolist()), tuple(right.tolist()))
+
+
+def judge_neighbours(vectors: Floats, classes: Sequence[str]) -> Judged:
+    """Judge vectors [rows, width] by whether the nearest other row, by the cosine, is of the same class.
+
+    Raises:
+        DataError: there is one row alone.
+    """
+    if len(vectors) < 2:
+        raise DataError("a single row has no neighbour", expected="at least two rows")
+    near = NearestNeighbors(n_neighbors=1, metric="cosine").fit(vectors)
+    nearest = near.kneighbors(return_distance=False)[:, 0]  # without a query, no row is its own neighbour
+    answered = [classes[at] for at in nearest]
+    hits = np.array([found == wanted for found, wanted in zip(answered, classes, strict=True)], np.float64)
+    return Judged(
+        NEIGHBOURS, lambda units: (float(hits[units].mean()),), np.arange(len(hits)), tuple(answered), tuple(classes)
+    )
+
+
+def judge_ranking(scores: Floats, relevances: Floats, groups: Sequence[str]) -> Judged:
+    """Judge the order that scores [rows] give to the rows of each group, by how relevant each row is: 0 or more.
+
+    The first row with a relevance above 0 decides the reciprocal rank; of rows with one score the worst order counts.
+
+    Raises:
+        DataError: a relevance is below 0, or no group has two rows and one that is relevant.
+    """
+    if (relevances < 0).any():
+        raise DataError("a relevance is below 0", found=float(relevances.min()), expected="0 or more")
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    judged = {name: own for name, own in rows.items() if len(own) > 1 and relevances[own].any()}
+    if not judged:
+        raise DataError(
+            "nothing can be ranked",
+            found=f"{len(rows)} groups",
+            expected="a group with at least two rows, one of them relevant",
+        )
+    unit, each = np.full(len(groups), -1, np.int64), []
+    for number, own in enumerate(judged.values()):
+        unit[own] = number
+        ranks = stats.rankdata(-scores[own], method="max")
+        gain = sk.ndcg_score(relevances[own][None], scores[own][None], k=_NDCG_AT)
+        each.append((1 / ranks[relevances[own] > 0].min(), gain))
+    values, left_out = np.array(each), len(rows) - len(judged)
+    note = f"groups left out, for they have one row only, or none that is relevant: {left_out:,} of {len(rows):,}"
+    return Judged(
+        RANKINGS,
+        lambda units: tuple(values[units].mean(0).tolist()),
+        unit,
+        tuple(scores.tolist()),
+        tuple(relevances.tolist()),
+        notes=(note,) if left_out else (),
+    )

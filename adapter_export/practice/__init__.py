@@ -1,0 +1,1 @@
+"""What a team does with bundles beyond building and proving them."""
