@@ -47,6 +47,9 @@ Face = Literal["python", "shell"]
 _PYTHON, _SHELL, _END = "\ue000", "\ue001", "\ue002"
 """Marks around the two wordings in a text: characters for private use, which no other text has."""
 
+MOST_CHARACTERS = 2000
+"""The longest message: what is quoted of a file may be the whole of it."""
+
 _BOTH = re.compile(f"{_PYTHON}([^{_SHELL}]*){_SHELL}([^{_END}]*){_END}")
 
 
@@ -80,6 +83,21 @@ def _either(python: str, shell: str) -> str:
 def worded(text: str, face: Face = "python") -> str:
     """The text of a message in the words of one face."""
     return _BOTH.sub(r"\1" if face == "python" else r"\2", text)
+
+
+_GLUE = 40
+"""The most characters of a message that are not those of its facts."""
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text that has more characters than that, and how many it has."""
+    if len(text) <= most:
+        return text
+    said = f"… ({len(text):,} characters)"
+    start = text[: most - len(said)]
+    if start.rfind(_PYTHON) > start.rfind(_END):  # in the midst of two wordings
+        start = start[: start.rfind(_PYTHON)]
+    return start + said
 
 
 class Note(str):
@@ -136,14 +154,12 @@ class AdapterExportError(Exception):
     @property
     def message(self) -> str:
         """The five facts in one text that has the words of both faces; for texts that quote it."""
-        facts = [self.what if self.where is None else f"{self.where}: {self.what}"]
-        if self.found is not None:
-            facts.append(f"found {self.found}")
-        if self.expected is not None:
-            facts.append(f"expected {self.expected}")
+        known = self._known()
+        facts = [f"{known['where']}: {known['what']}" if "where" in known else known["what"]]
+        facts += [f"{name} {known[name]}" for name in ("found", "expected") if name in known]
         sentence = "; ".join(facts) + "."
-        if self.fix is not None:
-            sentence = f"{sentence} {self.fix[0].upper()}{self.fix[1:]}."
+        if "fix" in known:
+            sentence = f"{sentence} {known['fix'][0].upper()}{known['fix'][1:]}."
         return sentence
 
     def sentence(self, face: Face = "python") -> str:
@@ -152,15 +168,19 @@ class AdapterExportError(Exception):
 
     def facts(self, face: Face = "python") -> dict[str, str]:
         """The error as data: its class and those of the five facts that are known."""
-        known = {
-            "what": self.what,
-            "where": self.where,
-            "found": self.found,
-            "expected": self.expected,
-            "fix": self.fix,
-        }
-        told = {key: worded(value, face) for key, value in known.items() if value is not None}
+        told = {name: worded(value, face) for name, value in self._known().items()}
         return {"error": type(self).__name__, **told}
+
+    def _known(self) -> dict[str, str]:
+        """The facts that are known; where all are longer than a message may be, the longest of them are cut."""
+        facts = (self.what, self.where, self.found, self.expected, self.fix)
+        named = zip(("what", "where", "found", "expected", "fix"), facts, strict=True)
+        known = {name: value for name, value in named if value is not None}
+        room, told = MOST_CHARACTERS - _GLUE, dict(known)
+        for left, name in enumerate(sorted(known, key=lambda name: len(known[name])), -len(known)):
+            told[name] = _cut(known[name], room // -left)
+            room -= len(told[name])
+        return told
 
 
 @contextmanager

@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from adapter_export.errors import BaseModelError, FileError, MissingExtraError, RequestError
 
-try:
+if TYPE_CHECKING:
     import tokenizers
-except ModuleNotFoundError as error:
-    raise MissingExtraError("tokenizers", extra="text", needed_for="turning text into tokens") from error
 
-Text = str | Sequence[str]
-"""A text, or its words where they are known."""
+
+class Pair(NamedTuple):
+    """Two texts that are read together, such as a question and a passage; the tokenizer puts its tokens between them.
+
+    What is cut of a pair that is too long is what the tokenizer's own `truncation.strategy` says: `longest_first`, the
+    default, takes tokens from the longer of the two; `only_first` and `only_second` from that one alone.
+    """
+
+    first: str
+    second: str
+
+
+Text = str | Pair | Sequence[str]
+"""A text, a pair of texts, or the words of a text where they are known; a pair is always a `Pair`."""
+
+Side = Literal["right", "left"]
+"""The end of a text that is cut."""
 
 Tokens = dict[str, npt.NDArray[np.int64]]
 """Arrays [batch, tokens] by input name."""
 
 TOKENIZER_FILE = "tokenizer.json"
 
-_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
-"""Half of a surrogate pair: a Python string may hold one, UTF-8 may not."""
+MOST_CHARACTERS = 1_000_000
+"""The longest text that is made tokens: a longer one is a file that was meant to be many texts."""
+
+_OVERRIDDEN = ("truncation", "padding")
+"""The sections of a `tokenizer.json` whose lengths are not those of a base."""
+
+_NO_TEXT = re.compile("[\ud800-\udfff\0]")
+"""Half of a surrogate pair, which a Python string may hold and UTF-8 may not, and NUL, which ends a string in C."""
 
 _INPUTS: Mapping[str, Callable[[tokenizers.Encoding], list[int]]] = {
     "input_ids": lambda encoding: encoding.ids,
@@ -36,17 +62,59 @@ _INPUTS: Mapping[str, Callable[[tokenizers.Encoding], list[int]]] = {
 """What each input is made of; the names are those of Hugging Face models."""
 
 
-class Tokenizer:
-    """A tokenizer that cuts at the base's limit and pads to the longest text of a batch.
+def tokenizer_digest(text: str) -> str:
+    """The sha256 of a `tokenizer.json`, of what it says and not of its layout: 64 hexadecimal digits.
 
-    Whatever fixed length the file itself asks for is overridden; its padding token and the side on which it pads stay.
-    The library's tokenizer that is given is changed. Special tokens count among `max_tokens`.
+    It is that of the JSON document without its sections `truncation` and `padding`, which are overridden, with its keys
+    sorted, without blanks, in UTF-8. Two files of one digest give the same ids.
+
+    Raises:
+        BaseModelError: the text is no JSON object.
+    """
+    try:
+        document = json.loads(text)
+        kept = {key: value for key, value in document.items() if key not in _OVERRIDDEN}
+        data = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _no_tokenizer(error) from error
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text as tokens, not padded.
+
+    Attributes:
+        encoding: the library's encoding of what is left of the text.
+        found: how many tokens the whole text has, special tokens included.
+        places: of each token that is left, its place among those of the whole text.
+        margins: of each token, how many tokens of a window lie between it and the nearest edge behind which the text
+            goes on; none where the text is whole or cut.
+    """
+
+    encoding: tokenizers.Encoding
+    found: int
+    places: Sequence[int] = ()
+    margins: Sequence[int] = ()
+
+    @property
+    def cut(self) -> int:
+        """How many tokens of the text are not there."""
+        return self.found - len(self.encoding.ids)
+
+
+class Tokenizer:
+    """A tokenizer that cuts at the base's limit, or at one of each text, and pads to the longest text of a batch.
+
+    Whatever fixed length the file itself asks for is overridden; its padding token, the sides on which it pads and
+    cuts, and what it cuts of a pair stay. The library's tokenizer that is given is changed. Special tokens count among
+    `max_tokens`. Threads may share it. `digest` is the `tokenizer_digest` of its file, where it comes from one.
 
     Raises:
         BaseModelError: `max_tokens` leaves no room for text beside the special tokens.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, max_tokens: int) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, max_tokens: int, digest: str | None = None) -> None:
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= special:
             raise BaseModelError(
@@ -54,20 +122,28 @@ class Tokenizer:
                 found=f"at most {max_tokens}",
                 expected=f"more than the {special} special tokens",
             )
-        self.max_tokens = max_tokens
-        self._tokenizer = tokenizer
-        direction = (tokenizer.truncation or {}).get("direction", "right")
-        tokenizer.enable_truncation(max_tokens, direction=direction)
-        kept = tokenizer.padding or _padding_token(tokenizer)
-        names = ("direction", "pad_id", "pad_type_id", "pad_token")
-        tokenizer.enable_padding(**{name: kept[name] for name in names if name in kept})
+        self.max_tokens, self.digest = max_tokens, digest
+        cutting, kept = tokenizer.truncation or {}, tokenizer.padding or _padding_token(tokenizer)
+        self.side: Side = cutting.get("direction", "right")
+        self._strategy: str = cutting.get("strategy", "longest_first")
+        self._padding = {
+            name: kept[name] for name in ("direction", "pad_id", "pad_type_id", "pad_token") if name in kept
+        }
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._whole, self._lock = tokenizer, Lock()
 
     @classmethod
     def from_json(cls, text: str, max_tokens: int) -> Tokenizer:
-        """From the contents of a `tokenizer.json`; BaseModelError if they are no tokenizer."""
+        """From the contents of a `tokenizer.json`.
+
+        Raises:
+            BaseModelError: they are no tokenizer, or `max_tokens` leaves no room for text.
+            MissingExtraError: the tokenizers library is not installed.
+        """
         with _NamedErrors():
-            tokenizer = tokenizers.Tokenizer.from_str(text)
-        return cls(tokenizer, max_tokens)
+            tokenizer = _library().Tokenizer.from_str(text)
+        return cls(tokenizer, max_tokens, tokenizer_digest(text))
 
     @classmethod
     def from_folder(cls, path: Path | str, max_tokens: int) -> Tokenizer:
@@ -75,7 +151,7 @@ class Tokenizer:
 
         Raises:
             FileError: there is none, or it cannot be read.
-            BaseModelError: it is not a tokenizer, or `max_tokens` leaves no room for text.
+            BaseModelError, MissingExtraError: as `from_json`.
         """
         file = Path(path) / TOKENIZER_FILE
         try:
@@ -89,42 +165,109 @@ class Tokenizer:
             ) from error
         return cls.from_json(text, max_tokens)
 
-    def encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
-        """The library's encodings of texts or the words of each, cut at `max_tokens` and padded to the longest of them.
+    def encode(
+        self, texts: Sequence[Text], *, limits: Sequence[int | None] = (), sides: Sequence[Side] = ()
+    ) -> list[tokenizers.Encoding]:
+        """The library's encodings of texts, cut as `rows` cuts and padded to the longest of them.
 
         Of words, `word_ids` of an encoding counts these words.
 
         Raises:
-            RequestError: there is no text, or one of them is no Unicode text.
+            RequestError: as `rows`.
         """
-        if isinstance(texts, str) or not texts:
-            raise RequestError("no texts", found=repr(texts), expected="a list of at least one text")
-        are_words = isinstance(texts[0], list | tuple)
-        for index, text in enumerate(texts):
-            for piece in text if are_words and isinstance(text, list | tuple) else [text]:
-                if not isinstance(piece, str) or _HALF_A_PAIR.search(piece):
-                    found = f"{piece!a}"
-                    raise RequestError("is no Unicode text", where=f"text {index}", found=found, expected="a string")
-        return list(self._tokenizer.encode_batch(list(texts), is_pretokenized=are_words))
+        return self.padded([row.encoding for row in self.rows(texts, limits=limits, sides=sides)])
 
-    def batch(self, texts: Sequence[Text], input_names: Sequence[str]) -> Tokens:
-        """Token arrays, int64 [batch, tokens], for the inputs of a base, of texts or the words of each.
+    def batch(
+        self,
+        texts: Sequence[Text],
+        input_names: Sequence[str],
+        *,
+        limits: Sequence[int | None] = (),
+        sides: Sequence[Side] = (),
+    ) -> Tokens:
+        """Token arrays, int64 [batch, tokens], for the inputs of a base, of texts cut as `rows` cuts.
 
         The inputs may be `input_ids`, `attention_mask` and `token_type_ids`.
 
         Raises:
-            RequestError: an input that text cannot fill, no text, a text without tokens, or texts of different lengths
-                for a base that takes no mask and would read padding as text.
+            RequestError: as `rows` and `arrays`.
         """
-        unknown = [name for name in input_names if name not in _INPUTS]
-        if unknown:
+        check_inputs(input_names)
+        return self.arrays([row.encoding for row in self.rows(texts, limits=limits, sides=sides)], input_names)
+
+    def rows(
+        self, texts: Sequence[Text], *, limits: Sequence[int | None] = (), sides: Sequence[Side] = ()
+    ) -> list[EncodedText]:
+        """Encode texts, pairs or the words of each, each cut at its own limit; not padded.
+
+        Args:
+            texts: at least one. All are words, or none is.
+            limits: the most tokens of each; none, or no limits at all, is `max_tokens`, which none exceeds.
+            sides: where each is cut; without them, where the tokenizer's file says.
+
+        Raises:
+            RequestError: there is no text, one of them is no Unicode text, has more than `MOST_CHARACTERS`, or cannot
+                be cut to its limit.
+        """
+        whole = self._encode(texts)
+        rows = [EncodedText(encoding, len(encoding.ids), range(len(encoding.ids))) for encoding in whole]
+        for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
+            limit = self._limit(limits[index] if limits else None, text, index)
+            if row.found > limit:
+                rows[index] = self._cut(text, row, limit, sides[index] if sides else self.side, index)
+        return rows
+
+    def windows(self, text: Text, limit: int | None = None, stride: int | None = None) -> list[EncodedText]:
+        """Encode a text of any length as windows that overlap, from its beginning to its end; not padded.
+
+        Of a pair, the second text is cut into windows, and the first stands in each of them.
+
+        Args:
+            text: a text, a pair, or words.
+            limit: the most tokens of a window; `max_tokens`, which it does not exceed, if not given.
+            stride: how many tokens two neighbours share (`stride` of the tokenizers library); a quarter of what a
+                window holds of the text, if not given.
+
+        Raises:
+            RequestError: as `rows`; or the stride leaves nothing new for a window, or the first text no room.
+        """
+        (whole,) = self._encode([text])
+        limit, found = self._limit(limit, text, 0), len(whole.ids)
+        places = [place for place, part in enumerate(whole.sequence_ids) if part == int(isinstance(text, Pair))]
+        room = limit - (found - len(places))
+        if found <= limit:
+            return [EncodedText(whole, found, range(found))]
+        if room < 1:
+            raise _no_room(0, f"{found - len(places)} tokens beside the second text", f"fewer than {limit}")
+        stride = room // 4 if stride is None else stride
+        if not 0 <= stride < room:
             raise RequestError(
-                "the base has inputs that text cannot fill",
-                found=", ".join(f"`{name}`" for name in unknown),
-                expected=f"only {', '.join(f'`{name}`' for name in _INPUTS)}",
-                fix="give arrays for all inputs instead of text",
+                "windows that share so many tokens do not move on",
+                found=f"`stride` {stride}",
+                expected=f"0 to {room - 1}, as a window holds {room} tokens of the text",
             )
-        encodings = self.encode(texts)
+        strategy = "only_second" if isinstance(text, Pair) else "longest_first"
+        first = self._truncated(text, limit, "right", strategy, stride)
+        return [
+            _window(window, whole, places, start=number * (room - stride))
+            for number, window in enumerate([first, *first.overflowing])
+        ]
+
+    def padded(self, encodings: Sequence[tokenizers.Encoding]) -> list[tokenizers.Encoding]:
+        """Pad encodings, in their place, to the longest of them."""
+        longest = max(len(encoding.ids) for encoding in encodings)
+        for encoding in encodings:
+            encoding.pad(longest, **self._padding)
+        return list(encodings)
+
+    def arrays(self, encodings: Sequence[tokenizers.Encoding], input_names: Sequence[str]) -> Tokens:
+        """Token arrays, int64 [batch, tokens], of encodings, padded to the longest of them.
+
+        Raises:
+            RequestError: an input that text cannot fill, a text without tokens, or texts of different lengths for a
+                base that takes no mask and would read padding as text.
+        """
+        check_inputs(input_names)
         lengths = [sum(encoding.attention_mask) for encoding in encodings]
         if 0 in lengths:
             raise RequestError(
@@ -140,7 +283,108 @@ class Tokenizer:
                 expected="one length",
                 fix="run the texts one by one",
             )
-        return {name: np.array([_INPUTS[name](encoding) for encoding in encodings], np.int64) for name in input_names}
+        padded = self.padded(encodings)
+        return {name: np.array([_INPUTS[name](encoding) for encoding in padded], np.int64) for name in input_names}
+
+    def _encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
+        if isinstance(texts, str | Pair) or not texts:
+            raise RequestError("no texts", found=f"{texts!a}", expected="a list of at least one text")
+        are_words = _is_words(texts[0])
+        for index, text in enumerate(texts):
+            _check_text(text, are_words, index)
+        return list(self._whole.encode_batch(list(texts), is_pretokenized=are_words))
+
+    def _limit(self, limit: int | None, text: Text, index: int) -> int:
+        limit = self.max_tokens if limit is None else min(limit, self.max_tokens)
+        special = self._whole.num_special_tokens_to_add(is_pair=isinstance(text, Pair))
+        if limit <= special:
+            raise _no_room(index, f"at most {limit} tokens", f"more than the {special} special tokens")
+        return limit
+
+    def _cut(self, text: Text, row: EncodedText, limit: int, side: Side, index: int) -> EncodedText:
+        strategy, excess = "longest_first", row.found - limit
+        if isinstance(text, Pair):
+            strategy = self._strategy
+            part = {"only_first": 0, "only_second": 1}.get(strategy)
+            if part is not None and row.encoding.sequence_ids.count(part) <= excess:
+                found = f"{row.found} tokens, {row.encoding.sequence_ids.count(part)} of them of the text that is cut"
+                raise _no_room(index, found, f"at most {limit}, where `{strategy}` is cut")
+        return EncodedText(self._truncated(text, limit, side, strategy), row.found)
+
+    def _truncated(self, text: Text, limit: int, side: Side, strategy: str, stride: int = 0) -> tokenizers.Encoding:
+        """Cut by the library, whose limit is a state of its tokenizer, so that there is one for this alone."""
+        with self._lock:
+            self._cutter.enable_truncation(limit, stride=stride, strategy=strategy, direction=side)
+            return self._cutter.encode_batch([text], is_pretokenized=_is_words(text))[0]
+
+    @cached_property
+    def _cutter(self) -> tokenizers.Tokenizer:
+        copy: tokenizers.Tokenizer = _library().Tokenizer.from_str(self._whole.to_str())
+        return copy
+
+
+def _library() -> Any:
+    """The tokenizers library, which only those who give texts need."""
+    try:
+        return importlib.import_module("tokenizers")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("tokenizers", extra="text", needed_for="turning text into tokens") from error
+
+
+def check_inputs(names: Iterable[str]) -> None:
+    """Raise RequestError for inputs of a base that text cannot fill."""
+    unknown = [name for name in names if name not in _INPUTS]
+    if unknown:
+        raise RequestError(
+            "the base has inputs that text cannot fill",
+            found=", ".join(f"`{name}`" for name in unknown),
+            expected=f"only {', '.join(f'`{name}`' for name in _INPUTS)}",
+            fix="give arrays for all inputs instead of text",
+        )
+
+
+def _is_words(text: Text) -> bool:
+    return isinstance(text, list | tuple) and not isinstance(text, Pair)
+
+
+def _check_text(text: Text, are_words: bool, index: int) -> None:
+    where, pieces = f"text {index}", text if isinstance(text, Pair) or (are_words and _is_words(text)) else [text]
+    for piece in pieces:
+        if not isinstance(piece, str):
+            raise RequestError("is no text", where=where, found=f"{piece!a}", expected="a string")
+        if len(piece) > MOST_CHARACTERS:
+            raise RequestError(
+                "is longer than any text",
+                where=where,
+                found=f"{len(piece):,} characters",
+                expected=f"at most {MOST_CHARACTERS:,}",
+                fix="cut it into texts",
+            )
+        wrong = _NO_TEXT.search(piece)
+        if wrong:
+            raise RequestError(
+                "is no Unicode text",
+                where=where,
+                found=f"{'NUL' if wrong[0] == chr(0) else 'half of a surrogate pair'} at character {wrong.start()}",
+                expected="a string without it",
+            )
+
+
+def _window(window: tokenizers.Encoding, whole: tokenizers.Encoding, places: Sequence[int], start: int) -> EncodedText:
+    """Find the tokens of a window, which holds some of those at `places` from the one of number `start` on."""
+    count = len(window.ids) - (len(whole.ids) - len(places))
+    held = places[start : start + count]
+    before = places[0]
+    found = [*range(before), *held, *range(places[-1] + 1, len(whole.ids))]
+    assert [whole.ids[place] for place in found] == window.ids
+    left = [len(places) if start == 0 else number for number in range(count)]
+    right = [len(places) if held[-1] == places[-1] else count - 1 - number for number in range(count)]
+    margins = [*[0] * before, *map(min, left, right), *[0] * (len(whole.ids) - 1 - places[-1])]
+    return EncodedText(window, len(whole.ids), found, margins)
+
+
+def _no_room(index: int, found: str, expected: str) -> RequestError:
+    return RequestError("the limit leaves no room for the text", where=f"text {index}", found=found, expected=expected)
 
 
 def _padding_token(tokenizer: tokenizers.Tokenizer) -> dict[str, int | str]:
@@ -149,6 +393,16 @@ def _padding_token(tokenizer: tokenizers.Tokenizer) -> dict[str, int | str]:
         if token.special and token.content.strip("[]<>|").lower() == "pad":
             return {"pad_id": number, "pad_token": token.content}
     return {"pad_id": 0}
+
+
+def _no_tokenizer(reason: object) -> BaseModelError:
+    return BaseModelError(
+        "is not a tokenizer",
+        where=f"`{TOKENIZER_FILE}`",
+        found=reason,
+        expected="a `tokenizer.json` of the tokenizers library",
+        fix="save it again with `tokenizer.save_pretrained(folder)`",
+    )
 
 
 class _NamedErrors:
@@ -161,10 +415,4 @@ class _NamedErrors:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is Exception or kind is UnicodeEncodeError:
-            raise BaseModelError(
-                "is not a tokenizer",
-                where=f"`{TOKENIZER_FILE}`",
-                found=error,
-                expected="a `tokenizer.json` of the tokenizers library",
-                fix="save it again with `tokenizer.save_pretrained(folder)`",
-            ) from error
+            raise _no_tokenizer(error) from error

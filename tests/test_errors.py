@@ -5,10 +5,22 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from adapter_export.errors import AdapterExportError, Note, OutputExistsError, argument, command, within, worded
+from adapter_export.errors import (
+    MOST_CHARACTERS,
+    AdapterExportError,
+    Face,
+    FormatError,
+    Note,
+    OutputExistsError,
+    argument,
+    command,
+    within,
+    worded,
+)
 
 PACKAGE = Path(__file__).parents[1] / "adapter_export"
 
@@ -75,3 +87,21 @@ def _options(tree: ast.Module) -> list[tuple[int, str]]:
     texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     named = [node for node in texts if id(node) not in exempt and re.search(r"`--|(?<!install )--[a-z]", node.value)]
     return [(node.lineno, node.value) for node in named]
+
+
+@pytest.mark.parametrize("name", ["what", "where", "found", "expected", "fix"])
+def test_no_message_is_longer_than_its_bound(name: str) -> None:
+    facts: dict[str, Any] = {"what": "is wrong", "where": "a.json", "found": "this", "expected": "that", "fix": "do it"}
+    long = "".join(f"{number} {argument('force', True)} " for number in range(200_000))
+    facts[name] = f"begins {long}"
+    error = FormatError(**facts)
+    with pytest.raises(FormatError) as caught, within("p" * 5000):
+        raise error
+    for face in get_args(Face):
+        for text in (caught.value.sentence(face), *caught.value.facts(face).values()):
+            assert len(text) <= MOST_CHARACTERS
+            assert not re.search("[\ue000-\ue002]", text)
+        assert caught.value.facts(face)[name].startswith(("begins 0 `", "p" * 50, "Begins"))
+        assert re.search(r"… \([0-9,]+ characters\)", caught.value.facts(face)[name])
+        for other in facts.keys() - {name, "where"}:
+            assert caught.value.facts(face)[other] == facts[other]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adapter_export.errors import BaseModelError, FileError, RequestError
-from adapter_export.text import Tokenizer
+from adapter_export.text import MOST_CHARACTERS, Pair, Text, Tokenizer, tokenizer_digest
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 BATCHES = {
@@ -21,7 +25,7 @@ BATCHES = {
     "different lengths": ["short", "a somewhat longer sentence, with punctuation!", "mid length here"],
     "empty among others": ["", "not empty"],
     "empty alone": [""],
-    "unknown letters": ["naïve 日本語 🙂 ﬁ\u200b\x00", "tab\tand\nnewline"],
+    "unknown letters": ["naïve 日本語 🙂 ﬁ\u200b\x01", "tab\tand\nnewline"],
     "longer than the limit": ["word " * 700, "short"],
 }
 
@@ -46,6 +50,140 @@ def test_equals_transformers(
     for name in NAMES:
         assert found[name].dtype == np.int64
         np.testing.assert_array_equal(found[name], expected[name])
+
+
+PAIRS = [
+    Pair("Who wrote it?", "Goethe wrote Faust in sixty years."),
+    Pair("", "no first"),
+    Pair("word " * 40, "and " * 90),
+    Pair("short", "and " * 90),
+    Pair("word " * 90, "short"),
+]
+
+
+@pytest.mark.parametrize("limit", [5, 16, 64, 512])
+@pytest.mark.parametrize("strategy", ["longest_first", "only_first", "only_second"])
+def test_pairs_equal_transformers(
+    minilm_folder: Path, theirs: PreTrainedTokenizerBase, limit: int, strategy: str
+) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(minilm_folder / "tokenizer.json"))
+    tokenizer.enable_truncation(8, strategy=strategy)
+    ours = Tokenizer(tokenizer, limit)
+    for pair in PAIRS:
+        expected: Any = None
+        with suppress(Exception):  # the library has no class of its own for what it cannot cut
+            expected = theirs(*pair, truncation=strategy, max_length=limit, return_tensors="np")
+        if expected is None:
+            with pytest.raises(RequestError, match=f"text 0: the limit leaves no room.*`{strategy}` is cut"):
+                ours.batch([pair], NAMES)
+            continue
+        found = ours.batch([pair], NAMES)
+        for name in NAMES:
+            np.testing.assert_array_equal(found[name], expected[name])
+    fitting = PAIRS[:2]
+    expected = theirs([pair.first for pair in fitting], [pair.second for pair in fitting], padding=True)
+    found = Tokenizer.from_folder(minilm_folder, 64).batch(fitting, NAMES)
+    for name in NAMES:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_each_row_has_its_own_limit_and_side(minilm_folder: Path, ours: Tokenizer, side: Literal["right"]) -> None:
+    texts: list[Text] = ["a b c d e f g h", "a b c d e f g h", Pair("a b c d", "e f g"), "a"]
+    limits = [5, None, 8, 3]
+    found = ours.rows(texts, limits=limits, sides=[side] * 4)
+    cutting = AutoTokenizer.from_pretrained(minilm_folder, truncation_side=side)
+    for text, limit, row in zip(texts, limits, found, strict=True):
+        parts = text if isinstance(text, Pair) else (text,)
+        whole = cutting(*parts)["input_ids"]
+        assert row.encoding.ids == cutting(*parts, truncation=True, max_length=limit or 512)["input_ids"]
+        assert (row.found, row.cut) == (len(whole), len(whole) - len(row.encoding.ids))
+    assert [row.cut for row in found] == [5, 0, 2, 0]
+    assert ours.batch(texts, NAMES, limits=[4] * 4, sides=[side] * 4)["input_ids"].shape == (4, 4)
+
+
+def test_no_row_has_more_than_the_base_takes(minilm_folder: Path) -> None:
+    ours = Tokenizer.from_folder(minilm_folder, 8)
+    assert len(ours.rows(["word " * 20], limits=[512])[0].encoding.ids) == 8
+
+
+def test_a_pair_needs_room_for_its_own_special_tokens(minilm_folder: Path) -> None:
+    ours = Tokenizer.from_folder(minilm_folder, 3)
+    assert ours.batch(["one two"], ["input_ids"])["input_ids"].shape == (1, 3)
+    with pytest.raises(RequestError, match=r"text 1: .*at most 3 tokens; expected more than the 3 special tokens"):
+        ours.rows(["one", Pair("one", "two")])
+    with pytest.raises(RequestError, match=r"text 0: .*at most 2 tokens"):
+        ours.rows(["one"], limits=[2])
+
+
+@pytest.mark.parametrize(("limit", "stride"), [(10, 0), (10, 3), (10, 7), (11, None), (40, None)])
+@pytest.mark.parametrize("pair", [False, True])
+def test_windows_hold_every_token(ours: Tokenizer, limit: int, stride: int | None, pair: bool) -> None:
+    passage = " ".join(f"word{number}" for number in range(20))
+    text: Text = Pair("who?", passage) if pair else passage
+    if pair:
+        limit += 3
+    (whole,) = ours.rows([text])
+    windows = ours.windows(text, limit, stride)
+    assert len(windows) > 1 or limit > 40
+    seen: dict[int, int] = {}
+    for window in windows:
+        assert len(window.encoding.ids) <= limit
+        assert window.encoding.ids == [whole.encoding.ids[place] for place in window.places]
+        assert window.encoding.offsets == [whole.encoding.offsets[place] for place in window.places]
+        for place, margin in zip(window.places, window.margins, strict=True):
+            seen[place] = max(seen.get(place, 0), margin)
+    assert sorted(seen) == list(range(whole.found))
+    part = [place for place, sequence in enumerate(whole.encoding.sequence_ids) if sequence == int(pair)]
+    room = limit - (whole.found - len(part))
+    shared = room // 4 if stride is None else stride
+    assert all(seen[place] >= (shared - 1) // 2 for place in part)
+    assert [window.places[part[0]] - part[0] for window in windows] == [
+        number * (room - shared) for number in range(len(windows))
+    ]
+
+
+def test_a_text_that_fits_is_one_window(ours: Tokenizer) -> None:
+    (window,) = ours.windows("a short text", 64, 8)
+    assert (window.encoding.ids, window.cut) == (ours.encode(["a short text"])[0].ids, 0)
+
+
+def test_windows_that_do_not_move_on_are_refused(ours: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="found `stride` 8; expected 0 to 7"):
+        ours.windows("word " * 40, 10, 8)
+    with pytest.raises(RequestError, match="found 14 tokens beside the second text; expected fewer than 14"):
+        ours.windows(Pair("word " * 11, "and " * 11), 14, 2)
+
+
+def test_the_digest_is_of_what_the_file_says(minilm_folder: Path) -> None:
+    text = (minilm_folder / "tokenizer.json").read_text(encoding="utf-8")
+    document = json.loads(text)
+    assert tokenizer_digest(text) == Tokenizer.from_json(text, 8).digest
+    other = dict(reversed(document.items())) | {"truncation": None, "padding": None}
+    assert tokenizer_digest(json.dumps(other, indent=3)) == tokenizer_digest(text)
+    document["normalizer"]["lowercase"] = False
+    assert tokenizer_digest(json.dumps(document)) != tokenizer_digest(text)
+    for wrong in ("", "[]", "3", '{"a": "\\ud800"}'):
+        with pytest.raises(BaseModelError, match="is not a tokenizer"):
+            tokenizer_digest(wrong)
+
+
+@pytest.mark.parametrize("piece", ["x" * (MOST_CHARACTERS + 1), "é" * 2_500_000, "\ud83d" * 900_000, "a\0" * 400_000])
+def test_a_text_that_is_none_is_one_short_sentence(ours: Tokenizer, piece: str) -> None:
+    for text in (piece, Pair("a", piece), Pair(piece, "a")):
+        start = time.monotonic()
+        with pytest.raises(RequestError, match="text 1: is ") as caught:
+            ours.batch(["fine", text], NAMES)
+        assert time.monotonic() - start < 1
+        assert len(str(caught.value)) < 200
+
+
+def test_threads_share_a_tokenizer(ours: Tokenizer) -> None:
+    text = " ".join(f"w{number}" for number in range(300))
+    limits = [4 + number % 60 for number in range(120)]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda limit: len(ours.rows([text], limits=[limit])[0].encoding.ids), limits))
+    assert found == limits
 
 
 def test_pads_to_the_longest_and_not_to_the_length_in_the_file(minilm_folder: Path, ours: Tokenizer) -> None:
@@ -131,7 +269,7 @@ def test_refuses_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 def test_says_which_extra_brings_the_library() -> None:
-    code = "import sys; sys.modules['tokenizers'] = None; import adapter_export.text"
+    code = "import sys; sys.modules['tokenizers'] = None; import adapter_export.text as t; t.Tokenizer.from_json('', 8)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingExtraError" in found.stderr
     assert "pip install 'adapter-export[text]'" in found.stderr
