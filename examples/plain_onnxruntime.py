@@ -107,7 +107,7 @@ def classify(bundle: PlainBundle, text: str) -> None:
     inputs = tokenize(bundle, text)
     print(text)
     for record in bundle.manifest["adapters"]:
-        if record["task"] == "sequence_classification":
+        if record["task"] == "single_label":
             logits = bundle.run(inputs, record["name"])[record["output"]][0]
             probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
             best = int(probabilities.argmax())

@@ -87,6 +87,7 @@ def _object(kind: type, definitions: dict[str, Schema]) -> Schema:
         "properties": properties,
         **({"required": needed} if needed else {}),
         **({"anyOf": [{"required": [key]} for key in either]} if either else {}),
+        **getattr(kind, "SCHEMA_RULES", {}),
         "additionalProperties": False,
     }
 

@@ -16,7 +16,7 @@ from adapter_export.api.kinds import PackedOptions, kind_names, own_options, pla
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import AdapterError, FileError, Note, UsageError, argument, command, worded
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.graph.tasks import DEFAULT_TASK, Task
+from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -239,7 +239,7 @@ def pack(
     pooling: Annotated[
         Literal["mean", "first"], "What the head reads: the mean over the tokens, or the first token."
     ] = "mean",
-    task: Annotated[Task | None, f"What the head is for, if there is one.  [default: {DEFAULT_TASK}]"] = None,
+    task: Annotated[ProblemType | None, f"What the head answers, if there is one.  [default: {DEFAULT_TYPE}]"] = None,
     head_activation: Annotated[
         str, Option("The function behind each of its dense layers.", choices=ACTIVATIONS)
     ] = "tanh",

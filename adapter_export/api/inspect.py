@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adapter_export.api.base import FORM_NAMES, Base, PathLike, open_base
 from adapter_export.errors import command
 from adapter_export.graph.graph import Cost, cost
+from adapter_export.graph.tasks import Task
 from adapter_export.sites.site import SUBLAYERS
 from adapter_export.tables import Table, size
 
@@ -118,8 +119,8 @@ def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
             adapter.kind,
             f"{adapter.parameters:,}",
             size(sizes[adapter.onnx_adapter]),
-            _task_name(adapter.task),
-            _label_list(adapter.labels),
+            _task_name(adapter.task, has_head=adapter.output is not None),
+            _label_list(None if adapter.task is None else adapter.task.labels),
             "yes" if adapter.base == manifest.base else "no",
         )
         for adapter in manifest.adapters
@@ -207,8 +208,7 @@ def _adapter(adapter: Adapter, path: Path | None) -> Inspection:
         "name": adapter.name,
         "kind": adapter.kind,
         "base": adapter.base,
-        "task": None if head is None else head.task,
-        "labels": None if head is None else list(head.labels) or None,
+        "task": None if head is None or head.task is None else head.task.document(),
         "cost": asdict(adapter.cost()),
         "parts": components,
         "training": dict(adapter.training),
@@ -236,7 +236,7 @@ def _adapter_tables(adapter: Adapter) -> Iterator[Table]:
     labels = () if adapter.head is None else adapter.head.labels
     facts = [
         ("base", _short(adapter.base)),
-        ("task", _task_name(None if adapter.head is None else adapter.head.task)),
+        ("task", _task_name(None if adapter.head is None else adapter.head.task, has_head=adapter.head is not None)),
         ("labels", _label_list(labels, many=len(labels))),
         ("size", size(adapter.cost().bytes)),
     ]
@@ -297,8 +297,8 @@ def _axes(lengths: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, lengths))}]"
 
 
-def _task_name(task: str | None) -> str:
-    return "no head" if task is None else task.replace("_", " ")
+def _task_name(task: Task | None, *, has_head: bool) -> str:
+    return ("not known" if has_head else "no head") if task is None else task.type.replace("_", " ")
 
 
 def _label_list(labels: Sequence[str] | None, many: int = _MANY_LABELS) -> str:

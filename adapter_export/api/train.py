@@ -15,7 +15,7 @@ from adapter_export.api.kinds import KindOptions, at_least_1, kind_names, make_k
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.graph.tasks import DEFAULT_TASK, LABELLED, TASKS, Task
+from adapter_export.graph.tasks import DEFAULT_TYPE, LABELLED, PROBLEM_TYPES, TOKEN_TYPES, ProblemType
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -47,9 +47,9 @@ class TaskOptions(TypedDict, total=False):
     """What is learnt, and by what head."""
 
     task: Annotated[
-        Task,
+        ProblemType,
         "What to learn: the label of a text, of each of its words, numbers, or vectors near for equal labels.  "
-        f"[default: {DEFAULT_TASK}]",
+        f"[default: {DEFAULT_TYPE}]",
     ]
     pooling: Annotated[
         Literal["mean", "first"], "What the head reads: the mean over the tokens, or the first token.  [default: mean]"
@@ -186,7 +186,7 @@ def train(
     _check_no_cache(opened)
     held_out = (0.1 if validation is None else validation) if validation_data is None else Path(validation_data)
     tested = None if test_data is None else Path(test_data)
-    files = TaskFiles(Path(data), held_out, tested, text, label, skip_incomplete, given.get("task", DEFAULT_TASK))
+    files = TaskFiles(Path(data), held_out, tested, text, label, skip_incomplete, given.get("task", DEFAULT_TYPE))
     names = tuple(record.name for record in opened.inputs)
     rows = read_task(files, _tokenizer(opened, tokenizer, max_tokens), names, settings.seed)
     tell(rows.notes, on_note)
@@ -329,12 +329,13 @@ def _check_call(given: Mapping[str, Any], **apart: Any) -> None:
 
 def _check_head(given: Mapping[str, Any]) -> None:
     """Refuse options that do not go with the task or with the other options of the head."""
-    task, layers = given.get("task", DEFAULT_TASK), given.get("head_layers", 0)
-    if task not in TASKS:
-        raise UsageError("unknown task", found=f"`{task}`", expected=", ".join(f"`{name}`" for name in TASKS))
+    task, layers = given.get("task", DEFAULT_TYPE), given.get("head_layers", 0)
+    if task not in PROBLEM_TYPES:
+        expected = ", ".join(f"`{name}`" for name in PROBLEM_TYPES)
+        raise UsageError("unknown problem type", found=f"`{task}`", expected=expected)
     unfit = [] if layers else ["head_width", "head_activation"]
     unfit += [] if task == "embedding" else ["vector_width", "l2_normalise"]
-    unfit += ["pooling"] if task == "token_classification" else []
+    unfit += ["pooling"] if task in TOKEN_TYPES else []
     for option in unfit:
         if option in given:
             raise UsageError(

@@ -16,7 +16,7 @@ from adapter_export.bundle.prove import prove_new
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, model_version
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
-from adapter_export.format.files import new_folder, read_bytes, sha256_of
+from adapter_export.format.files import new_folder, read_bytes, sha256_of, tokenizer_digest
 from adapter_export.format.manifest import BankRecord, Flavour, Manifest, OutputRecord, SiteRecord, TextRecord
 from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
 from adapter_export.graph.adapter import Adapter
@@ -103,7 +103,7 @@ def build_bundle(
         text = None
         if tokenizer is not None and max_tokens is not None:
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8", newline="")
-            text = TextRecord(TOKENIZER_FILE, max_tokens)
+            text = TextRecord(TOKENIZER_FILE, tokenizer_digest(tokenizer), max_tokens)
         _keep(kept or {}, folder)
         heads, computing = {head.output for head in writer.heads}, numerics(model)
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in model.graph.outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import weighted_members
+from adapter_export.graph.tasks import Task
 from adapter_export.numerics.budget import Extent, extent
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.base.base import Numerics, numerics
@@ -201,10 +202,9 @@ def read_source(folder: Path, record: AdapterRecord) -> Adapter:
         AdapterError: it is not the one that the manifest describes.
     """
     adapter = read_adapter(folder / record.source)
-    labels = None if adapter.head is None else adapter.head.labels or None
     task = None if adapter.head is None else adapter.head.task
     facts: list[tuple[str, object, object]] = [("base", adapter.base, record.base)]
-    facts += [("task", task, record.task), ("labels", labels, record.labels)]
+    facts += task_facts(task, record.task)
     if record.mix is not None:  # which column weighs which member: no number would tell
         facts.append(("order of members", weighted_members(adapter), record.mix.members))
     for what, found, expected in facts:
@@ -217,6 +217,14 @@ def read_source(folder: Path, record: AdapterRecord) -> Adapter:
                 fix="build the bundle again",
             )
     return adapter
+
+
+def task_facts(found: Task | None, expected: Task | None) -> list[tuple[str, object, object]]:
+    """Return what two task records say, key by key, where both are there; else the two themselves."""
+    if found is None or expected is None:
+        return [("task", found, expected)]
+    names = {field.name: "labels" if field.name == "labels" else f"{field.name} in its task" for field in fields(Task)}
+    return [(said, getattr(found, name), getattr(expected, name)) for name, said in names.items()]
 
 
 @dataclass(frozen=True)

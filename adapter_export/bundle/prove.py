@@ -32,7 +32,7 @@ from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.sites import SiteProbe
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
 from adapter_export.format.check_report import ComparisonRecord, Form, InvariantRecord, OutputRecord, SiteRecord, Split
-from adapter_export.graph.tasks import LABELLED
+from adapter_export.graph.tasks import is_classified
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import DRAWS, Arrays, Runner
 from adapter_export.runtime.bank import MASK_BELOW
@@ -224,7 +224,7 @@ def compare_outputs(
     """
     case, record = golden.cases[at], None if golden.adapter is None else graph.bundle.record(golden.adapter)
     logits = {"logits"} & set(graph.bundle.base_outputs)
-    logits |= {record.output or ""} if record is not None and record.task in LABELLED else set()
+    logits |= {record.output or ""} if record is not None and is_classified(record.task) else set()
 
     def result(output: str, part: Split, comparison: ComparisonRecord) -> OutputRecord:
         return OutputRecord(

@@ -92,7 +92,6 @@ class BundleWriter:
         return AdapterRecord(
             name=adapter.name,
             kind=adapter.kind,
-            labels=None if adapter.head is None else adapter.head.labels or None,
             parameters=adapter.cost().parameters,
             onnx_adapter=f"{source}.onnx_adapter",
             safetensors=f"{source}.safetensors",

@@ -42,13 +42,12 @@ def report_adapter(
             "kind": adapter.kind,
             "parameters": parameters,
             "sites": list(adapter.placements),
-            "task": None if head is None else head.task,
-            "labels": None if head is None else list(head.labels) or None,
+            "task": None if head is None or head.task is None else head.task.document(),
             "notes": list(notes),
         }
-        emit_json({**document, **(facts or {})})
+        emit_json({**(facts or {}), **document})
         return
-    with_head = "" if head is None else f", a head for {head.task.replace('_', ' ')}"
+    with_head = "" if head is None else ", a head" if head.task is None else f", a head for `{head.task.type}`"
     places = f"{len(adapter.placements)} sites{with_head}"
     say(f"wrote {output}: `{adapter.name}`, {adapter.kind}, {places}, {parameters:,} parameters.")
     say(f"Next: adapter-export build MODEL --adapters {output} -o bundle")

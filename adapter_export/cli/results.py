@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from adapter_export.cli.output import emit_json, show
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import Session
-from adapter_export.runtime.answers import Prediction, own_classes, predict
+from adapter_export.runtime.answers import Answer, LabelSet, Prediction, Score, Span, TokenLabels, answer, own_classes
+from adapter_export.runtime.answers import document as answer_document
 from adapter_export.tables import Table
 
 _FEW = 3
@@ -31,11 +32,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Head:
-    """The adapter that a row ran through (none is the base alone), its task and classes, and its output, if any."""
+    """The adapter that a row ran through (none is the base alone), its task and its output, if any."""
 
     adapter: str | None
     task: Task | None
-    labels: tuple[str, ...]
     output: str | None
 
     def result(
@@ -51,8 +51,8 @@ class Head:
 def head_of(session: Session, adapter: str | None) -> Head:
     """Return what the result of an adapter means; one that is not loaded is a `RequestError`."""
     if adapter is None:
-        return Head(None, None, (), None)
-    return Head(adapter, session.task(adapter), session.labels(adapter) or (), session.output(adapter))
+        return Head(None, None, None)
+    return Head(adapter, session.task(adapter), session.output(adapter))
 
 
 @dataclass(frozen=True)
@@ -70,40 +70,38 @@ class Result:
         assert self.head.output is not None  # a task has one
         return self.outputs[self.head.output]
 
-    def classes(self) -> Prediction:
-        """Return the classes of the row."""
-        return predict(self.values[None], self.head.labels)[0]
+    @property
+    def type(self) -> ProblemType | None:
+        """The problem type of its adapter's task; none without a task."""
+        return None if self.head.task is None else self.head.task.type
 
-    def token_classes(self) -> list[tuple[Token, Prediction]]:
-        """Return the classes of its tokens."""
+    def answer(self) -> Answer:
+        """Return what the adapter says of the row, of its real tokens where it has an answer for each."""
+        assert self.head.task is not None  # as callers have seen
         places = [token.place for token in self.tokens]
-        return list(zip(self.tokens, predict(self.values[places], self.head.labels), strict=True))
+        values = self.values[places] if self.values.ndim == 2 else self.values
+        return answer(self.head.task, values)
 
 
 def facts(result: Result) -> dict[str, Any]:
-    """Return a row as data: its text and its result."""
+    """Return a row as data: its text and its answer, or without a task a summary of its outputs."""
     found: dict[str, Any] = {"text": result.name}
-    match result.head.task:
-        case "sequence_classification":
-            return found | _class_facts(result.classes())
-        case "token_classification":
-            tokens = []
-            for token, one in result.token_classes():
-                span = {} if token.span is None else {"start": token.span[0], "end": token.span[1]}
-                tokens.append({"token": token.text, **span, **_class_facts(one)})
-            return found | {"tokens": tokens}
-        case "regression":
-            return found | {"numbers": result.values.tolist()}
-        case "embedding":
-            return found | {"vector": result.values.tolist()}
-        case None:
-            return found | {"outputs": list(_summaries(result.outputs))}
+    if result.head.task is None:
+        return found | {"outputs": list(_summaries(result.outputs))}
+    said = result.answer()
+    if not isinstance(said, TokenLabels):
+        return found | answer_document(said)
+    tokens = []
+    for token, one in zip(result.tokens, said.tokens, strict=True):
+        span = {} if token.span is None else {"start": token.span[0], "end": token.span[1]}
+        tokens.append({"token": token.text, **span, **({} if one is None else answer_document(one))})
+    return found | {"tokens": tokens}
 
 
 def full_facts(result: Result) -> dict[str, Any]:
     """Return a row as data with its adapter and its task."""
     found = facts(result)
-    return {"text": found.pop("text"), "adapter": result.head.adapter, "task": result.head.task, **found}
+    return {"text": found.pop("text"), "adapter": result.head.adapter, "task": result.type, **found}
 
 
 def document(results: Sequence[Result]) -> dict[str, Any]:
@@ -111,12 +109,9 @@ def document(results: Sequence[Result]) -> dict[str, Any]:
     heads = list(dict.fromkeys(result.head for result in results))
     if len(heads) > 1:
         return {"adapters": [head.adapter for head in heads], "rows": [full_facts(result) for result in results]}
-    key = "vectors" if heads[0].task == "embedding" else "predictions"
-    return {"adapter": heads[0].adapter, "task": heads[0].task, key: [facts(result) for result in results]}
-
-
-def _class_facts(one: Prediction) -> dict[str, Any]:
-    return {"label": one.label, "probability": one.probability, "probabilities": dict(one.probabilities)}
+    problem = results[0].type
+    key = "vectors" if problem == "embedding" else "predictions"
+    return {"adapter": heads[0].adapter, "task": problem, key: [facts(result) for result in results]}
 
 
 def _summaries(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
@@ -129,33 +124,51 @@ def _summaries(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
 
 def tables(results: Sequence[Result]) -> Iterator[Table | str]:
     """Return what to show; where the rows ran through different adapters, one line for each row."""
-    task = results[0].head.task if len({result.head for result in results}) == 1 else None
-    match task:
-        case "sequence_classification" if len(results) > _FEW:
+    problem = results[0].type if len({result.head for result in results}) == 1 else None
+    match problem:
+        case "single_label" if len(results) <= _FEW:
+            for result in results:
+                yield from (result.name, _shares(result.answer(), "label"))
+        case "multi_label" if len(results) <= _FEW:
+            for result in results:
+                yield from (result.name, _shares(result.answer(), "label"))
+        case "single_label" | "multi_label" | "ranking" | "multiple_choice" | "span":
             rows = [(result.name, *_cells(result)) for result in results]
-            yield Table(("text", "label", "probability", ""), rows, numbers="llr")
-        case "sequence_classification":
+            columns = {"ranking": "score", "multiple_choice": "score", "span": "tokens"}
+            yield Table(("text", columns.get(problem, "label"), "probability", ""), rows, numbers="llr")
+        case "token":
             for result in results:
-                ranked = sorted(result.classes().probabilities.items(), key=lambda item: -item[1])
-                shares = [(label, *_share(number)) for label, number in ranked]
-                yield from (result.name, Table(("label", "probability", ""), shares, numbers="lr"))
-        case "token_classification":
-            for result in results:
-                cells = [(token.text, one.label, *_share(one.probability)) for token, one in result.token_classes()]
+                pairs = zip(result.tokens, _token_labels(result), strict=True)
+                cells = [(token.text, one.label, *_share(one.probability)) for token, one in pairs]
                 yield from (result.name, Table(("token", "label", "probability", ""), cells, numbers="llr"))
         case "regression":
             count = len(results[0].values)
-            columns = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
+            columns_of = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
             numbers = [[result.name, *(f"{number:.6g}" for number in result.values)] for result in results]
-            yield Table(("text", *columns), numbers, numbers="l" + "r" * count)
+            yield Table(("text", *columns_of), numbers, numbers="l" + "r" * count)
         case "embedding":
             lengths = [f"{float(np.linalg.norm(result.values)):.4g}" for result in results]
-            pairs = zip(results, lengths, strict=True)
-            vectors = [(result.name, len(result.values), length, _cells(result)[0]) for result, length in pairs]
+            vectors_of = zip(results, lengths, strict=True)
+            vectors = [(result.name, len(result.values), length, _cells(result)[0]) for result, length in vectors_of]
             yield Table(("text", "width", "length", "vector"), vectors, numbers="lrr")
         case None:
             mixed = [(result.name, result.head.adapter or "the base alone", *_cells(result)) for result in results]
             yield Table(("text", "adapter", "result", "probability", ""), mixed, numbers="lllr")
+
+
+def _shares(said: Answer, column: str) -> Table:
+    """List the classes of a text, the most probable first; of several labels, those that apply are marked."""
+    assert isinstance(said, Prediction | LabelSet)
+    ranked = sorted(said.probabilities.items(), key=lambda item: -item[1])
+    applies = set(said.labels) if isinstance(said, LabelSet) else set()
+    rows = [(f"{label} ✓" if label in applies else label, *_share(number)) for label, number in ranked]
+    return Table((column, "probability", ""), rows, numbers="lr")
+
+
+def _token_labels(result: Result) -> list[Prediction]:
+    said = result.answer()
+    assert isinstance(said, TokenLabels)
+    return [one for one in said.tokens if one is not None]
 
 
 def show_outputs(adapter: str | None, batches: Sequence[Mapping[str, np.ndarray]], *, as_json: bool) -> None:
@@ -182,14 +195,23 @@ def _share(probability: float) -> tuple[str, str]:
 
 def _cells(result: Result) -> tuple[str, str, str]:
     """Return the result in a line: what it is, and of a class its probability."""
-    match result.head.task:
-        case "sequence_classification":
-            one = result.classes()
-            return one.label, *_share(one.probability)
-        case "token_classification":
-            return " ".join(f"{token.text}/{one.label}" for token, one in result.token_classes()), "", ""
-        case "regression" | "embedding":
+    if result.head.task is None:
+        return ", ".join(f"{name} {list(array.shape)}" for name, array in result.outputs.items()), "", ""
+    said = result.answer()
+    match said:
+        case Prediction():
+            return said.label, *_share(said.probability)
+        case LabelSet():
+            shares = [said.probabilities[label] for label in said.labels]
+            return ", ".join(said.labels) or "none", *(_share(min(shares)) if shares else ("", ""))
+        case TokenLabels():
+            pairs = zip(result.tokens, _token_labels(result), strict=True)
+            return " ".join(f"{token.text}/{one.label}" for token, one in pairs), "", ""
+        case Span():
+            tokens = [token.text for token in result.tokens[said.start : said.end + 1]]
+            return " ".join(tokens), *_share(said.probability)
+        case Score():
+            return f"{said.score:.4f}", "", ""
+        case _:
             more = " …" if len(result.values) > _NUMBERS_SHOWN else ""
             return " ".join(f"{number:.4f}" for number in result.values[:_NUMBERS_SHOWN]) + more, "", ""
-        case None:
-            return ", ".join(f"{name} {list(array.shape)}" for name, array in result.outputs.items()), "", ""

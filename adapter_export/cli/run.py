@@ -15,7 +15,7 @@ from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, check_together, command
 from adapter_export.cli.output import emit_json, progress_bar, say, show
 from adapter_export.errors import UsageError, within
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import TOKEN_TYPES, ProblemType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +60,7 @@ def run(
         Path | None, Option("Load this `.onnx_adapter` file, built for the same graph, too.", "FILE")
     ] = None,
     labels: Annotated[tuple[str, ...] | None, "The names of its classes, in the order of its logits."] = None,
-    task: Annotated[Task | None, "What its head is for; by its labels if not given."] = None,
+    task: Annotated[ProblemType | None, "What it answers; by its labels if not given."] = None,
     texts: Annotated[
         Sequence[str], Option("A text; may be repeated. Without it, each line of stdin is one.", flags="--text")
     ] = (),
@@ -164,6 +164,10 @@ def _of_table(texts: Sequence[Text], session: Session) -> tuple[str | None, ...]
     return tuple(text.adapter for text in texts)
 
 
+def _has_tokens(head: Head) -> bool:
+    return head.task is not None and head.task.type in TOKEN_TYPES
+
+
 @dataclass(frozen=True)
 class _Call:
     """Rows, the adapter of each (none is the base), and the outputs that every row has."""
@@ -207,7 +211,7 @@ class _Call:
             emit_json(results.document(found))
             return
         show(*results.tables(found))
-        if {head.task for head in heads} == {"embedding"}:
+        if {result.type for result in found} == {"embedding"}:
             say("`--out FILE.npz` or `--json` gives the vectors whole.")
 
     def _results(self, rows: range, outputs: dict[str, np.ndarray], heads: list[Head]) -> Iterator[Result]:
@@ -215,7 +219,7 @@ class _Call:
         output = heads[0].output
         if len(set(heads)) == 1 and output is not None:  # a base may have its rows along another axis than the first
             heads = heads[:1] * len(outputs[output])
-        has_tokens = any(head.task == "token_classification" for head in heads)
+        has_tokens = any(_has_tokens(head) for head in heads)
         tokens = self.rows.tokens(rows.start, rows.stop) if has_tokens else [()] * len(heads)
         for row, head in enumerate(heads):
             yield head.result(self.rows.name(rows.start + row), outputs, row, self.base, tokens[row])
@@ -243,6 +247,6 @@ class _Call:
                         requests, progress=advance, allow_mixed_rows=self.allow_mixed_rows, **budget
                     )
                 for row, outputs in zip(window, found, strict=True):
-                    tokens = self.rows.tokens(row, row + 1)[0] if heads[row].task == "token_classification" else ()
+                    tokens = self.rows.tokens(row, row + 1)[0] if _has_tokens(heads[row]) else ()
                     result = heads[row].result(self.rows.name(row), outputs, 0, self.base, tokens)
                     click.echo(json.dumps(full_facts(result), ensure_ascii=False, allow_nan=False))

@@ -57,7 +57,7 @@ class TrainingBar(ExitStack):
     "    --kind pfeiffer --bottleneck 32 --epochs 2 -o sentiment",
     "adapter-export train HF_FOLDER --data rows.jsonl --tokenizer HF_FOLDER --kind parallel -o b",
     "adapter-export train model.pt --data train.tsv --kind lora --on query,value --rank 8 --alpha 16 -o c",
-    "adapter-export train model.pt --data ner.jsonl --task token_classification --text tokens --label tags -o ner",
+    "adapter-export train model.pt --data ner.jsonl --task token --text tokens --label tags -o ner",
     "adapter-export train model.pt --data scores.csv --task regression --head-layers 1 -o grade",
     "adapter-export train model.pt --data train.tsv --fuse a,b,c --temperature 50 -o fused",
     like=ae.train,
@@ -78,7 +78,7 @@ def train(
 ) -> None:
     """Train an adapter for MODEL, a torch archive or a Hugging Face folder, on a table of labelled texts.
 
-    For `--task token_classification` the column of the texts holds words and that of the labels a label for each word:
+    For `--task token` the column of the texts holds words and that of the labels a label for each word:
     lists in a jsonl file, or words with spaces between them. For `--task regression` the labels are numbers, one or a
     list. An embedding learns from labels: texts of one label shall be near each other.
 

@@ -27,7 +27,7 @@ from adapter_export.format.tensors import parse_tensors, tensor_bytes
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, Node
 from adapter_export.graph.ops import EPSILON, FLOAT32_RANGE, OPS, PROBABILITY, TEMPERATURE, Interval
-from adapter_export.graph.tasks import DEFAULT_TASK
+from adapter_export.graph.tasks import Task
 
 ADAPTER_VERSION = "1.0.0"
 """The version of the adapter format that is written, and the newest that is read."""
@@ -140,37 +140,19 @@ class SiteRecord:
 
 
 @dataclass(frozen=True)
-class LabelledHeadRecord:
-    """A head that classifies.
+class HeadRecord:
+    """A prediction head.
 
     Attributes:
-        graph: computes the logits.
+        graph: computes logits or numbers [batch, classes], logits [batch, tokens, classes], or vectors [batch, width],
+            where the width is any but `classes`.
         widths: a number for each symbol that occurs in the graph's parameter shapes.
-        labels: the name of each class, in the order of the logits.
-        task: what the head is for. Its result is logits [batch, classes] for sequence_classification, logits
-            [batch, tokens, classes] for token_classification.
+        task: what the result means. If it is left out, nobody knows, and readers give no answers.
     """
 
     graph: HeadGraphRecord
     widths: Widths
-    labels: Annotated[tuple[Text, ...], NotEmpty(), Different()]
-    task: Literal["sequence_classification", "token_classification"] = "sequence_classification"
-
-
-@dataclass(frozen=True)
-class UnlabelledHeadRecord:
-    """A head without classes.
-
-    Attributes:
-        graph: computes the numbers or the vector.
-        widths: a number for each symbol that occurs in the graph's parameter shapes.
-        task: what the head is for. Its result is numbers [batch, classes] for regression, a vector [batch, width] for
-            embedding, where the width is any but `classes`.
-    """
-
-    graph: HeadGraphRecord
-    widths: Widths
-    task: Literal["regression", "embedding"]
+    task: OrAbsent[Task] = None
 
 
 @dataclass(frozen=True)
@@ -227,7 +209,7 @@ class AdapterDocument:
     sites: tuple[SiteRecord, ...]
     weights: WeightsRecord
     checksum: OrAbsent[Sha256] = None
-    head: OrAbsent[LabelledHeadRecord | UnlabelledHeadRecord] = None
+    head: OrAbsent[HeadRecord] = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -272,8 +254,7 @@ def read_adapter(folder: Path) -> Adapter:
         if record.head is not None:
             with within("the head's graph"):
                 graph = record.head.graph.graph()
-            labels = record.head.labels if isinstance(record.head, LabelledHeadRecord) else ()
-            head = Head(graph, record.head.widths, labels, record.head.task)
+            head = Head(graph, record.head.widths, record.head.task)
         for name, of_site in record.graphs.items():
             with within(f"graph `{name}`"):
                 graphs[name] = of_site.graph()
@@ -348,8 +329,7 @@ def _to_json(adapter: Adapter, sha256: str) -> dict[str, Any]:
         document["head"] = {
             "graph": graph_to_json(head.graph),
             "widths": dict(head.widths),
-            **({} if head.task == DEFAULT_TASK else {"task": head.task}),
-            **({"labels": list(head.labels)} if head.labels else {}),
+            **({} if head.task is None else {"task": head.task.document()}),
         }
     return document
 

@@ -200,8 +200,6 @@ class AdapterRecord:
     Attributes:
         name: what users call it.
         kind: the published kind of its graphs. For people.
-        labels: the name of each class, in the order of the logits; null for an adapter whose head has no classes, or
-            without one.
         parameters: how many numbers it has, idle slots not counted.
         onnx_adapter: ONNX Runtime's own adapter file. It holds a tensor for every slot of the graph; idle ones have
             their neutral values, so that nothing of an adapter that was active before can stay behind.
@@ -210,9 +208,8 @@ class AdapterRecord:
         base: the fingerprint of the base that it was trained on; differs from the bundle's only where the build was
             told to allow it.
         golden: golden vectors of the base with this adapter.
-        task: what its head is for: logits [batch, classes] for sequence_classification, logits [batch, tokens, classes]
-            for token_classification, numbers [batch, classes] for regression, a vector [batch, width] for embedding.
-            Null without a head.
+        task: what its answers mean, and how text becomes its inputs. Null without a head, or where nobody knows it:
+            then a client gives the result of the head as it is, and no answer.
         output: the output that holds the result of its head, while it is active. Null without a head.
         baked: the graph in which the adapter is constant: it has no slots, and its outputs are the adapter's. Null if
             there is none.
@@ -221,7 +218,6 @@ class AdapterRecord:
 
     name: FileName
     kind: str
-    labels: Names | None
     parameters: Count
     onnx_adapter: RelativePath
     safetensors: RelativePath
@@ -256,11 +252,14 @@ class TextRecord:
 
     Attributes:
         tokenizer: a `tokenizer.json` of the Hugging Face tokenizers library.
-        max_tokens: longer texts are cut to this many tokens, special tokens included. Lengths that the tokenizer's file
-            itself fixes are ignored.
+        digest: the sha256 of what that file says of ids: its JSON without `truncation` and `padding`, with sorted keys.
+            An adapter whose task names another digest was trained on other ids, and its texts are refused.
+        max_tokens: the most tokens that the base takes, special tokens included; longer texts are cut. Lengths that the
+            tokenizer's file itself fixes are ignored.
     """
 
     tokenizer: RelativePath
+    digest: Sha256
     max_tokens: Positive
 
 
@@ -319,6 +318,7 @@ class Manifest:
             digest over the base, the topology of the slots and the site map. A reader refuses an adapter file with
             another.
         bank: what the graph `bank` holds. Null without it.
+        head: the adapter that is the base's own head and nothing else: it gives the base's answers. Null without one.
     """
 
     version: Annotated[str, SEMVER]
@@ -342,6 +342,7 @@ class Manifest:
     heads: tuple[HeadRecord, ...]
     model_version: Positive
     bank: BankRecord | None = None
+    head: str | None = None
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:

@@ -12,7 +12,6 @@ from adapter_export.format.files import canonical_json, new_file, parse_json, re
 from adapter_export.format.manifest import FileRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
-from adapter_export.graph.tasks import LABELLED
 
 MANIFEST_VERSION = "1.0.0"
 """The version of the manifest format that is written, and the newest that is read."""
@@ -98,17 +97,18 @@ def _check_references(manifest: Manifest) -> None:
     _check_known("golden.absolute", manifest.golden.absolute, outputs)
     _check_bank(manifest)
     _check_known("counts_padding", manifest.counts_padding, {slot.graph for slot in manifest.slots})
+    heads = {head.output: head.result for head in manifest.heads}
+    _check_known("head", {manifest.head} - {None}, {one.name for one in manifest.adapters if one.task is not None})
     for index, adapter in enumerate(manifest.adapters):
         place = f"adapters[{index}]"
         _check_known(f"{place}.golden.absolute", adapter.golden.absolute, outputs)
         _check_known(f"{place}.output", {adapter.output} - {None}, filled)
-        with_output, with_labels = adapter.output is not None, adapter.labels is not None
-        if (adapter.task is not None) != with_output or (adapter.task in LABELLED) != with_labels:
+        if adapter.task is not None and heads.get(adapter.output or "") != adapter.task.output:
             raise FormatError(
-                "task, output and labels do not go together",
+                "an output that a task does not have",
                 where=f"`$.{place}`",
-                found=f"task {adapter.task}, output {adapter.output}, labels {adapter.labels}",
-                expected=f"a task and an output, or neither; labels for {' and '.join(LABELLED)}",
+                found=adapter.output and f"`{adapter.output}`, which holds `{heads[adapter.output]}`",
+                expected=f"one that holds `{adapter.task.output}`, for `{adapter.task.type}`",
             )
         if adapter.mix is not None:
             _check_mix(manifest, adapter.mix, f"{place}.mix")

@@ -26,7 +26,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from adapter_export.errors import FormatError, GraphError, VersionError
+from adapter_export.errors import AdapterError, FormatError, GraphError, VersionError
 from adapter_export.graph.ops import Interval
 
 Record = TypeVar("Record")
@@ -148,7 +148,11 @@ def record_from_json(kind: type[Record], document: object, path: str = "$") -> R
     if wrong:
         expected = "the keys " + ", ".join(f"`{key}`" for key in hints)
         raise FormatError("breaks the format", where=f"`{path}`", found="; ".join(wrong), expected=expected)
-    return kind(**{key: _value(hints[key], value, f"{path}.{key}") for key, value in document.items()})
+    values = {key: _value(hints[key], value, f"{path}.{key}") for key, value in document.items()}
+    try:
+        return kind(**values)
+    except AdapterError as error:  # what a record checks itself, such as that labels go with the type of a task
+        raise FormatError(error.what, where=f"`{path}`", found=error.found, expected=error.expected) from error
 
 
 def hints_of(kind: Any) -> Mapping[str, Any]:

@@ -13,17 +13,7 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Cost, cost, stored
-from adapter_export.graph.tasks import (
-    CLASSES,
-    DEFAULT_TASK,
-    LABELLED,
-    OUTPUT_SHAPES,
-    TASK_OUTPUTS,
-    TASKS,
-    HeadOutput,
-    Task,
-    head_result,
-)
+from adapter_export.graph.tasks import CLASSES, LABELLED, OUTPUT_SHAPES, RESULT_WIDTHS, HeadOutput, Task, head_result
 
 HEAD = "head"
 """The prefix of the head's tensors, where a site's tensors have the site's name."""
@@ -47,20 +37,25 @@ class Placement:
 class Head:
     """A prediction head: a graph from the final hidden state to the result of its task, and the widths of its symbols.
 
-    The result is logits [batch, classes] of a sequence classification, numbers [batch, classes] of a regression, logits
-    [batch, tokens, classes] of a token classification, vectors [batch, width] of an embedding. `labels` name the
-    classes in the order of the logits; a regression and an embedding have none.
+    The result is logits or numbers [batch, classes], logits [batch, tokens, classes], or vectors [batch, width].
+    Without a `task` nobody knows what they mean: they are given as they are, and answers are refused.
     """
 
     graph: AdapterGraph
     widths: Mapping[str, int]
-    labels: tuple[str, ...] = ()
-    task: Task = DEFAULT_TASK
+    task: Task | None = None
 
     @property
     def output(self) -> HeadOutput:
         """The output that it fills."""
-        return TASK_OUTPUTS[self.task]
+        found = head_result(self.graph.shapes()[self.graph.result])
+        assert found is not None  # as the adapter has checked
+        return found
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its classes in the order of the logits; empty if it has none."""
+        return () if self.task is None else self.task.labels
 
 
 @dataclass(frozen=True)
@@ -171,21 +166,22 @@ class Adapter:
 
 
 def _check_head(head: Head) -> None:
-    if head.task not in TASKS:
-        raise AdapterError("unknown task", found=f"`{head.task}`", expected=", ".join(TASKS))
+    """Check that the result of a head is one that heads may have, and the one that its task needs."""
     shape = head.graph.shapes()[head.graph.result]
-    if head_result(shape) != head.output:
-        expected = f"{OUTPUT_SHAPES[head.output]} for the task `{head.task}`"
+    result, task = head_result(shape), head.task
+    if result is None or (task is not None and result != task.output):
+        expected = " or ".join(OUTPUT_SHAPES.values())
+        if task is not None:
+            expected = f"{OUTPUT_SHAPES[task.output]} for the problem type `{task.type}`"
         raise AdapterError("a graph returns a wrong shape", found=list(shape), expected=expected)
-    found = len(head.labels)
-    classes = head.widths.get(CLASSES, found) if head.task in LABELLED else 0
-    if found != classes or len(set(head.labels)) != found or (head.task in LABELLED and not found):
-        raise AdapterError(
-            "labels and classes differ",
-            found=f"{found} labels",
-            expected=f"{classes or 'at least 1'} different ones" if head.task in LABELLED else "no labels",
-            fix=None if head.task in LABELLED else f"leave the labels out: the task is `{head.task}`",
-        )
+    if task is None or CLASSES not in shape:
+        return
+    classes = head.widths.get(CLASSES, len(task.labels))
+    if task.type in LABELLED and classes != len(task.labels):
+        raise AdapterError("labels and classes differ", found=f"{len(task.labels)} labels", expected=f"{classes}")
+    wanted = RESULT_WIDTHS.get(task.type, classes)
+    if classes != wanted:
+        raise AdapterError(f"a head for `{task.type}` gives another number of columns", found=classes, expected=wanted)
 
 
 def check_name(name: str) -> str:

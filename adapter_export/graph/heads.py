@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph
 from adapter_export.graph.ops import ACTIVATIONS, PROBABILITY
-from adapter_export.graph.tasks import CLASSES, DEFAULT_TASK, TASKS, Task
+from adapter_export.graph.tasks import (
+    CLASSES,
+    DEFAULT_TYPE,
+    LABELLED,
+    PROBLEM_TYPES,
+    RESULT_WIDTHS,
+    TOKEN_TYPES,
+    ProblemType,
+    Task,
+)
 
-POOLINGS = ("mean", "first")
+_POOLING_OPS = {"mean": "mean_pool", "first": "first_token"}
+
+POOLINGS = tuple(_POOLING_OPS)
 """The vector of a text: the mean over the tokens that the mask keeps, or the first token."""
 
 
@@ -33,7 +45,7 @@ class HeadOptions:
     l2_normalise: bool = False
 
 
-def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
+def head_graph(task: ProblemType, options: HeadOptions | None = None) -> AdapterGraph:
     """The graph of a usual head: `last(f(D₂ f(D₁ pool(hidden))))`, with as many dense layers as the options say.
 
     Parameters `dense_1.weight` [d, e1], `dense_1.bias` [e1], `dense_2.weight` [e1, e2] …, `classifier.weight` [..,
@@ -41,8 +53,9 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
     value that it cannot have, or that does not go with the task.
     """
     options = options or HeadOptions()
-    if task not in TASKS:
-        raise UsageError("unknown task", found=f"`{task}`", expected=", ".join(f"`{name}`" for name in TASKS))
+    if task not in PROBLEM_TYPES:
+        expected = ", ".join(f"`{name}`" for name in PROBLEM_TYPES)
+        raise UsageError("unknown problem type", found=f"`{task}`", expected=expected)
     if options.pooling not in POOLINGS:
         expected = " or ".join(f"`{name}`" for name in POOLINGS)
         raise UsageError("unknown pooling", found=f"`{options.pooling}`", expected=expected)
@@ -55,7 +68,7 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
     if task != "embedding" and (options.projection or options.l2_normalise):
         raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")
     chain, width = Chain("hidden"), "d"
-    if task != "token_classification":
+    if task not in TOKEN_TYPES:
         op, *others = {"mean": ("mean_pool", "mask"), "first": ("first_token",)}[options.pooling]
         chain.op(op, "pooled", *others)
 
@@ -68,7 +81,7 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
         width = linear(f"dense_{number}", f"dense_{number}", f"e{number}")
         chain.activation(options.activation, f"activated_{number}")
     if task != "embedding":
-        linear("classifier", "token_logits" if task == "token_classification" else "logits", CLASSES)
+        linear("classifier", "token_logits" if task in TOKEN_TYPES else "logits", CLASSES)
     elif options.projection:
         linear("projection", "projected", "width")
     if options.l2_normalise:
@@ -78,11 +91,11 @@ def head_graph(task: Task, options: HeadOptions | None = None) -> AdapterGraph:
 
 def classification_head(pooling: str = "mean") -> AdapterGraph:
     """`W·pool(hidden) + b`: logits [batch, classes] from the final hidden state, the pooling one of `POOLINGS`."""
-    return head_graph("sequence_classification", HeadOptions(pooling))
+    return head_graph(DEFAULT_TYPE, HeadOptions(pooling))
 
 
 def make_head(
-    task: Task = DEFAULT_TASK,
+    task: ProblemType | Task = DEFAULT_TYPE,
     *,
     width: int,
     labels: Sequence[str] = (),
@@ -92,9 +105,22 @@ def make_head(
 ) -> Head:
     """A usual head for a base of the given `width`, with dense layers of width `hidden`, or of that of the base.
 
-    `numbers` is how many numbers a regression gives, or how wide the vectors of a projected embedding are. Raises as
-    `head_graph`.
+    `task` is a whole record, or a problem type, which goes with `labels`. `numbers` is how many numbers a regression
+    gives, or how wide the vectors of a projected embedding are. Raises as `head_graph`; AdapterError as `Task`.
     """
-    graph = head_graph(task, options)
-    fixed = {"d": width, CLASSES: len(labels) or numbers, "width": numbers}
-    return Head(graph, {name: fixed.get(name, hidden or width) for name in graph.symbols()}, tuple(labels), task)
+    options = options or HeadOptions()
+    problem = task.type if isinstance(task, Task) else task
+    graph = head_graph(problem, options)
+    record = task if isinstance(task, Task) else Task(problem, tuple(labels) if problem in LABELLED else ())
+    if problem == "embedding":
+        record = replace(record, **embedding_facts(graph))
+    classes = len(record.labels) or RESULT_WIDTHS.get(problem, numbers)
+    fixed = {"d": width, CLASSES: classes, "width": numbers}
+    return Head(graph, {name: fixed.get(name, hidden or width) for name in graph.symbols()}, record)
+
+
+def embedding_facts(graph: AdapterGraph) -> dict[str, Any]:
+    """What a head's graph shows of its vectors: the `pooling`, if it is a usual one, and if they have length 1."""
+    ops = [node.op for node in graph.nodes]
+    pooling = next((name for name, op in _POOLING_OPS.items() if op in ops), None)
+    return {"pooling": pooling, "normalised": ops[-1:] == ["l2_normalise"]}

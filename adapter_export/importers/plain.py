@@ -14,10 +14,10 @@ from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.errors import AdapterError, TensorError, UsageError, argument, command
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.heads import HeadOptions, head_graph
+from adapter_export.graph.heads import HeadOptions, embedding_facts, head_graph
 from adapter_export.graph.kinds import BottleneckOptions, Kind, LoraOptions, PhmOptions, kind_named
 from adapter_export.graph.ops import Dim
-from adapter_export.graph.tasks import CLASSES, DEFAULT_TASK, LABELLED, Task
+from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, LABELLED, ProblemType, Task
 from adapter_export.importers.take import Imported, Tensors, conversions, unfit
 from adapter_export.sites.site import SiteMap
 
@@ -129,14 +129,14 @@ def pack(
     base: str,
     labels: tuple[str, ...] | None = None,
     pooling: str = "mean",
-    task: Task | None = None,
+    task: ProblemType | None = None,
     look: HeadOptions | None = None,
 ) -> Imported:
     """Make an adapter of tensors `<site>.<parameter>`, such as `layers.0.ffn.down.weight` [d, b].
 
     What all sites share is called `shared.<graph>.<parameter>`. A head has `head.classifier.weight` [.., classes] and
     `head.classifier.bias` [classes], behind `head.dense_1.weight` [d, e1] and so on; an embedding may have
-    `head.projection.weight` [.., width]. `labels` are in the order of the logits; `task` is `sequence_classification`
+    `head.projection.weight` [.., width]. `labels` are in the order of the logits; `task` is `single_label`
     if there are tensors of a head and nothing is said; `look` is what else the tensors do not show of a head, in the
     place of `pooling`.
 
@@ -163,11 +163,11 @@ def pack(
 
 
 def _head(
-    tensors: Tensors, width: int, labels: tuple[str, ...] | None, task: Task | None, look: HeadOptions
+    tensors: Tensors, width: int, labels: tuple[str, ...] | None, task: ProblemType | None, look: HeadOptions
 ) -> Head | None:
     """The head whose dense layers and projection the tensors show."""
     present = any(name.startswith(f"{HEAD}.") for name in tensors)
-    wanted = task or DEFAULT_TASK
+    wanted = task or DEFAULT_TYPE
     if (present or task) and labels is None and wanted in LABELLED:
         raise UsageError(
             "the head has classes, and they have no names",
@@ -187,7 +187,9 @@ def _head(
     graph = head_graph(wanted, replace(look, dense=dense, projection=projection))
     known = {"d": width} | ({} if labels is None else {CLASSES: len(labels)})
     bound = _bind(tensors, _head_names(graph), graph, known)
-    return Head(graph, {name: bound[name] for name in graph.symbols() if name in bound}, labels or (), wanted)
+    facts = embedding_facts(graph) if wanted == "embedding" else {}
+    task_record = Task(wanted, labels or (), **facts)
+    return Head(graph, {name: bound[name] for name in graph.symbols() if name in bound}, task_record)
 
 
 def _head_names(graph: AdapterGraph) -> dict[str, str]:

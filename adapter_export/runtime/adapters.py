@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -13,11 +13,11 @@ from threading import Lock
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, HashError, RequestError, TensorError
+from adapter_export.errors import AdapterError, HashError, RequestError, TensorError, within
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
-from adapter_export.graph.tasks import CLASSES, LABELLED, TASK_OUTPUTS, Task
+from adapter_export.graph.tasks import CLASSES, LABELLED, PROBLEM_TYPES, RESULT_WIDTHS, TYPE_OUTPUTS, ProblemType, Task
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.graphs import Feeds, Provider, on_device
 
@@ -45,15 +45,20 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said about the head of an adapter, whose file says nothing: its classes, its task, the output it fills.
+    """What is said about the head of an adapter, whose file says nothing: its task, and the output that it fills.
 
-    With labels and without a task, the task is the classification that the head can do. The output matters where the
-    file holds no tensors of the head.
+    The task is a whole record, or a problem type with or without the labels of its classes; with labels alone, it is
+    the classification that the head can do. The output matters where the file holds no tensors of the head.
     """
 
     labels: Sequence[str] | None = None
-    task: Task | None = None
+    task: Task | ProblemType | None = None
     output: str | None = None
+
+    @property
+    def type(self) -> ProblemType | None:
+        """The problem type that is said, if any."""
+        return self.task.type if isinstance(self.task, Task) else self.task
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,6 @@ class Loaded:
     """The tensors where the graph runs; on the CPU they are these very arrays."""
     head: HeadRecord | None
     task: Task | None
-    labels: tuple[str, ...] | None
 
     @property
     def output(self) -> str | None:
@@ -80,7 +84,6 @@ class Entry:
     name: str
     output: str | None
     task: Task | None
-    labels: tuple[str, ...] | None
     read: Callable[[], Loaded]
     """Gives the adapter; from its file, which is compared with its hash, if it is read on demand."""
     on_demand: bool = False
@@ -88,6 +91,11 @@ class Entry:
     """In the bank of the bundle, if that holds it."""
     mix: MixRecord | None = None
     """The weights that a call may give it, if it is a weighted fusion of the bundle."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its classes in the order of its logits; empty if it has none, or they are unknown."""
+        return () if self.task is None else self.task.labels
 
 
 class Adapters:
@@ -122,16 +130,16 @@ class Adapters:
         Raises:
             FileError, FormatError, AdapterError: it cannot be read, or does not fit.
         """
-        claim = Claim(record.labels, record.task, record.output)
+        claim = Claim(task=record.task, output=record.output)
         read = partial(self._read, folder / record.onnx_adapter, digest, claim)
         rows = () if self._manifest.bank is None else self._manifest.bank.rows
         row = rows.index(record.name) if record.name in rows else None
         if on_demand:
-            facts = (record.name, record.output, record.task, record.labels)
+            facts = (record.name, record.output, record.task)
             self._add(Entry(*facts, read, on_demand=True, row=row, mix=record.mix))
         else:
             loaded = read()
-            facts = (record.name, loaded.output, loaded.task, loaded.labels)
+            facts = (record.name, loaded.output, loaded.task)
             self._add(Entry(*facts, lambda: loaded, row=row, mix=record.mix))
 
     def add(self, name: str, source: bytes | Path, claim: Claim, where: object, *, on_demand: bool = False) -> None:
@@ -146,7 +154,7 @@ class Adapters:
         check_name(name)
         data = source if isinstance(source, bytes) else read_bytes(source)
         loaded = self._checked(data, claim, where)
-        facts = (name, loaded.output, loaded.task, loaded.labels)
+        facts = (name, loaded.output, loaded.task)
         if on_demand and isinstance(source, Path):
             read = partial(self._read, source, hashlib.sha256(data).hexdigest(), claim)
             self._add(Entry(*facts, read, on_demand=True))
@@ -224,7 +232,7 @@ class Adapters:
 
     def _checked(self, data: bytes, claim: Claim, where: object) -> Loaded:
         tensors = parse_adapter(data, where)
-        head, task, labels = _check_adapter(tensors, self._manifest, claim, where)
+        head, task = _check_adapter(tensors, self._manifest, claim, where)
         if (version := model_version_of(data)) != self._manifest.model_version:  # of the right shapes, it would run
             raise AdapterError(
                 "was made for another bundle: its base, the topology of its slots or its site map is another",
@@ -234,13 +242,13 @@ class Adapters:
                 fix="build the adapter for this bundle",
             )
         feeds = {slot: on_device(tensor, self._provider) for slot, tensor in tensors.items()}
-        return Loaded(tensors, feeds, head, task, labels)
+        return Loaded(tensors, feeds, head, task)
 
 
 def _check_adapter(
     tensors: Weights, manifest: Manifest, claim: Claim, where: object
-) -> tuple[HeadRecord | None, Task | None, tuple[str, ...] | None]:
-    """Check an adapter against the graph, and what is said about its head; return its head, task and labels, if any.
+) -> tuple[HeadRecord | None, Task | None]:
+    """Check an adapter against the graph, and what is said about its head; return its head and its task, if any.
 
     Raises:
         TensorError: a tensor is missing, left over, misshapen, named like a data input, or holds NaN or Inf; all faults
@@ -258,31 +266,44 @@ def _check_adapter(
             fix="build the adapter for this bundle",
         )
     head = _head(tensors, manifest, claim, where)
-    task, labels = claim.task, claim.labels
-    if task is None and head is not None and labels is not None:
-        task = next((one for one in LABELLED if TASK_OUTPUTS[one] == head.result), None)
-    if task is not None and task not in TASK_OUTPUTS:
-        raise AdapterError("unknown task", where=where, found=f"`{task}`", expected=", ".join(TASK_OUTPUTS))
-    if task is not None and (head is None or head.result != TASK_OUTPUTS[task]):
+    with within(where):
+        task = _task_of(claim, head)
+    if task is None or head is None:
+        return head, task
+    classes = head_width(tensors, manifest.slots, head, CLASSES) or 0
+    wanted = len(task.labels) if task.type in LABELLED else RESULT_WIDTHS.get(task.type, classes)
+    if classes != wanted:
+        what = "labels and classes differ" if task.labels else f"is no head for `{task.type}`"
+        found = f"{wanted} labels" if task.labels else f"{classes} numbers in each result"
+        raise AdapterError(what, where=where, found=found, expected=f"{classes if task.labels else wanted}")
+    return head, task
+
+
+def _task_of(claim: Claim, head: HeadRecord | None) -> Task | None:
+    """Return the task that is said to be that of a head, as a record."""
+    if claim.type is not None and claim.type not in PROBLEM_TYPES:
+        raise AdapterError("unknown problem type", found=f"`{claim.type}`", expected=", ".join(PROBLEM_TYPES))
+    said = claim.type
+    if said is None and claim.labels is not None:
+        said = next((one for one in LABELLED if head is not None and TYPE_OUTPUTS[one] == head.result), LABELLED[0])
+    if said is None:
+        return None
+    if head is None or head.result != TYPE_OUTPUTS[said]:
         raise AdapterError(
-            f"has no head for the task `{task}`",
-            where=where,
+            f"has no head for `{said}`",
             found="no head" if head is None else f"a head that gives `{head.result}`",
-            expected=f"a head that gives `{TASK_OUTPUTS[task]}`",
+            expected=f"a head that gives `{TYPE_OUTPUTS[said]}`",
             fix="say another task, or give the file of another adapter",
         )
-    if labels is None:
-        return head, task, None
-    classes = 0 if head is None else head_width(tensors, manifest.slots, head, CLASSES) or 0
-    if len(labels) != classes or task not in LABELLED:
-        raise AdapterError(
-            "labels and classes differ", where=where, found=f"{len(labels)} labels", expected=f"{classes} classes"
-        )
-    if isinstance(labels, str) or len(set(labels)) != len(labels):  # of two with one name, an answer could say only one
-        raise AdapterError(
-            "the labels are not one name for each class", where=where, found=repr(labels), expected="different names"
-        )
-    return head, task, tuple(labels)
+    if isinstance(claim.task, Task):
+        return claim.task if claim.labels is None else replace(claim.task, labels=_names(claim.labels))
+    return Task(said, _names(claim.labels or ()))
+
+
+def _names(labels: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(labels, str):
+        raise AdapterError("the labels are not one name for each class", found=repr(labels), expected="a list of names")
+    return tuple(labels)
 
 
 def head_width(tensors: Weights, slots: Iterable[SlotRecord], head: HeadRecord, symbol: str) -> int | None:
@@ -338,5 +359,5 @@ def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> 
         return seen[0]
     said = [head for head in manifest.heads if claim.output == head.output]
     bare = [head for head in manifest.heads if head.graph not in {slot.graph for slot in slots}]
-    fitting = said or [head for head in bare if claim.task is not None and head.result == TASK_OUTPUTS[claim.task]]
+    fitting = said or [head for head in bare if claim.type in PROBLEM_TYPES and head.result == TYPE_OUTPUTS[claim.type]]
     return fitting[0] if len(fitting) == 1 or said else None

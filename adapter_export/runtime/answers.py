@@ -1,28 +1,33 @@
-"""From the results of heads to answers: labels, numbers and vectors for each row, by the row's own adapter."""
+"""From the results of heads to answers, by the task of each row's adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from adapter_export.errors import RequestError
 from adapter_export.format.axes import masks_of
 from adapter_export.format.manifest import Manifest
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime.adapters import Entry
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import Arrays
 
+LONGEST_SPAN = 30
+"""The most tokens of the span that answers a question."""
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an adapter says about one text, or about one token.
+    """The class of a text, or of a token.
 
     Attributes:
         label: the most probable class.
-        probability: its probability.
+        probability: its probability, the softmax over the classes.
         probabilities: of every class, in the order of the logits.
     """
 
@@ -31,12 +36,145 @@ class Prediction:
     probabilities: Mapping[str, float]
 
 
-def predict(logits: np.ndarray, labels: Sequence[str]) -> list[Prediction]:
-    """Return predictions for logits [rows, classes]."""
-    return [
-        Prediction(labels[int(row.argmax())], float(row.max()), dict(zip(labels, map(float, row), strict=True)))
-        for row in softmax(logits)
-    ]
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels that apply to a text, any number of them.
+
+    Attributes:
+        labels: those whose probability reaches their threshold, in the order of the logits.
+        probabilities: of every label, the sigmoid of its logit.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TokenLabels:
+    """The class of each token; none where the mask says that it is padding."""
+
+    tokens: tuple[Prediction | None, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of a text that answers a question: its first and its last token, and its probability.
+
+    That is the product of the softmax of the start and of the end over the tokens that may be the answer; of all spans
+    of at most `LONGEST_SPAN` tokens, this one has the highest.
+    """
+
+    start: int
+    end: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of a regression, float64 [numbers]."""
+
+    numbers: np.ndarray
+
+
+@dataclass(frozen=True)
+class Vector:
+    """An embedding, float32 [width]."""
+
+    vector: np.ndarray
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well two texts go together, or how good a choice is before the softmax over all choices of its question."""
+
+    score: float
+
+
+Answer = Prediction | LabelSet | TokenLabels | Span | Numbers | Vector | Score
+
+
+def answer(
+    task: Task,
+    result: np.ndarray,
+    real: npt.NDArray[np.bool_] | None = None,
+    context: npt.NDArray[np.bool_] | None = None,
+) -> Answer:
+    """Return what the result of a head says about one row.
+
+    Args:
+        task: that of the row's adapter.
+        result: logits or numbers [classes], logits [tokens, classes], or a vector [width].
+        real: which tokens are no padding, [tokens]; all if not given.
+        context: which tokens may be the answer to a question, [tokens]; all real ones if not given.
+
+    Raises:
+        RequestError: the result holds NaN or Inf, or no token may be the answer.
+    """
+    rows = np.ones(len(result), bool) if real is None else real
+    if not np.isfinite(result[rows] if result.ndim == 2 else result).all():
+        raise RequestError(
+            "an output is NaN or infinite", fix="run `adapter-export verify` on the bundle, and look at the inputs"
+        )
+    match task.type:
+        case "single_label":
+            return _prediction(result, task.labels)
+        case "multi_label":
+            shares = activated(task, result)
+            chosen = [label for at, label in enumerate(task.labels) if shares[at] >= task.threshold(at)]
+            return LabelSet(tuple(chosen), dict(zip(task.labels, map(float, shares), strict=True)))
+        case "token":
+            pairs = zip(result, rows, strict=True)
+            return TokenLabels(tuple(_prediction(one, task.labels) if keep else None for one, keep in pairs))
+        case "span":
+            return _span(result, rows if context is None else rows & context)
+        case "embedding":
+            return Vector(result)
+        case "regression":
+            return Numbers(activated(task, result))
+        case "multiple_choice":
+            return Score(float(result[0]))
+        case "ranking":
+            return Score(float(activated(task, result)[0]))
+
+
+def document(found: Answer) -> dict[str, Any]:
+    """Return an answer as JSON, the same in every client; specified in docs/format.md."""
+    match found:
+        case Prediction():
+            return {
+                "label": found.label,
+                "probability": found.probability,
+                "probabilities": dict(found.probabilities),
+            }
+        case LabelSet():
+            return {"labels": list(found.labels), "probabilities": dict(found.probabilities)}
+        case TokenLabels():
+            return {"tokens": [None if one is None else document(one) for one in found.tokens]}
+        case Span():
+            return {"start": found.start, "end": found.end, "probability": found.probability}
+        case Numbers():
+            return {"numbers": found.numbers.tolist()}
+        case Vector():
+            return {"vector": found.vector.tolist()}
+        case Score():
+            return {"score": found.score}
+
+
+def activated(task: Task, result: np.ndarray) -> np.ndarray:
+    """Return the result of a head after its task's activation, in float64."""
+    match task.activation:
+        case "softmax":
+            return softmax(result)
+        case "sigmoid":
+            return sigmoid(result)
+        case _:
+            return result.astype(np.float64)
+
+
+def choose(scores: Sequence[Score]) -> tuple[int, list[float]]:
+    """Return which of the choices of a question is the best, from 0, and the softmax over their scores."""
+    shares = softmax(np.array([one.score for one in scores]))
+    return int(shares.argmax()), shares.tolist()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -44,6 +182,36 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     probabilities: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
     return probabilities
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return `1 / (1 + exp(−x))` of each number, in float64, without overflow."""
+    shifted = np.exp(-np.abs(logits.astype(np.float64)))
+    shares: np.ndarray = np.where(logits >= 0, 1 / (1 + shifted), shifted / (1 + shifted))
+    return shares
+
+
+def _prediction(logits: np.ndarray, labels: Sequence[str]) -> Prediction:
+    shares = softmax(logits)
+    best = int(shares.argmax())
+    return Prediction(labels[best], float(shares[best]), dict(zip(labels, map(float, shares), strict=True)))
+
+
+def _span(logits: np.ndarray, context: npt.NDArray[np.bool_]) -> Span:
+    """Return the best span of logits [tokens, 2] within the tokens that may be the answer."""
+    places = np.flatnonzero(context)
+    if not len(places):
+        raise RequestError("no token may be the answer", expected="a text beside the question")
+    starts, ends = softmax(logits[places, 0]), softmax(logits[places, 1])
+    shares = np.where(_within_reach(places), np.outer(starts, ends), 0.0)
+    first, last = np.unravel_index(int(shares.argmax()), shares.shape)
+    return Span(int(places[first]), int(places[last]), float(shares[first, last]))
+
+
+def _within_reach(places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    """Return for each pair of places whether a span may lead from the first to the second."""
+    lengths = places[None, :] - places[:, None] + 1
+    return (lengths >= 1) & (lengths <= LONGEST_SPAN)
 
 
 def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None]) -> Arrays:
@@ -71,27 +239,37 @@ def _width(results: np.ndarray) -> int:
     return int(np.count_nonzero(~np.isneginf(results).all(axis=tuple(range(results.ndim - 1)))))
 
 
-_METHODS: Mapping[Task, str] = {
-    "sequence_classification": "classify",
-    "token_classification": "classify_tokens",
+_METHODS: Mapping[ProblemType, str] = {
+    "single_label": "classify",
+    "token": "classify_tokens",
     "regression": "predict",
     "embedding": "embed",
 }
 
 
-def check_task(entry: Entry | None, task: Task) -> Entry:
-    """Return an adapter whose head is for this task, with a known `output`; RequestError if it is not, or is none."""
+def check_type(entry: Entry | None, problem: ProblemType | None = None) -> tuple[Entry, Task]:
+    """Return an adapter whose head answers, questions of this type if one is given, and its task.
+
+    RequestError if it does not, if nobody knows what its results mean, or if there is none.
+    """
+    asked = "answer" if problem is None else f"do `{problem}`"
     if entry is None:
-        raise RequestError(f"the base alone cannot do `{task}`", fix="give every row an adapter, or call `run`")
-    if entry.task != task or entry.output is None:
-        unknown = "call `run`, or give `labels` or `task` to `load`"
+        raise RequestError(f"the base alone cannot {asked}", fix="give every row an adapter, or call `run`")
+    if entry.task is None or entry.output is None:
         raise RequestError(
-            f"an adapter with another task cannot do `{task}`",
+            f"an adapter without a known task cannot {asked}",
             where=f"adapter `{entry.name}`",
-            found="no known task" if entry.task is None else f"the task `{entry.task}`",
-            fix=unknown if entry.task is None else f"call `{_METHODS[entry.task]}`",
+            found="no head" if entry.output is None else "a head, and nothing says what its results mean",
+            fix="call `run`, which gives results as they are, or give `labels` or `task` to `load`",
         )
-    return entry
+    if problem is not None and entry.task.type != problem:
+        raise RequestError(
+            f"an adapter with another task cannot {asked}",
+            where=f"adapter `{entry.name}`",
+            found=f"the problem type `{entry.task.type}`",
+            fix=f"call `{_METHODS.get(entry.task.type, 'answer')}`",
+        )
+    return entry, entry.task
 
 
 def stacked(results: Sequence[np.ndarray], entries: Sequence[Entry]) -> np.ndarray:
@@ -106,16 +284,14 @@ def stacked(results: Sequence[np.ndarray], entries: Sequence[Entry]) -> np.ndarr
     return np.stack(results)
 
 
-def label_rows(results: Sequence[np.ndarray], entries: Sequence[Entry]) -> list[Prediction]:
-    """Return a label for each row."""
-    return [predict(result[None], entry.labels or ())[0] for result, entry in zip(results, entries, strict=True)]
-
-
-def label_tokens(
-    results: Sequence[np.ndarray], entries: Sequence[Entry], inputs: Mapping[str, np.ndarray], manifest: Manifest
-) -> list[list[Prediction | None]]:
-    """Return a label for each token; none where the mask says that it is padding."""
-    shape = (len(results), len(results[0]))
+def real_tokens(
+    results: Sequence[np.ndarray], inputs: Mapping[str, np.ndarray], manifest: Manifest
+) -> Sequence[npt.NDArray[np.bool_] | None]:
+    """Return for each row which of its tokens are no padding; none where its result has no axis of tokens."""
+    tokens = next((len(result) for result in results if result.ndim == 2), None)
+    if tokens is None:
+        return [None] * len(results)
+    shape = (len(results), tokens)
     # the masks of the tokens that have labels: not that of an encoder's where they are a decoder's
     known = {axis for record in manifest.inputs for axis in record.axes}
     labelled = [record for record in manifest.outputs if record.name.endswith("token_logits")]
@@ -123,7 +299,4 @@ def label_tokens(
     names = masks_of(manifest.inputs, axes.pop() if len(axes) == 1 else None)
     masks = [np.asarray(inputs[name]) != 0 for name in names]
     real = next((mask for mask in masks if mask.shape == shape), np.ones(shape, bool))
-    return [
-        [one if keep else None for one, keep in zip(predict(result, entry.labels or ()), row, strict=True)]
-        for result, entry, row in zip(results, entries, real, strict=True)
-    ]
+    return [row if result.ndim == 2 else None for result, row in zip(results, real, strict=True)]

@@ -10,16 +10,18 @@ import numpy as np
 import onnxruntime as ort
 
 from adapter_export.errors import RequestError, within
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import batches
 from adapter_export.runtime.adapters import Adapters, Claim, Entry, Statistics
 from adapter_export.runtime.answers import (
+    Answer,
     Prediction,
-    check_task,
-    label_rows,
-    label_tokens,
+    TokenLabels,
+    answer,
+    check_type,
     own_classes,
     own_results,
+    real_tokens,
     stacked,
 )
 from adapter_export.runtime.bank import Bank
@@ -77,10 +79,10 @@ class Session:
         Raises:
             RequestError: it is not loaded.
         """
-        return self._adapters.entry(adapter).labels
+        return self._adapters.entry(adapter).labels or None
 
     def task(self, adapter: str) -> Task | None:
-        """Return what an adapter's head is for; none if it has no head or that is unknown.
+        """Return what the answers of an adapter mean; none if it has no head or that is unknown.
 
         Raises:
             RequestError: it is not loaded.
@@ -143,13 +145,35 @@ class Session:
         feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows=False))
         return run_bound(self._graphs.session("slots"), self._outputs([entry]), feeds, self.provider)
 
+    def answer(
+        self,
+        inputs: Inputs,
+        adapter: str | None = None,
+        *,
+        context: Sequence[np.ndarray | None] | None = None,
+        **choice: Unpack[Choice],
+    ) -> list[Answer]:
+        """Compute an answer for each row, by the task of the row's adapter.
+
+        Args:
+            inputs: an array for each input of the base.
+            adapter: the adapter of all rows; if none is chosen, the base's own head.
+            context: for each row which of its tokens may be the answer to a question, bool [tokens]; of `span` only.
+            choice: `adapters`, `weights` and `allow_mixed_rows`, as in `run`.
+
+        Raises:
+            RequestError: as `run`; or an adapter has no head, or nobody knows what its results mean.
+        """
+        return self._answers(None, inputs, adapter, context, **choice)
+
     def classify(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> list[Prediction]:
         """Compute the labels of texts, one for each row.
 
         Raises:
-            RequestError: as `run`; or an adapter's task is not `sequence_classification`.
+            RequestError: as `run`; or an adapter's problem type is not `single_label`.
         """
-        return label_rows(*self._answers("sequence_classification", inputs, adapter, **choice))
+        found = self._answers("single_label", inputs, adapter, **choice)
+        return [one for one in found if isinstance(one, Prediction)]
 
     def classify_tokens(
         self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]
@@ -157,26 +181,27 @@ class Session:
         """Compute the labels of tokens, for each row one for each token; none where the mask says that it is padding.
 
         Raises:
-            RequestError: as `run`; or an adapter's task is not `token_classification`.
+            RequestError: as `run`; or an adapter's problem type is not `token`.
         """
-        results, entries = self._answers("token_classification", inputs, adapter, **choice)
-        return label_tokens(results, entries, inputs, self._manifest)
+        found = self._answers("token", inputs, adapter, **choice)
+        return [list(one.tokens) for one in found if isinstance(one, TokenLabels)]
 
     def predict(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> np.ndarray:
         """Compute the numbers of a regression, float32 [batch, numbers].
 
         Raises:
-            RequestError: as `run`; or an adapter's task is not `regression`, or they give different numbers of it.
+            RequestError: as `run`; or an adapter's problem type is not `regression`, or they give different numbers of
+                it.
         """
-        return stacked(*self._answers("regression", inputs, adapter, **choice))
+        return stacked(*self._results("regression", inputs, adapter, **choice))
 
     def embed(self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]) -> np.ndarray:
         """Compute vectors, float32 [batch, width].
 
         Raises:
-            RequestError: as `run`; or an adapter's task is not `embedding`, or vectors differ in their widths.
+            RequestError: as `run`; or an adapter's problem type is not `embedding`, or vectors differ in their widths.
         """
-        return stacked(*self._answers("embedding", inputs, adapter, **choice))
+        return stacked(*self._results("embedding", inputs, adapter, **choice))
 
     def run_many(
         self,
@@ -218,17 +243,18 @@ class Session:
         """Compute the labels of any number of requests, as `run_many` computes outputs; for each a label per row.
 
         Raises:
-            UsageError, RequestError: as `run_many`; or an adapter's task is not `sequence_classification`.
+            UsageError, RequestError: as `run_many`; or an adapter's problem type is not `single_label`.
         """
-        items, entries = self._items(requests), []
+        items, tasks = self._items(requests), []
         for item in items:
             with within(f"request {item.index}"):
-                entries.append(check_task(item.entry, "sequence_classification"))
+                tasks.append(check_type(item.entry, "single_label"))
         found = self._run_items(items, token_budget, progress, allow_mixed_rows)
-        return [
-            label_rows(list(outputs[str(entry.output)]), [entry] * item.rows)
-            for item, entry, outputs in zip(items, entries, found, strict=True)
-        ]
+        answers = []
+        for (entry, task), outputs in zip(tasks, found, strict=True):
+            rows = [answer(task, result) for result in outputs[str(entry.output)]]
+            answers.append([one for one in rows if isinstance(one, Prediction)])
+        return answers
 
     def load(
         self,
@@ -236,7 +262,7 @@ class Session:
         path: Path | str,
         *,
         labels: Sequence[str] | None = None,
-        task: Task | None = None,
+        task: Task | ProblemType | None = None,
         on_demand: bool = False,
     ) -> None:
         """Load another adapter that was built for this graph.
@@ -248,7 +274,8 @@ class Session:
             name: what `run` will call it.
             path: its `.onnx_adapter` file; it is read now and, but for `on_demand`, never again.
             labels: the names of its classes.
-            task: what its head is for; with labels, the classification that its head can do if not given.
+            task: what its answers mean: the record that it was saved with, or its problem type; with labels alone, the
+                classification that its head can do.
             on_demand: do not keep it in memory, but read the file again when a call needs it. It must not change.
 
         Raises:
@@ -267,7 +294,7 @@ class Session:
         data: bytes,
         *,
         labels: Sequence[str] | None = None,
-        task: Task | None = None,
+        task: Task | ProblemType | None = None,
         where: object = "adapter",
     ) -> None:
         """Load another adapter from the bytes of an `.onnx_adapter` file; arguments and errors as of `load`.
@@ -276,7 +303,7 @@ class Session:
             name: what `run` will call it.
             data: the bytes.
             labels: the names of its classes.
-            task: what its head is for.
+            task: what its answers mean.
             where: names it in messages.
         """
         self._adapters.add(name, data, Claim(labels, task), where)
@@ -343,7 +370,22 @@ class Session:
 
     def _answers(
         self,
-        task: Task,
+        problem: ProblemType | None,
+        inputs: Inputs,
+        adapter: str | None,
+        context: Sequence[np.ndarray | None] | None = None,
+        **choice: Unpack[Choice],
+    ) -> list[Answer]:
+        """Return the answer of each row; of one problem type, if it is given."""
+        results, entries = self._results(problem, inputs, adapter, **choice)
+        real = real_tokens(results, inputs, self._manifest)
+        contexts = [None] * len(results) if context is None else context
+        tasks = [check_type(entry, problem)[1] for entry in entries]
+        return [answer(*row) for row in zip(tasks, results, real, contexts, strict=True)]
+
+    def _results(
+        self,
+        problem: ProblemType | None,
         inputs: Inputs,
         adapter: str | None,
         *,
@@ -351,11 +393,13 @@ class Session:
         weights: Weighting | None = None,
         allow_mixed_rows: bool = False,
     ) -> tuple[list[np.ndarray], list[Entry]]:
-        """Return what the heads give for each row, if they are for this task, and each row's adapter."""
+        """Return what the heads give for each row, if they can answer, and each row's adapter."""
+        if adapter is None and adapters is None:
+            adapter = self._manifest.head
         if adapter is None and adapters is None:
             raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
         chosen = self._chosen(adapter, adapters, weights)
-        entries = [check_task(entry, task) for entry in (chosen if isinstance(chosen, list) else [chosen])]
+        entries = [check_type(entry, problem)[0] for entry in (chosen if isinstance(chosen, list) else [chosen])]
         outputs = self._compute(inputs, chosen, weights, allow_mixed_rows)
         if isinstance(chosen, list):
             return [own_classes(outputs[str(entry.output)][row]) for row, entry in enumerate(entries)], entries

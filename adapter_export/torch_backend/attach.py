@@ -112,8 +112,11 @@ class AttachedAdapter(nn.Module):
 
     @property
     def task(self) -> Task:
-        """What the head is for; AdapterError if there is none."""
-        return self._head().task
+        """What the head's answers mean; AdapterError if there is no head, or nobody knows it."""
+        task = self._head().task
+        if task is None:
+            raise AdapterError("nothing says what the results of the head mean", fix="give the head a `Task`")
+        return task
 
     def _head(self) -> Head:
         if self.adapter is None or self.adapter.head is None:

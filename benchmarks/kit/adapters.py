@@ -8,6 +8,7 @@ import onnx_ir as ir
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.kinds import classification_head, houlsby
 from adapter_export.graph.slot_form import fold_weights, inference_form
+from adapter_export.graph.tasks import Task
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.lowering import Writer, emit
 
@@ -30,7 +31,15 @@ def random_houlsby(name: str, base: OnnxBase, bottleneck: int, seed: int) -> Ada
     shapes |= {f"{HEAD}.{parameter}": shape for parameter, shape in head.parameter_shapes(head_widths).items()}
     rng = np.random.default_rng(seed)
     weights = {key: (rng.standard_normal(shape) * _STD).astype(np.float32) for key, shape in shapes.items()}
-    return Adapter(name, kind.name, base.fingerprint, kind.graphs, placements, weights, Head(head, head_widths, LABELS))
+    return Adapter(
+        name,
+        kind.name,
+        base.fingerprint,
+        kind.graphs,
+        placements,
+        weights,
+        Head(head, head_widths, Task("single_label", LABELS)),
+    )
 
 
 def arithmetic_alone(adapter: Adapter, base: OnnxBase) -> ir.Model:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -67,8 +68,8 @@ class TestContents:
         manifest = read_manifest(bundle)
         verify_files(manifest, bundle)
         assert [record.name for record in manifest.adapters] == ["wide", "narrow", "pfeiffer", "plain"]
-        assert manifest.adapters[1].labels == ("red", "green", "blue")
-        assert manifest.adapters[3].labels is None
+        assert manifest.adapters[1].task.labels == ("red", "green", "blue")
+        assert manifest.adapters[3].task is None
         assert {head.output for head in manifest.heads} == {"logits"}
         assert [output.axes for output in manifest.outputs] == [("batch", "tokens", 16), ("batch", "classes")]
 
@@ -120,12 +121,13 @@ class TestContents:
             tmp_path / "b",
             references=CutRunner(base),
             cases=cases,
-            tokenizer='{"ä": "\r\n"}',
+            tokenizer='{\r\n"ä": 1}',
             max_tokens=9,
         )
         assert manifest.text is not None
         assert manifest.text.max_tokens == 9
-        assert (tmp_path / "b" / manifest.text.tokenizer).read_bytes() == '{"ä": "\r\n"}'.encode()
+        assert (tmp_path / "b" / manifest.text.tokenizer).read_bytes() == '{\r\n"ä": 1}'.encode()
+        assert manifest.text.digest == hashlib.sha256('{"ä":1}'.encode()).hexdigest()
 
     def test_each_step_is_told(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
         steps: list[str] = []

@@ -18,7 +18,7 @@ def _left(folder: Path) -> list[str]:
 def test_the_bundle_is_complete(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert [adapter["name"] for adapter in manifest["adapters"]] == ["topic", "tone"]
-    assert [adapter["labels"] for adapter in manifest["adapters"]] == [["a", "b", "c"], ["bad", "good"]]
+    assert [adapter["task"]["labels"] for adapter in manifest["adapters"]] == [["a", "b", "c"], ["bad", "good"]]
     assert manifest["golden"]["reference"].startswith("torch ")
     assert manifest["text"]["max_tokens"] == 80
     assert all((bundle / file["path"]).stat().st_size == file["bytes"] for file in manifest["files"])

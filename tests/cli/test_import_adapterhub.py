@@ -48,7 +48,7 @@ def test_json_says_what_was_written(cli, onnx: Path, tmp_path: Path) -> None:
     assert document["name"] == "tone"
     assert document["kind"] == "seq_bn"
     assert document["sites"] == ["layers.0.ffn", "layers.1.ffn"]
-    assert document["labels"] == ["negative", "neutral", "positive"]
+    assert document["task"]["labels"] == ["negative", "neutral", "positive"]
     assert document["notes"] == []
     adapter = read_adapter(tmp_path / "a")
     assert adapter.training["imported_from"]["config"]["non_linearity"] == "relu"

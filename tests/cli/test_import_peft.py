@@ -59,7 +59,7 @@ def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
 def test_labels(cli, onnx: Path, tmp_path: Path) -> None:
     folder, base = adapter_folder("bert_lora_classify"), ("--base", onnx)
     made = cli.json("import", "peft", folder, *base, "--labels", "bad, fair,good", "-o", tmp_path / "a")
-    assert made["labels"] == ["bad", "fair", "good"]
+    assert made["task"]["labels"] == ["bad", "fair", "good"]
     cli.refused(2, "of another number", "import", "peft", folder, *base, "--labels", "a,b", "-o", tmp_path / "b")
 
 
@@ -69,9 +69,9 @@ def test_labels_of_the_base(cli, tmp_path: Path) -> None:
     names = {"0": "bad", "2": "good", "1": "fair"}
     (base / "config.json").write_text(json.dumps(config | {"id2label": names}))
     made = cli.json("import", "peft", adapter_folder("bert_lora_classify"), "--base", base, "-o", tmp_path / "a")
-    assert made["labels"] == ["bad", "fair", "good"]
+    assert made["task"]["labels"] == ["bad", "fair", "good"]
     made = cli.json("import", "peft", adapter_folder("bert_lora_tag"), "--base", base, "-o", tmp_path / "b")
-    assert made["labels"] == [f"LABEL_{index}" for index in range(5)]
+    assert made["task"]["labels"] == [f"LABEL_{index}" for index in range(5)]
 
 
 def test_one_of_several(cli, onnx: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_bundle_s_tables(cli, bundle: Path, monkeypatch) -> None:
 
 def test_an_adapter(cli, adapters: Path) -> None:
     found = cli.json("inspect", adapters / "tone")
-    assert found["labels"] == ["bad", "good"]
+    assert found["task"]["labels"] == ["bad", "good"]
     per_site = 2 * 16 * 4 + 4 + 16
     assert found["cost"]["parameters"] == 2 * per_site + 16 * 2 + 2
     assert found["cost"]["multiply_accumulates"] == 2 * 2 * 16 * 4 + 16 * 2

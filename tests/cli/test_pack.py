@@ -23,7 +23,7 @@ def weights(tmp_path: Path, plain_tensors) -> Path:
 def test_the_folder_holds_the_tensors_as_they_were(cli, model: Path, weights: Path, tmp_path: Path) -> None:
     made = cli.json("pack", weights, *OPTIONS, "--base", model, "--labels", "bad, good", "-o", tmp_path / "deep" / "a")
     assert made["name"] == "a"
-    assert made["labels"] == ["bad", "good"]
+    assert made["task"]["labels"] == ["bad", "good"]
     assert made["sites"] == ["layers.0.ffn", "layers.1.ffn"]
     found, given = load_file(tmp_path / "deep" / "a" / "weights.safetensors"), load_file(weights)
     assert found.keys() == given.keys()

@@ -40,7 +40,7 @@ def made(cli: Any, model: Path, tables: Path, tmp_path_factory: pytest.TempPathF
     """What `train --json` said of each adapter; `folder` is where it lies."""
     folder = tmp_path_factory.mktemp("trained")
     commands = {
-        "tag": ("tag.jsonl", "--task", "token_classification", "--text", "tokens", "--label", "tags"),
+        "tag": ("tag.jsonl", "--task", "token", "--text", "tokens", "--label", "tags"),
         "grade": (
             "grade.jsonl",
             "--task",
@@ -68,17 +68,18 @@ def bundle(cli: Any, model: Path, made: dict[str, Any], tmp_path_factory: pytest
 
 
 def test_what_training_says(made: dict[str, dict[str, Any]]) -> None:
-    assert made["tag"]["labels"] == ["N", "O", "P"]
-    assert made["grade"]["labels"] is made["vec"]["labels"] is None
+    assert made["tag"]["task"]["labels"] == ["N", "O", "P"]
+    assert "labels" not in made["grade"]["task"]
+    assert "labels" not in made["vec"]["task"]
     metrics = {name: set(one["validation"]) - {"loss"} for name, one in made.items()}
     assert metrics["tag"] == {"accuracy", "macro_f1"}
     assert metrics["grade"] == {"mean_absolute_error", "pearson"}
     assert metrics["vec"] == {"neighbour_accuracy"}
     head = read_adapter(Path(made["grade"]["adapter"])).head
     assert head is not None
-    assert (head.task, head.widths["classes"]) == ("regression", 2)
+    assert (head.task.type, head.widths["classes"]) == ("regression", 2)
     assert [node.op for node in head.graph.nodes] == ["first_token", "linear", "tanh", "linear"]
-    assert made["grade"]["task"] == "regression"
+    assert made["grade"]["task"]["type"] == "regression"
 
 
 def test_the_bundle_is_right(cli: Any, bundle: Path, model: Path) -> None:
@@ -90,7 +91,7 @@ def test_the_bundle_is_right(cli: Any, bundle: Path, model: Path) -> None:
 
 def test_tokens_are_shown_one_by_one(cli: Any, bundle: Path) -> None:
     found = cli.json("run", bundle, "--adapter", "tag", "--text", "the film is good", "--text", "dull")
-    assert found["task"] == "token_classification"
+    assert found["task"] == "token"
     rows = [[token["token"] for token in row["tokens"]] for row in found["predictions"]]
     assert rows == [["the", "film", "is", "good"], ["dull"]]
     film = found["predictions"][0]["tokens"][1]
@@ -156,7 +157,7 @@ def test_a_file_with_its_task(cli: Any, bundle: Path) -> None:
     assert found["predictions"] == cli.json("run", bundle, "--adapter", "grade", "--text", "dull")["predictions"]
     cli.refused(
         3,
-        "has no head for the task `embedding`",
+        "has no head for `embedding`",
         "run",
         bundle,
         "--adapter-file",
@@ -171,16 +172,16 @@ def test_a_file_with_its_task(cli: Any, bundle: Path) -> None:
 
 def test_inspect_names_the_tasks(cli: Any, bundle: Path, made: dict[str, dict[str, Any]]) -> None:
     shown = cli.done("inspect", bundle).stdout
-    for words in ("token classification", "regression", "embedding", "token_logits"):
+    for words in ("token", "regression", "embedding", "token_logits"):
         assert words in shown
     found = cli.json("inspect", made["vec"]["adapter"])
-    assert (found["task"], found["labels"]) == ("embedding", None)
+    assert found["task"] == {"type": "embedding", "pooling": "mean", "normalised": True}
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--task", "token_classification", "--pooling", "first"), "`--pooling` does not go with the head"),
+        (("--task", "token", "--pooling", "first"), "`--pooling` does not go with the head"),
         (("--task", "regression", "--l2-normalise"), "`--l2-normalise` does not go"),
         (("--head-width", "8"), "`--head-width` does not go"),
         (("--vector-width", "8"), "`--vector-width` does not go"),

@@ -49,7 +49,7 @@ def test_a_table_becomes_an_adapter(cli, model: Path, data: Path, tmp_path: Path
     adapter = read_adapter(tmp_path / "tone")
     assert (adapter.name, adapter.kind, made["kind"]) == ("tone", "houlsby", "houlsby")
     assert adapter.head is not None
-    assert list(adapter.head.labels) == made["labels"] == ["bad", "good"]
+    assert list(adapter.head.labels) == made["task"]["labels"] == ["bad", "good"]
     assert (
         made["sites"] == list(adapter.placements) == [f"layers.{n}.{at}" for n in (0, 1) for at in ("attention", "ffn")]
     )
@@ -113,7 +113,7 @@ def test_other_forms_columns_and_bases(cli, hf_folder: Path, tmp_path: Path) -> 
     table.write_text("\n".join(lines), encoding="utf-8")
     columns = ("--text", "sentence", "--label", "stars", "--tokenizer", hf_folder)
     made = cli.json("train", hf_folder, "--data", table, *columns, *QUICK, "-o", tmp_path / "a")
-    assert made["labels"] == ["1", "5"]
+    assert made["task"]["labels"] == ["1", "5"]
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:

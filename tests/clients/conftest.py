@@ -27,6 +27,7 @@ from adapter_export.bundle.write import FLAVOURS
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import Kind, classification_head, houlsby, parallel, pfeiffer
+from adapter_export.graph.tasks import Task
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 
@@ -74,7 +75,11 @@ def _adapter(
 ) -> Adapter:
     """Random weights of standard deviation 0.2, the head's among them."""
     placements = kind.with_widths(b=bottleneck).placements(base.sites)
-    head = Head(classification_head(pooling), {"d": base.sites.width, "classes": len(labels)}, tuple(labels))
+    head = Head(
+        classification_head(pooling),
+        {"d": base.sites.width, "classes": len(labels)},
+        Task("single_label", tuple(labels)),
+    )
     shapes = {
         f"{site}.{parameter}": shape
         for site, placement in placements.items()

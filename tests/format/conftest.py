@@ -26,6 +26,7 @@ from adapter_export.format.manifest_json import MANIFEST_VERSION, list_files
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, classification_head, houlsby
+from adapter_export.graph.tasks import Task
 
 WIDTHS = {"d": 8, "b": 2}
 SITES = ("layers.10.ffn", "layers.2.ffn")
@@ -44,7 +45,9 @@ def random_weights(graph: AdapterGraph, widths: Mapping[str, int], owner: str, s
 def adapter() -> Adapter:
     """A small adapter with everything that the format can say."""
     kind = houlsby(BottleneckOptions(activation="leaky_relu", scaling=0.5, dropout=0.1, norm_before=True))
-    head = Head(classification_head(), {"d": 8, "classes": 3}, ("negative", "positive", "für beides"))
+    head = Head(
+        classification_head(), {"d": 8, "classes": 3}, Task("single_label", ("negative", "positive", "für beides"))
+    )
     weights = random_weights(head.graph, head.widths, "head", seed=0)
     for seed, site in enumerate(SITES, start=1):
         weights |= random_weights(kind.graph, WIDTHS, site, seed)
@@ -87,14 +90,13 @@ def manifest(bundle: Path) -> Manifest:
     record = AdapterRecord(
         name="tiny-1.0",
         kind="houlsby",
-        labels=("negative", "positive", "für beides"),
         parameters=123,
         onnx_adapter="adapters/tiny-1.0.onnx_adapter",
         safetensors="adapters/tiny-1.0.safetensors",
         source="adapters/tiny-1.0",
         base="sha256:0123",
         golden=replace(golden, path="golden/tiny-1.0.safetensors", absolute={"logits": 1e-5, "hidden": 2e-5}),
-        task="sequence_classification",
+        task=Task("single_label", ("negative", "positive", "für beides")),
         output="logits",
         mix=MixRecord(("adapter.shared.mix.weights",), ("first", "second")),
     )
@@ -125,7 +127,7 @@ def manifest(bundle: Path) -> Manifest:
         ),
         adapters=(record,),
         golden=golden,
-        text=TextRecord("tokenizer.json", 512),
+        text=TextRecord("tokenizer.json", "0" * 64, 512),
         files=list_files(bundle),
         heads=(HeadRecord("head", "logits", "logits"),),
         model_version=1234567,

@@ -132,6 +132,10 @@ def graph_of(document: Document) -> Document:
     return next(iter(document["graphs"].values()))
 
 
+def task_of(document: Document) -> Document:
+    return document["head"]["task"]
+
+
 def second(document: Document, version: str, change: Change = lambda _: None) -> None:
     document["version"] = version
     change(document)
@@ -192,13 +196,19 @@ BAD_JSON: dict[str, tuple[Change, type[InputError], str]] = {
         "`shared.bottleneck_leaky_relu_norm_before.up.bias` is missing",
     ),
     "site called shared": (lambda d: d["sites"][0].update(site="shared"), AdapterError, "may not be called `shared`"),
-    "an unknown task": (lambda d: d["head"].update(task="ranking"), FormatError, "`$.head.task`"),
-    "a regression with labels": (lambda d: d["head"].update(task="regression"), FormatError, "`$.head`"),
-    "a classification without labels": (lambda d: d["head"].pop("labels"), FormatError, "`$.head`"),
-    "a task of another shape": (lambda d: d["head"].update(task="token_classification"), AdapterError, "wrong shape"),
-    "no labels": (lambda d: d["head"].update(labels=[]), FormatError, "`$.head.labels`"),
-    "a label twice": (lambda d: d["head"].update(labels=["a", "a", "b"]), FormatError, "`$.head.labels`"),
-    "a label too few": (lambda d: d["head"].update(labels=["a", "b"]), AdapterError, "2 labels"),
+    "an unknown problem type": (lambda d: task_of(d).update(type="guess"), FormatError, "`$.head.task.type`"),
+    "a regression with labels": (lambda d: task_of(d).update(type="regression"), FormatError, "`$.head.task`"),
+    "a classification without labels": (lambda d: task_of(d).pop("labels"), FormatError, "`$.head.task`"),
+    "a task of another shape": (lambda d: task_of(d).update(type="token"), AdapterError, "wrong shape"),
+    "no labels": (lambda d: task_of(d).update(labels=[]), FormatError, "`$.head.task`"),
+    "a label twice": (lambda d: task_of(d).update(labels=["a", "a", "b"]), FormatError, "`$.head.task`"),
+    "a label too few": (lambda d: task_of(d).update(labels=["a", "b"]), AdapterError, "2 labels"),
+    "an activation of another type": (lambda d: task_of(d).update(activation="sigmoid"), FormatError, "`sigmoid`"),
+    "a threshold above 1": (lambda d: task_of(d).update(thresholds=[1.5]), FormatError, "`$.head.task.thresholds[0]`"),
+    "thresholds of one label": (lambda d: task_of(d).update(thresholds=[0.5]), FormatError, "1 thresholds for 3"),
+    "no tokens": (lambda d: task_of(d).update(max_tokens=0), FormatError, "`$.head.task.max_tokens`"),
+    "no digest": (lambda d: task_of(d).update(tokenizer="x"), FormatError, "the digest of a tokenizer"),
+    "a prefix of a class": (lambda d: task_of(d).update(prefix="query: "), FormatError, "only an embedding"),
     "training is a list": (lambda d: d.update(training=[]), FormatError, "`$.training`"),
     "other weights file": (lambda d: d["weights"].update(file="../w"), FormatError, "`$.weights.file`"),
     "hash in capitals": (lambda d: d["weights"].update(sha256="A" * 64), FormatError, "`$.weights.sha256`"),
@@ -347,5 +357,13 @@ def test_heads_of_every_task_come_back(adapter: Adapter, tmp_path: Path, name: s
     write_adapter(written, tmp_path / "a")
     assert read_adapter(tmp_path / "a").head == head
     document = json.loads((tmp_path / "a/adapter_graph.json").read_text(encoding="utf-8"))
-    assert document["head"].get("task") == (None if head.task == "sequence_classification" else head.task)
-    assert ("labels" in document["head"]) == bool(head.labels)
+    assert document["head"]["task"] == head.task.document()
+    assert ("labels" in document["head"]["task"]) == bool(head.labels)
+
+
+def test_a_head_of_which_nobody_knows_what_it_means(adapter: Adapter, tmp_path: Path) -> None:
+    head = replace(heads(8)["topic"], task=None)
+    write_adapter(with_head(adapter, "a", head), tmp_path / "a")
+    found = read_adapter(tmp_path / "a").head
+    assert found == head
+    assert (found.output, found.labels) == ("logits", ())

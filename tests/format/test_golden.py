@@ -14,6 +14,7 @@ from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head, houlsby, parallel
+from adapter_export.graph.tasks import Task
 
 GOLDEN = Path(__file__).parent / "golden" / "adapter"
 FILES = ("adapter_graph.json", "weights.safetensors")
@@ -53,7 +54,7 @@ def golden_adapter() -> Adapter:
         "layers.1.attention": Placement("fused", {"d": 6, "rows": 1}),
     }
     graphs = {after.graph_name: after.graph, beside.graph_name: beside.graph, "products": products, "fused": fused}
-    head = Head(classification_head("first"), {"d": 6, "classes": 3}, ("no", "yes", "peut-être"))
+    head = Head(classification_head("first"), {"d": 6, "classes": 3}, Task("single_label", ("no", "yes", "peut-être")))
     parts = [(site, graphs[placement.graph], placement.widths) for site, placement in placements.items()]
     shapes = {
         f"{f'shared.{placements[owner].graph}' if name in graph.shared else owner}.{name}": shape

@@ -18,6 +18,7 @@ from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import classification_head
 from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.tasks import Task
 
 GOLDEN = Path(__file__).parent / "golden" / "adapter"
 FILES = ("adapter_graph.json", "weights.safetensors")
@@ -117,7 +118,11 @@ def adapters(draw: Callable[..., object]) -> Adapter:
         st.none()
         | st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3, unique=True)
     )
-    head = None if labels is None else Head(classification_head(), {"d": 3, "classes": len(labels)}, tuple(labels))
+    head = (
+        None
+        if labels is None
+        else Head(classification_head(), {"d": 3, "classes": len(labels)}, Task("single_label", tuple(labels)))
+    )
     parts = [
         (site, placement.graph, by_name[placement.graph], placement.widths) for site, placement in placements.items()
     ]

@@ -173,7 +173,7 @@ ADAPTER: Document = {
     "base": {"fingerprint": "sha256:0"},
     "graphs": {"one": GRAPH},
     "sites": [{"site": "layers.0.ffn", "graph": "one", "widths": {"d": 2}}],
-    "head": {"graph": HEAD, "widths": {"d": 2}, "labels": ["no", "yes"], "task": "token_classification"},
+    "head": {"graph": HEAD, "widths": {"d": 2}, "task": {"type": "token", "labels": ["no", "yes"]}},
     "training": {"epochs": 3},
     "weights": {"file": "weights.safetensors", "sha256": "0" * 64},
 }
@@ -240,7 +240,7 @@ def test_reader_and_schema_agree_on_every_mutant(name: str, document: Document) 
 
 def test_reader_and_schema_agree_on_every_mutant_of_a_manifest(manifest: Manifest) -> None:
     document: Document = json.loads(canonical_json(asdict(manifest)))
-    document["adapters"][0]["labels"] = document["adapters"][0]["labels"][:1]
+    document["adapters"][0]["task"]["labels"] = document["adapters"][0]["task"]["labels"][:1]
     document["files"] = document["files"][:1]
     agree_on_mutants("bundle-manifest", document)
 

@@ -13,12 +13,13 @@ from adapter_export.errors import AdapterError, GraphError, TensorError
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph, Cost, Node, cost
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
+from adapter_export.graph.tasks import Task
 
 GRAPH = bottleneck("h", BottleneckOptions())
 WIDTHS = {"d": 8, "b": 2}
 HEAD_WIDTHS = {"d": 8, "classes": 3}
 SITES = ("layers.0.attention", "layers.0.ffn")
-HEAD_PART = Head(classification_head(), HEAD_WIDTHS, ("one", "two", "three"))
+HEAD_PART = Head(classification_head(), HEAD_WIDTHS, Task("single_label", ("one", "two", "three")))
 
 
 def weights() -> dict[str, np.ndarray]:
@@ -64,24 +65,22 @@ STRUCTURE = {
     },
     "acts nowhere; expected a placement or a head": {"placements": {}, "graphs": {}, "head": None},
     "a site may not be called `head`": {"placements": {HEAD: Placement("bottleneck", WIDTHS)}},
-    "labels and classes differ; found 2 labels; expected 3 different ones": {
-        "head": replace(HEAD_PART, labels=("one", "two"))
+    "labels and classes differ; found 2 labels; expected 3": {
+        "head": replace(HEAD_PART, task=Task("single_label", ("one", "two")))
     },
-    "labels and classes differ; found 3 labels": {"head": replace(HEAD_PART, labels=("one", "one", "two"))},
+    "a head for `ranking` gives another number of columns; found 3; expected 1": {
+        "head": replace(HEAD_PART, task=Task("ranking"))
+    },
     "`layers.0.attention`: a graph reads values that are not there; found hidden": {
         "graphs": {"bottleneck": classification_head("first")}
     },
     "`head`: a graph reads values that are not there; found h": {"head": replace(HEAD_PART, graph=GRAPH)},
-    "head: labels and classes differ; found 3 labels; expected no labels": {
-        "head": replace(HEAD_PART, task="regression")
-    },
     "head: a graph returns a wrong shape; found ['batch', 'classes']; expected [batch, tokens, classes]": {
-        "head": replace(HEAD_PART, task="token_classification")
+        "head": replace(HEAD_PART, task=Task("token", ("one", "two", "three")))
     },
     "head: a graph returns a wrong shape; found ['batch', 'classes']; expected [batch, width]": {
-        "head": replace(HEAD_PART, task="embedding", labels=())
+        "head": replace(HEAD_PART, task=Task("embedding"))
     },
-    "head: unknown task; found `ranking`": {"head": replace(HEAD_PART, task="ranking")},
     "`layers.0.attention`: a graph returns a wrong shape; found ['batch', 'tokens', 'b']": {
         "graphs": {
             "bottleneck": AdapterGraph(("h",), {"w": ("d", "b")}, (Node("linear", ("h",), "r", {"weight": "w"}),), "r")

@@ -11,7 +11,7 @@ from heads import heads
 
 from adapter_export.errors import UsageError
 from adapter_export.graph.heads import HeadOptions, classification_head, head_graph, make_head
-from adapter_export.graph.tasks import TASK_OUTPUTS, Task, head_result
+from adapter_export.graph.tasks import ProblemType, head_result
 from adapter_export.numerics.evaluate import evaluate
 
 D, B, T = 6, 3, 5
@@ -33,9 +33,9 @@ def result(head_: Any, weights: Mapping[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("name", heads(D))
 def test_the_result_is_that_of_the_task(name: str) -> None:
     head = heads(D)[name]
-    assert head_result(head.graph.shapes()[head.graph.result]) == head.output == TASK_OUTPUTS[head.task]
+    assert head_result(head.graph.shapes()[head.graph.result]) == head.output == head.task.output
     found = result(head, draw(head.graph.parameter_shapes(head.widths)))
-    assert found.shape[:-1] == ((B, T) if head.task == "token_classification" else (B,))
+    assert found.shape[:-1] == ((B, T) if head.task.type == "token" else (B,))
 
 
 def test_adapterhubs_head_by_hand() -> None:
@@ -56,7 +56,7 @@ def test_two_dense_layers_of_another_width_by_hand() -> None:
 
 
 def test_tokens_by_hand() -> None:
-    head = make_head("token_classification", width=D, labels="ab")
+    head = make_head("token", width=D, labels="ab")
     w = draw(head.graph.parameter_shapes(head.widths))
     np.testing.assert_allclose(result(head, w), HIDDEN @ w["classifier.weight"] + w["classifier.bias"], atol=1e-12)
 
@@ -76,22 +76,22 @@ def test_a_projected_embedding_has_the_width_that_is_asked_for() -> None:
 
 
 def test_classification_and_regression_have_one_graph() -> None:
-    assert head_graph("sequence_classification") == head_graph("regression") == classification_head()
+    assert head_graph("single_label") == head_graph("regression") == classification_head()
 
 
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ("ranking", {}, "unknown task; found `ranking`"),
+        ("guess", {}, "unknown problem type; found `guess`"),
         ("regression", {"pooling": "max"}, "unknown pooling"),
         ("regression", {"activation": "swish"}, "unknown activation"),
         ("regression", {"dense": -1}, "a number of dense layers"),
         ("regression", {"dropout": 1.0}, "a dropout rate"),
         ("regression", {"projection": True}, "only an embedding is projected or normalised"),
-        ("token_classification", {"l2_normalise": True}, "only an embedding"),
+        ("token", {"l2_normalise": True}, "only an embedding"),
     ],
 )
-def test_what_no_head_can_be(task: Task, options: dict[str, Any], message: str) -> None:
+def test_what_no_head_can_be(task: ProblemType, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         head_graph(task, HeadOptions(**options))
 

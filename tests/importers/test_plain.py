@@ -181,7 +181,7 @@ def test_heads_of_every_task_are_read_off_their_tensors(name: str) -> None:
     pooling = "first" if head.graph.nodes[0].op == "first_token" else "mean"
     ops = [node.op for node in head.graph.nodes]
     look = HeadOptions(pooling, activation="gelu" if "gelu" in ops else "tanh", l2_normalise="l2_normalise" in ops)
-    made = _pack(_tensors() | tensors, labels=head.labels or None, task=head.task, look=look).adapter.head
+    made = _pack(_tensors() | tensors, labels=head.labels or None, task=head.task.type, look=look).adapter.head
     assert made is not None
     assert (made.task, made.labels, made.widths) == (head.task, head.labels, head.widths)
     assert topology_key(made.graph) == topology_key(head.graph)
@@ -191,6 +191,6 @@ def test_labels_and_task_belong_together() -> None:
     with pytest.raises(UsageError, match="`regression` has no classes"):
         _pack(_tensors() | _head(), labels=("a", "b", "c", "d"), task="regression")
     with pytest.raises(UsageError, match="they have no names"):
-        _pack(_tensors() | _head(), task="token_classification")
+        _pack(_tensors() | _head(), task="token")
     with pytest.raises(TensorError, match="every tensor of `head` is missing"):
         _pack(_tensors(), task="regression")

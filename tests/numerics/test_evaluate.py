@@ -9,6 +9,7 @@ from backends import draw_parameters
 from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
+from adapter_export.graph.tasks import Task
 from adapter_export.numerics.evaluate import evaluate, evaluate_head, evaluate_site, site_scale
 
 GRAPH = bottleneck("h", BottleneckOptions(activation="relu", scaling=2.0))
@@ -32,7 +33,7 @@ HEAD = Adapter(
     {},
     {},
     {f"head.{k}": v for k, v in draw_parameters(classification_head(), {"d": 8, "classes": 2}, RNG).items()},
-    Head(classification_head(), {"d": 8, "classes": 2}, ("no", "yes")),
+    Head(classification_head(), {"d": 8, "classes": 2}, Task("single_label", ("no", "yes"))),
 )
 
 

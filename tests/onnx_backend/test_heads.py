@@ -17,6 +17,7 @@ from adapter_export.errors import AdapterError, RequestError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
+from adapter_export.graph.tasks import Task
 from adapter_export.numerics.evaluate import evaluate_head
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
@@ -56,8 +57,8 @@ def session(bundle: Bundle) -> Session:
 
 
 def test_the_manifest_says_what_each_adapter_gives_and_where(bundle: Bundle) -> None:
-    found = {record.name: (record.task, record.output) for record in bundle.manifest.adapters}
-    sequence, tokens, vector = "sequence_classification", "token_classification", "embedding"
+    found = {record.name: (record.task and record.task.type, record.output) for record in bundle.manifest.adapters}
+    sequence, tokens, vector = "single_label", "token", "embedding"
     assert found["plain"] == (None, None)
     assert {name: found[name] for name in ("topic", "tone", "hub", "deep")} == dict.fromkeys(
         ("topic", "tone", "hub", "deep"), (sequence, "logits")
@@ -70,7 +71,10 @@ def test_the_manifest_says_what_each_adapter_gives_and_where(bundle: Bundle) -> 
     assert found["small"][1] == found["wide"][1]
     assert len({found[name][1] for name in ("mean", "unit", "small")}) == 3
     assert "logits" in {head.output for head in bundle.manifest.heads}
-    assert [record.labels for record in bundle.manifest.adapters if record.name in ("topic", "grade")] == [TOPICS, None]
+    assert [record.task.labels for record in bundle.manifest.adapters if record.name in ("topic", "grade")] == [
+        TOPICS,
+        (),
+    ]
 
 
 def test_heads_of_one_topology_share_their_slots(base: OnnxBase, adapters: dict[str, Adapter]) -> None:
@@ -162,12 +166,12 @@ class TestTheRuntime:
     @pytest.mark.parametrize(
         ("method", "name", "words"),
         [
-            ("classify", "tag", "found the task `token_classification`. Call `classify_tokens`"),
-            ("classify", "grade", "found the task `regression`. Call `predict`"),
-            ("classify_tokens", "topic", "found the task `sequence_classification`. Call `classify`"),
+            ("classify", "tag", "found the problem type `token`. Call `classify_tokens`"),
+            ("classify", "grade", "found the problem type `regression`. Call `predict`"),
+            ("classify_tokens", "topic", "found the problem type `single_label`. Call `classify`"),
             ("predict", "topic", "cannot do `regression`"),
             ("embed", "axes", "cannot do `embedding`"),
-            ("embed", "plain", "found no known task"),
+            ("embed", "plain", "found no head"),
         ],
     )
     def test_a_call_for_another_task(self, session: Session, method: str, name: str, words: str) -> None:
@@ -183,21 +187,16 @@ class TestTheRuntime:
         session.load("labelled", tag, labels=TAGS)
         session.load("numbers", grade, task="regression")
         session.load("unknown", grade)
-        assert [session.task(name) for name in ("labelled", "numbers", "unknown")] == [
-            "token_classification",
-            "regression",
-            None,
-        ]
+        found = [session.task(name) for name in ("labelled", "numbers", "unknown")]
+        assert found == [Task("token", TAGS), Task("regression"), None]
         np.testing.assert_array_equal(session.predict(INPUTS, "numbers"), session.predict(INPUTS, "grade"))
         np.testing.assert_array_equal(session.run(INPUTS, "unknown")["logits"], session.predict(INPUTS, "grade"))
 
     def test_a_task_that_the_head_cannot_do(self, bundle: Bundle) -> None:
         session = bundle.session(threads=1)
-        with pytest.raises(
-            AdapterError, match="has no head for the task `embedding`; found a head that gives `logits`"
-        ):
+        with pytest.raises(AdapterError, match="has no head for `embedding`; found a head that gives `logits`"):
             session.load("more", bundle.folder / "adapters/grade.onnx_adapter", task="embedding")
-        with pytest.raises(AdapterError, match="1 labels; expected 0 classes"):
+        with pytest.raises(AdapterError, match="has no head for `single_label`; found a head that gives `embedding`"):
             session.load("more", bundle.folder / "adapters/small.onnx_adapter", labels=["a"])
 
     def test_a_file_that_fills_two_heads(self, bundle: Bundle, tmp_path: Path) -> None:

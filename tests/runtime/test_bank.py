@@ -96,9 +96,7 @@ def _load_all(session: Session, bundle: Bundle, *, on_demand: bool = False) -> d
     names = {}
     for record in bundle.manifest.adapters:
         names[f"{record.name}.again"] = record.name
-        session.load(
-            f"{record.name}.again", bundle.folder / record.onnx_adapter, labels=record.labels, on_demand=on_demand
-        )
+        session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, task=record.task, on_demand=on_demand)
     return names
 
 

@@ -109,7 +109,7 @@ class TestProvider:
 
     def test_mixed_batches_and_loaded_adapters(self, bundle: Bundle, placed: Session) -> None:
         for record in bundle.manifest.adapters:
-            placed.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, labels=record.labels)
+            placed.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, task=record.task)
         for names in (("wide", None, "narrow"), ("wide.again", "narrow.again", None), ("plain.again", "wide", None)):
             found = placed.run(INPUTS, adapters=names)["hidden"]
             for row, name in enumerate(names):

@@ -48,7 +48,7 @@ def test_each_is_as_if_it_had_run_alone(session: Session, token_budget: int) -> 
 
 def test_loaded_adapters_among_them(session: Session, bundle: Bundle) -> None:
     for record in bundle.manifest.adapters:
-        session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, labels=record.labels)
+        session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, task=record.task)
     requests = _requests(60, ["plain.again", "wide.again", None, "narrow", "narrow.again"])
     _hold(session, requests, session.run_many(requests))
     assert session.statistics.bank.resident == 4  # `narrow` among them, where it is in a call with others
@@ -57,7 +57,7 @@ def test_loaded_adapters_among_them(session: Session, bundle: Bundle) -> None:
 def test_more_adapters_than_the_bank_has_rows(bundle: Bundle) -> None:
     session = bundle.session(threads=1, resident=2)
     for record in bundle.manifest.adapters:
-        session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, labels=record.labels)
+        session.load(f"{record.name}.again", bundle.folder / record.onnx_adapter, task=record.task)
     requests = _requests(40, ["plain.again", "wide.again", "narrow.again", "pfeiffer.again"])
     _hold(session, requests, session.run_many(requests))
 

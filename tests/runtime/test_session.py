@@ -125,7 +125,7 @@ class TestClassify:
 
     def test_an_adapter_without_a_head(self, session: Session) -> None:
         assert session.labels("plain") is None
-        with pytest.raises(RequestError, match="found no known task"):
+        with pytest.raises(RequestError, match="found no head"):
             session.classify(INPUTS, "plain")
 
 
@@ -167,7 +167,7 @@ class TestLoad:
     def test_labels_that_are_not_as_many_as_the_classes(
         self, session: Session, bundle: Bundle, labels: tuple[str, ...]
     ) -> None:
-        with pytest.raises(AdapterError, match=f"{len(labels)} labels; expected 2 classes"):
+        with pytest.raises(AdapterError, match=f"{len(labels)} labels; expected 2"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", labels=labels)
 
     @pytest.mark.parametrize("labels", [("same", "same"), "ab"])
@@ -176,11 +176,11 @@ class TestLoad:
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", labels=labels)  # type: ignore[arg-type]
 
     def test_a_task_that_is_none(self, session: Session, bundle: Bundle) -> None:
-        with pytest.raises(AdapterError, match=r"unknown task; found `classify`; expected .*regression"):
+        with pytest.raises(AdapterError, match=r"unknown problem type; found `classify`; expected .*regression"):
             session.load("more", bundle.folder / "adapters/wide.onnx_adapter", task="classify")  # type: ignore[arg-type]
 
     def test_labels_for_an_adapter_without_a_head(self, session: Session, bundle: Bundle) -> None:
-        with pytest.raises(AdapterError, match="1 labels; expected 0 classes"):
+        with pytest.raises(AdapterError, match="has no head for `single_label`; found no head"):
             session.load("more", bundle.folder / "adapters/plain.onnx_adapter", labels=("a",))
 
     def test_without_labels_it_runs_and_does_not_classify(self, session: Session, bundle: Bundle) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.kinds import Kind, classification_head
+from adapter_export.graph.tasks import Task
 from adapter_export.sites.site import SiteMap
 
 
@@ -36,7 +37,9 @@ def random_of_kind(
     """An adapter of a kind, with a head if there are labels."""
     weights, head = random_tensors(kind, sites, seed), None
     if labels:
-        head = Head(classification_head(), {"d": sites.width, "classes": len(labels)}, tuple(labels))
+        head = Head(
+            classification_head(), {"d": sites.width, "classes": len(labels)}, Task("single_label", tuple(labels))
+        )
         rng = np.random.default_rng(seed + 1)
         shapes = head.graph.parameter_shapes(head.widths)
         weights |= {f"{HEAD}.{key}": rng.normal(0, 0.2, shape).astype(np.float32) for key, shape in shapes.items()}

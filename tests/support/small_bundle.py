@@ -14,6 +14,7 @@ from adapter_export.bundle.build import build_bundle
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
+from adapter_export.graph.tasks import Task
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.runner import CutRunner
@@ -83,7 +84,9 @@ def make_adapter(name: str, kind: str, activation: str, classes: int, base: Onnx
     random = np.random.default_rng([*name.encode()])
     made = KINDS[kind](BottleneckOptions(activation=activation, scaling=scaling))
     placements = made.with_widths(b=4).placements(base.sites)
-    head = Head(classification_head(), {"d": WIDTH, "classes": classes}, tuple("abcdef"[:classes]))
+    head = Head(
+        classification_head(), {"d": WIDTH, "classes": classes}, Task("single_label", tuple("abcdef"[:classes]))
+    )
     shapes = {
         f"{site}.{key}": shape
         for site, placement in placements.items()

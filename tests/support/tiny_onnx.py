@@ -13,6 +13,7 @@ from adapter_export.bundle.build import build_bundle
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer
+from adapter_export.graph.tasks import Task
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.runner import CutRunner
@@ -140,7 +141,9 @@ def random_adapter(
     }
     full_head = None
     if labels:
-        full_head = Head(head or classification_head(), {"d": width, "classes": len(labels)}, tuple(labels))
+        full_head = Head(
+            head or classification_head(), {"d": width, "classes": len(labels)}, Task("single_label", tuple(labels))
+        )
         shapes |= {f"{HEAD}.{p}": s for p, s in full_head.graph.parameter_shapes(full_head.widths).items()}
     rng = np.random.default_rng([*name.encode()])
     weights = {key: (rng.standard_normal(shape) * 0.2).astype(np.float32) for key, shape in shapes.items()}

@@ -59,11 +59,11 @@ def rows(task: Task, count: int = 240) -> list[dict[str, Any]]:
     while len(found) < count:
         words = [str(word) for word in rng.choice([*GOOD, *BAD, *OTHER, *OTHER], int(rng.integers(3, 9)))]
         balance = sum((word in GOOD) - (word in BAD) for word in words)
-        if balance or task == "token_classification":
+        if balance or task == "token":
             found[tuple(words)] = balance
     by_task = {
-        "sequence_classification": lambda words, balance: (" ".join(words), "good" if balance > 0 else "bad"),
-        "token_classification": lambda words, _: (list(words), [TAGS.get(word, "O") for word in words]),
+        "single_label": lambda words, balance: (" ".join(words), "good" if balance > 0 else "bad"),
+        "token": lambda words, _: (list(words), [TAGS.get(word, "O") for word in words]),
         "regression": lambda words, balance: (" ".join(words), [balance / 2, len(words) / 4]),
         "embedding": lambda words, balance: (" ".join(words), "good" if balance > 0 else "bad"),
     }
@@ -86,12 +86,12 @@ def model_for(base: TorchBase, head: Head) -> AdaptedModel:
 
 
 LOOKS: dict[Task, tuple[dict[str, Any], str, float]] = {
-    "sequence_classification": (
+    "single_label": (
         {"labels": ("bad", "good"), "options": HeadOptions("first", dense=1)},
         "accuracy",
         0.85,
     ),
-    "token_classification": ({"labels": ("O", "blame", "praise")}, "macro_f1", 0.95),
+    "token": ({"labels": ("O", "blame", "praise")}, "macro_f1", 0.95),
     "regression": ({"numbers": 2, "options": HeadOptions(dense=1)}, "pearson", 0.6),
     "embedding": (
         {"numbers": 8, "options": HeadOptions(projection=True, l2_normalise=True)},
@@ -114,7 +114,7 @@ def test_each_task_is_learnt(task: Task, base: TorchBase, tmp_path: Path) -> Non
     assert evaluate(model, found.validation, 16) == result.best.validation
 
 
-@pytest.mark.parametrize("task", ["token_classification", "regression"])
+@pytest.mark.parametrize("task", ["token", "regression"])
 def test_scores_do_not_depend_on_the_batches(task: Task, base: TorchBase, tmp_path: Path) -> None:
     found = read(base, task, tmp_path, rows(task, 20))
     model = model_for(base, make_head(task, width=WIDTH, **LOOKS[task][0]))
@@ -136,7 +136,7 @@ class TestTokenTargets:
         assert found.only(np.array([1])).targets(np.array([0])).tolist() == [[IGNORED, 1, IGNORED]]
 
     def test_padding_has_no_class(self, base: TorchBase, tmp_path: Path) -> None:
-        found = read(base, "token_classification", tmp_path).training
+        found = read(base, "token", tmp_path).training
         order = np.argsort(found.lengths)[[0, -1]]
         targets, mask = found.targets(order), found.inputs(order)["attention_mask"]
         assert targets.shape == mask.shape
@@ -194,9 +194,9 @@ def test_regression_scores_by_hand() -> None:
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        ("token_classification", {"text": ["a", "b"], "label": ["x"]}, "line 1: words and labels differ in number"),
-        ("token_classification", {"text": ["a", 3], "label": ["x", "y"]}, "line 1: holds no words"),
-        ("token_classification", {"text": "a", "label": [None]}, "line 1: a word has no label"),
+        ("token", {"text": ["a", "b"], "label": ["x"]}, "line 1: words and labels differ in number"),
+        ("token", {"text": ["a", 3], "label": ["x", "y"]}, "line 1: holds no words"),
+        ("token", {"text": "a", "label": [None]}, "line 1: a word has no label"),
         ("regression", {"text": "a", "label": "much"}, "line 1: holds no numbers"),
         ("regression", {"text": "a", "label": True}, "line 1: holds no finite numbers"),
         ("regression", {"text": "a", "label": float("inf")}, "line 1: holds no finite numbers"),
@@ -224,7 +224,7 @@ def test_words_and_numbers_in_a_table_with_spaces_between_them(base: TorchBase, 
         [1, -2.5],
     ]
     path.write_text("text\tlabel\ngood film\tA O\nbad play\tB O\n", encoding="utf-8")
-    words = read_task(TaskFiles(path, 0.5, task="token_classification"), tokenizer, names)
+    words = read_task(TaskFiles(path, 0.5, task="token"), tokenizer, names)
     assert words.labels == ("A", "B", "O")
 
 

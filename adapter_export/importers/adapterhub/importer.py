@@ -16,7 +16,7 @@ from adapter_export.errors import AdapterError, FormatError, UsageError, argumen
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds.adapterhub import activation_named
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import ProblemType
 from adapter_export.importers.adapterhub.compositions import compile_setup
 from adapter_export.importers.adapterhub.config import LoraConfig, check_base, read_config
 from adapter_export.importers.adapterhub.folder import (
@@ -134,12 +134,12 @@ def _setup_head(setup: Setup, read_pickle: ReadPickle | None) -> Saved | None:
 
 _WITHOUT = f"give {argument('without_head', True)} to import the adapter alone"
 
-_TASKS: Mapping[str, Task] = {
-    "classification": "sequence_classification",
-    "multilabel_classification": "sequence_classification",
-    "image_classification": "sequence_classification",
-    "tagging": "token_classification",
-    "question_answering": "token_classification",
+_TASKS: Mapping[str, ProblemType] = {
+    "classification": "single_label",
+    "multilabel_classification": "single_label",
+    "image_classification": "single_label",
+    "tagging": "token",
+    "question_answering": "token",
 }
 _NOTES = {
     "multilabel_classification": "the head is for several labels at once: take σ of each logit, not their softmax",
@@ -168,7 +168,7 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
         activation = config.get("activation_function")
         try:
             options = HeadOptions(
-                pooling="mean" if task == "token_classification" else "first",
+                pooling="mean" if task == "token" else "first",
                 dense=config["layers"] - 1,
                 activation=activation_named(str(activation)) if activation else "identity",
                 dropout=float(config.get("dropout_prob") or 0.0),
@@ -233,7 +233,7 @@ def _config(saved: Saved) -> Mapping[str, Any]:
     return config
 
 
-def _classes(config: Mapping[str, Any]) -> tuple[Task, tuple[str, ...], int]:
+def _classes(config: Mapping[str, Any]) -> tuple[ProblemType, tuple[str, ...], int]:
     """The task, the labels in the order of the logits, and how many numbers there are."""
     numbers = config.get("num_labels")
     if not isinstance(numbers, int) or isinstance(numbers, bool) or numbers < 1:
@@ -241,7 +241,7 @@ def _classes(config: Mapping[str, Any]) -> tuple[Task, tuple[str, ...], int]:
     task = _TASKS[config["head_type"]]
     if config["head_type"] == "question_answering" and numbers == len(_SPANS):
         return task, _SPANS, numbers
-    if task == "sequence_classification" and numbers == 1:
+    if task == "single_label" and numbers == 1:
         return "regression", (), 1
     names = config.get("label2id")
     if names is None:

@@ -18,7 +18,7 @@ from adapter_export.errors import AdapterError, TensorError, UsageError, argumen
 from adapter_export.format.files import read_json
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
-from adapter_export.graph.tasks import LABELLED, Task
+from adapter_export.graph.tasks import LABELLED, ProblemType
 from adapter_export.importers.peft.folder import Sorted
 from adapter_export.importers.peft.options import Options
 from adapter_export.importers.take import Recipe, Taker, listed
@@ -64,12 +64,12 @@ RECIPES: Mapping[str, KnownHead] = {
 TOKENS = "tokens"
 """The pooling of a head that pools nothing: one result for each token."""
 
-_TASKS: Mapping[str, Task] = {
-    "SEQ_CLS": "sequence_classification",
-    "ForSequenceClassification": "sequence_classification",
-    "ForImageClassification": "sequence_classification",
-    "TOKEN_CLS": "token_classification",
-    "ForTokenClassification": "token_classification",
+_TASKS: Mapping[str, ProblemType] = {
+    "SEQ_CLS": "single_label",
+    "ForSequenceClassification": "single_label",
+    "ForImageClassification": "single_label",
+    "TOKEN_CLS": "token",
+    "ForTokenClassification": "token",
 }
 """What the head is for, by PEFT's task or by the end of the name of the model's class."""
 
@@ -134,15 +134,15 @@ def take_head(
         names = listed(found.saved)
         return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
     task = _task(options, choice, in_base, where)
-    recipe = KnownHead(TOKENS) if task == "token_classification" else _recipe(found, taker, choice, where)
+    recipe = KnownHead(TOKENS) if task == "token" else _recipe(found, taker, choice, where)
     return _Maker(found, taker, options, base, width, where).make(task, recipe, choice)
 
 
-def _task(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> Task:
+def _task(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> ProblemType:
     known = {name: task for name, task in _TASKS.items() if (options.model_class or "").endswith(name)}
     task = _TASKS.get(options.task_type or "") or next(iter(known.values()), None)
     if choice.pooling is not None:
-        return "token_classification" if choice.pooling == TOKENS else "sequence_classification"
+        return "token" if choice.pooling == TOKENS else "single_label"
     if task is None:
         _refuse(in_base, where)
         raise AdapterError(
@@ -206,7 +206,7 @@ class _Maker:
         self._base, self._width, self._where = base, width, where
         self._used: set[str] = set()
 
-    def make(self, task: Task, recipe: KnownHead, choice: HeadChoice) -> MadeHead:
+    def make(self, task: ProblemType, recipe: KnownHead, choice: HeadChoice) -> MadeHead:
         dense = None if recipe.dense is None else self._layer(recipe.dense)
         classes = self._layer(recipe.classes or next(iter(self._found.saved)))
         _refuse([path for path in self._found.saved if path not in self._used], self._where)
@@ -232,7 +232,7 @@ class _Maker:
             labels = tuple(f"LABEL_{index}" for index in range(count))
             named = f"they are called {', '.join(labels)}; {argument('labels')} names them"
             notes.append(f"PEFT saves no names of classes: {named}")
-        if task == "sequence_classification" and count == 1:
+        if task == "single_label" and count == 1:
             task = "regression"
         head = make_head(
             task,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import ProblemType
 
 IGNORED = -100
 """The target of a token that is not to be learnt: padding, special tokens, and the later tokens of a word."""
@@ -134,9 +134,9 @@ def metric_name(metric: str) -> str:
     return "macro-F1" if metric == "macro_f1" else metric.replace("_", " ")
 
 
-OBJECTIVES: Mapping[Task, Objective] = {
-    "sequence_classification": Objective(F.cross_entropy, "cross-entropy (nats)", _classification, "accuracy"),
-    "token_classification": Objective(token_loss, "cross-entropy (nats)", _classification, "macro_f1"),
+OBJECTIVES: Mapping[ProblemType, Objective] = {
+    "single_label": Objective(F.cross_entropy, "cross-entropy (nats)", _classification, "accuracy"),
+    "token": Objective(token_loss, "cross-entropy (nats)", _classification, "macro_f1"),
     "regression": Objective(F.mse_loss, "mean squared error", _regression),
     "embedding": Objective(
         contrastive_loss,

@@ -14,7 +14,7 @@ import numpy as np
 from adapter_export.errors import DataError, UsageError, argument
 from adapter_export.format.files import sha256_of
 from adapter_export.format.tables import check_columns, read_rows
-from adapter_export.graph.tasks import DEFAULT_TASK, Task
+from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.train.data import Rows, TextExamples, class_indices, label_names, split
 
@@ -74,20 +74,20 @@ def numbers(cell: Any, where: str) -> tuple[float, ...] | None:
     return None if any(math.isnan(number) for number in found) else found
 
 
-_CELLS: Mapping[Task, tuple[Cell, Cell]] = {
-    "sequence_classification": (text_cell, label),
-    "token_classification": (words, labels),
+_CELLS: Mapping[ProblemType, tuple[Cell, Cell]] = {
+    "single_label": (text_cell, label),
+    "token": (words, labels),
     "regression": (text_cell, numbers),
     "embedding": (text_cell, label),
 }
 """How each task reads its texts, and what it learns of them."""
 
 
-def _pair(task: Task, source: object, answer: object, where: str) -> tuple[Any, Any]:
+def _pair(task: ProblemType, source: object, answer: object, where: str) -> tuple[Any, Any]:
     """A text, or its words, and what is to be learnt of it; `None` for what is not there."""
     read_text, read_answer = _CELLS[task]
     found, learnt = read_text(source, where), read_answer(answer, where)
-    if task == "token_classification" and found is not None and learnt is not None and len(found) != len(learnt):
+    if task == "token" and found is not None and learnt is not None and len(found) != len(learnt):
         raise DataError(
             "words and labels differ in number",
             where=where,
@@ -112,7 +112,7 @@ class LabelledTexts:
 
 
 def read_table(
-    path: Path, text: str, label: str, *, task: Task = DEFAULT_TASK, skip_incomplete: bool = False
+    path: Path, text: str, label: str, *, task: ProblemType = DEFAULT_TYPE, skip_incomplete: bool = False
 ) -> LabelledTexts:
     """Read labelled texts from two columns of a table; repeated rows are left out, so that no split can hold both.
 
@@ -181,7 +181,7 @@ class TaskFiles:
     text: str = "text"
     label: str = "label"
     skip_incomplete: bool = False
-    task: Task = DEFAULT_TASK
+    task: ProblemType = DEFAULT_TYPE
 
     def __post_init__(self) -> None:
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
@@ -205,7 +205,7 @@ class TextTask:
         notes: warnings about the data, each a clause.
     """
 
-    task: Task
+    task: ProblemType
     labels: tuple[str, ...]
     numbers: int
     training: TextExamples
@@ -234,7 +234,7 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
     }
     labels: tuple[str, ...] = ()
     known = tables["training"].labels
-    if files.task == "token_classification":
+    if files.task == "token":
         labels = label_names([label for row in known for label in row], str(files.training), rows=1)
     elif files.task != "regression":
         labels = label_names(known, str(files.training))
@@ -257,7 +257,7 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
     }
     if isinstance(files.validation, float):
         whole = examples["training"]
-        if files.task in ("sequence_classification", "embedding"):
+        if files.task in ("single_label", "embedding"):
             classes = np.asarray(whole.answers)
         elif len(whole.lengths) > 1:
             classes = np.zeros(len(whole.lengths), np.int64)
@@ -278,14 +278,14 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
     )
 
 
-def _answers(task: Task, table: LabelledTexts, labels: tuple[str, ...], where: str) -> np.ndarray | list[Rows]:
+def _answers(task: ProblemType, table: LabelledTexts, labels: tuple[str, ...], where: str) -> np.ndarray | list[Rows]:
     if task == "regression":
         counts = sorted({len(row) for row in table.labels})
         if len(counts) > 1:
             found = ", ".join(map(str, counts))
             raise DataError("rows have different numbers of numbers", where=where, found=found, expected="one")
         return np.array(table.labels, np.float32)
-    if task == "token_classification":
+    if task == "token":
         return [class_indices(row, labels, where) for row in table.labels]
     return class_indices(table.labels, labels, where)
 

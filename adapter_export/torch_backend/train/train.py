@@ -38,7 +38,7 @@ def evaluate(model: AdaptedModel, examples: TextExamples, batch_size: int) -> Sc
             found.append(labelled(results, examples.targets(rows)))
     model.train(was_training)
     results, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return OBJECTIVES[model.task].scores(results, targets)
+    return OBJECTIVES[model.task.type].scores(results, targets)
 
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -166,7 +166,7 @@ class _Run:
         self, model: AdaptedModel, data: TrainingData, settings: TrainingSettings, progress: Progress, path: Path | None
     ) -> None:
         self._model, self._data, self._settings, self._progress, self._path = model, data, settings, progress, path
-        self._objective = OBJECTIVES[model.task]
+        self._objective = OBJECTIVES[model.task.type]
         self._tensors = model.learned()
         self._optimizer = _optimizer(self._tensors.values(), settings)
         self._steps_per_epoch = len(self._batches(0))

@@ -119,7 +119,7 @@ def test_a_saved_module_without_a_task(tmp_path: Path) -> None:
     named = {"task_type": None, "auto_mapping": {"base_model_class": "BertForSequenceClassification"}}
     head = imported(changed(folder, tmp_path / "b", config=named)).adapter.head
     assert head is not None
-    assert head.task == "sequence_classification"
+    assert head.task.type == "single_label"
 
 
 def test_words_about_no_head() -> None:
