@@ -43,7 +43,7 @@ def test_the_defaults_of_the_loop_are_those_of_its_settings(name: str) -> None:
         ({"bottleneck": 0}, "`bottleneck` is too small"),
         ({"kind": "lora", "bottleneck": 4}, "kind `lora` has no such option; found `bottleneck`; expected `on`, "),
         ({"kind": "dora"}, "`dora` cannot be expressed yet"),
-        ({"task": "summary"}, "unknown task; found `summary`"),
+        ({"task": "summary"}, "unknown problem type; found `summary`"),
         ({"fuse": ["a", "b"], "fusion": "mean"}, "unknown fusion; found `mean`"),
     ],
 )
