@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
+from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
 from adapter_export.bundle.invariants import with_padding
 from adapter_export.bundle.opened import OpenedBundle
@@ -57,8 +58,8 @@ def build_bundle(
 
     `references` computes the golden vectors of `cases`; it is never the exported graph. `tokenizer` is the text of a
     `tokenizer.json`, and `kept` more files, by name, that another program needs. `flavours` are the graphs to write
-    beside the one with slots: all if not given, without a bank where there cannot be one, which `note` is then told.
-    The adapters in `bake` get a graph of their own, in which they are constant.
+    beside the one with slots: all if not given, without a bank where there cannot be one. `note` is told of that, and
+    of adapters that change nothing. The adapters in `bake` get a graph of their own, in which they are constant.
 
     Raises:
         UsageError: there are no adapters, a tokenizer without `max_tokens`, or an unknown name in `bake`.
@@ -134,6 +135,8 @@ def build_bundle(
         opened = OpenedBundle(folder, manifest, staged=True)
         opened.manifest = with_padding(opened)
         prove_new(opened)
+        for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in adapters]))):
+            (note or silent)(said)
         return writer.manifest(opened.manifest, {} if hashed is None else {WEIGHTS_FILE: hashed.result()})
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from adapter_export.bundle.compare import Original, agreements, compare, missing, unexpected
+from adapter_export.bundle.effects import effects
 from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, check_cases, silent
 from adapter_export.bundle.invariants import (
     check_apart,
@@ -341,6 +342,7 @@ def prove(
         sites=tuple(sites),
         invariants=tuple(invariants),
         agreements=None if original is None else agreements(bundle, plan.names, original, on_step),
+        effects=() if plan.quick else effects(bundle, plan.adapters),
     )
 
 

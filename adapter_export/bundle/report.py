@@ -14,6 +14,7 @@ from adapter_export.format.check_report import (
     AgreementsRecord,
     CheckReport,
     CoverageRecord,
+    EffectRecord,
     FailureRecord,
     Form,
     InvariantRecord,
@@ -44,6 +45,7 @@ class Report:
         sites: every adapter at every site.
         invariants: everything else.
         agreements: how the bundle differs from the base in float32, where that was asked for; no part of the verdict.
+        effects: what each adapter changes; no part of the verdict.
     """
 
     bundle: str
@@ -55,6 +57,7 @@ class Report:
     sites: tuple[SiteRecord, ...]
     invariants: tuple[InvariantRecord, ...]
     agreements: AgreementsRecord | None = None
+    effects: tuple[EffectRecord, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -100,6 +103,7 @@ class Report:
             invariants=self.invariants,
             failures=failures(self),
             agreements=self.agreements,
+            effects=self.effects,
         )
         return {key: _plain(value) for key, value in asdict(document).items()}
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adapter_export.format.check_report import (
         AgreementsRecord,
         ComparisonRecord,
+        EffectRecord,
         FailureRecord,
         InvariantRecord,
         Number,
@@ -138,6 +139,8 @@ def _show_check(report: Report) -> None:
     more = " …" if len(coverage.left_out) > 3 else ""
     values = f"compared {coverage.compared} of {coverage.planned} values, {coverage.elements:,} elements"
     out.print(Text(f"{values}{left_out}{more}"), soft_wrap=True)
+    for line in _effect_lines(report.effects):
+        out.print(line, soft_wrap=True)
     if report.agreements is not None:
         out.print(shown(_agreements(report.agreements)))
     found = failures(report)
@@ -258,6 +261,19 @@ def _invariant_lines(results: Sequence[InvariantRecord]) -> Iterator[Text]:
             more = f", … {len(good)} in all" if len(good) > 3 else ""
             subjects = ", ".join(result.subject for result in good[:3])
             yield Text.assemble(_mark(True), f"  {name}: {subjects}{more} ({good[0].detail})")
+
+
+def _effect_lines(results: Sequence[EffectRecord]) -> Iterator[Text]:
+    """Yield how far the adapters move the base, then a note for each that changes nothing."""
+    from adapter_export.bundle.effects import note_of
+
+    if results:
+        ordered = sorted(results, key=lambda result: result.change)
+        ends = ordered[:1] + ordered[1:][-1:]
+        moved = " to ".join(f"{one.change:.2%} (`{one.adapter}`)" for one in ends)
+        yield Text(f"effect: adapters move the outputs of the base by {moved} of their size")
+    for said in filter(None, map(note_of, results)):
+        yield Text.assemble(("note", "yellow"), f"  {said}")
 
 
 def _failure_lines(failure: FailureRecord) -> Iterator[Text]:

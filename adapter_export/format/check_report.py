@@ -303,6 +303,28 @@ class AgreementsRecord:
 
 
 @dataclass(frozen=True)
+class EffectRecord:
+    """What an adapter changes; an adapter that changes nothing is no fault, but hardly meant.
+
+    Attributes:
+        adapter: the adapter.
+        output: the output of the base that it changes most; null if the base has none of floats.
+        change: how far it moves that output: the norm of the difference over the norm of the base's, over all golden
+            vectors.
+        beyond_rounding: whether an output changes by more than the rounding of float32 explains.
+        sites: how far it moves what it replaces at each site, likewise, on drawn values.
+        idle: the sites where it gives what it replaces, rounding aside.
+    """
+
+    adapter: str
+    output: str | None
+    change: NotNegative
+    beyond_rounding: bool
+    sites: Mapping[str, NotNegative]
+    idle: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CoverageRecord:
     """How much was looked at.
 
@@ -338,6 +360,7 @@ class CheckReport:
         failures: one per adapter, or the base, with a comparison that failed.
         agreements: how the bundle differs from the base in float32, where its precision is another or texts were given;
             null elsewhere. No part of the verdict.
+        effects: what each adapter that is more than a head changes. No part of the verdict.
     """
 
     version: Annotated[str, SEMVER]
@@ -353,3 +376,4 @@ class CheckReport:
     invariants: tuple[InvariantRecord, ...]
     failures: tuple[FailureRecord, ...]
     agreements: AgreementsRecord | None
+    effects: tuple[EffectRecord, ...]

@@ -205,6 +205,14 @@ COMPARISON: Document = {
 }
 OUTPUT = {"against": "golden", "adapter": None, "case": "one", "axes": {"batch": 1}, "level": "all", "output": "logits"}
 SITE = {"adapter": "a", "case": "one", "site": "s", "path": None, **COMPARISON, "worst": None, "top_class": None}
+EFFECT = {
+    "adapter": "a",
+    "output": "hidden",
+    "change": 0.5,
+    "beyond_rounding": True,
+    "sites": {"layers.0.ffn": 0.0},
+    "idle": ["layers.0.ffn"],
+}
 AGREEMENT = {"adapter": "a", "output": "o", "rows": 2, "agree": 1, "absolute": 0.5, "scale": 2.0, "cosine": None}
 REPORT: Document = {
     **{"version": "1.0.0", "bundle": "b", "base": "sha256:0", "against": None, "reference": "torch", "runtime": "ort"},
@@ -228,6 +236,7 @@ REPORT: Document = {
         }
     ],
     "agreements": {"original": "torch", "inputs": "texts", "results": [AGREEMENT]},
+    "effects": [EFFECT],
 }
 
 
