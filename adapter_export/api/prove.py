@@ -12,6 +12,7 @@ from adapter_export.api.base import Base, PathLike, open_tokenizer
 from adapter_export.api.bundles import folder_of, model_of, precision_of, runner_of, same_precision
 from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
+from adapter_export.format.labelled import Columns, read_texts
 
 if TYPE_CHECKING:
     from adapter_export.bundle.compare import Original
@@ -71,9 +72,7 @@ def check(
     plan = plan_check(folder_of(bundle), only=only, cases=cases, flavours=flavours)
     texts = None
     if data is not None and text is not None:
-        from adapter_export.torch_backend.train.task import read_texts
-
-        texts = read_texts(Path(data), text)
+        texts = [one for one, _ in read_texts(Path(data), Columns(text))]
     with _sides(plan, against, texts) as (reference, original):
         report = prove(plan, reference, _counted(on_step, steps(plan, reference, original)), original)
     report.require_compared()

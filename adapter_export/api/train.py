@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast
 
@@ -14,8 +14,17 @@ from adapter_export.api.fusion import FusionOptions, fused, fusion_options, fusi
 from adapter_export.api.kinds import KindOptions, at_least_1, kind_names, make_kind
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument
+from adapter_export.format.labelled import Columns
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.graph.tasks import DEFAULT_TYPE, LABELLED, PROBLEM_TYPES, TOKEN_TYPES, ProblemType
+from adapter_export.graph.tasks import (
+    DEFAULT_TYPE,
+    LABELLED,
+    PROBLEM_TYPES,
+    THRESHOLD,
+    TOKEN_TYPES,
+    ProblemType,
+    Task,
+)
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -48,9 +57,15 @@ class TaskOptions(TypedDict, total=False):
 
     task: Annotated[
         ProblemType,
-        "What to learn: the label of a text, of each of its words, numbers, or vectors near for equal labels.  "
+        "What to learn: a label of each text, any number of labels, one of several choices, a label of each word, the "
+        f"part of a text that answers a question, numbers, vectors, or how well two texts go together.  "
         f"[default: {DEFAULT_TYPE}]",
     ]
+    threshold: Annotated[float, "Of `multi_label`: the probability from which on a label applies.  [default: 0.5]"]
+    truncation: Annotated[
+        Literal["right", "left"], "The side of a long text that is cut; what the tokenizer says if not given."
+    ]
+    prefix: Annotated[str, "Of `embedding`: what is put before each text."]
     pooling: Annotated[
         Literal["mean", "first"], "What the head reads: the mean over the tokens, or the first token.  [default: mean]"
     ]
@@ -84,7 +99,13 @@ def train(
     output: PathLike | None = None,
     *,
     text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
+    pair: Annotated[
+        str | None, Option("The column of the second texts, the contexts, or the choices.", "COLUMN")
+    ] = None,
     label: Annotated[str, Option("The column of the labels.", "COLUMN")] = "label",
+    start: Annotated[
+        str | None, Option("The column of the first character of each answer, counted from 0.", "COLUMN")
+    ] = None,
     skip_incomplete: Annotated[bool, "Leave rows without text or label out, instead of stopping."] = False,
     validation: Annotated[
         float | None, Option("The fraction of each class kept for validation.  [default: 0.1]", "FRACTION")
@@ -157,6 +178,8 @@ def train(
             fix=f"leave it out, or leave {argument('fuse')} out",
         )
     _check_head(given)
+    columns = Columns(text, pair, label, start)
+    columns.check(given.get("task", DEFAULT_TYPE))
     if kind is None or isinstance(kind, str):
         chosen = make_kind(kind or _DEFAULT_KIND, own_kind)
     elif own_kind:
@@ -186,13 +209,23 @@ def train(
     _check_no_cache(opened)
     held_out = (0.1 if validation is None else validation) if validation_data is None else Path(validation_data)
     tested = None if test_data is None else Path(test_data)
-    files = TaskFiles(Path(data), held_out, tested, text, label, skip_incomplete, given.get("task", DEFAULT_TYPE))
-    names = tuple(record.name for record in opened.inputs)
-    rows = read_task(files, _tokenizer(opened, tokenizer, max_tokens), names, settings.seed)
+    words = _tokenizer(opened, tokenizer, max_tokens)
+    files = TaskFiles(
+        Path(data),
+        held_out,
+        tested,
+        columns,
+        given.get("task", DEFAULT_TYPE),
+        skip_incomplete,
+        given.get("prefix", ""),
+        given.get("truncation", words.side),
+    )
+    rows = read_task(files, words, tuple(record.name for record in opened.inputs), settings.seed)
+    _check_ids(opened, rows)
     tell(rows.notes, on_note)
     sites = opened.sites.map
     title = name or (path.resolve().name if path is not None else "fusion" if members else chosen.name)
-    head = _head(given, rows, sites.width)
+    head = _head(given, rows, sites.width, paired=pair is not None)
     learned: list[str] | None = None
     if members:
         first, learned = fused(opened, members, fusion, title, head, settings.seed)
@@ -206,7 +239,7 @@ def train(
     change = relative_change(model, rows.training.inputs(measured))
     if progress is not None:
         counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
-        learnt = f"{len(rows.labels)} classes" if rows.labels else f"{rows.numbers} numbers"
+        learnt = f"{len(rows.labels)} classes" if rows.labels else f"the task `{rows.problem}`"
         progress.prepared(f"{counts}, {learnt}; {start} moves the final hidden state by {change:.2%} at the start.")
     learn_from = TrainingData(rows.training, rows.validation)
     result = learn(model, learn_from, settings, progress=progress, checkpoints=partial)
@@ -216,6 +249,7 @@ def train(
         "initial_change": change,
         **own_kind,
         **_own(given, TaskOptions),
+        **{name: value for name, value in asdict(columns).items() if value is not None},
         "max_tokens": rows.training.tokenizer.max_tokens,
         **({} if opened.given is None else {SITE_MAP_KEY: opened.given.digest}),
     }
@@ -336,6 +370,8 @@ def _check_head(given: Mapping[str, Any]) -> None:
     unfit = [] if layers else ["head_width", "head_activation"]
     unfit += [] if task == "embedding" else ["vector_width", "l2_normalise"]
     unfit += ["pooling"] if task in TOKEN_TYPES else []
+    unfit += [] if task == "multi_label" else ["threshold"]
+    unfit += [] if task == "embedding" else ["prefix"]
     for option in unfit:
         if option in given:
             raise UsageError(
@@ -343,12 +379,14 @@ def _check_head(given: Mapping[str, Any]) -> None:
                 found=f"the task `{task}` and {layers} dense layers",
                 fix=f"leave it out, or give another {argument('task')} or {argument('head_layers')}",
             )
+    if not 0 <= given.get("threshold", THRESHOLD) <= 1:
+        raise UsageError("a threshold is a probability", found=given["threshold"], expected="0 to 1")
     for option in ("head_width", "vector_width"):
         at_least_1(option, given.get(option, 1))
 
 
-def _head(given: Mapping[str, Any], rows: TextTask, width: int) -> Head:
-    """Return the head that the options ask for, for what the data hold."""
+def _head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool) -> Head:
+    """Return the head that the options ask for, for what the data hold, with the record of its task."""
     from adapter_export.graph.heads import HeadOptions, make_head
 
     options = HeadOptions(
@@ -359,14 +397,37 @@ def _head(given: Mapping[str, Any], rows: TextTask, width: int) -> Head:
         projection="vector_width" in given,
         l2_normalise=given.get("l2_normalise", False),
     )
-    return make_head(
-        rows.task,
-        width=width,
-        labels=rows.labels if rows.task in LABELLED else (),
-        numbers=rows.numbers or given.get("vector_width", 1),
-        hidden=given.get("head_width"),
-        options=options,
+    labels = rows.labels if rows.problem in LABELLED else ()
+    task = Task(
+        rows.problem,
+        labels,
+        activation="sigmoid"
+        if rows.problem == "ranking"
+        else None,  # it learns how probable it is that two go together
+        thresholds=(given["threshold"],) * len(labels) if "threshold" in given else (),
+        input="pair" if paired else "text",
+        max_tokens=rows.training.tokenizer.max_tokens,
+        truncation=rows.training.side,
+        tokenizer=rows.training.tokenizer.digest,
+        prefix=given.get("prefix", ""),
     )
+    numbers = rows.numbers or given.get("vector_width", 1)
+    return make_head(task, width=width, numbers=numbers, hidden=given.get("head_width"), options=options)
+
+
+def _check_ids(base: Base, rows: TextTask) -> None:
+    """Refuse a tokenizer whose tokens the model does not have."""
+    parts = [part for part in (rows.training, rows.validation, rows.test) if part is not None]
+    for record in base.inputs:
+        highest = max(part.highest.get(record.name, 0) for part in parts)
+        if record.limit is not None and highest >= record.limit:
+            raise UsageError(
+                "the tokenizer makes tokens that the model does not have",
+                where=f"`{record.name}`",
+                found=f"the id {highest}",
+                expected=f"0 to {record.limit - 1}",
+                fix=f"give the tokenizer of the model: {argument('tokenizer')}",
+            )
 
 
 def _checkpoints(output: Path | None, *, resume: bool, restart: bool) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,8 +47,8 @@ class TrainingBar(ExitStack):
 
     def epoch_finished(self, record: EpochRecord) -> None:
         """Show the metric from now on."""
-        name, value = _metrics(record.validation.metrics)[0]
-        self._metric = f"  {name} {value:.3f}"
+        for name, value in _metrics(record.validation.metrics)[:1]:
+            self._metric = f"  {name} {value:.3f}"
         self._bar.describe(f"training, {record.epoch} epoch{'s' if record.epoch > 1 else ''} done")
 
 
@@ -114,23 +115,24 @@ def _report(made: Adapter, output: Path, notes: list[str], as_json: bool) -> Non
 
 
 def _epochs(record: Mapping[str, Any]) -> Table:
+    names = [name for name in record["validation"] if name != "loss"]
     rows = [
         (
             f"{epoch['epoch']}{' *' if epoch['epoch'] == record['best_epoch'] else ''}",
             f"{epoch['training_loss']:.4f}",
             f"{epoch['validation']['loss']:.4f}",
-            *(f"{value:.4f}" for _, value in _metrics(epoch["validation"])),
+            *(f"{epoch['validation'].get(name, math.nan):.4f}" for name in names),
             duration(epoch["seconds"]),
         )
         for epoch in record["history"]
     ]
-    names = [name for name, _ in _metrics(record["validation"])]
-    columns = ("epoch", "training loss", "validation loss", *names, "time")
+    words = [name for name, _ in _metrics(record["validation"])]
+    columns = ("epoch", "training loss", "validation loss", *words, "time")
     return Table(columns, rows, "Epochs (* kept)", "l" + "r" * (len(columns) - 1))
 
 
 def _metrics(scores: Mapping[str, float]) -> list[tuple[str, float]]:
     """The metrics among scores, each by its name for people."""
-    from adapter_export.torch_backend.train.objectives import metric_name
+    from adapter_export.numerics.judge import Metric
 
-    return [(metric_name(name), value) for name, value in scores.items() if name != "loss"]
+    return [(Metric(name).words, value) for name, value in scores.items() if name != "loss"]

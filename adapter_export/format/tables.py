@@ -14,6 +14,7 @@ from adapter_export.errors import DataError, argument
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _LONGEST_CELL = 10_000_000
+_SHOWN = 60
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")  # not `splitlines`, which also splits at form feeds and U+2028
 
 Row = tuple[int, Mapping[str, Any]]
@@ -104,6 +105,14 @@ def _by_column(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[Ro
     """The rows behind the header, by its names."""
     start, cells = next(rows, (1, []))
     header = [cell.strip() for cell in cells]
+    if len(header) == 1 and ";" in header[0]:
+        raise DataError(
+            "the cells are not separated by commas or tabs",
+            where=f"{path}, line {start}",
+            found=f"`{header[0][:_SHOWN]}`",
+            expected="`,` in a csv file, a tab in a tsv file",
+            fix="save the table with commas, or as tsv",
+        )
     twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
         raise DataError("a column name occurs twice", where=f"{path}, line {start}", found=", ".join(twice))

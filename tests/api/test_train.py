@@ -44,6 +44,11 @@ def test_the_defaults_of_the_loop_are_those_of_its_settings(name: str) -> None:
         ({"kind": "lora", "bottleneck": 4}, "kind `lora` has no such option; found `bottleneck`; expected `on`, "),
         ({"kind": "dora"}, "`dora` cannot be expressed yet"),
         ({"task": "summary"}, "unknown problem type; found `summary`"),
+        ({"task": "ranking"}, "`ranking` reads pairs of texts. Name the column of the second texts: `pair`"),
+        ({"task": "token", "pair": "b"}, "`token` reads one text, no pair; found `b`. Leave `pair` out"),
+        ({"task": "multi_label", "threshold": 1.5}, "a threshold is a probability; found 1.5; expected 0 to 1"),
+        ({"threshold": 0.3}, "`threshold` does not go with the head that is asked for"),
+        ({"start": "s"}, "only answers to questions have a `start`"),
         ({"fuse": ["a", "b"], "fusion": "mean"}, "unknown fusion; found `mean`"),
     ],
 )

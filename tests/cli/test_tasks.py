@@ -8,8 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from adapter_export.api.base import open_base
 from adapter_export.format.adapter_files import read_adapter
+from adapter_export.format.files import tokenizer_digest
+from adapter_export.graph.tasks import PROBLEM_TYPES
+from adapter_export.runtime import Bundle
+from adapter_export.runtime.answers import Answer, answer, document
+from adapter_export.text import Pair, Tokenizer
+from adapter_export.torch_backend.attach import attach
 
 QUICK = ("--epochs", "1", "--batch-size", "8", "--bottleneck", "4")
 GOOD = ("good film", "the film is good", "this play is fine", "fine play", "the moon is fine")
@@ -23,12 +31,22 @@ def tags(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tag.jsonl`, `grade.jsonl` and `vec.tsv`."""
+    """A table for each task, named as its adapter."""
     folder = tmp_path_factory.mktemp("tables")
     texts = [f"{start} {text}" for start in ("who", "how", "many") for text in (*GOOD, *BAD)]
     words = [{"tokens": text.split(), "tags": tags(text)} for text in texts]
     numbers = [{"text": text, "score": [tags(text).count("P"), len(text) / 10]} for text in texts]
-    for name, rows in (("tag", words), ("grade", numbers)):
+    kinds = [
+        {"text": text, "label": [kind for kind, of in (("praise", PRAISE), ("blame", BLAME)) if of & {*text.split()}]}
+        for text in [*texts, *(f"{start} many" for start in ("who", "how", "the"))]
+    ]
+    pairs = [(question, text) for question in ("who", "how many", "this") for text in (*GOOD, *BAD)]
+    likes = [{"text": one, "pair": other, "label": "same" if "P" in tags(other) else "not"} for one, other in pairs]
+    ranks = [{"text": one, "pair": other, "label": int("P" in tags(other))} for one, other in pairs]
+    asks = [{"q": one, "context": other, "answer": other.split()[-1]} for one, other in pairs]
+    picks = [{"q": good, "choices": [bad, good], "right": 1} for good, bad in zip(GOOD, BAD, strict=True)]
+    more = {"kinds": kinds, "like": likes, "rank": ranks, "ask": asks, "pick": picks}
+    for name, rows in {"tag": words, "grade": numbers, **more}.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     lines = [f"{text}\t{'good' if 'P' in tags(text) else 'bad'}" for text in texts]
     (folder / "vec.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
@@ -53,6 +71,11 @@ def made(cli: Any, model: Path, tables: Path, tmp_path_factory: pytest.TempPathF
             "1",
         ),
         "vec": ("vec.tsv", "--task", "embedding", "--vector-width", "6", "--l2-normalise"),
+        "kinds": ("kinds.jsonl", "--task", "multi_label", "--threshold", "0.4", "--max-tokens", "20"),
+        "like": ("like.jsonl", "--pair", "pair", "--truncation", "left"),
+        "rank": ("rank.jsonl", "--task", "ranking", "--pair", "pair", "--validation", "0.4"),
+        "ask": ("ask.jsonl", "--task", "span", "--text", "q", "--pair", "context", "--label", "answer"),
+        "pick": ("pick.jsonl", "--task", "multiple_choice", "--text", "q", "--pair", "choices", "--label", "right"),
     }
     return {
         name: cli.json("train", model, "--data", tables / table, *options, *QUICK, "-o", folder / name)
@@ -73,8 +96,18 @@ def test_what_training_says(made: dict[str, dict[str, Any]]) -> None:
     assert "labels" not in made["vec"]["task"]
     metrics = {name: set(one["validation"]) - {"loss"} for name, one in made.items()}
     assert metrics["tag"] == {"accuracy", "macro_f1"}
-    assert metrics["grade"] == {"mean_absolute_error", "pearson"}
+    assert metrics["grade"] >= {"mean_absolute_error"}
     assert metrics["vec"] == {"neighbour_accuracy"}
+    for name, metric in {
+        "kinds": "micro_f1",
+        "like": "accuracy",
+        "rank": "mrr",
+        "ask": "f1",
+        "pick": "accuracy",
+    }.items():
+        assert metric in metrics[name]
+    columns = {"text": "q", "pair": "context", "label": "answer"}
+    assert {name: made["ask"]["settings"][name] for name in columns} == columns
     head = read_adapter(Path(made["grade"]["adapter"])).head
     assert head is not None
     assert (head.task.type, head.widths["classes"]) == ("regression", 2)
@@ -86,7 +119,47 @@ def test_the_bundle_is_right(cli: Any, bundle: Path, model: Path) -> None:
     found = cli.json("check", bundle, "--against", model, "--case", "batch3_sequence7_padded")
     assert found["verdict"] == "passed"
     classes = {(one["adapter"], one["output"]) for one in found["outputs"] if one["top_class"] is not None}
-    assert classes == {("tag", "token_logits")}
+    assert classes == {("tag", "token_logits"), ("like", "logits")}
+
+
+def test_the_record_of_each_task_is_in_the_bundle(bundle: Path) -> None:
+    tasks = {record.name: record.task for record in Bundle.open(bundle).manifest.adapters}
+    assert tasks["kinds"].labels == ("blame", "praise")
+    assert tasks["kinds"].thresholds == (0.4, 0.4)
+    assert tasks["kinds"].max_tokens == 20
+    assert tasks["like"].truncation == "left"
+    assert tasks["rank"].activation == "sigmoid"
+    assert {name for name, task in tasks.items() if task.input == "pair"} == {"like", "rank", "ask", "pick"}
+    assert {task.type for task in tasks.values()} == set(PROBLEM_TYPES)
+    digest = tokenizer_digest((bundle / "tokenizer.json").read_text("utf-8"))
+    assert {task.tokenizer for task in tasks.values()} == {digest}
+
+
+@pytest.mark.parametrize("name", ["kinds", "like", "rank", "ask", "pick"])
+def test_answers_are_those_of_the_model(name: str, bundle: Path, model: Path, made: dict[str, dict[str, Any]]) -> None:
+    """From text: what the bundle says of texts and pairs is what torch says with the trained adapter."""
+    opened = Bundle.open(bundle)
+    task = next(record.task for record in opened.manifest.adapters if record.name == name)
+    tokenizer = Tokenizer.from_folder(bundle, task.max_tokens)
+    texts = ["the film is good", "who is far"]
+    rows = [Pair("how many", text) for text in texts] if task.input == "pair" else texts
+    inputs = tokenizer.batch(rows, [record.name for record in opened.manifest.inputs])
+    context = [np.array([part == 1 for part in one.sequence_ids]) for one in tokenizer.encode(rows)]
+    found = opened.session(threads=1).answer(inputs, name, context=context if task.type == "span" else None)
+    reference = attach(open_base(model).torch, read_adapter(Path(made[name]["adapter"])))
+    with torch.inference_mode():
+        results = reference.head(**{key: torch.from_numpy(array) for key, array in inputs.items()}).numpy()
+    masks = inputs["attention_mask"] == 1
+    for row, one in enumerate(found):
+        wanted = answer(task, results[row], masks[row], context[row])
+        assert numbers_of(one) == pytest.approx(numbers_of(wanted), abs=1e-5)
+        assert getattr(one, "labels", None) == getattr(wanted, "labels", None)
+
+
+def numbers_of(found: Answer) -> list[float]:
+    said = document(found)
+    shares = said.pop("probabilities", {})
+    return [*shares.values(), *(value for value in said.values() if isinstance(value, int | float))]
 
 
 def test_tokens_are_shown_one_by_one(cli: Any, bundle: Path) -> None:
@@ -175,7 +248,8 @@ def test_inspect_names_the_tasks(cli: Any, bundle: Path, made: dict[str, dict[st
     for words in ("token", "regression", "embedding", "token_logits"):
         assert words in shown
     found = cli.json("inspect", made["vec"]["adapter"])
-    assert found["task"] == {"type": "embedding", "pooling": "mean", "normalised": True}
+    known = {"type": "embedding", "pooling": "mean", "normalised": True, "max_tokens": 80}
+    assert found["task"] == known | {"tokenizer": tokenizer_digest((bundle / "tokenizer.json").read_text("utf-8"))}
 
 
 @pytest.mark.parametrize(

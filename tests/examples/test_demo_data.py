@@ -59,5 +59,5 @@ def test_training_reads_the_same_rows(demo_data: ModuleType, tmp_path: Path) -> 
     from adapter_export.torch_backend.train.task import read_table
 
     demo_data.write_splits(demo_data.sentiment(), tmp_path)
-    found = read_table(tmp_path / "test.tsv", "text", "label")
+    found = read_table(tmp_path / "test.tsv")
     assert list(zip(found.texts, found.labels, strict=True)) == demo_data.read(tmp_path / "test.tsv")

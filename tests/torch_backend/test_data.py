@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_encoder import MAX_TOKENS, tokenizer_json
@@ -100,7 +101,7 @@ def test_texts_are_padded_to_the_longest_of_their_batch(tokenizer: Tokenizer) ->
     assert inputs["attention_mask"].tolist() == [[1] * 6, [1] * 3 + [0] * 3]
     some = found.only(np.array([2, 1]))
     assert (some.texts, some.lengths.tolist()) == ([texts[2], texts[1]], [MAX_TOKENS, 6])
-    assert some.targets(np.arange(2)).tolist() == [0, 1]
+    assert some.matched(torch.zeros(2, 2), np.arange(2))[1].tolist() == [0, 1]
 
 
 def test_inputs_that_text_cannot_fill_are_named_at_once(tokenizer: Tokenizer) -> None:

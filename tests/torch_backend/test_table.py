@@ -17,7 +17,7 @@ ROWS = [("Good, they say", "pos"), ('He said "no"', "neg"), ("a\tb", "pos"), ("n
 
 
 def read(path: Path, **settings: bool) -> LabelledTexts:
-    return read_table(path, "text", "label", **settings)
+    return read_table(path, **settings)
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -112,6 +112,7 @@ def test_missing_values_of_json_are_incomplete(tmp_path: Path) -> None:
         ("a.csv", "text,label\n", "holds no rows"),
         ("a.csv", "words,label\na,x\n", r"line 2: there is no column `text`; found `words`, `label`"),
         ("a.csv", "text,label\na,x\nb,c,x\n", r"line 3: a row has a wrong number of cells; found 3; expected 2"),
+        ("a.csv", "text;label\na;x\n", r"line 1: the cells are not separated by commas or tabs; found `text;label`"),
         ("a.tsv", "text\tlabel\na\n", r"line 2: a row has a wrong number of cells"),
         ("a.csv", "text,text,label\na,b,x\n", r"line 1: a column name occurs twice; found text"),
         ("a.csv", 'text,label\n"a"b,x\n', r"line 2: is not csv"),

@@ -16,15 +16,16 @@ from torch.nn import functional as F
 
 from adapter_export.bundle.build import build_bundle
 from adapter_export.errors import DataError
+from adapter_export.format.labelled import Columns, GivenSpan
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import houlsby
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import ProblemType
 from adapter_export.numerics.evaluate import evaluate_head
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import open_onnx
 from adapter_export.runtime import Bundle
-from adapter_export.text import Tokenizer
+from adapter_export.text import Pair, Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.base import TorchBase
 from adapter_export.torch_backend.base.to_onnx import export_onnx
@@ -33,14 +34,11 @@ from adapter_export.torch_backend.train.data import TextExamples
 from adapter_export.torch_backend.train.fresh import fresh_adapter
 from adapter_export.torch_backend.train.objectives import (
     IGNORED,
-    OBJECTIVES,
-    Scores,
     contrastive_loss,
-    labelled,
-    neighbour_accuracy,
+    span_loss,
     token_loss,
 )
-from adapter_export.torch_backend.train.record import TrainingSettings
+from adapter_export.torch_backend.train.record import Silent, TrainingSettings
 from adapter_export.torch_backend.train.task import TaskFiles, TextTask, read_task
 from adapter_export.torch_backend.train.train import TrainingData, evaluate, train
 
@@ -52,31 +50,56 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
     return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
 
 
-def rows(task: Task, count: int = 240) -> list[dict[str, Any]]:
-    """Texts of telling words among others: what there is to say of them by task."""
+def rows(problem: ProblemType, count: int = 240) -> list[dict[str, Any]]:
+    """Texts of telling words among others: what there is to say of them by problem type."""
     rng = np.random.default_rng(0)
     found = {}
     while len(found) < count:
         words = [str(word) for word in rng.choice([*GOOD, *BAD, *OTHER, *OTHER], int(rng.integers(3, 9)))]
         balance = sum((word in GOOD) - (word in BAD) for word in words)
-        if balance or task == "token":
+        if balance or problem == "token":
             found[tuple(words)] = balance
-    by_task = {
-        "single_label": lambda words, balance: (" ".join(words), "good" if balance > 0 else "bad"),
-        "token": lambda words, _: (list(words), [TAGS.get(word, "O") for word in words]),
-        "regression": lambda words, balance: (" ".join(words), [balance / 2, len(words) / 4]),
-        "embedding": lambda words, balance: (" ".join(words), "good" if balance > 0 else "bad"),
-    }
-    pairs = (by_task[task](*item) for item in found.items())
-    return [{"text": text, "label": label} for text, label in pairs]
+    return [_row(problem, words, balance, rng) for words, balance in found.items()]
 
 
-def read(base: TorchBase, task: Task, folder: Path, found: list[dict[str, Any]] | None = None) -> TextTask:
+def _row(problem: ProblemType, words: tuple[str, ...], balance: int, rng: np.random.Generator) -> dict[str, Any]:
+    text, kind = " ".join(words), "good" if balance > 0 else "bad"
+    plain = " ".join(rng.choice(OTHER, 4))
+    match problem:
+        case "multi_label":
+            found = {"praise": GOOD, "blame": BAD, "film": ("film",)}
+            return {"text": text, "label": [name for name, of in found.items() if set(of) & set(words)]}
+        case "multiple_choice":
+            right = int(rng.integers(3))
+            choices = [f"{plain} {rng.choice(GOOD if at == right else BAD)} {at * 'a '}" for at in range(3)]
+            return {"text": " ".join(rng.choice(OTHER, 3)), "pair": choices, "label": right}
+        case "token":
+            return {"text": list(words), "label": [TAGS.get(word, "O") for word in words]}
+        case "span":
+            answer = str(rng.choice(GOOD))
+            around = rng.choice(OTHER, 6).tolist()
+            around.insert(int(rng.integers(7)), answer)
+            return {"text": f"{kind} {plain}", "pair": " ".join(around), "label": answer}
+        case "regression":
+            return {"text": text, "label": [balance / 2, len(words) / 4]}
+        case "ranking":
+            query = " ".join(rng.choice(("film", "play", "this"), 3))
+            return {"text": query, "pair": text, "label": int(balance > 0)}
+        case _:
+            return {"text": text, "label": kind}
+
+
+PAIRS = ("multiple_choice", "span", "ranking")
+
+
+def read(base: TorchBase, problem: ProblemType, folder: Path, found: list[dict[str, Any]] | None = None) -> TextTask:
     assert base.tokenizer is not None
     path = folder / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in found or rows(task)), encoding="utf-8")
+    path.write_text("\n".join(json.dumps(row) for row in found or rows(problem)), encoding="utf-8")
     tokenizer = Tokenizer.from_json(base.tokenizer, base.max_tokens or 24)
-    return read_task(TaskFiles(path, 0.3, task=task), tokenizer, tuple(record.name for record in base.inputs))
+    columns = Columns(pair="pair" if problem in PAIRS else None)
+    files = TaskFiles(path, 0.3, columns=columns, problem=problem)
+    return read_task(files, tokenizer, tuple(record.name for record in base.inputs))
 
 
 def model_for(base: TorchBase, head: Head) -> AdaptedModel:
@@ -85,27 +108,27 @@ def model_for(base: TorchBase, head: Head) -> AdaptedModel:
     return attach(base, adapter, sites=sites)
 
 
-LOOKS: dict[Task, tuple[dict[str, Any], str, float]] = {
-    "single_label": (
-        {"labels": ("bad", "good"), "options": HeadOptions("first", dense=1)},
-        "accuracy",
-        0.85,
-    ),
+LOOKS: dict[ProblemType, tuple[dict[str, Any], str, float]] = {
+    "single_label": ({"labels": ("bad", "good"), "options": HeadOptions("first", dense=1)}, "accuracy", 0.85),
+    "multi_label": ({"labels": ("blame", "film", "praise")}, "micro_f1", 0.85),
+    "multiple_choice": ({}, "accuracy", 0.9),
     "token": ({"labels": ("O", "blame", "praise")}, "macro_f1", 0.95),
+    "span": ({}, "exact_match", 0.8),
     "regression": ({"numbers": 2, "options": HeadOptions(dense=1)}, "pearson", 0.6),
     "embedding": (
         {"numbers": 8, "options": HeadOptions(projection=True, l2_normalise=True)},
         "neighbour_accuracy",
         0.85,
     ),
+    "ranking": ({}, "mrr", 0.8),
 }
 
 
-@pytest.mark.parametrize("task", LOOKS)
-def test_each_task_is_learnt(task: Task, base: TorchBase, tmp_path: Path) -> None:
-    look, metric, enough = LOOKS[task]
-    found = read(base, task, tmp_path)
-    model = model_for(base, make_head(task, width=WIDTH, **look))
+@pytest.mark.parametrize("problem", LOOKS)
+def test_each_task_is_learnt(problem: ProblemType, base: TorchBase, tmp_path: Path) -> None:
+    look, metric, enough = LOOKS[problem]
+    found = read(base, problem, tmp_path)
+    model = model_for(base, make_head(problem, width=WIDTH, **look))
     data = TrainingData(found.training, found.validation)
     before = evaluate(model, found.validation, 16)
     result = train(model, data, TrainingSettings(epochs=20, batch_size=16, learning_rate=0.03, patience=20))
@@ -114,13 +137,88 @@ def test_each_task_is_learnt(task: Task, base: TorchBase, tmp_path: Path) -> Non
     assert evaluate(model, found.validation, 16) == result.best.validation
 
 
-@pytest.mark.parametrize("task", ["token", "regression"])
-def test_scores_do_not_depend_on_the_batches(task: Task, base: TorchBase, tmp_path: Path) -> None:
-    found = read(base, task, tmp_path, rows(task, 20))
-    model = model_for(base, make_head(task, width=WIDTH, **LOOKS[task][0]))
+@pytest.mark.parametrize("problem", ["token", "span", "multiple_choice", "multi_label", "regression", "ranking"])
+def test_scores_do_not_depend_on_the_batches(problem: ProblemType, base: TorchBase, tmp_path: Path) -> None:
+    found = read(base, problem, tmp_path, rows(problem, 40))
+    model = model_for(base, make_head(problem, width=WIDTH, **LOOKS[problem][0]))
     one, other = (evaluate(model, found.training, size) for size in (2, 13))
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
     assert one.metrics == pytest.approx(other.metrics, abs=1e-5)
+
+
+@pytest.mark.parametrize("problem", ["span", "multiple_choice", "multi_label", "ranking"])
+def test_an_interrupted_run_ends_with_the_same_bits(problem: ProblemType, base: TorchBase, tmp_path: Path) -> None:
+    found = read(base, problem, tmp_path, rows(problem, 60))
+    data = TrainingData(found.training, found.validation)
+    settings = TrainingSettings(epochs=2, batch_size=8, checkpoint_steps=2)
+
+    class Stopped(Silent):
+        def stepped(self, loss: float) -> None:
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.steps == 5:
+                raise KeyboardInterrupt
+
+    def run(folder: Path, progress: Silent) -> dict[str, np.ndarray]:
+        folder.mkdir(exist_ok=True)
+        model = model_for(base, make_head(problem, width=WIDTH, **LOOKS[problem][0]))
+        train(model, data, settings, progress=progress, checkpoints=folder)
+        return dict(model.to_adapter().weights)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", Stopped())
+    found_weights, whole = run(tmp_path / "stopped", Silent()), run(tmp_path / "whole", Silent())
+    assert all(np.array_equal(found_weights[name], whole[name]) for name in whole)
+
+
+def test_rows_of_one_query_stay_together(base: TorchBase, tmp_path: Path) -> None:
+    found = read(base, "ranking", tmp_path)
+    queries = [{pair.first for pair in part.texts} for part in (found.training, found.validation)]
+    assert not queries[0] & queries[1]
+    assert len(queries[0]) > 3 * len(queries[1]) / 2
+
+
+class TestSpans:
+    def test_the_tokens_of_an_answer(self, base: TorchBase) -> None:
+        assert base.tokenizer is not None
+        tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
+        texts = [Pair("good film", "this play was very dull and poor"), Pair("film", "the play")]
+        answers = [(GivenSpan("very dull", 14),), (GivenSpan("the play", 0),)]
+        found = TextExamples.of(texts, answers, tokenizer, names, "span")
+        # [CLS] good film [SEP] this play was very dull and poor [SEP]
+        logits = torch.randn(2, 12, 2)
+        results, places = found.matched(logits, np.array([0, 1]))
+        assert places.tolist() == [[7, 8], [3, 4]]
+        assert torch.isneginf(results[0, :, 0]).tolist() == [True] * 4 + [False] * 7 + [True]
+        assert torch.isneginf(results[1, :, 1]).tolist() == [True] * 3 + [False] * 2 + [True] * 7
+        assert found.lost == 0
+
+    def test_an_answer_that_is_cut_away_is_not_learnt(self, base: TorchBase) -> None:
+        assert base.tokenizer is not None
+        tokenizer, names = Tokenizer.from_json(base.tokenizer, 10), tuple(record.name for record in base.inputs)
+        text = [Pair("film", "the film was this play and very dull")]
+        found = TextExamples.of(text, [(GivenSpan("dull", 32),)], tokenizer, names, "span")
+        assert (found.cut, found.lost) == (1, 1)
+        results, places = found.matched(torch.randn(1, 10, 2), np.array([0]))
+        assert places.tolist() == [[IGNORED, IGNORED]]
+        assert span_loss(results, places).item() == 0
+        left = TextExamples.of(text, [(GivenSpan("dull", 32),)], tokenizer, names, "span", "left")
+        assert (left.cut, left.lost) == (1, 0)
+
+    def test_the_loss_by_hand(self) -> None:
+        logits, places = torch.randn(2, 4, 2), torch.tensor([[0, 2], [IGNORED, IGNORED]])
+        logits[:, 3] = -torch.inf
+        shares = torch.log_softmax(logits[0, :3], 0)
+        torch.testing.assert_close(span_loss(logits, places), -(shares[0, 0] + shares[2, 1]) / 2)
+
+
+def test_every_choice_of_a_question_is_a_row(base: TorchBase) -> None:
+    assert base.tokenizer is not None
+    tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
+    texts = [tuple(Pair("film", choice) for choice in choices) for choices in (("good", "bad play"), ("a", "the"))]
+    found = TextExamples.of(texts, np.array([1, 0]), tokenizer, names, "multiple_choice")
+    assert found.inputs(np.array([1, 0]))["input_ids"].shape == (4, 6)
+    scores, right = found.matched(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), np.array([1, 0]))
+    assert (scores.tolist(), right.tolist()) == ([[1.0, 2.0], [3.0, 4.0]], [0, 1])
 
 
 class TestTokenTargets:
@@ -128,20 +226,30 @@ class TestTokenTargets:
         assert base.tokenizer is not None
         tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
         words = [("good", "film-was", "bad"), ("dull",)]
-        found = TextExamples.of(words, [np.array([2, 0, 1]), np.array([1])], tokenizer, names)
+        found = TextExamples.of(words, [np.array([2, 0, 1]), np.array([1])], tokenizer, names, "token")
         # [CLS] good film - was bad [SEP]: the pieces of a word after its first have no class
         first = [IGNORED, 2, 0, IGNORED, IGNORED, 1, IGNORED]
-        assert found.targets(np.array([0, 1])).tolist() == [first, [IGNORED, 1, *[IGNORED] * 5]]
-        assert found.targets(np.array([1])).tolist() == [[IGNORED, 1, IGNORED]]
-        assert found.only(np.array([1])).targets(np.array([0])).tolist() == [[IGNORED, 1, IGNORED]]
+        assert learnt(found, [0, 1]) == [first, [IGNORED, 1, *[IGNORED] * 5]]
+        assert learnt(found, [1]) == [[IGNORED, 1, IGNORED]]
+        assert learnt(found.only(np.array([1])), [0]) == [[IGNORED, 1, IGNORED]]
+        assert found.words_with_tokens() == [3, 1]
 
     def test_padding_has_no_class(self, base: TorchBase, tmp_path: Path) -> None:
         found = read(base, "token", tmp_path).training
         order = np.argsort(found.lengths)[[0, -1]]
-        targets, mask = found.targets(order), found.inputs(order)["attention_mask"]
+        targets, mask = torch.tensor(learnt(found, order)), found.inputs(order)["attention_mask"]
         assert targets.shape == mask.shape
         assert (targets[mask == 0] == IGNORED).all()
         assert ((targets != IGNORED).sum(1) == torch.from_numpy(found.lengths[order] - 2)).all()
+
+
+def learnt(examples: TextExamples, rows: Any) -> list[list[int]]:
+    """The class of each token, `IGNORED` where there is none, by the rows that `matched` keeps."""
+    shape = examples.inputs(np.asarray(rows))["input_ids"].shape
+    places, classes = examples.matched(torch.arange(shape[0] * shape[1]).reshape(*shape, 1), np.asarray(rows))
+    found = torch.full(shape, IGNORED)
+    found.view(-1)[places[:, 0]] = classes
+    return found.tolist()
 
 
 def test_the_contrastive_loss_by_hand() -> None:
@@ -167,32 +275,14 @@ def test_rows_without_peers_give_no_loss_and_no_broken_gradient() -> None:
     assert vectors.grad.eq(0).all()
 
 
-def test_the_nearest_neighbour_by_hand() -> None:
-    vectors = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [0.3, 3.0]])
-    assert neighbour_accuracy(vectors, torch.tensor([0, 0, 1, 1])) == 1.0
-    assert neighbour_accuracy(vectors, torch.tensor([0, 1, 1, 1])) == 0.5
-
-
 def test_tokens_without_labels_do_not_count() -> None:
-    logits, targets = torch.randn(2, 3, 4), torch.tensor([[IGNORED, 1, 2], [3, IGNORED, IGNORED]])
-    results, learnt = labelled(logits, targets)
-    assert learnt.tolist() == [1, 2, 3]
-    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-    torch.testing.assert_close(token_loss(results, learnt), expected)
-    assert token_loss(*labelled(logits, torch.full((2, 3), IGNORED))).item() == 0
-
-
-def test_regression_scores_by_hand() -> None:
-    found, wanted = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[1.0], [3.0], [5.0]])
-    scores: Scores = OBJECTIVES["regression"].scores(found, wanted)
-    assert scores.loss == pytest.approx(2 / 3)
-    assert scores.metrics["mean_absolute_error"] == pytest.approx(2 / 3)
-    assert scores.metrics["pearson"] == pytest.approx(np.corrcoef(found[:, 0], wanted[:, 0])[0, 1])
-    assert OBJECTIVES["regression"].scores(torch.ones(3, 1), wanted).metrics["pearson"] == 0
+    logits, targets = torch.randn(6, 4), torch.tensor([1, 2, 3])
+    torch.testing.assert_close(token_loss(logits[:3], targets), F.cross_entropy(logits[:3], targets))
+    assert token_loss(logits[:0], targets[:0]).item() == 0
 
 
 @pytest.mark.parametrize(
-    ("task", "row", "message"),
+    ("problem", "row", "message"),
     [
         ("token", {"text": ["a", "b"], "label": ["x"]}, "line 1: words and labels differ in number"),
         ("token", {"text": ["a", 3], "label": ["x", "y"]}, "line 1: holds no words"),
@@ -202,13 +292,16 @@ def test_regression_scores_by_hand() -> None:
         ("regression", {"text": "a", "label": float("inf")}, "line 1: holds no finite numbers"),
         ("regression", {"text": "a", "label": None}, "1 rows have no text or no label"),
         ("regression", {"text": "a", "label": [1, 2, 3]}, "different numbers of numbers; found 2, 3"),
+        ("multi_label", {"text": "a", "label": ["x", "x"]}, "line 1: a label occurs twice in a set"),
+        ("ranking", {"text": "a", "pair": "b", "label": 2}, "line 1: is no relevance; found `2`"),
+        ("multiple_choice", {"text": "a", "pair": ["x", "y"], "label": 0}, "found 2 (line 1) and 3 (line 2)"),
     ],
 )
 def test_rows_that_a_task_cannot_use(
-    task: Task, row: dict[str, Any], message: str, base: TorchBase, tmp_path: Path
+    problem: ProblemType, row: dict[str, Any], message: str, base: TorchBase, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
-        read(base, task, tmp_path, [row, *rows(task, 4)])
+        read(base, problem, tmp_path, [row, *rows(problem, 4)])
     assert message in str(caught.value)
 
 
@@ -217,14 +310,14 @@ def test_words_and_numbers_in_a_table_with_spaces_between_them(base: TorchBase, 
     path.write_text("text\tlabel\ngood film\t1 -2.5\nbad play\t0 3\n", encoding="utf-8")
     assert base.tokenizer is not None
     tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
-    numbers = read_task(TaskFiles(path, 0.5, task="regression"), tokenizer, names)
+    numbers = read_task(TaskFiles(path, 0.5, problem="regression"), tokenizer, names)
     assert numbers.numbers == 2
     assert sorted(np.concatenate([numbers.training.answers, numbers.validation.answers]).tolist()) == [
         [0, 3],
         [1, -2.5],
     ]
     path.write_text("text\tlabel\ngood film\tA O\nbad play\tB O\n", encoding="utf-8")
-    words = read_task(TaskFiles(path, 0.5, task="token"), tokenizer, names)
+    words = read_task(TaskFiles(path, 0.5, problem="token"), tokenizer, names)
     assert words.labels == ("A", "B", "O")
 
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from adapter_export.errors import DataError
-from adapter_export.text import Text, Tokenizer
+from adapter_export.errors import DataError, argument
+from adapter_export.format.labelled import GivenSpan, some
+from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
+from adapter_export.text import Side, Text, Tokenizer
 from adapter_export.torch_backend.train.objectives import IGNORED
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Rows = npt.NDArray[np.int64]
 """Indices of rows, or one number per row."""
@@ -30,37 +36,62 @@ class TextExamples:
     """Texts, made tokens batch by batch as the runtime makes them; a batch is padded to its own longest row.
 
     Attributes:
-        texts: the texts, or the words of each.
-        answers: classes [rows], numbers [rows, numbers], or the classes of the words of each row.
+        texts: the texts, pairs of them, the words of each, or for each question its pairs with every choice.
+        answers: classes or choices [rows], labels that apply [rows, labels], numbers [rows, numbers], relevances
+            [rows], the classes of the words of each row, or the spans that answer each row.
         lengths: the number of tokens of each row.
         tokenizer: makes the tokens.
         names: the base's inputs.
         cut: how many texts were longer than the tokenizer's limit.
+        lost: how many answers lie in what was cut, so that they cannot be learnt.
+        highest: the highest id of a token, and of a token's type, by input.
+        problem: what the rows ask.
+        side: where a text is cut.
     """
 
-    texts: Sequence[Text]
-    answers: np.ndarray | Sequence[Rows]
+    texts: Sequence[Any]
+    answers: Any
     lengths: Rows
     tokenizer: Tokenizer
     names: tuple[str, ...]
     cut: int = 0
+    lost: int = 0
+    highest: Mapping[str, int] = field(default_factory=dict)
+    problem: ProblemType = DEFAULT_TYPE
+    side: Side = "right"
 
     @classmethod
     def of(
-        cls, texts: Sequence[Text], answers: np.ndarray | Sequence[Rows], tokenizer: Tokenizer, names: tuple[str, ...]
+        cls,
+        texts: Sequence[Any],
+        answers: Any,
+        tokenizer: Tokenizer,
+        names: tuple[str, ...],
+        problem: ProblemType = DEFAULT_TYPE,
+        side: Side = "right",
     ) -> TextExamples:
         """Count the tokens of each text and keep all together.
 
         Raises:
             RequestError: the base has an input that text cannot fill, or a text has no tokens.
         """
-        tokenizer.batch(texts[:1], names)
-        lengths, cut = [], 0
+        lengths, cut, lost = np.zeros(len(texts), np.int64), 0, 0
+        highest = {"input_ids": 0, "token_type_ids": 0}
+        made = cls(texts, answers, lengths, tokenizer, names, problem=problem, side=side)
+        made.inputs(np.arange(1))
         for start in range(0, len(texts), _CHUNK):
-            for encoding in tokenizer.encode(texts[start : start + _CHUNK]):
-                lengths.append(sum(encoding.attention_mask))
-                cut += bool(encoding.overflowing)
-        return cls(texts, answers, np.array(lengths, np.int64), tokenizer, names, cut)
+            rows = np.arange(start, min(start + _CHUNK, len(texts)))
+            encoded = tokenizer.rows(made._flat(rows), sides=[side] * made._count(rows))
+            counts = np.array([len(row.encoding.ids) for row in encoded])
+            lengths[rows] = counts.reshape(len(rows), -1).max(-1)
+            cut += sum(row.cut > 0 for row in encoded)
+            for row in encoded:
+                highest["input_ids"] = max([highest["input_ids"], *row.encoding.ids])
+                highest["token_type_ids"] = max([highest["token_type_ids"], *row.encoding.type_ids])
+            if problem == "span":
+                spans = zip(encoded, rows, strict=True)
+                lost += sum(_token_span(row.encoding, made.answers[at][0]) is None for row, at in spans)
+        return replace(made, cut=cut, lost=lost, highest=highest)
 
     def only(self, rows: Rows) -> TextExamples:
         """Some of the rows, in the order given."""
@@ -74,21 +105,60 @@ class TextExamples:
         """The sha256 of the texts, their numbers of tokens and the answers; a run resumes only where it is the same."""
         answers = [self.answers] if isinstance(self.answers, np.ndarray) else self.answers
         texts = [text.encode() if isinstance(text, str) else json.dumps(text).encode() for text in self.texts]
-        return _sha256([*texts, self.lengths.tobytes(), *(one.tobytes() for one in answers)])
+        answered = (one.tobytes() if isinstance(one, np.ndarray) else repr(one).encode() for one in answers)
+        return _sha256([*texts, self.lengths.tobytes(), *answered])
 
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
-        """The base's inputs for some rows, by name, [rows, tokens]."""
-        arrays = self.tokenizer.batch([self.texts[row] for row in rows], self.names)
+        """The base's inputs for some rows, by name, [rows, tokens]; of choices [rows · choices, tokens].
+
+        Raises:
+            RequestError: the base has an input that text cannot fill.
+        """
+        arrays = self.tokenizer.batch(self._flat(rows), self.names, sides=[self.side] * self._count(rows))
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def targets(self, rows: Rows) -> Tensor:
-        """What is to be learnt of some rows: classes [rows] or [rows, tokens], or numbers [rows, numbers].
+    def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the results of a head for some rows, and what they should be.
 
-        The class of a word is at its first token (Devlin et al. 2019, §5.3); other tokens have `IGNORED`.
+        They are [rows, …] and [rows, …]; of `token`, a row for each token that has a label; of `multiple_choice`, a
+        score for each choice; of `span`, [rows, longest, 2], −∞ at tokens that are not of the context, and the first
+        and the last token of the answer [rows, 2], `IGNORED` where it was cut away.
         """
-        if isinstance(self.answers, np.ndarray):
-            return torch.from_numpy(self.answers[rows])
-        encodings = self.tokenizer.encode([self.texts[row] for row in rows])
+        match self.problem:
+            case "token":
+                targets = self._word_classes(rows).to(results.device)
+                learnt = targets != IGNORED
+                return results[learnt], targets[learnt]
+            case "span":
+                encodings = self.encodings(rows)
+                context = torch.tensor([[part == 1 for part in one.sequence_ids] for one in encodings])
+                masked = results.masked_fill(~context.to(results.device)[..., None], -torch.inf)
+                more = int(self.lengths.max()) - masked.shape[1]
+                places = [
+                    _token_span(one, self.answers[row][0]) or (IGNORED, IGNORED)
+                    for one, row in zip(encodings, rows, strict=True)
+                ]
+                return pad(masked, (0, 0, 0, more), value=-torch.inf), torch.tensor(places).to(results.device)
+            case "multiple_choice":
+                results = results.reshape(len(rows), -1)
+            case "ranking":
+                results = results[:, 0]
+            case _:
+                pass
+        return results, torch.from_numpy(np.asarray(self.answers)[rows]).to(results.device)
+
+    def encodings(self, rows: Rows) -> list[tokenizers.Encoding]:
+        """The library's encodings of some rows, padded to the longest of them."""
+        return self.tokenizer.encode(self._flat(rows), sides=[self.side] * self._count(rows))
+
+    def words_with_tokens(self) -> list[int]:
+        """How many words of each row were not cut away."""
+        rows = (np.array([row]) for row in range(len(self.texts)))
+        return [int((self._word_classes(row) != IGNORED).sum()) for row in rows]
+
+    def _word_classes(self, rows: Rows) -> Tensor:
+        """The classes of tokens [rows, tokens]: that of a word is at its first token (Devlin et al. 2019, §5.3)."""
+        encodings = self.encodings(rows)
         targets = np.full((len(rows), len(encodings[0].ids)), IGNORED, np.int64)
         for target, encoding, row in zip(targets, encodings, rows, strict=True):
             words = encoding.word_ids
@@ -96,6 +166,22 @@ class TextExamples:
                 if word is not None and word not in words[:place]:
                     target[place] = self.answers[row][word]
         return torch.from_numpy(targets)
+
+    def _flat(self, rows: Rows) -> list[Text]:
+        if self.problem == "multiple_choice":
+            return [pair for row in rows for pair in self.texts[row]]
+        return [self.texts[row] for row in rows]
+
+    def _count(self, rows: Rows) -> int:
+        return len(rows) * (len(self.texts[0]) if self.problem == "multiple_choice" else 1)
+
+
+def _token_span(encoding: tokenizers.Encoding, answer: GivenSpan) -> tuple[int, int] | None:
+    """The first and the last token of an answer in the second text; none if they were cut away."""
+    begin = answer.start + len(answer.text) - len(answer.text.lstrip())
+    end = answer.start + len(answer.text.rstrip()) - 1
+    first, last = (encoding.char_to_token(place, 1) for place in (begin, end))
+    return None if first is None or last is None else (first, last)
 
 
 def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> Rows:
@@ -106,29 +192,31 @@ def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> Ro
         raise DataError(
             "holds labels that the training data does not",
             where=where,
-            found=", ".join(f"`{label}`" for label in unknown),
-            expected=", ".join(f"`{name}`" for name in names),
+            found=some([f"`{label}`" for label in unknown]),
+            expected=some([f"`{name}`" for name in names]),
         )
     return np.array([index[label] for label in labels], np.int64)
 
 
-def label_names(labels: Sequence[str], where: str, *, rows: int = 2) -> tuple[str, ...]:
+def label_names(labels: Sequence[str], where: str, *, rows: int = 2, least: int = 2) -> tuple[str, ...]:
     """The different labels in order, numbers by value, words by letter.
 
     Raises:
-        DataError: there are fewer than two, or one has fewer rows than `rows`, the least that a split needs of each.
+        DataError: there are fewer than `least`, or one has fewer rows than `rows`, the least that a split needs of
+            each.
     """
     counts = Counter(labels)
-    if len(counts) < 2:
-        raise DataError("holds fewer than two classes", where=where, found=", ".join(f"`{label}`" for label in counts))
+    if len(counts) < least:
+        fault = "holds no label" if least < 2 else "holds fewer than two classes"
+        raise DataError(fault, where=where, found=some([f"`{label}`" for label in counts]))
     single = sorted(label for label, count in counts.items() if count < rows)
     if single:
         raise DataError(
             "a class has one row only, so it cannot be both trained on and validated",
             where=where,
-            found=", ".join(f"`{label}`" for label in single),
+            found=some([f"`{label}`" for label in single]),
             expected="at least two rows of each class",
-            fix="add rows of that class, or take it out",
+            fix=f"add rows of that class, take it out, or name another column of labels: {argument('label')}",
         )
     numbers = all(label.removeprefix("-").isdecimal() for label in counts)
     return tuple(sorted(counts, key=int if numbers else str))
@@ -147,6 +235,21 @@ def split(classes: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
         second.append(rows[:count])
     chosen = np.sort(np.concatenate(second))
     return np.setdiff1d(np.arange(len(classes)), chosen), chosen
+
+
+def split_groups(groups: Sequence[object], fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Split rows in two and keep those of one group together; the second half gets a fraction of the groups.
+
+    Raises:
+        DataError: there is one group only.
+    """
+    number = {group: at for at, group in enumerate(dict.fromkeys(groups))}
+    if len(number) < 2:
+        raise DataError("a single group of rows cannot be both trained on and validated", expected="at least two")
+    of_row = np.array([number[group] for group in groups])
+    _, chosen = split(np.zeros(len(number), np.int64), fraction, seed)
+    second = np.isin(of_row, chosen)
+    return np.flatnonzero(~second), np.flatnonzero(second)
 
 
 def training_batches(lengths: Rows, size: int, seed: Sequence[int]) -> list[Rows]:

@@ -1,4 +1,4 @@
-"""Loss and metrics of each task."""
+"""What each problem type is trained for: its loss, and the metric by which the best epoch is chosen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,25 +43,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a task is trained for: a loss with its name and unit, and metrics, one of which may decide as in `Scores`.
+    """What a problem type is trained for.
 
-    Both take results [rows, …] and targets of the rows, which are the tokens with labels in a token classification.
+    Attributes:
+        loss: of results [rows, …] and targets of the rows, as `TextExamples.matched` returns them.
+        loss_name: its name and its unit.
+        decides: the metric by which the best epoch is chosen; the loss if none is.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     loss_name: str
-    metrics: Callable[[Tensor, Tensor], dict[str, float]]
     decides: str | None = None
-
-    def scores(self, results: Tensor, targets: Tensor) -> Scores:
-        """Everything that is measured on some rows."""
-        return Scores(float(self.loss(results, targets)), self.metrics(results, targets), self.decides)
-
-
-def labelled(results: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Results and targets in rows: of [rows, tokens, classes] only the tokens that have labels, all of other shapes."""
-    learnt = targets != IGNORED if results.ndim == 3 else slice(None)
-    return results[learnt], targets[learnt]
 
 
 def token_loss(logits: Tensor, classes: Tensor) -> Tensor:
@@ -90,59 +81,27 @@ def contrastive_loss(vectors: Tensor, classes: Tensor) -> Tensor:
     return total / max(count, 1)
 
 
-def neighbour_accuracy(vectors: Tensor, classes: Tensor) -> float:
-    """The fraction of rows whose nearest other row, by the cosine, has their class."""
-    unit = F.normalize(vectors, dim=-1)
-    hits = 0
-    for start in range(0, len(unit), _CHUNK):
-        rows = torch.arange(start, min(start + _CHUNK, len(unit)))
-        scores = unit[rows] @ unit.T
-        scores[torch.arange(len(rows)), rows] = -torch.inf
-        hits += int((classes[scores.argmax(-1)] == classes[rows]).sum())
-    return hits / len(unit)
+def span_loss(logits: Tensor, places: Tensor) -> Tensor:
+    """The mean cross-entropy of start and end over the tokens of the context (Devlin et al. 2019, §4.2).
 
-
-def macro_f1(true: np.ndarray, predicted: np.ndarray) -> float:
-    """The mean over the classes that occur in either of `2·hits / (true + predicted)`."""
-    scores = []
-    for number in np.union1d(true, predicted):
-        right, said = true == number, predicted == number
-        scores.append(2 * int((right & said).sum()) / (int(right.sum()) + int(said.sum())))
-    return float(np.mean(scores))
-
-
-def _classification(logits: Tensor, classes: Tensor) -> dict[str, float]:
-    predicted, true = logits.argmax(-1).numpy(), classes.numpy()
-    return {"accuracy": float((predicted == true).mean()), "macro_f1": macro_f1(true, predicted)}
-
-
-def _regression(found: Tensor, wanted: Tensor) -> dict[str, float]:
-    columns = zip(found.double().numpy().T, wanted.double().numpy().T, strict=True)
-    error = float((found - wanted).abs().mean())
-    return {"mean_absolute_error": error, "pearson": float(np.mean([_pearson(*pair) for pair in columns]))}
-
-
-def _pearson(one: np.ndarray, other: np.ndarray) -> float:
-    """The correlation of two columns; 0 where one of them does not vary."""
-    one, other = one - one.mean(), other - other.mean()
-    scale = np.sqrt((one @ one) * (other @ other))
-    return float(one @ other / scale) if scale else 0.0
-
-
-def metric_name(metric: str) -> str:
-    """A metric as a person reads it: `macro-F1`, `mean absolute error`."""
-    return "macro-F1" if metric == "macro_f1" else metric.replace("_", " ")
+    Args:
+        logits: [rows, tokens, 2], −∞ at tokens that are not of the context.
+        places: the first and the last token of each answer [rows, 2], `IGNORED` where it was cut away.
+    """
+    sums = (
+        F.cross_entropy(logits[..., end], places[:, end], reduction="sum", ignore_index=IGNORED) for end in range(2)
+    )
+    return sum(sums, start=logits.new_zeros(())) / max(2 * int((places[:, 0] != IGNORED).sum()), 1)
 
 
 OBJECTIVES: Mapping[ProblemType, Objective] = {
-    "single_label": Objective(F.cross_entropy, "cross-entropy (nats)", _classification, "accuracy"),
-    "token": Objective(token_loss, "cross-entropy (nats)", _classification, "macro_f1"),
-    "regression": Objective(F.mse_loss, "mean squared error", _regression),
-    "embedding": Objective(
-        contrastive_loss,
-        "contrastive loss (nats)",
-        lambda vectors, classes: {"neighbour_accuracy": neighbour_accuracy(vectors, classes)},
-        "neighbour_accuracy",
-    ),
+    "single_label": Objective(F.cross_entropy, "cross-entropy (nats)", "accuracy"),
+    "multi_label": Objective(F.binary_cross_entropy_with_logits, "binary cross-entropy (nats)", "micro_f1"),
+    "multiple_choice": Objective(F.cross_entropy, "cross-entropy over the choices (nats)", "accuracy"),
+    "token": Objective(token_loss, "cross-entropy (nats)", "macro_f1"),
+    "span": Objective(span_loss, "cross-entropy of start and end (nats)", "f1"),
+    "regression": Objective(F.mse_loss, "mean squared error"),
+    "embedding": Objective(contrastive_loss, "contrastive loss (nats)", "neighbour_accuracy"),
+    "ranking": Objective(F.binary_cross_entropy_with_logits, "binary cross-entropy (nats)", "mrr"),
 }
-"""By task. Token classification is judged by macro-F1, because most words have the label that says nothing."""
+"""By problem type. Tokens are judged by macro-F1, because most words have the label that says nothing."""

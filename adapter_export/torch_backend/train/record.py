@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from adapter_export.errors import UsageError
 from adapter_export.format.files import new_file
-from adapter_export.torch_backend.train.objectives import Scores, metric_name
+from adapter_export.numerics.judge import Metric
+from adapter_export.torch_backend.train.objectives import Scores
 from adapter_export.torch_backend.train.task import TextTask
 from adapter_export.version import __version__
 
@@ -133,7 +134,7 @@ def training_record(
     """A finished run as JSON; `options` are what else decided the result, such as widths and first weights."""
     record: dict[str, Any] = {
         "producer": f"adapter-export {__version__}",
-        "task": task.task,
+        "task": task.problem,
         "settings": {**asdict(settings), **options},
         "data": {
             **task.sources,
@@ -162,7 +163,8 @@ def draw_curve(result: TrainingResult, title: str, path: Path, *, loss_name: str
     losses.plot(epochs, [record.validation.loss for record in history], "o-", label="validation")
     losses.set_ylabel(loss_name)
     for metric in history[0].validation.metrics:
-        scores.plot(epochs, [record.validation.metrics[metric] for record in history], "o-", label=metric_name(metric))
+        values = [record.validation.metrics.get(metric, np.nan) for record in history]
+        scores.plot(epochs, values, "o-", label=Metric(metric).words)
     scores.set_ylabel("validation")
     for axes in (losses, scores):
         axes.axvline(result.best_epoch, color="0.7", linestyle=":", label="best epoch")

@@ -23,7 +23,8 @@ from adapter_export.format.files import new_file
 from adapter_export.graph.compose.attention import VALUE
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Rows, TextExamples, evaluation_batches, training_batches
-from adapter_export.torch_backend.train.objectives import OBJECTIVES, Scores, labelled
+from adapter_export.torch_backend.train.measure import measure
+from adapter_export.torch_backend.train.objectives import OBJECTIVES, Scores
 from adapter_export.torch_backend.train.record import EpochRecord, Progress, Silent, TrainingResult, TrainingSettings
 
 
@@ -31,14 +32,14 @@ def evaluate(model: AdaptedModel, examples: TextExamples, batch_size: int) -> Sc
     """Compute the scores of a model; its mode is left as it was. Raises AdapterError if it has no head."""
     was_training = model.training
     model.eval()
-    found = []
+    batches = evaluation_batches(examples.lengths, batch_size)
     with torch.inference_mode():
-        for rows in evaluation_batches(examples.lengths, batch_size):
-            results = model.head(**model.placed(examples.inputs(rows))).cpu()
-            found.append(labelled(results, examples.targets(rows)))
+        found = [examples.matched(model.head(**model.placed(examples.inputs(rows))).cpu(), rows) for rows in batches]
     model.train(was_training)
     results, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return OBJECTIVES[model.task.type].scores(results, targets)
+    objective = OBJECTIVES[model.task.type]
+    metrics = measure(model.task, results, targets, examples.only(np.concatenate(batches)))
+    return Scores(float(objective.loss(results, targets)), metrics, objective.decides)
 
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -227,7 +228,7 @@ class _Run:
         self._cool(self._state.step)
         examples = self._data.training
         results = self._model.head(**self._model.placed(examples.inputs(rows)))
-        loss = self._objective.loss(*labelled(results, examples.targets(rows).to(results.device)))
+        loss = self._objective.loss(*examples.matched(results, rows))
         penalty: Tensor | float = 0.0
         if self._settings.value_penalty:
             # Σ(I − V)² over the value projections of a fusion (Pfeiffer et al. 2021, the authors' implementation)

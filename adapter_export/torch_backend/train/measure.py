@@ -1,0 +1,76 @@
+"""The metrics of a model on labelled rows, by the engine that judges answers: those of `adapter-export evaluate`."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from adapter_export.graph.tasks import Task
+from adapter_export.numerics.judge import (
+    Judged,
+    judge_choices,
+    judge_classes,
+    judge_label_sets,
+    judge_neighbours,
+    judge_numbers,
+    judge_ranking,
+    judge_spans,
+    judge_tags,
+)
+from adapter_export.runtime.answers import Span, activated, answer
+from adapter_export.torch_backend.train.data import TextExamples
+
+
+def measure(task: Task, results: Tensor, targets: Tensor, examples: TextExamples) -> dict[str, float]:
+    """Return the metrics of a task by name; one that is not defined for these rows is left out.
+
+    Args:
+        task: what the results mean.
+        results: as `TextExamples.matched` returns them.
+        targets: likewise.
+        examples: the rows, in the same order.
+
+    Raises:
+        DataError: the rows cannot be judged, such as one row alone that has no neighbour.
+    """
+    judged = _judged(task, results.double().numpy(), targets.numpy(), examples)
+    values = judged.measure(np.arange(judged.units))
+    named = zip(judged.metrics, values, strict=True)
+    return {metric.name: float(value) for metric, value in named if np.isfinite(value)}
+
+
+def _judged(task: Task, found: np.ndarray, wanted: np.ndarray, examples: TextExamples) -> Judged:
+    match task.type:
+        case "single_label":
+            return judge_classes(activated(task, found), wanted, task.labels)
+        case "multi_label":
+            thresholds = [task.threshold(label) for label in range(len(task.labels))]
+            return judge_label_sets(activated(task, found), wanted > 0, task.labels, thresholds)
+        case "multiple_choice":
+            return judge_choices(list(found), wanted)
+        case "token":
+            probabilities, ends = activated(task, found), np.cumsum(examples.words_with_tokens())[:-1]
+            flat = probabilities.argmax(-1), wanted, probabilities.max(-1)
+            answered, right, sure = (np.split(one, ends) for one in flat)
+            return judge_tags(answered, right, task.labels, sure)
+        case "span":
+            return judge_spans(spans(task, found, examples), [[one.text for one in row] for row in examples.answers])
+        case "regression":
+            return judge_numbers(activated(task, found), wanted.astype(np.float64))
+        case "embedding":
+            return judge_neighbours(found, [str(label) for label in wanted])
+        case "ranking":
+            return judge_ranking(activated(task, found), wanted, [text.first for text in examples.texts])
+
+
+def spans(task: Task, logits: np.ndarray, examples: TextExamples) -> list[str]:
+    """Return the part of each context that answers its question, by logits [rows, tokens, 2]."""
+    texts = []
+    for row, of_row in enumerate(logits):
+        (encoding,) = examples.encodings(np.array([row]))
+        context = np.array([part == 1 for part in encoding.sequence_ids])
+        found = answer(task, of_row[: len(context)], context, context)
+        assert isinstance(found, Span)
+        begin, end = encoding.offsets[found.start][0], encoding.offsets[found.end][1]
+        texts.append(examples.texts[row].second[begin:end])
+    return texts
