@@ -181,7 +181,9 @@ def test_gradients_reach_every_tensor_and_those_of_the_base_stay_frozen(
 
 def test_what_each_place_read_and_returned_can_be_seen(bases: Bases) -> None:
     adapter = bases.adapter("a", behind_the_norm("y"), SUBLAYERS)
-    calls = attach(bases.in_torch, adapter).observe(**INPUTS)
+    model = attach(bases.in_torch, adapter)
+    with model.observed() as calls:
+        model(**INPUTS)
     assert list(calls) == SUBLAYERS
     assert set(calls[SUBLAYERS[0]].read) == {"y", "h", "x"}
     assert torch.equal(calls[SUBLAYERS[1]].read["x"], calls[SUBLAYERS[0]].result)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
 from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.sites.site import SUBLAYERS
 
 if TYPE_CHECKING:
     from adapter_export.graph.kinds import Kind, Maker
-
-_SUBLAYERS = ("attention", "cross_attention", "ffn")
 
 
 class PackedOptions(TypedDict, total=False):
@@ -102,7 +101,7 @@ def placed(kind: Kind, chosen: Mapping[str, Any]) -> Kind:
     """Return the kind at other sublayers, and without some layers, as `at` and `leave_out` say."""
     roles = chosen.get("at")
     if roles is not None:
-        wrong = [role for role in roles if role.removeprefix("encoder.").removeprefix("decoder.") not in _SUBLAYERS]
+        wrong = [role for role in roles if role.removeprefix("encoder.").removeprefix("decoder.") not in SUBLAYERS]
         if wrong:
             raise UsageError(
                 f"{argument('at')} names no sublayer",

@@ -79,7 +79,7 @@ class Sites:
             parts = ", ".join(f"{name} {start}–{end}" for name, (start, end) in site.parts.items())
             parts += f" of each {site.width // site.blocks}" if site.blocks > 1 else ""
             path = re.sub(r"\b\d+\b", "*", site.path or "", count=1)
-            rows.setdefault((_LAYER.sub("", site.name, count=1), width, parts, path), []).append(site.name)
+            rows.setdefault((site.place, width, parts, path), []).append(site.name)
         names = (each[0] if len(each) == 1 else f"{each[0]} …  ({len(each)})" for each in rows.values())
         cells = [(*key, name) for key, name in zip(rows, names, strict=True)]
         return Table(("inside", "width", "parts", "torch path", "site"), cells)

@@ -17,9 +17,9 @@ from adapter_export.dtypes import FLOAT_TYPES, Array
 from adapter_export.format.check_report import EffectRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.chain import Chain
-from adapter_export.graph.graph import BASE_NORM
+from adapter_export.graph.graph import BASE_NORM, bind_base_norm
 from adapter_export.numerics.budget import graph_budget
-from adapter_export.numerics.evaluate import borrowed, bound_to, evaluate, evaluate_site, site_scale
+from adapter_export.numerics.evaluate import borrowed, evaluate, evaluate_site, site_scale
 from adapter_export.onnx_backend.graft.insert import site_norms
 from adapter_export.sites.site import Norm
 
@@ -107,7 +107,7 @@ def _whole(values: Mapping[str, Array], norm: Norm | None, width: int) -> Array:
     chain.op("add", "sum", "x")
     if norm is not None and norm.kind != "unknown":
         chain.op(BASE_NORM, "normed")
-    graph = bound_to(chain.graph(), norm)
+    graph = bind_base_norm(chain.graph(), norm)
     return evaluate(graph, {name: values[name] for name in graph.inputs}, borrowed(graph, {}, width))
 
 

@@ -33,20 +33,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Report:
-    """A whole check.
-
-    Attributes:
-        bundle: its path, as it was given.
-        base: the fingerprint of the bundle's base.
-        against: the path of the model that the reference comes from; none if only the golden vectors were used.
-        reference: what computed its outputs, such as `torch 2.13.0 float32`.
-        runtime: what computed the bundle's outputs.
-        outputs: every output of every run.
-        sites: every adapter at every site.
-        invariants: everything else.
-        agreements: how the bundle differs from the base in float32, where that was asked for; no part of the verdict.
-        effects: what each adapter changes; no part of the verdict.
-    """
+    """What a check of a bundle found, in the fields of `CheckReport`; what follows from them is computed."""
 
     bundle: str
     base: str
@@ -90,20 +77,11 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the document of `schemas/check-report.schema.json`; NaN and Inf are strings in it."""
         document = CheckReport(
+            **vars(self),
             version=REPORT_VERSION,
-            bundle=self.bundle,
-            base=self.base,
-            against=self.against,
-            reference=self.reference,
-            runtime=self.runtime,
             verdict=verdict(self.passed),
             coverage=self.coverage(),
-            outputs=self.outputs,
-            sites=self.sites,
-            invariants=self.invariants,
             failures=failures(self),
-            agreements=self.agreements,
-            effects=self.effects,
         )
         return {key: _plain(value) for key, value in asdict(document).items()}
 

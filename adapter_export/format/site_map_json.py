@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -52,10 +52,6 @@ class SublayerValuesRecord:
     u: OrAbsent[Text] = None
     y: OrAbsent[Text] = None
 
-    def values(self) -> SiteValues:
-        """The same for `sites`."""
-        return SiteValues(self.h, self.x, self.u or self.x, self.y)
-
 
 @dataclass(frozen=True)
 class LinearValuesRecord:
@@ -69,10 +65,6 @@ class LinearValuesRecord:
     h: Text
     u: Text
 
-    def values(self) -> SiteValues:
-        """The same for `sites`."""
-        return SiteValues(self.h, None, self.u)
-
 
 @dataclass(frozen=True)
 class EmbeddingsValuesRecord:
@@ -84,9 +76,8 @@ class EmbeddingsValuesRecord:
 
     h: Text
 
-    def values(self) -> SiteValues:
-        """The same for `sites`."""
-        return SiteValues(self.h)
+
+_ValuesRecord = SublayerValuesRecord | LinearValuesRecord | EmbeddingsValuesRecord
 
 
 @dataclass(frozen=True)
@@ -223,12 +214,11 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
 
 
 def _given(site: SublayerRecord | LinearRecord | EmbeddingsRecord) -> GivenSite:
-    values: dict[View, SiteValues] = {}
-    if site.torch is not None:
-        values["torch"] = site.torch.values()
-    if site.onnx is not None:
-        values["onnx"] = site.onnx.values()
-    layer = None if isinstance(site, EmbeddingsRecord) else site.layer
+    views: dict[View, _ValuesRecord | None] = {"torch": site.torch, "onnx": site.onnx}
+    values = {view: SiteValues(**vars(named)) for view, named in views.items() if named is not None}
+    values = {view: replace(named, u=named.u or named.x) for view, named in values.items()}
+    if isinstance(site, EmbeddingsRecord):
+        return GivenSite(site.role, None, values)
     if isinstance(site, LinearRecord):
-        return GivenSite(site.role, layer, values, site.parts, site.blocks)
-    return GivenSite(site.role, layer, values)
+        return GivenSite(site.role, site.layer, values, site.parts, site.blocks)
+    return GivenSite(site.role, site.layer, values)

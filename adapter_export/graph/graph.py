@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from itertools import count
+from typing import Any, TypeVar
 
 from adapter_export.errors import GraphError, within
 from adapter_export.graph.ops import BOUND_OPS, OPS, Dim, Shape, bind_dimensions, broken_products, check_attributes
+from adapter_export.sites.site import Norm
 
 SITE_VALUES: Mapping[str, Shape] = {
     "h": ("batch", "tokens", "d"),
@@ -188,6 +190,12 @@ def unused(name: str, taken: Collection[str]) -> str:
     return name
 
 
+def first_free(name: str, taken: Collection[str]) -> str:
+    """The name itself, or with the first number behind it that makes it new."""
+    numbered = (f"{name}_{number}" for number in count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
+
+
 def bypass(graph: AdapterGraph, node: Node) -> AdapterGraph:
     """The graph without a node, whose readers read its first input instead, and without what only that node used."""
     source = node.inputs[0]
@@ -283,8 +291,6 @@ def stored(shapes: Iterable[tuple[int, ...]], multiply_accumulates: int) -> Cost
     return Cost(parameters, 4 * parameters, multiply_accumulates)
 
 
-NormKind = Literal["layer", "rms", "unknown"]
-
 BASE_NORM = "base_norm"
 """The op, and the prefix of the borrowed parameters."""
 
@@ -299,22 +305,20 @@ def needs_base_norm(graph: AdapterGraph) -> bool:
     return any(node.op == BASE_NORM for node in graph.nodes)
 
 
-def bind_base_norm(
-    graph: AdapterGraph, kind: NormKind | None, epsilon: float = 1e-5, *, bias: bool = True
-) -> AdapterGraph:
+def bind_base_norm(graph: AdapterGraph, norm: Norm | None) -> AdapterGraph:
     """Replace `base_norm` by the base's norm, with the parameters `base_norm.weight` [d] and `base_norm.bias` [d].
 
-    The caller supplies their tensors, ones where the norm has no weight. Without a `kind`, as in pre-norm bases without
-    a norm between the residual sum and `y`, it is the identity. Raises `GraphError` if the base's norm is `unknown`, or
-    the graph has a parameter of a borrowed name.
+    `norm` is the one between the residual sum and `y`; where there is none, as in pre-norm bases, `base_norm` is the
+    identity. The caller supplies the tensors, ones where the norm has no weight. Raises `GraphError` if the norm is
+    `unknown`, or the graph has a parameter of a borrowed name.
     """
     if not needs_base_norm(graph):
         return graph
-    if kind is None:
+    if norm is None:
         while (node := next((node for node in graph.nodes if node.op == BASE_NORM), None)) is not None:
             graph = bypass(graph, node)
         return graph
-    if kind == "unknown":
+    if norm.kind == "unknown":
         raise GraphError(
             "a graph applies the base's norm, which could not be read",
             found=f"`{BASE_NORM}`",
@@ -322,12 +326,12 @@ def bind_base_norm(
             fix="give the base in a form that has the norm as one op, or choose a kind of adapter without it",
         )
     roles = {"weight": BORROWED_WEIGHT}
-    if bias and kind == "layer":
+    if norm.bias is not None and norm.kind == "layer":
         roles["bias"] = BORROWED_BIAS
     taken = sorted(set(roles.values()) & set(graph.parameters))
     if taken:
         fault = "a parameter has a name that is kept for the base's norm"
         raise GraphError(fault, found=", ".join(taken), fix="rename it")
-    changes: dict[str, Any] = {"op": _OPS[kind], "parameters": roles, "attributes": {"epsilon": epsilon}}
+    changes: dict[str, Any] = {"op": _OPS[norm.kind], "parameters": roles, "attributes": {"epsilon": norm.epsilon}}
     nodes = tuple(replace(node, **changes) if node.op == BASE_NORM else node for node in graph.nodes)
     return replace(graph, nodes=nodes, parameters={**graph.parameters, **dict.fromkeys(roles.values(), ("d",))})

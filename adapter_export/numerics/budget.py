@@ -93,8 +93,8 @@ def product_error(dtype: str, *, inner: int, rounded_to: Stored = "float32") -> 
     """The error of one product and its activation, relative to its largest result. Raises as `budget`."""
     if dtype not in FLOAT_TYPES:
         raise UsageError("no budget for this type", found=f"`{dtype}`", expected=", ".join(FLOAT_TYPES))
-    step = max(FLOAT_TYPES[dtype].epsilon, ROUNDING_STEPS[rounded_to])
-    return ROUNDING * step + ACCUMULATION * math.sqrt(inner) * FLOAT_TYPES[_ADDED_IN[dtype]].epsilon
+    step = max(FLOAT_TYPES[dtype], ROUNDING_STEPS[rounded_to])
+    return ROUNDING * step + ACCUMULATION * math.sqrt(inner) * FLOAT_TYPES[_ADDED_IN[dtype]]
 
 
 def budget(
@@ -115,12 +115,11 @@ def budget(
         found = f"inner {inner}, depth {depth}, scale {scale}"
         raise UsageError("no budget for these numbers", found=found, expected="inner and depth ≥ 1, scale ≥ 0, finite")
     per_product = product_error(dtype, inner=inner, rounded_to=rounded_to)
-    stored, added = FLOAT_TYPES[dtype], FLOAT_TYPES[_ADDED_IN[dtype]]
-    _, name = max((stored.epsilon, stored.name), (ROUNDING_STEPS[rounded_to], rounded_to))
+    _, name = max((FLOAT_TYPES[dtype], dtype), (ROUNDING_STEPS[rounded_to], rounded_to))
     absolute = scale * math.sqrt(depth) * per_product
     reason = (
         f"{absolute:.1e} = scale {scale:.3g} · √{depth} products"
-        f" · ({ROUNDING:g} roundings in {name} + {ACCUMULATION:g}·√{inner} terms added in {added.name})"
+        f" · ({ROUNDING:g} roundings in {name} + {ACCUMULATION:g}·√{inner} terms added in {_ADDED_IN[dtype]})"
     )
     amplified = min(moved, MOST_AMPLIFIED * scale)
     if amplified <= absolute:

@@ -32,13 +32,6 @@ _TAKES_TOKENS_TOGETHER = frozenset({"gate"})
 """The ops of sites that compute with all tokens of a text at once."""
 
 
-def bound_to(graph: AdapterGraph, norm: Norm | None) -> AdapterGraph:
-    """The graph as it is computed at a site with this norm before `y`; raises `GraphError` if it cannot be read."""
-    if norm is None:
-        return bind_base_norm(graph, None)
-    return bind_base_norm(graph, norm.kind, norm.epsilon, bias=norm.bias is not None)
-
-
 def borrowed(graph: AdapterGraph, values: Mapping[str, npt.ArrayLike], width: int) -> dict[str, Array]:
     """The base's tensors [d] for a bound graph, by their names in `BORROWED`, in float64; ones for a missing weight."""
     return {
@@ -208,7 +201,7 @@ def _at_site(
     if placement is None:
         known = ", ".join(adapter.placements) or "none"
         raise AdapterError("does not act here", where=f"adapter `{adapter.name}`", found=f"`{site}`", expected=known)
-    graph = bound_to(adapter.graphs[placement.graph], norm)
+    graph = bind_base_norm(adapter.graphs[placement.graph], norm)
     width = placement.widths.get("d") or np.shape(values[graph.inputs[0]])[-1]
     return graph, values, {**adapter.parameters(site), **borrowed(graph, values, width)}
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from adapter_export.errors import AdapterError, FormatError, GraphError, NotNeut
 from adapter_export.format.adapter_files import graph_from_json, graph_to_json
 from adapter_export.format.manifest import Axis, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
-from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph
+from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, bind_base_norm, first_free
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.slot_form import (
     has_neutral_parameters,
@@ -28,7 +27,7 @@ from adapter_export.graph.slot_form import (
     slot_weights,
 )
 from adapter_export.graph.tasks import HeadOutput, head_result
-from adapter_export.numerics.evaluate import bound_to, check_fit, evaluate, site_widths
+from adapter_export.numerics.evaluate import check_fit, evaluate, site_widths
 from adapter_export.numerics.runner import head_output
 from adapter_export.sites.site import SiteMap
 
@@ -99,7 +98,7 @@ class SlotGroup:
 
     def try_out(self, parameters: Weights) -> tuple[Mapping[str, Array], Array]:
         """Random values that the graph may read, at one batch of one size, and its result for them in float64."""
-        graph, rng = bound_to(self.graph, None), np.random.default_rng(0)
+        graph, rng = bind_base_norm(self.graph, None), np.random.default_rng(0)
         widths = {"d": 1, **self.site_widths, "batch": 1, "tokens": 2}
         shapes = HEAD_VALUES if self.owner == HEAD else SITE_VALUES
         values = {name: rng.standard_normal([widths[str(axis)] for axis in shapes[name]]) for name in graph.inputs}
@@ -271,12 +270,6 @@ def _graph_names(adapters: Sequence[Adapter]) -> dict[str, str]:
     for key in sorted(wanted):
         names[key] = first_free(wanted[key], names.values())
     return names
-
-
-def first_free(name: str, taken: Collection[str]) -> str:
-    """The name itself, or with the first number behind it that makes it new."""
-    numbered = (f"{name}_{number}" for number in count(2))
-    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -13,6 +14,9 @@ LAYERS: tuple[Role, ...] = ("linear", "part")
 
 SUBLAYERS: tuple[Role, ...] = ("attention", "cross_attention", "ffn")
 """The roles of what adds its output to the residual stream."""
+
+
+_LAYER = re.compile(r"\blayers\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Site:
     other_calls: int = 0
     blocks: int = 1
     sequence_first: bool = False
+
+    @property
+    def place(self) -> str:
+        """Its name without the layer: `attention.query` of `layers.3.attention.query`, `decoder.ffn` likewise."""
+        return _LAYER.sub("", self.name, count=1)
 
     def part(self, name: str) -> Site:
         """A split of this fused linear layer as a site of its own, beside it."""

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, RequestError
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.axes import masks_of
 from adapter_export.graph.adapter import HEAD, Adapter, Head
@@ -246,19 +246,6 @@ class AdaptedModel(AttachedAdapter):
         """Compute the final hidden state, [batch, tokens, d], which a head reads."""
         return self._values(inputs)[-1]
 
-    def observe(self, **inputs: Tensor) -> dict[str, SiteCall]:
-        """Compute, and return what each site's graph and the head's read and returned, by site or `head`."""
-        with self.observed() as calls:
-            self._values(inputs)
-        return calls
-
     def _values(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        names = [record.name for record in self.base.inputs]
-        if set(names) != set(inputs):
-            raise RequestError(
-                "the inputs are not those of the base",
-                found=", ".join(sorted(inputs)) or "none",
-                expected=", ".join(names),
-            )
-        values: tuple[Tensor, ...] = self._body(*(inputs[name] for name in names))
+        values: tuple[Tensor, ...] = self._body(*self.base.ordered(inputs))
         return values

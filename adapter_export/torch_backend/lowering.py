@@ -9,9 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapter_export.graph.compose.attention import at_temperature, temperature_of
-from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT, AdapterGraph, Lowering, Node, interpret
+from adapter_export.graph.graph import (
+    BORROWED_BIAS,
+    BORROWED_WEIGHT,
+    AdapterGraph,
+    Lowering,
+    Node,
+    bind_base_norm,
+    interpret,
+)
 from adapter_export.graph.ops import check_three_axes
-from adapter_export.numerics.evaluate import BORROWED, bound_to
+from adapter_export.numerics.evaluate import BORROWED
 from adapter_export.sites.site import Norm
 
 Values = tuple[Tensor, ...]
@@ -146,7 +154,7 @@ class GraphLayer(nn.Module):
         super().__init__()
         self.owner = owner
         self.graph = graph
-        self._bound = bound_to(graph, norm)
+        self._bound = bind_base_norm(graph, norm)
         names = {} if norm is None else {BORROWED_WEIGHT: norm.weight, BORROWED_BIAS: norm.bias}
         self._borrowed = [name for name in BORROWED if name in self._bound.parameters and names[name] is not None]
         self.borrows = tuple(str(names[name]) for name in self._borrowed)

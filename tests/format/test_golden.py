@@ -44,16 +44,17 @@ def golden_adapter() -> Adapter:
         "result",
         replaces="y",
     )
+    (after_name,), (beside_name,) = after.graphs, beside.graphs
     widths, factors = {"d": 6, "b": 2}, {"d": 6, "b": 4, "n": 2, "p": 3, "k": 1, "q": 2}
     placements = {
-        "layers.10.attention": Placement(after.graph_name, widths),
-        "layers.10.ffn": Placement(beside.graph_name, {**widths, "d_in": 6, "b": 3}),
-        "layers.2.ffn": Placement(after.graph_name, widths),
+        "layers.10.attention": Placement(after_name, widths),
+        "layers.10.ffn": Placement(beside_name, {**widths, "d_in": 6, "b": 3}),
+        "layers.2.ffn": Placement(after_name, widths),
         "layers.0.ffn": Placement("products", factors),
         "layers.1.ffn": Placement("products", factors),
         "layers.1.attention": Placement("fused", {"d": 6, "rows": 1}),
     }
-    graphs = {after.graph_name: after.graph, beside.graph_name: beside.graph, "products": products, "fused": fused}
+    graphs = {**after.graphs, **beside.graphs, "products": products, "fused": fused}
     head = Head(classification_head("first"), {"d": 6, "classes": 3}, Task("single_label", ("no", "yes", "peut-être")))
     parts = [(site, graphs[placement.graph], placement.widths) for site, placement in placements.items()]
     shapes = {

@@ -21,12 +21,17 @@ from adapter_export.graph.kinds import BottleneckOptions, bottleneck
 from adapter_export.graph.numpy_lowering.forward import LOWERINGS
 from adapter_export.graph.slot_form import fold_weights, inference_form, neutral_parameters
 from adapter_export.numerics.evaluate import evaluate
+from adapter_export.sites.site import Norm
 
 SUM = Node("add", ("h", "x"), "sum")
 NORM = Node("base_norm", ("sum",), "normed")
 UP = Node("linear", ("normed",), "up", {"weight": "w"})
 GRAPH = AdapterGraph(("h", "x"), {"w": ("d", "d")}, (SUM, NORM, UP, Node("add", ("h", "up"), "result")), "result")
 WIDTHS = {"d": 8}
+
+
+def norm(kind: str, epsilon: float, *, bias: bool = True) -> Norm:
+    return Norm(kind, epsilon, "norm.weight", "norm.bias" if bias else None)
 
 
 def test_a_layer_norm_is_that_of_the_base() -> None:
@@ -36,7 +41,7 @@ def test_a_layer_norm_is_that_of_the_base() -> None:
     total = (inputs["h"] + inputs["x"]).astype(np.float64)
     normal = (total - total.mean(-1, keepdims=True)) / np.sqrt(total.var(-1, keepdims=True) + 1e-12)
     expected = inputs["h"] + (normal * borrowed[BORROWED_WEIGHT] + borrowed[BORROWED_BIAS]) @ own["w"]
-    found = evaluate(bind_base_norm(GRAPH, "layer", 1e-12), inputs, {**own, **borrowed})
+    found = evaluate(bind_base_norm(GRAPH, norm("layer", 1e-12)), inputs, {**own, **borrowed})
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
@@ -50,7 +55,7 @@ def test_a_layer_norm_is_that_of_the_base() -> None:
     ],
 )
 def test_it_borrows_what_the_norm_has(kind: str, bias: bool, op: str, borrowed: set[str]) -> None:
-    bound = bind_base_norm(GRAPH, kind, 1e-6, bias=bias)
+    bound = bind_base_norm(GRAPH, norm(kind, 1e-6, bias=bias))
     assert [node.op for node in bound.nodes] == ["add", op, "linear", "add"]
     assert set(bound.parameters) - set(GRAPH.parameters) == borrowed
     assert bound.nodes[1].attributes == {"epsilon": 1e-6}
@@ -65,12 +70,12 @@ def test_without_a_norm_it_is_the_identity() -> None:
 
 def test_a_norm_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(GraphError, match="a graph applies the base's norm, which could not be read"):
-        bind_base_norm(GRAPH, "unknown", 1e-5)
+        bind_base_norm(GRAPH, norm("unknown", 1e-5))
 
 
 def test_a_graph_without_it_is_left_alone() -> None:
     graph = bottleneck("h", BottleneckOptions())
-    assert bind_base_norm(graph, "unknown") is graph
+    assert bind_base_norm(graph, norm("unknown", 1e-5)) is graph
     assert not needs_base_norm(graph)
 
 
@@ -78,7 +83,7 @@ def test_borrowed_names_are_kept_free() -> None:
     nodes = (SUM, NORM, Node("linear", ("normed",), "up", {"weight": BORROWED_WEIGHT}))
     graph = AdapterGraph(("h", "x"), {BORROWED_WEIGHT: ("d", "d")}, nodes, "up")
     with pytest.raises(GraphError, match=r"kept for the base's norm; found base_norm\.weight"):
-        bind_base_norm(graph, "rms", 1e-6)
+        bind_base_norm(graph, norm("rms", 1e-6))
 
 
 def test_it_has_no_value_without_a_base() -> None:
@@ -94,7 +99,7 @@ def test_the_base_pays_for_its_norm() -> None:
 def test_no_factor_is_folded_into_the_base() -> None:
     scale = Node("scale", ("normed",), "scaled", {}, {"factor": 2.0})
     graph = AdapterGraph(("h", "x"), {}, (SUM, NORM, scale), "scaled")
-    bound = bind_base_norm(graph, "layer", 1e-5)
+    bound = bind_base_norm(graph, norm("layer", 1e-5))
     assert inference_form(bound) == bound
     parameters = {BORROWED_WEIGHT: np.full(8, 0.5, np.float32), BORROWED_BIAS: np.full(8, 0.25, np.float32)}
     assert all((fold_weights(bound, parameters)[name] == parameters[name]).all() for name in parameters)

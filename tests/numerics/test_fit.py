@@ -10,9 +10,9 @@ from replacing import adapter_at, behind_the_norm, scaled, scaled_plus
 
 from adapter_export.errors import AdapterError, GraphError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.graph import AdapterGraph, Node
+from adapter_export.graph.graph import AdapterGraph, Node, bind_base_norm
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
-from adapter_export.numerics.evaluate import bound_to, check_fit, check_tokens, evaluate_site
+from adapter_export.numerics.evaluate import check_fit, check_tokens, evaluate_site
 from adapter_export.sites.site import Norm, Role, Site, SiteMap
 
 UNKNOWN = Norm("unknown", 0.0, None, None)
@@ -108,11 +108,11 @@ class TestTheNormOfTheBase:
         np.testing.assert_array_equal(bare, ones)
 
     def test_where_there_is_none_it_is_the_identity(self) -> None:
-        assert {node.op for node in bound_to(behind_the_norm("h"), None).nodes} == {"add", "linear", "relu"}
+        assert {node.op for node in bind_base_norm(behind_the_norm("h"), None).nodes} == {"add", "linear", "relu"}
 
     def test_an_unknown_one_is_refused(self) -> None:
         with pytest.raises(GraphError, match="could not be read"):
-            bound_to(behind_the_norm("h"), UNKNOWN)
+            bind_base_norm(behind_the_norm("h"), UNKNOWN)
 
 
 def test_a_width_of_the_base_that_only_an_op_asks_for_must_fit() -> None:

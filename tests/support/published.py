@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from adapter_export.graph.graph import AdapterGraph, bind_base_norm
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, PhmOptions, bottleneck
+from adapter_export.sites.site import Norm
 
 WIDTHS = {"d": 24, "d_in": 24, "b": 6, "n": 2, "p": 12, "k": 1, "q": 3, "r": 4, "f": 5, "g": 7}
 
 PUBLISHED: Mapping[str, AdapterGraph] = {
-    f"{name}-{part.graph_name}": bind_base_norm(part.graph, "layer", 1e-12)
+    f"{name}-{part.graph_name}": bind_base_norm(part.graph, Norm("layer", 1e-12, "weight", "bias"))
     for name, kind in KINDS.items()
     for part in kind().components
 }
@@ -21,7 +22,7 @@ OPTIONS: Mapping[str, AdapterGraph] = {
     "norms": bottleneck("u", BottleneckOptions(norm_before=True, norm_after=True)),
     "no bias": bottleneck("h", BottleneckOptions(bias=False, scaling="learned", drop_path=0.1)),
     "gate": bottleneck("x", BottleneckOptions(gate=True, scaling="channel")),
-    "rms": bind_base_norm(bottleneck("normed", BottleneckOptions()), "rms", 1e-6),
+    "rms": bind_base_norm(bottleneck("normed", BottleneckOptions()), Norm("rms", 1e-6, "weight", None)),
     "kronecker": bottleneck("h", BottleneckOptions(phm=PhmOptions(shared_weights=True), scaling=0.5)),
 }
 """What kinds can be asked for beside that."""

@@ -77,8 +77,9 @@ def test_it_computes_the_published_formula(base, pre_norm: bool, inputs, kind: s
 def test_every_site_agrees_with_the_reference(base, inputs, kind: str) -> None:
     options = BottleneckOptions("gelu", scaling=1.5, norm_before=True, norm_after=True)
     adapter = with_random_weights(make_adapter(base, kind, options))
-    with torch.inference_mode():
-        calls = attach(base, adapter).observe(**inputs)
+    model = attach(base, adapter)
+    with torch.inference_mode(), model.observed() as calls:
+        model(**inputs)
     assert set(calls) == {owner for owner, _, _ in adapter.components()}
     for owner, graph, _ in adapter.components():
         read = {name: value.numpy() for name, value in calls[owner].read.items()}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
 from adapter_export.graph.chain import Chain
-from adapter_export.graph.graph import READABLE, AdapterGraph, Node, producer
+from adapter_export.graph.graph import READABLE, AdapterGraph, Node, first_free, producer
 from adapter_export.graph.ops import Dim
 
 ROWS = "rows"
@@ -104,9 +103,7 @@ class Merged(Chain):
 
     def free(self, name: str) -> str:
         """The name, or with the first number behind it that makes it new."""
-        taken = {node.output for node in self.nodes}
-        numbers = (f"{name}_{number}" for number in count(2))
-        return name if name not in taken else next(other for other in numbers if other not in taken)
+        return first_free(name, {node.output for node in self.nodes})
 
     def _taken_in(self, one: Here, values: Mapping[str, str], nodes: tuple[Node, ...]) -> dict[str, str]:
         graph, label = one.graph, one.member.label

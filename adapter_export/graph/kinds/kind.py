@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from adapter_export.errors import AdapterError, UsageError, command
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
+from adapter_export.sites.site import LAYERS, SUBLAYERS, Site
 
 DEFAULT_BOTTLENECK = 64
 """The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
@@ -72,38 +72,8 @@ def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
     return Share(of, factors.get("default"), {int(key): factor for key, factor in layers.items()})
 
 
-_LAYER_ROLES = ("linear", "part")
-"""The roles of the sites around one layer, or one part of a fused layer, which `Places` selects by their names."""
-
 _FUSED = {"qkv": ("query", "key", "value"), "qk": ("query", "key"), "kv": ("key", "value"), "gate_up": ("gate", "up")}
 """The layers that fused layers compute, by their names."""
-
-_SUBLAYERS = frozenset({"attention", "cross_attention", "ffn"})
-_LAYER = re.compile(r"\blayers\.\d+\.")
-
-
-class Place(Protocol):
-    """The facts of a site that a kind needs."""
-
-    @property
-    def name(self) -> str:
-        """Canonical, such as `layers.3.ffn`."""
-
-    @property
-    def role(self) -> str:
-        """`attention`, `cross_attention`, `ffn`, `linear`, `part` of a fused linear layer, or `embeddings`."""
-
-    @property
-    def layer(self) -> int | None:
-        """Counted from 0; none for the embeddings."""
-
-    @property
-    def width(self) -> int:
-        """Of `h`."""
-
-    @property
-    def width_in(self) -> int:
-        """Of `u`."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +88,15 @@ class Places:
     linears: tuple[str, ...] = ()
     leave_out: tuple[int, ...] = ()
 
-    def hold(self, site: Place) -> bool:
+    def hold(self, site: Site) -> bool:
         """Return whether a site is one of them."""
         if site.layer is not None and site.layer in self.leave_out:
             return False
-        if site.role in _LAYER_ROLES:
+        if site.role in LAYERS:
             return any(_is_named(site, name) for name in self.linears)
-        return site.role in self.roles or without_layer(site) in self.roles
+        return site.role in self.roles or site.place in self.roles
 
-    def absent(self, sites: Iterable[Place]) -> list[str]:
+    def absent(self, sites: Iterable[Site]) -> list[str]:
         """The chosen places that these sites lack, in words."""
         held = [site for site in sites if self.hold(site)]
         names = [name for name in self.linears if not any(_is_named(site, name) for site in held)]
@@ -140,23 +110,18 @@ class Places:
         return f"{names} outside the layers {left_out}" if left_out else names
 
 
-def without_layer(site: Place) -> str:
-    """`attention.query` of `layers.3.attention.query`, `decoder.ffn` of `decoder.layers.3.ffn`."""
-    return _LAYER.sub("", site.name, count=1)
+def _is_named(site: Site, name: str) -> bool:
+    return f".{site.place}".endswith(f".{name}")
 
 
-def _is_named(site: Place, name: str) -> bool:
-    return f".{without_layer(site)}".endswith(f".{name}")
-
-
-def _fused_instead(absent: Iterable[str], sites: Iterable[Place]) -> str | None:
+def _fused_instead(absent: Iterable[str], sites: Iterable[Site]) -> str | None:
     """The advice to name the fused layer that computes those that are absent, where it does not keep them apart."""
     for site in sites:
         within = _FUSED.get(site.name.rpartition(".")[2], ())
         parts = [name for name in absent if name.strip("`").rpartition(".")[2] in within]
         if parts:
             known = f"the base computes {', '.join(parts)} in one layer, mixed"
-            return f"{known}: name `{without_layer(site)}` instead, or give its parts in a site map"
+            return f"{known}: name `{site.place}` instead, or give its parts in a site map"
     return None
 
 
@@ -172,7 +137,7 @@ class Component:
     places: Places
     widths: Mapping[str, Width] = field(default_factory=dict)
 
-    def widths_at(self, site: Place) -> dict[str, int]:
+    def widths_at(self, site: Site) -> dict[str, int]:
         """A number for each symbol; raises `UsageError` if one is not known, is too small, or does not divide."""
         found = {"d": site.width, "d_in": site.width_in}
         for symbol, width in self.widths.items():
@@ -205,27 +170,22 @@ class Kind:
         return self.components[0].graph
 
     @property
-    def graph_name(self) -> str:
-        """The name of its first graph."""
-        return self.components[0].graph_name
-
-    @property
     def graphs(self) -> dict[str, AdapterGraph]:
         """Its graphs by name."""
         return {component.graph_name: component.graph for component in self.components}
 
-    def component_at(self, site: Place) -> Component | None:
+    def component_at(self, site: Site) -> Component | None:
         """The component that acts at a site, if one does."""
         return next((component for component in self.components if component.places.hold(site)), None)
 
-    def at(self, sites: Iterable[Place]) -> Iterator[tuple[Place, Component]]:
+    def at(self, sites: Iterable[Site]) -> Iterator[tuple[Site, Component]]:
         """The sites at which it acts, with what acts there."""
         for site in sites:
             component = self.component_at(site)
             if component is not None:
                 yield site, component
 
-    def placed(self, sites: Iterable[Place]) -> list[tuple[Place, Component]]:
+    def placed(self, sites: Iterable[Site]) -> list[tuple[Site, Component]]:
         """As `at`, for a base that must have all its places.
 
         Raises `AdapterError` if the base lacks one of them, or a layer that is left out.
@@ -243,7 +203,7 @@ class Kind:
         if absent:
             raise AdapterError(
                 f"the base has no site for kind `{self.name}`",
-                found=", ".join(dict.fromkeys(without_layer(site) for site in sites)) or None,
+                found=", ".join(dict.fromkeys(site.place for site in sites)) or None,
                 expected=", ".join(absent),
                 fix=_fused_instead(absent, sites)
                 or f"choose other places or another kind; {command('open_base(MODEL).sites', 'sites MODEL')} lists "
@@ -251,7 +211,7 @@ class Kind:
             )
         return list(self.at(sites))
 
-    def placements(self, sites: Iterable[Place]) -> dict[str, Placement]:
+    def placements(self, sites: Iterable[Site]) -> dict[str, Placement]:
         """The placements in a base, with widths; empty if it has none of the places. Raises as `widths_at`."""
         return {site.name: Placement(one.graph_name, one.widths_at(site)) for site, one in self.at(sites)}
 
@@ -279,7 +239,7 @@ class Kind:
         """The kind at sublayers of other roles, in those of its components that act at sublayers."""
 
         def changed(places: Places) -> Places:
-            acts = any(role.rpartition(".")[2] in _SUBLAYERS for role in places.roles)
+            acts = any(role.rpartition(".")[2] in SUBLAYERS for role in places.roles)
             return replace(places, roles=roles) if acts else places
 
         return self._placed_at(changed)

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from adapter_export.errors import AdapterExportError, BaseModelError, argument
 from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD
-from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, needs_base_norm
-from adapter_export.numerics.evaluate import bound_to, check_tokens
+from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, bind_base_norm, needs_base_norm
+from adapter_export.numerics.evaluate import check_tokens
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY, Graft, SiteGraft
 from adapter_export.onnx_backend.lowering import Writer, emit
@@ -150,7 +150,7 @@ class _Insertion:
         for group in groups:
             inside = self._writer(tape, site.name, site.path, group)
             parameters = {**self._binding.parameters(group, inside), **norm}
-            inputs[replaced] = emit(bound_to(group.graph, site.norm), inputs, parameters, inside)
+            inputs[replaced] = emit(bind_base_norm(group.graph, site.norm), inputs, parameters, inside)
         left = self._binding.leave(inputs[replaced], read[replaced], writer, sequence_first=site.sequence_first)
         result = _cast(left, read[replaced].dtype, f"{place}result", writer)
         self._graft.carry_out(edit, result, tape.nodes)

@@ -120,17 +120,21 @@ class TorchBase:
         signature = Signature(self.program, {record.name: record.axes for record in self.inputs})
         return signature.axes(found.meta["val"])
 
+    def ordered(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return inputs in the order of the program; `RequestError` if one is missing or unknown."""
+        names = [record.name for record in self.inputs]
+        if set(names) != set(inputs):
+            found = ", ".join(sorted(inputs)) or "none"
+            raise RequestError("the inputs are not those of the base", found=found, expected=", ".join(names))
+        return [inputs[name] for name in names]
+
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute every output by its name.
 
         Raises:
             RequestError: an input is missing or unknown, or its shape or type is one that the base cannot take.
         """
-        names = [record.name for record in self.inputs]
-        if set(names) != set(inputs):
-            found = ", ".join(sorted(inputs)) or "none"
-            raise RequestError("the inputs are not those of the base", found=found, expected=", ".join(names))
-        args, kwargs = pytree.tree_unflatten([inputs[name] for name in names], self.program.call_spec.in_spec)
+        args, kwargs = pytree.tree_unflatten(self.ordered(inputs), self.program.call_spec.in_spec)
         try:
             values = pytree.tree_leaves(self.module()(*args, **kwargs))
         except (RuntimeError, IndexError) as error:

@@ -18,6 +18,7 @@ from adapter_export.graph.kinds import KINDS, BottleneckConfig, bottleneck_confi
 from adapter_export.graph.kinds.adapterhub import activation_named
 from adapter_export.graph.kinds.kind import Component
 from adapter_export.numerics.evaluate import evaluate
+from adapter_export.sites.site import Norm, Site
 
 D, B, N, BASE_EPSILON = 12, 8, 4, 1e-12
 WIDTHS = {"d": D, "d_in": D, "b": B, "n": N, "k": 2, "p": D // N, "q": B // N}
@@ -120,7 +121,7 @@ def test_every_configuration_is_its_formula(inner: str, post_norm: bool) -> None
         p = {name: tensor.astype(float) for name, tensor in draw_parameters(part.graph, WIDTHS, RNG).items()}
         h, x = RNG.standard_normal((2, 2, 3, D))
         y = (norm or np.asarray)(h + x)
-        bound = bind_base_norm(part.graph, "layer" if post_norm else None, BASE_EPSILON)
+        bound = bind_base_norm(part.graph, Norm("layer", BASE_EPSILON, "weight", "bias") if post_norm else None)
         borrowed = {BORROWED_WEIGHT: weight, BORROWED_BIAS: bias}
         owned = p | {name: borrowed[name] for name in bound.parameters if name in borrowed}
         found = evaluate(bound, {"h": h, "x": x, "u": x, "y": y}, owned)
@@ -199,15 +200,10 @@ def test_every_field_of_the_library_is_there() -> None:
     assert {field.name for field in fields(BottleneckConfig)} == set(keys.split())
 
 
-class Site:
-    """A site's facts."""
-
-    def __init__(self, layer: int | None, role: str, width: int = 96) -> None:
-        self.name = role if layer is None else f"layers.{layer}.{role}"
-        self.role, self.layer, self.width, self.width_in = role, layer, width, width
-
-
-SITES = [Site(None, "embeddings"), *(Site(layer, role) for layer in range(3) for role in ("attention", "ffn"))]
+SITES = [
+    Site("embeddings", "embeddings", None, 96, 96, "h"),
+    *(Site(f"layers.{layer}.{role}", role, layer, 96, 96, "h") for layer in range(3) for role in ("attention", "ffn")),
+]
 
 
 def bottlenecks(given: BottleneckConfig) -> dict[str, int]:

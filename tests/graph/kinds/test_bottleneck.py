@@ -73,12 +73,13 @@ def test_what_the_kinds_read() -> None:
 
 @pytest.mark.parametrize("kind", BOTTLENECK_KINDS)
 def test_a_kind_makes_every_activation(kind: str) -> None:
-    names = {KINDS[kind](BottleneckOptions(activation=activation)).graph_name for activation in ACTIVATIONS}
+    kinds = [KINDS[kind](BottleneckOptions(activation=activation)) for activation in ACTIVATIONS]
+    names = {name for made in kinds for name in made.graphs}
     assert len(names) == len(ACTIVATIONS)
 
 
 def test_what_is_folded_away_does_not_name_a_topology() -> None:
-    assert houlsby(BottleneckOptions(scaling=2.0, dropout=0.1)).graph_name == houlsby().graph_name
+    assert houlsby(BottleneckOptions(scaling=2.0, dropout=0.1)).graphs.keys() == houlsby().graphs.keys()
 
 
 @pytest.mark.parametrize(

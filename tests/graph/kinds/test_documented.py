@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from adapter_export.graph.kinds import (
 )
 from adapter_export.graph.kinds.kind import Component, Share
 from adapter_export.graph.slot_form import inference_form, neutral_parameters, neutral_widths
+from adapter_export.sites.site import Site
 
 PAGE = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")
 
@@ -88,8 +88,8 @@ def test_every_kind_can_lie_idle(name: str) -> None:
 
 def test_the_worked_sums() -> None:
     """A base of 6 layers of width 384."""
-    layers = [SimpleNamespace(role=role, layer=layer, name=f"layers.{layer}.{role}", width=384, width_in=384)
-              for layer in range(6) for role in ("attention", "ffn")]  # fmt: skip
+    places = [(layer, role) for layer in range(6) for role in ("attention", "ffn")]
+    layers = [Site(f"layers.{layer}.{role}", role, layer, 384, 384, "h") for layer, role in places]
     for name, said in (("houlsby", 595_200), ("seq_bn", 113_040), ("compacter", 14_320)):
         kind = KINDS[name]()
         rules = 64 * (len(list(kind.at(layers))) - 1) if name == "compacter" else 0

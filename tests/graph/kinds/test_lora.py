@@ -24,21 +24,18 @@ from adapter_export.graph.kinds import (
 from adapter_export.graph.kinds.adapterhub import nice_graph
 from adapter_export.graph.slot_form import fold_weights, inference_form
 from adapter_export.numerics.evaluate import evaluate
+from adapter_export.sites.site import Site
 
 RNG = np.random.default_rng(0)
 WIDTHS = {"d": 10, "d_in": 6, "r": 3, "f": 4, "g": 2}
 
 
-class Site:
-    """A linear layer's facts."""
-
-    def __init__(self, name: str, width: int = 10, width_in: int = 6) -> None:
-        self.name, self.role, self.width, self.width_in = name, "linear", width, width_in
-        self.layer = int(name.split(".")[1])
+def linear(name: str, width: int = 10, width_in: int = 6) -> Site:
+    return Site(name, "linear", int(name.split(".")[1]), width, width_in, "h")
 
 
 LINEARS = [
-    Site(f"layers.{layer}.{name}", 10, 24 if name == "ffn.down" else 10)
+    linear(f"layers.{layer}.{name}", 10, 24 if name == "ffn.down" else 10)
     for layer in (0, 1)
     for name in ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.up", "ffn.down")
 ]
@@ -102,7 +99,7 @@ def test_rank_and_alpha_may_differ_by_layer_name() -> None:
 
 
 def test_names_end_at_a_dot() -> None:
-    sites = [Site("layers.0.attention.query"), Site("layers.0.attention.prequery")]
+    sites = [linear("layers.0.attention.query"), linear("layers.0.attention.prequery")]
     assert list(lora().placements(sites)) == ["layers.0.attention.query"]
     both = lora(LoraOptions(("attention.output",))).placements(LINEARS)
     assert list(both) == ["layers.0.attention.output", "layers.1.attention.output"]
