@@ -1,4 +1,4 @@
-"""Outputs to what a caller wants to see: one answer for each row, by what the adapter of the row is for."""
+"""Outputs to what a caller wants to see: one answer for each row, by the task of its adapter (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import numpy as np
 
 from adapter_export.errors import RequestError
 from adapter_export.runtime import Session
+from adapter_export.runtime.answers import answer, document, own_classes
 
 Arrays = Mapping[str, np.ndarray]
 Answer = dict[str, Any]
-"""One of these, by what the row's adapter is for: `classes` of a text with their probabilities, the likeliest first;
-`tokens`, the likeliest class of each, none for padding; `numbers` of a regression or an embedding; without a head the
-`outputs` of the base.
-"""
+"""What `adapter_export.runtime.answers.document` gives; without a known task, and of the base, `outputs`."""
 
 
 def answers(
@@ -37,25 +35,14 @@ def answers(
 
 def _answer(session: Session, outputs: Arrays, row: int, name: str | None, inputs: Arrays) -> Answer:
     output = None if name is None else session.output(name)
-    if name is None or output is None:
-        heads = {session.output(each) for each in session.adapters}
-        return {"outputs": {key: _listed(array[row]) for key, array in outputs.items() if key not in heads}}
-    result, labels = outputs[output][row], session.labels(name)
-    if result.ndim == 1:
-        return {"numbers": _listed(result)} if labels is None else {"classes": _classes(result, labels)}
-    mask = inputs.get("attention_mask")
-    real = np.ones(len(result), bool) if mask is None else mask[row].astype(bool)
-    named = labels or [f"class {index}" for index in range(result.shape[-1])]
-    lines = zip(result, real, strict=True)
-    return {"tokens": [_classes(line, named)[0] if is_real else None for line, is_real in lines]}
-
-
-def _classes(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    own = np.array(_listed(logits[: len(labels)]))
-    powers = np.exp(own - own.max())
-    pairs = zip(labels, (powers / powers.sum()).tolist(), strict=True)
-    ordered = sorted(pairs, key=lambda pair: pair[1], reverse=True)
-    return [{"label": label, "probability": probability} for label, probability in ordered]
+    task = None if name is None else session.task(name)
+    if task is None or output is None:
+        others = {session.output(each) for each in session.adapters} - {output}
+        own = {key: array[row] for key, array in outputs.items() if key not in others}
+        return {"outputs": {key: _listed(own_classes(row) if key == output else row) for key, row in own.items()}}
+    result, mask = own_classes(outputs[output][row]), inputs.get("attention_mask")
+    real = None if mask is None or result.ndim == 1 else mask[row].astype(bool)
+    return document(answer(task, result, real))
 
 
 def _listed(array: np.ndarray) -> list[Any]:

@@ -63,7 +63,7 @@ def run(bundle: Bundle, given: argparse.Namespace) -> None:
     session, rows = bundle.session(), len(next(iter(inputs.values()), ()))
     for name, path in given.load:
         session.load(name, path)
-    names = [None if name == BASE else name for name in given.adapter or [BASE]]
+    names = [bundle.manifest.head if name == BASE else name for name in given.adapter or [BASE]]
     names = names * rows if len(names) == 1 else names
     if len(names) != rows:
         raise RequestError("not one adapter for each row", found=len(names), expected=rows)

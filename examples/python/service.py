@@ -2,7 +2,7 @@
 
 python service.py BUNDLE [--port PORT]
 
-GET    /adapters             the adapters that are loaded, with their tasks and labels
+GET    /adapters             the adapters that are loaded, with their tasks
 PUT    /adapters/NAME        load one: the body is an `.onnx_adapter` file; ?labels=a,b names its classes
 DELETE /adapters/NAME        forget one
 POST   /classify             {"adapter": "a", "texts": ["…", "…"]} → a label for each text
@@ -85,7 +85,8 @@ class Service:
     def adapters(self) -> dict[str, Any]:
         found = {}
         for name in self.session.adapters:
-            found[name] = {"task": self.session.task(name), "labels": self.session.labels(name)}
+            task = self.session.task(name)
+            found[name] = {"task": None if task is None else task.document()}
         return found
 
     def _requests(self, call: Call) -> list[Request]:

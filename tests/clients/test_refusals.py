@@ -70,10 +70,13 @@ DAMAGES = {
     "two adapters of one name": (_edited(lambda d: d["adapters"].append(d["adapters"][0])), "a name occurs twice"),
     "a slot like an input": (_edited(lambda d: d["slots"][0].update(name="input_ids")), "name of a data input"),
     "two classes of one label": (
-        _edited(lambda d: d["adapters"][1].update(labels=["a", "a"])),
+        _edited(lambda d: d["adapters"][1]["task"].update(labels=["a", "a"])),
         "the labels are not one name for each class",
     ),
-    "a label too many": (_edited(lambda d: d["adapters"][1]["labels"].append("c")), "labels and classes differ"),
+    "a label too many": (
+        _edited(lambda d: d["adapters"][1]["task"]["labels"].append("c")),
+        "labels and classes differ",
+    ),
     "adapters of another base": (_edited(lambda d: d.update(model_version=1)), "was made for another bundle"),
     "other results": (_other_golden_vectors, "does not compute what the reference computed"),
 }

@@ -35,9 +35,9 @@ def _row(inputs: Arrays, row: int) -> Arrays:
 
 
 def _holds(answer: Mapping[str, Any], expected: Mapping[str, float]) -> None:
-    found = {each["label"]: each["probability"] for each in answer["classes"]}
-    assert found == pytest.approx(expected, abs=CLOSE)
-    assert list(found) == sorted(found, key=lambda label: -found[label])
+    assert answer["probabilities"] == pytest.approx(expected, abs=CLOSE)
+    assert answer["label"] == max(expected, key=lambda label: expected[label])
+    assert answer["probability"] == answer["probabilities"][answer["label"]]
 
 
 def _softmax(logits: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
@@ -73,13 +73,14 @@ def _other(adapter: str, weights: str) -> list[str]:
 def test_an_adapter_that_is_loaded_runs_on_one_token(
     client: Client, small_bundle: Path, session: Session, tmp_path: Path
 ) -> None:
-    """Nobody says its labels: its logits are numbers."""
+    """Nobody says its task: there is no answer, and its logits are given as they are."""
     path = tmp_path / "token.json"
     path.write_text(json.dumps({"input_ids": [[5]], "attention_mask": [[1]]}))
     file = small_bundle / "adapters" / "tone.onnx_adapter"
     (row,) = client.run(small_bundle, path, "--load", f"new={file}", "--adapter", "new")
     expected = session.run(_arrays(path), "tone")["logits"][0]
-    np.testing.assert_allclose(row["numbers"], expected, rtol=0, atol=CLOSE)
+    assert set(row) == {"adapter", "outputs"}
+    np.testing.assert_allclose(row["outputs"]["logits"], expected, rtol=0, atol=CLOSE)
 
 
 def test_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None:

@@ -1,5 +1,5 @@
 /** What the page shows. */
-import type { Answer, Nested, Scored } from "../../node/src/core/answers.js";
+import type { Answer, Nested } from "../../node/src/core/answers.js";
 import type { Finding } from "../../node/src/core/selfCheck.js";
 
 const LONGEST = 12;
@@ -17,20 +17,29 @@ function make(tag: string, className: string, text = ""): HTMLElement {
 }
 
 /** What an adapter says, by its task. */
-export function answerBlock(title: string, { classes, tokens, numbers, outputs }: Answer): HTMLElement {
+export function answerBlock(title: string, answer: Answer): HTMLElement {
   const block = make("section", "");
-  block.dataset["answer"] = JSON.stringify({ classes, tokens, numbers });
-  block.append(make("h2", "", title));
-  if (classes) block.append(...bars(classes));
-  if (tokens) block.append(make("p", "", tokens.flatMap((token) => (token ? [token.label] : [])).join(" ")));
-  if (numbers) block.append(make("p", "number", shortened(numbers)));
-  for (const [name, values] of Object.entries(outputs ?? {})) block.append(outputLine(name, values));
+  block.dataset["answer"] = JSON.stringify(answer);
+  block.append(make("h2", "", title), ...said(answer));
   return block;
 }
 
-function bars(classes: Scored[]): HTMLElement[] {
-  return classes.slice(0, LONGEST).map(({ label, probability }, at) => {
-    const row = make("div", at === 0 ? "row best" : "row");
+function said(answer: Answer): HTMLElement[] {
+  if ("probabilities" in answer) return bars(answer.probabilities, "labels" in answer ? answer.labels : [answer.label]);
+  if ("tokens" in answer) return [make("p", "", answer.tokens.flatMap((token) => token?.label ?? []).join(" "))];
+  if ("start" in answer) {
+    return [make("p", "", `tokens ${answer.start} to ${answer.end}`), ...bars({ probability: answer.probability }, [])];
+  }
+  if ("score" in answer) return [make("p", "number", answer.score.toFixed(3))];
+  if ("outputs" in answer) return Object.entries(answer.outputs).map(([name, values]) => outputLine(name, values));
+  return [make("p", "number", shortened("numbers" in answer ? answer.numbers : answer.vector))];
+}
+
+/** The likeliest first; those that the answer names stand out. */
+function bars(probabilities: Record<string, number>, chosen: string[]): HTMLElement[] {
+  const ordered = Object.entries(probabilities).sort(([, one], [, other]) => other - one);
+  return ordered.slice(0, LONGEST).map(([label, probability]) => {
+    const row = make("div", chosen.includes(label) ? "row best" : "row");
     const track = make("div", "track");
     const bar = make("div", "bar");
     bar.style.width = `${100 * probability}%`;

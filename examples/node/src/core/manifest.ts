@@ -1,5 +1,6 @@
 /** The manifest of a bundle, as far as this client reads it (schemas/bundle-manifest.schema.json has all of it). */
 import { Fault } from "./fault.js";
+import { type Result, type Task, parseTask } from "./task.js";
 
 /** The site of slots that belong to heads. */
 export const HEAD = "head";
@@ -33,7 +34,8 @@ export interface GoldenRecord {
 
 export interface AdapterRecord {
   name: string;
-  labels: string[] | null;
+  /** What its answers mean; null without a head, or where nobody knows it. */
+  task: Task | null;
   onnx_adapter: string;
   safetensors: string;
   /** The graph in which it is constant. */
@@ -49,6 +51,13 @@ export interface AdapterRecord {
 export interface MixRecord {
   slots: string[];
   members: string[];
+}
+
+/** A topology of head, and the output that it fills. */
+export interface HeadRecord {
+  graph: string;
+  output: string;
+  result: Result;
 }
 
 /** `rows[i]` is the adapter that row i of the bank holds; null is the base. */
@@ -71,13 +80,14 @@ export interface Manifest {
   graphs: Partial<Record<"slots" | "inputs" | "bank", string>>;
   inputs: InputRecord[];
   outputs: { name: string; axes: Axis[] }[];
-  /** The output that each topology of head fills. */
-  heads: { graph: string; output: string }[];
+  heads: HeadRecord[];
   slots: SlotRecord[];
   adapters: AdapterRecord[];
   bank?: BankRecord | null;
   golden: GoldenRecord;
-  text: { tokenizer: string; max_tokens: number } | null;
+  text: { tokenizer: string; digest: string; max_tokens: number } | null;
+  /** The adapter that is the base's own head: it answers where none is chosen. */
+  head: string | null;
   /** That of every adapter file for this graph. */
   model_version: number;
   files: FileRecord[];
@@ -91,16 +101,17 @@ const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
-    "graphs inputs outputs heads bank? sites slots adapters golden text model_version files",
+    "graphs inputs outputs heads bank? sites slots adapters golden text model_version files head? golden_texts?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
-    "name kind labels parameters onnx_adapter safetensors source base golden task? output? baked? mix?",
+    "name kind parameters onnx_adapter safetensors source base golden task? output? baked? mix?",
   head: "graph output result",
   mix: "slots members",
   bank: "ids rows fillable tensors",
   golden: "path cases absolute reference reasons?",
-  text: "tokenizer max_tokens",
+  task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix?",
+  text: "tokenizer digest max_tokens",
   file: "path sha256 bytes",
 };
 
@@ -118,6 +129,7 @@ export function parseManifest(bytes: Uint8Array, where: string): Manifest {
   checkNames(manifest, where);
   checkPaths(manifest, where);
   checkProofs(manifest, where);
+  completeTasks(manifest, where);
   return manifest;
 }
 
@@ -140,8 +152,20 @@ function checkKeys(manifest: Manifest, where: string): void {
   checkRecords(manifest.files, "file", where);
   checkRecords([manifest.golden, ...manifest.adapters.map((record) => record.golden)], "golden", where);
   checkRecords(manifest.adapters.flatMap(({ mix }) => mix ?? []), "mix", where);
+  checkRecords(manifest.adapters.flatMap(({ task }) => task ?? []), "task", where);
   if (manifest.bank) checkRecord(manifest.bank, "bank", where);
   if (manifest.text) checkRecord(manifest.text, "text", where);
+}
+
+/** Give each task what it leaves out; a head needs one, and a task an output of its type. */
+function completeTasks(manifest: Manifest, where: string): void {
+  for (const record of manifest.adapters) {
+    record.output ??= null;
+    record.task = record.task ? parseTask(record.task, `${where}, adapter \`${record.name}\``) : null;
+  }
+  manifest.head ??= null;
+  if (manifest.head === null || manifest.adapters.some(({ name, task }) => task && name === manifest.head)) return;
+  throw new Fault({ what: "names a head that is no adapter with a task", where, found: `\`${manifest.head}\`` });
 }
 
 function checkRecords(records: unknown, kind: keyof typeof KEYS, where: string): void {

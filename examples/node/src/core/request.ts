@@ -2,7 +2,8 @@
 import { Tensor } from "onnxruntime-common";
 
 import { Fault } from "./fault.js";
-import { type Axis, HEAD, type InputRecord, type Manifest, type MixRecord, type SlotRecord } from "./manifest.js";
+import { type Axis, HEAD, type HeadRecord, type InputRecord, type Manifest, type MixRecord, type SlotRecord } from "./manifest.js";
+import { type Task, checkWidth, resultOf } from "./task.js";
 
 export type Inputs = Record<string, Tensor>;
 
@@ -57,26 +58,32 @@ export function checkModelVersion(version: number, manifest: Manifest, where: st
 export interface Head {
   /** The output that holds its result; null for an adapter without a head. */
   output: string | null;
-  labels: string[] | null;
+  /** What the result means; null where nobody knows. */
+  task: Task | null;
 }
 
 /**
- * The head that an adapter fills, as far as its tensors show it.
- * Throws a Fault if there are several, or not one label for each class.
+ * The head that an adapter fills, as its tensors show it; one without tensors is the one that is said.
+ * Throws a Fault if there are several, or it is none for the task.
  */
-export function headOf(tensors: Map<string, Tensor>, manifest: Manifest, labels: string[] | null, where: string): Head {
+export function headOf(tensors: Map<string, Tensor>, manifest: Manifest, { output, task }: Head, where: string): Head {
+  const head = filledHead(tensors, manifest, where) ?? manifest.heads.find((each) => each.output === output) ?? null;
+  if (task === null) return { output: head?.output ?? null, task };
+  const expected = resultOf(task.type);
+  if (head?.result !== expected) {
+    throw new Fault({ what: `has no head for \`${task.type}\``, where, found: head?.result ?? "no head", expected });
+  }
+  const slot = manifest.slots.find(({ site, graph, axes }) => site === HEAD && graph === head.graph && axes.includes("classes"));
+  if (slot) checkWidth(task, tensors.get(slot.name)!.dims[slot.axes.indexOf("classes")]!, where);
+  return { output: head.output, task };
+}
+
+/** None where all slots of heads lie idle. */
+function filledHead(tensors: Map<string, Tensor>, manifest: Manifest, where: string): HeadRecord | null {
   const filled = manifest.slots.filter((slot) => slot.site === HEAD && !isNeutral(tensors.get(slot.name)!, slot));
-  const outputs = new Set(filled.map((slot) => manifest.heads.find((head) => head.graph === slot.graph)?.output ?? null));
-  if (outputs.size > 1) throw new Fault({ what: "fills several heads", where });
-  const slot = filled.find(({ axes }) => axes.includes("classes"));
-  const classes = slot ? tensors.get(slot.name)!.dims[slot.axes.indexOf("classes")]! : 0;
-  if (labels && labels.length !== classes) {
-    throw new Fault({ what: "labels and classes differ", where, found: `${labels.length}`, expected: `${classes}` });
-  }
-  if (labels && new Set(labels).size < classes) {
-    throw new Fault({ what: "the labels are not one name for each class", where, found: labels.join(", ") });
-  }
-  return { output: [...outputs][0] ?? null, labels };
+  const found = manifest.heads.filter((head) => filled.some((slot) => slot.graph === head.graph));
+  if (found.length > 1) throw new Fault({ what: "fills several heads", where });
+  return found[0] ?? null;
 }
 
 function isNeutral(tensor: Tensor, slot: SlotRecord): boolean {

@@ -11,6 +11,7 @@ import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
 import type { MixRecord } from "./manifest.js";
 import { type Head, type Inputs, checkAdapter, checkInputs, checkModelVersion, headOf, neutralTensors, weightTensors } from "./request.js";
+import type { Task } from "./task.js";
 
 export type Outputs = Record<string, Tensor>;
 
@@ -23,7 +24,7 @@ export interface Result {
 /** What the members of a fusion weigh, by their names. */
 export type Weights = Record<string, number>;
 
-const NO_HEAD: Head = { output: null, labels: null };
+const NO_HEAD: Head = { output: null, task: null };
 
 /** One adapter for the whole batch: its tensors are inputs of the call. */
 export class FedAdapters {
@@ -40,7 +41,7 @@ export class FedAdapters {
     made.loaded.set(null, { tensors: neutralTensors(bundle.manifest), head: NO_HEAD, mix: null });
     for (const record of bundle.manifest.adapters) {
       const tensors = made.parse(await bundle.read(record.onnx_adapter), record.onnx_adapter);
-      headOf(tensors, bundle.manifest, record.labels, record.onnx_adapter);
+      headOf(tensors, bundle.manifest, record, record.onnx_adapter);
       made.loaded.set(record.name, { tensors, head: record, mix: record.mix ?? null });
     }
     return made;
@@ -51,11 +52,11 @@ export class FedAdapters {
   }
 
   /** Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle. */
-  load(name: string, bytes: Uint8Array, labels: string[] | null = null): void {
+  load(name: string, bytes: Uint8Array, task: Task | null = null): void {
     const where = `adapter \`${name}\``;
     if (this.loaded.has(name)) throw new Fault({ what: "is loaded already", where, fix: "unload it first" });
     const tensors = this.parse(bytes, where);
-    this.loaded.set(name, { tensors, head: headOf(tensors, this.bundle.manifest, labels, where), mix: null });
+    this.loaded.set(name, { tensors, head: headOf(tensors, this.bundle.manifest, { output: null, task }, where), mix: null });
   }
 
   private parse(bytes: Uint8Array, where: string): Map<string, Tensor> {

@@ -4,6 +4,7 @@ import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
 import type { Inputs } from "./request.js";
 import { Bank, FedAdapters, type Result, type Weights } from "./runners.js";
+import type { Task } from "./task.js";
 
 /** Who runs the rows of a batch: an adapter or none for all of them, or one for each. */
 export interface Call {
@@ -25,15 +26,19 @@ export class Service {
   }
 
   /** Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle: no new session. */
-  async load(name: string, bytes: Uint8Array, labels: string[] | null = null): Promise<void> {
-    (await this.opened()).load(name, bytes, labels);
+  async load(name: string, bytes: Uint8Array, task: Task | null = null): Promise<void> {
+    (await this.opened()).load(name, bytes, task);
   }
 
   /** Throws a Fault if the inputs do not fit, or nobody has one of the names. */
   async run(inputs: Inputs, call: Call): Promise<(Answer & { adapter: Choice })[]> {
     const found = answers(await this.result(inputs, call), inputs);
-    const { adapter = null, adapters } = call;
-    return found.map((answer, row) => ({ adapter: adapters ? adapters[row]! : adapter, ...answer }));
+    return found.map((answer, row) => ({ adapter: this.adapterOf(call, row), ...answer }));
+  }
+
+  /** Where none is chosen, the base's own head answers, if it has one. */
+  private adapterOf({ adapter = null, adapters }: Call, row: number): Choice {
+    return (adapters ? adapters[row]! : adapter) ?? this.bundle.manifest.head;
   }
 
   private async result(inputs: Inputs, { adapter, adapters, weights }: Call): Promise<Result> {
@@ -41,8 +46,8 @@ export class Service {
       throw new Fault({ what: "one call has one choice", expected: "`adapter` or `adapters`" });
     }
     if (weights && adapters) throw new Fault({ what: "weights go with one `adapter`" });
-    if (adapters) return (await this.mixing()).run(inputs, adapters);
-    return (await this.opened()).run(inputs, adapter ?? null, weights);
+    if (adapters) return (await this.mixing()).run(inputs, adapters.map((each) => each ?? this.bundle.manifest.head));
+    return (await this.opened()).run(inputs, adapter ?? this.bundle.manifest.head, weights);
   }
 
   private opened(): Promise<FedAdapters> {

@@ -1,0 +1,118 @@
+/** The contract between a text and the answer of an adapter (docs/format.md, "Tasks"). */
+import { Fault } from "./fault.js";
+
+/** The activations that each problem type may have, its own first. */
+const ACTIVATIONS = {
+  single_label: ["softmax"],
+  multi_label: ["sigmoid"],
+  multiple_choice: ["softmax"],
+  token: ["softmax"],
+  span: ["softmax"],
+  regression: ["identity", "sigmoid"],
+  embedding: ["identity"],
+  ranking: ["identity", "sigmoid"],
+} as const;
+
+export type ProblemType = keyof typeof ACTIVATIONS;
+export type Activation = "softmax" | "sigmoid" | "identity";
+
+/** What a head gives: numbers of a text, numbers of each token, or a vector. */
+export type Result = "logits" | "token_logits" | "embedding";
+
+export interface Task {
+  type: ProblemType;
+  /** The name of each class in the order of the logits, of those types whose answers have names. */
+  labels: string[];
+  activation: Activation;
+  /** Of multi_label: for each label the probability from which on it applies. */
+  thresholds: number[];
+  input: "text" | "pair";
+  /** The most tokens of a row, special tokens included; null where only the base limits them. */
+  max_tokens: number | null;
+  truncation: "right" | "left";
+  /** The digest of the tokenizer that it was trained with; null if it is not known. */
+  tokenizer: string | null;
+  pooling: "mean" | "first" | null;
+  normalised: boolean;
+  prefix: string;
+}
+
+const THRESHOLD = 0.5;
+const SHA256 = /^[0-9a-f]{64}$/;
+const LABELLED: ProblemType[] = ["single_label", "multi_label", "token"];
+
+export function resultOf(type: ProblemType): Result {
+  if (type === "embedding") return "embedding";
+  return type === "token" || type === "span" ? "token_logits" : "logits";
+}
+
+/** The record with everything that it leaves out; throws a Fault if it is none. */
+export function parseTask(document: unknown, where: string): Task {
+  const given = Object(document) as Partial<Task>;
+  const type = given.type!;
+  if (typeof given.type !== "string" || !Object.hasOwn(ACTIVATIONS, given.type)) {
+    const expected = `one of ${Object.keys(ACTIVATIONS).join(", ")}`;
+    throw new Fault({ what: "unknown problem type", where, found: String(given.type), expected });
+  }
+  const task: Task = {
+    labels: [],
+    activation: ACTIVATIONS[type][0],
+    thresholds: [],
+    input: "text",
+    max_tokens: null,
+    truncation: "right",
+    tokenizer: null,
+    pooling: null,
+    normalised: false,
+    prefix: "",
+    ...given,
+    type,
+  };
+  task.activation ??= ACTIVATIONS[type][0];
+  checkLabels(task, where);
+  if (type === "multi_label" && !task.thresholds.length) task.thresholds = task.labels.map(() => THRESHOLD);
+  checkValues(task, where);
+  return task;
+}
+
+function checkLabels({ type, labels, thresholds }: Task, where: string): void {
+  const areNames = Array.isArray(labels) && labels.every((label) => typeof label === "string" && label !== "");
+  if (!areNames || new Set(labels).size < labels.length) {
+    throw new Fault({ what: "the labels are not one name for each class", where, found: JSON.stringify(labels) });
+  }
+  if (labels.length > 0 !== LABELLED.includes(type)) {
+    throw new Fault({ what: "labels and classes differ", where, found: `${labels.length} labels of \`${type}\`` });
+  }
+  const count = Array.isArray(thresholds) ? thresholds.length : NaN;
+  if (count === 0 || (type === "multi_label" && count === labels.length)) return;
+  throw new Fault({ what: "thresholds are not one for each label of a multi-label task", where, found: `${count} for ${labels.length} labels` });
+}
+
+/** Throws a Fault if a head does not give as many numbers as the task wants. */
+export function checkWidth({ type, labels }: Task, width: number, where: string): void {
+  const wanted = labels.length || (type === "span" ? 2 : type === "regression" ? width : 1);
+  if (wanted === width) return;
+  const what = labels.length ? "labels and classes differ" : `is no head for \`${type}\``;
+  throw new Fault({ what, where, found: labels.length ? `${wanted} labels` : `${width} numbers`, expected: `${labels.length ? width : wanted}` });
+}
+
+/** What is wrong with one key, by its name. */
+const FAULTS: Record<Exclude<keyof Task, "type" | "labels">, (task: Task) => boolean> = {
+  activation: ({ type, activation }) => !(ACTIVATIONS[type] as readonly Activation[]).includes(activation),
+  thresholds: ({ thresholds }) => !thresholds.every((number) => number >= 0 && number <= 1),
+  input: ({ input }) => input !== "text" && input !== "pair",
+  max_tokens: ({ max_tokens }) => max_tokens !== null && !(Number.isSafeInteger(max_tokens) && max_tokens >= 1),
+  truncation: ({ truncation }) => truncation !== "right" && truncation !== "left",
+  tokenizer: ({ tokenizer }) => tokenizer !== null && !SHA256.test(tokenizer),
+  pooling: ({ type, pooling }) => pooling !== null && (type !== "embedding" || !["mean", "first"].includes(pooling)),
+  normalised: ({ type, normalised }) => normalised !== false && (type !== "embedding" || normalised !== true),
+  prefix: ({ type, prefix }) => prefix !== "" && (type !== "embedding" || typeof prefix !== "string"),
+};
+
+function checkValues(task: Task, where: string): void {
+  for (const [name, isWrong] of Object.entries(FAULTS)) {
+    if (!isWrong(task)) continue;
+    const found = `\`${name}\` ${JSON.stringify(task[name as keyof Task])}`;
+    throw new Fault({ what: `holds what \`${task.type}\` cannot have`, where, found, expected: "what docs/format.md says of tasks" });
+  }
+}
