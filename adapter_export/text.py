@@ -331,9 +331,14 @@ def _library() -> Any:
         raise MissingExtraError("tokenizers", extra="text", needed_for="turning text into tokens") from error
 
 
+def unfillable(names: Iterable[str]) -> list[str]:
+    """Return those inputs of a base that text cannot fill."""
+    return [name for name in names if name not in _INPUTS]
+
+
 def check_inputs(names: Iterable[str]) -> None:
     """Raise RequestError for inputs of a base that text cannot fill."""
-    unknown = [name for name in names if name not in _INPUTS]
+    unknown = unfillable(names)
     if unknown:
         raise RequestError(
             "the base has inputs that text cannot fill",

@@ -15,9 +15,18 @@ from adapter_export.bundle.invariants import with_padding
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.prove import prove_new
 from adapter_export.bundle.report import BASE
-from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, model_version
+from adapter_export.bundle.texts import TextMaker
+from adapter_export.bundle.write import (
+    FLAVOURS,
+    BundleWriter,
+    check_bases,
+    check_names,
+    check_tokenizers,
+    model_version,
+)
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
-from adapter_export.format.files import new_folder, read_bytes, sha256_of, tokenizer_digest
+from adapter_export.format.files import new_folder, read_bytes, sha256_of
+from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import BankRecord, Flavour, Manifest, OutputRecord, SiteRecord, TextRecord
 from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
 from adapter_export.graph.adapter import Adapter
@@ -31,6 +40,7 @@ from adapter_export.onnx_backend.graft.bank import IDS_INPUT, bank_rows, bank_te
 from adapter_export.onnx_backend.graft.insert import insert_slots, site_values
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums, plan_slots
 from adapter_export.sites.site import SUBLAYERS
+from adapter_export.text import Tokenizer, tokenizer_digest
 from adapter_export.version import __version__
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -43,9 +53,9 @@ def build_bundle(
     *,
     references: Runner,
     cases: Sequence[InputCase],
-    own_head: str | None = None,
     tokenizer: str | None = None,
     max_tokens: int | None = None,
+    own_texts: GoldenTexts | None = None,
     kept: Mapping[str, Path | bytes] | None = None,
     allow_base_mismatch: bool = False,
     copy_weights: bool = False,
@@ -57,11 +67,11 @@ def build_bundle(
 ) -> Manifest:
     """Build a bundle, and verify it against its golden vectors in ONNX Runtime before it takes its place.
 
-    `own_head` names the adapter that is the base's own head, if there is one. `references` computes the golden vectors
-    of `cases`; it is never the exported graph. `tokenizer` is the text of a `tokenizer.json`, and `kept` more files, by
-    name, that another program needs. `flavours` are the graphs to write beside the one with slots: all if not given,
-    without a bank where there cannot be one. `note` is told of that, and of adapters that change nothing. The adapters
-    in `bake` get a graph of their own, in which they are constant.
+    `references` computes the golden vectors of `cases`; it is never the exported graph. `tokenizer` is the text of a
+    `tokenizer.json`, `own_texts` what the model's own library makes of golden texts, where that is known, and `kept`
+    more files, by name, that another program needs. `flavours` are the graphs to write beside the one with slots: all
+    if not given, without a bank where there cannot be one. `note` is told of that, and of adapters that change nothing.
+    The adapters in `bake` get a graph of their own, in which they are constant.
 
     Raises:
         UsageError: there are no adapters, a tokenizer without `max_tokens`, or an unknown name in `bake`.
@@ -74,6 +84,8 @@ def build_bundle(
     """
     _check_request(adapters, bake, tokenizer, max_tokens)
     check_bases(adapters, base.fingerprint, allow_mismatch=allow_base_mismatch)
+    if tokenizer is not None:
+        check_tokenizers(adapters, tokenizer_digest(tokenizer))
     plan, progress = plan_slots(adapters, base.sites), progress or silent
     names = [record.name for record in base.outputs]
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
@@ -102,11 +114,17 @@ def build_bundle(
             return made
 
         of_base = writer.golden(golden(None))
-        records = [writer.adapter(adapter, golden(adapter), baked.get(adapter.name)) for adapter in adapters]
-        text = None
+        of_adapters = [golden(adapter) for adapter in adapters]
+        pairs = list(zip(adapters, of_adapters, strict=True))
+        records = [writer.adapter(adapter, vectors, baked.get(adapter.name)) for adapter, vectors in pairs]
+        text = golden_texts = None
         if tokenizer is not None and max_tokens is not None:
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8", newline="")
             text = TextRecord(TOKENIZER_FILE, tokenizer_digest(tokenizer), max_tokens)
+            progress(f"computing golden texts with {references.description}")
+            reader = Tokenizer.from_json(tokenizer, max_tokens)
+            texts = TextMaker(reader, own_texts, base.inputs, names, references, allowance).all(pairs, writer.heads)
+            golden_texts = writer.texts(texts)
         _keep(kept or {}, folder)
         heads, computing = {head.output for head in writer.heads}, numerics(model)
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in model.graph.outputs)
@@ -128,11 +146,11 @@ def build_bundle(
             adapters=tuple(records),
             golden=of_base,
             text=text,
+            golden_texts=golden_texts,
             files=(),
             bank=bank,
             heads=head_records(writer.heads),
             model_version=writer.model_version,
-            head=own_head,
         )
         progress("verifying the bundle against its golden vectors")
         opened = OpenedBundle(folder, manifest, staged=True)
@@ -147,12 +165,7 @@ def _check_request(
     adapters: Sequence[Adapter], bake: Sequence[str], tokenizer: str | None, max_tokens: int | None
 ) -> None:
     if not adapters:
-        raise UsageError(
-            "there is nothing to build",
-            found="no adapters, and no head of the base's own",
-            expected="at least one of these",
-            fix=f"give some as {argument('adapters')}",
-        )
+        raise UsageError("there is nothing to build", found="no adapters", expected="at least one")
     if tokenizer is not None and max_tokens is None:
         raise UsageError("a tokenizer needs the most tokens that the base takes", fix="give `max_tokens`")
     names = [adapter.name for adapter in adapters]

@@ -11,9 +11,18 @@ import onnx_ir as ir
 from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.prove import prove_new
-from adapter_export.bundle.write import BANK_FILE, BundleWriter, check_bases, check_names, model_version_of
+from adapter_export.bundle.texts import TextMaker
+from adapter_export.bundle.write import (
+    BANK_FILE,
+    BundleWriter,
+    check_bases,
+    check_names,
+    check_tokenizers,
+    model_version_of,
+)
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument
 from adapter_export.format.files import changed_folder
+from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import AdapterRecord, BankRecord, Manifest
 from adapter_export.format.manifest_json import MANIFEST_VERSION, read_manifest
 from adapter_export.graph.adapter import Adapter
@@ -59,6 +68,8 @@ def add_adapters(
         )
     for adapter in adapters:
         _check_slots(adapter, writer.plan, manifest)
+    if manifest.text is not None:
+        check_tokenizers(adapters, manifest.text.digest)
     cases = old.golden(None).cases
     maker = GoldenMaker(references, cases, old.base_outputs, old.allowance(cases), manifest.base)
     golden: list[Golden] = []
@@ -66,12 +77,18 @@ def add_adapters(
         progress(f"computing golden vectors of `{adapter.name}` with {references.description}")
         golden.append(maker.make(adapter, adapter_output(writer.heads, adapter)))
         check_caches(golden[-1], manifest.inputs)
+    texts = old.texts()
+    if texts is not None:
+        progress(f"computing golden texts with {references.description}")
+        reading = TextMaker(old.tokenizer(), None, manifest.inputs, old.base_outputs, references, maker.allowance)
+        new = reading.all(list(zip(adapters, golden, strict=True)), writer.heads).sets[1:]
+        texts = replace(texts, sets=(*texts.sets, *new))
     with changed_folder(old.folder, _rewritten(manifest)) as folder:
         progress("writing the adapters")
         writer = replace(writer, folder=folder)
         records = [writer.adapter(adapter, vectors) for adapter, vectors in zip(adapters, golden, strict=True)]
         after = replace(manifest, adapters=(*manifest.adapters, *records))
-        return _finish(old, writer, after, adapters, progress)
+        return _finish(old, writer, after, adapters, texts, progress)
 
 
 def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | None = None) -> Manifest:
@@ -102,9 +119,13 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | No
             found=f"{', '.join(f'`{name}`' for name in names)}, and no other",
             fix="add another one first, or delete the bundle",
         )
+    texts = old.texts()
+    if texts is not None:
+        texts = replace(texts, sets=tuple(one for one in texts.sets if one.adapter not in names))
     gone = [path for record in records if record not in kept for path in _paths(record)]
     with changed_folder(bundle, {*_rewritten(old.manifest), *gone}) as folder:
-        return _finish(old, replace(writer, folder=folder), replace(old.manifest, adapters=kept), [], progress)
+        after = replace(old.manifest, adapters=kept)
+        return _finish(old, replace(writer, folder=folder), after, [], texts, progress)
 
 
 def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle, BundleWriter]:
@@ -120,7 +141,8 @@ def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle
 
 def _rewritten(manifest: Manifest) -> set[str]:
     """The files that are written anew in any case."""
-    return {manifest.graphs["bank"], BANK_FILE} if "bank" in manifest.graphs else set()
+    texts = set() if manifest.golden_texts is None else {manifest.golden_texts}
+    return {manifest.graphs["bank"], BANK_FILE, *texts} if "bank" in manifest.graphs else texts
 
 
 def _paths(record: AdapterRecord) -> Collection[str]:
@@ -131,13 +153,20 @@ def _paths(record: AdapterRecord) -> Collection[str]:
 
 
 def _finish(
-    old: OpenedBundle, writer: BundleWriter, manifest: Manifest, added: Sequence[Adapter], progress: OnStep
+    old: OpenedBundle,
+    writer: BundleWriter,
+    manifest: Manifest,
+    added: Sequence[Adapter],
+    texts: GoldenTexts | None,
+    progress: OnStep,
 ) -> Manifest:
-    """Write the bank and the manifest, and verify the bundle.
+    """Write the bank, the golden texts and the manifest, and verify the bundle.
 
     Raises:
         FileError: somebody else changed the bundle meanwhile; that would be lost.
     """
+    if texts is not None:
+        writer.texts(texts)
     manifest = replace(manifest, version=MANIFEST_VERSION, bank=_write_bank(old, writer, manifest, added))
     new = {path for record in manifest.adapters if record not in old.manifest.adapters for path in _paths(record)}
     fresh = {*_rewritten(manifest), *new}

@@ -17,6 +17,8 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.check_report import Form
+from adapter_export.format.files import read_bytes
+from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
@@ -33,6 +35,7 @@ from adapter_export.runtime.bundle import Bundle
 from adapter_export.runtime.graphs import Graphs, Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_file
 from adapter_export.runtime.session import Session
+from adapter_export.text import Tokenizer
 
 LEVEL: Optimization = "all"
 """The optimization level that clients have if they do not ask for another."""
@@ -60,6 +63,7 @@ class OpenedBundle:
         self._tensors: dict[str | None, Weights] = {}
         self._sources: dict[str, Adapter] = {}
         self._golden: dict[str | None, Golden] = {}
+        self._tokenizer: Tokenizer | None = None
 
     @classmethod
     def open(cls, folder: Path) -> OpenedBundle:
@@ -155,6 +159,29 @@ class OpenedBundle:
         if name not in self._sources:
             self._sources[name] = read_source(self.folder, self.record(name))
         return self._sources[name]
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer, of a bundle that has one.
+
+        Raises:
+            FileError, BaseModelError: it cannot be read.
+            MissingExtraError: the tokenizers library is not installed.
+        """
+        if self._tokenizer is None:
+            record = self.manifest.text
+            assert record is not None
+            text = read_bytes(self.folder / record.tokenizer).decode("utf-8", "replace")
+            self._tokenizer = Tokenizer.from_json(text, record.max_tokens)
+        return self._tokenizer
+
+    def texts(self) -> GoldenTexts | None:
+        """Return the golden texts; none of a bundle without a tokenizer.
+
+        Raises:
+            FileError, FormatError: they cannot be read.
+        """
+        path = self.manifest.golden_texts
+        return None if path is None else read_golden_texts(self.folder / path)
 
     def session(self, file: str, level: Optimization = LEVEL) -> ort.InferenceSession:
         """Return the one session of a graph at a level.

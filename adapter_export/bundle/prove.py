@@ -31,6 +31,7 @@ from adapter_export.bundle.invariants import (
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.sites import SiteProbe
+from adapter_export.bundle.texts import replay
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
 from adapter_export.format.check_report import ComparisonRecord, Form, InvariantRecord, OutputRecord, SiteRecord, Split
 from adapter_export.graph.tasks import is_classified
@@ -288,6 +289,7 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
         total += len(trials(plan, graph, planned)) + (0 if plan.quick else len(_mixed(plan, graph)))
     if "slots" in plan.flavours and not plan.quick:
         total += len(swaps(plan.names)) + len(plan.names) + 2 * len(plan.adapters)
+    total += plan.bundle.manifest.golden_texts is not None
     return total + (len(plan.names) * len(original.cases) if original else 0)
 
 
@@ -332,6 +334,11 @@ def prove(
         for name in plan.adapters:
             sites += probe.check(plan.probe, bundle.source(name), bundle.record(name), bundle.tensors(name))
             on_step(f"{name}: sites")
+    texts = bundle.texts()
+    if texts is not None:
+        small = not any(graph.pieces for graph in plan.graphs)
+        invariants += replay(bundle, texts, plan.names, run=small and "slots" in plan.flavours)
+        on_step("golden texts")
     return Report(
         bundle=str(bundle.folder),
         base=bundle.manifest.base,

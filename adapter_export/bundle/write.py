@@ -13,8 +13,10 @@ import onnx_ir as ir
 
 from adapter_export.bundle.golden import Golden, write_golden
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError
+from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError, argument
 from adapter_export.format.adapter_files import write_adapter
+from adapter_export.format.files import new_file
+from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json
 from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, Manifest, MixRecord
 from adapter_export.format.manifest_json import list_files, write_manifest
 from adapter_export.format.tensors import write_tensors
@@ -29,6 +31,8 @@ FLAVOURS: Mapping[Flavour, str] = {"slots": "model.onnx", "inputs": "model.input
 
 BANK_FILE = "bank.bin"
 """The adapters of the graph `bank`."""
+
+GOLDEN_TEXTS_FILE = "golden/texts.json"
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,12 @@ class BundleWriter:
             mix=mix_record(self.plan, adapter),
         )
 
+    def texts(self, texts: GoldenTexts) -> str:
+        """Write golden texts in the place of others, and return where they are."""
+        with new_file(self.folder / GOLDEN_TEXTS_FILE, force=True) as temporary:
+            temporary.write_bytes(golden_texts_json(texts))
+        return GOLDEN_TEXTS_FILE
+
     def manifest(self, manifest: Manifest, hashed: Mapping[str, str]) -> Manifest:
         """Write the manifest, with all files; `hashed` has the sha256 of those that need not be hashed again."""
         manifest = replace(manifest, files=list_files(self.folder, hashed))
@@ -156,6 +166,20 @@ def check_bases(adapters: Sequence[Adapter], fingerprint: str, *, allow_mismatch
     for adapter in adapters:
         if adapter.base != fingerprint and not allow_mismatch:
             raise BaseMismatchError(adapter.name, found=adapter.base, expected=fingerprint)
+
+
+def check_tokenizers(adapters: Sequence[Adapter], digest: str) -> None:
+    """Raise an `AdapterError` for an adapter that was trained with another tokenizer than the one of this digest."""
+    for adapter in adapters:
+        task = None if adapter.head is None else adapter.head.task
+        if task is not None and task.tokenizer not in (None, digest):
+            raise AdapterError(
+                "was trained with another tokenizer, which gives it other ids",
+                where=f"adapter `{adapter.name}`",
+                found=f"a tokenizer of digest {digest[:12]}…",
+                expected=f"{str(task.tokenizer)[:12]}…",
+                fix=f"give the `tokenizer.json` that it was trained with: {argument('tokenizer', words='PATH')}",
+            )
 
 
 def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:

@@ -217,21 +217,9 @@ def write_adapter(adapter: Adapter, folder: Path, *, force: bool = False) -> Non
     """Write the two files of an adapter to a folder; the same adapter always gives the same bytes.
 
     Raises:
-        FormatError: as `adapter_bytes`.
+        FormatError: it holds what the format cannot say, such as a site name with a space.
         OutputExistsError: `folder` exists and `force` is not given.
         WriteError: the operating system refused; `folder` is as it was before.
-    """
-    graph, weights = adapter_bytes(adapter)
-    with new_folder(folder, force=force) as temporary:
-        (temporary / GRAPH_FILE).write_bytes(graph)
-        (temporary / WEIGHTS_FILE).write_bytes(weights)
-
-
-def adapter_bytes(adapter: Adapter) -> tuple[bytes, bytes]:
-    """The bytes of the two files of an adapter: its graphs, and its weights.
-
-    Raises:
-        FormatError: it holds what the format cannot say, such as a site name with a space.
     """
     weights = tensor_bytes(adapter.weights)
     document = _to_json(adapter, hashlib.sha256(weights).hexdigest())
@@ -239,7 +227,9 @@ def adapter_bytes(adapter: Adapter) -> tuple[bytes, bytes]:
     with within(f"adapter `{adapter.name}`"):
         record_from_json(AdapterDocument, parse_json(data, None))
     document["checksum"] = hashlib.sha256(data).hexdigest()
-    return canonical_json(document), weights
+    with new_folder(folder, force=force) as temporary:
+        (temporary / GRAPH_FILE).write_bytes(canonical_json(document))
+        (temporary / WEIGHTS_FILE).write_bytes(weights)
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -255,19 +245,8 @@ def read_adapter(folder: Path) -> Adapter:
         raise FileError(
             "is not an adapter folder", where=folder, expected=f"a folder with `{GRAPH_FILE}` and `{WEIGHTS_FILE}`"
         )
-    # once, so that the bytes that are used are those whose hash was checked
-    paths = folder / GRAPH_FILE, folder / WEIGHTS_FILE
-    graph, weights = map(_read_file, paths)
-    return parse_adapter(graph, weights, paths, folder)
-
-
-def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], where: object) -> Adapter:
-    """The adapter that the bytes of its two files describe; messages call these `places`, and both together `where`.
-
-    Raises:
-        FormatError, GraphError, AdapterError: as `read_adapter`.
-    """
-    path, weights_path = places
+    path = folder / GRAPH_FILE
+    data = _read_file(path)
     document = parse_json(data, path)
     with version_checked(document, ADAPTER_VERSION, path), within(path):
         record = record_from_json(AdapterDocument, document)
@@ -285,11 +264,13 @@ def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], wh
         if found != record.checksum:
             fix = "take the file from its source again; if you changed it on purpose, delete its key `checksum`"
             raise HashError(path, found=found, expected=record.checksum, fix=fix)
-    weights = parse_tensors(tensors, weights_path)
-    found = hashlib.sha256(tensors).hexdigest()
+    path = folder / WEIGHTS_FILE
+    data = _read_file(path)  # once, so that the bytes that are used are those whose hash was checked
+    weights = parse_tensors(data, path)
+    found = hashlib.sha256(data).hexdigest()
     if found != record.weights.sha256:
-        raise HashError(weights_path, found=found, expected=record.weights.sha256)
-    with within(where):
+        raise HashError(path, found=found, expected=record.weights.sha256)
+    with within(folder):
         return Adapter(
             record.name, record.kind, record.base.fingerprint, graphs, placements, weights, head, record.training
         )

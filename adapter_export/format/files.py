@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from adapter_export.errors import BaseModelError, FileError, FormatError, OutputExistsError, WriteError
+from adapter_export.errors import FileError, FormatError, OutputExistsError, WriteError
 
 _BLOCK_BYTES = 2**20
 
@@ -263,29 +263,6 @@ def parse_json(data: bytes, where: object) -> object:
             fix="take the file from its source again, or correct it there",
         ) from error
     return document
-
-
-def tokenizer_digest(text: str) -> str:
-    """Return the sha256 of what a `tokenizer.json` says of ids, and not of its layout: 64 hexadecimal digits.
-
-    It is that of the document without its sections `truncation` and `padding`, which are overridden, with sorted keys
-    and without blanks, in UTF-8. Two files of one digest give the same ids.
-
-    Raises:
-        BaseModelError: the text is no JSON object.
-    """
-    try:
-        kept = {key: value for key, value in json.loads(text).items() if key not in ("truncation", "padding")}
-        data = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise BaseModelError(
-            "is not a tokenizer",
-            where="`tokenizer.json`",
-            found=error,
-            expected="a `tokenizer.json` of the tokenizers library",
-            fix="save it again with `tokenizer.save_pretrained(folder)`",
-        ) from error
-    return hashlib.sha256(data).hexdigest()
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -319,6 +319,8 @@ class Manifest:
             another.
         bank: what the graph `bank` holds. Null without it.
         head: the adapter that is the base's own head and nothing else: it gives the base's answers. Null without one.
+        golden_texts: texts, the ids that the tokenizer makes of them, and the answers of the adapters; null in a bundle
+            without a tokenizer.
     """
 
     version: Annotated[str, SEMVER]
@@ -343,6 +345,7 @@ class Manifest:
     model_version: Positive
     bank: BankRecord | None = None
     head: str | None = None
+    golden_texts: RelativePath | None = None
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:

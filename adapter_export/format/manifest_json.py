@@ -159,6 +159,15 @@ def _check_files(manifest: Manifest) -> None:
         _check_known(f"{place}.baked", {adapter.baked} - {None}, listed)
     if manifest.text is not None:
         _check_known("text.tokenizer", [manifest.text.tokenizer], listed)
+    if (manifest.text is None) != (manifest.golden_texts is None):
+        raise FormatError(
+            "a tokenizer and golden texts do not go together",
+            where="`$.golden_texts`",
+            found=f"`{manifest.golden_texts}`" if manifest.golden_texts else "null",
+            expected="golden texts where there is a tokenizer, and nowhere else",
+            fix="build the bundle again",
+        )
+    _check_known("golden_texts", {manifest.golden_texts} - {None}, listed)
 
 
 def _check_unique(key: str, names: Iterable[str]) -> None:

@@ -203,12 +203,12 @@ def _span(logits: np.ndarray, context: npt.NDArray[np.bool_]) -> Span:
     if not len(places):
         raise RequestError("no token may be the answer", expected="a text beside the question")
     starts, ends = softmax(logits[places, 0]), softmax(logits[places, 1])
-    shares = np.where(_within_reach(places), np.outer(starts, ends), 0.0)
+    shares = np.where(within_reach(places), np.outer(starts, ends), 0.0)
     first, last = np.unravel_index(int(shares.argmax()), shares.shape)
     return Span(int(places[first]), int(places[last]), float(shares[first, last]))
 
 
-def _within_reach(places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+def within_reach(places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
     """Return for each pair of places whether a span may lead from the first to the second."""
     lengths = places[None, :] - places[:, None] + 1
     return (lengths >= 1) & (lengths <= LONGEST_SPAN)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from adapter_export.errors import UsageError, VersionError
+from adapter_export.errors import RequestError, UsageError, VersionError, argument
+from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.runtime.adapters import Adapters
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
 from adapter_export.runtime.session import Session
+from adapter_export.runtime.texts import TextReader
+from adapter_export.text import Tokenizer
 
 RESIDENT = 64
 """How many adapters a session keeps in place by default."""
@@ -106,6 +109,27 @@ class Bundle:
         for record in self.manifest.adapters:
             adapters.add_built(record, self.folder, hashes.get(record.onnx_adapter), on_demand=on_demand)
         return Session(graphs, adapters, resident)
+
+    def texts(self, session: Session | None = None) -> TextReader:
+        """Return what reads texts for the adapters of the bundle, and answers them.
+
+        Args:
+            session: what runs; a new one if not given.
+
+        Raises:
+            RequestError: the bundle has no tokenizer.
+            FileError, BaseModelError: the tokenizer cannot be read.
+            MissingExtraError: the tokenizers library is not installed.
+        """
+        record = self.manifest.text
+        if record is None:
+            raise RequestError(
+                "the bundle has no tokenizer, so it cannot read texts",
+                where=self.folder,
+                fix=f"give arrays, or build it again with {argument('tokenizer')}",
+            )
+        text = read_bytes(self.folder / record.tokenizer).decode("utf-8", "replace")
+        return TextReader(Tokenizer.from_json(text, record.max_tokens), self.manifest, session or self.session())
 
     def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
         def open_file(path: str) -> ort.InferenceSession:

@@ -97,6 +97,15 @@ class Session:
         """
         return self._adapters.entry(adapter).output
 
+    def answering(self, adapter: str | None = None) -> Task:
+        """Return the task by which an adapter answers; without one, that of the base's own head.
+
+        Raises:
+            RequestError: it is not loaded, has no head, or nobody knows what its results mean.
+        """
+        name = self._manifest.head if adapter is None else adapter
+        return check_type(None if name is None else self._adapters.entry(name))[1]
+
     def run(
         self,
         inputs: Inputs,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import tokenizers
 from tiny_onnx import build_tiny, mixed_adapters, random_adapter, save_tiny, tiny_model
 
 from adapter_export.bundle.build import build_bundle
@@ -35,6 +35,7 @@ from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.numerics.sample_inputs import InputCase, input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.text import tokenizer_digest
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -114,6 +115,8 @@ class TestContents:
         assert [output.name for output in manifest.outputs] == ["hidden"]
 
     def test_text_is_described(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
+        words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "ä": 1}, unk_token="?"))
+        text = words.to_str(pretty=True).replace("\n", "\r\n")
         adapters = [random_adapter("a", pfeiffer(), base)]
         manifest = build_bundle(
             base,
@@ -121,13 +124,13 @@ class TestContents:
             tmp_path / "b",
             references=CutRunner(base),
             cases=cases,
-            tokenizer='{\r\n"ä": 1}',
+            tokenizer=text,
             max_tokens=9,
         )
         assert manifest.text is not None
         assert manifest.text.max_tokens == 9
-        assert (tmp_path / "b" / manifest.text.tokenizer).read_bytes() == '{\r\n"ä": 1}'.encode()
-        assert manifest.text.digest == hashlib.sha256('{"ä":1}'.encode()).hexdigest()
+        assert (tmp_path / "b" / manifest.text.tokenizer).read_bytes() == text.encode()
+        assert manifest.text.digest == tokenizer_digest(text)
 
     def test_each_step_is_told(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
         steps: list[str] = []

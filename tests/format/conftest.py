@@ -76,7 +76,7 @@ def bundle(adapter: Adapter, tmp_path: Path) -> Path:
     root = tmp_path / "bundle"
     write_adapter(adapter, root / "adapters/tiny-1.0")
     names = ("adapters/tiny-1.0.onnx_adapter", "adapters/tiny-1.0.safetensors", "tokenizer.json")
-    names += ("golden/base.safetensors", "golden/tiny-1.0.safetensors", "model.onnx", "base.bin")
+    names += ("golden/base.safetensors", "golden/tiny-1.0.safetensors", "golden/texts.json", "model.onnx", "base.bin")
     for name in names:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(f"the bytes of {name}")
@@ -128,6 +128,7 @@ def manifest(bundle: Path) -> Manifest:
         adapters=(record,),
         golden=golden,
         text=TextRecord("tokenizer.json", "0" * 64, 512),
+        golden_texts="golden/texts.json",
         files=list_files(bundle),
         heads=(HeadRecord("head", "logits", "logits"),),
         model_version=1234567,

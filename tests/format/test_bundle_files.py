@@ -23,6 +23,7 @@ def test_lists_every_file_but_the_manifest(manifest: Manifest, bundle: Path) -> 
         "adapters/tiny-1.0/weights.safetensors",
         "base.bin",
         "golden/base.safetensors",
+        "golden/texts.json",
         "golden/tiny-1.0.safetensors",
         "model.onnx",
         "tokenizer.json",
@@ -87,7 +88,7 @@ def test_a_bundle_behind_a_link_is_whole(manifest: Manifest, bundle: Path, tmp_p
 def test_a_file_that_nobody_vouches_for(manifest: Manifest, bundle: Path, name: str) -> None:
     (bundle / name).parent.mkdir(exist_ok=True)
     (bundle / name).write_bytes(b"more")
-    with pytest.raises(FormatError, match=rf"does not list; found `{name}`; expected .* the 9 files"):
+    with pytest.raises(FormatError, match=rf"does not list; found `{name}`; expected .* the 10 files"):
         verify_files(manifest, bundle)
 
 

@@ -37,7 +37,9 @@ def test_round_trip(manifest: Manifest, bundle: Path) -> None:
 
 
 def test_the_least_that_a_manifest_says(manifest: Manifest, bundle: Path) -> None:
-    least = replace(manifest, heads=(), sites=(), slots=(), adapters=(), text=None, outputs=manifest.outputs[:1])
+    least = replace(
+        manifest, heads=(), sites=(), slots=(), adapters=(), text=None, golden_texts=None, outputs=manifest.outputs[:1]
+    )
     write_manifest(least, bundle)
     assert read_manifest(bundle) == least
 
@@ -101,6 +103,9 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
         "`$.adapters[0].golden.path`",
     ),
     "adapter without hash": (lambda d: d["adapters"][0].update(source="other"), FormatError, "`other/weights.safet"),
+    "golden texts without hash": (lambda d: d.update(golden_texts="other.json"), FormatError, "`$.golden_texts`"),
+    "no golden texts": (lambda d: d.update(golden_texts=None), FormatError, "a tokenizer and golden texts"),
+    "golden texts alone": (lambda d: d.update(text=None), FormatError, "a tokenizer and golden texts"),
     "tokenizer without hash": (lambda d: d["text"].update(tokenizer="other.json"), FormatError, "`$.text.tokenizer`"),
     "weights to no slot": (
         lambda d: d["adapters"][0]["mix"].update(slots=["other"]),

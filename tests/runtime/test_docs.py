@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from tiny_onnx import random_adapter, save_tiny
 
 from adapter_export.bundle.build import build_bundle
@@ -31,7 +32,9 @@ def folder(tmp_path: Path) -> Path:
         for index, (name, text) in enumerate(labels.items())
     }
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 1, "tokens": 3}])
-    given = {"references": CutRunner(base), "cases": cases}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "How": 1, "far": 2, "moon": 3}, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    given = {"references": CutRunner(base), "cases": cases, "tokenizer": words.to_str(), "max_tokens": 20}
     made["fused"] = weighted_fusion(made["a"], made["b"], name="fused", head="b")
     build_bundle(base, list(made.values()), tmp_path / "all", flavours=[], **given)
     build_bundle(
@@ -53,7 +56,7 @@ def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
             warnings.filterwarnings("ignore", "runs on `cpu`", RuntimeWarning)  # where there is no GPU
             exec(compile(snippet, f"docs/runtime.md, snippet {number}", "exec"), names)  # noqa: S102
     assert {"mixed", "weighed", "results", "many", "on_device"} <= names.keys(), "a part of the page has no code"
-    assert len(SNIPPETS) == 9
+    assert len(SNIPPETS) == 10
 
 
 def test_every_public_method_is_on_the_page() -> None:

@@ -1,0 +1,325 @@
+"""Golden texts of a bundle: made by the base's own tokenizer and a reference, replayed as a client reads texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.bundle.golden import Allowance, Golden
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.report import BASE
+from adapter_export.errors import MissingExtraError, RequestError
+from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
+from adapter_export.format.manifest import InputRecord
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.tasks import Task
+from adapter_export.numerics.runner import Runner, run
+from adapter_export.numerics.sample_texts import sample_texts
+from adapter_export.onnx_backend.slots import HeadSum, adapter_output
+from adapter_export.runtime.answers import answer, document, within_reach
+from adapter_export.runtime.session import Session
+from adapter_export.runtime.texts import context_of, encoded, prepared
+from adapter_export.text import EncodedText, Pair, Tokenizer, unfillable
+
+CHECK = "golden texts"
+"""The name of the check in reports."""
+
+_MOST_ANSWERED = 128
+"""The most tokens of a text that is answered: of longer ones the ids alone are kept."""
+
+_MOST_SHOWN = 80
+"""How many characters of a value a message shows."""
+
+_SHOWN = 12
+"""How many ids a message shows around the first that differs."""
+
+
+@dataclass(frozen=True)
+class TextMaker:
+    """Makes golden texts.
+
+    Attributes:
+        tokenizer: that of the bundle.
+        own: the ids that the model's own library made of the same texts, where it is known.
+        inputs: those of the base.
+        outputs: the names of the base's outputs.
+        references: computes the answers; never the exported graph.
+        allowance: decides how far answers may be off.
+    """
+
+    tokenizer: Tokenizer
+    own: GoldenTexts | None
+    inputs: Sequence[InputRecord]
+    outputs: Sequence[str]
+    references: Runner
+    allowance: Allowance
+
+    def all(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> GoldenTexts:
+        """Return the golden texts of a bundle with these adapters; `golden` of each is what `adapter` takes."""
+        known = self.own is not None and self.own.digest == self.tokenizer.digest
+        made_by = self.own.tokenizer if self.own is not None and known else f"tokenizers {version('tokenizers')}"
+        sets = [self.adapter(adapter, adapter_output(heads, adapter), golden) for adapter, golden in adapters]
+        return GoldenTexts(
+            GOLDEN_TEXTS_VERSION, str(self.tokenizer.digest), made_by, (self.base(), *filter(None, sets))
+        )
+
+    def base(self) -> GoldenTextSet:
+        """Return the texts of the base: their ids."""
+        return GoldenTextSet(None, None, 0.0, None, tuple(text for text, _ in self._texts(None)))
+
+    def adapter(self, adapter: Adapter, output: str | None, golden: Golden) -> GoldenTextSet | None:
+        """Return the texts of an adapter, with answers; none for one without a head, or without a known task.
+
+        `output` is the output that holds the result of its head, and `golden` has its golden vectors, whose budget is
+        the least that is allowed.
+        """
+        task = None if adapter.head is None else adapter.head.task
+        if task is None or output is None:
+            return None
+        texts = list(self._texts(task))
+        results = self._results(adapter, output, [row for _, row in texts])
+        if not results:
+            return GoldenTextSet(adapter.name, None, 0.0, None, tuple(text for text, _ in texts))
+        budgets = [golden.budgets[output], self.allowance.budget(*results.values())]
+        allowed = max(budgets, key=lambda budget: budget.absolute)
+        found = []
+        for at, (text, row) in enumerate(texts):
+            if at in results:
+                text = _with_answer(text, task, results[at], row, allowed.absolute)
+            found.append(text)
+        return GoldenTextSet(adapter.name, self.references.description, allowed.absolute, allowed.reason, tuple(found))
+
+    def _texts(self, task: Task | None) -> Iterator[tuple[GoldenText, EncodedText]]:
+        """Yield the texts of a task; those without a token in this tokenizer are left out."""
+        most = self.tokenizer.max_tokens
+        limit = most if task is None or task.max_tokens is None else min(task.max_tokens, most)
+        own = {}
+        if self.own is not None and self.own.digest == self.tokenizer.digest:
+            own = {text.input: text for one in self.own.sets for text in one.texts}
+        for name, text in sample_texts(limit):
+            if task is not None and isinstance(text, Pair) != (task.input == "pair"):
+                continue
+            try:
+                (row,) = encoded(self.tokenizer, [(piece, task) for piece in prepared(text, task, None, 0)])
+            except RequestError:  # a limit without room for a pair
+                continue
+            ids, types = row.encoding.ids, row.encoding.type_ids
+            known = own.get(text) if task is None or not task.prefix else None
+            if known is not None and (not row.cut or (task is None and len(known.ids) == limit)):
+                ids, types = list(known.ids), list(known.token_type_ids)
+            if ids:
+                first, second = text if isinstance(text, Pair) else (text, None)
+                yield GoldenText(name, first, second, tuple(ids), tuple(types)), row
+
+    def _results(self, adapter: Adapter, output: str, rows: Sequence[EncodedText]) -> dict[int, np.ndarray]:
+        """Return the result of each text, by its place: texts of one length together, so that nothing is padded."""
+        names = [record.name for record in self.inputs]
+        if unfillable(names) or any(record.dtype != "int64" for record in self.inputs):
+            return {}
+        groups: dict[int, list[int]] = {}
+        for at, row in enumerate(rows):
+            if len(row.encoding.ids) <= _MOST_ANSWERED:
+                groups.setdefault(len(row.encoding.ids), []).append(at)
+        if not self.references.keeps_weights:  # a run takes seconds
+            groups = dict([max(groups.items(), key=lambda group: len(group[1]))]) if groups else {}
+        one_by_one = any(isinstance(record.axes[0], int) for record in self.inputs)
+        found: dict[int, np.ndarray] = {}
+        for group in groups.values():
+            for some in [[at] for at in group] if one_by_one else [group]:
+                arrays = self.tokenizer.arrays([rows[at].encoding for at in some], names)
+                try:
+                    results = run(self.references, arrays, adapter, self.outputs, output)[output]
+                except RequestError:  # a base of fixed lengths
+                    continue
+                found |= dict(zip(some, results, strict=True))
+        return found
+
+
+def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedText, absolute: float) -> GoldenText:
+    context = context_of(row) if task.type == "span" else None
+    places = None if context is None else np.flatnonzero(context)
+    return replace(
+        text,
+        answer=document(answer(task, result, None, context)),
+        decided=is_decided(task, result, absolute, row),
+        context=None if places is None else (int(places[0]), int(places[-1]) + 1),
+    )
+
+
+def is_decided(task: Task, result: np.ndarray, absolute: float, row: EncodedText) -> bool:
+    """Return whether the choice of an answer stays what it is, however results are off by what is allowed."""
+    if task.type in ("single_label", "token"):
+        if result.shape[-1] < 2:
+            return True
+        ranked = np.sort(result, axis=-1)
+        return bool((ranked[..., -1] - ranked[..., -2] > 2 * absolute).all())
+    if task.type == "multi_label":
+        shares = 1 / (1 + np.exp(-result.astype(np.float64)))
+        limits = [task.threshold(label) for label in range(len(shares))]
+        return bool((np.abs(shares - limits) > absolute).all())
+    if task.type == "span":
+        places = np.flatnonzero(context_of(row))
+        sums = np.add.outer(result[places, 0].astype(np.float64), result[places, 1])[within_reach(places)]
+        ranked = np.sort(sums)
+        return len(ranked) < 2 or bool(ranked[-1] - ranked[-2] > 4 * absolute)
+    return True
+
+
+def replay(
+    bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None], *, run: bool
+) -> list[InvariantRecord]:
+    """Make tokens of golden texts and answer them as a client does, and compare both with what they say.
+
+    Without the tokenizers library the ids are taken as they are, and the report says so; `run` is false where the graph
+    is too large to be run for this.
+    """
+    text = bundle.manifest.text
+    if text is None:
+        return []
+    sets = {one.adapter: one for one in texts.sets}
+    found: list[InvariantRecord] = []
+    if texts.digest != text.digest:
+        detail = f"made with the tokenizer {texts.digest[:12]}…, and the bundle has {text.digest[:12]}…"
+        found.append(InvariantRecord(CHECK, "tokenizer", "failed", detail))
+    tokenizer, missing = None, ""
+    try:
+        tokenizer = bundle.tokenizer()
+        if tokenizer.digest != text.digest:
+            detail = f"`{text.tokenizer}` has the digest {str(tokenizer.digest)[:12]}…, and not {text.digest[:12]}…"
+            found.append(InvariantRecord(CHECK, "tokenizer", "failed", detail))
+    except MissingExtraError:
+        missing = "ids not compared, as `tokenizers` is not installed"
+    session = bundle.runtime_session() if run else None
+    for name in names:
+        task = None if name is None else bundle.record(name).task
+        if name in sets:
+            found.append(_replay(sets[name], task, tokenizer, session, bundle, missing))
+        elif name is None or task is not None:
+            found.append(InvariantRecord(CHECK, name or BASE, "failed", "there are none of it"))
+    return found
+
+
+def _replay(
+    one: GoldenTextSet,
+    task: Task | None,
+    tokenizer: Tokenizer | None,
+    session: Session | None,
+    bundle: OpenedBundle,
+    missing: str,
+) -> InvariantRecord:
+    faults: dict[str, str] = {}
+    for text in one.texts:
+        fault = None if tokenizer is None else _ids_fault(tokenizer, text, task)
+        if fault is not None:
+            faults.setdefault(text.name, fault)
+    answered = [text for text in one.texts if text.answer is not None]
+    if session is not None and answered:
+        for name, fault in _answer_faults(session, answered, one, bundle):
+            faults.setdefault(name, fault)
+    said = f"{len(one.texts)} texts" + (f", {missing}" if missing else ", ids bit for bit")
+    if answered and session is not None:
+        said += f", {len(answered)} answers within {one.absolute:.1e}"
+        undecided = sum(not text.decided for text in answered)
+        said += f", {undecided} of them by their numbers alone" if undecided else ""
+    elif one.adapter is not None:
+        said += ", no answers"
+    if faults:
+        name, fault = next(iter(faults.items()))
+        said = f"{len(faults)} of {len(one.texts)} texts differ; `{name}`: {fault}"
+    return InvariantRecord(CHECK, one.adapter or BASE, verdict(not faults), said)
+
+
+def _ids_fault(tokenizer: Tokenizer, text: GoldenText, task: Task | None) -> str | None:
+    """Return how the tokens of a text differ from what they must be, if they do."""
+    try:
+        (row,) = encoded(tokenizer, [(piece, task) for piece in prepared(text.input, task, None, 0)])
+    except RequestError as error:
+        return f"is refused: {error}"
+    for what, found, expected in (
+        ("ids", row.encoding.ids, list(text.ids)),
+        ("token types", row.encoding.type_ids, list(text.token_type_ids)),
+    ):
+        if found != expected:
+            return f"{what} found {_shown(found, expected)}, expected {_shown(expected, found)}"
+    return None
+
+
+def _shown(one: Sequence[int], other: Sequence[int]) -> str:
+    """Return the ids around the first that differs, and how many there are."""
+    same = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(other))
+    start = max(0, min(same, len(one)) - _SHOWN // 3)
+    some = " ".join(map(str, one[start : start + _SHOWN]))
+    return f"{'… ' if start else ''}{some}{' …' if len(one) > start + _SHOWN else ''} ({len(one)} tokens)"
+
+
+def _answer_faults(
+    session: Session, texts: Sequence[GoldenText], one: GoldenTextSet, bundle: OpenedBundle
+) -> Iterator[tuple[str, str]]:
+    """Yield the names of texts to whose ids the answer is another than it must be, and how; one length at a time."""
+    names = [record.name for record in bundle.manifest.inputs]
+    one_by_one = any(isinstance(record.axes[0], int) for record in bundle.manifest.inputs)
+    groups: dict[object, list[GoldenText]] = {}
+    for text in texts:
+        groups.setdefault(text.name if one_by_one else len(text.ids), []).append(text)
+    for group in groups.values():
+        ids = np.array([text.ids for text in group], np.int64)
+        types = np.array([text.token_type_ids for text in group], np.int64)
+        known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+        contexts = [_context(text) for text in group]
+        try:
+            arrays = {name: known[name] for name in names if name in known}
+            found = session.answer(arrays, one.adapter, context=contexts)
+        except RequestError as error:
+            yield from ((text.name, f"is refused: {error}") for text in group)
+            continue
+        for text, said in zip(group, found, strict=True):
+            for fault in answer_faults(document(said), text.answer, one.absolute, decided=text.decided):
+                yield text.name, fault
+
+
+def _context(text: GoldenText) -> npt.NDArray[np.bool_] | None:
+    if text.context is None:
+        return None
+    places = np.arange(len(text.ids))
+    return (places >= text.context[0]) & (places < text.context[1])
+
+
+def answer_faults(found: Any, expected: Any, absolute: float, *, decided: bool, where: str = "") -> Iterator[str]:
+    """Yield how an answer differs from what is expected: a label, a place, a number that is off by more than allowed.
+
+    Labels and places are compared where they are `decided`, numbers in any case.
+    """
+    told = f"`{where}` found {_short(found)}, expected {_short(expected)}"
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        if list(found) != list(expected) and set(found) != set(expected):
+            yield f"`{where or 'answer'}` has {', '.join(map(str, found))}, expected {', '.join(map(str, expected))}"
+            return
+        for key, value in expected.items():
+            inner = f"{where}.{key}" if where else key
+            yield from answer_faults(found[key], value, absolute, decided=decided, where=inner)
+    elif isinstance(expected, list) and isinstance(found, list) and not _are_labels([*found, *expected]):
+        if len(found) != len(expected):
+            yield f"`{where}` has {len(found)} values, expected {len(expected)}"
+            return
+        for at, pair in enumerate(zip(found, expected, strict=True)):
+            yield from answer_faults(*pair, absolute, decided=decided, where=f"{where}[{at}]")
+    elif isinstance(expected, float) and isinstance(found, float):
+        if not abs(found - expected) <= absolute:
+            yield f"{told}, allowed {absolute:.1e}"
+    elif decided and found != expected:
+        yield told
+
+
+def _are_labels(values: Sequence[Any]) -> bool:
+    return any(isinstance(one, str) for one in values)
+
+
+def _short(value: object) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

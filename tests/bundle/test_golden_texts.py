@@ -1,0 +1,342 @@
+"""Golden texts: what a tokenizer and a reference say of texts, and ways in which a bundle may say something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from once import once
+from text_bundle import LIMIT, LONGEST, TASKS, save_texts
+from transformers import AutoTokenizer
+
+import adapter_export as ae
+from adapter_export.bundle.report import Report
+from adapter_export.bundle.texts import answer_faults, is_decided
+from adapter_export.errors import AdapterError, FormatError
+from adapter_export.format.adapter_files import read_adapter, write_adapter
+from adapter_export.format.golden_texts import parse_golden_texts, read_golden_texts
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
+from adapter_export.graph.tasks import Task
+from adapter_export.text import Pair, Tokenizer, tokenizer_digest
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+Change = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def made(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`hf`, `model.pt`, `adapters/NAME` and `bundle`."""
+    return once(tmp_path_factory, "texts", lambda folder: save_texts(folder, minilm_folder))
+
+
+@pytest.fixture
+def bundle(made: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return shutil.copytree(made / "bundle", tmp_path / "bundle")
+
+
+def texts_of(report: Report) -> dict[str, Any]:
+    return {one.subject: one for one in report.invariants if one.name == "golden texts"}
+
+
+def rehash(folder: Path, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
+    """Write the manifest anew, as an attacker would."""
+    manifest = replace(change(read_manifest(folder)), files=list_files(folder))
+    write_manifest(manifest, folder)
+
+
+def test_the_ids_are_those_of_transformers(made: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(made / "hf")
+    texts = read_golden_texts(made / "bundle" / "golden" / "texts.json")
+    assert [one.adapter for one in texts.sets] == [None, *TASKS]
+    assert len(texts.sets[0].texts) >= 40
+    for one in texts.sets:
+        task = None if one.adapter is None else TASKS[one.adapter]
+        tokenizer.truncation_side = "right" if task is None else task.truncation
+        limit = LONGEST if task is None else task.max_tokens or LONGEST
+        prefix = "" if task is None else task.prefix
+        for text in one.texts:
+            parts = (prefix + text.text,) if text.pair is None else (text.text, text.pair)
+            expected = tokenizer(*parts, truncation=True, max_length=limit)
+            assert list(text.ids) == expected["input_ids"], (one.adapter, text.name)
+            assert list(text.token_type_ids) == expected["token_type_ids"], (one.adapter, text.name)
+        assert max(len(text.ids) for text in one.texts) == limit
+
+
+def test_the_answers_are_those_of_torch(made: Path) -> None:
+    """By the torch module itself with the adapter attached, and arithmetic of this test."""
+    base = ae.open_base(made / "model.pt")
+    texts = {one.adapter: one for one in read_golden_texts(made / "bundle" / "golden" / "texts.json").sets}
+    from adapter_export.torch_backend.runner import TorchRunner
+
+    runner = TorchRunner(base.torch)
+    for name in ("topic", "tags", "likeness", "vector"):
+        adapter = read_adapter(made / "adapters" / name)
+        for text in texts[name].texts[:5]:
+            ids = np.array([text.ids], np.int64)
+            arrays = {
+                "input_ids": ids,
+                "attention_mask": np.ones_like(ids),
+                "token_type_ids": np.array([text.token_type_ids], np.int64),
+            }
+            outputs = runner.run(arrays, adapter)
+            (result,) = outputs["embedding" if name == "vector" else "logits"].astype(np.float64)
+            shares = np.exp(result) / np.exp(result).sum() if name == "topic" else 1 / (1 + np.exp(-result))
+            assert text.answer is not None
+            if name in ("likeness", "vector"):
+                assert next(iter(text.answer.values())) == pytest.approx(list(result), abs=1e-6)
+                continue
+            assert list(text.answer["probabilities"]) == list(TASKS[name].labels)
+            assert list(text.answer["probabilities"].values()) == pytest.approx(list(shares), abs=1e-6)
+            if name == "topic":
+                assert text.answer["label"] == TASKS[name].labels[int(result.argmax())]
+            else:
+                over = shares >= TASKS[name].thresholds
+                chosen = [label for label, holds in zip(TASKS[name].labels, over, strict=True) if holds]
+                assert text.answer["labels"] == chosen
+
+
+def test_the_file_conforms_to_its_schema(made: Path) -> None:
+    schema = json.loads((SCHEMAS / "golden-texts.schema.json").read_text(encoding="utf-8"))
+    document = json.loads((made / "bundle" / "golden" / "texts.json").read_text(encoding="utf-8"))
+    jsonschema.validate(document, schema)
+    document["sets"][1]["texts"][0]["ids"] = []
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, schema)
+    with pytest.raises(FormatError, match=r"sets\[1\]\.texts\[0\]\.ids"):
+        parse_golden_texts(json.dumps(document).encode(), "x")
+
+
+def test_verify_replays_them(made: Path) -> None:
+    report = ae.verify(made / "bundle")
+    assert report.passed
+    found = texts_of(report)
+    assert list(found) == ["base", *TASKS]
+    assert found["base"].detail == "62 texts, ids bit for bit"
+    for name in TASKS:
+        assert "ids bit for bit" in found[name].detail
+        assert "answers within" in found[name].detail
+
+
+def test_without_the_library_verify_says_what_it_did_not_compare(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    report = ae.verify(made / "bundle")
+    assert report.passed
+    for one in texts_of(report).values():
+        assert "ids not compared, as `tokenizers` is not installed" in one.detail
+
+
+def _tokenizer(change: Callable[[dict[str, Any]], None]) -> Change:
+    def planted(folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        document = json.loads(file.read_text(encoding="utf-8"))
+        change(document)
+        text = json.dumps(document)
+        file.unlink()
+        file.write_text(text, encoding="utf-8")
+        digest = tokenizer_digest(text)
+
+        def changed(manifest: Manifest) -> Manifest:
+            assert manifest.text is not None
+            return replace(manifest, text=replace(manifest.text, digest=digest))
+
+        rehash(folder, changed)
+
+    return planted
+
+
+def _cased(document: dict[str, Any]) -> None:
+    document["normalizer"]["lowercase"] = False
+
+
+def _bare(document: dict[str, Any]) -> None:
+    document["post_processor"] = None
+
+
+def _short(folder: Path) -> None:
+    def changed(manifest: Manifest) -> Manifest:
+        assert manifest.text is not None
+        return replace(manifest, text=replace(manifest.text, max_tokens=8))
+
+    rehash(folder, changed)
+
+
+def _task(name: str, change: Callable[[Task], Task]) -> Change:
+    """Change the record of an adapter wherever it stands."""
+
+    def planted(folder: Path) -> None:
+        source = folder / "adapters" / name
+        adapter = read_adapter(source)
+        assert adapter.head is not None
+        assert adapter.head.task is not None
+        task = change(adapter.head.task)
+        shutil.rmtree(source)
+        write_adapter(replace(adapter, head=replace(adapter.head, task=task)), source)
+        rehash(
+            folder,
+            lambda manifest: replace(
+                manifest,
+                adapters=tuple(
+                    replace(record, task=task) if record.name == name else record for record in manifest.adapters
+                ),
+            ),
+        )
+
+    return planted
+
+
+FAULTS: dict[str, tuple[Change, dict[str, str]]] = {
+    "does not lowercase": (
+        _tokenizer(_cased),
+        {"base": "`plain`: ids found 101 100 2521", "topic": "ids found", "tokenizer": "made with the tokenizer"},
+    ),
+    "without special tokens": (
+        _tokenizer(_bare),
+        {"base": "62 of 62 texts differ; `plain`: ids found 2129 2521", "vector": "ids found"},
+    ),
+    "a limit of 8": (_short, {"base": "(8 tokens), expected", "topic": "(8 tokens), expected", "words": "(8 tokens)"}),
+    "rotated labels": (
+        _task("topic", lambda task: replace(task, labels=("b", "c", "a"))),
+        {"topic": "52 of 52 texts differ; `plain`: `label` found "},
+    ),
+    "rotated labels of tokens": (
+        _task("words", lambda task: replace(task, labels=("NAME", "O"))),
+        {"words": "52 of 52 texts differ; `plain`: `tokens[0].label` found "},
+    ),
+    "trained at 24, served at all": (
+        _task("topic", lambda task: replace(task, max_tokens=None)),
+        {"topic": f"29536 2271 1029 102 (27 tokens), expected … 15068 3802 2229 1011 102 ({LIMIT} tokens)"},
+    ),
+    "cut on the other side": (
+        _task("tags", lambda task: replace(task, truncation="right")),
+        {"tags": "12 of 52 texts differ; `french`: ids found 101 "},
+    ),
+    "without a prefix": (
+        _task("vector", lambda task: replace(task, prefix="")),
+        {"vector": "52 of 52 texts differ; `plain`: ids found 101 2129"},
+    ),
+    "other thresholds": (
+        _task("tags", lambda task: replace(task, thresholds=(0.9, 0.9, 0.9))),
+        {"tags": "`labels` found []"},
+    ),
+    "texts for pairs": (
+        _task("follows", lambda task: replace(task, input="text")),
+        {"follows": "is refused: text 0: is of another kind than the task takes"},
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_and_named(bundle: Path, fault: str) -> None:
+    plant, expected = FAULTS[fault]
+    plant(bundle)
+    report = ae.verify(bundle)
+    assert not report.passed
+    found = {name: one for name, one in texts_of(report).items() if one.verdict == "failed"}
+    for subject, words in expected.items():
+        assert words in found[subject].detail
+    if not expected.keys() & {"base", "tokenizer"}:  # nothing else is blamed
+        assert found.keys() == expected.keys()
+    assert all(len(one.detail) < 500 for one in found.values())
+
+
+@pytest.mark.parametrize("fault", ["a limit of 8", "rotated labels"])
+def test_check_finds_them_too(bundle: Path, made: Path, fault: str) -> None:
+    FAULTS[fault][0](bundle)
+    report = ae.check(bundle, against=made / "model.pt", only=["topic"], flavours=["slots"])
+    assert texts_of(report)["topic"].verdict == "failed"
+    assert not report.passed
+
+
+def test_answers_of_other_weights_are_found(bundle: Path) -> None:
+    """The tensors of another adapter, which no golden vector is compared with here, give other answers."""
+    file = bundle / "golden" / "texts.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    topic = document["sets"][1]
+    number = topic["texts"][3]["answer"]["probabilities"]["a"]
+    topic["texts"][3]["answer"]["probabilities"]["a"] = number + 10 * topic["absolute"]
+    file.write_text(json.dumps(document), encoding="utf-8")
+    rehash(bundle)
+    detail = texts_of(ae.verify(bundle))["topic"].detail
+    assert detail.startswith("1 of 52 texts differ; `mixed case`: `probabilities.a` found ")
+
+
+def test_a_set_that_is_gone_is_missed(bundle: Path) -> None:
+    file = bundle / "golden" / "texts.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    document["sets"] = [one for one in document["sets"] if one["adapter"] != "tags"]
+    file.write_text(json.dumps(document), encoding="utf-8")
+    rehash(bundle)
+    found = texts_of(ae.verify(bundle))["tags"]
+    assert (found.verdict, found.detail) == ("failed", "there are none of it")
+    with pytest.raises(FormatError, match="a tokenizer and golden texts do not go together"):
+        rehash(bundle, lambda manifest: replace(manifest, golden_texts=None))
+
+
+def test_another_tokenizer_is_refused_when_an_adapter_names_its_own(made: Path, tmp_path: Path) -> None:
+    document = json.loads((made / "hf" / "tokenizer.json").read_text(encoding="utf-8"))
+    _cased(document)
+    other = tmp_path / "tokenizer.json"
+    other.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(AdapterError, match="adapter `topic`: was trained with another tokenizer"):
+        ae.build(made / "model.pt", [made / "adapters" / "topic"], tmp_path / "b", tokenizer=other)
+    assert not (tmp_path / "b").exists()
+
+
+def test_adding_and_removing_keeps_them(bundle: Path, made: Path) -> None:
+    before = read_golden_texts(bundle / "golden" / "texts.json")
+    ae.remove(bundle, ["topic", "words"])
+    fewer = read_golden_texts(bundle / "golden" / "texts.json")
+    assert fewer.sets == tuple(one for one in before.sets if one.adapter not in ("topic", "words"))
+    ae.add(bundle, [made / "adapters" / "topic"], against=made / "model.pt")
+    after = read_golden_texts(bundle / "golden" / "texts.json")
+    assert after.sets == (*fewer.sets, before.sets[1])
+    assert ae.verify(bundle).passed
+    assert ae.open_bundle(bundle).manifest.golden_texts == "golden/texts.json"
+
+
+def test_what_is_near_a_tie_is_not_decided(made: Path) -> None:
+    single, several, span = Task("single_label", ("a", "b")), Task("multi_label", ("a", "b")), TASKS["place"]
+    row = Tokenizer.from_folder(made / "hf", 64).rows([Pair("a", "b c d")])[0]
+    logits = np.zeros((len(row.encoding.ids), 2), np.float32)
+    logits[3, 0], logits[4, 1] = 1.0, 1.0
+    cases: list[tuple[Task, np.ndarray, bool]] = [
+        (single, np.array([0.0, 0.3], np.float32), True),
+        (single, np.array([0.0, 0.1], np.float32), False),
+        (several, np.array([2.0, -2.0], np.float32), True),
+        (several, np.array([2.0, 0.1], np.float32), False),
+        (Task("token", ("a", "b")), np.array([[0, 1], [0, 0.1]], np.float32), False),
+        (span, logits, True),
+        (span, logits * 0.1, False),
+    ]
+    for task, result, expected in cases:
+        assert is_decided(task, result, 0.1, row) is expected, (task.type, result)
+
+
+def test_differences_of_answers() -> None:
+    def faults(found: Any, expected: Any, *, decided: bool = True) -> list[str]:
+        return list(answer_faults(found, expected, 0.01, decided=decided))
+
+    one = {"label": "a", "probability": 0.6, "probabilities": {"a": 0.6, "b": 0.4}}
+    assert faults(one, one) == []
+    assert faults({**one, "probability": 0.609}, one) == []
+    assert faults({**one, "probability": 0.62}, one) == ["`probability` found 0.62, expected 0.6, allowed 1.0e-02"]
+    assert faults({**one, "probability": float("nan")}, one) != []
+    assert faults({**one, "label": "b"}, one) == ["`label` found b, expected a"]
+    assert faults({**one, "label": "b"}, one, decided=False) == []
+    assert faults({**one, "probabilities": {"a": 0.6}}, one) == ["`probabilities` has a, expected a, b"]
+    assert faults({"labels": ["a"]}, {"labels": []}) == ["`labels` found ['a'], expected []"]
+    assert faults({"tokens": [None, one]}, {"tokens": [one, one]}) != []
+    assert faults({"numbers": [1.0]}, {"numbers": [1.0, 2.0]}) == ["`numbers` has 1 values, expected 2"]
+    assert faults({"start": 3, "end": 4, "probability": 0.5}, {"start": 3, "end": 5, "probability": 0.5}) == [
+        "`end` found 4, expected 5"
+    ]
