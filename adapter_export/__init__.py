@@ -19,6 +19,7 @@ from adapter_export import errors
 from adapter_export.api.adapters import compose, import_adapterhub, import_peft, load_adapter, pack, save
 from adapter_export.api.base import Base, capture, open_base
 from adapter_export.api.bundles import add, build, open_bundle, remove
+from adapter_export.api.evaluate import evaluate
 from adapter_export.api.inspect import Inspection, inspect
 from adapter_export.api.prove import check, verify
 from adapter_export.api.sites import Sites
@@ -28,6 +29,7 @@ from adapter_export.version import __version__
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.bundle.report import Report as Report
     from adapter_export.graph.adapter import Adapter as Adapter
+    from adapter_export.practice.evaluate import Evaluation as Evaluation
     from adapter_export.runtime import Bundle as Bundle
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "check",
     "compose",
     "errors",
+    "evaluate",
     "import_adapterhub",
     "import_peft",
     "inspect",

@@ -24,6 +24,7 @@
     │   ├── TrainingError                 a training run that cannot go on
     │   └── RequestError                  a call of a session with inputs that do not fit
     ├── ParityError                       exit code 1: an exported graph that does not compute what it should
+    ├── MissedGateError                   exit code 1: an adapter that does not do as well as it should
     └── NothingComparedError              exit code 4: a check that looked at nothing
 
 A message says what is wrong, where, what was found, what was expected, and what to do next. Code that raises gives
@@ -328,6 +329,12 @@ class ParityError(AdapterExportError):
             expected=expected,
             fix="report this with the base and the adapter",
         )
+
+
+class MissedGateError(AdapterExportError):
+    """An adapter that does not do as well as was asked, or as the record of its training says."""
+
+    exit_code = 1
 
 
 class NothingComparedError(AdapterExportError):

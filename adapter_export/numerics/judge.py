@@ -89,6 +89,7 @@ class Judged:
         decisions: for a confusion matrix; none where the answers are no classes.
         certainty: for calibration: a probability of each decision, and whether it was right; none where there is none.
         notes: what was left out, each a clause.
+        numeric: whether answers are numbers, which rounding alone moves a little.
     """
 
     metrics: tuple[Metric, ...]
@@ -99,6 +100,7 @@ class Judged:
     decisions: Decisions | None = None
     certainty: tuple[Floats, Truths] | None = None
     notes: tuple[str, ...] = ()
+    numeric: bool = False
 
     @property
     def units(self) -> int:
@@ -261,7 +263,8 @@ def judge_numbers(answered: Floats, right: Floats) -> Judged:
         r2 = sk.r2_score(wanted, found) if varies else math.nan
         return float(pearson), float(spearman), r2, sk.mean_absolute_error(wanted, found)
 
-    return Judged(NUMBERS, measure, np.arange(len(right)), tuple(answered.tolist()), tuple(right.tolist()))
+    given = tuple(answered.tolist()), tuple(right.tolist())
+    return Judged(NUMBERS, measure, np.arange(len(right)), *given, numeric=True)
 
 
 def correlation(how: str, one: Floats, other: Floats) -> float:
@@ -277,7 +280,8 @@ def judge_similarities(cosines: Floats, right: Floats) -> Judged:
     def measure(units: Indices) -> Sequence[float]:
         return [correlation(one.name, cosines[units], right[units]) for one in SIMILARITIES]
 
-    return Judged(SIMILARITIES, measure, np.arange(len(right)), tuple(cosines.tolist()), tuple(right.tolist()))
+    given = tuple(cosines.tolist()), tuple(right.tolist())
+    return Judged(SIMILARITIES, measure, np.arange(len(right)), *given, numeric=True)
 
 
 def judge_neighbours(vectors: Floats, classes: Sequence[str]) -> Judged:
@@ -332,4 +336,5 @@ def judge_ranking(scores: Floats, relevances: Floats, groups: Sequence[str]) -> 
         tuple(scores.tolist()),
         tuple(relevances.tolist()),
         notes=(note,) if left_out else (),
+        numeric=True,
     )

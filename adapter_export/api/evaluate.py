@@ -1,0 +1,170 @@
+"""How well an adapter of a bundle does on labelled texts, by the metrics of its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.base import Base, PathLike, check_free, require
+from adapter_export.api.bundles import folder_of, model_of, runner_of
+from adapter_export.api.option import Option
+from adapter_export.errors import RequestError, UsageError, argument
+
+if TYPE_CHECKING:
+    from adapter_export.api.prove import OnStep
+    from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.format.labelled import Columns, LabelledRow
+    from adapter_export.graph.tasks import Task
+    from adapter_export.practice.evaluate import Evaluation
+    from adapter_export.runtime import Bundle
+
+
+def evaluate(
+    bundle: Bundle | PathLike,
+    data: PathLike,
+    *,
+    adapter: Annotated[
+        str | None, Option("The adapter; if not given, the only one, or the base's own head.", "NAME")
+    ] = None,
+    text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
+    pair: Annotated[str | None, Option("The column of the second texts, where rows are pairs.", "COLUMN")] = None,
+    label: Annotated[str, Option("The column of what is right.", "COLUMN")] = "label",
+    start: Annotated[
+        str | None, Option("Of answers in a text: the column of their first characters.", "COLUMN")
+    ] = None,
+    group: Annotated[
+        str | None, Option("Of a ranking: the column of what rows are ranked within; the texts if not given.", "COLUMN")
+    ] = None,
+    skip_incomplete: Annotated[bool, "Leave rows without text or label out, instead of stopping."] = False,
+    slices: Annotated[str | None, Option("Also give the scores for each value in this column.", "COLUMN")] = None,
+    limit: Annotated[int | None, Option("Only the first rows.", "N", least=1)] = None,
+    gate: Mapping[str, float] | None = None,
+    against: Base | PathLike | None = None,
+    page: Annotated[PathLike | None, Option("Write a page of HTML, complete in itself.", "FILE")] = None,
+    resamples: Annotated[int, Option("How often rows are drawn for the intervals; 0 for none.", "N", least=0)] = 1000,
+    seed: Annotated[int, Option("Of these draws.", "N", least=0)] = 0,
+    force: bool = False,
+    on_step: OnStep | None = None,
+) -> Evaluation:
+    """Measure the graph that is shipped, in ONNX Runtime, on labelled texts.
+
+    The rows are read as training reads them, and become tokens by the bundle's own record. Scores have intervals of
+    95 % (percentile bootstrap over rows). Where the file is one that the record of training was measured on, the
+    record is held to the scores.
+
+    Args:
+        bundle: the bundle, or its folder.
+        data: labelled texts: csv, tsv or jsonl in UTF-8.
+        gate: for some metrics the least that they must be; the most, where less is better.
+        against: the model that the bundle was built from, to answer the same rows.
+        force: replace what is at `page`.
+        on_step: is told of the texts that are answered.
+
+    Returns:
+        What was found. A gate that is missed is no error: `raise_for_failure()` makes it one.
+
+    Raises:
+        UsageError: arguments do not go together, or name what is not there; `MissingExtraError` is a kind of it.
+        InputError: the bundle, the model or the data cannot be used.
+        OutputExistsError, WriteError: the page cannot be written.
+    """
+    for library in ("sklearn", "scipy", "seqeval"):
+        require(library, "evaluate", "`evaluate`")
+    from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.format.files import new_file
+    from adapter_export.format.labelled import Columns
+    from adapter_export.practice.asked import ask, by_bundle, by_model
+    from adapter_export.practice.evaluate import Setting, evaluation
+    from adapter_export.practice.page import page as page_of
+    from adapter_export.runtime.bundle import Bundle
+
+    if page is not None:
+        check_free(Path(page), force=force)
+    opened = OpenedBundle.open(folder_of(bundle))
+    name = _adapter(opened, adapter)
+    reader = Bundle(opened.folder, opened.manifest, verified=True).texts(opened.runtime_session())
+    task = reader.session.answering(name)
+    columns = Columns(text, pair, label, start)
+    rows = _rows(Path(data), task, columns, skip_incomplete)
+    for option, column in (("group", group), ("slices", slices)):
+        if column is not None and column not in rows[0].cells:
+            known = ", ".join(f"`{one}`" for one in rows[0].cells)
+            raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=f"one of {known}")
+    if group is not None and task.type != "ranking":
+        raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
+    asked = ask(rows[:limit], reader, name, task, group)
+    model = None if against is None else model_of(opened.manifest, against)
+    step = _counted(on_step, asked.texts * (1 if model is None else 2))
+    setting = Setting(
+        name,
+        Path(data),
+        asdict(columns),
+        slices,
+        dict(gate or {}),
+        resamples,
+        seed,
+        limited=len(rows) > len(asked.rows),
+    )
+    setting.check(asked)
+    results = by_bundle(asked, reader, name, lambda done: step(done, name))
+    reference = None
+    if model is not None:
+        runner, output = runner_of(model, allow_mismatch=True), str(opened.record(name).output)
+        theirs = by_model(
+            asked,
+            reader,
+            opened.source(name),
+            runner,
+            opened.base_outputs,
+            output,
+            lambda done: step(done, runner.description),
+        )
+        reference = runner.description, theirs
+    found = evaluation(opened, setting, asked, results, reference)
+    if page is not None:
+        with new_file(Path(page), force=force) as temporary:
+            temporary.write_text(page_of(found), encoding="utf-8")
+    return found
+
+
+def _adapter(bundle: OpenedBundle, given: str | None) -> str:
+    names = [record.name for record in bundle.manifest.adapters]
+    if given is not None and given not in names:
+        known = ", ".join(f"`{name}`" for name in names)
+        raise UsageError("no such adapter", where=argument("adapter"), found=f"`{given}`", expected=f"one of {known}")
+    chosen = given or (names[0] if len(names) == 1 else bundle.manifest.head)
+    if chosen is None:
+        known = ", ".join(f"`{name}`" for name in names)
+        raise UsageError("there are several adapters", found=known, fix=f"name one: {argument('adapter')}")
+    if bundle.record(chosen).task is None:
+        raise RequestError(
+            "nobody knows what the answers of this adapter mean",
+            where=f"adapter `{chosen}`",
+            found="no head" if bundle.record(chosen).output is None else "a head without a task",
+            fix="build the bundle with an adapter whose head has a task",
+        )
+    return chosen
+
+
+def _rows(path: Path, task: Task, columns: Columns, skip_incomplete: bool) -> list[LabelledRow]:
+    """Read the rows; pairs whose vectors are compared have a number, as a regression has."""
+    from adapter_export.format.labelled import labelled_rows
+
+    problem = "regression" if task.type == "embedding" and columns.pair is not None else task.type
+    return labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete)[0]
+
+
+def _counted(on_step: OnStep | None, total: int) -> Callable[[int, str], None]:
+    if on_step is None:
+        return lambda *_: None
+    on_step(0, total, "")
+    done = 0
+
+    def step(more: int, note: str) -> None:
+        nonlocal done
+        done += more
+        on_step(done, total, note)
+
+    return step

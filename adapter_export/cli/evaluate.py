@@ -1,0 +1,89 @@
+"""`adapter-export evaluate`: how well an adapter of a bundle does on labelled texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+
+import adapter_export as ae
+from adapter_export.api.option import Option
+from adapter_export.cli.bases import opened, stepping
+from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
+from adapter_export.cli.output import emit_json, say, show, warn
+from adapter_export.errors import UsageError
+
+_MISSED = 1
+
+
+@command(
+    "adapter-export evaluate bundle --data test.tsv --text text --label label",
+    "adapter-export evaluate bundle --adapter trec --data test.tsv --gate accuracy=0.92 --slices language",
+    "adapter-export evaluate bundle --data sts.jsonl --text first --pair second --label score",
+    "adapter-export evaluate bundle --data test.tsv --against model.pt --page evaluation.html",
+    like=ae.evaluate,
+)
+def evaluate(
+    bundle: Path,
+    *,
+    data: Annotated[Path, Option("Labelled texts: csv, tsv or jsonl in UTF-8.", "FILE")],
+    gate: Annotated[
+        Sequence[str],
+        Option("The least that a metric must be; the most, where less is better. May be repeated.", "METRIC=N"),
+    ] = (),
+    against: Annotated[
+        Path | None,
+        Option(
+            "The model that the bundle was built from: it answers the same rows, and where both part is shown.", "MODEL"
+        ),
+    ] = None,
+    site_map: SiteMapFile = None,
+    trust_pickle: TrustPickle = False,
+    force: Force = False,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Measure an adapter of BUNDLE on labelled texts: the graph that is shipped, in ONNX Runtime, from text.
+
+    The metrics are those of the adapter's task, with intervals of 95 %: accuracy and macro-F1 of classes, F1 and
+    average precision of sets of labels, F1 of entities, exact match and F1 of answers in a text, correlations of
+    numbers, MRR and NDCG of rankings, Spearman's correlation of the cosines of pairs. Rows are read as `train` reads
+    them. If the adapter's training was measured on this very file, its scores are held to these.
+
+    Exit codes: 0 measured, 1 a gate is missed or the record of training is contradicted, 2 wrong call, 3 bundle, model
+    or data cannot be used.
+    """
+    base = None if against is None else opened(against, site_map, trust_pickle)
+    with stepping("answering") as on_step:
+        found = ae.evaluate(bundle, data, gate=_gates(gate), against=base, force=force, on_step=on_step, **options)
+    for note in found.notes:
+        warn(f"{note}.")
+    if as_json:
+        emit_json(found.to_json())
+    else:
+        show(*found.tables())
+        say(f"{found.intervals}.")
+    for fault in found.faults():
+        say(f"{click.style('failed:', fg='red', bold=True)} {fault.sentence('shell')}")
+    if options.get("page") is not None:
+        say(f"the page is {options['page']}.")
+    if not found.passed:
+        raise click.exceptions.Exit(_MISSED)
+
+
+def _gates(given: Sequence[str]) -> dict[str, float]:
+    gates: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            bound = float(number)
+        except ValueError:
+            bound = float("nan")
+        if bound != bound or not name.strip():
+            raise UsageError("is no gate", where="`--gate`", found=f"`{text}`", expected="such as `accuracy=0.92`")
+        if name.strip() in gates:
+            raise UsageError("one metric has two gates", where="`--gate`", found=f"`{name.strip()}`")
+        gates[name.strip()] = bound
+    return gates

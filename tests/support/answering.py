@@ -1,0 +1,83 @@
+"""A bundle of a small text encoder whose adapters answer questions of every type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from heads import with_head
+from small_encoder import BAD, GOOD, OTHER, WIDTH, save_encoder, tokenizer_json
+from small_task import make_adapter
+
+import adapter_export as ae
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.heads import HeadOptions, make_head
+from adapter_export.graph.tasks import Task
+from adapter_export.text import Text, Tokenizer
+from adapter_export.torch_backend.attach import attach
+
+TAGS = ("O", "B-PER", "I-PER", "B-LOC")
+TASKS = {
+    "topic": Task("single_label", ("red", "green", "blue")),
+    "nli": Task("single_label", ("yes", "no"), input="pair"),
+    "tags": Task("multi_label", ("x", "y", "z"), thresholds=(0.4, 0.5, 0.6)),
+    "choice": Task("multiple_choice", input="pair"),
+    "entity": Task("token", TAGS),
+    "answer": Task("span", input="pair"),
+    "grade": Task("regression", input="pair"),
+    "vector": Task("embedding", pooling="mean", normalised=True),
+    "rank": Task("ranking", input="pair", activation="sigmoid"),
+}
+WORDS = (*GOOD, *BAD, *OTHER)
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, the adapters by name, their bundle, and what torch alone computes of a text."""
+
+    model: Path
+    base: ae.Base
+    adapters: dict[str, Adapter]
+    bundle: Path
+
+    def torch(self, name: str, text: Text) -> np.ndarray:
+        """The result of an adapter's head for a text, by torch."""
+        adapter = self.adapters[name]
+        assert adapter.head is not None
+        tokens = Tokenizer.from_json(tokenizer_json(), 24).batch([text], ["input_ids", "attention_mask"])
+        model = attach(self.base.torch, adapter, sites=self.base.sites.map)
+        with torch.inference_mode():
+            found = model(**{key: torch.from_numpy(array) for key, array in tokens.items()})
+        return np.asarray(found[adapter.head.output][0])
+
+
+def make_world(folder: Path) -> World:
+    """One adapter for each type, with random weights of standard deviation 0.2, and their bundle in a folder."""
+    base = ae.open_base(save_encoder(folder / "model.pt"))
+    plain = make_adapter(base.torch, labels=None)
+    rng = np.random.default_rng(5)
+    weights = {name: rng.normal(0, 0.2, tensor.shape).astype(np.float32) for name, tensor in plain.weights.items()}
+    adapters = {}
+    for name, task in TASKS.items():
+        options = HeadOptions(l2_normalise=True) if task.type == "embedding" else HeadOptions()
+        adapters[name] = with_head(replace(plain, weights=weights), name, make_head(task, width=WIDTH, options=options))
+    ae.build(base, list(adapters.values()), folder / "bundle")
+    return World(folder / "model.pt", base, adapters, folder / "bundle")
+
+
+def sentences(count: int, seed: int = 0, words: int = 6) -> list[str]:
+    """Different texts of random words."""
+    rng = np.random.default_rng(seed)
+    found = dict.fromkeys(" ".join(rng.choice(WORDS, rng.integers(2, words + 1))) for _ in range(9 * count))
+    return list(found)[:count]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write a table of JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
