@@ -353,8 +353,9 @@ def import_peft(
         AdapterError: it does not fit the base, or cannot be expressed; the message names what.
         FileError, FormatError: the folder's files break their format.
     """
+    from adapter_export.format.model_config import known_labels
     from adapter_export.importers import peft
-    from adapter_export.importers.peft.head import HeadChoice, known_labels
+    from adapter_export.importers.peft.head import HeadChoice
 
     opened, source = open_base(base), Path(folder)
     in_config = known_labels(opened.path / "config.json") if opened.form == "folder" and opened.path else ()

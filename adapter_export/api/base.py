@@ -27,7 +27,9 @@ from adapter_export.errors import (
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from adapter_export.api.adapters import OnNote
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
+    from adapter_export.graph.adapter import Adapter
     from adapter_export.onnx_backend.base.base import OnnxBase
     from adapter_export.onnx_backend.base.genai import GenaiFolder
     from adapter_export.sites.site_map import GivenSites
@@ -122,9 +124,27 @@ class Base:
         return (self.genai.max_tokens if self.genai else None) if self.is_onnx else self.torch.max_tokens
 
     @property
+    def own_head(self) -> Adapter | None:
+        """The head that the model had before it was a base, as an adapter that acts at no site.
+
+        None if it had none, if it was left out (`notes` say why), or if a site map gives another final hidden state.
+        """
+        if self.is_onnx or (self.given is not None and self.given.final):
+            return None
+        return self.torch.own_head
+
+    def own_head_facts(self) -> dict[str, object] | None:
+        """Return what there is to know of its own head as JSON data: `task`, `parameters`; none without one."""
+        own = self.own_head
+        if own is None or own.head is None:
+            return None
+        task = own.head.task
+        return {"task": None if task is None else task.document(), "parameters": own.cost().parameters}
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """What was done to the model when it was opened."""
-        return tuple(self.onnx.notes) if self.is_onnx else ()
+        """What was done to the model when it was opened, or captured."""
+        return tuple(self.onnx.notes) if self.is_onnx else self.torch.notes
 
     @cached_property
     def sites(self) -> Sites:
@@ -221,7 +241,7 @@ def form_of(path: Path) -> Form:
         found = next((f"{name}: its `{file}` is there" for file, name in others.items() if (path / file).is_file()), "")
         if not found and (path / _GENAI_CONFIG).is_file():  # the bundle of such a folder has that file, too
             return "genai"
-        if (path / "config.json").is_file():
+        if any((path / name).is_file() for name in ("config.json", "modules.json")):
             return "folder"
         raise _not_a_base(path, found or f"a folder without `config.json` or `{_GENAI_CONFIG}`")
     try:
@@ -293,11 +313,16 @@ def capture(
     max_tokens: Annotated[int | None, Option("The longest input of a pickled module, in tokens.", least=1)] = None,
     force: Annotated[bool, "Replace what is at the output's place."] = False,
     on_progress: Callable[[str], None] | None = None,
+    on_note: OnNote | None = None,
 ) -> Base:
     """Make a model archive, which holds the graph, the weights and the module paths, and none of the model's code.
 
+    The base of a folder is the bare model. The head of its class, or the modules of sentence-transformers, are its
+    `own_head` where heads can express them; a note says what is left out, and why.
+
     Args:
-        model: a Hugging Face folder; a torch module; or, with `trust_pickle`, a file of `torch.save(module)`.
+        model: a Hugging Face folder, or one of sentence-transformers; a torch module; or, with `trust_pickle`, a file
+            of `torch.save(module)`.
         output: the archive to write, such as `model.pt`.
         example_inputs: of a module: by name, or in the order of the arguments of `forward`; one row is enough.
         axes: of a module: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`. If none are
@@ -305,12 +330,15 @@ def capture(
         tokenizer: of a module, pickled or not: a `tokenizer.json`, or a folder with one.
         max_tokens: of a module, likewise: its longest input, in tokens.
         on_progress: is told each step before it begins.
+        on_note: is told what is left out of the archive, and what was decided where the folder does not say it.
 
     Raises:
         UsageError: arguments do not go together.
         BaseModelError: torch cannot export the model, or it is no base.
         OutputExistsError, WriteError: the archive cannot be written.
     """
+    from adapter_export.api.adapters import tell as pass_on
+
     path = Path(output)
     tell = on_progress or silent
     check_free(path, force=force)
@@ -336,7 +364,9 @@ def capture(
 
         capture_folder(model, path, with_cache=with_cache, force=force)
     tell("loading the archive as others will")
-    return open_base(path)
+    base = open_base(path)
+    pass_on(base.notes, on_note)
+    return base
 
 
 def _check_capture(model: Path, with_cache: bool, trust_pickle: bool, *, described: bool) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.api.adapters import OnNote, adapters_of, tell
 from adapter_export.api.base import Base, PathLike, check_free, open_base, read_tokenizer, require, silent
 from adapter_export.api.option import Option
-from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
+from adapter_export.errors import AdapterError, BaseModelError, RequestError, UsageError, argument
 
 if TYPE_CHECKING:
     from adapter_export.api.adapters import Adapters
     from adapter_export.format.manifest import Flavour, Manifest, Precision
+    from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
     from adapter_export.onnx_backend.base.base import OnnxBase
@@ -60,6 +61,7 @@ def build(
     adapters: Adapters,
     output: PathLike,
     *,
+    without_own_head: Annotated[bool, "Leave out the base's own head, which is built as one more adapter."] = False,
     tokenizer: Annotated[
         PathLike | None, Option("A `tokenizer.json`, or a folder with one; the model's own if not given.", "PATH")
     ] = None,
@@ -101,7 +103,7 @@ def build(
     Args:
         base: the base, or where it is.
         adapters: adapters, their folders, or names looked up in the current folder, beside the base and in
-            `./adapters`. The keys of a mapping rename them.
+            `./adapters`. The keys of a mapping rename them. There may be none for a base with its own head.
         output: the folder to make; if anything fails, nothing is left behind.
         on_progress: is told each step before it begins.
         on_note: is told what the caller should know, such as that there is no bank, and why.
@@ -122,6 +124,10 @@ def build(
     check_free(path, force=force)
     opened = open_base(base)
     chosen = adapters_of(adapters, opened)
+    own = None if without_own_head else opened.own_head
+    if own is not None:
+        _check_apart(own, chosen)
+        chosen = (*chosen, own)
     known = opened.max_tokens
     longest = max_tokens or known
     if longest is not None and known is not None and longest > known:
@@ -135,6 +141,7 @@ def build(
             graph,
             chosen,
             path,
+            own_head=own.name if own and own.head and own.head.task else None,  # one without a task answers nothing
             references=references,
             cases=_golden_cases(graph, longest, references),
             tokenizer=text,
@@ -150,6 +157,18 @@ def build(
         )
     tell(notes, on_note)
     return Bundle(path, manifest, verified=True)
+
+
+def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
+    """Refuse an adapter that has the name of the base's own head."""
+    if own.name in [adapter.name.casefold() for adapter in others]:
+        rename = argument("adapters", {"other": own.name}, words=f"other={own.name}")
+        raise AdapterError(
+            "an adapter has the name of the base's own head",
+            where=argument("adapters"),
+            found=f"`{own.name}`",
+            fix=f"rename it: {rename}; or leave the base's out with {argument('without_own_head', True)}",
+        )
 
 
 def _check_precision(precision: Precision, int8_embeddings: bool, optimize: bool) -> None:

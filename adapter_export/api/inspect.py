@@ -274,10 +274,15 @@ def _model(base: Base) -> Inspection:
         "inputs": [asdict(record) for record in base.inputs],
         "outputs": [asdict(record) for record in base.outputs],
         "sites": len(sites.sublayers),
+        "own_head": base.own_head_facts(),
+        "notes": list(base.notes),
     }
+    own = base.own_head.head if base.own_head else None
     path = base.path or Path("MODEL")
     see = command("base.sites", f"sites {path}")
     facts = [("fingerprint", _short(base.fingerprint)), ("sites", f"{len(sites.sublayers)}, see {see}")]
+    facts += [("own head", _task_name(own.task, has_head=True))] if own else []
+    facts += [("note", note) for note in base.notes]
     tables = _signature(base.inputs, base.outputs), Table(_FACTS, facts)
     names = [site.name for site in sites]
     drawn = partial(placement_map, base.path.resolve().name if base.path else "model", names, [], names)

@@ -100,7 +100,8 @@ class Sites:
                 inside = [f"{name.removeprefix(start)} ▫" for name in inner if name.startswith(start)]
                 if inside:
                     lines.append(f"│   {line}   └── {'  '.join(inside)}")
-        return "\n".join([*lines, f"└── {self.map.final}  ▣ head"])
+        own = "" if self.base.own_head is None else f" ({self.base.own_head.name})"
+        return "\n".join([*lines, f"└── {self.map.final}  ▣ head{own}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON data."""
@@ -115,6 +116,7 @@ class Sites:
             "parts": [asdict(site) for site in self.map.of_roles(("part",))],
             "embeddings": [asdict(site) for site in self.map.of_roles(("embeddings",))],
             "not_placed": list(self.not_placed),
+            "own_head": self.base.own_head_facts(),
         }
 
     def write_site_map(self, path: Path | str, *, force: bool = False) -> None:

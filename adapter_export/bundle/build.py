@@ -53,6 +53,7 @@ def build_bundle(
     *,
     references: Runner,
     cases: Sequence[InputCase],
+    own_head: str | None = None,
     tokenizer: str | None = None,
     max_tokens: int | None = None,
     own_texts: GoldenTexts | None = None,
@@ -67,11 +68,12 @@ def build_bundle(
 ) -> Manifest:
     """Build a bundle, and verify it against its golden vectors in ONNX Runtime before it takes its place.
 
-    `references` computes the golden vectors of `cases`; it is never the exported graph. `tokenizer` is the text of a
-    `tokenizer.json`, `own_texts` what the model's own library makes of golden texts, where that is known, and `kept`
-    more files, by name, that another program needs. `flavours` are the graphs to write beside the one with slots: all
-    if not given, without a bank where there cannot be one. `note` is told of that, and of adapters that change nothing.
-    The adapters in `bake` get a graph of their own, in which they are constant.
+    `own_head` names the adapter that is the base's own head, if there is one. `references` computes the golden vectors
+    of `cases`; it is never the exported graph. `tokenizer` is the text of a `tokenizer.json`, `own_texts` what the
+    model's own library makes of golden texts, where that is known, and `kept` more files, by name, that another program
+    needs. `flavours` are the graphs to write beside the one with slots: all if not given, without a bank where there
+    cannot be one. `note` is told of that, and of adapters that change nothing. The adapters in `bake` get a graph of
+    their own, in which they are constant.
 
     Raises:
         UsageError: there are no adapters, a tokenizer without `max_tokens`, or an unknown name in `bake`.
@@ -151,6 +153,7 @@ def build_bundle(
             bank=bank,
             heads=head_records(writer.heads),
             model_version=writer.model_version,
+            head=own_head,
         )
         progress("verifying the bundle against its golden vectors")
         opened = OpenedBundle(folder, manifest, staged=True)
@@ -165,7 +168,12 @@ def _check_request(
     adapters: Sequence[Adapter], bake: Sequence[str], tokenizer: str | None, max_tokens: int | None
 ) -> None:
     if not adapters:
-        raise UsageError("there is nothing to build", found="no adapters", expected="at least one")
+        raise UsageError(
+            "there is nothing to build",
+            found="no adapters, and no head of the base's own",
+            expected="at least one of these",
+            fix=f"give some as {argument('adapters')}",
+        )
     if tokenizer is not None and max_tokens is None:
         raise UsageError("a tokenizer needs the most tokens that the base takes", fix="give `max_tokens`")
     names = [adapter.name for adapter in adapters]

@@ -124,7 +124,8 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | No
         texts = replace(texts, sets=tuple(one for one in texts.sets if one.adapter not in names))
     gone = [path for record in records if record not in kept for path in _paths(record)]
     with changed_folder(bundle, {*_rewritten(old.manifest), *gone}) as folder:
-        after = replace(old.manifest, adapters=kept)
+        head = None if old.manifest.head in names else old.manifest.head
+        after = replace(old.manifest, adapters=kept, head=head)
         return _finish(old, replace(writer, folder=folder), after, [], texts, progress)
 
 

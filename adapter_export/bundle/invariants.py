@@ -195,7 +195,8 @@ def _check_twins(bundle: OpenedBundle, name: str) -> InvariantRecord:
         ) from error
     apart = sorted(slot for slot in own.keys() | others.keys() if not same_bits(own.get(slot), others.get(slot)))
     detail = f"two files that differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit for bit"
-    return InvariantRecord("adapter files", name, verdict(not apart and bool(own)), detail)
+    complete = bool(own) or not bundle.manifest.slots  # a head that only pools fills no slot
+    return InvariantRecord("adapter files", name, verdict(not apart and complete), detail)
 
 
 def _tensors_of(model: ir.Model, names: Iterable[str]) -> Weights:

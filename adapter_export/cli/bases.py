@@ -23,7 +23,7 @@ def listed(text: str) -> list[str]:
 def opened(model: Path, site_map: Path | str | None, trust_pickle: bool) -> ae.Base:
     """Open a base, and say what was done to it."""
     base = ae.open_base(model, site_map=site_map, trust_pickle=trust_pickle)
-    for note in base.notes:
+    for note in () if base.form == "archive" else base.notes:  # whoever captured it was told
         say(f"{model.name}: {note}")
     return base
 

@@ -34,13 +34,13 @@ def build(
     model: Path,
     *,
     adapters: Annotated[
-        str,
+        str | None,
         Option(
             "Adapter folders, or names looked up in the current folder, beside the model and in `./adapters`. "
-            "`NAME=FOLDER` renames one.",
+            "`NAME=FOLDER` renames one. Not needed for a base with its own head.",
             "A,B,…",
         ),
-    ],
+    ] = None,
     output: Annotated[Path, Option("The bundle to write.", "PATH", "-o")],
     site_map: SiteMapFile = None,
     trust_pickle: TrustPickle = False,
@@ -50,9 +50,10 @@ def build(
     """Export MODEL and its adapters as one bundle.
 
     MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder; the bundle of such a
-    folder is one as well. The bundle holds one ONNX graph with slots, the base's weights once, a small file per
-    adapter, golden vectors computed by the reference, and a manifest. It is compared with its golden vectors before it
-    is put in its place; if anything fails, nothing is left behind.
+    folder is one as well. The own head of a captured classifier or sentence encoder is built as the adapter `own-head`.
+    The bundle holds one ONNX graph with slots, the base's weights once, a small file per adapter, golden vectors
+    computed by the reference, and a manifest. It is compared with its golden vectors before it is put in its place; if
+    anything fails, nothing is left behind.
     """
     from adapter_export.cli.bases import listed, opened
     from adapter_export.cli.output import emit_json, steps, warn
@@ -61,7 +62,14 @@ def build(
     with steps() as tell:
         tell(f"opening {model}")
         base = opened(model, site_map, trust_pickle)
-        bundle = ae.build(base, listed(adapters), output, on_progress=tell, on_note=notes.append, **options)
+        bundle = ae.build(
+            base,
+            [] if adapters is None else listed(adapters),
+            output,
+            on_progress=tell,
+            on_note=notes.append,
+            **options,
+        )
     for note in notes:
         warn(note.sentence("shell"))
     if as_json:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import adapter_export as ae
 from adapter_export.api.option import Option
 from adapter_export.cli.options import Json, command
+
+if TYPE_CHECKING:
+    from adapter_export.errors import Note
 
 
 @command(
@@ -26,15 +29,19 @@ def capture(
 ) -> None:
     """Make a model archive from MODEL.
 
-    MODEL is a Hugging Face folder: `config.json` and `model.safetensors`. With `--trust-pickle` it is a file of
-    `torch.save(module)`. The archive holds the graph, the weights, the module paths and the tokenizer. It needs none of
-    the model's code, it trains, and it exports. From Python, any module is captured with
-    `adapter_export.capture(module, "model.pt", example_inputs=…)`.
+    MODEL is a Hugging Face folder, `config.json` and `model.safetensors`, or one of sentence-transformers. With
+    `--trust-pickle` it is a file of `torch.save(module)`. The archive holds the graph, the weights, the module paths,
+    the tokenizer, and the folder's own head: what its class or its modules compute of the final hidden state. A warning
+    names what is left out. The archive needs none of the model's code, it trains, and it exports. From Python, any
+    module is captured with `adapter_export.capture(module, "model.pt", example_inputs=…)`.
     """
-    from adapter_export.cli.output import emit_json, say, size, steps
+    from adapter_export.cli.output import emit_json, say, size, steps, warn
 
+    notes: list[Note] = []
     with steps() as tell:
-        base = ae.capture(model, output, on_progress=tell, **options)
+        base = ae.capture(model, output, on_progress=tell, on_note=notes.append, **options)
+    for note in notes:
+        warn(f"{note.sentence('shell')}.")
     written = output.stat().st_size
     if as_json:
         emit_json(
@@ -46,9 +53,13 @@ def capture(
                 "outputs": [record.name for record in base.outputs],
                 "max_tokens": base.max_tokens,
                 "tokenizer": base.tokenizer is not None,
+                "own_head": base.own_head_facts(),
+                "notes": list(notes),
             }
         )
         return
-    say(f"wrote {output}: {size(written)}, {'with' if base.tokenizer else 'without'} a tokenizer.")
+    head = base.own_head.head if base.own_head else None
+    means = "" if head is None else f" and its own head ({head.task.type.replace('_', ' ') if head.task else 'logits'})"
+    say(f"wrote {output}: {size(written)}, {'with' if base.tokenizer else 'without'} a tokenizer{means}.")
     train = "" if options["with_cache"] else f"adapter-export train {output} --data train.tsv -o adapter, or "
     say(f"Next: {train}adapter-export sites {output}")

@@ -217,9 +217,21 @@ def write_adapter(adapter: Adapter, folder: Path, *, force: bool = False) -> Non
     """Write the two files of an adapter to a folder; the same adapter always gives the same bytes.
 
     Raises:
-        FormatError: it holds what the format cannot say, such as a site name with a space.
+        FormatError: as `adapter_bytes`.
         OutputExistsError: `folder` exists and `force` is not given.
         WriteError: the operating system refused; `folder` is as it was before.
+    """
+    graph, weights = adapter_bytes(adapter)
+    with new_folder(folder, force=force) as temporary:
+        (temporary / GRAPH_FILE).write_bytes(graph)
+        (temporary / WEIGHTS_FILE).write_bytes(weights)
+
+
+def adapter_bytes(adapter: Adapter) -> tuple[bytes, bytes]:
+    """The bytes of the two files of an adapter: its graphs, and its weights.
+
+    Raises:
+        FormatError: it holds what the format cannot say, such as a site name with a space.
     """
     weights = tensor_bytes(adapter.weights)
     document = _to_json(adapter, hashlib.sha256(weights).hexdigest())
@@ -227,9 +239,7 @@ def write_adapter(adapter: Adapter, folder: Path, *, force: bool = False) -> Non
     with within(f"adapter `{adapter.name}`"):
         record_from_json(AdapterDocument, parse_json(data, None))
     document["checksum"] = hashlib.sha256(data).hexdigest()
-    with new_folder(folder, force=force) as temporary:
-        (temporary / GRAPH_FILE).write_bytes(canonical_json(document))
-        (temporary / WEIGHTS_FILE).write_bytes(weights)
+    return canonical_json(document), weights
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -245,8 +255,19 @@ def read_adapter(folder: Path) -> Adapter:
         raise FileError(
             "is not an adapter folder", where=folder, expected=f"a folder with `{GRAPH_FILE}` and `{WEIGHTS_FILE}`"
         )
-    path = folder / GRAPH_FILE
-    data = _read_file(path)
+    # once, so that the bytes that are used are those whose hash was checked
+    paths = folder / GRAPH_FILE, folder / WEIGHTS_FILE
+    graph, weights = map(_read_file, paths)
+    return parse_adapter(graph, weights, paths, folder)
+
+
+def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], where: object) -> Adapter:
+    """The adapter that the bytes of its two files describe; messages call these `places`, and both together `where`.
+
+    Raises:
+        FormatError, GraphError, AdapterError: as `read_adapter`.
+    """
+    path, weights_path = places
     document = parse_json(data, path)
     with version_checked(document, ADAPTER_VERSION, path), within(path):
         record = record_from_json(AdapterDocument, document)
@@ -264,13 +285,11 @@ def read_adapter(folder: Path) -> Adapter:
         if found != record.checksum:
             fix = "take the file from its source again; if you changed it on purpose, delete its key `checksum`"
             raise HashError(path, found=found, expected=record.checksum, fix=fix)
-    path = folder / WEIGHTS_FILE
-    data = _read_file(path)  # once, so that the bytes that are used are those whose hash was checked
-    weights = parse_tensors(data, path)
-    found = hashlib.sha256(data).hexdigest()
+    weights = parse_tensors(tensors, weights_path)
+    found = hashlib.sha256(tensors).hexdigest()
     if found != record.weights.sha256:
-        raise HashError(path, found=found, expected=record.weights.sha256)
-    with within(folder):
+        raise HashError(weights_path, found=found, expected=record.weights.sha256)
+    with within(where):
         return Adapter(
             record.name, record.kind, record.base.fingerprint, graphs, placements, weights, head, record.training
         )

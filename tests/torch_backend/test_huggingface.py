@@ -135,6 +135,12 @@ def test_weights_of_half_precision_become_float32(folder: Path) -> None:
     assert {tensor.dtype for tensor in base.program.parameters()} == {torch.float32}
 
 
+def test_a_model_without_a_limit_that_branches_on_lengths_is_refused_by_name(folder: Path) -> None:
+    small("XLNet", d_model=32, n_layer=2, n_head=4, d_inner=64).save_pretrained(folder)
+    with pytest.raises(BaseModelError, match="captured for some lengths only"):
+        open_folder(folder)
+
+
 def test_an_encoder_with_a_decoder(folder: Path) -> None:
     model = small("T5", d_model=32, num_layers=1, num_heads=4, d_ff=64, d_kv=8)
     model.save_pretrained(folder)

@@ -10,29 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from adapter_export.errors import AdapterError, TensorError, UsageError, argument
-from adapter_export.format.files import read_json
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import LABELLED, ProblemType
 from adapter_export.importers.peft.folder import Sorted
 from adapter_export.importers.peft.options import Options
 from adapter_export.importers.take import Recipe, Taker, listed
-
-
-def known_labels(config: Path) -> tuple[str, ...]:
-    """The values of `id2label` in the `config.json` of a Hugging Face folder, in the order of the classes."""
-    document = read_json(config) if config.is_file() else {}
-    names = document.get("id2label") if isinstance(document, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        return ()
-    in_order = sorted((int(index), name) for index, name in names.items() if index.isdecimal())
-    complete = [index for index, _ in in_order] == list(range(len(names))) and len(set(names.values())) == len(names)
-    return tuple(name for _, name in in_order) if complete else ()
 
 
 @dataclass(frozen=True)

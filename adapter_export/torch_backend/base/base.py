@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
@@ -17,10 +18,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from adapter_export.errors import BaseModelError, InputError, RequestError, UsageError, WriteError, argument, within
+from adapter_export.format.adapter_files import adapter_bytes, parse_adapter
 from adapter_export.format.axes import with_caches
 from adapter_export.format.files import canonical_json, new_file, parse_json
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.format.records import Positive, record_from_json, version_checked
+from adapter_export.graph.adapter import Adapter
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
 from adapter_export.torch_backend.base.capture import (
     AxisNames,
@@ -41,7 +44,11 @@ if TYPE_CHECKING:
 
 
 NOTE, TOKENIZER = "adapter_export.json", "tokenizer.json"
-"""What `save_base` writes into `extra/` of the archive."""
+HEAD_GRAPH, HEAD_WEIGHTS = "own_head.adapter_graph.json", "own_head.weights.safetensors.base64"
+"""What `save_base` writes into `extra/` of the archive, where torch takes nothing but text."""
+
+OWN_HEAD = "own-head"
+"""The name of a base's own head among adapters."""
 
 _VERSION = "1.0.0"
 
@@ -53,6 +60,7 @@ class CaptureNote:
     inputs: Mapping[str, tuple[Axis, ...]]
     max_tokens: Positive | None = None
     model_type: str | None = None
+    notes: tuple[str, ...] = ()
     version: str = _VERSION
     producer: str = f"adapter-export {__version__}"
 
@@ -95,8 +103,9 @@ def fingerprint(program: ExportedProgram, present: Mapping[str, Tensor] | None =
 class TorchBase:
     """A frozen pretrained model: graph and weights, and its inputs and outputs in the order of the program.
 
-    If they are known: the longest input for which it is right, the text of its `tokenizer.json`, and the name of its
-    architecture in transformers, such as `bert`.
+    If they are known: the longest input for which it is right, the text of its `tokenizer.json`, the name of its
+    architecture in transformers, such as `bert`, and the head that the model had before it was a base, as an adapter
+    that acts at no site. `notes` say what was left out or decided when it was captured.
     """
 
     program: ExportedProgram
@@ -106,6 +115,8 @@ class TorchBase:
     max_tokens: int | None
     tokenizer: str | None
     model_type: str | None = None
+    own_head: Adapter | None = None
+    notes: tuple[str, ...] = ()
 
     def module(self) -> fx.GraphModule:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
@@ -156,6 +167,7 @@ def save_base(
     axes: AxisNames | None = None,
     tokenizer: str | None = None,
     max_tokens: int | None = None,
+    own_head: Callable[[TorchBase], tuple[Adapter | None, tuple[str, ...]]] | None = None,
     force: bool = False,
 ) -> None:
     """Save a module as a base: graph, weights, names of inputs, outputs and axes; no sample inputs, no pickle.
@@ -170,6 +182,7 @@ def save_base(
         axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; as for `capture`.
         tokenizer: the text of a `tokenizer.json`, kept beside the program.
         max_tokens: the longest input that the model was made for, in tokens.
+        own_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
         force: replace what is there.
 
     Raises:
@@ -182,7 +195,12 @@ def save_base(
     with new_file(path, force=force) as temporary:
         program, named = capture(module, example_inputs, axes)
         note = CaptureNote(named, max_tokens, model_type(module))
+        head, notes = (None, ()) if own_head is None else own_head(_describe(program, note, tokenizer, ()))
+        note = replace(note, notes=notes)
         extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+        if head is not None:
+            graph, weights = adapter_bytes(head)
+            extra |= {HEAD_GRAPH: graph.decode(), HEAD_WEIGHTS: b64encode(weights).decode()}
         with temporary.open("wb") as file, quiet():
             sink = _Sink(file)
             try:
@@ -266,7 +284,29 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
             raise WriteError(error.filename or "the folder for temporary files", error.strerror or error) from error
     with within(path):
         note = _read_note(extra[NOTE]) if extra.get(NOTE) else CaptureNote({})
-        return _describe(program, note, extra.get(TOKENIZER) or None, guards)
+        base = _describe(program, note, extra.get(TOKENIZER) or None, guards)
+        return replace(base, own_head=_read_head(extra, base.fingerprint))
+
+
+def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
+    """The base's own head, read as strictly as any adapter."""
+    if not extra.get(HEAD_GRAPH):
+        return None
+    places = f"`extra/{HEAD_GRAPH}`", f"`extra/{HEAD_WEIGHTS}`"
+    fix = "capture the base again"
+    try:
+        weights = b64decode(extra.get(HEAD_WEIGHTS, ""), validate=True)
+        head = parse_adapter(extra[HEAD_GRAPH].encode(), weights, places, "`extra/`")
+    except (InputError, ValueError) as error:
+        found = (error.message if isinstance(error, InputError) else str(error)).rstrip(".")
+        raise BaseModelError("holds a head that cannot be read", found=found, fix=fix) from error
+    if head.placements or head.base != fingerprint or head.name != OWN_HEAD:
+        found = f"`{head.name}` for the base {head.base}, with {len(head.placements)} sites"
+        expected = f"`{OWN_HEAD}` for {fingerprint}, without sites"
+        raise BaseModelError(
+            "holds a head that is not its own", where=places[0], found=found, expected=expected, fix=fix
+        )
+    return head
 
 
 def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
@@ -315,7 +355,9 @@ def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None
             )
     bounds = [bound for bound in (signature.longest(), note.max_tokens) if bound is not None]
     longest = min(bounds, default=None)
-    return TorchBase(program, fingerprint(program), inputs, outputs, longest, tokenizer, note.model_type)
+    return TorchBase(
+        program, fingerprint(program), inputs, outputs, longest, tokenizer, note.model_type, notes=note.notes
+    )
 
 
 def capture_pickled(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from typing import Any
 
@@ -339,7 +339,9 @@ def model_type(module: nn.Module) -> str | None:
 def most_tokens(module: nn.Module) -> int | None:
     """The number of positions in a module's `config`, less those that a table with a padding row skips (RoBERTa)."""
     config: Any = getattr(module, "config", None)
-    known = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    known = []
+    with suppress(NotImplementedError):  # XLNet's, which has no limit
+        known = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
     positions = next((number for number in known if isinstance(number, int) and number > 0), None)
     if positions is None:
         return None

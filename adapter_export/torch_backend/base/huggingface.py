@@ -6,20 +6,28 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_log
 
-from adapter_export.errors import BaseModelError, FileError, argument, within
+from adapter_export.errors import BaseModelError, FileError, InputError, argument, within
+from adapter_export.format.files import read_json
+from adapter_export.format.model_config import CLASS_TYPES, class_type, head_task
+from adapter_export.graph.tasks import Task
+from adapter_export.text import tokenizer_digest
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.capture import AxisNames, most_tokens, obvious_inputs
+from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head, with_tokenizer
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 
 Layers = Sequence[Mapping[str, Tensor]]
 """A cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
@@ -101,19 +109,26 @@ _FOLDER_ERRORS: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, SafetensorError)
 
 
 def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force: bool = False) -> None:
-    """Save the model of a Hugging Face folder as a base, with its tokenizer; needs no network.
+    """Save the model of a Hugging Face folder as a base, with its tokenizer and its own head; needs no network.
 
-    The folder has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`. The model is the bare one of its
-    architecture, in float32, with the inputs of `obvious_inputs`; a pooler without weights in the folder is left out.
-    With a cache, it is the `CachedDecoder` of the model with its language head, which generates text.
+    The folder has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`; or it is one of
+    sentence-transformers, with such a folder and a `modules.json`. The model is the bare one of its architecture, in
+    float32, with the inputs of `obvious_inputs`; a pooler without weights in the folder is left out. Its own head is
+    what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
+    is left out, and `TorchBase.left_out` says so. With a cache, the base is the `CachedDecoder` of the model with its
+    language head, which generates text.
 
     Raises:
         FileError: the folder or a file in it is missing.
         BaseModelError: the model cannot be opened or exported, or weights are missing that it needs.
         OutputExistsError, WriteError: as `save_base`.
     """
+    sentences = None if with_cache else read_sentence_folder(folder)
+    folder = folder if sentences is None else sentences.model
     _check_files(folder)
-    model = _open(folder, AutoModelForCausalLM if with_cache else AutoModel)
+    # the whole model first, so that two of them are never in memory
+    own = None if with_cache else _own_head(folder, sentences)
+    model, unused = _open(folder, AutoModelForCausalLM if with_cache else AutoModel)
     tokenizer = folder / "tokenizer.json"
     module, found = model, None if with_cache else obvious_inputs(model)
     if with_cache:
@@ -135,6 +150,7 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
         axes=found[1],
         tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
         max_tokens=most_tokens(model),
+        own_head=None if own is None else partial(own.of, model=type(model).__name__, unused=unused),
         force=force,
     )
 
@@ -145,6 +161,75 @@ def open_folder(folder: Path) -> TorchBase:
         path = Path(temporary) / "base.pt"
         capture_folder(folder, path)
         return load_base(path)
+
+
+def _own_head(folder: Path, sentences: SentenceFolder | None) -> OwnHead:
+    """The head of the folder's whole model: of its modules, or of the class in its config; or why there is none."""
+    config, cut = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
+    names = config.get("architectures")
+    name = MODULES_FILE if sentences else str(names[0]) if isinstance(names, list) and names else "this folder"
+    tokenizer = folder / "tokenizer.json"
+    try:
+        whole = _with_class(folder, name) if sentences is None else _with_modules(folder, sentences)
+        digest = tokenizer_digest(tokenizer.read_text(encoding="utf-8")) if tokenizer.is_file() else None
+    except InputError as error:
+        return OwnHead(name, reason=error.message.rstrip("."))
+
+    def task_of(width: int) -> tuple[Task | None, Sequence[str]]:
+        task, notes = head_task(config, name, width) if sentences is None else sentences.task()
+        return with_tokenizer(task, digest, cut.get("truncation_side")), notes
+
+    outputs = ["logits"] if sentences is None else [EMBEDDING]
+    if class_type(name) == "span":
+        outputs = ["start_logits", "end_logits"]
+    with _quiet_transformers():
+        return own_head(whole, name, outputs, task_of)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object; empty where there is none, as others say what is wrong with it."""
+    with suppress(InputError):
+        document = read_json(path)
+        return document if isinstance(document, dict) else {}
+    return {}
+
+
+def _with_class(folder: Path, name: str) -> nn.Module:
+    """The model with its head, as the class of this name; one that chooses among texts reads one choice in each row."""
+    if class_type(name) is None:
+        raise BaseModelError(
+            "its class is none that gives answers", expected=f"one that ends in {', '.join(CLASS_TYPES)}"
+        )
+    found = getattr(transformers, name, None)
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        raise BaseModelError(
+            "the installed transformers has no such class", found=f"transformers {transformers.__version__}"
+        )
+    model, missing, _ = _load(folder, found)
+    if missing:
+        raise BaseModelError("the folder lacks weights of it", found=", ".join(f"`{name}`" for name in missing[:3]))
+    if class_type(name) == "multiple_choice":
+        model.register_forward_pre_hook(_one_choice, with_kwargs=True)
+    return model
+
+
+def _one_choice(_module: nn.Module, given: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return given, {name: value.unsqueeze(1) for name, value in inputs.items()}
+
+
+def _with_modules(folder: Path, sentences: SentenceFolder) -> nn.Module:
+    """The model with the modules of sentence-transformers behind it."""
+    sentence = sentences.sentence
+    if sentence is None:
+        raise BaseModelError(sentences.reason)
+    model, _ = _open(folder, AutoModel)
+    model.add_module("sentence", sentence)
+
+    def behind(_module: nn.Module, _given: object, inputs: dict[str, Any], output: Any) -> dict[str, Tensor]:
+        return {EMBEDDING: sentence(output.last_hidden_state, inputs["attention_mask"])}
+
+    model.register_forward_hook(behind, with_kwargs=True)
+    return model.eval()
 
 
 def _check_files(folder: Path) -> None:
@@ -168,13 +253,16 @@ def _check_files(folder: Path) -> None:
     )
 
 
-def _open(folder: Path, auto: Any) -> nn.Module:
-    """The model with every weight from the folder: what transformers would start at random is not in it."""
-    model, missing = _load(folder, auto)
+def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
+    """The model with every weight from the folder: what transformers would start at random is not in it.
+
+    Beside it, the names of the folder's weights that are not in the model.
+    """
+    model, missing, unused = _load(folder, auto)
     if missing and auto is AutoModel:
         # most often the pooler's weights are what is missing; not every architecture has one
         with suppress(BaseModelError):
-            model, missing = _load(folder, auto, add_pooling_layer=False)
+            model, missing, unused = _load(folder, auto, add_pooling_layer=False)
     if missing:
         raise BaseModelError(
             "lacks weights that the model needs, which would be random numbers",
@@ -184,11 +272,11 @@ def _open(folder: Path, auto: Any) -> nn.Module:
             expected="all weights of the model in `model.safetensors`",
             fix="save the part of the model that has weights with `save_base`",
         )
-    return model
+    return model, unused
 
 
-def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str]]:
-    """The model, and the names of weights that the folder lacks and nobody can know."""
+def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str], list[str]]:
+    """The model, the names of weights that it lacks and nobody can know, and of those that it has no use for."""
     with quiet(), _quiet_transformers():
         try:
             model, info = auto.from_pretrained(
@@ -211,7 +299,7 @@ def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str
         missing = sorted(info["missing_keys"])
         if missing:
             # weights that are computed and never trained, such as positions as sines, need not be in a folder
-            another = auto.from_config(model.config, dtype=torch.float32)
+            another = type(model)(model.config).float()
             weights = dict(model.named_parameters())
             frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
             missing = [
@@ -219,7 +307,7 @@ def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str
                 for name in missing
                 if name not in frozen or name not in weights or not torch.equal(weights[name], frozen[name])
             ]
-    return model.eval(), missing
+    return model.eval(), missing, sorted(info["unexpected_keys"])
 
 
 @contextmanager

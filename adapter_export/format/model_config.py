@@ -1,0 +1,83 @@
+"""What `config.json` of a Hugging Face folder says of the model's head: its class, its labels, its task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapter_export.format.files import read_json
+from adapter_export.graph.tasks import ProblemType, Task
+
+CLASS_TYPES: Mapping[str, ProblemType] = {
+    "ForSequenceClassification": "single_label",
+    "ForImageClassification": "single_label",
+    "ForTokenClassification": "token",
+    "ForQuestionAnswering": "span",
+    "ForMultipleChoice": "multiple_choice",
+}
+"""What a head of transformers is for, by the end of the name of the model's class."""
+
+_PROBLEM_TYPES: Mapping[str, ProblemType] = {
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+"""Values of `problem_type`."""
+
+_CROSS_ENCODER = "sbert_ce_default_activation_function"
+
+
+def class_type(name: str) -> ProblemType | None:
+    """Return what the head of a class such as `BertForTokenClassification` is for; none if its name does not say it."""
+    return next((kind for end, kind in CLASS_TYPES.items() if name.endswith(end)), None)
+
+
+def known_labels(config: Path) -> tuple[str, ...]:
+    """The values of `id2label` in the `config.json` of a Hugging Face folder, in the order of the classes."""
+    return labels_of(read_json(config) if config.is_file() else {})
+
+
+def labels_of(config: object) -> tuple[str, ...]:
+    """The values of `id2label` in the order of the classes; none unless they are different names of all classes."""
+    names = config.get("id2label") if isinstance(config, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        return ()
+    in_order = sorted((int(index), name) for index, name in names.items() if index.isdecimal())
+    complete = [index for index, _ in in_order] == list(range(len(names))) and len(set(names.values())) == len(names)
+    return tuple(name for _, name in in_order) if complete else ()
+
+
+def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | None, Sequence[str]]:
+    """The task of the head of the class `name`, which gives `width` numbers, and notes on what the config leaves open.
+
+    None if nobody can know it: its logits are given then, and answers are refused.
+    """
+    kind = class_type(name)
+    if kind in ("span", "multiple_choice"):
+        return Task(kind, input="pair"), ()
+    labels = labels_of(config)
+    problem = config.get("problem_type")
+    if kind == "single_label":
+        activation = _cross_encoder(config)
+        if activation is not None and width == 1:
+            ranked = "sigmoid" if "sigmoid" in activation.casefold() else "identity"
+            return Task("ranking", activation=ranked, input="pair"), ()  # type: ignore[arg-type]
+        kind = _PROBLEM_TYPES.get(problem) if isinstance(problem, str) else "regression" if width == 1 else kind
+    if kind == "regression":
+        return Task("regression"), ()
+    if kind is None:
+        return None, (f"its problem type is `{problem}`, which says nothing here: it gives logits and no answers",)
+    if len(labels) != width:
+        return None, (f"`config.json` does not name its {width} classes: it gives logits and no answers",)
+    if kind == "single_label" and problem is None:
+        guess = "`config.json` has labels and no `problem_type`: taken as one label for each text (`single_label`)"
+        return Task(kind, labels), (guess,)
+    return Task(kind, labels), ()
+
+
+def _cross_encoder(config: Mapping[str, Any]) -> str | None:
+    """The activation of a cross-encoder of sentence-transformers; none for any other model."""
+    record = config.get("sentence_transformers")
+    found = record.get("activation_fn") if isinstance(record, dict) else config.get(_CROSS_ENCODER)
+    return found if isinstance(found, str) else None

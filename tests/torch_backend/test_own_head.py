@@ -1,0 +1,231 @@
+"""A base's own head: the numbers of transformers in ONNX Runtime, and a note on whatever is left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from archives import edit, read_entries, write_entries
+from transformers import AutoModel, PreTrainedModel
+
+import adapter_export as ae
+from adapter_export.errors import AdapterError, BaseModelError, UsageError
+from adapter_export.torch_backend.base.base import HEAD_GRAPH, HEAD_WEIGHTS, OWN_HEAD, load_base, save_base
+from adapter_export.torch_backend.base.capture import obvious_inputs
+from adapter_export.torch_backend.base.huggingface import capture_folder, open_folder
+from adapter_export.torch_backend.base.own_head import own_head
+
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 40,
+    "num_labels": 3,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "Albert": {"embedding_size": 16},
+    "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "Electra": {"embedding_size": 16},
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
+    "ModernBert": dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
+    "Roberta": {"pad_token_id": 1},
+    "ViT": {"image_size": 32, "patch_size": 8},
+}
+
+
+def small(name: str, head: str, **options: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    sizes = SIZES | OPTIONS.get(name, {}) | options
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    return getattr(transformers, f"{name}{head}")(config).eval()
+
+
+HEADS: list[tuple[str, str, dict[str, Any], str]] = [
+    ("Bert", "ForSequenceClassification", {"problem_type": "single_label_classification"}, "single_label"),
+    ("Bert", "ForTokenClassification", {}, "token"),
+    ("Bert", "ForQuestionAnswering", {"num_labels": 2}, "span"),
+    ("Bert", "ForMultipleChoice", {}, "multiple_choice"),
+    ("Roberta", "ForSequenceClassification", {"problem_type": "multi_label_classification"}, "multi_label"),
+    ("Roberta", "ForMultipleChoice", {}, "multiple_choice"),
+    ("DistilBert", "ForSequenceClassification", {"num_labels": 1}, "regression"),
+    ("DistilBert", "ForQuestionAnswering", {"num_labels": 2}, "span"),
+    ("Electra", "ForSequenceClassification", {"problem_type": "regression", "num_labels": 2}, "regression"),
+    ("DebertaV2", "ForSequenceClassification", {}, "single_label"),
+    ("Albert", "ForSequenceClassification", {}, "single_label"),
+    ("MPNet", "ForTokenClassification", {}, "token"),
+    ("ModernBert", "ForSequenceClassification", {"classifier_pooling": "mean"}, "single_label"),
+    ("GPT2", "ForTokenClassification", {}, "token"),
+    ("ViT", "ForImageClassification", {}, "single_label"),
+]
+
+
+def requests(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Four rows of seven tokens, the last ones padded; or four images."""
+    found = obvious_inputs(model)
+    assert found is not None
+    if "pixel_values" in found[0]:
+        return {"pixel_values": torch.randn(4, 3, 32, 32)}
+    ids = torch.randint(2, 99, (4, 7))
+    mask = (torch.arange(7) < torch.tensor([[7], [5], [3], [1]])).long()
+    drawn = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.randint(0, 2, (4, 7)) * mask}
+    return {name: drawn[name] for name in found[0]}
+
+
+def logits(model: PreTrainedModel, kind: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What transformers computes, in the layout of the output that a head of this type fills."""
+    with torch.inference_mode():
+        if kind == "multiple_choice":  # two questions with two choices each
+            choices = {name: value.reshape(2, 2, -1) for name, value in inputs.items()}
+            return model(**choices).logits.reshape(4, 1)
+        found = model(**inputs)
+    return torch.stack([found.start_logits, found.end_logits], -1) if kind == "span" else found.logits
+
+
+@pytest.mark.parametrize(("name", "head", "options", "kind"), HEADS, ids=[f"{one[0]}{one[1]}" for one in HEADS])
+def test_in_onnx_runtime(name: str, head: str, options: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    model = small(name, head, **options)
+    model.save_pretrained(tmp_path / "folder")
+    notes: list[str] = []
+    base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", on_note=notes.append)
+    assert base.own_head is not None
+    assert not [note for note in notes if "left out" in note]
+    bundle = ae.build(base, [], tmp_path / "bundle", flavours=("slots",))
+    assert bundle.manifest.head == OWN_HEAD
+    (record,) = bundle.manifest.adapters
+    assert record.task is not None
+    assert record.task.type == kind
+    inputs = requests(model)
+    expected = logits(model, kind, inputs).numpy()
+    found = bundle.session().run({key: value.numpy() for key, value in inputs.items()}, OWN_HEAD)[str(record.output)]
+    real = inputs["attention_mask"].bool().numpy() if expected.ndim == 3 else slice(None)
+    assert np.abs(expected).max() > 0.1
+    assert np.abs(found[real] - expected[real]).max() < 1e-5 * max(1, np.abs(expected).max())
+
+
+def test_the_base_is_the_bare_model_as_before(tmp_path: Path) -> None:
+    model = small("Bert", "ForSequenceClassification")
+    model.save_pretrained(tmp_path / "whole")
+    AutoModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "bare")
+    whole, bare = (load_archive(tmp_path, name) for name in ("whole", "bare"))
+    assert set(whole) - set(bare) == {f"extra/{HEAD_GRAPH}", f"extra/{HEAD_WEIGHTS}"}
+    differ = {name for name in bare if whole[name] != bare[name]}
+    assert differ == {"extra/adapter_export.json"} | ({".data/serialization_id"} & set(bare))
+
+
+def load_archive(folder: Path, name: str) -> dict[str, bytes]:
+    capture_folder(folder / name, folder / f"{name}.pt")
+    return read_entries(folder / f"{name}.pt")
+
+
+LEFT_OUT = [
+    ("GPT2", "ForSequenceClassification", ["`score.weight`", "aten.index"]),  # of the last token that is no padding
+    ("Bert", "ForMaskedLM", ["`cls.predictions.transform.dense.weight`", "none that gives answers"]),
+    ("GPT2", "LMHeadModel", ["GPT2LMHeadModel"]),  # its weights are those of the embeddings
+]
+
+
+@pytest.mark.parametrize(("name", "head", "named"), LEFT_OUT, ids=[f"{one[0]}{one[1]}" for one in LEFT_OUT])
+def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_path: Path) -> None:
+    small(name, head).save_pretrained(tmp_path / "folder")
+    with pytest.warns(UserWarning, match="left out") as warned:
+        base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
+    (note,) = [str(one.message) for one in warned if "left out" in str(one.message)]
+    assert base.own_head is None
+    assert all(word in note for word in named), note
+    assert base.notes == (note,)
+    with pytest.raises(UsageError, match="nothing to build"):
+        ae.build(base, [], tmp_path / "bundle")
+
+
+def test_a_bare_model_leaves_nothing_out(tmp_path: Path) -> None:
+    small("Bert", "Model").save_pretrained(tmp_path / "folder")
+    base = open_folder(tmp_path / "folder")
+    assert base.own_head is None
+    assert base.notes == ()
+
+
+def test_weights_that_the_head_lacks_are_never_random(tmp_path: Path) -> None:
+    model = small("Bert", "Model")
+    model.config.architectures = ["BertForSequenceClassification"]
+    model.save_pretrained(tmp_path / "folder")
+    config = (tmp_path / "folder" / "config.json").read_text()
+    (tmp_path / "folder" / "config.json").write_text(config.replace("BertModel", "BertForSequenceClassification"))
+    base = open_folder(tmp_path / "folder")
+    assert base.own_head is None
+    assert "lacks weights of it; found `classifier.bias`" in base.notes[0]
+
+
+@pytest.mark.parametrize("architecture", ["pipeline", "BertNowhereForTokenClassification", "__doc__"])
+def test_a_class_that_is_none(architecture: str, tmp_path: Path) -> None:
+    small("Bert", "ForTokenClassification").save_pretrained(tmp_path / "folder")
+    config = (tmp_path / "folder" / "config.json").read_text()
+    (tmp_path / "folder" / "config.json").write_text(config.replace("BertForTokenClassification", architecture))
+    base = open_folder(tmp_path / "folder")
+    assert base.own_head is None
+    assert f"`{architecture}` is left out, with the weights `classifier.bias`" in base.notes[0]
+
+
+def test_a_head_that_computes_something_else_is_not_taken(tmp_path: Path) -> None:
+    model = small("Bert", "ForSequenceClassification")
+    found = own_head(model, "BertForSequenceClassification", ["logits"], lambda _: (None, ()))
+    model.bert.save_pretrained(tmp_path / "folder")
+    base = open_folder(tmp_path / "folder")
+    adapter, notes = found.of(base, model="BertModel", unused=())
+    assert adapter is not None
+    assert notes == ()
+    wrong = replace(found, results=[result + 1e-3 for result in found.results])
+    adapter, notes = wrong.of(base, model="BertModel", unused=("classifier.weight",))
+    assert adapter is None
+    assert "computes something else" in notes[0]
+
+
+def test_the_own_head_beside_adapters(tmp_path: Path) -> None:
+    model = small("Bert", "ForSequenceClassification", problem_type="single_label_classification")
+    model.save_pretrained(tmp_path / "folder")
+    base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
+    assert base.own_head is not None
+    mine = replace(base.own_head, name="mine")
+    bundle = ae.build(base, [mine], tmp_path / "both")
+    assert [record.name for record in bundle.manifest.adapters] == ["mine", OWN_HEAD]
+    # one topology: the same slots
+    assert len(bundle.manifest.slots) == len(base.own_head.weights)
+    alone = ae.build(base, [mine], tmp_path / "without", without_own_head=True)
+    assert [record.name for record in alone.manifest.adapters] == ["mine"]
+    assert alone.manifest.head is None
+    with pytest.raises(AdapterError, match=r"name of the base's own head.*without_own_head"):
+        ae.build(base, [replace(mine, name="Own-Head")], tmp_path / "twice")
+
+
+@pytest.mark.parametrize("fault", ["another base", "damaged weights", "no base64", "a flipped bit"])
+def test_a_head_in_an_archive_is_read_strictly(fault: str, tmp_path: Path) -> None:
+    small("Bert", "ForTokenClassification").save_pretrained(tmp_path / "folder")
+    capture_folder(tmp_path / "folder", tmp_path / "model.pt")
+    entries = read_entries(tmp_path / "model.pt")
+    if fault == "another base":
+        edit(entries, f"extra/{HEAD_GRAPH}", lambda document: document["base"].update(fingerprint="sha256:other"))
+        edit(entries, f"extra/{HEAD_GRAPH}", lambda document: document.pop("checksum"))
+    elif fault == "damaged weights":
+        entries[f"extra/{HEAD_WEIGHTS}"] = entries[f"extra/{HEAD_WEIGHTS}"][:-40]
+    elif fault == "no base64":
+        entries[f"extra/{HEAD_WEIGHTS}"] = b"?" + entries[f"extra/{HEAD_WEIGHTS}"]
+    else:
+        entries[f"extra/{HEAD_GRAPH}"] = entries[f"extra/{HEAD_GRAPH}"].replace(b"LABEL_1", b"LABEL_7")
+    write_entries(tmp_path / "bad.pt", entries)
+    with pytest.raises(BaseModelError, match=r"head that (cannot be read|is not its own).*Capture the base again"):
+        load_base(tmp_path / "bad.pt")
+
+
+def test_a_module_has_no_head_of_its_own(tmp_path: Path) -> None:
+    model = small("Bert", "ForSequenceClassification")
+    found = obvious_inputs(model)
+    assert found is not None
+    save_base(model, found[0], tmp_path / "model.pt", axes=found[1])
+    assert load_base(tmp_path / "model.pt").own_head is None
