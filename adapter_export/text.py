@@ -268,7 +268,7 @@ class Tokenizer:
                 base that takes no mask and would read padding as text.
         """
         check_inputs(input_names)
-        lengths = [sum(encoding.attention_mask) for encoding in encodings]
+        lengths = [len(encoding.ids) for encoding in encodings]
         if 0 in lengths:
             raise RequestError(
                 "has no tokens",
@@ -283,8 +283,16 @@ class Tokenizer:
                 expected="one length",
                 fix="run the texts one by one",
             )
-        padded = self.padded(encodings)
-        return {name: np.array([_INPUTS[name](encoding) for encoding in padded], np.int64) for name in input_names}
+        fill = {"input_ids": self._padding.get("pad_id", 0), "token_type_ids": self._padding.get("pad_type_id", 0)}
+        arrays = {name: np.full((len(lengths), max(lengths)), fill.get(name, 0), np.int64) for name in input_names}
+        for name, array in arrays.items():
+            for row, encoding in zip(array, encodings, strict=True):
+                row[self.real(len(encoding.ids), len(row))] = _INPUTS[name](encoding)
+        return arrays
+
+    def real(self, tokens: int, width: int) -> slice:
+        """Return where the tokens of a row are that is padded to a width."""
+        return slice(width - tokens, width) if self._padding.get("direction") == "left" else slice(tokens)
 
     def _encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
         if isinstance(texts, str | Pair) or not texts:

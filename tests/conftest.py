@@ -86,3 +86,15 @@ def tiny_bert_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_base(model, {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}, folder / "model.pt")
 
     return once(tmp_path_factory, "tiny_bert", make) / "model.pt"
+
+
+@pytest.fixture(scope="session")
+def text_folder(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`hf`, `model.pt`, `adapters/NAME` and `bundle`: a small BERT with MiniLM's tokenizer, an adapter of each type."""
+
+    def make(folder: Path) -> None:
+        from text_bundle import save_texts
+
+        save_texts(folder, minilm_folder)
+
+    return once(tmp_path_factory, "texts", make)

@@ -11,8 +11,8 @@ import numpy as np
 from adapter_export.cli.output import emit_json, show
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import Session
-from adapter_export.runtime.answers import Answer, LabelSet, Prediction, Score, Span, TokenLabels, answer, own_classes
-from adapter_export.runtime.answers import document as answer_document
+from adapter_export.runtime.answers import Answer, LabelSet, Numbers, Prediction, Score, Span, TokenLabels, Vector
+from adapter_export.runtime.texts import Choice, TextAnswer
 from adapter_export.tables import Table
 
 _FEW = 3
@@ -22,30 +22,12 @@ _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
 @dataclass(frozen=True)
-class Token:
-    """A token: its place in the row from 0, as the tokenizer writes it, and the characters [from, to) of the text."""
-
-    place: int
-    text: str
-    span: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
 class Head:
     """The adapter that a row ran through (none is the base alone), its task and its output, if any."""
 
     adapter: str | None
     task: Task | None
     output: str | None
-
-    def result(
-        self, name: str, outputs: Mapping[str, np.ndarray], row: int, base: Sequence[str], tokens: Sequence[Token]
-    ) -> Result:
-        """Return the result of a row of a call with these outputs, of which every row has those in `base`."""
-        own = {output: outputs[output][row] for output in base if self.task is None}
-        if self.output is not None:
-            own[self.output] = own_classes(outputs[self.output][row])
-        return Result(name, self, own, tokens)
 
 
 def head_of(session: Session, adapter: str | None) -> Head:
@@ -57,45 +39,47 @@ def head_of(session: Session, adapter: str | None) -> Head:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one row: what its head gave, in its own width, and without a task the base's outputs as well."""
+    """The result of one row: its text as data, what its adapter says of it, or without a task all outputs, and the cut.
 
-    name: str
+    `cut` is how many tokens of its text were left out.
+    """
+
+    texts: Mapping[str, Any]
     head: Head
+    said: TextAnswer | None
     outputs: Mapping[str, np.ndarray]
-    tokens: Sequence[Token]
+    cut: int = 0
 
     @property
-    def values(self) -> np.ndarray:
-        """What the head of a task gave: `[classes]`, `[tokens, classes]`, `[numbers]` or `[width]`."""
-        assert self.head.output is not None  # a task has one
-        return self.outputs[self.head.output]
+    def name(self) -> str:
+        """Its text, or both texts of a pair."""
+        second = self.texts.get("pair")
+        return str(self.texts["text"]) if second is None else f"{self.texts['text']} | {second}"
 
     @property
     def type(self) -> ProblemType | None:
         """The problem type of its adapter's task; none without a task."""
         return None if self.head.task is None else self.head.task.type
 
-    def answer(self) -> Answer:
-        """Return what the adapter says of the row, of its real tokens where it has an answer for each."""
-        assert self.head.task is not None  # as callers have seen
-        places = [token.place for token in self.tokens]
-        values = self.values[places] if self.values.ndim == 2 else self.values
-        return answer(self.head.task, values)
+    def answer(self) -> Answer | Choice:
+        """Return what the adapter says of the row."""
+        assert self.said is not None  # as callers have seen
+        return self.said.answer
+
+    def token_classes(self) -> list[tuple[str, Prediction]]:
+        """Return its tokens, as the tokenizer writes them, with the class of each."""
+        assert self.said is not None
+        assert isinstance(self.said.answer, TokenLabels)
+        pairs = zip(self.said.tokens, self.said.answer.tokens, strict=True)
+        return [(token.text, one) for token, one in pairs if one is not None]
 
 
 def facts(result: Result) -> dict[str, Any]:
     """Return a row as data: its text and its answer, or without a task a summary of its outputs."""
-    found: dict[str, Any] = {"text": result.name}
-    if result.head.task is None:
-        return found | {"outputs": list(_summaries(result.outputs))}
-    said = result.answer()
-    if not isinstance(said, TokenLabels):
-        return found | answer_document(said)
-    tokens = []
-    for token, one in zip(result.tokens, said.tokens, strict=True):
-        span = {} if token.span is None else {"start": token.span[0], "end": token.span[1]}
-        tokens.append({"token": token.text, **span, **({} if one is None else answer_document(one))})
-    return found | {"tokens": tokens}
+    if result.said is None:
+        cut = {"cut": result.cut} if result.cut else {}
+        return {**result.texts, "outputs": list(_summaries(result.outputs)), **cut}
+    return {**result.texts, **result.said.document()}
 
 
 def full_facts(result: Result) -> dict[str, Any]:
@@ -134,29 +118,30 @@ def tables(results: Sequence[Result]) -> Iterator[Table | str]:
                 yield from (result.name, _shares(result.answer(), "label"))
         case "single_label" | "multi_label" | "ranking" | "multiple_choice" | "span":
             rows = [(result.name, *_cells(result)) for result in results]
-            columns = {"ranking": "score", "multiple_choice": "score", "span": "tokens"}
+            columns = {"ranking": "score", "multiple_choice": "choice", "span": "answer"}
             yield Table(("text", columns.get(problem, "label"), "probability", ""), rows, numbers="llr")
         case "token":
             for result in results:
-                pairs = zip(result.tokens, _token_labels(result), strict=True)
-                cells = [(token.text, one.label, *_share(one.probability)) for token, one in pairs]
+                cells = [(token, one.label, *_share(one.probability)) for token, one in result.token_classes()]
                 yield from (result.name, Table(("token", "label", "probability", ""), cells, numbers="llr"))
         case "regression":
-            count = len(results[0].values)
+            numbers_of = [_values(result) for result in results]
+            count = len(numbers_of[0])
             columns_of = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
-            numbers = [[result.name, *(f"{number:.6g}" for number in result.values)] for result in results]
+            found = zip(results, numbers_of, strict=True)
+            numbers = [[result.name, *(f"{number:.6g}" for number in values)] for result, values in found]
             yield Table(("text", *columns_of), numbers, numbers="l" + "r" * count)
         case "embedding":
-            lengths = [f"{float(np.linalg.norm(result.values)):.4g}" for result in results]
+            lengths = [f"{float(np.linalg.norm(_values(result))):.4g}" for result in results]
             vectors_of = zip(results, lengths, strict=True)
-            vectors = [(result.name, len(result.values), length, _cells(result)[0]) for result, length in vectors_of]
+            vectors = [(result.name, len(_values(result)), length, _cells(result)[0]) for result, length in vectors_of]
             yield Table(("text", "width", "length", "vector"), vectors, numbers="lrr")
         case None:
             mixed = [(result.name, result.head.adapter or "the base alone", *_cells(result)) for result in results]
             yield Table(("text", "adapter", "result", "probability", ""), mixed, numbers="lllr")
 
 
-def _shares(said: Answer, column: str) -> Table:
+def _shares(said: Answer | Choice, column: str) -> Table:
     """List the classes of a text, the most probable first; of several labels, those that apply are marked."""
     assert isinstance(said, Prediction | LabelSet)
     ranked = sorted(said.probabilities.items(), key=lambda item: -item[1])
@@ -165,17 +150,19 @@ def _shares(said: Answer, column: str) -> Table:
     return Table((column, "probability", ""), rows, numbers="lr")
 
 
-def _token_labels(result: Result) -> list[Prediction]:
+def _values(result: Result) -> np.ndarray:
     said = result.answer()
-    assert isinstance(said, TokenLabels)
-    return [one for one in said.tokens if one is not None]
+    assert isinstance(said, Numbers | Vector)
+    return said.numbers if isinstance(said, Numbers) else said.vector
 
 
-def show_outputs(adapter: str | None, batches: Sequence[Mapping[str, np.ndarray]], *, as_json: bool) -> None:
-    """Write a summary of each output of each batch."""
+def show_outputs(
+    adapter: str | None, batches: Sequence[Mapping[str, np.ndarray]], cut: Mapping[str, int], *, as_json: bool
+) -> None:
+    """Write a summary of each output of each batch; `cut` has how many tokens of texts were left out, by place."""
     rows = [{**one, "batch": index} for index, outputs in enumerate(batches) for one in _summaries(outputs)]
     if as_json:
-        emit_json({"adapter": adapter, "outputs": rows})
+        emit_json({"adapter": adapter, "outputs": rows, **({"cut": cut} if cut else {})})
         return
     numbers = [["–" if row[key] is None else f"{row[key]:.4g}" for key in ("min", "mean", "max")] for row in rows]
     cells = [(row["output"], row["dtype"], row["shape"], *three) for row, three in zip(rows, numbers, strict=True)]
@@ -195,7 +182,7 @@ def _share(probability: float) -> tuple[str, str]:
 
 def _cells(result: Result) -> tuple[str, str, str]:
     """Return the result in a line: what it is, and of a class its probability."""
-    if result.head.task is None:
+    if result.said is None:
         return ", ".join(f"{name} {list(array.shape)}" for name, array in result.outputs.items()), "", ""
     said = result.answer()
     match said:
@@ -205,13 +192,16 @@ def _cells(result: Result) -> tuple[str, str, str]:
             shares = [said.probabilities[label] for label in said.labels]
             return ", ".join(said.labels) or "none", *(_share(min(shares)) if shares else ("", ""))
         case TokenLabels():
-            pairs = zip(result.tokens, _token_labels(result), strict=True)
-            return " ".join(f"{token.text}/{one.label}" for token, one in pairs), "", ""
+            return " ".join(f"{token}/{one.label}" for token, one in result.token_classes()), "", ""
         case Span():
-            tokens = [token.text for token in result.tokens[said.start : said.end + 1]]
-            return " ".join(tokens), *_share(said.probability)
+            text = f"tokens {said.start} to {said.end}" if result.said.span is None else result.said.span[0]
+            return text, *_share(said.probability)
+        case Choice():
+            choices = result.texts.get("choices", ())
+            return choices[said.choice], *_share(said.probabilities[said.choice])
         case Score():
             return f"{said.score:.4f}", "", ""
         case _:
-            more = " …" if len(result.values) > _NUMBERS_SHOWN else ""
-            return " ".join(f"{number:.4f}" for number in result.values[:_NUMBERS_SHOWN]) + more, "", ""
+            values = _values(result)
+            more = " …" if len(values) > _NUMBERS_SHOWN else ""
+            return " ".join(f"{number:.4f}" for number in values[:_NUMBERS_SHOWN]) + more, "", ""

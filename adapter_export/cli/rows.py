@@ -6,20 +6,23 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from adapter_export.api.base import open_tokenizer
-from adapter_export.cli.results import Token
 from adapter_export.errors import DataError, FormatError, UsageError, within
 from adapter_export.format.files import new_file, read_bytes, unreadable
+from adapter_export.format.labelled import choices, short, text_cell
 from adapter_export.format.tables import check_columns, read_rows, text_lines
 from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.graph.tasks import TOKEN_TYPES, Task
 from adapter_export.runtime import Bundle
+from adapter_export.runtime.answers import Span, answer
 from adapter_export.runtime.inputs import check_inputs
+from adapter_export.runtime.texts import Asked, LongTexts, ReadText, TextAnswer, TextReader, Token, answered
+from adapter_export.text import Pair
 
 Arrays = dict[str, np.ndarray]
 
@@ -31,17 +34,48 @@ _NPZ, _SAFETENSORS = ".npz", ".safetensors"
 
 @dataclass(frozen=True)
 class Text:
-    """A text, its place for messages, and the adapter that its row names, if any."""
+    """A text, a pair or a question with its choices, its place for messages, and the adapter that its row names."""
 
-    text: str
+    text: Asked
     where: str
     adapter: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What stands for it in results: the first of two texts."""
+        return self.text if isinstance(self.text, str) else _first(self.text)
 
-def read_texts(given: Sequence[str]) -> list[Text]:
-    """Return the texts of the command line, or else each line of stdin that is not empty."""
+    @property
+    def second(self) -> str | list[str] | None:
+        """The second text of a pair, or the choices."""
+        if isinstance(self.text, Pair):
+            return self.text.second
+        return None if isinstance(self.text, str) else [pair.second for pair in self.text if isinstance(pair, Pair)]
+
+
+def _first(text: Asked) -> str:
+    pair = text if isinstance(text, Pair) else text[0]
+    return pair.first if isinstance(pair, Pair) else " ".join(map(str, text))
+
+
+def read_texts(given: Sequence[str], pairs: Sequence[str] = ()) -> list[Text]:
+    """Return the texts of the command line, or else each line of stdin that is not empty.
+
+    Of one text with several `pairs`, these are choices.
+    """
+    if len(given) == 1 and len(pairs) > 1:
+        return [Text([Pair(given[0], second) for second in pairs], "text 0")]
+    if pairs and len(pairs) != len(given):
+        raise UsageError(
+            "there is not one second text for each text",
+            where="`--pair`",
+            found=f"{len(pairs)} for {len(given)} texts",
+            fix="give one for each, in the order of the texts; of one text, several are choices",
+        )
     if given:
-        return [Text(text, f"text {index}") for index, text in enumerate(given)]
+        seconds: Sequence[str | None] = pairs or [None] * len(given)
+        both = enumerate(zip(given, seconds, strict=True))
+        return [Text(text if second is None else Pair(text, second), f"text {at}") for at, (text, second) in both]
     if sys.stdin.isatty():
         raise UsageError("there is nothing to run on", fix="give `--text`, `--data`, `--arrays`, or lines on stdin")
     found = list(_of_lines(sys.stdin.read().split("\n"), "stdin"))
@@ -52,14 +86,14 @@ def read_texts(given: Sequence[str]) -> list[Text]:
     return found
 
 
-def read_file(path: Path, column: str, adapter_column: str | None) -> list[Text]:
-    """Return each line of a `.txt` file, or a column of a csv, tsv or jsonl table, with the adapter of each row."""
+def read_file(path: Path, column: str, pair_column: str | None, adapter_column: str | None) -> list[Text]:
+    """Return each line of a `.txt` file, or columns of a csv, tsv or jsonl table, with the adapter of each row."""
     if path.suffix.lower() in (".txt", ".text"):
-        if adapter_column is not None:
+        if adapter_column is not None or pair_column is not None:
             raise UsageError("a file of lines has no columns", where=path, fix="give a csv, tsv or jsonl table")
         found = list(_of_lines(text_lines(read_bytes(path), path), str(path)))
     else:
-        found = list(_of_table(path, column, adapter_column))
+        found = list(_of_table(path, column, pair_column, adapter_column))
     if not found:
         raise DataError("holds no texts", where=path, expected="one text a line, or a table with a text in each row")
     return found
@@ -71,11 +105,12 @@ def _of_lines(lines: Iterable[str], where: str) -> Iterator[Text]:
             yield Text(line.rstrip("\r\n"), f"{where}, line {number}")
 
 
-def _of_table(path: Path, column: str, adapter_column: str | None) -> Iterator[Text]:
-    wanted = [column] if adapter_column is None else [column, adapter_column]
+def _of_table(path: Path, column: str, pair_column: str | None, adapter_column: str | None) -> Iterator[Text]:
+    wanted = [name for name in (column, pair_column, adapter_column) if name is not None]
+    fix = "name the columns with `--text-column`, `--pair-column` and `--adapter-column`"
     for number, cells in read_rows(path):
         where = f"{path}, line {number}"
-        check_columns(cells, wanted, where, "name the columns with `--text-column` and `--adapter-column`")
+        check_columns(cells, wanted, where, fix)
         text, adapter = cells[column], None if adapter_column is None else cells[adapter_column]
         if not isinstance(text, str) or not text.strip():
             found = f"`{text}` in the column `{column}`"
@@ -83,43 +118,88 @@ def _of_table(path: Path, column: str, adapter_column: str | None) -> Iterator[T
         if adapter is not None and not isinstance(adapter, str):
             expected = "a name, or `-` for the base"
             raise DataError("names no adapter", where=where, found=f"`{adapter}`", expected=expected)
-        yield Text(text, where, None if adapter in _BASE else adapter.strip())
+        asked: Asked = text
+        if pair_column is not None:
+            second = cells[pair_column]
+            seconds = choices(second, where) if isinstance(second, list) else text_cell(second)
+            if seconds is None:
+                found = f"`{short(second)}` in the column `{pair_column}`"
+                raise DataError("has no second text", where=where, found=found, fix="give it one, or leave the row out")
+            asked = Pair(text, seconds) if isinstance(seconds, str) else [Pair(text, one) for one in seconds]
+        yield Text(asked, where, None if adapter in _BASE else adapter.strip())
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a call is fed for some rows: `parts` has how many rows of it are those of each, windows or choices."""
+
+    arrays: Arrays
+    parts: Sequence[int]
 
 
 class TextRows:
-    """Texts, encoded when a call needs them."""
+    """Texts, made tokens when a call needs them, each by the record of its adapter."""
 
-    def __init__(self, bundle: Bundle, texts: Sequence[Text]) -> None:
-        self._texts = texts
-        fix = "give `--arrays`, or build it again with `--tokenizer`"
-        self._tokenizer = open_tokenizer(bundle.folder, bundle.manifest, fix=fix)
-        self._inputs = [record.name for record in bundle.manifest.inputs]
+    def __init__(
+        self,
+        reader: TextReader,
+        texts: Sequence[Text],
+        names: Sequence[str | None],
+        long: LongTexts,
+        stride: int | None,
+    ) -> None:
+        self._reader, self._texts, self._names = reader, texts, names
+        self._long, self._stride = long, stride
+        self._read: dict[int, ReadText] = {}
+        self.cut: dict[str, int] = {}
+        """How many tokens were left out of each text that was cut, by its place."""
 
     def __len__(self) -> int:
         return len(self._texts)
 
-    def name(self, row: int) -> str:
-        """Return a row's text."""
-        return self._texts[row].text
+    def facts(self, row: int) -> dict[str, Any]:
+        """Return a row's text, or texts."""
+        text = self._texts[row]
+        second = {} if text.second is None else {"choices" if isinstance(text.second, list) else "pair": text.second}
+        return {"text": text.name, **second}
 
-    def inputs(self, start: int, end: int) -> Arrays:
-        """Return the texts encoded, padded to the longest of them."""
+    def cut_of(self, row: int) -> int:
+        """Return how many tokens of a row's text were left out."""
+        return self.cut.get(self._texts[row].where, 0)
+
+    def feed(self, start: int, end: int) -> Feed:
+        """Return the texts as tokens, padded to the longest of them."""
+        read = [self._reading(row) for row in range(start, end)]
         with within(self._texts[start].where + ("" if end == start + 1 else " and those after it")):
-            return dict(self._tokenizer.batch(self._of(start, end), self._inputs))
+            return Feed(
+                dict(self._reader.arrays(row for one in read for row in one.rows)), [len(one.rows) for one in read]
+            )
 
-    def tokens(self, start: int, end: int) -> list[list[Token]]:
-        """Return the tokens of these texts, without padding and special ones, which have no labels."""
-        return [
-            [
-                Token(place, text, encoding.offsets[place])
-                for place, text in enumerate(encoding.tokens)
-                if not encoding.special_tokens_mask[place] and encoding.attention_mask[place]
-            ]
-            for encoding in self._tokenizer.encode(self._of(start, end))
-        ]
+    def calls(self, row: int) -> list[Arrays]:
+        """Return what a call for each window or choice of one text is fed."""
+        with within(self._texts[row].where):
+            return [dict(self._reader.arrays([one])) for one in self._reading(row).rows]
 
-    def _of(self, start: int, end: int) -> list[str]:
-        return [text.text for text in self._texts[start:end]]
+    def said(self, row: int, results: Sequence[np.ndarray], task: Task) -> TextAnswer:
+        """Return what the adapter of a row says of its text, from the results of its rows in a call."""
+        read = self._read.pop(row)
+        if task.type in TOKEN_TYPES:  # without padding
+            pairs = zip(read.rows, results, strict=True)
+            results = [found[self._reader.tokenizer.real(len(one.encoding.ids), len(found))] for one, found in pairs]
+        with within(self._texts[row].where):
+            return answered(read, results)
+
+    def _reading(self, row: int) -> ReadText:
+        if row not in self._read:
+            text = self._texts[row]
+            with within(text.where):
+                read = self._reader.read([text.text], self._names[row], long=self._long, stride=self._stride)[0]
+            if read.task is not None:  # which looks at it again
+                self._read[row] = read
+            if read.cut:
+                self.cut[text.where] = read.cut
+            return read
+        return self._read[row]
 
 
 class ArrayRows:
@@ -128,23 +208,41 @@ class ArrayRows:
     def __init__(self, bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> None:
         self._arrays = check_inputs(arrays, bundle.manifest.inputs)
         self._mask = next((record.name for record in bundle.manifest.inputs if record.role == "mask"), None)
+        self.cut: dict[str, int] = {}
+        """No array is cut."""
 
     def __len__(self) -> int:
         return len(next(iter(self._arrays.values())))
 
-    def name(self, row: int) -> str:
+    def facts(self, row: int) -> dict[str, Any]:
         """Return a row's number."""
-        return f"row {row}"
+        return {"text": f"row {row}"}
 
-    def inputs(self, start: int, end: int) -> Arrays:
+    def cut_of(self, _row: int) -> int:
+        """Return that nothing was left out."""
+        return 0
+
+    def feed(self, start: int, end: int) -> Feed:
         """Return these rows of every array."""
-        return {name: array[start:end] for name, array in self._arrays.items()}
+        arrays = {name: array[start:end] for name, array in self._arrays.items()}
+        return Feed(arrays, [1] * (end - start))
 
-    def tokens(self, start: int, end: int) -> list[list[Token]]:
-        """Return the tokens that the mask [rows, tokens] keeps, by their numbers."""
+    def calls(self, row: int) -> list[Arrays]:
+        """Return this row of every array."""
+        return [self.feed(row, row + 1).arrays]
+
+    def said(self, row: int, results: Sequence[np.ndarray], task: Task) -> TextAnswer:
+        """Return what the adapter of a row says, of the tokens that the mask [rows, tokens] keeps."""
+        (result,) = results
+        if task.type not in TOKEN_TYPES:
+            return TextAnswer(answer(task, result))
         shape = next(iter(self._arrays.values())).shape[:2]
         mask = np.ones(shape) if self._mask is None else self._arrays[self._mask]
-        return [[Token(int(place), f"token {place}") for place in np.flatnonzero(row)] for row in mask[start:end]]
+        places = np.flatnonzero(mask[row])
+        found = answer(task, result[places])
+        if isinstance(found, Span):
+            return TextAnswer(replace(found, start=int(places[found.start]), end=int(places[found.end])))
+        return TextAnswer(found, tokens=tuple(Token(f"token {place}") for place in places))
 
 
 Rows: TypeAlias = TextRows | ArrayRows

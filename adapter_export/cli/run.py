@@ -6,28 +6,27 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
 from adapter_export.api.base import check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, check_together, command
-from adapter_export.cli.output import emit_json, progress_bar, say, show
+from adapter_export.cli.output import emit_json, progress_bar, say, show, warn
 from adapter_export.errors import UsageError, within
-from adapter_export.graph.tasks import TOKEN_TYPES, ProblemType
+from adapter_export.graph.tasks import ProblemType
 
 if TYPE_CHECKING:
     import numpy as np
 
     from adapter_export.cli.results import Head, Result
     from adapter_export.cli.rows import Rows, Text
-    from adapter_export.runtime import Session
-
-Batch: TypeAlias = "tuple[range, dict[str, np.ndarray]]"
-"""The rows of one call, and its outputs by name."""
+    from adapter_export.runtime import Bundle, Session
+    from adapter_export.runtime.texts import TextReader
 
 _BASE = "-"
+_FEW = 3
 _ROWS_AT_ONCE = 32
 _WINDOW = 2048
 """How many rows are sorted by length at a time: more would need more memory, and hardly save more padding."""
@@ -64,8 +63,22 @@ def run(
     texts: Annotated[
         Sequence[str], Option("A text; may be repeated. Without it, each line of stdin is one.", flags="--text")
     ] = (),
+    pairs: Annotated[
+        Sequence[str],
+        Option("The second text of a pair, one for each `--text`; of one text, several are choices.", flags="--pair"),
+    ] = (),
     data: Annotated[Path | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv or jsonl.", "FILE")] = None,
     text_column: Annotated[str, Option("Its column with the texts.", "NAME")] = "text",
+    pair_column: Annotated[
+        str | None, Option("Its column with the second texts of pairs, or lists of choices.", "NAME")
+    ] = None,
+    long_texts: Annotated[
+        Literal["cut", "refuse", "windows"],
+        "A text of more tokens than its adapter takes is cut, refused, or read in windows.",
+    ] = "cut",
+    stride: Annotated[
+        int | None, Option("How many tokens neighbouring windows share; a quarter of one if not given.", "N", least=0)
+    ] = None,
     arrays: Annotated[
         Path | None, Option("A `.npz` or `.safetensors` with an array for each input, not texts.", "FILE")
     ] = None,
@@ -99,11 +112,16 @@ def run(
             ("texts", "data", "arrays"),
             ("many", "out"),
             ("many", "weights"),
+            ("arrays", "long_texts"),
+            ("arrays", "pairs"),
         ),
         needs={
             "labels": ("adapter_file", "names the classes of"),
             "task": ("adapter_file", "is that of"),
             "adapter_column": ("data", "is one of"),
+            "pair_column": ("data", "is one of"),
+            "pairs": ("texts", "belongs to"),
+            "stride": ("long_texts", "is that of"),
             "token_budget": ("many", "is that of"),
             "weights": ("adapter", "are those of an"),
         },
@@ -111,34 +129,59 @@ def run(
     if out is not None:
         reading.check_suffix(out)
         check_free(out, force=force)
+    if stride is not None and long_texts != "windows":
+        raise UsageError("only windows have a stride", found=f"`--long-texts {long_texts}`", fix="give `windows`")
+    if out is not None and long_texts == "windows":
+        raise UsageError("`--out` has one row for each text, and windows are several", fix="leave one of them out")
     opened = Bundle.open(bundle)
     found: list[Text] = []
-    rows: Rows
+    given = None
     if arrays is not None:
-        rows = reading.ArrayRows(opened, reading.read_arrays(arrays))
+        given = reading.ArrayRows(opened, reading.read_arrays(arrays))
+    elif data is None:
+        found = reading.read_texts(texts, pairs)
     else:
-        found = reading.read_texts(texts) if data is None else reading.read_file(data, text_column, adapter_column)
-        rows = reading.TextRows(opened, found)
+        found = reading.read_file(data, text_column, pair_column, adapter_column)
     session = opened.session(provider=provider, threads=threads, on_demand=True)
     if adapter_file is not None:
         name = adapter_file.name.partition(".")[0]
         name = f"{name}.loaded" if name in session.adapters else name
         session.load(name, adapter_file, labels=labels, task=task)
         adapter = adapter or name  # a file that is given and nothing chosen is meant to be used
+    count = len(found) if given is None else len(given)
     if adapters is not None:
-        names = _for_each_row(adapters, len(rows))
+        names = _for_each_row(adapters, count)
     elif adapter_column is not None:
         names = _of_table(found, session)
     else:
-        names = (adapter,) * len(rows)
+        names = (adapter,) * count
+    names = tuple(opened.manifest.head if name is None else name for name in names)
+    rows = given or reading.TextRows(_reader(opened, session), found, names, long_texts, stride)
     call = _Call(session, rows, names, [record.name for record in opened.manifest.base_outputs], allow_mixed_rows)
     if many:
         call.write_lines(token_budget)
-        return
-    batches = call.batches(weights, size=len(rows) if out or arrays else _ROWS_AT_ONCE)
-    if out is not None:
-        reading.write_arrays(out, batches[0][1], force=force)
-    call.show(batches, as_json=as_json)
+    else:
+        batches = call.batches(weights, size=len(rows) if out or arrays else _ROWS_AT_ONCE)
+        if out is not None:
+            reading.write_arrays(out, batches[0].outputs, force=force)
+        call.show(batches, as_json=as_json)
+    _warn_of_cuts(rows.cut)
+
+
+def _reader(bundle: Bundle, session: Session) -> TextReader:
+    if bundle.manifest.text is None:
+        fix = "give `--arrays`, or build it again with `--tokenizer`"
+        raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
+    return bundle.texts(session)
+
+
+def _warn_of_cuts(cut: Mapping[str, int]) -> None:
+    """Say which texts were not read whole."""
+    if cut:
+        named = "; ".join(f"{where}: {count:,}" for where, count in list(cut.items())[:_FEW])
+        more = f"; and {len(cut) - _FEW:,} more texts" if len(cut) > _FEW else ""
+        fix = "`--long-texts windows` reads them whole, `refuse` refuses them"
+        warn(f"texts were cut, so many of their tokens are not read: {named}{more}; {fix}")
 
 
 def _for_each_row(listed: str, rows: int) -> tuple[str | None, ...]:
@@ -164,8 +207,13 @@ def _of_table(texts: Sequence[Text], session: Session) -> tuple[str | None, ...]
     return tuple(text.adapter for text in texts)
 
 
-def _has_tokens(head: Head) -> bool:
-    return head.task is not None and head.task.type in TOKEN_TYPES
+@dataclass(frozen=True)
+class _Batch:
+    """The rows of one call, how many rows of its outputs are those of each, and the outputs by name."""
+
+    rows: range
+    parts: Sequence[int]
+    outputs: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -185,28 +233,31 @@ class _Call:
         known = {name: head_of(self.session, name) for name in dict.fromkeys(self.names)}
         return [known[name] for name in self.names]
 
-    def batches(self, weights: Mapping[str, float] | None, size: int) -> list[Batch]:
+    def batches(self, weights: Mapping[str, float] | None, size: int) -> list[_Batch]:
         """Run the rows in their order, `size` at a time."""
-        found: list[Batch] = []
+        found: list[_Batch] = []
         for start in range(0, len(self.rows), size):
             end = min(start + size, len(self.rows))
-            names, arrays = self.names[start:end], self.rows.inputs(start, end)
+            feed = self.rows.feed(start, end)
+            pairs = zip(self.names[start:end], feed.parts, strict=True)
+            names = [name for name, count in pairs for _ in range(count)]
             if len(set(names)) == 1:
-                outputs = self.session.run(arrays, names[0], weights=weights)
+                outputs = self.session.run(feed.arrays, names[0], weights=weights)
             else:
-                outputs = self.session.run(arrays, adapters=names, allow_mixed_rows=self.allow_mixed_rows)
-            found.append((range(start, end), outputs))
+                outputs = self.session.run(feed.arrays, adapters=names, allow_mixed_rows=self.allow_mixed_rows)
+            found.append(_Batch(range(start, end), feed.parts, outputs))
         return found
 
-    def show(self, batches: Sequence[Batch], *, as_json: bool) -> None:
+    def show(self, batches: Sequence[_Batch], *, as_json: bool) -> None:
         """Write the result of each row, or without any head a summary of the outputs."""
         from adapter_export.cli import results
 
         heads = self.heads()
         if len(set(heads)) == 1 and heads[0].task is None:
-            results.show_outputs(heads[0].adapter, [outputs for _, outputs in batches], as_json=as_json)
+            outputs = [batch.outputs for batch in batches]
+            results.show_outputs(heads[0].adapter, outputs, self.rows.cut, as_json=as_json)
             return
-        found = [result for batch in batches for result in self._results(*batch, heads)]
+        found = [result for batch in batches for result in self._results(batch, heads)]
         if as_json:
             emit_json(results.document(found))
             return
@@ -214,15 +265,26 @@ class _Call:
         if {result.type for result in found} == {"embedding"}:
             say("`--out FILE.npz` or `--json` gives the vectors whole.")
 
-    def _results(self, rows: range, outputs: dict[str, np.ndarray], heads: list[Head]) -> Iterator[Result]:
-        heads = heads[rows.start : rows.stop]
-        output = heads[0].output
-        if len(set(heads)) == 1 and output is not None:  # a base may have its rows along another axis than the first
-            heads = heads[:1] * len(outputs[output])
-        has_tokens = any(_has_tokens(head) for head in heads)
-        tokens = self.rows.tokens(rows.start, rows.stop) if has_tokens else [()] * len(heads)
-        for row, head in enumerate(heads):
-            yield head.result(self.rows.name(rows.start + row), outputs, row, self.base, tokens[row])
+    def _results(self, batch: _Batch, heads: Sequence[Head]) -> Iterator[Result]:
+        start = 0
+        for row, count in zip(batch.rows, batch.parts, strict=True):
+            places = range(start, start + count)
+            yield self._result(row, heads[row], [{n: a[at] for n, a in batch.outputs.items()} for at in places])
+            start += count
+
+    def _result(self, row: int, head: Head, outputs: Sequence[Mapping[str, np.ndarray]]) -> Result:
+        """Return the result of a row from the outputs of its rows in calls."""
+        from adapter_export.cli.results import Result
+        from adapter_export.runtime.answers import own_classes
+
+        texts, cut = self.rows.facts(row), self.rows.cut_of(row)
+        if head.task is not None and head.output is not None:
+            said = self.rows.said(row, [own_classes(found[head.output]) for found in outputs], head.task)
+            return Result(texts, head, said, {}, cut)
+        own = {name: outputs[0][name] for name in self.base}
+        if head.output is not None:
+            own[head.output] = own_classes(outputs[0][head.output])
+        return Result(texts, head, None, own, cut)
 
     def write_lines(self, token_budget: int | None) -> None:
         """Run each row as a request of its own, and write one JSON document a line, in their order."""
@@ -235,18 +297,22 @@ class _Call:
 
         def advance(done: int, _: int) -> None:
             nonlocal finished
-            bar.advance(start + done - finished)
-            finished = start + done
+            reached = start + done * len(window) // len(requests)
+            bar.advance(reached - finished)
+            finished = reached
 
         with progress_bar("running", len(self.rows)) as bar:
             for start in range(0, len(self.rows), _WINDOW):
                 window = range(start, min(start + _WINDOW, len(self.rows)))
-                requests = [Request(self.rows.inputs(row, row + 1), self.names[row]) for row in window]
+                calls = {row: self.rows.calls(row) for row in window}
+                requests = [Request(arrays, self.names[row]) for row in window for arrays in calls[row]]
                 with within(f"rows from {start} on"):
-                    found = self.session.run_many(
-                        requests, progress=advance, allow_mixed_rows=self.allow_mixed_rows, **budget
+                    outputs = iter(
+                        self.session.run_many(
+                            requests, progress=advance, allow_mixed_rows=self.allow_mixed_rows, **budget
+                        )
                     )
-                for row, outputs in zip(window, found, strict=True):
-                    tokens = self.rows.tokens(row, row + 1)[0] if _has_tokens(heads[row]) else ()
-                    result = heads[row].result(self.rows.name(row), outputs, 0, self.base, tokens)
+                for row in window:
+                    found = [{name: array[0] for name, array in next(outputs).items()} for _ in calls[row]]
+                    result = self._result(row, heads[row], found)
                     click.echo(json.dumps(full_facts(result), ensure_ascii=False, allow_nan=False))

@@ -54,15 +54,19 @@ class Token:
 
     Attributes:
         text: as the tokenizer writes it.
-        start: its first character, from 0, or within its word, where words were given.
+        start: its first character, from 0, or within its word, where words were given; none without a text.
         end: the first character behind it.
         word: the word that it is of, where words were given.
     """
 
     text: str
-    start: int
-    end: int
+    start: int | None = None
+    end: int | None = None
     word: int | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"token": self.text, **({} if self.start is None else {"start": self.start, "end": self.end})}
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class TextAnswer:
             found = document(self.answer)
         if isinstance(self.answer, TokenLabels):
             pairs = zip(self.tokens, found["tokens"], strict=True)
-            found["tokens"] = [{"token": one.text, "start": one.start, "end": one.end, **said} for one, said in pairs]
+            found["tokens"] = [{**one.document(), **said} for one, said in pairs]
         if self.span is not None:
             found |= dict(zip(("answer", "start", "end"), self.span, strict=True))
         return found | ({"cut": self.cut} if self.cut else {}) | ({"windows": self.windows} if self.windows > 1 else {})

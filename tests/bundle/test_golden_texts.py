@@ -13,8 +13,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from once import once
-from text_bundle import LIMIT, LONGEST, TASKS, save_texts
+from text_bundle import LIMIT, LONGEST, TASKS
 from transformers import AutoTokenizer
 
 import adapter_export as ae
@@ -33,9 +32,9 @@ Change = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
-def made(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(text_folder: Path) -> Path:
     """`hf`, `model.pt`, `adapters/NAME` and `bundle`."""
-    return once(tmp_path_factory, "texts", lambda folder: save_texts(folder, minilm_folder))
+    return text_folder
 
 
 @pytest.fixture

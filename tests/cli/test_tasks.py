@@ -12,11 +12,10 @@ import torch
 
 from adapter_export.api.base import open_base
 from adapter_export.format.adapter_files import read_adapter
-from adapter_export.format.files import tokenizer_digest
 from adapter_export.graph.tasks import PROBLEM_TYPES
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import Answer, answer, document
-from adapter_export.text import Pair, Tokenizer
+from adapter_export.text import Pair, Tokenizer, tokenizer_digest
 from adapter_export.torch_backend.attach import attach
 
 QUICK = ("--epochs", "1", "--batch-size", "8", "--bottleneck", "4")

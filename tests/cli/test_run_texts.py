@@ -1,0 +1,123 @@
+"""`run` on texts: pairs, choices, long texts, and what was cut of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from text_bundle import LIMIT
+
+from adapter_export.runtime import Bundle
+from adapter_export.text import Pair
+
+LONG = " ".join(f"word{number}" for number in range(40))
+
+
+@pytest.fixture(scope="module")
+def folder(text_folder: Path) -> Path:
+    return text_folder / "bundle"
+
+
+def test_pairs_on_the_command_line_and_in_a_table(cli: Any, folder: Path, tmp_path: Path) -> None:
+    pairs = [Pair("a man plays", "a man is playing"), Pair("it rains", "the sun")]
+    expected = [one.document() for one in Bundle.open(folder).texts().answer(pairs, "follows")]
+    given = [word for one in pairs for word in ("--text", one.first, "--pair", one.second)]
+    found = cli.json("run", folder, "--adapter", "follows", *given)["predictions"]
+    assert [(row["text"], row["pair"]) for row in found] == pairs
+    for row, one in zip(found, expected, strict=True):
+        assert row["label"] == one["label"]
+        assert row["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
+    assert "a man plays | a man is playing" in cli.done("run", folder, "--adapter", "follows", *given).stdout
+    table = tmp_path / "pairs.jsonl"
+    table.write_text("".join(json.dumps({"text": one.first, "b": one.second}) + "\n" for one in pairs))
+    for many in ((), ("--many",)):
+        call = ("run", folder, "--adapter", "follows", "--data", table, "--pair-column", "b", *many)
+        rows = (
+            [json.loads(line) for line in cli.done(*call).stdout.splitlines()]
+            if many
+            else cli.json(*call)["predictions"]
+        )
+        assert [row["label"] for row in rows] == [one["label"] for one in expected]
+
+
+def test_choices(cli: Any, folder: Path, tmp_path: Path) -> None:
+    choices = ["one", "the other", "none"]
+    given = [word for one in choices for word in ("--pair", one)]
+    (row,) = cli.json("run", folder, "--adapter", "choice", "--text", "which?", *given)["predictions"]
+    (expected,) = Bundle.open(folder).texts().answer([[Pair("which?", one) for one in choices]], "choice")
+    assert row["choice"] == expected.document()["choice"]
+    assert row["choices"] == choices
+    assert choices[row["choice"]] in cli.done("run", folder, "--adapter", "choice", "--text", "which?", *given).stdout
+    table = tmp_path / "q.jsonl"
+    table.write_text(json.dumps({"text": "which?", "c": choices}) + "\n")
+    (same,) = cli.json("run", folder, "--adapter", "choice", "--data", table, "--pair-column", "c")["predictions"]
+    assert same == row
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_cut_text_is_said(cli: Any, folder: Path, many: bool) -> None:
+    (read,) = Bundle.open(folder).texts().read([LONG], "topic")
+    options = ("--many",) if many else ("--json",)
+    found = cli.done("run", folder, "--adapter", "topic", "--text", "short", "--text", LONG, *options)
+    rows = [json.loads(line) for line in found.stdout.splitlines()] if many else json.loads(found.stdout)["predictions"]
+    assert [row.get("cut") for row in rows] == [None, read.cut]
+    assert f"text 1: {read.cut}" in found.stderr
+    assert "`--long-texts windows`" in found.stderr
+    quiet = cli.done("run", folder, "--adapter", "topic", "--text", "short", *options)
+    assert "cut" not in quiet.stderr
+
+
+def test_a_cut_text_without_a_task_is_said_too(cli: Any, folder: Path) -> None:
+    long = " ".join([LONG] * 5)
+    found = cli.done("run", folder, "--text", long, "--json")
+    (read,) = Bundle.open(folder).texts().read([long])
+    assert json.loads(found.stdout)["cut"] == {"text 0": read.cut}
+    assert "cut" in found.stderr
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_long_texts_in_windows_and_refused(cli: Any, folder: Path, many: bool) -> None:
+    (expected,) = Bundle.open(folder).texts().answer([LONG], "topic", long="windows", stride=4)
+    call = ("run", folder, "--adapter", "topic", "--text", LONG, "--text", "short", "--long-texts")
+    if many:
+        rows = [json.loads(line) for line in cli.done(*call, "windows", "--stride", 4, "--many").stdout.splitlines()]
+    else:
+        rows = cli.json(*call, "windows", "--stride", 4)["predictions"]
+    assert rows[0]["probabilities"] == pytest.approx(expected.document()["probabilities"], abs=1e-5)
+    assert rows[0]["windows"] == expected.windows > 2
+    assert "windows" not in rows[1]
+    options = ("--many",) if many else ()
+    found = cli.refused(3, f"expected at most {LIMIT}", *call, "refuse", *options)
+    assert "text 0" in found.stderr
+
+
+def test_wrong_calls(cli: Any, folder: Path, tmp_path: Path) -> None:
+    cli.refused(2, "there is not one second text", "run", folder, "--text", "a", "--text", "b", "--pair", "c")
+    cli.refused(3, "expected a pair of texts", "run", folder, "--adapter", "follows", "--text", "a")
+    cli.refused(3, "found a pair of texts", "run", folder, "--adapter", "topic", "--text", "a", "--pair", "b")
+    cli.refused(2, "only windows have a stride", "run", folder, "--text", "a", "--long-texts", "cut", "--stride", 3)
+    cli.refused(2, "which is not given", "run", folder, "--text", "a", "--stride", 3)
+    call = ("run", folder, "--adapter", "topic", "--text", "a", "--long-texts", "windows", "--out", tmp_path / "o.npz")
+    cli.refused(2, "`--out` has one row for each text", *call)
+    long = tmp_path / "long.txt"
+    long.write_text("x" * 5_000_000)
+    found = cli.refused(3, "is longer than any text", "run", folder, "--adapter", "topic", "--data", long)
+    assert len(found.stderr) < 500
+    nul = tmp_path / "nul.jsonl"
+    nul.write_text(json.dumps({"text": "a\0b"}) + "\n")
+    cli.refused(3, "line 1, text 0: is no Unicode text; found NUL", "run", folder, "--adapter", "topic", "--data", nul)
+
+
+def test_spans_and_tokens(cli: Any, folder: Path) -> None:
+    pair = Pair("who?", "Goethe wrote it in Weimar")
+    (row,) = cli.json("run", folder, "--adapter", "place", "--text", pair.first, "--pair", pair.second)["predictions"]
+    assert pair.second[row["start"] : row["end"]] == row["answer"]
+    shown = cli.done("run", folder, "--adapter", "place", "--text", pair.first, "--pair", pair.second).stdout
+    assert row["answer"] in shown
+    (row,) = cli.json("run", folder, "--adapter", "words", "--text", "Goethe wrote")["predictions"]
+    assert [(token["token"], token["start"], token["end"]) for token in row["tokens"]] == [
+        ("goethe", 0, 6),
+        ("wrote", 7, 12),
+    ]
