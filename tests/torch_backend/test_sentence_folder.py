@@ -1,0 +1,248 @@
+"""Folders of sentence-transformers: the vectors of that library, from text, in ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_task import with_random_weights
+from toolchain import skip_or_fail
+from transformers import BertConfig, BertModel
+
+import adapter_export as ae
+from adapter_export.errors import BaseModelError, InputError
+from adapter_export.format.tensors import write_tensors
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds.bottleneck import houlsby
+from adapter_export.runtime.answers import Vector
+from adapter_export.torch_backend.base.base import OWN_HEAD
+from adapter_export.torch_backend.base.huggingface import open_folder
+from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
+from adapter_export.torch_backend.train.fresh import fresh_adapter
+
+TEXTS = [
+    "A man is eating food.",
+    "The girl is carrying a baby, isn't she?",
+    "x",
+    "Ünïcode Größe 漢字 🙂, and so on",
+    "a long text that is cut, " * 200,
+]
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    try:
+        import sentence_transformers
+    except ModuleNotFoundError:
+        skip_or_fail("sentence-transformers is missing: run `make setup`, or `pip install sentence-transformers`")
+    return sentence_transformers
+
+
+def vectors(base: ae.Base, adapters: list[Adapter], folder: Path, name: str | None = None) -> np.ndarray:
+    """What a bundle answers to the texts, [texts, width]."""
+    bundle = ae.build(base, adapters, folder, flavours=("slots",))
+    answers = bundle.texts(bundle.session()).answer(TEXTS, adapter=name)
+    return np.array([one.answer.vector for one in answers if isinstance(one.answer, Vector)], np.float64)
+
+
+def cosines(found: np.ndarray) -> np.ndarray:
+    unit = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+def test_the_cosines_of_minilm_before_and_after_an_adapter(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+    base = ae.capture(minilm_folder, tmp_path / "model.pt")
+    assert base.own_head is not None
+    assert base.own_head.head is not None
+    task = base.own_head.head.task
+    assert task is not None
+    assert (task.type, task.pooling, task.normalised, task.max_tokens) == ("embedding", "mean", True, 256)
+    fresh = fresh_adapter(
+        houlsby(), base.sites.map, name="mine", base=base.fingerprint, bottleneck=8, head=base.own_head.head
+    )
+    adapter = with_random_weights(fresh)
+    model = library.SentenceTransformer(str(minilm_folder), device="cpu", local_files_only=True)
+    before = np.asarray(model.encode(TEXTS), np.float64)
+    with ae.attach(model[0].model, replace(adapter, head=None)):
+        after = np.asarray(model.encode(TEXTS), np.float64)
+    assert np.abs(cosines(after) - cosines(before)).max() > 0.05
+    for name, expected in ((None, before), ("mine", after)):  # without an adapter, the own head answers
+        found = vectors(base, [adapter], tmp_path / str(name), name)
+        assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-5
+        assert np.abs(cosines(found) - cosines(expected)).max() < 1e-5
+
+
+Modules = list[tuple[str, dict[str, Any]]]
+
+TAKEN: dict[str, tuple[dict[str, Any], Modules]] = {
+    "first token": ({"pooling_mode_cls_token": True}, []),
+    "dense": ({"pooling_mode": "mean"}, [("Dense", {"out_features": 24, "activation_function": "Tanh"})]),
+    "two dense": (
+        {"pooling_mode": "cls"},
+        [
+            ("Dense", {"out_features": 48, "activation_function": "GELU"}),
+            ("Dense", {"out_features": 16, "activation_function": "Identity", "bias": False}),
+            ("Normalize", {}),
+        ],
+    ),
+    "norm": ({"pooling_mode_mean_tokens": True}, [("LayerNorm", {}), ("Dropout", {"dropout": 0.1}), ("Normalize", {})]),
+}
+
+
+def folder_of(place: Path, minilm_folder: Path, pooling: dict[str, Any], modules: Modules, inner: str = "") -> Path:
+    """A folder as sentence-transformers writes it, of a small BERT with random weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    BertModel(BertConfig(initializer_range=0.2, max_position_embeddings=64, **sizes)).save_pretrained(place / inner)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(minilm_folder / name, place / inner)
+    (place / inner / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 50, "do_lower_case": False}))
+    width, random, written = 32, np.random.default_rng(0), [("Transformer", inner), ("Pooling", "1_Pooling")]
+    (place / "1_Pooling").mkdir()
+    (place / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": width, **pooling}))
+    for number, (kind, options) in enumerate(modules, 2):
+        path, config, tensors = f"{number}_{kind}", dict(options), dict[str, tuple[int, ...]]()
+        if kind == "Dense":
+            config = {"in_features": width, "bias": True, **options}
+            group = "linear" if options["activation_function"] == "Identity" else "activation"
+            config["activation_function"] = f"torch.nn.modules.{group}.{options['activation_function']}"
+            tensors = {"linear.weight": (config["out_features"], width)}
+            tensors |= {"linear.bias": (config["out_features"],)} if config["bias"] else {}
+            width = config["out_features"]
+        elif kind == "LayerNorm":
+            config, tensors = {"dimension": width}, {"norm.weight": (width,), "norm.bias": (width,)}
+        (place / path).mkdir()
+        (place / path / "config.json").write_text(json.dumps(config))
+        if tensors:
+            drawn = {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in tensors.items()}
+            write_tensors(place / path / "model.safetensors", drawn)
+        written.append((kind, path))
+    entries = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(written)
+    ]
+    (place / "modules.json").write_text(json.dumps(entries))
+    return place
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the library, for names of options that old folders have
+@pytest.mark.parametrize("name", TAKEN)
+def test_the_vectors_of_its_modules(name: str, library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+    inner = "0_Transformer" if name == "dense" else ""
+    folder = folder_of(tmp_path / "folder", minilm_folder, *TAKEN[name], inner)
+    expected = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True).encode(TEXTS)
+    base = ae.capture(folder, tmp_path / "model.pt")
+    found = vectors(base, [], tmp_path / "bundle")
+    assert found.shape == expected.shape
+    assert np.abs(expected).max() > 0.1
+    assert np.abs(found - expected).max() < 1e-5 * max(1, np.abs(expected).max())
+
+
+def test_its_prompts(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, [("Normalize", {})])
+    prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    expected = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True).encode(TEXTS)
+    notes: list[str] = []
+    base = ae.capture(folder, tmp_path / "model.pt", on_note=notes.append)
+    assert base.own_head is not None
+    assert base.own_head.head is not None
+    assert base.own_head.head.task is not None
+    assert base.own_head.head.task.prefix == "query: "
+    assert "`passage`" in notes[0]
+    assert np.abs(vectors(base, [], tmp_path / "bundle") - expected).max() < 1e-5
+
+
+def in_config(path: str, **changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / path).read_text()) if (folder / path).is_file() else {}
+        (folder / path).write_text(json.dumps({**config, **changes}))
+
+    return change
+
+
+def last_module(kind: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[-1]["type"] = kind
+        (folder / "modules.json").write_text(json.dumps(modules))
+
+    return change
+
+
+def pickled(folder: Path) -> None:
+    (folder / "2_Dense" / "model.safetensors").rename(folder / "2_Dense" / "pytorch_model.bin")
+
+
+def prompted(folder: Path) -> None:
+    in_config("1_Pooling/config.json", include_prompt=False)(folder)
+    in_config("config_sentence_transformers.json", prompts={"query": "query: "})(folder)
+
+
+LEFT_OUT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "max": (in_config("1_Pooling/config.json", pooling_mode="max"), "found `max`"),
+    "last token": (in_config("1_Pooling/config.json", pooling_mode="lasttoken"), "found `lasttoken`"),
+    "two poolings": (in_config("1_Pooling/config.json", pooling_mode=["mean", "cls"]), "found `mean` and `cls`"),
+    "old flags": (in_config("1_Pooling/config.json", pooling_mode=None, pooling_mode_max_tokens=True), "found `max`"),
+    "another module": (last_module("sentence_transformers.models.LSTM"), "found `LSTM`"),
+    "code of its own": (last_module("mine.Dense"), "a module that heads do not have"),
+    "a pickle": (pickled, "no weights that are safe to read"),
+    "lowercase": (in_config("sentence_bert_config.json", do_lower_case=True), "lowercases texts"),
+    "prompts": (prompted, "leaves the tokens of a prompt out"),
+    "an activation": (in_config("2_Dense/config.json", activation_function="torch.nn.PReLU"), "found `torch.nn.PReLU`"),
+    "a residual": (in_config("2_Dense/config.json", use_residual=True), "does not read the one before it"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_left_out_is_named_and_never_approximated(name: str, minilm_folder: Path, tmp_path: Path) -> None:
+    dense: Modules = [("Dense", {"out_features": 24, "activation_function": "Tanh"})]
+    folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, dense)
+    change, named = LEFT_OUT[name]
+    change(folder)
+    found = read_sentence_folder(folder)
+    assert found is not None
+    assert found.sentence is None
+    assert named in found.reason
+    if name == "max":
+        base = open_folder(folder)
+        assert base.own_head is None
+        assert base.notes[0].startswith("the head of `modules.json` is left out: pools in a way")
+        assert "found `max`" in base.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ([], "begins with no transformer"),
+        ([{"type": "sentence_transformers.models.BoW", "path": "0_BoW"}], "begins with no transformer; found `BoW`"),
+        ([{"type": "sentence_transformers.models.Transformer", "path": "../../etc"}], "module that cannot be read"),
+        (["Transformer"], "module that cannot be read"),
+    ],
+)
+def test_no_base(modules: list[Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(BaseModelError, match=message):
+        ae.open_base(tmp_path)
+
+
+def test_modules_that_are_no_json(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[")
+    with pytest.raises(InputError, match="not valid JSON"):
+        ae.open_base(tmp_path)
+
+
+def test_the_own_head_of_vectors_is_named_in_the_manifest(minilm_folder: Path, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, [("Normalize", {})])
+    base = ae.capture(folder, tmp_path / "model.pt")
+    bundle = ae.build(base, [], tmp_path / "bundle")
+    assert bundle.manifest.head == OWN_HEAD
+    assert bundle.manifest.slots == ()
+    ae.check(bundle, against=base).raise_for_failure()
