@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,8 +64,10 @@ def evaluate(
     if as_json:
         emit_json(found.to_json())
     else:
-        show(*found.tables())
-        say(f"{found.intervals}.")
+        for table in found.tables():
+            show(str(table.title), replace(table, title=None), "")
+        for remark in found.remarks():
+            say(remark)
     for fault in found.faults():
         say(f"{click.style('failed:', fg='red', bold=True)} {fault.sentence('shell')}")
     if options.get("page") is not None:

@@ -427,6 +427,22 @@ class Evaluation:
         what = "groups" if self.task == "ranking" else "rows"
         return f"intervals of 95 %: percentile bootstrap over {what}, {self.resamples:,} draws, seed {self.seed}"
 
+    def remarks(self) -> Iterator[str]:
+        """Yield in sentences what tables do not say: how the intervals were made, and what the scores were held to."""
+        yield f"{self.intervals}."
+        if self.versus is not None:
+            count = len(self.versus.parting)
+            alike = f"part in {count:,} of {self.rows:,} rows" if count else f"answer all {self.rows:,} rows alike"
+            largest = f"largest difference of a result {self.versus.largest:.1e} (rounding: {self.versus.allowed:.1e})"
+            yield f"the bundle and {self.versus.reference} {alike}; {largest}."
+        if self.held is not None:
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in self.held.scores.items())
+            verdict = "confirmed" if self.held.passed else "contradicted"
+            lines = [f"{line}" for line in self.held.uncertain[:_SHOWN]]
+            more = ", …" if len(self.held.uncertain) > _SHOWN else ""
+            may = f"; rounding may change the answers of lines {', '.join(lines)}{more}" if lines else ""
+            yield f"the record of training, measured on this very file ({self.held.part}: {scores}), is {verdict}{may}."
+
     @property
     def passed(self) -> bool:
         """Whether no gate is missed and the record of training is confirmed where it can be."""

@@ -44,9 +44,10 @@ def page(found: Evaluation) -> str:
 def _parts(found: Evaluation) -> Iterator[str]:
     facts = (
         f"{found.rows:,} rows (sha256 {found.sha256[:12]}…) answered by {found.bundle}, task {found.task}, "
-        f"{found.runtime}. {found.intervals[:1].upper()}{found.intervals[1:]}. adapter-export {__version__}."
+        f"{found.runtime}, adapter-export {__version__}."
     )
-    yield f'<p class="facts">{html.escape(facts)}</p>'
+    remarks = " ".join(remark[:1].upper() + remark[1:] for remark in found.remarks())
+    yield f'<p class="facts">{html.escape(facts)} {html.escape(remarks)}</p>'
     if found.gates or found.held is not None:
         word = "passed" if found.passed else "failed"
         faults = "".join(f"<li>{html.escape(str(fault))}</li>" for fault in found.faults())
@@ -92,7 +93,7 @@ def _bar(score: Score, least: float, most: float) -> str:
     def at(value: float) -> float:
         return _WIDE * (value - least) / (most - least)
 
-    low, high = at(score.low if score.low is not None else score.value), at(score.high or score.value)
+    low, high = (at(score.value if end is None else end) for end in (score.low, score.high))
     return (
         f'<svg width="{_WIDE}" height="14" role="img" aria-label="{html.escape(str(score))}">'
         f'<rect y="6" width="{_WIDE}" height="2" fill="{_GREY}"/>'

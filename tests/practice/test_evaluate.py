@@ -62,6 +62,7 @@ def test_one_label(world: World, topics: Path) -> None:
     counts = np.array(found.confusion)
     assert np.trace(counts) == 30
     assert counts.sum() == 40
+    assert (counts.sum(0) > 5).all(), "all classes are among the answers"
     assert [(one.value, one.rows, one.scores["accuracy"].value) for one in found.slices] == [
         ("h0", 20, 1.0),
         ("h1", 20, 0.5),
