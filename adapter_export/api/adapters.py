@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, ca
 from adapter_export.api.base import Base, PathLike, open_base
 from adapter_export.api.kinds import PackedOptions, kind_names, own_options, placed
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.api.tasks import TaskFacts, with_facts
 from adapter_export.errors import AdapterError, FileError, Note, UsageError, argument, command, worded
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
@@ -230,6 +231,10 @@ def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) ->
     return {**record, COMPOSITION: composition, **next(iter(maps.values()), {})}
 
 
+class PackOptions(PackedOptions, TaskFacts, total=False):
+    """What plain tensors do not show of a kind and of a task."""
+
+
 def pack(
     weights: PathLike | Mapping[str, np.ndarray],
     base: Base | PathLike,
@@ -248,7 +253,7 @@ def pack(
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     on_note: OnNote | None = None,
-    **options: Unpack[PackedOptions],
+    **options: Unpack[PackOptions],
 ) -> Adapter:
     """Make an adapter of tensors that are named after sites; `docs/adapters.md` has the tensors of every kind.
 
@@ -269,6 +274,7 @@ def pack(
     from adapter_export.importers import plain
 
     given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
+    facts = {key: given.pop(key) for key in TaskFacts.__annotations__ if key in given}
     own = own_options(kind_named(kind), given)
     tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
     opened = open_base(base, site_map=site_map, trust_pickle=trust_pickle)
@@ -283,7 +289,7 @@ def pack(
         look=HeadOptions(pooling, activation=head_activation, l2_normalise=l2_normalise),
     )
     tell(packed.notes, on_note)
-    return with_site_map(packed.adapter, opened)
+    return with_site_map(with_facts(packed.adapter, facts), opened)
 
 
 def import_adapterhub(
@@ -295,6 +301,7 @@ def import_adapterhub(
     by_number: ByNumber = False,
     without_head: WithoutHead = False,
     on_note: OnNote | None = None,
+    **facts: Unpack[TaskFacts],
 ) -> Adapter:
     """Make an adapter of one that AdapterHub's library saved, or of a setup of several.
 
@@ -317,7 +324,7 @@ def import_adapterhub(
     settings = _import_settings(opened, source, name, member, by_number)
     imported = adapterhub.import_adapterhub(source, opened.sites.map, with_head=not without_head, **settings)
     tell(imported.notes, on_note)
-    return with_site_map(imported.adapter, opened)
+    return with_site_map(with_facts(imported.adapter, facts), opened)
 
 
 def import_peft(
@@ -326,6 +333,9 @@ def import_peft(
     *,
     name: str | None = None,
     member: str | None = None,
+    task: Annotated[
+        ProblemType | None, "What the head answers, where neither the folder nor the model says it."
+    ] = None,
     labels: Labels = None,
     pooling: Annotated[
         Literal["first", "mean", "tokens"] | None,
@@ -337,6 +347,7 @@ def import_peft(
     by_number: ByNumber = False,
     without_head: WithoutHead = False,
     on_note: OnNote | None = None,
+    **facts: Unpack[TaskFacts],
 ) -> Adapter:
     """Make an adapter of a LoRA or an IA3 that PEFT saved.
 
@@ -353,14 +364,15 @@ def import_peft(
         AdapterError: it does not fit the base, or cannot be expressed; the message names what.
         FileError, FormatError: the folder's files break their format.
     """
-    from adapter_export.format.model_config import known_labels
+    from adapter_export.format.model_config import known_labels, known_problem
     from adapter_export.importers import peft
     from adapter_export.importers.peft.head import HeadChoice
 
     opened, source = open_base(base), Path(folder)
-    in_config = known_labels(opened.path / "config.json") if opened.form == "folder" and opened.path else ()
-    given = None if labels is None else tuple(labels)
-    head = HeadChoice(pooling, activation, given, in_config, leave_out=without_head)
+    head = HeadChoice(pooling, activation, None if labels is None else tuple(labels), leave_out=without_head, task=task)
+    if opened.form == "folder" and opened.path:
+        config = opened.path / "config.json"
+        head = replace(head, known_labels=known_labels(config), known_problem=known_problem(config))
 
     def base_tensor(key: str) -> np.ndarray | None:
         if opened.is_onnx:
@@ -371,7 +383,7 @@ def import_peft(
     settings = _import_settings(opened, source, name, member, by_number)
     imported = peft.import_peft(source, opened.sites.map, base_tensor=base_tensor, head=head, **settings)
     tell(imported.notes, on_note)
-    return with_site_map(imported.adapter, opened)
+    return with_site_map(with_facts(imported.adapter, facts), opened)
 
 
 def _import_settings(base: Base, folder: Path, name: str | None, member: str | None, by_number: bool) -> dict[str, Any]:

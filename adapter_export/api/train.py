@@ -13,6 +13,7 @@ from adapter_export.api.base import Base, PathLike, check_free, check_trainable,
 from adapter_export.api.fusion import FusionOptions, fused, fusion_options, fusion_settings
 from adapter_export.api.kinds import KindOptions, at_least_1, kind_names, make_kind
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.api.tasks import check_thresholds, thresholds_for
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.ops import ACTIVATIONS
@@ -20,7 +21,6 @@ from adapter_export.graph.tasks import (
     DEFAULT_TYPE,
     LABELLED,
     PROBLEM_TYPES,
-    THRESHOLD,
     TOKEN_TYPES,
     ProblemType,
     Task,
@@ -61,7 +61,10 @@ class TaskOptions(TypedDict, total=False):
         f"part of a text that answers a question, numbers, vectors, or how well two texts go together.  "
         f"[default: {DEFAULT_TYPE}]",
     ]
-    threshold: Annotated[float, "Of `multi_label`: the probability from which on a label applies.  [default: 0.5]"]
+    thresholds: Annotated[
+        tuple[float, ...],
+        "Of `multi_label`: the probability from which on a label applies, one for all or one each.  [default: 0.5]",
+    ]
     truncation: Annotated[
         Literal["right", "left"], "The side of a long text that is cut; what the tokenizer says if not given."
     ]
@@ -178,6 +181,7 @@ def train(
             fix=f"leave it out, or leave {argument('fuse')} out",
         )
     _check_head(given)
+    check_thresholds(given.get("thresholds", ()))
     columns = Columns(text, pair, label, start)
     columns.check(given.get("task", DEFAULT_TYPE))
     if kind is None or isinstance(kind, str):
@@ -370,7 +374,7 @@ def _check_head(given: Mapping[str, Any]) -> None:
     unfit = [] if layers else ["head_width", "head_activation"]
     unfit += [] if task == "embedding" else ["vector_width", "l2_normalise"]
     unfit += ["pooling"] if task in TOKEN_TYPES else []
-    unfit += [] if task == "multi_label" else ["threshold"]
+    unfit += [] if task == "multi_label" else ["thresholds"]
     unfit += [] if task == "embedding" else ["prefix"]
     for option in unfit:
         if option in given:
@@ -379,8 +383,6 @@ def _check_head(given: Mapping[str, Any]) -> None:
                 found=f"the task `{task}` and {layers} dense layers",
                 fix=f"leave it out, or give another {argument('task')} or {argument('head_layers')}",
             )
-    if not 0 <= given.get("threshold", THRESHOLD) <= 1:
-        raise UsageError("a threshold is a probability", found=given["threshold"], expected="0 to 1")
     for option in ("head_width", "vector_width"):
         at_least_1(option, given.get(option, 1))
 
@@ -404,7 +406,7 @@ def _head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool)
         activation="sigmoid"
         if rows.problem == "ranking"
         else None,  # it learns how probable it is that two go together
-        thresholds=(given["threshold"],) * len(labels) if "threshold" in given else (),
+        thresholds=thresholds_for(labels, given.get("thresholds", ())),
         input="pair" if paired else "text",
         max_tokens=rows.training.tokenizer.max_tokens,
         truncation=rows.training.side,

@@ -225,6 +225,9 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
     frozenset({float, Literal["learned", "channel"]}): _Text(
         "N|learned|channel", _scaling, "is neither a number nor `learned` or `channel`"
     ),
+    frozenset({tuple[float, ...]}): _Text(
+        "N,…", lambda text: tuple(map(float, text.split(","))), "is no list of numbers such as `0.3,0.7`"
+    ),
     frozenset({tuple[float, ...], Mapping[str, float]}): _Text(
         "N,…|NAME=N,…", _weights, "is no list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`"
     ),

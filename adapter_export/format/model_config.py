@@ -38,6 +38,13 @@ def known_labels(config: Path) -> tuple[str, ...]:
     return labels_of(read_json(config) if config.is_file() else {})
 
 
+def known_problem(config: Path) -> ProblemType | None:
+    """The `problem_type` in the `config.json` of a Hugging Face folder; none if it says nothing."""
+    document = read_json(config) if config.is_file() else {}
+    named = document.get("problem_type") if isinstance(document, dict) else None
+    return _PROBLEM_TYPES.get(named) if isinstance(named, str) else None
+
+
 def labels_of(config: object) -> tuple[str, ...]:
     """The values of `id2label` in the order of the classes; none unless they are different names of all classes."""
     names = config.get("id2label") if isinstance(config, dict) else None

@@ -11,7 +11,9 @@ import pytest
 from peft_bases import peft_base
 from peft_folders import FIXTURES, adapter_folder, changed, expected, refused_folder
 
+from adapter_export.errors import RequestError
 from adapter_export.format.adapter_files import read_adapter
+from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Bundle
 
 BASE = FIXTURES / "bases" / "bert"
@@ -51,9 +53,38 @@ def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:
 def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:
     found = cli.done("import", "peft", adapter_folder("bert_lora_classify"), "--base", BASE, "-o", tmp_path / "a")
     assert "`bert.…` are the base's without that beginning" in found.stderr
-    assert "they are called LABEL_0, LABEL_1, LABEL_2; `--labels` names them" in found.stderr
-    assert "lora, 4 sites, a head for sequence classification" in found.stderr
+    assert "nothing says whether one label applies to a text or several do" in found.stderr
+    assert "`--task single_label` or `--task multi_label`" in found.stderr
     assert "Next: adapter-export build" in found.stderr
+    options = ("--task", "multi_label", "--thresholds", "0.3", "--input", "pair", "--max-tokens", "64")
+    folder = adapter_folder("bert_lora_classify")
+    found = cli.done("import", "peft", folder, "--base", BASE, *options, "-o", tmp_path / "b")
+    assert "they are called LABEL_0, LABEL_1, LABEL_2; `--labels` names them" in found.stderr
+    head = read_adapter(tmp_path / "b").head
+    assert head is not None
+    labels = ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert head.task == Task("multi_label", labels, thresholds=(0.3,) * 3, input="pair", max_tokens=64)
+
+
+def test_an_unknown_task_gives_logits_and_no_answers(cli, onnx: Path, tmp_path: Path) -> None:
+    folder = adapter_folder("bert_lora_classify")
+    cli.done("import", "peft", folder, "--base", onnx, "-o", tmp_path / "a")
+    cli.done("build", onnx, "--adapters", tmp_path / "a", "--max-tokens", 32, "-o", tmp_path / "bundle")
+    session = Bundle.open(tmp_path / "bundle").session()
+    record = expected("bert_lora_classify")
+    inputs = {name.removeprefix("input."): array for name, array in record.items() if name.startswith("input.")}
+    inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])
+    np.testing.assert_allclose(session.run(inputs, "a")["logits"], record["float64.logits"], atol=1e-5)
+    with pytest.raises(RequestError, match="an adapter without a known task cannot answer"):
+        session.answer(inputs, "a")
+
+
+def test_facts_of_an_unknown_task(cli, onnx: Path, tmp_path: Path) -> None:
+    call = ("import", "peft", adapter_folder("bert_lora_classify"), "--base", onnx, "-o", tmp_path / "a")
+    cli.refused(2, "something is said of a task, and nobody knows the task", *call, "--max-tokens", 64)
+    cli.refused(2, "thresholds of another number", *call, "--task", "multi_label", "--thresholds", "0.1,0.2")
+    cli.refused(2, "a threshold is a probability; found 3", *call, "--task", "multi_label", "--thresholds", "3")
+    assert not (tmp_path / "a").exists()
 
 
 def test_labels(cli, onnx: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def made(cli: Any, model: Path, tables: Path, tmp_path_factory: pytest.TempPathF
             "1",
         ),
         "vec": ("vec.tsv", "--task", "embedding", "--vector-width", "6", "--l2-normalise"),
-        "kinds": ("kinds.jsonl", "--task", "multi_label", "--threshold", "0.4", "--max-tokens", "20"),
+        "kinds": ("kinds.jsonl", "--task", "multi_label", "--thresholds", "0.4", "--max-tokens", "20"),
         "like": ("like.jsonl", "--pair", "pair", "--truncation", "left"),
         "rank": ("rank.jsonl", "--task", "ranking", "--pair", "pair", "--validation", "0.4"),
         "ask": ("ask.jsonl", "--task", "span", "--text", "q", "--pair", "context", "--label", "answer"),

@@ -16,7 +16,7 @@ from adapter_export.errors import AdapterError, FormatError, UsageError, argumen
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds.adapterhub import activation_named
-from adapter_export.graph.tasks import ProblemType
+from adapter_export.graph.tasks import RESULT_WIDTHS, TOKEN_TYPES, ProblemType, Task
 from adapter_export.importers.adapterhub.compositions import compile_setup
 from adapter_export.importers.adapterhub.config import LoraConfig, check_base, read_config
 from adapter_export.importers.adapterhub.folder import (
@@ -136,25 +136,18 @@ _WITHOUT = f"give {argument('without_head', True)} to import the adapter alone"
 
 _TASKS: Mapping[str, ProblemType] = {
     "classification": "single_label",
-    "multilabel_classification": "single_label",
+    "multilabel_classification": "multi_label",
     "image_classification": "single_label",
     "tagging": "token",
-    "question_answering": "token",
-}
-_NOTES = {
-    "multilabel_classification": "the head is for several labels at once: take σ of each logit, not their softmax",
-    "question_answering": "the head answers questions: its logits per token are those of the answer's start and end",
+    "question_answering": "span",
+    "multiple_choice": "multiple_choice",
 }
 _REFUSED = {
-    "multiple_choice": "its logits are those of single choices",
     "dependency_parsing": "it compares pairs of words",
     "masked_lm": "it predicts tokens",
     "causal_lm": "it predicts tokens",
     "seq2seq_lm": "it predicts tokens",
 }
-_SPANS = ("start", "end")
-
-
 _MOST_LAYERS = 100
 
 
@@ -164,16 +157,16 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
         return None, {}, ()
     with within(saved.path):
         config = _config(saved)
-        task, labels, numbers = _classes(config)
+        task, numbers = _task(config)
         activation = config.get("activation_function")
         try:
             options = HeadOptions(
-                pooling="mean" if task == "token" else "first",
+                pooling="mean" if task.type in TOKEN_TYPES else "first",
                 dense=config["layers"] - 1,
                 activation=activation_named(str(activation)) if activation else "identity",
                 dropout=float(config.get("dropout_prob") or 0.0),
             )
-            head = make_head(task, width=width, labels=labels, numbers=numbers, options=options)
+            head = make_head(task, width=width, numbers=numbers, options=options)
         except UsageError as error:
             raise AdapterError(error.what, found=error.found, expected=error.expected, fix=_WITHOUT) from error
     name, keys, others = str(saved.document.get("name")), dict[str, str](), dict[str, None]()
@@ -195,8 +188,7 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
         recipes["classifier.bias"] = zeros("classes")
     taker.take_head(head, recipes, keys)
     taker.check()
-    notes = [_NOTES[config["head_type"]]] if config["head_type"] in _NOTES else []
-    notes += taker.notes()
+    notes = [*taker.notes()]
     if others:
         notes.append(
             f"the file also holds {', '.join(others)}: the library saves heads by the beginnings of their names"
@@ -233,21 +225,30 @@ def _config(saved: Saved) -> Mapping[str, Any]:
     return config
 
 
-def _classes(config: Mapping[str, Any]) -> tuple[ProblemType, tuple[str, ...], int]:
-    """The task, the labels in the order of the logits, and how many numbers there are."""
+def _task(config: Mapping[str, Any]) -> tuple[Task, int]:
+    """The task, with its labels in the order of the logits, and how many numbers there are."""
+    problem = _TASKS[config["head_type"]]
+    if problem == "multiple_choice":  # the library gives it no `num_labels`: one number for each choice
+        return Task(problem, input="pair"), RESULT_WIDTHS[problem]
     numbers = config.get("num_labels")
     if not isinstance(numbers, int) or isinstance(numbers, bool) or numbers < 1:
         raise FormatError("has no number of classes", found=f"`num_labels`: {numbers}", expected="at least 1")
-    task = _TASKS[config["head_type"]]
-    if config["head_type"] == "question_answering" and numbers == len(_SPANS):
-        return task, _SPANS, numbers
-    if task == "single_label" and numbers == 1:
-        return "regression", (), 1
+    if problem == "span":
+        if numbers != RESULT_WIDTHS[problem]:
+            raise AdapterError(
+                "a head for questions that gives no start and end",
+                found=f"`num_labels`: {numbers}",
+                expected=f"{RESULT_WIDTHS[problem]}",
+                fix=_WITHOUT,
+            )
+        return Task(problem, input="pair"), numbers
+    if problem == "single_label" and numbers == 1:
+        return Task("regression"), 1
     names = config.get("label2id")
     if names is None:
-        return task, tuple(f"LABEL_{number}" for number in range(numbers)), numbers
+        return Task(problem, tuple(f"LABEL_{number}" for number in range(numbers))), numbers
     if not isinstance(names, dict) or sorted(map(str, names.values())) != sorted(map(str, range(numbers))):
         raise FormatError(
             "labels and classes differ", found=f"`label2id`: {names}", expected=f"a name for each of 0 to {numbers - 1}"
         )
-    return task, tuple(sorted(names, key=lambda label: int(names[label]))), numbers
+    return Task(problem, tuple(sorted(names, key=lambda label: int(names[label])))), numbers

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adapter_export.errors import AdapterError, TensorError, UsageError, argument
+from adapter_export.format.model_config import class_type
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
-from adapter_export.graph.tasks import LABELLED, ProblemType
+from adapter_export.graph.tasks import LABELLED, RESULT_WIDTHS, TOKEN_TYPES, ProblemType, Task
 from adapter_export.importers.peft.folder import Sorted
 from adapter_export.importers.peft.options import Options
 from adapter_export.importers.take import Recipe, Taker, listed
@@ -51,14 +52,27 @@ RECIPES: Mapping[str, KnownHead] = {
 TOKENS = "tokens"
 """The pooling of a head that pools nothing: one result for each token."""
 
-_TASKS: Mapping[str, ProblemType] = {
-    "SEQ_CLS": "single_label",
-    "ForSequenceClassification": "single_label",
-    "ForImageClassification": "single_label",
-    "TOKEN_CLS": "token",
-    "ForTokenClassification": "token",
-}
-"""What the head is for, by PEFT's task or by the end of the name of the model's class."""
+_TASKS: Mapping[str, ProblemType] = {"SEQ_CLS": "single_label", "TOKEN_CLS": "token", "QUESTION_ANS": "span"}
+"""What the head is for, by PEFT's task.
+
+A head for one label of a text may be one for several, or for numbers: all are saved alike.
+"""
+
+_OF_A_TEXT: tuple[ProblemType, ...] = ("single_label", "multi_label", "regression", "ranking")
+"""What a head may answer that PEFT saved for `SEQ_CLS`."""
+
+_UNKNOWN = (
+    "nothing says whether one label applies to a text or several do, so the adapter gives logits and no answers: "
+    f"say it with {argument('task', 'single_label')} or {argument('task', 'multi_label')}"
+)
+_UNKNOWN_TOKENS = (
+    "nothing says what the head says of tokens, so the adapter gives logits and no answers: say it with "
+    f"{argument('task', 'token')} or {argument('task', 'span')}"
+)
+_GUESSED = (
+    "nothing says whether one label applies to a text or several do: taken as one (`single_label`), as classes have "
+    f"names; {argument('task', 'multi_label')} says otherwise"
+)
 
 BaseTensor = Callable[[str], np.ndarray | None]
 """A tensor of the base by the name that it has in the adapter's model, such as `bert.pooler.dense.weight`."""
@@ -69,7 +83,8 @@ class HeadChoice:
     """What the user says of the head; what is none is as the recipe says.
 
     `pooling` is `first`, `mean` or `tokens`, `activation` that of the head's dense layer; `labels` are in the order of
-    the logits. `known_labels` are those of the base's config, used where their number fits.
+    the logits, `task` is what the head answers. `known_labels` are those of the base's config, used where their number
+    fits, and `known_problem` is what it says of them.
     """
 
     pooling: str | None = None
@@ -77,6 +92,8 @@ class HeadChoice:
     labels: tuple[str, ...] | None = None
     known_labels: tuple[str, ...] = ()
     leave_out: bool = False
+    task: ProblemType | None = None
+    known_problem: ProblemType | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,7 @@ def take_head(
     """
     in_base = [path for path in found.saved if base(f"{path}.weight") is not None]
     if choice.leave_out or not found.saved:
-        if choice.labels or choice.pooling or choice.activation:
+        if choice.labels or choice.pooling or choice.activation or choice.task:
             raise UsageError("something is said of a head, and the adapter has or shall have none", where=where)
         _refuse(in_base, where)
         if not found.saved:
@@ -120,26 +137,37 @@ def take_head(
         read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
         names = listed(found.saved)
         return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
-    task = _task(options, choice, in_base, where)
-    recipe = KnownHead(TOKENS) if task == "token" else _recipe(found, taker, choice, where)
-    return _Maker(found, taker, options, base, width, where).make(task, recipe, choice)
+    saved = _saved_type(options, choice, in_base, where)
+    tokens = saved in TOKEN_TYPES if saved is not None else choice.pooling == TOKENS
+    recipe = KnownHead(TOKENS) if tokens else _recipe(found, taker, choice, where)
+    return _Maker(found, taker, options, base, width, where).make(saved, recipe, choice)
 
 
-def _task(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> ProblemType:
-    known = {name: task for name, task in _TASKS.items() if (options.model_class or "").endswith(name)}
-    task = _TASKS.get(options.task_type or "") or next(iter(known.values()), None)
-    if choice.pooling is not None:
-        return "token" if choice.pooling == TOKENS else "single_label"
-    if task is None:
+def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> ProblemType | None:
+    """What the user, PEFT's task or the model's class says that the head answers.
+
+    `single_label` is `SEQ_CLS` unless the user says it; none if only the user's `pooling` says that it is a head.
+    """
+    saved = _TASKS.get(options.task_type or "") or class_type(options.model_class or "")
+    named = options.task_type or options.model_class
+    if saved is None and choice.pooling is None and choice.task is None:
         _refuse(in_base, where)
         raise AdapterError(
             "has modules that were trained as a whole, and nothing says that they are a head",
             where=where,
             found=f"{listed(options.saved)} and the task `{options.task_type}`",
-            expected="the task `SEQ_CLS` or `TOKEN_CLS`",
+            expected="the task `SEQ_CLS`, `TOKEN_CLS` or `QUESTION_ANS`",
             fix=f"say what the head reads with {argument('pooling', 'first')}, `mean` or `tokens`, if it is one",
         )
-    return task
+    of_a_text = {saved, choice.task} <= {*_OF_A_TEXT}
+    if choice.task is not None and saved not in (None, choice.task) and not of_a_text:
+        found = f"{argument('task', choice.task)}, and PEFT saved `{named}`"
+        raise UsageError("the head answers another question", where=where, found=found)
+    wanted = choice.task or saved
+    if wanted is not None and choice.pooling is not None and (wanted in TOKEN_TYPES) != (choice.pooling == TOKENS):
+        found = f"{argument('pooling', choice.pooling)} of a head for `{wanted}`"
+        raise UsageError("the head does not read that", where=where, found=found)
+    return wanted
 
 
 def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> KnownHead:
@@ -193,7 +221,7 @@ class _Maker:
         self._base, self._width, self._where = base, width, where
         self._used: set[str] = set()
 
-    def make(self, task: ProblemType, recipe: KnownHead, choice: HeadChoice) -> MadeHead:
+    def make(self, saved: ProblemType | None, recipe: KnownHead, choice: HeadChoice) -> MadeHead:
         dense = None if recipe.dense is None else self._layer(recipe.dense)
         classes = self._layer(recipe.classes or next(iter(self._found.saved)))
         _refuse([path for path in self._found.saved if path not in self._used], self._where)
@@ -210,21 +238,15 @@ class _Maker:
                 )
             read = len(layer.weight)
         count = len(classes.bias)
-        labels, notes = choice.known_labels if choice.labels is None else choice.labels, list[str]()
-        if choice.labels is not None and len(labels) != count:
+        if choice.labels is not None and len(choice.labels) != count:
             raise UsageError(
-                "labels of another number than classes", where=self._where, found=len(labels), expected=count
+                "labels of another number than classes", where=self._where, found=len(choice.labels), expected=count
             )
-        if len(labels) != count:
-            labels = tuple(f"LABEL_{index}" for index in range(count))
-            named = f"they are called {', '.join(labels)}; {argument('labels')} names them"
-            notes.append(f"PEFT saves no names of classes: {named}")
-        if task == "single_label" and count == 1:
-            task = "regression"
+        task, notes = _task(saved, count, choice, tokens=recipe.pooling == TOKENS)
+        shown = Task("token", _default_labels(count)) if recipe.pooling == TOKENS else Task("regression")
         head = make_head(
-            task,
+            task or shown,
             width=self._width,
-            labels=labels if task in LABELLED else (),
             numbers=count,
             hidden=None if dense is None else len(dense.bias),
             options=HeadOptions(
@@ -233,12 +255,13 @@ class _Maker:
                 activation=recipe.activation,
             ),
         )
+        head = replace(head, task=task)
         recipes = {}
         for name, layer in layers.items():
             recipes[f"{name}.weight"] = Recipe((), layer.weight.transpose)
             recipes[f"{name}.bias"] = Recipe((), layer.bias.copy)
         self._taker.take_head(head, recipes, {})
-        return MadeHead(head, frozenset(self._used), tuple(notes) if task in LABELLED else ())
+        return MadeHead(head, frozenset(self._used), notes)
 
     def _layer(self, path: str) -> Layer:
         """A layer of the head, or one of the base that the head reads, with what the adapter does to it."""
@@ -277,6 +300,42 @@ class _Maker:
             weight = weight + factor * tensors["lora_B.weight"] @ tensors["lora_A.weight"]
             bias = bias + factor * tensors.get("lora_B.bias", np.zeros(len(bias)))
         return Layer(weight, bias)
+
+
+def _task(
+    saved: ProblemType | None, count: int, choice: HeadChoice, *, tokens: bool
+) -> tuple[Task | None, tuple[str, ...]]:
+    """What the numbers of a head mean, none if nobody says it, and what a user should know of that.
+
+    Raises:
+        AdapterError: it gives another number of them than its problem type has.
+    """
+    fits = len(choice.known_labels) == count
+    named = choice.labels or (choice.known_labels if fits else ())
+    problem, notes = choice.task or saved, list[str]()
+    if tokens and problem is None:
+        problem = "token" if named else None
+        notes += [] if named else [_UNKNOWN_TOKENS]
+    elif not tokens and choice.task is None and saved in (None, "single_label"):
+        known = choice.known_problem if fits or not choice.known_labels else None
+        problem = known or ("regression" if count == 1 else "single_label" if named else None)
+        notes += [] if known or count == 1 else [_GUESSED if named else _UNKNOWN]
+    if problem is None:
+        return None, tuple(notes)
+    wanted = RESULT_WIDTHS.get(problem, count)
+    if count != wanted:
+        raise AdapterError(f"a head for `{problem}` gives another number", found=count, expected=wanted)
+    if problem in LABELLED and not named:
+        named = _default_labels(count)
+        notes.append(
+            f"PEFT saves no names of classes: they are called {', '.join(named)}; {argument('labels')} names them"
+        )
+    paired = problem in ("span", "multiple_choice", "ranking")
+    return Task(problem, named if problem in LABELLED else (), input="pair" if paired else "text"), tuple(notes)
+
+
+def _default_labels(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{index}" for index in range(count))
 
 
 def _refuse(paths: Sequence[str], where: object) -> None:

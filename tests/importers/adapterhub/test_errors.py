@@ -360,7 +360,7 @@ class TestHeads:
         assert found.adapter.head is None
         assert "its head was left out" in found.notes
 
-    @pytest.mark.parametrize("kind", ["multiple_choice", "dependency_parsing", "masked_lm", "causal_lm", "oracle"])
+    @pytest.mark.parametrize("kind", ["dependency_parsing", "masked_lm", "causal_lm", "oracle"])
     def test_kinds_that_cannot_be_expressed(self, kind: str, copied: Copy, bert: Made) -> None:
         folder = edit(copied("bert/head_two_layers"), "head_config.json", config={"head_type": kind})
         with pytest.raises(AdapterError, match=rf"a kind of head that cannot be expressed; found `{kind}`"):

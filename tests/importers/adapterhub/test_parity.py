@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from safetensors.numpy import load_file
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import KEEP, slot_form
+from adapter_export.graph.tasks import Task
 from adapter_export.numerics.evaluate import evaluate_head
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.graft.insert import insert_slots
@@ -112,6 +117,41 @@ def test_at_its_sites_it_is_computed_as_well(case: str, made: Callable[[str], Ma
     adapter = imported(case, base.onnx.sites, base.onnx.fingerprint)
     found = CutRunner(base.onnx).run(base.inputs, adapter)
     assert_close(found["last_hidden_state"], expected["hidden"], SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("case", "task"),
+    [
+        ("head_two_layers", {"type": "single_label", "labels": 3}),
+        ("head_multilabel", {"type": "multi_label", "labels": 3, "activation": "sigmoid"}),
+        ("head_question_answering", {"type": "span", "input": "pair"}),
+        ("head_tagging", {"type": "token", "labels": 3}),
+        ("head_regression", {"type": "regression", "activation": "identity"}),
+    ],
+)
+def test_what_a_head_answers(case: str, task: dict[str, Any], bert: Made) -> None:
+    head = imported(f"bert/{case}", bert.sites, bert.source.fingerprint).head
+    assert head is not None
+    assert head.task is not None
+    facts = {name: getattr(head.task, name) for name in task}
+    assert facts == task | ({"labels": head.labels} if "labels" in task else {})
+    assert len(head.labels) == task.get("labels", 0)
+
+
+def test_a_head_for_multiple_choice(bert: Made, tmp_path: Path) -> None:
+    """Its config says `num_choices` and no `num_labels`; its layers are those of a head with one number."""
+    folder = tmp_path / "choice"
+    shutil.copytree(FIXTURES / "bert/head_regression", folder)
+    path = folder / "head_config.json"
+    document = json.loads(path.read_text())
+    config = {key: value for key, value in document["config"].items() if key != "num_labels"}
+    document["config"] = config | {"head_type": "multiple_choice", "num_choices": 3, "label2id": None}
+    path.write_text(json.dumps(document))
+    found = import_adapterhub(folder, bert.sites, name="choice", base=bert.source.fingerprint).adapter
+    assert found.head is not None
+    assert found.head.task == Task("multiple_choice", input="pair")
+    expected = load_file(FIXTURES / "bert/head_regression/expected.safetensors")
+    assert_close(bert.torch.run(bert.inputs, found)["logits"], expected["logits"], SINGLE)
 
 
 @pytest.mark.parametrize("case", FUSIONS)

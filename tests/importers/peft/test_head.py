@@ -11,6 +11,7 @@ import pytest
 from peft_folders import Arrays, adapter_folder, bare_bert, changed, expected, import_peft, linear_site
 
 from adapter_export.errors import AdapterError, TensorError, UsageError
+from adapter_export.graph.tasks import Task
 from adapter_export.importers.peft.head import HeadChoice
 from adapter_export.importers.take import Imported
 from adapter_export.numerics.evaluate import evaluate_head
@@ -119,7 +120,69 @@ def test_a_saved_module_without_a_task(tmp_path: Path) -> None:
     named = {"task_type": None, "auto_mapping": {"base_model_class": "BertForSequenceClassification"}}
     head = imported(changed(folder, tmp_path / "b", config=named)).adapter.head
     assert head is not None
-    assert head.task.type == "single_label"
+    assert head.task is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "task", "note"),
+    [
+        (HeadChoice(), None, "nothing says whether one label applies to a text or several do"),
+        (HeadChoice(task="multi_label"), Task("multi_label", ("LABEL_0", "LABEL_1", "LABEL_2")), "no names of classes"),
+        (HeadChoice(labels=("a", "b", "c")), Task("single_label", ("a", "b", "c")), "taken as one (`single_label`)"),
+        (HeadChoice(known_labels=("a", "b", "c")), Task("single_label", ("a", "b", "c")), "taken as one"),
+        (HeadChoice(known_labels=("a", "b")), None, "nothing says whether"),
+        (
+            HeadChoice(known_labels=("a", "b", "c"), known_problem="multi_label"),
+            Task("multi_label", ("a", "b", "c")),
+            None,
+        ),
+        (HeadChoice(known_problem="regression"), Task("regression"), None),
+        (
+            HeadChoice(labels=("a", "b", "c"), task="single_label", known_problem="multi_label"),
+            Task("single_label", ("a", "b", "c")),
+            None,
+        ),
+    ],
+)
+def test_what_a_head_of_a_text_answers(choice: HeadChoice, task: Task | None, note: str | None) -> None:
+    """PEFT saves heads for one label, for several and for numbers alike."""
+    found = imported(adapter_folder("bert_lora_classify"), choice)
+    assert found.adapter.head is not None
+    assert found.adapter.head.task == task
+    said = [one for one in found.notes if "label" in one or "classes" in one]
+    assert [note in one for one in said] == ([] if note is None else [True])
+
+
+def test_a_head_for_questions(tmp_path: Path) -> None:
+    def two(tensors: Arrays) -> Arrays:
+        return {
+            name: tensor[:2] if name.endswith(("classifier.weight", "classifier.bias")) else tensor
+            for name, tensor in tensors.items()
+        }
+
+    folder = changed(adapter_folder("bert_lora_tag"), tmp_path / "a", tensors=two, config={"task_type": "QUESTION_ANS"})
+    head = imported(folder).adapter.head
+    assert head is not None
+    assert head.task == Task("span", input="pair")
+    five = changed(adapter_folder("bert_lora_tag"), tmp_path / "b", config={"task_type": "QUESTION_ANS"})
+    with pytest.raises(AdapterError, match="a head for `span` gives another number; found 5; expected 2"):
+        imported(five)
+
+
+@pytest.mark.parametrize(
+    ("folder", "choice", "words"),
+    [
+        ("bert_lora_tag", HeadChoice(task="single_label"), "the head answers another question"),
+        ("bert_lora_classify", HeadChoice(pooling="tokens"), "the head does not read that"),
+        ("bert_lora_classify", HeadChoice(task="span"), "the head answers another question"),
+        ("bert_lora_classify", HeadChoice(task="ranking"), "a head for `ranking` gives another number; found 3"),
+        ("bert_lora", HeadChoice(task="single_label"), "something is said of a head"),
+    ],
+)
+def test_tasks_that_the_folder_contradicts(folder: str, choice: HeadChoice, words: str) -> None:
+    with pytest.raises((UsageError, AdapterError)) as caught:
+        imported(adapter_folder(folder), choice)
+    assert words in str(caught.value)
 
 
 def test_words_about_no_head() -> None:

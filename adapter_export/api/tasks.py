@@ -1,0 +1,55 @@
+"""What is said of a head's task where an adapter is made of tensors or imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+
+from adapter_export.api.option import Option
+from adapter_export.errors import UsageError, argument
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter
+
+
+class TaskFacts(TypedDict, total=False):
+    """What lies between a text and the answers of a head, and what neither tensors nor configs show."""
+
+    thresholds: Annotated[
+        tuple[float, ...],
+        "Of `multi_label`: the probability from which on a label applies, one for all or one each.  [default: 0.5]",
+    ]
+    input: Annotated[Literal["text", "pair"], "What a row is: one text, or a pair of texts."]
+    max_tokens: Annotated[int, Option("The most tokens that it was trained with; longer texts are cut.", least=1)]
+    truncation: Annotated[Literal["right", "left"], "The side of a long text that is cut.  [default: right]"]
+    prefix: Annotated[str, "Of `embedding`: what is put before each text."]
+
+
+def check_thresholds(given: Sequence[float]) -> None:
+    """Raise UsageError for a threshold that is no probability."""
+    outside = [number for number in given if not 0 <= number <= 1]
+    if outside:
+        raise UsageError("a threshold is a probability", found=outside[0], expected="0 to 1")
+
+
+def thresholds_for(labels: Sequence[str], given: Sequence[float]) -> tuple[float, ...]:
+    """Return a threshold for each label, where one for all of them is enough; raises UsageError for other numbers."""
+    check_thresholds(given)
+    found = tuple(given) * len(labels) if len(given) == 1 else tuple(given)
+    if found and len(found) != len(labels):
+        expected = f"1, or one for each of the {len(labels)} labels"
+        raise UsageError("thresholds of another number than labels", found=len(found), expected=expected)
+    return found
+
+
+def with_facts(adapter: Adapter, facts: Mapping[str, Any]) -> Adapter:
+    """Return an adapter whose task has these facts, too."""
+    if not facts:
+        return adapter
+    head = adapter.head
+    if head is None or head.task is None:
+        given = ", ".join(map(argument, facts))
+        raise UsageError("something is said of a task, and nobody knows the task", found=given)
+    each = {"thresholds": thresholds_for(head.labels, facts["thresholds"])} if "thresholds" in facts else {}
+    return replace(adapter, head=replace(head, task=replace(head.task, **{**facts, **each})))
