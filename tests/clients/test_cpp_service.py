@@ -65,8 +65,7 @@ def _holds(row: dict[str, Any], inputs: dict[str, np.ndarray], name: str | None,
     if name is None:
         np.testing.assert_allclose(row["outputs"]["hidden"], session.run(inputs)["hidden"][0], rtol=0, atol=CLOSE)
         return
-    found = {each["label"]: each["probability"] for each in row["classes"]}
-    assert found == pytest.approx(dict(session.classify(inputs, name)[0].probabilities), abs=CLOSE)
+    assert row["probabilities"] == pytest.approx(dict(session.classify(inputs, name)[0].probabilities), abs=CLOSE)
 
 
 def test_requests_at_once_each_with_its_own_adapter(
@@ -106,11 +105,11 @@ def _come_and_go(service: httpx.Client, data: bytes, times: int) -> None:
 def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle: Path, session: Session) -> None:
     data = (small_bundle / "adapters/tone.onnx_adapter").read_bytes()
     loaded = service.put("/adapters/new", content=data, params={"labels": "left,right"})
-    assert loaded.json()["new"] == {"labels": ["left", "right"]}
+    assert loaded.json()["new"] == {"task": "single_label", "labels": ["left", "right"]}
     inputs = _arrays(np.random.default_rng(0), 1)
     (row,) = service.post("/run", json=_call(inputs, adapter="new")).json()["rows"]
     expected = dict(zip(("left", "right"), session.classify(inputs, "tone")[0].probabilities.values(), strict=True))
-    assert {each["label"]: each["probability"] for each in row["classes"]} == pytest.approx(expected, abs=CLOSE)
+    assert row["probabilities"] == pytest.approx(expected, abs=CLOSE)
     again = service.put("/adapters/new", content=data)
     assert (again.status_code, "loaded already" in again.json()["error"]) == (400, True)
     in_bank = service.post("/run", json=_call(inputs, adapters=["new"]))

@@ -53,6 +53,8 @@ def _other_golden_vectors(bundle: Path) -> None:
     _edited(lambda d: [file.update(sha256=digest) for file in d["files"] if file["path"] == name])(bundle)
 
 
+MULTI_LABEL = {"type": "multi_label", "labels": ["a", "b"]}
+
 DAMAGES = {
     "a flipped bit": (_flip, "changed or damaged"),
     "truncated": (lambda b: (b / ADAPTER).write_bytes((b / ADAPTER).read_bytes()[:-1]), "another size"),
@@ -77,6 +79,25 @@ DAMAGES = {
         _edited(lambda d: d["adapters"][1]["task"]["labels"].append("c")),
         "labels and classes differ",
     ),
+    "unknown problem type": (_edited(lambda d: d["adapters"][1]["task"].update(type="guess")), "guess"),
+    "another problem type": (
+        _edited(lambda d: d["adapters"][1].update(task={"type": "embedding"})),
+        "has no head for `embedding`",
+    ),
+    "labels of what has none": (
+        _edited(lambda d: d["adapters"][1]["task"].update(type="regression")),
+        "labels and classes differ",
+    ),
+    "a threshold above 1": (
+        _edited(lambda d: d["adapters"][1].update(task={**MULTI_LABEL, "thresholds": [0.5, 1.5]})),
+        "threshold",
+    ),
+    "a threshold too few": (
+        _edited(lambda d: d["adapters"][1].update(task={**MULTI_LABEL, "thresholds": [0.5]})),
+        "thresholds are not one for each label",
+    ),
+    "another activation": (_edited(lambda d: d["adapters"][1]["task"].update(activation="sigmoid")), "activation"),
+    "own head that is no adapter": (_edited(lambda d: d.update(head="nobody")), "nobody"),
     "adapters of another base": (_edited(lambda d: d.update(model_version=1)), "was made for another bundle"),
     "other results": (_other_golden_vectors, "does not compute what the reference computed"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from clients import CLIENTS, Client
 
 from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime.answers import Prediction
 
 CLOSE = 1e-5
 """Probabilities in float32, from numbers that are some ulp apart."""
@@ -34,15 +35,10 @@ def _row(inputs: Arrays, row: int) -> Arrays:
     return {name: array[row : row + 1] for name, array in inputs.items()}
 
 
-def _holds(answer: Mapping[str, Any], expected: Mapping[str, float]) -> None:
-    assert answer["probabilities"] == pytest.approx(expected, abs=CLOSE)
-    assert answer["label"] == max(expected, key=lambda label: expected[label])
-    assert answer["probability"] == answer["probabilities"][answer["label"]]
-
-
-def _softmax(logits: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
-    powers = np.exp(logits.astype(np.float64))
-    return dict(zip(labels, (powers / powers.sum()).tolist(), strict=True))
+def _holds(answer: Mapping[str, Any], expected: Prediction) -> None:
+    found = {key: value for key, value in answer.items() if key != "adapter"}
+    assert found.pop("probabilities") == pytest.approx(dict(expected.probabilities), abs=CLOSE)
+    assert found == {"label": expected.label, "probability": pytest.approx(expected.probability, abs=CLOSE)}
 
 
 def test_a_mixed_batch(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
@@ -51,8 +47,8 @@ def test_a_mixed_batch(client: Client, small_bundle: Path, three_rows: Path, ses
     choices = ["--adapter", "tone", "--adapter", "-", "--adapter", "topic"]
     tone, base, topic = client.run(small_bundle, three_rows, *choices)
     assert [tone["adapter"], base["adapter"], topic["adapter"]] == ["tone", None, "topic"]
-    _holds(tone, dict(session.classify(_row(inputs, 0), "tone")[0].probabilities))
-    _holds(topic, dict(session.classify(_row(inputs, 2), "topic")[0].probabilities))
+    _holds(tone, session.classify(_row(inputs, 0), "tone")[0])
+    _holds(topic, session.classify(_row(inputs, 2), "topic")[0])
     np.testing.assert_allclose(base["outputs"]["hidden"], session.run(_row(inputs, 1))["hidden"][0], rtol=0, atol=CLOSE)
 
 
@@ -61,7 +57,7 @@ def test_weights_of_a_fusion(client: Client, small_bundle: Path, three_rows: Pat
     weights = ["--weights", "tone=0.25,mood=1.5"]
     rows = client.run(small_bundle, three_rows, "--adapter", "fusion", *weights)
     for row, expected in zip(rows, session.classify(_arrays(three_rows), "fixed"), strict=True):
-        _holds(row, dict(expected.probabilities))
+        _holds(row, expected)
     client.refuses("finite weight for each", "run", small_bundle, "--inputs", three_rows, *_other("fusion", "tone=1"))
     client.refuses("no weights that a call", "run", small_bundle, "--inputs", three_rows, *_other("tone", "tone=1"))
 
@@ -73,14 +69,15 @@ def _other(adapter: str, weights: str) -> list[str]:
 def test_an_adapter_that_is_loaded_runs_on_one_token(
     client: Client, small_bundle: Path, session: Session, tmp_path: Path
 ) -> None:
-    """Nobody says its task: there is no answer, and its logits are given as they are."""
+    """Nobody says what its results mean: they are given as they are."""
     path = tmp_path / "token.json"
     path.write_text(json.dumps({"input_ids": [[5]], "attention_mask": [[1]]}))
     file = small_bundle / "adapters" / "tone.onnx_adapter"
     (row,) = client.run(small_bundle, path, "--load", f"new={file}", "--adapter", "new")
-    expected = session.run(_arrays(path), "tone")["logits"][0]
-    assert set(row) == {"adapter", "outputs"}
-    np.testing.assert_allclose(row["outputs"]["logits"], expected, rtol=0, atol=CLOSE)
+    expected = session.run(_arrays(path), "tone")
+    assert set(row["outputs"]) == {"hidden", "logits"}
+    for name, found in row["outputs"].items():
+        np.testing.assert_allclose(found, expected[name][0], rtol=0, atol=CLOSE)
 
 
 def test_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None:

@@ -1,14 +1,27 @@
-// Outputs to what a caller wants to see.
+// Outputs to what a caller wants to see, by the task of each row's adapter (docs/format.md, "Answers").
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "switchboard.hpp"
 
-// One answer for each row. What the row's adapter is for decides what it holds:
-//   "classes": [{"label": …, "probability": …}, …], those of a text, the likeliest first
-//   "tokens":  [{"label": …, "probability": …}, null, …], the likeliest class of each token; null for padding
-//   "numbers": [ … ], what a regression or an embedding gives, or logits whose classes have no names
-//   "outputs": {"last_hidden_state": [[ … ]], …}, the base's outputs, without a head
-// Throws Fault if a number is NaN or infinite.
-nlohmann::json answers(const Arrays& inputs, const Outcome& outcome, const Manifest& manifest);
+using Answer = nlohmann::ordered_json;        // its keys stay in order, and so do labels
+using Contexts = std::vector<std::vector<bool>>;  // for each row which of its tokens may be the answer to a question
+
+// One answer for each row. The problem type of the row's adapter decides what it holds:
+//   single_label             "label", "probability", "probabilities": {label: …}
+//   multi_label              "labels": [those that apply], "probabilities": {label: …}
+//   token                    "tokens": [{as of single_label}, null for padding, …]
+//   span                     "start", "end" (the first and the last token), "probability"
+//   regression               "numbers"
+//   embedding                "vector"
+//   multiple_choice, ranking "score"
+//   none                     "outputs": {"last_hidden_state": [[ … ]], …}, results as they are
+// Without contexts, all tokens but padding may be the answer to a question.
+// Throws RequestFault if a number is NaN or infinite, contexts do not fit, or no token may be the answer.
+std::vector<Answer> answers(const Arrays& inputs, const Outcome& outcome, const Manifest& manifest,
+                            const Contexts& contexts = {});
+
+// An answer with the name of its adapter before it; null for the base.
+Answer with_adapter(const Answer& answer, const Choice& adapter);

@@ -1,5 +1,7 @@
 #include "inputs.hpp"
 
+#include <algorithm>
+
 #include "fault.hpp"
 #include "request.hpp"
 
@@ -48,4 +50,38 @@ Arrays parse_inputs(const json& document, const Manifest& manifest) {
   }
   check_inputs(inputs, manifest);
   return inputs;
+}
+
+Arrays token_inputs(const std::vector<Tokens>& rows, const Manifest& manifest) {
+  std::size_t longest = 0;
+  for (const auto& row : rows) longest = std::max(longest, row.ids.size());
+  const Shape shape{static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(longest)};
+  std::vector<std::int64_t> ids, types, mask;
+  for (const auto& row : rows) {
+    for (std::size_t at = 0; at < longest; ++at) {
+      ids.push_back(at < row.ids.size() ? row.ids[at] : 0);
+      types.push_back(at < row.types.size() ? row.types[at] : 0);
+      mask.push_back(at < row.ids.size());
+    }
+  }
+  Arrays inputs;
+  for (const auto& record : manifest.inputs) {
+    if (record.dtype != "int64" || record.role == "values") {
+      throw Fault({"an input that no ids give", "`" + record.name + "`", record.dtype, "ids or a mask, int64"});
+    }
+    const auto& numbers = record.name == "token_type_ids" ? types : record.role == "mask" ? mask : ids;
+    inputs.emplace(record.name, int64_array(numbers, shape));
+  }
+  return inputs;
+}
+
+std::vector<std::vector<bool>> parse_contexts(const json& document) {
+  std::vector<std::vector<bool>> found;
+  for (const auto& list : document.get<std::vector<std::vector<std::int64_t>>>()) {
+    if (!std::all_of(list.begin(), list.end(), [](std::int64_t number) { return number == 0 || number == 1; })) {
+      throw RequestFault({"a context holds what is no 0 or 1", "", "", "1 for each token that may be the answer"});
+    }
+    found.emplace_back(list.begin(), list.end());
+  }
+  return found;
 }

@@ -2,6 +2,7 @@
 // bundle_client run BUNDLE --ids 101,2040,102 [--ids ...] [--load NAME=FILE]... [--adapter NAME]...
 // bundle_client run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
 // bundle_client run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
+// bundle_client run BUNDLE ... --adapter SPAN --context 0,0,1,1,0 [--context ...]
 //
 // Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
 #include <algorithm>
@@ -27,8 +28,10 @@ constexpr const char* kUsage =
     "usage: bundle_client verify BUNDLE [--json]\n"
     "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) [--load NAME=FILE]... [--adapter NAME]...\n"
     "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,...\n"
-    "One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --weights\n"
-    "are those of the members of a weighted fusion, for all rows or for each. --load takes an `.onnx_adapter` file that was built for this bundle.";
+    "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --adapter SPAN --context 0,1,0...\n"
+    "One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for the base. --weights\n"
+    "are those of the members of a weighted fusion, for all rows or for each. --context, once for each row, has a 1 for\n"
+    "each token that may be the answer to a question. --load takes an `.onnx_adapter` file that was built for this bundle.";
 
 struct Usage : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -42,9 +45,13 @@ int verify(const Bundle& bundle, bool as_json) {
     good = good && worst <= 1;  // NaN fails
     json entry = {{"flavour", flavour}, {"adapter", nullptr}, {"mixed", mixed}, {"worst", worst}};
     if (adapter) entry["adapter"] = *adapter;
+    if (flavour == kTexts) entry["tokenized"] = false;
     document.push_back(entry);
     const auto who = mixed ? "mixed batch" : adapter.value_or("base");
     if (!as_json) std::printf("%-12s %-20s %6.1f %% of what is allowed\n", flavour.c_str(), who.c_str(), 100 * worst);
+  }
+  if (!as_json && !bundle.manifest().golden_texts.empty()) {
+    std::printf("%-12s how text becomes ids is not checked: this client has no tokenizer\n", kTexts);
   }
   if (as_json) std::cout << document.dump(2) << "\n";
   if (findings.empty()) throw Fault({"holds no graph that this client can run"});
@@ -65,30 +72,6 @@ std::vector<std::int64_t> parse_ids(const std::string& text) {
     if (end != part.size()) throw Usage("`" + part + "` is no number");
   }
   return ids;
-}
-
-// Ids and masks of all rows, padded to the longest.
-Arrays inputs_of(const std::vector<std::vector<std::int64_t>>& rows, const Manifest& manifest) {
-  std::size_t longest = 0;
-  for (const auto& row : rows) longest = std::max(longest, row.size());
-  const Shape shape{static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(longest)};
-  std::vector<std::int64_t> ids, mask;
-  for (const auto& row : rows) {
-    for (std::size_t at = 0; at < longest; ++at) {
-      ids.push_back(at < row.size() ? row[at] : 0);
-      mask.push_back(at < row.size());
-    }
-  }
-  const std::vector<std::int64_t> zeros(ids.size(), 0);
-  Arrays inputs;
-  for (const auto& record : manifest.inputs) {
-    if (record.dtype != "int64" || record.role == "values") {
-      throw Fault({"an input that no ids give", "`" + record.name + "`", record.dtype, "ids or a mask, int64"});
-    }
-    const auto& numbers = record.name == "token_type_ids" ? zeros : record.role == "mask" ? mask : ids;
-    inputs.emplace(record.name, int64_array(numbers, shape));
-  }
-  return inputs;
 }
 
 Arrays read_inputs(const std::string& path, const Manifest& manifest) {
@@ -127,32 +110,34 @@ struct Call {
   std::vector<Choice> adapters;  // one for all rows, or one for each
   std::vector<Weights> weights;  // of a fusion that runs all rows
   std::vector<Pair> files;       // adapters to load before
+  json contexts = json::array();  // for each row which of its tokens may be the answer to a question
 };
 
 Outcome run_alone(const Bundle& bundle, const Call& call, const Arrays& inputs) {
   Switchboard switchboard(bundle, "slots", call.weights.empty() ? Feeding::native : Feeding::plain);
-  for (const auto& [name, path] : call.files) switchboard.load(name, read_file(path), {});
+  for (const auto& [name, path] : call.files) switchboard.load(name, read_file(path));
   return switchboard.run(inputs, call.adapters.front(), call.weights);
 }
 
 int run(const Bundle& bundle, Call call, const Arrays& inputs) {
   if (call.adapters.empty()) call.adapters.emplace_back();
+  for (auto& adapter : call.adapters) adapter = bundle.manifest().answering(adapter);
   const bool is_mixed = call.adapters.size() > 1;
   if (!call.files.empty() && is_mixed) throw Usage("what is loaded runs alone, not in a bank");
   const auto outcome = is_mixed ? Bank(bundle).run(inputs, call.adapters) : run_alone(bundle, call, inputs);
-  auto found = answers(inputs, outcome, bundle.manifest());
+  const auto found = answers(inputs, outcome, bundle.manifest(), parse_contexts(call.contexts));
+  Answer document = Answer::array();
   for (std::size_t row = 0; row < found.size(); ++row) {
-    const auto& adapter = call.adapters[is_mixed ? row : 0];
-    found[row]["adapter"] = adapter ? json(*adapter) : json(nullptr);
+    document.push_back(with_adapter(found[row], call.adapters[is_mixed ? row : 0]));
   }
-  std::cout << found.dump(2) << "\n";
+  std::cout << document.dump(2) << "\n";
   return 0;
 }
 
 int main_of(const std::vector<std::string>& arguments) {
   if (arguments.size() < 2) throw Usage("too few arguments");
   Call call;
-  std::vector<std::vector<std::int64_t>> rows;
+  std::vector<Tokens> rows;
   std::string path;
   bool as_json = false;
   for (std::size_t at = 2; at < arguments.size(); ++at) {
@@ -163,7 +148,8 @@ int main_of(const std::vector<std::string>& arguments) {
     else if (option == "--weights" && has_value) call.weights.push_back(weights_of(arguments[++at]));
     else if (option == "--load" && has_value) call.files.push_back(pair_of(arguments[++at]));
     else if (option == "--inputs" && has_value) path = arguments[++at];
-    else if (option == "--ids" && has_value) rows.push_back(parse_ids(arguments[++at]));
+    else if (option == "--ids" && has_value) rows.push_back({parse_ids(arguments[++at])});
+    else if (option == "--context" && has_value) call.contexts.push_back(parse_ids(arguments[++at]));
     else throw Usage("`" + option + "` is not known, or lacks its value");
   }
   const std::string& command = arguments[0];
@@ -174,7 +160,7 @@ int main_of(const std::vector<std::string>& arguments) {
   if (command == "verify") bundle.check_nothing_else();
   if (command == "verify") return verify(bundle, as_json);
   const auto& manifest = bundle.manifest();
-  return run(bundle, call, rows.empty() ? read_inputs(path, manifest) : inputs_of(rows, manifest));
+  return run(bundle, call, rows.empty() ? read_inputs(path, manifest) : token_inputs(rows, manifest));
 }
 
 }  // namespace

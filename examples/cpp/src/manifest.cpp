@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
-#include <initializer_list>
 #include <nlohmann/json.hpp>
-#include <regex>
 #include <set>
 
 #include "fault.hpp"
@@ -14,23 +12,6 @@
 using nlohmann::json;
 
 namespace {
-
-constexpr int kMajor = 1;
-
-// A record, all of whose keys are known: what a reader would ignore might change the answer.
-const json& known(const json& record, std::initializer_list<const char*> keys) {
-  for (const auto& [key, _] : record.items()) {
-    if (std::find(keys.begin(), keys.end(), key) == keys.end()) {
-      throw Fault({"a key that this client does not know", "", "`" + key + "`", "", "take a newer client"});
-    }
-  }
-  return record;
-}
-
-template <typename T>
-T value_or(const json& record, const char* key, const T& otherwise) {
-  return record.contains(key) && !record.at(key).is_null() ? record.at(key).get<T>() : otherwise;
-}
 
 std::vector<Axis> axes(const json& list) {
   std::vector<Axis> found;
@@ -66,13 +47,16 @@ std::optional<MixRecord> mix(const json& adapter) {
   return MixRecord{record.at("slots"), record.at("members")};
 }
 
+std::optional<Task> task(const json& adapter) {
+  if (!adapter.contains("task") || adapter.at("task").is_null()) return std::nullopt;
+  return parse_task(adapter.at("task"), "adapter `" + adapter.at("name").get<std::string>() + "`");
+}
+
 AdapterRecord adapter(const json& record) {
-  known(record, {"name", "kind", "labels", "parameters", "onnx_adapter", "safetensors", "source", "base", "golden", "task",
-                 "output", "baked", "mix"});
-  const auto labels = value_or(record, "labels", std::vector<std::string>{});
-  const auto output = value_or(record, "output", std::string{});
-  return {record.at("name"), {output, labels}, record.at("onnx_adapter"), record.at("safetensors"),
-          value_or(record, "baked", std::string{}), golden(record.at("golden")), mix(record)};
+  known(record, {"name", "kind", "parameters", "onnx_adapter", "safetensors", "source", "base", "golden", "task", "output",
+                 "baked", "mix"});
+  return {record.at("name"), {value_or(record, "output", std::string{}), task(record)}, record.at("onnx_adapter"),
+          record.at("safetensors"), value_or(record, "baked", std::string{}), golden(record.at("golden")), mix(record)};
 }
 
 BankRecord bank(const json& record) {
@@ -90,24 +74,14 @@ FileRecord file(const json& record) {
   return {record.at("path"), record.at("sha256"), record.at("bytes")};
 }
 
-std::map<std::string, std::string> heads(const json& document) {
-  std::map<std::string, std::string> found;
-  for (const auto& record : document.at("heads")) {
-    known(record, {"graph", "output", "result"});
-    found.emplace(record.at("graph").get<std::string>(), record.at("output").get<std::string>());
-  }
-  return found;
+HeadRecord head(const json& record) {
+  known(record, {"graph", "output", "result"});
+  return {record.at("graph"), record.at("output"), record.at("result")};
 }
 
-void check_version(const std::string& version) {
-  std::smatch parts;
-  if (!std::regex_match(version, parts, std::regex(R"((\d{1,9})\.(\d{1,9})\.(\d{1,9}))"))) {
-    throw Fault({"no version of a manifest", "", "`" + version + "`", "such as `1.0.0`"});
-  }
-  if (std::stoi(parts[1]) != kMajor) {
-    throw Fault({"a manifest of another major version", "", version, std::to_string(kMajor) + ".x",
-                 "take a newer client, or build the bundle again"});
-  }
+OutputRecord output(const json& record) {
+  known(record, {"name", "dtype", "axes"});
+  return {record.at("name"), axes(record.at("axes"))};
 }
 
 void check_unique(const std::string& what, const std::vector<std::string>& names) {
@@ -162,10 +136,27 @@ void check_bank(const Manifest& manifest) {
   if (!good) throw Fault({"has a bank with rows that are no adapters"});
 }
 
+// A task needs an output that holds the result of its type, and the base's own head a task.
+void check_heads(const Manifest& manifest) {
+  for (const auto& record : manifest.adapters) {
+    const auto& [output, task] = record.head;
+    bool fits = output.empty() && !task;
+    for (const auto& head : manifest.heads) {
+      fits = fits || (head.output == output && (!task || head.result == result_of(task->type)));
+    }
+    const auto what = task ? "has no head for `" + task->type + "`" : "has an output that no head fills";
+    if (!fits) throw Fault({what, "adapter `" + record.name + "`"});
+  }
+  if (manifest.head && !(manifest.has(*manifest.head) && manifest.adapter(*manifest.head).head.task)) {
+    throw Fault({"names a head that is no adapter with a task", "", "`" + *manifest.head + "`"});
+  }
+}
+
 // Paths stay in the folder, and every file that is used has a hash.
 void check_paths(const Manifest& manifest, const std::filesystem::path& folder) {
   for (const auto& record : manifest.files) inside(folder, record.path);
   std::vector<std::string> used{manifest.golden.path};
+  if (!manifest.golden_texts.empty()) used.push_back(manifest.golden_texts);
   for (const auto& [_, path] : manifest.graphs) used.push_back(path);
   for (const auto& record : manifest.adapters) {
     used.insert(used.end(), {record.onnx_adapter, record.safetensors, record.golden.path});
@@ -179,24 +170,31 @@ void check_paths(const Manifest& manifest, const std::filesystem::path& folder) 
 }
 
 Manifest parse(const json& document, const std::filesystem::path& folder) {
-  check_version(document.at("version"));
+  check_version(document.at("version"), "a manifest");
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "padding_neutral", "counts_padding", "graphs", "inputs", "outputs", "heads", "bank", "sites", "slots",
-                   "adapters", "golden", "text", "model_version", "files"});
+                   "adapters", "golden", "golden_texts", "text", "head", "model_version", "files"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
   manifest.graphs = document.at("graphs");
-  manifest.heads = heads(document);
+  for (const auto& record : document.at("heads")) manifest.heads.push_back(head(record));
   for (const auto& record : document.at("inputs")) manifest.inputs.push_back(input(record));
+  for (const auto& record : document.at("outputs")) manifest.outputs.push_back(output(record));
   for (const auto& record : document.at("slots")) manifest.slots.push_back(slot(record));
   for (const auto& record : document.at("adapters")) manifest.adapters.push_back(adapter(record));
   for (const auto& record : document.at("files")) manifest.files.push_back(file(record));
   if (document.contains("bank") && !document.at("bank").is_null()) manifest.bank = bank(document.at("bank"));
   manifest.golden = golden(document.at("golden"));
+  manifest.golden_texts = value_or(document, "golden_texts", std::string{});
+  if (document.contains("head") && !document.at("head").is_null()) manifest.head = document.at("head").get<std::string>();
+  if (!document.at("text").is_null()) {
+    manifest.tokenizer_digest = known(document.at("text"), {"tokenizer", "digest", "max_tokens"}).at("digest");
+  }
   manifest.model_version = document.at("model_version");
   check_names(manifest);
   if (manifest.bank) check_bank(manifest);
+  check_heads(manifest);
   check_paths(manifest, folder);
   return manifest;
 }

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "task.hpp"
+
 using Choice = std::optional<std::string>;  // an adapter, or none: the base as it is
 
 // The length of an axis: a number, or the name of a dynamic axis such as `batch` (then `size` is 0).
@@ -22,6 +24,11 @@ struct InputRecord {
   std::vector<Axis> axes;
   std::string role;                   // `ids`, `mask` or `values`
   std::optional<std::int64_t> limit;  // valid ids are 0 to limit − 1
+};
+
+struct OutputRecord {
+  std::string name;
+  std::vector<Axis> axes;
 };
 
 struct SlotRecord {
@@ -41,8 +48,15 @@ struct GoldenRecord {
 
 // What comes out of an adapter besides the base's outputs.
 struct Head {
-  std::string output;               // the output that holds its result; empty for an adapter without a head
-  std::vector<std::string> labels;  // its classes, if it has any
+  std::string output;        // the output that holds its result; empty for an adapter without a head
+  std::optional<Task> task;  // what the result means; none if nobody knows it
+};
+
+// A topology of head.
+struct HeadRecord {
+  std::string graph;   // which slots of the site `head` give as theirs
+  std::string output;  // what it fills
+  std::string result;  // what that holds: `logits`, `token_logits` or `embedding`
 };
 
 // The weights that a call may give a fusion: the same go to all slots, and column k weighs member k.
@@ -78,17 +92,24 @@ struct Manifest {
   bool batch_invariant = true;
   std::map<std::string, std::string> graphs;  // the ONNX file of each flavour
   std::vector<InputRecord> inputs;
-  std::map<std::string, std::string> heads;  // the output that each topology of head fills
+  std::vector<OutputRecord> outputs;
+  std::vector<HeadRecord> heads;
   std::vector<SlotRecord> slots;
   std::vector<AdapterRecord> adapters;
+  Choice head;  // the adapter that is the base's own head: it answers where none is chosen
   std::optional<BankRecord> bank;
   GoldenRecord golden;
+  std::string tokenizer_digest;  // of the tokenizer that texts go through; empty if it is not known
+  std::string golden_texts;      // the file with texts, their ids and their answers; empty if there is none
   std::int64_t model_version = 0;  // that of every adapter file for this graph
   std::vector<FileRecord> files;
 
   // The adapter of this name. Throws RequestFault if there is none.
   const AdapterRecord& adapter(const std::string& name) const;
   bool has(const std::string& name) const;
+
+  // Who answers where this is chosen: for the base its own head, if it has one.
+  Choice answering(const Choice& adapter) const { return adapter ? adapter : head; }
 
   // The golden vectors of an adapter, or of the base.
   const GoldenRecord& golden_of(const Choice& adapter) const;

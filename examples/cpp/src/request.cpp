@@ -84,6 +84,59 @@ bool is_neutral(const Array& array, const SlotRecord& slot) {
          std::all_of(numbers, numbers + array.count(), [&](float number) { return number == slot.neutral_value; });
 }
 
+// The head whose slots an adapter fills; none if all of them lie idle.
+std::optional<HeadRecord> filled_head(const Arrays& tensors, const Manifest& manifest, const std::string& where) {
+  std::set<std::string> busy;
+  for (const auto& slot : manifest.slots) {
+    if (slot.site == "head" && !is_neutral(tensors.at(slot.name), slot)) busy.insert(slot.graph);
+  }
+  if (busy.size() > 1) throw RequestFault({"fills several heads", where});
+  for (const auto& head : manifest.heads) {
+    if (busy.count(head.graph)) return head;
+  }
+  return std::nullopt;
+}
+
+// The only head with this result that has no slots, and so cannot be seen in an adapter.
+std::optional<HeadRecord> bare_head(const Manifest& manifest, const std::string& result) {
+  std::optional<HeadRecord> found;
+  for (const auto& head : manifest.heads) {
+    const bool has_slots = std::any_of(manifest.slots.begin(), manifest.slots.end(), [&](const auto& slot) {
+      return slot.site == "head" && slot.graph == head.graph;
+    });
+    if (has_slots || head.result != result) continue;
+    if (found) return std::nullopt;
+    found = head;
+  }
+  return found;
+}
+
+// How many numbers a head gives along its last axis; 0 if its tensors do not say it.
+std::size_t classes_of(const Arrays& tensors, const Manifest& manifest, const HeadRecord& head) {
+  for (const auto& slot : manifest.slots) {
+    if (slot.site != "head" || slot.graph != head.graph) continue;
+    for (std::size_t axis = 0; axis < slot.axes.size(); ++axis) {
+      if (slot.axes[axis].name == "classes") return static_cast<std::size_t>(tensors.at(slot.name).shape[axis]);
+    }
+  }
+  return 0;
+}
+
+void check_task(const Task& task, const std::optional<HeadRecord>& head, const Arrays& tensors, const Manifest& manifest,
+                const std::string& where) {
+  if (const auto wanted = result_of(task.type); !head || head->result != wanted) {
+    const auto found = head ? "a head that gives `" + head->result + "`" : "no head";
+    throw RequestFault({"has no head for `" + task.type + "`", where, found, "a head that gives `" + wanted + "`"});
+  }
+  const auto wanted = width_of(task), classes = classes_of(tensors, manifest, *head);
+  if (wanted == 0 || wanted == classes) return;
+  if (!task.labels.empty()) {
+    throw RequestFault({"labels and classes differ", where, std::to_string(wanted), std::to_string(classes)});
+  }
+  throw RequestFault({"is no head for `" + task.type + "`", where, std::to_string(classes) + " numbers in each result",
+                      std::to_string(wanted)});
+}
+
 }  // namespace
 
 void check_inputs(const Arrays& inputs, const Manifest& manifest) {
@@ -136,25 +189,25 @@ const InputRecord& input_record(const Manifest& manifest, const std::string& nam
   throw RequestFault({"the graph has no such input", "`" + name + "`"});
 }
 
-Head head_of(const Arrays& tensors, const Manifest& manifest, std::vector<std::string> labels, const std::string& where) {
-  std::set<std::string> outputs;
-  std::int64_t classes = 0;
-  for (const auto& slot : manifest.slots) {
-    const auto& tensor = tensors.at(slot.name);
-    if (slot.site != "head" || is_neutral(tensor, slot)) continue;
-    outputs.insert(manifest.heads.at(slot.graph));
-    for (std::size_t axis = 0; axis < slot.axes.size(); ++axis) {
-      if (slot.axes[axis].name == "classes") classes = tensor.shape[axis];
-    }
+Head head_of(const Arrays& tensors, const Manifest& manifest, const Claim& claim, const std::string& where) {
+  auto head = filled_head(tensors, manifest, where);
+  if (claim.type.empty() && claim.labels.empty()) return {head ? head->output : std::string{}, std::nullopt};
+  const auto usual = head && head->result == "token_logits" ? "token" : "single_label";
+  const auto task = make_task(claim.type.empty() ? usual : claim.type, claim.labels, where);
+  if (!head) head = bare_head(manifest, result_of(task.type));
+  check_task(task, head, tensors, manifest, where);
+  return {head->output, task};
+}
+
+void check_head(const Arrays& tensors, const Manifest& manifest, const Head& head, const std::string& where) {
+  auto filled = filled_head(tensors, manifest, where);
+  for (const auto& record : manifest.heads) {  // a head without tensors cannot be seen
+    if (!filled && record.output == head.output) filled = record;
   }
-  if (outputs.size() > 1) throw RequestFault({"fills several heads", where});
-  if (!labels.empty() && static_cast<std::int64_t>(labels.size()) != classes) {
-    throw RequestFault({"labels and classes differ", where, std::to_string(labels.size()), std::to_string(classes)});
+  if (filled && filled->output != head.output) {
+    throw RequestFault({"fills another head than the manifest says", where, "`" + filled->output + "`", "`" + head.output + "`"});
   }
-  if (std::set<std::string>(labels.begin(), labels.end()).size() < labels.size()) {
-    throw RequestFault({"the labels are not one name for each class", where});
-  }
-  return {outputs.empty() ? std::string{} : *outputs.begin(), std::move(labels)};
+  if (head.task) check_task(*head.task, filled, tensors, manifest, where);
 }
 
 void check_model_version(std::int32_t found, const Manifest& manifest, const std::string& where) {

@@ -19,9 +19,19 @@ void check_adapter(const Arrays& tensors, const Manifest& manifest, const std::s
 // The input of this name. Throws RequestFault if the graph has none.
 const InputRecord& input_record(const Manifest& manifest, const std::string& name);
 
-// The head that an adapter fills, as far as its tensors show it. Throws RequestFault if there are several,
-// or not one label for each class.
-Head head_of(const Arrays& tensors, const Manifest& manifest, std::vector<std::string> labels, const std::string& where);
+// What is said about the head of an adapter, whose file says nothing. With labels alone, it is the classification that
+// the head can do; with nothing, nobody knows what its results mean.
+struct Claim {
+  std::string type;  // the problem type; empty if it is not said
+  std::vector<std::string> labels;
+};
+
+// The head that an adapter fills, as its tensors show it, with the task that is said.
+// Throws RequestFault if it fills several, or its head is none for the task.
+Head head_of(const Arrays& tensors, const Manifest& manifest, const Claim& claim, const std::string& where);
+
+// Throws RequestFault if the tensors of an adapter of the bundle are none of the head that its record names.
+void check_head(const Arrays& tensors, const Manifest& manifest, const Head& head, const std::string& where);
 
 // Throws RequestFault if an adapter file was made for another base, or for a graph with other slots or activations.
 void check_model_version(std::int32_t found, const Manifest& manifest, const std::string& where);

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "fault.hpp"
+#include "golden_texts.hpp"
 
 namespace {
 
@@ -164,5 +165,6 @@ std::vector<Finding> self_check(const Bundle& bundle) {
   for (const auto& record : manifest.adapters) {
     if (!record.baked.empty()) check_baked(bundle, record.name, findings);
   }
+  for (const auto& [adapter, worst] : worst_of_texts(bundle)) findings.push_back({kTexts, adapter, false, worst});
   return findings;
 }

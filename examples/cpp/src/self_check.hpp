@@ -1,4 +1,4 @@
-// The bundle held against its golden vectors, in every way that this machine can run it.
+// The bundle held against its golden vectors, in every way that this machine can run it, and against its golden texts.
 #pragma once
 
 #include <string>
@@ -6,8 +6,10 @@
 
 #include "switchboard.hpp"
 
+constexpr const char* kTexts = "texts";  // the golden texts: answers to their ids, in the first flavour that there is
+
 struct Finding {
-  std::string flavour;  // `slots` (native adapters), `slots, fed`, `inputs`, `bank`, `baked`
+  std::string flavour;  // `slots` (native adapters), `slots, fed`, `inputs`, `bank`, `baked`, or kTexts
   Choice adapter;       // none: the base
   bool mixed;           // rows of one batch through different adapters
   double worst;         // the largest deviation as a part of the allowed one; at most 1 is good

@@ -1,13 +1,15 @@
 // bundle_server BUNDLE [PORT]: an HTTP service. One session, any number of requests at once, each with its own adapter.
 //
 //   GET    /adapters             the adapters that are loaded, with their labels
-//   PUT    /adapters/NAME        load one: the body is its `.onnx_adapter` file; `?labels=a,b` names its classes
+//   PUT    /adapters/NAME        load one: the body is its `.onnx_adapter` file; `?labels=a,b` names its classes, and
+//                                `?task=multi_label` says what its results mean
 //   DELETE /adapters/NAME        forget one
 //   POST   /run                  {"adapter": "a" or null, "inputs": {"input_ids": [[101, 102]], …}}
 //   POST   /run                  {"adapters": ["a", null, "b"], "inputs": …}: each row through an adapter of its own
 //
-// Both give {"rows": [{"adapter": "a", "classes": [{"label": "yes", "probability": 0.9}, …]}, …]}; `answers.hpp` says what
-// stands there for adapters of other tasks. A request that cannot be served gives {"error": …} and status 400.
+// Both take a `context` beside the inputs: for each row a 1 for each token that may be the answer to a question.
+// Both give {"rows": [{"adapter": "a", "label": "yes", "probability": 0.9, "probabilities": {…}}, …]}; `answers.hpp` says
+// what stands there for adapters of other tasks. A request that cannot be served gives {"error": …} and status 400.
 #include <httplib.h>
 
 #include <csignal>
@@ -50,8 +52,8 @@ json parse_request(const std::string& body) {
 // A misspelt `adapter` would run the base without a word.
 void check_keys(const json& request) {
   for (const auto& [key, _] : request.items()) {
-    if (key != "inputs" && key != "adapter" && key != "adapters") {
-      throw RequestFault({"a key that is not known", "", "`" + key + "`", "`inputs`, and `adapter` or `adapters`"});
+    if (key != "inputs" && key != "adapter" && key != "adapters" && key != "context") {
+      throw RequestFault({"a key that is not known", "", "`" + key + "`", "`inputs`, `adapter` or `adapters`, and `context`"});
     }
   }
   if (request.contains("adapter") && request.contains("adapters")) {
@@ -65,44 +67,48 @@ class Service {
     if (manifest_.graphs.count("bank")) bank_ = std::make_unique<Bank>(bundle);
   }
 
-  json adapters() const {
-    json document = json::object();
-    for (const auto& name : switchboard_.adapters()) document[name] = {{"labels", switchboard_.labels(name)}};
+  Answer adapters() const {
+    Answer document = Answer::object();
+    for (const auto& name : switchboard_.adapters()) {
+      const auto task = switchboard_.task(name);
+      document[name] = {{"task", task ? Answer(task->type) : Answer(nullptr)},
+                        {"labels", task ? task->labels : std::vector<std::string>{}}};
+    }
     return document;
   }
 
-  json run(const json& request) const {
+  Answer run(const json& request) const {
     check_keys(request);
     const auto inputs = parse_inputs(request.at("inputs"), manifest_);
-    return {{"rows", request.contains("adapters") ? mixed(inputs, request.at("adapters"))
-                                                  : alone(inputs, request.value("adapter", json(nullptr)))}};
+    const auto contexts = parse_contexts(request.value("context", json::array()));
+    return {{"rows", request.contains("adapters") ? mixed(inputs, request.at("adapters"), contexts)
+                                                  : alone(inputs, request.value("adapter", json(nullptr)), contexts)}};
   }
 
-  void load(const std::string& name, const std::string& bytes, const std::string& labels) {
-    switchboard_.load(name, bytes, labels_of(labels));
-  }
+  void load(const std::string& name, const std::string& bytes, const Claim& claim) { switchboard_.load(name, bytes, claim); }
   void unload(const std::string& name) { switchboard_.unload(name); }
 
  private:
-  json alone(const Arrays& inputs, const json& name) const {
-    const auto adapter = choice_of(name);
+  Answer alone(const Arrays& inputs, const json& name, const Contexts& contexts) const {
+    const auto adapter = manifest_.answering(choice_of(name));
     const auto outcome = switchboard_.run(inputs, adapter);
-    return named(answers(inputs, outcome, manifest_), std::vector<Choice>(outcome.heads.size(), adapter));
+    return named(answers(inputs, outcome, manifest_, contexts), std::vector<Choice>(outcome.heads.size(), adapter));
   }
 
-  json mixed(const Arrays& inputs, const json& names) const {
+  Answer mixed(const Arrays& inputs, const json& names, const Contexts& contexts) const {
     if (!bank_) throw RequestFault({"this bundle has no bank", "", "", "", "send one request for each adapter"});
     std::vector<Choice> rows;
     for (const auto& name : names) {
-      rows.push_back(choice_of(name));
+      rows.push_back(manifest_.answering(choice_of(name)));
       if (rows.back()) check_built_in(*rows.back());
     }
-    return named(answers(inputs, bank_->run(inputs, rows), manifest_), rows);
+    return named(answers(inputs, bank_->run(inputs, rows), manifest_, contexts), rows);
   }
 
-  static json named(json rows, const std::vector<Choice>& adapters) {
-    for (std::size_t at = 0; at < rows.size(); ++at) rows[at]["adapter"] = adapters[at] ? json(*adapters[at]) : json(nullptr);
-    return rows;
+  static Answer named(const std::vector<Answer>& rows, const std::vector<Choice>& adapters) {
+    Answer found = Answer::array();
+    for (std::size_t at = 0; at < rows.size(); ++at) found.push_back(with_adapter(rows[at], adapters[at]));
+    return found;
   }
 
   // The bank holds what the bundle was built with; another adapter of the same name may have been loaded since.
@@ -118,14 +124,14 @@ class Service {
 };
 
 // Names in messages may be no UTF-8.
-void send(httplib::Response& response, const json& document) {
-  response.set_content(document.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
+void send(httplib::Response& response, const Answer& document) {
+  response.set_content(document.dump(-1, ' ', false, Answer::error_handler_t::replace), "application/json");
 }
 
 // Answer with what `work` returns; a request that is wrong gets 400 and the reason.
 template <typename Work>
 void answer(httplib::Response& response, Work work) {
-  json document;
+  Answer document;
   try {
     document = work();
   } catch (const RequestFault& error) {
@@ -149,7 +155,8 @@ void add_routes(httplib::Server& server, Service& service) {
   });
   server.Put(R"(/adapters/([A-Za-z0-9][A-Za-z0-9._-]*))", [&](const Request& request, Response& response) {
     answer(response, [&] {
-      service.load(request.matches[1], request.body, request.get_param_value("labels"));
+      const Claim claim{request.get_param_value("task"), labels_of(request.get_param_value("labels"))};
+      service.load(request.matches[1], request.body, claim);
       return service.adapters();
     });
   });

@@ -71,7 +71,7 @@ Switchboard::Switchboard(const Bundle& bundle, const std::string& flavour, Feedi
   for (const auto& record : manifest_.adapters) {
     const auto bytes = bundle.read(record.onnx_adapter);
     auto tensors = checked(bytes, record.onnx_adapter);
-    head_of(tensors, manifest_, record.head.labels, record.onnx_adapter);
+    check_head(tensors, manifest_, record.head, record.onnx_adapter);
     keep(record.name, made({record.head, true, record.mix, std::move(tensors)}, bytes));
   }
 }
@@ -94,10 +94,10 @@ Outcome Switchboard::run(const Arrays& inputs, const Choice& adapter, const std:
   return {graph_.run(feeds, outputs_of(manifest_, heads), native ? &held->native : nullptr), heads};
 }
 
-void Switchboard::load(const std::string& name, const std::string& bytes, std::vector<std::string> labels) {
+void Switchboard::load(const std::string& name, const std::string& bytes, const Claim& claim) {
   const auto where = "adapter `" + name + "`";
   auto tensors = checked(bytes, where);
-  auto head = head_of(tensors, manifest_, std::move(labels), where);
+  auto head = head_of(tensors, manifest_, claim, where);
   keep(name, made({std::move(head), false, std::nullopt, std::move(tensors)}, bytes));
 }
 
@@ -128,7 +128,7 @@ std::vector<std::string> Switchboard::adapters() const {
   return names;
 }
 
-std::vector<std::string> Switchboard::labels(const std::string& name) const { return resident(name)->head.labels; }
+std::optional<Task> Switchboard::task(const std::string& name) const { return resident(name)->head.task; }
 
 bool Switchboard::is_built_in(const std::string& name) const { return resident(name)->built_in; }
 
@@ -162,7 +162,7 @@ Outcome Bank::run(const Arrays& inputs, const std::vector<Choice>& rows) const {
   feeds.emplace(bank_of(manifest_).ids, &chosen);
   std::vector<Head> heads;
   for (const auto& adapter : rows) heads.push_back(adapter ? manifest_.adapter(*adapter).head : Head{});
-  return {graph_.run(feeds, outputs_of(manifest_, heads)), heads};
+  return {graph_.run(feeds, outputs_of(manifest_, heads)), heads, true};
 }
 
 Baked::Baked(const Bundle& bundle, const std::string& adapter, int threads)

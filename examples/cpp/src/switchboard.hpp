@@ -20,6 +20,7 @@ enum class Feeding {
 struct Outcome {
   Arrays outputs;           // those of the base, and those of the rows' heads
   std::vector<Head> heads;  // for each row that of the very adapter that ran
+  bool is_masked = false;   // whether logits of classes that a row's adapter does not have are below −1e30
 };
 
 // The graphs with slots, one adapter for the whole batch.
@@ -34,14 +35,14 @@ class Switchboard {
   Outcome run(const Arrays& inputs, const Choice& adapter, const std::vector<Weights>& weights = {}) const;
 
   // Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle.
-  // Throws RequestFault if it was not, or if an adapter of this name is loaded.
-  void load(const std::string& name, const std::string& bytes, std::vector<std::string> labels);
+  // Throws RequestFault if it was not, if its head cannot do what is said of it, or if an adapter of this name is loaded.
+  void load(const std::string& name, const std::string& bytes, const Claim& claim = {});
 
   // Forget an adapter; calls that run with it at this moment end well.
   void unload(const std::string& name);
 
   std::vector<std::string> adapters() const;
-  std::vector<std::string> labels(const std::string& name) const;
+  std::optional<Task> task(const std::string& name) const;
 
   // Whether an adapter is the one of this name that came with the bundle, and so the one that a bank holds.
   bool is_built_in(const std::string& name) const;
