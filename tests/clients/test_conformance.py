@@ -27,8 +27,9 @@ def _expected(flavours: Iterable[str]) -> set[Finding]:
 
 
 def _facts(findings: list[dict[str, Any]]) -> set[Finding]:
+    """What was run; the answers to golden texts are the concern of test_answers.py."""
     assert all(0 < finding["worst"] <= 1 for finding in findings)
-    return {(finding["flavour"], finding["adapter"], finding["mixed"]) for finding in findings}
+    return {(each["flavour"], each["adapter"], each["mixed"]) for each in findings if each["flavour"] != "texts"}
 
 
 @pytest.mark.parametrize("client", CLIENTS, indirect=True)

@@ -82,7 +82,7 @@ DAMAGES = {
     "unknown problem type": (_edited(lambda d: d["adapters"][1]["task"].update(type="guess")), "guess"),
     "another problem type": (
         _edited(lambda d: d["adapters"][1].update(task={"type": "embedding"})),
-        "has no head for `embedding`",
+        "for `embedding`",
     ),
     "labels of what has none": (
         _edited(lambda d: d["adapters"][1]["task"].update(type="regression")),

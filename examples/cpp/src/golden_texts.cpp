@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <optional>
+#include <set>
 
 #include "answers.hpp"
 #include "fault.hpp"
@@ -71,16 +73,17 @@ class Runner {
   std::unique_ptr<Bank> bank_;
 };
 
-double worst_of_set(const json& set, const Runner& runner, const Manifest& manifest) {
+// None if there are no answers: the reference may be unable to give any.
+std::optional<double> worst_of_set(const json& set, const Runner& runner, const Manifest& manifest) {
   const auto adapter = set.at("adapter").get<std::string>();
   const double allowed = set.at("absolute");
-  double worst = 0;
+  std::optional<double> worst;
   for (const auto& text : set.at("texts")) {
     if (text.at("answer").is_null()) continue;
     const auto inputs = token_inputs({{text.at("ids"), text.at("token_type_ids")}}, manifest);
     const json found = answers(inputs, runner.run(inputs, adapter), manifest, contexts_of(text)).front();
     const double difference = deviation(found, text.at("answer"), text.at("decided"));
-    worst = std::max(worst, difference == 0 ? 0 : difference / allowed);
+    worst = std::max(worst.value_or(0), difference == 0 ? 0 : difference / allowed);
   }
   return worst;
 }
@@ -90,6 +93,7 @@ double worst_of_set(const json& set, const Runner& runner, const Manifest& manif
 std::map<std::string, double> worst_of_texts(const Bundle& bundle) {
   const auto& manifest = bundle.manifest();
   std::map<std::string, double> found;
+  std::set<std::string> seen;
   if (manifest.golden_texts.empty()) return found;
   const Runner runner(bundle);
   try {
@@ -99,13 +103,16 @@ std::map<std::string, double> worst_of_texts(const Bundle& bundle) {
       throw Fault({"was made with another tokenizer", manifest.golden_texts, document.at("digest"), manifest.tokenizer_digest});
     }
     for (const auto& set : document.at("sets")) {
-      if (!set.at("adapter").is_null()) found.emplace(set.at("adapter"), worst_of_set(set, runner, manifest));
+      if (set.at("adapter").is_null()) continue;  // ids without answers
+      const auto worst = worst_of_set(set, runner, manifest);
+      if (worst) found.emplace(set.at("adapter"), *worst);
+      seen.insert(set.at("adapter").get<std::string>());
     }
   } catch (const json::exception& error) {
     throw Fault({"holds no golden texts", manifest.golden_texts, error.what()});
   }
   for (const auto& record : manifest.adapters) {
-    if (!record.head.task || found.count(record.name)) continue;
+    if (!record.head.task || seen.count(record.name)) continue;
     throw Fault({"has no texts of an adapter", manifest.golden_texts, "", "some of `" + record.name + "`"});
   }
   return found;
