@@ -29,6 +29,7 @@ from adapter_export.graph.tasks import (
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from adapter_export.dtypes import Weights
     from adapter_export.graph.adapter import Adapter, Head
     from adapter_export.graph.kinds import Kind
     from adapter_export.sites.site import SiteMap
@@ -44,6 +45,18 @@ MAX_TOKENS = 128
 _DEFAULT_KIND = "houlsby"
 _ROWS_MEASURED = 32
 """How many rows show how far a fresh adapter moves the final hidden state."""
+
+
+_LOOKS = (
+    "pooling",
+    "head_layers",
+    "head_width",
+    "head_activation",
+    "head_dropout",
+    "vector_width",
+    "l2_normalise",
+)
+"""The options that say what a fresh head looks like."""
 
 
 def _schemes() -> tuple[str, ...]:
@@ -69,6 +82,11 @@ class TaskOptions(TypedDict, total=False):
         Literal["right", "left"], "The side of a long text that is cut; what the tokenizer says if not given."
     ]
     prefix: Annotated[str, "Of `embedding`: what is put before each text."]
+    head: Annotated[
+        Literal["fresh", "own"],
+        "Where the head starts: at random, or as the base's own head, whose labels must be those of the data.  "
+        "[default: fresh]",
+    ]
     pooling: Annotated[
         Literal["mean", "first"], "What the head reads: the mean over the tokens, or the first token.  [default: mean]"
     ]
@@ -230,6 +248,7 @@ def train(
     sites = opened.sites.map
     title = name or (path.resolve().name if path is not None else "fusion" if members else chosen.name)
     head = _head(given, rows, sites.width, paired=pair is not None)
+    head, started = _as_own(opened, head) if given.get("head") == "own" else (head, {})
     learned: list[str] | None = None
     if members:
         first, learned = fused(opened, members, fusion, title, head, settings.seed)
@@ -238,6 +257,7 @@ def train(
         scheme, seed = init or chosen.scheme, settings.seed
         first = fresh_adapter(chosen, sites, name=title, base=opened.fingerprint, scheme=scheme, seed=seed, head=head)
         start = f"`{scheme}`"
+    first = replace(first, weights={**first.weights, **started})
     model = bases.attach(torch_base, first, sites=sites, learned=learned)
     measured = np.arange(min(_ROWS_MEASURED, len(rows.training.texts)))
     change = relative_change(model, rows.training.inputs(measured))
@@ -371,6 +391,15 @@ def _check_head(given: Mapping[str, Any]) -> None:
     if task not in PROBLEM_TYPES:
         expected = ", ".join(f"`{name}`" for name in PROBLEM_TYPES)
         raise UsageError("unknown problem type", found=f"`{task}`", expected=expected)
+    if given.get("head", "fresh") not in ("fresh", "own"):
+        raise UsageError("unknown start of a head", found=f"`{given['head']}`", expected="`fresh` or `own`")
+    looks = [name for name in _LOOKS if name in given and given.get("head") == "own"]
+    if looks:
+        raise UsageError(
+            "the base's own head is as it is",
+            found=", ".join(map(argument, looks)),
+            fix=f"leave it out, or leave {argument('head', 'own')} out",
+        )
     unfit = [] if layers else ["head_width", "head_activation"]
     unfit += [] if task == "embedding" else ["vector_width", "l2_normalise"]
     unfit += ["pooling"] if task in TOKEN_TYPES else []
@@ -415,6 +444,48 @@ def _head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool)
     )
     numbers = rows.numbers or given.get("vector_width", 1)
     return make_head(task, width=width, numbers=numbers, hidden=given.get("head_width"), options=options)
+
+
+def _as_own(base: Base, fresh: Head) -> tuple[Head, Weights]:
+    """Return the base's own head for the task of a fresh one, and its tensors, classes in the order of the data."""
+    from adapter_export.graph.adapter import HEAD
+    from adapter_export.graph.heads import embedding_facts
+    from adapter_export.graph.tasks import CLASSES
+
+    own, wanted = base.own_head, fresh.task
+    if own is None or own.head is None or own.head.task is None or wanted is None:
+        found = f"; {base.notes[0]}" if base.notes else ""
+        raise UsageError(
+            "the base has no head of its own that a training could start from",
+            where=argument("head", "own"),
+            found=f"no head with a task{found}",
+            fix="leave it out, and the head starts at random",
+        )
+    head, task = own.head, own.head.task
+    if task.type != wanted.type or set(task.labels) != set(wanted.labels) or _results(head) != _results(fresh):
+        raise UsageError(
+            "the base's own head answers another question than the data",
+            where=argument("head", "own"),
+            found=f"a head for `{task.type}`, {', '.join(task.labels) or _results(head)}",
+            expected=f"`{wanted.type}`, {', '.join(wanted.labels) or _results(fresh)}",
+            fix="rename the labels in the data, or let the head start at random",
+        )
+    order = [task.labels.index(label) for label in wanted.labels]
+    weights = {
+        f"{HEAD}.{name}": own.weights[f"{HEAD}.{name}"][..., order]
+        if order and shape[-1] == CLASSES
+        else own.weights[f"{HEAD}.{name}"]
+        for name, shape in head.graph.parameters.items()
+    }
+    facts = embedding_facts(head.graph) if wanted.type == "embedding" else {}
+    return replace(head, task=replace(wanted, **facts)), weights
+
+
+def _results(head: Head) -> int:
+    """How many numbers a head gives; 0 for a vector, which may have any width."""
+    from adapter_export.graph.tasks import CLASSES
+
+    return head.widths.get(CLASSES, 0)
 
 
 def _check_ids(base: Base, rows: TextTask) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,3 +231,64 @@ def test_a_module_has_no_head_of_its_own(tmp_path: Path) -> None:
     assert found is not None
     save_base(model, found[0], tmp_path / "model.pt", axes=found[1])
     assert load_base(tmp_path / "model.pt").own_head is None
+
+
+LABELS = {0: "ugly", 1: "bad", 2: "good"}
+
+
+@pytest.fixture(scope="module")
+def classifier(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ae.Base:
+    """A small BERT that classifies texts by three labels, with a tokenizer."""
+    place = tmp_path_factory.mktemp("classifier")
+    options = {"vocab_size": 30522, "id2label": LABELS, "problem_type": "single_label_classification"}
+    small("Bert", "ForSequenceClassification", **options).save_pretrained(place / "folder")
+    shutil.copy(minilm_folder / "tokenizer.json", place / "folder")
+    return ae.capture(place / "folder", place / "model.pt")
+
+
+def table(place: Path, labels: Sequence[str]) -> Path:
+    lines = [f"text {number} of {label}\t{label}" for number in range(8) for label in labels]
+    place.write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
+    return place
+
+
+def test_a_training_starts_as_the_own_head(classifier: ae.Base, tmp_path: Path) -> None:
+    data = table(tmp_path / "train.tsv", ["good", "bad", "ugly"])
+    quick: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12, "bottleneck": 2}
+    started = ae.train(classifier, data, tmp_path / "mine", head="own", **quick)
+    assert classifier.own_head is not None
+    assert started.head is not None
+    own = classifier.own_head.weights
+    order = [list(LABELS.values()).index(label) for label in started.head.labels]
+    assert order != [0, 1, 2]  # the labels of the data are sorted
+    assert np.abs(started.weights["head.classifier.weight"] - own["head.classifier.weight"][:, order]).max() < 1e-9
+    assert np.abs(started.weights["head.classifier.bias"] - own["head.classifier.bias"][order]).max() < 1e-9
+    assert np.abs(started.weights["head.dense_1.weight"] - own["head.dense_1.weight"]).max() < 1e-9
+    assert started.training["settings"]["head"] == "own"
+    fresh = ae.train(classifier, data, **quick)
+    assert "head.dense_1.weight" not in fresh.weights
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (["good", "bad"], {}, "another question than the data.*found a head for `single_label`, ugly, bad, good"),
+        (["good", "bad", "grim"], {}, "another question than the data.*expected `single_label`, bad, good, grim"),
+        (["good", "bad", "ugly"], {"task": "embedding"}, "another question than the data.*expected `embedding`"),
+        (["good", "bad", "ugly"], {"pooling": "first"}, r"own head is as it is; found `pooling`"),
+        (["good", "bad", "ugly"], {"head": "mine"}, "unknown start of a head; found `mine`"),
+    ],
+)
+def test_labels_that_are_not_those_of_the_own_head(
+    labels: list[str], options: dict[str, Any], message: str, classifier: ae.Base, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        ae.train(classifier, table(tmp_path / "train.tsv", labels), **({"head": "own"} | options))
+
+
+def test_no_training_starts_as_a_head_that_is_not_there(minilm_folder: Path, tmp_path: Path) -> None:
+    small("Bert", "ForMaskedLM", vocab_size=30522).save_pretrained(tmp_path / "folder")
+    shutil.copy(minilm_folder / "tokenizer.json", tmp_path / "folder")
+    base = ae.open_base(tmp_path / "folder")
+    with pytest.raises(UsageError, match=r"no head of its own.*BertForMaskedLM` is left out"):
+        ae.train(base, table(tmp_path / "train.tsv", ["good", "bad"]), head="own")
