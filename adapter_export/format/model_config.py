@@ -47,11 +47,17 @@ def known_problem(config: Path) -> ProblemType | None:
 
 def labels_of(config: object) -> tuple[str, ...]:
     """The values of `id2label` in the order of the classes; none unless they are different names of all classes."""
+    names = _names_of(config)
+    return names if len(set(names)) == len(names) else ()
+
+
+def _names_of(config: object) -> tuple[str, ...]:
+    """The values of `id2label` in the order of the classes; none unless all classes have one."""
     names = config.get("id2label") if isinstance(config, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         return ()
     in_order = sorted((int(index), name) for index, name in names.items() if index.isdecimal())
-    complete = [index for index, _ in in_order] == list(range(len(names))) and len(set(names.values())) == len(names)
+    complete = [index for index, _ in in_order] == list(range(len(names)))
     return tuple(name for _, name in in_order) if complete else ()
 
 
@@ -63,7 +69,8 @@ def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | 
     kind = class_type(name)
     if kind in ("span", "multiple_choice"):
         return Task(kind, input="pair"), ()
-    labels = labels_of(config)
+    names, notes = _names_of(config), list[str]()
+    labels = tuple(name if names.index(name) == index else f"{name} ({index})" for index, name in enumerate(names))
     problem = config.get("problem_type")
     if kind == "single_label":
         activation = _cross_encoder(config)
@@ -74,13 +81,20 @@ def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | 
     if kind == "regression":
         return Task("regression"), ()
     if kind is None:
-        return None, (f"its problem type is `{problem}`, which says nothing here: it gives logits and no answers",)
+        said = f"its problem type is `{str(problem)[:60]}`, which says nothing here"
+        return None, (f"{said}: it gives logits and no answers",)
     if len(labels) != width:
         return None, (f"`config.json` does not name its {width} classes: it gives logits and no answers",)
     if kind == "single_label" and problem is None:
-        guess = "`config.json` has labels and no `problem_type`: taken as one label for each text (`single_label`)"
-        return Task(kind, labels), (guess,)
-    return Task(kind, labels), ()
+        notes.append(
+            "`config.json` has labels and no `problem_type`: taken as one label for each text (`single_label`)"
+        )
+    again = [(name, label) for name, label in zip(names, labels, strict=True) if name != label]
+    if again:
+        name, label = again[0]
+        more = f", and {len(again) - 1} more like it" if len(again) > 1 else ""
+        notes.append(f"two classes are called `{name}` in `config.json`: the second is `{label}` here{more}")
+    return Task(kind, labels), notes
 
 
 def _cross_encoder(config: Mapping[str, Any]) -> str | None:

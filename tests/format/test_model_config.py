@@ -32,7 +32,6 @@ CASES: list[tuple[str, dict[str, Any], int, Task | None]] = [
     ("BertForSequenceClassification", LABELS | {"problem_type": "ranking of my own"}, 2, None),
     ("BertForSequenceClassification", LABELS, 3, None),
     ("BertForSequenceClassification", {}, 2, None),
-    ("BertForSequenceClassification", {"id2label": {"0": "same", "1": "same"}}, 2, None),
     ("BertForSequenceClassification", {"sentence_transformers": {"activation_fn": "…linear.Identity"}}, 1, RANKING),
     (
         "BertForSequenceClassification",
@@ -55,6 +54,14 @@ def test_the_task_of_a_head(name: str, config: dict[str, Any], width: int, task:
     # a guess and an unknown task are said; one number is a regression by the convention of transformers
     guessed = task is not None and task.type == "single_label" and "problem_type" not in config
     assert bool(notes) == (task is None or guessed)
+
+
+def test_classes_of_one_name() -> None:
+    """As the two cranes of ImageNet, a bird and a machine."""
+    config = {"id2label": {"0": "crane", "1": "hen", "2": "crane"}, "problem_type": "single_label_classification"}
+    task, notes = head_task(config, "ViTForImageClassification", 3)
+    assert task == Task("single_label", ("crane", "hen", "crane (2)"))
+    assert notes == ["two classes are called `crane` in `config.json`: the second is `crane (2)` here"]
 
 
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "GPT2LMHeadModel", "BertForPreTraining", ""])

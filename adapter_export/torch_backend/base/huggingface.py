@@ -167,7 +167,7 @@ def _own_head(folder: Path, sentences: SentenceFolder | None) -> OwnHead:
     """The head of the folder's whole model: of its modules, or of the class in its config; or why there is none."""
     config, cut = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
     names = config.get("architectures")
-    name = MODULES_FILE if sentences else str(names[0]) if isinstance(names, list) and names else "this folder"
+    name = MODULES_FILE if sentences else str(names[0]) if isinstance(names, list) and names else ""
     tokenizer = folder / "tokenizer.json"
     try:
         whole = _with_class(folder, name) if sentences is None else _with_modules(folder, sentences)

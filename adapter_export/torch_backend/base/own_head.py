@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from adapter_export.errors import AdapterError, BaseModelError
+from adapter_export.errors import InputError
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.tasks import CLASSES, Task
 from adapter_export.numerics.budget import budget, extent
@@ -17,6 +17,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import OWN_HEAD, TorchBase, base_of
 from adapter_export.torch_backend.base.capture import obvious_inputs, settled
+from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line
 from adapter_export.torch_backend.base.traced_head import TracedHead, trace_head
 from adapter_export.torch_backend.view import flow_graph
 
@@ -59,12 +60,14 @@ class OwnHead:
             reason = self._deviates(base, adapter)
             if not reason:
                 return adapter, tuple(f"the head of `{self.maker}`: {note}" for note in self.notes)
-        if self.maker == model and not unused:
+        bare = self.maker in ("", model) or (self.maker.endswith("Model") and "Head" not in self.maker)
+        if bare and not unused:
             return None, ()
         named = ", ".join(f"`{name}`" for name in unused[:_LISTED])
         more = f" and {len(unused) - _LISTED} more" if len(unused) > _LISTED else ""
         weights = f", with the weights {named}{more}" if unused else ""
-        return None, (f"the head of `{self.maker}` is left out{weights}: {reason or 'nothing says what it is for'}",)
+        what = f"the head of `{self.maker}`" if self.maker else "what stands behind the model"
+        return None, (f"{what} is left out{weights}: {reason or 'nothing says what it is for'}",)
 
     def _deviates(self, base: TorchBase, adapter: Adapter) -> str:
         """In what way the base with the head is not the whole model; empty if it is, within rounding."""
@@ -108,8 +111,10 @@ def own_head(
             computed = [whole(**inputs) for inputs in cases]
         columns = [[values[name] for name in outputs] for values in computed]
         results = [torch.stack(one, -1) if len(one) > 1 else one[0] for one in columns]
-    except (AdapterError, BaseModelError) as error:
+    except InputError as error:
         return OwnHead(maker, reason=error.message.rstrip("."))
+    except LIBRARY_ERRORS as error:  # such as a head that wants a token of its own in every text
+        return OwnHead(maker, reason=f"the whole model cannot compute an example; found {first_line(error)}")
     return OwnHead(maker, head, traced, notes=tuple(notes), cases=cases, results=results)
 
 

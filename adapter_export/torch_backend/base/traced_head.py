@@ -375,8 +375,9 @@ def _op(node: fx.Node) -> str:
 
 
 def _first(node: fx.Node) -> fx.Node:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        raise _unknown(node)
     return source
 
 
