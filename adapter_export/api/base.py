@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from adapter_export.api.adapters import OnNote
+    from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
     from adapter_export.graph.adapter import Adapter
     from adapter_export.onnx_backend.base.base import OnnxBase
@@ -117,6 +118,11 @@ class Base:
     def tokenizer(self) -> str | None:
         """The text of its `tokenizer.json`, if it is known."""
         return (self.genai.tokenizer if self.genai else None) if self.is_onnx else self.torch.tokenizer
+
+    @property
+    def texts(self) -> GoldenTexts | None:
+        """The ids that the model's own library makes of golden texts, if they are known."""
+        return None if self.is_onnx else self.torch.texts
 
     @property
     def max_tokens(self) -> int | None:

@@ -146,6 +146,7 @@ def build(
             cases=_golden_cases(graph, longest, references),
             tokenizer=text,
             max_tokens=None if text is None else longest,
+            own_texts=opened.texts,
             kept=opened.genai.kept(FLAVOURS["slots"]) if opened.genai else {},
             allow_base_mismatch=allow_base_mismatch,
             copy_weights=copy_weights,

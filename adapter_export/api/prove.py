@@ -89,17 +89,18 @@ def _sides(
         return
     from adapter_export.bundle.compare import Original
     from adapter_export.bundle.prove import Reference
+    from adapter_export.bundle.texts import Contract
 
     base = model_of(plan.bundle.manifest, against)
-    path = str(base.path)
+    path, contract = str(base.path), Contract(base.tokenizer, base.texts, base.own_head)
     wanted = plan.bundle.numerics
     with same_precision(base, wanted.precision, int8_embeddings=wanted.int8_tables) as runner:
         if texts is None and wanted.precision == precision_of(base):
-            yield Reference(path, runner), None
+            yield Reference(path, runner, contract), None
             return
         cases = plan.cases if texts is None else _text_cases(plan, texts)
         inputs = "random inputs" if texts is None else f"{len(texts):,} texts"
-        yield Reference(path, runner), Original(runner_of(base, allow_mismatch=True), cases, inputs)
+        yield Reference(path, runner, contract), Original(runner_of(base, allow_mismatch=True), cases, inputs)
 
 
 def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:

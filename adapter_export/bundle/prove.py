@@ -7,7 +7,7 @@ golden vectors) and `build` and `add`, which verify what they have made before i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from adapter_export.bundle.invariants import (
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.sites import SiteProbe
-from adapter_export.bundle.texts import replay
+from adapter_export.bundle.texts import Contract, check_contract, replay
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
 from adapter_export.format.check_report import ComparisonRecord, Form, InvariantRecord, OutputRecord, SiteRecord, Split
 from adapter_export.graph.tasks import is_classified
@@ -46,10 +46,14 @@ LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
 
 @dataclass(frozen=True)
 class Reference:
-    """Another computation of what the bundle should compute, and the path of its model as it was given."""
+    """Another computation of what the bundle should compute, and the path of its model as it was given.
+
+    `contract` is what the model says of texts.
+    """
 
     path: str
     runner: Runner
+    contract: Contract = field(default_factory=Contract)
 
 
 @dataclass(frozen=True)
@@ -338,6 +342,8 @@ def prove(
     if texts is not None:
         small = not any(graph.pieces for graph in plan.graphs)
         invariants += replay(bundle, texts, plan.names, run=small and "slots" in plan.flavours)
+        if reference is not None and not plan.quick:
+            invariants += check_contract(bundle, texts, plan.names, reference.contract)
         on_step("golden texts")
     return Report(
         bundle=str(bundle.folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -13,14 +14,14 @@ import numpy.typing as npt
 from adapter_export.bundle.golden import Allowance, Golden
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import MissingExtraError, RequestError
+from adapter_export.errors import BaseModelError, MissingExtraError, RequestError
 from adapter_export.format.check_report import InvariantRecord, verdict
 from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.runner import Runner, run
-from adapter_export.numerics.sample_texts import sample_texts
+from adapter_export.numerics.sample_texts import different, sample_texts
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.runtime.answers import answer, document, within_reach
 from adapter_export.runtime.session import Session
@@ -63,6 +64,14 @@ class TextMaker:
     def all(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> GoldenTexts:
         """Return the golden texts of a bundle with these adapters; `golden` of each is what `adapter` takes."""
         known = self.own is not None and self.own.digest == self.tokenizer.digest
+        wrong = different(self.tokenizer, self.own) if self.own is not None and known else []
+        if wrong:
+            raise BaseModelError(
+                "the tokenizer gives other ids than the model's own library",
+                found=f"other ids of {len(wrong)} texts: {', '.join(f'`{name}`' for name in wrong[:3])}",
+                expected=f"the ids of {self.own.tokenizer if self.own else ''}",
+                fix="save the tokenizer again with `save_pretrained`, and capture the base again",
+            )
         made_by = self.own.tokenizer if self.own is not None and known else f"tokenizers {version('tokenizers')}"
         sets = [self.adapter(adapter, adapter_output(heads, adapter), golden) for adapter, golden in adapters]
         return GoldenTexts(
@@ -198,11 +207,83 @@ def replay(
     session = bundle.runtime_session() if run else None
     for name in names:
         task = None if name is None else bundle.record(name).task
+        if task is not None and task.tokenizer not in (None, text.digest):
+            trained = f"was trained with the tokenizer {str(task.tokenizer)[:12]}…"
+            detail = f"{trained}, and the bundle has {text.digest[:12]}…"
+            found.append(InvariantRecord("task", name or BASE, "failed", detail))
         if name in sets:
             found.append(_replay(sets[name], task, tokenizer, session, bundle, missing))
         elif name is None or task is not None:
             found.append(InvariantRecord(CHECK, name or BASE, "failed", "there are none of it"))
     return found
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the model that a bundle was built from says of texts.
+
+    Attributes:
+        tokenizer: the text of its `tokenizer.json`, if it has one.
+        texts: the ids that its own library makes of golden texts, if they are known.
+        head: its own head, if it has one.
+    """
+
+    tokenizer: str | None = None
+    texts: GoldenTexts | None = None
+    head: Adapter | None = None
+
+
+def check_contract(
+    bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None], model: Contract
+) -> Iterator[InvariantRecord]:
+    """Compare the ids of golden texts with those of the model's own tokenizer, and the task of its own head."""
+    text, own = bundle.manifest.text, model.head
+    name = bundle.manifest.head
+    if own is not None and own.head is not None and name in names and name is not None:
+        known, said = own.head.task, bundle.record(name).task
+        same = known == said
+        detail = "as the model says it" if same else f"{_facts(said)}, and the model says {_facts(known)}"
+        yield InvariantRecord("task", name, verdict(same), detail)
+    if text is None:
+        return
+    if model.tokenizer is None:
+        yield InvariantRecord(CHECK, "model", "passed", "ids not compared with the model's, which brings no tokenizer")
+        return
+    try:
+        reference = Tokenizer.from_json(model.tokenizer, text.max_tokens)
+        ours = bundle.tokenizer()
+    except MissingExtraError:
+        detail = "ids not compared with the model's, as `tokenizers` is not installed"
+        yield InvariantRecord(CHECK, "model", "passed", detail)
+        return
+    tasks = [record.task for record in bundle.manifest.adapters if record.name in names and record.task is not None]
+    if reference.digest != text.digest and tasks and all(task.tokenizer == text.digest for task in tasks):
+        detail = "the bundle's tokenizer is not the model's, and the one that its adapters were trained with"
+        yield InvariantRecord(CHECK, "model", "passed", detail)
+        return
+    faults: dict[str, str] = {}
+    count = 0
+    for one in texts.sets:
+        if one.adapter not in names:
+            continue
+        head = None if one.adapter is None else bundle.source(one.adapter).head
+        count += len(one.texts)
+        for golden in one.texts:
+            fault = _ids_fault(reference, golden, None if head is None else head.task)
+            if fault is not None:
+                faults.setdefault(f"{one.adapter or BASE}, `{golden.name}`", fault)
+    if model.texts is not None:
+        library = f"other ids than {model.texts.tokenizer} makes"
+        faults |= {f"`{name}`": library for name in different(ours, model.texts)}
+    detail = f"{count} texts have the ids of the model's own tokenizer"
+    if faults:
+        place, fault = next(iter(faults.items()))
+        detail = f"{len(faults)} texts differ from the model's own tokenizer; {place}: {fault}"
+    yield InvariantRecord(CHECK, "model", verdict(not faults), detail)
+
+
+def _facts(task: Task | None) -> str:
+    return "nothing" if task is None else json.dumps(task.document(), ensure_ascii=False)
 
 
 def _replay(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from adapter_export.text import Pair
+from adapter_export.errors import RequestError
+from adapter_export.format.golden_texts import GoldenTexts
+from adapter_export.text import Pair, Tokenizer
 
 _TEXTS: Mapping[str, str] = {
     "plain": "How far is it from here to the moon?",
@@ -70,6 +72,27 @@ _PAIRS: Mapping[str, Pair] = {
     "pair of letters": Pair("a", "b"),
     "pair of numbers": Pair("1,000 + 1", "= 1001.0"),
 }
+
+
+def different(tokenizer: Tokenizer, texts: GoldenTexts) -> list[str]:
+    """Return the names of the base's golden texts of which a tokenizer makes other ids, or other types of tokens.
+
+    What was cut is compared where both have one limit.
+    """
+    own = [text for one in texts.sets if one.adapter is None for text in one.texts]
+    limit = max((len(text.ids) for text in own), default=0)
+    found = []
+    for text in own:
+        if limit != tokenizer.max_tokens and len(text.ids) >= min(limit, tokenizer.max_tokens):
+            continue
+        try:
+            (row,) = tokenizer.rows([text.input])
+        except RequestError:  # a limit without room for a pair
+            found.append(text.name)
+            continue
+        if (row.encoding.ids, row.encoding.type_ids) != (list(text.ids), list(text.token_type_ids)):
+            found.append(text.name)
+    return found
 
 
 def sample_texts(limit: int) -> Iterator[tuple[str, str | Pair]]:

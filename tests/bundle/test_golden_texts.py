@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 import adapter_export as ae
 from adapter_export.bundle.report import Report
 from adapter_export.bundle.texts import answer_faults, is_decided
-from adapter_export.errors import AdapterError, FormatError
+from adapter_export.errors import AdapterError, BaseModelError, FormatError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.format.golden_texts import parse_golden_texts, read_golden_texts
 from adapter_export.format.manifest import Manifest
@@ -254,6 +254,63 @@ def test_check_finds_them_too(bundle: Path, made: Path, fault: str) -> None:
     report = ae.check(bundle, against=made / "model.pt", only=["topic"], flavours=["slots"])
     assert texts_of(report)["topic"].verdict == "failed"
     assert not report.passed
+
+
+def test_check_compares_with_the_tokenizer_of_the_model(bundle: Path, made: Path) -> None:
+    """Where even the golden texts are forged."""
+    report = ae.check(bundle, against=made / "model.pt", only=["base", "topic"], flavours=["slots"])
+    assert report.passed
+    assert texts_of(report)["model"].detail == "114 texts have the ids of the model's own tokenizer"
+    _tokenizer(_cased)(bundle)
+    digest = read_manifest(bundle).text.digest  # type: ignore[union-attr]
+    forged = Tokenizer.from_folder(bundle, LONGEST)
+    file = bundle / "golden" / "texts.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    document["digest"] = digest
+    for one in document["sets"]:
+        task = TASKS[one["adapter"]] if one["adapter"] else None
+        for text in one["texts"]:
+            piece = (task.prefix if task else "") + text["text"]
+            (row,) = forged.rows(
+                [piece if text["pair"] is None else Pair(text["text"], text["pair"])],
+                limits=[task.max_tokens if task else None],
+                sides=[task.truncation if task else "right"],
+            )
+            text |= {"ids": row.encoding.ids, "token_type_ids": row.encoding.type_ids, "answer": None}
+    file.write_text(json.dumps(document), encoding="utf-8")
+    rehash(bundle)
+    report = ae.check(bundle, against=made / "model.pt", only=["base", "topic"], flavours=["slots"])
+    found = {one.subject: one for one in report.invariants if one.verdict == "failed"}
+    assert found.keys() == {"topic", "model"}
+    assert found["topic"].name == "task"
+    assert found["topic"].detail.startswith("was trained with the tokenizer ")
+    assert "texts differ from the model's own tokenizer; base, `plain`: ids found" in found["model"].detail
+
+
+def test_ids_are_those_that_transformers_made_at_capture(made: Path, tmp_path: Path) -> None:
+    base = ae.open_base(made / "model.pt")
+    assert base.texts is not None
+    assert base.texts.tokenizer.startswith("transformers ")
+    written = read_golden_texts(made / "bundle" / "golden" / "texts.json")
+    assert written.tokenizer == base.texts.tokenizer
+    assert written.sets[0].texts == base.texts.sets[0].texts
+
+
+def test_a_folder_whose_two_tokenizers_differ_is_named_and_not_built(made: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(made / "hf", tmp_path / "hf")
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    _cased(document)
+    (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    notes: list[str] = []
+    base = ae.capture(folder, tmp_path / "model.pt", on_note=notes.append)
+    (note,) = notes
+    assert "gives other ids than transformers for 32 of 62 texts (`plain`, `upper case`, `mixed case` …)" in note
+    adapter = read_adapter(made / "adapters" / "topic")
+    assert adapter.head is not None
+    assert adapter.head.task is not None
+    head = replace(adapter.head, task=replace(adapter.head.task, tokenizer=None))
+    with pytest.raises(BaseModelError, match="gives other ids than the model's own library; found other ids of 32"):
+        ae.build(base, [replace(adapter, head=head)], tmp_path / "b")
 
 
 def test_answers_of_other_weights_are_found(bundle: Path) -> None:

@@ -21,6 +21,7 @@ from adapter_export.errors import BaseModelError, InputError, RequestError, Usag
 from adapter_export.format.adapter_files import adapter_bytes, parse_adapter
 from adapter_export.format.axes import with_caches
 from adapter_export.format.files import canonical_json, new_file, parse_json
+from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json, parse_golden_texts
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.format.records import Positive, record_from_json, version_checked
 from adapter_export.graph.adapter import Adapter
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 NOTE, TOKENIZER = "adapter_export.json", "tokenizer.json"
 HEAD_GRAPH, HEAD_WEIGHTS = "own_head.adapter_graph.json", "own_head.weights.safetensors.base64"
 """What `save_base` writes into `extra/` of the archive, where torch takes nothing but text."""
+
+TEXTS = "golden_texts.json"
+"""The ids that the model's own library makes of golden texts, in `extra/`."""
 
 OWN_HEAD = "own-head"
 """The name of a base's own head among adapters."""
@@ -105,7 +109,8 @@ class TorchBase:
 
     If they are known: the longest input for which it is right, the text of its `tokenizer.json`, the name of its
     architecture in transformers, such as `bert`, and the head that the model had before it was a base, as an adapter
-    that acts at no site. `notes` say what was left out or decided when it was captured.
+    that acts at no site. `notes` say what was left out or decided when it was captured, and `texts` which ids the
+    model's own library makes of golden texts.
     """
 
     program: ExportedProgram
@@ -117,6 +122,7 @@ class TorchBase:
     model_type: str | None = None
     own_head: Adapter | None = None
     notes: tuple[str, ...] = ()
+    texts: GoldenTexts | None = None
 
     def module(self) -> fx.GraphModule:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
@@ -168,6 +174,7 @@ def save_base(
     tokenizer: str | None = None,
     max_tokens: int | None = None,
     own_head: Callable[[TorchBase], tuple[Adapter | None, tuple[str, ...]]] | None = None,
+    texts: tuple[GoldenTexts | None, tuple[str, ...]] = (None, ()),
     force: bool = False,
 ) -> None:
     """Save a module as a base: graph, weights, names of inputs, outputs and axes; no sample inputs, no pickle.
@@ -183,6 +190,7 @@ def save_base(
         tokenizer: the text of a `tokenizer.json`, kept beside the program.
         max_tokens: the longest input that the model was made for, in tokens.
         own_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
+        texts: the ids that the model's own library makes of golden texts, and notes to keep.
         force: replace what is there.
 
     Raises:
@@ -196,11 +204,13 @@ def save_base(
         program, named = capture(module, example_inputs, axes)
         note = CaptureNote(named, max_tokens, model_type(module))
         head, notes = (None, ()) if own_head is None else own_head(_describe(program, note, tokenizer, ()))
-        note = replace(note, notes=notes)
+        note = replace(note, notes=(*notes, *texts[1]))
         extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
         if head is not None:
             graph, weights = adapter_bytes(head)
             extra |= {HEAD_GRAPH: graph.decode(), HEAD_WEIGHTS: b64encode(weights).decode()}
+        if texts[0] is not None:
+            extra[TEXTS] = golden_texts_json(texts[0]).decode()
         with temporary.open("wb") as file, quiet():
             sink = _Sink(file)
             try:
@@ -285,7 +295,18 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
     with within(path):
         note = _read_note(extra[NOTE]) if extra.get(NOTE) else CaptureNote({})
         base = _describe(program, note, extra.get(TOKENIZER) or None, guards)
-        return replace(base, own_head=_read_head(extra, base.fingerprint))
+        return replace(base, own_head=_read_head(extra, base.fingerprint), texts=_read_texts(extra))
+
+
+def _read_texts(extra: Mapping[str, str]) -> GoldenTexts | None:
+    if not extra.get(TEXTS):
+        return None
+    try:
+        return parse_golden_texts(extra[TEXTS].encode(), f"`extra/{TEXTS}`")
+    except InputError as error:
+        raise BaseModelError(
+            "holds golden texts that cannot be read", found=error.message.rstrip("."), fix="capture the base again"
+        ) from error
 
 
 def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:

@@ -26,6 +26,7 @@ from adapter_export.text import tokenizer_digest
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.capture import AxisNames, most_tokens, obvious_inputs
 from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head, with_tokenizer
+from adapter_export.torch_backend.base.own_texts import own_texts
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 
@@ -143,6 +144,8 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
             expected="`input_ids`, `pixel_values` or `input_features`",
             fix="load the model in Python and save it with `save_base`, which takes any inputs",
         )
+    with quiet(), _quiet_transformers():
+        texts = own_texts(folder, most_tokens(model))
     save_base(
         module,
         found[0],
@@ -150,6 +153,7 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
         axes=found[1],
         tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
         max_tokens=most_tokens(model),
+        texts=texts,
         own_head=None if own is None else partial(own.of, model=type(model).__name__, unused=unused),
         force=force,
     )
