@@ -21,7 +21,7 @@ from adapter_export.bundle.write import (
     BundleWriter,
     check_bases,
     check_names,
-    check_tokenizers,
+    check_texts,
     model_version,
 )
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
@@ -86,8 +86,8 @@ def build_bundle(
     """
     _check_request(adapters, bake, tokenizer, max_tokens)
     check_bases(adapters, base.fingerprint, allow_mismatch=allow_base_mismatch)
-    if tokenizer is not None:
-        check_tokenizers(adapters, tokenizer_digest(tokenizer))
+    if tokenizer is not None and max_tokens is not None:
+        check_texts(adapters, tokenizer_digest(tokenizer), max_tokens)
     plan, progress = plan_slots(adapters, base.sites), progress or silent
     names = [record.name for record in base.outputs]
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:

@@ -17,7 +17,7 @@ from adapter_export.bundle.write import (
     BundleWriter,
     check_bases,
     check_names,
-    check_tokenizers,
+    check_texts,
     model_version_of,
 )
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument
@@ -69,7 +69,7 @@ def add_adapters(
     for adapter in adapters:
         _check_slots(adapter, writer.plan, manifest)
     if manifest.text is not None:
-        check_tokenizers(adapters, manifest.text.digest)
+        check_texts(adapters, manifest.text.digest, manifest.text.max_tokens)
     cases = old.golden(None).cases
     maker = GoldenMaker(references, cases, old.base_outputs, old.allowance(cases), manifest.base)
     golden: list[Golden] = []

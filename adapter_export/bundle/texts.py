@@ -211,6 +211,9 @@ def replay(
             trained = f"was trained with the tokenizer {str(task.tokenizer)[:12]}…"
             detail = f"{trained}, and the bundle has {text.digest[:12]}…"
             found.append(InvariantRecord("task", name or BASE, "failed", detail))
+        if task is not None and (task.max_tokens or 0) > text.max_tokens:
+            detail = f"was trained on up to {task.max_tokens} tokens, and the bundle takes {text.max_tokens}"
+            found.append(InvariantRecord("task", name or BASE, "failed", detail))
         if name in sets:
             found.append(_replay(sets[name], task, tokenizer, session, bundle, missing))
         elif name is None or task is not None:

@@ -168,8 +168,11 @@ def check_bases(adapters: Sequence[Adapter], fingerprint: str, *, allow_mismatch
             raise BaseMismatchError(adapter.name, found=adapter.base, expected=fingerprint)
 
 
-def check_tokenizers(adapters: Sequence[Adapter], digest: str) -> None:
-    """Raise an `AdapterError` for an adapter that was trained with another tokenizer than the one of this digest."""
+def check_texts(adapters: Sequence[Adapter], digest: str, max_tokens: int) -> None:
+    """Raise an `AdapterError` for an adapter to which texts would come otherwise than in its training.
+
+    That is one of another tokenizer than the one of this digest, or of more tokens than the bundle takes.
+    """
     for adapter in adapters:
         task = None if adapter.head is None else adapter.head.task
         if task is not None and task.tokenizer not in (None, digest):
@@ -179,6 +182,14 @@ def check_tokenizers(adapters: Sequence[Adapter], digest: str) -> None:
                 found=f"a tokenizer of digest {digest[:12]}…",
                 expected=f"{str(task.tokenizer)[:12]}…",
                 fix=f"give the `tokenizer.json` that it was trained with: {argument('tokenizer', words='PATH')}",
+            )
+        if task is not None and (task.max_tokens or 0) > max_tokens:
+            raise AdapterError(
+                "was trained on longer texts than the bundle takes, which would be cut",
+                where=f"adapter `{adapter.name}`",
+                found=f"at most {max_tokens} tokens",
+                expected=f"{task.max_tokens}",
+                fix=f"give {argument('max_tokens', task.max_tokens)} or more, or an adapter with a smaller limit",
             )
 
 

@@ -240,6 +240,9 @@ def test_each_fault_is_found_and_named(bundle: Path, fault: str) -> None:
     plant(bundle)
     report = ae.verify(bundle)
     assert not report.passed
+    if fault == "a limit of 8":
+        details = {one.subject: one.detail for one in report.invariants if one.name == "task"}
+        assert details["topic"] == "was trained on up to 24 tokens, and the bundle takes 8"
     found = {name: one for name, one in texts_of(report).items() if one.verdict == "failed"}
     for subject, words in expected.items():
         assert words in found[subject].detail
@@ -345,6 +348,12 @@ def test_another_tokenizer_is_refused_when_an_adapter_names_its_own(made: Path, 
     other.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(AdapterError, match="adapter `topic`: was trained with another tokenizer"):
         ae.build(made / "model.pt", [made / "adapters" / "topic"], tmp_path / "b", tokenizer=other)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_limit_below_that_of_an_adapter_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"adapter `topic`: was trained on longer texts .*found at most 8 tokens"):
+        ae.build(made / "model.pt", [made / "adapters" / "topic"], tmp_path / "b", max_tokens=8)
     assert not (tmp_path / "b").exists()
 
 
