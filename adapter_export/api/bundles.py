@@ -250,6 +250,7 @@ def add(
     against: Base | PathLike,
     allow_base_mismatch: AllowBaseMismatch = False,
     on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
 ) -> Bundle:
     """Add adapters to a bundle without a new export; if anything fails, it is as it was.
 
@@ -260,6 +261,7 @@ def add(
             bundle itself must not do.
         allow_base_mismatch: take adapters that were trained on other weights of the base.
         on_progress: is told each step before it begins.
+        on_note: is told of adapters that change nothing.
 
     Raises:
         AdapterError: a name is taken, or the graph has no slots for an adapter.
@@ -274,6 +276,7 @@ def add(
     opened = OpenedBundle.open(folder_of(bundle))
     base = model_of(opened.manifest, against)
     chosen, slots = adapters_of(adapters, base), opened.numerics
+    notes: list[str] = []
     with same_precision(base, slots.precision, int8_embeddings=slots.int8_tables) as references:
         after = add_adapters(
             opened,
@@ -282,7 +285,9 @@ def add(
             site_map=None if base.given is None else base.given.digest,
             allow_base_mismatch=allow_base_mismatch,
             progress=on_progress,
+            note=notes.append,
         )
+    tell(notes, on_note)
     return Bundle(opened.folder, after, verified=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.prove import prove_new
@@ -39,12 +40,13 @@ def add_adapters(
     site_map: str | None = None,
     allow_base_mismatch: bool = False,
     progress: OnStep | None = None,
+    note: OnStep | None = None,
 ) -> Manifest:
     """Add adapters to a bundle; it stays as it was if that fails, also if the process is killed.
 
     The topologies of the adapters must be among those that the bundle was built with. `references` computes golden
     vectors in the precision of the bundle, and is never the exported graph; `site_map` is the digest of the site map
-    that its base was opened with.
+    that its base was opened with. `note` is told of adapters that change nothing.
 
     Raises:
         AdapterError: a name is taken, an adapter does something for which the graph has no slots, or it cannot share a
@@ -88,7 +90,7 @@ def add_adapters(
         writer = replace(writer, folder=folder)
         records = [writer.adapter(adapter, vectors) for adapter, vectors in zip(adapters, golden, strict=True)]
         after = replace(manifest, adapters=(*manifest.adapters, *records))
-        return _finish(old, writer, after, adapters, texts, progress)
+        return _finish(old, writer, after, adapters, texts, progress, note or silent)
 
 
 def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | None = None) -> Manifest:
@@ -160,6 +162,7 @@ def _finish(
     added: Sequence[Adapter],
     texts: GoldenTexts | None,
     progress: OnStep,
+    note: OnStep = silent,
 ) -> Manifest:
     """Write the bank, the golden texts and the manifest, and verify the bundle.
 
@@ -174,7 +177,10 @@ def _finish(
     hashed = {file.path: file.sha256 for file in old.manifest.files if file.path not in fresh}
     after = writer.manifest(manifest, hashed)
     progress("verifying the bundle against its golden vectors")
-    prove_new(OpenedBundle(writer.folder, after, staged=True))
+    opened = OpenedBundle(writer.folder, after, staged=True)
+    prove_new(opened)
+    for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in added]))):
+        note(said)
     if read_manifest(old.folder) != old.manifest:
         raise FileError("was changed by another process meanwhile", where=old.folder, fix="run the command again")
     return after

@@ -13,6 +13,7 @@ from adapter_export.cli.options import Json, SiteMapFile, TrustPickle, command
 
 if TYPE_CHECKING:
     from adapter_export import Bundle
+    from adapter_export.errors import Note
 
 Adapters = Annotated[str, Option(metavar="A,B,…")]
 
@@ -51,12 +52,15 @@ def add(
     step: if anything fails, the bundle is as it was.
     """
     from adapter_export.cli.bases import listed, opened
-    from adapter_export.cli.output import steps
+    from adapter_export.cli.output import steps, warn
 
+    notes: list[Note] = []
     with steps() as tell:
         tell(f"opening {against}")
         base = opened(against, site_map, trust_pickle)
-        after = ae.add(bundle, listed(adapters), against=base, on_progress=tell, **options)
+        after = ae.add(bundle, listed(adapters), against=base, on_progress=tell, on_note=notes.append, **options)
+    for note in notes:
+        warn(note.sentence("shell"))
     _report(after, [each.name for each in after.manifest.adapters[-len(listed(adapters)) :]], "added", as_json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from random_kinds import random_of_kind
 from tiny_onnx import random_adapter
 
 from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.effects import effects, note_of, site_change
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.prove import plan_check, prove
@@ -61,6 +63,14 @@ def test_build_names_them(built: tuple[Path, list[str]]) -> None:
         "adapter `dead` changes nothing at `layers.0.ffn`",
         f"adapter `faint` {nothing}",
     ]
+
+
+def test_add_names_them(built: tuple[Path, list[str]], base: OnnxBase, tmp_path: Path) -> None:
+    folder, notes = shutil.copytree(built[0], tmp_path / "bundle"), list[str]()
+    alive = random_adapter("more", houlsby(), base, labels=("a", "b"))
+    adapters = [alive, scaled(alive, "silent", 0.0)]
+    add_adapters(folder, adapters, references=CutRunner(base), note=notes.append)
+    assert notes == ["adapter `silent` changes nothing at all: at each of its sites it gives what it replaces"]
 
 
 def test_check_reports_the_effect_of_each_adapter_by_site(built: tuple[Path, list[str]]) -> None:
