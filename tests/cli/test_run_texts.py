@@ -121,3 +121,31 @@ def test_spans_and_tokens(cli: Any, folder: Path) -> None:
         ("goethe", 0, 6),
         ("wrote", 7, 12),
     ]
+
+
+def test_the_own_head_of_a_base_answers_as_transformers_does(cli: Any, minilm_folder: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    names = {"id2label": {0: "calm", 1: "warm", 2: "cold"}, "label2id": {"calm": 0, "warm": 1, "cold": 2}}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=30522, max_position_embeddings=40, initializer_range=0.2, **sizes, **names)
+    whole = BertForSequenceClassification(config).eval()
+    whole.save_pretrained(tmp_path / "hf")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        (tmp_path / "hf" / name).write_bytes((minilm_folder / name).read_bytes())
+    cli.done("build", tmp_path / "hf", "-o", tmp_path / "bundle")
+    texts = ["It is WARM today, é!", LONG, "cold"]
+    given = [word for text in texts for word in ("--text", text)]
+    found = cli.done("run", tmp_path / "bundle", *given, "--json")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text, row in zip(texts, json.loads(found.stdout)["predictions"], strict=True):
+        with torch.no_grad():
+            inputs = tokenizer(text, truncation=True, max_length=40, return_tensors="pt")
+            (shares,) = whole(**inputs).logits.softmax(-1).tolist()
+        assert row["label"] == ("calm", "warm", "cold")[shares.index(max(shares))]
+        assert list(row["probabilities"].values()) == pytest.approx(shares, abs=1e-5)
+    assert "text 1: " in found.stderr
+    assert "cut" in found.stderr
+    assert cli.json("verify", tmp_path / "bundle")["passed"] is True
