@@ -196,7 +196,12 @@ class Tokenizer:
         return self.arrays([row.encoding for row in self.rows(texts, limits=limits, sides=sides)], input_names)
 
     def rows(
-        self, texts: Sequence[Text], *, limits: Sequence[int | None] = (), sides: Sequence[Side] = ()
+        self,
+        texts: Sequence[Text],
+        *,
+        limits: Sequence[int | None] = (),
+        sides: Sequence[Side] = (),
+        places: Sequence[str] = (),
     ) -> list[EncodedText]:
         """Encode texts, pairs or the words of each, each cut at its own limit; not padded.
 
@@ -204,20 +209,24 @@ class Tokenizer:
             texts: at least one. All are words, or none is.
             limits: the most tokens of each; none, or no limits at all, is `max_tokens`, which none exceeds.
             sides: where each is cut; without them, where the tokenizer's file says.
+            places: what messages call each; `text 0` and so on if not given.
 
         Raises:
             RequestError: there is no text, one of them is no Unicode text, has more than `MOST_CHARACTERS`, or cannot
                 be cut to its limit.
         """
-        whole = self._encode(texts)
+        places = places or [f"text {index}" for index in range(len(texts))]
+        whole = self._encode(texts, places)
         rows = [EncodedText(encoding, len(encoding.ids), range(len(encoding.ids))) for encoding in whole]
         for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
-            limit = self._limit(limits[index] if limits else None, text, index)
+            limit = self._limit(limits[index] if limits else None, text, places[index])
             if row.found > limit:
-                rows[index] = self._cut(text, row, limit, sides[index] if sides else self.side, index)
+                rows[index] = self._cut(text, row, limit, sides[index] if sides else self.side, places[index])
         return rows
 
-    def windows(self, text: Text, limit: int | None = None, stride: int | None = None) -> list[EncodedText]:
+    def windows(
+        self, text: Text, limit: int | None = None, stride: int | None = None, *, place: str = "text 0"
+    ) -> list[EncodedText]:
         """Encode a text of any length as windows that overlap, from its beginning to its end; not padded.
 
         Of a pair, the second text is cut into windows, and the first stands in each of them.
@@ -227,22 +236,24 @@ class Tokenizer:
             limit: the most tokens of a window; `max_tokens`, which it does not exceed, if not given.
             stride: how many tokens two neighbours share (`stride` of the tokenizers library); a quarter of what a
                 window holds of the text, if not given.
+            place: what messages call the text.
 
         Raises:
             RequestError: as `rows`; or the stride leaves nothing new for a window, or the first text no room.
         """
-        (whole,) = self._encode([text])
-        limit, found = self._limit(limit, text, 0), len(whole.ids)
+        (whole,) = self._encode([text], [place])
+        limit, found = self._limit(limit, text, place), len(whole.ids)
         places = [place for place, part in enumerate(whole.sequence_ids) if part == int(isinstance(text, Pair))]
         room = limit - (found - len(places))
         if found <= limit:
             return [EncodedText(whole, found, range(found))]
         if room < 1:
-            raise _no_room(0, f"{found - len(places)} tokens beside the second text", f"fewer than {limit}")
+            raise _no_room(place, f"{found - len(places)} tokens beside the second text", f"fewer than {limit}")
         stride = room // 4 if stride is None else stride
         if not 0 <= stride < room:
             raise RequestError(
                 "windows that share so many tokens do not move on",
+                where=place,
                 found=f"`stride` {stride}",
                 expected=f"0 to {room - 1}, as a window holds {room} tokens of the text",
             )
@@ -294,29 +305,29 @@ class Tokenizer:
         """Return where the tokens of a row are that is padded to a width."""
         return slice(width - tokens, width) if self._padding.get("direction") == "left" else slice(tokens)
 
-    def _encode(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
+    def _encode(self, texts: Sequence[Text], places: Sequence[str]) -> list[tokenizers.Encoding]:
         if isinstance(texts, str | Pair) or not texts:
             raise RequestError("no texts", found=f"{texts!a}", expected="a list of at least one text")
         are_words = _is_words(texts[0])
-        for index, text in enumerate(texts):
-            _check_text(text, are_words, index)
+        for text, place in zip(texts, places, strict=True):
+            _check_text(text, are_words, place)
         return list(self._whole.encode_batch(list(texts), is_pretokenized=are_words))
 
-    def _limit(self, limit: int | None, text: Text, index: int) -> int:
+    def _limit(self, limit: int | None, text: Text, place: str) -> int:
         limit = self.max_tokens if limit is None else min(limit, self.max_tokens)
         special = self._whole.num_special_tokens_to_add(is_pair=isinstance(text, Pair))
         if limit <= special:
-            raise _no_room(index, f"at most {limit} tokens", f"more than the {special} special tokens")
+            raise _no_room(place, f"at most {limit} tokens", f"more than the {special} special tokens")
         return limit
 
-    def _cut(self, text: Text, row: EncodedText, limit: int, side: Side, index: int) -> EncodedText:
+    def _cut(self, text: Text, row: EncodedText, limit: int, side: Side, place: str) -> EncodedText:
         strategy, excess = "longest_first", row.found - limit
         if isinstance(text, Pair):
             strategy = self._strategy
             part = {"only_first": 0, "only_second": 1}.get(strategy)
             if part is not None and row.encoding.sequence_ids.count(part) <= excess:
                 found = f"{row.found} tokens, {row.encoding.sequence_ids.count(part)} of them of the text that is cut"
-                raise _no_room(index, found, f"at most {limit}, where `{strategy}` is cut")
+                raise _no_room(place, found, f"at most {limit}, where `{strategy}` is cut")
         return EncodedText(self._truncated(text, limit, side, strategy), row.found)
 
     def _truncated(self, text: Text, limit: int, side: Side, strategy: str, stride: int = 0) -> tokenizers.Encoding:
@@ -360,8 +371,8 @@ def _is_words(text: Text) -> bool:
     return isinstance(text, list | tuple) and not isinstance(text, Pair)
 
 
-def _check_text(text: Text, are_words: bool, index: int) -> None:
-    where, pieces = f"text {index}", text if isinstance(text, Pair) or (are_words and _is_words(text)) else [text]
+def _check_text(text: Text, are_words: bool, where: str) -> None:
+    pieces = text if isinstance(text, Pair) or (are_words and _is_words(text)) else [text]
     for piece in pieces:
         if not isinstance(piece, str):
             raise RequestError("is no text", where=where, found=f"{piece!a}", expected="a string")
@@ -396,8 +407,8 @@ def _window(window: tokenizers.Encoding, whole: tokenizers.Encoding, places: Seq
     return EncodedText(window, len(whole.ids), found, margins)
 
 
-def _no_room(index: int, found: str, expected: str) -> RequestError:
-    return RequestError("the limit leaves no room for the text", where=f"text {index}", found=found, expected=expected)
+def _no_room(place: str, found: str, expected: str) -> RequestError:
+    return RequestError("the limit leaves no room for the text", where=place, found=found, expected=expected)
 
 
 def _padding_token(tokenizer: tokenizers.Tokenizer) -> dict[str, int | str]:

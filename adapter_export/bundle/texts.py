@@ -115,7 +115,7 @@ class TextMaker:
             if task is not None and isinstance(text, Pair) != (task.input == "pair"):
                 continue
             try:
-                (row,) = encoded(self.tokenizer, [(piece, task) for piece in prepared(text, task, None, 0)])
+                (row,) = encoded(self.tokenizer, [(piece, task) for piece in prepared(text, task, None, "text")])
             except RequestError:  # a limit without room for a pair
                 continue
             ids, types = row.encoding.ids, row.encoding.type_ids
@@ -322,7 +322,7 @@ def _replay(
 def _ids_fault(tokenizer: Tokenizer, text: GoldenText, task: Task | None) -> str | None:
     """Return how the tokens of a text differ from what they must be, if they do."""
     try:
-        (row,) = encoded(tokenizer, [(piece, task) for piece in prepared(text.input, task, None, 0)])
+        (row,) = encoded(tokenizer, [(piece, task) for piece in prepared(text.input, task, None, "text")])
     except RequestError as error:
         return f"is refused: {error}"
     for what, found, expected in (

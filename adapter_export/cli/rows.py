@@ -177,8 +177,9 @@ class TextRows:
 
     def calls(self, row: int) -> list[Arrays]:
         """Return what a call for each window or choice of one text is fed."""
+        read = self._reading(row)
         with within(self._texts[row].where):
-            return [dict(self._reader.arrays([one])) for one in self._reading(row).rows]
+            return [dict(self._reader.arrays([one])) for one in read.rows]
 
     def said(self, row: int, results: Sequence[np.ndarray], task: Task) -> TextAnswer:
         """Return what the adapter of a row says of its text, from the results of its rows in a call."""
@@ -192,8 +193,8 @@ class TextRows:
     def _reading(self, row: int) -> ReadText:
         if row not in self._read:
             text = self._texts[row]
-            with within(text.where):
-                read = self._reader.read([text.text], self._names[row], long=self._long, stride=self._stride)[0]
+            name, places = self._names[row], [text.where]
+            (read,) = self._reader.read([text.text], name, long=self._long, stride=self._stride, places=places)
             if read.task is not None:  # which looks at it again
                 self._read[row] = read
             if read.cut:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import RequestError, within
+from adapter_export.errors import RequestError, argument, within
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime.answers import (
@@ -149,6 +149,7 @@ class TextReader:
         adapters: Sequence[str | None] | None = None,
         long: LongTexts = "cut",
         stride: int | None = None,
+        places: Sequence[str] = (),
     ) -> list[ReadText]:
         """Make tokens of texts, as the task of each one's adapter says.
 
@@ -159,6 +160,7 @@ class TextReader:
             adapters: instead, one for each text.
             long: a text of more tokens than its adapter takes is cut, refused, or read in windows.
             stride: how many tokens neighbouring windows share; a quarter of a window if not given.
+            places: what messages call each text; `text 0` and so on if not given.
 
         Raises:
             RequestError: a text is none, is of another kind than its task wants, or is too long and `long` refuses it;
@@ -171,29 +173,36 @@ class TextReader:
             )
             found = f"{len(names)} adapters for {len(texts)} texts" if texts else "none"
             raise RequestError(what, found=found, expected="a list of texts, and an adapter for each or for all")
+        places = places or [f"text {at}" for at in range(len(texts))]
         names = [self._own_head if name is None else name for name in names]
         tasks = {name: self._task(name) for name in dict.fromkeys(names)}
         asked = [
-            prepared(text, tasks[name], name, at) for at, (text, name) in enumerate(zip(texts, names, strict=True))
+            prepared(text, tasks[name], name, place) for text, name, place in zip(texts, names, places, strict=True)
         ]
-        rows = self._rows([(piece, tasks[name]) for name, pieces in zip(names, asked, strict=True) for piece in pieces])
-        found_rows = iter(rows)
+        check_inputs(self._inputs)
+        named = [
+            (piece, tasks[name], place)
+            for name, pieces, place in zip(names, asked, places, strict=True)
+            for piece in pieces
+        ]
+        found_rows = iter(
+            encoded(self.tokenizer, [(piece, task) for piece, task, _ in named], [place for *_, place in named])
+        )
         read: list[ReadText] = []
-        for at, (text, name, pieces) in enumerate(zip(texts, names, asked, strict=True)):
+        for text, name, pieces, place in zip(texts, names, asked, places, strict=True):
             own = tuple(next(found_rows) for _ in pieces)
             cut = [row for row in own if row.cut]
             if cut and long == "refuse":
                 limit = max(len(row.encoding.ids) for row in cut)
                 raise RequestError(
                     "has more tokens than are taken",
-                    where=f"text {at}" if name is None else f"text {at}, adapter `{name}`",
+                    where=place if name is None else f"{place}, adapter `{name}`",
                     found=f"{max(row.found for row in cut):,} tokens",
                     expected=f"at most {limit:,}, special tokens included",
-                    fix='shorten it, or take `long="cut"` or `"windows"`',
+                    fix=f"shorten it, or give {argument('long', 'windows', option='long_texts')} or `cut`",
                 )
             if cut and long == "windows":
-                with within(f"text {at}"):
-                    own = self._windows(text, pieces, tasks[name], stride)
+                own = self._windows(text, pieces, tasks[name], stride, place)
             read.append(ReadText(text, own, name, tasks[name]))
         return read
 
@@ -274,32 +283,33 @@ class TextReader:
             )
         return task
 
-    def _rows(self, pieces: Sequence[tuple[Text, Task | None]]) -> list[EncodedText]:
-        check_inputs(self._inputs)
-        return encoded(self.tokenizer, pieces)
-
     def _windows(
-        self, text: Asked, pieces: Sequence[Text], task: Task | None, stride: int | None
+        self, text: Asked, pieces: Sequence[Text], task: Task | None, stride: int | None, place: str
     ) -> tuple[EncodedText, ...]:
         if is_choices(text):
             raise RequestError(
-                "a question with choices is not read in windows", fix='take `long="cut"`, or shorten the texts'
+                "a question with choices is not read in windows",
+                where=place,
+                fix=f"give {argument('long', 'cut', option='long_texts')}, or shorten the texts",
             )
-        return tuple(self.tokenizer.windows(pieces[0], None if task is None else task.max_tokens, stride))
+        limit = None if task is None else task.max_tokens
+        return tuple(self.tokenizer.windows(pieces[0], limit, stride, place=place))
 
 
-def encoded(tokenizer: Tokenizer, pieces: Sequence[tuple[Text, Task | None]]) -> list[EncodedText]:
-    """Encode texts that are prepared, cut by the limit and on the side of their tasks.
+def encoded(
+    tokenizer: Tokenizer, pieces: Sequence[tuple[Text, Task | None]], places: Sequence[str] = ()
+) -> list[EncodedText]:
+    """Encode texts that are prepared, cut by the limit and on the side of their tasks; `places` are for messages.
 
     Raises:
         RequestError: as `Tokenizer.rows`.
     """
     limits = [None if task is None else task.max_tokens for _, task in pieces]
     sides: list[Side] = [tokenizer.side if task is None else task.truncation for _, task in pieces]
-    return tokenizer.rows([text for text, _ in pieces], limits=limits, sides=sides)
+    return tokenizer.rows([text for text, _ in pieces], limits=limits, sides=sides, places=places)
 
 
-def prepared(text: Asked, task: Task | None, adapter: str | None, at: int) -> Sequence[Text]:
+def prepared(text: Asked, task: Task | None, adapter: str | None, place: str) -> Sequence[Text]:
     """Return what is made tokens of a text: it with its prefix, or each of its choices.
 
     Raises:
@@ -314,7 +324,7 @@ def prepared(text: Asked, task: Task | None, adapter: str | None, at: int) -> Se
             wanted = "a pair of texts, or a list of such pairs"
         raise RequestError(
             "is of another kind than the task takes",
-            where=f"text {at}",
+            where=place,
             found="a list of pairs" if choices else "a pair of texts" if isinstance(text, Pair) else "one text",
             expected=f"{wanted}, as adapter `{adapter}` (`{task.type}`) takes",
         )

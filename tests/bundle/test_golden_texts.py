@@ -229,7 +229,7 @@ FAULTS: dict[str, tuple[Change, dict[str, str]]] = {
     ),
     "texts for pairs": (
         _task("follows", lambda task: replace(task, input="text")),
-        {"follows": "is refused: text 0: is of another kind than the task takes"},
+        {"follows": "is refused: text: is of another kind than the task takes"},
     ),
 }
 

@@ -90,13 +90,16 @@ def test_long_texts_in_windows_and_refused(cli: Any, folder: Path, many: bool) -
     assert "windows" not in rows[1]
     options = ("--many",) if many else ()
     found = cli.refused(3, f"expected at most {LIMIT}", *call, "refuse", *options)
-    assert "text 0" in found.stderr
+    assert found.stderr.startswith("error: text 0, adapter `topic`: has more tokens")
+    assert "give `--long-texts windows` or `cut`" in found.stderr
 
 
 def test_wrong_calls(cli: Any, folder: Path, tmp_path: Path) -> None:
     cli.refused(2, "there is not one second text", "run", folder, "--text", "a", "--text", "b", "--pair", "c")
     cli.refused(3, "expected a pair of texts", "run", folder, "--adapter", "follows", "--text", "a")
-    cli.refused(3, "found a pair of texts", "run", folder, "--adapter", "topic", "--text", "a", "--pair", "b")
+    cli.refused(
+        3, "error: text 0: is of another kind", "run", folder, "--adapter", "topic", "--text", "a", "--pair", "b"
+    )
     cli.refused(2, "only windows have a stride", "run", folder, "--text", "a", "--long-texts", "cut", "--stride", 3)
     cli.refused(2, "which is not given", "run", folder, "--text", "a", "--stride", 3)
     call = ("run", folder, "--adapter", "topic", "--text", "a", "--long-texts", "windows", "--out", tmp_path / "o.npz")
@@ -107,7 +110,7 @@ def test_wrong_calls(cli: Any, folder: Path, tmp_path: Path) -> None:
     assert len(found.stderr) < 500
     nul = tmp_path / "nul.jsonl"
     nul.write_text(json.dumps({"text": "a\0b"}) + "\n")
-    cli.refused(3, "line 1, text 0: is no Unicode text; found NUL", "run", folder, "--adapter", "topic", "--data", nul)
+    cli.refused(3, "line 1: is no Unicode text; found NUL", "run", folder, "--adapter", "topic", "--data", nul)
 
 
 def test_spans_and_tokens(cli: Any, folder: Path) -> None:
