@@ -43,8 +43,8 @@ export async function withPage(bundle, work) {
     const page = await browser.context.newPage();
     page.setDefaultTimeout(PATIENCE);
     await page.goto(address);
-    await page.waitForSelector("[data-ready], p.error");
-    const error = await page.$("p.error");
+    await page.waitForSelector("[data-ready], [data-failed]");
+    const error = await page.$("[data-failed] p.error");
     if (error) throw new Error(await error.evaluate((node) => node.textContent));
     return await work(page);
   } finally {

@@ -1,13 +1,13 @@
 """Verify a bundle, or run one of its adapters on texts.
 
     python bundle_client.py verify BUNDLE [--json]
-    python bundle_client.py run BUNDLE --text TEXT [--text ...] [--load NAME=FILE]... [--adapter NAME]...
+    python bundle_client.py run BUNDLE --text TEXT [--pair TEXT ...] [--text ...] [--adapter NAME]...
     python bundle_client.py run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
     python bundle_client.py run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
 
-One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for none. --weights are
-those of the members of a weighted fusion, for all rows or for each. --load takes an `.onnx_adapter` file that was built
-for this bundle.
+--pair is the second text of the --text before it; several are the choices of a question. One --adapter holds for all
+rows; one for each row makes a mixed batch, `-` standing for none. --weights are those of the members of a weighted
+fusion, for all rows or for each. --load takes an `.onnx_adapter` file that was built for this bundle.
 
 Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
 """
@@ -17,16 +17,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from answers import answers
+from answers import answers, text_answers
 from arrays import read_inputs
 from golden import Finding, findings
+from golden_texts import Fault
 
 from adapter_export.errors import AdapterExportError, RequestError
 from adapter_export.runtime import Bundle
-from adapter_export.text import Tokenizer
+from adapter_export.runtime.texts import Asked
+from adapter_export.text import Pair
 
 BASE = "-"
 
@@ -39,9 +42,20 @@ def verify(bundle: Bundle, *, as_json: bool) -> None:
         for each in found:
             print(f"{each.flavour:12} {_subject(each):20} {each.worst:6.1%} of what is allowed")
     for each in found:
+        if each.faults:
+            raise _differ(f"{bundle.folder}, {_subject(each)}", each.faults)
         if not each.worst <= 1:  # NaN fails
             where = f"{bundle.folder}, {_subject(each)} in flavour `{each.flavour}`"
             raise _wrong(where, each.worst)
+
+
+def _differ(where: str, faults: Sequence[Fault]) -> AdapterExportError:
+    names = ", ".join(f"`{each.name}`" for each in faults)
+    return AdapterExportError(
+        "golden texts differ: this client does not read texts, or answer them, as the reference does",
+        where=where,
+        found=f"{len(faults)} that differ, {names}; `{faults[0].name}`: {faults[0].fault}",
+    )
 
 
 def _wrong(where: str, worst: float) -> AdapterExportError:
@@ -59,26 +73,40 @@ def _subject(finding: Finding) -> str:
 
 
 def run(bundle: Bundle, given: argparse.Namespace) -> None:
-    inputs = _inputs(bundle, given)
-    session, rows = bundle.session(), len(next(iter(inputs.values()), ()))
+    session = bundle.session()
+    inputs = None if given.inputs is None else read_inputs(given.inputs, bundle.manifest)
+    rows = len(given.texts) if inputs is None else len(next(iter(inputs.values()), ()))
     for name, path in given.load:
         session.load(name, path)
     names = [bundle.manifest.head if name == BASE else name for name in given.adapter or [BASE]]
     names = names * rows if len(names) == 1 else names
     if len(names) != rows:
         raise RequestError("not one adapter for each row", found=len(names), expected=rows)
-    found = answers(session, inputs, names, given.weights)
+    if inputs is None:
+        found = text_answers(bundle.texts(session), given.texts, names, given.weights)
+    else:
+        found = answers(session, inputs, names, given.weights)
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
-def _inputs(bundle: Bundle, given: argparse.Namespace) -> dict[str, np.ndarray]:
-    if given.inputs is not None:
-        return read_inputs(given.inputs, bundle.manifest)
-    record = bundle.manifest.text
-    if record is None:
-        raise RequestError("the bundle has no tokenizer", where=bundle.folder, fix="give `--inputs`")
-    names = [each.name for each in bundle.manifest.inputs]
-    return dict(Tokenizer.from_folder(bundle.folder, record.max_tokens).batch(given.text, names))
+class _Text(argparse.Action):
+    """Collects texts; a second text belongs to the text before it, and several are choices."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, given: argparse.Namespace, value: Any, option: str | None = None
+    ) -> None:
+        texts: list[Asked] = given.texts
+        last = texts[-1] if texts else None
+        if option == "--text":
+            texts.append(value)
+        elif option == "--pair" and isinstance(last, str):
+            texts[-1] = Pair(last, value)
+        elif isinstance(last, Pair):
+            texts[-1] = [last, Pair(last.first, value)]
+        elif isinstance(last, list):
+            texts[-1] = [*last, Pair(last[0].first, value)]
+        else:
+            parser.error(f"{option} belongs to the --text before it")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -104,15 +132,17 @@ def main(arguments: list[str]) -> int:
     checking.add_argument("--json", action="store_true", help="print the findings as JSON")
     running = commands.add_parser("run", help="run texts or arrays")
     running.add_argument("bundle", type=Path)
-    given_as = running.add_mutually_exclusive_group(required=True)
-    given_as.add_argument("--text", action="append")
-    given_as.add_argument("--inputs", type=Path, metavar="ARRAYS.json")
+    for option in ("--text", "--pair"):
+        running.add_argument(option, action=_Text, dest="texts", default=[], metavar="TEXT")
+    running.add_argument("--inputs", type=Path, metavar="ARRAYS.json")
     running.add_argument("--adapter", action="append", default=[], help="for all rows, or once for each")
     running.add_argument("--weights", action="append", default=[], type=_weights, metavar="MEMBER=NUMBER,...")
     running.add_argument("--load", action="append", default=[], type=_pair, metavar="NAME=FILE")
     given = parser.parse_args(arguments)
     if given.command == "run" and given.weights and len(given.adapter) != 1:
         parser.error("--weights go with one --adapter")
+    if given.command == "run" and bool(given.texts) == (given.inputs is not None):
+        parser.error("either --text or --inputs")
     try:
         bundle = Bundle.open(given.bundle)
         if given.command == "verify":

@@ -1,4 +1,4 @@
-"""Hold a bundle against its golden vectors, in every flavour that it has."""
+"""Hold a bundle against its golden vectors, in every flavour that it has, and against its golden texts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from golden_texts import Fault, replay_texts
 from safetensors.numpy import load_file
 
 from adapter_export.runtime import Bundle
@@ -17,19 +18,26 @@ Run = Callable[[Arrays, list[str | None]], Arrays]
 """Runs inputs, each row through the adapter of its name."""
 
 _ERRORS_ONLY = 3
+_TEXTS = "texts"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How far one adapter, or the base, is from its golden vectors in one flavour: 1 is as far as is allowed."""
+    """How far one adapter, or the base, is from its golden vectors in one flavour: 1 is as far as is allowed.
+
+    In the flavour `texts` it is from its golden texts: infinitely far where anything but a number differs.
+    """
 
     flavour: str
     adapter: str | None
     mixed: bool
     worst: float
+    faults: tuple[Fault, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        worst = self.worst if np.isfinite(self.worst) else None  # JSON has no other number for it
+        found = {**asdict(self), "worst": worst, "passed": self.worst <= 1 and not self.faults}
+        return {**found, "tokenized": True} if self.flavour == _TEXTS else found
 
 
 def findings(bundle: Bundle) -> Iterator[Finding]:
@@ -43,6 +51,8 @@ def findings(bundle: Bundle) -> Iterator[Finding]:
     for record in bundle.manifest.adapters:
         if record.baked is not None:
             yield Finding("baked", record.name, False, _worst(bundle, _plain(bundle, record.baked), [record.name]))
+    for name, worst, faults in replay_texts(bundle):
+        yield Finding(_TEXTS, name, False, worst, faults)
 
 
 def _runs(bundle: Bundle) -> dict[str, Run]:

@@ -5,9 +5,9 @@ python service.py BUNDLE [--port PORT]
 GET    /adapters             the adapters that are loaded, with their tasks
 PUT    /adapters/NAME        load one: the body is an `.onnx_adapter` file; ?labels=a,b names its classes
 DELETE /adapters/NAME        forget one
-POST   /classify             {"adapter": "a", "texts": ["…", "…"]} → a label for each text
-POST   /classify             {"adapters": ["a", "b"], "texts": ["…", "…"]} → each text by an adapter of its own
-POST   /run                  the same, or "inputs": {"input_ids": [[101, 102]], …} for "texts" → the outputs
+POST   /answer               {"adapter": "a", "texts": ["…", {"text": "…", "pair": "…"}]} → an answer to each text
+POST   /answer               {"adapters": ["a", "b"], "texts": ["…", "…"]} → each text by an adapter of its own
+POST   /run                  the same → the outputs; both take "inputs": {"input_ids": [[101, 102]], …} for "texts"
 GET    /statistics           what became of the adapters that are not in the bundle's bank
 """
 
@@ -25,15 +25,17 @@ from typing import Annotated, Any
 
 import numpy as np
 import uvicorn
+from answers import Answer, head_of, row_answer, text_answer, text_requests
 from batching import Collector
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from texts import Texts
 
 from adapter_export.errors import AdapterExportError, InputError, RequestError
 from adapter_export.runtime import Bundle, Request, Session
+from adapter_export.runtime.texts import Asked, ReadText, TextReader
+from adapter_export.text import Pair
 
 DEFAULT_PORT = 8080
 LARGEST_ADAPTER = 2**28
@@ -42,12 +44,30 @@ LARGEST_ADAPTER = 2**28
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
+class TextPair(BaseModel):
+    """Two texts that are read together."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    pair: str
+
+
+class Question(BaseModel):
+    """A question with its choices."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    choices: list[str] = Field(min_length=1)
+
+
 class Call(BaseModel):
     """What a request asks for: rows, as texts or as arrays, and one adapter for all of them or one for each."""
 
     model_config = ConfigDict(extra="forbid")
 
-    texts: list[str] | None = None
+    texts: list[str | TextPair | Question] | None = None
     inputs: dict[str, list[list[Int64]]] | None = None
     adapter: str | None = None
     adapters: list[str | None] | None = None
@@ -59,28 +79,41 @@ class Service:
     def __init__(self, bundle: Bundle) -> None:
         self._dtypes = {record.name: record.dtype for record in bundle.manifest.inputs}
         self.session: Session = bundle.session()
-        self._texts = None if bundle.manifest.text is None else Texts(bundle)
+        self._own_head = bundle.manifest.head
+        self._reader = None if bundle.manifest.text is None else bundle.texts(self.session)
         self._running: Collector | None = None
-        self._classifying: Collector | None = None
 
     def start(self) -> None:
         self._running = Collector(self.session.run_many)
-        self._classifying = Collector(self.session.classify_many)
 
     def stop(self) -> None:
-        for collector in (self._running, self._classifying):
-            if collector is not None:
-                collector.stop()
+        if self._running is not None:
+            self._running.stop()
 
-    async def classify(self, call: Call) -> list[dict[str, Any]]:
-        assert self._classifying is not None
-        answers = await self._classifying.answer(self._requests(call))
-        return [asdict(prediction) for rows in answers for prediction in rows]
+    async def answer(self, call: Call) -> list[Answer]:
+        if call.texts is None:
+            requests = self._requests(call, self._own_head)
+            heads = [head_of(self.session, request.adapter) for request in requests]
+            ran = await self._run(requests)
+            masks = [request.inputs.get("attention_mask", [None])[0] for request in requests]
+            outputs = [{name: array[0] for name, array in each.items()} for each in ran]
+            return [row_answer(self.session, *one) for one in zip(heads, outputs, masks, strict=True)]
+        reader, read = self._read(call)
+        rows = [text_requests(reader, one) for one in read]
+        heads = [head_of(self.session, one.adapter) for one in read]
+        found = iter(await self._run([row for own in rows for row in own]))
+        return [
+            text_answer(self.session, head, one, [next(found) for _ in own])
+            for head, one, own in zip(heads, read, rows, strict=True)
+        ]
 
     async def run(self, call: Call) -> list[dict[str, Any]]:
+        requests = self._requests(call)
+        return [{name: array[0].tolist() for name, array in outputs.items()} for outputs in await self._run(requests)]
+
+    async def _run(self, requests: Sequence[Request]) -> list[Any]:
         assert self._running is not None
-        answers = await self._running.answer(self._requests(call))
-        return [{name: array[0].tolist() for name, array in outputs.items()} for outputs in answers]
+        return await self._running.answer(requests)
 
     def adapters(self) -> dict[str, Any]:
         found = {}
@@ -89,27 +122,42 @@ class Service:
             found[name] = {"task": None if task is None else task.document()}
         return found
 
-    def _requests(self, call: Call) -> list[Request]:
+    def _requests(self, call: Call, default: str | None = None) -> list[Request]:
         """One for each row: the session puts them together as it sees fit."""
-        inputs = self._inputs(call)
-        rows = len(next(iter(inputs.values()), ()))
-        names = call.adapters if call.adapters is not None else [call.adapter] * rows
-        if len(names) != rows or (call.adapters is not None and call.adapter is not None):
-            raise RequestError("give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows)
-        return [_row(inputs, index, name) for index, name in enumerate(names)]
-
-    def _inputs(self, call: Call) -> Mapping[str, Sequence[np.ndarray]]:
-        """For each input its rows."""
         if (call.texts is None) == (call.inputs is None):
             raise RequestError("there is nothing to run on", expected="`texts` or `inputs`")
-        if call.inputs is not None:
-            return {
-                name: [np.array(row, self._dtypes.get(name, "int64")) for row in rows]
-                for name, rows in call.inputs.items()
-            }
-        if self._texts is None:
+        if call.texts is not None:
+            reader, read = self._read(call)
+            return [row for one in read for row in text_requests(reader, one)]
+        inputs = {
+            name: [np.array(row, self._dtypes.get(name, "int64")) for row in rows]
+            for name, rows in (call.inputs or {}).items()
+        }
+        names = _names(call, len(next(iter(inputs.values()), ())))
+        return [_row(inputs, index, default if name is None else name) for index, name in enumerate(names)]
+
+    def _read(self, call: Call) -> tuple[TextReader, list[ReadText]]:
+        if self._reader is None:
             raise RequestError("this bundle has no tokenizer", fix="send `inputs`")
-        return self._texts.rows(call.texts or [])
+        if call.inputs is not None:
+            raise RequestError("there are two things to run on", expected="`texts` or `inputs`")
+        if not call.texts:
+            raise RequestError("there is no text", expected="at least one")
+        return self._reader, self._reader.read(list(map(_asked, call.texts)), adapters=_names(call, len(call.texts)))
+
+
+def _asked(text: str | TextPair | Question) -> Asked:
+    if isinstance(text, Question):
+        return [Pair(text.text, choice) for choice in text.choices]
+    return text if isinstance(text, str) else Pair(text.text, text.pair)
+
+
+def _names(call: Call, rows: int) -> list[str | None]:
+    """The adapter of each row."""
+    names = call.adapters if call.adapters is not None else [call.adapter] * rows
+    if len(names) != rows or (call.adapters is not None and call.adapter is not None):
+        raise RequestError("give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows)
+    return names
 
 
 def _row(inputs: Mapping[str, Sequence[np.ndarray]], index: int, adapter: str | None) -> Request:
@@ -151,9 +199,9 @@ def make_app(bundle: Bundle) -> FastAPI:
         service.session.unload(name)
         return service.adapters()
 
-    @app.post("/classify")
-    async def classify(call: Call) -> list[dict[str, Any]]:
-        return await service.classify(call)
+    @app.post("/answer")
+    async def answer(call: Call) -> list[dict[str, Any]]:
+        return await service.answer(call)
 
     @app.post("/run")
     async def run(call: Call) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import pytest
 from clients import CPP_PACKAGES, EXAMPLES, Client, missing_cpp_packages, succeed, tool
 from once import once
 from small_bundle import WORDS, build_small
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from toolchain import skip_or_fail
 
 from adapter_export.bundle.build import build_bundle
@@ -122,6 +122,7 @@ def _tokenizer() -> str:
     words = {word: number for number, word in enumerate([*SPECIAL, *OTHERS.split()])}
     assert len(words) == WORDS
     made = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = [(word, words[word]) for word in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
@@ -157,7 +158,7 @@ def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cpp_client(cpp_build: Path) -> Client:
     flavours = frozenset({"slots", "slots, fed", "inputs", "bank", "baked"})
-    return Client((str(cpp_build / "bundle_client"),), flavours)
+    return Client((str(cpp_build / "bundle_client"),), flavours, tokenizes=False)
 
 
 def _install(example: str, folder: Path) -> None:

@@ -62,7 +62,7 @@ def test_many_requests_at_once_each_with_its_own_adapter(
         rng = np.random.default_rng(seed)
         for _ in range(6):
             text, name = TEXTS[rng.integers(len(TEXTS))], NAMES[rng.integers(len(NAMES))]
-            answer = service.post("/classify", json={"adapter": name, "texts": [text]})
+            answer = service.post("/answer", json={"adapter": name, "texts": [text]})
             assert answer.status_code == 200
             _holds(answer.json()[0], expected[text, name])
         return seed
@@ -73,9 +73,25 @@ def test_many_requests_at_once_each_with_its_own_adapter(
 
 def test_a_mixed_batch(service: httpx.Client, session: Session, conformance_bundle: Path) -> None:
     names = ["first", "wide", "narrow", "wide"]
-    answer = service.post("/classify", json={"adapters": names, "texts": list(TEXTS)}).json()
+    answer = service.post("/answer", json={"adapters": names, "texts": list(TEXTS)}).json()
     for found, text, name in zip(answer, TEXTS, names, strict=True):
         _holds(found, _expected(session, conformance_bundle, text, name))
+
+
+def test_answers_of_arrays_and_of_the_base(service: httpx.Client, session: Session) -> None:
+    arrays = {"input_ids": [[101, 2040, 102]], "attention_mask": [[1] * 3], "token_type_ids": [[0] * 3]}
+    given = {name: np.array(rows, np.int64) for name, rows in arrays.items()}
+    (found,) = service.post("/answer", json={"adapter": "wide", "inputs": arrays}).json()
+    _holds(found, dict(session.classify(given, "wide")[0].probabilities))
+    (found,) = service.post("/answer", json={"texts": ["a text"]}).json()
+    assert set(found) == {"adapter", "outputs"}
+    assert set(found["outputs"]) == {"last_hidden_state", "pooler_output"}
+
+
+def test_a_long_text_is_cut_and_said(service: httpx.Client) -> None:
+    found = service.post("/answer", json={"adapter": "wide", "texts": ["moon " * 600, "moon"]}).json()
+    assert found[0]["cut"] == 600 + 2 - 512
+    assert "cut" not in found[1]
 
 
 def test_outputs_of_arrays(service: httpx.Client, session: Session) -> None:
@@ -93,7 +109,7 @@ def test_adapters_come_and_go(service: httpx.Client, conformance_bundle: Path) -
     data = (conformance_bundle / "adapters/narrow.onnx_adapter").read_bytes()
     assert "new" in service.put("/adapters/new", content=data, params={"labels": "left,right"}).json()
     call = {"adapters": ["new", "narrow", "wide"], "texts": ["Good.", "Good.", "Good."]}
-    new, narrow, _ = service.post("/classify", json=call).json()
+    new, narrow, _ = service.post("/answer", json=call).json()
     assert list(new["probabilities"]) == ["left", "right"]
     values = [list(each["probabilities"].values()) for each in (new, narrow)]
     np.testing.assert_allclose(values[0], values[1], rtol=0, atol=1e-5)
@@ -106,9 +122,10 @@ def test_adapters_come_and_go(service: httpx.Client, conformance_bundle: Path) -
 @pytest.mark.parametrize(
     ("path", "call", "words"),
     [
-        ("/classify", {"adapter": "nobody", "texts": ["a"]}, "`nobody`: is not loaded"),
-        ("/classify", {"texts": ["a"]}, "the base alone cannot do"),
-        ("/classify", {"adapters": ["wide"], "texts": ["a", "b"]}, "with one for each row"),
+        ("/answer", {"adapter": "nobody", "texts": ["a"]}, "`nobody`: is not loaded"),
+        ("/answer", {"adapter": "wide", "texts": [{"text": "a", "pair": "b"}]}, "of another kind than the task takes"),
+        ("/answer", {"adapter": "wide", "texts": ["a"], "inputs": {"input_ids": [[1]]}}, "two things to run on"),
+        ("/answer", {"adapters": ["wide"], "texts": ["a", "b"]}, "with one for each row"),
         ("/run", {"adapter": "wide"}, "nothing to run on"),
         ("/run", {"adapter": "wide", "texts": []}, "there is no text"),
         ("/run", {"adapter": "wide", "inputs": {"input_ids": [[1]]}}, "no `attention_mask`"),

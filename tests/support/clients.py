@@ -28,11 +28,13 @@ class Client:
         command: what to call before `verify BUNDLE`.
         flavours: what it can run.
         environment: variables that it needs.
+        tokenizes: whether it has a tokenizer.
     """
 
     command: tuple[str, ...]
     flavours: frozenset[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    tokenizes: bool = True
 
     def call(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         words = [*self.command, *map(str, arguments)]

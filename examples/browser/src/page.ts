@@ -1,24 +1,23 @@
 /** The page: choose an adapter, type a text, see the labels and how long it took. */
-import type { Answer } from "../../node/src/core/answers.js";
 import { parseInputs } from "../../node/src/core/arrays.js";
 import { Bundle, type Choice } from "../../node/src/core/bundle.js";
 import { Fault } from "../../node/src/core/fault.js";
-import type { Inputs } from "../../node/src/core/request.js";
-import { selfCheck } from "../../node/src/core/selfCheck.js";
+import { failure, selfCheck } from "../../node/src/core/selfCheck.js";
 import { type Call, Service } from "../../node/src/core/service.js";
-import { TextInputs } from "../../node/src/core/text.js";
+import type { Task } from "../../node/src/core/task.js";
+import type { Asked, TextAnswer } from "../../node/src/core/text.js";
 import { Site } from "./site.js";
-import { answerBlock, choice, element, findingsTable, show, showError } from "./view.js";
+import { answerBlock, choice, element, errorLine, findingsTable, show, showError } from "./view.js";
 
 const ADDRESS = new URLSearchParams(location.search).get("bundle") ?? "bundle";
 
 /** A call of another script of the page: rows, as texts or as nested lists by name, and who runs them. */
-type Request = Call & { texts?: string[]; inputs?: unknown };
+type Request = Call & { texts?: Asked[]; inputs?: unknown };
 
 declare global {
   interface Window {
     /** What other scripts of the page may call. */
-    bundle?: { run(request: Request): Promise<Answer[]>; load(name: string, bytes: Uint8Array): Promise<void> };
+    bundle?: { run(request: Request): Promise<TextAnswer[]>; load(name: string, bytes: Uint8Array): Promise<void> };
   }
 }
 
@@ -26,21 +25,17 @@ class Page {
   private chosen: Choice;
   private waiting: Promise<void> = Promise.resolve();
 
-  private constructor(
-    private readonly service: Service,
-    private readonly texts: TextInputs | null,
-  ) {
+  private constructor(private readonly service: Service) {
     this.chosen = service.bundle.choices.at(1) ?? null;
   }
 
   static async open(address: string): Promise<Page> {
-    const bundle = await Bundle.open(new Site(address));
-    return new Page(new Service(bundle), bundle.manifest.text ? await TextInputs.open(bundle) : null);
+    return new Page(new Service(await Bundle.open(new Site(address))));
   }
 
   /** Show the first answer, and only then what can be asked. */
   async start(): Promise<void> {
-    if (this.texts) await this.offerTexts();
+    if (this.service.bundle.manifest.text) await this.offerTexts();
     else show("This bundle reads no texts. It can be held against its golden vectors, and other scripts can call it.");
     this.button("check", () => this.check());
     window.bundle = { run: (request) => this.run(request), load: (name, bytes) => this.load(name, bytes) };
@@ -49,9 +44,9 @@ class Page {
 
   private async offerTexts(): Promise<void> {
     const { manifest, choices } = this.service.bundle;
-    await this.classify();
     for (const name of choices) this.offer(name);
-    element("text").addEventListener("input", () => this.later(() => this.classify()));
+    await this.later(() => this.classify());
+    for (const id of ["text", "pair"]) element(id).addEventListener("input", () => this.later(() => this.classify()));
     if (manifest.graphs.bank && manifest.batch_invariant && manifest.adapters.length) {
       this.button("all", () => this.classifyWithAll());
     }
@@ -60,17 +55,9 @@ class Page {
     file.addEventListener("change", () => this.later(() => this.loadFile(file)));
   }
 
-  private async run({ texts, inputs, ...call }: Request): Promise<Answer[]> {
-    return this.service.run(this.inputsOf(texts, inputs), call);
-  }
-
-  private inputsOf(texts: string[] | undefined, lists: unknown): Inputs {
-    return texts ? this.batch(texts) : parseInputs(lists, this.service.bundle.manifest);
-  }
-
-  private batch(texts: string[]): Inputs {
-    if (!this.texts) throw new Fault({ what: "the bundle has no tokenizer", fix: "give arrays" });
-    return this.texts.batch(texts);
+  private async run({ texts, inputs, ...call }: Request): Promise<TextAnswer[]> {
+    if (texts) return this.service.answer(texts, call);
+    return this.service.run(parseInputs(inputs, this.service.bundle.manifest), call);
   }
 
   private offer(name: Choice): void {
@@ -88,36 +75,41 @@ class Page {
   }
 
   /** One thing after the other: a session in WebAssembly runs one call at a time. */
-  private later(work: () => Promise<void>): void {
-    this.waiting = this.waiting.then(work).catch(showError);
+  private later(work: () => Promise<void>): Promise<void> {
+    return (this.waiting = this.waiting.then(work).catch(showError));
   }
 
   private async classify(): Promise<void> {
-    await this.answer([element<HTMLTextAreaElement>("text").value], { adapter: this.chosen }, [this.chosen ?? "no adapter"]);
+    await this.answer({ adapter: this.chosen }, [this.chosen ?? "no adapter"]);
   }
 
   /** The same text once for each adapter, as rows of one batch. */
   private async classifyWithAll(): Promise<void> {
     const adapters = this.service.bundle.bank.rows.slice(1);
-    const text = element<HTMLTextAreaElement>("text").value;
-    await this.answer(adapters.map(() => text), { adapters }, adapters.map(String));
+    await this.answer({ adapters }, adapters.map(String));
   }
 
-  private async answer(texts: string[], call: Call, titles: string[]): Promise<void> {
-    const inputs = this.batch(texts);
-    await this.service.prepare(call);
+  /** What is typed, as the task of each row's adapter takes it. */
+  private async answer(call: Call, titles: string[]): Promise<void> {
+    const tasks = await Promise.all(titles.map((_, row) => this.service.task(call, row)));
+    element("pair").hidden = !tasks.some((task) => task?.input === "pair");
+    const read = await this.service.read(tasks.map(typed), call);
     const start = performance.now();
-    const found = await this.service.run(inputs, call);
+    const found = await this.service.answerRead(read, call);
     const took = performance.now() - start;
-    const rows = texts.length > 1 ? `${texts.length} rows in one call` : "one call";
-    element("latency").textContent = `${inputs["input_ids"]!.dims[1]} tokens, ${rows}: ${took.toFixed(1)} ms`;
+    const lengths = read.flatMap(({ rows }) => rows.map(({ ids }) => ids.length));
+    const calls = new Set(lengths).size;
+    const rows = `${lengths.length > 1 ? `${lengths.length} rows in ` : ""}${calls > 1 ? `${calls} calls` : "one call"}`;
+    element("latency").textContent = `${Math.max(...lengths)} tokens, ${rows}: ${took.toFixed(1)} ms`;
     show(...found.map((answer, row) => answerBlock(titles[row]!, answer)));
   }
 
   private async check(): Promise<void> {
     show("Computing …");
     element("latency").textContent = "";
-    show(findingsTable(await selfCheck(this.service.bundle)));
+    const findings = await selfCheck(this.service.bundle);
+    const wrong = failure(findings);
+    show(findingsTable(findings), ...(wrong ? [errorLine(new Fault(wrong))] : []));
   }
 
   /** Load an adapter from a file of the user, and choose it. */
@@ -138,6 +130,14 @@ class Page {
   }
 }
 
+/** The second field holds the second text of a pair, or in each line a choice. */
+function typed(task: Task | null): Asked {
+  const [text, second] = ["text", "pair"].map((id) => element<HTMLTextAreaElement>(id).value) as [string, string];
+  if (task?.input !== "pair") return text;
+  if (task.type !== "multiple_choice") return { text, pair: second };
+  return { text, choices: second.split("\n").filter((line) => line.trim()) };
+}
+
 try {
   const page = await Page.open(ADDRESS);
   await page.start();
@@ -145,4 +145,5 @@ try {
 } catch (error) {
   element("state").textContent = "The bundle cannot be used.";
   showError(error);
+  document.body.dataset["failed"] = "";
 }

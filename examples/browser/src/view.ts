@@ -1,6 +1,7 @@
 /** What the page shows. */
-import type { Answer, Nested } from "../../node/src/core/answers.js";
+import type { Nested } from "../../node/src/core/answers.js";
 import type { Finding } from "../../node/src/core/selfCheck.js";
+import type { TextAnswer } from "../../node/src/core/text.js";
 
 const LONGEST = 12;
 
@@ -17,18 +18,24 @@ function make(tag: string, className: string, text = ""): HTMLElement {
 }
 
 /** What an adapter says, by its task. */
-export function answerBlock(title: string, answer: Answer): HTMLElement {
+export function answerBlock(title: string, answer: TextAnswer): HTMLElement {
   const block = make("section", "");
   block.dataset["answer"] = JSON.stringify(answer);
   block.append(make("h2", "", title), ...said(answer));
+  if (answer.cut) block.append(make("p", "quiet", `${answer.cut} tokens of the text were cut off`));
   return block;
 }
 
-function said(answer: Answer): HTMLElement[] {
+function said(answer: TextAnswer): HTMLElement[] {
+  if ("choice" in answer) {
+    const shares = answer.probabilities.map((share, at) => [`choice ${at + 1}`, share]);
+    return bars(Object.fromEntries(shares), [`choice ${answer.choice + 1}`]);
+  }
   if ("probabilities" in answer) return bars(answer.probabilities, "labels" in answer ? answer.labels : [answer.label]);
   if ("tokens" in answer) return [make("p", "", answer.tokens.flatMap((token) => token?.label ?? []).join(" "))];
   if ("start" in answer) {
-    return [make("p", "", `tokens ${answer.start} to ${answer.end}`), ...bars({ probability: answer.probability }, [])];
+    const words = "answer" in answer ? answer.answer : `tokens ${answer.start} to ${answer.end}`;
+    return [make("p", "", words), ...bars({ probability: answer.probability }, [])];
   }
   if ("score" in answer) return [make("p", "number", answer.score.toFixed(3))];
   if ("outputs" in answer) return Object.entries(answer.outputs).map(([name, values]) => outputLine(name, values));
@@ -69,12 +76,13 @@ export function findingsTable(findings: Finding[]): HTMLElement {
   const head = make("tr", "");
   head.append(...["flavour", "adapter", "of what is allowed", ""].map((text) => make("th", "", text)));
   table.append(head);
-  for (const { flavour, adapter, mixed, worst } of findings) {
-    const row = make("tr", worst <= 1 ? "" : "error");
-    row.dataset["finding"] = JSON.stringify({ flavour, adapter, mixed, worst });
+  for (const finding of findings) {
+    const { flavour, adapter, mixed, worst, passed } = finding;
+    const row = make("tr", passed ? "" : "error");
+    row.dataset["finding"] = JSON.stringify(finding);
     const who = mixed ? "mixed batch" : (adapter ?? "base");
     row.append(...[flavour, who].map((text) => make("td", "", text)));
-    row.append(make("td", "number", `${(100 * worst).toFixed(1)} %`), make("td", "", worst <= 1 ? "✓" : "✗"));
+    row.append(make("td", "number", `${(100 * worst).toFixed(1)} %`), make("td", "", passed ? "✓" : "✗"));
     table.append(row);
   }
   return table;
@@ -93,7 +101,11 @@ export function show(...nodes: (HTMLElement | string)[]): void {
   element("result").replaceChildren(...nodes);
 }
 
+export function errorLine(error: unknown): HTMLElement {
+  return make("p", "error", error instanceof Error ? error.message : String(error));
+}
+
 export function showError(error: unknown): void {
   element("latency").textContent = "";
-  show(make("p", "error", error instanceof Error ? error.message : String(error)));
+  show(errorLine(error));
 }

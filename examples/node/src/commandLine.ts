@@ -4,6 +4,7 @@ import { parseArgs } from "node:util";
 import type { Choice } from "./core/bundle.js";
 import type { Weights } from "./core/runners.js";
 import type { Call } from "./core/service.js";
+import type { Asked } from "./core/text.js";
 
 export class Usage extends Error {}
 
@@ -12,7 +13,7 @@ export interface Command {
   bundle: string;
   json: boolean;
   /** Rows, as texts or as a file of arrays; one of the two. */
-  texts: string[];
+  texts: Asked[];
   inputs: string | undefined;
   /** Adapters to load before, from their files. */
   load: [name: string, path: string][];
@@ -22,19 +23,22 @@ export interface Command {
 
 export function usage(program: string): string {
   return `usage: ${program} verify BUNDLE [--json]
-       ${program} run BUNDLE (--text TEXT… | --inputs ARRAYS.json) [--load NAME=FILE]… [--adapter NAME]…
-       ${program} run BUNDLE (--text TEXT… | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,… [--weights …]…
+       ${program} run BUNDLE (TEXT… | --inputs ARRAYS.json) [--load NAME=FILE]… [--adapter NAME]…
+       ${program} run BUNDLE (TEXT… | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,… [--weights …]…
+TEXT is --text TEXT, a pair --text FIRST --pair SECOND, or a question with its choices --text QUESTION --pair A --pair B …
 One --adapter holds for all rows; one for each row makes a mixed batch, \`-\` standing for none. --weights
 are those of the members of a weighted fusion, for all rows or for each. --load takes an \`.onnx_adapter\` file that was built for this bundle.`;
 }
 
 /** Throws Usage if it is not clear what to do. */
 export function parse(words: string[]): Command {
-  const { values, positionals } = parsed(words);
+  const { values, positionals, tokens } = parsed(words);
   const [name, bundle] = positionals;
   if (!bundle || positionals.length !== 2 || (name !== "verify" && name !== "run")) throw new Usage("what to do is not clear");
   if (name === "run" && !values.text.length === !values.inputs) throw new Usage("either --text or --inputs");
-  const { json, text: texts, inputs } = values;
+  const { json, inputs } = values;
+  const options = tokens.flatMap((token) => (token.kind === "option" && token.value !== undefined ? [[token.name, token.value] as const] : []));
+  const texts = asked(options);
   const adapters = values.adapter.map((adapter) => (adapter === "-" ? null : adapter));
   if (values.weights.length && values.adapter.length !== 1) throw new Usage("--weights go with one --adapter");
   const weights = values.weights.map(weightsOf);
@@ -52,9 +56,11 @@ function parsed(words: string[]) {
     return parseArgs({
       args: words,
       allowPositionals: true,
+      tokens: true,
       options: {
         json: { type: "boolean", default: false },
         text: { type: "string", multiple: true, default: [] },
+        pair: { type: "string", multiple: true, default: [] },
         inputs: { type: "string" },
         adapter: { type: "string", multiple: true, default: [] },
         weights: { type: "string", multiple: true, default: [] },
@@ -64,6 +70,22 @@ function parsed(words: string[]) {
   } catch (error) {
     throw new Usage(String(error));
   }
+}
+
+/** A second text belongs to the text before it; several are choices. */
+function asked(options: (readonly [name: string, value: string])[]): Asked[] {
+  const found: Asked[] = [];
+  for (const [name, value] of options) {
+    const last = found.at(-1);
+    if (name === "text") found.push(value);
+    else if (name === "pair" && typeof last === "string") found[found.length - 1] = { text: last, pair: value };
+    else if (name === "pair" && last === undefined) throw new Usage("--pair belongs to the --text before it");
+    else if (name === "pair" && typeof last === "object") {
+      const choices = "choices" in last ? last.choices : [last.pair];
+      found[found.length - 1] = { text: last.text, choices: [...choices, value] };
+    }
+  }
+  return found;
 }
 
 /** NAME=VALUE */

@@ -1,6 +1,6 @@
 /**
  * node dist/main.js verify BUNDLE [--json]
- * node dist/main.js run BUNDLE --text TEXT [--text TEXT]… [--load NAME=FILE]… [--adapter NAME]…
+ * node dist/main.js run BUNDLE --text TEXT [--pair TEXT]… [--text TEXT …]… [--load NAME=FILE]… [--adapter NAME]…
  * node dist/main.js run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]… [--adapter NAME]…
  *
  * Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
@@ -11,10 +11,8 @@ import { type Command, Usage, callOf, parse, usage } from "./commandLine.js";
 import { parseInputs } from "./core/arrays.js";
 import { Bundle } from "./core/bundle.js";
 import { Fault } from "./core/fault.js";
-import type { Inputs } from "./core/request.js";
-import { selfCheck } from "./core/selfCheck.js";
+import { failure, selfCheck } from "./core/selfCheck.js";
 import { Service } from "./core/service.js";
-import { TextInputs } from "./core/text.js";
 import { Folder } from "./folder.js";
 
 async function verify(bundle: Bundle, asJson: boolean): Promise<void> {
@@ -30,22 +28,18 @@ async function verify(bundle: Bundle, asJson: boolean): Promise<void> {
     const fix = "build it with `--flavours inputs,bank`";
     throw new Fault({ what: "holds no graph that Node can run as it should", fix });
   }
-  if (!findings.every(({ worst }) => worst <= 1)) {
-    throw new Fault({ what: "this machine does not compute what the reference computed" });
-  }
+  const wrong = failure(findings);
+  if (wrong) throw new Fault(wrong);
 }
 
 async function run(bundle: Bundle, command: Command): Promise<void> {
-  const inputs = await inputsOf(bundle, command);
+  const { inputs: file, texts } = command;
+  const inputs = file === undefined ? null : parseInputs(await arraysOf(file), bundle.manifest);
   const call = callOf(command);
   const service = new Service(bundle);
   for (const [name, path] of command.load) await service.load(name, await bytesOf(path));
-  console.log(JSON.stringify(await service.run(inputs, call), null, 2));
-}
-
-async function inputsOf(bundle: Bundle, { texts, inputs }: Command): Promise<Inputs> {
-  if (inputs === undefined) return (await TextInputs.open(bundle)).batch(texts);
-  return parseInputs(await arraysOf(inputs), bundle.manifest);
+  const found = inputs ? await service.run(inputs, call) : await service.answer(texts, call);
+  console.log(JSON.stringify(found, null, 2));
 }
 
 async function arraysOf(path: string): Promise<unknown> {

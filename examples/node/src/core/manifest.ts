@@ -86,6 +86,8 @@ export interface Manifest {
   bank?: BankRecord | null;
   golden: GoldenRecord;
   text: { tokenizer: string; digest: string; max_tokens: number } | null;
+  /** Texts with the ids and the answers that they must give; null without a tokenizer. */
+  golden_texts?: string | null;
   /** The adapter that is the base's own head: it answers where none is chosen. */
   head: string | null;
   /** That of every adapter file for this graph. */
@@ -231,10 +233,10 @@ function checkBank({ rows }: BankRecord, adapters: AdapterRecord[], where: strin
 }
 
 /** Every file that is used has a hash. */
-function checkPaths({ graphs, adapters, golden, text, files }: Manifest, where: string): void {
+function checkPaths({ graphs, adapters, golden, text, golden_texts, files }: Manifest, where: string): void {
   const listed = new Set(files.map((file) => file.path));
   const ofAdapters = adapters.flatMap((record) => [record.onnx_adapter, record.safetensors, record.baked, record.golden.path]);
-  for (const path of [...Object.values(graphs), ...ofAdapters, golden.path, text?.tokenizer]) {
+  for (const path of [...Object.values(graphs), ...ofAdapters, golden.path, text?.tokenizer, golden_texts]) {
     if (typeof path !== "string" || listed.has(path)) continue;
     throw new Fault({ what: "names a file without a hash", where, found: `\`${path}\``, expected: "one that `files` lists" });
   }

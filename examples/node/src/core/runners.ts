@@ -26,9 +26,15 @@ export type Weights = Record<string, number>;
 
 const NO_HEAD: Head = { output: null, task: null };
 
+interface Chosen {
+  tensors: Map<string, Tensor>;
+  head: Head;
+  mix: MixRecord | null;
+}
+
 /** One adapter for the whole batch: its tensors are inputs of the call. */
 export class FedAdapters {
-  private readonly loaded = new Map<Choice, { tensors: Map<string, Tensor>; head: Head; mix: MixRecord | null }>();
+  private readonly loaded = new Map<Choice, Chosen>();
 
   private constructor(
     private readonly bundle: Bundle,
@@ -71,19 +77,26 @@ export class FedAdapters {
     if (!this.loaded.delete(name)) throw new Fault({ what: "is not loaded", where: `adapter \`${name}\`` });
   }
 
+  headOf(choice: Choice): Head {
+    return this.chosen(choice).head;
+  }
+
   /** @param weights of a fusion, in the place of its own: once for all rows, or once for each. */
   async run(inputs: Inputs, choice: Choice, weights: Weights[] = []): Promise<Result> {
     if (weights.length > 1) checkRows(inputs, this.bundle, weights.map(sorted));
     else checkInputs(inputs, this.bundle.manifest);
-    const chosen = this.loaded.get(choice);
-    if (!chosen) {
-      const expected = `one of ${this.adapters.map((name) => `\`${name}\``).join(", ")}`;
-      throw new Fault({ what: "is not loaded", where: `adapter \`${choice}\``, expected, fix: "load it first" });
-    }
+    const chosen = this.chosen(choice);
     const heads = Array<Head>(batchOf(inputs)).fill(chosen.head);
     const own = weights.length ? weightTensors(chosen.mix, weights, `adapter \`${choice ?? "base"}\``) : [];
     const feeds = { ...inputs, ...Object.fromEntries([...chosen.tensors, ...own]) };
     return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
+  }
+
+  private chosen(choice: Choice): Chosen {
+    const found = this.loaded.get(choice);
+    if (found) return found;
+    const expected = `one of ${this.adapters.map((name) => `\`${name}\``).join(", ")}`;
+    throw new Fault({ what: "is not loaded", where: `adapter \`${choice}\``, expected, fix: "load it first" });
   }
 }
 
@@ -98,9 +111,13 @@ export class Bank {
     return new Bank(bundle, await bundle.open("bank"));
   }
 
+  headOf(choice: Choice): Head {
+    return choice === null ? NO_HEAD : this.bundle.adapter(choice);
+  }
+
   async run(inputs: Inputs, choices: Choice[]): Promise<Result> {
     checkRows(inputs, this.bundle, choices);
-    const heads = choices.map((choice) => (choice === null ? NO_HEAD : this.bundle.adapter(choice)));
+    const heads = choices.map((choice) => this.headOf(choice));
     const ids = BigInt64Array.from(choices, (choice) => BigInt(rowOf(this.bundle, choice)));
     const feeds = { ...inputs, [this.bundle.bank.ids]: new Tensor("int64", ids, [choices.length]) };
     return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };

@@ -1,22 +1,30 @@
-/** A bundle held against its golden vectors, in every way that this binding can run it. */
+/** A bundle held against its golden vectors and golden texts, in every way that this binding can run it. */
 import type { Tensor } from "onnxruntime-common";
 
 import { MASKED } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
-import { Fault } from "./fault.js";
+import { type Facts, Fault } from "./fault.js";
+import { replayTexts } from "./goldenTexts.js";
 import type { GoldenRecord } from "./manifest.js";
 import type { Inputs } from "./request.js";
 import { Baked, Bank, FedAdapters, type Outputs } from "./runners.js";
 
 export interface Finding {
-  flavour: "inputs" | "bank" | "baked";
+  /** `texts` are the golden texts: their ids, and the answers to them. */
+  flavour: "inputs" | "bank" | "baked" | "texts";
   /** Null is the base. */
   adapter: Choice;
   /** Rows of one batch through different adapters. */
   mixed: boolean;
-  /** The largest deviation as a part of the allowed one; at most 1 is good. */
+  /** The largest deviation as a part of the allowed one, infinite where anything but a number differs. */
   worst: number;
+  passed: boolean;
+  /** Of texts: that their ids were compared, too, and which of them differ. */
+  tokenized?: true;
+  faults?: { name: string; fault: string }[];
 }
+
+type Found = Omit<Finding, "passed">;
 
 type RunRows = (inputs: Inputs, rows: Choice[]) => Promise<Outputs>;
 
@@ -48,21 +56,45 @@ class Golden {
   }
 }
 
+/** What does not pass, as an error says it; null if everything passes. */
+export function failure(findings: Finding[]): Facts | null {
+  const texts = findings.find(({ faults }) => faults?.length);
+  if (texts) {
+    const [{ name, fault }, names] = [texts.faults![0]!, texts.faults!.map((each) => `\`${each.name}\``)];
+    const what = "golden texts differ: this client does not read texts, or answer them, as the reference does";
+    return { what, where: texts.adapter ?? "base", found: `${names.length} that differ, ${names.join(", ")}; \`${name}\`: ${fault}` };
+  }
+  const wrong = findings.find(({ passed }) => !passed);
+  if (!wrong) return null;
+  const where = `${wrong.mixed ? "mixed batch" : (wrong.adapter ?? "base")} in flavour \`${wrong.flavour}\``;
+  return { what: "this machine does not compute what the reference computed", where };
+}
+
 export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
-  const { graphs, adapters } = bundle.manifest;
-  const findings: Finding[] = [];
-  if (graphs.inputs) {
-    const fed = await FedAdapters.open(bundle);
-    for (const adapter of bundle.choices) {
-      const run = async (inputs: Inputs) => (await fed.run(inputs, adapter)).outputs;
-      findings.push({ flavour: "inputs", adapter, mixed: false, worst: await worstOf(await Golden.of(bundle, adapter), run) });
-    }
+  const { graphs } = bundle.manifest;
+  const fed = graphs.inputs ? await FedAdapters.open(bundle) : null;
+  const bank = graphs.bank ? await Bank.open(bundle) : null;
+  const found = [
+    ...(fed ? await checkFed(bundle, fed) : []),
+    ...(bank ? await checkRows(bundle, async (inputs, rows) => (await bank.run(inputs, rows)).outputs) : []),
+    ...(await checkBaked(bundle)),
+    ...(await checkTexts(bundle, fed, bank)),
+  ];
+  return found.map((finding) => ({ ...finding, passed: finding.worst <= 1 && !finding.faults?.length }));
+}
+
+async function checkFed(bundle: Bundle, fed: FedAdapters): Promise<Found[]> {
+  const findings: Found[] = [];
+  for (const adapter of bundle.choices) {
+    const run = async (inputs: Inputs) => (await fed.run(inputs, adapter)).outputs;
+    findings.push({ flavour: "inputs", adapter, mixed: false, worst: await worstOf(await Golden.of(bundle, adapter), run) });
   }
-  if (graphs.bank) {
-    const bank = await Bank.open(bundle);
-    findings.push(...(await checkRows(bundle, async (inputs, rows) => (await bank.run(inputs, rows)).outputs)));
-  }
-  for (const { name: adapter } of adapters.filter((record) => record.baked)) {
+  return findings;
+}
+
+async function checkBaked(bundle: Bundle): Promise<Found[]> {
+  const findings: Found[] = [];
+  for (const { name: adapter } of bundle.manifest.adapters.filter((record) => record.baked)) {
     const graph = await Baked.open(bundle, adapter);
     const run = async (inputs: Inputs) => (await graph.run(inputs)).outputs;
     findings.push({ flavour: "baked", adapter, mixed: false, worst: await worstOf(await Golden.of(bundle, adapter), run) });
@@ -70,10 +102,19 @@ export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
   return findings;
 }
 
-async function checkRows(bundle: Bundle, run: RunRows): Promise<Finding[]> {
+/** In the first of these graphs that there is. */
+async function checkTexts(bundle: Bundle, fed: FedAdapters | null, bank: Bank | null): Promise<Found[]> {
+  if (!fed && !bank) return [];
+  const found = await replayTexts(bundle, (inputs, adapter, rows) => {
+    return fed ? fed.run(inputs, adapter) : bank!.run(inputs, Array<string>(rows).fill(adapter));
+  });
+  return found.map((texts) => ({ flavour: "texts", mixed: false, tokenized: true, ...texts }));
+}
+
+async function checkRows(bundle: Bundle, run: RunRows): Promise<Found[]> {
   const choices = bundle.bank.rows;
   const goldens = await Promise.all(choices.map((choice) => Golden.of(bundle, choice)));
-  const findings: Finding[] = [];
+  const findings: Found[] = [];
   for (const [at, adapter] of choices.entries()) {
     findings.push({ flavour: "bank", adapter, mixed: false, worst: await worstOfRows([goldens[at]!], [adapter], run) });
   }

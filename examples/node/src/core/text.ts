@@ -1,58 +1,150 @@
-/** Texts to inputs. */
-import { Tokenizer } from "@huggingface/tokenizers";
+/** Texts in, answers out: each text becomes tokens as the record of its adapter says, and its result an answer. */
 import { Tensor } from "onnxruntime-common";
 
-import type { Bundle } from "./bundle.js";
+import { type Answer, type Prediction, choose } from "./answers.js";
+import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
 import type { Inputs } from "./request.js";
+import type { Task } from "./task.js";
+import { type Row, Tokens } from "./tokens.js";
 
-/** What each input of a base that reads texts holds. */
-const COLUMNS: Record<string, (row: number[], at: number) => number> = {
-  input_ids: (row, at) => row[at] ?? 0,
-  attention_mask: (row, at) => Number(at < row.length),
-  token_type_ids: () => 0,
+/** A text, a pair of texts, or a question with its choices. */
+export type Asked = string | { text: string; pair: string } | { text: string; choices: string[] };
+
+/** A text as tokens: one row, or one for each choice. */
+export interface ReadText {
+  asked: Asked;
+  adapter: Choice;
+  task: Task | null;
+  rows: Row[];
+}
+
+/** What an adapter says of a text: the answer to a row, in the words of the text. */
+export type TextAnswer = (
+  | Answer
+  | { choice: number; probabilities: number[] }
+  /** The tokens that are not special; of some tokenizers this client cannot say where they stand. */
+  | { tokens: (Prediction & { token: string; start?: number; end?: number })[] }
+  /** The characters of the second text, from 0: the first, and the one behind the last. */
+  | { answer: string; start: number; end: number; probability: number }
+) & {
+  /** How many tokens of the text were left out. */
+  cut?: number;
 };
 
-/** The bundle's tokenizer. */
-export class TextInputs {
+/** Tokens as a base takes them. */
+type TokenIds = Pick<Row, "ids" | "types">;
+
+/** What each input of a base that reads texts holds. */
+const COLUMNS: Record<string, (row: TokenIds) => number[]> = {
+  input_ids: ({ ids }) => ids,
+  attention_mask: ({ ids }) => ids.map(() => 1),
+  token_type_ids: ({ types }) => types,
+};
+
+/** Reads texts with the bundle's tokenizer. */
+export class TextReader {
   private constructor(
     private readonly bundle: Bundle,
-    private readonly tokenizer: Tokenizer,
+    private readonly tokens: Tokens,
+    private readonly digest: string,
     private readonly maxTokens: number,
   ) {}
 
-  static async open(bundle: Bundle): Promise<TextInputs> {
+  static async open(bundle: Bundle): Promise<TextReader> {
     const text = bundle.manifest.text;
     if (!text) throw new Fault({ what: "the bundle has no tokenizer", fix: "give arrays" });
-    const config = JSON.parse(new TextDecoder().decode(await bundle.read(text.tokenizer))) as object;
-    return new TextInputs(bundle, new Tokenizer(config, {}), text.max_tokens);
+    const tokens = new Tokens(await bundle.read(text.tokenizer), text.tokenizer);
+    return new TextReader(bundle, tokens, text.digest, text.max_tokens);
   }
 
-  /** The inputs of a batch, padded to its longest text; longer ones than the base takes are cut. */
-  batch(texts: string[]): Inputs {
-    const rows = texts.map((text) => this.ids(text));
-    const tokens = Math.max(...rows.map((row) => row.length));
-    const records = this.bundle.manifest.inputs;
-    if (!records.some(({ name }) => name === "attention_mask") && rows.some((row) => row.length < tokens)) {
-      throw new Fault({ what: "texts of different lengths for a base without a mask", fix: "give one text at a time" });
+  /** Throws a Fault if a text is of another kind than the task takes, or its adapter had another tokenizer. */
+  read(asked: Asked, adapter: Choice, task: Task | null): ReadText {
+    if (task?.tokenizer && task.tokenizer !== this.digest) {
+      const [what, where] = ["was trained with another tokenizer than the bundle's", `adapter \`${adapter}\``];
+      const fix = "build the bundle with the tokenizer that the adapter was trained with, or give arrays";
+      throw new Fault({ what, where, found: `${this.digest.slice(0, 12)}…`, expected: `${task.tokenizer.slice(0, 12)}…`, fix });
     }
+    checkKind(asked, adapter, task);
+    const limit = Math.min(task?.max_tokens ?? this.maxTokens, this.maxTokens);
+    const rows = pieces(asked, task?.prefix ?? "").map((texts) => this.tokens.row(texts, limit, task?.truncation ?? this.tokens.side));
+    return { asked, adapter, task, rows };
+  }
+
+  /** The inputs of rows of one length: padding may change what a base computes. */
+  inputs(rows: TokenIds[]): Inputs {
     return Object.fromEntries(
-      records.map(({ name, dtype }) => {
+      this.bundle.manifest.inputs.map(({ name, dtype }) => {
         const column = COLUMNS[name];
         if (!column || dtype !== "int64") throw new Fault({ what: "an input that no text gives", where: `\`${name}\`` });
-        const values = rows.flatMap((row) => Array.from({ length: tokens }, (_, at) => BigInt(column(row, at))));
-        return [name, new Tensor("int64", BigInt64Array.from(values), [rows.length, tokens])];
+        const values = BigInt64Array.from(rows.flatMap(column), BigInt);
+        return [name, new Tensor("int64", values, [rows.length, rows[0]!.ids.length])];
       }),
     );
   }
 
-  /** The ids of a text, cut to what the base takes; the special tokens around it stay. */
-  private ids(text: string): number[] {
-    const ids: number[] = this.tokenizer.encode(text).ids;
-    if (ids.length <= this.maxTokens) return ids;
-    const own: number[] = this.tokenizer.encode(text, { add_special_tokens: false }).ids;
-    const before = ids.findIndex((_, start) => own.every((id, at) => ids[start + at] === id));
-    const around = ids.length - own.length;
-    return [...ids.slice(0, before), ...own.slice(0, this.maxTokens - around), ...ids.slice(before + own.length)];
+  /** The answer to a text from those to its rows. */
+  answer({ asked, rows, task }: ReadText, answers: Answer[]): TextAnswer {
+    const cut = Math.max(...rows.map(({ found, ids }) => found - ids.length));
+    return { ...this.said(asked, task, rows, answers), ...(cut > 0 ? { cut } : {}) };
   }
+
+  private said(asked: Asked, task: Task | null, [row]: Row[], answers: Answer[]): TextAnswer {
+    const answer = answers[0]!;
+    if (typeof asked === "object" && "choices" in asked && task) {
+      return choose(answers.map((each) => ("score" in each ? each.score : NaN)));
+    }
+    if ("tokens" in answer) {
+      const characters = this.tokens.characters(textOf(asked, 0));
+      const others = typeof asked === "object" ? this.tokens.characters(textOf(asked, 1)) : null;
+      return {
+        tokens: answer.tokens.flatMap((one, index) => {
+          const place = row!.places[index];
+          if (!one || !place) return [];
+          const span = (place.part === 0 ? characters : others)?.[place.at];
+          return [{ token: row!.tokens[index]!, ...(span ? { start: span[0], end: span[1] } : {}), ...one }];
+        }),
+      };
+    }
+    if ("start" in answer) return this.span(asked, row!, answer);
+    return answer;
+  }
+
+  private span(asked: Asked, row: Row, { start, end, probability }: { start: number; end: number; probability: number }): TextAnswer {
+    const text = textOf(asked, typeof asked === "object" ? 1 : 0);
+    const characters = this.tokens.characters(text);
+    if (!characters) {
+      const fix = "give arrays: then the answer names tokens";
+      throw new Fault({ what: "this client cannot say where in the text the answer stands", fix });
+    }
+    const [from, to] = [characters[row.places[start]!.at]![0], characters[row.places[end]!.at]![1]];
+    return { answer: Array.from(text).slice(from, to).join(""), start: from, end: to, probability };
+  }
+}
+
+/** Which tokens of a row may be the answer to a question: those of its last text. */
+export function contextOf({ places }: Row): boolean[] {
+  const last = Math.max(...places.map((place) => place?.part ?? 0));
+  return places.map((place) => place?.part === last);
+}
+
+/** What a row is made of: one text with its prefix, or two. */
+function pieces(asked: Asked, prefix: string): string[][] {
+  if (typeof asked === "string") return [[prefix + asked]];
+  return "choices" in asked ? asked.choices.map((choice) => [asked.text, choice]) : [[asked.text, asked.pair]];
+}
+
+function textOf(asked: Asked, part: number): string {
+  if (typeof asked === "string") return asked;
+  return part === 1 && "pair" in asked ? asked.pair : asked.text;
+}
+
+const KINDS = { text: "one text", pair: "a pair of texts", choices: "a question with choices" };
+
+function checkKind(asked: Asked, adapter: Choice, task: Task | null): void {
+  const kind = typeof asked === "string" ? "text" : "choices" in asked ? "choices" : "pair";
+  if (kind === "choices" && !(asked as { choices: string[] }).choices.length) throw new Fault({ what: "a question without choices" });
+  if (!task || kind === task.input || (kind === "choices" && task.type === "multiple_choice" && task.input === "pair")) return;
+  const expected = `${task.type === "multiple_choice" ? "a pair of texts or a question with choices" : KINDS[task.input]}, as \`${task.type}\` takes`;
+  throw new Fault({ what: "is of another kind than the task takes", where: `adapter \`${adapter ?? "base"}\``, found: KINDS[kind], expected });
 }

@@ -1,0 +1,227 @@
+"""Texts in, answers out: the clients that have a tokenizer say the same of a text as Python, or refuse it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import Client
+from text_bundle import LIMIT, LONGEST, TASKS
+
+from adapter_export.format.manifest_json import list_files
+from adapter_export.runtime import Bundle
+from adapter_export.runtime.texts import Asked
+from adapter_export.text import Pair, Tokenizer
+
+CLOSE = 1e-5
+"""Probabilities and vectors in float32, from numbers that are some ulp apart."""
+
+CLIENTS = ("node_client", "browser_client", "python_client")
+
+pytestmark = pytest.mark.parametrize("client", CLIENTS, indirect=True)
+
+LONG = " ".join(str(number) for number in range(LIMIT + 7))
+CONTEXT = "Zoë said: ΟΔΥΣΣΕΥΣ lives in Kraków\u2014really, an É\u0301MIGRÉ 🙂 of İstanbul."
+
+ASKED: list[tuple[str, Asked]] = [
+    ("topic", "Who wrote ΟΔΥΣΣΕΥΣ? Cafe\u0301, Straße 🎉"),
+    ("topic", ""),
+    ("topic", LONG),
+    ("tags", LONG),
+    ("follows", Pair("a man plays", "")),
+    ("follows", Pair(LONG, LONG)),
+    ("follows", Pair("short", LONG)),
+    ("words", "Jane Doe met unbelievably 🙂 İlker in Kraków."),
+    ("place", Pair("Who lives in Kraków?", CONTEXT)),
+    ("place", Pair("Who?", f"{CONTEXT} {CONTEXT} {CONTEXT}")),
+    ("likeness", Pair("A man plays a guitar.", "A MAN plays the guitár.")),
+    ("vector", "how far is the moon"),
+    ("order", Pair("moon distance", "It is 384,400 km away.")),
+    ("choice", Pair("Where is it?", "in the box")),
+    ("choice", [Pair("Where is it?", one) for one in ("in the box", "on the table over there", LONG)]),
+]
+
+
+def _words(asked: Asked) -> list[str]:
+    if isinstance(asked, Pair):
+        return ["--text", asked.first, "--pair", asked.second]
+    if isinstance(asked, str):
+        return ["--text", asked]
+    pairs = [one for one in asked if isinstance(one, Pair)]
+    return ["--text", pairs[0].first, *(word for one in pairs for word in ("--pair", one.second))]
+
+
+def _alike(found: Any, expected: Any) -> None:
+    """Equal keys, labels and places, and numbers that are close."""
+    if isinstance(expected, Mapping):
+        assert set(found) == set(expected)
+        for key, value in expected.items():
+            _alike(found[key], value)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            _alike(*pair)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=CLOSE)
+    else:
+        assert found == expected
+
+
+def test_every_problem_type_from_text(client: Client, text_folder: Path) -> None:
+    """In one call, each text by an adapter of its own: the same as each of them alone in Python."""
+    assert {TASKS[name].type for name, _ in ASKED} == {task.type for task in TASKS.values()}
+    adapters = [word for name, _ in ASKED for word in ("--adapter", name)]
+    texts = [word for _, asked in ASKED for word in _words(asked)]
+    done = client.call("run", text_folder / "bundle", *texts, *adapters)
+    assert done.returncode == 0, done.stderr
+    reader = Bundle.open(text_folder / "bundle").texts()
+    rows = json.loads(done.stdout)
+    for row, (name, asked) in zip(rows, ASKED, strict=True):
+        _alike(row, {"adapter": name, **reader.answer([asked], name)[0].document()})
+    assert any("cut" in row for row in rows)
+
+
+def test_golden_texts(client: Client, text_folder: Path) -> None:
+    """Ids of all texts, bit for bit, and the answers of torch."""
+    found = [each for each in client.verify(text_folder / "bundle") if each["flavour"] == "texts"]
+    assert [each["adapter"] for each in found] == [None, *TASKS]
+    assert all(each["tokenized"] and each["passed"] and not each["faults"] for each in found)
+    assert all(0 < each["worst"] <= 1 for each in found if each["adapter"] is not None)
+
+
+@pytest.fixture
+def tampered(text_folder: Path, tmp_path: Path) -> Path:
+    """A copy whose files may be changed, with hashes that are right again after `_rehash`."""
+    return shutil.copytree(text_folder / "bundle", tmp_path / "bundle")
+
+
+def _rehash(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text("utf-8"))
+    change(document)
+    document["files"] = [vars(record) for record in list_files(folder)]
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _tokenizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def fault(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        document = json.loads(path.read_text("utf-8"))
+        change(document)
+        path.write_text(json.dumps(document), encoding="utf-8")
+        _rehash(folder, lambda _: None)
+
+    return fault
+
+
+def _manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    return lambda folder: _rehash(folder, change)
+
+
+def _adapter(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in manifest["adapters"] if one["name"] == name)
+    return found
+
+
+FAULTS = {
+    "a tokenizer that does not lowercase": (
+        _tokenizer(lambda d: d["normalizer"].update(lowercase=False)),
+        "`upper case`",
+    ),
+    "a tokenizer that keeps accents": (_tokenizer(lambda d: d["normalizer"].update(strip_accents=False)), "`french`"),
+    "a tokenizer without special tokens": (_tokenizer(lambda d: d.update(post_processor=None)), "`plain`"),
+    "8 tokens": (_manifest(lambda d: d["text"].update(max_tokens=8)), "`plain`"),
+    "another limit of an adapter": (
+        _manifest(lambda d: _adapter(d, "topic")["task"].update(max_tokens=LIMIT + 1)),
+        "`cut`",
+    ),
+    "another side": (_manifest(lambda d: _adapter(d, "tags")["task"].update(truncation="right")), "`cut`"),
+    "another prefix": (_manifest(lambda d: _adapter(d, "vector")["task"].update(prefix="passage: ")), "`plain`"),
+    "rotated labels": (
+        _manifest(lambda d: _adapter(d, "topic")["task"].update(labels=["b", "c", "a"])),
+        "`label` found",
+    ),
+    "other thresholds": (
+        _manifest(lambda d: _adapter(d, "tags")["task"].update(thresholds=[0.99, 0.99, 0.99])),
+        "`labels` found",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault(client: Client, tampered: Path, fault: str) -> None:
+    """Golden vectors begin at ids and end at logits, and would not see it."""
+    plant, words = FAULTS[fault]
+    plant(tampered)
+    done = client.call("verify", tampered)
+    assert done.returncode == 1, done.stdout
+    assert "golden texts differ" in done.stderr
+    assert words in done.stderr
+
+
+def test_texts_that_a_library_reads_otherwise(client: Client, tampered: Path) -> None:
+    """Where a tokenizer cleans nothing, JavaScript ends words elsewhere: its clients refuse such texts, and say so."""
+    _rehash(tampered, lambda d: d.update(adapters=[], bank=None, head=None, graphs=_without_bank(d["graphs"])))
+    path, texts = tampered / "tokenizer.json", tampered / "golden" / "texts.json"
+    tokenizer = json.loads(path.read_text("utf-8"))
+    tokenizer["normalizer"] = None
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    _retell(texts, Tokenizer.from_json(path.read_text("utf-8"), LONGEST))
+    _rehash(tampered, lambda d: d["text"].update(digest=json.loads(texts.read_text("utf-8"))["digest"]))
+    done = client.call("verify", tampered)
+    if client.command[0] == sys.executable:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 1, done.stdout
+    assert "2 that differ, `zero width`, `control characters`" in done.stderr
+    client.refuses("U+FEFF", "run", tampered, "--text", "a\ufeffb")
+    assert client.call("run", tampered, "--text", "a b").returncode == 0
+
+
+def _without_bank(graphs: Mapping[str, str]) -> dict[str, str]:
+    return {flavour: path for flavour, path in graphs.items() if flavour != "bank"}
+
+
+def _retell(path: Path, tokenizer: Tokenizer) -> None:
+    """Golden texts of the base alone, with the ids of another tokenizer."""
+    document = json.loads(path.read_text("utf-8"))
+    for text in document["sets"][0]["texts"]:
+        (row,) = tokenizer.rows([text["text"] if text["pair"] is None else Pair(text["text"], text["pair"])])
+        text.update(ids=row.encoding.ids, token_type_ids=row.encoding.type_ids)
+    document.update(digest=tokenizer.digest, sets=document["sets"][:1])
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+REFUSED: dict[str, tuple[str, Asked, str]] = {
+    "a pair for a task of one text": ("topic", Pair("a", "b"), "one text, as"),
+    "one text for a task of pairs": ("follows", "a", "a pair of texts, as"),
+    "choices for another task": ("follows", [Pair("a", "b"), Pair("a", "c")], "a pair of texts, as"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_the_task_does_not_take(client: Client, text_folder: Path, kind: str) -> None:
+    adapter, asked, words = REFUSED[kind]
+    client.refuses(
+        "of another kind than the task takes", "run", text_folder / "bundle", *_words(asked), "--adapter", adapter
+    )
+    client.refuses(words, "run", text_folder / "bundle", *_words(asked), "--adapter", adapter)
+
+
+def test_an_adapter_of_another_tokenizer(client: Client, tampered: Path) -> None:
+    """It gets no texts; the others do."""
+    _rehash(tampered, lambda d: _adapter(d, "topic")["task"].update(tokenizer="0" * 64))
+    client.refuses("was trained with another tokenizer", "run", tampered, "--text", "a", "--adapter", "topic")
+    done = client.call("run", tampered, "--text", "a", "--adapter", "words")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_limit_without_room(client: Client, tampered: Path) -> None:
+    _rehash(tampered, lambda d: _adapter(d, "follows")["task"].update(max_tokens=3))
+    words = ["--text", "a", "--pair", "b", "--adapter", "follows"]
+    client.refuses("leaves no room for the text", "run", tampered, *words)
