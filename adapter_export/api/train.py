@@ -213,7 +213,7 @@ def train(
 
     from adapter_export.sites.site_map import SITE_MAP_KEY
     from adapter_export.torch_backend import attach as bases
-    from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change
+    from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change, with_prior
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
     from adapter_export.torch_backend.train.task import TaskFiles, read_task
     from adapter_export.torch_backend.train.train import TrainingData, evaluate
@@ -257,6 +257,8 @@ def train(
         scheme, seed = init or chosen.scheme, settings.seed
         first = fresh_adapter(chosen, sites, name=title, base=opened.fingerprint, scheme=scheme, seed=seed, head=head)
         start = f"`{scheme}`"
+    if rows.problem in ("multi_label", "ranking"):
+        first = with_prior(first, rows.training.answers)
     first = replace(first, weights={**first.weights, **started})
     model = bases.attach(torch_base, first, sites=sites, learned=learned)
     measured = np.arange(min(_ROWS_MEASURED, len(rows.training.texts)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from adapter_export.api.base import open_base
@@ -264,3 +265,12 @@ def test_options_that_do_not_go_together(
     cli: Any, model: Path, tables: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
     cli.refused(2, words, "train", model, "--data", tables / "vec.tsv", *options, "-o", tmp_path / "a")
+
+
+def test_a_tokenizer_of_another_model_is_refused(cli: Any, model: Path, tables: Path, tmp_path: Path) -> None:
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "film": 4000, "good": 4001}
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    other.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    other.save(str(tmp_path / "tokenizer.json"))
+    call = ("train", model, "--data", tables / "vec.tsv", "--tokenizer", tmp_path, *QUICK, "-o", tmp_path / "a")
+    cli.refused(2, "the tokenizer makes tokens that the model does not have; found the id 4001", *call)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from hand_made_sites import encoder
 from small_encoder import load_encoder
-from small_task import make_adapter
+from small_task import make_adapter, sites_of
 
 from adapter_export.errors import AdapterError, UsageError
+from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import KINDS
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.base import TorchBase
-from adapter_export.torch_backend.train.fresh import fresh_adapter
+from adapter_export.torch_backend.train.fresh import fresh_adapter, with_prior
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,22 @@ def test_the_seed_decides_the_weights_and_sites_differ(base) -> None:
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not np.array_equal(one["layers.0.ffn.down.weight"], other["layers.0.ffn.down.weight"])
     assert not np.array_equal(one["layers.0.ffn.down.weight"], one["layers.1.ffn.down.weight"])
+
+
+def test_a_head_answers_at_first_as_often_as_is_right(base) -> None:
+    labels = ("common", "rare", "never")
+    head = make_head("multi_label", width=16, labels=labels)
+    adapter = fresh_adapter(KINDS["houlsby"](None), sites_of(base), name="a", base=base.fingerprint, head=head)
+    targets = np.zeros((998, 3), np.float32)
+    targets[:499, 0], targets[:9, 1] = 1, 1
+    bias = with_prior(adapter, targets).weights["head.classifier.bias"]
+    np.testing.assert_allclose(1 / (1 + np.exp(-bias)), [0.5, 0.01, 0.001], rtol=1e-5)
+    ranked = fresh_adapter(
+        KINDS["houlsby"](None), sites_of(base), name="a", base=base.fingerprint, head=make_head("ranking", width=16)
+    )
+    assert with_prior(ranked, targets[:, 1]).weights["head.classifier.bias"].shape == (1,)
+    plain = make_adapter(base, labels=None)
+    assert with_prior(plain, targets) is plain
 
 
 def test_without_labels_there_is_no_head(base) -> None:
