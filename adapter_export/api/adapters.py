@@ -281,7 +281,7 @@ def pack(
     packed = plain.pack(
         tensors,
         placed(plain.fitting_kind(tensors, kind, **own), given),
-        opened.sites.map,
+        opened.sites.complete,
         name=name or (kind if isinstance(weights, Mapping) else Path(weights).stem),
         base=opened.fingerprint,
         labels=labels,
@@ -322,7 +322,7 @@ def import_adapterhub(
 
     opened, source = open_base(base), Path(folder)
     settings = _import_settings(opened, source, name, member, by_number)
-    imported = adapterhub.import_adapterhub(source, opened.sites.map, with_head=not without_head, **settings)
+    imported = adapterhub.import_adapterhub(source, opened.sites.complete, with_head=not without_head, **settings)
     tell(imported.notes, on_note)
     return with_site_map(with_facts(imported.adapter, facts), opened)
 
@@ -381,7 +381,7 @@ def import_peft(
         return None if tensor is None else tensor.detach().float().numpy()
 
     settings = _import_settings(opened, source, name, member, by_number)
-    imported = peft.import_peft(source, opened.sites.map, base_tensor=base_tensor, head=head, **settings)
+    imported = peft.import_peft(source, opened.sites.complete, base_tensor=base_tensor, head=head, **settings)
     tell(imported.notes, on_note)
     return with_site_map(with_facts(imported.adapter, facts), opened)
 

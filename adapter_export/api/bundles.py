@@ -318,10 +318,13 @@ def _prepared(
     float32 says nothing about rounding in 8 bits.
     """
     from adapter_export.onnx_backend.runner import CutRunner
+    from adapter_export.sites.site_map import check_complete
 
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         folder = Path(temporary)
+        check_complete(base.sites.map, base.given)
         plain = base.exported(folder, say)
+        check_complete(plain.sites, base.given)
         if optimize:
             from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
 

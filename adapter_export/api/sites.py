@@ -37,6 +37,18 @@ class Sites:
     flow: FlowGraph = field(repr=False)
     base: Base = field(repr=False)
 
+    @property
+    def complete(self) -> SiteMap:
+        """The map, of a base of which every sublayer was placed, or whose sites were given.
+
+        Raises:
+            NoSitesError: sublayers were not placed; it names their layers, and says why.
+        """
+        from adapter_export.sites.site_map import check_complete
+
+        check_complete(self.map, self.base.given)
+        return self.map
+
     def __iter__(self) -> Iterator[Site]:
         return iter(self.map)
 
@@ -116,6 +128,7 @@ class Sites:
             "parts": [asdict(site) for site in self.map.of_roles(("part",))],
             "embeddings": [asdict(site) for site in self.map.of_roles(("embeddings",))],
             "not_placed": list(self.not_placed),
+            "coverage": {**asdict(self.map.coverage), "expected": self.map.coverage.expected},
             "own_head": self.base.own_head_facts(),
         }
 

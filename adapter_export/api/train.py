@@ -245,7 +245,7 @@ def train(
     rows = read_task(files, words, tuple(record.name for record in opened.inputs), settings.seed)
     _check_ids(opened, rows)
     tell(rows.notes, on_note)
-    sites = opened.sites.map
+    sites = opened.sites.complete
     title = name or (path.resolve().name if path is not None else "fusion" if members else chosen.name)
     head = _head(given, rows, sites.width, paired=pair is not None)
     head, started = _as_own(opened, head) if given.get("head") == "own" else (head, {})
@@ -370,7 +370,7 @@ def attach(
         return attach_to_module(
             cast("Module", model), make, example_inputs=example_inputs, axes=axes, site_map=given, learned=learned
         )
-    sites = opened.sites.map
+    sites = opened.sites.complete
     return bases.attach(opened.torch, make(sites, opened.fingerprint), sites=sites, learned=learned)
 
 

@@ -38,7 +38,9 @@ def sites(
     the width of the residual stream there, the module in the torch model, the value that an adapter replaces, and what
     reads the sum of that value and the residual stream. The second gives the linear layers inside them, the parts of
     fused ones, which are sites as well, and the embeddings; those that differ in the number of their layer alone share
-    a row. The last line names the layers with weights at which no adapter can act.
+    a row. The line above the drawing says whether every sublayer was placed; below it are the layers with weights at
+    which no adapter can act, and the sublayers that were not placed, with the reason. `train`, `pack`, `import` and
+    `build` refuse a base with such, unless --site-map names the sites.
     """
     from rich.text import Text
 
@@ -59,10 +61,12 @@ def sites(
     show(found.table(), found.inner_table())
     out = console()
     out.print()
-    count = len(found.map.sublayers)
-    out.print(Text(f"{model}  {FORM_NAMES[base.form]}, {count} sites, width {found.map.width}", "bold"))
+    covered = found.map.coverage
+    out.print(Text(f"{model}  {FORM_NAMES[base.form]}, {covered}, width {found.map.width}", "bold"))
     drawing = Text(found.drawing())
     drawing.highlight_words(["▣ site", "▣ head"], "green")
     out.print(drawing, soft_wrap=True)
     if found.not_placed:
         out.print(f"without a site: {', '.join(found.not_placed)}", markup=False, soft_wrap=True)
+    for missing in covered.unplaced:
+        out.print(f"not placed: {', '.join(missing.layers)}: {missing.reason}", markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from adapter_export.errors import NoSitesError
+from adapter_export.sites.coverage import coverage_of
 from adapter_export.sites.linear import layer_of, linear_sites
 from adapter_export.sites.site import Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import Residual, Stream, layers_of, named_streams, role_of
@@ -52,7 +53,8 @@ def discover(flow: FlowGraph) -> SiteMap:
             found.append(embeddings_site(index, f"{stream.prefix}embeddings", start))
         for sublayer in sites:
             found += [*linear_sites(index, sublayer, ends - {sublayer.h}), sublayer]
-    return SiteMap(tuple(with_calls(index, found)), final, _width(flow, final))
+    covered = coverage_of(index, [site for sites in sublayers for site in sites], final)
+    return SiteMap(tuple(with_calls(index, found)), final, _width(flow, final), covered)
 
 
 def stream_values(sublayers: Iterable[Site]) -> set[str]:
@@ -107,6 +109,8 @@ def _stream_sites(index: FlowIndex, stream: Stream, first: int) -> Iterator[Site
 def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Iterator[_Sublayer]:
     """One sublayer, or attention and ffn where `h` is the sum of both (parallel blocks)."""
     inner = index.producer(h)
+    while inner is not None and inner.op.lower() in _SAME and len(inner.inputs) == 1:  # a dropout of the sum of both
+        inner = index.producer(inner.inputs[0])
     if inner is not None and _is_parallel(index, residual.x, inner):
         for part in inner.inputs:
             yield from _split(index, residual, part, inner)

@@ -95,12 +95,56 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Unplaced:
+    """A sublayer that lies in none of the sites.
+
+    Attributes:
+        layers: its layers with weights, by their torch paths, or names in the graph.
+        reason: why they are not placed: a clause.
+    """
+
+    layers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a base its sites cover.
+
+    Attributes:
+        found: the number of sublayers that are sites.
+        unplaced: those that are not.
+    """
+
+    found: int = 0
+    unplaced: tuple[Unplaced, ...] = ()
+
+    @property
+    def expected(self) -> int:
+        """The number of sublayers that the base has, at least."""
+        return self.found + len(self.unplaced)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every sublayer is a site."""
+        return not self.unplaced
+
+    def __str__(self) -> str:
+        """Such as `10 of 10 sublayers`, or `8 of at least 10`."""
+        return f"{self.found} of {'' if self.is_complete else 'at least '}{self.expected} sublayers"
+
+
+@dataclass(frozen=True)
 class SiteMap:
-    """All sites of a base in the order of evaluation, and the final hidden state [batch, tokens, width] for heads."""
+    """All sites of a base in the order of evaluation, and the final hidden state [batch, tokens, width] for heads.
+
+    `coverage` says whether these are all that the base has.
+    """
 
     sites: tuple[Site, ...]
     final: str
     width: int
+    coverage: Coverage = Coverage()
 
     def __iter__(self) -> Iterator[Site]:
         """The sites, each fused linear layer before its splits; a name that a site has is not given to a split."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from adapter_export.errors import NoSitesError, UsageError, command
+from adapter_export.errors import NoSitesError, UsageError, argument, command
+from adapter_export.sites.coverage import coverage_of
 from adapter_export.sites.discover import (
     block_output,
     discover,
@@ -106,7 +107,25 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
     if all(site.role not in SUBLAYERS for site in chosen.values()):
         raise check.unfit("sites", "every site is left out", "at least one site")
     ordered = sorted(chosen.values(), key=lambda site: (check.index.position(site.h), site.role in SUBLAYERS))
-    return SiteMap(tuple(with_calls(check.index, ordered)), final, flow.width(final) or 0)
+    sublayers = [site for site in ordered if site.role in SUBLAYERS]
+    left_out = [site for site in found.sublayers if given.sites.get(site.name, site) is None]  # by the user's will
+    covered = replace(coverage_of(check.index, [*sublayers, *left_out], final), found=len(sublayers))
+    return SiteMap(tuple(with_calls(check.index, ordered)), final, flow.width(final) or 0, covered)
+
+
+def check_complete(sites: SiteMap, given: GivenSites | None) -> None:
+    """Refuse the sites of a part of a base, unless the user gave a site map: what she names there is what she wants."""
+    if given is not None or sites.coverage.is_complete:
+        return
+    unplaced = "; ".join(f"{', '.join(each.layers[:4])}: {each.reason}" for each in sites.coverage.unplaced[:3])
+    raise NoSitesError(
+        "not every sublayer of this base was placed, so that adapters and heads would act on a part of it alone",
+        found=f"{sites.coverage}; not placed: {unplaced}",
+        expected="each layer with weights in one sublayer, in the embeddings, or behind the final hidden state",
+        fix="if a part is what you want, write a site map with "
+        + command("open_base(MODEL).sites.write_site_map(PATH)", "sites MODEL --write-site-map sites.json")
+        + f", correct it, and give it as {argument('site_map')}",
+    )
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,42 @@ def residual_streams(index: FlowIndex) -> list[list[Residual]]:
         way = (index.nodes[at] for at in index.between(residual.x, residual.h))
         return all(node.kind == "convolution" for node in way if node.multiplies)
 
+    _check_width(index, streams)
     # convolutions before all sublayers are a position embedding (Baevski et al. 2020, §2)
     return [list(dropwhile(convolves, stream)) or stream for stream in streams]
+
+
+def _check_width(index: FlowIndex, streams: Iterable[list[Residual]]) -> None:
+    """Refuse a stream whose last axis no product with weights sums over, such as [batch, width, tokens]."""
+    for stream in streams:
+        verdicts = {verdict for residual in stream for verdict in _contracts_features(index, residual)}
+        if verdicts == {False}:
+            shape = list(index.flow.shapes[stream[0].x])
+            raise NoSitesError(
+                "the width of this base is not on the last axis of its residual stream, where adapters act",
+                where=f"`{stream[0].x}`",
+                found=f"shape {shape}, of which the weights sum over another axis than the last",
+                expected="[batch, tokens, width]",
+                fix="write the model with the width last, with `Linear` in the place of convolutions over tokens",
+            )
+
+
+def _contracts_features(index: FlowIndex, residual: Residual) -> Iterator[bool]:
+    """Whether each first product with weights in a sublayer sums over the features, of those of which it is known."""
+    flow = index.flow
+    features = {residual.x: (flow.rank(residual.x) or 0) - 1}
+    for node in (index.nodes[at] for at in index.between(residual.x, residual.h)):
+        read = next((value for value in (node.operands or node.inputs) if value in features), None)
+        if read is None:
+            continue
+        axis, before, after = features[read], flow.shapes.get(read, ()), flow.shapes.get(node.outputs[0], ())
+        if node.multiplies:
+            if node.contracts is not None:
+                yield axis - len(before) == node.contracts
+        elif node.order:
+            features |= {node.outputs[0]: node.order.index(axis)} if axis in node.order else {}
+        elif len(after) == len(before) and before[axis] == after[axis]:
+            features[node.outputs[0]] = axis
 
 
 def _residuals(index: FlowIndex) -> list[Residual]:

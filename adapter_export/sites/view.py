@@ -44,6 +44,8 @@ class FlowNode:
         linear: whether it is the product of a linear layer, of an activation and the trained matrix `weight` [in, out].
         operands: the activations among the factors of a product, first the one whose index the rows of the result are;
             query, key and value of a fused attention, or what holds all three.
+        contracts: of a product of one activation and a weight: the axis of the activation that it sums over, counted
+            from the end, -1 for the last; none if it is not known.
         epilogue: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
         cuts: of a layout that cuts one axis: the slice of its input that each output is.
         order: of a layout that moves whole axes: the axis of its input that each axis of its output is; none for a new
@@ -63,6 +65,7 @@ class FlowNode:
     linear: bool = False
     weight: str | None = None
     operands: tuple[str, ...] = ()
+    contracts: int | None = None
     epilogue: Epilogue | None = None
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     order: tuple[int | None, ...] = ()

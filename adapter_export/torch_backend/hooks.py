@@ -27,7 +27,7 @@ from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.edits import Edit, plan_edits
 from adapter_export.sites.site import Site, SiteMap
-from adapter_export.sites.site_map import GivenSites, sites_of
+from adapter_export.sites.site_map import GivenSites, check_complete, sites_of
 from adapter_export.sites.view import FlowIndex
 from adapter_export.torch_backend.attach import AttachedAdapter, attach
 from adapter_export.torch_backend.base.base import TorchBase, base_of, fingerprint
@@ -82,6 +82,7 @@ def attach_to_module(
         )
     base = base_of(module, *given)
     sites = sites_of(flow_graph(base.module()), "torch", site_map)
+    check_complete(sites, site_map)
     made = adapter if isinstance(adapter, Adapter) else adapter(sites, base.fingerprint)
     rng = np.random.default_rng(0)
     drawn = {name: rng.normal(0, 0.2, array.shape).astype(np.float32) for name, array in made.weights.items()}

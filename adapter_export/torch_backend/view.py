@@ -113,6 +113,7 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
         linear=_is_linear(node, op, activations.keys()),
         weight=_trained_matrix(node, op),
         operands=_operands(node, op, activations.keys()),
+        contracts=_contracted(node, op, activations.keys()),
         epilogue=_epilogue(node, op, activations.keys()),
         cuts={} if cut is None else {node.name: cut},
         order=_order(node, op),
@@ -218,6 +219,17 @@ def _is_linear(node: Node, op: str, activations: Set[Node]) -> bool:
         return False
     left, right = _factors(node, op)
     return left in activations and right not in activations and len(_shape(right) or ()) == 2
+
+
+def _contracted(node: Node, op: str, activations: Set[Node]) -> int | None:
+    """The axis of its one activation, from the end, that a product with a weight sums over."""
+    if op in _CONVOLUTIONS:
+        shape = _shape(next(iter(_tensors(node.args))))
+        return None if shape is None else 1 - len(shape)
+    if op not in (*_MATRICES, "bmm", "baddbmm"):
+        return None
+    left, right = (factor in activations for factor in _factors(node, op))
+    return None if left == right else -1 if left else -2
 
 
 def _trained_matrix(node: Node, op: str) -> str | None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import transformers as hf
+from partial_bases import BASES
 from small_bases import ARCHITECTURES, Architecture, TextBase
 from torch import nn
 
@@ -47,7 +48,7 @@ class Exported:
                 dynamo=False,
                 input_names=list(inputs),
                 output_names=["out"],
-                dynamic_axes={name: {0: "batch", 1: "tokens"} for name in inputs},
+                dynamic_axes=self.architecture.axes(),
                 opset_version=18,
             )
         return ir.load(path)
@@ -88,7 +89,7 @@ def exported() -> Callable[[str], Exported]:
 
     def get(name: str) -> Exported:
         if name not in done:
-            done[name] = _export(ARCHITECTURES[name])
+            done[name] = _export((ARCHITECTURES | BASES)[name])
         return done[name]
 
     return get

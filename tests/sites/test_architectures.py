@@ -171,7 +171,9 @@ def test_the_sites_are_those_that_a_person_lists(views, name):
 @pytest.mark.parametrize("name", IN_TORCH_ALONE)
 def test_the_sites_of_bases_without_an_onnx_graph(exported, name):
     graph = exported(name).torch_graph()
-    assert found(discover(torch_flow(graph)), graph) == listed(IN_TORCH_ALONE[name])
+    sites = discover(torch_flow(graph))
+    assert found(sites, graph) == listed(IN_TORCH_ALONE[name])
+    assert sites.coverage.is_complete
 
 
 @pytest.mark.parametrize("name", IN_BOTH)
@@ -182,6 +184,8 @@ def test_both_views_agree(views, name):
     base = views(name)
     assert facts(base.in_torch) == facts(base.in_onnx)
     assert base.in_torch.width == base.in_onnx.width == 16
+    count = len(base.in_torch.sublayers)
+    assert str(base.in_torch.coverage) == str(base.in_onnx.coverage) == f"{count} of {count} sublayers"
 
 
 @pytest.mark.parametrize("name", IN_BOTH)

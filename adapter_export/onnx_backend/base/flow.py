@@ -29,6 +29,9 @@ _ACTIVATIONS = frozenset({"Relu", "Gelu", "Erf", "Sigmoid", "Tanh", "Elu", "Selu
     *("Softmax", "LogSoftmax", "BiasSoftmax", "BiasGelu", "FastGelu", "QuickGelu"),
 }
 
+_ELEMENTWISE = operators.NORMS | {"Add", "Sub", "Mul", "Div", "Cast", "Identity"}
+"""Operators whose result is as wide as what they read."""
+
 _SHAPES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
 """Operators that read the shape of a tensor and none of its numbers."""
 
@@ -203,6 +206,7 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         linear=operators.is_linear(node, activations),
         weight=operators.trained_matrix(node),
         operands=operators.operands(node, activations),
+        contracts=operators.contracted(node, activations),
         epilogue=operators.epilogue(node, activations),
         cuts=operators.cuts_of(node),
         order=operators.order_of(node),
@@ -241,6 +245,13 @@ def _shapes(
         shape = _shape(value)
         if value.name in activations and shape is not None and value.dtype not in _QUANTISED:
             yield value.name or "", shape
+    for value in graph.outputs:  # older exporters of torch give each axis of a result a name of its own
+        shape, node = _shape(value), value.producer()
+        if node is not None and shape and isinstance(shape[-1], str) and node.op_type in _ELEMENTWISE:
+            summands = [before for each in _read(node) if (before := _shape(each)) and len(before) == len(shape)]
+            widths = {before[-1] for before in summands if isinstance(before[-1], int)} - {1}
+            if len(widths) == 1:
+                yield value.name or "", (*shape[:-1], *widths)
     for node, name in names.items():
         shape = _shape(node.outputs[0])
         if operators.is_skip_norm(node) and shape is not None:

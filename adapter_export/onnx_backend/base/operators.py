@@ -190,6 +190,21 @@ def is_linear(node: ir.Node, activations: Set[str]) -> bool:
     )
 
 
+def contracted(node: ir.Node, activations: Set[str]) -> int | None:
+    """The axis of its one activation, from the end, that a product with a weight sums over; none if not known."""
+    if node.op_type in _PACKED:
+        return -1
+    if node.op_type in CONVOLUTIONS:
+        shape = None if node.inputs[0] is None else node.inputs[0].shape
+        return None if shape is None else 1 - len(shape)
+    factors = [_name(value) in activations for value in _factors(node)]
+    if node.op_type not in _MATRICES or sum(factors) != 1 or len(factors) != 2:
+        return None
+    left = factors[0]
+    flipped = node.attributes.get_int("transA" if left else "transB", 0)
+    return -1 if left != bool(flipped) else -2
+
+
 def trained_matrix(node: ir.Node) -> str | None:
     """The name of the matrix of a linear layer, if the node may be one; as it is stored, before any transposition."""
     if node.op_type not in _MATRICES | _PACKED or len(node.inputs) < 2:

@@ -1,0 +1,189 @@
+"""Proof that the sublayers that were found are all that a base has: what lies outside of them is no sublayer.
+
+Outside lie embeddings, layers between stages, poolers and language heads. What lies there and either joins a value
+again that it is computed from, or attends, is a sublayer that was not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from adapter_export.sites.site import Coverage, Site, Unplaced
+from adapter_export.sites.view import FlowIndex, FlowNode
+
+
+def coverage_of(index: FlowIndex, sublayers: Sequence[Site], final: str) -> Coverage:
+    """Look at everything outside of the sublayers, and at what these hold inside."""
+    proof = _Proof(index, sublayers, final)
+    return Coverage(len(sublayers), (*proof.nested(), *proof.outside()))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Something like a sublayer that is none of those found: the positions of its nodes, and why it is none."""
+
+    positions: frozenset[int]
+    reason: str
+
+
+class _Proof:
+    """What is known of a base's sublayers while the rest is looked at."""
+
+    def __init__(self, index: FlowIndex, sublayers: Sequence[Site], final: str) -> None:
+        self._index, self._final = index, final
+        self._sublayers = [site for site in sublayers if site.x is not None]
+        sums = {site.residual: site for site in self._sublayers if site.residual is not None}
+        self._sums = {at: sums[node.name] for at, node in enumerate(index.nodes) if node.name in sums}
+        for at, site in list(self._sums.items()):
+            self._sums |= dict.fromkeys(self._outer_sums(index.nodes[at], site), site)
+        self._ends = {value for site in sublayers for value in (site.x, site.h, site.y) if value is not None}
+        self._ends |= {value for at in self._sums for value in index.nodes[at].outputs}
+        self._inside = {at for site in sublayers for at in self._back(site.h)}
+
+    def _back(self, value: str) -> set[int]:
+        """The positions of the nodes that a value is computed by, back to the values of the streams."""
+        index, found, waiting = self._index, set[int](), [value]
+        while waiting:
+            name = waiting.pop()
+            at = index.position(name)
+            if at >= 0 and at not in found and (name == value or name not in self._ends):
+                found.add(at)
+                waiting.extend(index.nodes[at].inputs)
+        return found
+
+    def _outer_sums(self, node: FlowNode, site: Site) -> Iterator[int]:
+        """The positions of the sums behind that of two parallel sublayers, up to the one that adds the stream."""
+        index = self._index
+        while site.x is not None and not index.ancestry.of(node.outputs[0]).unmultiplied & index.ancestry.bit(site.x):
+            following = index.readers(node.outputs[0])
+            if len(following) != 1 or following[0].kind not in ("add", "other"):
+                return
+            (node,) = following
+            if node.kind == "add":
+                yield index.position(node.outputs[0])
+
+    def nested(self) -> Iterator[Unplaced]:
+        """The sublayers that hold the sum of another one, or attention with a sum of its own, inside."""
+        ancestry = self._index.ancestry
+        for site in self._sublayers:
+            assert site.x is not None  # as chosen
+            held = {at for at in self._index.between(site.x, site.h) if self._sums.get(at, site) is not site}
+            own = {at for at in held if self._sums[at].x == site.x}  # of the sublayer beside it in a parallel block
+            inner = [self._sums[at].name for at in sorted(held - own)]
+            inner += [
+                node.outputs[0]
+                for node, x, h in self._joins(self._back(site.h))
+                if node.kind == "add" and ancestry.is_mixed(x, h) and node.name != site.residual
+            ]
+            if inner:
+                reason = f"`{site.name}` holds `{inner[0]}`, which adds to the stream itself"
+                yield Unplaced(self._layers(self._back(site.h)), reason)
+
+    def outside(self) -> list[Unplaced]:
+        """The blocks outside of the sublayers, each with its layers."""
+        found: list[_Block] = []
+        for block in (*self._joined(), *self._attending()):
+            if not any(block.positions & other.positions for other in found):
+                found.append(block)
+        found.sort(key=lambda block: max(block.positions))
+        return [Unplaced(self._layers(block.positions), block.reason) for block in found]
+
+    def _outer(self, positions: Iterable[int]) -> frozenset[int]:
+        return frozenset(at for at in positions if at not in self._inside and at not in self._sums)
+
+    def _joined(self) -> Iterator[_Block]:
+        """What joins a value again that it is computed from through weights."""
+        index = self._index
+        for node, x, h in self._joins(set(range(len(index.nodes))) - self._inside - self._sums.keys()):
+            way = index.between(x, h)
+            products = [index.nodes[at] for at in way if index.nodes[at].multiplies]
+            if all(product.kind == "convolution" for product in products) or self._is_pooled(node.outputs[0]):
+                continue  # a position embedding or an image's, and a head that reads a text as one vector
+            position = index.position(node.outputs[0])
+            if node.kind == "add":
+                reason = f"the sum `{node.outputs[0]}` adds them to `{x}`, which is not on the residual stream"
+            else:
+                reason = f"`{node.outputs[0]}` joins them to `{x}` by `{node.op}`, which is no sum that can be followed"
+            yield _Block(self._outer([*way, *self._back(h), position]) or frozenset([position]), reason)
+
+    def _joins(self, positions: Iterable[int]) -> Iterator[tuple[FlowNode, str, str]]:
+        """The nodes that read a value `x` of the shape of their result and some `h` computed from it by weights."""
+        for node in (self._index.nodes[at] for at in sorted(positions)):
+            if node.kind not in ("norm", "attention", "convolution") and len(set(node.inputs)) > 1:
+                for side, other in permutations(dict.fromkeys(node.inputs), 2):
+                    x = self._joined_value(node, side, other)
+                    if x is not None:
+                        yield node, x, other
+                        break
+
+    def _joined_value(self, node: FlowNode, side: str, other: str) -> str | None:
+        """The last value that `side` is, but for norms and scales, and that `other` is computed from by weights."""
+        index, origins = self._index, self._index.ancestry.of(other)
+        if node.kind == "product" and side in node.operands:
+            return None
+        weighted = origins.all if node.kind == "product" and node.weighted else origins.weighted
+        x = index.ancestry.latest(index.ancestry.of(side).unmultiplied & weighted)
+        # a sum of unknown width may be one of the stream
+        widths = () if x is None else (None, index.flow.width(x))
+        return x if index.flow.width(node.outputs[0]) in widths else None
+
+    def _attending(self) -> Iterator[_Block]:
+        """Attention whose result is added to nothing that it is computed from."""
+        index = self._index
+        for at, node in enumerate(index.nodes):
+            if at in self._inside or at in self._sums or not node.mixes_tokens or not self._goes_on(at):
+                continue
+            if self._is_behind(node) and self._is_pooled(node.outputs[0], rows=-2):
+                continue
+            end, total = self._next_sum(at)
+            if total is None:
+                reason = f"no sum adds what they compute to a value of the stream that ends in `{self._final}`"
+            else:
+                reason = f"the sum `{end}` adds two values that are both computed through weights"
+            yield _Block(self._outer(self._back(end)), reason)
+
+    def _goes_on(self, at: int) -> bool:
+        """Return whether a product follows: scores alone, as of pairs of tokens, are no attention."""
+        if self._index.nodes[at].kind == "attention":
+            return True
+        derived = set(self._index.nodes[at].outputs)
+        for node in self._index.nodes[at + 1 :]:
+            if not derived.isdisjoint(node.inputs):
+                if node.multiplies:
+                    return True
+                derived.update(node.outputs)
+        return False
+
+    def _next_sum(self, at: int) -> tuple[str, FlowNode | None]:
+        """The first sum behind a node before the stream goes on, and its node; else the last value before that."""
+        index = self._index
+        derived = set(index.nodes[at].outputs)
+        end = index.nodes[at].outputs[0]
+        for position in range(at + 1, len(index.nodes)):
+            node = index.nodes[position]
+            if derived.isdisjoint(node.inputs) or position in self._inside or position in self._sums:
+                continue
+            end = node.outputs[0]
+            if node.kind == "add" and index.flow.alike(end, node.inputs[0]) and index.flow.rank(end) in (2, 3):
+                return end, node
+            if not self._ends.isdisjoint(node.outputs):
+                return end, None
+            derived.update(node.outputs)
+        return end, None
+
+    def _is_behind(self, node: FlowNode) -> bool:
+        """Return whether a node reads the final hidden state."""
+        return any(self._index.ancestry.depends(name, on=self._final) for name in node.inputs)
+
+    def _is_pooled(self, value: str, *, rows: int = 1) -> bool:
+        """Return whether a value has one row per text, not one per token."""
+        shape = self._index.flow.shapes.get(value, ())
+        texts = self._index.flow.shapes.get(self._final, ())[:1]
+        return (len(shape) == 2 and shape[:1] == texts) or (len(shape) > 2 and shape[rows] == 1)
+
+    def _layers(self, positions: Iterable[int]) -> tuple[str, ...]:
+        nodes = (self._index.nodes[at] for at in sorted(positions))
+        named = (node for node in nodes if node.multiplies and (node.weighted or node.kind == "attention"))
+        return tuple(dict.fromkeys(node.path or node.name for node in named))
