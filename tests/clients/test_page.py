@@ -13,7 +13,7 @@ import pytest
 from clients import Client, last_line
 
 from adapter_export.runtime import Bundle, Session
-from adapter_export.text import Tokenizer
+from adapter_export.text import Pair, Tokenizer
 
 TEXT = "a dull book and not a good film"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -81,3 +81,20 @@ def test_an_adapter_from_a_file(seen: dict[str, Any], session: Session, inputs: 
     assert (shown["error"], shown["chosen"]) == (None, "new")
     numbers = ", ".join(f"{number:.3f}" for number in session.run(inputs, "tone")["logits"][0])
     assert f"logits [2]: {numbers}" in shown["blocks"][0]["lines"]
+
+
+def test_what_a_task_takes_can_be_typed(browser_client: Client, text_folder: Path) -> None:
+    """A second field for the tasks that take pairs; the page asks of its first texts."""
+    node, page = browser_client.command
+    script = Client((node,), browser_client.flavours, browser_client.environment)
+    names = ["place", "words", "choice"]
+    done = script.call(Path(__file__).with_name("kinds.mjs"), Path(page).parent, text_folder / "bundle", *names)
+    assert done.returncode == 0, last_line(done)
+    found = json.loads(done.stdout)
+    assert [found[name]["second"] for name in names] == [True, False, True]
+    asked = Pair("Who wrote Hamlet?", "Shakespeare wrote Hamlet.")
+    (expected,) = Bundle.open(text_folder / "bundle").texts().answer([asked], "place")
+    answer = found["place"]["answer"]
+    assert [answer[key] for key in ("answer", "start", "end")] == list(expected.span or ())
+    assert [one["token"] for one in found["words"]["answer"]["tokens"]] == ["who", "wrote", "hamlet", "?"]
+    assert found["choice"]["answer"]["choice"] == 0

@@ -25,11 +25,6 @@ export class Service {
 
   constructor(readonly bundle: Bundle) {}
 
-  /** Open what such a call needs, so that the first one takes no longer than others. */
-  async prepare(call: Call): Promise<void> {
-    await this.runner(call);
-  }
-
   /** Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle: no new session. */
   async load(name: string, bytes: Uint8Array, task: Task | null = null): Promise<void> {
     (await this.opened()).load(name, bytes, task);
