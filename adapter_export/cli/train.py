@@ -79,13 +79,15 @@ def train(
 ) -> None:
     """Train an adapter for MODEL, a torch archive or a Hugging Face folder, on a table of labelled texts.
 
-    For `--task token` the column of the texts holds words and that of the labels a label for each word:
-    lists in a jsonl file, or words with spaces between them. For `--task regression` the labels are numbers, one or a
-    list. An embedding learns from labels: texts of one label shall be near each other.
+    `--pair` names the column of second texts: of a pair to classify, to grade or to rank (`ranking`, a relevance from
+    0 to 1), the contexts of questions (`span`, the answer's text and `--start`), the choices (`multiple_choice`).
+    Labels of `multi_label` are a list, or one string with `|` between them; words and labels of `token` are lists, or
+    have spaces between them; a `regression` learns one number or a list. An `embedding` learns from labels: texts of
+    one label shall be near each other. docs/tasks.md has a table for each.
 
-    The model stays as it is. The epoch that does best on the validation rows is kept: the best accuracy, the macro-F1
-    of tokens, the least error of numbers, the accuracy of nearest neighbours. A run that was interrupted goes on when
-    the same command is given again, and ends with the same weights.
+    The model stays as it is. The epoch that does best on the validation rows is kept: by the accuracy, by the F1 of
+    label sets, tokens and answers, the mean reciprocal rank, the accuracy of nearest neighbours, or the least error of
+    numbers. A run that was interrupted goes on when the same command is given again, and ends with the same weights.
 
     With `--fuse`, the named adapters stay as they are, and what is learnt is a new head and how each token weighs them
     (AdapterFusion), or one weight for each of them.

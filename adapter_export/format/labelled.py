@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def labelled_rows(
         raise DataError(
             f"{len(incomplete):,} rows have no text or no label",
             where=path,
-            found=f"lines {some(incomplete)}",
+            found=f"lines {some(incomplete, quote='')}",
             expected=f"all of {some(columns.needed)} in every row",
             fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
         )
@@ -140,9 +141,9 @@ def labelled_rows(
     return rows, incomplete
 
 
-def some(found: Sequence[object]) -> str:
-    """Return the first few of many values for a message, each cut to a readable length."""
-    shown = [short(value) for value in found[:_NAMED]]
+def some(found: Collection[object], quote: str = "`") -> str:
+    """Return the first few of many values for a message, each quoted and cut to a readable length."""
+    shown = [f"{quote}{short(value)}{quote}" for value in islice(found, _NAMED)]
     return ", ".join(shown) + (f", … ({len(found):,} in all)" if len(found) > _NAMED else "")
 
 
@@ -293,7 +294,7 @@ def _choice(cells: Mapping[str, Any], columns: Columns, where: str) -> _Found:
         raise DataError(
             "the answer is none of the choices",
             where=where,
-            found=f"`{short(right)}`; the choices are {some([f'`{short(one)}`' for one in found])}",
+            found=f"`{short(right)}`; the choices are {some(found)}",
             expected=expected,
         )
     return question, found, int(right)

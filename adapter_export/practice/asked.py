@@ -249,8 +249,8 @@ def _numbers_of(asked: Asked, labels: Sequence[str]) -> Indices:
         raise DataError(
             "holds labels that the adapter does not have",
             where=f"line {min(strangers.values())}",
-            found=some([f"`{label}`" for label in strangers]),
-            expected=some([f"`{label}`" for label in labels]),
+            found=some(strangers),
+            expected=some(labels),
             fix="map them to the adapter's labels, or name the column of the labels",
         )
     return np.array([index[row.answer] for row in asked.rows if isinstance(row.answer, str)], np.int64)

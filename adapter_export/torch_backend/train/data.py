@@ -192,8 +192,8 @@ def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> Ro
         raise DataError(
             "holds labels that the training data does not",
             where=where,
-            found=some([f"`{label}`" for label in unknown]),
-            expected=some([f"`{name}`" for name in names]),
+            found=some(unknown),
+            expected=some(names),
         )
     return np.array([index[label] for label in labels], np.int64)
 
@@ -208,13 +208,13 @@ def label_names(labels: Sequence[str], where: str, *, rows: int = 2, least: int 
     counts = Counter(labels)
     if len(counts) < least:
         fault = "holds no label" if least < 2 else "holds fewer than two classes"
-        raise DataError(fault, where=where, found=some([f"`{label}`" for label in counts]))
+        raise DataError(fault, where=where, found=some(counts))
     single = sorted(label for label, count in counts.items() if count < rows)
     if single:
         raise DataError(
             "a class has one row only, so it cannot be both trained on and validated",
             where=where,
-            found=some([f"`{label}`" for label in single]),
+            found=some(single),
             expected="at least two rows of each class",
             fix=f"add rows of that class, take it out, or name another column of labels: {argument('label')}",
         )
