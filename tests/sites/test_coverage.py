@@ -27,6 +27,9 @@ PARTIAL = {
 }
 """A layer that is named, and the reason."""
 
+OTHER_SUMS = ["subtracting", "alpha", "lerp", "addcmul", "stacked", "from_start", "all_addmm"]
+"""Bases of four sublayers whose residual sums are written otherwise than as `x + h`."""
+
 CHANNELS_FIRST = ["squeezebert", "channels_first"]
 
 
@@ -48,6 +51,16 @@ def test_what_is_not_placed_is_named_with_the_reason(coverage, name):
     assert not found.is_complete
     assert any(layer in each.layers and reason in each.reason for each in found.unplaced)
     assert str(found) == f"{found.found} of at least {found.found + len(found.unplaced)} sublayers"
+
+
+@pytest.mark.parametrize("name", OTHER_SUMS)
+def test_a_sum_of_another_form_is_followed_or_refused(coverage, name):
+    try:
+        found = coverage(name)
+    except NoSitesError:
+        return
+    assert (found.found == 4) == found.is_complete
+    assert found.is_complete or all(each.reason for each in found.unplaced)
 
 
 @pytest.mark.parametrize("name", CHANNELS_FIRST)
