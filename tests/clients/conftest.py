@@ -11,14 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clients import CPP_PACKAGES, EXAMPLES, Client, missing_cpp_packages, succeed, tool
+from heads import with_head
 from once import once
-from small_bundle import WORDS, build_small
+from small_bundle import WIDTH, WORDS, build_small
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from toolchain import skip_or_fail
 
@@ -26,12 +28,24 @@ from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose import weighted_fusion
+from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 
 SHAPES = ({"batch": 1, "sequence": 1}, {"batch": 4, "sequence": 7}, {"batch": 3, "sequence": 19})
+TASKS = (
+    Task("single_label", ("x", "y", "z")),
+    Task("multi_label", ("z", "a", "m", "b"), thresholds=(0.3, 0.4, 0.6, 0.7)),
+    Task("multiple_choice"),
+    Task("token", ("O", "NAME", "PLACE")),
+    Task("span", input="pair"),
+    Task("regression"),
+    Task("embedding"),
+    Task("ranking", activation="sigmoid", input="pair"),
+)
+"""Labels are in no order that a sorted object would have."""
 FIXED = {"tone": 0.25, "mood": 1.5}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 OTHERS = "a who wrote it was good bad dull film book the and not ? . moon"
@@ -107,6 +121,21 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers of width 16 with a tokenizer of 20 words, in every flavour, with a case of one token."""
     folder = tmp_path_factory.mktemp("small")
     return build_small(folder, None, ("input_ids", "attention_mask"), _tokenizer(), _fusion, ["topic"]).folder
+
+
+@pytest.fixture(scope="session")
+def task_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small base with an adapter of every problem type, by its name; nobody knows the task of `unknown`."""
+    folder = tmp_path_factory.mktemp("tasks")
+    return build_small(folder, None, ("input_ids", "attention_mask"), compose=_of_every_type).folder
+
+
+def _of_every_type(topic: Adapter, tone: Adapter, mood: Adapter) -> list[Adapter]:
+    del topic, mood
+    found = {task.type: make_head(task, width=WIDTH, numbers=3) for task in TASKS}
+    found["embedding"] = make_head("embedding", width=WIDTH, options=HeadOptions(l2_normalise=True))
+    unknown = replace(make_head(width=WIDTH, labels=("x", "y")), task=None)
+    return [with_head(tone, name, head) for name, head in {**found, "unknown": unknown}.items()]
 
 
 def _fusion(topic: Adapter, tone: Adapter, mood: Adapter) -> list[Adapter]:

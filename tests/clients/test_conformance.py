@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 from clients import CLIENTS, Client
+from text_bundle import TASKS
 
 NAMES = ("wide", "narrow", "first")
 BAKED = ("wide",)
@@ -44,3 +47,18 @@ def test_the_golden_vectors_hold(client: Client, conformance_bundle: Path, tmp_p
         assert picture.read_bytes()[:8] == PNG
         width, height = struct.unpack(">II", picture.read_bytes()[16:24])
         assert min(width, height) >= 400
+
+
+def test_answers_to_golden_texts_without_a_tokenizer(cpp_client: Client, text_folder: Path, tmp_path: Path) -> None:
+    """From their ids; it says that it did not check how text becomes ids."""
+    bundle = text_folder / "bundle"
+    found = [each for each in cpp_client.verify(bundle) if each["flavour"] == "texts"]
+    assert {each["adapter"] for each in found} == set(TASKS)
+    assert all(0 < each["worst"] <= 1 and not each["tokenized"] for each in found)
+    assert "how text becomes ids is not checked" in cpp_client.call("verify", bundle).stdout
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    (topic,) = [each for each in manifest["adapters"] if each["name"] == "topic"]
+    topic["task"]["labels"].reverse()
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    cpp_client.refuses("does not compute what the reference computed", "verify", copy)

@@ -16,8 +16,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from clients import alike, write_adapter_file
+from safetensors.numpy import load_file
 
+from adapter_export.graph.tasks import PROBLEM_TYPES, ProblemType
 from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime.answers import document
 
 NAMES = ("topic", "tone", "mood")
 INPUTS = {"input_ids": [[5, 6]], "attention_mask": [[1, 1]]}
@@ -42,6 +46,12 @@ def _started(build: Path, bundle: Path) -> Iterator[tuple[subprocess.Popen[str],
 @pytest.fixture(scope="module")
 def service(cpp_build: Path, small_bundle: Path) -> Iterator[httpx.Client]:
     with _started(cpp_build, small_bundle) as (_, client):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def task_service(cpp_build: Path, task_bundle: Path) -> Iterator[httpx.Client]:
+    with _started(cpp_build, task_bundle) as (_, client):
         yield client
 
 
@@ -139,6 +149,107 @@ def test_what_does_not_fit_is_refused(service: httpx.Client, body: object, words
     answer = service.post("/run", json=body)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
+
+
+def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx.Client, task_bundle: Path) -> None:
+    """In a mixed batch, too; an adapter of another task has no use for it."""
+    session = Bundle.open(task_bundle).session(threads=1)
+    inputs = _arrays(np.random.default_rng(1), 3)
+    inputs = {name: np.repeat(array, 5, axis=1) for name, array in inputs.items()}
+    tokens = inputs["input_ids"].shape[1]
+    context = np.arange(tokens) >= np.array([[0], [tokens - 1], [2]])
+    answers = session.answer(inputs, "span", context=list(context))
+    body = _call(inputs, adapter="span", context=context.astype(int).tolist())
+    rows = task_service.post("/run", json=body).json()["rows"]
+    for row, expected in zip(rows, answers, strict=True):
+        alike(row, {"adapter": "span", **document(expected)})
+    assert (rows[1]["start"], rows[1]["end"]) == (tokens - 1, tokens - 1)
+    body = _call(inputs, adapters=["span", "token", "span"], context=context.astype(int).tolist())
+    mixed = task_service.post("/run", json=body).json()["rows"]
+    alike(mixed[2], rows[2])
+    assert len(mixed[1]["tokens"]) == tokens
+    for wrong, words in (
+        ([[1]] * 3, "does not say of each token"),
+        ([[1] * tokens], "not one context for each row"),
+        ([[2] * tokens] * 3, "no 0 or 1"),
+        ([[0] * tokens] * 3, "no token may be the answer"),
+    ):
+        refused = task_service.post("/run", json=_call(inputs, adapter="span", context=wrong))
+        assert (refused.status_code, words in refused.json()["error"]) == (400, True), refused.text
+
+
+CLAIMS = {
+    "multi_label": {"task": "multi_label", "labels": "a,b,c"},
+    "labels alone": {"labels": "a,b,c"},
+    "regression": {"task": "regression"},
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_task_is_said_when_an_adapter_is_loaded(task_service: httpx.Client, task_bundle: Path, claim: str) -> None:
+    """Its file says nothing of it, and so its logits mean what the user says."""
+    said = CLAIMS[claim]
+    data = (task_bundle / "adapters/single_label.onnx_adapter").read_bytes()
+    session = Bundle.open(task_bundle).session(threads=1)
+    labels = said["labels"].split(",") if "labels" in said else None
+    problem = next((one for one in PROBLEM_TYPES if one == said.get("task")), None)
+    session.load_bytes("said", data, labels=labels, task=problem)
+    loaded = task_service.put("/adapters/said", content=data, params=said)
+    try:
+        assert loaded.json()["said"] == {"task": said.get("task", "single_label"), "labels": labels or []}
+        (row,) = task_service.post("/run", json={"inputs": INPUTS, "adapter": "said"}).json()["rows"]
+    finally:
+        task_service.delete("/adapters/said")
+    (expected,) = session.answer({name: np.array(rows) for name, rows in INPUTS.items()}, "said")
+    alike(row, {"adapter": "said", **document(expected)})
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ({"task": "guess"}, "unknown problem type"),
+        ({"task": "token", "labels": "a,b,c"}, "has no head for `token`"),
+        ({"task": "embedding"}, "has no head for `embedding`"),
+        ({"task": "ranking"}, "is no head for `ranking`"),
+        ({"task": "single_label"}, "labels and classes differ"),
+        ({"task": "regression", "labels": "a,b,c"}, "labels and classes differ"),
+        ({"labels": "a,b"}, "labels and classes differ"),
+        ({"labels": "a,b,b"}, "not one name for each class"),
+        ({"labels": "a,,b"}, "not one name for each class"),
+    ],
+)
+def test_a_task_that_the_head_cannot_do(
+    task_service: httpx.Client, task_bundle: Path, claim: dict[str, str], words: str
+) -> None:
+    data = (task_bundle / "adapters/single_label.onnx_adapter").read_bytes()
+    answer = task_service.put("/adapters/wrong", content=data, params=claim)
+    assert (answer.status_code, words in answer.json()["error"]) == (400, True), answer.text
+
+
+@pytest.mark.parametrize("problem", PROBLEM_TYPES)
+def test_an_overflow_is_no_answer(
+    task_service: httpx.Client, task_bundle: Path, tmp_path: Path, problem: ProblemType
+) -> None:
+    """Tensors are finite, and what the head computes from them is not."""
+    tensors = load_file(task_bundle / "adapters" / f"{problem}.safetensors")
+    record = next(one for one in Bundle.open(task_bundle).manifest.adapters if one.name == problem)
+    assert record.task is not None
+    largest = np.finfo(np.float32).max
+    if problem == "embedding":  # its head has no tensors: what comes before it overflows
+        large = {name: np.full_like(tensor, largest) for name, tensor in tensors.items() if ".ffn." in name}
+    else:
+        own = [name for name, tensor in tensors.items() if ".head." in name and tensor.any()]
+        large = {name: np.full_like(tensors[name], largest) for name in own}
+    assert large
+    file = write_adapter_file(task_bundle, tmp_path / "large.onnx_adapter", {**tensors, **large})
+    said = {"task": problem, "labels": ",".join(record.task.labels)}
+    loaded = task_service.put("/adapters/large", content=file.read_bytes(), params=said)
+    assert loaded.status_code == 200, loaded.text
+    try:
+        answer = task_service.post("/run", json={"inputs": INPUTS, "adapter": "large"})
+    finally:
+        task_service.delete("/adapters/large")
+    assert (answer.status_code, "NaN or infinite" in answer.json()["error"]) == (400, True), answer.text
 
 
 @pytest.mark.parametrize("body", ["{", '{"inputs": {}, "inputs": {}}', "\xff"])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from clients import CLIENTS, Client
+from clients import CLIENTS, Client, write_adapter_file
 from safetensors.numpy import load_file
 
 ADAPTER = "adapters/tone.onnx_adapter"
@@ -110,37 +109,35 @@ def test_a_damaged_bundle(client: Client, damaged_bundle: Path, damage: str) -> 
     client.refuses(words, "verify", damaged_bundle)
 
 
-def _adapter_file(bundle: Path, path: Path, tensors: Mapping[str, np.ndarray], version: int | None = None) -> Path:
-    adapter = ort.AdapterFormat()
-    adapter.set_adapter_version(1)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    adapter.set_model_version(manifest["model_version"] if version is None else version)
-    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in tensors.items()})
-    adapter.export_adapter(str(path))
-    return path
-
-
 def _file_of_another_base(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
-    _adapter_file(bundle, path, tensors, version=7)
+    write_adapter_file(bundle, path, tensors, version=7)
 
 
 def _file_with_an_input(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
     """ONNX Runtime would take it for the input of the call."""
-    _adapter_file(bundle, path, {**tensors, "input_ids": np.zeros((1, 1), np.float32)})
+    write_adapter_file(bundle, path, {**tensors, "input_ids": np.zeros((1, 1), np.float32)})
 
 
 def _file_without_a_tensor(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
     """ONNX Runtime would run it with the graph's default."""
-    _adapter_file(bundle, path, dict(list(tensors.items())[1:]))
+    write_adapter_file(bundle, path, dict(list(tensors.items())[1:]))
 
 
 def _file_with_nan(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
     name = next(iter(tensors))
-    _adapter_file(bundle, path, {**tensors, name: np.full_like(tensors[name], np.nan)})
+    write_adapter_file(bundle, path, {**tensors, name: np.full_like(tensors[name], np.nan)})
+
+
+def _file_that_overflows(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """All of its numbers are finite, and those that the head computes from them are not."""
+    largest = np.finfo(np.float32).max
+    heads = {name: np.full_like(tensor, largest) for name, tensor in tensors.items() if ".head." in name}
+    assert heads
+    write_adapter_file(bundle, path, {**tensors, **heads})
 
 
 def _half_a_file(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
-    data = _adapter_file(bundle, path, tensors).read_bytes()
+    data = write_adapter_file(bundle, path, tensors).read_bytes()
     path.write_bytes(data[: len(data) // 2])
 
 
@@ -149,6 +146,7 @@ FILES = {
     "a tensor like an input": (_file_with_an_input, "`input_ids` is the name of a data input"),
     "a tensor is missing": (_file_without_a_tensor, "is missing"),
     "NaN": (_file_with_nan, "holds NaN"),
+    "an overflow": (_file_that_overflows, "an output is NaN or infinite"),
     "half": (_half_a_file, "damaged"),
 }
 

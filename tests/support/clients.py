@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
+import pytest
 from toolchain import skip_or_fail
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -61,6 +64,33 @@ class Client:
         assert done.returncode == 0, last_line(done)
         document: list[dict[str, Any]] = json.loads(done.stdout)
         return document
+
+
+def alike(found: Any, expected: Any, close: float = 1e-5) -> None:
+    """Hold an answer against another: equal keys, labels and places, and numbers that are some ulp of float32 apart."""
+    if isinstance(expected, Mapping):
+        assert set(found) == set(expected)
+        for key, value in expected.items():
+            alike(found[key], value, close)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            alike(*pair, close)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=close)
+    else:
+        assert found == expected
+
+
+def write_adapter_file(bundle: Path, path: Path, tensors: Mapping[str, np.ndarray], version: int | None = None) -> Path:
+    """Write tensors as an `.onnx_adapter` file for a bundle, or with another number than its own; return its path."""
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    adapter.set_model_version(manifest["model_version"] if version is None else version)
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in tensors.items()})
+    adapter.export_adapter(str(path))
+    return path
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -1,0 +1,94 @@
+"""Every client gives the answers of the Python runtime, for every problem type, one adapter at a time and mixed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clients import CLIENTS, Client, alike
+
+from adapter_export.graph.tasks import PROBLEM_TYPES
+from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime.answers import LONGEST_SPAN, document
+
+pytestmark = pytest.mark.parametrize("client", CLIENTS, indirect=True)
+
+ROWS, LONGEST = 2 * len(PROBLEM_TYPES), 60
+
+
+@pytest.fixture(scope="module")
+def session(task_bundle: Path) -> Session:
+    return Bundle.open(task_bundle).session(threads=1)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, np.ndarray]:
+    """Rows of 3 to 60 tokens, padded."""
+    rng = np.random.default_rng(3)
+    lengths = np.linspace(3, LONGEST, ROWS).astype(int)
+    mask = (np.arange(LONGEST) < lengths[:, None]).astype(np.int64)
+    return {"input_ids": rng.integers(1, 20, (ROWS, LONGEST)) * mask, "attention_mask": mask}
+
+
+def _written(folder: Path, rows: dict[str, np.ndarray]) -> Path:
+    path = folder / "rows.json"
+    path.write_text(json.dumps({name: array.tolist() for name, array in rows.items()}))
+    return path
+
+
+def _expected(session: Session, rows: dict[str, np.ndarray], names: list[str]) -> list[dict[str, Any]]:
+    answers = session.answer(rows, adapters=names)
+    return [{"adapter": name, **document(found)} for name, found in zip(names, answers, strict=True)]
+
+
+@pytest.mark.parametrize("problem", PROBLEM_TYPES)
+def test_an_adapter_alone(
+    client: Client,
+    task_bundle: Path,
+    session: Session,
+    rows: dict[str, np.ndarray],
+    tmp_path: Path,
+    problem: str,
+) -> None:
+    found = client.run(task_bundle, _written(tmp_path, rows), "--adapter", problem)
+    expected = _expected(session, rows, [problem] * ROWS)
+    alike(found, expected)
+    if problem == "span":  # the limit matters
+        assert max(row["end"] - row["start"] + 1 for row in expected) == LONGEST_SPAN
+
+
+def test_all_of_them_in_one_batch(
+    client: Client, task_bundle: Path, session: Session, rows: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """In the bank, where results are as wide as the widest."""
+    names = [*PROBLEM_TYPES, *PROBLEM_TYPES]
+    choices = [word for name in names for word in ("--adapter", name)]
+    alike(client.run(task_bundle, _written(tmp_path, rows), *choices), _expected(session, rows, list(names)))
+
+
+def test_nobody_knows_the_task(
+    client: Client, task_bundle: Path, session: Session, rows: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """There is no answer: results are given as they are, with the base's."""
+    found = client.run(task_bundle, _written(tmp_path, rows), "--adapter", "unknown")
+    outputs = session.run(rows, "unknown")
+    for at, row in enumerate(found):
+        alike(row, {"adapter": "unknown", "outputs": {name: array[at].tolist() for name, array in outputs.items()}})
+
+
+def test_the_own_head_answers_for_the_base(
+    client: Client, task_bundle: Path, session: Session, rows: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Where no adapter is chosen, and in a batch for the rows of the base."""
+    bundle = shutil.copytree(task_bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "head": "single_label"}), encoding="utf-8")
+    few = {name: array[:3] for name, array in rows.items()}
+    path = _written(tmp_path, few)
+    alike(client.run(bundle, path), _expected(session, few, ["single_label"] * 3))
+    mixed = client.run(bundle, path, "--adapter", "-", "--adapter", "multi_label", "--adapter", "-")
+    alike(mixed, _expected(session, few, ["single_label", "multi_label", "single_label"]))
