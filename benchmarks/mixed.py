@@ -61,7 +61,7 @@ def measure(subject: Subject, settings: Settings) -> list[Table]:
     count = len(subject.adapters)
     session = subject.bundle.session(provider=settings.provider, threads=settings.threads, resident=count)
     for record in subject.bundle.manifest.adapters:
-        session.load(_late(record.name), subject.bundle.folder / record.onnx_adapter, labels=record.labels)
+        session.load(_late(record.name), subject.bundle.folder / record.onnx_adapter, task=record.task)
     rows = []
     for words, lengths in _lengths(settings.lengths, count):
         for adapters in dict.fromkeys((count, max(1, count // 4))):

@@ -87,13 +87,14 @@ def check_golden(bundle: PlainBundle) -> bool:
     return good
 
 
-def tokenize(bundle: PlainBundle, text: str) -> dict[str, np.ndarray]:
+def tokenize(bundle: PlainBundle, text: str, task: dict) -> dict[str, np.ndarray]:
     from tokenizers import Tokenizer
 
     record = bundle.manifest["text"] or sys.exit("this bundle has no tokenizer")
     tokenizer = Tokenizer.from_file(str(bundle.folder / record["tokenizer"]))
     tokenizer.no_padding()  # the file may ask for fixed lengths
-    tokenizer.enable_truncation(record["max_tokens"])
+    limit = min(task["max_tokens"] or record["max_tokens"], record["max_tokens"])
+    tokenizer.enable_truncation(limit, direction=task["truncation"])
     encoding = tokenizer.encode(text)
     columns = {
         "input_ids": encoding.ids,
@@ -104,14 +105,15 @@ def tokenize(bundle: PlainBundle, text: str) -> dict[str, np.ndarray]:
 
 
 def classify(bundle: PlainBundle, text: str) -> None:
-    inputs = tokenize(bundle, text)
     print(text)
     for record in bundle.manifest["adapters"]:
-        if record["task"] == "single_label":
+        task = record["task"]
+        if task is not None and (task["type"], task["input"]) == ("single_label", "text"):
+            inputs = tokenize(bundle, text, task)
             logits = bundle.run(inputs, record["name"])[record["output"]][0]
             probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
             best = int(probabilities.argmax())
-            print(f"{record['name']:>12}  {record['labels'][best]}  {probabilities[best]:.2f}")
+            print(f"{record['name']:>12}  {task['labels'][best]}  {probabilities[best]:.2f}")
 
 
 def main(arguments: list[str]) -> int:

@@ -105,7 +105,8 @@ def build_bundle(
             writer.inputs(model)
         baked = {adapter.name: writer.baked(model, adapter) for adapter in adapters if adapter.name in bake}
         sample = [case_of(case.name, case.arrays, base.inputs) for case in cases]
-        allowance = Allowance.of(extent(flow_graph(model)), sample, numerics(base.model).stored)
+        analysed = extent(flow_graph(model))
+        allowance = Allowance.of(analysed, sample, numerics(base.model).stored)
         maker = GoldenMaker(references, sample, names, allowance, base.fingerprint)
 
         def golden(adapter: Adapter | None) -> Golden:
@@ -157,6 +158,7 @@ def build_bundle(
         )
         progress("verifying the bundle against its golden vectors")
         opened = OpenedBundle(folder, manifest, staged=True)
+        opened.extent = analysed
         opened.manifest = with_padding(opened)
         prove_new(opened)
         for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in adapters]))):

@@ -64,7 +64,7 @@ def _output_changes(bundle: OpenedBundle, name: str) -> Iterator[tuple[str, tupl
         pairs = [
             (outputs[output].astype(np.float64), of_base[case.name][output].astype(np.float64))
             for case, outputs in zip(own.cases, own.outputs, strict=True)
-            if case.name in of_base and of_base[case.name][output].dtype.name in FLOAT_TYPES
+            if output in outputs and case.name in of_base and of_base[case.name][output].dtype.name in FLOAT_TYPES
         ]
         if pairs:
             most = max(float(np.abs(one - other).max(initial=0)) for one, other in pairs)

@@ -71,7 +71,7 @@ def test_the_head_is_that_of_the_named_member(cli, adapters: Path, composed: Pat
     assert head is not None
     assert head.labels == ("bad", "good")
     made = cli.json("compose", "stack", adapters / "topic", adapters / "tone", "--name", "both", "-o", tmp_path / "c")
-    assert (made["name"], made["labels"], made["kind"]) == ("both", None, "stack")
+    assert (made["name"], made["task"], made["kind"]) == ("both", None, "stack")
     assert [member["name"] for member in made["members"]] == ["topic", "tone"]
     assert read_adapter(tmp_path / "c").head is None
 

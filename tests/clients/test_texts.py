@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import Client
+from clients import Client, alike
 from text_bundle import LIMIT, LONGEST, TASKS
 
 from adapter_export.format.manifest_json import list_files
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.texts import Asked
 from adapter_export.text import Pair, Tokenizer
-
-CLOSE = 1e-5
-"""Probabilities and vectors in float32, from numbers that are some ulp apart."""
 
 CLIENTS = ("node_client", "browser_client", "python_client")
 
@@ -56,22 +53,6 @@ def _words(asked: Asked) -> list[str]:
     return ["--text", pairs[0].first, *(word for one in pairs for word in ("--pair", one.second))]
 
 
-def _alike(found: Any, expected: Any) -> None:
-    """Equal keys, labels and places, and numbers that are close."""
-    if isinstance(expected, Mapping):
-        assert set(found) == set(expected)
-        for key, value in expected.items():
-            _alike(found[key], value)
-    elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for pair in zip(found, expected, strict=True):
-            _alike(*pair)
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, abs=CLOSE)
-    else:
-        assert found == expected
-
-
 def test_every_problem_type_from_text(client: Client, text_folder: Path) -> None:
     """In one call, each text by an adapter of its own: the same as each of them alone in Python."""
     assert {TASKS[name].type for name, _ in ASKED} == {task.type for task in TASKS.values()}
@@ -82,7 +63,7 @@ def test_every_problem_type_from_text(client: Client, text_folder: Path) -> None
     reader = Bundle.open(text_folder / "bundle").texts()
     rows = json.loads(done.stdout)
     for row, (name, asked) in zip(rows, ASKED, strict=True):
-        _alike(row, {"adapter": name, **reader.answer([asked], name)[0].document()})
+        alike(row, {"adapter": name, **reader.answer([asked], name)[0].document()})
     assert any("cut" in row for row in rows)
 
 
