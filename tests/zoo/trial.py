@@ -1,0 +1,199 @@
+"""One model through the whole pipeline, compared with the live module: what hooks see, and what it returns."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from models import Model
+from random_kinds import random_of_kind
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import adapter_export as ae
+from adapter_export.errors import AdapterExportError, BaseModelError, InputError, UsageError
+from adapter_export.graph.kinds import houlsby
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.base.capture import settled
+
+TOLERANCE = 1e-4
+"""Of the largest value: the live module and the captured graph order their sums differently, and no more."""
+
+MOST_TOKENS = 40
+"""The positions of the models that have a table of them."""
+
+
+@dataclass
+class Outcome:
+    """What happened to a model.
+
+    Attributes:
+        verdict: `complete`; `refused`; or `wrong`: something was built that is not the whole model, or does not compute
+            what it computes.
+        sublayers: those that were found, of those that a person counts.
+        seen: of the values `h` and `y` of the sublayers, those that go into or come out of a module.
+        error: the largest difference from torch, of bundle and live module, and with the adapter of bundle and archive.
+        reason: a sentence; why it is refused, or as what it was captured.
+    """
+
+    verdict: str = "wrong"
+    sublayers: str = ""
+    seen: str = ""
+    error: float | None = None
+    reason: str = ""
+
+
+def examine(model: Model, folder: Path) -> Outcome:
+    """Capture a model, find its sites, look for their values with hooks, build and check it with a random adapter."""
+    warnings.simplefilter("ignore")  # those of transformers and of torch's exporter
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    module, outcome = model.build(), Outcome()
+    step = "capture"
+    try:
+        base, note = _captured(model, module, folder)
+        step = "sites"
+        sites = base.sites.map
+        outcome.sublayers = f"{len(sites.sublayers)} of {model.sublayers}"
+        base.sites.complete  # noqa: B018 - raises where it is not
+        found = _seen(base, module, sites)
+        outcome.seen = f"{sum(found)} of {len(found)}"
+        step = "build"
+        adapter = random_of_kind("random", houlsby().with_widths(b=4), sites, base.fingerprint)
+        bundle = ae.build(base, [adapter], folder / "bundle", max_tokens=base.max_tokens)
+        step = "check"
+        report = ae.check(bundle, against=base)
+        report.raise_for_failure()
+        live = _off_live(bundle, base, module)
+        outcome.error = max(live, *(float(each.absolute) for each in report.outputs))
+    except AdapterExportError as error:
+        outcome.verdict = "wrong" if step == "check" else "refused"
+        outcome.reason = f"`{step}`: {_words(error, folder)}"
+        return outcome
+    counted = len(sites.sublayers) == model.sublayers
+    outcome.verdict = "complete" if counted else "wrong"
+    outcome.reason = note if counted else "a part of the model was built as if it were the whole"
+    return outcome
+
+
+def _captured(model: Model, module: nn.Module, folder: Path) -> tuple[ae.Base, str]:
+    """The model as a base: from a folder if it can be one, else by example inputs; and which of the two."""
+    archive, refused = folder / "model.pt", ""
+    if isinstance(module, transformers.PreTrainedModel):
+        module.save_pretrained(folder / "hf")
+        try:
+            return ae.capture(folder / "hf", archive), "from its folder"
+        except (InputError, UsageError) as error:
+            if model.inputs is None:
+                raise
+            refused = f"; its folder is refused: {_words(error, folder)}"
+    assert model.inputs is not None
+    base = ae.capture(module, archive, example_inputs=dict(model.inputs()), axes=model.axes)
+    return base, f"by example inputs{refused}"
+
+
+def _words(error: AdapterExportError, folder: Path) -> str:
+    """What an error says, without what differs from run to run."""
+    known = error.facts()
+    text = known["what"] + (f": {known['found']}" if "found" in known else "")
+    text = " ".join(text.replace(str(folder), "").split())
+    return text if len(text) <= 180 else f"{text[:179]}…"
+
+
+def _seen(base: ae.Base, module: nn.Module, sites: SiteMap) -> list[bool]:
+    """For `h` and `y` of each sublayer, whether the value goes into or comes out of a module of the live model."""
+    arrays = _cases(base)[-1]
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    kept: dict[int, list[Tensor]] = {}
+
+    def keep(value: object) -> None:
+        for tensor in pytree.tree_leaves(value):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                kept.setdefault(tensor.numel(), []).append(tensor.detach().clone())
+
+    handles = []
+    for inner in module.modules():
+        handles.append(inner.register_forward_pre_hook(lambda _m, given, named: keep((given, named)), with_kwargs=True))
+        handles.append(inner.register_forward_hook(lambda _m, _given, result: keep(result)))
+    _live(module, tensors)
+    for handle in handles:
+        handle.remove()
+    wanted = [value for site in sites.sublayers for value in (site.h, site.y) if value is not None]
+    values = _Recorder(base.torch.module(), set(wanted)).values(base.torch.ordered(tensors))
+    return [any(_equal(values[name], other) for other in kept.get(values[name].numel(), [])) for name in wanted]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one value, in whatever layout of tokens and batch."""
+    scale = float(one.abs().max())
+    layouts = [other, other.transpose(0, 1)] if other.dim() > 1 else [other]
+    return any(float((one - each.reshape(one.shape)).abs().max()) <= TOLERANCE * scale for each in layouts)
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Runs a graph and keeps some values."""
+
+    def __init__(self, graph: torch.fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(graph)
+        self._wanted, self._kept = wanted, dict[str, Tensor]()
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self._wanted:
+            self._kept[n.name] = result.detach().clone()
+        return result
+
+    def values(self, inputs: list[Tensor]) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            self.run(*inputs)
+        return self._kept
+
+
+def _cases(base: ae.Base) -> list[dict[str, np.ndarray]]:
+    most = base.max_tokens or MOST_TOKENS
+    return [dict(case.arrays) for case in input_cases(base.inputs, seed=7, max_tokens=most)]
+
+
+def _live(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """What a copy returns: some models decide by their first input what they compute from then on."""
+    with settled(module), torch.no_grad():
+        return {name: value.numpy() for name, value in copy.deepcopy(module)(**tensors).items()}
+
+
+def _off_live(bundle: ae.Bundle, base: ae.Base, module: nn.Module) -> float:
+    """How far the bundle without an adapter is from the live module, at real tokens; raises if it is too far."""
+    session, largest, compared = bundle.session(), 0.0, 0
+    for arrays in _cases(base):
+        try:
+            found = session.run(arrays, None)
+        except InputError:  # a length that the bundle says it does not take
+            continue
+        expected = _live(module, {name: torch.from_numpy(array) for name, array in arrays.items()})
+        for name, one, other in _pairs(found, expected):
+            mask = arrays.get("attention_mask")
+            real = mask == 1 if mask is not None and mask.shape == other.shape[:2] else slice(None)
+            off = float(np.abs(one[real] - other[real]).max(initial=0))
+            compared, largest = compared + 1, max(largest, off)
+            if off > 10 * TOLERANCE * max(1.0, float(np.abs(other).max())):
+                shape = ", ".join(f"`{key}` {list(array.shape)}" for key, array in arrays.items())
+                raise BaseModelError(f"the bundle is off the live module by {off:.0e} at {shape}, `{name}`")
+    if not compared:
+        raise BaseModelError("no output of the live module could be compared")
+    return largest
+
+
+def _pairs(
+    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for name in found.keys() & expected.keys():
+        if expected[name].dtype.kind == "f" and expected[name].shape == found[name].shape:
+            yield name, found[name], expected[name]
