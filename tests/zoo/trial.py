@@ -111,7 +111,7 @@ def _words(error: AdapterExportError, folder: Path) -> str:
 
 def _seen(base: ae.Base, module: nn.Module, sites: SiteMap) -> list[bool]:
     """For `h` and `y` of each sublayer, whether the value goes into or comes out of a module of the live model."""
-    arrays = _cases(base)[-1]
+    arrays = _cases(base, base.max_tokens or MOST_TOKENS)[-1]
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     kept: dict[int, list[Tensor]] = {}
 
@@ -158,8 +158,7 @@ class _Recorder(torch.fx.Interpreter):
         return self._kept
 
 
-def _cases(base: ae.Base) -> list[dict[str, np.ndarray]]:
-    most = base.max_tokens or MOST_TOKENS
+def _cases(base: ae.Base, most: int) -> list[dict[str, np.ndarray]]:
     return [dict(case.arrays) for case in input_cases(base.inputs, seed=7, max_tokens=most)]
 
 
@@ -172,10 +171,10 @@ def _live(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, np.ndar
 def _off_live(bundle: ae.Bundle, base: ae.Base, module: nn.Module) -> float:
     """How far the bundle without an adapter is from the live module, at real tokens; raises if it is too far."""
     session, largest, compared = bundle.session(), 0.0, 0
-    for arrays in _cases(base):
+    for arrays in _cases(base, MOST_TOKENS):
         try:
             found = session.run(arrays, None)
-        except InputError:  # a length that the bundle says it does not take
+        except InputError:  # a length that the bundle does not take, and says so
             continue
         expected = _live(module, {name: torch.from_numpy(array) for name, array in arrays.items()})
         for name, one, other in _pairs(found, expected):
