@@ -107,6 +107,9 @@ class LoopOptions(TypedDict, total=False):
     warmup: Annotated[float, "The fraction of the steps that warm up.  [default: 0.1]"]
     weight_decay: Annotated[float, "On the projections.  [default: 0.01]"]
     patience: Annotated[int, "Stop after so many epochs without a better one.  [default: 3]"]
+    gradient_accumulation: Annotated[
+        int, "Cut the rows of each step into so many parts: less memory, the same step.  [default: 1]"
+    ]
     seed: Annotated[int, "Of weights, split, order and dropout.  [default: 0]"]
 
 
@@ -149,7 +152,25 @@ def train(
         ),
     ] = None,
     name: Annotated[str | None, "What users will call it; the output's name if not given."] = None,
+    metric: Annotated[
+        str | None, Option("The metric that decides which epoch is kept, or `loss`; by task if not given.", "NAME")
+    ] = None,
+    class_weights: Annotated[
+        Literal["balanced"] | Mapping[str, float] | None,
+        "How much rows of a label count in the loss, or `balanced`: rare labels as much as frequent ones.",
+    ] = None,
+    device: Annotated[
+        str | None, Option("`cpu`, `cuda`, `cuda:1`, `mps`, …; the best one there is if not given.", "NAME")
+    ] = None,
+    precision: Annotated[
+        Literal["no", "bf16", "fp16"] | None,
+        "Of matrix products; the adapter stays float32. `fp16` needs a GPU.  [default: no, which is float32]",
+    ] = None,
     threads: Annotated[int | None, Option("Processor threads; as many as torch takes if not given.", least=1)] = None,
+    log_to: Annotated[
+        tuple[str, ...],
+        "Trackers that follow the run: `tensorboard`, `wandb`, `mlflow` and others that accelerate knows.",
+    ] = (),
     resume: Annotated[bool, "Go on with an interrupted run, and stop if there is none."] = False,
     restart: Annotated[bool, "Forget an interrupted run."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
@@ -173,6 +194,8 @@ def train(
         force: replace what is at `output`.
         on_note: is told what is doubtful in the data.
         progress: is told of the run as it goes.
+
+    Started by `torchrun` or `accelerate launch`, all processes share the rows of each step, and the first one writes.
 
     Returns:
         The adapter; its `training` is the record of the run: settings, data, scores of each epoch and of the test data.
@@ -209,17 +232,24 @@ def train(
     else:
         chosen = kind
     torch = require("torch", "torch", "training")
+    require("accelerate", "torch", "training")
     import numpy as np
 
     from adapter_export.sites.site_map import SITE_MAP_KEY
     from adapter_export.torch_backend import attach as bases
+    from adapter_export.torch_backend.train.data import TrainingData, balanced
+    from adapter_export.torch_backend.train.devices import Engine
     from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change, with_prior
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
     from adapter_export.torch_backend.train.task import TaskFiles, read_task
-    from adapter_export.torch_backend.train.train import TrainingData, evaluate
+    from adapter_export.torch_backend.train.train import evaluate
     from adapter_export.torch_backend.train.train import train as learn
 
-    settings = TrainingSettings(**_own(given, LoopOptions), **fusion_settings(fusion))
+    settings = TrainingSettings(**_own(given, LoopOptions), **fusion_settings(fusion), metric=metric)
+    logs = Path("adapter-export.logs") if path is None else path.with_name(f"{path.name}.logs")
+    engine = Engine(device, precision, tuple(log_to), logs)
+    if not engine.first:
+        progress, on_note = None, lambda _: None
     if threads is not None:
         torch.set_num_threads(at_least_1("threads", threads))
     partial = _checkpoints(path, resume=resume, restart=restart)
@@ -267,9 +297,16 @@ def train(
         counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
         learnt = f"{len(rows.labels)} classes" if rows.labels else f"the task `{rows.problem}`"
         progress.prepared(f"{counts}, {learnt}; {start} moves the final hidden state by {change:.2%} at the start.")
+    if class_weights is not None:
+        by_label = balanced(rows.training, rows.labels) if class_weights == "balanced" else class_weights
+        settings = replace(settings, class_weights=by_label)
     learn_from = TrainingData(rows.training, rows.validation)
-    result = learn(model, learn_from, settings, progress=progress, checkpoints=partial)
-    test = None if rows.test is None else evaluate(model, rows.test, settings.batch_size)
+    with engine.open() as accelerator:
+        settings = replace(settings, precision=accelerator.mixed_precision)
+        on_device = model.on(accelerator.device)
+        result = learn(on_device, learn_from, settings, progress=progress, checkpoints=partial, accelerator=accelerator)
+        test = None if rows.test is None else evaluate(on_device, rows.test, settings, accelerator)
+        writes = accelerator.is_main_process
     chosen_settings = {
         **(fusion if members else {"initialisation": scheme}),
         "initial_change": change,
@@ -283,7 +320,7 @@ def train(
     if members:
         record = composition_record({**record, **first.training}, members)
     adapter = model.to_adapter(training=record)
-    if path is not None:
+    if path is not None and writes:
         _write(adapter, path, result, force=force)
     return adapter
 

@@ -211,6 +211,10 @@ def _weights(text: str) -> tuple[float, ...] | dict[str, float]:
     return _weights_by_name(text) if "=" in text else tuple(map(float, text.split(",")))
 
 
+def _class_weights(text: str) -> str | dict[str, float]:
+    return text if text == "balanced" else _by_name(text, "one label two weights")
+
+
 def _scaling(text: str) -> float | str:
     return text if text in ("learned", "channel") else float(text)
 
@@ -224,6 +228,9 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
     ),
     frozenset({float, Literal["learned", "channel"]}): _Text(
         "N|learned|channel", _scaling, "is neither a number nor `learned` or `channel`"
+    ),
+    frozenset({Mapping[str, float], Literal["balanced"]}): _Text(
+        "balanced|LABEL=N,…", _class_weights, "is neither `balanced` nor a list such as `good=1,bad=3`"
     ),
     frozenset({tuple[float, ...]}): _Text(
         "N,…", lambda text: tuple(map(float, text.split(","))), "is no list of numbers such as `0.3,0.7`"

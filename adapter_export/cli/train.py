@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,16 +18,16 @@ from adapter_export.tables import Table
 if TYPE_CHECKING:
     from adapter_export.errors import Note
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.torch_backend.train.record import EpochRecord
+    from adapter_export.torch_backend.train.record import EpochRecord, StepRecord
 
 _SMOOTHING = 0.95
 
 
 class TrainingBar(ExitStack):
-    """A bar with the running mean of the loss and the last value of the first metric."""
+    """A bar with the running means of the loss and the rows per second, and the last value of the first metric."""
 
     _bar: Bar
-    _loss: float | None = None
+    _loss = _speed = math.nan
     _metric = ""
 
     def prepared(self, summary: str) -> None:
@@ -40,16 +41,22 @@ class TrainingBar(ExitStack):
         self._bar = self.enter_context(progress_bar("training", steps))
         self._bar.advance(done)
 
-    def stepped(self, loss: float) -> None:
+    def stepped(self, record: StepRecord) -> None:
         """Advance the bar."""
-        self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
-        self._bar.advance(note=f"loss {self._loss:.3f}{self._metric}")
+        self._loss = _mean(self._loss, record.loss)
+        self._speed = _mean(self._speed, record.rows / record.seconds)
+        self._bar.advance(note=f"{self._speed:,.0f} rows/s  loss {self._loss:.3f}{self._metric}")
 
     def epoch_finished(self, record: EpochRecord) -> None:
         """Show the metric from now on."""
         for name, value in _metrics(record.validation.metrics)[:1]:
             self._metric = f"  {name} {value:.3f}"
         self._bar.describe(f"training, {record.epoch} epoch{'s' if record.epoch > 1 else ''} done")
+
+
+def _mean(before: float, now: float) -> float:
+    """The running mean of numbers, of which the last ones count most."""
+    return now if math.isnan(before) else _SMOOTHING * before + (1 - _SMOOTHING) * now
 
 
 @command(
@@ -100,7 +107,8 @@ def train(
 
     with TrainingBar() as bar:
         made = ae.train(model, data, output, fuse=fuse, force=force, on_note=noted, progress=bar, **options)
-    _report(made, output, notes, as_json)
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        _report(made, output, notes, as_json)
 
 
 def _report(made: Adapter, output: Path, notes: list[str], as_json: bool) -> None:

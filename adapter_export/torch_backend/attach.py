@@ -237,6 +237,20 @@ class AdaptedModel(AttachedAdapter):
         self._head()
         return self(**inputs)[self.head_name]  # type: ignore[no-any-return]
 
+    def result(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Compute what a loss reads: the head's result; AdapterError if there is none."""
+        return self.head(**inputs)
+
+    def on(self, device: torch.device) -> Self:
+        """Move it, with the devices that its graph names; the base stays where it is."""
+        for node in self._body.graph.nodes:
+            if "device" in node.kwargs:
+                node.update_kwarg("device", device)
+            elif node.target is torch.ops.aten.to.device:
+                node.update_arg(1, device)
+        self._body.recompile()
+        return self.to(device)
+
     def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Inputs on the device of the model's weights."""
         device = next((tensor.device for tensor in self.parameters()), None)

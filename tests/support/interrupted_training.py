@@ -16,7 +16,7 @@ from small_task import prepared, review_data
 from adapter_export.dtypes import Weights
 from adapter_export.format.tensors import write_tensors
 from adapter_export.torch_backend.base.base import load_base
-from adapter_export.torch_backend.train.record import Silent, TrainingSettings
+from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
 from adapter_export.torch_backend.train.train import train
 
 
@@ -30,7 +30,7 @@ class Fatal(Silent):
     def started(self, steps: int, done: int) -> None:
         self.done = done
 
-    def stepped(self, loss: float) -> None:
+    def stepped(self, record: StepRecord) -> None:
         self.done += 1
         if self.done == self.step:
             os.kill(os.getpid(), signal.SIGKILL)

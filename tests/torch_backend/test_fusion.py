@@ -18,9 +18,11 @@ from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.heads import make_head
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.train.checkpoint import run_identity
+from adapter_export.torch_backend.train.data import TrainingData
 from adapter_export.torch_backend.train.fresh import with_head
 from adapter_export.torch_backend.train.record import TrainingSettings
-from adapter_export.torch_backend.train.train import TrainingData, run_digest, train
+from adapter_export.torch_backend.train.train import train
 
 QUICK = TrainingSettings(epochs=2, batch_size=16, learning_rate=0.01)
 
@@ -113,7 +115,7 @@ def test_the_penalty_draws_values_to_the_identity(base, data, members: list[Adap
 def test_another_choice_of_what_learns_is_another_run(base, data, members: list[Adapter]) -> None:
     model = prepared(base, weighted_fusion(*members, name="fused"))
     other = attach(base, model.to_adapter())
-    assert run_digest(model, data, QUICK) != run_digest(other, data, QUICK)
+    assert run_identity(model, data, QUICK) != run_identity(other, data, QUICK)
 
 
 def test_what_cannot_learn_is_named(base, data, members: list[Adapter]) -> None:

@@ -30,17 +30,17 @@ from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.base import TorchBase
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.runner import TorchRunner
-from adapter_export.torch_backend.train.data import TextExamples
+from adapter_export.torch_backend.train.data import TextExamples, TrainingData
 from adapter_export.torch_backend.train.fresh import fresh_adapter
 from adapter_export.torch_backend.train.objectives import (
     IGNORED,
+    class_loss,
     contrastive_loss,
     span_loss,
-    token_loss,
 )
-from adapter_export.torch_backend.train.record import Silent, TrainingSettings
+from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
 from adapter_export.torch_backend.train.task import TaskFiles, TextTask, read_task
-from adapter_export.torch_backend.train.train import TrainingData, evaluate, train
+from adapter_export.torch_backend.train.train import evaluate, train
 
 TAGS = {**dict.fromkeys(GOOD, "praise"), **dict.fromkeys(BAD, "blame")}
 
@@ -130,18 +130,19 @@ def test_each_task_is_learnt(problem: ProblemType, base: TorchBase, tmp_path: Pa
     found = read(base, problem, tmp_path)
     model = model_for(base, make_head(problem, width=WIDTH, **look))
     data = TrainingData(found.training, found.validation)
-    before = evaluate(model, found.validation, 16)
-    result = train(model, data, TrainingSettings(epochs=20, batch_size=16, learning_rate=0.03, patience=20))
+    settings = TrainingSettings(epochs=20, batch_size=16, learning_rate=0.03, patience=20)
+    before = evaluate(model, found.validation, settings)
+    result = train(model, data, settings)
     assert result.best.validation.metrics[metric] > max(enough, before.metrics[metric])
     assert result.best.validation.loss < before.loss
-    assert evaluate(model, found.validation, 16) == result.best.validation
+    assert evaluate(model, found.validation, settings) == result.best.validation
 
 
 @pytest.mark.parametrize("problem", ["token", "span", "multiple_choice", "multi_label", "regression", "ranking"])
 def test_scores_do_not_depend_on_the_batches(problem: ProblemType, base: TorchBase, tmp_path: Path) -> None:
     found = read(base, problem, tmp_path, rows(problem, 40))
     model = model_for(base, make_head(problem, width=WIDTH, **LOOKS[problem][0]))
-    one, other = (evaluate(model, found.training, size) for size in (2, 13))
+    one, other = (evaluate(model, found.training, TrainingSettings(batch_size=size)) for size in (2, 13))
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
     assert one.metrics == pytest.approx(other.metrics, abs=1e-5)
 
@@ -153,7 +154,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(problem: ProblemType, base: 
     settings = TrainingSettings(epochs=2, batch_size=8, checkpoint_steps=2)
 
     class Stopped(Silent):
-        def stepped(self, loss: float) -> None:
+        def stepped(self, record: StepRecord) -> None:
             self.steps = getattr(self, "steps", 0) + 1
             if self.steps == 5:
                 raise KeyboardInterrupt
@@ -200,7 +201,7 @@ class TestSpans:
         assert (found.cut, found.lost) == (1, 1)
         results, places = found.matched(torch.randn(1, 10, 2), np.array([0]))
         assert places.tolist() == [[IGNORED, IGNORED]]
-        assert span_loss(results, places).item() == 0
+        assert [float(one) for one in span_loss(results, places)] == [0, 0]
         left = TextExamples.of(text, [(GivenSpan("dull", 32),)], tokenizer, names, "span", "left")
         assert (left.cut, left.lost) == (1, 0)
 
@@ -208,7 +209,9 @@ class TestSpans:
         logits, places = torch.randn(2, 4, 2), torch.tensor([[0, 2], [IGNORED, IGNORED]])
         logits[:, 3] = -torch.inf
         shares = torch.log_softmax(logits[0, :3], 0)
-        torch.testing.assert_close(span_loss(logits, places), -(shares[0, 0] + shares[2, 1]) / 2)
+        total, weight = span_loss(logits, places)
+        torch.testing.assert_close(total, -(shares[0, 0] + shares[2, 1]))
+        assert weight == 2
 
 
 def test_every_choice_of_a_question_is_a_row(base: TorchBase) -> None:
@@ -262,23 +265,25 @@ def test_the_contrastive_loss_by_hand() -> None:
         total = np.log(sum(np.exp(unit[row] @ unit[k] / 0.1) for k in others))
         peers = [k for k in others if classes[k] == classes[row]]
         losses.append(-np.mean([unit[row] @ unit[k] / 0.1 - total for k in peers]))
-    found = contrastive_loss(torch.from_numpy(vectors), torch.from_numpy(classes))
-    assert float(found) == pytest.approx(np.mean(losses), rel=1e-9)
+    total, weight = contrastive_loss(torch.from_numpy(vectors), torch.from_numpy(classes))
+    assert float(total) == pytest.approx(np.sum(losses), rel=1e-9)
+    assert weight == len(losses)
 
 
 def test_rows_without_peers_give_no_loss_and_no_broken_gradient() -> None:
     vectors = torch.randn(3, 4, requires_grad=True)
-    loss = contrastive_loss(vectors, torch.arange(3))
+    loss, weight = contrastive_loss(vectors, torch.arange(3))
     loss.backward()
-    assert loss.item() == 0
+    assert (loss.item(), weight) == (0, 0)
     assert vectors.grad is not None
     assert vectors.grad.eq(0).all()
 
 
 def test_tokens_without_labels_do_not_count() -> None:
     logits, targets = torch.randn(6, 4), torch.tensor([1, 2, 3])
-    torch.testing.assert_close(token_loss(logits[:3], targets), F.cross_entropy(logits[:3], targets))
-    assert token_loss(logits[:0], targets[:0]).item() == 0
+    total, weight = class_loss(logits[:3], targets, None)
+    torch.testing.assert_close(total / weight, F.cross_entropy(logits[:3], targets))
+    assert [float(one) for one in class_loss(logits[:0], targets[:0], None)] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,11 @@ from adapter_export.errors import TrainingError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import TorchBase, fingerprint
+from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
+from adapter_export.torch_backend.train.data import TrainingData
 from adapter_export.torch_backend.train.objectives import Scores
-from adapter_export.torch_backend.train.record import EpochRecord, Silent, TrainingSettings
-from adapter_export.torch_backend.train.train import CHECKPOINT_FILE, TrainingData, evaluate, train
+from adapter_export.torch_backend.train.record import EpochRecord, Silent, StepRecord, TrainingSettings
+from adapter_export.torch_backend.train.train import evaluate, train
 
 QUICK = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
 
@@ -49,8 +51,8 @@ class Witness(Silent):
     def started(self, steps: int, done: int) -> None:
         self.begun.append((steps, done))
 
-    def stepped(self, loss: float) -> None:
-        self.losses.append(loss)
+    def stepped(self, record: StepRecord) -> None:
+        self.losses.append(record.loss)
 
     def epoch_finished(self, record: EpochRecord) -> None:
         self.records.append(record)
@@ -84,7 +86,7 @@ def test_the_model_ends_with_the_best_epoch(base, data) -> None:
     result = train(model, data, TrainingSettings(epochs=6, batch_size=8, learning_rate=0.05, patience=6))
     accuracies = [record.validation.metrics["accuracy"] for record in result.history]
     assert result.best.validation.metrics["accuracy"] == max(accuracies)
-    assert evaluate(model, data.validation, 8) == result.best.validation
+    assert evaluate(model, data.validation, QUICK) == result.best.validation
     assert not model.training
 
 
@@ -137,7 +139,7 @@ class Interrupt(Silent):
     def __init__(self, step: int) -> None:
         self.left = step
 
-    def stepped(self, loss: float) -> None:
+    def stepped(self, record: StepRecord) -> None:
         self.left -= 1
         if not self.left:
             raise KeyboardInterrupt
@@ -200,7 +202,7 @@ class Sabotage(Silent):
         self.tensor = tensor
         self.left = step
 
-    def stepped(self, loss: float) -> None:
+    def stepped(self, record: StepRecord) -> None:
         self.left -= 1
         if not self.left:
             self.tensor.data[0] = math.nan
@@ -209,7 +211,10 @@ class Sabotage(Silent):
 def test_a_loss_that_is_not_a_number_stops_the_run(base, data) -> None:
     model = prepared(base)
     sabotage = Sabotage(model.tensors()["head.classifier.bias"], 9)
-    with pytest.raises(TrainingError, match=r"step 10, epoch 2: the loss is not finite; found nan.*`learning_rate"):
+    with pytest.raises(
+        TrainingError,
+        match=r"step 10, epoch 2, tensor `head.classifier.bias`: the loss is not finite; found nan.*`learning_rate",
+    ):
         train(model, data, QUICK, progress=sabotage)
 
 
@@ -235,7 +240,7 @@ def test_a_loop_of_ones_own(base, data) -> None:
 
 def test_scores_do_not_depend_on_the_batches(base, data) -> None:
     model = attach(base, with_random_weights(make_adapter(base)))
-    one, other = (evaluate(model, data.validation, size) for size in (1, 30))
+    one, other = (evaluate(model, data.validation, replace(QUICK, batch_size=size)) for size in (1, 30))
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
     assert one.metrics == other.metrics
 

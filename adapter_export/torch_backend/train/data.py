@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adapter_export.errors import DataError, argument
+from adapter_export.errors import DataError, UsageError, argument
 from adapter_export.format.labelled import GivenSpan, some
 from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
 from adapter_export.text import Side, Text, Tokenizer
@@ -27,8 +27,44 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.int64]
 """Indices of rows, or one number per row."""
 
+WEIGHTED = ("single_label", "multi_label", "token")
+"""The problem types whose labels may count differently."""
+
 _BATCHES_PER_WINDOW = 50
 _CHUNK = 256
+
+
+class Examples(Protocol):
+    """Rows as the loop wants them, of whatever they are made."""
+
+    @property
+    def problem(self) -> ProblemType:
+        """What the rows ask."""
+
+    @property
+    def lengths(self) -> Rows:
+        """How long each row is; rows of like length share a batch."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the rows and what is to be learnt of them; a run resumes only where it is the same."""
+
+    def only(self, rows: Rows) -> Self:
+        """Some of the rows, in the order given."""
+
+    def inputs(self, rows: Rows) -> dict[str, Tensor]:
+        """The base's inputs for some rows, by name."""
+
+    def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the model's results for some rows as the loss of the problem takes them, and what they should be."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows to learn from and those to measure by."""
+
+    training: Examples
+    validation: Examples
 
 
 @dataclass(frozen=True)
@@ -182,6 +218,35 @@ def _token_span(encoding: tokenizers.Encoding, answer: GivenSpan) -> tuple[int, 
     end = answer.start + len(answer.text.rstrip()) - 1
     first, last = (encoding.char_to_token(place, 1) for place in (begin, end))
     return None if first is None or last is None else (first, last)
+
+
+def balanced(examples: TextExamples, labels: Sequence[str]) -> dict[str, float]:
+    """Return a weight for each label by which all count alike: rows / (classes · rows of the class), as scikit-learn.
+
+    Of words with labels, words are counted; of `multi_label` it is rows without the label over rows with it.
+    """
+    answers = np.concatenate(examples.answers) if examples.problem == "token" else np.asarray(examples.answers)
+    if examples.problem == "multi_label":
+        applies = answers.sum(0)
+        weights = (len(answers) - applies) / np.maximum(applies, 1)
+    else:
+        weights = len(answers) / (len(labels) * np.maximum(np.bincount(answers, minlength=len(labels)), 1))
+    return {label: float(weight) for label, weight in zip(labels, weights, strict=True)}
+
+
+def class_weights(wanted: Mapping[str, float], problem: ProblemType, labels: Sequence[str]) -> Tensor:
+    """Return how much each class counts in the loss [classes].
+
+    Raises:
+        UsageError: the task has no classes, or a label is not among them.
+    """
+    where = argument("class_weights")
+    if problem not in WEIGHTED:
+        raise UsageError("only labels of texts and words have weights", where=where, found=f"the task `{problem}`")
+    unknown = sorted(set(wanted) - set(labels))
+    if unknown:
+        raise UsageError("labels that the data do not have", where=where, found=some(unknown), expected=some(labels))
+    return torch.tensor([float(wanted.get(label, 1)) for label in labels])
 
 
 def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> Rows:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from torch import Tensor
 
-from adapter_export.graph.tasks import Task
+from adapter_export.errors import UsageError, argument
+from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.numerics.judge import (
+    CHOICES,
+    CLASSES,
+    ENTITIES,
+    LABEL_SETS,
+    NEIGHBOURS,
+    NUMBERS,
+    RANKINGS,
+    SPANS,
+    TAGS,
     Judged,
+    Metric,
+    has_entities,
     judge_choices,
     judge_classes,
     judge_label_sets,
@@ -18,10 +32,48 @@ from adapter_export.numerics.judge import (
     judge_tags,
 )
 from adapter_export.runtime.answers import Span, activated, answer
-from adapter_export.torch_backend.train.data import TextExamples
+from adapter_export.torch_backend.train.data import Examples, TextExamples
+from adapter_export.torch_backend.train.objectives import OBJECTIVES
+
+METRICS: Mapping[ProblemType, tuple[Metric, ...]] = {
+    "single_label": CLASSES,
+    "multi_label": LABEL_SETS,
+    "multiple_choice": CHOICES,
+    "token": TAGS,
+    "span": SPANS,
+    "regression": NUMBERS,
+    "embedding": NEIGHBOURS,
+    "ranking": RANKINGS,
+}
+"""What `measure` returns, by problem type, but for words with the tags of entities."""
+
+LOSS = "loss"
+"""The name under which the loss decides, and is recorded."""
 
 
-def measure(task: Task, results: Tensor, targets: Tensor, examples: TextExamples) -> dict[str, float]:
+def deciding(problem: ProblemType, labels: Sequence[str], wanted: str | None) -> Metric | None:
+    """Return the metric that decides which epoch is kept, that of the objective if none is wanted; none is the loss.
+
+    Raises:
+        UsageError: the task has no such metric.
+    """
+    name = OBJECTIVES[problem].decides if wanted is None else wanted
+    tagged = problem == "token" and has_entities(labels)
+    metrics = {metric.name: metric for metric in (ENTITIES if tagged else METRICS[problem])}
+    if name in (None, LOSS):
+        return None
+    if name not in metrics:
+        expected = ", ".join(f"`{one}`" for one in (LOSS, *metrics))
+        raise UsageError(
+            f"the task `{problem}` has no such metric",
+            where=argument("metric"),
+            found=f"`{name}`",
+            expected=expected,
+        )
+    return metrics[name]
+
+
+def measure(task: Task, results: Tensor, targets: Tensor, examples: Examples) -> dict[str, float]:
     """Return the metrics of a task by name; one that is not defined for these rows is left out.
 
     Args:
@@ -39,7 +91,7 @@ def measure(task: Task, results: Tensor, targets: Tensor, examples: TextExamples
     return {metric.name: float(value) for metric, value in named if np.isfinite(value)}
 
 
-def _judged(task: Task, found: np.ndarray, wanted: np.ndarray, examples: TextExamples) -> Judged:
+def _judged(task: Task, found: np.ndarray, wanted: np.ndarray, examples: Examples) -> Judged:
     match task.type:
         case "single_label":
             return judge_classes(activated(task, found), wanted, task.labels)
@@ -49,17 +101,20 @@ def _judged(task: Task, found: np.ndarray, wanted: np.ndarray, examples: TextExa
         case "multiple_choice":
             return judge_choices(list(found), wanted)
         case "token":
+            assert isinstance(examples, TextExamples)
             probabilities, ends = activated(task, found), np.cumsum(examples.words_with_tokens())[:-1]
             flat = probabilities.argmax(-1), wanted, probabilities.max(-1)
             answered, right, sure = (np.split(one, ends) for one in flat)
             return judge_tags(answered, right, task.labels, sure)
         case "span":
+            assert isinstance(examples, TextExamples)
             return judge_spans(spans(task, found, examples), [[one.text for one in row] for row in examples.answers])
         case "regression":
             return judge_numbers(activated(task, found), wanted.astype(np.float64))
         case "embedding":
             return judge_neighbours(found, [str(label) for label in wanted])
         case "ranking":
+            assert isinstance(examples, TextExamples)
             return judge_ranking(activated(task, found), wanted, [text.first for text in examples.texts])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from adapter_export.torch_backend.train.task import TextTask
 from adapter_export.version import __version__
 
 CURVE_FILE = "learning_curve.png"
+_WINDOWS_PER_EPOCH = 10
+"""How many running means an epoch has in the picture, side by side."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class TrainingSettings:
         temperature_decay: the fraction of its first temperature that a fusion loses in each step, down to 1; 1/1000 in
             AdapterHub.
         value_penalty: the factor of Σ(I − V)² in the loss, over the value projections of a fusion; 0.01 in AdapterHub.
+        gradient_accumulation: into how many parts the rows of a step are cut, one computed after the other: less
+            memory, and the same step, dropout apart.
+        precision: in which matrices are multiplied; `no` is float32.
+        metric: decides which epoch is kept: the task's first one if not given, or `loss`.
+        class_weights: how much a row counts in the loss, by its label, 1 if a label is not named.
     """
 
     epochs: int = 4
@@ -54,11 +61,19 @@ class TrainingSettings:
     checkpoint_steps: int = 100
     temperature_decay: float = 0.0
     value_penalty: float = 0.0
+    gradient_accumulation: int = 1
+    precision: str = "no"
+    metric: str | None = None
+    class_weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         infinite = float("inf")
         rules: Sequence[tuple[Sequence[str], Callable[[float], bool], str]] = (
-            (("epochs", "batch_size", "patience", "checkpoint_steps"), lambda x: x >= 1, "at least 1"),
+            (
+                ("epochs", "batch_size", "patience", "checkpoint_steps", "gradient_accumulation"),
+                lambda x: x >= 1,
+                "at least 1",
+            ),
             (("learning_rate", "clip"), lambda x: 0 < x < infinite, "a number above 0"),
             (("warmup",), lambda x: 0 <= x < 1, "a fraction, at least 0 and below 1"),
             (("temperature_decay", "value_penalty", "weight_decay"), lambda x: 0 <= x < infinite, "at least 0"),
@@ -69,6 +84,9 @@ class TrainingSettings:
                 found = getattr(self, name)
                 if not holds(found):
                     raise UsageError(f"`{name}` has a value that it cannot have", found=found, expected=expected)
+        weights = self.class_weights or {}
+        if not all(0 < weight < infinite for weight in weights.values()):
+            raise UsageError("`class_weights` has a value that it cannot have", found=weights, expected="above 0")
 
 
 @dataclass(frozen=True)
@@ -81,6 +99,15 @@ class EpochRecord:
     seconds: float
 
 
+@dataclass(frozen=True)
+class StepRecord:
+    """One step: the loss of its rows before it, how many rows they were, and the seconds that it took."""
+
+    loss: float
+    rows: int
+    seconds: float
+
+
 class Progress(Protocol):
     """Is told of a run as it goes."""
 
@@ -90,8 +117,8 @@ class Progress(Protocol):
     def started(self, steps: int, done: int) -> None:
         """The run has so many steps at most, of which some were done before it was interrupted."""
 
-    def stepped(self, loss: float) -> None:
-        """A step is done; `loss` is that of its batch."""
+    def stepped(self, record: StepRecord) -> None:
+        """A step is done."""
 
     def epoch_finished(self, record: EpochRecord) -> None:
         """An epoch is done."""
@@ -106,7 +133,7 @@ class Silent:
     def started(self, steps: int, done: int) -> None:
         """Say nothing."""
 
-    def stepped(self, loss: float) -> None:
+    def stepped(self, record: StepRecord) -> None:
         """Say nothing."""
 
     def epoch_finished(self, record: EpochRecord) -> None:
@@ -115,12 +142,24 @@ class Silent:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run: its epochs, the best of them (from 1), its steps, and the step at which it resumed, if it did."""
+    """A finished run.
+
+    Attributes:
+        history: its epochs.
+        best_epoch: the best of them, from 1.
+        losses: the loss of each step.
+        resumed_at: the step at which it resumed, if it did.
+    """
 
     history: Sequence[EpochRecord]
     best_epoch: int
-    steps: int
+    losses: Sequence[float]
     resumed_at: int | None
+
+    @property
+    def steps(self) -> int:
+        """How many steps it took."""
+        return len(self.losses)
 
     @property
     def best(self) -> EpochRecord:
@@ -153,14 +192,19 @@ def training_record(
 
 
 def draw_curve(result: TrainingResult, title: str, path: Path, *, loss_name: str) -> None:
-    """Draw the loss and the metrics over the epochs as PNG; replaces what is at `path`."""
+    """Draw the loss of steps, and loss and metrics of validation over the epochs, as PNG; replaces what is there."""
     figure = Figure(figsize=(8, 3.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    losses, scores = figure.subplots(1, 2)
+    losses, scores = figure.subplots(1, 2, sharex=True)
     history = result.history
     epochs = [record.epoch for record in history]
-    losses.plot(epochs, [record.training_loss for record in history], "o-", label="training")
-    losses.plot(epochs, [record.validation.loss for record in history], "o-", label="validation")
+    per_epoch = len(result.losses) / len(history)
+    steps = np.arange(1, len(result.losses) + 1) / per_epoch
+    window = max(1, round(per_epoch / _WINDOWS_PER_EPOCH))
+    smooth = np.convolve(result.losses, np.ones(window) / window, "valid")
+    losses.plot(steps, result.losses, color="C0", alpha=0.3, linewidth=0.8)
+    losses.plot(steps[window - 1 :], smooth, color="C0", label=f"training, mean of {window} steps")
+    losses.plot(epochs, [record.validation.loss for record in history], "o-", color="C1", label="validation")
     losses.set_ylabel(loss_name)
     for metric in history[0].validation.metrics:
         values = [record.validation.metrics.get(metric, np.nan) for record in history]
@@ -169,6 +213,7 @@ def draw_curve(result: TrainingResult, title: str, path: Path, *, loss_name: str
     for axes in (losses, scores):
         axes.axvline(result.best_epoch, color="0.7", linestyle=":", label="best epoch")
         axes.set_xlabel("epoch")
+        axes.set_xlim(0, epochs[-1] * 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
     figure.suptitle(title)

@@ -1,118 +1,53 @@
-"""The training loop: an adapter and its head learn a task, the base stays as it is."""
+"""The training loop on accelerate: an adapter learns, and the base stays as it is."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.functional import pad
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import TrainingError, argument
-from adapter_export.format.files import new_file
+from adapter_export.errors import TrainingError, UsageError, argument
 from adapter_export.graph.compose.attention import VALUE
 from adapter_export.torch_backend.attach import AdaptedModel
-from adapter_export.torch_backend.train.data import Rows, TextExamples, evaluation_batches, training_batches
-from adapter_export.torch_backend.train.measure import measure
-from adapter_export.torch_backend.train.objectives import OBJECTIVES, Scores
-from adapter_export.torch_backend.train.record import EpochRecord, Progress, Silent, TrainingResult, TrainingSettings
-
-
-def evaluate(model: AdaptedModel, examples: TextExamples, batch_size: int) -> Scores:
-    """Compute the scores of a model; its mode is left as it was. Raises AdapterError if it has no head."""
-    was_training = model.training
-    model.eval()
-    batches = evaluation_batches(examples.lengths, batch_size)
-    with torch.inference_mode():
-        found = [examples.matched(model.head(**model.placed(examples.inputs(rows))).cpu(), rows) for rows in batches]
-    model.train(was_training)
-    results, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
-    objective = OBJECTIVES[model.task.type]
-    metrics = measure(model.task, results, targets, examples.only(np.concatenate(batches)))
-    return Scores(float(objective.loss(results, targets)), metrics, objective.decides)
-
-
-CHECKPOINT_FILE = "checkpoint.safetensors"
-"""Where an interrupted run goes on: its tensors, and its numbers as JSON in the file's own metadata."""
-
-_GROUPS = ("weights", "first_moments", "second_moments", "best")
-_NUMBERS = ("step", "step_in_epoch", "loss_sum", "seconds", "best_epoch")
-
-
-@dataclass
-class RunState:
-    """All that a run knows between two steps.
-
-    Loss and seconds are sums over the present epoch so far; `best_epoch` counts from 1, 0 before the first. Randomness
-    is not in it: each step and each epoch draws from a generator of its own, seeded by its number.
-    """
-
-    step: int = 0
-    step_in_epoch: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    history: list[EpochRecord] = field(default_factory=list)
-    best_epoch: int = 0
-    weights: Weights = field(default_factory=dict)
-    first_moments: Weights = field(default_factory=dict)
-    second_moments: Weights = field(default_factory=dict)
-    best: Weights = field(default_factory=dict)
-
-
-def write_checkpoint(state: RunState, digest: str, path: Path) -> None:
-    """Write a state with the `run_digest` of its run; at every moment `path` holds a whole checkpoint, old or new."""
-    tensors = {f"{group}/{name}": tensor for group in _GROUPS for name, tensor in getattr(state, group).items()}
-    numbers = {name: getattr(state, name) for name in _NUMBERS}
-    numbers["history"] = [asdict(record) for record in state.history]
-    with new_file(path, force=True) as temporary:
-        temporary.write_bytes(save(tensors, {"digest": digest, "state": json.dumps(numbers)}))
-
-
-def read_checkpoint(path: Path, digest: str) -> RunState | None:
-    """Read the state of a run, if there is a checkpoint.
-
-    Raises:
-        TrainingError: the file is damaged, or of a run with another digest: other data, settings or first weights.
-    """
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if metadata["digest"] == digest:
-            numbers = json.loads(metadata["state"])
-            history = [
-                EpochRecord(**{**record, "validation": Scores(**record["validation"])})
-                for record in numbers.pop("history")
-            ]
-            groups: dict[str, Weights] = {group: {} for group in _GROUPS}
-            for key, tensor in tensors.items():
-                group, _, name = key.partition("/")
-                groups[group][name] = tensor
-            return RunState(**{**numbers, **groups, "history": history})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(
-            "the checkpoint is damaged",
-            where=path,
-            found=error,
-            fix=f"delete it, or give {argument('restart', True)} to start anew",
-        ) from error
-    raise TrainingError(
-        "an interrupted run with other data, settings or weights lies here",
-        where=path,
-        fix=f"repeat its settings to go on with it, or give {argument('restart', True)} to start anew",
-    )
+from adapter_export.torch_backend.train.checkpoint import (
+    CHECKPOINT_FILE,
+    RunState,
+    difference,
+    read_checkpoint,
+    run_identity,
+    write_checkpoint,
+)
+from adapter_export.torch_backend.train.data import (
+    Examples,
+    Rows,
+    TrainingData,
+    class_weights,
+    evaluation_batches,
+    training_batches,
+)
+from adapter_export.torch_backend.train.devices import Engine
+from adapter_export.torch_backend.train.measure import deciding, measure
+from adapter_export.torch_backend.train.objectives import OBJECTIVES, Loss, Scores
+from adapter_export.torch_backend.train.record import (
+    EpochRecord,
+    Progress,
+    Silent,
+    StepRecord,
+    TrainingResult,
+    TrainingSettings,
+)
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
@@ -124,12 +59,39 @@ def rate_factor(step: int, total: int, warmup: float) -> float:
     return (step + 1) / warm if step < warm else (total - step) / (total - warm)
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """The rows to learn from and those to measure by."""
+def evaluate(
+    model: AdaptedModel, examples: Examples, settings: TrainingSettings, accelerator: Accelerator | None = None
+) -> Scores:
+    """Compute the scores of a model, on all processes; its mode is left as it was.
 
-    training: TextExamples
-    validation: TextExamples
+    Raises:
+        AdapterError: it has no head.
+        TrainingError: memory is out.
+    """
+    if accelerator is None:
+        with Engine(_device(model), settings.precision).open() as own:
+            return evaluate(model, examples, settings, own)
+    was_training = model.training
+    model.eval()
+    batches = evaluation_batches(examples.lengths, settings.batch_size)
+    found = []
+    with torch.inference_mode():
+        for rows in batches[accelerator.process_index :: accelerator.num_processes]:
+            with _memory(rows, examples, "validation"), accelerator.autocast():
+                results = model.result(model.placed(examples.inputs(rows)))
+                found.append((rows, *examples.matched(results.float().cpu(), rows)))
+    model.train(was_training)
+    if accelerator.num_processes > 1:
+        found = gather_object(found)
+    rows = np.concatenate([of_batch for of_batch, _, _ in found])
+    results = torch.cat([of_batch for _, of_batch, _ in found])
+    targets = torch.cat([of_batch for _, _, of_batch in found])
+    total, weight = OBJECTIVES[examples.problem].loss(results, targets, _class_weights(model, examples, settings))
+    scores = Scores(
+        float(total / weight) if weight else 0.0, measure(model.task, results, targets, examples.only(rows))
+    )
+    decides = deciding(examples.problem, model.task.labels, settings.metric)
+    return scores if decides is None else replace(scores, decides=decides.name, more_is_better=decides.more_is_better)
 
 
 def train(
@@ -139,24 +101,41 @@ def train(
     *,
     progress: Progress | None = None,
     checkpoints: Path | None = None,
+    accelerator: Accelerator | None = None,
 ) -> TrainingResult:
     """Train an attached adapter; afterwards the model holds the weights of the best epoch, in `eval` mode.
 
-    The same model, data, settings and number of threads give the same weights bit for bit, interrupted or not: a run
-    goes on from the checkpoint in the folder `checkpoints`. torch's own generator is as it was before.
+    The same model, data, settings, number of threads and of processes give the same weights bit for bit, interrupted or
+    not: a run goes on from the checkpoint in the folder `checkpoints`. torch's own generator is as it was before.
+
+    Several processes, each with the same model and data, share the rows of each step and end with the same weights:
+    those of one process but for rounding, if there is no dropout.
 
     Raises:
-        TrainingError: there is no head, the loss or the gradient became NaN or Inf, or the folder holds a checkpoint
-            of another run.
+        UsageError: a metric or class weights that the task does not have.
+        TrainingError: there is no head, the loss or the gradient became NaN or Inf, memory is out, the folder holds a
+            checkpoint of another run, or another process has other data or settings.
         WriteError: a checkpoint could not be written.
     """
+    settings = settings or TrainingSettings()
+    if accelerator is None:
+        with Engine(_device(model), settings.precision).open() as own:
+            return train(model, data, settings, progress=progress, checkpoints=checkpoints, accelerator=own)
     if model.head_name is None:
         raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
     if not model.learned():
         raise TrainingError("none of the adapter's tensors shall learn", fix="name some, or all, when it is attached")
+    if OBJECTIVES[data.training.problem].compares and settings.gradient_accumulation > 1:
+        raise UsageError(
+            "the rows of a step are compared with each other, so they cannot be cut into parts",
+            where=argument("gradient_accumulation"),
+            found=f"the task `{data.training.problem}`",
+            fix=f"leave it out, or give a smaller {argument('batch_size')}",
+        )
     path = None if checkpoints is None else checkpoints / CHECKPOINT_FILE
-    run = _Run(model, data, settings or TrainingSettings(), progress or Silent(), path)
-    with torch.random.fork_rng(devices=[]):
+    run = _Run(model, data, settings, progress or Silent(), path, accelerator)
+    generators = [] if accelerator.device.type in ("cpu", "mps") else [accelerator.device.index or 0]
+    with torch.random.fork_rng(devices=generators, device_type=accelerator.device.type):
         return run.finish()
 
 
@@ -164,18 +143,30 @@ class _Run:
     """A run: its state, and how it takes the next step."""
 
     def __init__(
-        self, model: AdaptedModel, data: TrainingData, settings: TrainingSettings, progress: Progress, path: Path | None
+        self,
+        model: AdaptedModel,
+        data: TrainingData,
+        settings: TrainingSettings,
+        progress: Progress,
+        path: Path | None,
+        accelerator: Accelerator,
     ) -> None:
         self._model, self._data, self._settings, self._progress, self._path = model, data, settings, progress, path
-        self._objective = OBJECTIVES[model.task.type]
+        self._accelerator = accelerator
+        self._objective = OBJECTIVES[data.training.problem]
+        weights = _class_weights(model, data.training, settings)
+        self._class_weights = None if weights is None else weights.to(accelerator.device)
+        deciding(data.training.problem, model.task.labels, settings.metric)  # before an epoch is lost to a wrong one
         self._tensors = model.learned()
-        self._optimizer = _optimizer(self._tensors.values(), settings)
+        self._optimizer = accelerator.prepare_optimizer(_optimizer(self._tensors.values(), settings))
         self._steps_per_epoch = len(self._batches(0))
-        self._digest = run_digest(model, data, settings)
+        self._identity = run_identity(model, data, settings)
         self._state = RunState()
 
     def finish(self) -> TrainingResult:
+        self._check_processes()
         resumed_at = self._resume()
+        self._accelerator.init_trackers("adapter-export", {key: str(value) for key, value in self._identity.items()})
         self._progress.started(self._steps_per_epoch * self._settings.epochs, self._state.step)
         history, patience = self._state.history, self._settings.patience
         while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience:
@@ -183,34 +174,61 @@ class _Run:
         _load(self._tensors, self._state.best)
         self._cool(self._state.best_epoch * self._steps_per_epoch)
         self._model.eval()
-        return TrainingResult(self._state.history, self._state.best_epoch, self._state.step, resumed_at)
+        return TrainingResult(self._state.history, self._state.best_epoch, self._state.losses, resumed_at)
+
+    def _check_processes(self) -> None:
+        """Refuse to share the rows of a step with a process that has others."""
+        if self._accelerator.num_processes == 1:
+            return
+        found: list[Any] = gather_object([self._identity])
+        for process, other in enumerate(found):
+            if other != found[0]:
+                raise TrainingError(
+                    "the processes were not started with the same data and settings",
+                    where=f"process {process} of {len(found)}",
+                    **difference(other, found[0]),
+                    fix="start all with the same arguments, and give each machine the same files",
+                )
 
     def _batches(self, epoch: int) -> list[Rows]:
         return training_batches(self._data.training.lengths, self._settings.batch_size, (self._settings.seed, epoch))
 
     def _train_epoch(self) -> None:
         state = self._state
-        began = time.monotonic() - state.seconds
         self._model.train()
         for rows in self._batches(len(state.history))[state.step_in_epoch :]:
-            loss = self._take_step(rows)
+            before = time.monotonic()
+            with _memory(rows, self._data.training, f"step {state.step + 1}"):
+                loss, norm = self._take_step(rows)
             state.loss_sum += loss * len(rows)
             state.step += 1
             state.step_in_epoch += 1
-            state.seconds = time.monotonic() - began
-            self._progress.stepped(loss)
+            state.losses.append(loss)
+            seconds = time.monotonic() - before
+            state.seconds += seconds
+            self._progress.stepped(StepRecord(loss, len(rows), seconds))
+            facts = {
+                "loss": loss,
+                "learning_rate": self._optimizer.param_groups[0]["lr"],
+                "gradient_norm": norm,
+                "rows_per_second": len(rows) / seconds,
+            }
+            self._accelerator.log({f"training/{name}": value for name, value in facts.items()}, step=state.step)
             if state.step % self._settings.checkpoint_steps == 0 and state.step_in_epoch < self._steps_per_epoch:
                 self._save()
         self._cool(state.step)
-        scores = evaluate(self._model, self._data.validation, self._settings.batch_size)
+        before = time.monotonic()
+        scores = evaluate(self._model, self._data.validation, self._settings, self._accelerator)
         loss = state.loss_sum / len(self._data.training.lengths)
-        record = EpochRecord(len(state.history) + 1, loss, scores, time.monotonic() - began)
+        record = EpochRecord(len(state.history) + 1, loss, scores, state.seconds + time.monotonic() - before)
         state.history.append(record)
         if not state.best_epoch or scores.is_better_than(state.history[state.best_epoch - 1].validation):
             state.best_epoch = record.epoch
             state.best = _copy(self._tensors)
         state.step_in_epoch, state.loss_sum, state.seconds = 0, 0.0, 0.0
         self._progress.epoch_finished(record)
+        metrics = {f"validation/{name}": value for name, value in scores.document().items()}
+        self._accelerator.log({**metrics, "training/epoch": record.epoch}, step=state.step)
         self._save()
 
     def _cool(self, steps: int) -> None:
@@ -218,49 +236,112 @@ class _Run:
         if self._settings.temperature_decay:
             self._model.cool(steps * self._settings.temperature_decay)
 
-    def _take_step(self, rows: Rows) -> float:
-        """One update; the loss of its batch before it."""
-        sequence = np.random.SeedSequence((self._settings.seed, self._state.step))
+    def _take_step(self, rows: Rows) -> tuple[float, float]:
+        """One update; the loss of its rows before it, and the norm of the gradient."""
+        accelerator, tensors = self._accelerator, self._tensors.values()
+        process = (accelerator.process_index,) if accelerator.process_index else ()
+        sequence = np.random.SeedSequence((self._settings.seed, self._state.step, *process))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         factor = rate_factor(self._state.step, self._steps_per_epoch * self._settings.epochs, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * factor
         self._cool(self._state.step)
-        examples = self._data.training
-        results = self._model.head(**self._model.placed(examples.inputs(rows)))
-        loss = self._objective.loss(*examples.matched(results, rows))
-        penalty: Tensor | float = 0.0
-        if self._settings.value_penalty:
-            # Σ(I − V)² over the value projections of a fusion (Pfeiffer et al. 2021, the authors' implementation)
-            values = [tensor for name, tensor in self._tensors.items() if name.endswith(f".{VALUE}")]
-            apart = [torch.eye(len(value), device=value.device, dtype=value.dtype) - value for value in values]
-            penalty = self._settings.value_penalty * sum(each.square().sum() for each in apart)
         self._optimizer.zero_grad()
-        (loss + penalty).backward()  # type: ignore[no-untyped-call]
-        norm = clip_grad_norm_(self._tensors.values(), self._settings.clip)
-        for name, value in (("loss", loss.item()), ("gradient", norm.item())):
+        sums = torch.zeros(2, device=accelerator.device)
+        for part in np.array_split(rows, min(self._settings.gradient_accumulation, len(rows))):
+            found = self._loss(part)
+            accelerator.backward(found[0] / len(rows))
+            sums += torch.stack(found).detach()
+        learnt = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        if accelerator.num_processes > 1:
+            sums = self._summed(learnt, sums)
+        total, weight = sums.tolist()
+        loss = total / weight if weight else total
+        if weight not in (0, len(rows)):
+            torch._foreach_mul_(learnt, len(rows) / weight)
+        values = [tensor for name, tensor in self._tensors.items() if name.endswith(f".{VALUE}")]
+        if self._settings.value_penalty and values:
+            # Σ(I − V)² over the value projections of a fusion (Pfeiffer et al. 2021, the authors' implementation)
+            apart = [torch.eye(len(value), device=value.device, dtype=value.dtype) - value for value in values]
+            distance = torch.stack([each.square().sum() for each in apart]).sum()
+            accelerator.backward(self._settings.value_penalty * distance)
+        norm = accelerator.clip_grad_norm_(tensors, self._settings.clip).item()
+        overflow = accelerator.scaler is not None  # which leaves the step out and lowers its scale
+        for name, value in (("loss", loss), *(() if overflow else (("gradient", norm),))):
             if not math.isfinite(value):
-                raise TrainingError(
-                    f"the {name} is not finite",
-                    where=f"step {self._state.step + 1}, epoch {len(self._state.history) + 1}",
-                    found=value,
-                    fix=f"lower the learning rate ({argument('learning_rate')}), or look for broken rows in the data",
-                )
+                raise self._not_finite(name, value, rows)
         self._optimizer.step()
-        return loss.item()
+        return loss, norm
+
+    def _loss(self, rows: Rows) -> Loss:
+        """The loss of this process's share of some rows; where the loss compares rows, of all of them."""
+        examples, accelerator = self._data.training, self._accelerator
+        shares = np.array_split(rows, accelerator.num_processes)
+        own = shares[accelerator.process_index]
+        counts = len(own) > 0 or self._objective.compares
+        read = own if len(own) else rows[:1]  # every process computes something, so that gradients can be summed
+        with accelerator.autocast():
+            results = self._model.result(self._model.placed(examples.inputs(read))).float()
+        if self._objective.compares and len(shares) > 1:
+            most = len(shares[0])
+            filled = pad(results.detach(), (0, 0, 0, most - len(results)))
+            every = accelerator.gather(filled).unflatten(0, (len(shares), most))
+            parts = [of_all[: len(share)] for of_all, share in zip(every, shares, strict=True)]
+            parts[accelerator.process_index] = results[: len(own)]
+            results, read = torch.cat(parts), rows
+        total, weight = self._objective.loss(*examples.matched(results, read), self._class_weights)
+        return (total, weight) if counts else (total * 0, weight * 0)
+
+    def _summed(self, gradients: list[Tensor], sums: Tensor) -> Tensor:
+        """Make gradients those of all processes; the sums of all of them."""
+        if self._objective.compares:
+            sums = sums / self._accelerator.num_processes  # each of them has computed the whole
+        flat = torch.cat([sums, *(gradient.flatten() for gradient in gradients)])
+        flat = self._accelerator.reduce(flat, "sum")
+        sums, *parts = flat.split([2, *(gradient.numel() for gradient in gradients)])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        return sums
+
+    def _not_finite(self, name: str, value: float, rows: Rows) -> TrainingError:
+        """The error for a loss or a gradient that is no number, with the first layer where that is so."""
+        state = self._state
+        kept = f"; the best epoch so far is kept in {self._path}" if state.best_epoch and self._path else ""
+        return TrainingError(
+            f"the {name} is not finite",
+            where=f"step {state.step + 1}, epoch {len(state.history) + 1}, {self._first_broken(rows)}",
+            found=value,
+            fix=f"lower the learning rate ({argument('learning_rate')}), or look for broken rows in the data{kept}",
+        )
+
+    def _first_broken(self, rows: Rows) -> str:
+        for name, tensor in self._tensors.items():
+            if not tensor.isfinite().all():
+                return f"tensor `{name}`"
+        with torch.no_grad(), self._model.observed() as calls, self._accelerator.autocast():
+            self._model.result(self._model.placed(self._data.training.inputs(rows)))
+        for owner, call in calls.items():
+            if not all(tensor.isfinite().all() for tensor in call.read.values()):
+                return f"the base before `{owner}`"
+            if not call.result.isfinite().all():
+                return f"the adapter at `{owner}`"
+        gradients = ((name, tensor.grad) for name, tensor in self._tensors.items() if tensor.grad is not None)
+        return f"gradient of `{next((name for name, grad in gradients if not grad.isfinite().all()), 'the loss')}`"
 
     def _save(self) -> None:
-        if self._path is None:
+        if self._path is None or not self._accelerator.is_main_process:
             return
         moments = {name: self._optimizer.state[tensor] for name, tensor in self._tensors.items()}
+        scaler = self._accelerator.scaler
+        self._state.scaler = {} if scaler is None else scaler.state_dict()
         self._state.weights = _copy(self._tensors)
         self._state.first_moments = _copy({name: found["exp_avg"] for name, found in moments.items()})
         self._state.second_moments = _copy({name: found["exp_avg_sq"] for name, found in moments.items()})
-        write_checkpoint(self._state, self._digest, self._path)
+        write_checkpoint(self._state, self._identity, self._path)
 
     def _resume(self) -> int | None:
         """Take up the checkpoint, if there is one; the step that it was written after."""
-        state = None if self._path is None else read_checkpoint(self._path, self._digest)
+        state = None if self._path is None else read_checkpoint(self._path, self._identity)
         if state is None:
             return None
         self._state = state
@@ -269,21 +350,36 @@ class _Run:
             moments = self._optimizer.state[tensor]
             moments["step"].fill_(state.step)
             _load(moments, {"exp_avg": state.first_moments[name], "exp_avg_sq": state.second_moments[name]})
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state.scaler)
         return state.step
 
 
-def run_digest(model: AdaptedModel, data: TrainingData, settings: TrainingSettings) -> str:
-    """The sha256 of all that makes a run what it is: base, first weights, rows and settings."""
-    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
-    head = model.adapter and model.adapter.head
-    for text in (model.base.fingerprint, repr(model.adapter and model.adapter.graphs), repr(head), repr(model.sites)):
-        digest.update(text.encode())
-    for name, tensor in _copy(model.tensors()).items():
-        digest.update(name.encode() + tensor.tobytes())
-    digest.update(repr(list(model.learned())).encode())
-    for examples in (data.training, data.validation):
-        digest.update(examples.fingerprint.encode())
-    return digest.hexdigest()
+@contextmanager
+def _memory(rows: Rows, examples: Examples, where: str) -> Iterator[None]:
+    """Say what to lower if memory is out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # `torch.OutOfMemoryError` is a RuntimeError; a processor has no own
+        out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not out:
+            raise
+        raise TrainingError(
+            "memory is out",
+            where=where,
+            found=f"{len(rows)} rows of up to {int(examples.lengths[rows].max())} tokens",
+            fix=f"raise {argument('gradient_accumulation')}, which gives the same result, or lower "
+            f"{argument('batch_size')} or {argument('max_tokens')}",
+        ) from error
+
+
+def _device(model: AdaptedModel) -> str:
+    return next((tensor.device.type for tensor in model.parameters()), "cpu")
+
+
+def _class_weights(model: AdaptedModel, examples: Examples, settings: TrainingSettings) -> Tensor | None:
+    wanted = settings.class_weights
+    return None if wanted is None else class_weights(wanted, examples.problem, model.task.labels)
 
 
 def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:

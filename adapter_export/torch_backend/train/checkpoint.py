@@ -1,0 +1,129 @@
+"""Where an interrupted run goes on: its state between two steps, in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import TrainingError, argument
+from adapter_export.format.files import new_file
+from adapter_export.torch_backend.attach import AdaptedModel
+from adapter_export.torch_backend.train.data import TrainingData
+from adapter_export.torch_backend.train.objectives import Scores
+from adapter_export.torch_backend.train.record import EpochRecord, TrainingSettings
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+"""A run's tensors, and its numbers as JSON in the file's own metadata."""
+
+_GROUPS = ("weights", "first_moments", "second_moments", "best")
+_NUMBERS = ("step", "step_in_epoch", "loss_sum", "seconds", "best_epoch", "scaler", "losses")
+
+Identity = dict[str, Any]
+"""What makes a run what it is, each fact by its name; two runs are the same where all are equal."""
+
+
+@dataclass
+class RunState:
+    """All that a run knows between two steps.
+
+    Loss and seconds are sums over the present epoch so far; `best_epoch` counts from 1, 0 before the first. Randomness
+    is not in it: each step and each epoch draws from a generator of its own, seeded by its number.
+
+    Attributes:
+        losses: of each step.
+        scaler: what the scaler of float16 gradients knows; empty in other precisions.
+    """
+
+    step: int = 0
+    step_in_epoch: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    history: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int = 0
+    losses: list[float] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    weights: Weights = field(default_factory=dict)
+    first_moments: Weights = field(default_factory=dict)
+    second_moments: Weights = field(default_factory=dict)
+    best: Weights = field(default_factory=dict)
+
+
+def run_identity(model: AdaptedModel, data: TrainingData, settings: TrainingSettings) -> Identity:
+    """Return what makes a run what it is: base, first weights, what learns, labels, rows and settings."""
+    adapter = model.adapter
+    weights = hashlib.sha256()
+    for name, tensor in model.tensors().items():
+        weights.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+    graphs = repr((adapter and adapter.graphs, adapter and adapter.head, model.sites, list(model.learned())))
+    task = adapter and adapter.head and adapter.head.task
+    return {
+        "base": model.base.fingerprint,
+        **asdict(settings),
+        "labels": list(task.labels) if task else [],
+        "training rows": data.training.fingerprint,
+        "validation rows": data.validation.fingerprint,
+        "graphs": hashlib.sha256(graphs.encode()).hexdigest(),
+        "first weights": weights.hexdigest(),
+    }
+
+
+def difference(found: Identity, expected: Identity) -> dict[str, str]:
+    """Return the first fact in which two runs differ, as the arguments of an error; digests are not quoted."""
+    name = next(name for name in expected if found.get(name) != expected[name])
+    one, other = (" ".join(json.dumps(each.get(name)).split()) for each in (found, expected))
+    quoted = name in TrainingSettings.__dataclass_fields__ or name == "labels"
+    return {"found": f"`{name}` {one}", "expected": other} if quoted else {"found": f"other {name}"}
+
+
+def write_checkpoint(state: RunState, identity: Identity, path: Path) -> None:
+    """Write the state of a run; at every moment `path` holds a whole checkpoint, old or new."""
+    tensors = {f"{group}/{name}": tensor for group in _GROUPS for name, tensor in getattr(state, group).items()}
+    numbers = {name: getattr(state, name) for name in _NUMBERS}
+    numbers["history"] = [asdict(record) for record in state.history]
+    with new_file(path, force=True) as temporary:
+        temporary.write_bytes(save(tensors, {"run": json.dumps(identity), "state": json.dumps(numbers)}))
+
+
+def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
+    """Read the state of a run, if there is a checkpoint.
+
+    Raises:
+        TrainingError: the file is damaged, or of another run: other data, labels, settings or first weights.
+    """
+    if not path.exists():
+        return None
+    anew = f"give {argument('restart', True)} to start anew"
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        found, expected = json.loads(metadata["run"]), json.loads(json.dumps(identity))
+        numbers = json.loads(metadata["state"])
+        history = [
+            EpochRecord(**{**record, "validation": Scores(**record["validation"])}) for record in numbers.pop("history")
+        ]
+        groups: dict[str, Weights] = {group: {} for group in _GROUPS}
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
+        state = RunState(**{**numbers, **groups, "history": history})
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TrainingError(
+            "the checkpoint is damaged", where=path, found=error, fix=f"delete it, or {anew}"
+        ) from error
+    if found != expected:
+        raise TrainingError(
+            "an interrupted run with other data, settings or weights lies here",
+            where=path,
+            **difference(found, expected),
+            fix=f"repeat what it was started with to go on with it, or {anew}",
+        )
+    return state

@@ -1,0 +1,109 @@
+"""The device, the precision, the processes and the trackers of a run: those of accelerate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import ProjectConfiguration
+
+from adapter_export.errors import UsageError, argument
+
+_HALF = "fp16"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how a run computes, and who follows it.
+
+    Attributes:
+        device: such as `cpu`, `cuda`, `cuda:1`; the best one there is if not given.
+        precision: `no`, `bf16` or `fp16`; what `accelerate launch` says, or `no`, if not given.
+        log_to: names of trackers.
+        logs: the folder of those that write files.
+
+    Raises:
+        UsageError: a device or a tracker that is not there, or a precision that the device does not have.
+    """
+
+    device: str | None = None
+    precision: str | None = None
+    log_to: tuple[str, ...] = ()
+    logs: Path = Path()
+
+    def __post_init__(self) -> None:
+        for name in self.log_to:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                expected = ", ".join(f"`{one}`" for one in LOGGER_TYPE_TO_CLASS)
+                raise UsageError("accelerate knows no such tracker", found=f"`{name}`", expected=expected)
+            if name not in map(str, get_available_trackers()):
+                fix = f"run `pip install {name}`"
+                raise UsageError(f"the tracker `{name}` is not installed", where=argument("log_to"), fix=fix)
+        if self._chosen.type == "cpu" and self.precision == _HALF:
+            raise UsageError(
+                "float16 is for GPUs: a processor does not scale its gradients",
+                where=argument("precision", _HALF),
+                fix=f"give {argument('precision', 'bf16')}, or another {argument('device')}",
+            )
+
+    @property
+    def _chosen(self) -> torch.device:
+        best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        if self.device is None:
+            return best
+        there = ["cpu"]
+        if best.type != "cpu":
+            there += [best.type, *(f"{best.type}:{index}" for index in range(torch.accelerator.device_count()))]
+        if self.device not in there:
+            expected = ", ".join(f"`{one}`" for one in there)
+            raise UsageError("the device is not there", where=argument("device", self.device), expected=expected)
+        chosen = torch.device(self.device)
+        if chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            fix = f"give {argument('device', chosen.type)}"
+            raise UsageError("each of several processes takes a device of its own", found=f"`{self.device}`", fix=fix)
+        return chosen
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first of the processes of `torchrun`, which alone speaks and writes."""
+        return os.environ.get("RANK", "0") == "0"
+
+    @contextmanager
+    def open(self) -> Iterator[Accelerator]:
+        """Prepare a run, and end it with its trackers and its group of processes.
+
+        An accelerator that the calling program has is taken as it is, and left open.
+
+        Raises:
+            UsageError: that accelerator has another device or precision.
+        """
+        chosen = self._chosen
+        if chosen.index is not None:
+            torch.accelerator.set_device_index(chosen.index)
+        theirs = bool(AcceleratorState._shared_state)
+        try:
+            accelerator = Accelerator(
+                cpu=chosen.type == "cpu",
+                mixed_precision=self.precision,
+                log_with=list(self.log_to) or None,
+                project_config=ProjectConfiguration(logging_dir=str(self.logs)),
+            )
+        except ValueError as error:
+            what = "the program has an accelerator with another device or precision"
+            raise UsageError(what, found=str(error).split("\n")[0], fix="make none, or give the same") from error
+        try:
+            yield accelerator
+        finally:
+            if theirs:
+                for tracker in accelerator.trackers:
+                    tracker.finish()
+            else:  # so that one program can train several times, each time in another precision
+                accelerator.end_training()
+                AcceleratorState._reset_state(reset_partial_state=True)
