@@ -20,7 +20,7 @@ from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
-from adapter_export.numerics.runner import Arrays, Runner, moved_by_rounding, run
+from adapter_export.numerics.runner import Arrays, Runner, Undefined, moved_by_rounding, run, undefined
 from adapter_export.numerics.sample_inputs import input_cases
 
 OnStep = Callable[[str], None]
@@ -97,7 +97,8 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
 class Golden:
     """What the base, or one adapter on it, must give for each case, and how far each output may be off in all cases.
 
-    `against` is `golden` for what a bundle stores, `reference` for what a reference gave during a check.
+    `against` is `golden` for what a bundle stores, `reference` for what a reference gave during a check. `undefined`
+    are, case by case and output, the positions of the padding that the reference does not define, [batch, tokens].
     """
 
     adapter: str | None
@@ -106,11 +107,21 @@ class Golden:
     budgets: Mapping[str, Budget]
     reference: str
     against: Against = "golden"
+    undefined: Sequence[Undefined] = ()
 
     def only(self, names: Sequence[str]) -> Golden:
         """Return those of some cases; of all cases if no name is given."""
         kept = [at for at, case in enumerate(self.cases) if not names or case.name in names]
         return replace(self, cases=[self.cases[at] for at in kept], outputs=[self.outputs[at] for at in kept])
+
+    def parts(self, at: int, output: str) -> Iterator[tuple[Split, npt.NDArray[np.bool_] | None]]:
+        """Split an output of a case as `Case.parts` does, without what is not defined."""
+        shape = self.outputs[at][output].shape
+        vague = self.undefined[at].get(output) if self.undefined else None
+        for part, elements in self.cases[at].parts(shape):
+            if vague is not None and elements is not None:
+                elements = elements & ~vague.reshape(elements.shape)
+            yield part, elements
 
 
 def read_golden(folder: Path, adapter: str | None, record: GoldenRecord, inputs: Sequence[InputRecord]) -> Golden:
@@ -248,9 +259,10 @@ class GoldenMaker:
         the adapter, if not by its own name.
         """
         known = name if adapter is None or name is not None else adapter.name
-        outputs = []
+        outputs, vague = [], list[Undefined]()
         for case in self.cases:
             outputs.append(run(self.references, case.arrays, adapter, self.outputs, output))
+            vague.append({} if case.real is None else self._undefined(case, adapter, output))
             on_step(f"{known or BASE}, {case.name}: reference")
         moved: Mapping[str, float] = {}
         step = self.allowance.error(self.references)
@@ -267,7 +279,15 @@ class GoldenMaker:
         for each in dict.fromkeys(each for found in outputs for each in found):
             results = [found[each] for found in outputs if each in found]
             budgets[each] = self.allowance.budget(*results, moved=moved.get(each, 0.0))
-        return Golden(known, self.cases, outputs, budgets, self.references.description, "reference")
+        return Golden(known, self.cases, outputs, budgets, self.references.description, "reference", vague)
+
+    def _undefined(self, case: Case, adapter: Adapter | None, output: str | None) -> Undefined:
+        """Return the positions of the padding that are not defined; real tokens are compared in any case."""
+        assert case.real is not None  # as asked
+        found = undefined(self.references, case.arrays, adapter, self.outputs, output)
+        by_token = {name: each for name, each in found.items() if each.shape[:2] == case.real.shape}
+        positions = {name: each.reshape(*case.real.shape, -1).any(-1) for name, each in by_token.items()}
+        return {name: each & ~case.real for name, each in positions.items()}
 
     def make(self, adapter: Adapter | None, output: str | None = None) -> Golden:
         """Return golden vectors that can be stored.

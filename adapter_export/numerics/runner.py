@@ -40,6 +40,10 @@ def head_output(base_outputs: Collection[str], result: HeadOutput = "logits") ->
     return next(f"{prefix}{result}" for prefix in _PREFIXES if f"{prefix}{result}" not in base_outputs)
 
 
+Undefined = dict[str, npt.NDArray[np.bool_]]
+"""By output: which of its elements, or of its positions, the reference does not define."""
+
+
 class Runner(Protocol):
     """A base with a choice of adapter per call: the torch reference, the cut ONNX reference, a session."""
 
@@ -58,6 +62,12 @@ class Runner(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays:
         """All outputs of the base and, for an adapter with a head, its result under the name of `head_output`."""
 
+    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:
+        """Elements of these outputs that depend on what attention returns for a query whose mask allows no token.
+
+        No formula says what a softmax over nothing is, and backends differ. Outputs without such elements are left out.
+        """
+
 
 def run(
     runner: Runner,
@@ -67,7 +77,21 @@ def run(
     output: str | None,
 ) -> Arrays:
     """The outputs of `runner.run`, the result of the adapter's head as `output`, the name that it has in a graph."""
-    outputs = runner.run(inputs, adapter)
+    return _renamed(runner.run(inputs, adapter), adapter, base_outputs, output)
+
+
+def undefined(
+    runner: Runner,
+    inputs: Mapping[str, np.ndarray],
+    adapter: Adapter | None,
+    base_outputs: Collection[str],
+    output: str | None,
+) -> Undefined:
+    """The elements of `runner.undefined`, by the names that `run` gives the outputs."""
+    return _renamed(runner.undefined(inputs, adapter), adapter, base_outputs, output)
+
+
+def _renamed(outputs: Arrays, adapter: Adapter | None, base_outputs: Collection[str], output: str | None) -> Arrays:
     if adapter is None or adapter.head is None or output is None:
         return outputs
     own = head_output(base_outputs, adapter.head.output)

@@ -118,6 +118,23 @@ def _padded(inputs: Sequence[InputRecord], cases: Sequence[InputCase]) -> Iterat
     yield InputCase(f"{case.name}_padded", arrays)
 
 
+def less_padded(case: InputCase, inputs: Sequence[InputRecord]) -> InputCase | None:
+    """A case with half of the padding of each row, where the row's first token stands instead; none without padding."""
+    masks = [case.arrays[record.name] for record in inputs if record.role == "mask" and len(record.axes) == 2]
+    if not masks or masks[0].all():
+        return None
+    mask = masks[0]
+    padding = mask.shape[1] - np.count_nonzero(mask, 1)
+    more = (mask == 0) & (np.arange(mask.shape[1]) < (mask.shape[1] - padding // 2)[:, None])
+    arrays = {
+        record.name: np.where(more, case.arrays[record.name][:, :1], case.arrays[record.name])
+        if record.role != "values" and case.arrays[record.name].shape == mask.shape
+        else case.arrays[record.name]
+        for record in inputs
+    }
+    return InputCase(case.name, arrays)
+
+
 def _real_tokens(batch: int, tokens: int) -> npt.NDArray[np.bool_]:
     """Which tokens are real, [batch, tokens]: the first row whole, the last one a single token, evenly between."""
     lengths = np.linspace(tokens, 1, batch).round() if batch > 1 else np.array([(tokens + 1) // 2])

@@ -19,7 +19,7 @@ from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import READABLE, needs_base_norm
 from adapter_export.numerics.evaluate import BORROWED, check_fit, evaluate_head, evaluate_site
-from adapter_export.numerics.runner import Arrays, head_output
+from adapter_export.numerics.runner import Arrays, Undefined, head_output
 from adapter_export.onnx_backend.base.base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.flow import all_read
 from adapter_export.onnx_backend.graft.insert import exposed
@@ -251,6 +251,10 @@ class CutRunner:
             name = head_output(self._outputs, adapter.head.output)
             outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
         return outputs
+
+    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:  # noqa: ARG002
+        """Return no elements: the graph in the bundle has the same operators, which return the same for no tokens."""
+        return {}
 
     @cached_property
     def _whole(self) -> Pieces:

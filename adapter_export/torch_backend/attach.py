@@ -213,14 +213,15 @@ class AdaptedModel(AttachedAdapter):
     """A base with at most one adapter, whose tensors and the head's are the only parameters that may want gradients.
 
     The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. It starts
-    in `eval` mode; `train()` turns on the adapter's dropout and changes nothing in the base.
+    in `eval` mode; `train()` turns on the adapter's dropout and changes nothing in the base. `body` is the graph: it
+    takes the inputs in the base's order, and returns the outputs in that of `forward`, then the final hidden state.
     """
 
     def __init__(
         self, base: TorchBase, adapter: Adapter | None, sites: SiteMap, learned: Collection[str] | None = None
     ) -> None:
         super().__init__(base, adapter, sites, learned)
-        self._body = splice(base.module(), self._mask(), sites, self._layers)
+        self.body = splice(base.module(), self._mask(), sites, self._layers)
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -243,12 +244,12 @@ class AdaptedModel(AttachedAdapter):
 
     def on(self, device: torch.device) -> Self:
         """Move it, with the devices that its graph names; the base stays where it is."""
-        for node in self._body.graph.nodes:
+        for node in self.body.graph.nodes:
             if "device" in node.kwargs:
                 node.update_kwarg("device", device)
             elif node.target is torch.ops.aten.to.device:
                 node.update_arg(1, device)
-        self._body.recompile()
+        self.body.recompile()
         return self.to(device)
 
     def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -261,5 +262,5 @@ class AdaptedModel(AttachedAdapter):
         return self._values(inputs)[-1]
 
     def _values(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        values: tuple[Tensor, ...] = self._body(*self.base.ordered(inputs))
+        values: tuple[Tensor, ...] = self.body(*self.base.ordered(inputs))
         return values

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.fx.node import Target
 
 from adapter_export.errors import RequestError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.runner import Arrays
+from adapter_export.numerics.runner import Arrays, Undefined
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.attach import AdaptedModel, attach
@@ -85,6 +87,42 @@ class TorchRunner:
         except (RuntimeError, IndexError) as error:
             raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
         return {name: value.numpy() for name, value in outputs.items()}
+
+    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Undefined:
+        """The elements of the outputs that change when attention that may see no token returns something else."""
+        model = self.model(adapter)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        drawn = _Drawn(model.body)
+        with torch.inference_mode():
+            others = drawn.run(*self._base.ordered(tensors))
+            if not drawn.any:
+                return {}
+            found = model(**tensors)
+        differ = {name: (one != other).numpy() for (name, one), other in zip(found.items(), others, strict=False)}
+        return {name: elements for name, elements in differ.items() if elements.any()}
+
+
+class _Drawn(torch.fx.Interpreter):
+    """Runs a graph in which attention returns random numbers where its mask allows no token; `any` says whether."""
+
+    def __init__(self, graph: torch.fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.any = False
+        self._generator = torch.Generator().manual_seed(0)
+
+    def call_function(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an operator; that of attention has its mask, bool or added to the scores, [..., queries, tokens]."""
+        result = super().call_function(target, args, kwargs)
+        if target is not torch.ops.aten.scaled_dot_product_attention.default:
+            return result
+        mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+        if mask is None:
+            return result
+        empty = ~mask.any(-1) if mask.dtype == torch.bool else mask.isneginf().all(-1)
+        if not empty.any():
+            return result
+        self.any = True
+        return torch.where(empty[..., None], torch.randn(result.shape, generator=self._generator), result)
 
 
 def _differ_in_weights(one: Adapter, other: Adapter) -> bool:

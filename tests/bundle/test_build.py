@@ -31,7 +31,7 @@ from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import pfeiffer
-from adapter_export.numerics.runner import Arrays, Runner
+from adapter_export.numerics.runner import Arrays, Runner, Undefined
 from adapter_export.numerics.sample_inputs import InputCase, input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.runner import CutRunner
@@ -177,6 +177,9 @@ class Shifted:
         if (adapter.name if adapter else None) == self._adapter:
             outputs[self._output] = outputs[self._output] + np.float32(self._by)
         return outputs
+
+    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:
+        return {}
 
 
 class TestSelfCheck:

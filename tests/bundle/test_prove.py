@@ -162,6 +162,9 @@ class OffByALittle:
             outputs["hidden"] = outputs["hidden"] * np.float32(1.001)
         return outputs
 
+    def undefined(self, inputs: dict[str, np.ndarray], adapter: object) -> dict[str, np.ndarray]:
+        return {}
+
 
 @pytest.mark.parametrize(
     ("change", "fault"),

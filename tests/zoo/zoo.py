@@ -1,7 +1,7 @@
 """Tiny models of more than a hundred architectures, each through the whole pipeline: the table in docs/bases.md.
 
     python tests/zoo/zoo.py                       # all of them, compared with the table
-    python tests/zoo/zoo.py --only BERT,Mamba     # some of them
+    python tests/zoo/zoo.py --only BERT --only Mamba
     python tests/zoo/zoo.py --write               # and put the table into docs/bases.md
 
 `make zoo` runs it. Each model has a process of its own, with limits of time and memory. What a run has found is kept in
@@ -59,13 +59,13 @@ class Row:
 def main() -> None:
     """Run, print, compare with the table, and write it if that was asked for."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--only", metavar="NAME,…", help="some models")
+    made.add_argument("--only", metavar="NAME", action="append", default=[], help="one model; repeatable")
     made.add_argument("--workers", type=int, default=2, help="processes at a time (2)")
     made.add_argument("--fresh", action="store_true", help="run those again that ran already")
     made.add_argument("--write", action="store_true", help=f"put the table into {TABLE.relative_to(ROOT)}")
     arguments = made.parse_args()
     models = {name: model for group in MODELS.values() for name, model in group.items()}
-    chosen = [name for name in models if not arguments.only or name in arguments.only.split(",")]
+    chosen = [name for name in models if not arguments.only or name in arguments.only]
     if not chosen:
         sys.exit(f"error: no such model; there are {', '.join(models)}")
     checked_in = read()
