@@ -18,6 +18,7 @@ from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import Manifest
+from adapter_export.format.media import GoldenMedia
 from adapter_export.format.records import (
     Different,
     NotEmpty,
@@ -37,6 +38,7 @@ RECORDS: Mapping[str, type] = {
     "adapter-graph": AdapterDocument,
     "bundle-manifest": Manifest,
     "check-report": CheckReport,
+    "golden-media": GoldenMedia,
     "golden-texts": GoldenTexts,
     "site-map": SiteMapDocument,
 }

@@ -98,3 +98,17 @@ def text_folder(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         save_texts(folder, minilm_folder)
 
     return once(tmp_path_factory, "texts", make)
+
+
+@pytest.fixture(scope="session")
+def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ViT of transformers: `hf` with its processor, `model.pt`, and `bundle` with its own head."""
+    from small_media import make_vit_folder
+
+    import adapter_export as ae
+
+    def make(folder: Path) -> None:
+        base = ae.capture(make_vit_folder(folder / "hf"), folder / "model.pt")
+        ae.build(base, [], folder / "bundle")
+
+    return once(tmp_path_factory, "vit", make)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adapter_export.api.adapters import OnNote
     from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
+    from adapter_export.format.media import CapturedMedia
     from adapter_export.graph.adapter import Adapter
     from adapter_export.onnx_backend.base.base import OnnxBase
     from adapter_export.onnx_backend.base.genai import GenaiFolder
@@ -123,6 +124,11 @@ class Base:
     def texts(self) -> GoldenTexts | None:
         """The ids that the model's own library makes of golden texts, if they are known."""
         return None if self.is_onnx else self.torch.texts
+
+    @property
+    def media(self) -> CapturedMedia | None:
+        """What the model's own processor does with pictures or clips, if that is known."""
+        return None if self.is_onnx else self.torch.media
 
     @property
     def max_tokens(self) -> int | None:

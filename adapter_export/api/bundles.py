@@ -147,6 +147,7 @@ def build(
             tokenizer=text,
             max_tokens=None if text is None else longest,
             own_texts=opened.texts,
+            media=opened.media,
             kept=opened.genai.kept(FLAVOURS["slots"]) if opened.genai else {},
             allow_base_mismatch=allow_base_mismatch,
             copy_weights=copy_weights,

@@ -20,6 +20,7 @@ from adapter_export.tables import Table, size
 if TYPE_CHECKING:
     from adapter_export.api.drawing import PlacementMap
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
+    from adapter_export.format.media import MediaRecord
     from adapter_export.graph.adapter import Adapter
 
 _MANY_LABELS = 8
@@ -151,10 +152,18 @@ def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
         ("base", _short(manifest.base)),
         ("sites", f"{len(manifest.sites)}, width {widths}"),
         ("text", text),
+        *([] if manifest.media is None else [(manifest.media.medium, _processor(manifest.media))]),
         ("needs", f"onnxruntime {manifest.minimum_onnxruntime} or newer (opset {manifest.opset})"),
         ("precision", f"{manifest.base_precision}{depend}"),
     ]
     yield Table(_FACTS, facts)
+
+
+def _processor(media: MediaRecord) -> str:
+    from adapter_export.format.media import said
+
+    rate = "" if media.sampling_rate is None else f"{media.sampling_rate:,} Hz: "
+    return f"{rate}{said(media.steps)}" if media.steps is not None else f"arrays only: the processor {media.unknown}"
 
 
 def _slots(manifest: Manifest) -> Table:

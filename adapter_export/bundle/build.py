@@ -12,6 +12,7 @@ import onnxruntime as ort
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
 from adapter_export.bundle.invariants import with_padding
+from adapter_export.bundle.media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.prove import prove_new
 from adapter_export.bundle.report import BASE
@@ -29,6 +30,7 @@ from adapter_export.format.files import new_folder, read_bytes, sha256_of
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import BankRecord, Flavour, Manifest, OutputRecord, SiteRecord, TextRecord
 from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
+from adapter_export.format.media import CapturedMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import extent
 from adapter_export.numerics.runner import Runner
@@ -57,6 +59,7 @@ def build_bundle(
     tokenizer: str | None = None,
     max_tokens: int | None = None,
     own_texts: GoldenTexts | None = None,
+    media: CapturedMedia | None = None,
     kept: Mapping[str, Path | bytes] | None = None,
     allow_base_mismatch: bool = False,
     copy_weights: bool = False,
@@ -68,12 +71,13 @@ def build_bundle(
 ) -> Manifest:
     """Build a bundle, and verify it against its golden vectors in ONNX Runtime before it takes its place.
 
-    `own_head` names the adapter that is the base's own head, if there is one. `references` computes the golden vectors
-    of `cases`; it is never the exported graph. `tokenizer` is the text of a `tokenizer.json`, `own_texts` what the
-    model's own library makes of golden texts, where that is known, and `kept` more files, by name, that another program
-    needs. `flavours` are the graphs to write beside the one with slots: all if not given, without a bank where there
-    cannot be one. `note` is told of that, and of adapters that change nothing. The adapters in `bake` get a graph of
-    their own, in which they are constant.
+    `own_head` names the adapter that is the base's own head, if there is one. `references` computes the golden
+    vectors of `cases`; it is never the exported graph. `tokenizer` is the text of a `tokenizer.json`, `own_texts`
+    what the model's own library makes of golden texts, where that is known, `media` what its processor does with
+    pictures or clips, and `kept` more files, by name, that another program needs. `flavours` are the graphs to
+    write beside the one with slots: all if not given, without a bank where there cannot be one. `note` is told of
+    that, and of adapters that change nothing. The adapters in `bake` get a graph of their own, in which they are
+    constant.
 
     Raises:
         UsageError: there are no adapters, a tokenizer without `max_tokens`, or an unknown name in `bake`.
@@ -88,6 +92,8 @@ def build_bundle(
     check_bases(adapters, base.fingerprint, allow_mismatch=allow_base_mismatch)
     if tokenizer is not None and max_tokens is not None:
         check_texts(adapters, tokenizer_digest(tokenizer), max_tokens)
+    if media is not None:
+        check_media(adapters, media.record)
     plan, progress = plan_slots(adapters, base.sites), progress or silent
     names = [record.name for record in base.outputs]
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
@@ -128,6 +134,12 @@ def build_bundle(
             reader = Tokenizer.from_json(tokenizer, max_tokens)
             texts = TextMaker(reader, own_texts, base.inputs, names, references, allowance).all(pairs, writer.heads)
             golden_texts = writer.texts(texts)
+        if media is not None:
+            (folder / media.record.processor).write_text(media.processor, encoding="utf-8", newline="")
+            if media.golden is not None:
+                progress(f"answering golden media with {references.description}")
+                answering = MediaMaker(media.record, names, references, allowance)
+                writer.media(answering.sets(media.golden, pairs, writer.heads))
         _keep(kept or {}, folder)
         heads, computing = {head.output for head in writer.heads}, numerics(model)
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in model.graph.outputs)
@@ -155,6 +167,7 @@ def build_bundle(
             heads=head_records(writer.heads),
             model_version=writer.model_version,
             head=own_head,
+            media=None if media is None else media.record,
         )
         progress("verifying the bundle against its golden vectors")
         opened = OpenedBundle(folder, manifest, staged=True)

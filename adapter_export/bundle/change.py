@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
+from adapter_export.bundle.media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.prove import prove_new
 from adapter_export.bundle.texts import TextMaker
@@ -26,6 +27,7 @@ from adapter_export.format.files import changed_folder
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import AdapterRecord, BankRecord, Manifest
 from adapter_export.format.manifest_json import MANIFEST_VERSION, read_manifest
+from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.graft.bank import bank_rows
@@ -72,6 +74,8 @@ def add_adapters(
         _check_slots(adapter, writer.plan, manifest)
     if manifest.text is not None:
         check_texts(adapters, manifest.text.digest, manifest.text.max_tokens)
+    if manifest.media is not None:
+        check_media(adapters, manifest.media)
     cases = old.golden(None).cases
     maker = GoldenMaker(references, cases, old.base_outputs, old.allowance(cases), manifest.base)
     golden: list[Golden] = []
@@ -85,12 +89,16 @@ def add_adapters(
         reading = TextMaker(old.tokenizer(), None, manifest.inputs, old.base_outputs, references, maker.allowance)
         new = reading.all(list(zip(adapters, golden, strict=True)), writer.heads).sets[1:]
         texts = replace(texts, sets=(*texts.sets, *new))
+    media = old.media()
+    if media is not None and manifest.media is not None:
+        answering = MediaMaker(manifest.media, old.base_outputs, references, maker.allowance)
+        media = answering.sets(media, list(zip(adapters, golden, strict=True)), writer.heads)
     with changed_folder(old.folder, _rewritten(manifest)) as folder:
         progress("writing the adapters")
         writer = replace(writer, folder=folder)
         records = [writer.adapter(adapter, vectors) for adapter, vectors in zip(adapters, golden, strict=True)]
         after = replace(manifest, adapters=(*manifest.adapters, *records))
-        return _finish(old, writer, after, adapters, texts, progress, note or silent)
+        return _finish(old, writer, after, adapters, (texts, media), progress, note or silent)
 
 
 def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | None = None) -> Manifest:
@@ -124,11 +132,14 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | No
     texts = old.texts()
     if texts is not None:
         texts = replace(texts, sets=tuple(one for one in texts.sets if one.adapter not in names))
+    media = old.media()
+    if media is not None:
+        media = replace(media, sets=tuple(one for one in media.sets if one.adapter not in names))
     gone = [path for record in records if record not in kept for path in _paths(record)]
     with changed_folder(bundle, {*_rewritten(old.manifest), *gone}) as folder:
         head = None if old.manifest.head in names else old.manifest.head
         after = replace(old.manifest, adapters=kept, head=head)
-        return _finish(old, replace(writer, folder=folder), after, [], texts, progress)
+        return _finish(old, replace(writer, folder=folder), after, [], (texts, media), progress)
 
 
 def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle, BundleWriter]:
@@ -144,8 +155,9 @@ def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle
 
 def _rewritten(manifest: Manifest) -> set[str]:
     """The files that are written anew in any case."""
-    texts = set() if manifest.golden_texts is None else {manifest.golden_texts}
-    return {manifest.graphs["bank"], BANK_FILE, *texts} if "bank" in manifest.graphs else texts
+    media = None if manifest.media is None else manifest.media.golden
+    golden = {path for path in (manifest.golden_texts, media) if path is not None}
+    return {manifest.graphs["bank"], BANK_FILE, *golden} if "bank" in manifest.graphs else golden
 
 
 def _paths(record: AdapterRecord) -> Collection[str]:
@@ -160,17 +172,20 @@ def _finish(
     writer: BundleWriter,
     manifest: Manifest,
     added: Sequence[Adapter],
-    texts: GoldenTexts | None,
+    asked: tuple[GoldenTexts | None, GoldenMedia | None],
     progress: OnStep,
     note: OnStep = silent,
 ) -> Manifest:
-    """Write the bank, the golden texts and the manifest, and verify the bundle.
+    """Write the bank, the golden texts and media and the manifest, and verify the bundle.
 
     Raises:
         FileError: somebody else changed the bundle meanwhile; that would be lost.
     """
+    texts, media = asked
     if texts is not None:
         writer.texts(texts)
+    if media is not None:
+        writer.media(media)
     manifest = replace(manifest, version=MANIFEST_VERSION, bank=_write_bank(old, writer, manifest, added))
     new = {path for record in manifest.adapters if record not in old.manifest.adapters for path in _paths(record)}
     fresh = {*_rewritten(manifest), *new}

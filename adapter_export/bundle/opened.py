@@ -21,6 +21,7 @@ from adapter_export.format.files import read_bytes
 from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
+from adapter_export.format.media import GoldenMedia, read_golden_media
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import weighted_members
@@ -182,6 +183,15 @@ class OpenedBundle:
         """
         path = self.manifest.golden_texts
         return None if path is None else read_golden_texts(self.folder / path)
+
+    def media(self) -> GoldenMedia | None:
+        """Return the golden media; none where files cannot be read.
+
+        Raises:
+            FileError, FormatError: they cannot be read.
+        """
+        record = self.manifest.media
+        return None if record is None or record.golden is None else read_golden_media(self.folder / record.golden)
 
     def session(self, file: str, level: Optimization = LEVEL) -> ort.InferenceSession:
         """Return the one session of a graph at a level.

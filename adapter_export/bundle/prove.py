@@ -28,6 +28,7 @@ from adapter_export.bundle.invariants import (
     check_weights_apart,
     swaps,
 )
+from adapter_export.bundle.media import replay_media
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.sites import SiteProbe
@@ -293,7 +294,7 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
         total += len(trials(plan, graph, planned)) + (0 if plan.quick else len(_mixed(plan, graph)))
     if "slots" in plan.flavours and not plan.quick:
         total += len(swaps(plan.names)) + len(plan.names) + 2 * len(plan.adapters)
-    total += plan.bundle.manifest.golden_texts is not None
+    total += (plan.bundle.manifest.golden_texts is not None) + (plan.bundle.manifest.media is not None)
     return total + (len(plan.names) * len(original.cases) if original else 0)
 
 
@@ -345,6 +346,10 @@ def prove(
         if reference is not None and not plan.quick:
             invariants += check_contract(bundle, texts, plan.names, reference.contract)
         on_step("golden texts")
+    if bundle.manifest.media is not None:
+        small = not any(graph.pieces for graph in plan.graphs)
+        invariants += replay_media(bundle, plan.names, run=small and "slots" in plan.flavours)
+        on_step("golden media")
     return Report(
         bundle=str(bundle.folder),
         base=bundle.manifest.base,

@@ -161,7 +161,7 @@ def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedT
     )
 
 
-def is_decided(task: Task, result: np.ndarray, absolute: float, row: EncodedText) -> bool:
+def is_decided(task: Task, result: np.ndarray, absolute: float, row: EncodedText | None = None) -> bool:
     """Return whether the choice of an answer stays what it is, however results are off by what is allowed."""
     if task.type in ("single_label", "token"):
         if result.shape[-1] < 2:
@@ -172,7 +172,7 @@ def is_decided(task: Task, result: np.ndarray, absolute: float, row: EncodedText
         shares = 1 / (1 + np.exp(-result.astype(np.float64)))
         limits = [task.threshold(label) for label in range(len(shares))]
         return bool((np.abs(shares - limits) > absolute).all())
-    if task.type == "span":
+    if task.type == "span" and row is not None:
         places = np.flatnonzero(context_of(row))
         sums = np.add.outer(result[places, 0].astype(np.float64), result[places, 1])[within_reach(places)]
         ranked = np.sort(sums)

@@ -19,6 +19,7 @@ from adapter_export.format.files import new_file
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json
 from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, Manifest, MixRecord
 from adapter_export.format.manifest_json import list_files, write_manifest
+from adapter_export.format.media import GOLDEN_MEDIA_FILE, GoldenMedia, golden_media_json
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
@@ -113,6 +114,11 @@ class BundleWriter:
         with new_file(self.folder / GOLDEN_TEXTS_FILE, force=True) as temporary:
             temporary.write_bytes(golden_texts_json(texts))
         return GOLDEN_TEXTS_FILE
+
+    def media(self, media: GoldenMedia) -> None:
+        """Write golden media in the place of others."""
+        with new_file(self.folder / GOLDEN_MEDIA_FILE, force=True) as temporary:
+            temporary.write_bytes(golden_media_json(media))
 
     def manifest(self, manifest: Manifest, hashed: Mapping[str, str]) -> Manifest:
         """Write the manifest, with all files; `hashed` has the sha256 of those that need not be hashed again."""

@@ -21,7 +21,7 @@ from adapter_export.graph.tasks import TOKEN_TYPES, Task
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import Span, answer
 from adapter_export.runtime.inputs import check_inputs
-from adapter_export.runtime.texts import Asked, LongTexts, ReadText, TextAnswer, TextReader, Token, answered
+from adapter_export.runtime.texts import Asked, LongTexts, ReadText, TextAnswer, Token, answered
 from adapter_export.text import Pair
 
 Arrays = dict[str, np.ndarray]
@@ -138,11 +138,14 @@ class Feed:
 
 
 class TextRows:
-    """Texts, made tokens when a call needs them, each by the record of its adapter."""
+    """Texts, made tokens when a call needs them, each by the record of its adapter; or paths of pictures or clips.
+
+    `reader` is a `TextReader`, or a `MediaReader`.
+    """
 
     def __init__(
         self,
-        reader: TextReader,
+        reader: Any,
         texts: Sequence[Text],
         names: Sequence[str | None],
         long: LongTexts,
@@ -194,6 +197,7 @@ class TextRows:
         if row not in self._read:
             text = self._texts[row]
             name, places = self._names[row], [text.where]
+            read: ReadText
             (read,) = self._reader.read([text.text], name, long=self._long, stride=self._stride, places=places)
             if read.task is not None:  # which looks at it again
                 self._read[row] = read

@@ -1,4 +1,4 @@
-"""`adapter-export run`: a bundle on texts or arrays."""
+"""`adapter-export run`: a bundle on texts, pictures, clips or arrays."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adapter_export.cli.results import Head, Result
     from adapter_export.cli.rows import Rows, Text
     from adapter_export.runtime import Bundle, Session
+    from adapter_export.runtime.media import MediaReader
     from adapter_export.runtime.texts import TextReader
 
 _BASE = "-"
@@ -38,6 +39,7 @@ _WINDOW = 2048
     "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
     "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
     "adapter-export run bundle --adapter sentiment < sentences.txt",
+    "adapter-export run bundle --adapter digits --image seven.png --image three.png",
     "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
     "adapter-export run bundle --adapter-file new.onnx_adapter --labels no,yes --text 'Is it new?'",
 )
@@ -67,6 +69,8 @@ def run(
         Sequence[str],
         Option("The second text of a pair, one for each `--text`; of one text, several are choices.", flags="--pair"),
     ] = (),
+    images: Annotated[Sequence[str], Option("A picture, such as a PNG; may be repeated.", "FILE", "--image")] = (),
+    clips: Annotated[Sequence[str], Option("A clip, a WAV file; may be repeated.", "FILE", "--audio")] = (),
     data: Annotated[Path | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv or jsonl.", "FILE")] = None,
     text_column: Annotated[str, Option("Its column with the texts.", "NAME")] = "text",
     pair_column: Annotated[
@@ -97,7 +101,7 @@ def run(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Run BUNDLE on texts or arrays, with its adapters or with the base alone.
+    """Run BUNDLE on texts, pictures, clips or arrays, with its adapters or with the base alone.
 
     An adapter's result is that of its task: the labels of texts or of their tokens with their probabilities,
     numbers, or the beginning of each vector. The base alone, and an adapter without a head, print a summary of the
@@ -109,7 +113,8 @@ def run(
     check_together(
         apart=(
             ("adapter", "adapters", "adapter_column"),
-            ("texts", "data", "arrays"),
+            ("texts", "data", "arrays", "images", "clips"),
+            *((files, other) for files in ("images", "clips") for other in ("long_texts", "pairs")),
             ("many", "out"),
             ("many", "weights"),
             ("arrays", "long_texts"),
@@ -138,6 +143,8 @@ def run(
     given = None
     if arrays is not None:
         given = reading.ArrayRows(opened, reading.read_arrays(arrays))
+    elif images or clips:
+        found = [reading.Text(path, f"file {at}") for at, path in enumerate(images or clips)]
     elif data is None:
         found = reading.read_texts(texts, pairs)
     else:
@@ -156,30 +163,42 @@ def run(
     else:
         names = (adapter,) * count
     names = tuple(opened.manifest.head if name is None else name for name in names)
-    rows = given or reading.TextRows(_reader(opened, session), found, names, long_texts, stride)
+    reader: TextReader | MediaReader | None = None
+    if given is None:
+        asked = opened.images if images else opened.audio if clips else None
+        reader = _reader(opened, session) if asked is None else asked(session)
+    rows = given or reading.TextRows(reader, found, names, long_texts, stride)
     call = _Call(session, rows, names, [record.name for record in opened.manifest.base_outputs], allow_mixed_rows)
     if many:
         call.write_lines(token_budget)
     else:
-        batches = call.batches(weights, size=len(rows) if out or arrays else _ROWS_AT_ONCE)
+        at_once = 1 if clips else _ROWS_AT_ONCE  # clips may differ in length
+        batches = call.batches(weights, size=len(rows) if out or arrays else at_once)
         if out is not None:
             reading.write_arrays(out, batches[0].outputs, force=force)
         call.show(batches, as_json=as_json)
-    _warn_of_cuts(rows.cut)
+    _warn_of_cuts(rows.cut, clips=bool(clips))
 
 
 def _reader(bundle: Bundle, session: Session) -> TextReader:
+    if bundle.manifest.media is not None:
+        medium = bundle.manifest.media.medium
+        what = f"the bundle reads {'pictures' if medium == 'image' else 'clips'}, not texts"
+        raise UsageError(what, fix=f"give `--{medium} FILE` or `--arrays`")
     if bundle.manifest.text is None:
         fix = "give `--arrays`, or build it again with `--tokenizer`"
         raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
     return bundle.texts(session)
 
 
-def _warn_of_cuts(cut: Mapping[str, int]) -> None:
-    """Say which texts were not read whole."""
+def _warn_of_cuts(cut: Mapping[str, int], *, clips: bool) -> None:
+    """Say which texts or clips were not read whole."""
     if cut:
         named = "; ".join(f"{where}: {count:,}" for where, count in list(cut.items())[:_FEW])
         more = f"; and {len(cut) - _FEW:,} more texts" if len(cut) > _FEW else ""
+        if clips:
+            warn(f"clips were cut, so many of their samples are not read: {named}{more}")
+            return
         fix = "`--long-texts windows` reads them whole, `refuse` refuses them"
         warn(f"texts were cut, so many of their tokens are not read: {named}{more}; {fix}")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
+from adapter_export.format.media import MediaRecord
 from adapter_export.format.records import (
     SEMVER,
     Count,
@@ -321,6 +322,7 @@ class Manifest:
         head: the adapter that is the base's own head and nothing else: it gives the base's answers. Null without one.
         golden_texts: texts, the ids that the tokenizer makes of them, and the answers of the adapters; null in a bundle
             without a tokenizer.
+        media: how pictures or clips become the input; null if the base reads none, or that is not known.
     """
 
     version: Annotated[str, SEMVER]
@@ -346,6 +348,7 @@ class Manifest:
     bank: BankRecord | None = None
     head: str | None = None
     golden_texts: RelativePath | None = None
+    media: MediaRecord | None = None
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:

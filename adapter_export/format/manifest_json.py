@@ -168,6 +168,13 @@ def _check_files(manifest: Manifest) -> None:
             fix="build the bundle again",
         )
     _check_known("golden_texts", {manifest.golden_texts} - {None}, listed)
+    if manifest.media is not None:
+        media = manifest.media
+        _check_known("media", {media.processor, media.golden} - {None}, listed)
+        _check_known("media.input", [media.input], {record.name for record in manifest.inputs})
+        if (media.steps is None) != (media.golden is None):
+            expected = "golden media where steps are known, and nowhere else"
+            raise FormatError("steps and golden media do not go together", where="`$.media`", expected=expected)
 
 
 def _check_unique(key: str, names: Iterable[str]) -> None:

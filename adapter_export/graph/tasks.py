@@ -33,6 +33,9 @@ LABELLED: tuple[ProblemType, ...] = ("single_label", "multi_label", "token")
 TOKEN_TYPES: tuple[ProblemType, ...] = ("token", "span")
 """The types whose heads pool nothing."""
 
+MEDIA_TYPES: tuple[ProblemType, ...] = ("single_label", "multi_label", "regression", "embedding")
+"""The types that may be asked of a picture or a clip."""
+
 TYPE_OUTPUTS: Mapping[ProblemType, HeadOutput] = {
     "single_label": "logits",
     "multi_label": "logits",
@@ -86,10 +89,15 @@ def _schema_rules() -> dict[str, Any]:
     return {
         "allOf": [
             {"properties": {"labels": {"uniqueItems": True, "items": {"minLength": 1}}}},
-            {"properties": {"tokenizer": {"pattern": f"^{_SHA256}$"}}},
+            {"properties": {name: {"pattern": f"^{_SHA256}$"} for name in ("tokenizer", "processor")}},
             only(LABELLED, {"required": ["labels"], "properties": labels}, {"labels": empty}),
             only(("multi_label",), {}, {"thresholds": empty}),
             only(("embedding",), {}, of_vectors),
+            {
+                "if": {"properties": {"input": {"enum": ["image", "audio"]}}, "required": ["input"]},
+                "then": {"properties": {"type": {"enum": list(MEDIA_TYPES)}, "tokenizer": {"const": None}}},
+                "else": {"properties": {"processor": {"const": None}}},
+            },
             *(
                 only((name,), {"properties": {"activation": {"enum": [*allowed, None]}}}, {})
                 for name, allowed in ACTIVATIONS.items()
@@ -113,7 +121,7 @@ class Task:
             they are. The type's own if left out: sigmoid for multi_label, identity for regression, embedding and
             ranking, softmax for all others.
         thresholds: of multi_label: for each label the probability from which on it applies; 0.5 for all if left out.
-        input: what a row is: one text, or a pair of texts.
+        input: what a row is: one text, a pair of texts, a picture or a clip.
         max_tokens: the most tokens that a row may have, special tokens included; longer texts are cut. Only the base
             limits them if left out.
         truncation: the side of a text that is cut.
@@ -122,19 +130,22 @@ class Task:
             head's graph computes it.
         normalised: of embedding: whether vectors have length 1, so that dot products are cosines.
         prefix: of embedding: what is put before each text.
+        processor: of pictures and clips: the digest of the processor that the adapter was trained with; not known if
+            left out.
     """
 
     type: ProblemType
     labels: tuple[str, ...] = ()
     activation: Activation | None = None
     thresholds: tuple[Annotated[float, Interval(0, 1)], ...] = ()
-    input: Literal["text", "pair"] = "text"
+    input: Literal["text", "pair", "image", "audio"] = "text"
     max_tokens: Annotated[int, Interval(1)] | None = None
     truncation: Literal["right", "left"] = "right"
     tokenizer: str | None = None
     pooling: Literal["mean", "first"] | None = None
     normalised: bool = False
     prefix: str = ""
+    processor: str | None = None
 
     SCHEMA_RULES: ClassVar[Mapping[str, Any]] = _schema_rules()
 
@@ -180,12 +191,19 @@ class Task:
         outside = [number for number in self.thresholds if not 0 <= number <= 1]
         check(not outside, "a threshold is a probability", outside[:1], "0 to 1")
         check(self.max_tokens is None or self.max_tokens >= 1, "no token fits", self.max_tokens, "1 token or more")
+        for name in ("tokenizer", "processor"):
+            digest, expected = getattr(self, name), "64 lower-case hexadecimal digits"
+            good = digest is None or re.fullmatch(_SHA256, digest) is not None
+            check(good, f"is not the digest of a {name}", f"`{digest}`", expected)
+        is_medium = self.input in ("image", "audio")
         check(
-            self.tokenizer is None or re.fullmatch(_SHA256, self.tokenizer) is not None,
-            "is not the digest of a tokenizer",
-            f"`{self.tokenizer}`",
-            "64 lower-case hexadecimal digits",
+            self.type in MEDIA_TYPES or not is_medium,
+            f"`{self.type}` reads texts",
+            f"`{self.input}`",
+            "`text` or `pair`",
         )
+        owns = "tokenizer" if is_medium else "processor"
+        check(getattr(self, owns) is None, f"`{self.input}` has a {owns}", "its digest", "none")
         for name in ("pooling", "normalised", "prefix"):
             value = getattr(self, name)
             check(self.type == "embedding" or not value, f"only an embedding has `{name}`", f"`{value}`", "none")

@@ -14,6 +14,7 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.runtime.adapters import Adapters
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
+from adapter_export.runtime.media import WORDS, MediaReader, media_record
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.texts import TextReader
 from adapter_export.text import Tokenizer
@@ -126,10 +127,26 @@ class Bundle:
             raise RequestError(
                 "the bundle has no tokenizer, so it cannot read texts",
                 where=self.folder,
+                found=None if self.manifest.media is None else f"a processor of {WORDS[self.manifest.media.medium]}s",
                 fix=f"give arrays, or build it again with {argument('tokenizer')}",
             )
         text = read_bytes(self.folder / record.tokenizer).decode("utf-8", "replace")
         return TextReader(Tokenizer.from_json(text, record.max_tokens), self.manifest, session or self.session())
+
+    def images(self, session: Session | None = None) -> MediaReader:
+        """Return what reads pictures for the adapters of the bundle, and answers them.
+
+        Args:
+            session: what runs; a new one if not given.
+
+        Raises:
+            RequestError: the bundle does not say how a picture becomes its input, or says what nothing here can do.
+        """
+        return MediaReader(media_record(self.manifest, "image", self.folder), self.manifest, session or self.session())
+
+    def audio(self, session: Session | None = None) -> MediaReader:
+        """Return what reads clips, WAV files, for the adapters of the bundle, and answers them; else as `images`."""
+        return MediaReader(media_record(self.manifest, "audio", self.folder), self.manifest, session or self.session())
 
     def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
         def open_file(path: str) -> ort.InferenceSession:

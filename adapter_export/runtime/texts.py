@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -104,17 +104,17 @@ class TextAnswer:
 
 @dataclass(frozen=True)
 class ReadText:
-    """A text as tokens: once, or in each of its windows, or for each of its choices.
+    """A text as tokens: once, or in each of its windows, or for each of its choices; or a picture or a clip.
 
     Attributes:
-        text: the text.
-        rows: what the base is given, not padded.
+        text: the text, or the name of a picture or a clip.
+        rows: what the base is given: `EncodedText`, not padded, or a `MediaRow`.
         adapter: the adapter that it was read for; none is the base.
         task: that of the adapter, if it has one.
     """
 
     text: Asked
-    rows: tuple[EncodedText, ...]
+    rows: tuple[Any, ...]
     adapter: str | None
     task: Task | None
 
@@ -134,6 +134,9 @@ class TextReader:
 
     Made by `Bundle.texts`.
     """
+
+    window, token_budget = 1024, TOKEN_BUDGET
+    """How many texts are answered at once, whose outputs are in memory together, and in calls of how many tokens."""
 
     def __init__(self, tokenizer: Tokenizer, manifest: Manifest, session: Session) -> None:
         self.tokenizer, self.session = tokenizer, session
@@ -248,25 +251,7 @@ class TextReader:
             RequestError: as `read` and `Session.run`; or an adapter has no head, or nobody knows what its results mean.
         """
         read = self.read(texts, adapter, adapters=adapters, long=long, stride=stride)
-        for name in dict.fromkeys(one.adapter for one in read):
-            self.session.answering(name)
-        if weights is None:
-            requests = [Request(self.arrays([row]), one.adapter) for one in read for row in one.rows]
-            found = self.session.run_many(
-                requests, token_budget=token_budget, progress=progress, allow_mixed_rows=allow_mixed_rows
-            )
-            outputs = iter(found)
-        else:
-            outputs = iter(
-                self.session.run(self.arrays([row]), one.adapter, weights=weights) for one in read for row in one.rows
-            )
-        answers = []
-        for at, one in enumerate(read):
-            output = self.session.output(str(one.adapter)) or ""
-            results = [own_classes(next(outputs)[output][0]) for _ in one.rows]
-            with within(f"text {at}"):
-                answers.append(answered(one, results))
-        return answers
+        return answer_all(self, read, weights, allow_mixed_rows, token_budget, progress)
 
     def _task(self, name: str | None) -> Task | None:
         """Return what an adapter's texts are made tokens by; RequestError if that is another tokenizer."""
@@ -294,6 +279,56 @@ class TextReader:
             )
         limit = None if task is None else task.max_tokens
         return tuple(self.tokenizer.windows(pieces[0], limit, stride, place=place))
+
+
+class Reader(Protocol):
+    """What makes inputs of texts, pictures or clips for the adapters of a bundle."""
+
+    session: Session
+    window: int
+    token_budget: int
+
+    def read(self, asked: Any, adapter: str | None = None, /) -> list[ReadText]:
+        """Take up what is asked for an adapter."""
+
+    def arrays(self, rows: Any, /) -> Mapping[str, np.ndarray]:
+        """Return the inputs of a call."""
+
+
+def answer_all(
+    reader: Reader,
+    read: Sequence[ReadText],
+    weights: Weighting | None,
+    allow_mixed_rows: bool,
+    token_budget: int,
+    progress: Progress | bool | None,
+) -> list[TextAnswer]:
+    """Answer what was read; the arguments and errors are those of `TextReader.answer`."""
+    for name in dict.fromkeys(one.adapter for one in read):
+        reader.session.answering(name)
+    answers = []
+    step = len(read) if isinstance(reader, TextReader) else reader.window  # pictures are large
+    for start in range(0, len(read), step):
+        some = read[start : start + step]
+        if weights is None:
+            requests = [Request(reader.arrays([row]), one.adapter) for one in some for row in one.rows]
+            outputs = iter(
+                reader.session.run_many(
+                    requests, token_budget=token_budget, progress=progress, allow_mixed_rows=allow_mixed_rows
+                )
+            )
+        else:
+            outputs = iter(
+                reader.session.run(reader.arrays([row]), one.adapter, weights=weights)
+                for one in some
+                for row in one.rows
+            )
+        for at, one in enumerate(some, start):
+            output = reader.session.output(str(one.adapter)) or ""
+            results = [own_classes(next(outputs)[output][0]) for _ in one.rows]
+            with within(f"text {at}" if isinstance(reader, TextReader) else str(one.text)):
+                answers.append(answered(one, results))
+    return answers
 
 
 def encoded(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+from small_media import noise, png
 from tiny_onnx import random_adapter, save_tiny
 
 from adapter_export.bundle.build import build_bundle
@@ -23,8 +25,10 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S |
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """`bundle` with `a` and `b`, and `c.onnx_adapter`, which was built for the same graph."""
+def folder(tmp_path: Path, vit_folder: Path) -> Path:
+    """`bundle` with `a` and `b`, and `c.onnx_adapter`, which was built for the same graph; `pictures` of a ViT."""
+    shutil.copytree(vit_folder / "bundle", tmp_path / "pictures")
+    (tmp_path / "seven.png").write_bytes(png(noise(8, 8)))
     base = open_onnx(save_tiny(tmp_path))
     labels = {"a": "no,yes", "b": "red,green,blue", "c": "x,y,z"}
     made = {
@@ -56,7 +60,7 @@ def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
             warnings.filterwarnings("ignore", "runs on `cpu`", RuntimeWarning)  # where there is no GPU
             exec(compile(snippet, f"docs/runtime.md, snippet {number}", "exec"), names)  # noqa: S102
     assert {"mixed", "weighed", "results", "many", "on_device"} <= names.keys(), "a part of the page has no code"
-    assert len(SNIPPETS) == 10
+    assert len(SNIPPETS) == 11
 
 
 def test_every_public_method_is_on_the_page() -> None:

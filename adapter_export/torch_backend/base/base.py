@@ -23,6 +23,7 @@ from adapter_export.format.axes import with_caches
 from adapter_export.format.files import canonical_json, new_file, parse_json
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json, parse_golden_texts
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+from adapter_export.format.media import CapturedMedia, captured_media_json, parse_captured_media
 from adapter_export.format.records import Positive, record_from_json, version_checked
 from adapter_export.graph.adapter import Adapter
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
@@ -50,6 +51,9 @@ HEAD_GRAPH, HEAD_WEIGHTS = "own_head.adapter_graph.json", "own_head.weights.safe
 
 TEXTS = "golden_texts.json"
 """The ids that the model's own library makes of golden texts, in `extra/`."""
+
+MEDIA = "media.json"
+"""What the model's own processor does with pictures or clips, in `extra/`."""
 
 OWN_HEAD = "own-head"
 """The name of a base's own head among adapters."""
@@ -109,8 +113,8 @@ class TorchBase:
 
     If they are known: the longest input for which it is right, the text of its `tokenizer.json`, the name of its
     architecture in transformers, such as `bert`, and the head that the model had before it was a base, as an adapter
-    that acts at no site. `notes` say what was left out or decided when it was captured, and `texts` which ids the
-    model's own library makes of golden texts.
+    that acts at no site. `notes` say what was left out or decided when it was captured, `texts` which ids the model's
+    own library makes of golden texts, and `media` what its processor does with pictures or clips.
     """
 
     program: ExportedProgram
@@ -123,6 +127,7 @@ class TorchBase:
     own_head: Adapter | None = None
     notes: tuple[str, ...] = ()
     texts: GoldenTexts | None = None
+    media: CapturedMedia | None = None
 
     def module(self) -> fx.GraphModule:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
@@ -175,6 +180,7 @@ def save_base(
     max_tokens: int | None = None,
     own_head: Callable[[TorchBase], tuple[Adapter | None, tuple[str, ...]]] | None = None,
     texts: tuple[GoldenTexts | None, tuple[str, ...]] = (None, ()),
+    media: tuple[CapturedMedia | None, tuple[str, ...]] = (None, ()),
     force: bool = False,
 ) -> None:
     """Save a module as a base: graph, weights, names of inputs, outputs and axes; no sample inputs, no pickle.
@@ -191,6 +197,7 @@ def save_base(
         max_tokens: the longest input that the model was made for, in tokens.
         own_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
         texts: the ids that the model's own library makes of golden texts, and notes to keep.
+        media: what its processor does with pictures or clips, and notes to keep.
         force: replace what is there.
 
     Raises:
@@ -204,13 +211,15 @@ def save_base(
         program, named = capture(module, example_inputs, axes)
         note = CaptureNote(named, max_tokens, model_type(module))
         head, notes = (None, ()) if own_head is None else own_head(_describe(program, note, tokenizer, ()))
-        note = replace(note, notes=(*notes, *texts[1]))
+        note = replace(note, notes=(*notes, *texts[1], *media[1]))
         extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
         if head is not None:
             graph, weights = adapter_bytes(head)
             extra |= {HEAD_GRAPH: graph.decode(), HEAD_WEIGHTS: b64encode(weights).decode()}
         if texts[0] is not None:
             extra[TEXTS] = golden_texts_json(texts[0]).decode()
+        if media[0] is not None:
+            extra[MEDIA] = captured_media_json(media[0])
         with temporary.open("wb") as file, quiet():
             sink = _Sink(file)
             try:
@@ -295,7 +304,8 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
     with within(path):
         note = _read_note(extra[NOTE]) if extra.get(NOTE) else CaptureNote({})
         base = _describe(program, note, extra.get(TOKENIZER) or None, guards)
-        return replace(base, own_head=_read_head(extra, base.fingerprint), texts=_read_texts(extra))
+        media = _read_media(extra, base.inputs)
+        return replace(base, own_head=_read_head(extra, base.fingerprint), texts=_read_texts(extra), media=media)
 
 
 def _read_texts(extra: Mapping[str, str]) -> GoldenTexts | None:
@@ -307,6 +317,20 @@ def _read_texts(extra: Mapping[str, str]) -> GoldenTexts | None:
         raise BaseModelError(
             "holds golden texts that cannot be read", found=error.message.rstrip("."), fix="capture the base again"
         ) from error
+
+
+def _read_media(extra: Mapping[str, str], inputs: Sequence[InputRecord]) -> CapturedMedia | None:
+    if not extra.get(MEDIA):
+        return None
+    try:
+        found = parse_captured_media(extra[MEDIA], f"`extra/{MEDIA}`")
+    except InputError as error:
+        raise BaseModelError(
+            "holds a processor that cannot be read", found=error.message.rstrip("."), fix="capture the base again"
+        ) from error
+    if found.record.input not in [record.name for record in inputs]:
+        raise BaseModelError("holds a processor of another model", found=f"the input `{found.record.input}`")
+    return found
 
 
 def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,12 +21,14 @@ from transformers.utils import logging as transformers_log
 
 from adapter_export.errors import BaseModelError, FileError, InputError, argument, within
 from adapter_export.format.files import read_json
+from adapter_export.format.media import CapturedMedia
 from adapter_export.format.model_config import CLASS_TYPES, class_type, head_task
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import MEDIA_TYPES, Task
 from adapter_export.text import tokenizer_digest
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.capture import AxisNames, most_tokens, obvious_inputs
 from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head, with_tokenizer
+from adapter_export.torch_backend.base.own_media import own_media
 from adapter_export.torch_backend.base.own_texts import own_texts
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
@@ -127,8 +130,10 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
     sentences = None if with_cache else read_sentence_folder(folder)
     folder = folder if sentences is None else sentences.model
     _check_files(folder)
+    with quiet(), _quiet_transformers():
+        media, media_notes = (None, ()) if with_cache else own_media(folder)
     # the whole model first, so that two of them are never in memory
-    own = None if with_cache else _own_head(folder, sentences)
+    own = None if with_cache else _own_head(folder, sentences, media)
     model, unused = _open(folder, AutoModelForCausalLM if with_cache else AutoModel)
     tokenizer = folder / "tokenizer.json"
     module, found = model, None if with_cache else obvious_inputs(model)
@@ -146,6 +151,9 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
         )
     with quiet(), _quiet_transformers():
         texts = own_texts(folder, most_tokens(model))
+    if media is not None and list(found[0]) != [media.record.input]:
+        others = ", ".join(f"`{name}`" for name in found[0])
+        media, media_notes = None, ("the processor is left out: it makes one input, and the model takes " + others,)
     save_base(
         module,
         found[0],
@@ -154,6 +162,7 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
         tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
         max_tokens=most_tokens(model),
         texts=texts,
+        media=(media, media_notes),
         own_head=None if own is None else partial(own.of, model=type(model).__name__, unused=unused),
         force=force,
     )
@@ -167,7 +176,7 @@ def open_folder(folder: Path) -> TorchBase:
         return load_base(path)
 
 
-def _own_head(folder: Path, sentences: SentenceFolder | None) -> OwnHead:
+def _own_head(folder: Path, sentences: SentenceFolder | None, media: CapturedMedia | None) -> OwnHead:
     """The head of the folder's whole model: of its modules, or of the class in its config; or why there is none."""
     config, cut = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
     names = config.get("architectures")
@@ -181,6 +190,8 @@ def _own_head(folder: Path, sentences: SentenceFolder | None) -> OwnHead:
 
     def task_of(width: int) -> tuple[Task | None, Sequence[str]]:
         task, notes = head_task(config, name, width) if sentences is None else sentences.task()
+        if media is not None and task is not None and task.type in MEDIA_TYPES:
+            return replace(task, input=media.record.medium, processor=media.record.digest), notes
         return with_tokenizer(task, digest, cut.get("truncation_side")), notes
 
     outputs = ["logits"] if sentences is None else [EMBEDDING]

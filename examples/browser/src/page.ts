@@ -36,7 +36,7 @@ class Page {
   /** Show the first answer, and only then what can be asked. */
   async start(): Promise<void> {
     if (this.service.bundle.manifest.text) await this.offerTexts();
-    else show("This bundle reads no texts. It can be held against its golden vectors, and other scripts can call it.");
+    else show("This page reads texts alone, and this bundle reads none. It can be held against its golden vectors, and other scripts can call it.");
     this.button("check", () => this.check());
     window.bundle = { run: (request) => this.run(request), load: (name, bytes) => this.load(name, bytes) };
     document.body.dataset["ready"] = "";

@@ -53,6 +53,9 @@ int verify(const Bundle& bundle, bool as_json) {
   if (!as_json && !bundle.manifest().golden_texts.empty()) {
     std::printf("%-12s how text becomes ids is not checked: this client has no tokenizer\n", kTexts);
   }
+  if (!as_json && !bundle.manifest().media.empty()) {
+    std::printf("%-12s how a file becomes values is not checked: this client takes arrays\n", bundle.manifest().media.c_str());
+  }
   if (as_json) std::cout << document.dump(2) << "\n";
   if (findings.empty()) throw Fault({"holds no graph that this client can run"});
   if (!good) throw Fault({"this machine does not compute what the reference computed"});

@@ -157,6 +157,7 @@ void check_paths(const Manifest& manifest, const std::filesystem::path& folder) 
   for (const auto& record : manifest.files) inside(folder, record.path);
   std::vector<std::string> used{manifest.golden.path};
   if (!manifest.golden_texts.empty()) used.push_back(manifest.golden_texts);
+  used.insert(used.end(), manifest.media_files.begin(), manifest.media_files.end());
   for (const auto& [_, path] : manifest.graphs) used.push_back(path);
   for (const auto& record : manifest.adapters) {
     used.insert(used.end(), {record.onnx_adapter, record.safetensors, record.golden.path});
@@ -173,7 +174,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_version(document.at("version"), "a manifest");
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "padding_neutral", "counts_padding", "graphs", "inputs", "outputs", "heads", "bank", "sites", "slots",
-                   "adapters", "golden", "golden_texts", "text", "head", "model_version", "files"});
+                   "adapters", "golden", "golden_texts", "text", "head", "model_version", "files", "media"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
@@ -190,6 +191,12 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   if (document.contains("head") && !document.at("head").is_null()) manifest.head = document.at("head").get<std::string>();
   if (!document.at("text").is_null()) {
     manifest.tokenizer_digest = known(document.at("text"), {"tokenizer", "digest", "max_tokens"}).at("digest");
+  }
+  if (document.contains("media") && !document.at("media").is_null()) {
+    const auto& media = known(document.at("media"), {"medium", "input", "processor", "digest", "sampling_rate", "steps", "unknown", "golden"});
+    manifest.media = media.at("medium");
+    manifest.media_files = {media.at("processor")};
+    if (const auto path = value_or(media, "golden", std::string{}); !path.empty()) manifest.media_files.push_back(path);
   }
   manifest.model_version = document.at("model_version");
   check_names(manifest);

@@ -101,6 +101,8 @@ struct Manifest {
   GoldenRecord golden;
   std::string tokenizer_digest;  // of the tokenizer that texts go through; empty if it is not known
   std::string golden_texts;      // the file with texts, their ids and their answers; empty if there is none
+  std::string media;             // what the base reads through a processor, `image` or `audio`; empty if nothing
+  std::vector<std::string> media_files;
   std::int64_t model_version = 0;  // that of every adapter file for this graph
   std::vector<FileRecord> files;
 

@@ -66,10 +66,10 @@ bool is_one_of(const json& value, std::initializer_list<const char*> names) {
 
 // What only clients with a tokenizer use.
 bool is_good(const std::string& key, const json& value, bool is_embedding) {
-  if (key == "input") return is_one_of(value, {"text", "pair"});
+  if (key == "input") return is_one_of(value, {"text", "pair", "image", "audio"});
   if (key == "truncation") return is_one_of(value, {"right", "left"});
   if (key == "max_tokens") return value.is_null() || (value.is_number_integer() && value.get<std::int64_t>() >= 1);
-  if (key == "tokenizer") {
+  if (key == "tokenizer" || key == "processor") {
     return value.is_null() || std::regex_match(value.get<std::string>(), std::regex("[0-9a-f]{64}"));
   }
   if (key == "pooling") return value.is_null() || (is_embedding && is_one_of(value, {"mean", "first"}));
@@ -89,7 +89,7 @@ Task make_task(const std::string& type, const std::vector<std::string>& labels, 
 
 Task parse_task(const json& record, const std::string& where) {
   known(record, {"type", "labels", "activation", "thresholds", "input", "max_tokens", "truncation", "tokenizer", "pooling",
-                 "normalised", "prefix"});
+                 "normalised", "prefix", "processor"});
   auto task = make_task(record.at("type"), value_or(record, "labels", std::vector<std::string>{}), where);
   task.activation = value_or(record, "activation", task.activation);
   const auto& allowed = type_of(task.type).activations;

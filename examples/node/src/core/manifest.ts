@@ -88,6 +88,8 @@ export interface Manifest {
   text: { tokenizer: string; digest: string; max_tokens: number } | null;
   /** Texts with the ids and the answers that they must give; null without a tokenizer. */
   golden_texts?: string | null;
+  /** How pictures or clips become the input; this client takes the input itself. */
+  media?: { medium: "image" | "audio"; input: string; processor: string; steps: { op: string }[] | null; unknown?: string; golden?: string } | null;
   /** The adapter that is the base's own head: it answers where none is chosen. */
   head: string | null;
   /** That of every adapter file for this graph. */
@@ -103,7 +105,7 @@ const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
-    "graphs inputs outputs heads bank? sites slots adapters golden text model_version files head? golden_texts?",
+    "graphs inputs outputs heads bank? sites slots adapters golden text model_version files head? golden_texts? media?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
@@ -112,7 +114,8 @@ const KEYS = {
   mix: "slots members",
   bank: "ids rows fillable tensors",
   golden: "path cases absolute reference reasons?",
-  task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix?",
+  task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor?",
+  media: "medium input processor digest sampling_rate steps unknown? golden?",
   text: "tokenizer digest max_tokens",
   file: "path sha256 bytes",
 };
@@ -157,6 +160,7 @@ function checkKeys(manifest: Manifest, where: string): void {
   checkRecords(manifest.adapters.flatMap(({ task }) => task ?? []), "task", where);
   if (manifest.bank) checkRecord(manifest.bank, "bank", where);
   if (manifest.text) checkRecord(manifest.text, "text", where);
+  if (manifest.media) checkRecord(manifest.media, "media", where);
 }
 
 /** Give each task what it leaves out; a head needs one, and a task an output of its type. */
@@ -233,10 +237,11 @@ function checkBank({ rows }: BankRecord, adapters: AdapterRecord[], where: strin
 }
 
 /** Every file that is used has a hash. */
-function checkPaths({ graphs, adapters, golden, text, golden_texts, files }: Manifest, where: string): void {
+function checkPaths({ graphs, adapters, golden, text, golden_texts, media, files }: Manifest, where: string): void {
   const listed = new Set(files.map((file) => file.path));
   const ofAdapters = adapters.flatMap((record) => [record.onnx_adapter, record.safetensors, record.baked, record.golden.path]);
-  for (const path of [...Object.values(graphs), ...ofAdapters, golden.path, text?.tokenizer, golden_texts]) {
+  const ofMedia = [media?.processor, media?.golden];
+  for (const path of [...Object.values(graphs), ...ofAdapters, golden.path, text?.tokenizer, golden_texts, ...ofMedia]) {
     if (typeof path !== "string" || listed.has(path)) continue;
     throw new Fault({ what: "names a file without a hash", where, found: `\`${path}\``, expected: "one that `files` lists" });
   }

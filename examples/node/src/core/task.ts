@@ -26,7 +26,7 @@ export interface Task {
   activation: Activation;
   /** Of multi_label: for each label the probability from which on it applies. */
   thresholds: number[];
-  input: "text" | "pair";
+  input: "text" | "pair" | "image" | "audio";
   /** The most tokens of a row, special tokens included; null where only the base limits them. */
   max_tokens: number | null;
   truncation: "right" | "left";
@@ -35,6 +35,8 @@ export interface Task {
   pooling: "mean" | "first" | null;
   normalised: boolean;
   prefix: string;
+  /** The digest of the processor that it was trained with; null if it is not known, or it reads texts. */
+  processor: string | null;
 }
 
 const THRESHOLD = 0.5;
@@ -65,6 +67,7 @@ export function parseTask(document: unknown, where: string): Task {
     pooling: null,
     normalised: false,
     prefix: "",
+    processor: null,
     ...given,
     type,
   };
@@ -100,12 +103,13 @@ export function checkWidth({ type, labels }: Task, width: number, where: string)
 const FAULTS: Record<Exclude<keyof Task, "type" | "labels">, (task: Task) => boolean> = {
   activation: ({ type, activation }) => !(ACTIVATIONS[type] as readonly Activation[]).includes(activation),
   thresholds: ({ thresholds }) => !thresholds.every((number) => number >= 0 && number <= 1),
-  input: ({ input }) => input !== "text" && input !== "pair",
+  input: ({ input }) => !["text", "pair", "image", "audio"].includes(input),
   max_tokens: ({ max_tokens }) => max_tokens !== null && !(Number.isSafeInteger(max_tokens) && max_tokens >= 1),
   truncation: ({ truncation }) => truncation !== "right" && truncation !== "left",
   tokenizer: ({ tokenizer }) => tokenizer !== null && !SHA256.test(tokenizer),
   pooling: ({ type, pooling }) => pooling !== null && (type !== "embedding" || !["mean", "first"].includes(pooling)),
   normalised: ({ type, normalised }) => normalised !== false && (type !== "embedding" || normalised !== true),
+  processor: ({ processor }) => processor !== null && !SHA256.test(processor),
   prefix: ({ type, prefix }) => prefix !== "" && (type !== "embedding" || typeof prefix !== "string"),
 };
 

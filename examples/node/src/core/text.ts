@@ -52,7 +52,11 @@ export class TextReader {
   ) {}
 
   static async open(bundle: Bundle): Promise<TextReader> {
-    const text = bundle.manifest.text;
+    const { text, media } = bundle.manifest;
+    if (!text && media) {
+      const found = `a processor (${media.steps?.map(({ op }) => op).join(" → ") ?? media.unknown})`;
+      throw new Fault({ what: `the bundle reads no texts, and this client no ${media.medium}`, found, fix: `give arrays for \`${media.input}\`` });
+    }
     if (!text) throw new Fault({ what: "the bundle has no tokenizer", fix: "give arrays" });
     const tokens = new Tokens(await bundle.read(text.tokenizer), text.tokenizer);
     return new TextReader(bundle, tokens, text.digest, text.max_tokens);

@@ -1,0 +1,105 @@
+"""Pictures and clips: what steps make of them, and files that are refused."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_media import encoded, noise, png, wav
+
+from adapter_export.errors import DataError, RequestError
+from adapter_export.format.media import CenterCrop, Fit, Normalize, Rescale, Resize, Standardize
+from adapter_export.runtime.media import apply_steps, read_clip, read_medium, read_picture
+
+TONE = 0.5 * np.sin(np.arange(800) / 9)
+
+
+def test_steps_of_a_picture_by_hand() -> None:
+    pixels = noise(9, 13, 3)
+    normal = Normalize("normalize", (0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
+    found = apply_steps(pixels, (CenterCrop("center_crop", 4, 6), Rescale("rescale", 1 / 255), normal))
+    expected = (pixels[2:6, 3:9] / 255 - np.array(normal.mean)) / np.array(normal.std)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((20, 31, 3), (8, 12)), ((31, 20, 3), (12, 8)), ((7, 7, 3), (8, 8))])
+def test_the_shorter_edge_gets_a_length(shape: tuple[int, ...], expected: tuple[int, int]) -> None:
+    assert apply_steps(noise(*shape), (Resize("resize", (8,), "bilinear"),)).shape == (3, *expected)
+
+
+def test_steps_of_a_clip_by_hand() -> None:
+    clip = TONE.astype(np.float32)
+    assert apply_steps(clip, (Fit("fit", 900),)).tolist() == [*clip, *[0] * 100]
+    assert apply_steps(clip, (Fit("fit", 700),)).tolist() == clip[:700].tolist()
+    found = apply_steps(clip, (Standardize("standardize", 1e-7),))
+    np.testing.assert_allclose([found.mean(), found.std()], [0, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_a_clip_of_any_width(width: int) -> None:
+    found = read_clip(wav(TONE, width=width), 16_000, "x.wav")
+    np.testing.assert_allclose(found, TONE, atol=1.6 / 2 ** (8 * width - 1) + 1e-6)
+
+
+def test_a_picture_is_upright_and_in_rgb() -> None:
+    pixels = noise(8, 12, 3)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90° clockwise
+    data = encoded(Image.fromarray(pixels), "PNG", exif=turned.tobytes())
+    assert np.array_equal(read_picture(data, "x.png"), np.rot90(pixels, -1))
+    assert np.array_equal(read_picture(png(pixels[..., 0]), "x.png")[..., 2], pixels[..., 0])
+
+
+JPEG = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
+TWO = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
+PICTURES = {
+    "no picture": (b'{"a": 1}', "cannot identify"),
+    "empty": (b"", "cannot identify"),
+    "half a JPEG": (JPEG[: len(JPEG) // 2], "truncated"),
+    "half a PNG": (png(noise(64, 64, 3))[:3000], "truncated"),
+    "a bomb": (encoded(Image.new("1", (20_000, 9000)), "PNG"), "too large"),
+    "16 bits": (encoded(Image.new("I;16", (8, 8)), "PNG"), "I;16"),
+    "two pictures": (encoded(TWO[0], "GIF", save_all=True, append_images=TWO[1:]), "2 pictures"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_file_that_is_no_picture_is_refused(name: str) -> None:
+    data, said = PICTURES[name]
+    with pytest.raises(DataError, match=said) as caught:
+        read_picture(data, "x.png")
+    assert caught.value.where == "x.png"
+
+
+def _float_wav() -> bytes:
+    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 44, b"WAVE", b"fmt ", 16, 3, 1, 16_000, 64_000, 4, 32, b"data", 8)
+    return head + np.zeros(2, "<f4").tobytes()
+
+
+CLIPS = {
+    "no clip": (b"RIFF and no more", "WAV"),
+    "empty file": (b"", "WAV"),
+    "another rate": (wav(TONE, rate=44_100), "44,100 Hz"),
+    "stereo": (wav(TONE, channels=2), "2 channels"),
+    "no samples": (wav(TONE[:0]), "0 samples"),
+    "truncated": (wav(TONE)[:-300], "samples of 800"),
+    "floats": (_float_wav(), "unknown format"),
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_file_that_is_no_clip_is_refused(name: str) -> None:
+    data, said = CLIPS[name]
+    with pytest.raises(DataError, match=said):
+        read_clip(data, 16_000, "x.wav")
+
+
+@pytest.mark.parametrize(
+    "array", [noise(4, 4), noise(4, 4, 4), noise(0, 4, 3), TONE], ids=["grey", "rgba", "0", "clip"]
+)
+def test_an_array_of_another_form_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(RequestError, match="is no picture"):
+        read_medium(array, "image", None, "picture 0")
