@@ -313,8 +313,8 @@ def capture(
     inputs: Annotated[
         Sequence[str],
         Option(
-            "What a pickled module takes, such as `input_ids=int64[batch,sequence]`, once for each input. Axes with "
-            "names are dynamic. Not needed for tokens and images by their usual names.",
+            "What the model takes, such as `input_values=float32[batch,samples]`, once for each input. Axes with names "
+            "are dynamic. Not needed where the folder's tokenizer and processor or the usual names say it.",
             "NAME=TYPE[AXIS,…]",
             "--input",
         ),
@@ -337,6 +337,7 @@ def capture(
             of `torch.save(module)`.
         output: the archive to write, such as `model.pt`.
         example_inputs: of a module: by name, or in the order of the arguments of `forward`; one row is enough.
+        inputs: of any model, in place of examples: `["pixel_values=float32[batch,3,224,224]"]`, all that it is to take.
         axes: of a module: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`. If none are
             given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input [batch, tokens] dynamic.
         tokenizer: of a module, pickled or not: a `tokenizer.json`, or a folder with one.
@@ -356,25 +357,31 @@ def capture(
     check_free(path, force=force)
     if isinstance(model, str | os.PathLike):
         model = Path(model)
-        _check_capture(model, with_cache, trust_pickle, described=bool(inputs or tokenizer or max_tokens))
-    elif example_inputs is None:
-        raise UsageError("a module is captured with an example of its inputs", fix=f"give {argument('example_inputs')}")
+        _check_capture(model, with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
+    elif (example_inputs is None) == (not inputs):
+        fix = f"give {argument('example_inputs')}, or say in {argument('inputs')} what they are"
+        raise UsageError("a module is captured with an example of its inputs", fix=fix)
+    if with_cache and inputs:
+        fix = f"leave {argument('inputs', option='input')} out"
+        raise UsageError(f"{argument('with_cache')} makes the inputs of the model itself", fix=fix)
+    described = _parse_inputs(inputs)
     require("torch", "torch", "capturing a model")
     text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
     from adapter_export.torch_backend.base.base import capture_pickled, save_base
+    from adapter_export.torch_backend.base.inputs import described_inputs
 
     tell(f"opening and capturing {model}" if isinstance(model, Path) else "capturing the module")
     if not isinstance(model, Path):
-        assert example_inputs is not None  # seen above
+        if example_inputs is None:
+            example_inputs, axes = described_inputs(described)
         save_base(model, example_inputs, path, axes=axes, tokenizer=text, max_tokens=max_tokens, force=force)
     elif trust_pickle:
-        described = _parse_inputs(inputs)
         capture_pickled(model, path, described, tokenizer=text, max_tokens=max_tokens, force=force)
     else:
         require("transformers", "hf", "opening a Hugging Face folder")
         from adapter_export.torch_backend.base.huggingface import capture_folder
 
-        capture_folder(model, path, with_cache=with_cache, force=force)
+        capture_folder(model, path, inputs=described, with_cache=with_cache, force=force)
     tell("loading the archive as others will")
     base = open_base(path)
     pass_on(base.notes, on_note)
@@ -390,11 +397,10 @@ def _check_capture(model: Path, with_cache: bool, trust_pickle: bool, *, describ
             fix="leave one of the two out",
         )
     if described and not trust_pickle:
-        described_by = f"{argument('inputs', option='input')}, {argument('tokenizer')} and {argument('max_tokens')}"
         raise UsageError(
-            f"{described_by} describe a pickled module",
+            f"{argument('tokenizer')} and {argument('max_tokens')} describe a pickled module",
             found=f"no {argument('trust_pickle')}",
-            fix="leave them out; a Hugging Face folder says all of it",
+            fix="leave them out; a Hugging Face folder says both",
         )
     if model.is_file() and not trust_pickle:
         from adapter_export.torch_backend.base.pickles import check_pickled, untrusted

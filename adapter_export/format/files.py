@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from adapter_export.errors import FileError, FormatError, OutputExistsError, WriteError
+from adapter_export.errors import FileError, FormatError, OutputExistsError, WriteError, within
 
 _BLOCK_BYTES = 2**20
 
@@ -248,7 +248,8 @@ def parse_json(data: bytes, where: object) -> object:
             "begins with a byte order mark", where=where, expected="plain UTF-8", fix="save it as UTF-8 without BOM"
         )
     try:
-        document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+        with within(where):
+            document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
         # refuse what Python's reader accepts and no writer may write: `1e999`, half of a surrogate pair
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
@@ -269,7 +270,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     document: dict[str, object] = {}
     for key, value in pairs:
         if key in document:
-            raise ValueError(f"the key `{key}` twice in one object")
+            fix = "leave one of them out"
+            raise FormatError("gives one key twice", found=f"`{key}`", expected="each key once in an object", fix=fix)
         document[key] = value
     return document
 

@@ -39,7 +39,7 @@ from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend import hooks
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import load_base, save_base
-from adapter_export.torch_backend.base.capture import obvious_inputs
+from adapter_export.torch_backend.base.inputs import obvious_inputs
 from adapter_export.torch_backend.hooks import HookedAdapter, attach_to_module
 from adapter_export.torch_backend.runner import TorchRunner
 from adapter_export.torch_backend.train.fresh import fresh_adapter

@@ -18,8 +18,8 @@ from transformers import AutoModel, PreTrainedModel
 import adapter_export as ae
 from adapter_export.errors import AdapterError, BaseModelError, UsageError
 from adapter_export.torch_backend.base.base import HEAD_GRAPH, HEAD_WEIGHTS, OWN_HEAD, load_base, save_base
-from adapter_export.torch_backend.base.capture import obvious_inputs
 from adapter_export.torch_backend.base.huggingface import capture_folder, open_folder
+from adapter_export.torch_backend.base.inputs import obvious_inputs
 from adapter_export.torch_backend.base.own_head import own_head
 
 SIZES = {
@@ -177,7 +177,7 @@ def test_a_class_that_is_none(architecture: str, tmp_path: Path) -> None:
 
 def test_a_head_that_computes_something_else_is_not_taken(tmp_path: Path) -> None:
     model = small("Bert", "ForSequenceClassification")
-    found = own_head(model, "BertForSequenceClassification", ["logits"], lambda _: (None, ()))
+    found = own_head(model, "BertForSequenceClassification", ["logits"], lambda _: (None, ()), obvious_inputs(model))
     model.bert.save_pretrained(tmp_path / "folder")
     base = open_folder(tmp_path / "folder")
     adapter, notes = found.of(base, model="BertModel", unused=())

@@ -6,8 +6,9 @@ import hashlib
 import inspect
 import io
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
@@ -33,8 +34,8 @@ from adapter_export.torch_backend.base.capture import (
     capture,
     model_type,
     most_tokens,
-    obvious_inputs,
 )
+from adapter_export.torch_backend.base.inputs import Examples, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
 from adapter_export.torch_backend.base.program_file import is_harmless
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
@@ -59,6 +60,9 @@ OWN_HEAD = "own-head"
 """The name of a base's own head among adapters."""
 
 _VERSION = "1.0.0"
+
+_LISTED = 8
+"""How many modules a note names."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ def save_base(
         program, named = capture(module, example_inputs, axes)
         note = CaptureNote(named, max_tokens, model_type(module))
         head, notes = (None, ()) if own_head is None else own_head(_describe(program, note, tokenizer, ()))
-        note = replace(note, notes=(*notes, *texts[1], *media[1]))
+        note = replace(note, notes=(*notes, *texts[1], *media[1], *_unreached(program, named)))
         extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
         if head is not None:
             graph, weights = adapter_bytes(head)
@@ -241,6 +245,21 @@ def save_base(
                     fix="take that out of the model; `torch.export.export` wrote it into the program",
                 ) from error
             _describe(program, note, None, guards)
+
+
+def _unreached(program: ExportedProgram, inputs: Iterable[str]) -> Iterator[str]:
+    """A note on the modules of which no weight is used with these inputs, such as the towers of others."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    weights = {str(one.target): one.arg.name for one in program.graph_signature.input_specs if one.target is not None}
+    used = {program.state_dict[name].data_ptr() for name in program.state_dict if nodes[weights[name]].users}
+    idle = [name for name, tensor in program.state_dict.items() if tensor.data_ptr() not in used]
+    prefixes = {name: list(accumulate(name.split("."), lambda *parts: ".".join(parts))) for name in weights}
+    reached = {prefix for name in prefixes.keys() - set(idle) for prefix in prefixes[name]}
+    outermost = [next(prefix for prefix in prefixes[name] if prefix not in reached) for name in idle]
+    modules = list(dict.fromkeys(prefix for prefix, name in zip(outermost, idle, strict=True) if prefix != name))
+    if modules:
+        named = ", ".join(f"`{name}`" for name in modules[:_LISTED]) + (" …" if len(modules) > _LISTED else "")
+        yield f"no output depends on {named} when the inputs are {', '.join(f'`{name}`' for name in inputs)}"
 
 
 class _Sink(io.RawIOBase):
@@ -462,17 +481,9 @@ def _unpickled(path: Path) -> nn.Module:
     return module.float()  # adapters are trained on float32; what was stored in fewer bits is exact in it
 
 
-def _examples(module: nn.Module, records: Sequence[InputRecord]) -> tuple[Inputs, AxisNames]:
-    """Example inputs as they are described, dynamic axes of length 1, which `capture` widens; else the obvious ones."""
-    examples: dict[str, Tensor] = {}
-    axes: dict[str, dict[int, str]] = {}
-    for record in records:
-        shape = [1 if isinstance(axis, str) else axis for axis in record.axes]
-        examples[record.name] = torch.ones(shape, dtype=getattr(torch, record.dtype))
-        axes[record.name] = {place: axis for place, axis in enumerate(record.axes) if isinstance(axis, str)}
-    if records:
-        return examples, axes
-    found = obvious_inputs(module)
+def _examples(module: nn.Module, records: Sequence[InputRecord]) -> Examples:
+    """Example inputs as they are described, else the obvious ones; `UsageError` where nothing says what they are."""
+    found = described_inputs(records) if records else obvious_inputs(module)
     if found is None:
         raise UsageError(
             "what the model takes is not obvious",

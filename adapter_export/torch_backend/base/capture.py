@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from math import prod
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from adapter_export.errors import BaseModelError, UsageError
+from adapter_export.errors import BaseModelError, UsageError, argument
 from adapter_export.format.manifest import Axis
+from adapter_export.torch_backend.base.experts import dense_experts
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
 AxisNames = Mapping[str, Mapping[int, str]]
@@ -51,10 +51,10 @@ def capture(
     given = _named_inputs(module, example_inputs)
     inputs = dict(_input_tensors(given))
     names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
-    inputs = _widened(inputs, names)
     shapes = [dict.fromkeys(names[name], Dim.DYNAMIC) for name in inputs]
     structure = pytree.tree_structure(given)
     with settled(module), _same_lengths(module, names), quiet():
+        inputs = _computed(module, structure, inputs, names)
         try:
             program = torch.export.export(
                 module,
@@ -128,7 +128,81 @@ def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, di
     return {name: dict(axes.get(name, {})) for name in inputs}
 
 
-def _widened(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, Tensor]:
+_FACTORS = (1, 4, 32, 256, 2048)
+"""What lengths that nobody gave are multiplied with, until the module computes: convolutions take no short inputs."""
+
+_LARGEST = 2**25
+"""The most numbers of an input whose length nobody gave."""
+
+
+def _computed(
+    module: nn.Module, structure: pytree.TreeSpec, inputs: Mapping[str, Tensor], axes: AxisNames
+) -> dict[str, Tensor]:
+    """The inputs, of the first lengths of which the module computes something, the same twice."""
+    failure: tuple[Exception, Mapping[str, Tensor]] | None = None
+    shapes: list[torch.Size] = []
+    for factor in _FACTORS:
+        widened = _widened(inputs, axes, factor)
+        before, shapes = shapes, [tensor.shape for tensor in widened.values()]
+        if before == shapes or (before and max(shape.numel() for shape in shapes) > _LARGEST):
+            break
+        try:
+            first, second = (_run(module, structure, list(widened.values())) for _ in range(2))
+        except LIBRARY_ERRORS as error:
+            failure = failure or (error, widened)
+        else:
+            _check_repeated(first, second)
+            return widened
+    assert failure is not None
+    raise _not_computed(module, *failure) from failure[0]
+
+
+def _run(module: nn.Module, structure: pytree.TreeSpec, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The results by name; neither the module's buffers nor the inputs are changed."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.no_grad():
+        copies = pytree.tree_unflatten([tensor.clone() for tensor in inputs], structure)
+        return dict(torch.func.functional_call(module, buffers, (), copies))  # `settled` makes it return them by name
+
+
+_ROUNDING = 1e-3
+"""How far two runs may be apart, of the largest number: threads may sum in another order."""
+
+
+def _check_repeated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    for name, one in first.items():
+        other = second[name]
+        if one.shape == other.shape and (torch.equal(one, other) or not one.numel()):
+            continue
+        distance = scale = 1.0
+        if one.shape == other.shape:
+            one, other = (values.to(torch.float64).nan_to_num() for values in (one, other))
+            distance, scale = float((one - other).abs().max()), float(one.abs().max())
+        if distance > _ROUNDING * scale:
+            raise BaseModelError(
+                "is random in `eval` mode: two runs on the same inputs differ",
+                where=f"output `{name}`",
+                found=f"numbers that are {distance:.2g} apart, where {scale:.2g} is the largest",
+                expected="the same results in every run",
+                fix="take what is random out of the model, such as a dropout that is always on or a random mask, or "
+                "make it an input",
+            )
+
+
+def _not_computed(module: nn.Module, error: Exception, inputs: Mapping[str, Tensor]) -> BaseModelError:
+    shapes = ", ".join(f"`{name}` {str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in inputs.items())
+    taken = [f"`{name}`" for name in inspect.signature(module.forward).parameters]
+    return BaseModelError(
+        "the model cannot compute an example of its inputs",
+        where=f"`{type(module).__name__}.forward`",
+        found=f"{first_line(error)} (for {shapes})",
+        expected=f"inputs that it takes together, of {', '.join(taken)}",
+        fix=f"say what it takes with {argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')}, once for each input; "
+        "or give the part of the model that you mean to `adapter_export.capture`, with examples of its inputs",
+    )
+
+
+def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int) -> dict[str, Tensor]:
     """Copies of the inputs, repeated along dynamic axes of length 1, which torch would take for constants.
 
     Each is a tensor of its own: where one tensor is given twice, torch takes both inputs for the same one.
@@ -145,7 +219,11 @@ def _widened(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, Tensor]
                     expected="one length of 1 or more for all axes of one name",
                 )
             lengths[axis] = max(length, lengths.get(axis, 1))
-    lengths = {axis: length if length > 1 else index + 2 for index, (axis, length) in enumerate(lengths.items())}
+    rows = {places[0] for places in axes.values() if 0 in places}
+    lengths = {
+        axis: length if length > 1 else (index + 2) * (1 if axis in rows else factor)
+        for index, (axis, length) in enumerate(lengths.items())
+    }
     widened = {}
     for name, tensor in inputs.items():
         repeats = [1] * tensor.dim()
@@ -157,7 +235,7 @@ def _widened(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, Tensor]
 
 @contextmanager
 def settled(module: nn.Module) -> Iterator[None]:
-    """The module in `eval` mode, without a cache, returning tensors by name; afterwards it is as it was."""
+    """The module in `eval` mode, without a cache, with dense experts, returning tensors by name; then as it was."""
     with ExitStack() as stack:
         for inner in module.modules():
             stack.callback(setattr, inner, "training", inner.training)
@@ -169,6 +247,7 @@ def settled(module: nn.Module) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(module.register_forward_hook(_return_named_tensors).remove)
+        stack.enter_context(dense_experts(module))
         module.eval()
         yield
 
@@ -226,13 +305,13 @@ def _members(value: Any, prefix: str) -> list[tuple[str, Any]]:
     )
 
 
+_FIX = f"make that axis fixed (a number in {argument('inputs', option='input')}, or left out of `axes`)"
 _REMEDIES = (
-    ("specialized", "make that axis fixed (leave it out of `axes`), or take the constant length out of the model"),
-    ("Constraints violated", "make that axis fixed (leave it out of `axes`)"),
+    ("specialized", f"{_FIX}, or take the constant length out of the model"),
+    ("Constraints violated", _FIX),
     ("data-dependent", "take the branch on the values of a tensor out of the model"),
     ("DataDependent", "take the branch on the values of a tensor out of the model"),
     ("Cache", "turn the cache off (`use_cache=False`), or wrap the model so that it returns tensors only"),
-    ("required positional argument", "give an example for every input that the model needs"),
 )
 
 
@@ -262,70 +341,6 @@ def _strip(program: ExportedProgram) -> None:
         if isinstance(graph_module, torch.fx.GraphModule):
             for node in graph_module.graph.nodes:
                 node.meta.pop("stack_trace", None)
-
-
-_EXAMPLE_BATCH, _TOKENS, _DECODER_TOKENS = 2, 7, 5
-"""The lengths of the example inputs; nothing depends on them, but torch takes equal ones for one."""
-
-_DECODER = "decoder_"
-
-
-def obvious_inputs(module: nn.Module) -> tuple[dict[str, Tensor], AxisNames] | None:
-    """Example inputs and their dynamic axes, of a module that takes tokens, images or sound by their usual names.
-
-    Tokens are `input_ids` [batch, sequence], with the `attention_mask` and `token_type_ids` that the module takes;
-    images are `pixel_values`, [batch, channels, height, width] as the module's `config` says; sound is
-    `input_features` [batch, bands, frames], likewise. A module with a decoder takes `decoder_input_ids` and
-    `decoder_attention_mask` [batch, decoder_sequence] as well.
-    """
-    parameters = inspect.signature(module.forward).parameters
-    needed = {
-        name
-        for name, each in parameters.items()
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    }
-    offered = _tokens(module, parameters) or _images(module, parameters) or _sound(module, parameters)
-    if offered and f"{_DECODER}input_ids" in parameters:
-        ids = torch.ones(_EXAMPLE_BATCH, _DECODER_TOKENS, dtype=torch.int64)
-        decoder = (f"{_DECODER}input_ids", f"{_DECODER}attention_mask")
-        offered |= {name: ids for name in decoder if name in parameters}
-    if not offered or not needed <= offered.keys():
-        return None
-    axes = {name: {0: _BATCH} for name in offered}
-    for name, tensor in offered.items():
-        if tensor.dim() == 2:
-            axes[name][1] = f"{_DECODER}{_SEQUENCE}" if name.startswith(_DECODER) else _SEQUENCE
-    return offered, axes
-
-
-def _tokens(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
-    if "input_ids" not in taken:
-        return {}
-    ids = torch.ones(_EXAMPLE_BATCH, _TOKENS, dtype=torch.int64)
-    config: Any = getattr(module, "config", None)
-    # without a table of token types, models of transformers add the embedding of a token instead
-    typed = config is None or (getattr(config, "type_vocab_size", 0) or 0) > 0
-    offered = {"input_ids": ids, "attention_mask": ids, **({"token_type_ids": ids * 0} if typed else {})}
-    return {name: tensor for name, tensor in offered.items() if name in taken}
-
-
-def _images(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
-    config: Any = getattr(module, "config", None)
-    size = getattr(config, "image_size", None)
-    if "pixel_values" not in taken or size is None:
-        return {}
-    height, width = (size, size) if isinstance(size, int) else size
-    return {"pixel_values": torch.zeros(_EXAMPLE_BATCH, getattr(config, "num_channels", 3), height, width)}
-
-
-def _sound(module: nn.Module, taken: Mapping[str, object]) -> dict[str, Tensor]:
-    """As many frames as the convolutions in front make the positions of."""
-    config: Any = getattr(module, "config", None)
-    bands, positions = (getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions"))
-    if "input_features" not in taken or not isinstance(bands, int) or not isinstance(positions, int):
-        return {}
-    strides = [layer.stride[0] for layer in module.modules() if isinstance(layer, nn.Conv1d)]
-    return {"input_features": torch.zeros(_EXAMPLE_BATCH, bands, positions * prod(strides))}
 
 
 def model_type(module: nn.Module) -> str | None:

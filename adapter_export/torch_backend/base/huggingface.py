@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -21,12 +23,15 @@ from transformers.utils import logging as transformers_log
 
 from adapter_export.errors import BaseModelError, FileError, InputError, argument, within
 from adapter_export.format.files import read_json
+from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
 from adapter_export.format.model_config import CLASS_TYPES, class_type, head_task
 from adapter_export.graph.tasks import MEDIA_TYPES, Task
 from adapter_export.text import tokenizer_digest
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
-from adapter_export.torch_backend.base.capture import AxisNames, most_tokens, obvious_inputs
+from adapter_export.torch_backend.base.capture import AxisNames, Inputs, most_tokens
+from adapter_export.torch_backend.base.folder_inputs import prepared_by
+from adapter_export.torch_backend.base.inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head, with_tokenizer
 from adapter_export.torch_backend.base.own_media import own_media
 from adapter_export.torch_backend.base.own_texts import own_texts
@@ -112,18 +117,22 @@ def _layers(cache: object) -> list[tuple[Tensor, Tensor]]:
 _FOLDER_ERRORS: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, SafetensorError)
 
 
-def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force: bool = False) -> None:
+def capture_folder(
+    folder: Path, path: Path, *, inputs: Sequence[InputRecord] = (), with_cache: bool = False, force: bool = False
+) -> None:
     """Save the model of a Hugging Face folder as a base, with its tokenizer and its own head; needs no network.
 
     The folder has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`; or it is one of
-    sentence-transformers, with such a folder and a `modules.json`. The model is the bare one of its architecture, in
-    float32, with the inputs of `obvious_inputs`; a pooler without weights in the folder is left out. Its own head is
+    sentence-transformers, with such a folder and a `modules.json`. The model is of the class in `architectures`, in
+    float32; of a class with a head it is the bare model, with the inputs of `obvious_inputs` as tokenizer and processor
+    make them if no `inputs` are described. A pooler without weights in the folder is left out. Its own head is
     what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
-    is left out, and `TorchBase.left_out` says so. With a cache, the base is the `CachedDecoder` of the model with its
+    is left out, and a note says so. With a cache, the base is the `CachedDecoder` of the model with its
     language head, which generates text.
 
     Raises:
         FileError: the folder or a file in it is missing.
+        UsageError: the described inputs are not those of the model.
         BaseModelError: the model cannot be opened or exported, or weights are missing that it needs.
         OutputExistsError, WriteError: as `save_base`.
     """
@@ -132,22 +141,30 @@ def capture_folder(folder: Path, path: Path, *, with_cache: bool = False, force:
     _check_files(folder)
     with quiet(), _quiet_transformers():
         media, media_notes = (None, ()) if with_cache else own_media(folder)
+        prepared = Prepared() if inputs else prepared_by(folder)
+
+    def examples(model: nn.Module) -> Examples | None:
+        return described_inputs(inputs) if inputs else obvious_inputs(model, prepared)
+
     # the whole model first, so that two of them are never in memory
-    own = None if with_cache else _own_head(folder, sentences, media)
-    model, unused = _open(folder, AutoModelForCausalLM if with_cache else AutoModel)
+    own = None if with_cache else _own_head(folder, sentences, media, examples)
+    model, unused = _open(folder, AutoModelForCausalLM) if with_cache else _open_base(folder)
     tokenizer = folder / "tokenizer.json"
-    module, found = model, None if with_cache else obvious_inputs(model)
+    module: nn.Module
+    found: tuple[Inputs, AxisNames] | None
     if with_cache:
-        module = CachedDecoder(model)
+        decoder = CachedDecoder(model)
         with within(folder), quiet(), _quiet_transformers():
-            found = module.example_inputs()
+            module, found = decoder, decoder.example_inputs()
+    else:
+        module, found = model, examples(model)
     if found is None:
         raise BaseModelError(
-            "takes inputs that are neither tokens, nor images, nor sound of a known length",
+            "takes inputs of which neither its files nor its documentation say what they are",
             where=folder,
-            found=", ".join(inspect.signature(model.forward).parameters),
-            expected="`input_ids`, `pixel_values` or `input_features`",
-            fix="load the model in Python and save it with `save_base`, which takes any inputs",
+            found=f"`{type(model).__name__}.forward`: {', '.join(inspect.signature(model.forward).parameters)}",
+            expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} for each input",
+            fix=f"say it, such as {argument('inputs', ['input_values=float32[batch,samples]'], option='input')}",
         )
     with quiet(), _quiet_transformers():
         texts = own_texts(folder, most_tokens(model))
@@ -176,11 +193,15 @@ def open_folder(folder: Path) -> TorchBase:
         return load_base(path)
 
 
-def _own_head(folder: Path, sentences: SentenceFolder | None, media: CapturedMedia | None) -> OwnHead:
+def _own_head(
+    folder: Path,
+    sentences: SentenceFolder | None,
+    media: CapturedMedia | None,
+    examples: Callable[[nn.Module], Examples | None],
+) -> OwnHead:
     """The head of the folder's whole model: of its modules, or of the class in its config; or why there is none."""
     config, cut = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
-    names = config.get("architectures")
-    name = MODULES_FILE if sentences else str(names[0]) if isinstance(names, list) and names else ""
+    name = MODULES_FILE if sentences else _class_name(config)
     tokenizer = folder / "tokenizer.json"
     try:
         whole = _with_class(folder, name) if sentences is None else _with_modules(folder, sentences)
@@ -198,7 +219,12 @@ def _own_head(folder: Path, sentences: SentenceFolder | None, media: CapturedMed
     if class_type(name) == "span":
         outputs = ["start_logits", "end_logits"]
     with _quiet_transformers():
-        return own_head(whole, name, outputs, task_of)
+        return own_head(whole, name, outputs, task_of, examples(whole))
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -215,8 +241,8 @@ def _with_class(folder: Path, name: str) -> nn.Module:
         raise BaseModelError(
             "its class is none that gives answers", expected=f"one that ends in {', '.join(CLASS_TYPES)}"
         )
-    found = getattr(transformers, name, None)
-    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+    found = _class(name, _json(folder / "config.json").get("model_type"))
+    if found is None:
         raise BaseModelError(
             "the installed transformers has no such class", found=f"transformers {transformers.__version__}"
         )
@@ -268,13 +294,77 @@ def _check_files(folder: Path) -> None:
     )
 
 
+def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel] | None:
+    """The class of transformers of this name for a `model_type`, also one that only the module of its models has."""
+    if not isinstance(architecture, str) or architecture not in transformers.CONFIG_MAPPING:
+        return None
+    config: Any = transformers.CONFIG_MAPPING[architecture]
+    found = getattr(transformers, name, None)
+    if found is None:
+        bare: Any = transformers.MODEL_MAPPING.get(config, None)
+        bare = bare[0] if isinstance(bare, tuple) else bare
+        found = getattr(sys.modules.get(str(getattr(bare, "__module__", None))), name, None)
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        return None
+    return found if issubclass(config, found.config_class or ()) else None
+
+
+_WITH_A_HEAD = re.compile(r"For[A-Z]|Heads?Model$")
+"""In the names of transformers' classes that have a head behind the bare model."""
+
+
+def _open_base(folder: Path) -> tuple[nn.Module, list[str]]:
+    """The model of the class in `architectures`, without its head if it has one; and as `_open`.
+
+    Where the bare model of the architecture has weights that the folder lacks, such as the decoder of a
+    `WhisperForAudioClassification`, it is what the class itself has without its head, or all of it.
+    """
+    config = _json(folder / "config.json")
+    name, kind = _class_name(config), config.get("model_type")
+    named = _class(name, kind)
+    if named is None and "auto_map" in config:
+        raise BaseModelError(
+            "is a model whose class is code of its own, which is not run",
+            where=folder / "config.json",
+            found=f"`auto_map`, for `{name or kind}`",
+            expected="a class of the installed transformers",
+            fix="if you trust that code, load the model in Python with `trust_remote_code=True` and give it to "
+            "`adapter_export.capture`",
+        )
+    if named is not None and not _WITH_A_HEAD.search(name):
+        return _open(folder, named)
+    try:
+        return _open(folder, AutoModel)
+    except BaseModelError as error:
+        if named is None:
+            if name and kind in transformers.CONFIG_MAPPING:
+                raise _unknown_class(folder, name, error) from error
+            raise
+        whole, missing, unused = _load(folder, named)
+        if missing:
+            raise
+        base: Any = whole.base_model
+        outside = set(whole.state_dict()) - {f"{whole.base_model_prefix}.{key}" for key in base.state_dict()}
+        return base, unused if base is whole else sorted({*unused, *outside})
+
+
+def _unknown_class(folder: Path, name: str, error: BaseModelError) -> BaseModelError:
+    return BaseModelError(
+        "names a class that the installed transformers does not have, and its weights are not those of the bare model",
+        where=folder / "config.json",
+        found=f"`{name}`, and transformers {transformers.__version__}; {error.what}: {error.found}",
+        expected="in `architectures` a class of transformers",
+        fix="upgrade transformers, or load the model in Python and give it to `adapter_export.capture`",
+    )
+
+
 def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
     """The model with every weight from the folder: what transformers would start at random is not in it.
 
     Beside it, the names of the folder's weights that are not in the model.
     """
     model, missing, unused = _load(folder, auto)
-    if missing and auto is AutoModel:
+    if missing and auto is not AutoModelForCausalLM:
         # most often the pooler's weights are what is missing; not every architecture has one
         with suppress(BaseModelError):
             model, missing, unused = _load(folder, auto, add_pooling_layer=False)

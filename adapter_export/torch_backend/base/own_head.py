@@ -16,7 +16,8 @@ from adapter_export.numerics.budget import budget, extent
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import OWN_HEAD, TorchBase, base_of
-from adapter_export.torch_backend.base.capture import obvious_inputs, settled
+from adapter_export.torch_backend.base.capture import settled
+from adapter_export.torch_backend.base.inputs import Examples
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line
 from adapter_export.torch_backend.base.traced_head import TracedHead, trace_head
 from adapter_export.torch_backend.view import flow_graph
@@ -89,18 +90,21 @@ class OwnHead:
 
 
 def own_head(
-    whole: nn.Module, maker: str, outputs: Sequence[str], task_of: Callable[[int], tuple[Task | None, Sequence[str]]]
+    whole: nn.Module,
+    maker: str,
+    outputs: Sequence[str],
+    task_of: Callable[[int], tuple[Task | None, Sequence[str]]],
+    examples: Examples | None,
 ) -> OwnHead:
     """The head of a whole model, whose results are `outputs`; several are the columns of one.
 
-    `task_of` gives the task of a head, and notes, from the number of its classes. Nothing is raised for a head that
-    cannot be taken: the reason is in the result.
+    `task_of` gives the task of a head, and notes, from the number of its classes; `examples` are inputs of the model.
+    Nothing is raised for a head that cannot be taken: the reason is in the result.
     """
     try:
-        found = obvious_inputs(whole)
-        if found is None:
+        if examples is None:
             return OwnHead(maker, reason="the model takes inputs of its own")
-        program = base_of(whole, *found)
+        program = base_of(whole, *examples)
         traced = trace_head(program, outputs, vectors=outputs == [EMBEDDING])
         task, notes = task_of(traced.widths.get(CLASSES, 0))
         head = Head(traced.graph, traced.widths, task)

@@ -158,6 +158,25 @@ def _check_kinds(program: ExportedProgram) -> None:
         changed = _changed_in_place(node)
         if changed is not None:
             raise _unusable("changes its own weights or inputs when it runs", f"`{changed.name}`")
+        if _is_random(node):
+            raise BaseModelError(
+                "is random in `eval` mode: each run draws other numbers",
+                where=f"`{node.name}`",
+                found=f"`{_op(node)}`",
+                expected="the same results in every run",
+                fix="take that out of the model, or make its result an input, and capture it again",
+            )
+
+
+def _is_random(node: fx.Node) -> bool:
+    """Whether an op draws numbers: not a dropout of nothing, or in a model that does not train."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    names = [argument.name for argument in target._schema.arguments]
+    given = {one.name: one.default_value for one in target._schema.arguments}
+    given |= dict(zip(names, node.args, strict=False)) | node.kwargs
+    return all(given.get(name, True) for name in ("train", "p", "dropout_p"))
 
 
 def _changed_in_place(node: fx.Node) -> fx.Node | None:
