@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     "adapter-export capture path/to/all-MiniLM-L6-v2 -o model.pt",
     "adapter-export capture path/to/vit -o vit.pt --force",
     "adapter-export capture path/to/llama --with-cache -o llama.pt",
+    "adapter-export capture path/to/patchtst --input past_values=float32[batch,512,7] -o model.pt",
     "adapter-export capture --trust-pickle mine.pt --input x=float32[batch,sequence,64] -o model.pt",
     like=ae.capture,
 )
@@ -29,7 +30,8 @@ def capture(
 ) -> None:
     """Make a model archive from MODEL.
 
-    MODEL is a Hugging Face folder, `config.json` and `model.safetensors`, or one of sentence-transformers. With
+    MODEL is a Hugging Face folder, `config.json` and `model.safetensors`, or one of sentence-transformers. Its class is
+    the one that `architectures` names; its inputs are those that its tokenizer or processor makes, or `--input`. With
     `--trust-pickle` it is a file of `torch.save(module)`. The archive holds the graph, the weights, the module paths,
     the tokenizer, and the folder's own head: what its class or its modules compute of the final hidden state. A warning
     names what is left out. The archive needs none of the model's code, it trains, and it exports. From Python, any

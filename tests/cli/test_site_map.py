@@ -89,9 +89,15 @@ def test_a_packed_adapter_without_a_map_is_not_built_with_one(
 
 def test_a_map_that_does_not_fit_is_refused(cli, model: Path, edited: Path, tmp_path: Path) -> None:
     document = json.loads(edited.read_text())
+    document["sites"]["again"] = dict(document["sites"]["mine"])
+    edited.write_text(json.dumps(document))
+    cli.refused(2, "expected a value of its own", "sites", model, "--site-map", edited)
+    del document["sites"]["again"]
     document["sites"]["mine"]["torch"]["h"] = "nowhere"
     edited.write_text(json.dumps(document))
     cli.refused(2, "the site map does not fit the base", "sites", model, "--site-map", edited)
+    edited.write_text('{"version": "1.0.0", "sites": {"layers.0.ffn": null, "layers.0.ffn": null}}')
+    cli.refused(3, "gives one key twice; found `layers.0.ffn`", "sites", model, "--site-map", edited)
     document["sites"]["mine"]["role"] = "router"
     edited.write_text(json.dumps(document))
     cli.refused(3, "breaks the format", "sites", model, "--site-map", edited)

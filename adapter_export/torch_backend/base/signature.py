@@ -176,7 +176,7 @@ def _is_random(node: fx.Node) -> bool:
     names = [argument.name for argument in target._schema.arguments]
     given = {one.name: one.default_value for one in target._schema.arguments}
     given |= dict(zip(names, node.args, strict=False)) | node.kwargs
-    return all(given.get(name, True) for name in ("train", "p", "dropout_p"))
+    return all(given.get(name, True) for name in ("train", "training", "p", "dropout_p"))
 
 
 def _changed_in_place(node: fx.Node) -> fx.Node | None:

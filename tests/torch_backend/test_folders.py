@@ -1,0 +1,312 @@
+"""Folders of any architecture: the class that they name, the inputs that their files make, experts, and bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+import transformers as hf
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+
+import adapter_export as ae
+from adapter_export.errors import BaseModelError, UsageError
+from adapter_export.format.manifest import InputRecord
+from adapter_export.torch_backend.base.base import load_base, save_base
+from adapter_export.torch_backend.base.capture import capture
+from adapter_export.torch_backend.base.experts import dense_experts
+from adapter_export.torch_backend.base.folder_inputs import prepared_by
+from adapter_export.torch_backend.base.huggingface import _open_base, capture_folder, open_folder
+from adapter_export.torch_backend.base.inputs import Prepared, described_inputs, obvious_inputs
+
+SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+WORDS = {"vocab_size": 50, "max_position_embeddings": 40}
+IMAGE = {"image_size": 16, "patch_size": 4}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 50}
+WHISPER = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32} | {
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 32,
+    **{"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 20, "vocab_size": 50, "pad_token_id": 0},
+}
+EXPERTS = {"vocab_size": 50, "num_key_value_heads": 2, "num_experts_per_tok": 2}
+PATCHES = {"num_input_channels": 2, "context_length": 32, "patch_length": 8, "patch_stride": 8, "d_model": 16} | {
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "ffn_dim": 32,
+}
+SERIES = "past_values=float32[batch,32,2]"
+
+
+def made(name: str, config: str, /, **settings: Any) -> hf.PreTrainedModel:
+    """A model with random weights of standard deviation 0.2."""
+    torch.manual_seed(0)
+    model: hf.PreTrainedModel = getattr(hf, name)(getattr(hf, f"{config}Config")(**settings)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape) * 0.2 + (weight if weight.dim() == 1 else 0.0))
+    return model
+
+
+def test_the_class_that_the_folder_names_is_opened(tmp_path: Path) -> None:
+    model = made("T5EncoderModel", "T5", **T5)
+    model.save_pretrained(tmp_path)
+    base = open_folder(tmp_path)
+    assert [record.name for record in base.inputs] == ["input_ids", "attention_mask"]
+    assert base.notes == ()
+    ids = torch.randint(3, 50, (3, 9))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.inference_mode():
+        expected = model(**inputs).last_hidden_state
+    torch.testing.assert_close(base.run(inputs)["last_hidden_state"], expected, rtol=0, atol=1e-5)
+
+
+CLASSES = [
+    # a class with a head, and what is its base: the bare model of the architecture if the folder has its weights
+    (("BertForMaskedLM", "Bert", SIZE | WORDS), "BertModel"),
+    (("T5ForTokenClassification", "T5", T5), "T5EncoderModel"),
+    (("WhisperForAudioClassification", "Whisper", WHISPER), "WhisperForAudioClassification"),
+    # others are what they are
+    (("CLIPTextModelWithProjection", "CLIPText", SIZE | WORDS), "CLIPTextModelWithProjection"),
+]
+
+
+@pytest.mark.parametrize(("saved", "opened"), CLASSES, ids=[case[0][0] for case in CLASSES])
+def test_the_base_of_a_class(saved: tuple[str, str, dict[str, Any]], opened: str, tmp_path: Path) -> None:
+    name, config, settings = saved
+    model = made(name, config, **settings)
+    model.save_pretrained(tmp_path)
+    found, unused = _open_base(tmp_path)
+    assert type(found).__name__ == opened
+    expected = dict(model.named_parameters())
+    for key, weight in found.named_parameters():
+        assert any(name.endswith(key) and torch.equal(weight, own) for name, own in expected.items())
+    assert bool(unused) == (opened != name)
+
+
+def test_a_class_that_only_the_module_of_the_architecture_has(tmp_path: Path) -> None:
+    made("WhisperModel", "Whisper", **WHISPER).get_encoder().save_pretrained(tmp_path)
+    found, _ = _open_base(tmp_path)
+    assert type(found).__name__ == "WhisperEncoder"
+
+
+def rewritten(folder: Path, **changed: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+
+
+def test_classes_that_nobody_can_open(tmp_path: Path) -> None:
+    model = made("T5EncoderModel", "T5", **T5)
+    model.save_pretrained(tmp_path)
+    rewritten(tmp_path, architectures=["T5EncoderOfOurs"])
+    with pytest.raises(BaseModelError, match=r"names a class that the installed transformers does not have.*Ours"):
+        open_folder(tmp_path)
+    rewritten(tmp_path, auto_map={"AutoModel": "ours.T5EncoderOfOurs"})
+    with pytest.raises(BaseModelError, match=r"code of its own, which is not run.*`T5EncoderOfOurs`"):
+        open_folder(tmp_path)
+
+
+def tokenizer(folder: Path, *, types: bool, **config: object) -> None:
+    """A tokenizer of two words, which tells the texts of a pair apart or not."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, "[UNK]"))
+    words.post_processor = TemplateProcessing(single="$A", pair=f"$A $B:{int(types)}", special_tokens=[])
+    words.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("types", "config", "typed"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"model_input_names": ["input_ids", "attention_mask"]}, False),
+        (False, {"model_input_names": ["input_ids", "token_type_ids"]}, True),
+        (True, {"tokenizer_class": "RobertaTokenizer"}, False),
+        (False, {"tokenizer_class": "BertTokenizer"}, True),
+        (True, {"tokenizer_class": "PreTrainedTokenizerFast"}, True),  # a class of any model says nothing
+    ],
+)
+def test_the_inputs_that_a_tokenizer_makes(types: bool, config: dict[str, Any], typed: bool, tmp_path: Path) -> None:
+    tokenizer(tmp_path, types=types, **config)
+    assert prepared_by(tmp_path).typed is typed
+    model = made("BertModel", "Bert", **SIZE, **WORDS)
+    found = obvious_inputs(model, prepared_by(tmp_path))
+    assert found is not None
+    assert ("token_type_ids" in found[0]) == typed
+
+
+def test_one_type_of_tokens_is_no_input() -> None:
+    model = made("RobertaModel", "Roberta", **SIZE, **WORDS, type_vocab_size=1)
+    assert list(shapes(model, Prepared())) == ["input_ids", "attention_mask"]
+
+
+def shapes(model: nn.Module, prepared: Prepared) -> Mapping[str, tuple[object, ...]]:
+    """The shapes of the obvious inputs, dynamic axes by name."""
+    found = obvious_inputs(model, prepared)
+    assert found is not None
+    examples, axes = found
+    return {
+        name: tuple(axes[name].get(place, size) for place, size in enumerate(value.shape))
+        for name, value in examples.items()
+    }
+
+
+def test_the_inputs_that_a_processor_makes(tmp_path: Path) -> None:
+    size = {"height": 24, "width": 32}
+    hf.ViTImageProcessorPil(size=size).save_pretrained(tmp_path / "image")
+    hf.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path / "wave")
+    hf.ASTFeatureExtractor(max_length=16, num_mel_bins=8).save_pretrained(tmp_path / "bands")
+    image = made("ViTModel", "ViT", **SIZE, **IMAGE)
+    assert shapes(image, prepared_by(tmp_path / "image")) == {"pixel_values": ("batch", 3, 24, 32)}
+    wave = made("Wav2Vec2Model", "Wav2Vec2", **SIZE, conv_dim=(8,), conv_stride=(2,), conv_kernel=(3,))
+    expected = {"input_values": ("batch", "samples"), "attention_mask": ("batch", "samples")}
+    assert shapes(wave, prepared_by(tmp_path / "wave")) == expected
+    bands = made("ASTModel", "AST", **SIZE, patch_size=4, max_length=16, num_mel_bins=8)
+    assert shapes(bands, prepared_by(tmp_path / "bands")) == {"input_values": ("batch", 16, 8)}
+
+
+TEXT = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "settings", "expected"),
+    [
+        ("ASTModel", "AST", {"max_length": 16, "num_mel_bins": 8}, {"input_values": ("batch", 16, 8)}),
+        ("HubertModel", "Hubert", {"conv_dim": (8,)}, {"input_values": ("batch", "samples")}),
+        ("LayoutLMModel", "LayoutLM", {"type_vocab_size": 1}, {**TEXT, "bbox": ("batch", "sequence", 4)}),
+        ("TapasModel", "Tapas", {}, {**TEXT, "token_type_ids": ("batch", "sequence", 7)}),
+        ("CLIPVisionModelWithProjection", "CLIPVision", IMAGE, {"pixel_values": ("batch", 3, 16, 16)}),
+    ],
+)
+def test_inputs_as_the_model_documents_them(
+    name: str, config: str, settings: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    settings = SIZE | settings
+    if config == "Hubert":
+        settings |= {"conv_stride": (2,), "conv_kernel": (3,)}
+    assert shapes(made(name, config, **settings), Prepared()) == expected
+
+
+def test_inputs_as_they_are_described(tmp_path: Path) -> None:
+    model = made("PatchTSTModel", "PatchTST", **PATCHES)
+    model.save_pretrained(tmp_path / "folder")
+    with pytest.raises(BaseModelError, match=r"cannot compute an example.*doesn't match.*`inputs=\[\"NAME"):
+        open_folder(tmp_path / "folder")
+    made("BertModel", "Bert", **SIZE, **WORDS).save_pretrained(tmp_path / "text")
+    for folder, described, error, message in (
+        ("folder", "past=float32[batch,32,2]", UsageError, r"not arguments of the model.*found past.*past_values"),
+        ("folder", "past_values=float32[batch,32]", BaseModelError, r"cannot compute an example.*float32\[2, 32\]"),
+        ("text", "input_ids=float32[batch,sequence]", BaseModelError, r"cannot compute an example.*FloatTensor"),
+    ):
+        with pytest.raises(error, match=message):
+            ae.capture(tmp_path / folder, tmp_path / "model.pt", inputs=[described])
+        assert not (tmp_path / "model.pt").exists()
+    base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", inputs=[SERIES])
+    assert [(record.name, record.axes) for record in base.inputs] == [("past_values", ("batch", 32, 2))]
+    values = torch.randn(3, 32, 2)
+    with torch.inference_mode():
+        expected = model(past_values=values).last_hidden_state
+    found = base.torch.run({"past_values": values})["last_hidden_state"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert [site.name for site in base.sites.map.sublayers] == ["layers.0.attention", "layers.0.ffn"]
+
+
+class Strided(nn.Module):
+    """Takes no fewer than 40 samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Conv1d(1, 4, 40, 8)
+
+    def forward(self, wave: torch.Tensor) -> torch.Tensor:
+        return self.front(wave.unsqueeze(1))
+
+
+def test_an_example_is_as_long_as_the_module_needs_it() -> None:
+    examples, axes = described_inputs([InputRecord("wave", "float32", ("batch", "samples"), "values")])
+    program, shape = capture(Strided(), examples, axes)
+    assert shape == {"wave": ("batch", "samples")}
+    (found,) = program.module()(wave=torch.randn(5, 400)).values()
+    assert found.shape == (5, 4, 46)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "settings"),
+    [
+        ("MixtralModel", "Mixtral", {"num_local_experts": 4}),
+        ("Qwen2MoeModel", "Qwen2Moe", {"num_experts": 4, "moe_intermediate_size": 8}),
+        ("GptOssModel", "GptOss", {"num_local_experts": 4, "head_dim": 8}),  # biases, and a gate of its own
+    ],
+)
+def test_dense_experts_are_exact(name: str, config: str, settings: dict[str, Any]) -> None:
+    model = made(name, config, **SIZE, **EXPERTS, **settings)
+    model.set_experts_implementation("eager")
+    ids = torch.randint(3, 50, (2, 9))
+    with torch.inference_mode():
+        expected = model(ids).last_hidden_state
+        with dense_experts(model):
+            found = model(ids).last_hidden_state
+            assert not torch.equal(found, expected) or found.abs().max() > 0.1
+        again = model(ids).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert torch.equal(again, expected)
+
+
+def test_a_mixture_of_experts(tmp_path: Path) -> None:
+    model = made("MixtralModel", "Mixtral", **SIZE, **EXPERTS, num_local_experts=4)
+    model.save_pretrained(tmp_path / "folder")
+    base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
+    for rows, tokens in ((3, 9), (1, 1)):
+        ids = torch.randint(3, 50, (rows, tokens))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.inference_mode():
+            expected = model(**inputs).last_hidden_state
+        found = base.torch.run(inputs)["last_hidden_state"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert not base.sites.not_placed
+    assert [site.name for site in base.sites.map.sublayers] == ["layers.0.attention", "layers.0.ffn"]
+
+
+class TwoTowers(nn.Module):
+    """One of them reads nothing that is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.image = nn.Linear(4, 4), nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x: torch.Tensor, pixels: torch.Tensor | None = None) -> torch.Tensor:
+        return self.text(x) if pixels is None else self.text(x) + self.image[0](pixels)
+
+
+def test_modules_that_the_inputs_do_not_reach_are_named(tmp_path: Path) -> None:
+    save_base(TwoTowers(), {"x": torch.ones(2, 4)}, tmp_path / "one.pt")
+    assert load_base(tmp_path / "one.pt").notes == ("no output depends on `image` when the inputs are `x`",)
+    save_base(TwoTowers(), {"x": torch.ones(2, 4), "pixels": torch.ones(2, 4)}, tmp_path / "both.pt")
+    assert "`image.1` when the inputs are `x`, `pixels`" in load_base(tmp_path / "both.pt").notes[0]
+
+
+class Noisy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand_like(x)
+
+
+class Quiet(nn.Module):
+    """A dropout that the mode switches off."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+def test_what_is_random_in_eval_mode_is_no_base(tmp_path: Path) -> None:
+    made("ViTMAEModel", "ViTMAE", **SIZE, **IMAGE).save_pretrained(tmp_path / "folder")
+    with pytest.raises(BaseModelError, match="is random in `eval` mode: two runs on the same inputs differ"):
+        capture_folder(tmp_path / "folder", tmp_path / "model.pt")
+    save_base(Quiet(), {"x": torch.ones(2, 4)}, tmp_path / "quiet.pt")
+    torch.export.save(torch.export.export(Noisy(), (torch.ones(2, 4),)), tmp_path / "noisy.pt")
+    with pytest.raises(BaseModelError, match=r"is random in `eval` mode: each run draws other numbers.*`rand_like`"):
+        load_base(tmp_path / "noisy.pt")
