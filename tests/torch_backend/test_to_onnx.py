@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adapter_export.errors import BaseModelError, OutputExistsError, WriteError
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, open_onnx
 from adapter_export.sites.discover import discover
-from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
+from adapter_export.torch_backend.base.base import TorchBase, base_of, load_base, save_base
 from adapter_export.torch_backend.base.to_onnx import OPSET, export_onnx, to_onnx
 from adapter_export.torch_backend.view import flow_graph
 
@@ -135,6 +135,57 @@ def test_awkward_outputs(tmp_path: Path) -> None:
     inputs = {"x": torch.randn(3, 4), "y": torch.randn(3, 4)}
     assert_equal(base, session, inputs, 1e-6)
     torch.testing.assert_close(base.run(inputs)["add"], base.run(inputs)["same"] * 2)
+
+
+class Spelled(nn.Module):
+    """Ops that are written otherwise for the exporter, one of them as an output."""
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        first, second, rest = x.chunk(3, -1)
+        both = (first > 0).__and__(y[:, :2] > 0).to(torch.float32) + torch.min(first, second)
+        joined = torch.cat([both.to(torch.int64).to("cpu"), rest.long()], -1).unflatten(-1, (3, 1)).flatten(1)
+        return {"joined": joined.to(torch.int64), "both": both.float()}
+
+
+class WrittenFresh(nn.Module):
+    """Writes into values that nothing else sees, and reads them before and after."""
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        sums = x * 2
+        before = sums + 1
+        sums.add_(y).mul_(x)
+        return {"before": before, "after": sums + 0, "view": sums[:, :2] - 1}
+
+
+class Written(nn.Module):
+    """Writes into a view of what it reads later."""
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        copy = x * 1
+        view = copy[:, :2]
+        view.add_(y[:, :2]).clamp_(min=0)
+        return {"copy": copy * 2, "view": view + 1}
+
+
+@pytest.mark.parametrize(("module", "traces"), [(Spelled(), 0), (WrittenFresh(), 0), (Written(), 1)])
+def test_only_what_onnx_cannot_write_is_traced_again(
+    module: nn.Module, traces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(3, 5) * 2, "y": torch.randn(3, 5)}
+    base = base_of(module, {name: value[:2] for name, value in inputs.items()})
+    decompose, seen = torch.export.ExportedProgram.run_decompositions, []
+
+    def counted(program: torch.export.ExportedProgram, *args: object) -> torch.export.ExportedProgram:
+        seen.append(program)
+        return decompose(program, *args)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", counted)
+    export_onnx(base, tmp_path / "model.onnx")
+    assert len(seen) == traces
+    assert_equal(base, ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"]), inputs, 1e-6)
+    for name, expected in module(**inputs).items():
+        torch.testing.assert_close(base.run(inputs)[name], expected)
 
 
 def test_the_base_stays_as_it_is_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

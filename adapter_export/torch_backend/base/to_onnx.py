@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
+from torch.onnx._internal.exporter import _core, _registration
 
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import new_file
@@ -99,6 +103,9 @@ def _exported(program: ExportedProgram) -> ir.Model:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with quiet():
+            with suppress(*LIBRARY_ERRORS):  # then torch decomposes it
+                if (known := _translatable(program)) is not None:
+                    return _convert(known)
             try:
                 return _convert(program)
             except LIBRARY_ERRORS:
@@ -119,10 +126,105 @@ def _exported(program: ExportedProgram) -> ir.Model:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+@cache
+def _registry() -> Any:
+    """The ops that the exporter knows; `torch.onnx.export` parses the sources of all of them for each graph."""
+    return _registration.ONNXRegistry.from_torchlib(opset_version=OPSET)
+
+
 def _convert(program: ExportedProgram) -> ir.Model:
-    exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
-    assert exported is not None  # only the legacy exporter returns nothing
-    return exported.model
+    return _core.export(program, registry=_registry(), opset_version=OPSET, verbose=False).model
+
+
+class _Translatable(ExportedProgram):
+    """A program of ops that the exporter knows; it would trace it again to decompose the others, for seconds."""
+
+    def run_decompositions(self, *_args: object, **_options: object) -> ExportedProgram:
+        return self
+
+
+_ATEN = torch.ops.aten
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_ASSERTIONS = frozenset({_ATEN._assert_tensor_metadata.default, _ATEN._assert_scalar.default})
+_CONVERSIONS = frozenset({_ATEN.to.device, _ATEN.to.dtype, _ATEN.to.dtype_layout})
+_SPELLINGS = {
+    _ATEN.__and__.Tensor: _ATEN.bitwise_and.Tensor,
+    _ATEN.__or__.Tensor: _ATEN.bitwise_or.Tensor,
+    _ATEN.min.other: _ATEN.minimum.default,
+    _ATEN.max.other: _ATEN.maximum.default,
+}
+"""Ops that torch itself replaces by these."""
+
+_RESHAPES = frozenset({_ATEN.reshape.default, _ATEN.contiguous.default, _ATEN.flatten.using_ints, _ATEN.unflatten.int})
+"""The composite views that are left to the exporter; torch decomposes all others."""
+
+
+def _translatable(program: ExportedProgram) -> ExportedProgram | None:
+    """A copy that needs no decomposition; None if an op is unknown to the exporter, or writes where a view sees it."""
+    module = deepcopy(program.graph_module)  # the exporter changes it
+    graph = module.graph
+    known = {decompositions[0].fx_target for decompositions in _registry().functions.values()}
+    for node in [node for node in graph.nodes if node.op not in ("placeholder", "output")]:
+        if node.target in _ASSERTIONS:
+            graph.erase_node(node)
+            continue
+        if node.target in _CONVERSIONS:
+            source, dtype = node.args[0], node.meta["val"].dtype
+            if source.meta["val"].dtype == dtype and all(user.op != "output" for user in node.users):
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
+                continue
+            node.target, node.args, node.kwargs = _ATEN._to_copy.default, (source,), {"dtype": dtype}
+        elif node.target is _ATEN.chunk.default:
+            source, count, axis = (*node.args, 0)[:3]
+            length = source.meta["val"].shape[node.kwargs.get("dim", axis)]
+            if isinstance(length, int):
+                node.args, node.kwargs = (source, -(-length // count), node.kwargs.get("dim", axis)), {}
+                node.target = _ATEN.split.Tensor
+        node.target = _SPELLINGS.get(node.target, node.target)
+        if node.op != "call_function" or not _returns(node) or node.target not in known or not _is_plain(node.target):
+            return None
+    graph.eliminate_dead_code()
+    return _Translatable(
+        root=module,
+        graph=graph,
+        graph_signature=program.graph_signature,
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+def _returns(node: torch.fx.Node) -> bool:
+    """Make an op that writes into a value one that returns another; False where something else may see the value."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or not op._schema.is_mutable:
+        return True
+    returning = getattr(getattr(_ATEN, op._opname.removesuffix("_"), None), op._overloadname, None)
+    written = node.args[0] if node.args else None
+    if returning is None or not isinstance(written, torch.fx.Node):
+        return False
+    if not _is_fresh(written.target) or any(user < node and not _is_fresh(user.target) for user in written.users):
+        return False
+    node.target = returning
+    written.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
+    return True
+
+
+def _is_fresh(op: object) -> bool:
+    """Whether an op returns a tensor of its own; a composite may return its input."""
+    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable or op.is_view:
+        return False
+    return op in (_ATEN.linear.default, _ATEN.matmul.default) or not op.has_kernel_for_dispatch_key(_COMPOSITE)
+
+
+def _is_plain(op: object) -> bool:
+    """Whether an op is no composite view that torch decomposes."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return True
+    return not op.is_view or op in _RESHAPES or not op.has_kernel_for_dispatch_key(_COMPOSITE)
 
 
 def _describe_model(model: ir.Model, base: TorchBase) -> None:
