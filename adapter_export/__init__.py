@@ -21,6 +21,8 @@ from adapter_export.api.base import Base, capture, open_base
 from adapter_export.api.bundles import add, build, open_bundle, remove
 from adapter_export.api.evaluate import evaluate
 from adapter_export.api.inspect import Inspection, inspect
+from adapter_export.api.lint import lint
+from adapter_export.api.plan import plan
 from adapter_export.api.prove import check, verify
 from adapter_export.api.sites import Sites
 from adapter_export.api.train import attach, train
@@ -30,6 +32,8 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.bundle.report import Report as Report
     from adapter_export.graph.adapter import Adapter as Adapter
     from adapter_export.practice.evaluate import Evaluation as Evaluation
+    from adapter_export.practice.lint import Lint as Lint
+    from adapter_export.practice.plan import Plan as Plan
     from adapter_export.runtime import Bundle as Bundle
 
 __all__ = [
@@ -48,10 +52,12 @@ __all__ = [
     "import_adapterhub",
     "import_peft",
     "inspect",
+    "lint",
     "load_adapter",
     "open_base",
     "open_bundle",
     "pack",
+    "plan",
     "remove",
     "save",
     "train",

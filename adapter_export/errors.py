@@ -25,6 +25,7 @@
     │   └── RequestError                  a call of a session with inputs that do not fit
     ├── ParityError                       exit code 1: an exported graph that does not compute what it should
     ├── MissedGateError                   exit code 1: an adapter that does not do as well as it should
+    ├── MistakeError                      exit code 1: an adapter with one of the classic mistakes
     └── NothingComparedError              exit code 4: a check that looked at nothing
 
 A message says what is wrong, where, what was found, what was expected, and what to do next. Code that raises gives
@@ -333,6 +334,12 @@ class ParityError(AdapterExportError):
 
 class MissedGateError(AdapterExportError):
     """An adapter that does not do as well as was asked, or as the record of its training says."""
+
+    exit_code = 1
+
+
+class MistakeError(AdapterExportError):
+    """An adapter in which one of the classic mistakes was found."""
 
     exit_code = 1
 

@@ -121,6 +121,14 @@ class Base:
         return (self.genai.tokenizer if self.genai else None) if self.is_onnx else self.torch.tokenizer
 
     @property
+    def parameters(self) -> int:
+        """How many numbers its weights are, tensors of floats that are stored."""
+        if not self.is_onnx:
+            return sum(tensor.numel() for tensor in self.torch.program.parameters())
+        tensors = (value.const_value for value in self.onnx.model.graph.initializers.values())
+        return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
+
+    @property
     def texts(self) -> GoldenTexts | None:
         """The ids that the model's own library makes of golden texts, if they are known."""
         return None if self.is_onnx else self.torch.texts

@@ -232,6 +232,9 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
     frozenset({Mapping[str, float], Literal["balanced"]}): _Text(
         "balanced|LABEL=N,…", _class_weights, "is neither `balanced` nor a list such as `good=1,bad=3`"
     ),
+    frozenset({tuple[int, ...]}): _Text(
+        "N,…", lambda text: tuple(map(int, text.split(","))), "is no list of whole numbers such as `16,64`"
+    ),
     frozenset({tuple[float, ...]}): _Text(
         "N,…", lambda text: tuple(map(float, text.split(","))), "is no list of numbers such as `0.3,0.7`"
     ),

@@ -124,7 +124,7 @@ def evaluate(
     graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
 ) -> Array:
     """The result of a graph, in float64, from what it reads, such as `h` [batch, tokens, d], and its tensors."""
-    return _values(graph, inputs, parameters)[graph.result]
+    return values_of(graph, inputs, parameters)[graph.result]
 
 
 def rounding_scale(
@@ -134,7 +134,7 @@ def rounding_scale(
 
     That is the largest absolute value of the result, or of what the errors of a `softmax_mix` are relative to.
     """
-    values = _values(graph, inputs, parameters)
+    values = values_of(graph, inputs, parameters)
     mixes = [_scale_of_mix(node, values) for node in graph.nodes if node.op == "softmax_mix"]
     return max([_largest(values[graph.result]), *mixes])
 
@@ -160,7 +160,7 @@ def gradients(
     gradient: npt.ArrayLike,
 ) -> tuple[Named, Named]:
     """The gradients of Σ gradient·result, in float64: of each value that the graph reads, and of each parameter."""
-    values = _values(graph, inputs, parameters)
+    values = values_of(graph, inputs, parameters)
     of_values = {name: np.zeros_like(value) for name, value in values.items()}
     of_parameters = {name: np.zeros_like(value) for name, value in _float64(parameters).items()}
     of_values[graph.result] += np.asarray(gradient, np.float64)
@@ -216,7 +216,10 @@ def evaluate_head(adapter: Adapter, hidden: npt.ArrayLike, mask: npt.ArrayLike) 
     return evaluate(adapter.head.graph, {"hidden": hidden, "mask": mask}, adapter.parameters(HEAD))
 
 
-def _values(graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]) -> Named:
+def values_of(
+    graph: AdapterGraph, inputs: Mapping[str, npt.ArrayLike], parameters: Mapping[str, npt.ArrayLike]
+) -> Named:
+    """Every value of a graph by its name, in float64; takes what `evaluate` takes."""
     return interpret(graph, LOWERINGS, _float64(inputs), _float64(parameters))
 
 

@@ -1,0 +1,116 @@
+"""The classic mistakes with adapters, looked for in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from adapter_export.api.adapters import load_adapter
+from adapter_export.api.base import Base, PathLike, open_base
+from adapter_export.api.option import Option
+from adapter_export.errors import UsageError, argument
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.practice.lint import Lint, SiteValues
+
+_ROWS, _TOKENS = 64, 64
+"""What the base reads while the adapter is looked at."""
+
+
+def lint(
+    adapter: Adapter | PathLike,
+    *,
+    base: Base | PathLike | None = None,
+    data: Annotated[
+        PathLike | None,
+        Option("The table that it learns from, or shall learn from: csv, tsv or jsonl in UTF-8.", "FILE"),
+    ] = None,
+    text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
+    pair: Annotated[str | None, Option("The column of the second texts, where rows are pairs.", "COLUMN")] = None,
+    fresh: Annotated[bool, "It is not trained yet: measure how far it moves the model as it is."] = False,
+) -> Lint:
+    """Look for the classic mistakes in an adapter.
+
+    What can be seen in the adapter alone is looked for in any case. With a base that torch can run, the adapter is
+    watched while the base reads the first rows of the data, or tokens at random. What could not be looked for is said.
+
+    Args:
+        adapter: the adapter, or its folder.
+        base: the model that it is meant for.
+
+    Returns:
+        What was found. A mistake is no error: `raise_for_failure()` makes it one.
+
+    Raises:
+        FileError, FormatError: the adapter cannot be read; one with NaN or Inf is a `TensorError`.
+        UsageError: `fresh` without a base, data without a tokenizer.
+        BaseModelError, AdapterError: it is no base, or the adapter has no place in it.
+        DataError: the data cannot be read.
+    """
+    from adapter_export.practice.lint import Subject, lint_adapter
+
+    if fresh and base is None:
+        raise UsageError(f"{argument('fresh')} measures the adapter in its base", found="no base", fix="give it one")
+    found = load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
+    texts = None
+    if data is not None:
+        from adapter_export.format.labelled import Columns, read_texts
+
+        texts = read_texts(Path(data), Columns(text=text, pair=pair))
+    recorded = found.training.get("data")
+    rows = len(texts) if texts is not None else recorded.get("training_rows") if isinstance(recorded, Mapping) else None
+    settings = found.training.get("settings")
+    start = settings.get("initial_change") if isinstance(settings, Mapping) else None
+    subject: dict[str, Any] = {"rows": rows, "start": start}
+    if base is not None:
+        opened = open_base(base)
+        subject |= {"base": opened.fingerprint, "norms": {s.name: s.norm for s in opened.sites.map if s.norm}}
+        if not opened.is_onnx:
+            values, moved = _watched(opened, found, texts)
+            subject |= {"values": values, **({"start": moved} if fresh else {})}
+    return lint_adapter(Subject(found, **subject))
+
+
+def _watched(
+    base: Base, adapter: Adapter, texts: list[tuple[str, str | None]] | None
+) -> tuple[dict[str, SiteValues], float]:
+    """Return what is seen at the sites of an adapter while the base reads, and how far the adapter moves its result."""
+    import numpy as np
+    import torch
+
+    from adapter_export.practice.lint import SiteValues
+    from adapter_export.practice.plan import sample
+    from adapter_export.torch_backend.attach import attach
+    from adapter_export.torch_backend.train.fresh import relative_change
+
+    drawn = sample(base.inputs, _ROWS // 4, _TOKENS, base.max_tokens)
+    arrays = drawn if texts is None else _read(base, texts[:_ROWS])
+    inputs = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+    model = attach(base.torch, adapter, sites=base.sites.map, allow_mismatch=True)
+    with torch.inference_mode(), model.observed() as calls:
+        model.hidden(**inputs)
+    values = {}
+    for site, placement in adapter.placements.items():
+        call, replaces = calls[site], adapter.graphs[placement.graph].replaces
+        read = {name: value.double().numpy() for name, value in call.read.items()}
+        if replaces in read:
+            values[site] = SiteValues(read, read[replaces], call.result.double().numpy())
+    return values, relative_change(model, inputs)
+
+
+def _read(base: Base, texts: list[tuple[str, str | None]]) -> dict[str, np.ndarray]:
+    from adapter_export.api.base import require
+    from adapter_export.runtime.texts import encoded
+    from adapter_export.text import Pair, Tokenizer
+
+    if base.tokenizer is None:
+        raise UsageError("the base has no tokenizer, so it cannot read texts", fix=f"leave {argument('data')} out")
+    require("tokenizers", "text", "reading texts")
+    tokenizer = Tokenizer.from_json(base.tokenizer, min(base.max_tokens or _TOKENS, _TOKENS))
+    rows = [text if pair is None else Pair(text, pair) for text, pair in texts]
+    found = encoded(tokenizer, [(row, None) for row in rows])
+    return dict(tokenizer.arrays([row.encoding for row in found], [record.name for record in base.inputs]))

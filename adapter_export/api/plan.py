@@ -1,0 +1,97 @@
+"""What adapters would cost in a base, before any is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.base import Base, PathLike, check_free, open_base, require, silent
+from adapter_export.api.kinds import at_least_1
+from adapter_export.api.option import Option
+from adapter_export.errors import UsageError, argument
+
+if TYPE_CHECKING:
+    from adapter_export.practice.plan import Latency, Plan
+
+
+def plan(
+    model: Base | PathLike,
+    *,
+    kinds: Annotated[tuple[str, ...], "Kinds of adapter, by name."] = ("houlsby", "pfeiffer"),
+    bottlenecks: Annotated[tuple[int, ...], "Widths between their projections."] = (16, 64, 256),
+    batch_size: Annotated[int, Option("Rows in a step of training.", "N", least=1)] = 32,
+    tokens: Annotated[int, Option("Tokens in each row; fewer if the model takes fewer.", "N", least=1)] = 128,
+    measure: Annotated[bool, "Also time each choice in ONNX Runtime, beside the base: one row, one thread."] = False,
+    plot: Annotated[
+        PathLike | None, Option("Draw what each kind costs over its bottlenecks: `.svg` or `.png`.", "FILE")
+    ] = None,
+    force: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> Plan:
+    """Say what each kind of adapter would cost in a base with each bottleneck, and recommend one.
+
+    Nothing is trained or written. Parameters and multiply-accumulates are counted from the graphs of the kinds at the
+    sites of the base; the memory of training is seen in two passes of torch over rows of `tokens`.
+
+    Args:
+        model: a base, or what `open_base` takes.
+        force: replace what is at `plot`.
+        on_progress: is told each step before it begins.
+
+    Raises:
+        UsageError: an unknown kind, or a width that it cannot have in this base.
+        BaseModelError: it is no base, or one whose sites are not known.
+        AdapterError: the base has none of the sites of a kind.
+        OutputExistsError, WriteError: the picture cannot be written.
+    """
+    from adapter_export.graph.kinds import kind_named
+    from adapter_export.practice.plan import Plan, Setup, base_work, choices, recommend, sample
+
+    tell = on_progress or silent
+    picture = None if plot is None else Path(plot)
+    if picture is not None:
+        require("matplotlib", "torch", "drawing")
+        from adapter_export.practice.plot import check_picture
+
+        check_picture(picture)
+        check_free(picture, force=force)
+    for name, given in (("kinds", kinds), ("bottlenecks", bottlenecks)):
+        if not given or len(set(given)) < len(given):
+            found = "none" if not given else ", ".join(map(str, given))
+            raise UsageError(f"{argument(name)} must be different ones, at least one", found=found)
+    for width in bottlenecks:
+        at_least_1("bottlenecks", width)
+    base = open_base(model)
+    sites = base.sites.complete
+    setup = Setup(at_least_1("batch_size", batch_size), at_least_1("tokens", tokens))
+    shaped = list(choices([kind_named(kind)() for kind in kinds], bottlenecks, sites, base.parameters))
+    adapters = [adapter for _, adapter in shaped]
+    memory: list[int | None] = [None] * len(shaped)
+    if not base.is_onnx:
+        from adapter_export.torch_backend.train.memory import training_memory
+
+        tell("measuring the memory of training")
+        one, two = (sample(base.inputs, rows, setup.tokens, base.max_tokens) for rows in (1, 2))
+        memory = [training_memory(base.torch, adapter, sites, one, two, setup.batch) for adapter in adapters]
+    times: list[Latency | None] = [None] * len(shaped)
+    if measure:
+        from adapter_export.practice.latency import latencies
+
+        with TemporaryDirectory(prefix="adapter-export-") as folder:
+            onnx = base.exported(Path(folder), on_progress)
+            tell("timing each choice beside the base")
+            times = [*latencies(onnx, adapters, setup)]
+    measured = tuple(
+        replace(choice, training_memory=needed, latency=latency)
+        for (choice, _), needed, latency in zip(shaped, memory, times, strict=True)
+    )
+    best, reasons = recommend(measured, sites.width)
+    made = Plan(sites.width, base.parameters, base_work(sites), setup, measured, best, reasons)
+    if picture is not None:
+        from adapter_export.practice.plot import draw_plan
+
+        draw_plan(made, picture, force=force)
+    return made

@@ -1,0 +1,265 @@
+"""What adapters would cost in a base, before any is trained: parameters, work, memory of training, and latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from adapter_export.dtypes import Weights
+from adapter_export.format.axes import names
+from adapter_export.format.manifest import InputRecord
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.graph import cost, stored
+from adapter_export.graph.kinds import Kind
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.sites.site import SiteMap
+from adapter_export.tables import Table, size
+
+USUAL = 64
+"""The bottleneck that is recommended where nothing speaks against it: fixed to it, Houlsby et al. (2019, §3.2) lose
+0.4 points on GLUE against choosing a width for each task."""
+
+_NARROW = 4
+"""A bottleneck of more than a quarter of the width is none: Houlsby et al. (2019) try 2 to 256 of 1,024 features."""
+
+_MOST_WORK = 0.1
+"""Of the base's own, which an adapter may add without being noticed as latency."""
+
+_WIDTHS = ("b", "r")
+"""The symbols of a bottleneck's width, and of LoRA's rank."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The requests and the batches of training that memory and latency are given for.
+
+    Attributes:
+        batch: rows in a step of training.
+        tokens: in each row; a base of fixed lengths has its own.
+    """
+
+    batch: int = 32
+    tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of a call of the graph with slots over that of the base, in ONNX Runtime, one row, calls in turns.
+
+    Attributes:
+        ratio: the median over the rounds.
+        low: the lower quartile.
+        high: the upper quartile.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kind of adapter with a bottleneck, and what it costs.
+
+    Attributes:
+        kind: by its name.
+        bottleneck: its width, the rank of LoRA; none for a kind without one.
+        sites: how many it acts at.
+        projections: the numbers in the projections at one site, of those at which they are most.
+        parameters: all numbers that it stores.
+        bytes: of them, in float32.
+        multiply_accumulates: of its matrix products, per token.
+        parameter_share: its parameters over those of the base.
+        work_share: its multiply-accumulates over those of the linear layers in the base's sublayers; null where the
+            base hides these in other operators.
+        training_memory: bytes of a step of training: the base, four copies of what learns, and what is kept for the
+            way back; null for a base that torch cannot train.
+        latency: null if it was not measured.
+    """
+
+    kind: str
+    bottleneck: int | None
+    sites: int
+    projections: int
+    parameters: int
+    bytes: int
+    multiply_accumulates: int
+    parameter_share: float
+    work_share: float | None
+    training_memory: int | None = None
+    latency: Latency | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.bottleneck is None else f"{self.kind} {self.bottleneck}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each choice costs in a base, and which one is recommended; `print` and notebooks show it.
+
+    Attributes:
+        width: of the residual stream.
+        parameters: of the base.
+        multiply_accumulates: of the linear layers in its sublayers, per token.
+        setup: what memory and latency are for.
+        choices: in the order in which they were asked for.
+        recommended: one of them.
+        reasons: why, in sentences.
+    """
+
+    width: int
+    parameters: int
+    multiply_accumulates: int
+    setup: Setup
+    choices: tuple[Choice, ...]
+    recommended: Choice
+    reasons: tuple[str, ...]
+
+    def table(self) -> Table:
+        """Return a row for each choice; `projections` are those at one site, `latency` is over that of the base."""
+        columns = ["kind", "width", "sites", "projections", "parameters", "of base", "file", "MACs/token", "of base"]
+        trains = any(one.training_memory is not None for one in self.choices)
+        measured = any(one.latency is not None for one in self.choices)
+        columns += ["training"] if trains else []
+        columns += ["latency"] if measured else []
+        rows = []
+        for one in self.choices:
+            row = [one.kind, "–" if one.bottleneck is None else f"{one.bottleneck}", f"{one.sites}"]
+            row += [f"{one.projections:,}", f"{one.parameters:,}", f"{one.parameter_share:.2%}", size(one.bytes)]
+            row += [f"{one.multiply_accumulates:,}", "–" if one.work_share is None else f"{one.work_share:.1%}"]
+            row += ["–" if one.training_memory is None else size(one.training_memory)] if trains else []
+            row += [str(one.latency or "–")] if measured else []
+            rows.append(row)
+        return Table(columns, rows, numbers="l" + "r" * (len(columns) - 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.table()), "", f"recommended: {self.recommended}", *self.reasons])
+
+    def _repr_html_(self) -> str:
+        return f"{self.table()._repr_html_()}<p>recommended: {self.recommended}. {' '.join(self.reasons)}</p>"
+
+
+def choices(
+    kinds: Sequence[Kind], bottlenecks: Sequence[int], sites: SiteMap, parameters: int
+) -> Iterator[tuple[Choice, Adapter]]:
+    """Yield each kind with each bottleneck, and an adapter of that shape, whose numbers mean nothing.
+
+    A kind without a bottleneck is one choice. `parameters` is the number of the base's.
+
+    Raises:
+        AdapterError: the base has none of the sites of a kind.
+        UsageError: a width that a kind cannot have in this base.
+    """
+    work = base_work(sites)
+    for kind in kinds:
+        free = next((one for one in _WIDTHS if any(one in component.widths for component in kind.components)), None)
+        for bottleneck in bottlenecks if free else (None,):
+            chosen = kind.with_widths(**({} if free is None or bottleneck is None else {free: bottleneck}))
+            adapter = _shaped(chosen, sites)
+            each = [cost(graph, widths).multiply_accumulates for _, graph, widths in adapter.components()]
+            total = stored(adapter.tensor_shapes().values(), sum(each))
+            yield (
+                Choice(
+                    kind.name,
+                    bottleneck,
+                    len(each),
+                    max(each),
+                    total.parameters,
+                    total.bytes,
+                    total.multiply_accumulates,
+                    total.parameters / parameters,
+                    total.multiply_accumulates / work if work else None,
+                ),
+                adapter,
+            )
+
+
+def base_work(sites: SiteMap) -> int:
+    """The multiply-accumulates per token of the linear layers in the sublayers; 0 where none of them is a site."""
+    return sum(site.width_in * site.width for site in sites.of_roles(("linear",)))
+
+
+def _shaped(kind: Kind, sites: SiteMap) -> Adapter:
+    """An adapter of a kind at its sites in a base, with every number 0.01."""
+    weights: Weights = {}
+    placed = kind.placed(sites)
+    for site, component in placed:
+        owned = component.tensor_names(site.name)
+        shapes = component.graph.parameter_shapes(component.widths_at(site))
+        weights |= {owned[name]: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}
+    graphs = {component.graph_name: component.graph for _, component in placed}
+    return Adapter("plan", kind.name, "", graphs, kind.placements(sites), weights)
+
+
+def recommend(found: Sequence[Choice], width: int) -> tuple[Choice, tuple[str, ...]]:
+    """Return one of the choices, and why it is that one, in sentences.
+
+    It is of the kind that costs least, with the bottleneck next to 64 that is at most a quarter of the width and adds
+    at most a tenth of the base's work; the smallest if all exceed that.
+    """
+    kinds: dict[str, list[Choice]] = {}
+    for one in found:
+        kinds.setdefault(one.kind, []).append(one)
+    cheapest = min(kinds.values(), key=lambda group: min(one.parameters for one in group))
+    narrow = [one for one in cheapest if one.bottleneck is None or one.bottleneck * _NARROW <= width]
+    fitting = [one for one in narrow if (one.work_share or 0) <= _MOST_WORK]
+    chosen = min(
+        fitting or cheapest,
+        key=lambda one: (abs((one.bottleneck or USUAL) - USUAL), one.parameters) if fitting else (0, one.parameters),
+    )
+    reasons = []
+    if len(kinds) > 1:
+        dearest = max(
+            (one for one in found if one.bottleneck in (chosen.bottleneck, None)), key=lambda one: one.parameters
+        )
+        if dearest.parameters > chosen.parameters:
+            reasons.append(
+                f"`{chosen.kind}` costs least: `{dearest}` has {dearest.parameters / chosen.parameters:.1f} times as "
+                "many parameters. After the FFN alone is as good as twice in a layer in the experiments of Pfeiffer et "
+                "al. (2021); try both where points count more than cost."
+            )
+    if chosen.bottleneck == USUAL:
+        reasons.append(
+            f"Nothing speaks against {USUAL}: it is at most a quarter of the width {width}, and adds "
+            f"{_percent(chosen.work_share)} of the base's work. Fixed to {USUAL}, Houlsby et al. (2019, §3.2) lose 0.4 "
+            "points on GLUE against a width chosen for each task."
+        )
+    elif chosen.bottleneck is not None:
+        wide = [one for one in cheapest if one.bottleneck is not None and one not in narrow]
+        dear = [one for one in narrow if one not in fitting]
+        if wide:
+            reasons.append(f"{_listed(wide)}: more than a quarter of the width {width}, so hardly a bottleneck.")
+        if dear:
+            reasons.append(f"{_listed(dear)}: more than {_MOST_WORK:.0%} of the base's work.")
+        if not fitting:
+            reasons.append(f"None of the bottlenecks is small enough for this base; {chosen.bottleneck} is the least.")
+        elif not any(one.bottleneck == USUAL for one in cheapest):
+            reasons.append(f"Of those asked for, {chosen.bottleneck} is next to {USUAL}, the usual one.")
+    return chosen, tuple(reasons)
+
+
+def _listed(found: Sequence[Choice]) -> str:
+    return ", ".join(str(one.bottleneck) for one in found)
+
+
+def _percent(share: float | None) -> str:
+    return "an unknown part" if share is None else f"{share:.1%}"
+
+
+def sample(records: Sequence[InputRecord], rows: int, tokens: int, most: int | None) -> Mapping[str, np.ndarray]:
+    """Rows of a length; the first axis of an input is the batch, every other named axis a length."""
+    batch = {record.axes[0] for record in records if record.axes}
+    named = {name for record in records for axis in record.axes for name in names(axis)}
+    length = tokens if most is None else min(tokens, most)
+    lengths = {name: rows if name in batch else length for name in named}
+    return input_cases(records, seed=0, shapes=[lengths])[0].arrays

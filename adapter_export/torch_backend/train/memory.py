@@ -1,0 +1,50 @@
+"""The memory that a step of training needs, seen in passes of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.attach import attach
+from adapter_export.torch_backend.base.base import TorchBase
+
+_COPIES = 4
+"""Of a tensor that learns with Adam: itself, its gradient, and two moments."""
+
+Inputs = Mapping[str, np.ndarray]
+
+
+def training_memory(
+    base: TorchBase, adapter: Adapter, sites: SiteMap, one_row: Inputs, two_rows: Inputs, rows: int
+) -> int:
+    """Return the bytes that a step of training needs at least: weights, gradients, moments, and what backward reads.
+
+    The last is seen in a pass over one row and one over two of the same length, and grows with the rows.
+
+    Raises:
+        AdapterError, RequestError: the base cannot compute such rows.
+    """
+    model = attach(base, replace(adapter, base=base.fingerprint), sites=sites)
+    weights = [tensor for _, tensor in (*base.program.named_parameters(), *base.program.named_buffers())]
+    stored = {tensor.untyped_storage().data_ptr() for tensor in (*weights, *model.parameters())}
+    kept = []
+    for inputs in (one_row, two_rows):
+        seen: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, seen: dict[int, int] = seen) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in stored:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = model.hidden(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        kept.append(sum(seen.values()))
+        del result  # and with it what was kept
+    held = sum(tensor.numel() * tensor.element_size() for tensor in weights)
+    return held + _COPIES * adapter.cost().bytes + kept[0] + (rows - 1) * (kept[1] - kept[0])
