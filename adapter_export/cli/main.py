@@ -31,9 +31,9 @@ class Entry(NamedTuple):
 COMMANDS: Mapping[str, Entry] = {
     "capture": Entry("adapter_export.cli.capture:capture", "Make a model archive from a Hugging Face folder."),
     "sites": Entry("adapter_export.cli.sites:sites", "Show where adapters can act in a model."),
-    "plan": Entry("adapter_export.cli.plan:plan", "Say what adapters would cost in a model, before training."),
+    "plan": Entry("adapter_export.cli.practice:plan", "Say what adapters would cost in a model, before training."),
     "train": Entry("adapter_export.cli.train:train", "Train an adapter on a table of labelled texts."),
-    "lint": Entry("adapter_export.cli.lint:lint", "Look for the classic mistakes in an adapter."),
+    "lint": Entry("adapter_export.cli.practice:lint", "Look for the classic mistakes in an adapter."),
     "pack": Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
     "import": Entry("adapter_export.cli.import_:import_", "Make an adapter of one that another library trained."),
     "compose": Entry("adapter_export.cli.compose:compose", "Make one adapter of several: stacked, averaged, fused."),
