@@ -128,14 +128,16 @@ def build(
     if own is not None:
         _check_apart(own, chosen)
         chosen = (*chosen, own)
+    notes: list[str] = []
     known = opened.max_tokens
+    if known is None and max_tokens is None and opened.is_onnx:
+        known = _tried_tokens(opened.onnx, say, notes.append)
     longest = max_tokens or known
     if longest is not None and known is not None and longest > known:
         where, most = argument("max_tokens"), f"at most {known}"
         raise UsageError("more tokens than the base takes", where=where, found=longest, expected=most)
     text = _tokenizer(opened, tokenizer, longest)
     wanted = _flavours(flavours, opened)
-    notes: list[str] = []
     with _prepared(opened, base_precision, int8_embeddings, optimize, allow_base_mismatch, say) as (graph, references):
         manifest = build_bundle(
             graph,
@@ -219,6 +221,18 @@ def _flavours(given: Sequence[str] | None, base: Base) -> list[Flavour] | None:
         expected = f"`all`, or some of {', '.join(FLAVOURS)}"
         raise UsageError("unknown flavours", where=argument("flavours"), found=unknown, expected=expected)
     return [flavour for flavour in FLAVOURS if flavour in names]
+
+
+def _tried_tokens(base: OnnxBase, say: OnProgress, note: Callable[[str], None]) -> int | None:
+    """Return the most tokens that a graph takes, by running it; none if that is not known, or takes long."""
+    from adapter_export.onnx_backend.base.external import is_large
+
+    if is_large(base.model):
+        return None
+    say("looking for the longest input that the graph takes")
+    if base.most_tokens is not None:
+        note(f"the graph takes at most {base.most_tokens} tokens, as runs have shown")
+    return base.most_tokens
 
 
 def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:

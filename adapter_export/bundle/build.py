@@ -35,9 +35,10 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import extent
 from adapter_export.numerics.runner import Runner
 from adapter_export.numerics.sample_inputs import InputCase
-from adapter_export.onnx_backend.base.base import OnnxBase, axes, numerics
+from adapter_export.onnx_backend.base.base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.external import WEIGHTS_FILE, write_model
 from adapter_export.onnx_backend.base.flow import flow_graph
+from adapter_export.onnx_backend.base.tried import axes
 from adapter_export.onnx_backend.graft.bank import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
 from adapter_export.onnx_backend.graft.insert import insert_slots, site_values
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums, plan_slots

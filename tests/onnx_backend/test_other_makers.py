@@ -10,7 +10,7 @@ import onnx
 import pytest
 from hand_edited import run, with_bottlenecks
 from onnx import helper, numpy_helper
-from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
+from tiny_onnx import MASK, random_adapter, save_tiny, tiny_model, token_inputs
 
 from adapter_export.errors import BaseModelError
 from adapter_export.graph.adapter import Adapter
@@ -194,19 +194,31 @@ def test_functions_are_opened(tmp_path: Path) -> None:
 class TestOldOpsets:
     """`LayerNormalization` is of opset 17; ONNX Runtime has it in every opset, and its optimiser writes it."""
 
-    @pytest.mark.parametrize("opset", [13, 14, 15, 16])
+    AXES = "axis = Constant <value = int64[1] {1}> ()\n    bias = Unsqueeze(penalty, axis)"
+
+    @pytest.mark.parametrize("opset", [7, 11, 12, 13, 16])
     def test_are_converted_with_a_word_about_it(self, tmp_path: Path, opset: int) -> None:
         plain = open_onnx(save_tiny(tmp_path))
-        model = tiny_model()
+        assert self.AXES in MASK
+        mask = MASK if opset > 12 else MASK.replace(self.AXES, "bias = Unsqueeze <axes = [1]> (penalty)")
+        model = tiny_model(mask=mask, opset=max(opset, 11))  # onnx infers shapes from there on
         model.opset_import[0].version = opset
         base = open_onnx(save_tiny(tmp_path, model))
         assert base.notes == (f"converted from opset {opset} to 17, which slots need; its outputs are unchanged",)
-        assert (base.opset, base.fingerprint, base.inputs) == (17, plain.fingerprint, plain.inputs)
+        assert (base.opset, base.inputs) == (17, plain.inputs)
+        assert opset < 13 or base.fingerprint == plain.fingerprint  # the axis is no constant below
         assert [(site.name, site.h) for site in base.sites.sublayers] == [
             (site.name, site.h) for site in plain.sites.sublayers
         ]
         inputs = token_inputs(5, 3)
         np.testing.assert_array_equal(adapted(base, inputs)[1], adapted(plain, inputs)[1])
+
+    def test_the_converter_says_what_it_cannot_convert(self, tmp_path: Path) -> None:
+        norm = "n = BatchNormalization <spatial = 0> (x, scale, scale, scale, scale)"
+        model = parsed(f"{norm} f = MatMul(n, w) y = Add(x, f)", opset=8)
+        reason = r"cannot be converted to opset 17.*found Attribute spatial must have value 1;.*Export it again"
+        with pytest.raises(BaseModelError, match=reason):
+            open_onnx(saved(tmp_path, model))
 
     def test_weights_stay_where_they_are(self, tmp_path: Path) -> None:
         model = tiny_model()

@@ -45,7 +45,7 @@ _LAYER = """
 
 _INPUTS = "int64[batch, tokens] input_ids, int64[batch, tokens] attention_mask"
 
-_MASK = """
+MASK = """
     real = Cast <to = 1> (attention_mask)
     missing = Sub(one, real)
     penalty = Mul(missing, lowest)
@@ -59,7 +59,7 @@ def tiny_model(
     opset: int = 17,
     seed: int = 0,
     inputs: str = _INPUTS,
-    mask: str = _MASK,
+    mask: str = MASK,
     hidden: str = "hidden",
     more: str = "",
     width: int = WIDTH,

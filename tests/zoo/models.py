@@ -1,7 +1,7 @@
 """Tiny models of more than a hundred architectures, each with the number of sublayers that a person counts in it.
 
-What adds its output to a residual stream is a sublayer: attention, an ffn, a mixer, all experts together. A model of
-two usual layers has 4, one with an encoder and a decoder of two layers each 10, one without a residual stream 0.
+What adds to a residual stream what it computes through weights is a sublayer: attention, an ffn, a mixer, all experts
+together. A model of two usual layers has 4, with an encoder and a decoder of two layers each 10, without a stream 0.
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ TEXTS = {
     "Longformer": text(4, "longformer", attention_window=4),
     "BigBird": text(4, "big_bird", block_size=4, num_random_blocks=1),
     "CANINE": text(8, "canine", num_hash_buckets=16, num_hash_functions=2, local_transformer_stride=16),
-    "FNet": text(4, "fnet", inputs=lambda: {"input_ids": torch.randint(3, 50, (2, 7))}),
+    "FNet": text(2, "fnet", inputs=lambda: {"input_ids": torch.randint(3, 50, (2, 7))}),
     "LayoutLM": text(4, "layoutlm"),
     "LiLT": text(4, "lilt", channel_shrink_ratio=2, hidden_size=24),
     "MarkupLM": text(4, "markuplm", max_depth=3, xpath_unit_hidden_size=4),

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import os
 import re
 import resource
 import sys
@@ -126,6 +127,9 @@ def run(models: dict[str, Model], workers: int, *, fresh: bool) -> Iterator[tupl
 def _child(name: str, model: Model, state: str) -> None:
     """Run one model and write what happened; a fault of ours is written, too."""
     path = _kept(name)
+    with path.with_suffix(".out").open("w", encoding="utf-8") as told:  # torch prints the graphs that it cannot export
+        os.dup2(told.fileno(), 1)
+        os.dup2(told.fileno(), 2)
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, resource.RLIM_INFINITY))
     torch.set_num_threads(1)
     start = time.monotonic()

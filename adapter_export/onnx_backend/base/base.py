@@ -19,7 +19,7 @@ from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.format.axes import masks_of, with_caches
 from adapter_export.format.files import read_bytes
-from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, Precision
+from adapter_export.format.manifest import InputRecord, OutputRecord, Precision
 from adapter_export.onnx_backend.base.external import readable, settle_external_data, sha256_of_tensor
 from adapter_export.onnx_backend.base.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx_backend.base.normalise import (
@@ -30,6 +30,7 @@ from adapter_export.onnx_backend.base.normalise import (
     with_slot_opset,
 )
 from adapter_export.onnx_backend.base.operators import check_biases
+from adapter_export.onnx_backend.base.tried import axes, equal_axes, length_limits, rename_axes
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
@@ -83,6 +84,12 @@ class OnnxBase:
     def index(self) -> FlowIndex:
         """An index of the dataflow graph."""
         return FlowIndex(self.flow)
+
+    @cached_property
+    def most_tokens(self) -> int | None:
+        """The longest input that it takes, as running it shows; none if it took all that were tried."""
+        limits = length_limits(self.model, self.folder, self.inputs).values()
+        return min((most for _, most in limits if most is not None), default=None)
 
     @cached_property
     def mask(self) -> str | None:
@@ -143,12 +150,16 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
     check_operators(model, path)
     normalise(model)
     fingerprint = model.metadata_props.get(FINGERPRINT_KEY) or _fingerprint(model)
-    inputs, outputs = with_caches(
-        [_input_record(value) for value in model.graph.inputs],
-        [OutputRecord(value.name or "", _dtype(value), axes(value)) for value in model.graph.outputs],
-    )
+    inputs, outputs = _interface(model)
+    same: dict[str, str] = {}
+    # our own export knows its axes, and those of caches are known by what comes out again
+    if FINGERPRINT_KEY not in model.metadata_props and not any(record.role == "cache" for record in inputs):
+        same = equal_axes(model, folder, inputs)
+    if same:
+        rename_axes(model, same)
+        inputs, outputs = _interface(model)
     check_layers_are_visible(model.graph)
-    model, notes = with_slot_opset(model, path, folder, inputs)
+    model, notes = with_slot_opset(model, folder, inputs)
     open_sums(model.graph)
     complete_shapes(model, folder, inputs)
     flow = flow_graph(model)
@@ -157,14 +168,14 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
         known = sites if given is None else replace(sites, sites=(*sites, *discover(flow)))
     check_biases({name: node for node, name in node_names(model.graph).items()}, known)
     opset = model.opset_imports[""]
+    notes += tuple(f"the axis `{axis}` is as long as `{other}`, as runs have shown" for axis, other in same.items())
     return OnnxBase(path, folder, model, fingerprint, inputs, outputs, opset, flow, sites, notes, given)
 
 
-def axes(value: ir.Value) -> tuple[Axis, ...]:
-    """The shape of a graph's input or output; an axis without a name gets one from its place."""
-    shape = () if value.shape is None else value.shape
-    return tuple(
-        dim if isinstance(dim, int) else str(dim.value or f"{value.name}.{index}") for index, dim in enumerate(shape)
+def _interface(model: ir.Model) -> tuple[tuple[InputRecord, ...], tuple[OutputRecord, ...]]:
+    return with_caches(
+        [_input_record(value) for value in model.graph.inputs],
+        [OutputRecord(value.name or "", _dtype(value), axes(value)) for value in model.graph.outputs],
     )
 
 

@@ -1,0 +1,183 @@
+"""What a graph of others does not say of its inputs and a run shows: which axes have one length, and which lengths.
+
+Exporters give one length several names, or none, and leave out how many positions a table has. ONNX Runtime refuses
+what does not fit. It is asked with small inputs, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import onnx_ir as ir
+
+from adapter_export.errors import BaseModelError, RequestError
+from adapter_export.format.axes import names
+from adapter_export.format.manifest import Axis, InputRecord
+from adapter_export.numerics.sample_inputs import LENGTHS, input_cases
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.runtime.graphs import run_session
+
+_LONGER = (65, 401, 1025, 4097, 16385)
+"""The lengths at which a graph is tried that takes no short input, as one with convolutions over samples of sound."""
+
+_MOST_POSITIONS = 4096
+"""The longest text that is tried: attention takes memory with its square."""
+
+_SECONDS = 20.0
+"""The time for the search of the longest text; what has run by then counts."""
+
+Runs = Callable[[Mapping[str, int]], bool]
+"""Whether a graph runs with a length for each named axis."""
+
+
+def axes(value: ir.Value) -> tuple[Axis, ...]:
+    """Return the shape of a graph's input or output; an axis without a name gets one from its place."""
+    shape = () if value.shape is None else value.shape
+    return tuple(
+        dim if isinstance(dim, int) else str(dim.value or f"{value.name}.{index}") for index, dim in enumerate(shape)
+    )
+
+
+def runs_with(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> Runs:
+    """Return what tries a graph; one that ONNX Runtime cannot open runs with no lengths."""
+    try:
+        session = open_session(model, folder, optimize=False, pack=False)
+    except BaseModelError:  # those who need a session say so
+        return lambda _: False
+
+    def runs(lengths: Mapping[str, int]) -> bool:
+        try:
+            run_session(session, input_cases(inputs, seed=0, shapes=[lengths])[0].arrays)
+        except RequestError:
+            return False
+        return True
+
+    return runs
+
+
+def equal_axes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> dict[str, str]:
+    """Return the names of axes that have the length of another one, each with that one's name.
+
+    Looked at are axes at one place of several inputs. If the graph runs only where some of them are equal, these are:
+    the fewest of which it runs when all of them change together.
+    """
+    places: dict[int, list[str]] = {}
+    for record in inputs:
+        for place, axis in enumerate(record.axes):
+            if isinstance(axis, str) and names(axis) == (axis,) and axis not in places.setdefault(place, []):
+                places[place].append(axis)
+    known = list(dict.fromkeys(name for record in inputs for axis in record.axes for name in names(axis)))
+    if all(len(group) < 2 for group in places.values()):
+        return {}
+    runs = runs_with(model, folder, inputs)
+    if runs({name: 2 * place + 3 for place, name in enumerate(known)}):
+        return {}
+    at = {name: place for place, group in reversed(places.items()) for name in group}
+    alike = {name: 2 * at.get(name, len(known) + where) + 3 for where, name in enumerate(known)}
+    if not runs(alike):
+        return {}
+    same: dict[str, str] = {}
+    for group in places.values():
+        left = [name for name in group if at[name] == at[group[0]]]
+        while len(left) > 1:
+            first, *others = left
+            fewest = (
+                chosen
+                for count in range(len(others))
+                for chosen in combinations(others, count)
+                if runs({**alike, **{name: alike[name] + 1 for name in (first, *chosen)}})
+            )
+            together = next(fewest, tuple(others))
+            same |= dict.fromkeys(together, first)
+            left = [name for name in others if name not in together]
+    return same
+
+
+def rename_axes(model: ir.Model, same: Mapping[str, str]) -> None:
+    """Give axes the names of those that they are as long as; those of inputs without a name are named as by `axes`."""
+    inputs = {value.name for value in model.graph.inputs}
+    for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
+        if value.shape is None:
+            continue
+        known = (
+            axes(value) if value.name in inputs else [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+        )
+        value.shape = ir.Shape([same.get(axis, axis) if isinstance(axis, str) else axis for axis in known])
+
+
+def length_limits(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> dict[str, tuple[int, int | None]]:
+    """Return the smallest and the largest length of each axis behind the batch; the largest is none if none was met.
+
+    The graph is taken to run at every length between two at which it runs. A largest length is looked for below the
+    longest input that is tried anyway, and at the sizes of the constants of the graph: that of a table of positions is
+    among them. No axis is in the result of a graph with caches, or that does not run at all.
+    """
+    if any(record.role == "cache" for record in inputs):
+        return {}
+    batches = {record.axes[0] for record in inputs if record.axes}
+    known = list(dict.fromkeys(name for record in inputs for axis in record.axes for name in names(axis)))
+    tried = runs_with(model, folder, inputs)
+
+    def runs(axis: str | None, size: int, others: int) -> bool:
+        return tried({name: 1 if name in batches else size if name == axis else others for name in known})
+
+    usual = next((size for size in (LENGTHS[1], 1, *_LONGER) if runs(None, 0, size)), None)
+    if usual is None:
+        return {}
+    sizes = sorted(_sizes(model))
+    searches = {axis: _Search(partial(runs, axis, others=usual), usual) for axis in known if axis not in batches}
+    return {axis: (search.least(), search.most(sizes)) for axis, search in searches.items()}
+
+
+def _sizes(model: ir.Model) -> set[int]:
+    """The lengths of all axes of all constants."""
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    constants += [
+        ir.convenience.get_const_tensor(node.outputs[0]) for node in model.graph if node.op_type == "Constant"
+    ]
+    return {int(size) for tensor in constants if tensor is not None for size in tensor.shape.numpy()}
+
+
+class _Search:
+    """Looks for the ends of the lengths at which something runs; it runs at the `usual` one."""
+
+    def __init__(self, runs: Callable[[int], bool], usual: int) -> None:
+        self._runs, self._usual = runs, usual
+        self._until = time.monotonic() + _SECONDS
+
+    def least(self) -> int:
+        """The smallest length."""
+        if self._runs(1):
+            return 1
+        low, high = 1, self._usual
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._runs(middle) else (middle, high)
+        return high
+
+    def most(self, sizes: Iterable[int]) -> int | None:
+        """The largest length, if one of the sizes is beyond it."""
+        longest = max(LENGTHS)
+        good, pace = self._usual, 0.0
+        for size in (longest, *(size + 1 for size in sizes if longest <= size <= _MOST_POSITIONS)):
+            if size <= good:
+                continue
+            start = time.monotonic()
+            if start + pace * size**2 > self._until:  # attention takes time with the square, too
+                return None
+            if not self._runs(size):
+                return self._between(good, size)
+            good, pace = size, (time.monotonic() - start) / size**2
+        return None
+
+    def _between(self, good: int, bad: int) -> int:
+        """The largest length of two between which it lies: most often a little below the size of a table."""
+        step = 1
+        while bad - good > 1 and time.monotonic() < self._until:
+            middle = max(bad - step, (good + bad) // 2)
+            good, bad, step = (middle, bad, step) if self._runs(middle) else (good, middle, 2 * step)
+        return good

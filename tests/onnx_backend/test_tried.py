@@ -1,0 +1,107 @@
+"""What a graph does not say of its inputs, and a run shows: equal lengths under two names, and the longest input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper, parser
+from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
+
+import adapter_export as ae
+from adapter_export.format.manifest import InputRecord
+from adapter_export.graph.kinds import pfeiffer
+from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.tried import axes, equal_axes, length_limits
+from adapter_export.onnx_backend.runner import CutRunner
+
+POSITIONS = """
+    real = Cast <to = 1> (attention_mask)
+    missing = Sub(one, real)
+    masked = Mul(missing, lowest)
+    shape = Shape(input_ids)
+    second = Constant <value = int64 {1}> ()
+    zero = Constant <value = int64 {0}> ()
+    tokens = Gather(shape, second)
+    range = Range(zero, tokens, second)
+    at = Gather(positions, range)
+    penalty = Add(masked, at)
+    axis = Constant <value = int64[1] {1}> ()
+    bias = Unsqueeze(penalty, axis)
+"""
+
+
+def with_positions(count: int) -> onnx.ModelProto:
+    """A transformer with a table of positions that are added to the attention scores."""
+    model = tiny_model(mask=POSITIONS)
+    table = np.random.default_rng(0).standard_normal(count).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(table, "positions"))
+    return model
+
+
+def parsed(inputs: str, body: str) -> tuple[ir.Model, list[InputRecord]]:
+    """A graph and its inputs, which are numbers."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => (float[a, b, c] y) {{ {body} }}"""
+    model = ir.from_proto(parser.parse_model(text))
+    return model, [InputRecord(value.name or "", "float32", axes(value), "values") for value in model.graph.inputs]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_one_length_under_two_names_is_one_axis(tmp_path: Path, named: bool) -> None:
+    """As tf2onnx writes the inputs of Keras' transformers."""
+    model = tiny_model()
+    for number, value in enumerate(model.graph.input):
+        for place, dim in enumerate(value.type.tensor_type.shape.dim):
+            dim.dim_param = f"unk__{2 * number + place}" if named else ""
+    base = open_onnx(save_tiny(tmp_path, model))
+    one, other = base.inputs
+    assert one.axes == other.axes == (("unk__0", "unk__1") if named else ("input_ids.0", "input_ids.1"))
+    twin = "unk__3" if named else "attention_mask.1"
+    assert f"the axis `{twin}` is as long as `{one.axes[1]}`, as runs have shown" in base.notes
+    bundle = ae.build(tmp_path / "tiny.onnx", [random_adapter("a", pfeiffer(), base)], tmp_path / "bundle")
+    report = ae.check(bundle, against=tmp_path / "tiny.onnx")
+    assert report.passed
+    assert {record.axes for record in bundle.manifest.inputs} == {one.axes}
+
+
+def test_lengths_that_may_differ_stay_apart(tmp_path: Path) -> None:
+    inputs = "float[n, s, 4] x, float[m, t, 4] memory, float[k, u, 4] more"
+    model, records = parsed(
+        inputs, "k1 = Transpose <perm = [0, 2, 1]> (memory) p = MatMul(x, k1) v = Add(memory, more) y = MatMul(p, v)"
+    )
+    assert equal_axes(model, tmp_path, records) == {"m": "n", "k": "n", "u": "t"}
+    apart, records = parsed("float[n, s, 4] x, float[m, t, 4] other", "y = Neg(x) z = Neg(other)")
+    assert equal_axes(apart, tmp_path, records) == {}
+
+
+@pytest.mark.parametrize("count", [1, 24, 65, 66, 300])
+def test_the_longest_input_is_that_of_the_table_of_positions(tmp_path: Path, count: int) -> None:
+    base = open_onnx(save_tiny(tmp_path, with_positions(count)))
+    assert length_limits(base.model, base.folder, base.inputs) == {"tokens": (1, count)}
+
+
+def test_a_graph_without_limit_has_none(tmp_path: Path) -> None:
+    base = open_onnx(save_tiny(tmp_path))
+    assert length_limits(base.model, base.folder, base.inputs) == {"tokens": (1, None)}
+
+
+def test_the_shortest_input_is_found(tmp_path: Path) -> None:
+    body = "fifth = Constant <value = int64 {4}> () f = Gather <axis = 1> (x, fifth) y = Neg(f)"
+    model, records = parsed("float[n, s, 4] x", body)
+    assert length_limits(model, tmp_path, records) == {"s": (5, None)}
+
+
+def test_a_graph_of_few_positions_is_built_without_being_told(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path, with_positions(24))
+    adapter = random_adapter("a", pfeiffer(), open_onnx(path))
+    notes: list[str] = []
+    bundle = ae.build(path, [adapter], tmp_path / "bundle", on_note=notes.append)
+    assert "the graph takes at most 24 tokens, as runs have shown" in notes
+    assert "batch3_tokens24" in bundle.manifest.golden.cases
+    assert ae.check(bundle, against=path).passed
+    inputs = token_inputs(24, 3)
+    found = bundle.session().run(inputs, None)["hidden"]
+    np.testing.assert_allclose(found, CutRunner(open_onnx(path)).run(inputs, None)["hidden"], rtol=0, atol=1e-5)
