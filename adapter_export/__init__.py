@@ -26,6 +26,7 @@ from adapter_export.api.plan import plan
 from adapter_export.api.prove import check, verify
 from adapter_export.api.sites import Sites
 from adapter_export.api.train import attach, train
+from adapter_export.api.trainer import trainer_callback
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
@@ -61,5 +62,6 @@ __all__ = [
     "remove",
     "save",
     "train",
+    "trainer_callback",
     "verify",
 ]

@@ -60,7 +60,7 @@ def test_the_commands_stay() -> None:
 
 def test_the_verbs_stay() -> None:
     """A new verb: export it, show it in `docs/python.md`, and name it here."""
-    making = {"capture", "open_base", "train", "attach", "pack", "load_adapter", "save"}
+    making = {"capture", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
     making |= {"plan", "lint", "import_adapterhub", "import_peft", "compose"}
     bundles = {"build", "add", "remove", "open_bundle", "check", "verify", "evaluate", "inspect"}
     assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Inspection", "Sites", "errors", "__version__"}

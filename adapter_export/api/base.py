@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -165,6 +165,16 @@ class Base:
     def notes(self) -> tuple[str, ...]:
         """What was done to the model when it was opened, or captured."""
         return tuple(self.onnx.notes) if self.is_onnx else self.torch.notes
+
+    def kept(self, graph: str) -> Mapping[str, Path | bytes]:
+        """Return the files that onnxruntime-genai needs beside a bundle's graph, by name; none if it is no decoder."""
+        if self.genai is not None:
+            return self.genai.kept(graph)
+        if self.is_onnx:
+            return {}
+        from adapter_export.onnx_backend.base.genai import generating_files
+
+        return generating_files(self.inputs, self.outputs, self.torch.generation, self.max_tokens, graph)
 
     @cached_property
     def sites(self) -> Sites:

@@ -150,7 +150,7 @@ def build(
             max_tokens=None if text is None else longest,
             own_texts=opened.texts,
             media=opened.media,
-            kept=opened.genai.kept(FLAVOURS["slots"]) if opened.genai else {},
+            kept=opened.kept(FLAVOURS["slots"]),
             allow_base_mismatch=allow_base_mismatch,
             copy_weights=copy_weights,
             flavours=wanted,

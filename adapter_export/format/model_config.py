@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapter_export.format.files import read_json
+from adapter_export.format.records import Count
 from adapter_export.graph.tasks import ProblemType, Task
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a program that generates must know of a decoder beside its graph.
+
+    Attributes:
+        end: the ids of the tokens that end a text, the one that is learnt first.
+        begin: the id of the token that begins a text, if there is one.
+        padding: the id of the token that fills up rows, if there is one.
+        tokenizer_config: the text of `tokenizer_config.json`, if there is one.
+    """
+
+    end: tuple[Count, ...] = ()
+    begin: Count | None = None
+    padding: Count | None = None
+    tokenizer_config: str | None = None
+
 
 CLASS_TYPES: Mapping[str, ProblemType] = {
     "ForSequenceClassification": "single_label",

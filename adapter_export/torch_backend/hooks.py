@@ -30,7 +30,7 @@ from adapter_export.sites.site import Site, SiteMap
 from adapter_export.sites.site_map import GivenSites, check_complete, sites_of
 from adapter_export.sites.view import FlowIndex
 from adapter_export.torch_backend.attach import AttachedAdapter, attach
-from adapter_export.torch_backend.base.base import TorchBase, base_of, fingerprint
+from adapter_export.torch_backend.base.base import TorchBase, base_of, weight_facts
 from adapter_export.torch_backend.base.capture import AxisNames, Inputs, named_tensors, settled
 from adapter_export.torch_backend.base.inputs import obvious_inputs
 from adapter_export.torch_backend.splice import cut_piece, every_token, join_piece
@@ -41,6 +41,9 @@ ATTRIBUTE = "adapter"
 
 _TOLERANCE = 1e-3
 """Of the largest number: what is placed wrongly differs by more, what is rounded in another order by less."""
+
+_NAMED = 5
+"""How many of many tensors a message names."""
 
 _SAME = 1e-6
 """Of the largest number: the same value in two runs."""
@@ -133,6 +136,7 @@ class HookedAdapter(AttachedAdapter):
         super().__init__(base, adapter, sites, learned)
         self.layers = nn.ModuleList(self._layers.values())
         self._module = (module,)  # not a submodule: that would be a circle
+        self._weights = weight_facts(base.program)
         self._signature = inspect.signature(module.forward)
         self._mask_name = self._mask()
         axes = [name for record in base.inputs for axis in record.axes for name in names_of(axis)]
@@ -206,10 +210,13 @@ class HookedAdapter(AttachedAdapter):
         (module,) = self._module
         present: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         present |= dict(module.named_buffers(remove_duplicate=False))
-        if fingerprint(self.base.program, present) != self.base.fingerprint:
+        facts = weight_facts(self.base.program, present)
+        changed = [f"`{name}`" for name, fact in facts.items() if fact != self._weights[name]]
+        if changed:
             raise TrainingError(
                 "the weights of the module have changed while the adapter was attached, so it fits no base",
                 where=f"`{type(module).__name__}`",
+                found=", ".join(changed[:_NAMED]) + (f" and {len(changed) - _NAMED} more" * (len(changed) > _NAMED)),
                 expected="frozen weights of one type, and no running statistics",
                 fix="give the optimizer the parameters of the adapter alone, and leave the module in float32",
             )

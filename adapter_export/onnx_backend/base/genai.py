@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import read_json
+from adapter_export.format.manifest import InputRecord, OutputRecord
+from adapter_export.format.model_config import Generation
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.base.external import external_files
 from adapter_export.sites.site_map import GivenSites
 
-CONFIG_FILE = "genai_config.json"
+CONFIG_FILE, TOKENIZER_CONFIG_FILE = "genai_config.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,60 @@ def open_genai(folder: Path, *, given: GivenSites | None = None) -> GenaiFolder:
         )
     assert isinstance(config, dict)  # it has a name of a graph in it
     return GenaiFolder(folder, config, open_onnx(folder / name, given=given))
+
+
+def generating_files(
+    inputs: Sequence[InputRecord],
+    outputs: Sequence[OutputRecord],
+    generation: Generation,
+    max_tokens: int | None,
+    graph: str,
+) -> dict[str, bytes]:
+    """What onnxruntime-genai needs beside the graph of a captured decoder, by name.
+
+    None for a base that is no decoder with keys and values of each layer, or of which nobody knows what ends a text or
+    how long it may be.
+    """
+    caches = {record.name: str(record.next) for record in inputs if record.role == "cache"}
+    roles = {record.role: record.name for record in inputs if record.name not in caches}
+    results = [record for record in outputs if record.name not in caches.values()]
+    shapes = {record.axes[1::2] for record in inputs if record.name in caches}
+    patterns = list(
+        dict.fromkeys(tuple(re.sub(r"\d+", "%d", name, count=1) for name in pair) for pair in caches.items())
+    )
+    named = {p.replace("%d", str(n)): q.replace("%d", str(n)) for n in range(len(caches) // 2) for p, q in patterns}
+    known = {"ids"} <= set(roles) <= {"ids", "mask"} and len(roles) + len(caches) == len(inputs) and len(results) == 1
+    if not known or len(patterns) != 2 or named != caches or len(shapes) != 1 or not generation.end or not max_tokens:
+        return {}
+    ((heads, width),) = shapes
+    (key, next_key), (value, next_value) = patterns
+    names = {"ids": "input_ids", "mask": "attention_mask"}
+    decoder = {
+        "filename": graph,
+        "head_size": width,
+        "num_key_value_heads": heads,
+        "num_hidden_layers": len(caches) // 2,
+        "inputs": {
+            **{names[role]: name for role, name in roles.items()},
+            "past_key_names": key,
+            "past_value_names": value,
+        },
+        "outputs": {"logits": results[0].name, "present_key_names": next_key, "present_value_names": next_value},
+    }
+    ids = {"bos_token_id": generation.begin, "pad_token_id": generation.padding, "eos_token_id": list(generation.end)}
+    model = {
+        "type": "decoder",
+        "context_length": max_tokens,
+        "vocab_size": results[0].axes[-1],
+        **{name: number for name, number in ids.items() if number is not None},
+        "decoder": decoder,
+    }
+    # each `present` is a new tensor: the graph does not write into the caches that it is given
+    search = {"max_length": max_tokens, "past_present_share_buffer": False}
+    files = {CONFIG_FILE: json.dumps({"model": model, "search": search}, indent=4).encode()}
+    if generation.tokenizer_config is not None:
+        files[TOKENIZER_CONFIG_FILE] = generation.tokenizer_config.encode()
+    return files
 
 
 def _graph_name(config: object) -> str | None:

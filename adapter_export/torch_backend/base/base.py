@@ -7,7 +7,7 @@ import inspect
 import io
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +25,7 @@ from adapter_export.format.files import canonical_json, new_file, parse_json
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json, parse_golden_texts
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
 from adapter_export.format.media import CapturedMedia, captured_media_json, parse_captured_media
+from adapter_export.format.model_config import Generation
 from adapter_export.format.records import Positive, record_from_json, version_checked
 from adapter_export.graph.adapter import Adapter
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
@@ -55,6 +56,8 @@ TEXTS = "golden_texts.json"
 
 MEDIA = "media.json"
 """What the model's own processor does with pictures or clips, in `extra/`."""
+GENERATION = "generation.json"
+"""What a decoder's folder says of how it generates, in `extra/`."""
 
 OWN_HEAD = "own-head"
 """The name of a base's own head among adapters."""
@@ -93,22 +96,31 @@ def _read_note(text: str) -> CaptureNote:
         ) from error
 
 
-def fingerprint(program: ExportedProgram, present: Mapping[str, Tensor] | None = None) -> str:
-    """The sha256 over the sorted facts of all parameters and buffers, as `sha256:<hex>`.
+def weight_facts(program: ExportedProgram, present: Mapping[str, Tensor] | None = None) -> dict[str, str]:
+    """A line for each parameter and buffer, by its name: `<name> <type> <shape> <sha256 of the bytes>`.
 
-    A fact is a line `<name> <type> <shape> <sha256 of the bytes>`, such as `encoder.bias float32 [384] 0f3a…`, with the
-    bytes in row-major order and little-endian. So it survives saving and loading, and changes with any bit of a weight.
-    Tensors in `present` stand for the program's own of the same names.
+    The bytes are in row-major order and little-endian. Tensors in `present` stand for the program's own of the same
+    names.
     """
-    facts = []
+    facts = {}
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
         tensor = tensor if present is None else present.get(name, tensor)
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         # without a copy, where the numbers lie in one piece
         data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
         dtype = str(tensor.dtype).removeprefix("torch.")
-        facts.append(f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}\n")
-    return f"sha256:{hashlib.sha256(''.join(sorted(facts)).encode()).hexdigest()}"
+        facts[name] = f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}\n"
+    return facts
+
+
+def fingerprint(program: ExportedProgram) -> str:
+    """The sha256 over the sorted facts of all parameters and buffers, as `sha256:<hex>`.
+
+    A fact is a line such as `encoder.bias float32 [384] 0f3a…`. So it survives saving and loading, and changes with any
+    bit of a weight.
+    """
+    facts = sorted(weight_facts(program).values())
+    return f"sha256:{hashlib.sha256(''.join(facts).encode()).hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,8 @@ class TorchBase:
     If they are known: the longest input for which it is right, the text of its `tokenizer.json`, the name of its
     architecture in transformers, such as `bert`, and the head that the model had before it was a base, as an adapter
     that acts at no site. `notes` say what was left out or decided when it was captured, `texts` which ids the model's
-    own library makes of golden texts, and `media` what its processor does with pictures or clips.
+    own library makes of golden texts, `media` what its processor does with pictures or clips, and `generation` how a
+    decoder generates.
     """
 
     program: ExportedProgram
@@ -132,6 +145,7 @@ class TorchBase:
     notes: tuple[str, ...] = ()
     texts: GoldenTexts | None = None
     media: CapturedMedia | None = None
+    generation: Generation = field(default_factory=Generation)
 
     def module(self) -> fx.GraphModule:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
@@ -185,6 +199,7 @@ def save_base(
     own_head: Callable[[TorchBase], tuple[Adapter | None, tuple[str, ...]]] | None = None,
     texts: tuple[GoldenTexts | None, tuple[str, ...]] = (None, ()),
     media: tuple[CapturedMedia | None, tuple[str, ...]] = (None, ()),
+    generation: Generation | None = None,
     force: bool = False,
 ) -> None:
     """Save a module as a base: graph, weights, names of inputs, outputs and axes; no sample inputs, no pickle.
@@ -202,6 +217,7 @@ def save_base(
         own_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
         texts: the ids that the model's own library makes of golden texts, and notes to keep.
         media: what its processor does with pictures or clips, and notes to keep.
+        generation: of a decoder: how it generates.
         force: replace what is there.
 
     Raises:
@@ -224,6 +240,8 @@ def save_base(
             extra[TEXTS] = golden_texts_json(texts[0]).decode()
         if media[0] is not None:
             extra[MEDIA] = captured_media_json(media[0])
+        if generation is not None:
+            extra[GENERATION] = canonical_json(asdict(generation)).decode()
         with temporary.open("wb") as file, quiet():
             sink = _Sink(file)
             try:
@@ -323,8 +341,13 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
     with within(path):
         note = _read_note(extra[NOTE]) if extra.get(NOTE) else CaptureNote({})
         base = _describe(program, note, extra.get(TOKENIZER) or None, guards)
-        media = _read_media(extra, base.inputs)
-        return replace(base, own_head=_read_head(extra, base.fingerprint), texts=_read_texts(extra), media=media)
+        return replace(
+            base,
+            own_head=_read_head(extra, base.fingerprint),
+            texts=_read_texts(extra),
+            media=_read_media(extra, base.inputs),
+            generation=_read_generation(extra),
+        )
 
 
 def _read_texts(extra: Mapping[str, str]) -> GoldenTexts | None:
@@ -350,6 +373,21 @@ def _read_media(extra: Mapping[str, str], inputs: Sequence[InputRecord]) -> Capt
     if found.record.input not in [record.name for record in inputs]:
         raise BaseModelError("holds a processor of another model", found=f"the input `{found.record.input}`")
     return found
+
+
+def _read_generation(extra: Mapping[str, str]) -> Generation:
+    if not extra.get(GENERATION):
+        return Generation()
+    where = f"`extra/{GENERATION}`"
+    try:
+        return record_from_json(Generation, parse_json(extra[GENERATION].encode(), where))
+    except InputError as error:
+        raise BaseModelError(
+            "holds a record of how it generates that cannot be read",
+            where=where,
+            found=error.message.rstrip("."),
+            fix="capture the base again",
+        ) from error
 
 
 def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:

@@ -25,7 +25,7 @@ from adapter_export.errors import BaseModelError, FileError, InputError, argumen
 from adapter_export.format.files import read_json
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
-from adapter_export.format.model_config import CLASS_TYPES, class_type, head_task
+from adapter_export.format.model_config import CLASS_TYPES, Generation, class_type, head_task
 from adapter_export.graph.tasks import MEDIA_TYPES, Task
 from adapter_export.text import tokenizer_digest
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
@@ -34,7 +34,7 @@ from adapter_export.torch_backend.base.folder_inputs import prepared_by
 from adapter_export.torch_backend.base.inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head, with_tokenizer
 from adapter_export.torch_backend.base.own_media import own_media
-from adapter_export.torch_backend.base.own_texts import own_texts
+from adapter_export.torch_backend.base.own_texts import CONFIG, own_texts
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 
@@ -46,12 +46,14 @@ class CachedDecoder(nn.Module):
     """A causal language model that keeps keys and values, as plain tensors: the past goes in, logits come out.
 
     The position of a token is the number of real tokens before it, as `generate` of transformers counts, so rows of a
-    batch may be padded on the left.
+    batch may be padded on the left. Its weights have the names that they have in the model, and so its fingerprint.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        for name, child in model.named_children():
+            self.add_module(name, child)
+        self._decoder = (model,)  # not a submodule, which would put its name before all others
         self._counts_itself = "position_ids" not in inspect.signature(model.forward).parameters
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Layers) -> dict[str, Tensor]:
@@ -69,7 +71,8 @@ class CachedDecoder(nn.Module):
             cache.update(layer["key"], layer["value"], number)
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         options = {} if self._counts_itself else {"position_ids": positions}
-        result = self.model(
+        (model,) = self._decoder
+        result = model(
             input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **options
         )
         present = {
@@ -83,7 +86,9 @@ class CachedDecoder(nn.Module):
         """Inputs to capture it with and their axes; raises BaseModelError if it keeps more than keys and values."""
         batch, tokens, past = 2, 3, 5
         with torch.no_grad():
-            kept = self.model(input_ids=torch.ones(batch, past, dtype=torch.int64), use_cache=True).past_key_values
+            kept = self._decoder[0](
+                input_ids=torch.ones(batch, past, dtype=torch.int64), use_cache=True
+            ).past_key_values
         layers = [{"key": key, "value": value} for key, value in _layers(kept)]
         names = [f"past_key_values.{number}.{name}" for number, layer in enumerate(layers) for name in layer]
         inputs = {
@@ -128,7 +133,7 @@ def capture_folder(
     make them if no `inputs` are described. A pooler without weights in the folder is left out. Its own head is
     what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
     is left out, and a note says so. With a cache, the base is the `CachedDecoder` of the model with its
-    language head, which generates text.
+    language head, which generates text, and `TorchBase.generation` says how.
 
     Raises:
         FileError: the folder or a file in it is missing.
@@ -181,7 +186,21 @@ def capture_folder(
         texts=texts,
         media=(media, media_notes),
         own_head=None if own is None else partial(own.of, model=type(model).__name__, unused=unused),
+        generation=_generation(model, folder) if with_cache else None,
         force=force,
+    )
+
+
+def _generation(model: Any, folder: Path) -> Generation:
+    """How a causal language model generates, by `generation_config.json`, else by `config.json`."""
+    said, file = model.generation_config, folder / CONFIG
+    ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
+    try:
+        config = file.read_text(encoding="utf-8") if file.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"cannot be read ({error})", where=file, expected="JSON in UTF-8") from error
+    return Generation(
+        tuple(number for number in ends if number is not None), said.bos_token_id, said.pad_token_id, config
     )
 
 

@@ -1,0 +1,97 @@
+"""The `Trainer` of transformers with an attached adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapter_export.api.base import Base, PathLike, check_free, open_base, require
+from adapter_export.api.bundles import OnProgress, build
+from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
+
+if TYPE_CHECKING:
+    from adapter_export.torch_backend.attach import AttachedAdapter
+    from adapter_export.torch_backend.trainer import AdapterCallback
+
+
+def trainer_callback(
+    adapter: AttachedAdapter,
+    output: PathLike,
+    *,
+    bundle: PathLike | None = None,
+    base: Base | PathLike | None = None,
+    data: Mapping[str, PathLike] | None = None,
+    name: str | None = None,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> AdapterCallback:
+    """Return a callback for the `Trainer` of transformers that saves an adapter, and builds a bundle of it.
+
+    ::
+
+        with ae.attach(model, labels=["bad", "good"]) as adapter:
+            saving = ae.trainer_callback(adapter, "reviews", bundle="bundle")
+            Trainer(model, arguments, train_dataset=rows, callbacks=[saving]).train()
+
+    The adapter is saved in each checkpoint, as `checkpoint-N/adapter_export`, and at the end as `output`: the best one
+    with `load_best_model_at_end`, else the last. Its training record is that of `train`: task, settings, number of
+    rows, losses and scores. A resumed run writes one record of both parts.
+
+    Args:
+        adapter: what `attach` returned, while it is attached.
+        output: the adapter folder to write.
+        bundle: the bundle to build at the end.
+        base: the model that the bundle is built of; the attached one, as it was captured, if not given. A base with a
+            tokenizer makes a bundle that reads texts.
+        data: files that the rows were made of, such as `{"training": "train.tsv"}`: their digests are recorded.
+        name: what users will call the adapter; the output's name if not given.
+        force: replace what is at `output` and at `bundle`.
+        on_progress: is told each step of the build before it begins.
+
+    Raises:
+        OutputExistsError: an output is there.
+        BaseMismatchError: `base` is another model than the one that the adapter is attached to.
+        UsageError: the bundle cannot be built of the attached model.
+    """
+    require("transformers", "hf", "the `Trainer` of transformers")
+    from adapter_export.format.files import sha256_of
+    from adapter_export.sites.site_map import SITE_MAP_KEY
+    from adapter_export.torch_backend.trainer import AdapterCallback
+
+    output = Path(output)
+    check_free(output, force=force)
+    own = adapter.adapter
+    title = name or output.resolve().name
+    model: Base | None = None
+    if bundle is not None:
+        check_free(Path(bundle), force=force)
+        model = Base(None, "archive", adapter.base) if base is None else open_base(base)
+        if model.fingerprint != adapter.base.fingerprint:
+            raise BaseMismatchError(title, found=adapter.base.fingerprint, expected=model.fingerprint)
+        if base is None and own is not None and own.training.get(SITE_MAP_KEY) is not None:
+            raise UsageError(
+                "the adapter was attached with a site map, and the bundle needs it, too",
+                fix=f"give the base that was opened with it: {argument('base')}",
+            )
+
+    def make(folder: Path) -> None:
+        assert model is not None  # it is called for a bundle only
+        if base is None and any(tensor.device.type != "cpu" for tensor in adapter.base.program.parameters()):
+            raise BaseModelError(
+                "the model was moved to another device, where it cannot be exported",
+                where=folder,
+                fix=f"build the bundle of the adapter, which is saved, with `build`; or give {argument('base')}, "
+                "captured before the training",
+            )
+        build(model, [folder], str(bundle), force=force, on_progress=on_progress)
+
+    files = {part: Path(path) for part, path in (data or {}).items()}
+    return AdapterCallback(
+        adapter,
+        output,
+        name=title,
+        sources={part: {"file": path.name, "sha256": sha256_of(path)} for part, path in files.items()},
+        force=force,
+        build=None if bundle is None else make,
+    )

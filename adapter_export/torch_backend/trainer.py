@@ -1,0 +1,210 @@
+"""An attached adapter in the `Trainer` of transformers: saved in each checkpoint, and at the end with its record."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from adapter_export.errors import TrainingError, UsageError, argument
+from adapter_export.format.adapter_files import read_adapter
+from adapter_export.torch_backend.attach import AttachedAdapter
+from adapter_export.torch_backend.hooks import HookedAdapter
+from adapter_export.version import __version__
+
+CHECKPOINT_FOLDER = "adapter_export"
+"""Where the adapter lies in a checkpoint of the `Trainer`."""
+
+_SETTINGS = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "seed",
+    "bf16",
+    "fp16",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+)
+"""What of `TrainingArguments` goes into the record; the rest are places, trackers and machines."""
+
+_SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+_NAMED = 5
+
+
+class AdapterCallback(TrainerCallback):
+    """Saves an attached adapter in each checkpoint, and at the end of the training where `output` says.
+
+    With `load_best_model_at_end` that is the adapter of the best checkpoint, compared with what was saved there. Of
+    several processes the first one writes. `build` is called with the folder when it is written.
+    """
+
+    def __init__(
+        self,
+        adapter: AttachedAdapter,
+        output: Path,
+        *,
+        name: str,
+        sources: Mapping[str, Any],
+        force: bool,
+        build: Callable[[Path], object] | None = None,
+    ) -> None:
+        self._adapter, self._output, self._name, self._force = adapter, output, name, force
+        self._sources, self._build = sources, build
+        self._datasets: dict[str, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, *_: Any, **kwargs: Any) -> None:
+        """Refuse a model without the adapter, and one in which more than the adapter is trained.
+
+        Raises:
+            UsageError: the adapter does not act in the model, or not in all copies of it.
+            TrainingError: weights of the base are not frozen, or a resumed run has not the adapter of its checkpoint.
+        """
+        model: nn.Module = kwargs["model"]
+        if not any(module is self._adapter for module in model.modules()):
+            raise UsageError(
+                "the adapter is not attached to the model that is trained",
+                where=f"`{type(model).__name__}`",
+                fix="train inside the block of `attach`, and give the `Trainer` the model that the adapter is attached "
+                "to; one that was attached to a base is itself the model",
+            )
+        if args.n_gpu > 1 and isinstance(self._adapter, HookedAdapter):
+            raise UsageError(
+                "the `Trainer` would copy the model to several devices in one process, and hooks act in one copy only",
+                found=f"{args.n_gpu} devices",
+                fix="start one process for each device with `torchrun`, or attach to a base instead of a module",
+            )
+        own = {id(tensor) for tensor in self._adapter.tensors().values()}
+        free = [f"`{name}`" for name, one in model.named_parameters() if one.requires_grad and id(one) not in own]
+        if free:
+            raise TrainingError(
+                "weights beside the adapter's would be trained, and nothing saves them",
+                where=f"`{type(model).__name__}`",
+                found=", ".join(free[:_NAMED]) + (f" and {len(free) - _NAMED} more" * (len(free) > _NAMED)),
+                expected="a frozen base: only the adapter and its head learn",
+                fix="do not call `requires_grad_` on the model after `attach`; a head belongs into the adapter: "
+                f"{argument('head')}",
+            )
+        for part, loader in (("training", "train_dataloader"), ("validation", "eval_dataloader")):
+            self._datasets[part] = getattr(kwargs.get(loader), "dataset", None)
+        if state.global_step:
+            self._compare(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", "resumed")
+
+    def on_evaluate(self, *_: Any, **kwargs: Any) -> None:
+        """Remember what is validated by: the `Trainer` opens it late."""
+        self._datasets["validation"] = getattr(kwargs.get("eval_dataloader"), "dataset", None)
+
+    def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Save the adapter in the checkpoint that was just written.
+
+        Raises:
+            TrainingError, TensorError: as `to_adapter`.
+        """
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            self._save(folder / CHECKPOINT_FOLDER, self._record(args, state, state.global_step), force=True)
+
+    def on_train_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Save the adapter, the best one if the `Trainer` has loaded it, and build what is to be built of it.
+
+        Raises:
+            TrainingError: the weights are not those of the best checkpoint; or, as TensorError, from `to_adapter`.
+            OutputExistsError, WriteError: as `write_adapter`.
+        """
+        if not state.is_world_process_zero:
+            return
+        kept = state.global_step
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            best = Path(state.best_model_checkpoint)
+            self._compare(best, "kept")
+            kept = int(best.name.rpartition("-")[2])
+        self._save(self._output, self._record(args, state, kept), force=self._force)
+        if self._build is not None:
+            self._build(self._output)
+
+    def _save(self, folder: Path, record: Mapping[str, Any], *, force: bool) -> None:
+        self._adapter.save(folder, name=self._name, training=record, force=force)
+
+    def _compare(self, checkpoint: Path, what: str) -> None:
+        """Compare the adapter with the one in a checkpoint, if this callback has saved one there."""
+        folder = checkpoint / CHECKPOINT_FOLDER
+        if not folder.is_dir():
+            return
+        saved, present = read_adapter(folder).weights, self._adapter.to_adapter().weights
+        differing = [
+            f"`{name}`" for name in sorted({*saved, *present}) if not _same(saved.get(name), present.get(name))
+        ]
+        if differing:
+            raise TrainingError(
+                f"the adapter is not that of the checkpoint that is {what}",
+                where=folder,
+                found=f"other weights in {', '.join(differing[:_NAMED])}",
+                expected="the same weights, bit for bit",
+                fix="attach an adapter of the same kind and widths, and train in float32; the folder holds the adapter",
+            )
+
+    def _record(self, args: Any, state: Any, kept: int) -> dict[str, Any]:
+        """The record that `train` writes, of what the `Trainer` knows."""
+        adapter = self._adapter.adapter
+        task = None if adapter is None or adapter.head is None or adapter.head.task is None else adapter.head.task.type
+        history = _history(state.log_history)
+        runtime = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
+        settings = {name: getattr(args, name) for name in _SETTINGS}
+        data = {f"{part}_rows": len(rows) for part, rows in self._datasets.items() if hasattr(rows, "__len__")}
+        marks = {part: getattr(rows, "_fingerprint", None) for part, rows in self._datasets.items()}  # of `datasets`
+        return {
+            **({} if adapter is None else adapter.training),
+            "producer": f"adapter-export {__version__}, transformers {transformers.__version__}",
+            **({} if task is None else {"task": task}),
+            "settings": {name: getattr(value, "value", value) for name, value in settings.items()},
+            "data": {
+                **data,
+                **{f"{part}_fingerprint": mark for part, mark in marks.items() if isinstance(mark, str)},
+                **self._sources,
+            },
+            "history": history,
+            "kept_step": kept,
+            "validation": next((one.get("validation", {}) for one in history if one["step"] == kept), {}),
+            "steps": state.global_step,
+            **({"seconds": runtime[-1]} if runtime else {}),
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+        }
+
+
+def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)
+
+
+def _history(log: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """The losses and scores by step, as the `Trainer` has logged them; what is not finite is left out."""
+    steps: dict[int, dict[str, Any]] = {}
+    for entry in log:
+        loss = entry.get("loss")
+        scores = {
+            name.removeprefix("eval_"): value
+            for name, value in entry.items()
+            if name.startswith("eval_") and not name.endswith(_SPEED) and math.isfinite(value)
+        }
+        found = {} if loss is None or not math.isfinite(loss) else {"training_loss": loss}
+        if found or scores:
+            record = steps.setdefault(int(entry["step"]), {"epoch": entry.get("epoch"), "step": int(entry["step"])})
+            record |= found
+            if scores:
+                record["validation"] = record.get("validation", {}) | scores
+    return list(steps.values())
