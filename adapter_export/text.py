@@ -264,6 +264,15 @@ class Tokenizer:
             for number, window in enumerate([first, *first.overflowing])
         ]
 
+    def whole(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
+        """Encode texts of any length; neither cut nor padded. Raises RequestError as `rows`."""
+        return self._encode(texts, [f"text {index}" for index in range(len(texts))])
+
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token by its text; none if there is no such token."""
+        found: int | None = self._whole.token_to_id(token)
+        return found
+
     def padded(self, encodings: Sequence[tokenizers.Encoding]) -> list[tokenizers.Encoding]:
         """Pad encodings, in their place, to the longest of them."""
         longest = max(len(encoding.ids) for encoding in encodings)

@@ -18,11 +18,12 @@ from adapter_export.errors import BaseModelError, TrainingError, UsageError, arg
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import (
+    CAUSAL_LM,
     DEFAULT_TYPE,
     LABELLED,
-    PROBLEM_TYPES,
+    LEARNT,
     TOKEN_TYPES,
-    ProblemType,
+    Learnt,
     Task,
 )
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from adapter_export.text import Tokenizer
     from adapter_export.torch_backend.attach import AttachedAdapter
     from adapter_export.torch_backend.base.capture import AxisNames, Inputs
+    from adapter_export.torch_backend.train.language import LanguageExamples
     from adapter_export.torch_backend.train.record import Progress, TrainingResult
     from adapter_export.torch_backend.train.task import TextTask
 
@@ -69,9 +71,10 @@ class TaskOptions(TypedDict, total=False):
     """What is learnt, and by what head."""
 
     task: Annotated[
-        ProblemType,
+        Learnt,
         "What to learn: a label of each text, any number of labels, one of several choices, a label of each word, the "
-        f"part of a text that answers a question, numbers, vectors, or how well two texts go together.  "
+        "part of a text that answers a question, numbers, vectors, how well two texts go together, or to write: the "
+        f"next token of texts, or of answers to prompts.  "
         f"[default: {DEFAULT_TYPE}]",
     ]
     thresholds: Annotated[
@@ -96,6 +99,12 @@ class TaskOptions(TypedDict, total=False):
     head_dropout: Annotated[float, "The rate before each layer of the head, in training."]
     vector_width: Annotated[int, Option("The width of an embedding; the model's if not given.", least=1)]
     l2_normalise: Annotated[bool, "Embeddings of length 1."]
+    packing: Annotated[
+        bool, "Of `causal_lm`: texts one after another in full rows, where nothing is cut; else a text in each row."
+    ]
+    end_token: Annotated[
+        str, Option("Of `causal_lm`: the token that ends a text; what the model's config says if not given.", "TOKEN")
+    ]
 
 
 class LoopOptions(TypedDict, total=False):
@@ -124,7 +133,8 @@ def train(
     *,
     text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
     pair: Annotated[
-        str | None, Option("The column of the second texts, the contexts, or the choices.", "COLUMN")
+        str | None,
+        Option("The column of the second texts, the contexts, the choices, or of `causal_lm` the answers.", "COLUMN"),
     ] = None,
     label: Annotated[str, Option("The column of the labels.", "COLUMN")] = "label",
     start: Annotated[
@@ -188,7 +198,8 @@ def train(
 
     Args:
         base: the model, one that torch can train.
-        data: labelled texts: csv, tsv or jsonl in UTF-8.
+        data: labelled texts: csv, tsv or jsonl in UTF-8; of `causal_lm` texts, or prompts and answers, or a `.txt` file
+            with a text in each line.
         output: the adapter folder to write, with its learning curve. An interrupted run goes on when it is given again.
         fuse: learn a fusion of these adapters, which stay as they are, in the place of a new adapter.
         force: replace what is at `output`.
@@ -221,7 +232,7 @@ def train(
             found=", ".join(map(argument, not_for_fusion)),
             fix=f"leave it out, or leave {argument('fuse')} out",
         )
-    _check_head(given)
+    _check_head({**given, "class_weights": class_weights, **({"fusion": True} if fuse else {})})
     check_thresholds(given.get("thresholds", ()))
     columns = Columns(text, pair, label, start)
     columns.check(given.get("task", DEFAULT_TYPE))
@@ -240,6 +251,7 @@ def train(
     from adapter_export.torch_backend.train.data import TrainingData, balanced
     from adapter_export.torch_backend.train.devices import Engine
     from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change, with_prior
+    from adapter_export.torch_backend.train.language import LanguageFiles, check_causal, read_language
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
     from adapter_export.torch_backend.train.task import TaskFiles, read_task
     from adapter_export.torch_backend.train.train import evaluate
@@ -258,29 +270,38 @@ def train(
         check_trainable(Path(base), form_of(Path(base)))
     opened = open_base(base, site_map=site_map, trust_pickle=trust_pickle)
     torch_base = opened.torch
-    _check_no_cache(opened)
+    writing = given.get("task") == CAUSAL_LM
+    if not writing:
+        _check_no_cache(opened)
     held_out = (0.1 if validation is None else validation) if validation_data is None else Path(validation_data)
     tested = None if test_data is None else Path(test_data)
     words = _tokenizer(opened, tokenizer, max_tokens)
-    files = TaskFiles(
-        Path(data),
-        held_out,
-        tested,
-        columns,
-        given.get("task", DEFAULT_TYPE),
-        skip_incomplete,
-        given.get("prefix", ""),
-        given.get("truncation", words.side),
-    )
-    rows = read_task(files, words, tuple(record.name for record in opened.inputs), settings.seed)
+    if writing:
+        end = _end_token(opened, words, given.get("end_token"))
+        passages = LanguageFiles(
+            Path(data), held_out, tested, columns, end, given.get("packing", False), skip_incomplete
+        )
+        rows = read_language(passages, words, opened.inputs, settings.seed)
+    else:
+        files = TaskFiles(
+            Path(data),
+            held_out,
+            tested,
+            columns,
+            given.get("task", DEFAULT_TYPE),
+            skip_incomplete,
+            given.get("prefix", ""),
+            given.get("truncation", words.side),
+        )
+        rows = read_task(files, words, tuple(record.name for record in opened.inputs), settings.seed)
     _check_ids(opened, rows)
     tell(rows.notes, on_note)
     sites = opened.sites.complete
     title = name or (path.resolve().name if path is not None else "fusion" if members else chosen.name)
-    head = _head(given, rows, sites.width, paired=pair is not None)
-    head, started = _as_own(opened, head) if given.get("head") == "own" else (head, {})
+    head = None if writing else _head(given, rows, sites.width, paired=pair is not None)
+    head, started = _as_own(opened, head) if head is not None and given.get("head") == "own" else (head, {})
     learned: list[str] | None = None
-    if members:
+    if members and head is not None:
         first, learned = fused(opened, members, fusion, title, head, settings.seed)
         start = f"the fresh fusion of {', '.join(f'`{adapter.name}`' for adapter in members)}"
     else:
@@ -291,6 +312,8 @@ def train(
         first = with_prior(first, rows.training.answers)
     first = replace(first, weights={**first.weights, **started})
     model = bases.attach(torch_base, first, sites=sites, learned=learned)
+    if writing:
+        check_causal(model, cast("LanguageExamples", rows.training))
     measured = np.arange(min(_ROWS_MEASURED, len(rows.training.texts)))
     change = relative_change(model, rows.training.inputs(measured))
     if progress is not None:
@@ -313,7 +336,8 @@ def train(
         **own_kind,
         **_own(given, TaskOptions),
         **{name: value for name, value in asdict(columns).items() if value is not None},
-        "max_tokens": rows.training.tokenizer.max_tokens,
+        "max_tokens": words.max_tokens,
+        "tokenizer": words.digest,
         **({} if opened.given is None else {SITE_MAP_KEY: opened.given.digest}),
     }
     record = training_record(settings, chosen_settings, rows, result, test)
@@ -427,8 +451,8 @@ def _check_call(given: Mapping[str, Any], **apart: Any) -> None:
 def _check_head(given: Mapping[str, Any]) -> None:
     """Refuse options that do not go with the task or with the other options of the head."""
     task, layers = given.get("task", DEFAULT_TYPE), given.get("head_layers", 0)
-    if task not in PROBLEM_TYPES:
-        expected = ", ".join(f"`{name}`" for name in PROBLEM_TYPES)
+    if task not in LEARNT:
+        expected = ", ".join(f"`{name}`" for name in LEARNT)
         raise UsageError("unknown problem type", found=f"`{task}`", expected=expected)
     if given.get("head", "fresh") not in ("fresh", "own"):
         raise UsageError("unknown start of a head", found=f"`{given['head']}`", expected="`fresh` or `own`")
@@ -439,6 +463,18 @@ def _check_head(given: Mapping[str, Any]) -> None:
             found=", ".join(map(argument, looks)),
             fix=f"leave it out, or leave {argument('head', 'own')} out",
         )
+    headless = [*_LOOKS, "head", "thresholds", "prefix", "truncation", "class_weights", *FusionOptions.__annotations__]
+    for names, belongs, whose in (
+        (
+            headless,
+            task != CAUSAL_LM,
+            "the base itself gives the next token, and no head and no fusion is trained for it",
+        ),
+        (["packing", "end_token"], task == CAUSAL_LM, f"only `{CAUSAL_LM}` learns whole texts"),
+    ):
+        strange = [name for name in names if given.get(name) is not None]
+        if strange and not belongs:
+            raise UsageError(whose, found=", ".join(map(argument, strange)), fix="leave it out")
     unfit = [] if layers else ["head_width", "head_activation"]
     unfit += [] if task == "embedding" else ["vector_width", "l2_normalise"]
     unfit += ["pooling"] if task in TOKEN_TYPES else []
@@ -468,6 +504,7 @@ def _head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool)
         l2_normalise=given.get("l2_normalise", False),
     )
     labels = rows.labels if rows.problem in LABELLED else ()
+    assert rows.problem != "causal_lm"  # which has no head
     task = Task(
         rows.problem,
         labels,
@@ -566,9 +603,21 @@ def _check_no_cache(base: Base) -> None:
             where=base.path,
             found=f"{len(caches)} inputs such as `{caches[0]}`",
             expected="the bare model",
-            fix=f"capture it again without {argument('with_cache', True)} and train on that; its fingerprint is "
-            f"another, so build the adapter into the decoder with {argument('allow_base_mismatch', True)}",
+            fix=f"train it to write: {argument('task', CAUSAL_LM)}; or, for a head, capture it again without "
+            f"{argument('with_cache', True)}",
         )
+
+
+def _end_token(base: Base, tokenizer: Tokenizer, token: str | None) -> int | None:
+    """Return the id of the token that ends a text; none if nobody knows it."""
+    if token is None:
+        ends = base.torch.generation.end
+        return ends[0] if ends else None
+    found = tokenizer.id_of(token)
+    if found is None:
+        where = argument("end_token")
+        raise UsageError("the tokenizer has no such token", where=where, found=f"`{token}`", expected="such as `</s>`")
+    return found
 
 
 def _tokenizer(base: Base, folder: PathLike | None, max_tokens: int | None) -> Tokenizer:

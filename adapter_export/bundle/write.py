@@ -23,6 +23,7 @@ from adapter_export.format.media import GOLDEN_MEDIA_FILE, GoldenMedia, golden_m
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
+from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file
@@ -180,23 +181,36 @@ def check_texts(adapters: Sequence[Adapter], digest: str, max_tokens: int) -> No
     That is one of another tokenizer than the one of this digest, or of more tokens than the bundle takes.
     """
     for adapter in adapters:
-        task = None if adapter.head is None else adapter.head.task
-        if task is not None and task.tokenizer not in (None, digest):
+        tokenizer, longest = _texts_of(adapter)
+        if tokenizer not in (None, digest):
             raise AdapterError(
                 "was trained with another tokenizer, which gives it other ids",
                 where=f"adapter `{adapter.name}`",
                 found=f"a tokenizer of digest {digest[:12]}…",
-                expected=f"{str(task.tokenizer)[:12]}…",
+                expected=f"{str(tokenizer)[:12]}…",
                 fix=f"give the `tokenizer.json` that it was trained with: {argument('tokenizer', words='PATH')}",
             )
-        if task is not None and (task.max_tokens or 0) > max_tokens:
+        if (longest or 0) > max_tokens:
             raise AdapterError(
                 "was trained on longer texts than the bundle takes, which would be cut",
                 where=f"adapter `{adapter.name}`",
                 found=f"at most {max_tokens} tokens",
-                expected=f"{task.max_tokens}",
-                fix=f"give {argument('max_tokens', task.max_tokens)} or more, or an adapter with a smaller limit",
+                expected=f"{longest}",
+                fix=f"give {argument('max_tokens', longest)} or more, or an adapter with a smaller limit",
             )
+
+
+def _texts_of(adapter: Adapter) -> tuple[str | None, int | None]:
+    """The digest of the tokenizer that an adapter was trained with, and its most tokens; each none if nobody knows.
+
+    The head's task says it, or without a head the record of a training on texts.
+    """
+    if adapter.head is not None and adapter.head.task is not None:
+        return adapter.head.task.tokenizer, adapter.head.task.max_tokens
+    settings = adapter.training.get("settings") if adapter.training.get("task") == CAUSAL_LM else None
+    known = settings if isinstance(settings, Mapping) else {}
+    digest, most = known.get("tokenizer"), known.get("max_tokens")
+    return digest if isinstance(digest, str) else None, most if isinstance(most, int) else None
 
 
 def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:

@@ -63,5 +63,6 @@ def capture(
     head = base.own_head.head if base.own_head else None
     means = "" if head is None else f" and its own head ({head.task.type.replace('_', ' ') if head.task else 'logits'})"
     say(f"wrote {output}: {size(written)}, {'with' if base.tokenizer else 'without'} a tokenizer{means}.")
-    train = "" if options["with_cache"] else f"adapter-export train {output} --data train.tsv -o adapter, or "
+    data = "--task causal_lm --data texts.jsonl" if options["with_cache"] else "--data train.tsv"
+    train = f"adapter-export train {output} {data} -o adapter, or "
     say(f"Next: {train}adapter-export sites {output}")

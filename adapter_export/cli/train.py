@@ -68,6 +68,7 @@ def _mean(before: float, now: float) -> float:
     "adapter-export train model.pt --data ner.jsonl --task token --text tokens --label tags -o ner",
     "adapter-export train model.pt --data scores.csv --task regression --head-layers 1 -o grade",
     "adapter-export train model.pt --data train.tsv --fuse a,b,c --temperature 50 -o fused",
+    "adapter-export train decoder.pt --task causal_lm --data replies.jsonl -o replies",
     like=ae.train,
 )
 def train(
@@ -95,6 +96,9 @@ def train(
     The model stays as it is. The epoch that does best on the validation rows is kept: by the accuracy, by the F1 of
     label sets, tokens and answers, the mean reciprocal rank, the accuracy of nearest neighbours, or the least error of
     numbers. A run that was interrupted goes on when the same command is given again, and ends with the same weights.
+
+    With `--task causal_lm`, a MODEL that was captured with its cache learns to write: the texts of a `.txt` file or of
+    a column `text`, or the answers of a table with columns `prompt` and `answer` (docs/decoders.md).
 
     With `--fuse`, the named adapters stay as they are, and what is learnt is a new head and how each token weighs them
     (AdapterFusion), or one weight for each of them.

@@ -16,6 +16,12 @@ ProblemType = Literal[
 ]
 """The kind of question that a head answers."""
 
+CAUSAL_LM: Literal["causal_lm"] = "causal_lm"
+"""Language modelling: the next token, which the base itself gives. No head answers it, and so no `Task` records it."""
+
+Learnt = Literal[ProblemType, "causal_lm"]
+"""What is trained."""
+
 HeadOutput = Literal["logits", "token_logits", "embedding"]
 """Outputs of heads: `logits` [batch, classes], `token_logits` [batch, tokens, classes], `embedding` [batch, width]."""
 
@@ -23,6 +29,8 @@ Activation = Literal["softmax", "sigmoid", "identity"]
 """What turns the result of a head into the numbers of an answer."""
 
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
+
+LEARNT: tuple[Learnt, ...] = (*PROBLEM_TYPES, CAUSAL_LM)
 
 DEFAULT_TYPE: ProblemType = "single_label"
 """What is trained if nobody says it."""

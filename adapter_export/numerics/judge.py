@@ -65,6 +65,7 @@ NUMBERS = (_PEARSON, _SPEARMAN, Metric("r2", least=-math.inf), _ERROR)
 SIMILARITIES = (_SPEARMAN, _PEARSON)
 NEIGHBOURS = (Metric("neighbour_accuracy"),)
 RANKINGS = (Metric("mrr"), Metric("ndcg_at_10"))
+TOKENS = (Metric("perplexity", least=1.0, most=math.inf, more_is_better=False), Metric("token_accuracy"))
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,15 @@ class Judged:
     def units(self) -> int:
         """How many units there are."""
         return int(self.unit.max(initial=-1)) + 1
+
+
+def judge_tokens(losses: Floats, right: Floats) -> Judged:
+    """Judge next tokens [tokens]: the cross-entropy of each in nats, and 1 where it is the likeliest, else 0."""
+
+    def measure(units: Indices) -> Sequence[float]:
+        return float(np.exp(losses[units].mean())), float(right[units].mean())
+
+    return Judged(TOKENS, measure, np.arange(len(losses)), (), ())
 
 
 def judge_classes(probabilities: Floats, right: Indices, labels: Sequence[str]) -> Judged:

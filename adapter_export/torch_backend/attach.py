@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, argument
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.axes import masks_of
 from adapter_export.graph.adapter import HEAD, Adapter, Head
@@ -217,6 +218,9 @@ class AdaptedModel(AttachedAdapter):
     takes the inputs in the base's order, and returns the outputs in that of `forward`, then the final hidden state.
     """
 
+    accepts_loss_kwargs = False
+    """What the `Trainer` of transformers asks: it takes the inputs of the base alone."""
+
     def __init__(
         self, base: TorchBase, adapter: Adapter | None, sites: SiteMap, learned: Collection[str] | None = None
     ) -> None:
@@ -239,8 +243,31 @@ class AdaptedModel(AttachedAdapter):
         return self(**inputs)[self.head_name]  # type: ignore[no-any-return]
 
     def result(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Compute what a loss reads: the head's result; AdapterError if there is none."""
-        return self.head(**inputs)
+        """Compute what a loss reads: the head's result, or without a head the base's logits of the next token.
+
+        Raises:
+            BaseModelError: there is no head, and the base gives no such logits.
+        """
+        if self.head_name is not None:
+            return self.head(**inputs)
+        found: Tensor = self(**inputs)[self._next_token]
+        return found
+
+    @cached_property
+    def _next_token(self) -> str:
+        """The output with a number for every token at every place, [batch, tokens, vocabulary]."""
+        sizes = {record.limit for record in self.base.inputs if record.role == "ids"}
+        kept = {record.next for record in self.base.inputs}
+        named = [record for record in self.base.outputs if len(record.axes) == 3 and record.name not in kept]
+        found = [record.name for record in named if record.axes[-1] in sizes or record.name == "logits"]
+        if len(found) != 1:
+            raise BaseModelError(
+                "has no output with the logits of the next token",
+                found=", ".join(f"`{record.name}` {list(record.axes)}" for record in self.base.outputs[:5]),
+                expected="one output [batch, tokens, vocabulary]",
+                fix=f"capture the causal language model, with its head: {argument('with_cache', True)}",
+            )
+        return found[0]
 
     def on(self, device: torch.device) -> Self:
         """Move it, with the devices that its graph names; the base stays where it is."""

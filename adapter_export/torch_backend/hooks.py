@@ -11,8 +11,8 @@ import inspect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, make_dataclass, replace
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
@@ -257,6 +257,10 @@ class HookedAdapter(AttachedAdapter):
             )
         if self.head_name is not None and isinstance(output, Mapping):
             logits = self.head(self._values[self.sites.final], self._mask_value)
+            kind: Any = type(output)
+            if hasattr(kind, "__dataclass_fields__") and self.head_name not in output:
+                # an output of transformers, which whoever wraps the module makes anew of its members
+                return _with_member(kind, self.head_name)(**output, **{self.head_name: logits})
             output = _replaced(output, self.head_name, logits)
         self._values.clear()
         return output
@@ -471,6 +475,12 @@ def _members(value: Any) -> list[tuple[int | str | None, Any]]:
     if isinstance(value, Mapping):
         return list(value.items())
     return list(enumerate(value)) if isinstance(value, tuple | list) else [(None, value)]
+
+
+@cache
+def _with_member(kind: type, name: str) -> Callable[..., Any]:
+    """A dataclass with one member more."""
+    return make_dataclass(kind.__name__, [(name, Any, None)], bases=(kind,))
 
 
 def _replaced(whole: Any, key: int | str | None, value: Tensor) -> Any:

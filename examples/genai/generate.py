@@ -22,7 +22,7 @@ Choice = str | None
 """An adapter, or none."""
 
 Generate = Callable[[list[int], list[Choice]], list[int]]
-"""From a prompt, and which adapter makes each new token, to the new tokens."""
+"""From a prompt, and which adapter makes each new token, to the new tokens; without the one that ends the text."""
 
 
 def genai_generator(bundle: Path, adapters: Mapping[str, Path]) -> Generate:
@@ -48,6 +48,8 @@ def genai_generator(bundle: Path, adapters: Mapping[str, Path]) -> Generate:
             if index == 0:
                 generator.append_tokens(np.array([prompt], np.int32))
             generator.generate_next_token()
+            if generator.is_done():
+                break
         return [int(token) for token in generator.get_sequence(0)][len(prompt) :]
 
     return generate
@@ -69,6 +71,7 @@ class CachedGraph:
             for record in manifest["inputs"]
             if record["role"] == "cache"
         }
+        self.ends = ends_of(bundle)
         self.adapters = {}
         for name, path in adapters.items():
             self.adapters[name] = ort.LoraAdapter()
@@ -81,6 +84,8 @@ class CachedGraph:
             outputs = self.step(fresh, len(tokens), cache, choice)
             cache = {name: outputs[output] for name, output in self.next.items()}
             fresh = [int(outputs["logits"][0, -1].argmax())]
+            if fresh[0] in self.ends:
+                break
             tokens += fresh
         return tokens[len(prompt) :]
 
@@ -95,6 +100,13 @@ class CachedGraph:
             options.add_active_adapter(self.adapters[choice])
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.session.run(names, feeds, options), strict=True))
+
+
+def ends_of(bundle: Path) -> list[int]:
+    """The tokens that end a text, where the bundle says it."""
+    config = bundle / "genai_config.json"
+    found = json.loads(config.read_text(encoding="utf-8"))["model"]["eos_token_id"] if config.is_file() else []
+    return found if isinstance(found, list) else [found]
 
 
 def plans(names: list[str], tokens: int) -> dict[str, list[Choice]]:

@@ -12,6 +12,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import adapter_export as ae
 from adapter_export.errors import BaseModelError
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import open_onnx
@@ -104,6 +105,21 @@ def test_a_text_in_two_parts_is_the_text_at_once(base):
         second = base.run({"input_ids": ids[:, 2:], "attention_mask": whole, **cache})
     torch.testing.assert_close(second["logits"], at_once["logits"][:, 2:], rtol=0, atol=1e-5)
     torch.testing.assert_close(second["present.1.key"], at_once["present.1.key"], rtol=0, atol=1e-5)
+
+
+def test_an_adapter_of_the_whole_model_is_one_of_the_archive(base, folder, tmp_path):
+    """The fingerprints agree, or the runner would refuse it, and so does what it computes."""
+    ids, rng = torch.tensor([[5, 9, 33, 41]]), np.random.default_rng(0)
+    model = hf.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with ae.attach(model, kind="houlsby", bottleneck=2) as attached, torch.no_grad():
+        for tensor in attached.tensors().values():
+            tensor.copy_(torch.from_numpy(rng.normal(0, 0.2, tensor.shape)))
+        expected, adapter = model(input_ids=ids).logits, attached.to_adapter()
+    cache = {name: value.numpy() for name, value in empty_cache(base, 1).items()}
+    given = {"input_ids": ids.numpy(), "attention_mask": np.ones((1, 4), np.int64), **cache}
+    runner = TorchRunner(base)
+    assert np.abs(runner.run(given)["logits"] - expected.numpy()).max() > 0.05
+    np.testing.assert_allclose(runner.run(given, adapter)["logits"], expected, rtol=0, atol=2e-5)
 
 
 def test_its_onnx_graph_computes_the_same_with_and_without_a_past(base, tmp_path):

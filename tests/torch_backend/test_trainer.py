@@ -14,7 +14,9 @@ import pytest
 import torch
 from toolchain import skip_or_fail
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from transformers import BertConfig, BertModel, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutput
 
 import adapter_export as ae
 from adapter_export.errors import BaseMismatchError, OutputExistsError, TrainingError, UsageError
@@ -151,6 +153,15 @@ def test_a_base_that_is_attached_is_the_model(model: BertModel, tmp_path: Path) 
     assert saved.base == base.fingerprint
 
 
+def test_what_the_model_returns_can_be_made_anew_of_its_members(model: BertModel, adapter: AttachedAdapter) -> None:
+    """As `DistributedDataParallel` does."""
+    output = model(**{name: torch.ones(1, 3, dtype=torch.int64) for name in ("input_ids", "attention_mask")})
+    again = pytree.tree_unflatten(*pytree.tree_flatten(output))
+    assert isinstance(again, BaseModelOutput)
+    assert torch.equal(again.logits, output.logits)
+    assert torch.equal(again[0], output.last_hidden_state)
+
+
 def test_a_model_without_the_adapter_is_refused(model: BertModel, adapter: AttachedAdapter, tmp_path: Path) -> None:
     saving = ae.trainer_callback(adapter, tmp_path / "a")
     adapter.detach()
@@ -160,7 +171,7 @@ def test_a_model_without_the_adapter_is_refused(model: BertModel, adapter: Attac
 
 def test_weights_that_would_be_trained_are_named(model: BertModel, adapter: AttachedAdapter, tmp_path: Path) -> None:
     model.embeddings.word_embeddings.weight.requires_grad_(True)
-    with pytest.raises(TrainingError, match=r"Found: `embeddings.word_embeddings.weight`\."):
+    with pytest.raises(TrainingError, match=r"nothing saves them; found `embeddings.word_embeddings.weight`"):
         run(trainer(model, tmp_path / "runs", [ae.trainer_callback(adapter, tmp_path / "a")]))
 
 
@@ -174,7 +185,7 @@ class Break(TrainerCallback):
 
 def test_weights_that_changed_are_named(model: BertModel, adapter: AttachedAdapter, tmp_path: Path) -> None:
     made = trainer(model, tmp_path / "runs", [ae.trainer_callback(adapter, tmp_path / "a"), Break()])
-    with pytest.raises(TrainingError, match=r"have changed.*Found: `encoder.layer.0.output.dense.bias`\."):
+    with pytest.raises(TrainingError, match=r"have changed.*; found `encoder.layer.0.output.dense.bias`; expected"):
         run(made)
     assert not (tmp_path / "a").exists()
 

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from adapter_export.errors import DataError, UsageError, argument
 from adapter_export.format.labelled import GivenSpan, some
-from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
+from adapter_export.graph.tasks import DEFAULT_TYPE, Learnt, ProblemType
 from adapter_export.text import Side, Text, Tokenizer
 from adapter_export.torch_backend.train.objectives import IGNORED
 
@@ -38,7 +38,7 @@ class Examples(Protocol):
     """Rows as the loop wants them, of whatever they are made."""
 
     @property
-    def problem(self) -> ProblemType:
+    def problem(self) -> Learnt:
         """What the rows ask."""
 
     @property
@@ -234,7 +234,7 @@ def balanced(examples: TextExamples, labels: Sequence[str]) -> dict[str, float]:
     return {label: float(weight) for label, weight in zip(labels, weights, strict=True)}
 
 
-def class_weights(wanted: Mapping[str, float], problem: ProblemType, labels: Sequence[str]) -> Tensor:
+def class_weights(wanted: Mapping[str, float], problem: Learnt, labels: Sequence[str]) -> Tensor:
     """Return how much each class counts in the loss [classes].
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from adapter_export.errors import UsageError, argument
-from adapter_export.graph.tasks import ProblemType, Task
+from adapter_export.graph.tasks import Learnt, Task
 from adapter_export.numerics.judge import (
     CHOICES,
     CLASSES,
@@ -19,6 +19,7 @@ from adapter_export.numerics.judge import (
     RANKINGS,
     SPANS,
     TAGS,
+    TOKENS,
     Judged,
     Metric,
     has_entities,
@@ -30,12 +31,13 @@ from adapter_export.numerics.judge import (
     judge_ranking,
     judge_spans,
     judge_tags,
+    judge_tokens,
 )
 from adapter_export.runtime.answers import Span, activated, answer
 from adapter_export.torch_backend.train.data import Examples, TextExamples
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
 
-METRICS: Mapping[ProblemType, tuple[Metric, ...]] = {
+METRICS: Mapping[Learnt, tuple[Metric, ...]] = {
     "single_label": CLASSES,
     "multi_label": LABEL_SETS,
     "multiple_choice": CHOICES,
@@ -44,6 +46,7 @@ METRICS: Mapping[ProblemType, tuple[Metric, ...]] = {
     "regression": NUMBERS,
     "embedding": NEIGHBOURS,
     "ranking": RANKINGS,
+    "causal_lm": TOKENS,
 }
 """What `measure` returns, by problem type, but for words with the tags of entities."""
 
@@ -51,7 +54,7 @@ LOSS = "loss"
 """The name under which the loss decides, and is recorded."""
 
 
-def deciding(problem: ProblemType, labels: Sequence[str], wanted: str | None) -> Metric | None:
+def deciding(problem: Learnt, labels: Sequence[str], wanted: str | None) -> Metric | None:
     """Return the metric that decides which epoch is kept, that of the objective if none is wanted; none is the loss.
 
     Raises:
@@ -73,11 +76,11 @@ def deciding(problem: ProblemType, labels: Sequence[str], wanted: str | None) ->
     return metrics[name]
 
 
-def measure(task: Task, results: Tensor, targets: Tensor, examples: Examples) -> dict[str, float]:
+def measure(task: Task | None, results: Tensor, targets: Tensor, examples: Examples) -> dict[str, float]:
     """Return the metrics of a task by name; one that is not defined for these rows is left out.
 
     Args:
-        task: what the results mean.
+        task: what the results mean; none for the next token, which no head gives.
         results: as `TextExamples.matched` returns them.
         targets: likewise.
         examples: the rows, in the same order.
@@ -91,7 +94,9 @@ def measure(task: Task, results: Tensor, targets: Tensor, examples: Examples) ->
     return {metric.name: float(value) for metric, value in named if np.isfinite(value)}
 
 
-def _judged(task: Task, found: np.ndarray, wanted: np.ndarray, examples: Examples) -> Judged:
+def _judged(task: Task | None, found: np.ndarray, wanted: np.ndarray, examples: Examples) -> Judged:
+    if task is None:
+        return judge_tokens(found[:, 0], found[:, 1])
     match task.type:
         case "single_label":
             return judge_classes(activated(task, found), wanted, task.labels)

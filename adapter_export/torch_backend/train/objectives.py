@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapter_export.graph.tasks import ProblemType
+from adapter_export.graph.tasks import Learnt
 
 IGNORED = -100
 """The target of a token that is not to be learnt: padding, special tokens, and the later tokens of a word."""
@@ -120,7 +120,12 @@ def span_loss(logits: Tensor, places: Tensor, _: Tensor | None = None) -> Loss:
     return sum(sums, start=logits.new_zeros(())), (2 * (places[:, 0] != IGNORED).sum()).to(logits)
 
 
-OBJECTIVES: Mapping[ProblemType, Objective] = {
+def next_token_loss(results: Tensor, _ids: Tensor, _weights: Tensor | None) -> Loss:
+    """The cross-entropy of each token that is learnt, which `matched` has computed: [tokens, 2], the first of both."""
+    return results[:, 0].sum(), results.new_tensor(len(results))
+
+
+OBJECTIVES: Mapping[Learnt, Objective] = {
     "single_label": Objective(class_loss, "cross-entropy (nats)", "accuracy"),
     "multi_label": Objective(label_loss, "binary cross-entropy (nats)", "micro_f1"),
     "multiple_choice": Objective(class_loss, "cross-entropy over the choices (nats)", "accuracy"),
@@ -129,5 +134,6 @@ OBJECTIVES: Mapping[ProblemType, Objective] = {
     "regression": Objective(squared_error, "mean squared error"),
     "embedding": Objective(contrastive_loss, "contrastive loss (nats)", "neighbour_accuracy", compares=True),
     "ranking": Objective(label_loss, "binary cross-entropy (nats)", "mrr"),
+    "causal_lm": Objective(next_token_loss, "cross-entropy of a token (nats)"),
 }
 """By problem type. Tokens are judged by macro-F1, because most words have the label that says nothing."""

@@ -13,7 +13,7 @@ import numpy as np
 from adapter_export.errors import DataError, UsageError
 from adapter_export.format.files import sha256_of
 from adapter_export.format.labelled import Columns, LabelledRow, labelled_rows
-from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
+from adapter_export.graph.tasks import DEFAULT_TYPE, Learnt, ProblemType
 from adapter_export.text import Pair, Side, Tokenizer
 from adapter_export.torch_backend.train.data import TextExamples, class_indices, label_names, split, split_groups
 
@@ -102,7 +102,7 @@ class TextTask:
         notes: warnings about the data, each a clause.
     """
 
-    problem: ProblemType
+    problem: Learnt
     labels: tuple[str, ...]
     numbers: int
     training: TextExamples

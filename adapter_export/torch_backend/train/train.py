@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from adapter_export.dtypes import Weights
 from adapter_export.errors import TrainingError, UsageError, argument
 from adapter_export.graph.compose.attention import VALUE
+from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.checkpoint import (
     CHECKPOINT_FILE,
@@ -65,7 +66,7 @@ def evaluate(
     """Compute the scores of a model, on all processes; its mode is left as it was.
 
     Raises:
-        AdapterError: it has no head.
+        AdapterError: it has no head, and the base gives no next token.
         TrainingError: memory is out.
     """
     if accelerator is None:
@@ -87,10 +88,9 @@ def evaluate(
     results = torch.cat([of_batch for _, of_batch, _ in found])
     targets = torch.cat([of_batch for _, _, of_batch in found])
     total, weight = OBJECTIVES[examples.problem].loss(results, targets, _class_weights(model, examples, settings))
-    scores = Scores(
-        float(total / weight) if weight else 0.0, measure(model.task, results, targets, examples.only(rows))
-    )
-    decides = deciding(examples.problem, model.task.labels, settings.metric)
+    task = None if examples.problem == CAUSAL_LM else model.task
+    scores = Scores(float(total / weight) if weight else 0.0, measure(task, results, targets, examples.only(rows)))
+    decides = deciding(examples.problem, _labels(model), settings.metric)
     return scores if decides is None else replace(scores, decides=decides.name, more_is_better=decides.more_is_better)
 
 
@@ -121,7 +121,7 @@ def train(
     if accelerator is None:
         with Engine(_device(model), settings.precision).open() as own:
             return train(model, data, settings, progress=progress, checkpoints=checkpoints, accelerator=own)
-    if model.head_name is None:
+    if model.head_name is None and data.training.problem != CAUSAL_LM:
         raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
     if not model.learned():
         raise TrainingError("none of the adapter's tensors shall learn", fix="name some, or all, when it is attached")
@@ -156,7 +156,7 @@ class _Run:
         self._objective = OBJECTIVES[data.training.problem]
         weights = _class_weights(model, data.training, settings)
         self._class_weights = None if weights is None else weights.to(accelerator.device)
-        deciding(data.training.problem, model.task.labels, settings.metric)  # before an epoch is lost to a wrong one
+        deciding(data.training.problem, _labels(model), settings.metric)  # before an epoch is lost to a wrong one
         self._tensors = model.learned()
         self._optimizer = accelerator.prepare_optimizer(_optimizer(self._tensors.values(), settings))
         self._steps_per_epoch = len(self._batches(0))
@@ -377,9 +377,15 @@ def _device(model: AdaptedModel) -> str:
     return next((tensor.device.type for tensor in model.parameters()), "cpu")
 
 
+def _labels(model: AdaptedModel) -> Sequence[str]:
+    """The names of the classes; empty where there are none."""
+    head = None if model.adapter is None else model.adapter.head
+    return () if head is None else head.labels
+
+
 def _class_weights(model: AdaptedModel, examples: Examples, settings: TrainingSettings) -> Tensor | None:
     wanted = settings.class_weights
-    return None if wanted is None else class_weights(wanted, examples.problem, model.task.labels)
+    return None if wanted is None else class_weights(wanted, examples.problem, _labels(model))
 
 
 def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:

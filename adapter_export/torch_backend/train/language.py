@@ -1,0 +1,319 @@
+"""Texts as a causal language model learns them: each token from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError, argument
+from adapter_export.format.files import sha256_of
+from adapter_export.format.labelled import Columns, some, text_cell
+from adapter_export.format.manifest import InputRecord
+from adapter_export.format.tables import check_columns, read_rows, text_lines
+from adapter_export.graph.tasks import CAUSAL_LM, Learnt
+from adapter_export.text import Tokenizer
+from adapter_export.torch_backend.attach import AdaptedModel
+from adapter_export.torch_backend.train.data import Rows, _sha256, split_groups
+from adapter_export.torch_backend.train.task import TextTask
+
+PROMPT, ANSWER = "prompt", "answer"
+"""The columns of a table of prompts and answers, where no other names are given."""
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A row of tokens, of which those from `start` on are learnt, each from all before it."""
+
+    ids: tuple[int, ...]
+    start: int = 1
+
+
+@dataclass(frozen=True)
+class LanguageExamples:
+    """Rows of tokens for a causal language model; a batch is padded on the right to its own longest row.
+
+    Attributes:
+        texts: the rows.
+        records: the base's inputs; caches are empty.
+        tokenizer: made the tokens.
+        highest: the highest id of a token, by input.
+        problem: `causal_lm`.
+    """
+
+    texts: Sequence[Passage]
+    records: tuple[InputRecord, ...]
+    tokenizer: Tokenizer
+    problem: Learnt = CAUSAL_LM
+
+    @cached_property
+    def lengths(self) -> Rows:
+        """The number of tokens of each row."""
+        return np.array([len(row.ids) for row in self.texts], np.int64)
+
+    @property
+    def highest(self) -> dict[str, int]:
+        """The highest id of a token, by the input that takes ids."""
+        most = max(max(row.ids) for row in self.texts)
+        return {record.name: most for record in self.records if record.role == "ids"}
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the rows; a run resumes only where it is the same."""
+        return _sha256([np.array([row.start, *row.ids], np.int64).tobytes() for row in self.texts])
+
+    def only(self, rows: Rows) -> LanguageExamples:
+        """Some of the rows, in the order given."""
+        return replace(self, texts=[self.texts[row] for row in rows])
+
+    def inputs(self, rows: Rows) -> dict[str, Tensor]:
+        """The base's inputs for some rows, by name: tokens and mask [rows, tokens], and caches of length 0."""
+        ids = self._ids(rows)
+        real = torch.arange(ids.shape[1]) < torch.from_numpy(self.lengths[rows])[:, None]
+        made = {"ids": ids, "mask": real}
+        return {
+            record.name: torch.zeros(len(rows), *(axis if isinstance(axis, int) else 0 for axis in record.axes[1:]))
+            if record.role == "cache"
+            else made[record.role].to(getattr(torch, record.dtype))
+            for record in self.records
+        }
+
+    def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return of each token that is learnt its loss and whether it is the likeliest [tokens, 2], and its id.
+
+        Nothing of the size of a vocabulary is kept of a batch.
+
+        Args:
+            results: logits of the next token [rows, tokens, vocabulary].
+            rows: which rows they are of.
+        """
+        place = torch.arange(1, results.shape[1])
+        starts = torch.tensor([self.texts[row].start for row in rows])[:, None]
+        learnt = (place >= starts) & (place < torch.from_numpy(self.lengths[rows])[:, None])
+        ids = self._ids(rows)[:, 1:][learnt].to(results.device)
+        logits = results[:, :-1][learnt.to(results.device)]
+        losses = F.cross_entropy(logits, ids, reduction="none")
+        return torch.stack([losses, (logits.argmax(-1) == ids).to(losses.dtype)], -1), ids
+
+    def _ids(self, rows: Rows) -> Tensor:
+        tokens = [torch.tensor(self.texts[row].ids) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+
+
+@dataclass(frozen=True)
+class LanguageFiles:
+    """The files of a language modelling task.
+
+    A `.txt` file has a text in each line, any other is a table. With `columns.pair`, or columns `prompt` and `answer`,
+    rows are prompts and answers, and the tokens of answers are learnt; else all tokens of texts. `end` ends each of
+    them. Texts are cut at the tokenizer's limit, or packed: one after another, cut into rows of that length.
+    """
+
+    training: Path
+    validation: Path | float
+    test: Path | None
+    columns: Columns
+    end: int | None
+    packed: bool
+    skip_incomplete: bool
+
+
+def read_language(
+    files: LanguageFiles, tokenizer: Tokenizer, records: tuple[InputRecord, ...], seed: int = 0
+) -> TextTask:
+    """Read the files, split texts by the seed, and make tokens of them; a prompt is on one side of the split only.
+
+    Raises:
+        DataError: a file cannot be used; the message says which line.
+        UsageError: prompts and answers cannot be packed.
+        RequestError: the base has an input that text cannot fill.
+    """
+    strange = [record.name for record in records if record.role == "values"]
+    if strange:
+        raise RequestError(
+            "the base has inputs that text cannot fill",
+            found=", ".join(f"`{name}`" for name in strange),
+            expected="tokens, a mask, and caches",
+        )
+    paths = {"training": files.training}
+    if isinstance(files.validation, Path):
+        paths["validation"] = files.validation
+    if files.test is not None:
+        paths["test"] = files.test
+    read = {name: _read(path, files) for name, path in paths.items()}
+    sources: dict[str, Any] = {
+        name: {
+            "file": paths[name].name,
+            "sha256": sha256_of(paths[name]),
+            "rows": len(texts),
+            "repeated_rows_left_out": repeated,
+            "incomplete_rows_left_out": incomplete,
+        }
+        for name, (texts, repeated, incomplete) in read.items()
+    }
+    notes: list[str] = []
+    for name, (_, repeated, incomplete) in read.items():
+        if repeated:
+            notes.append(f"{repeated:,} rows of the {name} data repeat another row and were left out")
+        if incomplete:
+            notes.append(f"{incomplete:,} rows of the {name} data have no text or no answer and were left out")
+    texts = {name: found for name, (found, _, _) in read.items()}
+    if isinstance(files.validation, float):
+        whole = texts["training"]
+        kept, held_out = split_groups([first for first, _ in whole], files.validation, seed)
+        texts |= {"training": [whole[row] for row in kept], "validation": [whole[row] for row in held_out]}
+        sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
+    if files.end is None:
+        notes.append(
+            f"nobody knows the token that ends a text, so none is learnt; name it with {argument('end_token')}"
+        )
+    made = {}
+    for name, found in texts.items():
+        passages, said = _passages(found, files, tokenizer, name)
+        notes += said
+        made[name] = LanguageExamples(passages, records, tokenizer)
+        sources[name]["tokens_to_learn"] = sum(len(row.ids) - row.start for row in passages)
+    return TextTask(
+        CAUSAL_LM,
+        (),
+        0,
+        cast("Any", made["training"]),
+        cast("Any", made["validation"]),
+        cast("Any", made.get("test")),
+        sources,
+        tuple(notes),
+    )
+
+
+_Text = tuple[str, str | None]
+"""A text, or a prompt and its answer."""
+
+
+def _read(path: Path, files: LanguageFiles) -> tuple[list[_Text], int, int]:
+    """The texts of a file, each once, and how many rows were left out that repeat another one, or are incomplete."""
+    found: list[_Text] = []
+    incomplete: list[int] = []
+    if path.suffix.lower() == ".txt":
+        try:
+            lines = text_lines(path.read_bytes(), path)
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror})", where=path, fix="check the path") from error
+        found = [(line.strip("\r\n"), None) for line in lines if line.strip()]
+    else:
+        first, second = files.columns.text, files.columns.pair
+        for line, cells in read_rows(path):
+            if files.columns == Columns() and first not in cells and {PROMPT, ANSWER} <= set(cells):
+                first, second = PROMPT, ANSWER
+            fix = f"name the column with {argument('text')}, and of answers with {argument('pair')}"
+            check_columns(cells, [first] if second is None else [first, second], f"{path}, line {line}", fix)
+            text, answer = text_cell(cells[first]), None if second is None else text_cell(cells[second])
+            if text is None or (second is not None and answer is None):
+                incomplete.append(line)
+            else:
+                found.append((text, answer))
+    if incomplete and not files.skip_incomplete:
+        raise DataError(
+            f"{len(incomplete):,} rows have no text or no answer",
+            where=path,
+            found=f"lines {some(incomplete, quote='')}",
+            fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
+        )
+    if not found:
+        raise DataError("holds no texts", where=path, expected="a text in each line of a .txt file, or a table")
+    unique = list(dict.fromkeys(found))
+    return unique, len(found) - len(unique), len(incomplete)
+
+
+def _passages(
+    texts: Sequence[_Text], files: LanguageFiles, tokenizer: Tokenizer, name: str
+) -> tuple[list[Passage], list[str]]:
+    """Rows of tokens, and notes on what was cut, packed or lost."""
+    limit, end = tokenizer.max_tokens, () if files.end is None else (files.end,)
+    first = _tokens([text for text, _ in texts], tokenizer)
+    if texts[0][1] is None:
+        whole = [ids if ids[-1:] == end else (*ids, *end) for ids in first]
+        if not files.packed:
+            cut = sum(len(ids) > limit for ids in whole)
+            rows = [Passage(ids[:limit]) for ids in whole if len(ids) > 1]
+            lost = len(whole) - len(rows)
+        else:
+            stream = [number for ids in whole for number in ids]
+            rows = [Passage(tuple(stream[at : at + limit])) for at in range(0, len(stream) - 1, limit)]
+            cut = lost = 0
+    else:
+        if files.packed:
+            raise UsageError(
+                "prompts and answers are not packed: an answer would be learnt from another prompt",
+                where=argument("packing", True),
+                fix="leave it out",
+            )
+        answers = [
+            tuple(number for number, special in zip(ids, specials, strict=True) if not special)
+            for ids, specials in _marked([str(answer) for _, answer in texts], tokenizer)
+        ]
+        pairs = [((*prompt, *answer, *end), len(prompt)) for prompt, answer in zip(first, answers, strict=True)]
+        rows = [Passage(ids[:limit], start) for ids, start in pairs if 0 < start < min(len(ids), limit)]
+        cut, lost = sum(len(ids) > limit for ids, _ in pairs), len(pairs) - len(rows)
+    if not rows:
+        raise DataError(
+            f"no token of the {name} data can be learnt",
+            found=f"{len(texts):,} texts, cut at {limit} tokens",
+            expected="a text of two tokens, or a prompt that leaves room for its answer",
+            fix=f"raise {argument('max_tokens')}",
+        )
+    return rows, list(_said(name, texts, rows, files, limit, cut, lost))
+
+
+def _said(
+    name: str, texts: Sequence[_Text], rows: Sequence[Passage], files: LanguageFiles, limit: int, cut: int, lost: int
+) -> Iterator[str]:
+    if files.packed:
+        yield f"{len(texts):,} texts of the {name} data are packed into {len(rows):,} rows of {limit} tokens"
+    if cut:
+        more = "" if texts[0][1] is not None else f"; {argument('packing', True)} loses nothing"
+        yield f"{cut:,} texts of the {name} data are longer than {limit} tokens and are cut there{more}"
+    if lost:
+        yield f"{lost:,} texts of the {name} data have nothing left to learn and were left out"
+
+
+def _tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The tokens of texts of any length, with the special ones that the tokenizer adds."""
+    return [tuple(ids) for ids, _ in _marked(texts, tokenizer)]
+
+
+def _marked(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """The tokens of texts, and which of them are special."""
+    for start in range(0, len(texts), _CHUNK):
+        for encoding in tokenizer.whole(texts[start : start + _CHUNK]):
+            yield encoding.ids, encoding.special_tokens_mask
+
+
+def check_causal(model: AdaptedModel, examples: LanguageExamples) -> None:
+    """Refuse a base that reads the tokens after a token, which could copy what it is to say.
+
+    Raises:
+        BaseModelError: the logits of a token change with the last token.
+    """
+    row = next((row for row in examples.texts if len(row.ids) > 2 and len(set(row.ids)) > 1), None)
+    if row is None:
+        return
+    other = replace(row, ids=(*row.ids[:-1], next(number for number in row.ids if number != row.ids[-1])))
+    pair = replace(examples, texts=[row, other])
+    with torch.inference_mode():
+        one, two = model.result(model.placed(pair.inputs(np.arange(2))))[:, :-1].float()
+    if not torch.allclose(one, two, rtol=0, atol=1e-3 * float(one.abs().max())):
+        raise BaseModelError(
+            "reads tokens that come later, so it cannot learn to write them",
+            found="logits of a token that change with the last token of the text",
+            expected="a causal language model",
+            fix=f"capture one with {argument('with_cache', True)}",
+        )
