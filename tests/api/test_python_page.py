@@ -1,4 +1,4 @@
-"""The Python of `docs/python.md` runs as it stands there, in its order."""
+"""The Python of `docs/python.md` and `docs/training.md` runs as it stands there, in its order."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import adapter_export
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "python.md"
+TRAINING = ROOT / "docs" / "training.md"
 HUB = ROOT / "tests" / "fixtures" / "adapterhub" / "bert"
 
 
@@ -43,11 +44,22 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("default")
 def test_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
-    names: dict[str, Any] = {}
-    snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
-    for number, snippet in enumerate(snippets):
-        exec(compile(snippet, f"docs/python.md, snippet {number}", "exec"), names)  # noqa: S102 - the page's own
+    run(PAGE)
     assert "computing golden vectors of `lora`" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_page_of_training_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert run(TRAINING)["bundle"].session().adapters == ("reviews", "accelerated")
+
+
+def run(page: Path) -> dict[str, Any]:
+    """What the snippets of a page define, all in one module."""
+    names: dict[str, Any] = {}
+    for number, snippet in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)):
+        exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), names)  # noqa: S102 - the page's own
+    return names
 
 
 def test_the_page_names_every_verb() -> None:
