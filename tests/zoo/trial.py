@@ -28,6 +28,9 @@ from adapter_export.torch_backend.base.capture import settled
 TOLERANCE = 1e-4
 """Of the largest value: the live module and the captured graph order their sums differently, and no more."""
 
+FOUND = "; found "
+"""Stands before what was found, which may name other values on each machine."""
+
 MOST_TOKENS = 40
 """The positions of the models that have a table of them."""
 
@@ -104,7 +107,7 @@ def _captured(model: Model, module: nn.Module, folder: Path) -> tuple[ae.Base, s
 def _words(error: AdapterExportError, folder: Path) -> str:
     """What an error says, without what differs from run to run."""
     known = error.facts()
-    text = known["what"] + (f": {known['found']}" if "found" in known else "")
+    text = known["what"] + (f"{FOUND}{known['found']}" if "found" in known else "")
     text = " ".join(text.replace(str(folder), "").split())
     return text if len(text) <= 180 else f"{text[:179]}…"
 

@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import torch  # noqa: E402
 from models import MODELS, Model  # noqa: E402
-from trial import Outcome, examine  # noqa: E402
+from trial import FOUND, Outcome, examine  # noqa: E402
 
 from adapter_export.format.files import new_file  # noqa: E402
 
@@ -51,10 +51,6 @@ class Row:
     cells: tuple[str, ...]
     verdict: str
     seconds: float
-
-    def without_error(self) -> tuple[str, ...]:
-        """What must not change; the error is another one on each machine."""
-        return (*self.cells[:3], *self.cells[4:])
 
 
 def main() -> None:
@@ -74,20 +70,25 @@ def main() -> None:
     rows = dict(run({name: models[name] for name in chosen}, arguments.workers, fresh=again))
     if arguments.write:
         write({**checked_in, **{name: row.cells for name, row in rows.items()}})
-    told = verdicts(rows, {} if arguments.write else checked_in, whole=not arguments.write)
+    told = verdicts(rows, None if arguments.write else checked_in)
     counts = {each: sum(row.verdict == each for row in rows.values()) for each in ("complete", "refused", "wrong")}
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     sys.exit("\n".join(["error:", *told]) if told else 0)
 
 
-def verdicts(rows: dict[str, Row], checked_in: dict[str, tuple[str, ...]], *, whole: bool) -> list[str]:
-    """What is wrong with a run: models that are wrong, and rows that are not those of the table."""
+def lasting(cells: tuple[str, ...]) -> tuple[str, ...]:
+    """What must not change: neither the error nor what else an error found, which may be other numbers elsewhere."""
+    return (*cells[:3], cells[4].partition(FOUND)[0])
+
+
+def verdicts(rows: dict[str, Row], checked_in: dict[str, tuple[str, ...]] | None) -> list[str]:
+    """What is wrong with a run: models that are wrong, and rows that are not those of the table, if one is given."""
     told = [f"{name}: {row.cells[-1]}" for name, row in rows.items() if row.verdict == "wrong"]
-    for name, row in rows.items() if whole else ():
+    for name, row in () if checked_in is None else rows.items():
         known = checked_in.get(name)
-        before = known and (*known[:3], *known[4:])
-        if before != row.without_error():
-            told.append(f"{name}: was {before}, is {row.without_error()}; if that is right, run it with `--write`")
+        before, now = known and lasting(known), lasting(row.cells)
+        if before != now:
+            told.append(f"{name}: was {before}, is {now}; if that is right, run it with `--write`")
     return told
 
 
