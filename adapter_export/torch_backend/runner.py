@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from adapter_export.torch_backend.base.base import TorchBase
 from adapter_export.torch_backend.view import flow_graph
 
 _MOST_ATTACHED = 32
+
+_ROUNDED = 1e-5
+"""What rounding may change, of the largest value, between two runs: kernels may depend on where tensors lie."""
 
 
 class TorchRunner:
@@ -81,11 +85,8 @@ class TorchRunner:
             RequestError: the inputs are not those of the base.
         """
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
-        try:
-            with torch.inference_mode():
-                outputs = self._compute(adapter, tensors)
-        except (RuntimeError, IndexError) as error:
-            raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
+        with _inference():
+            outputs = self._compute(adapter, tensors)
         return {name: value.numpy() for name, value in outputs.items()}
 
     def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Undefined:
@@ -93,13 +94,25 @@ class TorchRunner:
         model = self.model(adapter)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
         drawn = _Drawn(model.body)
-        with torch.inference_mode():
+        with _inference():
             others = drawn.run(*self._base.ordered(tensors))
-            if not drawn.any:
-                return {}
-            found = model(**tensors)
-        differ = {name: (one != other).numpy() for (name, one), other in zip(found.items(), others, strict=False)}
+            found = model(**tensors) if drawn.any else {}
+        differ = {
+            name: ((one - other).abs() > _ROUNDED * one.abs().max()).numpy()
+            for (name, one), other in zip(found.items(), others, strict=False)  # behind them is the final hidden state
+            if one.is_floating_point()
+        }
         return {name: elements for name, elements in differ.items() if elements.any()}
+
+
+@contextmanager
+def _inference() -> Iterator[None]:
+    """Compute without gradients; what torch refuses is a `RequestError`."""
+    try:
+        with torch.inference_mode():
+            yield
+    except (RuntimeError, IndexError) as error:
+        raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
 
 
 class _Drawn(torch.fx.Interpreter):
