@@ -12,7 +12,7 @@ from once import once
 from small_bases import ARCHITECTURES
 
 from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.torch_backend.base.base import load_base, save_base
+from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 
 
@@ -27,9 +27,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
 
         def files(folder: Path) -> None:
             save_base(module, architecture.inputs(2, 7), folder / "model.pt", axes=architecture.axes())
-            export_onnx(load_base(folder / "model.pt"), folder / "model.onnx")
+            loaded.append(load_base(folder / "model.pt"))
+            export_onnx(loaded[0], folder / "model.onnx")
 
+        loaded: list[TorchBase] = []
         folder = once(tmp_path_factory, f"architecture_{name}", files)
-        return ExportedBase(name, module, load_base(folder / "model.pt"), open_onnx(folder / "model.onnx"))
+        in_torch = loaded[0] if loaded else load_base(folder / "model.pt")
+        return ExportedBase(name, module, in_torch, open_onnx(folder / "model.onnx"))
 
     return make

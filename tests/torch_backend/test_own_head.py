@@ -25,7 +25,7 @@ from adapter_export.torch_backend.base.own_head import own_head
 SIZES = {
     "vocab_size": 99,
     "hidden_size": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "intermediate_size": 64,
     "initializer_range": 0.2,
@@ -34,9 +34,9 @@ SIZES = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "Albert": {"embedding_size": 16},
-    "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "DistilBert": {"dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 64},
     "Electra": {"embedding_size": 16},
-    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
+    "GPT2": {"n_embd": 32, "n_layer": 1, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
     "ModernBert": dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
     "Roberta": {"pad_token_id": 1},
     "ViT": {"image_size": 32, "patch_size": 8},
@@ -206,11 +206,18 @@ def test_the_own_head_beside_adapters(tmp_path: Path) -> None:
         ae.build(base, [replace(mine, name="Own-Head")], tmp_path / "twice")
 
 
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive with a head for tokens."""
+    place = tmp_path_factory.mktemp("tagger")
+    small("Bert", "ForTokenClassification").save_pretrained(place / "folder")
+    capture_folder(place / "folder", place / "model.pt")
+    return place / "model.pt"
+
+
 @pytest.mark.parametrize("fault", ["another base", "damaged weights", "no base64", "a flipped bit"])
-def test_a_head_in_an_archive_is_read_strictly(fault: str, tmp_path: Path) -> None:
-    small("Bert", "ForTokenClassification").save_pretrained(tmp_path / "folder")
-    capture_folder(tmp_path / "folder", tmp_path / "model.pt")
-    entries = read_entries(tmp_path / "model.pt")
+def test_a_head_in_an_archive_is_read_strictly(fault: str, tagger: Path, tmp_path: Path) -> None:
+    entries = read_entries(tagger)
     if fault == "another base":
         edit(entries, f"extra/{HEAD_GRAPH}", lambda document: document["base"].update(fingerprint="sha256:other"))
         edit(entries, f"extra/{HEAD_GRAPH}", lambda document: document.pop("checksum"))

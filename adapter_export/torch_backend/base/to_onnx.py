@@ -87,7 +87,7 @@ def export_onnx(base: TorchBase, path: Path, *, data: str = "base.bin", force: b
 
 def to_onnx(base: TorchBase) -> ir.Model:
     """The base as an ONNX model in memory, which shares the weights; raises BaseModelError as `export_onnx`."""
-    model = _exported(base.program)
+    model = converted(base.program)
     _describe_model(model, base)
     signature = Signature(base.program, {record.name: record.axes for record in base.inputs})
     for value in _values(model):
@@ -98,7 +98,8 @@ def to_onnx(base: TorchBase) -> ir.Model:
     return model
 
 
-def _exported(program: ExportedProgram) -> ir.Model:
+def converted(program: ExportedProgram) -> ir.Model:
+    """A program as an ONNX model with the exporter's names; `BaseModelError` if torch cannot export it."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
