@@ -95,6 +95,13 @@ def test_a_class_that_only_the_module_of_the_architecture_has(tmp_path: Path) ->
     assert type(found).__name__ == "WhisperEncoder"
 
 
+def test_a_part_whose_type_no_auto_class_knows(tmp_path: Path) -> None:
+    part = made("MoonshineStreamingModel", "MoonshineStreaming", encoder_config=SIZE, **SIZE).get_encoder()
+    part.save_pretrained(tmp_path)
+    found, unused = _open_base(tmp_path)
+    assert (type(found).__name__, unused) == ("MoonshineStreamingEncoder", [])
+
+
 def rewritten(folder: Path, **changed: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changed))

@@ -128,7 +128,7 @@ def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, di
     return {name: dict(axes.get(name, {})) for name in inputs}
 
 
-_FACTORS = (1, 4, 32, 256, 2048)
+_FACTORS = (1, 4, 40, 320, 2560)
 """What lengths that nobody gave are multiplied with, until the module computes: convolutions take no short inputs."""
 
 _LARGEST = 2**25
@@ -139,7 +139,7 @@ def _computed(
     module: nn.Module, structure: pytree.TreeSpec, inputs: Mapping[str, Tensor], axes: AxisNames
 ) -> dict[str, Tensor]:
     """The inputs, of the first lengths of which the module computes something, the same twice."""
-    failure: tuple[Exception, Mapping[str, Tensor]] | None = None
+    failures: list[tuple[Exception, str]] = []
     shapes: list[torch.Size] = []
     for factor in _FACTORS:
         widened = _widened(inputs, axes, factor)
@@ -149,12 +149,11 @@ def _computed(
         try:
             first, second = (_run(module, structure, list(widened.values())) for _ in range(2))
         except LIBRARY_ERRORS as error:
-            failure = failure or (error, widened)
+            failures.append((error, _shapes(widened)))
         else:
             _check_repeated(first, second)
             return widened
-    assert failure is not None
-    raise _not_computed(module, *failure) from failure[0]
+    raise _not_computed(module, failures) from failures[0][0]
 
 
 def _run(module: nn.Module, structure: pytree.TreeSpec, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -189,13 +188,18 @@ def _check_repeated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
             )
 
 
-def _not_computed(module: nn.Module, error: Exception, inputs: Mapping[str, Tensor]) -> BaseModelError:
-    shapes = ", ".join(f"`{name}` {str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in inputs.items())
+def _shapes(inputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"`{name}` {str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in inputs.items())
+
+
+def _not_computed(module: nn.Module, failures: Sequence[tuple[Exception, str]]) -> BaseModelError:
+    """The error of the shortest inputs that were tried, and of the longest."""
+    found = [f"{first_line(error)} (for {shapes})" for error, shapes in (failures[0], failures[-1])]
     taken = [f"`{name}`" for name in inspect.signature(module.forward).parameters]
     return BaseModelError(
         "the model cannot compute an example of its inputs",
         where=f"`{type(module).__name__}.forward`",
-        found=f"{first_line(error)} (for {shapes})",
+        found="; ".join(dict.fromkeys(found)),
         expected=f"inputs that it takes together, of {', '.join(taken)}",
         fix=f"say what it takes with {argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')}, once for each input; "
         "or give the part of the model that you mean to `adapter_export.capture`, with examples of its inputs",

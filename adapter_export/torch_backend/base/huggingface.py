@@ -315,17 +315,21 @@ def _check_files(folder: Path) -> None:
 
 def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel] | None:
     """The class of transformers of this name for a `model_type`, also one that only the module of its models has."""
-    if not isinstance(architecture, str) or architecture not in transformers.CONFIG_MAPPING:
-        return None
-    config: Any = transformers.CONFIG_MAPPING[architecture]
-    found = getattr(transformers, name, None)
-    if found is None:
-        bare: Any = transformers.MODEL_MAPPING.get(config, None)
+    known: Any = transformers.CONFIG_MAPPING
+    words = str(architecture).split("_")  # a part of a model may have a type of its own, `moonshine_streaming_encoder`
+    types = ("_".join(words[:end]) for end in range(len(words), 0, -1))
+    found: Any = getattr(transformers, name, None)
+    for one in types if found is None else ():
+        bare: Any = transformers.MODEL_MAPPING.get(known[one], None) if one in known else None
         bare = bare[0] if isinstance(bare, tuple) else bare
-        found = getattr(sys.modules.get(str(getattr(bare, "__module__", None))), name, None)
+        found = found or getattr(sys.modules.get(str(getattr(bare, "__module__", None))), name, None)
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         return None
-    return found if issubclass(config, found.config_class or ()) else None
+    own: Any = found.config_class
+    fits = getattr(own, "model_type", None) == architecture
+    return (
+        found if fits or (own is not None and architecture in known and issubclass(known[architecture], own)) else None
+    )
 
 
 _WITH_A_HEAD = re.compile(r"For[A-Z]|Heads?Model$")

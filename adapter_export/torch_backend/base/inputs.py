@@ -146,8 +146,9 @@ def _documented(module: nn.Module) -> Iterator[tuple[str, Tensor, dict[int, str]
                 continue
             shape.append(1)
             places[place] = _BATCH if word in _ROWS else _SEQUENCE if word in _TOKEN_WORDS else word
-        integers = dtype == "" and name.endswith(("_ids", "_mask"))
-        value = torch.ones(shape, dtype=torch.int64 if integers else _DTYPES.get(dtype, torch.float32))
-        if value.is_floating_point() and places == {0: _BATCH, 1: _SEQUENCE} and value.dim() == 2:
+        if not dtype or name.endswith(("_values", "_features")):  # some say `LongTensor` of sound
+            dtype = "Long" if name.endswith(("_ids", "_mask")) else "Float"
+        value = torch.ones(shape, dtype=_DTYPES.get(dtype, torch.float32))
+        if value.is_floating_point() and places.keys() == {0, 1} and value.dim() == 2:
             places[1] = SAMPLES
         yield name, value, places

@@ -115,8 +115,8 @@ def own_head(
             computed = [whole(**inputs) for inputs in cases]
         columns = [[values[name] for name in outputs] for values in computed]
         results = [torch.stack(one, -1) if len(one) > 1 else one[0] for one in columns]
-    except InputError as error:
-        return OwnHead(maker, reason=error.message.rstrip("."))
+    except InputError as error:  # what to do about it is of no use: the model is captured without it
+        return OwnHead(maker, reason=error.what + (f"; found {error.found}" if error.found else ""))
     except LIBRARY_ERRORS as error:  # such as a head that wants a token of its own in every text
         return OwnHead(maker, reason=f"the whole model cannot compute an example; found {first_line(error)}")
     return OwnHead(maker, head, traced, notes=tuple(notes), cases=cases, results=results)
