@@ -270,8 +270,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     document: dict[str, object] = {}
     for key, value in pairs:
         if key in document:
-            fix = "leave one of them out"
-            raise FormatError("gives one key twice", found=f"`{key}`", expected="each key once in an object", fix=fix)
+            what = f"gives the key `{key}` twice in one object"
+            raise FormatError(what, expected="each key once", fix="leave one of them out")
         document[key] = value
     return document
 

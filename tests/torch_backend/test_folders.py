@@ -96,7 +96,9 @@ def test_a_class_that_only_the_module_of_the_architecture_has(tmp_path: Path) ->
 
 
 def test_a_part_whose_type_no_auto_class_knows(tmp_path: Path) -> None:
-    part = made("MoonshineStreamingModel", "MoonshineStreaming", encoder_config=SIZE, **SIZE).get_encoder()
+    part = made(
+        "MoonshineStreamingModel", "MoonshineStreaming", encoder_config=SIZE, **SIZE, num_key_value_heads=2
+    ).get_encoder()
     part.save_pretrained(tmp_path)
     found, unused = _open_base(tmp_path)
     assert (type(found).__name__, unused) == ("MoonshineStreamingEncoder", [])
