@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.base import Base, PathLike, check_free, require
 from adapter_export.api.bundles import folder_of, model_of, runner_of
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapter_export.graph.tasks import Task
     from adapter_export.practice.evaluate import Evaluation
     from adapter_export.runtime import Bundle
+    from adapter_export.runtime.texts import Reader
 
 
 def evaluate(
@@ -28,7 +29,9 @@ def evaluate(
     adapter: Annotated[
         str | None, Option("The adapter; if not given, the only one, or the base's own head.", "NAME")
     ] = None,
-    text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
+    text: Annotated[
+        str, Option("The column of the texts, or of paths.  [default: text, image or audio]", "COLUMN")
+    ] = "text",
     pair: Annotated[str | None, Option("The column of the second texts, where rows are pairs.", "COLUMN")] = None,
     label: Annotated[str, Option("The column of what is right.", "COLUMN")] = "label",
     start: Annotated[
@@ -56,7 +59,7 @@ def evaluate(
 
     Args:
         bundle: the bundle, or its folder.
-        data: labelled texts: csv, tsv or jsonl in UTF-8.
+        data: labelled texts: csv, tsv or jsonl in UTF-8; pictures and clips as `train` reads them.
         gate: for some metrics the least that they must be; the most, where less is better.
         against: the model that the bundle was built from, to answer the same rows.
         force: replace what is at `page`.
@@ -74,7 +77,7 @@ def evaluate(
         require(library, "evaluate", "`evaluate`")
     from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.format.files import new_file
-    from adapter_export.format.labelled import Columns
+    from adapter_export.format.labelled import Columns, data_digest
     from adapter_export.practice.asked import ask, by_bundle, by_model
     from adapter_export.practice.evaluate import Setting, evaluation
     from adapter_export.practice.page import page as page_of
@@ -84,9 +87,11 @@ def evaluate(
         check_free(Path(page), force=force)
     opened = OpenedBundle.open(folder_of(bundle))
     name = _adapter(opened, adapter)
-    reader = Bundle(opened.folder, opened.manifest, verified=True).texts(opened.runtime_session())
-    task = reader.session.answering(name)
-    columns = Columns(text, pair, label, start)
+    served, session = Bundle(opened.folder, opened.manifest, verified=True), opened.runtime_session()
+    task = session.answering(name)
+    media = {"image": served.images, "audio": served.audio}
+    reader: Reader = media.get(task.input, served.texts)(session)
+    columns = Columns(task.input if text == "text" and task.input in media else text, pair, label, start)
     rows = _rows(Path(data), task, columns, skip_incomplete)
     for option, column in (("group", group), ("slices", slices)):
         if column is not None and column not in rows[0].cells:
@@ -100,6 +105,7 @@ def evaluate(
     setting = Setting(
         name,
         Path(data),
+        data_digest(Path(data), rows),
         asdict(columns),
         slices,
         dict(gate or {}),
@@ -153,7 +159,8 @@ def _rows(path: Path, task: Task, columns: Columns, skip_incomplete: bool) -> li
     from adapter_export.format.labelled import labelled_rows
 
     problem = "regression" if task.type == "embedding" and columns.pair is not None else task.type
-    return labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete)[0]
+    medium: Any = task.input if task.input in ("image", "audio") else None
+    return labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)[0]
 
 
 def _counted(on_step: OnStep | None, total: int) -> Callable[[int, str], None]:

@@ -131,7 +131,9 @@ def train(
     data: PathLike,
     output: PathLike | None = None,
     *,
-    text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
+    text: Annotated[
+        str, Option("The column of the texts, or of paths.  [default: text, image or audio]", "COLUMN")
+    ] = "text",
     pair: Annotated[
         str | None,
         Option("The column of the second texts, the contexts, the choices, or of `causal_lm` the answers.", "COLUMN"),
@@ -199,7 +201,8 @@ def train(
     Args:
         base: the model, one that torch can train.
         data: labelled texts: csv, tsv or jsonl in UTF-8; of `causal_lm` texts, or prompts and answers, or a `.txt` file
-            with a text in each line.
+            with a text in each line. For a base with a processor: a folder with a folder of pictures or clips for each
+            label, or such a table with their paths.
         output: the adapter folder to write, with its learning curve. An interrupted run goes on when it is given again.
         fuse: learn a fusion of these adapters, which stay as they are, in the place of a new adapter.
         force: replace what is at `output`.
@@ -252,6 +255,7 @@ def train(
     from adapter_export.torch_backend.train.devices import Engine
     from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change, with_prior
     from adapter_export.torch_backend.train.language import LanguageFiles, check_causal, read_language
+    from adapter_export.torch_backend.train.media import MediaExamples, MediaSource
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
     from adapter_export.torch_backend.train.task import TaskFiles, read_task
     from adapter_export.torch_backend.train.train import evaluate
@@ -275,7 +279,14 @@ def train(
         _check_no_cache(opened)
     held_out = (0.1 if validation is None else validation) if validation_data is None else Path(validation_data)
     tested = None if test_data is None else Path(test_data)
-    words = _tokenizer(opened, tokenizer, max_tokens)
+    words: Any
+    if opened.media is None or writing:
+        words = _tokenizer(opened, tokenizer, max_tokens)
+    else:
+        _check_texts_alone(opened.media.record.medium, given, pair=pair, tokenizer=tokenizer, max_tokens=max_tokens)
+        require("transformers", "hf", "training on pictures or clips")
+        words = MediaSource.of(opened.media, opened.inputs)
+        columns = replace(columns, text=opened.media.record.medium if text == "text" else text)
     if writing:
         end = _end_token(opened, words, given.get("end_token"))
         passages = LanguageFiles(
@@ -291,10 +302,13 @@ def train(
             given.get("task", DEFAULT_TYPE),
             skip_incomplete,
             given.get("prefix", ""),
-            given.get("truncation", words.side),
+            given.get("truncation", "right" if isinstance(words, MediaSource) else words.side),
         )
         rows = read_task(files, words, tuple(record.name for record in opened.inputs), settings.seed)
-    _check_ids(opened, rows)
+    if isinstance(rows.training, MediaExamples):
+        rows.training.check_lengths(settings.batch_size)
+    else:
+        _check_ids(opened, rows)
     tell(rows.notes, on_note)
     sites = opened.sites.complete
     title = name or (path.resolve().name if path is not None else "fusion" if members else chosen.name)
@@ -314,7 +328,8 @@ def train(
     model = bases.attach(torch_base, first, sites=sites, learned=learned)
     if writing:
         check_causal(model, cast("LanguageExamples", rows.training))
-    measured = np.arange(min(_ROWS_MEASURED, len(rows.training.texts)))
+    most = settings.batch_size if isinstance(rows.training, MediaExamples) else _ROWS_MEASURED
+    measured = np.arange(min(most, len(rows.training.texts)))
     change = relative_change(model, rows.training.inputs(measured))
     if progress is not None:
         counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
@@ -336,8 +351,7 @@ def train(
         **own_kind,
         **_own(given, TaskOptions),
         **{name: value for name, value in asdict(columns).items() if value is not None},
-        "max_tokens": words.max_tokens,
-        "tokenizer": words.digest,
+        **({} if isinstance(words, MediaSource) else {"max_tokens": words.max_tokens, "tokenizer": words.digest}),
         **({} if opened.given is None else {SITE_MAP_KEY: opened.given.digest}),
     }
     record = training_record(settings, chosen_settings, rows, result, test)
@@ -494,6 +508,7 @@ def _check_head(given: Mapping[str, Any]) -> None:
 def _head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool) -> Head:
     """Return the head that the options ask for, for what the data hold, with the record of its task."""
     from adapter_export.graph.heads import HeadOptions, make_head
+    from adapter_export.torch_backend.train.media import MediaExamples
 
     options = HeadOptions(
         pooling=given.get("pooling", "mean"),
@@ -505,19 +520,23 @@ def _head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool)
     )
     labels = rows.labels if rows.problem in LABELLED else ()
     assert rows.problem != "causal_lm"  # which has no head
-    task = Task(
-        rows.problem,
-        labels,
-        activation="sigmoid"
-        if rows.problem == "ranking"
-        else None,  # it learns how probable it is that two go together
-        thresholds=thresholds_for(labels, given.get("thresholds", ())),
-        input="pair" if paired else "text",
-        max_tokens=rows.training.tokenizer.max_tokens,
-        truncation=rows.training.side,
-        tokenizer=rows.training.tokenizer.digest,
-        prefix=given.get("prefix", ""),
-    )
+    thresholds = thresholds_for(labels, given.get("thresholds", ()))
+    if isinstance(rows.training, MediaExamples):
+        record = rows.training.source.media.record
+        task = Task(rows.problem, labels, thresholds=thresholds, input=record.medium, processor=record.digest)
+    else:
+        task = Task(
+            rows.problem,
+            labels,
+            # a ranking learns how probable it is that two go together
+            activation="sigmoid" if rows.problem == "ranking" else None,
+            thresholds=thresholds,
+            input="pair" if paired else "text",
+            max_tokens=rows.training.tokenizer.max_tokens,
+            truncation=rows.training.side,
+            tokenizer=rows.training.tokenizer.digest,
+            prefix=given.get("prefix", ""),
+        )
     numbers = rows.numbers or given.get("vector_width", 1)
     return make_head(task, width=width, numbers=numbers, hidden=given.get("head_width"), options=options)
 
@@ -564,9 +583,18 @@ def _results(head: Head) -> int:
     return head.widths.get(CLASSES, 0)
 
 
+def _check_texts_alone(medium: str, given: Mapping[str, Any], **arguments: object) -> None:
+    """Refuse what is for texts in a training on pictures or clips."""
+    of_texts = [name for name, value in arguments.items() if value is not None]
+    of_texts += [name for name in ("truncation", "prefix") if name in given]
+    if of_texts:
+        found = ", ".join(map(argument, of_texts))
+        raise UsageError(f"is for texts, and the model reads `{medium}`", found=found, fix="leave it out")
+
+
 def _check_ids(base: Base, rows: TextTask) -> None:
     """Refuse a tokenizer whose tokens the model does not have."""
-    parts = [part for part in (rows.training, rows.validation, rows.test) if part is not None]
+    parts: list[Any] = [part for part in (rows.training, rows.validation, rows.test) if part is not None]
     for record in base.inputs:
         highest = max(part.highest.get(record.name, 0) for part in parts)
         if record.limit is not None and highest >= record.limit:
@@ -632,6 +660,9 @@ def _tokenizer(base: Base, folder: PathLike | None, max_tokens: int | None) -> T
         return Tokenizer.from_folder(folder, limit)
     if base.tokenizer is None:
         fix = f"name the folder of its `tokenizer.json`: {argument('tokenizer')}"
+        if base.inputs[0].dtype == "float32":
+            fix = "capture it again from a folder with a `preprocessor_config.json` that says how they become its input"
+            raise UsageError("the model does not say how it reads pictures or clips", where=base.path, fix=fix)
         raise UsageError("the model brings no tokenizer", where=base.path, fix=fix)
     return Tokenizer.from_json(base.tokenizer, limit)
 

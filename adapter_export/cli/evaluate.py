@@ -29,7 +29,10 @@ _MISSED = 1
 def evaluate(
     bundle: Path,
     *,
-    data: Annotated[Path, Option("Labelled texts: csv, tsv or jsonl in UTF-8.", "FILE")],
+    data: Annotated[
+        Path,
+        Option("Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of pictures or clips for each label.", "PATH"),
+    ],
     gate: Annotated[
         Sequence[str],
         Option("The least that a metric must be; the most, where less is better. May be repeated.", "METRIC=N"),
@@ -46,7 +49,7 @@ def evaluate(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Measure an adapter of BUNDLE on labelled texts: the graph that is shipped, in ONNX Runtime, from text.
+    """Measure an adapter of BUNDLE on labelled rows: the graph that is shipped, in ONNX Runtime, from text or file.
 
     The metrics are those of the adapter's task, with intervals of 95 %: accuracy and macro-F1 of classes, F1 and
     average precision of sets of labels, F1 of entities, exact match and F1 of answers in a text, correlations of

@@ -67,6 +67,7 @@ def _mean(before: float, now: float) -> float:
     "adapter-export train model.pt --data train.tsv --kind lora --on query,value --rank 8 --alpha 16 -o c",
     "adapter-export train model.pt --data ner.jsonl --task token --text tokens --label tags -o ner",
     "adapter-export train model.pt --data scores.csv --task regression --head-layers 1 -o grade",
+    "adapter-export train vit.pt --data pictures/train --test-data pictures/test -o digits",
     "adapter-export train model.pt --data train.tsv --fuse a,b,c --temperature 50 -o fused",
     "adapter-export train decoder.pt --task causal_lm --data replies.jsonl -o replies",
     like=ae.train,
@@ -74,7 +75,10 @@ def _mean(before: float, now: float) -> float:
 def train(
     model: Path,
     *,
-    data: Annotated[Path, Option("Labelled texts: csv, tsv or jsonl in UTF-8.", "FILE")],
+    data: Annotated[
+        Path,
+        Option("Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of pictures or clips for each label.", "PATH"),
+    ],
     output: AdapterFolder,
     fuse: Annotated[
         tuple[str, ...],
@@ -92,6 +96,9 @@ def train(
     Labels of `multi_label` are a list, or one string with `|` between them; words and labels of `token` are lists, or
     have spaces between them; a `regression` learns one number or a list. An `embedding` learns from labels: texts of
     one label shall be near each other. docs/tasks.md has a table for each.
+
+    A model with a processor (ViT, Whisper's encoder) learns from a folder with a folder of pictures or clips for each
+    label, or from a table whose column `image` or `audio` has their paths, from the table's folder on.
 
     The model stays as it is. The epoch that does best on the validation rows is kept: by the accuracy, by the F1 of
     label sets, tokens and answers, the mean reciprocal rank, the accuracy of nearest neighbours, or the least error of

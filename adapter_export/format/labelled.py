@@ -1,17 +1,22 @@
-"""Labelled texts out of csv, tsv and jsonl files, read strictly: what each problem type reads in a row."""
+"""Labelled texts out of csv, tsv and jsonl files, read strictly: what each problem type reads in a row.
+
+Pictures and clips are the files of a folder for each class, or files that a table names.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from adapter_export.errors import DataError, UsageError, argument
+from adapter_export.errors import DataError, FileError, UsageError, argument
+from adapter_export.format.files import sha256_of
 from adapter_export.format.tables import check_columns, read_rows
-from adapter_export.graph.tasks import ProblemType
+from adapter_export.graph.tasks import MEDIA_TYPES, ProblemType
 
 SEPARATOR = "|"
 """Stands between the labels of a text, or between the choices of a question, where they are one string."""
@@ -67,12 +72,23 @@ class GivenSpan:
 
 
 @dataclass(frozen=True)
+class LabelledFile:
+    """A picture or a clip; two of the same bytes are the same, whatever they are called."""
+
+    path: Path = field(compare=False)
+    sha256: str
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
 class LabelledRow:
     """A row: its line, its texts, and what is to be learnt of them.
 
     Attributes:
         line: counted from 1.
-        text: a text, or for token its words.
+        text: a text, for token its words, or a file.
         pair: the second text, or for multiple_choice the choices; none where one text is read.
         answer: the label (single_label, embedding), a set of labels (multi_label), the labels of the words (token),
             numbers (regression), a relevance from 0 to 1 (ranking), the number of the right choice, counted from 0
@@ -81,28 +97,41 @@ class LabelledRow:
     """
 
     line: int
-    text: str | tuple[str, ...]
+    text: str | tuple[str, ...] | LabelledFile
     pair: str | tuple[str, ...] | None
     answer: Any
     cells: Mapping[str, Any]
 
 
 def labelled_rows(
-    path: Path, columns: Columns, problem: ProblemType, *, skip_incomplete: bool = False
+    path: Path,
+    columns: Columns,
+    problem: ProblemType,
+    *,
+    skip_incomplete: bool = False,
+    medium: Literal["image", "audio"] | None = None,
 ) -> tuple[list[LabelledRow], list[int]]:
     """Read the labelled rows of a table; returns them, and the lines of rows that are incomplete and left out.
+
+    With a `medium`, the texts of the table are paths of pictures or clips, from its own folder on; or `path` is a
+    folder with a folder of them for each label, whose rows are counted from 1 in the order of their paths.
 
     Args:
         path: a csv, tsv or jsonl file in UTF-8, recognised by its suffix or else by its first line.
         columns: the names of its columns.
         problem: what the columns mean.
         skip_incomplete: leave rows out that lack a text or a label, instead of refusing the file.
+        medium: what the rows are, where they are no texts.
 
     Raises:
         UsageError: the problem type reads other columns.
         DataError: the file cannot be read, a line is broken, a column is missing, or rows are incomplete.
     """
     columns.check(problem)
+    if medium is not None and problem not in MEDIA_TYPES:
+        raise UsageError(f"`{problem}` reads texts, and the model {medium}", fix=f"give another {argument('task')}")
+    if path.is_dir():
+        return _of_folder(path, columns, problem, medium), []
     read = _READERS[problem]
     rows: list[LabelledRow] = []
     incomplete: list[int] = []
@@ -113,8 +142,10 @@ def labelled_rows(
         found = read(cells, columns, where)
         if found is None:
             incomplete.append(line)
-        else:
+        elif medium is None:
             rows.append(LabelledRow(line, *found, cells))
+        else:
+            rows.append(LabelledRow(line, labelled_file(path.parent / found[0], where), *found[1:], cells))
     if empty:
         raise DataError("holds no rows", where=path, expected="a line with the column names, then one row a line")
     if incomplete and not skip_incomplete:
@@ -139,6 +170,50 @@ def labelled_rows(
                 expected="as many choices for every question",
             )
     return rows, incomplete
+
+
+def labelled_file(path: Path, where: object) -> LabelledFile:
+    """Return a file with its hash; `DataError` if there is none, or it is empty."""
+    try:
+        size, digest = path.stat().st_size, sha256_of(path)
+    except (OSError, FileError, ValueError) as error:
+        raise DataError(
+            "a file that cannot be read", where=where, found=f"`{path.name}`", fix="check the path"
+        ) from error
+    if not size:
+        raise DataError("an empty file", where=where, found=f"`{path.name}`")
+    return LabelledFile(path, digest)
+
+
+def _of_folder(path: Path, columns: Columns, problem: ProblemType, medium: str | None) -> list[LabelledRow]:
+    """Read a folder with a folder for each label; names that begin with a dot are passed over."""
+    if medium is None or problem not in ("single_label", "embedding"):
+        found = "a folder" if medium is None else f"a folder, and the task `{problem}`"
+        raise DataError("is no table", where=path, found=found, expected="a csv, tsv or jsonl file")
+    inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    strays = [one for one in inside if not one.is_dir()]
+    expected = "a folder of files for each label, and nothing else"
+    if strays or not inside:
+        found = f"the file `{strays[0].name}`" if strays else "nothing"
+        fix = "move it into the folder of its label, or give a table of paths and labels"
+        raise DataError("is no folder of labelled files", where=path, found=found, expected=expected, fix=fix)
+    rows: list[LabelledRow] = []
+    for folder in inside:
+        files = sorted(one for one in folder.rglob("*") if one.is_file() and not one.name.startswith("."))
+        if not files:
+            raise DataError("a label without files", where=folder, expected=expected, fix="remove the folder")
+        for file in files:
+            cells = {columns.text: file.relative_to(path).as_posix(), columns.label: folder.name}
+            rows.append(LabelledRow(len(rows) + 1, labelled_file(file, file), None, folder.name, cells))
+    return rows
+
+
+def data_digest(path: Path, rows: Sequence[LabelledRow]) -> str:
+    """Return the sha256 of a table of texts; of files, that over their hashes and answers, whatever they are called."""
+    if not isinstance(rows[0].text, LabelledFile):
+        return sha256_of(path)
+    lines = (f"{row.text.sha256} {row.answer}\n" for row in rows if isinstance(row.text, LabelledFile))
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def some(found: Collection[object], quote: str = "`") -> str:

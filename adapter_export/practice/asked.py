@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.errors import DataError, UsageError, argument, within
-from adapter_export.format.labelled import LabelledRow, some
+from adapter_export.format.labelled import LabelledFile, LabelledRow, some
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.judge import (
@@ -40,14 +40,11 @@ from adapter_export.numerics.judge import (
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.runtime.answers import TokenLabels, activated
 from adapter_export.runtime.batches import Request
-from adapter_export.runtime.texts import ReadText, TextReader, answered
+from adapter_export.runtime.texts import Reader, ReadText, answered
 from adapter_export.text import Pair
 
 Results = Sequence[Sequence[np.ndarray]]
 """For each text that was read what the head gave: for the text, or for each of its choices."""
-
-_WINDOW = 1024
-"""How many texts are in one call of `run_many`: the outputs of all of them are in memory at once."""
 
 OnTexts = Callable[[int], None]
 """Is told how many more texts are answered."""
@@ -96,12 +93,14 @@ class Asked:
     def notes(self) -> Iterator[str]:
         """Yield what the caller should know of the texts."""
         cut = sum(one.cut > 0 for one in self.read)
-        if cut:
+        if cut and self.task.input == "audio":
+            yield f"{cut:,} clips are longer than the model reads and were cut there, as every client cuts them"
+        elif cut:
             limit = max(len(row.encoding.ids) for one in self.read if one.cut for row in one.rows)
             yield f"{cut:,} texts are longer than {limit} tokens and were cut there, as every client cuts them"
 
 
-def ask(rows: Sequence[LabelledRow], reader: TextReader, adapter: str, task: Task, group: str | None) -> Asked:
+def ask(rows: Sequence[LabelledRow], reader: Reader, adapter: str, task: Task, group: str | None) -> Asked:
     """Read labelled rows as tokens for an adapter.
 
     Raises:
@@ -116,7 +115,9 @@ def ask(rows: Sequence[LabelledRow], reader: TextReader, adapter: str, task: Tas
             f"adapter `{adapter}` answers {wanted} (`{task.type}`)",
             fix=fix if task.input == "pair" else f"leave {argument('pair')} out",
         )
-    texts = [row.text for row in rows] + [str(row.pair) for row in rows] if compared else [_text(row) for row in rows]
+    texts: list[Any] = [_text(row) for row in rows]
+    if compared:
+        texts = [row.text for row in rows] + [str(row.pair) for row in rows]
     groups: tuple[str, ...] = ()
     if task.type == "ranking":
         groups = tuple(str(row.text if group is None else row.cells[group]) for row in rows)
@@ -124,20 +125,22 @@ def ask(rows: Sequence[LabelledRow], reader: TextReader, adapter: str, task: Tas
 
 
 def _text(row: LabelledRow) -> Any:
+    if isinstance(row.text, LabelledFile):
+        return row.text.path
     if row.pair is None or not isinstance(row.text, str):
         return row.text
     return Pair(row.text, row.pair) if isinstance(row.pair, str) else [Pair(row.text, choice) for choice in row.pair]
 
 
-def by_bundle(asked: Asked, reader: TextReader, adapter: str, step: OnTexts) -> Results:
+def by_bundle(asked: Asked, reader: Reader, adapter: str, step: OnTexts) -> Results:
     """Return the results of the bundle's graph.
 
     Raises:
         RequestError: ONNX Runtime cannot compute them.
     """
     output, found = str(reader.session.output(adapter)), list[list[np.ndarray]]()
-    for start in range(0, len(asked.read), _WINDOW):
-        window = asked.read[start : start + _WINDOW]
+    for start in range(0, len(asked.read), reader.window):
+        window = asked.read[start : start + reader.window]
         requests = [Request(reader.arrays([row]), adapter) for one in window for row in one.rows]
         finished = 0
 
@@ -146,14 +149,14 @@ def by_bundle(asked: Asked, reader: TextReader, adapter: str, step: OnTexts) -> 
             step(done - finished)
             finished = done
 
-        results = iter(reader.session.run_many(requests, progress=advance))
+        results = iter(reader.session.run_many(requests, progress=advance, token_budget=reader.token_budget))
         found += [[next(results)[output][0] for _ in one.rows] for one in window]
     return found
 
 
 def by_model(
     asked: Asked,
-    reader: TextReader,
+    reader: Reader,
     adapter: Adapter,
     runner: Runner,
     outputs: Sequence[str],
@@ -288,6 +291,8 @@ def _judge_words(asked: Asked, results: Results) -> Judged:
 
 def shown_text(row: LabelledRow) -> str:
     """Return the texts of a row in one line."""
+    if isinstance(row.text, LabelledFile):
+        return str(row.text)
     parts = [row.text] if row.pair is None else [row.text, row.pair]
     return " | ".join(part if isinstance(part, str) else " ".join(part) for part in parts)
 

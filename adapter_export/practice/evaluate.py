@@ -16,7 +16,6 @@ from sklearn.calibration import calibration_curve
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.errors import MissedGateError, UsageError, argument
-from adapter_export.format.files import sha256_of
 from adapter_export.numerics.judge import Decisions, Indices, Judged, Metric
 from adapter_export.practice.asked import Asked, Results, judge, metrics_of, shown_text, slice_values
 from adapter_export.practice.record import Held, hold_record
@@ -287,7 +286,8 @@ class Setting:
 
     Attributes:
         adapter: the adapter.
-        data: the file of the rows.
+        data: the file of the rows, or their folder.
+        sha256: `data_digest` of all of its rows.
         columns: that were read of it, by the names of the options.
         slices: the column whose values have scores of their own.
         gates: bounds of metrics.
@@ -298,6 +298,7 @@ class Setting:
 
     adapter: str
     data: Path
+    sha256: str
     columns: Mapping[str, str | None]
     slices: str | None
     gates: Mapping[str, float]
@@ -333,7 +334,7 @@ def evaluation(
     """
     judged, record = judge(asked, results), bundle.record(setting.adapter)
     scores = score(judged, resamples=setting.resamples, seed=setting.seed)
-    allowed, digest = record.golden.absolute[str(record.output)], sha256_of(setting.data)
+    allowed, digest = record.golden.absolute[str(record.output)], setting.sha256
     notes = [*asked.notes(), *judged.notes]
     held, versus = None, None
     if not setting.limited:

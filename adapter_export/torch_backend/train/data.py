@@ -129,6 +129,11 @@ class TextExamples:
                 lost += sum(_token_span(row.encoding, made.answers[at][0]) is None for row, at in spans)
         return replace(made, cut=cut, lost=lost, highest=highest)
 
+    @property
+    def limit(self) -> str:
+        """The longest text that is read whole."""
+        return f"{self.tokenizer.max_tokens} tokens"
+
     def only(self, rows: Rows) -> TextExamples:
         """Some of the rows, in the order given."""
         texts = [self.texts[row] for row in rows]
@@ -220,7 +225,7 @@ def _token_span(encoding: tokenizers.Encoding, answer: GivenSpan) -> tuple[int, 
     return None if first is None or last is None else (first, last)
 
 
-def balanced(examples: TextExamples, labels: Sequence[str]) -> dict[str, float]:
+def balanced(examples: Any, labels: Sequence[str]) -> dict[str, float]:
     """Return a weight for each label by which all count alike: rows / (classes · rows of the class), as scikit-learn.
 
     Of words with labels, words are counted; of `multi_label` it is rows without the label over rows with it.

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from adapter_export.errors import DataError, UsageError
-from adapter_export.format.files import sha256_of
-from adapter_export.format.labelled import Columns, LabelledRow, labelled_rows
+from adapter_export.format.labelled import Columns, LabelledRow, data_digest, labelled_rows
+from adapter_export.format.media import Medium
 from adapter_export.graph.tasks import DEFAULT_TYPE, Learnt, ProblemType
 from adapter_export.text import Pair, Side, Tokenizer
 from adapter_export.torch_backend.train.data import TextExamples, class_indices, label_names, split, split_groups
+from adapter_export.torch_backend.train.media import MediaExamples, MediaSource
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class LabelledTexts:
     repeated: int
     incomplete: int
     contradicting: int
+    sha256: str = field(default="", compare=False)
 
 
 def read_table(
@@ -39,18 +41,21 @@ def read_table(
     *,
     prefix: str = "",
     skip_incomplete: bool = False,
+    medium: Medium | None = None,
 ) -> LabelledTexts:
     """Read labelled texts from a table; repeated rows are left out, so that no split can hold both.
 
     Raises:
         UsageError, DataError: as `labelled_rows`.
     """
-    rows, incomplete = labelled_rows(path, columns or Columns(), problem, skip_incomplete=skip_incomplete)
+    columns = columns or Columns()
+    rows, incomplete = labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)
     complete = [(_text(row, prefix), row.answer) for row in rows]
     unique = tuple(dict.fromkeys(complete))
     contradicting = sum(count > 1 for count in Counter(text for text, _ in unique).values())
     texts, labels = zip(*unique, strict=True)
-    return LabelledTexts(texts, labels, len(complete) - len(unique), len(incomplete), contradicting)
+    repeated, digest = len(complete) - len(unique), data_digest(path, rows)
+    return LabelledTexts(texts, labels, repeated, len(incomplete), contradicting, digest)
 
 
 def _text(row: LabelledRow, prefix: str) -> Any:
@@ -105,15 +110,17 @@ class TextTask:
     problem: Learnt
     labels: tuple[str, ...]
     numbers: int
-    training: TextExamples
-    validation: TextExamples
-    test: TextExamples | None
+    training: TextExamples | MediaExamples
+    validation: TextExamples | MediaExamples
+    test: TextExamples | MediaExamples | None
     sources: dict[str, Any]
     notes: tuple[str, ...]
 
 
-def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], seed: int = 0) -> TextTask:
+def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple[str, ...], seed: int = 0) -> TextTask:
     """Read the files, split what is to be split by the seed, and count the tokens; `names` are the base's inputs.
+
+    With a `MediaSource` in the place of a tokenizer, the rows are pictures or clips.
 
     Raises:
         DataError: a file cannot be used; the message says which line.
@@ -125,8 +132,9 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
     if files.test is not None:
         paths["test"] = files.test
     problem, prefix, skip = files.problem, files.prefix, files.skip_incomplete
+    medium = None if isinstance(tokenizer, Tokenizer) else tokenizer.media.record.medium
     tables = {
-        name: read_table(path, files.columns, problem, prefix=prefix, skip_incomplete=skip)
+        name: read_table(path, files.columns, problem, prefix=prefix, skip_incomplete=skip, medium=medium)
         for name, path in paths.items()
     }
     labels: tuple[str, ...] = ()
@@ -143,15 +151,17 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer, names: tuple[str, ...], se
     choices = {name: len(table.texts[0]) for name, table in tables.items() if problem == "multiple_choice"}
     if len(set(choices.values())) > 1:
         raise DataError("the files have different numbers of choices", found=choices, expected="one number for all")
-    examples = {
-        name: TextExamples.of(tables[name].texts, answers[name], tokenizer, names, problem, files.side)
-        for name in tables
+    examples: dict[str, Any] = {
+        name: TextExamples.of(table.texts, answers[name], tokenizer, names, problem, files.side)
+        if isinstance(tokenizer, Tokenizer)
+        else MediaExamples.of(table.texts, answers[name], tokenizer, problem)
+        for name, table in tables.items()
     }
     notes = tuple(note for name in tables for note in _warnings(name, tables, examples[name]))
     sources: dict[str, Any] = {
         name: {
             "file": paths[name].name,
-            "sha256": sha256_of(paths[name]),
+            "sha256": table.sha256,
             "rows": len(table.texts),
             "repeated_rows_left_out": table.repeated,
             "incomplete_rows_left_out": table.incomplete,
@@ -240,19 +250,18 @@ def _answers(
             return table.labels
 
 
-def _warnings(name: str, tables: dict[str, LabelledTexts], examples: TextExamples) -> Iterator[str]:
-    table = tables[name]
+def _warnings(name: str, tables: dict[str, LabelledTexts], examples: TextExamples | MediaExamples) -> Iterator[str]:
+    table, word = tables[name], examples.word if isinstance(examples, MediaExamples) else "texts"
     if table.repeated:
         yield f"{table.repeated:,} rows of the {name} data repeat another row and were left out"
     if table.incomplete:
         yield f"{table.incomplete:,} rows of the {name} data have no text or no label and were left out"
     if table.contradicting:
-        yield f"{table.contradicting:,} texts of the {name} data occur with more than one label"
+        yield f"{table.contradicting:,} {word} of the {name} data occur with more than one label"
     if examples.cut:
-        limit = examples.tokenizer.max_tokens
-        yield f"{examples.cut:,} texts of the {name} data are longer than {limit} tokens and are cut there"
-    if examples.lost:
+        yield f"{examples.cut:,} {word} of the {name} data are longer than {examples.limit} and are cut there"
+    if isinstance(examples, TextExamples) and examples.lost:
         yield f"{examples.lost:,} answers of the {name} data lie in what is cut and cannot be learnt"
     shared = len(set(table.texts) & set(tables["training"].texts)) if name != "training" else 0
     if shared:
-        yield f"{shared:,} texts of the {name} data are in the training data, too, so its scores flatter"
+        yield f"{shared:,} {word} of the {name} data are in the training data, too, so its scores flatter"

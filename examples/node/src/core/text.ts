@@ -143,7 +143,7 @@ function textOf(asked: Asked, part: number): string {
   return part === 1 && "pair" in asked ? asked.pair : asked.text;
 }
 
-const KINDS = { text: "one text", pair: "a pair of texts", choices: "a question with choices" };
+const KINDS = { text: "one text", pair: "a pair of texts", choices: "a question with choices", image: "a picture", audio: "a clip" };
 
 function checkKind(asked: Asked, adapter: Choice, task: Task | null): void {
   const kind = typeof asked === "string" ? "text" : "choices" in asked ? "choices" : "pair";

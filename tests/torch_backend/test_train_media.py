@@ -1,0 +1,201 @@
+"""Training on pictures and clips: folders and tables, the record, and data that cannot be used."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_media import noise, png, wav
+
+import adapter_export as ae
+from adapter_export.errors import DataError, UsageError
+from adapter_export.graph.adapter import Adapter
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
+ROWS = 12
+
+
+def picture(colour: str, seed: int) -> bytes:
+    """A colour with noise, which a mean over pixels tells from others."""
+    return png((np.array(COLOURS[colour]) * 0.6 + noise(12, 20, 3, seed=seed) * 0.4).astype(np.uint8))
+
+
+def make_folder(folder: Path, first: int = 0, rows: int = ROWS) -> Path:
+    for colour in COLOURS:
+        (folder / colour).mkdir(parents=True)
+        for seed in range(first, first + rows):
+            (folder / colour / f"{seed}.png").write_bytes(picture(colour, seed))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train`, and `test` with other pictures."""
+    root = tmp_path_factory.mktemp("colours")
+    make_folder(root / "test", ROWS, 4)
+    make_folder(root / "train")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(vit_folder: Path, data: Path) -> Adapter:
+    options = {"bottleneck": 4, "epochs": 8, "learning_rate": 0.02, "batch_size": 8}
+    return ae.train(vit_folder / "model.pt", data / "train", name="colours", test_data=data / "test", **options)
+
+
+def test_an_adapter_learns_a_folder_and_the_record_says_what(trained: Adapter, vit_folder: Path) -> None:
+    base = ae.open_base(vit_folder / "model.pt")
+    assert trained.head is not None
+    task = trained.head.task
+    assert task is not None
+    assert base.media is not None
+    assert (task.input, task.processor, task.tokenizer) == ("image", base.media.record.digest, None)
+    assert task.labels == ("blue", "green", "red")
+    assert trained.training["test"]["accuracy"] > 0.8
+    assert trained.training["data"]["training"]["rows"] == 3 * ROWS
+
+
+def test_the_bundle_confirms_the_record_and_a_table_is_the_same_data(
+    trained: Adapter, vit_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    bundle = ae.build(vit_folder / "model.pt", [trained], tmp_path / "bundle", without_own_head=True)
+    found = ae.evaluate(bundle, data / "test", resamples=0, against=vit_folder / "model.pt")
+    found.raise_for_failure()
+    assert found.held is not None
+    assert found.held.part == "test"
+    assert found.versus is not None
+    assert found.versus.parting == ()
+    table = tmp_path / "test.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label"])
+        for path in sorted((data / "test").rglob("*.png")):
+            writer.writerow([path, path.parent.name])
+    again = ae.evaluate(bundle, table, resamples=0)
+    assert again.scores == found.scores
+    assert again.sha256 == found.sha256
+    assert again.held is not None
+    session = bundle.session()
+    answers = bundle.images(session).answer(sorted((data / "test" / "red").glob("*.png")), "colours")
+    assert sum(answer.document()["label"] == "red" for answer in answers) >= 3
+
+
+def test_pictures_of_the_same_bytes_are_one_row(vit_folder: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(data / "test", tmp_path / "data")
+    shutil.copy(folder / "red" / "12.png", folder / "red" / "copy.png")
+    notes: list[str] = []
+    adapter = ae.train(vit_folder / "model.pt", folder, name="x", epochs=1, bottleneck=2, on_note=notes.append)
+    assert adapter.training["data"]["training"]["repeated_rows_left_out"] == 1
+    assert any("repeat another row" in note for note in notes)
+
+
+def _half(folder: Path) -> None:
+    path = folder / "red" / "0.png"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "half a picture": (_half, r"red/0\.png: is no picture"),
+    "an empty file": (lambda folder: (folder / "red" / "0.png").write_bytes(b""), "an empty file"),
+    "a text": (lambda folder: (folder / "red" / "notes.txt").write_text("red"), "notes.txt: is no picture"),
+    "a label without pictures": (lambda folder: (folder / "none").mkdir(), "a label without files"),
+    "a picture beside the folders": (lambda folder: (folder / "x.png").write_bytes(picture("red", 99)), r"x\.png"),
+    "one label": (lambda folder: [shutil.rmtree(folder / name) for name in ("red", "blue")], "fewer than two classes"),
+    "nothing": (lambda folder: [shutil.rmtree(folder / name) for name in COLOURS], "found nothing"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_cannot_be_used(name: str, vit_folder: Path, data: Path, tmp_path: Path) -> None:
+    damage, said = FOLDERS[name]
+    folder = shutil.copytree(data / "train", tmp_path / "data")
+    damage(folder)
+    with pytest.raises(DataError, match=said):
+        ae.train(vit_folder / "model.pt", folder)
+
+
+def test_a_table_that_names_what_is_not_there(vit_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("image,label\nnothing.png,a\n")
+    with pytest.raises(DataError, match=r"line 2: a file that cannot be read; found .*nothing\.png"):
+        ae.train(vit_folder / "model.pt", tmp_path / "x.csv")
+    (tmp_path / "y.csv").write_text("text,label\nhow far,a\n")
+    with pytest.raises(DataError, match="no column `image`"):
+        ae.train(vit_folder / "model.pt", tmp_path / "y.csv")
+
+
+def test_what_is_for_texts_is_refused(vit_folder: Path, data: Path) -> None:
+    for options in ({"max_tokens": 8}, {"truncation": "left"}, {"pair": "second", "task": "ranking"}):
+        with pytest.raises(UsageError, match="is for texts"):
+            ae.train(vit_folder / "model.pt", data / "train", **options)
+    with pytest.raises(UsageError, match="`token` reads texts"):
+        ae.train(vit_folder / "model.pt", data / "train", task="token")
+
+
+def test_a_base_without_a_processor_says_so(vit_folder: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(vit_folder / "hf", tmp_path / "hf")
+    (folder / "preprocessor_config.json").unlink()
+    base = ae.capture(folder, tmp_path / "model.pt")
+    assert base.media is None
+    with pytest.raises(UsageError, match="does not say how it reads pictures"):
+        ae.train(base, data / "train")
+
+
+def test_a_folder_is_no_table_of_texts(tiny_bert_archive: Path, data: Path) -> None:
+    from adapter_export.format.labelled import Columns, labelled_rows
+
+    with pytest.raises(DataError, match="is no table"):
+        labelled_rows(data / "train", Columns(), "single_label")
+
+
+def make_clips(folder: Path, seconds: float = 0.1) -> Path:
+    """Low and high tones in noise."""
+    for label, pitch in (("low", 300), ("high", 2400)):
+        (folder / label).mkdir(parents=True)
+        for seed in range(8):
+            drawn, times = np.random.default_rng(seed), np.arange(int(seconds * 16_000)) / 16_000
+            tone = 0.5 * np.sin(2 * np.pi * pitch * times + seed) + drawn.normal(0, 0.02, len(times))
+            (folder / label / f"{seed}.wav").write_bytes(wav(tone))
+    return folder
+
+
+def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> None:
+    import torch
+    from transformers import WhisperConfig, WhisperFeatureExtractor
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    from adapter_export.torch_backend.base.base import save_base
+    from adapter_export.torch_backend.base.own_media import own_media
+
+    config = WhisperConfig(
+        d_model=16,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        num_mel_bins=20,
+        max_source_positions=50,
+    )
+    torch.manual_seed(0)
+    encoder = WhisperEncoder(config)
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            if "position" not in name:
+                weight.normal_(0, 0.2)
+    WhisperFeatureExtractor(feature_size=20, chunk_length=1).save_pretrained(tmp_path / "processor")
+    media = own_media(tmp_path / "processor")
+    assert media[0] is not None
+    save_base(encoder, {"input_features": torch.zeros(1, 20, 100)}, tmp_path / "model.pt", media=media)
+    clips = make_clips(tmp_path / "clips")
+    adapter = ae.train(tmp_path / "model.pt", clips, name="pitch", bottleneck=4, epochs=4, learning_rate=0.02)
+    bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", flavours=("slots",))
+    found = ae.evaluate(bundle, clips, resamples=0)
+    assert found.scores["accuracy"].value is not None
+    assert found.scores["accuracy"].value > 0.8
+    (tmp_path / "stereo.wav").write_bytes(wav(noise(800) / 256, channels=2))
+    with pytest.raises(DataError, match="2 channels"):
+        bundle.audio().answer([tmp_path / "stereo.wav"])
+    (tmp_path / "long.wav").write_bytes(wav(np.tile(noise(800) / 256, 25)))
+    assert bundle.audio().answer([tmp_path / "long.wav"])[0].cut == 20_000 - 16_000
