@@ -92,7 +92,10 @@ def _sides(
     from adapter_export.bundle.texts import Contract
 
     base = model_of(plan.bundle.manifest, against)
-    path, contract = str(base.path), Contract(base.tokenizer, base.texts, base.own_head)
+    path, contract = (
+        str(base.path),
+        Contract(base.tokenizer, base.texts, base.own_head, None if base.media is None else base.media.record.digest),
+    )
     wanted = plan.bundle.numerics
     with same_precision(base, wanted.precision, int8_embeddings=wanted.int8_tables) as runner:
         if texts is None and wanted.precision == precision_of(base):

@@ -115,6 +115,12 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
             yield InvariantRecord(CHECK, adapter.name, verdict(not faults), "; ".join(faults[:3]) or detail)
 
 
+def compare_processors(digest: str, model: str) -> InvariantRecord:
+    """Compare the digest of a bundle's processor with that of the model it was built from."""
+    detail = "that of the model" if digest == model else f"{digest[:12]}…, and the model has {model[:12]}…"
+    return InvariantRecord(CHECK, "model", verdict(digest == model), f"the processor is {detail}")
+
+
 def _value_faults(record: MediaRecord, sample: GoldenSample, absolute: float) -> Iterator[str]:
     try:
         contents = read_medium(sample.data, record.medium, record.sampling_rate, f"`{sample.name}`")

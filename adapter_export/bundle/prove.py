@@ -28,7 +28,7 @@ from adapter_export.bundle.invariants import (
     check_weights_apart,
     swaps,
 )
-from adapter_export.bundle.media import replay_media
+from adapter_export.bundle.media import compare_processors, replay_media
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.sites import SiteProbe
@@ -349,6 +349,8 @@ def prove(
     if bundle.manifest.media is not None:
         small = not any(graph.pieces for graph in plan.graphs)
         invariants += replay_media(bundle, plan.names, run=small and "slots" in plan.flavours)
+        if reference is not None and reference.contract.processor is not None:
+            invariants.append(compare_processors(bundle.manifest.media.digest, reference.contract.processor))
         on_step("golden media")
     return Report(
         bundle=str(bundle.folder),

@@ -23,6 +23,7 @@ from adapter_export.format.records import (
     record_from_json,
     version_checked,
 )
+from adapter_export.graph.ops import Interval
 
 MEDIA_VERSION = "1.0.0"
 """The version of golden media that is written, and the newest that is read."""
@@ -32,6 +33,10 @@ GOLDEN_MEDIA_FILE = "golden/media.json"
 
 Medium = Literal["image", "audio"]
 """What a base with a processor reads."""
+
+Edge = Annotated[int, Interval(1, 16_384)]
+Samples = Annotated[int, Interval(1, 2**26)]
+Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The filters of Pillow, in the order of its numbers, by which `resample` names them."""
@@ -46,14 +51,30 @@ class Resize:
 
     Attributes:
         op: `resize`.
-        size: height and width; or one number, the length of the shorter edge: the longer one is then that number times
-            longer / shorter, rounded down.
+        height: that it gets.
+        width: that it gets.
         resample: the filter, with support widened when a picture shrinks, as Pillow's `Image.resize` computes it.
     """
 
     op: Literal["resize"]
-    size: Annotated[tuple[Positive, ...], NotEmpty()]
-    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    height: Edge
+    width: Edge
+    resample: Filter
+
+
+@dataclass(frozen=True)
+class ResizeShortestEdge:
+    """Resize a picture as `resize` does, and keep its shape.
+
+    Attributes:
+        op: `resize_shortest_edge`.
+        length: that the shorter edge gets; the longer one gets length * longer / shorter, rounded down.
+        resample: the filter.
+    """
+
+    op: Literal["resize_shortest_edge"]
+    length: Edge
+    resample: Filter
 
 
 @dataclass(frozen=True)
@@ -67,8 +88,8 @@ class CenterCrop:
     """
 
     op: Literal["center_crop"]
-    height: Positive
-    width: Positive
+    height: Edge
+    width: Edge
 
 
 @dataclass(frozen=True)
@@ -109,7 +130,7 @@ class Fit:
     """
 
     op: Literal["fit"]
-    samples: Positive
+    samples: Samples
 
 
 @dataclass(frozen=True)
@@ -144,15 +165,15 @@ class LogMel:
     """
 
     op: Literal["log_mel"]
-    bands: Positive
-    fft: Positive
-    hop: Positive
+    bands: Edge
+    fft: Edge
+    hop: Edge
     low: NotNegative
     high: NotNegative
     rate: Positive
 
 
-Step = Resize | CenterCrop | Rescale | Normalize | Fit | Standardize | LogMel
+Step = Resize | ResizeShortestEdge | CenterCrop | Rescale | Normalize | Fit | Standardize | LogMel
 
 
 @dataclass(frozen=True)
@@ -399,7 +420,9 @@ def _image_steps(fields: Mapping[str, Any]) -> Iterator[Step]:
         if set(size) not in ({"height", "width"}, {"shortest_edge"}):
             raise UnknownStepsError(f"resizes by {', '.join(f'`{key}`' for key in size)}")
         least = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],)
-        yield Resize("resize", least, RESAMPLING[fields["resample"]])  # type: ignore[arg-type]
+        resample: Any = RESAMPLING[fields["resample"]]
+        one = ResizeShortestEdge("resize_shortest_edge", *least, resample) if len(least) == 1 else None
+        yield one or Resize("resize", least[0], least[-1], resample)
     if fields.get("do_center_crop"):
         height, width = fields["crop_size"]["height"], fields["crop_size"]["width"]
         if not least or height > least[0] or width > least[-1]:

@@ -26,6 +26,7 @@ from adapter_export.format.media import (
     Normalize,
     Rescale,
     Resize,
+    ResizeShortestEdge,
     Standardize,
     Step,
 )
@@ -159,18 +160,23 @@ def apply_steps(values: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
     return np.ascontiguousarray(values.transpose(2, 0, 1) if is_picture else values, np.float32)
 
 
+def _resize_shortest_edge(values: np.ndarray, step: ResizeShortestEdge) -> np.ndarray:
+    shorter, longer = sorted(values.shape[:2])
+    long = int(step.length * longer / shorter)
+    height, width = (long, step.length) if values.shape[0] > values.shape[1] else (step.length, long)
+    return _resize(values, Resize("resize", height, width, step.resample))
+
+
 def _resize(values: np.ndarray, step: Resize) -> np.ndarray:
-    height, width = (*step.size, *step.size)[:2]
-    if len(step.size) == 1:
-        shorter, longer = sorted(values.shape[:2])
-        long = int(step.size[0] * longer / shorter)
-        height, width = (long, height) if values.shape[0] > values.shape[1] else (height, long)
-    resized = pillow("Image").fromarray(values).resize((width, height), RESAMPLING.index(step.resample))
+    resized = pillow("Image").fromarray(values).resize((step.width, step.height), RESAMPLING.index(step.resample))
     found: np.ndarray = np.array(resized)
     return found
 
 
 def _center_crop(values: np.ndarray, step: CenterCrop) -> np.ndarray:
+    if values.shape[0] < step.height or values.shape[1] < step.width:
+        found, expected = f"{values.shape[0]} × {values.shape[1]}", f"at least {step.height} × {step.width}"
+        raise DataError("a picture is smaller than what is kept of it", found=found, expected=expected)
     top, left = (values.shape[0] - step.height) // 2, (values.shape[1] - step.width) // 2
     return values[top : top + step.height, left : left + step.width]
 
@@ -222,6 +228,7 @@ def _mel_filters(step: LogMel) -> np.ndarray:
 
 _STEPS: Mapping[type, Callable[[np.ndarray, Any], np.ndarray]] = {
     Resize: _resize,
+    ResizeShortestEdge: _resize_shortest_edge,
     CenterCrop: _center_crop,
     Rescale: _rescale,
     Normalize: _normalize,

@@ -29,7 +29,7 @@ SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 PROCESSORS: dict[str, tuple[Callable[[], Any], str]] = {
     "vit": (hf.ViTImageProcessorPil, "resize rescale normalize"),
-    "clip": (hf.CLIPImageProcessorPil, "resize center_crop rescale normalize"),
+    "clip": (hf.CLIPImageProcessorPil, "resize_shortest_edge center_crop rescale normalize"),
     "whisper": (lambda: hf.WhisperFeatureExtractor(chunk_length=2), "fit log_mel"),
     "wav2vec2": (hf.Wav2Vec2FeatureExtractor, "standardize"),
     "raw": (lambda: hf.Wav2Vec2FeatureExtractor(do_normalize=False), ""),
@@ -120,7 +120,7 @@ def test_golden_media_follow_their_schema_and_are_replayed(vit_folder: Path) -> 
     report = ae.check(vit_folder / "bundle", against=vit_folder / "model.pt")
     report.raise_for_failure()
     found = {one.subject: one for one in report.invariants if one.name == "golden media"}
-    assert set(found) == {"base", "own-head"}
+    assert set(found) == {"base", "own-head", "model"}
     assert "transformers" in str(found["base"].detail)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from small_media import encoded, noise, png, wav
 
 from adapter_export.errors import DataError, RequestError
-from adapter_export.format.media import CenterCrop, Fit, Normalize, Rescale, Resize, Standardize
+from adapter_export.format.media import CenterCrop, Fit, Normalize, Rescale, ResizeShortestEdge, Standardize
 from adapter_export.runtime.media import apply_steps, read_clip, read_medium, read_picture
 
 TONE = 0.5 * np.sin(np.arange(800) / 9)
@@ -27,7 +27,10 @@ def test_steps_of_a_picture_by_hand() -> None:
 
 @pytest.mark.parametrize(("shape", "expected"), [((20, 31, 3), (8, 12)), ((31, 20, 3), (12, 8)), ((7, 7, 3), (8, 8))])
 def test_the_shorter_edge_gets_a_length(shape: tuple[int, ...], expected: tuple[int, int]) -> None:
-    assert apply_steps(noise(*shape), (Resize("resize", (8,), "bilinear"),)).shape == (3, *expected)
+    assert apply_steps(noise(*shape), (ResizeShortestEdge("resize_shortest_edge", 8, "bilinear"),)).shape == (
+        3,
+        *expected,
+    )
 
 
 def test_steps_of_a_clip_by_hand() -> None:

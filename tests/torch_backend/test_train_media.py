@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,11 @@ def test_the_bundle_confirms_the_record_and_a_table_is_the_same_data(
     assert again.scores == found.scores
     assert again.sha256 == found.sha256
     assert again.held is not None
+    ae.add(bundle, {"again": trained}, against=vit_folder / "model.pt")
+    sets = json.loads((tmp_path / "bundle" / "golden" / "media.json").read_text())["sets"]
+    assert [one["adapter"] for one in sets] == ["colours", "again"]
+    assert sets[0]["answers"] == sets[1]["answers"]
+    bundle = ae.remove(bundle, ["again"])
     session = bundle.session()
     answers = bundle.images(session).answer(sorted((data / "test" / "red").glob("*.png")), "colours")
     assert sum(answer.document()["label"] == "red" for answer in answers) >= 3
@@ -188,14 +194,14 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
     media = own_media(tmp_path / "processor")
     assert media[0] is not None
     save_base(encoder, {"input_features": torch.zeros(1, 20, 100)}, tmp_path / "model.pt", media=media)
-    clips = make_clips(tmp_path / "clips")
-    adapter = ae.train(tmp_path / "model.pt", clips, name="pitch", bottleneck=4, epochs=4, learning_rate=0.02)
+    clips = make_clips(tmp_path / "clips", 0.8)
+    adapter = ae.train(tmp_path / "model.pt", clips, name="pitch", epochs=15, batch_size=4, learning_rate=0.01)
     bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", flavours=("slots",))
     found = ae.evaluate(bundle, clips, resamples=0)
     assert found.scores["accuracy"].value is not None
     assert found.scores["accuracy"].value > 0.8
     (tmp_path / "stereo.wav").write_bytes(wav(noise(800) / 256, channels=2))
     with pytest.raises(DataError, match="2 channels"):
-        bundle.audio().answer([tmp_path / "stereo.wav"])
+        bundle.audio().answer([tmp_path / "stereo.wav"], "pitch")
     (tmp_path / "long.wav").write_bytes(wav(np.tile(noise(800) / 256, 25)))
-    assert bundle.audio().answer([tmp_path / "long.wav"])[0].cut == 20_000 - 16_000
+    assert bundle.audio().answer([tmp_path / "long.wav"], "pitch")[0].cut == 20_000 - 16_000
