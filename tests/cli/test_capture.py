@@ -33,6 +33,15 @@ def test_what_is_no_such_folder_is_refused(cli, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_inputs_that_a_folder_does_not_take(cli, hf_folder: Path, tmp_path: Path) -> None:
+    capture = ("capture", hf_folder, "-o", tmp_path / "model.pt")
+    cli.refused(2, "not arguments of the model", *capture, "--input", "pixels=float32[batch,3,8,8]")
+    found = cli.refused(3, "cannot compute an example", *capture, "--input", "input_ids=float32[batch,sequence]")
+    assert "--input NAME=TYPE" in found.stderr
+    cli.refused(2, "makes the inputs", *capture, "--input", "input_ids=int64[batch,sequence]", "--with-cache")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_truncated_weights_are_refused(cli, hf_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(hf_folder, tmp_path / "hf"))
     weights = copy / "model.safetensors"

@@ -164,9 +164,10 @@ _WHICH = "yes = Constant <value = bool {1}> ()"
         ),
         (f"{_WHICH} f = If <{_BRANCH}, {_OTHER}> (yes) y = Add(x, f)", "inside its control flow.*1 `If`"),
         (f"o = acme.Sharpen(x) {_FFN}", "operators that ONNX Runtime does not have.*1 `Sharpen` of `acme`"),
+        (f"o = RandomNormalLike(x) {_FFN}", "is random: each run draws other numbers.*`RandomNormalLike`"),
         (f"o = Erfc(x) {_FFN}", "operators that ONNX Runtime does not have.*1 `Erfc` of `ai.onnx`"),
     ],
-    ids=["bias in a sum", "factor in a gemm", "layers in an if", "operators of one's own", "made up in the standard"],
+    ids=["bias in a sum", "factor in a gemm", "layers in an if", "operators of one's own", "numbers drawn", "made up"],
 )
 def test_what_cannot_be_taken_is_named(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(BaseModelError, match=message):

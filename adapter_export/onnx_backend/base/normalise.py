@@ -44,11 +44,24 @@ _TOLERANCE = 1e-5
 """The deviation allowed, of the largest value of an output; the operators, and so their rounding, are the same."""
 
 
+_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+
+
 def check_operators(model: ir.Model, path: Path) -> None:
-    """Refuse operators that ONNX Runtime does not have, such as those that an exporter made up."""
+    """Refuse operators that draw numbers, and those that ONNX Runtime does not have, such as an exporter's own."""
     own = {(domain, name) for domain, name, *_ in model.functions}
     bodies = [model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())]
-    counts = Counter((node.domain, node.op_type) for nodes in bodies for node in nodes)
+    nodes = [node for body in bodies for node in body]
+    drawing = next((node for node in nodes if _is_random(node)), None)
+    if drawing is not None:
+        raise BaseModelError(
+            "is random: each run draws other numbers",
+            where=f"{path}, `{drawing.outputs[0].name}`",
+            found=f"`{drawing.op_type}`",
+            expected="the same results in every run",
+            fix="export the model in `eval` mode, without dropout or noise",
+        )
+    counts = Counter((node.domain, node.op_type) for node in nodes)
     missing = {key: count for key, count in counts.items() if key not in own and not _is_there(*key)}
     if missing:
         raise BaseModelError(
@@ -60,6 +73,15 @@ def check_operators(model: ir.Model, path: Path) -> None:
             expected="operators of the domains `ai.onnx` and `com.microsoft`",
             fix="export it again without operators of your own",
         )
+
+
+def _is_random(node: ir.Node) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type == "Dropout":
+        training = node.inputs[2].const_value if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        return training is not None and bool(training.numpy())
+    return node.op_type in _RANDOM
 
 
 def _is_there(domain: str, name: str) -> bool:
