@@ -235,7 +235,7 @@ def train(
             found=", ".join(map(argument, not_for_fusion)),
             fix=f"leave it out, or leave {argument('fuse')} out",
         )
-    _check_head({**given, "class_weights": class_weights, **({"fusion": True} if fuse else {})})
+    _check_head({**given, "class_weights": class_weights, "fuse": fuse or None})
     check_thresholds(given.get("thresholds", ()))
     columns = Columns(text, pair, label, start)
     columns.check(given.get("task", DEFAULT_TYPE))
@@ -477,7 +477,7 @@ def _check_head(given: Mapping[str, Any]) -> None:
             found=", ".join(map(argument, looks)),
             fix=f"leave it out, or leave {argument('head', 'own')} out",
         )
-    headless = [*_LOOKS, "head", "thresholds", "prefix", "truncation", "class_weights", *FusionOptions.__annotations__]
+    headless = [*_LOOKS, "head", "thresholds", "prefix", "truncation", "class_weights", "fuse"]
     for names, belongs, whose in (
         (
             headless,

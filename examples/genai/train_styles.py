@@ -99,7 +99,8 @@ def main() -> None:
         "questions": write(folder / "questions.jsonl", [{"text": question} for question in questions]),
     }
     for name, table in tables.items():
-        trained = ae.train(base, table, folder / name, task="causal_lm", max_tokens=TOKENS, epochs=3, force=True)
+        settings = {"max_tokens": TOKENS, "epochs": 2, "learning_rate": 5e-3, "on_note": print}
+        trained = ae.train(base, table, folder / name, task="causal_lm", force=True, **settings)
         print(f"{name}: perplexity {trained.training['validation']['perplexity']:.1f} on held-out rows")
     ae.build(base, [folder / name for name in tables], folder / "bundle", force=True)
     print(f"wrote {folder / 'bundle'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from tiny_decoder import open_cached
 
 from adapter_export.api.base import form_of, open_base
 from adapter_export.errors import BaseModelError, FileError, FormatError
-from adapter_export.onnx_backend.base.genai import open_genai
+from adapter_export.format.manifest import InputRecord, OutputRecord
+from adapter_export.format.model_config import Generation
+from adapter_export.onnx_backend.base.genai import generating_files, open_genai
 
 
 def config(**decoder: Any) -> dict[str, Any]:
@@ -82,3 +85,69 @@ def test_its_bundle_is_a_bundle(folder):
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(BaseModelError, match=r"a bundle: its `manifest\.json` is there"):
         form_of(folder)
+
+
+LAYERS = (0, 1)
+INPUTS = (
+    InputRecord("tokens", "int64", ("batch", "sequence"), "ids", 20),
+    InputRecord("mask", "int64", ("batch", "past + sequence"), "mask"),
+    *(
+        InputRecord(f"past.{layer}.{name}", "float32", ("batch", 2, "past", 8), "cache", next=f"new.{layer}.{name}")
+        for layer in LAYERS
+        for name in "kv"
+    ),
+)
+OUTPUTS = (
+    OutputRecord("scores", "float32", ("batch", "sequence", 20)),
+    *(OutputRecord(record.next, "float32", record.axes) for record in INPUTS if record.next),
+)
+
+
+def test_a_captured_decoder_of_any_names_gets_a_configuration():
+    """`tests/torch_backend/test_language.py` generates with one."""
+    files = generating_files(INPUTS, OUTPUTS, Generation((2, 7), 1, None, "{}"), 40, "model.onnx")
+    assert set(files) == {"genai_config.json", "tokenizer_config.json"}
+    model = json.loads(files["genai_config.json"])["model"]
+    decoder = model.pop("decoder")
+    assert model == {
+        "type": "decoder",
+        "context_length": 40,
+        "vocab_size": 20,
+        "bos_token_id": 1,
+        "eos_token_id": [2, 7],
+    }
+    assert (decoder["num_hidden_layers"], decoder["num_key_value_heads"], decoder["head_size"]) == (2, 2, 8)
+    names = {"past_key_names": "past.%d.k", "past_value_names": "past.%d.v"}
+    assert decoder["inputs"] == {"input_ids": "tokens", "attention_mask": "mask", **names}
+    assert decoder["outputs"] == {
+        "logits": "scores",
+        "present_key_names": "new.%d.k",
+        "present_value_names": "new.%d.v",
+    }
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "generation", "most"),
+    [
+        (INPUTS, OUTPUTS, Generation(), 40),
+        (INPUTS, OUTPUTS, Generation((2,)), None),
+        (INPUTS[:2], OUTPUTS[:1], Generation((2,)), 40),
+        (INPUTS[:-1], OUTPUTS, Generation((2,)), 40),
+        (INPUTS[:2] + INPUTS[4:], OUTPUTS[:1] + OUTPUTS[3:], Generation((2,)), 40),
+        (INPUTS, OUTPUTS[1:], Generation((2,)), 40),
+        ((*INPUTS, InputRecord("positions", "int64", ("batch", "sequence"), "values")), OUTPUTS, Generation((2,)), 40),
+        ((*INPUTS[:-1], replace(INPUTS[-1], axes=("batch", 2, "past", 4))), OUTPUTS, Generation((2,)), 40),
+    ],
+    ids=[
+        "no end",
+        "no length",
+        "no cache",
+        "a value lacks",
+        "begins at layer 1",
+        "no logits",
+        "positions",
+        "two widths",
+    ],
+)
+def test_what_is_no_such_decoder_gets_none(inputs, outputs, generation, most):
+    assert generating_files(inputs, outputs, generation, most, "model.onnx") == {}

@@ -13,7 +13,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import adapter_export as ae
-from adapter_export.errors import AdapterError, BaseModelError, DataError, UsageError
+from adapter_export.errors import AdapterError, BaseModelError, DataError, RequestError, UsageError
 from adapter_export.text import Tokenizer as OwnTokenizer
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.train.language import LanguageExamples, Passage
@@ -97,6 +97,13 @@ def test_answers_are_learnt_and_prompts_are_not(base: ae.Base, tmp_path: Path) -
     assert made.head is None
     assert notes == []
     assert made.training["validation"]["perplexity"] == pytest.approx(np.exp(made.training["validation"]["loss"]))
+    ending = Tokenizer.from_str(str(base.tokenizer))
+    special = [("<s>", BEGIN), ("</s>", END)]
+    ending.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    ending.save(str(tmp_path / "tokenizer.json"))
+    same, notes = learnt(base, tmp_path / "a.jsonl", tokenizer=tmp_path)
+    assert all(np.array_equal(same.weights[name], tensor) for name, tensor in made.weights.items())
+    assert "prompts of the training data end with the token that ends a text" in notes[0]
     renamed = [{"question": row["prompt"], "reply": row["answer"]} for row in rows]
     again, _ = learnt(base, write(tmp_path / "b.jsonl", renamed), text="question", pair="reply")
     assert all(np.array_equal(again.weights[name], tensor) for name, tensor in made.weights.items())
@@ -189,6 +196,7 @@ def test_a_model_that_gives_no_next_token_is_refused(folder: Path, base: ae.Base
         ({"packing": True}, "prompts and answers are not packed"),
         ({"metric": "accuracy"}, "expected `loss`, `perplexity`, `token_accuracy`"),
         ({"max_tokens": 2}, "no token of the training data can be learnt"),
+        ({"validation_data": None, "validation": 1.0}, "above 0 and below 1"),
         ({"text": "words"}, "there is no column `words`"),
     ],
 )
@@ -212,3 +220,15 @@ def test_rows_without_an_answer_and_files_without_texts_are_refused(base: ae.Bas
         learnt(base, tmp_path / "empty.txt")
     with pytest.raises(UsageError, match=r"only `causal_lm` learns whole texts; found `packing`"):
         ae.train(base, pairs, packing=True)
+
+
+def test_an_input_of_which_nobody_knows_what_it_is_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Positions index an embedding, as tokens do."""
+    texts = write(tmp_path / "texts.jsonl", [{"text": "n1 n2 n3"}, {"text": "n4 n5 n6"}])
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40}
+    model = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=FIRST + COUNT, **sizes))
+    ids = torch.ones(1, 4, dtype=torch.int64)
+    example = {"input_ids": ids, "position_ids": ids}
+    base = ae.capture(model, tmp_path / "gpt2.pt", example_inputs=example, tokenizer=folder)
+    with pytest.raises(RequestError, match="inputs that text cannot fill; found `input_ids`, `position_ids`"):
+        learnt(base, texts)

@@ -22,10 +22,13 @@ from adapter_export.graph.tasks import CAUSAL_LM, Learnt
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Rows, _sha256, split_groups
-from adapter_export.torch_backend.train.task import TextTask
+from adapter_export.torch_backend.train.task import TextTask, check_fraction
 
 PROMPT, ANSWER = "prompt", "answer"
 """The columns of a table of prompts and answers, where no other names are given."""
+
+_TYPES = "token_type_ids"
+"""An input that is 0 for a text alone."""
 
 _CHUNK = 256
 
@@ -64,7 +67,7 @@ class LanguageExamples:
     def highest(self) -> dict[str, int]:
         """The highest id of a token, by the input that takes ids."""
         most = max(max(row.ids) for row in self.texts)
-        return {record.name: most for record in self.records if record.role == "ids"}
+        return {record.name: most for record in self.records if record.role == "ids" and record.name != _TYPES}
 
     @property
     def fingerprint(self) -> str:
@@ -80,12 +83,15 @@ class LanguageExamples:
         ids = self._ids(rows)
         real = torch.arange(ids.shape[1]) < torch.from_numpy(self.lengths[rows])[:, None]
         made = {"ids": ids, "mask": real}
-        return {
-            record.name: torch.zeros(len(rows), *(axis if isinstance(axis, int) else 0 for axis in record.axes[1:]))
-            if record.role == "cache"
-            else made[record.role].to(getattr(torch, record.dtype))
-            for record in self.records
-        }
+        found = {}
+        for record in self.records:
+            if record.role == "cache":
+                lengths = (axis if isinstance(axis, int) else 0 for axis in record.axes[1:])
+                found[record.name] = torch.zeros(len(rows), *lengths)
+            else:
+                value = ids * 0 if record.name == _TYPES else made[record.role]
+                found[record.name] = value.to(getattr(torch, record.dtype))
+        return found
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return of each token that is learnt its loss and whether it is the likeliest [tokens, 2], and its id.
@@ -137,7 +143,9 @@ def read_language(
         UsageError: prompts and answers cannot be packed.
         RequestError: the base has an input that text cannot fill.
     """
-    strange = [record.name for record in records if record.role == "values"]
+    check_fraction(files.validation)
+    by_role = [record.role for record in records if record.name != _TYPES]
+    strange = [record.name for record in records if record.name != _TYPES and not _filled(record.role, by_role)]
     if strange:
         raise RequestError(
             "the base has inputs that text cannot fill",
@@ -194,6 +202,11 @@ def read_language(
     )
 
 
+def _filled(role: str, roles: Sequence[str]) -> bool:
+    """Whether it is known what an input of some role is: of two that index embeddings, one may be positions."""
+    return role == "cache" or (role in ("ids", "mask") and roles.count(role) == 1)
+
+
 _Text = tuple[str, str | None]
 """A text, or a prompt and its answer."""
 
@@ -238,7 +251,7 @@ def _passages(
 ) -> tuple[list[Passage], list[str]]:
     """Rows of tokens, and notes on what was cut, packed or lost."""
     limit, end = tokenizer.max_tokens, () if files.end is None else (files.end,)
-    first = _tokens([text for text, _ in texts], tokenizer)
+    first = [tuple(ids) for ids, _ in _marked([text for text, _ in texts], tokenizer)]
     if texts[0][1] is None:
         whole = [ids if ids[-1:] == end else (*ids, *end) for ids in first]
         if not files.packed:
@@ -249,6 +262,7 @@ def _passages(
             stream = [number for ids in whole for number in ids]
             rows = [Passage(tuple(stream[at : at + limit])) for at in range(0, len(stream) - 1, limit)]
             cut = lost = 0
+        ended = False
     else:
         if files.packed:
             raise UsageError(
@@ -260,7 +274,9 @@ def _passages(
             tuple(number for number, special in zip(ids, specials, strict=True) if not special)
             for ids, specials in _marked([str(answer) for _, answer in texts], tokenizer)
         ]
-        pairs = [((*prompt, *answer, *end), len(prompt)) for prompt, answer in zip(first, answers, strict=True)]
+        ended = bool(end) and any(ids[-1:] == end for ids in first)
+        prompts = [ids[:-1] if end and ids[-1:] == end else ids for ids in first]
+        pairs = [((*prompt, *answer, *end), len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
         rows = [Passage(ids[:limit], start) for ids, start in pairs if 0 < start < min(len(ids), limit)]
         cut, lost = sum(len(ids) > limit for ids, _ in pairs), len(pairs) - len(rows)
     if not rows:
@@ -270,7 +286,8 @@ def _passages(
             expected="a text of two tokens, or a prompt that leaves room for its answer",
             fix=f"raise {argument('max_tokens')}",
         )
-    return rows, list(_said(name, texts, rows, files, limit, cut, lost))
+    said = f"prompts of the {name} data end with the token that ends a text: it is left out, as it must be to generate"
+    return rows, [*[said] * ended, *_said(name, texts, rows, files, limit, cut, lost)]
 
 
 def _said(
@@ -285,13 +302,8 @@ def _said(
         yield f"{lost:,} texts of the {name} data have nothing left to learn and were left out"
 
 
-def _tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """The tokens of texts of any length, with the special ones that the tokenizer adds."""
-    return [tuple(ids) for ids, _ in _marked(texts, tokenizer)]
-
-
 def _marked(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """The tokens of texts, and which of them are special."""
+    """The tokens of texts of any length, with those that the tokenizer adds, and which of them are special."""
     for start in range(0, len(texts), _CHUNK):
         for encoding in tokenizer.whole(texts[start : start + _CHUNK]):
             yield encoding.ids, encoding.special_tokens_mask

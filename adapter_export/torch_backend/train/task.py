@@ -86,10 +86,13 @@ class TaskFiles:
     side: Side = "right"
 
     def __post_init__(self) -> None:
-        if isinstance(self.validation, float) and not 0 < self.validation < 1:
-            raise UsageError(
-                "the part kept for validation is a fraction", found=self.validation, expected="above 0 and below 1"
-            )
+        check_fraction(self.validation)
+
+
+def check_fraction(validation: Path | float) -> None:
+    """Raise UsageError for a part kept for validation that is none."""
+    if isinstance(validation, float) and not 0 < validation < 1:
+        raise UsageError("the part kept for validation is a fraction", found=validation, expected="above 0 and below 1")
 
 
 @dataclass(frozen=True)
