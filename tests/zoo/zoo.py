@@ -63,7 +63,7 @@ def main() -> None:
     arguments = made.parse_args()
     models = {name: model for group in MODELS.values() for name, model in group.items()}
     chosen = [name for name in models if not arguments.only or name in arguments.only]
-    if not chosen:
+    if len(chosen) < max(1, len(arguments.only)):
         sys.exit(f"error: no such model; there are {', '.join(models)}")
     checked_in = read()
     again = arguments.fresh or bool(arguments.only)
