@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.errors import DataError, MissingExtraError, RequestError
+from adapter_export.errors import DataError, MissingExtraError, RequestError, argument
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.media import (
@@ -35,7 +35,7 @@ from adapter_export.runtime.batches import Progress
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.inputs import Weighting
 from adapter_export.runtime.session import Session
-from adapter_export.runtime.texts import ReadText, TextAnswer, answer_all
+from adapter_export.runtime.texts import LongTexts, ReadText, TextAnswer, answer_all
 
 MediaFile = Path | str | bytes | np.ndarray
 """A file by its path, the bytes of one, or what is in it: uint8 [height, width, 3], or float32 [samples]."""
@@ -294,8 +294,9 @@ class MediaReader:
         adapter: str | None = None,
         *,
         adapters: Sequence[str | None] | None = None,
+        long: LongTexts = "cut",
+        stride: int | None = None,
         places: Sequence[str] = (),
-        **_: object,
     ) -> list[ReadText]:
         """Take up files for an adapter, or for one each; their contents are read by `arrays`.
 
@@ -303,6 +304,8 @@ class MediaReader:
             files: at least one.
             adapter: the adapter of all; without it, and without `adapters`, the base's own head, or the base.
             adapters: instead, one for each file.
+            long: a clip that is longer than the model reads is cut, or refused.
+            stride: none: clips are not read in windows.
             places: what messages call those without a path; `picture 0` and so on if not given.
 
         Raises:
@@ -311,6 +314,8 @@ class MediaReader:
         """
         names = list(adapters) if adapters is not None else [adapter] * len(files)
         word = WORDS[self.record.medium]
+        if long == "windows" or stride is not None:
+            raise RequestError(f"a {word} is not read in windows", fix=f"give {argument('long', 'cut')} or `refuse`")
         if isinstance(files, str | bytes | Path) or not len(files) or len(names) != len(files):
             raise RequestError(
                 f"needs a list of {word}s, and an adapter for each or for all",
@@ -324,6 +329,8 @@ class MediaReader:
         for at, (file, name) in enumerate(zip(files, names, strict=True)):
             path = None if isinstance(file, bytes | np.ndarray) else str(file)
             row = self._row(file, path or (places[at] if places else f"{word} {at}"))
+            if row.cut and long == "refuse":
+                raise RequestError("is longer than the model reads", where=row.where, found=f"{row.cut:,} samples more")
             read.append(ReadText(path or row.where, (row,), name, tasks[name]))
         return read
 

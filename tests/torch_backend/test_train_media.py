@@ -13,7 +13,7 @@ import pytest
 from small_media import noise, png, wav
 
 import adapter_export as ae
-from adapter_export.errors import DataError, UsageError
+from adapter_export.errors import DataError, RequestError, UsageError
 from adapter_export.graph.adapter import Adapter
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
@@ -204,4 +204,9 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
     with pytest.raises(DataError, match="2 channels"):
         bundle.audio().answer([tmp_path / "stereo.wav"], "pitch")
     (tmp_path / "long.wav").write_bytes(wav(np.tile(noise(800) / 256, 25)))
-    assert bundle.audio().answer([tmp_path / "long.wav"], "pitch")[0].cut == 20_000 - 16_000
+    reader = bundle.audio()
+    assert reader.answer([tmp_path / "long.wav"], "pitch")[0].cut == 20_000 - 16_000
+    with pytest.raises(RequestError, match="4,000 samples more"):
+        reader.read([tmp_path / "long.wav"], "pitch", long="refuse")
+    with pytest.raises(RequestError, match="not read in windows"):
+        reader.read([tmp_path / "long.wav"], "pitch", long="windows")
