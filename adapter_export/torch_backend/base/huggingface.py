@@ -146,7 +146,7 @@ def capture_folder(
     _check_files(folder)
     with quiet(), _quiet_transformers():
         media, media_notes = (None, ()) if with_cache else own_media(folder)
-        prepared = Prepared() if inputs else prepared_by(folder)
+        prepared = Prepared() if inputs or with_cache else prepared_by(folder)
 
     def examples(model: nn.Module) -> Examples | None:
         return described_inputs(inputs) if inputs else obvious_inputs(model, prepared)
