@@ -38,7 +38,7 @@ def test_an_adapter_of_the_bare_model_goes_into_the_decoder(cli, archives: tuple
     options = ("--data", data, "--epochs", "1", "--bottleneck", "4", "--pooling", "first", "-o", tmp_path / "tone")
     refused = cli.refused(3, "captured with its cache", "train", cached, *options)
     assert "without `--with-cache`" in refused.stderr
-    assert "--allow-base-mismatch" in refused.stderr
+    assert "--task causal_lm" in refused.stderr
     made = cli.json("train", bare, *options)
     assert made["sites"] == ["layers.0.attention", "layers.0.ffn"]
     build = ("build", cached, "--adapters", tmp_path / "tone", "-o", tmp_path / "bundle")
