@@ -108,13 +108,20 @@ class Tokenizer:
 
     Whatever fixed length the file itself asks for is overridden; its padding token, the sides on which it pads and
     cuts, and what it cuts of a pair stay. The library's tokenizer that is given is changed. Special tokens count among
-    `max_tokens`. Threads may share it. `digest` is the `tokenizer_digest` of its file, where it comes from one.
+    `max_tokens`, and with `fit` a text is padded to what that returns for its number of tokens. Threads may share it.
+    `digest` is the `tokenizer_digest` of its file, where it comes from one.
 
     Raises:
         BaseModelError: `max_tokens` leaves no room for text beside the special tokens.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, max_tokens: int, digest: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        max_tokens: int,
+        digest: str | None = None,
+        fit: Callable[[int], int] | None = None,
+    ) -> None:
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= special:
             raise BaseModelError(
@@ -122,19 +129,21 @@ class Tokenizer:
                 found=f"at most {max_tokens}",
                 expected=f"more than the {special} special tokens",
             )
-        self.max_tokens, self.digest = max_tokens, digest
+        self.max_tokens, self.digest, self._fit = max_tokens, digest, fit
         cutting, kept = tokenizer.truncation or {}, tokenizer.padding or _padding_token(tokenizer)
         self.side: Side = cutting.get("direction", "right")
         self._strategy: str = cutting.get("strategy", "longest_first")
         self._padding = {
             name: kept[name] for name in ("direction", "pad_id", "pad_type_id", "pad_token") if name in kept
         }
+        if fit is not None:  # it was tried with tokens behind the text
+            self._padding["direction"] = "right"
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._whole, self._lock = tokenizer, Lock()
 
     @classmethod
-    def from_json(cls, text: str, max_tokens: int) -> Tokenizer:
+    def from_json(cls, text: str, max_tokens: int, fit: Callable[[int], int] | None = None) -> Tokenizer:
         """From the contents of a `tokenizer.json`.
 
         Raises:
@@ -143,10 +152,10 @@ class Tokenizer:
         """
         with _NamedErrors():
             tokenizer = _library().Tokenizer.from_str(text)
-        return cls(tokenizer, max_tokens, tokenizer_digest(text))
+        return cls(tokenizer, max_tokens, tokenizer_digest(text), fit)
 
     @classmethod
-    def from_folder(cls, path: Path | str, max_tokens: int) -> Tokenizer:
+    def from_folder(cls, path: Path | str, max_tokens: int, fit: Callable[[int], int] | None = None) -> Tokenizer:
         """From the `tokenizer.json` in a folder.
 
         Raises:
@@ -163,7 +172,7 @@ class Tokenizer:
                 expected="a `tokenizer.json` of the tokenizers library",
                 fix="save one with `tokenizer.save_pretrained(folder)`",
             ) from error
-        return cls.from_json(text, max_tokens)
+        return cls.from_json(text, max_tokens, fit)
 
     def encode(
         self, texts: Sequence[Text], *, limits: Sequence[int | None] = (), sides: Sequence[Side] = ()
@@ -281,11 +290,11 @@ class Tokenizer:
         return list(encodings)
 
     def arrays(self, encodings: Sequence[tokenizers.Encoding], input_names: Sequence[str]) -> Tokens:
-        """Token arrays, int64 [batch, tokens], of encodings, padded to the longest of them.
+        """Token arrays, int64 [batch, tokens], of encodings, padded to the longest of them, or to what the base takes.
 
         Raises:
-            RequestError: an input that text cannot fill, a text without tokens, or texts of different lengths for a
-                base that takes no mask and would read padding as text.
+            RequestError: an input that text cannot fill, a text without tokens, texts of different lengths for a base
+                that takes no mask and would read padding as text, or one of a length that the base does not take.
         """
         check_inputs(input_names)
         lengths = [len(encoding.ids) for encoding in encodings]
@@ -296,6 +305,7 @@ class Tokenizer:
                 expected="at least one token",
                 fix="leave empty texts out",
             )
+        width = max(lengths if self._fit is None else map(self._fit, lengths))
         if "attention_mask" not in input_names and len(set(lengths)) > 1:
             raise RequestError(
                 "the base takes no `attention_mask`, so texts of different lengths do not go together",
@@ -304,7 +314,7 @@ class Tokenizer:
                 fix="run the texts one by one",
             )
         fill = {"input_ids": self._padding.get("pad_id", 0), "token_type_ids": self._padding.get("pad_type_id", 0)}
-        arrays = {name: np.full((len(lengths), max(lengths)), fill.get(name, 0), np.int64) for name in input_names}
+        arrays = {name: np.full((len(lengths), width), fill.get(name, 0), np.int64) for name in input_names}
         for name, array in arrays.items():
             for row, encoding in zip(array, encodings, strict=True):
                 row[self.real(len(encoding.ids), len(row))] = _INPUTS[name](encoding)

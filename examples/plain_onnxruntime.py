@@ -59,6 +59,10 @@ class PlainBundle:
 
     def run(self, inputs: dict[str, np.ndarray], adapter: str | None = None) -> dict[str, np.ndarray]:
         """Every call says which adapter it wants; none is the base. Never activate two in one call."""
+        for record in self.manifest["inputs"]:
+            for axis, length in zip(record["axes"], inputs[record["name"]].shape, strict=True):
+                if not is_allowed(length, lengths_of(self.manifest, axis)):
+                    sys.exit(f"`{record['name']}` has {length} along `{axis}`: {lengths_of(self.manifest, axis)}")
         options = ort.RunOptions()
         if adapter is not None:
             options.add_active_adapter(self.adapters[adapter])
@@ -93,7 +97,8 @@ def tokenize(bundle: PlainBundle, text: str, task: dict) -> dict[str, np.ndarray
     record = bundle.manifest["text"] or sys.exit("this bundle has no tokenizer")
     tokenizer = Tokenizer.from_file(str(bundle.folder / record["tokenizer"]))
     tokenizer.no_padding()  # the file may ask for fixed lengths
-    limit = min(task["max_tokens"] or record["max_tokens"], record["max_tokens"])
+    lengths = token_lengths(bundle)
+    limit = min(task.get("max_tokens") or lengths["maximum"], lengths["maximum"])
     tokenizer.enable_truncation(limit, direction=task["truncation"])
     encoding = tokenizer.encode(text)
     columns = {
@@ -101,7 +106,32 @@ def tokenize(bundle: PlainBundle, text: str, task: dict) -> dict[str, np.ndarray
         "attention_mask": encoding.attention_mask,
         "token_type_ids": encoding.type_ids,
     }
-    return {i["name"]: np.array([columns[i["name"]]], i["dtype"]) for i in bundle.manifest["inputs"]}
+    count = len(encoding.ids)
+    width = next((n for n in range(count, lengths["maximum"] + 1) if is_allowed(n, lengths)), None)
+    may_pad = bundle.manifest["padding_neutral"] and "attention_mask" in [i["name"] for i in bundle.manifest["inputs"]]
+    if width is None or (width > count and not may_pad):
+        sys.exit(f"a text of {count} tokens: the base takes {lengths}, and padding would change its results")
+    # what a row is filled up with is hidden by the mask
+    return {
+        i["name"]: np.array([columns[i["name"]] + [0] * (width - count)], i["dtype"]) for i in bundle.manifest["inputs"]
+    }
+
+
+def is_allowed(length: int, lengths: dict) -> bool:
+    inside = lengths["minimum"] <= length <= (lengths["maximum"] or length)
+    return inside and length % lengths["multiple_of"] == 0 and length not in lengths["exceptions"]
+
+
+def token_lengths(bundle: PlainBundle) -> dict:
+    axis = next(i["axes"][1] for i in bundle.manifest["inputs"] if i["name"] == "input_ids")
+    return lengths_of(bundle.manifest, axis)
+
+
+def lengths_of(manifest: dict, axis: int | str) -> dict:
+    """An axis with a number has that length alone, one with a name those of the record, or any."""
+    ends = (axis, axis) if isinstance(axis, int) else (1, None)
+    free = {"minimum": ends[0], "maximum": ends[1], "multiple_of": 1, "exceptions": []}
+    return manifest["lengths"].get(axis, free)
 
 
 def classify(bundle: PlainBundle, text: str) -> None:

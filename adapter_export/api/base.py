@@ -23,12 +23,16 @@ from adapter_export.errors import (
     argument,
     command,
 )
+from adapter_export.format.axes import narrowed
+from adapter_export.format.lengths import Fit, parse_lengths
+from adapter_export.format.manifest import token_lengths
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
     from adapter_export.api.adapters import OnNote
     from adapter_export.format.golden_texts import GoldenTexts
+    from adapter_export.format.lengths import Bounds, Lengths
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
     from adapter_export.format.media import CapturedMedia
     from adapter_export.graph.adapter import Adapter
@@ -139,9 +143,22 @@ class Base:
         return None if self.is_onnx else self.torch.media
 
     @property
+    def lengths(self) -> Bounds:
+        """The lengths that its dynamic axes may have; one that is not here may have any."""
+        if self.genai is None:
+            return self.model.lengths
+        return narrowed(self.inputs, self.model.lengths, self.genai.max_tokens) or self.model.lengths
+
+    @property
     def max_tokens(self) -> int | None:
         """The most tokens that it takes, if that is known."""
-        return (self.genai.max_tokens if self.genai else None) if self.is_onnx else self.torch.max_tokens
+        return token_lengths(self.inputs, self.lengths).maximum
+
+    @property
+    def fit(self) -> Fit | None:
+        """The number of tokens to which a text is filled up; none for a base that takes every length."""
+        tokens = token_lengths(self.inputs, self.lengths)
+        return None if tokens.unbroken else Fit(tokens, self.model.pads)
 
     @property
     def own_head(self) -> Adapter | None:
@@ -341,6 +358,15 @@ def capture(
         PathLike | None, Option("The `tokenizer.json` of a pickled module, or its folder.", "PATH")
     ] = None,
     max_tokens: Annotated[int | None, Option("The longest input of a pickled module, in tokens.", least=1)] = None,
+    lengths: Annotated[
+        Sequence[str],
+        Option(
+            "The lengths that a dynamic axis is to have, such as `sequence=128`, which fixes it, `sequence=64..512`, "
+            "`sequence=64..` or `sequence=multiple-of-8`. Repeatable.",
+            "AXIS=LENGTHS",
+            "--axis",
+        ),
+    ] = (),
     force: Annotated[bool, "Replace what is at the output's place."] = False,
     on_progress: Callable[[str], None] | None = None,
     on_note: OnNote | None = None,
@@ -360,6 +386,7 @@ def capture(
             given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input [batch, tokens] dynamic.
         tokenizer: of a module, pickled or not: a `tokenizer.json`, or a folder with one.
         max_tokens: of a module, likewise: its longest input, in tokens.
+        lengths: those that are found by trying if not given.
         on_progress: is told each step before it begins.
         on_note: is told what is left out of the archive, and what was decided where the folder does not say it.
 
@@ -383,6 +410,7 @@ def capture(
         fix = f"leave {argument('inputs', option='input')} out"
         raise UsageError(f"{argument('with_cache')} makes the inputs of the model itself", fix=fix)
     described = _parse_inputs(inputs)
+    bounds = _parse_lengths(lengths)
     require("torch", "torch", "capturing a model")
     text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
     from adapter_export.torch_backend.base.base import capture_pickled, save_base
@@ -392,14 +420,16 @@ def capture(
     if not isinstance(model, Path):
         if example_inputs is None:
             example_inputs, axes = described_inputs(described)
-        save_base(model, example_inputs, path, axes=axes, tokenizer=text, max_tokens=max_tokens, force=force)
+        save_base(
+            model, example_inputs, path, axes=axes, lengths=bounds, tokenizer=text, max_tokens=max_tokens, force=force
+        )
     elif trust_pickle:
-        capture_pickled(model, path, described, tokenizer=text, max_tokens=max_tokens, force=force)
+        capture_pickled(model, path, described, lengths=bounds, tokenizer=text, max_tokens=max_tokens, force=force)
     else:
         require("transformers", "hf", "opening a Hugging Face folder")
         from adapter_export.torch_backend.base.huggingface import capture_folder
 
-        capture_folder(model, path, inputs=described, with_cache=with_cache, force=force)
+        capture_folder(model, path, inputs=described, with_cache=with_cache, lengths=bounds, force=force)
     tell("loading the archive as others will")
     base = open_base(path)
     pass_on(base.notes, on_note)
@@ -457,6 +487,31 @@ def _parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
     return tuple(records)
 
 
+def _parse_lengths(texts: Sequence[str]) -> dict[str, Lengths]:
+    """Read lengths such as `sequence=64..512`, those of one axis together."""
+    given: dict[str, list[str]] = {}
+    for text in texts:
+        axis, _, said = text.partition("=")
+        given.setdefault(axis.strip(), []).append(said)
+    found = {}
+    for axis, parts in given.items():
+        said = ",".join(parts)
+        try:
+            lengths = parse_lengths(said)
+        except ValueError:
+            lengths = None
+        if lengths is None or not _AXIS.fullmatch(axis):
+            raise UsageError(
+                "lengths that cannot be read, or none at all",
+                where=argument("lengths", option="axis"),
+                found=f"`{axis}={said}`",
+                expected="`AXIS=LENGTHS`",
+                fix="write them as `sequence=128`, `sequence=64..512`, `sequence=64..` or `sequence=multiple-of-8`",
+            )
+        found[axis] = lengths
+    return found
+
+
 def require(library: str, extra: str, needed_for: str) -> ModuleType:
     """Import a library that is an extra; without it, it is a `MissingExtraError`."""
     try:
@@ -486,9 +541,9 @@ def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:
     if manifest.text is None:
         raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
     require("tokenizers", "text", "reading texts")
-    from adapter_export.text import Tokenizer
+    from adapter_export.runtime.bundle import reader
 
-    return Tokenizer.from_json(read_tokenizer(folder / manifest.text.tokenizer), manifest.text.max_tokens)
+    return reader(read_tokenizer(folder / manifest.text.tokenizer), manifest)
 
 
 def check_free(output: Path, *, force: bool) -> None:

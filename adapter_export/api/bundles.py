@@ -147,7 +147,7 @@ def build(
             references=references,
             cases=_golden_cases(graph, longest, references),
             tokenizer=text,
-            max_tokens=None if text is None else longest,
+            max_tokens=longest,
             own_texts=opened.texts,
             media=opened.media,
             kept=opened.kept(FLAVOURS["slots"]),
@@ -241,9 +241,11 @@ def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> li
     from adapter_export.onnx_backend.base.external import is_large
 
     if is_large(base.model):
-        first, *_, last = input_cases(base.inputs, seed=0, max_tokens=min(longest or _FEW_TOKENS, _FEW_TOKENS))
+        first, *_, last = input_cases(
+            base.inputs, seed=0, lengths=base.lengths, max_tokens=min(longest or _FEW_TOKENS, _FEW_TOKENS)
+        )
         return [first, last]
-    cases = input_cases(base.inputs, seed=0, max_tokens=longest)
+    cases = input_cases(base.inputs, seed=0, lengths=base.lengths, max_tokens=longest)
     # whoever reads golden vectors compares all that is in them
     while references.undefined(cases[-1].arrays, None) and (shorter := less_padded(cases[-1], base.inputs)):
         cases[-1] = shorter
@@ -423,7 +425,7 @@ def _deviations(plain: OnnxBase, made: OnnxBase, say: OnProgress) -> list[Deviat
     from adapter_export.numerics.sample_inputs import input_cases
     from adapter_export.onnx_backend.quantise.precision import deviations
 
-    found = deviations(plain, made, input_cases(plain.inputs, seed=1, max_tokens=7))
+    found = deviations(plain, made, input_cases(plain.inputs, seed=1, lengths=plain.lengths, max_tokens=7))
     for each in found:
         say(f"`{each.output}` deviates from the plain base by {each.absolute:.1e} of {each.scale:.3g}")
     return found

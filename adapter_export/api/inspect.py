@@ -147,7 +147,7 @@ def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
 
     widths = ", ".join(map(str, sorted({site.width for site in manifest.sites})))
     depend = "" if manifest.batch_invariant else "; the rows of a batch depend on each other"
-    text = "none" if manifest.text is None else f"tokenizer, at most {manifest.text.max_tokens} tokens"
+    text = "none" if manifest.text is None else f"tokenizer, at most {manifest.max_tokens} tokens"
     facts = [
         ("base", _short(manifest.base)),
         ("sites", f"{len(manifest.sites)}, width {widths}"),

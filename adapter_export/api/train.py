@@ -657,14 +657,14 @@ def _tokenizer(base: Base, folder: PathLike | None, max_tokens: int | None) -> T
         what = f"{argument('max_tokens')} is more than the model takes"
         raise UsageError(what, found=limit, expected=f"at most {known}")
     if folder is not None:
-        return Tokenizer.from_folder(folder, limit)
+        return Tokenizer.from_folder(folder, limit, base.fit)
     if base.tokenizer is None:
         fix = f"name the folder of its `tokenizer.json`: {argument('tokenizer')}"
         if base.inputs[0].dtype == "float32":
             fix = "capture it again from a folder with a `preprocessor_config.json` that says how they become its input"
             raise UsageError("the model does not say how it reads pictures or clips", where=base.path, fix=fix)
         raise UsageError("the model brings no tokenizer", where=base.path, fix=fix)
-    return Tokenizer.from_json(base.tokenizer, limit)
+    return Tokenizer.from_json(base.tokenizer, limit, base.fit)
 
 
 def _write(adapter: Adapter, output: Path, result: TrainingResult, *, force: bool) -> None:

@@ -26,9 +26,19 @@ from adapter_export.bundle.write import (
     model_version,
 )
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
+from adapter_export.format.axes import narrowed
 from adapter_export.format.files import new_folder, read_bytes, sha256_of
 from adapter_export.format.golden_texts import GoldenTexts
-from adapter_export.format.manifest import BankRecord, Flavour, Manifest, OutputRecord, SiteRecord, TextRecord
+from adapter_export.format.lengths import Fit
+from adapter_export.format.manifest import (
+    BankRecord,
+    Flavour,
+    Manifest,
+    OutputRecord,
+    SiteRecord,
+    TextRecord,
+    token_lengths,
+)
 from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
 from adapter_export.format.media import CapturedMedia
 from adapter_export.graph.adapter import Adapter
@@ -81,7 +91,8 @@ def build_bundle(
     constant.
 
     Raises:
-        UsageError: there are no adapters, a tokenizer without `max_tokens`, or an unknown name in `bake`.
+        UsageError: there are no adapters, a tokenizer for a base that does not say how many tokens it takes, without
+            `max_tokens`, or an unknown name in `bake`.
         AdapterError: two adapters have one name, or an adapter does not fit; `BaseMismatchError` is a kind of it.
         NotNeutralError: an adapter cannot share a graph with others.
         BaseModelError: the base cannot be exported.
@@ -89,10 +100,17 @@ def build_bundle(
         OutputExistsError: `out` exists and `force` is not given.
         WriteError: the operating system refused a write. Nothing stays behind then, nor after any other error.
     """
-    _check_request(adapters, bake, tokenizer, max_tokens)
+    lengths = narrowed(base.inputs, base.lengths, max_tokens)
+    if lengths is None:
+        found, expected = max_tokens, str(token_lengths(base.inputs, base.lengths))
+        raise UsageError(
+            "fewer tokens than the base takes", where=argument("max_tokens"), found=found, expected=expected
+        )
+    tokens = token_lengths(base.inputs, lengths)
+    _check_request(adapters, bake, tokenizer, tokens.maximum)
     check_bases(adapters, base.fingerprint, allow_mismatch=allow_base_mismatch)
-    if tokenizer is not None and max_tokens is not None:
-        check_texts(adapters, tokenizer_digest(tokenizer), max_tokens)
+    if tokenizer is not None and tokens.maximum is not None:
+        check_texts(adapters, tokenizer_digest(tokenizer), tokens.maximum)
     if media is not None:
         check_media(adapters, media.record)
     plan, progress = plan_slots(adapters, base.sites), progress or silent
@@ -128,11 +146,12 @@ def build_bundle(
         pairs = list(zip(adapters, of_adapters, strict=True))
         records = [writer.adapter(adapter, vectors, baked.get(adapter.name)) for adapter, vectors in pairs]
         text = golden_texts = None
-        if tokenizer is not None and max_tokens is not None:
+        if tokenizer is not None and tokens.maximum is not None:
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8", newline="")
-            text = TextRecord(TOKENIZER_FILE, tokenizer_digest(tokenizer), max_tokens)
+            text = TextRecord(TOKENIZER_FILE, tokenizer_digest(tokenizer))
             progress(f"computing golden texts with {references.description}")
-            reader = Tokenizer.from_json(tokenizer, max_tokens)
+            fit = None if tokens.unbroken else Fit(tokens, base.pads)
+            reader = Tokenizer.from_json(tokenizer, tokens.maximum, fit)
             texts = TextMaker(reader, own_texts, base.inputs, names, references, allowance).all(pairs, writer.heads)
             golden_texts = writer.texts(texts)
         if media is not None:
@@ -156,6 +175,7 @@ def build_bundle(
             counts_padding=(),
             graphs={flavour: file for flavour, file in FLAVOURS.items() if (folder / file).exists()},
             inputs=base.inputs,
+            lengths=lengths,
             outputs=(*base.outputs, *(output for output in outputs if output.name in heads)),
             sites=tuple(_site_records(base, plan, model)),
             slots=plan.slots,
@@ -173,7 +193,7 @@ def build_bundle(
         progress("verifying the bundle against its golden vectors")
         opened = OpenedBundle(folder, manifest, staged=True)
         opened.extent = analysed
-        opened.manifest = with_padding(opened)
+        opened.manifest = with_padding(opened) if base.pads or tokens.unbroken else opened.manifest
         prove_new(opened)
         for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in adapters]))):
             (note or silent)(said)

@@ -73,7 +73,7 @@ def add_adapters(
     for adapter in adapters:
         _check_slots(adapter, writer.plan, manifest)
     if manifest.text is not None:
-        check_texts(adapters, manifest.text.digest, manifest.text.max_tokens)
+        check_texts(adapters, manifest.text.digest, manifest.max_tokens or 0)
     if manifest.media is not None:
         check_media(adapters, manifest.media)
     cases = old.golden(None).cases

@@ -83,13 +83,12 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
 
     Where the manifest does not say how long a text may be, none is longer than the longest of the `known` cases.
     """
-    if manifest.text is not None:
-        longest: int | None = manifest.text.max_tokens
-    else:
+    longest: int | None = None
+    if manifest.max_tokens is None:
         batches = {record.axes[0] for record in manifest.inputs if record.axes}
         lengths = (length for case in known for axis, length in case.axes.items() if axis not in batches)
         longest = max(lengths, default=None)
-    cases = input_cases(manifest.inputs, seed=seed, max_tokens=longest)
+    cases = input_cases(manifest.inputs, seed=seed, lengths=manifest.lengths, max_tokens=longest)
     return tuple(case_of(case.name, case.arrays, manifest.inputs) for case in cases)
 
 

@@ -23,7 +23,8 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import BaseModelError, FormatError, RequestError
 from adapter_export.format.axes import names as names_of
 from adapter_export.format.check_report import Form, InvariantRecord, verdict
-from adapter_export.format.manifest import Axis, BankRecord, BankTensor, Manifest, MixRecord
+from adapter_export.format.lengths import axis_lengths
+from adapter_export.format.manifest import Axis, BankRecord, BankTensor, Manifest, MixRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Arrays
@@ -384,7 +385,10 @@ def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
     base = {record.name for record in manifest.base_outputs}
     tensors = _random_tensors(manifest)
     unknown = replace(manifest, padding_neutral=False, counts_padding=())
-    if not padded_axes(manifest) or any(record.role == "cache" for record in manifest.inputs):
+    axis = token_axis(manifest.inputs)
+    fixed = isinstance(axis, int) and any(one.role == "mask" and one.axes[1:] == (axis,) for one in manifest.inputs)
+    masked = padded_axes(manifest) or fixed
+    if not masked or any(record.role == "cache" for record in manifest.inputs):
         return unknown
     try:
         if not _changes(manifest, run, [(tensors, base | set(heads.values()))])[0]:
@@ -407,18 +411,56 @@ def _changes(manifest: Manifest, run: RunAll, variants: Sequence[tuple[Weights, 
     """Return for each set of tensors whether padding changes one of its outputs."""
     first = {record.axes[0] for record in manifest.inputs if record.axes}
     free = {name for record in manifest.inputs for axis in record.axes for name in names_of(axis)}
-    shapes = [{name: 1 if name in first else _TOKENS for name in free}]
-    short = input_cases(manifest.inputs, seed=0, shapes=shapes)[0].arrays
-    padded, longer = padded_axes(manifest), {}
+    padded, longer = padded_axes(manifest), dict[str, np.ndarray]()
+    sizes = {name: axis_lengths(name, manifest.lengths).near(1 if name in first else _TOKENS) for name in free}
+    above = {name: axis_lengths(name, manifest.lengths).at_least(sizes[name] + 1) for name in padded}
+    more = {
+        name: axis_lengths(name, manifest.lengths).near(max(_MORE_TOKENS, size or 0)) for name, size in above.items()
+    }
+    short = input_cases(manifest.inputs, seed=0, shapes=[sizes])[0].arrays
+    if not any(sizes[name] < size for name, size in more.items()):  # of one length: what is behind the mask changes
+        return _hidden_changes(manifest, run, variants, short)
     for record in manifest.inputs:
-        sizes = zip(record.axes, short[record.name].shape, strict=True)
-        behind = [(0, _MORE_TOKENS - size if axis in padded else 0) for axis, size in sizes]
+        behind = [
+            (0, more[axis] - size if axis in more else 0)
+            for axis, size in zip(record.axes, short[record.name].shape, strict=True)
+        ]
         longer[record.name] = np.pad(short[record.name], behind)
     found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in (short, longer)])
     relative = _RELATIVE.get(manifest.base_precision, _RELATIVE_QUANTISED)
     return [
         not all(_are_close(of_longer[name], of_short[name], relative) for name in outputs)
         for (_, outputs), of_short, of_longer in zip(variants, found[::2], found[1::2], strict=True)
+    ]
+
+
+def _hidden_changes(
+    manifest: Manifest,
+    run: RunAll,
+    variants: Sequence[tuple[Weights, Collection[str]]],
+    whole: Mapping[str, np.ndarray],
+) -> list[bool]:
+    """Return for each set of tensors whether what a mask hides behind half of the tokens changes one of its outputs."""
+    masks = {record.name for record in manifest.inputs if record.role == "mask" and len(record.axes) == 2}
+    count = next(whole[name].shape[1] for name in masks)
+    real = np.arange(count) < -(-count // 2)
+    masked = {name: array * real if name in masks else array for name, array in whole.items()}
+    of_tokens = {record.name for record in manifest.inputs if record.role != "mask" and whole[record.name].ndim > 1}
+    other = {
+        name: np.where(real.reshape(1, -1, *[1] * (array.ndim - 2)), array, 0).astype(array.dtype)
+        if name in of_tokens and array.shape[1] == count
+        else array
+        for name, array in masked.items()
+    }
+    found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in (masked, other)])
+    relative = _RELATIVE.get(manifest.base_precision, _RELATIVE_QUANTISED)
+
+    def real_part(value: np.ndarray) -> np.ndarray:
+        return value[:, real] if value.ndim > 2 and value.shape[1] == count else value
+
+    return [
+        not all(_are_close(real_part(one[name]), real_part(two[name]), relative) for name in outputs)
+        for (_, outputs), one, two in zip(variants, found[::2], found[1::2], strict=True)
     ]
 
 

@@ -32,7 +32,7 @@ from adapter_export.onnx_backend.base.base import Numerics, numerics
 from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.session import open_session
-from adapter_export.runtime.bundle import Bundle
+from adapter_export.runtime.bundle import Bundle, reader
 from adapter_export.runtime.graphs import Graphs, Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_file
 from adapter_export.runtime.session import Session
@@ -172,7 +172,7 @@ class OpenedBundle:
             record = self.manifest.text
             assert record is not None
             text = read_bytes(self.folder / record.tokenizer).decode("utf-8", "replace")
-            self._tokenizer = Tokenizer.from_json(text, record.max_tokens)
+            self._tokenizer = reader(text, self.manifest)
         return self._tokenizer
 
     def texts(self) -> GoldenTexts | None:

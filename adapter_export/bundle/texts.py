@@ -19,11 +19,12 @@ from adapter_export.format.check_report import InvariantRecord, verdict
 from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import TOKEN_TYPES, Task
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.numerics.sample_texts import different, sample_texts
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
-from adapter_export.runtime.answers import answer, document, within_reach
+from adapter_export.runtime.answers import TokenLabels, answer, document, within_reach
+from adapter_export.runtime.bundle import reader
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.texts import context_of, encoded, prepared
 from adapter_export.text import EncodedText, Pair, Tokenizer, unfillable
@@ -138,15 +139,18 @@ class TextMaker:
         if not self.references.keeps_weights:  # a run takes seconds
             groups = dict([max(groups.items(), key=lambda group: len(group[1]))]) if groups else {}
         one_by_one = any(isinstance(record.axes[0], int) for record in self.inputs)
+        task = None if adapter.head is None else adapter.head.task
         found: dict[int, np.ndarray] = {}
         for group in groups.values():
             for some in [[at] for at in group] if one_by_one else [group]:
-                arrays = self.tokenizer.arrays([rows[at].encoding for at in some], names)
                 try:
+                    arrays = self.tokenizer.arrays([rows[at].encoding for at in some], names)
                     results = run(self.references, arrays, adapter, self.outputs, output)[output]
                 except RequestError:  # a base of fixed lengths
                     continue
-                found |= dict(zip(some, results, strict=True))
+                tokens = len(rows[some[0]].encoding.ids)
+                own = results[:, :tokens] if task is not None and task.type in TOKEN_TYPES else results
+                found |= dict(zip(some, own, strict=True))
         return found
 
 
@@ -211,8 +215,9 @@ def replay(
             trained = f"was trained with the tokenizer {str(task.tokenizer)[:12]}…"
             detail = f"{trained}, and the bundle has {text.digest[:12]}…"
             found.append(InvariantRecord("task", name or BASE, "failed", detail))
-        if task is not None and (task.max_tokens or 0) > text.max_tokens:
-            detail = f"was trained on up to {task.max_tokens} tokens, and the bundle takes {text.max_tokens}"
+        most = bundle.manifest.max_tokens or 0
+        if task is not None and (task.max_tokens or 0) > most:
+            detail = f"was trained on up to {task.max_tokens} tokens, and the bundle takes {most}"
             found.append(InvariantRecord("task", name or BASE, "failed", detail))
         if name in sets:
             found.append(_replay(sets[name], task, tokenizer, session, bundle, missing))
@@ -255,7 +260,7 @@ def check_contract(
         yield InvariantRecord(CHECK, "model", "passed", "ids not compared with the model's, which brings no tokenizer")
         return
     try:
-        reference = Tokenizer.from_json(model.tokenizer, text.max_tokens)
+        reference = reader(model.tokenizer, bundle.manifest)
         ours = bundle.tokenizer()
     except MissingExtraError:
         detail = "ids not compared with the model's, as `tokenizers` is not installed"
@@ -359,12 +364,17 @@ def _answer_faults(
         known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
         contexts = [_context(text) for text in group]
         try:
-            arrays = {name: known[name] for name in names if name in known}
+            fit, count = bundle.manifest.fit, ids.shape[1]
+            behind = 0 if fit is None else fit(count) - count
+            arrays = {name: np.pad(known[name], [(0, 0), (0, behind)]) for name in names if name in known}
+            contexts = [None if one is None else np.pad(one, (0, behind)) for one in contexts]
             found = session.answer(arrays, one.adapter, context=contexts)
         except RequestError as error:
             yield from ((text.name, f"is refused: {error}") for text in group)
             continue
         for text, said in zip(group, found, strict=True):
+            if isinstance(said, TokenLabels):
+                said = TokenLabels(said.tokens[:count])
             for fault in answer_faults(document(said), text.answer, one.absolute, decided=text.decided):
                 yield text.name, fault
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     "adapter-export capture path/to/vit -o vit.pt --force",
     "adapter-export capture path/to/llama --with-cache -o llama.pt",
     "adapter-export capture path/to/patchtst --input past_values=float32[batch,512,7] -o model.pt",
+    "adapter-export capture path/to/mamba --axis sequence=128 -o mamba.pt",
     "adapter-export capture --trust-pickle mine.pt --input x=float32[batch,sequence,64] -o model.pt",
     like=ae.capture,
 )
@@ -53,6 +55,7 @@ def capture(
                 "bytes": written,
                 "inputs": [record.name for record in base.inputs],
                 "outputs": [record.name for record in base.outputs],
+                "lengths": {axis: asdict(one) for axis, one in base.lengths.items()},
                 "max_tokens": base.max_tokens,
                 "tokenizer": base.tokenizer is not None,
                 "own_head": base.own_head_facts(),

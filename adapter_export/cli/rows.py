@@ -211,7 +211,7 @@ class ArrayRows:
     """Arrays with the rows of each input of the base, checked against the manifest."""
 
     def __init__(self, bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> None:
-        self._arrays = check_inputs(arrays, bundle.manifest.inputs)
+        self._arrays = check_inputs(arrays, bundle.manifest.inputs, bundle.manifest.lengths)
         self._mask = next((record.name for record in bundle.manifest.inputs if record.role == "mask"), None)
         self.cut: dict[str, int] = {}
         """No array is cut."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, token_axis
 
 _PLUS = " + "
 
@@ -18,6 +19,18 @@ def names(axis: Axis) -> tuple[str, ...]:
 def length(axis: Axis, lengths: Mapping[str, int]) -> int:
     """Return the length of an axis, from the lengths of its names."""
     return axis if isinstance(axis, int) else sum(lengths[name] for name in names(axis))
+
+
+def narrowed(inputs: Sequence[InputRecord], lengths: Bounds, tokens: int | None) -> dict[str, Lengths] | None:
+    """Return lengths with no more than so many tokens in a text, in a cache too; none if no length is left."""
+    axis = token_axis(inputs)
+    if tokens is None or not isinstance(axis, str):
+        short = tokens is not None and isinstance(axis, int) and tokens < axis
+        return None if short else dict(lengths)
+    sums = {one for record in inputs for one in record.axes if isinstance(one, str) and axis in names(one)}
+    found = {one: axis_lengths(one, lengths).within(Lengths(1, tokens)) for one in sorted(sums)}
+    known = {one: each for one, each in found.items() if each is not None}
+    return {**lengths, **known} if len(known) == len(found) else None
 
 
 def with_caches(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
+from adapter_export.format.lengths import Bounds, Fit, Lengths, axis_lengths
 from adapter_export.format.media import MediaRecord
 from adapter_export.format.records import (
     SEMVER,
@@ -54,6 +55,18 @@ class InputRecord:
     role: Literal["ids", "mask", "cache", "values"]
     limit: Positive | None = None
     next: str | None = None
+
+
+def token_axis(inputs: Sequence[InputRecord]) -> Axis | None:
+    """Return the axis of the tokens of a text: that of `input_ids`, or the only one that ids have; else none."""
+    ids = {record.name: record.axes[1] for record in inputs if record.role == "ids" and len(record.axes) == 2}
+    return ids.get("input_ids", next(iter(ids.values())) if len(set(ids.values())) == 1 else None)
+
+
+def token_lengths(inputs: Sequence[InputRecord], lengths: Bounds) -> Lengths:
+    """Return how many tokens a text may have; any number if the inputs have no such axis."""
+    axis = token_axis(inputs)
+    return Lengths() if axis is None else axis_lengths(axis, lengths)
 
 
 @dataclass(frozen=True)
@@ -254,14 +267,12 @@ class TextRecord:
     Attributes:
         tokenizer: a `tokenizer.json` of the Hugging Face tokenizers library.
         digest: the sha256 of what that file says of ids: its JSON without `truncation` and `padding`, with sorted keys.
-            An adapter whose task names another digest was trained on other ids, and its texts are refused.
-        max_tokens: the most tokens that the base takes, special tokens included; longer texts are cut. Lengths that the
-            tokenizer's file itself fixes are ignored.
+            An adapter whose task names another digest was trained on other ids, and its texts are refused. Lengths that
+            the tokenizer's file itself fixes are ignored: those of `lengths` hold.
     """
 
     tokenizer: RelativePath
     digest: Sha256
-    max_tokens: Positive
 
 
 @dataclass(frozen=True)
@@ -306,6 +317,10 @@ class Manifest:
             and where it is not fed its neutral default is used. In `inputs`, every slot must be fed. In `bank`, each
             row of the batch runs through an adapter of its own, chosen by the input that `bank.ids` names.
         inputs: the data inputs of the graph, in the order of the base. All of them must be fed.
+        lengths: by the name of a dynamic axis, or by a sum of names as `axes` has it: the lengths that it may have. An
+            axis that is not here may have any. A reader refuses inputs of other lengths; of texts, longer ones are cut
+            at the largest length, and rows of a length that is not here are padded to the next one that is, if the base
+            takes a mask and `padding_neutral` holds, else refused.
         outputs: the outputs of the graph: those of the base, then those of the heads.
         sites: every sublayer of the base, and the other places that have slots, in the order of evaluation.
         slots: every tensor of the graph that an adapter fills.
@@ -336,6 +351,7 @@ class Manifest:
     counts_padding: tuple[str, ...]
     graphs: Annotated[Mapping[Annotated[str, OneOf(get_args(Flavour))], RelativePath], NotEmpty()]
     inputs: tuple[InputRecord, ...]
+    lengths: Mapping[str, Lengths]
     outputs: tuple[OutputRecord, ...]
     sites: tuple[SiteRecord, ...]
     slots: tuple[SlotRecord, ...]
@@ -349,6 +365,21 @@ class Manifest:
     head: str | None = None
     golden_texts: RelativePath | None = None
     media: MediaRecord | None = None
+
+    @property
+    def tokens(self) -> Lengths:
+        """How many tokens a text may have."""
+        return token_lengths(self.inputs, self.lengths)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that a text may have, special tokens included; known where there is a tokenizer."""
+        return self.tokens.maximum
+
+    @property
+    def fit(self) -> Fit | None:
+        """The number of tokens to which a text is filled up; none for a base that takes every length."""
+        return None if self.tokens.unbroken else Fit(self.tokens, self.padding_neutral)
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:

@@ -90,6 +90,11 @@ def _check_references(manifest: Manifest) -> None:
     outputs = {output.name for output in manifest.outputs}
     graphs, filled = {head.graph for head in manifest.heads}, {head.output for head in manifest.heads}
     _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
+    _check_known(
+        "lengths",
+        manifest.lengths,
+        {axis for record in manifest.inputs for axis in record.axes if isinstance(axis, str)},
+    )
     sites = {site.name for site in manifest.sites} | {HEAD, SHARED}
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
     _check_known("heads", filled, outputs)
@@ -157,6 +162,13 @@ def _check_files(manifest: Manifest) -> None:
         _check_known(place, [adapter.onnx_adapter, adapter.safetensors, *source], listed)
         _check_known(f"{place}.golden.path", [adapter.golden.path], listed)
         _check_known(f"{place}.baked", {adapter.baked} - {None}, listed)
+    if manifest.text is not None and manifest.max_tokens is None:
+        raise FormatError(
+            "has a tokenizer, and does not say how long a text may be",
+            where="`$.lengths`",
+            expected="a `maximum` of the axis of the tokens",
+            fix="build the bundle again",
+        )
     if manifest.text is not None:
         _check_known("text.tokenizer", [manifest.text.tokenizer], listed)
     if (manifest.text is None) != (manifest.golden_texts is None):

@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from adapter_export.errors import UsageError
 from adapter_export.format.axes import length, names
+from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import InputRecord
 
 BATCHES = (1, 3)
 LENGTHS = (1, 7, 65)
 """One token, an odd number, and one more than 64, so that no kernel's block size divides it."""
 
-Lengths = Mapping[str, int]
+Shape = Mapping[str, int]
 """A length for each named axis."""
 
 
@@ -29,29 +30,35 @@ class InputCase:
 
 
 def input_cases(
-    inputs: Sequence[InputRecord], *, seed: int, max_tokens: int | None = None, shapes: Sequence[Lengths] | None = None
+    inputs: Sequence[InputRecord],
+    *,
+    seed: int,
+    lengths: Bounds | None = None,
+    max_tokens: int | None = None,
+    shapes: Sequence[Shape] | None = None,
 ) -> list[InputCase]:
     """Make inputs for every shape, then one case more with rows of different lengths, padded at their ends.
 
     The first axis of an input counts as the batch, every other named axis as a length; axes of one name have one
     length. A decoder with a cache gets texts with nothing in the cache, then single tokens behind a past. The padded
     case is there if the base reads a mask over more than one token, and has no cache, as each decoder pads in its own
-    way. `max_tokens` is the longest that the base takes, `shapes` the length of every named axis case by case, else
-    `BATCHES` × `LENGTHS`. Equal arguments give equal inputs.
+    way. `lengths` are those that the base takes, `max_tokens` is the longest that is wanted, `shapes` the length of
+    every named axis case by case, else `BATCHES` × `LENGTHS`, each as near as the base takes one. Equal arguments give
+    equal inputs.
 
     Raises `UsageError` for a named axis without a length, or below 1; 0 is the length of an empty cache.
     """
-    chosen = list(shapes) if shapes is not None else _shape_matrix(inputs, max_tokens)
-    for lengths in chosen:
-        _check(inputs, lengths)
+    chosen = list(shapes) if shapes is not None else _shape_matrix(inputs, lengths or {}, max_tokens)
+    for shape in chosen:
+        _check(inputs, shape)
     cases = [
-        InputCase(_name(lengths), _arrays(inputs, lengths, np.random.default_rng([seed, index])))
-        for index, lengths in enumerate(chosen)
+        InputCase(_name(shape), _arrays(inputs, shape, np.random.default_rng([seed, index])))
+        for index, shape in enumerate(chosen)
     ]
     return _unique([*cases, *_padded(inputs, cases)])
 
 
-def _shape_matrix(inputs: Sequence[InputRecord], max_tokens: int | None) -> list[Lengths]:
+def _shape_matrix(inputs: Sequence[InputRecord], lengths: Bounds, max_tokens: int | None) -> list[Shape]:
     batch_axes = {record.axes[0] for record in inputs if record.axes and isinstance(record.axes[0], str)}
     named = _named(inputs)
     past = _past_axes(inputs)
@@ -59,11 +66,17 @@ def _shape_matrix(inputs: Sequence[InputRecord], max_tokens: int | None) -> list
     sizes = dict.fromkeys(min(length, longest) for length in LENGTHS) if set(named) - batch_axes else (1,)
     batches = BATCHES if batch_axes else (1,)
     steps = [(0, size) for size in sizes] + [(size, 1) for size in sizes if past and size < longest]
-    return [
-        {axis: batch if axis in batch_axes else behind if axis in past else size for axis in named}
+    shapes: list[Shape] = [
+        {
+            axis: behind if axis in past else axis_lengths(axis, lengths).near(batch if axis in batch_axes else size)
+            for axis in named
+        }
         for behind, size in steps
         for batch in batches
     ]
+    sums = [axis for axis in lengths if axis not in named]  # of which the whole must fit, too
+    fitting = [shape for shape in shapes if all(length(axis, shape) in lengths[axis] for axis in sums)]
+    return list({_name(shape): shape for shape in fitting}.values())
 
 
 def _named(inputs: Sequence[InputRecord]) -> list[str]:
@@ -78,16 +91,16 @@ def _past_axes(inputs: Sequence[InputRecord]) -> set[str]:
     return {axis for axis in caches - others if isinstance(axis, str)}
 
 
-def _check(inputs: Sequence[InputRecord], lengths: Lengths) -> None:
+def _check(inputs: Sequence[InputRecord], shape: Shape) -> None:
     past = _past_axes(inputs)
     for axis in _named(inputs):
-        if lengths.get(axis, -1) < (0 if axis in past else 1):
-            found = lengths.get(axis, "no length")
+        if shape.get(axis, -1) < (0 if axis in past else 1):
+            found = shape.get(axis, "no length")
             raise UsageError("a named axis needs a length", where=f"axis `{axis}`", found=found, expected="at least 1")
 
 
-def _arrays(inputs: Sequence[InputRecord], lengths: Lengths, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {record.name: _draw(record, tuple(length(axis, lengths) for axis in record.axes), rng) for record in inputs}
+def _arrays(inputs: Sequence[InputRecord], shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {record.name: _draw(record, tuple(length(axis, shape) for axis in record.axes), rng) for record in inputs}
 
 
 def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -148,8 +161,8 @@ def _cut(record: InputRecord, array: np.ndarray, real: npt.NDArray[np.bool_]) ->
     return (array * real).astype(array.dtype)
 
 
-def _name(lengths: Lengths) -> str:
-    return "_".join(f"{axis}{length}" for axis, length in lengths.items()) or "fixed"
+def _name(shape: Shape) -> str:
+    return "_".join(f"{axis}{length}" for axis, length in shape.items()) or "fixed"
 
 
 def _unique(cases: Sequence[InputCase]) -> list[InputCase]:

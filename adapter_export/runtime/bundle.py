@@ -131,7 +131,7 @@ class Bundle:
                 fix=f"give arrays, or build it again with {argument('tokenizer')}",
             )
         text = read_bytes(self.folder / record.tokenizer).decode("utf-8", "replace")
-        return TextReader(Tokenizer.from_json(text, record.max_tokens), self.manifest, session or self.session())
+        return TextReader(reader(text, self.manifest), self.manifest, session or self.session())
 
     def images(self, session: Session | None = None) -> MediaReader:
         """Return what reads pictures for the adapters of the bundle, and answers them.
@@ -153,6 +153,12 @@ class Bundle:
             return open_session(self.folder / path, provider, optimization, threads)
 
         return Graphs(self.manifest, provider, open_file)
+
+
+def reader(text: str, manifest: Manifest) -> Tokenizer:
+    """Return the tokenizer of a bundle that has one, from the contents of its file; errors as `Tokenizer.from_json`."""
+    assert manifest.max_tokens is not None  # or the manifest could not have been read
+    return Tokenizer.from_json(text, manifest.max_tokens, manifest.fit)
 
 
 def _release(version: str) -> tuple[int, ...]:

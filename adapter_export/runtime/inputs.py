@@ -6,19 +6,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from adapter_export.errors import RequestError, command
+from adapter_export.errors import RequestError, argument, command
 from adapter_export.format.axes import length, names
+from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import Axis, InputRecord, Manifest
 from adapter_export.runtime.adapters import Entry
 
 Inputs = Mapping[str, np.ndarray]
 
 
-def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord]) -> dict[str, np.ndarray]:
-    """Return the inputs as contiguous arrays.
+def check_inputs(
+    inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord], lengths: Bounds
+) -> dict[str, np.ndarray]:
+    """Return the inputs as contiguous arrays; `lengths` are those that the base takes.
 
-    RequestError if one is missing, unknown, of a wrong type or shape, empty, has ids out of range, or is a mask that
-    leaves a row no token.
+    RequestError if one is missing, unknown, of a wrong type or shape, of a length that the base does not take, empty,
+    has ids out of range, or is a mask that leaves a row no token.
     """
     expected = {record.name for record in records}
     if set(inputs) != expected:
@@ -38,6 +41,7 @@ def check_inputs(inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord
         _check_mask(arrays[record.name], record)
     for record in records:  # once more: now the names in every sum have their lengths
         _check_shape(np.shape(inputs[record.name]), record, sizes)
+        _check_lengths(record, sizes, lengths)
     return arrays
 
 
@@ -83,6 +87,19 @@ def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, i
             found=list(shape),
             expected=f"[{', '.join(named)}]{least}",
         )
+
+
+def _check_lengths(record: InputRecord, sizes: Mapping[str, int], lengths: Bounds) -> None:
+    """The base would compute something else, without a word, at lengths that it was not made for."""
+    for axis in record.axes:
+        if isinstance(axis, str) and axis in lengths and length(axis, sizes) not in lengths[axis]:
+            raise RequestError(
+                "an input has a length that the base does not take",
+                where=f"`{record.name}`, axis `{axis}`",
+                found=length(axis, sizes),
+                expected=lengths[axis],
+                fix=f"shorten it or fill it up; {argument('lengths', option='axis')} captures a base for others",
+            )
 
 
 def _expected(axis: Axis, found: int, sizes: dict[str, int]) -> int:

@@ -149,7 +149,7 @@ class Session:
         """
         entry = self._chosen(adapter, None, weights)
         assert not isinstance(entry, list)
-        arrays = check_inputs(inputs, self._manifest.inputs)
+        arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
         feeds = {name: on_device(array, self.provider) for name, array in arrays.items()}
         feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows=False))
         return run_bound(self._graphs.session("slots"), self._outputs([entry]), feeds, self.provider)
@@ -337,7 +337,7 @@ class Session:
         return [found[name] for name in adapters]
 
     def _compute(self, inputs: Inputs, chosen: Chosen, weights: Weighting | None, allow_mixed_rows: bool) -> Arrays:
-        arrays = check_inputs(inputs, self._manifest.inputs)
+        arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
         if isinstance(chosen, list):
             check_rows(arrays, chosen, self._manifest, allow_mixed_rows)
             return self._compute_rows(arrays, chosen)
@@ -423,7 +423,7 @@ class Session:
         neutral, counting = self._manifest.padding_neutral, self._manifest.counts_padding
         for index, request in enumerate(requests):
             with within(f"request {index}"):
-                arrays = check_inputs(request.inputs, self._manifest.inputs)
+                arrays = check_inputs(request.inputs, self._manifest.inputs, self._manifest.lengths)
                 entry = None if request.adapter is None else self._adapters.entry(request.adapter)
                 if entry not in padded:  # as `build` found by trying
                     may_pad = neutral and (entry is None or not self._adapters.acts_in(entry, counting))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from adapter_export.errors import RequestError, argument, within
 from adapter_export.format.manifest import Manifest
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import TOKEN_TYPES, Task
 from adapter_export.runtime.answers import (
     Answer,
     Score,
@@ -252,6 +252,12 @@ class TextReader:
         """
         read = self.read(texts, adapter, adapters=adapters, long=long, stride=stride)
         return answer_all(self, read, weights, allow_mixed_rows, token_budget, progress)
+
+    def _own_tokens(self, result: np.ndarray, row: EncodedText, task: Task | None) -> np.ndarray:
+        """Return what a head gives for the tokens of a row, without those that it was filled up with."""
+        if task is None or task.type not in TOKEN_TYPES:
+            return result
+        return result[self.tokenizer.real(len(row.encoding.ids), len(result))]
 
     def _task(self, name: str | None) -> Task | None:
         """Return what an adapter's texts are made tokens by; RequestError if that is another tokenizer."""

@@ -128,7 +128,7 @@ class TestContents:
             max_tokens=9,
         )
         assert manifest.text is not None
-        assert manifest.text.max_tokens == 9
+        assert manifest.max_tokens == 9
         assert (tmp_path / "b" / manifest.text.tokenizer).read_bytes() == text.encode()
         assert manifest.text.digest == tokenizer_digest(text)
 

@@ -9,7 +9,8 @@ import pytest
 from small_bundle import Built
 
 from adapter_export.bundle.golden import Case, case_of, check_cases, read_golden
-from adapter_export.format.manifest import InputRecord, TextRecord
+from adapter_export.format.lengths import Lengths
+from adapter_export.format.manifest import InputRecord
 
 IDS = InputRecord("ids", "int64", ("batch", "tokens"), "ids", 20)
 MASK = InputRecord("mask", "int64", ("batch", "tokens"), "mask")
@@ -48,7 +49,7 @@ def test_no_text_is_longer_than_the_base_takes(built: Built) -> None:
     manifest = built.manifest
     assert longest(check_cases(manifest, ())) == 65
     assert longest(check_cases(manifest, [padded([[1] * 9])])) == 9
-    assert longest(check_cases(replace(manifest, text=TextRecord("tokenizer.json", "0" * 64, 5)), ())) == 5
+    assert longest(check_cases(replace(manifest, lengths={"tokens": Lengths(1, 5)}), ())) == 5
 
 
 def test_the_inputs_are_others_than_those_of_the_golden_vectors(built: Built) -> None:

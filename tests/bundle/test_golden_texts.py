@@ -22,6 +22,7 @@ from adapter_export.bundle.texts import answer_faults, is_decided
 from adapter_export.errors import AdapterError, BaseModelError, FormatError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.format.golden_texts import parse_golden_texts, read_golden_texts
+from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.graph.tasks import Task
@@ -163,8 +164,7 @@ def _bare(document: dict[str, Any]) -> None:
 
 def _short(folder: Path) -> None:
     def changed(manifest: Manifest) -> Manifest:
-        assert manifest.text is not None
-        return replace(manifest, text=replace(manifest.text, max_tokens=8))
+        return replace(manifest, lengths={"sequence": Lengths(1, 8)})
 
     rehash(folder, changed)
 

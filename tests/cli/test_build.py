@@ -20,7 +20,7 @@ def test_the_bundle_is_complete(bundle: Path) -> None:
     assert [adapter["name"] for adapter in manifest["adapters"]] == ["topic", "tone"]
     assert [adapter["task"]["labels"] for adapter in manifest["adapters"]] == [["a", "b", "c"], ["bad", "good"]]
     assert manifest["golden"]["reference"].startswith("torch ")
-    assert manifest["text"]["max_tokens"] == 80
+    assert manifest["lengths"]["sequence"]["maximum"] == 80
     assert all((bundle / file["path"]).stat().st_size == file["bytes"] for file in manifest["files"])
     assert {"model.onnx", "base.bin", "adapters/topic.onnx_adapter"} <= {file["path"] for file in manifest["files"]}
 

@@ -29,7 +29,7 @@ def test_the_probabilities_are_those_of_the_session(cli, bundle: Path) -> None:
     from adapter_export.text import Tokenizer
 
     opened = Bundle.open(bundle)
-    tokenizer = Tokenizer.from_folder(bundle, opened.manifest.text.max_tokens)
+    tokenizer = Tokenizer.from_folder(bundle, opened.manifest.max_tokens)
     arrays = tokenizer.batch(TEXTS, [record.name for record in opened.manifest.inputs])
     expected = opened.session().classify(arrays, "tone")
     found = cli.json("run", bundle, "--adapter", "tone", *_text_options())["predictions"]

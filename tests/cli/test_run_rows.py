@@ -39,7 +39,7 @@ def session(mixed: Path) -> Session:
 def encode(mixed: Path) -> Any:
     manifest = Bundle.open(mixed).manifest
     assert manifest.text is not None
-    tokenizer = Tokenizer.from_folder(mixed, manifest.text.max_tokens)
+    tokenizer = Tokenizer.from_folder(mixed, manifest.max_tokens)
     return lambda *texts: dict(tokenizer.batch(texts, [record.name for record in manifest.inputs]))
 
 

@@ -43,7 +43,7 @@ def _expected(session: Session, bundle: Path, text: str, adapter: str) -> dict[s
     """One text and one adapter on their own."""
     manifest = Bundle.open(bundle, verify=False).manifest
     assert manifest.text is not None
-    tokenizer = Tokenizer.from_folder(bundle, manifest.text.max_tokens)
+    tokenizer = Tokenizer.from_folder(bundle, manifest.max_tokens)
     inputs = tokenizer.batch([text], [record.name for record in manifest.inputs])
     return dict(session.classify(inputs, adapter)[0].probabilities)
 

@@ -69,7 +69,7 @@ def test_its_answers_are_those_of_the_runtime(bundle: Path) -> None:
     text = "w3 w17 w5"
     opened = Bundle.open(bundle)
     assert opened.manifest.text is not None
-    tokenizer = TextTokenizer.from_json((bundle / "tokenizer.json").read_text(), opened.manifest.text.max_tokens)
+    tokenizer = TextTokenizer.from_json((bundle / "tokenizer.json").read_text(), opened.manifest.max_tokens)
     inputs = tokenizer.batch([text], [record.name for record in opened.manifest.inputs])
     session = opened.session()
     answers = {name: session.classify(inputs, name)[0] for name in ("wide", "narrow", "pfeiffer")}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from adapter_export.format.adapter_files import write_adapter
+from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import (
     AdapterRecord,
     GoldenRecord,
@@ -115,6 +116,7 @@ def manifest(bundle: Path) -> Manifest:
             InputRecord("input_ids", "int64", ("batch", "sequence"), "ids", 30522),
             InputRecord("attention_mask", "int64", ("batch", "sequence"), "mask"),
         ),
+        lengths={"sequence": Lengths(4, 512, 4, (12,))},
         outputs=(
             OutputRecord("hidden", "float32", ("batch", "sequence", 8)),
             OutputRecord("logits", "float32", ("batch", "classes")),
@@ -127,7 +129,7 @@ def manifest(bundle: Path) -> Manifest:
         ),
         adapters=(record,),
         golden=golden,
-        text=TextRecord("tokenizer.json", "0" * 64, 512),
+        text=TextRecord("tokenizer.json", "0" * 64),
         golden_texts="golden/texts.json",
         files=list_files(bundle),
         heads=(HeadRecord("head", "logits", "logits"),),

@@ -24,7 +24,7 @@ GOOD: dict[str, Any] = {
 
 def test_what_fits_comes_back_contiguous_in_the_order_of_the_graph() -> None:
     turned = {name: np.asfortranarray(GOOD[name]) for name in reversed(GOOD)}
-    found = check_inputs(turned, RECORDS)
+    found = check_inputs(turned, RECORDS, {})
     assert list(found) == ["ids", "mask", "pixels"]
     for name, array in found.items():
         assert array.flags.c_contiguous
@@ -53,7 +53,7 @@ def test_what_fits_comes_back_contiguous_in_the_order_of_the_graph() -> None:
 def test_each_fault_is_named(change: dict[str, Any], message: str) -> None:
     inputs = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
     with pytest.raises(RequestError, match=message):
-        check_inputs(inputs, RECORDS)
+        check_inputs(inputs, RECORDS, {})
 
 
 CACHED = (
@@ -73,7 +73,7 @@ def _cached(past: int, new: int, total: int, rows: int = 1) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("past", "new"), [(0, 3), (5, 1)])
 def test_a_cache_may_be_empty_and_the_mask_is_as_long_as_both(past: int, new: int) -> None:
-    found = check_inputs(_cached(past, new, past + new), CACHED)
+    found = check_inputs(_cached(past, new, past + new), CACHED, {})
     assert found["key"].shape == (1, 2, past, 4)
 
 
@@ -88,4 +88,4 @@ def test_a_cache_may_be_empty_and_the_mask_is_as_long_as_both(past: int, new: in
 )
 def test_lengths_that_do_not_add_up_are_named(inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        check_inputs(inputs, CACHED)
+        check_inputs(inputs, CACHED, {})

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from adapter_export.torch_backend.base.program_file import is_guard, is_harmless, is_size_expression
+from adapter_export.errors import BaseModelError
+from adapter_export.format.lengths import Lengths
+from adapter_export.torch_backend.base.lengths import program_facts
+from adapter_export.torch_backend.base.program_file import is_guard, is_size_expression
 
 A, B = sympy.symbols("s0 s77", positive=True, integer=True)
 
@@ -49,7 +52,6 @@ def test_what_sympy_writes_passes(name: str) -> None:
         "Integer('1')",
         "Integer(99999999999999999999)",
         "Integer(2)**Integer(9)",
-        "Pow(Integer(9), Integer(9))",
         "Pow(Symbol('s0'), Integer(17))",
         "Pow(Symbol('s0'), Pow(Symbol('s0'), Integer(9)))",
         "Lambda(Symbol('s0'), Integer(1))",
@@ -117,27 +119,48 @@ BATCH = "L['ids'].size()[0]"
 
 
 @pytest.mark.parametrize(
-    ("guard", "harmless"),
+    ("guard", "lengths"),
     [
-        (f"{IDS} <= 512", True),
-        (f"{IDS} == {MASK}", True),
-        (f"{IDS} != 1", True),
-        (f"{IDS} == 7", False),
-        (f"{IDS} != 7", False),
-        (f"{IDS} % 8 == 0", False),
-        (f"{IDS} % 8 != 5", False),
-        (f"{IDS} // 2 <= 5", False),
+        (f"{IDS} <= 512", Lengths(1, 512)),
+        (f"{IDS} == {MASK}", Lengths()),
+        (f"{IDS} != 1", Lengths()),
+        (f"{IDS} == 7", Lengths(7, 7)),
+        (f"{IDS} != 7", Lengths(exceptions=(7,))),
+        (f"{IDS} % 8 == 0", Lengths(8, multiple_of=8)),
+        (f"{IDS} % 8 != 5", None),  # a record cannot say this
+        (f"{IDS} // 2 <= 5", Lengths(1, 11)),
+        (f"(32 + ((-1)*max(0, 32 + ((-1)*{IDS})))) != 32", Lengths(1, 31)),
+        (f"(({IDS} - 30) // 4) % ({IDS} // 10) >= 0", Lengths(10)),  # it divides by 0 below
         # what GPT-2 gives: the mask is reshaped to [batch, −1]
-        (f"(L['mask'].size()[0]*{MASK}) % {BATCH} == 0", True),
-        (f"(L['mask'].size()[0]*{MASK}) == ({BATCH}*((L['mask'].size()[0]*{MASK}) // {BATCH}))", True),
-        (f"(L['other'].size()[0]*{MASK}) % {BATCH} == 0", False),
-        (f"{IDS} % 8 == 0 and {IDS} <= 512", False),
+        (f"(L['mask'].size()[0]*{MASK}) % {BATCH} == 0", Lengths()),
+        (f"(L['mask'].size()[0]*{MASK}) == ({BATCH}*((L['mask'].size()[0]*{MASK}) // {BATCH}))", Lengths()),
+        (f"{IDS} % 8 == 0 and {IDS} <= 512", Lengths(8, 512, 8)),
     ],
 )
-def test_guards_that_only_some_lengths_satisfy(guard: str, harmless: bool) -> None:
+def test_conditions_become_lengths(guard: str, lengths: Lengths | None) -> None:
     axes = {"ids": ("batch", "sequence"), "mask": ("batch", "sequence"), "other": ("other", "sequence")}
     assert is_guard(guard)
-    assert is_harmless(guard, axes) == harmless
+    assert program_facts(axes, {}, [guard])["sequence"].lengths() == lengths
+
+
+def test_conditions_that_tie_axes_to_each_other_are_refused() -> None:
+    axes = {"ids": ("batch", "sequence"), "mask": ("batch", "sequence"), "other": ("other", "sequence")}
+    with pytest.raises(BaseModelError, match="captured for some lengths only"):
+        program_facts(axes, {}, [f"L['other'].size()[0] == {BATCH}"])
+
+
+def test_a_condition_that_never_holds_is_refused() -> None:
+    with pytest.raises(BaseModelError, match="captured for some lengths only"):
+        program_facts({"ids": ("batch", "sequence")}, {}, [f"{IDS} % 2 == 3"])
+
+
+@pytest.mark.parametrize("size", [sympy.Max(1, A) ** 2, sympy.sqrt(A), (A + 3) ** 4])
+def test_powers_of_sums_are_sizes(size: sympy.Expr) -> None:
+    assert is_size_expression(sympy.srepr(size))
+
+
+def test_powers_of_powers_of_numbers_are_not() -> None:
+    assert not is_size_expression("Pow(Pow(Pow(Pow(Integer(9), Integer(16)), Integer(16)), Integer(16)), Integer(16))")
 
 
 def test_what_torch_exports_today_passes() -> None:

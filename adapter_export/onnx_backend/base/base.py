@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,8 +18,10 @@ from google.protobuf.message import DecodeError
 from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.format.axes import masks_of, with_caches
-from adapter_export.format.files import read_bytes
+from adapter_export.format.files import parse_json, read_bytes
+from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import InputRecord, OutputRecord, Precision
+from adapter_export.format.records import record_from_json
 from adapter_export.onnx_backend.base.external import readable, settle_external_data, sha256_of_tensor
 from adapter_export.onnx_backend.base.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx_backend.base.normalise import (
@@ -39,6 +41,9 @@ from adapter_export.sites.view import FlowGraph, FlowIndex
 
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 """The key of the base's fingerprint in `metadata_props`."""
+
+LENGTHS_KEY = "adapter_export.lengths"
+"""The key of what is known of the lengths of its axes: a `LengthsNote` as JSON."""
 
 _RESHAPING = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
@@ -61,11 +66,21 @@ _INT8_ACCURACY = 4
 
 
 @dataclass(frozen=True)
+class LengthsNote:
+    """What the graph of an archive keeps of the lengths that this takes; see `TorchBase`."""
+
+    lengths: Mapping[str, Lengths]
+    pads: bool
+
+
+@dataclass(frozen=True)
 class OnnxBase:
     """A base, its large weights still on disk in `folder`. Its model stays as it is: surgery works on copies.
 
     The fingerprint is that of the weights, `sha256:<hex>`, or that of the archive which the file was exported from.
-    `notes` say what was changed so that slots can go in; `given` is the site map that `sites` follow, if there is one.
+    `lengths` are those that its dynamic axes may have; `pads` is false where tokens that a mask hides are known to
+    change the others. `notes` say what was changed so that slots can go in; `given` is the site map that `sites`
+    follow, if there is one.
     """
 
     path: Path
@@ -79,6 +94,8 @@ class OnnxBase:
     sites: SiteMap
     notes: tuple[str, ...] = ()
     given: GivenSites | None = None
+    lengths: Bounds = field(default_factory=dict)
+    pads: bool = True
 
     @cached_property
     def index(self) -> FlowIndex:
@@ -167,9 +184,34 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
     with suppress(NoSitesError):  # sites that a site map leaves out own their biases all the same
         known = sites if given is None else replace(sites, sites=(*sites, *discover(flow)))
     check_biases({name: node for node, name in node_names(model.graph).items()}, known)
-    opset = model.opset_imports[""]
     notes += tuple(f"the axis `{axis}` is as long as `{other}`, as runs have shown" for axis, other in same.items())
-    return OnnxBase(path, folder, model, fingerprint, inputs, outputs, opset, flow, sites, notes, given)
+    opset, known_lengths = model.opset_imports[""], _lengths(model, path, inputs)
+    return OnnxBase(
+        path,
+        folder,
+        model,
+        fingerprint,
+        inputs,
+        outputs,
+        opset,
+        flow,
+        sites,
+        notes,
+        given,
+        known_lengths.lengths,
+        known_lengths.pads,
+    )
+
+
+def _lengths(model: ir.Model, path: Path, inputs: Sequence[InputRecord]) -> LengthsNote:
+    """What the graph of an archive says of lengths; of other graphs nothing is known."""
+    text = model.metadata_props.get(LENGTHS_KEY)
+    if text is None:
+        return LengthsNote({}, True)
+    where = f"{path}, metadata `{LENGTHS_KEY}`"
+    note = record_from_json(LengthsNote, parse_json(text.encode(), where), where)
+    axes = {axis for record in inputs for axis in record.axes if isinstance(axis, str)}
+    return LengthsNote({axis: lengths for axis, lengths in note.lengths.items() if axis in axes}, note.pads)
 
 
 def _interface(model: ir.Model) -> tuple[tuple[InputRecord, ...], tuple[OutputRecord, ...]]:

@@ -18,27 +18,39 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from adapter_export.errors import BaseModelError, InputError, RequestError, UsageError, WriteError, argument, within
+from adapter_export.errors import (
+    BaseModelError,
+    InputError,
+    Note,
+    RequestError,
+    UsageError,
+    WriteError,
+    argument,
+    within,
+)
 from adapter_export.format.adapter_files import adapter_bytes, parse_adapter
-from adapter_export.format.axes import with_caches
+from adapter_export.format.axes import narrowed, with_caches
 from adapter_export.format.files import canonical_json, new_file, parse_json
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json, parse_golden_texts
-from adapter_export.format.manifest import Axis, InputRecord, OutputRecord
+from adapter_export.format.lengths import Bounds, Lengths
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, token_axis, token_lengths
 from adapter_export.format.media import CapturedMedia, captured_media_json, parse_captured_media
 from adapter_export.format.model_config import Generation
-from adapter_export.format.records import Positive, record_from_json, version_checked
+from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import Adapter
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
 from adapter_export.torch_backend.base.capture import (
     AxisNames,
     Inputs,
     capture,
+    facts_of,
+    live,
     model_type,
     most_tokens,
 )
 from adapter_export.torch_backend.base.inputs import Examples, described_inputs, obvious_inputs
+from adapter_export.torch_backend.base.lengths import Run, may_pad, only_some, tried
 from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
-from adapter_export.torch_backend.base.program_file import is_harmless
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.signature import Signature
 from adapter_export.version import __version__
@@ -70,10 +82,14 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class CaptureNote:
-    """What `save_base` writes beside the program, because torch does not keep it."""
+    """What `save_base` writes beside the program, because torch does not keep it.
+
+    `lengths` and `pads` are those of `TorchBase`; without them, the lengths are those that the program names.
+    """
 
     inputs: Mapping[str, tuple[Axis, ...]]
-    max_tokens: Positive | None = None
+    lengths: Mapping[str, Lengths] | None = None
+    pads: bool = False
     model_type: str | None = None
     notes: tuple[str, ...] = ()
     version: str = _VERSION
@@ -127,18 +143,18 @@ def fingerprint(program: ExportedProgram) -> str:
 class TorchBase:
     """A frozen pretrained model: graph and weights, and its inputs and outputs in the order of the program.
 
-    If they are known: the longest input for which it is right, the text of its `tokenizer.json`, the name of its
-    architecture in transformers, such as `bert`, and the head that the model had before it was a base, as an adapter
-    that acts at no site. `notes` say what was left out or decided when it was captured, `texts` which ids the model's
-    own library makes of golden texts, `media` what its processor does with pictures or clips, and `generation` how a
-    decoder generates.
+    `lengths` are those that its dynamic axes may have, and `pads` says whether a text of another length may be filled
+    up behind a mask. If they are known: the text of its `tokenizer.json`, the name of its architecture in transformers,
+    such as `bert`, and the head that the model had before it was a base, as an adapter that acts at no site. `notes`
+    say what was left out or decided when it was captured, `texts` which ids the model's own library makes of golden
+    texts, `media` what its processor does with pictures or clips, and `generation` how a decoder generates.
     """
 
     program: ExportedProgram
     fingerprint: str
     inputs: tuple[InputRecord, ...]
     outputs: tuple[OutputRecord, ...]
-    max_tokens: int | None
+    lengths: Bounds
     tokenizer: str | None
     model_type: str | None = None
     own_head: Adapter | None = None
@@ -146,6 +162,12 @@ class TorchBase:
     texts: GoldenTexts | None = None
     media: CapturedMedia | None = None
     generation: Generation = field(default_factory=Generation)
+    pads: bool = False
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that a text may have, if that is known."""
+        return token_lengths(self.inputs, self.lengths).maximum
 
     def module(self) -> fx.GraphModule:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
@@ -185,7 +207,8 @@ class TorchBase:
 def base_of(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None) -> TorchBase:
     """Capture a module as a base in memory, which shares its weights; arguments and errors are those of `save_base`."""
     program, named = capture(module, example_inputs, axes)
-    return _describe(program, CaptureNote(named, most_tokens(module), model_type(module)), None, ())
+    base = _describe(program, CaptureNote(named, model_type=model_type(module)), None, program._guards_code)
+    return replace(base, lengths=_at_most(base, most_tokens(module)))
 
 
 def save_base(
@@ -194,6 +217,7 @@ def save_base(
     path: Path | str,
     *,
     axes: AxisNames | None = None,
+    lengths: Bounds | None = None,
     tokenizer: str | None = None,
     max_tokens: int | None = None,
     own_head: Callable[[TorchBase], tuple[Adapter | None, tuple[str, ...]]] | None = None,
@@ -212,6 +236,7 @@ def save_base(
         example_inputs: as for `capture`; one row is enough.
         path: where to write, such as `model.pt`.
         axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; as for `capture`.
+        lengths: those that dynamic axes are to have, as for `capture`; all that the model takes if not given.
         tokenizer: the text of a `tokenizer.json`, kept beside the program.
         max_tokens: the longest input that the model was made for, in tokens.
         own_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
@@ -228,10 +253,14 @@ def save_base(
     """
     path = Path(path)
     with new_file(path, force=force) as temporary:
-        program, named = capture(module, example_inputs, axes)
-        note = CaptureNote(named, max_tokens, model_type(module))
-        head, notes = (None, ()) if own_head is None else own_head(_describe(program, note, tokenizer, ()))
-        note = replace(note, notes=(*notes, *texts[1], *media[1], *_unreached(program, named)))
+        run = live(module, example_inputs)
+        example = {axis: own.within(Lengths(1, max_tokens)) or own for axis, own in (lengths or {}).items()}
+        program, named = capture(module, example_inputs, axes, example)
+        note = CaptureNote(named, model_type=model_type(module))
+        base, said = _tried(_describe(program, note, tokenizer, program._guards_code), run, lengths or {}, max_tokens)
+        note = replace(note, lengths=dict(base.lengths), pads=base.pads)
+        head, notes = (None, ()) if own_head is None else own_head(base)
+        note = replace(note, notes=(*said, *notes, *texts[1], *media[1], *_unreached(program, named)))
         extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
         if head is not None:
             graph, weights = adapter_bytes(head)
@@ -254,7 +283,7 @@ def save_base(
             raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
         with within(path):
             try:  # what is written must pass the screening, or nobody could load it
-                guards = screen(temporary).guards
+                screen(temporary)
             except BaseModelError as error:
                 raise BaseModelError(
                     f"cannot be saved as a base: the archive {error.what}",
@@ -262,7 +291,52 @@ def save_base(
                     expected=error.expected,
                     fix="take that out of the model; `torch.export.export` wrote it into the program",
                 ) from error
-            _describe(program, note, None, guards)
+            _describe(program, note, None, ())
+
+
+def _at_most(base: TorchBase, tokens: int | None) -> Bounds:
+    """The lengths of a base, with no more tokens in a text than the model has positions; a base may have fewer."""
+    found = narrowed(base.inputs, base.lengths, tokens)
+    if found is None:
+        own = token_lengths(base.inputs, base.lengths)
+        raise UsageError(
+            "takes more tokens than the model was made for",
+            where=argument("lengths", option="axis"),
+            found=str(own),
+            expected=f"at most {tokens}",
+        )
+    return found
+
+
+def _tried(base: TorchBase, run: Run, wanted: Bounds, max_tokens: int | None) -> tuple[TorchBase, tuple[str, ...]]:
+    """The base with the lengths that were found by trying, and notes on what the model takes and the base does not."""
+    if any(record.role == "cache" for record in base.inputs):
+        return replace(base, lengths=_at_most(base, max_tokens)), ()
+    facts = facts_of(base.program, {record.name: record.axes for record in base.inputs})
+
+    def program(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        return list(base.run(tensors).values())
+
+    free = Lengths()
+    found = tried(run, program, base.inputs, facts, wanted)
+    base = replace(base, lengths={axis: one for axis, one in found.items() if one != free})
+    base = replace(base, lengths=_at_most(base, max_tokens))
+    base = replace(base, pads=may_pad(run, program, base.inputs, base.lengths))
+    notes = []
+    for axis, own in found.items():
+        asked = wanted.get(axis, free)
+        if axis == token_axis(base.inputs):
+            asked = asked.within(Lengths(1, max_tokens)) or asked
+        if own.within(asked) != asked:
+            other = argument("lengths", [f"{axis}=128"], option="axis", words=f"{axis}=128")
+            notes.append(
+                f"takes inputs of {own} along `{axis}`, as the model computes others in another way; {other}, or "
+                f"`{axis}=64..512`, captures it for other lengths"
+            )
+    tokens = token_lengths(base.inputs, base.lengths)
+    if not base.pads and not tokens.unbroken:
+        notes.append(f"texts of other lengths than {tokens} tokens are refused, as padding would change their results")
+    return base, tuple(map(Note, notes))
 
 
 def _unreached(program: ExportedProgram, inputs: Iterable[str]) -> Iterator[str]:
@@ -447,18 +521,23 @@ def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None
     signature = Signature(program, note.inputs)
     inputs, outputs = with_caches(signature.inputs(), signature.outputs())
     axes = {record.name: record.axes for record in inputs}
-    for guard in guards:
-        if not is_harmless(guard, axes):
-            raise BaseModelError(
-                "was captured for some lengths only, and would be wrong at others",
-                found=f"the condition `{guard}`",
-                expected="a program without a branch on the length of an input",
-                fix="take the branch out of the model, or make that axis fixed when you capture it",
-            )
-    bounds = [bound for bound in (signature.longest(), note.max_tokens) if bound is not None]
-    longest = min(bounds, default=None)
+    lengths: dict[str, Lengths] = dict(note.lengths or {})
+    if note.lengths is None:
+        for axis, facts in facts_of(program, axes, guards).items():
+            own = facts.lengths()
+            if own is None:
+                raise only_some(facts.condition or f"on `{axis}`")
+            lengths |= {axis: own} if own != Lengths() else {}
     return TorchBase(
-        program, fingerprint(program), inputs, outputs, longest, tokenizer, note.model_type, notes=note.notes
+        program,
+        fingerprint(program),
+        inputs,
+        outputs,
+        lengths,
+        tokenizer,
+        note.model_type,
+        notes=note.notes,
+        pads=note.pads,
     )
 
 
@@ -467,6 +546,7 @@ def capture_pickled(
     out: Path,
     inputs: Sequence[InputRecord] = (),
     *,
+    lengths: Bounds | None = None,
     tokenizer: str | None = None,
     max_tokens: int | None = None,
     force: bool = False,
@@ -489,7 +569,7 @@ def capture_pickled(
     with within(path):
         examples, axes = _examples(module, inputs)
         limit = max_tokens if max_tokens is not None else most_tokens(module)
-        save_base(module, examples, out, axes=axes, tokenizer=tokenizer, max_tokens=limit, force=force)
+        save_base(module, examples, out, axes=axes, lengths=lengths, tokenizer=tokenizer, max_tokens=limit, force=force)
 
 
 def _unpickled(path: Path) -> nn.Module:

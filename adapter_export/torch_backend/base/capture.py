@@ -14,9 +14,13 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from adapter_export.errors import BaseModelError, UsageError, argument
+from adapter_export.format.axes import names as names_of
+from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import Axis
 from adapter_export.torch_backend.base.experts import dense_experts
+from adapter_export.torch_backend.base.lengths import Facts, Run, pristine, program_facts
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.signature import Signature
 
 AxisNames = Mapping[str, Mapping[int, str]]
 """The names of the dynamic axes of each input, by their place. A sum of names, `past + sequence`, is such a name."""
@@ -28,7 +32,7 @@ _BATCH, _SEQUENCE = "batch", "sequence"
 
 
 def capture(
-    module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None
+    module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None, lengths: Bounds | None = None
 ) -> tuple[ExportedProgram, dict[str, tuple[Axis, ...]]]:
     """Export a module in `eval` mode, without sample inputs and stack traces; the module itself is left as it is.
 
@@ -40,6 +44,8 @@ def capture(
         axes: the dynamic axes; all others are fixed. If none are given, axis 0 of every input is `batch`, and axis 1 of
             every integer or bool input of two axes is `sequence`; of another length than the first one's it is an axis
             of its own, such as `decoder_input_ids_sequence`.
+        lengths: those that dynamic axes are to have, by name: the examples are cut or repeated to one of them, and an
+            axis with a single one is fixed.
 
     Returns:
         The program, and the shape of each input with the names of its dynamic axes.
@@ -51,10 +57,70 @@ def capture(
     given = _named_inputs(module, example_inputs)
     inputs = dict(_input_tensors(given))
     names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
-    shapes = [dict.fromkeys(names[name], Dim.DYNAMIC) for name in inputs]
+    wanted = _checked_lengths(names, lengths or {})
     structure = pytree.tree_structure(given)
-    with settled(module), _same_lengths(module, names), quiet():
-        inputs = _computed(module, structure, inputs, names)
+    with settled(module), quiet():
+        inputs = _computed(module, structure, inputs, names, wanted)
+    program, shapes = _exported(module, inputs, structure, names, wanted)
+    other = _elsewhere(program, shapes, inputs, wanted)
+    if other:  # a branch on the length whose other side a record can say, such as multiples of a block
+        inputs = _resized(inputs, names, other)
+        with suppress(BaseModelError):
+            again = _exported(module, inputs, structure, names, wanted)
+            program, shapes = again if not _elsewhere(*again, inputs, wanted) else (program, shapes)
+    return program, shapes
+
+
+def _elsewhere(
+    program: ExportedProgram, shapes: Mapping[str, Sequence[Axis]], inputs: Mapping[str, Tensor], wanted: Bounds
+) -> dict[str, int]:
+    """Return another length for each axis whose lengths no record can say; none where all can be said."""
+    sizes = {axis: inputs[name].shape[at] for name, shape in shapes.items() for at, axis in enumerate(shape)}
+    found = {axis: one for axis, one in facts_of(program, shapes).items() if one.lengths() is None}
+    others = {axis: one.another(sizes.get(axis, 1)) for axis, one in found.items()}
+    return {axis: other for axis, other in others.items() if other is not None and other in axis_lengths(axis, wanted)}
+
+
+def facts_of(
+    program: ExportedProgram, shapes: Mapping[str, Sequence[Axis]], guards: Sequence[str] | None = None
+) -> dict[str, Facts]:
+    """Return what a program with these inputs says of the lengths of its axes.
+
+    `guards` are its conditions, where they are not in the program. Errors are those of `program_facts`.
+    """
+    signature = Signature(program, shapes)
+    own = list(program._guards_code) if guards is None else guards
+    return program_facts(shapes, signature.ranges(), own)
+
+
+def live(module: nn.Module, example_inputs: Inputs) -> Run:
+    """Return what runs a module as it is now, in `eval` mode, on tensors by the names of the program's inputs.
+
+    Each run has a copy of the module, which shares its weights.
+    """
+    given = _named_inputs(module, example_inputs)
+    structure, names = pytree.tree_structure(given), [name for name, _ in _input_tensors(given)]
+    untouched = pristine(module)
+
+    def run(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        own = pristine(untouched)
+        with settled(own):
+            found = own(**pytree.tree_unflatten([tensors[name] for name in names], structure))
+        return list(found.values())
+
+    return run
+
+
+def _exported(
+    module: nn.Module, inputs: dict[str, Tensor], structure: Any, names: dict[str, dict[int, str]], wanted: Bounds
+) -> tuple[ExportedProgram, dict[str, tuple[Axis, ...]]]:
+    fixed = {axis for axis, own in wanted.items() if own.fixed}
+    free = {
+        name: {place: axis for place, axis in named.items() if not fixed.intersection(names_of(axis))}
+        for name, named in names.items()
+    }
+    shapes = [dict.fromkeys(free[name], Dim.DYNAMIC) for name in inputs]
+    with settled(module), _same_lengths(module, free), quiet():
         try:
             program = torch.export.export(
                 module,
@@ -66,9 +132,22 @@ def capture(
             raise _not_exported(error) from error
     _strip(program)
     return program, {
-        name: tuple(names[name].get(place, size) for place, size in enumerate(tensor.shape))
+        name: tuple(free[name].get(place, size) for place, size in enumerate(tensor.shape))
         for name, tensor in inputs.items()
     }
+
+
+def _checked_lengths(names: Mapping[str, Mapping[int, str]], lengths: Bounds) -> Bounds:
+    known = list(dict.fromkeys(one for places in names.values() for axis in places.values() for one in names_of(axis)))
+    unknown = sorted(set(lengths) - set(known))
+    if unknown:
+        raise UsageError(
+            "there is no such dynamic axis",
+            where=argument("lengths", option="axis"),
+            found=", ".join(f"`{axis}`" for axis in unknown),
+            expected=", ".join(f"`{axis}`" for axis in known) or "no dynamic axis",
+        )
+    return lengths
 
 
 def _named_inputs(module: nn.Module, given: Inputs) -> dict[str, Any]:
@@ -136,13 +215,13 @@ _LARGEST = 2**25
 
 
 def _computed(
-    module: nn.Module, structure: pytree.TreeSpec, inputs: Mapping[str, Tensor], axes: AxisNames
+    module: nn.Module, structure: pytree.TreeSpec, inputs: Mapping[str, Tensor], axes: AxisNames, wanted: Bounds
 ) -> dict[str, Tensor]:
     """The inputs, of the first lengths of which the module computes something, the same twice."""
     failures: list[tuple[Exception, str]] = []
     shapes: list[torch.Size] = []
     for factor in _FACTORS:
-        widened = _widened(inputs, axes, factor)
+        widened = _widened(inputs, axes, factor, wanted)
         before, shapes = shapes, [tensor.shape for tensor in widened.values()]
         if before == shapes or (before and max(shape.numel() for shape in shapes) > _LARGEST):
             break
@@ -206,10 +285,11 @@ def _not_computed(module: nn.Module, failures: Sequence[tuple[Exception, str]]) 
     )
 
 
-def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int) -> dict[str, Tensor]:
+def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wanted: Bounds) -> dict[str, Tensor]:
     """Copies of the inputs, repeated along dynamic axes of length 1, which torch would take for constants.
 
-    Each is a tensor of its own: where one tensor is given twice, torch takes both inputs for the same one.
+    Each has lengths that are wanted, and is a tensor of its own: where one tensor is given twice, torch takes both
+    inputs for the same one.
     """
     lengths: dict[str, int] = {}
     for name, places in axes.items():
@@ -228,13 +308,24 @@ def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int) -> dict
         axis: length if length > 1 else (index + 2) * (1 if axis in rows else factor)
         for index, (axis, length) in enumerate(lengths.items())
     }
-    widened = {}
+    for axis, own in wanted.items():
+        inner = own.minimum if own.fixed else own.minimum + own.multiple_of  # the least may be a case of its own
+        lengths[axis] = own.near(max(lengths.get(axis, 1), min(inner, own.maximum or inner)))
+    return _resized(inputs, axes, lengths)
+
+
+def _resized(inputs: Mapping[str, Tensor], axes: AxisNames, lengths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Copies of the inputs, cut or repeated to the lengths of their axes."""
+    resized = {}
     for name, tensor in inputs.items():
-        repeats = [1] * tensor.dim()
+        copy = tensor.detach().clone()
         for place, axis in axes[name].items():
-            repeats[place] = lengths[axis] if tensor.shape[place] == 1 else 1
-        widened[name] = tensor.detach().repeat(repeats)
-    return widened
+            parts = names_of(axis)
+            size = sum(lengths[one] for one in parts) if all(one in lengths for one in parts) else lengths.get(axis)
+            if size is not None:
+                copy = copy.index_select(place, torch.arange(size) % copy.shape[place])
+        resized[name] = copy
+    return resized
 
 
 @contextmanager
@@ -309,10 +400,10 @@ def _members(value: Any, prefix: str) -> list[tuple[str, Any]]:
     )
 
 
-_FIX = f"make that axis fixed (a number in {argument('inputs', option='input')}, or left out of `axes`)"
+_FIX = argument("lengths", ["sequence=128"], option="axis", words="sequence=128")
 _REMEDIES = (
-    ("specialized", f"{_FIX}, or take the constant length out of the model"),
-    ("Constraints violated", _FIX),
+    ("specialized", f"fix that axis, such as with {_FIX}, or take the constant length out of the model"),
+    ("Constraints violated", f"fix that axis, such as with {_FIX}"),
     ("data-dependent", "take the branch on the values of a tensor out of the model"),
     ("DataDependent", "take the branch on the values of a tensor out of the model"),
     ("Cache", "turn the cache off (`use_cache=False`), or wrap the model so that it returns tensors only"),

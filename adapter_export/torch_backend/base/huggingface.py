@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_log
 
 from adapter_export.errors import BaseModelError, FileError, InputError, argument, within
 from adapter_export.format.files import read_json
+from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
 from adapter_export.format.model_config import CLASS_TYPES, Generation, class_type, head_task
@@ -123,7 +124,13 @@ _FOLDER_ERRORS: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, SafetensorError)
 
 
 def capture_folder(
-    folder: Path, path: Path, *, inputs: Sequence[InputRecord] = (), with_cache: bool = False, force: bool = False
+    folder: Path,
+    path: Path,
+    *,
+    inputs: Sequence[InputRecord] = (),
+    with_cache: bool = False,
+    lengths: Bounds | None = None,
+    force: bool = False,
 ) -> None:
     """Save the model of a Hugging Face folder as a base, with its tokenizer and its own head; needs no network.
 
@@ -133,7 +140,7 @@ def capture_folder(
     make them if no `inputs` are described. A pooler without weights in the folder is left out. Its own head is
     what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
     is left out, and a note says so. With a cache, the base is the `CachedDecoder` of the model with its
-    language head, which generates text, and `TorchBase.generation` says how.
+    language head, which generates text, and `TorchBase.generation` says how. `lengths` are those of `save_base`.
 
     Raises:
         FileError: the folder or a file in it is missing.
@@ -181,6 +188,7 @@ def capture_folder(
         found[0],
         path,
         axes=found[1],
+        lengths=lengths,
         tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
         max_tokens=most_tokens(model),
         texts=texts,

@@ -109,7 +109,7 @@ def own_head(
         task, notes = task_of(traced.widths.get(CLASSES, 0))
         head = Head(traced.graph, traced.widths, task)
         longest = min(program.max_tokens or _MOST_TOKENS, _MOST_TOKENS)
-        drawn = input_cases(program.inputs, seed=0, max_tokens=longest)
+        drawn = input_cases(program.inputs, seed=0, lengths=program.lengths, max_tokens=longest)
         cases = [{name: torch.from_numpy(array) for name, array in case.arrays.items()} for case in drawn]
         with torch.inference_mode(), settled(whole):
             computed = [whole(**inputs) for inputs in cases]

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import ast
 import json
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
-import sympy
 import torch
 
 from adapter_export.errors import BaseModelError, UnsafeArchiveError, argument
-from adapter_export.format.axes import names
-from adapter_export.format.manifest import Axis
 
 SYMBOL = re.compile(r"[su]\d{1,6}")
 """The name of a symbolic size: `s` if it comes from an input, `u` if it comes from data."""
@@ -37,6 +33,7 @@ _LONGEST = 10_000
 _DEEPEST = 60
 _LARGEST_EXPONENT = 16
 _LARGEST_NUMBER = 2**63
+_MOST_BITS = 2**14
 _FLOAT = re.compile(r"-?\d{1,40}(\.\d{0,40})?(e[+-]?\d{1,3})?")
 
 
@@ -45,7 +42,7 @@ def is_size_expression(text: str) -> bool:
 
     An example is `Mul(Integer(2), Symbol('s0', integer=True))`.
     """
-    return (tree := _parse(text)) is not None and _is_size(tree)
+    return (tree := _parse(text)) is not None and _is_size(tree) and _bits(tree) <= _MOST_BITS
 
 
 def _parse(text: str) -> ast.expr | None:
@@ -82,7 +79,7 @@ def _is_call(function: str, call: ast.Call) -> bool:
     if function == "Float":
         return all(_is_number(keyword.value) for keyword in call.keywords) and _is_text(call, _FLOAT)
     if function == "Pow":
-        return not call.keywords and len(call.args) == 2 and _is_power(*call.args)
+        return not call.keywords and len(call.args) == 2 and _is_size(call.args[0]) and _is_power(call.args[1])
     return function in _FUNCTIONS and not call.keywords and all(_is_size(argument) for argument in call.args)
 
 
@@ -96,12 +93,27 @@ def _is_text(call: ast.Call, pattern: re.Pattern[str]) -> bool:
     return len(values) == 1 and isinstance(values[0], str) and pattern.fullmatch(values[0]) is not None
 
 
-def _is_power(base: ast.expr, exponent: ast.expr) -> bool:
-    """A symbol to a small number: powers of numbers would let a short text ask for a huge result."""
-    if not (isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and base.func.id == "Symbol"):
-        return False
-    match = re.fullmatch(r"Integer\((-?\d{1,2})\)", ast.unparse(exponent))
-    return _is_size(base) and match is not None and abs(int(match[1])) <= _LARGEST_EXPONENT
+def _is_power(exponent: ast.expr) -> bool:
+    """Return whether this is a small whole number, or a half: a square root."""
+    text = ast.unparse(exponent)
+    match = re.fullmatch(r"Integer\((-?\d{1,2})\)", text)
+    return text == "Rational(1, 2)" or (match is not None and abs(int(match[1])) <= _LARGEST_EXPONENT)
+
+
+def _bits(node: ast.expr) -> int:
+    """Return more than the bits of the largest number that this can become where sympy computes with its numbers.
+
+    A power of a power lets a short text ask for a huge result; a symbol stays what it is.
+    """
+    if isinstance(node, ast.Constant):
+        return node.value.bit_length() + 1 if isinstance(node.value, int) else 64
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) in ("Symbol", "Float"):
+        return 1
+    of = [_bits(argument) for argument in node.args]
+    if ast.unparse(node.func) == "Pow":
+        exponents = re.findall(r"\d+", ast.unparse(node.args[1]))
+        return of[0] * max(1, int(exponents[0]))
+    return sum(of) + 1
 
 
 def is_guard(text: str) -> bool:
@@ -132,59 +144,6 @@ def _is_measure(node: ast.expr) -> bool:
 
 _SIZE_OF_INPUT = re.compile(r"L(?:\[(?:'[^'\\]*'|\d+)\])+\.(?:size|stride)\(\)\[\d+\]")
 """`L['ids'].size()[1]`, `L['batch']['ids'][0].stride()[0]`."""
-
-
-def is_harmless(guard: str, axes: Mapping[str, Sequence[Axis]]) -> bool:
-    """Return whether a guard says no more than a bound, that two lengths are the same, or what always holds.
-
-    Other guards (`length % 8 == 0`) come from a branch on a length: the program computes one side of it only. `axes`
-    are the axes of each input; those of one name have one length.
-    """
-    tree = _parse(guard)
-    if not isinstance(tree, ast.Compare):
-        return False
-    if any(isinstance(node, ast.Mod | ast.FloorDiv | ast.Div) for node in ast.walk(tree)):
-        # an equation of which both sides are the same number for all lengths
-        if len(tree.ops) != 1 or not isinstance(tree.ops[0], ast.Eq):
-            return False
-        one, other = _symbolic(tree.left, axes), _symbolic(tree.comparators[0], axes)
-        return one is not None and other is not None and bool(one == other)
-    sides = [tree.left, *tree.comparators]
-    equated = [op for op in zip(tree.ops, sides[:-1], sides[1:], strict=True) if isinstance(op[0], ast.Eq | ast.NotEq)]
-    numbers = [side.value for _, *pair in equated for side in pair if isinstance(side, ast.Constant)]
-    return all(number in {0, 1} for number in numbers)  # which torch tells apart in every program
-
-
-def _symbolic(node: ast.expr, axes: Mapping[str, Sequence[Axis]]) -> sympy.Expr | None:
-    if isinstance(node, ast.Constant):
-        return sympy.Integer(node.value)
-    if isinstance(node, ast.Subscript):
-        return _length(node, axes)
-    if not isinstance(node, ast.BinOp) or type(node.op) not in _ARITHMETIC:
-        return None
-    left, right = _symbolic(node.left, axes), _symbolic(node.right, axes)
-    return None if left is None or right is None else _ARITHMETIC[type(node.op)](left, right)
-
-
-_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Mod: sympy.Mod,
-    ast.FloorDiv: lambda left, right: sympy.floor(left / right),
-}
-
-
-def _length(node: ast.Subscript, axes: Mapping[str, Sequence[Axis]]) -> sympy.Expr | None:
-    """The length of an axis: a number, a symbol with the axis's name, or a sum of such symbols."""
-    match = re.fullmatch(r"L((?:\[[\w']+\])+)\.size\(\)\[(\d+)\]", ast.unparse(node))
-    shape = axes.get(".".join(re.findall(r"\w+", match[1])), ()) if match is not None else ()
-    if match is None or int(match[2]) >= len(shape):
-        return None
-    axis = shape[int(match[2])]
-    if isinstance(axis, int):
-        return sympy.Integer(axis)
-    return sympy.Add(*(sympy.Symbol(name, integer=True, positive=True) for name in names(axis)))
 
 
 TRUST = (

@@ -24,9 +24,6 @@ _PASSED_ON = frozenset(
 )
 """Ops that leave indices what they are."""
 
-_SMALLEST = 2
-"""torch's lower bound of a dynamic axis in every program; such a program is right for length 1, too."""
-
 
 class Signature:
     """What goes into a program and comes out, by the names that its users know.
@@ -63,19 +60,18 @@ class Signature:
             raise _unusable("has outputs that cannot be told apart", ", ".join(names) or "no outputs")
         return tuple(OutputRecord(name, _dtype(v), self.axes(v)) for name, v in zip(names, values, strict=True))
 
-    def longest(self) -> int | None:
-        """The largest length of the token axis for which the program is right, if it has such a bound."""
-        for record, placeholder in zip(self.inputs(), self._names, strict=True):
-            if record.role != "values" and len(record.axes) == 2:
-                size = self._nodes[placeholder].meta["val"].shape[1]
-                bounds = list(_rows_of_positions(self._program.graph, str(size)))
-                if isinstance(size, int):
-                    return min([size, *bounds])
-                constraint = self._program.range_constraints.get(size.node.expr)
-                if constraint is not None and constraint.upper.is_Integer:
-                    bounds.append(int(constraint.upper))
-                return min(bounds, default=None)
-        return None
+    def ranges(self) -> dict[str, tuple[int, int | None]]:
+        """The least and the greatest length of each dynamic axis, by torch's ranges and by tables of positions."""
+        found: dict[str, tuple[int, int | None]] = {}
+        for symbol, axis in self._symbols.items():
+            highest = list(_rows_of_positions(self._program.graph, symbol))
+            ranges = self._program.range_constraints
+            constraint = next((one for name, one in ranges.items() if str(name) == symbol), None)
+            if constraint is not None and constraint.upper.is_Integer:
+                highest.append(int(constraint.upper))
+            low = int(constraint.lower) if constraint is not None and constraint.lower.is_Integer else 1
+            found[axis] = (low, min(highest, default=None))
+        return found
 
     def _name_axes(self, name: str, value: Tensor) -> None:
         given = self._given.get(name, ())
@@ -87,15 +83,6 @@ class Signature:
             if isinstance(label, int):
                 label = self._by_place(name, value, index)
             self._symbols.setdefault(str(size.node.expr), label)
-            constraint = self._program.range_constraints.get(size.node.expr) if size.node.expr.is_symbol else None
-            if constraint is not None and constraint.lower.is_Integer and int(constraint.lower) > _SMALLEST:
-                raise BaseModelError(
-                    "was captured for long inputs only, and would be wrong for shorter ones",
-                    where=f"input `{name}`, axis `{label}`",
-                    found=f"at least {constraint.lower}",
-                    expected="no lower bound",
-                    fix="take the branch on the length out of the model, and capture it again",
-                )
 
     def _by_place(self, name: str, value: Tensor, index: int) -> str:
         matrix = value.dim() == 2 and not value.is_floating_point()

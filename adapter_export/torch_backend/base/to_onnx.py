@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,6 +57,7 @@ OPSET = 20
 
 _IR_VERSION = 10
 _FINGERPRINT_KEY = "adapter_export.base_fingerprint"
+_LENGTHS_KEY = "adapter_export.lengths"
 _KEPT = frozenset({"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"})
 """The metadata that name a node's module; the rest are stack traces and copies of the FX graph."""
 
@@ -233,6 +235,8 @@ def _describe_model(model: ir.Model, base: TorchBase) -> None:
     model.producer_name, model.producer_version = "adapter-export", __version__
     model.metadata_props.clear()
     model.metadata_props[_FINGERPRINT_KEY] = base.fingerprint
+    lengths = {axis: asdict(one) for axis, one in base.lengths.items()}
+    model.metadata_props[_LENGTHS_KEY] = json.dumps({"lengths": lengths, "pads": base.pads}, sort_keys=True)
     other_calls = flow_graph(base.module()).other_calls
     if other_calls:  # the exporter computes these layers, and leaves their results alone
         model.metadata_props[OTHER_CALLS_KEY] = json.dumps(other_calls, sort_keys=True)

@@ -81,7 +81,11 @@ std::optional<double> worst_of_set(const json& set, const Runner& runner, const 
   for (const auto& text : set.at("texts")) {
     if (text.at("answer").is_null()) continue;
     const auto inputs = token_inputs({{text.at("ids"), text.at("token_type_ids")}}, manifest);
-    const json found = answers(inputs, runner.run(inputs, adapter), manifest, contexts_of(text)).front();
+    json found = answers(inputs, runner.run(inputs, adapter), manifest, contexts_of(text)).front();
+    if (found.contains("tokens")) {  // without those that the row was filled up with
+      auto& tokens = found.at("tokens");
+      while (tokens.size() > text.at("ids").size()) tokens.erase(tokens.size() - 1);
+    }
     const double difference = deviation(found, text.at("answer"), text.at("decided"));
     worst = std::max(worst.value_or(0), difference == 0 ? 0 : difference / allowed);
   }

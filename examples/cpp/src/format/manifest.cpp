@@ -21,6 +21,17 @@ std::vector<Axis> axes(const json& list) {
   return found;
 }
 
+Lengths lengths(const json& record) {
+  known(record, {"minimum", "maximum", "multiple_of", "exceptions"});
+  Lengths found;
+  found.minimum = value_or(record, "minimum", std::int64_t{1});
+  if (record.contains("maximum") && !record.at("maximum").is_null()) found.maximum = record.at("maximum").get<std::int64_t>();
+  found.multiple_of = value_or(record, "multiple_of", std::int64_t{1});
+  found.exceptions = value_or(record, "exceptions", std::vector<std::int64_t>{});
+  if (found.minimum < 1 || found.multiple_of < 1) throw Fault({"lengths that no axis has"});
+  return found;
+}
+
 InputRecord input(const json& record) {
   known(record, {"name", "dtype", "axes", "role", "limit", "next"});
   if (record.at("role") == "cache") throw Fault({"a decoder's cache, which this client does not keep", record.at("name")});
@@ -173,12 +184,15 @@ void check_paths(const Manifest& manifest, const std::filesystem::path& folder) 
 Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_version(document.at("version"), "a manifest");
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
-                   "padding_neutral", "counts_padding", "graphs", "inputs", "outputs", "heads", "bank", "sites", "slots",
-                   "adapters", "golden", "golden_texts", "text", "head", "model_version", "files", "media"});
+                   "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "sites", "slots",
+                   "adapters", "golden", "golden_texts", "text", "head", "model_version", "files",
+                   "media"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
+  manifest.padding_neutral = document.at("padding_neutral");
   manifest.graphs = document.at("graphs");
+  for (const auto& [axis, record] : document.at("lengths").items()) manifest.lengths.emplace(axis, lengths(record));
   for (const auto& record : document.at("heads")) manifest.heads.push_back(head(record));
   for (const auto& record : document.at("inputs")) manifest.inputs.push_back(input(record));
   for (const auto& record : document.at("outputs")) manifest.outputs.push_back(output(record));
@@ -190,7 +204,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   manifest.golden_texts = value_or(document, "golden_texts", std::string{});
   if (document.contains("head") && !document.at("head").is_null()) manifest.head = document.at("head").get<std::string>();
   if (!document.at("text").is_null()) {
-    manifest.tokenizer_digest = known(document.at("text"), {"tokenizer", "digest", "max_tokens"}).at("digest");
+    manifest.tokenizer_digest = known(document.at("text"), {"tokenizer", "digest"}).at("digest");
   }
   if (document.contains("media") && !document.at("media").is_null()) {
     const auto& media = known(document.at("media"), {"medium", "input", "processor", "digest", "sampling_rate", "steps", "unknown", "golden"});
@@ -207,6 +221,33 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
 }
 
 }  // namespace
+
+bool Lengths::has(std::int64_t length) const {
+  const bool inside = length >= minimum && (!maximum || length <= *maximum) && length % multiple_of == 0;
+  return inside && std::find(exceptions.begin(), exceptions.end(), length) == exceptions.end();
+}
+
+std::optional<std::int64_t> Lengths::at_least(std::int64_t length) const {
+  auto found = (std::max(length, minimum) + multiple_of - 1) / multiple_of * multiple_of;
+  while (std::find(exceptions.begin(), exceptions.end(), found) != exceptions.end()) found += multiple_of;
+  if (maximum && found > *maximum) return std::nullopt;
+  return found;
+}
+
+std::string Lengths::text() const {
+  auto found = std::to_string(minimum);
+  if (!maximum) found += " or more";
+  else if (*maximum != minimum) found += " to " + std::to_string(*maximum);
+  if (multiple_of > 1) found += ", multiples of " + std::to_string(multiple_of);
+  for (const auto each : exceptions) found += ", but not " + std::to_string(each);
+  return found;
+}
+
+Lengths Manifest::lengths_of(const Axis& axis) const {
+  if (axis.name.empty()) return {axis.size, axis.size};
+  const auto found = lengths.find(axis.name);
+  return found == lengths.end() ? Lengths{} : found->second;
+}
 
 const AdapterRecord& Manifest::adapter(const std::string& name) const {
   std::string known;

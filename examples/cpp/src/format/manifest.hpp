@@ -18,6 +18,20 @@ struct Axis {
   std::string name = {};
 };
 
+// The lengths that an axis may have: multiples of a number between two ends, without some.
+struct Lengths {
+  std::int64_t minimum = 1;
+  std::optional<std::int64_t> maximum = {};
+  std::int64_t multiple_of = 1;
+  std::vector<std::int64_t> exceptions = {};
+
+  bool has(std::int64_t length) const;
+  // The smallest that is no smaller than a length; none if there is none.
+  std::optional<std::int64_t> at_least(std::int64_t length) const;
+  // Such as `64 to 512, multiples of 8, but not 72`.
+  std::string text() const;
+};
+
 struct InputRecord {
   std::string name;
   std::string dtype;
@@ -90,8 +104,10 @@ struct FileRecord {
 struct Manifest {
   std::string minimum_onnxruntime;
   bool batch_invariant = true;
+  bool padding_neutral = false;  // whether tokens that a mask hides change nothing
   std::map<std::string, std::string> graphs;  // the ONNX file of each flavour
   std::vector<InputRecord> inputs;
+  std::map<std::string, Lengths> lengths;  // by the name of an axis; one that is not here may have any
   std::vector<OutputRecord> outputs;
   std::vector<HeadRecord> heads;
   std::vector<SlotRecord> slots;
@@ -105,6 +121,9 @@ struct Manifest {
   std::vector<std::string> media_files;
   std::int64_t model_version = 0;  // that of every adapter file for this graph
   std::vector<FileRecord> files;
+
+  // The lengths of an axis: of a number that alone.
+  Lengths lengths_of(const Axis& axis) const;
 
   // The adapter of this name. Throws RequestFault if there is none.
   const AdapterRecord& adapter(const std::string& name) const;

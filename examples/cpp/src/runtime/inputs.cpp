@@ -52,9 +52,28 @@ Arrays parse_inputs(const json& document, const Manifest& manifest) {
   return inputs;
 }
 
+namespace {
+
+// The number of tokens to which rows of so many are filled up, behind the mask.
+std::size_t width_of(std::size_t tokens, const Manifest& manifest) {
+  const auto record = std::find_if(manifest.inputs.begin(), manifest.inputs.end(),
+                                   [](const auto& each) { return each.role == "ids" && each.axes.size() == 2; });
+  if (record == manifest.inputs.end()) return tokens;
+  const auto lengths = manifest.lengths_of(record->axes[1]);
+  const auto found = lengths.at_least(static_cast<std::int64_t>(tokens));
+  if (!found || (static_cast<std::size_t>(*found) != tokens && !manifest.padding_neutral)) {
+    throw RequestFault({"a text has a number of tokens that the base does not take, and padding would change its results",
+                        "", std::to_string(tokens), lengths.text(), "give texts of other lengths"});
+  }
+  return static_cast<std::size_t>(*found);
+}
+
+}  // namespace
+
 Arrays token_inputs(const std::vector<Tokens>& rows, const Manifest& manifest) {
   std::size_t longest = 0;
   for (const auto& row : rows) longest = std::max(longest, row.ids.size());
+  longest = width_of(longest, manifest);
   const Shape shape{static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(longest)};
   std::vector<std::int64_t> ids, types, mask;
   for (const auto& row : rows) {

@@ -33,6 +33,17 @@ bool in_range(const Array& array, std::int64_t limit) {
   return std::all_of(ids, ids + array.count(), [&](T id) { return id >= 0 && static_cast<std::int64_t>(id) < limit; });
 }
 
+// The base would compute something else, without a word, at lengths that it was not made for.
+void check_lengths(const Array& array, const InputRecord& record, const Manifest& manifest) {
+  for (std::size_t i = 0; i < record.axes.size(); ++i) {
+    const auto lengths = manifest.lengths_of(record.axes[i]);
+    if (lengths.has(array.shape[i])) continue;
+    throw RequestFault({"an input has a length that the base does not take",
+                        "`" + record.name + "`, axis `" + record.axes[i].name + "`", std::to_string(array.shape[i]),
+                        lengths.text(), "shorten it, or fill it up"});
+  }
+}
+
 void check_ids(const Array& array, const InputRecord& record) {
   const bool good = array.dtype == "int32" ? in_range<std::int32_t>(array, *record.limit)
                                            : in_range<std::int64_t>(array, *record.limit);
@@ -152,6 +163,7 @@ void check_inputs(const Arrays& inputs, const Manifest& manifest) {
       throw RequestFault({"an input has a wrong shape", "`" + record.name + "`", to_text(array.shape),
                           to_text(record.axes) + ", at least 1 along each axis, equal where the name is"});
     }
+    check_lengths(array, record, manifest);
     if (record.limit) check_ids(array, record);
     if (record.role == "mask") check_mask(array, record);
   }

@@ -16,6 +16,14 @@ export interface InputRecord {
   limit?: number | null;
 }
 
+/** The lengths that an axis may have: multiples of a number between two ends, without some. */
+export interface LengthsRecord {
+  minimum?: number;
+  maximum?: number | null;
+  multiple_of?: number;
+  exceptions?: number[];
+}
+
 export interface SlotRecord {
   name: string;
   /** `head` for those of heads. */
@@ -79,13 +87,16 @@ export interface Manifest {
   batch_invariant: boolean;
   graphs: Partial<Record<"slots" | "inputs" | "bank", string>>;
   inputs: InputRecord[];
+  /** By the name of a dynamic axis; one that is not here may have any length. */
+  lengths: Record<string, LengthsRecord>;
+  padding_neutral: boolean;
   outputs: { name: string; axes: Axis[] }[];
   heads: HeadRecord[];
   slots: SlotRecord[];
   adapters: AdapterRecord[];
   bank?: BankRecord | null;
   golden: GoldenRecord;
-  text: { tokenizer: string; digest: string; max_tokens: number } | null;
+  text: { tokenizer: string; digest: string } | null;
   /** Texts with the ids and the answers that they must give; null without a tokenizer. */
   golden_texts?: string | null;
   /** How pictures or clips become the input; this client takes the input itself. */
@@ -105,7 +116,7 @@ const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
-    "graphs inputs outputs heads bank? sites slots adapters golden text model_version files head? golden_texts? media?",
+    "graphs inputs lengths outputs heads bank? sites slots adapters golden text model_version files head? golden_texts? media?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
@@ -116,7 +127,8 @@ const KEYS = {
   golden: "path cases absolute reference reasons?",
   task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor?",
   media: "medium input processor digest sampling_rate steps unknown? golden?",
-  text: "tokenizer digest max_tokens",
+  text: "tokenizer digest",
+  lengths: "minimum? maximum? multiple_of? exceptions?",
   file: "path sha256 bytes",
 };
 
@@ -158,6 +170,7 @@ function checkKeys(manifest: Manifest, where: string): void {
   checkRecords([manifest.golden, ...manifest.adapters.map((record) => record.golden)], "golden", where);
   checkRecords(manifest.adapters.flatMap(({ mix }) => mix ?? []), "mix", where);
   checkRecords(manifest.adapters.flatMap(({ task }) => task ?? []), "task", where);
+  checkRecords(Object.values(manifest.lengths), "lengths", where);
   if (manifest.bank) checkRecord(manifest.bank, "bank", where);
   if (manifest.text) checkRecord(manifest.text, "text", where);
   if (manifest.media) checkRecord(manifest.media, "media", where);
@@ -189,6 +202,30 @@ function checkRecord(record: unknown, kind: keyof typeof KEYS, where: string): v
   }
   const missing = keys.filter((key) => !key.endsWith("?") && !there.includes(key));
   if (missing.length) throw new Fault({ what: "lacks what a manifest has", where, found: `no \`${missing.join("`, `")}\`` });
+}
+
+/** The lengths of an axis: of a number that alone, of a free one any. */
+export function lengthsOf({ lengths }: Manifest, axis: Axis): LengthsRecord {
+  return typeof axis === "number" ? { minimum: axis, maximum: axis } : (lengths[axis] ?? {});
+}
+
+export function isAllowed(length: number, { minimum = 1, maximum, multiple_of = 1, exceptions = [] }: LengthsRecord): boolean {
+  return length >= minimum && length <= (maximum ?? Infinity) && length % multiple_of === 0 && !exceptions.includes(length);
+}
+
+/** The smallest length that is no smaller; undefined if there is none. */
+export function nextLength(length: number, lengths: LengthsRecord): number | undefined {
+  const [step, last] = [lengths.multiple_of ?? 1, lengths.maximum ?? Infinity];
+  let found = Math.ceil(Math.max(length, lengths.minimum ?? 1) / step) * step;
+  while (lengths.exceptions?.includes(found)) found += step;
+  return found <= last ? found : undefined;
+}
+
+/** Such as `64 to 512, multiples of 8, but not 72`. */
+export function lengthsText({ minimum = 1, maximum, multiple_of = 1, exceptions = [] }: LengthsRecord): string {
+  const ends = maximum == null ? `${minimum} or more` : maximum === minimum ? `${minimum}` : `${minimum} to ${maximum}`;
+  const step = multiple_of > 1 ? `, multiples of ${multiple_of}` : "";
+  return ends + step + (exceptions.length ? `, but not ${exceptions.join(", ")}` : "");
 }
 
 /** Throws a Fault for a path that may leave its folder. */

@@ -2,12 +2,23 @@
 import { Tensor } from "onnxruntime-common";
 
 import { Fault } from "./fault.js";
-import { type Axis, HEAD, type HeadRecord, type InputRecord, type Manifest, type MixRecord, type SlotRecord } from "./manifest.js";
+import {
+  type Axis,
+  HEAD,
+  type HeadRecord,
+  type InputRecord,
+  type Manifest,
+  type MixRecord,
+  type SlotRecord,
+  isAllowed,
+  lengthsOf,
+  lengthsText,
+} from "./manifest.js";
 import { type Task, checkWidth, resultOf } from "./task.js";
 
 export type Inputs = Record<string, Tensor>;
 
-/** Throws a Fault if an input is missing, unknown, of a wrong type or shape, empty, or has ids out of range. */
+/** Throws a Fault if an input is missing, unknown, of a wrong type, shape or length, empty, or has ids out of range. */
 export function checkInputs(inputs: Inputs, manifest: Manifest): void {
   const sizes = new Map<string, number>();
   for (const record of manifest.inputs) {
@@ -21,6 +32,7 @@ export function checkInputs(inputs: Inputs, manifest: Manifest): void {
       const expected = `[${record.axes.join(", ")}], at least 1 along each axis, equal where the name is`;
       throw new Fault({ what: "an input has a wrong shape", where, found: `[${tensor.dims.join(", ")}]`, expected });
     }
+    checkLengths(tensor.dims, record, manifest);
     checkIds(tensor, record);
     if (record.role === "mask" && record.dtype !== "float32") checkMask(tensor, where);
   }
@@ -131,6 +143,16 @@ function fits(dims: readonly number[], axes: Axis[], sizes: Map<string, number>,
     const name = scope + axis;
     if (!sizes.has(name)) sizes.set(name, size);
     return size >= 1 && size === sizes.get(name);
+  });
+}
+
+/** The base would compute something else, without a word, at lengths that it was not made for. */
+function checkLengths(dims: readonly number[], { name, axes }: InputRecord, manifest: Manifest): void {
+  axes.forEach((axis, at) => {
+    const lengths = lengthsOf(manifest, axis);
+    if (isAllowed(dims[at]!, lengths)) return;
+    const [what, where] = ["an input has a length that the base does not take", `\`${name}\`, axis \`${axis}\``];
+    throw new Fault({ what, where, found: `${dims[at]}`, expected: lengthsText(lengths), fix: "shorten it, or fill it up" });
   });
 }
 

@@ -4,6 +4,7 @@ import { Tensor } from "onnxruntime-common";
 import { type Answer, type Prediction, choose } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
+import { type LengthsRecord, lengthsOf, lengthsText, nextLength } from "./manifest.js";
 import type { Inputs } from "./request.js";
 import type { Task } from "./task.js";
 import { type Row, Tokens } from "./tokens.js";
@@ -38,7 +39,7 @@ type TokenIds = Pick<Row, "ids" | "types">;
 /** What each input of a base that reads texts holds. */
 const COLUMNS: Record<string, (row: TokenIds) => number[]> = {
   input_ids: ({ ids }) => ids,
-  attention_mask: ({ ids }) => ids.map(() => 1),
+  attention_mask: ({ ids }) => ids.map(() => 1), // what a row is filled up with is 0
   token_type_ids: ({ types }) => types,
 };
 
@@ -48,7 +49,7 @@ export class TextReader {
     private readonly bundle: Bundle,
     private readonly tokens: Tokens,
     private readonly digest: string,
-    private readonly maxTokens: number,
+    private readonly lengths: LengthsRecord,
   ) {}
 
   static async open(bundle: Bundle): Promise<TextReader> {
@@ -59,7 +60,8 @@ export class TextReader {
     }
     if (!text) throw new Fault({ what: "the bundle has no tokenizer", fix: "give arrays" });
     const tokens = new Tokens(await bundle.read(text.tokenizer), text.tokenizer);
-    return new TextReader(bundle, tokens, text.digest, text.max_tokens);
+    const ids = bundle.manifest.inputs.find(({ name }) => name === "input_ids");
+    return new TextReader(bundle, tokens, text.digest, ids ? lengthsOf(bundle.manifest, ids.axes[1]!) : {});
   }
 
   /** Throws a Fault if a text is of another kind than the task takes, or its adapter had another tokenizer. */
@@ -70,19 +72,28 @@ export class TextReader {
       throw new Fault({ what, where, found: `${this.digest.slice(0, 12)}…`, expected: `${task.tokenizer.slice(0, 12)}…`, fix });
     }
     checkKind(asked, adapter, task);
-    const limit = Math.min(task?.max_tokens ?? this.maxTokens, this.maxTokens);
+    const most = this.lengths.maximum ?? Infinity;
+    const limit = Math.min(task?.max_tokens ?? most, most);
     const rows = pieces(asked, task?.prefix ?? "").map((texts) => this.tokens.row(texts, limit, task?.truncation ?? this.tokens.side));
     return { asked, adapter, task, rows };
   }
 
-  /** The inputs of rows of one length: padding may change what a base computes. */
+  /** The inputs of rows of one length, filled up to one that the base takes, if padding changes nothing. */
   inputs(rows: TokenIds[]): Inputs {
+    const length = rows[0]!.ids.length;
+    const width = nextLength(length, this.lengths);
+    const { inputs, padding_neutral } = this.bundle.manifest;
+    if (width === undefined || (width !== length && !(padding_neutral && inputs.some(({ name }) => name === "attention_mask")))) {
+      const what = "a text has a number of tokens that the base does not take, and padding would change its results";
+      throw new Fault({ what, found: `${length}`, expected: lengthsText(this.lengths), fix: "give texts of other lengths" });
+    }
+    const filled = (column: (row: TokenIds) => number[]) => (row: TokenIds) => [...column(row), ...Array<number>(width - length).fill(0)];
     return Object.fromEntries(
       this.bundle.manifest.inputs.map(({ name, dtype }) => {
         const column = COLUMNS[name];
         if (!column || dtype !== "int64") throw new Fault({ what: "an input that no text gives", where: `\`${name}\`` });
-        const values = BigInt64Array.from(rows.flatMap(column), BigInt);
-        return [name, new Tensor("int64", values, [rows.length, rows[0]!.ids.length])];
+        const values = BigInt64Array.from(rows.flatMap(filled(column)), BigInt);
+        return [name, new Tensor("int64", values, [rows.length, width])];
       }),
     );
   }

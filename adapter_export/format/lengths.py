@@ -1,0 +1,172 @@
+"""The lengths that the axes of a base's inputs may have: one record, which whoever runs the base keeps to."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+from adapter_export.errors import FormatError, RequestError, argument
+from adapter_export.format.records import Different, Positive
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths that an axis may have: multiples of a number, between two of them, without some.
+
+    Attributes:
+        minimum: the smallest, which is one of them.
+        maximum: the largest, which is one of them; null if no limit is known.
+        multiple_of: each is a multiple of it.
+        exceptions: lengths between the two that it may not have.
+    """
+
+    minimum: Positive = 1
+    maximum: Positive | None = None
+    multiple_of: Positive = 1
+    exceptions: Annotated[tuple[Positive, ...], Different()] = ()
+
+    def __post_init__(self) -> None:
+        ends = [end for end in (self.minimum, self.maximum) if end is not None]
+        if min(*ends, self.multiple_of) < 1 or not all(end in self for end in ends):
+            raise FormatError(
+                "are lengths that begin or end with one that is none of them",
+                found=f"{ends}, multiples of {self.multiple_of} without {list(self.exceptions)}",
+                expected="a `minimum` and a `maximum` that an axis may have",
+            )
+
+    @classmethod
+    def of(
+        cls, minimum: int = 1, maximum: int | None = None, multiple_of: int = 1, exceptions: Sequence[int] = ()
+    ) -> Self | None:
+        """Return the lengths within bounds that need not be such lengths themselves; none if there is no length."""
+        first = -(-max(minimum, 1) // multiple_of) * multiple_of
+        while first in exceptions:
+            first += multiple_of
+        last = None if maximum is None else maximum // multiple_of * multiple_of
+        while last is not None and last in exceptions:
+            last -= multiple_of
+        if last is not None and last < first:
+            return None
+        inside = {number for number in exceptions if first < number and (last is None or number < last)}
+        return cls(first, last, multiple_of, tuple(sorted(n for n in inside if n % multiple_of == 0)))
+
+    def __contains__(self, length: int) -> bool:
+        above = length >= self.minimum and (self.maximum is None or length <= self.maximum)
+        return above and length % self.multiple_of == 0 and length not in self.exceptions
+
+    def __str__(self) -> str:
+        ends = f"{self.minimum} or more" if self.maximum is None else f"{self.minimum} to {self.maximum}"
+        ends = str(self.minimum) if self.fixed else ends
+        step = f", multiples of {self.multiple_of}" if self.multiple_of > 1 and not self.fixed else ""
+        return ends + step + (f", but not {', '.join(map(str, self.exceptions))}" if self.exceptions else "")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there is one length alone."""
+        return self.minimum == self.maximum
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether there is every length up to the largest, so that no text need be filled up."""
+        return self.minimum == self.multiple_of == 1 and not self.exceptions
+
+    def at_least(self, length: int) -> int | None:
+        """Return the smallest that is no smaller than a length; none if all are smaller."""
+        found = Lengths.of(max(length, self.minimum), self.maximum, self.multiple_of, self.exceptions)
+        return None if found is None else found.minimum
+
+    def at_most(self, length: int) -> int | None:
+        """Return the largest that is no larger than a length; none if all are larger."""
+        upper = length if self.maximum is None else min(length, self.maximum)
+        found = Lengths.of(self.minimum, upper, self.multiple_of, self.exceptions) if upper > 0 else None
+        return None if found is None else found.maximum
+
+    def near(self, length: int) -> int:
+        """Return the smallest that is no smaller than a length, else the largest."""
+        found = self.at_least(length)
+        return found if found is not None else self.maximum or self.minimum
+
+    def within(self, other: Lengths) -> Lengths | None:
+        """Return the lengths that are in both records; none if there are none."""
+        ends = [end for end in (self.maximum, other.maximum) if end is not None]
+        return Lengths.of(
+            max(self.minimum, other.minimum),
+            min(ends, default=None),
+            math.lcm(self.multiple_of, other.multiple_of),
+            (*self.exceptions, *other.exceptions),
+        )
+
+    def edges(self, most: int) -> tuple[list[int], list[int]]:
+        """Return lengths at both sides of every edge: those that are in the record, and those that are not.
+
+        The edges are the smallest length, the largest up to `most`, and each exception.
+        """
+        last = self.at_most(most) or self.minimum
+        corners = [self.minimum, last, *self.exceptions]
+        around = {corner + step for corner in corners for step in (-self.multiple_of, -1, 0, 1, self.multiple_of)}
+        tried = sorted(length for length in around if length >= 1 and (length <= most or length == last + 1))
+        inside = [length for length in tried if length in self]
+        return inside, [length for length in tried if length not in self]
+
+
+Bounds = Mapping[str, Lengths]
+"""The lengths of axes by their names, sums such as `past + sequence` among them; an axis without any is free."""
+
+_LENGTHS = re.compile(
+    r"(?P<fixed>[1-9]\d{0,8})|(?P<low>[1-9]\d{0,8})?\.\.(?P<high>[1-9]\d{0,8})?|multiple-of-(?P<step>[1-9]\d{0,8})"
+)
+
+
+def parse_lengths(text: str) -> Lengths | None:
+    """Read lengths such as `128`, `64..512`, `..512`, `64..` or `multiple-of-8`, several with commas; none if none fit.
+
+    Raises:
+        ValueError: the text is none of these.
+    """
+    found: Lengths | None = Lengths()
+    for part in text.split(","):
+        match = _LENGTHS.fullmatch(part.strip())
+        if match is None or match[0] == "..":
+            raise ValueError(text)
+        low, high, step, fixed = (int(match[name] or 0) or None for name in ("low", "high", "step", "fixed"))
+        own = Lengths.of(fixed or low or 1, fixed or high, step or 1)
+        found = None if found is None or own is None else found.within(own)
+    return found
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The number of tokens to which a text of so many is filled up, for a base that takes some lengths alone.
+
+    Attributes:
+        lengths: those that the base takes.
+        pads: whether tokens that a mask hides change nothing.
+    """
+
+    lengths: Lengths
+    pads: bool
+
+    def __call__(self, tokens: int) -> int:
+        """Return the next length that the base takes.
+
+        Raises:
+            RequestError: there is none, or padding would change the results.
+        """
+        found = self.lengths.at_least(tokens)
+        if found is None or (found != tokens and not self.pads):
+            raise RequestError(
+                "a text has a number of tokens that the base does not take"
+                + ("" if found is None else ", and padding would change its results"),
+                found=tokens,
+                expected=self.lengths,
+                fix=f"give texts of other lengths, or capture the base with {argument('lengths', option='axis')}",
+            )
+        return found
+
+
+def axis_lengths(axis: int | str, bounds: Bounds) -> Lengths:
+    """Return the lengths of an axis: of a number that alone."""
+    return Lengths(axis, axis) if isinstance(axis, int) else bounds.get(axis, Lengths())
