@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from adapter_export.errors import RequestError, argument, within
 from adapter_export.format.manifest import Manifest
-from adapter_export.graph.tasks import TOKEN_TYPES, Task
+from adapter_export.graph.tasks import Task
 from adapter_export.runtime.answers import (
     Answer,
     Score,
@@ -253,12 +253,6 @@ class TextReader:
         read = self.read(texts, adapter, adapters=adapters, long=long, stride=stride)
         return answer_all(self, read, weights, allow_mixed_rows, token_budget, progress)
 
-    def _own_tokens(self, result: np.ndarray, row: EncodedText, task: Task | None) -> np.ndarray:
-        """Return what a head gives for the tokens of a row, without those that it was filled up with."""
-        if task is None or task.type not in TOKEN_TYPES:
-            return result
-        return result[self.tokenizer.real(len(row.encoding.ids), len(result))]
-
     def _task(self, name: str | None) -> Task | None:
         """Return what an adapter's texts are made tokens by; RequestError if that is another tokenizer."""
         if name is None:
@@ -301,6 +295,13 @@ class Reader(Protocol):
         """Return the inputs of a call."""
 
 
+def _own_tokens(result: np.ndarray, row: Any, reader: Reader) -> np.ndarray:
+    """Return what a head gives for the tokens of a row, without those that it was filled up with."""
+    if result.ndim < 2 or not isinstance(reader, TextReader):
+        return result
+    return result[reader.tokenizer.real(len(row.encoding.ids), len(result))]
+
+
 def answer_all(
     reader: Reader,
     read: Sequence[ReadText],
@@ -331,7 +332,7 @@ def answer_all(
             )
         for at, one in enumerate(some, start):
             output = reader.session.output(str(one.adapter)) or ""
-            results = [own_classes(next(outputs)[output][0]) for _ in one.rows]
+            results = [_own_tokens(own_classes(next(outputs)[output][0]), row, reader) for row in one.rows]
             with within(f"text {at}" if isinstance(reader, TextReader) else str(one.text)):
                 answers.append(answered(one, results))
     return answers
