@@ -116,7 +116,7 @@ FAULTS = {
     ),
     "a tokenizer that keeps accents": (_tokenizer(lambda d: d["normalizer"].update(strip_accents=False)), "`french`"),
     "a tokenizer without special tokens": (_tokenizer(lambda d: d.update(post_processor=None)), "`plain`"),
-    "8 tokens": (_manifest(lambda d: d["lengths"]["sequence"].update(maximum=8)), "`plain`"),
+    "100 tokens": (_manifest(lambda d: d["lengths"]["sequence"].update(maximum=100)), "`cut`"),
     "another limit of an adapter": (
         _manifest(lambda d: _adapter(d, "topic")["task"].update(max_tokens=LIMIT + 1)),
         "`cut`",

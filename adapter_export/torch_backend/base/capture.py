@@ -59,8 +59,9 @@ def capture(
     names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
     wanted = _checked_lengths(names, lengths or {})
     structure = pytree.tree_structure(given)
-    with settled(module), quiet():
-        inputs = _computed(module, structure, inputs, names, wanted)
+    trial = pristine(module)  # some models compute in another way once they have seen a short text
+    with settled(trial), quiet():
+        inputs = _computed(trial, structure, inputs, names, wanted)
     program, shapes = _exported(module, inputs, structure, names, wanted)
     other = _elsewhere(program, shapes, inputs, wanted)
     if other:  # a branch on the length whose other side a record can say, such as multiples of a block
