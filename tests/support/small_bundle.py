@@ -151,7 +151,7 @@ def build_small(
         references=CutRunner(base),
         cases=cases,
         tokenizer=tokenizer,
-        max_tokens=None if tokenizer is None else 64,
+        max_tokens=None if tokenizer is None else 65,
         flavours=flavours,
         bake=bake,
     )
