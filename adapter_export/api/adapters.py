@@ -278,10 +278,11 @@ def pack(
     own = own_options(kind_named(kind), given)
     tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
     opened = open_base(base, site_map=site_map, trust_pickle=trust_pickle)
+    sites = opened.sites.complete
     packed = plain.pack(
         tensors,
         placed(plain.fitting_kind(tensors, kind, **own), given),
-        opened.sites.complete,
+        sites,
         name=name or (kind if isinstance(weights, Mapping) else Path(weights).stem),
         base=opened.fingerprint,
         labels=labels,

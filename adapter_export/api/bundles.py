@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -345,6 +346,11 @@ def _prepared(
         check_complete(base.sites.map, base.given)
         plain = base.exported(folder, say)
         check_complete(plain.sites, base.given)
+        if not base.is_onnx:
+            from adapter_export.bundle.views import check_same_sites
+            from adapter_export.torch_backend.runner import node_values
+
+            check_same_sites(base.sites.map, plain, partial(node_values, base.torch), base.max_tokens)
         if optimize:
             from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
 

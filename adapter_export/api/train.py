@@ -277,6 +277,7 @@ def train(
     writing = given.get("task") == CAUSAL_LM
     if not writing:
         _check_no_cache(opened)
+    sites = opened.sites.complete
     held_out = (0.1 if validation is None else validation) if validation_data is None else Path(validation_data)
     tested = None if test_data is None else Path(test_data)
     words: Any
@@ -310,7 +311,6 @@ def train(
     else:
         _check_ids(opened, rows)
     tell(rows.notes, on_note)
-    sites = opened.sites.complete
     title = name or (path.resolve().name if path is not None else "fusion" if members else chosen.name)
     head = None if writing else _head(given, rows, sites.width, paired=pair is not None)
     head, started = _as_own(opened, head) if head is not None and given.get("head") == "own" else (head, {})

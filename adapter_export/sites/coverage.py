@@ -17,7 +17,8 @@ from adapter_export.sites.view import FlowIndex, FlowNode
 def coverage_of(index: FlowIndex, sublayers: Sequence[Site], final: str) -> Coverage:
     """Look at everything outside of the sublayers, and at what these hold inside."""
     proof = _Proof(index, sublayers, final)
-    return Coverage(len(sublayers), (*proof.nested(), *proof.outside()))
+    aside = proof.aside()
+    return Coverage(len(sublayers) - len(aside), (*aside, *proof.nested(), *proof.outside()))
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class _Proof:
         self._ends = {value for site in sublayers for value in (site.x, site.h, site.y) if value is not None}
         self._ends |= {value for at in self._sums for value in index.nodes[at].outputs}
         self._inside = {at for site in sublayers for at in self._back(site.h)}
+        self._inside |= {at for position, site in self._sums.items() for at in self._carrying(position, site)}
 
     def _back(self, value: str) -> set[int]:
         """The positions of the nodes that a value is computed by, back to the values of the streams."""
@@ -53,10 +55,22 @@ class _Proof:
                 waiting.extend(index.nodes[at].inputs)
         return found
 
+    def _carrying(self, position: int, site: Site) -> set[int]:
+        """The positions of the nodes, such as factors of a gate, that bring `x` into a sum without a product."""
+        index, found = self._index, set[int]()
+        waiting = [value for value in index.nodes[position].inputs if value != site.h]
+        while waiting:
+            name = waiting.pop()
+            at = index.position(name)
+            if name != site.x and at not in found and index.ancestry.is_straight(site.x or "", name):
+                found.add(at)
+                waiting.extend(index.nodes[at].inputs)
+        return found - self._sums.keys()
+
     def _outer_sums(self, node: FlowNode, site: Site) -> Iterator[int]:
         """The positions of the sums behind that of two parallel sublayers, up to the one that adds the stream."""
         index = self._index
-        while site.x is not None and not index.ancestry.of(node.outputs[0]).unmultiplied & index.ancestry.bit(site.x):
+        while site.x is not None and not index.ancestry.is_straight(site.x, node.outputs[0]):
             following = index.readers(node.outputs[0])
             if len(following) != 1 or following[0].kind not in ("add", "other"):
                 return
@@ -64,22 +78,35 @@ class _Proof:
             if node.kind == "add":
                 yield index.position(node.outputs[0])
 
+    def aside(self) -> list[Unplaced]:
+        """The sublayers whose output does not go into the final hidden state."""
+        return [
+            Unplaced(
+                self._layers(self._back(site.h)),
+                f"what `{site.name}` computes does not reach `{self._final}`, which heads read",
+            )
+            for site in self._sublayers
+            if not self._index.ancestry.depends(self._final, on=site.h)
+        ]
+
     def nested(self) -> Iterator[Unplaced]:
-        """The sublayers that hold the sum of another one, or attention with a sum of its own, inside."""
+        """The sublayers that hold the sum of another one, or a residual sum of their own, inside."""
         ancestry = self._index.ancestry
         for site in self._sublayers:
             assert site.x is not None  # as chosen
             held = {at for at in self._index.between(site.x, site.h) if self._sums.get(at, site) is not site}
             own = {at for at in held if self._sums[at].x == site.x}  # of the sublayer beside it in a parallel block
-            inner = [self._sums[at].name for at in sorted(held - own)]
+            inner = [f"`{self._sums[at].name}`" for at in sorted(held - own)]
             inner += [
-                node.outputs[0]
+                f"a residual sum of its own, `{node.outputs[0]}`"
                 for node, x, h in self._joins(self._back(site.h))
-                if node.kind == "add" and ancestry.is_mixed(x, h) and node.name != site.residual
+                if node.kind == "add"
+                and node.name != site.residual
+                and ancestry.depends(x, on=site.x)
+                and (ancestry.is_mixed(x, h) or self._index.flow.width(x) == site.width)
             ]
             if inner:
-                reason = f"`{site.name}` holds `{inner[0]}`, which adds to the stream itself"
-                yield Unplaced(self._layers(self._back(site.h)), reason)
+                yield Unplaced(self._layers(self._back(site.h)), f"`{site.name}` holds {inner[0]}")
 
     def outside(self) -> list[Unplaced]:
         """The blocks outside of the sublayers, each with its layers."""
@@ -123,8 +150,11 @@ class _Proof:
         index, origins = self._index, self._index.ancestry.of(other)
         if node.kind == "product" and side in node.operands:
             return None
-        weighted = origins.all if node.kind == "product" and node.weighted else origins.weighted
-        x = index.ancestry.latest(index.ancestry.of(side).unmultiplied & weighted)
+        weighted = origins.weighted & ~origins.straight  # what holds `side` itself only mixes values of the stream
+        if node.kind == "product" and node.weighted:
+            weighted = origins.all
+        own = index.ancestry.of(side)
+        x = index.ancestry.latest((own.straight if node.kind == "add" else own.unmultiplied) & weighted)
         # a sum of unknown width may be one of the stream
         widths = () if x is None else (None, index.flow.width(x))
         return x if index.flow.width(node.outputs[0]) in widths else None

@@ -51,8 +51,9 @@ def discover(flow: FlowGraph) -> SiteMap:
         start = stream.sums[0].x
         if index.producer(start) is not None:  # a base may read the stream itself
             found.append(embeddings_site(index, f"{stream.prefix}embeddings", start))
+        sources = {residual.x: residual.source for residual in stream.sums}
         for sublayer in sites:
-            found += [*linear_sites(index, sublayer, ends - {sublayer.h}), sublayer]
+            found += [*linear_sites(index, sublayer, ends - {sublayer.h}, sources[sublayer.x or ""]), sublayer]
     covered = coverage_of(index, [site for sites in sublayers for site in sites], final)
     return SiteMap(tuple(with_calls(index, found)), final, _width(flow, final), covered)
 
@@ -78,15 +79,15 @@ def _stream_sites(index: FlowIndex, stream: Stream, first: int) -> Iterator[Site
     groups: dict[str, list[_Sublayer]] = {}
     for residual in stream.sums:
         groups.setdefault(residual.x, []).extend(_split(index, residual, residual.h, residual.add))
-    totals = {residual.x: residual.total for residual in stream.sums}
+    sums = {residual.x: residual for residual in stream.sums}
     continued = {residual.previous.total for residual in stream.sums if residual.previous is not None}
     found = [
         (x, sublayer) for x, group in groups.items() for sublayer in sorted(group, key=lambda one: one.role == "ffn")
     ]
     for (x, sublayer), layer in zip(found, layers_of(sublayer.role for _, sublayer in found), strict=True):
-        h, total = sublayer.h, totals[x]
-        positions = index.between(x, h)
-        u = index.last_before_product(x, positions, readers=set(positions))
+        h, total, source = sublayer.h, sums[x].total, sums[x].source
+        positions = index.between(source, h)
+        u = index.last_before_product(x, positions, readers=set(positions)) if source == x else None
         y, norm = block_output(index, total, ends=total not in continued and u != x)
         width = _width(index.flow, h)
         yield Site(
@@ -111,11 +112,11 @@ def _split(index: FlowIndex, residual: Residual, h: str, add: FlowNode) -> Itera
     inner = index.producer(h)
     while inner is not None and inner.op.lower() in _SAME and len(inner.inputs) == 1:  # a dropout of the sum of both
         inner = index.producer(inner.inputs[0])
-    if inner is not None and _is_parallel(index, residual.x, inner):
+    if inner is not None and _is_parallel(index, residual.source, inner):
         for part in inner.inputs:
             yield from _split(index, residual, part, inner)
     else:
-        yield _Sublayer(role_of(index, residual.x, h), h, add)
+        yield _Sublayer(role_of(index, residual.source, h), h, add)
 
 
 def _is_parallel(index: FlowIndex, x: str, add: FlowNode) -> bool:

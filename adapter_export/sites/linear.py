@@ -40,6 +40,10 @@ _SWAPS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
 """Operations that let axes change places."""
 
 
+_ORDERING = frozenset({"topk", "sort", "argsort", "argmax"})
+"""Operations that put numbers in order."""
+
+
 def is_sequence_first(index: FlowIndex, value: str, streams: Iterable[str]) -> bool:
     """Return whether a linear layer reads tokens before batch in `value`, as in `torch.nn.MultiheadAttention`.
 
@@ -236,13 +240,29 @@ def _last(index: FlowIndex, nodes: Iterable[FlowNode], h: str) -> list[FlowNode]
     return [node for node in nodes if node.linear and unmultiplied & index.ancestry.bit(node.outputs[0])]
 
 
-def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Iterator[Site]:
-    """The linear layers of a sublayer, in the order of evaluation; `ends` are the values of the residual stream."""
-    assert sublayer.x is not None  # a sublayer has one
-    nodes = [index.nodes[at] for at in index.between(sublayer.x, sublayer.h)]
+def _routes(index: FlowIndex, product: FlowNode) -> bool:
+    """Return whether a layer's output is put in order: a router chooses experts by it, and is no place for adapters."""
+    waiting, seen = [*product.outputs], set(product.outputs)
+    while waiting:
+        for node in index.readers(waiting.pop()):
+            if node.op.lower() in _ORDERING:
+                return True
+            if not node.multiplies and node.kind != "add":
+                waiting += [name for name in node.outputs if name not in seen]
+                seen.update(node.outputs)
+    return False
+
+
+def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str], source: str) -> Iterator[Site]:
+    """The linear layers of a sublayer, in the order of evaluation.
+
+    `ends` are the values of the residual stream, `source` the one that the sublayer is computed from.
+    """
+    nodes = [index.nodes[at] for at in index.between(source, sublayer.h)]
     find = ffn_uses if sublayer.role == "ffn" else attention_uses
     uses = list(find(index, nodes, sublayer.h, frozenset(ends)))
-    products = {node.name: node for node in (*(node for node in nodes if node.linear), *(use.product for use in uses))}
+    found = (*(node for node in nodes if node.linear), *(use.product for use in uses))
+    products = {node.name: node for node in found if not _routes(index, node)}
     layers = [layer for product in products.values() if (layer := layer_of(index, product)) is not None]
     layers.sort(key=lambda layer: index.position(layer.h))
     for layer, name in zip(layers, _names(layers, uses), strict=True):
@@ -258,7 +278,7 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str]) -> Ite
             path=layer.product.path,
             parts={role: (piece.start, piece.end) for role, piece in parts.items()},
             blocks=max((piece.blocks for piece in parts.values()), default=1),
-            sequence_first=is_sequence_first(index, layer.u, [sublayer.x]),
+            sequence_first=is_sequence_first(index, layer.u, [source]),
         )
 
 

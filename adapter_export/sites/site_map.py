@@ -19,6 +19,7 @@ from adapter_export.sites.discover import (
 )
 from adapter_export.sites.linear import is_sequence_first, linear_sites
 from adapter_export.sites.site import SUBLAYERS, Norm, Role, Site, SiteMap
+from adapter_export.sites.streams import source_of, whole_sum
 from adapter_export.sites.view import FlowGraph, FlowIndex, is_stream
 
 View = Literal["torch", "onnx"]
@@ -97,7 +98,8 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
     ends = stream_values(site for site in (*chosen.values(), *named.values()) if site.role in SUBLAYERS)
     linear = {site.h for site in (*chosen.values(), *named.values()) if site.role == "linear"}
     for site in named.values():
-        inside = linear_sites(check.index, site, ends - {site.h}) if site.role in SUBLAYERS else ()
+        source = None if site.x is None else source_of(check.index, site.x, site.h)
+        inside = () if source is None else linear_sites(check.index, site, ends - {site.h}, source)
         chosen |= {inner.name: inner for inner in inside if inner.h not in linear}
     chosen |= named
     check.stream("final", final)
@@ -182,7 +184,10 @@ class _Check:
             if given.role != "embeddings":
                 raise self.unfit(name, "`h` alone", "`u`, what it reads, as well")
             return embeddings_site(index, name, values.h)
-        self._computed(name, given.role, values)
+        source = start if given.role == "linear" else source_of(index, start, values.h) or start
+        if source != start:  # a stage begins here, and its `x` is a shortcut that nothing in the sublayer reads
+            values = replace(values, u=None)
+        self._computed(name, given.role, values, source == start)
         width, width_in = (index.flow.width(value) or 0 for value in (values.h, values.u or values.h))
         if given.parts and width % given.blocks:
             raise self.unfit(f"{name}.blocks", given.blocks, f"a number that divides {width}")
@@ -200,7 +205,7 @@ class _Check:
             width_in=width_in,
             h=values.h,
             u=values.u,
-            path=path_of([index.nodes[at] for at in index.between(start, values.h)]),
+            path=path_of([index.nodes[at] for at in index.between(source, values.h)]),
             parts=given.parts,
             sequence_first=given.role == "linear" and is_sequence_first(index, start, self.streams),
             blocks=given.blocks,
@@ -211,16 +216,17 @@ class _Check:
             found = f"`{values.h}`, an input or a last result"
             raise self.unfit(f"{name}.h", found, "a value that is computed and read")
         add = index.readers(values.h)[0]
-        y, norm = block_output(index, add.outputs[0], ends=values.u != values.x)
+        total = whole_sum(index, start, add.outputs[0])
+        y, norm = block_output(index, total, ends=values.u != values.x)
         if values.y not in (None, y):
-            y, norm = values.y, None if values.y == add.outputs[0] else Norm("unknown", 0.0, None, None)
-        follower = follower_of(index, add.outputs[0])
+            y, norm = values.y, None if values.y == total else Norm("unknown", 0.0, None, None)
+        follower = follower_of(index, total)
         return replace(site, x=values.x, y=y, norm=norm, residual=add.name, followed_by=follower)
 
-    def _computed(self, name: str, role: Role, values: SiteValues) -> None:
+    def _computed(self, name: str, role: Role, values: SiteValues, from_x: bool) -> None:
         """Refuse values that are not computed from each other, or are not alike."""
         depends, alike = self.index.ancestry.depends, self.index.flow.alike
-        pairs = [("h", "u")] if role == "linear" else [("h", "x"), ("h", "u"), ("u", "x")]
+        pairs = [("h", "u")] if role == "linear" else [("h", "x"), ("h", "u"), ("u", "x")] if from_x else []
         for late, early in [*pairs, ("y", "h")] if values.y is not None else pairs:
             one, other = getattr(values, late), getattr(values, early)
             if not depends(one, on=other) or (late in ("h", "y") and one == other):

@@ -46,15 +46,21 @@ def layers_of(roles: Iterable[Role]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Residual:
-    """A sum `x + h`, `h` computed from `x` [batch, tokens, d] or [batch·tokens, d].
+    """A sum that holds `x` and `h` with some factors, `h` computed from `x` [batch, tokens, d] or [batch·tokens, d].
 
-    `previous` is the sum before it on the stream, `length` how many there are up to here.
+    Attributes:
+        add: the node that adds `h`, or takes it off.
+        total: the sum with all of its terms.
+        source: what `h` is computed from: `x` but where a stage begins, whose `x` is the projected or pooled shortcut.
+        previous: the sum before it on the stream.
+        length: how many there are up to here.
     """
 
     add: FlowNode
     x: str
     h: str
     total: str
+    source: str
     previous: Residual | None
     length: int
 
@@ -68,20 +74,22 @@ def residual_streams(index: FlowIndex) -> list[list[Residual]]:
     for chain in _chains(_residuals(index)):
         first, last = chain[0], chain[-1]
         # within one sublayer of another chain lie the adapters that a base has built in
-        inside = any(depends(first.x, on=sum_.x) and depends(sum_.h, on=last.total) for one in chains for sum_ in one)
+        inside = any(
+            depends(first.source, on=sum_.source) and depends(sum_.h, on=last.total) for one in chains for sum_ in one
+        )
         if not chains or (len(chain) > 1 and not inside):
             chains.append(chain)
     chains.sort(key=lambda chain: index.position(chain[0].total))
     streams: list[list[Residual]] = []
     for chain in chains:
-        before = [stream for stream in streams if depends(chain[0].x, on=stream[-1].total)]
+        before = [stream for stream in streams if depends(chain[0].source, on=stream[-1].total)]
         if before:
             before[-1].extend(chain)
         else:
             streams.append(chain)
 
     def convolves(residual: Residual) -> bool:
-        way = (index.nodes[at] for at in index.between(residual.x, residual.h))
+        way = (index.nodes[at] for at in index.between(residual.source, residual.h))
         return all(node.kind == "convolution" for node in way if node.multiplies)
 
     _check_width(index, streams)
@@ -107,8 +115,8 @@ def _check_width(index: FlowIndex, streams: Iterable[list[Residual]]) -> None:
 def _contracts_features(index: FlowIndex, residual: Residual) -> Iterator[bool]:
     """Whether each first product with weights in a sublayer sums over the features, of those of which it is known."""
     flow = index.flow
-    features = {residual.x: (flow.rank(residual.x) or 0) - 1}
-    for node in (index.nodes[at] for at in index.between(residual.x, residual.h)):
+    features = {residual.source: (flow.rank(residual.source) or 0) - 1}
+    for node in (index.nodes[at] for at in index.between(residual.source, residual.h)):
         read = next((value for value in (node.operands or node.inputs) if value in features), None)
         if read is None:
             continue
@@ -124,38 +132,92 @@ def _contracts_features(index: FlowIndex, residual: Residual) -> Iterator[bool]:
 
 def _residuals(index: FlowIndex) -> list[Residual]:
     found: dict[str, Residual] = {}
+    parts: dict[str, str] = {}  # the whole sum that each sum of two terms is of
     totals = 0  # the bits of the sums that are found
+    ancestry = index.ancestry
     for add in index.nodes:
         if add.kind != "add" or not all(is_stream(index.flow, value) for value in (*add.inputs, *add.outputs)):
             continue
-        for side, h in (add.inputs, add.inputs[::-1]):
-            x, total = _origin(index, side, h, found), add.outputs[0]
-            if x is None:
+        for side, term in (add.inputs, add.inputs[::-1]):
+            start = _start(index, side, term)
+            if start is None:
                 continue
-            kinds = {index.nodes[at].kind for at in index.between(x, h)}
+            (x, source), h, adding = start, term, add
+            inner = found.get(parts.get(term, ""))
+            if inner is not None and ancestry.is_straight(inner.x, side):  # an earlier value of the stream beside `h`
+                h, adding = inner.h, inner.add
+                del found[inner.total]
+            kinds = {index.nodes[at].kind for at in index.between(source, h)}
             if kinds.isdisjoint({"product", "attention", "layout"}):  # convolutions leave the features on axis 1
                 continue
             if side in found and found[side].x == x:
                 previous: Residual | None = found[side]
             else:
-                before = index.ancestry.latest(index.ancestry.of(x).unmultiplied & totals)
-                previous = None if before is None else found[before]
-            found[total] = Residual(add, x, h, total, previous, 1 + (previous.length if previous else 0))
-            totals |= index.ancestry.bit(total)
+                before = ancestry.latest(ancestry.of(x).straight & totals)
+                previous = None if before is None else found.get(before)
+            total = whole_sum(index, x, add.outputs[0])
+            length = 1 + (previous.length if previous else 0)
+            parts[add.outputs[0]] = total
+            found[total] = Residual(adding, x, h, total, source, previous, length)
+            totals |= ancestry.bit(total)
             break
     return list(found.values())
 
 
-def _origin(index: FlowIndex, side: str, h: str, found: dict[str, Residual]) -> str | None:
-    """The value that `h` is computed from through weights and `side` without: `side` itself, or what it scales.
+def _start(index: FlowIndex, side: str, h: str) -> tuple[str, str] | None:
+    """The `x` of a sum of `side` and `h`, and what `h` is computed from; none if it is no residual sum.
 
-    In `(x + a) + b` with `a` and `b` both computed from `x`, `side` is the inner sum and `x` is what is looked for.
+    `x` is the last value that `side` holds without a product and that `h` is computed from through weights; `h` must
+    not hold it itself, or the sum only mixes values of the stream. Where that value has another shape, a stage begins,
+    and what is added, pooled or projected by weights, is its `x`.
     """
-    inner, ancestry = found.get(side), index.ancestry
-    if inner is not None and ancestry.is_weighted(inner.x, h) and not ancestry.depends(h, on=side):
-        return inner.x
-    x = ancestry.latest(ancestry.of(side).unmultiplied & ancestry.of(h).weighted)
-    return x if x is not None and index.flow.alike(x, h) else None
+    ancestry, flow = index.ancestry, index.flow
+    x = ancestry.latest(ancestry.of(side).straight & ancestry.of(h).weighted & ~ancestry.of(h).straight)
+    if x is not None and flow.alike(x, h):
+        return x, x
+    source = None if ancestry.depends(h, on=side) else source_of(index, side, h)
+    return None if source is None else (side, source)
+
+
+def source_of(index: FlowIndex, x: str, h: str) -> str | None:
+    """The value that a sublayer computes `h` from: `x`, or where a stage begins, what `x` is pooled or projected from.
+
+    A shortcut is projected where weights give it another width than it had, and only `h` goes through attention; none
+    if neither is so.
+    """
+    ancestry, flow = index.ancestry, index.flow
+    if ancestry.depends(h, on=x) or ancestry.depends(x, on=h):
+        return x if ancestry.depends(h, on=x) else None
+    one, other = ancestry.of(x), ancestry.of(h)
+    sums = [node.inputs for node in index.readers(h) if node.kind == "add"]
+    if not flow.alike(x, h) or not any(ancestry.is_straight(x, value) for read in sums for value in read if value != h):
+        return None
+    pooled = ancestry.latest(one.straight & other.weighted & ~other.straight)
+    projected = ancestry.latest(one.weighted & ~one.mixed & other.mixed)
+    if pooled is None and projected is not None and flow.width(projected) == flow.width(h):
+        return None
+    return pooled or projected
+
+
+def whole_sum(index: FlowIndex, x: str, total: str) -> str:
+    """The sum that a stream goes on with: that of `x` and `h`, and of what else holds `x` or earlier values of it.
+
+    `x + g·(h - x)` is one, so that the difference in it is none.
+    """
+    ancestry, value, whole = index.ancestry, total, total
+    while len(readers := index.readers(value)) == 1 and value not in index.flow.outputs:
+        (node,) = readers
+        if node.kind not in ("add", "other") or not index.flow.alike(node.outputs[0], total):
+            break
+        value, read = node.outputs[0], value
+        if node.kind == "add":
+            others = [ancestry.of(name) for name in node.inputs if name != read]
+            if not all(each.straight & ancestry.of(x).straight & ~ancestry.bit(total) for each in others):
+                break
+            if any(each.all & ancestry.bit(total) for each in others):
+                break
+            whole = value
+    return whole
 
 
 def _chains(residuals: Iterable[Residual]) -> list[list[Residual]]:
@@ -194,12 +256,23 @@ def named_streams(index: FlowIndex) -> list[Stream]:
     if len(found) == 2:
         for encoder, decoder in (found, found[::-1]):
             end, depends = encoder[-1].total, index.ancestry.depends
-            roles = {role_of(index, sum_.x, sum_.h) for sum_ in decoder if depends(sum_.h, on=end)}
+            roles = {role_of(index, sum_.source, sum_.h) for sum_ in decoder if depends(sum_.h, on=end)}
             if "cross_attention" in roles and not depends(end, on=decoder[0].x):
                 return [Stream("encoder.", tuple(encoder)), Stream("decoder.", tuple(decoder))]
+    depends = index.ancestry.depends
+    nested = any(
+        depends(inner[0].source, on=sum_.source) and depends(sum_.h, on=inner[0].total)
+        for outer in found
+        for sum_ in outer
+        for inner in found
+        if inner is not outer
+    )
+    how = "; one runs inside the sublayers of another" if nested else ""
     raise NoSitesError(
         "this base has several residual streams, and a site's name says nothing about which one it is in",
-        found=f"{len(found)} streams, of {', '.join(str(len(sums)) for sums in found)} sublayers",
+        found=f"{len(found)} streams, of {', '.join(str(len(sums)) for sums in found)} sublayers{how}",
         expected="one stream, or an encoder and a decoder that attends to its end",
-        fix="capture the part that the adapters are for, such as the encoder, as a base of its own",
+        fix="name the sites that you want in a site map"
+        if nested
+        else "capture the part that the adapters are for, such as the encoder, as a base of its own",
     )

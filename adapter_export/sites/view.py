@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from math import prod
+from operator import or_
 from typing import Literal, NamedTuple
 
 from adapter_export.sites.site import Norm
@@ -35,8 +37,9 @@ class FlowNode:
     """One operation on activations, by a unique name; `op` is the framework's own name, for tables.
 
     Attributes:
-        kind: `norm` is a layer or RMS norm in one node; `activation` a non-linear function of each number, the softmax
-            among them; `layout` a transposition, a reshape or a cut.
+        kind: `add` is the sum or the difference of two activations; `norm` a layer or RMS norm in one node;
+            `activation` a non-linear function of each number, the softmax among them; `layout` a transposition, a
+            reshape or a cut.
         inputs: the activations it reads, in order, without weights, constants, and what is computed from these and from
             the lengths of axes alone.
         weighted: whether one of the factors of a product is a trained weight.
@@ -130,18 +133,55 @@ class Origins(NamedTuple):
     """The tracked values that a value is computed from, as bit sets: bit `i` stands for the `i`-th tracked value.
 
     From those in `weighted` some way leads through a product with trained weights, in `mixed` through one of
-    activations with activations, in `multiplied` through any.
+    activations with activations, in `multiplied` through any, in `straight` through none: norms, dropouts, casts,
+    sums, and factors that may be computed from it as well, as those of a gate.
     """
 
     all: int = 0
     weighted: int = 0
     mixed: int = 0
     multiplied: int = 0
+    straight: int = 0
 
     @property
     def unmultiplied(self) -> int:
         """Those from which no way leads through a product: norms, dropouts, casts and scales at most."""
         return self.all & ~self.multiplied
+
+
+class Step(NamedTuple):
+    """An operation of a graph on its way to a view: the names of what it reads and defines, and what it does."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    multiplies: bool
+    adds: bool
+
+
+def constant_starts(steps: Iterable[Step], constants: Set[str]) -> set[str]:
+    """Choose the constants from which a residual stream starts, such as learned queries repeated for each row.
+
+    `constants` [batch, tokens, d] are computed from weights and the lengths of axes alone. Where one of them is added
+    to what is computed from it through a product, those are chosen that it is made of, and are made of none.
+    """
+    bits = {name: 1 << at for at, name in enumerate(sorted(constants))}
+    origins: dict[str, Origins] = {}
+    made = used = 0
+    for step in steps:
+        read = [origins.get(name, Origins()) for name in step.inputs]
+        everything = reduce(or_, (each.all for each in read), 0)
+        multiplied = reduce(or_, (each.multiplied for each in read), 0)
+        straight = reduce(or_, (each.straight for each in read), 0)
+        if step.adds:
+            sides = (side for name, side in zip(step.inputs, read, strict=True) if name in constants)
+            used |= reduce(or_, (side.all for side in sides if side.straight & multiplied), 0)
+        if step.multiplies:
+            multiplied, straight = everything, 0
+        for name in step.outputs:
+            bit = bits.get(name, 0)
+            made |= bit if everything else 0
+            origins[name] = Origins(everything | bit, multiplied=multiplied, straight=straight | bit)
+    return {name for name, bit in bits.items() if bit & used & ~made}
 
 
 class Ancestry:
@@ -158,24 +198,26 @@ class Ancestry:
         for name in dict.fromkeys(name for node in flow.nodes for name in node.inputs if name not in defined):
             self._define(flow, name, Origins())
         for node in flow.nodes:
-            everything = weighted = mixed = multiplied = 0
+            everything = weighted = mixed = multiplied = straight = 0
             for read in map(self.of, node.inputs):
                 everything |= read.all
                 weighted |= read.weighted
                 mixed |= read.mixed
                 multiplied |= read.multiplied
+                straight |= read.straight
             if node.multiplies:
-                multiplied |= everything
+                multiplied, straight = multiplied | everything, 0
                 weighted |= everything if node.weighted else 0
                 mixed |= everything if node.mixes_tokens else 0
             for name in node.outputs:
-                self._define(flow, name, Origins(everything, weighted, mixed, multiplied))
+                self._define(flow, name, Origins(everything, weighted, mixed, multiplied, straight))
 
     def _define(self, flow: FlowGraph, name: str, origins: Origins) -> None:
         if is_stream(flow, name):
             self._bits[name] = 1 << len(self._tracked)
             self._tracked.append(name)
-            origins = origins._replace(all=origins.all | self._bits[name])
+            bit = self._bits[name]
+            origins = origins._replace(all=origins.all | bit, straight=origins.straight | bit)
         self._origins[name] = origins
 
     def of(self, value: str) -> Origins:
@@ -189,6 +231,10 @@ class Ancestry:
     def depends(self, value: str, *, on: str) -> bool:
         """Return whether `value` is computed from the tracked value `on`, or is it."""
         return bool(self.of(value).all & self.bit(on))
+
+    def is_straight(self, x: str, value: str) -> bool:
+        """Return whether `value` is computed from `x` on some way without any product."""
+        return bool(self.of(value).straight & self.bit(x))
 
     def is_weighted(self, x: str, h: str) -> bool:
         """Return whether `h` is computed from `x` through a product with trained weights."""

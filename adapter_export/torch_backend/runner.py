@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -136,6 +136,26 @@ class _Drawn(torch.fx.Interpreter):
             return result
         self.any = True
         return torch.where(empty[..., None], torch.randn(result.shape, generator=self._generator), result)
+
+
+def node_values(base: TorchBase, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+    """Compute the values of some nodes of a base's graph, by their names; `RequestError` if it takes no such inputs."""
+    found: Arrays = {}
+
+    class Keeping(torch.fx.Interpreter):
+        def run_node(self, node: torch.fx.Node) -> object:
+            value = super().run_node(node)
+            if node.name in names:
+                found[node.name] = value.numpy().copy()
+            return value
+
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+    try:
+        with torch.inference_mode():
+            Keeping(base.module()).run(*base.ordered(tensors))
+    except (RuntimeError, IndexError) as error:
+        raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
+    return found
 
 
 def _differ_in_weights(one: Adapter, other: Adapter) -> bool:

@@ -13,7 +13,17 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from adapter_export.sites.site import Norm
-from adapter_export.sites.view import Cut, Dim, Epilogue, FlowGraph, FlowNode, NodeKind, rows_first
+from adapter_export.sites.view import (
+    Cut,
+    Dim,
+    Epilogue,
+    FlowGraph,
+    FlowNode,
+    NodeKind,
+    Step,
+    constant_starts,
+    rows_first,
+)
 
 # Operators, named without namespace and overload.
 
@@ -31,6 +41,8 @@ _FACTORS: Mapping[str, slice] = {
 
 _MATRICES = ("linear", "matmul", "mm", "addmm")
 """What may multiply with one trained matrix."""
+
+_SUMS = frozenset({"add", "sub", "subtract"})
 
 _ACTIVATIONS = frozenset({"relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "erf", "elu", "selu", "celu", "glu"}) | {
     *("leaky_relu", "prelu", "hardtanh", "hardswish", "hardsigmoid", "mish", "softplus", "softsign", "exp"),
@@ -84,15 +96,39 @@ def flow_graph(module: GraphModule) -> FlowGraph:
 
 
 def _activations(nodes: Iterable[Node]) -> dict[Node, None]:
-    """The nodes that compute tensors from the numbers of an input, in order."""
+    """The nodes that compute tensors from the numbers of an input, or from constants that start a stream, in order."""
+    nodes = list(nodes)
+    found = _computed_from(nodes, set())
+    constants = {node.name for node in nodes if node not in found and _is_repeated(node)}
+    steps = (
+        Step(
+            tuple(source.name for source in _sources(node)),
+            (node.name,),
+            op in _FACTORS or op in _CONVOLUTIONS or "attention" in op,
+            op in _SUMS,
+        )
+        for node, op in ((node, _op(node)) for node in nodes)
+    )
+    starts = constant_starts(steps, constants)
+    return _computed_from(nodes, starts) if starts else found
+
+
+def _computed_from(nodes: Iterable[Node], starts: Set[str]) -> dict[Node, None]:
     scalars = torch.SymInt | torch.SymFloat | torch.SymBool | int | float  # such as the length of an axis
     found: dict[Node, None] = {}
     for node in nodes:
         fed = node.op == "placeholder" or any(source in found for source in _sources(node))
         is_scalar = isinstance(node.meta.get("val"), scalars)
-        if fed and node.op != "output" and _op(node) not in _SHAPES_ALONE and not is_scalar:
+        if node.name in starts or (fed and node.op != "output" and not is_scalar and _op(node) not in _SHAPES_ALONE):
             found[node] = None
     return found
+
+
+def _is_repeated(node: Node) -> bool:
+    """Return whether a tensor [batch, tokens, d] has its batch from the inputs: a constant is repeated for each row."""
+    value, shape = node.meta.get("val"), _shape(node) or ()
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return is_float and len(shape) == 3 and isinstance(shape[0], str) and isinstance(shape[2], int) and shape[2] > 1
 
 
 def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
@@ -128,6 +164,8 @@ def _op(node: Node) -> str:
 
 def _sources(node: Node) -> list[Node]:
     """The nodes whose results it reads, without those of which it reads the shape alone."""
+    if _op(node) in _SHAPES_ALONE:
+        return []
     return node.all_input_nodes[:1] if _op(node) in _SECOND_IS_SHAPE else node.all_input_nodes
 
 
@@ -152,7 +190,7 @@ def _path(node: Node) -> str | None:
 
 
 def _kind(node: Node, op: str, read: list[Node]) -> NodeKind:
-    if op == "add" and len(read) == 2 and node.kwargs.get("alpha", 1) == 1:
+    if op in _SUMS and len(read) == 2 and node.kwargs.get("alpha", 1) == 1:
         return "add"
     if op in _FACTORS:
         return "product"

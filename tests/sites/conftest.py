@@ -17,8 +17,10 @@ from small_bases import ARCHITECTURES, Architecture, TextBase
 from torch import nn
 
 from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
+from adapter_export.onnx_backend.base.normalise import open_sums
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.base.sums import open_sums as open_torch_sums
 from adapter_export.torch_backend.view import flow_graph as torch_flow
 
 
@@ -31,11 +33,15 @@ class Exported:
     program: torch.export.ExportedProgram
 
     def torch_graph(self) -> torch.fx.GraphModule:
-        return self.program.module(check_guards=False)
+        graph = self.program.module(check_guards=False)
+        open_torch_sums(graph)
+        return graph
 
     def onnx_graph(self) -> ir.Model:
         with _quiet():
-            return torch.onnx.export(self.program, dynamo=True, verbose=False).model
+            model = torch.onnx.export(self.program, dynamo=True, verbose=False).model
+        open_sums(model.graph)
+        return model
 
     def legacy_onnx_graph(self, path: Path) -> ir.Model:
         """What torch's older exporter makes of it, by running it once."""

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 import torch
+from flows import flow
 from partial_bases import BASES
 
 import adapter_export as ae
 from adapter_export.errors import NoSitesError
+from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import open_onnx
 from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Coverage
-from adapter_export.sites.site_map import check_complete
+from adapter_export.sites.site_map import GivenSites, sites_of
 from adapter_export.torch_backend.view import flow_graph as torch_flow
 
-PARTIAL = {
-    "hiera": ("model.encoder.stages.1.layers.0.attn.qkv", "both computed through weights"),
-    "hiera_1_1": ("model.encoder.stages.1.layers.0.attn.qkv", "not on the residual stream"),
-    "detr": ("model.decoder.layers.0.encoder_attn.k_proj", "no sum adds what they compute"),
-    "perceiver": ("model.encoder.cross_attention.attention.self.key", "no sum adds what they compute"),
-    "addmm": ("model.1.up", "is no sum that can be followed"),
+COMPLETE = {
+    "subtracting": 4,
+    "all_addmm": 4,
+    "from_start": 4,
+    "falcon": 4,
+    "hiera": 8,
+    "detr": 10,
+    "perceiver": 6,
 }
-"""A layer that is named, and the reason."""
-
-OTHER_SUMS = ["subtracting", "alpha", "lerp", "addcmul", "stacked", "from_start", "all_addmm"]
-"""Bases of four sublayers whose residual sums are written otherwise than as `x + h`."""
+"""Bases with sums, starts or stages of other forms, and the number of sublayers that a person counts in each."""
 
 CHANNELS_FIRST = ["squeezebert", "channels_first"]
 
@@ -44,23 +46,17 @@ def coverage(request, exported):
     return get
 
 
-@pytest.mark.parametrize("name", PARTIAL)
-def test_what_is_not_placed_is_named_with_the_reason(coverage, name):
-    found = coverage(name)
-    layer, reason = PARTIAL[name]
-    assert not found.is_complete
-    assert any(layer in each.layers and reason in each.reason for each in found.unplaced)
+def test_what_is_not_placed_is_named_with_the_reason(coverage):
+    found = coverage("multiplied")
+    first, *_ = found.unplaced
+    assert "model.0.down" in first.layers
+    assert "by `mul`, which is no sum that can be followed" in first.reason.lower()
     assert str(found) == f"{found.found} of at least {found.found + len(found.unplaced)} sublayers"
 
 
-@pytest.mark.parametrize("name", OTHER_SUMS)
-def test_a_sum_of_another_form_is_followed_or_refused(coverage, name):
-    try:
-        found = coverage(name)
-    except NoSitesError:
-        return
-    assert (found.found == 4) == found.is_complete
-    assert found.is_complete or all(each.reason for each in found.unplaced)
+@pytest.mark.parametrize("name", COMPLETE)
+def test_all_sublayers_are_found(coverage, name):
+    assert str(coverage(name)) == f"{COMPLETE[name]} of {COMPLETE[name]} sublayers"
 
 
 @pytest.mark.parametrize("name", CHANNELS_FIRST)
@@ -89,19 +85,62 @@ def test_the_last_sum_counts_where_the_older_exporter_renames_its_axes(exported,
     assert (str(found.coverage), found.final) == ("4 of 4 sublayers", "out")
 
 
-def test_a_part_of_a_base_is_not_built_on(tmp_path: Path):
-    torch.manual_seed(0)
-    module = BASES["addmm"].build(0.2)
+@pytest.fixture(scope="module")
+def part(tmp_path_factory: pytest.TempPathFactory) -> ae.Base:
+    """A base of which not every sublayer is placed."""
     example = {"values": torch.randn(2, 7, 16)}
-    base = ae.capture(module, tmp_path / "model.pt", example_inputs=example, axes=BASES["addmm"].axes())
-    with pytest.raises(NoSitesError, match=r"not every .* `addmm_1` joins them to `add_1` by `addmm`") as caught:
-        ae.attach(base, kind="houlsby", bottleneck=4)
+    path = tmp_path_factory.mktemp("part") / "model.pt"
+    module = BASES["multiplied"].build(0.2)
+    return ae.capture(module, path, example_inputs=example, axes=BASES["multiplied"].axes())
+
+
+VERBS = {
+    "train": lambda base, _, folder: ae.train(base, folder / "train.tsv", folder / "a"),
+    "attach": lambda base, *_: ae.attach(base, kind="houlsby", bottleneck=4),
+    "pack": lambda base, adapter, _: ae.pack(adapter.weights, base, kind="houlsby"),
+    "import": lambda base, _, folder: ae.import_adapterhub(folder, base),
+    "import peft": lambda base, _, folder: ae.import_peft(folder, base),
+    "build": lambda base, adapter, folder: ae.build(base, [adapter], folder / "bundle"),
+}
+
+
+@pytest.fixture(scope="module")
+def adapter(part: ae.Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapter, Path]:
+    """An adapter at the sites that a person named, and the site map."""
+    path = tmp_path_factory.mktemp("part") / "sites.json"
+    part.sites.write_site_map(path)
+    chosen = ae.open_base(part.path, site_map=path)
+    with ae.attach(chosen, kind="houlsby", bottleneck=4) as attached:
+        made = attached.to_adapter()
+    assert len(made.placements) == len(part.sites.map.sublayers)
+    return made, path
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_part_of_a_base_is_not_built_on(verb: str, part: ae.Base, adapter: tuple[Adapter, Path], tmp_path: Path):
+    with pytest.raises(NoSitesError, match=r"not every .* by `mul`") as caught:
+        VERBS[verb](part, replace(adapter[0], training={}), tmp_path)
     assert "--site-map" in caught.value.sentence("shell")
-    document = base.sites.to_json()["coverage"]
-    assert (document["found"], document["expected"]) == (1, 1 + len(document["unplaced"]))
-    base.sites.write_site_map(tmp_path / "sites.json")
-    chosen = ae.open_base(tmp_path / "model.pt", site_map=tmp_path / "sites.json")
-    with ae.attach(chosen, kind="houlsby", bottleneck=4) as adapter:
-        assert len(adapter.to_adapter().placements) == 1
-    with pytest.raises(NoSitesError, match="not every sublayer"):
-        check_complete(chosen.sites.map, None)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_sites_that_a_person_names_are_built_on(part: ae.Base, adapter: tuple[Adapter, Path], tmp_path: Path):
+    chosen = ae.open_base(part.path, site_map=adapter[1])
+    ae.build(chosen, [adapter[0]], tmp_path / "bundle")
+    document = part.sites.to_json()["coverage"]
+    assert document["expected"] == document["found"] + len(document["unplaced"])
+
+
+def test_what_does_not_reach_the_final_hidden_state_is_named():
+    texts = "h0 = linear x \n y0 = add x h0 \n h1 = linear y0 \n out = add y0 h1"
+    found = sites_of(flow(texts), "onnx", GivenSites("map", "", {}, {"onnx": "y0"})).coverage
+    assert [each.reason for each in found.unplaced] == [
+        "what `layers.1.ffn` computes does not reach `y0`, which heads read"
+    ]
+
+
+def test_a_residual_sum_inside_a_sublayer_is_named():
+    layer = "a{n} = linear {x} \n b{n} = linear a{n} \n h{n} = add a{n} b{n} \n {out} = add {x} h{n} \n"
+    texts = layer.format(n=0, x="x", out="y") + layer.format(n=1, x="y", out="out")
+    reasons = [each.reason for each in discover(flow(texts)).coverage.unplaced]
+    assert reasons == [f"`layers.{n}.ffn` holds a residual sum of its own, `h{n}`" for n in (0, 1)]

@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 
 import pytest
+from flows import flow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.discover import discover
-from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
-
-STREAM: tuple[Dim, ...] = ("batch", "tokens", 8)
-KINDS: dict[str, tuple[NodeKind, bool]] = {
-    "linear": ("product", True),
-    "matmul": ("product", False),
-    "conv": ("convolution", True),
-    "sdpa": ("attention", False),
-    "norm": ("norm", False),
-    "add": ("add", False),
-    "view": ("layout", False),
-}
-
-
-def flow(
-    text: str, *, outputs: Iterable[str] = ("out",), shapes: dict[str, tuple[Dim, ...]] | None = None
-) -> FlowGraph:
-    """A graph of lines `value = op input input …`; values are [batch, tokens, 8] unless `shapes` says otherwise."""
-    nodes = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        value, op, *inputs = line.replace(" = ", " ").split()
-        kind, weighted = KINDS.get(op, ("other", False))
-        nodes.append(FlowNode(f"node_{value}", kind, op, tuple(inputs), (value,), weighted, f"module.{value}"))
-    values = {name for node in nodes for name in (*node.inputs, *node.outputs)}
-    return FlowGraph(nodes, dict.fromkeys(values, STREAM) | (shapes or {}), tuple(outputs))
+from adapter_export.sites.view import Dim, FlowGraph, FlowNode
 
 
 def names(graph: FlowGraph) -> list[str]:

@@ -98,7 +98,6 @@ LISTED = {
         attention.key      16  16  layers.0.self_attn.k_proj
         attention.value    16  16  layers.0.self_attn.v_proj
         attention.output   16  16  layers.0.self_attn.o_proj
-        ffn.linear0        16   2  layers.0.mlp.gate
     """,
     "electra": """
         embeddings             16  embeddings_project

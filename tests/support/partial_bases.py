@@ -119,6 +119,14 @@ class ChannelsFirst(nn.Module):
         return x + self.down @ nn.functional.gelu(self.up @ x)
 
 
+class Multiplied(Block):
+    """Multiplies the stream by what the ffn computes, which is no sum."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(x)
+        return x * self.ffn(x)
+
+
 class FalconBlock(nn.Module):
     """Parallel attention and ffn, a dropout between their sum and the residual sum."""
 
@@ -202,6 +210,7 @@ BASES = {
     "from_start": stream(FromStart),
     "addmm": two(Addmm),
     "all_addmm": two(AllAddmm),
+    "multiplied": two(Multiplied),
     "falcon": two(FalconBlock),
     "channels_first": fixed(lambda: nn.Sequential(ChannelsFirst(), ChannelsFirst()), 16, 7),
     "hiera": fixed(lambda: _hiera(2, 2), 3, 64, 64),

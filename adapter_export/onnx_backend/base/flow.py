@@ -14,7 +14,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx_backend.base import operators
 from adapter_export.sites.discover import OTHER_CALLS_KEY
-from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind
+from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind, Step, constant_starts
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
 """Moves that leave every number where it is as long as the shape stays."""
@@ -140,12 +140,39 @@ def with_inferred_shapes(model: ir.Model) -> ir.Model:
 
 
 def activations_of(graph: ir.Graph) -> set[str]:
-    """The values that are computed from the numbers of an input."""
-    found = {value.name or "" for value in graph.inputs if value.name not in graph.initializers}
+    """The values that are computed from the numbers of an input, or from constants that start a stream."""
+    found = _computed_from(graph, set())
+    constants = {
+        value.name
+        for node in graph
+        for value in node.outputs
+        if value.name and value.name not in found and _is_repeated(value)
+    }
+    starts = constant_starts(map(_step, graph), constants) if constants else set()
+    return _computed_from(graph, starts) if starts else found
+
+
+def _computed_from(graph: ir.Graph, starts: Set[str]) -> set[str]:
+    found = {value.name or "" for value in graph.inputs if value.name not in graph.initializers} | starts
     for node in graph:
         if node.op_type not in _SHAPES_ALONE and any(value.name in found for value in all_read(node)):
             found.update(value.name or "" for value in node.outputs)
     return found
+
+
+def _is_repeated(value: ir.Value) -> bool:
+    """Return whether a tensor [batch, tokens, d] has its batch from the inputs: a constant is repeated for each row."""
+    shape = _shape(value) or ()
+    is_float = value.dtype is not None and value.dtype.is_floating_point()
+    return is_float and len(shape) == 3 and not isinstance(shape[0], int) and isinstance(shape[2], int) and shape[2] > 1
+
+
+def _step(node: ir.Node) -> Step:
+    op = node.op_type
+    read = () if op in _SHAPES_ALONE else tuple(value.name or "" for value in all_read(node))
+    multiplies = op in operators.FACTORS or op in operators.CONVOLUTIONS or op.endswith("Attention")
+    adds = op in ("Add", "Sub", "Sum") or operators.is_skip_norm(node)
+    return Step(read, tuple(value.name or "" for value in node.outputs), multiplies, adds)
 
 
 def _read(node: ir.Node) -> list[ir.Value]:
@@ -218,6 +245,8 @@ def _kind(node: ir.Node, inputs: tuple[str, ...]) -> NodeKind:
     op = node.op_type
     if op in ("Add", "Sum") and len(inputs) == 2 and len(node.inputs) == 2:
         return "add"
+    if op == "Sub" and len(inputs) == 2 and len({_known_shape(value) for value in (*node.inputs, *node.outputs)}) == 1:
+        return "add"  # the difference between activations of one shape; in a norm, one has a width of 1
     if op in operators.FACTORS:
         return "product"
     if op in operators.CONVOLUTIONS:
@@ -266,6 +295,12 @@ def _shapes(
             known = recorded or shape
             if known and (recorded is None or not isinstance(recorded[-1], int)):
                 yield read.name or "", (*known[:-1], width)
+
+
+def _known_shape(value: ir.Value | None) -> tuple[object, ...]:
+    """The ranks and widths that are known; another tuple for each value of which nothing is."""
+    shape = None if value is None else _shape(value)
+    return (value,) if not shape or not isinstance(shape[-1], int) else (len(shape), shape[-1])
 
 
 def _shape(value: ir.Value) -> tuple[Dim, ...] | None:

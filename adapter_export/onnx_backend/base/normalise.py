@@ -8,7 +8,8 @@ axis of the inputs has another length in each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from adapter_export.format.axes import names
 from adapter_export.format.manifest import InputRecord
 from adapter_export.numerics.sample_inputs import InputCase, input_cases
 from adapter_export.onnx_backend.base.flow import activations_of, has_shapes, is_known, with_inferred_shapes
+from adapter_export.onnx_backend.base.operators import stacked
 from adapter_export.onnx_backend.lowering import MINIMUM_OPSET
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.runtime.graphs import FAILURES, run_session
@@ -141,51 +143,56 @@ def _fix_cache_widths(attention: ir.Node) -> None:
 def open_sums(graph: ir.Graph) -> None:
     """Write out the sums of activations inside other operators, in place, so that each sum is an `Add`.
 
-    `Sum` adds any number of values. `Gemm` adds its third input to a product; where that is an activation, a tool has
-    put a residual sum into it. The numbers stay what they were, the rounding of a `Gemm` aside.
-    `BaseModelError`: a sum of activations holds a weight or a factor, too, and nothing says whose it is.
+    `Sum` adds any number of values, and `ReduceSum` and `ReduceMean` those that were stacked. `Gemm` adds its third
+    input to a product; where that is an activation, it holds a residual sum. The numbers stay what they were, rounding
+    aside. `BaseModelError`: a sum of activations holds a weight, too, and nothing says whose it is.
     """
     activations = activations_of(graph)
     for node in list(graph):
-        if node.domain not in ("", "ai.onnx"):
+        tape, result = ir.tape.Tape(), node.outputs[0]
+        total = _written_out(node, activations, tape) if node.domain in ("", "ai.onnx") else None
+        if total is None:
             continue
-        read = [value for value in node.inputs if value is not None and value.name in activations]
-        if node.op_type == "Sum" and len(read) >= 2 and len(node.inputs) > 2:
-            if len(read) < len(node.inputs):
-                raise _ambiguous(node, "weights among what it adds")
-            _write_out(node, read[0], read[1:], [])
-        elif node.op_type == "Gemm" and len(node.inputs) > _ADDED and node.inputs[_ADDED] in read:
-            if node.attributes.get_float("beta", 1.0) != 1.0:
-                raise _ambiguous(node, "`beta`, a factor of what it adds")
-            result = node.outputs[0]
-            product = ir.Value(name=f"{result.name}/product", type=result.type, shape=result.shape)
-            attributes = [attribute for attribute in node.attributes.values() if attribute.name != "beta"]
-            bare = ir.Node("", "Gemm", node.inputs[:_ADDED], attributes, outputs=[product], name=product.name)
-            bare.metadata_props.update(node.metadata_props)
-            _write_out(node, product, [added for added in node.inputs[_ADDED:] if added is not None], [bare])
+        for at, made in enumerate(tape.nodes):
+            value = made.outputs[0]
+            made.name = value.name = f"{result.name}/{at}"
+            if made.op_type == "Constant":
+                continue
+            value.shape, value.type = result.shape, result.type
+            made.metadata_props.update(node.metadata_props)
+        total.name, tape.nodes[-1].name = result.name, node.name
+        ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, [result], [total])
 
 
-def _write_out(node: ir.Node, total: ir.Value, others: Sequence[ir.Value], made: list[ir.Node]) -> None:
-    """Put `Add`s of a value and others in the place of a node, behind those that are made for it."""
-    result = node.outputs[0]
-    for at, value in enumerate(others):
-        is_last = at == len(others) - 1
-        name = node.name if is_last else f"{result.name}/{at}"
-        partial = ir.Value(name=result.name if is_last else name, type=result.type, shape=result.shape)
-        made.append(ir.Node("", "Add", [total, value], outputs=[partial], name=name))
-        total = partial
-    assert node.graph is not None
-    ir.convenience.replace_nodes_and_values(node.graph, node, [node], made, [result], [total])
+def _written_out(node: ir.Node, activations: Set[str], tape: ir.tape.Tape) -> ir.Value | None:
+    """The sum that a node computes, in operators of their own on a tape; none if it is no sum inside an operator."""
 
+    def number(value: float) -> ir.Value:
+        dtype = node.outputs[0].dtype or ir.DataType.FLOAT
+        return tape.op("Constant", [], {"value": ir.tensor(np.array(value, dtype.numpy()))})
 
-def _ambiguous(node: ir.Node, found: str) -> BaseModelError:
-    return BaseModelError(
-        "adds activations in one operator with something else, and nothing says to which of them that belongs",
-        where=f"`{node.outputs[0].name}`, {node.op_type}",
-        found=found,
-        expected="an `Add` for each sum",
-        fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
-    )
+    read = [value for value in node.inputs if value is not None and value.name in activations]
+    added = node.inputs[_ADDED] if len(node.inputs) > _ADDED else None
+    if node.op_type == "Sum" and len(read) >= 2 and len(node.inputs) > 2:
+        if len(read) < len(node.inputs):
+            raise BaseModelError(
+                "adds activations and weights in one operator, and nothing says to which of them those belong",
+                where=f"`{node.outputs[0].name}`, {node.op_type}",
+                found="weights among what it adds",
+                expected="an `Add` for each sum",
+                fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
+            )
+        return reduce(lambda total, value: tape.op("Add", [total, value]), read)
+    if node.op_type == "Gemm" and added is not None and added in read:
+        kept = {name: each.value for name, each in node.attributes.items() if name != "beta"}
+        product = tape.op("Gemm", node.inputs[:_ADDED], kept)
+        beta = node.attributes.get_float("beta", 1.0)
+        return tape.op("Add", [product, added if beta == 1.0 else tape.op("Mul", [added, number(beta)])])
+    parts = stacked(node) if node.op_type in ("ReduceSum", "ReduceMean") else []
+    if not parts:
+        return None
+    total = reduce(lambda total, value: tape.op("Add", [total, value]), parts)
+    return total if node.op_type == "ReduceSum" else tape.op("Div", [total, number(len(parts))])
 
 
 def with_slot_opset(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> tuple[ir.Model, tuple[str, ...]]:

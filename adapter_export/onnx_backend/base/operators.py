@@ -126,6 +126,24 @@ def order_of(node: ir.Node) -> tuple[int | None, ...]:
     return tuple(None if axis in new else next(old) for axis in range(rank + len(axes)))
 
 
+def stacked(node: ir.Node) -> list[ir.Value]:
+    """The values that a reduction reads, if they were stacked on the one axis that it takes away; else none."""
+    maker = None if node.inputs[0] is None else node.inputs[0].producer()
+    axes = list(node.attributes.get_ints("axes", ())) or _numbers(node, 1) or []
+    if maker is None or maker.op_type != "Concat" or len(axes) != 1 or node.attributes.get_int("keepdims", 1) == 1:
+        return []
+    parts, places = [], [maker.attributes.get_int("axis", 0), *axes]
+    for part in maker.inputs:
+        opened = _made_by(part, "Unsqueeze")
+        if opened is None or opened.inputs[0] is None or opened.inputs[0].shape is None:
+            return []
+        parts.append(opened.inputs[0])
+        places += _numbers(opened, 1) or []
+    ranks = {len(part.shape) + 1 for part in parts if part.shape is not None}
+    one_place = len(ranks) == 1 and len({place % min(ranks) for place in places}) == 1
+    return parts if one_place and len(parts) > 1 and len(places) == len(parts) + 2 else []
+
+
 def is_weighted(node: ir.Node, activations: Set[str]) -> bool:
     """Return whether one of the factors of a product is no activation."""
     return any(value is not None and value.name not in activations for value in _factors(node))

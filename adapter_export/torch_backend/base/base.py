@@ -53,6 +53,7 @@ from adapter_export.torch_backend.base.lengths import Run, may_pad, only_some, t
 from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.signature import Signature
+from adapter_export.torch_backend.base.sums import open_sums
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:
@@ -170,8 +171,12 @@ class TorchBase:
         return token_lengths(self.inputs, self.lengths).maximum
 
     def module(self) -> fx.GraphModule:
-        """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names."""
+        """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names.
+
+        Sums of activations inside other operators are written out.
+        """
         module = self.program.module(check_guards=False)
+        open_sums(module)
         for node, record in zip(module.graph.find_nodes(op="placeholder"), self.inputs, strict=True):
             node.name = record.name
         return module

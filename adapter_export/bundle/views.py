@@ -1,0 +1,79 @@
+"""The sites of a torch base, compared with those of the ONNX graph that was exported from it: names and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+
+from adapter_export.errors import BaseModelError
+from adapter_export.numerics.runner import Arrays
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.graft.surgery import Graft
+from adapter_export.onnx_backend.runner import Pieces
+from adapter_export.sites.site import Site, SiteMap
+
+_TOLERANCE = 1e-3
+"""Of the largest number: another value differs by more, rounding by less."""
+
+_FEW_TOKENS = 7
+
+Compute = Callable[[Mapping[str, np.ndarray], Collection[str]], Arrays]
+"""Computes the values of some nodes of the torch base, by their names, for inputs."""
+
+
+def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, max_tokens: int | None) -> None:
+    """Refuse a base whose sites in torch, by which adapters are trained, are others than in its ONNX graph.
+
+    Their names and widths are compared, and on one input of at most `max_tokens` their values, within rounding.
+    `BaseModelError` names the first site that differs.
+    """
+    ours, theirs = tuple(in_torch.sites), tuple(exported.sites.sites)
+    for site, its in zip(ours, theirs, strict=False):
+        if _facts(site) != _facts(its):
+            raise _differs(site.name, f"{_facts(its)} in the ONNX graph", f"{_facts(site)}, as in torch")
+    if len(ours) != len(theirs):
+        more, where = (ours, "torch") if len(ours) > len(theirs) else (theirs, "the ONNX graph")
+        raise _differs(more[min(len(ours), len(theirs))].name, f"a site in {where} alone", "one in both")
+    pairs = [("head", "hidden", in_torch.final, exported.sites.final)]
+    pairs += [
+        (site.name, name, value, getattr(its, name))
+        for site, its in zip(ours, theirs, strict=True)
+        for name in ("h", "x", "u", "y")
+        if (value := getattr(site, name)) is not None
+    ]
+    cases = input_cases(exported.inputs, seed=2, max_tokens=min(max_tokens or _FEW_TOKENS, _FEW_TOKENS))
+    whole = [case.arrays for case in cases if not case.name.endswith("_padded")]
+    arrays = max(whole, key=lambda each: sum(array.size for array in each.values()))
+    graft = Graft(exported.model)
+    shown: dict[str, str] = {}
+    for value in dict.fromkeys(value for *_, value in pairs):
+        shown[value] = f"site.{len(shown)}"
+        graft.expose(graft.value(value), shown[value])
+    found = Pieces(graft.finish(), exported.folder, optimize=False).run(arrays)
+    expected = compute(arrays, {value for _, _, value, _ in pairs})
+    for owner, name, value, other in pairs:
+        one, two = expected[value], found[shown[other]]
+        scale = float(np.abs(one[np.isfinite(one)]).max(initial=0))
+        if one.size != two.size or not np.allclose(
+            two.ravel(), one.ravel(), rtol=0, atol=_TOLERANCE * scale, equal_nan=True
+        ):
+            apart = f"`{other}` in the ONNX graph is another value than `{value}` in torch"
+            raise _differs(f"{owner}`, `{name}", apart, "equal values on one input, rounding aside")
+
+
+def _facts(site: Site) -> str:
+    parts = ", ".join(f"{name} {start}–{end}" for name, (start, end) in site.parts.items())
+    values = "".join(name for name in ("h", "x", "u", "y") if getattr(site, name) is not None)
+    return f"`{site.name}`, {site.role} {site.width_in} → {site.width} of {values}" + (f" ({parts})" if parts else "")
+
+
+def _differs(site: str, found: str, expected: str) -> BaseModelError:
+    return BaseModelError(
+        "the sites of the torch model are not those of the ONNX graph that was exported from it",
+        where=f"site `{site}`",
+        found=found,
+        expected=expected,
+        fix="leave that site out in a site map, or correct its values there",
+    )

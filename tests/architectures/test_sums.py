@@ -1,0 +1,248 @@
+"""Residual sums of every form, and streams that start from constants or change their width, with adapters inside.
+
+What must come out is computed by the same modules with the adapter in each sum, or with hooks on them; neither
+knows of sites, graphs or slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from once import once
+from partial_bases import BASES, Block
+from small_bases import stream
+from tiny_onnx import random_adapter
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import houlsby
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
+from adapter_export.sites.discover import discover
+from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
+from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.view import flow_graph
+
+TOLERANCE = 1e-4
+EVERYWHERE = houlsby().at_roles("attention", "cross_attention", "ffn")
+
+Adapt = Callable[[Tensor], Tensor]
+
+
+class Gated(Block):
+    """A block whose sum may have a gate that is computed from the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.scale = nn.Linear(16, 16), nn.Parameter(torch.ones(16))
+
+    def open(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.gate(x))
+
+
+def _flat_sum(x: Tensor, h: Tensor) -> Tensor:
+    """`x + h` inside a product with the matrix of ones and zeros."""
+    return torch.addmm(x.flatten(0, 1), h.flatten(0, 1), torch.eye(16)).view_as(x)
+
+
+FORMS: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "sub": (
+        lambda _, x, start, h: x - h,
+        lambda _, x, start, h, adapt: x - adapt(h),
+    ),
+    "alpha": (
+        lambda _, x, start, h: torch.add(x, h, alpha=0.5),
+        lambda _, x, start, h, adapt: x + adapt(h * 0.5),
+    ),
+    "rsub": (
+        lambda _, x, start, h: torch.rsub(h, x, alpha=0.5),
+        lambda _, x, start, h, adapt: x - adapt(h * 0.5),
+    ),
+    "lerp": (
+        lambda _, x, start, h: torch.lerp(x, h, 0.25),
+        lambda _, x, start, h, adapt: 0.75 * x + 0.25 * adapt(h),
+    ),
+    "addcmul": (
+        lambda block, x, start, h: torch.addcmul(x, h, block.scale),
+        lambda block, x, start, h, adapt: x + adapt(h * block.scale),
+    ),
+    "addcdiv": (
+        lambda block, x, start, h: torch.addcdiv(x, h, block.scale + 3),
+        lambda block, x, start, h, adapt: x + adapt(h / (block.scale + 3)),
+    ),
+    "stack and sum": (
+        lambda _, x, start, h: torch.stack([x, h]).sum(0),
+        lambda _, x, start, h, adapt: x + adapt(h),
+    ),
+    "cat and mean": (
+        lambda _, x, start, h: torch.cat([x.unsqueeze(-1), h.unsqueeze(-1)], -1).mean(-1),
+        lambda _, x, start, h, adapt: (x + adapt(h)) / 2,
+    ),
+    "gate": (
+        lambda block, x, start, h: block.open(x) * x + (1 - block.open(x)) * h,
+        lambda block, x, start, h, adapt: block.open(x) * x + adapt((1 - block.open(x)) * h),
+    ),
+    "gated difference": (
+        lambda block, x, start, h: x + block.open(x) * (h - x),
+        lambda block, x, start, h, adapt: x + block.open(x) * (adapt(h) - x),
+    ),
+    "addmm": (
+        lambda _, x, start, h: _flat_sum(x, h),
+        lambda _, x, start, h, adapt: x + adapt(h),
+    ),
+    "start": (
+        lambda _, x, start, h: 0.7 * x + 0.4 * start + h,
+        lambda _, x, start, h, adapt: 0.7 * x + 0.4 * start + adapt(h),
+    ),
+    "start first": (
+        lambda _, x, start, h: 0.7 * x + (0.4 * start + h),
+        lambda _, x, start, h, adapt: 0.7 * x + 0.4 * start + adapt(h),
+    ),
+}
+"""How a base writes its sum, and the same with an adapter in it, of the block, `x`, the stream's start and `h`."""
+
+
+class EveryForm(nn.Module):
+    """One block for each form of sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Gated() for _ in FORMS])
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.compute(values, None)
+
+    def compute(self, values: Tensor, adapts: Mapping[str, Adapt] | None) -> Tensor:
+        x = values
+        for number, (block, forms) in enumerate(zip(self.blocks, FORMS.values(), strict=True)):
+            for role in ("attention", "ffn"):
+                h = getattr(block, role)(x)
+                if adapts is None:
+                    x = forms[0](block, x, values, h)
+                else:
+                    x = forms[1](block, x, values, h, adapts[f"layers.{number}.{role}"])
+                x = F.layer_norm(x, (16,))  # or differences grow from block to block
+        return x
+
+
+HIERA = """
+    layers.0.attention  model.encoder.stages.0.layers.0.attn
+    layers.0.ffn        model.encoder.stages.0.layers.0.mlp
+    layers.1.attention  model.encoder.stages.1.layers.0.attn
+    layers.1.ffn        model.encoder.stages.1.layers.0.mlp
+"""
+PERCEIVER = """
+    layers.0.cross_attention  model.encoder.cross_attention.attention.output.dense
+    layers.0.ffn              model.encoder.cross_attention.mlp.dense2
+    layers.1.attention        model.encoder.self_attends.0.attention.output.dense
+    layers.1.ffn              model.encoder.self_attends.0.mlp.dense2
+    layers.2.attention        model.encoder.self_attends.1.attention.output.dense
+    layers.2.ffn              model.encoder.self_attends.1.mlp.dense2
+"""
+DETR = """
+    encoder.layers.0.attention        model.encoder.layers.0.self_attn.o_proj
+    encoder.layers.0.ffn              model.encoder.layers.0.mlp.fc2
+    encoder.layers.1.attention        model.encoder.layers.1.self_attn.o_proj
+    encoder.layers.1.ffn              model.encoder.layers.1.mlp.fc2
+    decoder.layers.0.attention        model.decoder.layers.0.self_attn.o_proj
+    decoder.layers.0.cross_attention  model.decoder.layers.0.encoder_attn.o_proj
+    decoder.layers.0.ffn              model.decoder.layers.0.mlp.fc2
+    decoder.layers.1.attention        model.decoder.layers.1.self_attn.o_proj
+    decoder.layers.1.cross_attention  model.decoder.layers.1.encoder_attn.o_proj
+    decoder.layers.1.ffn              model.decoder.layers.1.mlp.fc2
+"""
+LISTED = {"hiera_1_1": HIERA, "perceiver": PERCEIVER, "detr": DETR}
+"""The sublayers of a base, each with the module whose result is its `h`."""
+
+
+def exported(
+    factory: pytest.TempPathFactory, name: str, module: nn.Module, inputs: dict[str, Tensor], axes: dict
+) -> tuple[TorchBase, OnnxBase]:
+    def files(folder: Path) -> None:
+        save_base(module, inputs, folder / "model.pt", axes=axes)
+        export_onnx(load_base(folder / "model.pt"), folder / "model.onnx")
+
+    folder = once(factory, f"sums_{name}", files)
+    return load_base(folder / "model.pt"), open_onnx(folder / "model.onnx")
+
+
+def adapts_of(adapter: Adapter) -> dict[str, Adapt]:
+    def adapt(site: str) -> Adapt:
+        w = {
+            name: torch.from_numpy(adapter.weights[f"{site}.{name}"])
+            for name in ("down.weight", "down.bias", "up.weight", "up.bias")
+        }
+        return lambda h: h + F.gelu(h @ w["down.weight"] + w["down.bias"]) @ w["up.weight"] + w["up.bias"]
+
+    return {site: adapt(site) for site in adapter.placements}
+
+
+def computed(base: TorchBase, graph: OnnxBase, adapter: Adapter, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """What ONNX Runtime and torch compute of a base with an adapter."""
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    plan = plan_slots([adapter], graph.sites)
+    session = open_session(insert_slots(graph, plan), graph.folder)
+    in_onnx = run_session(session, arrays | dict(slot_tensors(plan, adapter)))[graph.outputs[0].name]
+    return [in_onnx, TorchRunner(base).run(arrays, adapter)[base.outputs[0].name]]
+
+
+def test_sums_of_every_form_are_followed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    architecture = stream(EveryForm)
+    module = architecture.build(0.2)
+    base, graph = exported(tmp_path_factory, "forms", module, architecture.inputs(2, 7), architecture.axes())
+    listed = [f"layers.{number}.{role}" for number in range(len(FORMS)) for role in ("attention", "ffn")]
+    for sites in (discover(flow_graph(base.module())), graph.sites):
+        assert [site.name for site in sites.sublayers] == listed
+        assert str(sites.coverage) == f"{len(listed)} of {len(listed)} sublayers"
+    adapter = random_adapter("a", houlsby(), graph, bottleneck=4)
+    for shape in ((3, 5), (1, 1)):
+        inputs = architecture.inputs(*shape)
+        with torch.no_grad():
+            expected = module.model.compute(inputs["values"], adapts_of(adapter)).numpy()
+            assert np.abs(expected - module(inputs["values"]).numpy()).max() > 0.05
+        for found in computed(base, graph, adapter, inputs):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_streams_that_start_from_constants_or_change_their_width(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    architecture = BASES[name]
+    module = architecture.build(0.2)
+    base, graph = exported(tmp_path_factory, name, module, architecture.inputs(2, 7), architecture.axes())
+    listed = [tuple(line.split()) for line in LISTED[name].strip().splitlines()]
+    for sites in (discover(flow_graph(base.module())), graph.sites):
+        assert [site.name for site in sites.sublayers] == [site for site, _ in listed]
+        assert sites.coverage.is_complete
+    adapter = random_adapter("a", EVERYWHERE, graph, bottleneck=4)
+    adapts = adapts_of(adapter)
+    handles = []
+    inputs = architecture.inputs(3, 7)
+    with torch.no_grad():
+        plain = module(**inputs).numpy()
+        for site, path in listed:
+            made = module.get_submodule(path)
+            handles.append(made.register_forward_hook(_hook(adapts[site])))
+        expected = module(**inputs).numpy()
+    for handle in handles:
+        handle.remove()
+    assert np.abs(expected - plain).max() > 0.05
+    for found in computed(base, graph, adapter, inputs):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def _hook(adapt: Adapt) -> Callable[..., object]:
+    def hook(_module: nn.Module, _args: object, result: object) -> object:
+        return (adapt(result[0]), *result[1:]) if isinstance(result, tuple) else adapt(result)
+
+    return hook
