@@ -85,7 +85,13 @@ def test_a_module_is_captured_with_an_example(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     with pytest.raises(ae.errors.UsageError, match="Give `example_inputs`"):
         ae.capture(_Encoder(), path)
-    base = ae.capture(_Encoder(), path, example_inputs={"input_ids": torch.ones(2, 5, dtype=torch.int64)})
+    example = {"input_ids": torch.ones(2, 5, dtype=torch.int64)}
+    described = ["input_ids=int64[batch,sequence]"]
+    with pytest.raises(ae.errors.UsageError, match="or say in `inputs` what they are"):
+        ae.capture(_Encoder(), path, example_inputs=example, inputs=described)
+    ae.capture(_Encoder(), path, inputs=described)
+    base = ae.capture(_Encoder(), path, example_inputs=example, force=True)
+    assert [record.axes for record in base.inputs] == [("batch", "sequence")]
     assert base.torch.fingerprint == base.fingerprint
     assert {"layers.0.attention", "layers.0.ffn"} < set(base.sites.names)
     assert not base.sites.not_placed
