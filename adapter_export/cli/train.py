@@ -110,6 +110,7 @@ def train(
     With `--fuse`, the named adapters stay as they are, and what is learnt is a new head and how each token weighs them
     (AdapterFusion), or one weight for each of them.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: threads that spin starve each other
     notes: list[str] = []
 
     def noted(note: Note) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class Engine:
 
     @contextmanager
     def open(self) -> Iterator[Accelerator]:
-        """Prepare a run, and end it with its trackers and its group of processes.
+        """Prepare a run, and end it with its trackers.
 
         An accelerator that the calling program has is taken as it is, and left open.
 
@@ -88,6 +89,7 @@ class Engine:
         if chosen.index is not None:
             torch.accelerator.set_device_index(chosen.index)
         theirs = bool(AcceleratorState._shared_state)
+        what = "the program has an accelerator with another device or precision"
         try:
             accelerator = Accelerator(
                 cpu=chosen.type == "cpu",
@@ -96,14 +98,16 @@ class Engine:
                 project_config=ProjectConfiguration(logging_dir=str(self.logs)),
             )
         except ValueError as error:
-            what = "the program has an accelerator with another device or precision"
             raise UsageError(what, found=str(error).split("\n")[0], fix="make none, or give the same") from error
+        if accelerator.device.type != chosen.type:
+            raise UsageError(what, found=f"`{accelerator.device}`", expected=f"`{chosen}`", fix="make none")
         try:
             yield accelerator
         finally:
-            if theirs:
-                for tracker in accelerator.trackers:
-                    tracker.finish()
-            else:  # so that one program can train several times, each time in another precision
-                accelerator.end_training()
-                AcceleratorState._reset_state(reset_partial_state=True)
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            if not theirs:  # so that one program can train several times, each time in another precision
+                alone = accelerator.num_processes == 1
+                if not alone:  # torch cannot make a second group in the place of one that was destroyed
+                    atexit.register(accelerator.state.destroy_process_group)
+                AcceleratorState._reset_state(reset_partial_state=alone)

@@ -166,7 +166,7 @@ class _Run:
     def finish(self) -> TrainingResult:
         self._check_processes()
         resumed_at = self._resume()
-        self._accelerator.init_trackers("adapter-export", {key: str(value) for key, value in self._identity.items()})
+        self._start_trackers()
         self._progress.started(self._steps_per_epoch * self._settings.epochs, self._state.step)
         history, patience = self._state.history, self._settings.patience
         while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience:
@@ -189,6 +189,18 @@ class _Run:
                     **difference(other, found[0]),
                     fix="start all with the same arguments, and give each machine the same files",
                 )
+
+    def _start_trackers(self) -> None:
+        try:
+            facts = {name: str(fact) for name, fact in self._identity.items()}
+            self._accelerator.init_trackers("adapter-export", facts)
+        except Exception as error:
+            raise UsageError(
+                "a tracker cannot start",
+                where=argument("log_to"),
+                found=str(error).split("\n")[0],
+                fix="set it up by its own variables, such as `WANDB_MODE=offline` or `MLFLOW_TRACKING_URI`",
+            ) from error
 
     def _batches(self, epoch: int) -> list[Rows]:
         return training_batches(self._data.training.lengths, self._settings.batch_size, (self._settings.seed, epoch))
@@ -320,11 +332,13 @@ class _Run:
                 return f"tensor `{name}`"
         with torch.no_grad(), self._model.observed() as calls, self._accelerator.autocast():
             self._model.result(self._model.placed(self._data.training.inputs(rows)))
+        before = None
         for owner, call in calls.items():
             if not all(tensor.isfinite().all() for tensor in call.read.values()):
-                return f"the base before `{owner}`"
+                return f"between `{before}` and `{owner}`" if before else f"before `{owner}`"
             if not call.result.isfinite().all():
-                return f"the adapter at `{owner}`"
+                return f"at `{owner}`"
+            before = owner
         gradients = ((name, tensor.grad) for name, tensor in self._tensors.items() if tensor.grad is not None)
         return f"gradient of `{next((name for name, grad in gradients if not grad.isfinite().all()), 'the loss')}`"
 

@@ -1,0 +1,198 @@
+"""What the loop gets from accelerate, and what stops it: each by one sentence."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from small_encoder import load_encoder
+from small_task import LABELS, examples, make_adapter, prepared, review_data, reviews
+
+from adapter_export.errors import TrainingError, UsageError
+from adapter_export.graph.heads import make_head
+from adapter_export.graph.tasks import Task
+from adapter_export.torch_backend.attach import attach
+from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
+from adapter_export.torch_backend.train.data import TrainingData, balanced
+from adapter_export.torch_backend.train.devices import Engine
+from adapter_export.torch_backend.train.fresh import with_head
+from adapter_export.torch_backend.train.objectives import class_loss, label_loss
+from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
+from adapter_export.torch_backend.train.train import train
+
+QUICK = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
+GPU = torch.accelerator.is_available()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
+    return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def data(base: TorchBase) -> TrainingData:
+    return review_data(base)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "tpu"}, '`device="tpu"`: the device is not there; expected `cpu`'),
+        pytest.param(
+            {"device": "cuda:1"},
+            "the device is not there; expected `cpu`",
+            marks=pytest.mark.skipif(GPU, reason="there is a GPU"),
+        ),
+        ({"device": "cpu", "precision": "fp16"}, 'float16 is for GPUs.* Give `precision="bf16"`'),
+        ({"log_to": ("paper",)}, "accelerate knows no such tracker; found `paper`; expected .*`tensorboard`"),
+        ({"log_to": ("swanlab",)}, "the tracker `swanlab` is not installed. Run `pip install swanlab`"),
+    ],
+)
+def test_what_is_not_there_is_named(arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Engine(**arguments)
+
+
+def test_no_device_is_left_behind_when_the_model_moves(base) -> None:
+    """Without a GPU: on torch's device `meta`, where one tensor on the processor would be an error."""
+    model = prepared(base).on(torch.device("meta"))
+    inputs = {record.name: torch.ones(2, 5, dtype=torch.int64) for record in base.inputs}
+    assert model.result(model.placed(inputs)).device.type == "meta"
+    assert prepared(base).result(inputs).device.type == "cpu"
+
+
+def test_parts_of_a_step_give_what_the_whole_gives(base, data) -> None:
+    found = []
+    for parts in (1, 3):
+        model = prepared(base)
+        result = train(model, data, replace(QUICK, gradient_accumulation=parts))
+        found.append((result, model.to_adapter().weights))
+    (one, whole), (other, cut) = found
+    assert one.losses == pytest.approx(other.losses, rel=1e-4)
+    for name, tensor in whole.items():
+        np.testing.assert_allclose(cut[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_rows_that_are_compared_cannot_be_cut(base, data) -> None:
+    head = make_head(Task("embedding"), width=make_adapter(base).head.widths["d"])
+    model = attach(base, with_head(make_adapter(base), head))
+    rows = replace(data.training, problem="embedding")
+    with pytest.raises(UsageError, match="compared with each other, so they cannot be cut into parts"):
+        train(model, TrainingData(rows, rows), replace(QUICK, gradient_accumulation=2))
+
+
+def test_half_precision_learns_and_leaves_the_adapter_in_float32(base, data) -> None:
+    model = prepared(base)
+    full = train(prepared(base), data, QUICK)
+    half = train(model, data, replace(QUICK, precision="bf16"))
+    assert half.losses != full.losses
+    assert half.losses == pytest.approx(full.losses, abs=0.02)
+    assert {tensor.dtype for tensor in model.tensors().values()} == {torch.float32}
+
+
+class TestTheMetricThatDecides:
+    @pytest.mark.parametrize("metric", ["loss", "macro_f1"])
+    def test_the_epoch_is_its_best(self, base, data, metric: str) -> None:
+        model = prepared(base, dropout=0.5)
+        settings = TrainingSettings(epochs=5, batch_size=8, learning_rate=0.05, patience=5, metric=metric)
+        result = train(model, data, settings)
+        scores = [record.validation.document()[metric] for record in result.history]
+        assert scores[result.best_epoch - 1] == (min(scores) if metric == "loss" else max(scores))
+
+    def test_one_that_the_task_does_not_have_is_refused(self, base, data) -> None:
+        with pytest.raises(UsageError, match="no such metric; found `f1`; expected `loss`, `accuracy`, `macro_f1`"):
+            train(prepared(base), data, replace(QUICK, metric="f1"))
+
+
+class TestClassWeights:
+    def test_they_are_those_of_torch(self) -> None:
+        logits, classes, weights = torch.randn(6, 2), torch.tensor([0, 0, 0, 1, 0, 1]), torch.tensor([0.5, 3.0])
+        total, weight = class_loss(logits, classes, weights)
+        torch.testing.assert_close(total / weight, torch.nn.functional.cross_entropy(logits, classes, weights))
+        truths = classes[:, None].float().expand(-1, 2)
+        total, weight = label_loss(logits, truths, weights)
+        wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits, truths, pos_weight=weights)
+        torch.testing.assert_close(total / weight, wanted)
+
+    def test_balanced_is_that_of_scikit_learn(self, base) -> None:
+        rows = examples(base, [row for row in reviews(60) if row[1] == "good" or len(row[0]) < 12])
+        wanted = compute_class_weight("balanced", classes=np.arange(2), y=np.asarray(rows.answers))
+        found = balanced(rows, LABELS)
+        assert list(found) == list(LABELS)
+        assert list(found.values()) == pytest.approx(list(wanted))
+        assert found["bad"] != found["good"]
+
+    def test_a_label_that_is_not_there_is_named(self, base, data) -> None:
+        with pytest.raises(UsageError, match="labels that the data do not have; found `fine`; expected `bad`, `good`"):
+            train(prepared(base), data, replace(QUICK, class_weights={"fine": 2.0}))
+
+
+class Overflow(Silent):
+    """Makes a tensor so large, after a number of steps, that what it computes is infinite."""
+
+    def __init__(self, tensor: torch.Tensor, step: int) -> None:
+        self.tensor, self.left = tensor, step
+
+    def stepped(self, record: StepRecord) -> None:
+        self.left -= 1
+        if not self.left:
+            self.tensor.data.fill_(3e38)
+
+
+def test_the_layer_where_numbers_end_is_named_and_the_best_epoch_kept(base, data, tmp_path: Path) -> None:
+    model = prepared(base)
+    overflow = Overflow(model.tensors()["layers.1.attention.up.weight"], 9)
+    with pytest.raises(
+        TrainingError, match=r"step 10, epoch 2, between `layers.1.attention` and `layers.1.ffn`: .* is kept in"
+    ):
+        train(model, data, QUICK, progress=overflow, checkpoints=tmp_path)
+    assert (tmp_path / CHECKPOINT_FILE).exists()
+
+
+def test_without_memory_it_says_what_to_lower(base, data) -> None:
+    rows = data.training.only(np.repeat(np.arange(60), 500))
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages + 2**26, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"step 1: memory is out; found 30000 rows .*`gradient_accumulation`"):
+            train(prepared(base), TrainingData(rows, rows), replace(QUICK, batch_size=30000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("change", ["learning_rate", "labels"])
+def test_what_differs_from_the_interrupted_run_is_named(base, data, tmp_path: Path, change: str) -> None:
+    train(prepared(base), data, replace(QUICK, epochs=1), checkpoints=tmp_path)
+    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
+    settings, model = replace(QUICK, epochs=1), prepared(base)
+    message = r"found `learning_rate` 0.01; expected 0.02"
+    if change == "learning_rate":
+        settings = replace(settings, learning_rate=0.02)
+    else:
+        model = attach(base, make_adapter(base, labels=("bad", "good", "new")))
+        message = r'found `labels` \["bad", "good"\]; expected \["bad", "good", "new"\]'
+    with pytest.raises(TrainingError, match=message):
+        train(model, data, settings, checkpoints=tmp_path)
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
+
+
+def test_a_tracker_gets_every_step_and_every_epoch(base, data, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with Engine("cpu", log_to=("tensorboard",), logs=tmp_path).open() as accelerator:
+        result = train(prepared(base), data, QUICK, accelerator=accelerator)
+    events = accumulator.EventAccumulator(str(tmp_path / "adapter-export")).Reload()
+    losses = events.Scalars("training/loss")
+    assert [event.step for event in losses] == list(range(1, result.steps + 1))
+    assert [event.value for event in losses] == pytest.approx(result.losses, rel=1e-6)
+    accuracies = [record.validation.metrics["accuracy"] for record in result.history]
+    assert [event.value for event in events.Scalars("validation/accuracy")] == pytest.approx(accuracies)
+    assert {"training/learning_rate", "training/gradient_norm", "training/rows_per_second"} <= set(
+        events.Tags()["scalars"]
+    )
