@@ -119,6 +119,9 @@ class LoopOptions(TypedDict, total=False):
     gradient_accumulation: Annotated[
         int, "Cut the rows of each step into so many parts: less memory, the same step.  [default: 1]"
     ]
+    cache_mb: Annotated[
+        int, "Keep hidden states below the first adapter between epochs, in so many MB.  [default: 1024]"
+    ]
     seed: Annotated[int, "Of weights, split, order and dropout.  [default: 0]"]
 
 

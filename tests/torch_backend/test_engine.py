@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +11,19 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 from small_encoder import load_encoder
-from small_task import LABELS, examples, make_adapter, prepared, review_data, reviews
+from small_task import LABELS, examples, make_adapter, prepared, review_data, reviews, sites_of
 
+from adapter_export.api.kinds import make_kind
 from adapter_export.errors import TrainingError, UsageError
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.tasks import Task
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.train.cache import HiddenCache
 from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
-from adapter_export.torch_backend.train.data import TrainingData, balanced
+from adapter_export.torch_backend.train.data import Rows, TextExamples, TrainingData, balanced
 from adapter_export.torch_backend.train.devices import Engine
-from adapter_export.torch_backend.train.fresh import with_head
+from adapter_export.torch_backend.train.fresh import fresh_adapter, with_head
 from adapter_export.torch_backend.train.objectives import class_loss, label_loss
 from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
 from adapter_export.torch_backend.train.train import train
@@ -162,7 +164,7 @@ def test_without_memory_it_says_what_to_lower(base, data) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (pages + 2**26, before[1]))
     try:
         with pytest.raises(TrainingError, match=r"step 1: memory is out; found 30000 rows .*`gradient_accumulation`"):
-            train(prepared(base), TrainingData(rows, rows), replace(QUICK, batch_size=30000))
+            train(prepared(base), TrainingData(rows, rows), replace(QUICK, batch_size=30000, cache_mb=0))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
@@ -196,3 +198,44 @@ def test_a_tracker_gets_every_step_and_every_epoch(base, data, tmp_path: Path) -
     assert {"training/learning_rate", "training/gradient_norm", "training/rows_per_second"} <= set(
         events.Tags()["scalars"]
     )
+
+
+class Unmasked(TextExamples):
+    """Texts whose padding is not masked, so that the base reads it."""
+
+    def inputs(self, rows: Rows) -> dict[str, torch.Tensor]:
+        found = super().inputs(rows)
+        return {**found, "attention_mask": torch.ones_like(found["attention_mask"])}
+
+
+class TestTheCache:
+    """Hidden states below the first adapter."""
+
+    def test_epochs_are_what_they_are_without_it(self, base, data) -> None:
+        one, other = (train(prepared(base), data, replace(QUICK, cache_mb=size)) for size in (0, 64))
+        assert one.losses == pytest.approx(other.losses, rel=1e-5)
+        assert one.best.validation.metrics == other.best.validation.metrics
+
+    def test_it_holds_what_the_first_adapter_reads_and_nothing_above(self, base, data) -> None:
+        low, high = (self.made(base, data, leave_out) for leave_out in ((), (0,)))
+        tokens = int(data.training.lengths.sum())
+        assert low is not None
+        assert high is not None
+        assert (low.bytes, high.bytes) == (
+            (tokens + 1) * 2 * 16 * 4,
+        ) * 2  # the stream, and what the sublayer adds to it
+        products = [sum("linear" in node.name for node in each._above.graph.nodes) for each in (low, high)]
+        assert products == [9, 3]  # of 13, with the pooler
+
+    def test_there_is_none_where_it_does_not_fit_or_padding_counts(self, base, data) -> None:
+        assert HiddenCache.of(prepared(base), data.training, 8, 1000) is None
+        assert self.made(base, data, (), gate=True) is None
+        facts = {field.name: getattr(data.training, field.name) for field in fields(data.training)}
+        assert HiddenCache.of(prepared(base), Unmasked(**facts), 8, 2**20) is None
+
+    @staticmethod
+    def made(base: TorchBase, data: TrainingData, leave_out: tuple[int, ...], **options: bool) -> HiddenCache | None:
+        kind = make_kind("houlsby", {"bottleneck": 4, "leave_out": leave_out, **options})
+        sites = sites_of(base)
+        adapter = fresh_adapter(kind, sites, name="a", base=base.fingerprint, labels=LABELS)
+        return HiddenCache.of(attach(base, adapter, sites=sites), data.training, 8, 2**20)

@@ -109,7 +109,7 @@ def model_for(base: TorchBase, head: Head) -> AdaptedModel:
 
 
 LOOKS: dict[ProblemType, tuple[dict[str, Any], str, float]] = {
-    "single_label": ({"labels": ("bad", "good"), "options": HeadOptions("first", dense=1)}, "accuracy", 0.85),
+    "single_label": ({"labels": ("bad", "good"), "options": HeadOptions("first", dense=1)}, "accuracy", 0.8),
     "multi_label": ({"labels": ("blame", "film", "praise")}, "micro_f1", 0.85),
     "multiple_choice": ({}, "accuracy", 0.9),
     "token": ({"labels": ("O", "blame", "praise")}, "macro_f1", 0.95),

@@ -46,6 +46,7 @@ class TrainingSettings:
         gradient_accumulation: into how many parts the rows of a step are cut, one computed after the other: less
             memory, and the same step, dropout apart.
         precision: in which matrices are multiplied; `no` is float32.
+        cache_mb: how many MB (2²⁰ bytes) hidden states below the first adapter may take between epochs; 0 keeps none.
         metric: decides which epoch is kept: the task's first one if not given, or `loss`.
         class_weights: how much a row counts in the loss, by its label, 1 if a label is not named.
     """
@@ -63,6 +64,7 @@ class TrainingSettings:
     value_penalty: float = 0.0
     gradient_accumulation: int = 1
     precision: str = "no"
+    cache_mb: int = 1024
     metric: str | None = None
     class_weights: Mapping[str, float] | None = None
 
@@ -76,7 +78,11 @@ class TrainingSettings:
             ),
             (("learning_rate", "clip"), lambda x: 0 < x < infinite, "a number above 0"),
             (("warmup",), lambda x: 0 <= x < 1, "a fraction, at least 0 and below 1"),
-            (("temperature_decay", "value_penalty", "weight_decay"), lambda x: 0 <= x < infinite, "at least 0"),
+            (
+                ("temperature_decay", "value_penalty", "weight_decay", "cache_mb"),
+                lambda x: 0 <= x < infinite,
+                "at least 0",
+            ),
             (("seed",), lambda x: x >= 0, "at least 0"),
         )
         for names, holds, expected in rules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from adapter_export.errors import TrainingError, UsageError, argument
 from adapter_export.graph.compose.attention import VALUE
 from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.torch_backend.attach import AdaptedModel
+from adapter_export.torch_backend.train.cache import HiddenCache
 from adapter_export.torch_backend.train.checkpoint import (
     CHECKPOINT_FILE,
     RunState,
@@ -61,9 +62,13 @@ def rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def evaluate(
-    model: AdaptedModel, examples: Examples, settings: TrainingSettings, accelerator: Accelerator | None = None
+    model: AdaptedModel,
+    examples: Examples,
+    settings: TrainingSettings,
+    accelerator: Accelerator | None = None,
+    cache: HiddenCache | None = None,
 ) -> Scores:
-    """Compute the scores of a model, on all processes; its mode is left as it was.
+    """Compute the scores of a model, on all processes; its mode is left as it was. `cache` is of these rows.
 
     Raises:
         AdapterError: it has no head, and the base gives no next token.
@@ -78,9 +83,9 @@ def evaluate(
     found = []
     with torch.inference_mode():
         for rows in batches[accelerator.process_index :: accelerator.num_processes]:
-            with _memory(rows, examples, "validation"), accelerator.autocast():
-                results = model.result(model.placed(examples.inputs(rows)))
-                found.append((rows, *examples.matched(results.float().cpu(), rows)))
+            with _memory(rows, examples, "validation"):
+                results = _results(model, examples, rows, accelerator, cache)
+                found.append((rows, *examples.matched(results.cpu(), rows)))
     model.train(was_training)
     if accelerator.num_processes > 1:
         found = gather_object(found)
@@ -167,6 +172,7 @@ class _Run:
         self._check_processes()
         resumed_at = self._resume()
         self._start_trackers()
+        self._fill_caches()
         self._progress.started(self._steps_per_epoch * self._settings.epochs, self._state.step)
         history, patience = self._state.history, self._settings.patience
         while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience:
@@ -175,6 +181,18 @@ class _Run:
         self._cool(self._state.best_epoch * self._steps_per_epoch)
         self._model.eval()
         return TrainingResult(self._state.history, self._state.best_epoch, self._state.losses, resumed_at)
+
+    def _fill_caches(self) -> None:
+        """Compute below the first adapter what every epoch needs, where that fits; the validation rows first."""
+        self._caches: list[HiddenCache | None] = [None, None]
+        budget, size = self._settings.cache_mb * 2**20, self._settings.batch_size
+        if budget and self._settings.epochs > 1:
+            with self._accelerator.autocast():
+                for place, examples in enumerate((self._data.validation, self._data.training)):
+                    with _memory(np.arange(len(examples.lengths)), examples, "the cache of hidden states"):
+                        made = HiddenCache.of(self._model, examples, size, budget)
+                    self._caches[place] = made
+                    budget -= made.bytes if made else 0
 
     def _check_processes(self) -> None:
         """Refuse to share the rows of a step with a process that has others."""
@@ -230,7 +248,7 @@ class _Run:
                 self._save()
         self._cool(state.step)
         before = time.monotonic()
-        scores = evaluate(self._model, self._data.validation, self._settings, self._accelerator)
+        scores = evaluate(self._model, self._data.validation, self._settings, self._accelerator, self._caches[0])
         loss = state.loss_sum / len(self._data.training.lengths)
         record = EpochRecord(len(state.history) + 1, loss, scores, state.seconds + time.monotonic() - before)
         state.history.append(record)
@@ -292,8 +310,7 @@ class _Run:
         own = shares[accelerator.process_index]
         counts = len(own) > 0 or self._objective.compares
         read = own if len(own) else rows[:1]  # every process computes something, so that gradients can be summed
-        with accelerator.autocast():
-            results = self._model.result(self._model.placed(examples.inputs(read))).float()
+        results = _results(self._model, examples, read, accelerator, self._caches[1])
         if self._objective.compares and len(shares) > 1:
             most = len(shares[0])
             filled = pad(results.detach(), (0, 0, 0, most - len(results)))
@@ -369,6 +386,14 @@ class _Run:
         return state.step
 
 
+def _results(
+    model: AdaptedModel, examples: Examples, rows: Rows, accelerator: Accelerator, cache: HiddenCache | None
+) -> Tensor:
+    """What the model computes of some rows, in float32."""
+    with accelerator.autocast(), nullcontext() if cache is None else cache.read(model, rows):
+        return model.result(model.placed(examples.inputs(rows))).float()
+
+
 @contextmanager
 def _memory(rows: Rows, examples: Examples, where: str) -> Iterator[None]:
     """Say what to lower if memory is out."""
@@ -383,7 +408,7 @@ def _memory(rows: Rows, examples: Examples, where: str) -> Iterator[None]:
             where=where,
             found=f"{len(rows)} rows of up to {int(examples.lengths[rows].max())} tokens",
             fix=f"raise {argument('gradient_accumulation')}, which gives the same result, or lower "
-            f"{argument('batch_size')} or {argument('max_tokens')}",
+            f"{argument('batch_size')}, {argument('max_tokens')} or {argument('cache_mb')}",
         ) from error
 
 

@@ -1,0 +1,166 @@
+"""Hidden states below the first adapter, computed once for each row: they are the same in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from adapter_export.torch_backend.attach import AdaptedModel
+from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches
+from adapter_export.torch_backend.view import flow_graph
+
+_READS_PADDING = "gate"
+"""The op of an adapter whose result depends on what the base makes of padding."""
+
+_CLOSE, _CLOSE_IN_HALF = 1e-4, 0.05
+"""How far results may be from those without the cache, relative to the largest: as far as rounding goes."""
+
+
+class HiddenCache:
+    """Values of the base's graph that no adapter changes, [tokens, …] of each row, where adapters' layers read them.
+
+    What else lies below the first adapter, such as masks, is computed as ever. Rows are padded with zeros, where the
+    base has what it makes of padding.
+    """
+
+    def __init__(self, above: fx.GraphModule, lengths: Rows, values: Sequence[Tensor]) -> None:
+        """Keep values [tokens of all rows, …], each with a last one that is zero."""
+        self._above, self._lengths, self._values = above, lengths, values
+        self._starts = np.cumsum(lengths) - lengths
+
+    @property
+    def bytes(self) -> int:
+        """How many it holds."""
+        return sum(value.nbytes for value in self._values)
+
+    @classmethod
+    def of(cls, model: AdaptedModel, examples: Examples, batch_size: int, budget: int) -> HiddenCache | None:
+        """Compute the values of all rows; none if that saves no product, takes more bytes than `budget`, or is inexact.
+
+        They are computed in batches that are always the same, so that a run that goes on finds the same bits again.
+        """
+        graphs = () if model.adapter is None else model.adapter.graphs.values()
+        if any(node.op == _READS_PADDING for graph in graphs for node in graph.nodes):
+            return None
+        kept = _kept(model.body)
+        below, above = _below(model.body, kept), _above(model.body, kept)
+        products = {node.name for node in flow_graph(model.base.module()).nodes if node.multiplies}
+        if not products.intersection(node.name for node in below.graph.nodes):
+            return None
+        tokens, made = int(examples.lengths.sum()), cls(above, examples.lengths, ())
+        batches = evaluation_batches(examples.lengths, batch_size)
+        with torch.no_grad():
+            for rows in batches:
+                found = below(*model.base.ordered(model.placed(examples.inputs(rows))))
+                places = made._places(rows, found[0].device)
+                if any(value.shape[:2] != places.shape for value in found):
+                    return None
+                if not made._values:
+                    if (tokens + 1) * sum(value[0, 0].nbytes for value in found) > budget:
+                        return None
+                    made._values = [value.new_zeros(tokens + 1, *value.shape[2:]) for value in found]
+                for value, part in zip(made._values, found, strict=True):
+                    value[places] = part
+                    value[-1] = 0  # where the padding was put
+        return made if made._is_exact(model, examples, np.array([batches[0][0], batches[-1][-1]])) else None
+
+    def _places(self, rows: Rows, device: torch.device) -> Tensor:
+        """Where the tokens of rows are, [rows, longest]; padding is the last one."""
+        lengths, at = self._lengths[rows][:, None], np.arange(self._lengths[rows].max())
+        places = np.where(at < lengths, self._starts[rows][:, None] + at, self._lengths.sum())
+        return torch.from_numpy(places).to(device)
+
+    def _is_exact(self, model: AdaptedModel, examples: Examples, rows: Rows) -> bool:
+        """Return whether results for some rows, the shortest and the longest, are those of the whole graph.
+
+        They are not where padding counts, or chance.
+        """
+        was_training = model.training
+        model.eval()
+        inputs = model.placed(examples.inputs(rows))
+        with torch.no_grad():
+            whole, _ = examples.matched(model.result(inputs), rows)
+            with self.read(model, rows):
+                found, _ = examples.matched(model.result(inputs), rows)
+        model.train(was_training)
+        close = _CLOSE_IN_HALF if torch.is_autocast_enabled(whole.device.type) else _CLOSE
+        largest = float(whole[whole.isfinite()].abs().max())
+        return bool(torch.isclose(found, whole, rtol=0, atol=close * largest).all())
+
+    @contextmanager
+    def read(self, model: AdaptedModel, rows: Rows) -> Iterator[None]:
+        """Let the model compute these rows from their values while the block runs."""
+        body = model.body
+        places = self._places(rows, self._values[0].device)
+        given = _Given(self._above, [value[places] for value in self._values])
+        model.body = cast("fx.GraphModule", given)
+        try:
+            yield
+        finally:
+            model.body = body
+
+
+class _Given(nn.Module):
+    """The graph above some values, which takes what the whole graph takes."""
+
+    def __init__(self, above: fx.GraphModule, values: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.above, self.values = above, values
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return what the whole graph returns."""
+        results: tuple[Tensor, ...] = self.above(*self.values, *inputs)
+        return results
+
+
+def _kept(body: fx.GraphModule) -> list[fx.Node]:
+    """The values [batch, tokens, …] below every adapter that something above reads."""
+    above: set[fx.Node] = set()
+    for node in body.graph.nodes:
+        if node.op in ("call_module", "output") or above.intersection(node.all_input_nodes):
+            above.add(node)
+    rows = {_dims(node) for node in body.graph.find_nodes(op="placeholder")}
+    return [
+        node
+        for node in body.graph.nodes
+        if node.op == "call_function"
+        and node not in above
+        and above.intersection(node.users)
+        and len(_dims(node)) > 2
+        and _dims(node)[:2] in rows
+    ]
+
+
+def _dims(node: fx.Node) -> tuple[str, ...]:
+    value = node.meta.get("val")
+    return tuple(map(str, value.shape)) if isinstance(value, Tensor) else ()
+
+
+def _below(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
+    """The graph that computes the values from the inputs."""
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.graph_copy(body.graph, copies)
+    graph.output(tuple(copies[node] for node in kept))
+    return _tidy(fx.GraphModule(body, graph))
+
+
+def _above(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
+    """The graph that computes the outputs from the values, and the inputs behind them."""
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    given = [graph.placeholder(f"kept_{place}") for place in range(len(kept))]
+    graph.output(graph.graph_copy(body.graph, copies))
+    for node, value in zip(kept, given, strict=True):
+        copies[node].replace_all_uses_with(value)
+    return _tidy(fx.GraphModule(body, graph))
+
+
+def _tidy(module: fx.GraphModule) -> fx.GraphModule:
+    """Take out what nobody reads, attention without dropout among it, which torch takes for random."""
+    module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    module.recompile()
+    return module
