@@ -186,7 +186,7 @@ class _Run:
         """Compute below the first adapter what every epoch needs, where that fits; the validation rows first."""
         self._caches: list[HiddenCache | None] = [None, None]
         budget, size = self._settings.cache_mb * 2**20, self._settings.batch_size
-        if budget and self._settings.epochs > 1:
+        if budget and self._settings.epochs > 1 and self._data.training.problem != CAUSAL_LM:
             with self._accelerator.autocast():
                 for place, examples in enumerate((self._data.validation, self._data.training)):
                     with _memory(np.arange(len(examples.lengths)), examples, "the cache of hidden states"):
