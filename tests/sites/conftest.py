@@ -21,7 +21,11 @@ from adapter_export.onnx_backend.base.normalise import open_sums
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.sums import open_sums as open_torch_sums
+from adapter_export.torch_backend.base.to_onnx import converted
 from adapter_export.torch_backend.view import flow_graph as torch_flow
+
+DECOMPOSED = frozenset({"bert", "cohere", "torch_pre_norm", "hand_written"})
+"""The bases whose ONNX graphs are those of torch's own call, in which masks, reshapes and chunks are decomposed."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Exported:
     architecture: Architecture
     module: nn.Module
     program: torch.export.ExportedProgram
+    name: str = ""
 
     def torch_graph(self) -> torch.fx.GraphModule:
         graph = self.program.module(check_guards=False)
@@ -38,8 +43,11 @@ class Exported:
         return graph
 
     def onnx_graph(self) -> ir.Model:
-        with _quiet():
-            model = torch.onnx.export(self.program, dynamo=True, verbose=False).model
+        if self.name in DECOMPOSED:
+            with _quiet():
+                model = torch.onnx.export(self.program, dynamo=True, verbose=False).model
+        else:
+            model = converted(self.program)
         open_sums(model.graph)
         return model
 
@@ -68,13 +76,13 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _export(architecture: Architecture) -> Exported:
+def _export(name: str, architecture: Architecture) -> Exported:
     torch.backends.mha.set_fastpath_enabled(False)
     module = architecture.build(0.2)
     with _quiet():
         inputs = architecture.inputs(2, 7)
         program = torch.export.export(module, (), inputs, dynamic_shapes=architecture.dynamic_shapes())
-    return Exported(architecture, module, program)
+    return Exported(architecture, module, program, name)
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def exported() -> Callable[[str], Exported]:
 
     def get(name: str) -> Exported:
         if name not in done:
-            done[name] = _export((ARCHITECTURES | BASES)[name])
+            done[name] = _export(name, (ARCHITECTURES | BASES)[name])
         return done[name]
 
     return get
