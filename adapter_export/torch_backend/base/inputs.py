@@ -85,6 +85,7 @@ def obvious_inputs(module: nn.Module, prepared: Prepared | None = None) -> Examp
     main = getattr(module, "main_input_name", None) if not offered else None
     for name, tensor, places in _documented(module):
         each_token = tensor.dim() > 2 and tensor.dtype == torch.int64 and places == {0: _BATCH, 1: _SEQUENCE}
+        each_token = each_token and not name.endswith("_embeds")  # in place of ids; some say `LongTensor` of them
         if name in parameters and ((name in needed and name not in offered) or name == main or each_token):
             offered[name], axes[name] = tensor, places
     in_order = {name: offered[name] for name in parameters if name in offered}
