@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -424,11 +425,26 @@ def _not_exported(error: Exception) -> BaseModelError:
     )
 
 
+def _forget_unused(graph: torch.fx.Graph) -> None:
+    """Drop what is written into new memory that nothing reads, as where a model makes layers when it runs (BigBird)."""
+    for node in reversed(list(graph.nodes)):
+        if node.users or not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        chain = [node]
+        while "empty" not in str(chain[-1].target) and chain[-1].args and isinstance(chain[-1].args[0], torch.fx.Node):
+            chain.append(chain[-1].args[0])
+        alone = all(list(above.users) == [below] for below, above in pairwise(chain))
+        if alone and "empty" in str(chain[-1].target) and all("detach" in str(one.target) for one in chain[1:-1]):
+            for one in chain:
+                graph.erase_node(one)
+
+
 def _strip(program: ExportedProgram) -> None:
     """Drop sample inputs, and stack traces, which show the folders of this machine.
 
     Bounds of sums of lengths go too: they follow from those of the lengths, and torch does not read them back.
     """
+    _forget_unused(program.graph)
     program.example_inputs = None
     bounds = program.range_constraints
     for size in [size for size in bounds if not size.is_symbol]:
