@@ -167,7 +167,16 @@ class Written(nn.Module):
         return {"copy": copy * 2, "view": view + 1}
 
 
-@pytest.mark.parametrize(("module", "traces"), [(Spelled(), 0), (WrittenFresh(), 0), (Written(), 1)])
+class WrittenNarrow(nn.Module):
+    """Adds wider numbers to narrow ones, which stay narrow."""
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"sums": (x * 2).add_(y.double()) * 3}
+
+
+@pytest.mark.parametrize(
+    ("module", "traces"), [(Spelled(), 0), (WrittenFresh(), 0), (Written(), 1), (WrittenNarrow(), 1)]
+)
 def test_only_what_onnx_cannot_write_is_traced_again(
     module: nn.Module, traces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

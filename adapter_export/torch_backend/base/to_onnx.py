@@ -207,7 +207,10 @@ def _returns(node: torch.fx.Node) -> bool:
         return True
     returning = getattr(getattr(_ATEN, op._opname.removesuffix("_"), None), op._overloadname, None)
     written = node.args[0] if node.args else None
-    if returning is None or not isinstance(written, torch.fx.Node):
+    if returning in (None, op) or not isinstance(written, torch.fx.Node):
+        return False
+    read = [source.meta["val"] for source in node.all_input_nodes]
+    if len({value.dtype for value in read if isinstance(value, torch.Tensor)}) > 1:  # the other op would promote them
         return False
     if not _is_fresh(written.target) or any(user < node and not _is_fresh(user.target) for user in written.users):
         return False
