@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,9 +131,9 @@ def build(
         _check_apart(own, chosen)
         chosen = (*chosen, own)
     notes: list[str] = []
+    if opened.is_onnx and not opened.lengths:
+        opened = _tried(opened, say, notes.append)
     known = opened.max_tokens
-    if known is None and max_tokens is None and opened.is_onnx:
-        known = _tried_tokens(opened.onnx, say, notes.append)
     longest = max_tokens or known
     if longest is not None and known is not None and longest > known:
         where, most = argument("max_tokens"), f"at most {known}"
@@ -224,16 +225,18 @@ def _flavours(given: Sequence[str] | None, base: Base) -> list[Flavour] | None:
     return [flavour for flavour in FLAVOURS if flavour in names]
 
 
-def _tried_tokens(base: OnnxBase, say: OnProgress, note: Callable[[str], None]) -> int | None:
-    """Return the most tokens that a graph takes, by running it; none if that is not known, or takes long."""
+def _tried(base: Base, say: OnProgress, note: Callable[[str], None]) -> Base:
+    """Return a base with the lengths that its graph takes, as running it shows; a large one is not run."""
+    from adapter_export.onnx_backend.base.base import with_tried_lengths
     from adapter_export.onnx_backend.base.external import is_large
 
-    if is_large(base.model):
-        return None
-    say("looking for the longest input that the graph takes")
-    if base.most_tokens is not None:
-        note(f"the graph takes at most {base.most_tokens} tokens, as runs have shown")
-    return base.most_tokens
+    if is_large(base.onnx.model):
+        return base
+    say("looking for the shortest and the longest input that the graph takes")
+    tried = with_tried_lengths(base.onnx)
+    for axis, lengths in tried.lengths.items():
+        note(f"the axis `{axis}` may be {lengths} long, as runs have shown")
+    return replace(base, model=tried)
 
 
 def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:

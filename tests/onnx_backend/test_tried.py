@@ -9,9 +9,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
-from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
+from tiny_onnx import MASK, random_adapter, save_tiny, tiny_model, token_inputs
 
 import adapter_export as ae
+from adapter_export.errors import RequestError
+from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.kinds import pfeiffer
 from adapter_export.onnx_backend.base.base import open_onnx
@@ -94,12 +96,24 @@ def test_the_shortest_input_is_found(tmp_path: Path) -> None:
     assert length_limits(model, tmp_path, records) == {"s": (5, None)}
 
 
+def test_a_graph_that_takes_no_short_input_is_built(tmp_path: Path) -> None:
+    """As those of sound, whose convolutions in front need some samples."""
+    fifth = "four = Constant <value = int64 {4}> () fifth = Gather <axis = 1> (attention_mask, four)"
+    path = save_tiny(tmp_path, tiny_model(mask=MASK + fifth, more=", int64[batch] fifth"))
+    bundle = ae.build(path, [random_adapter("a", pfeiffer(), open_onnx(path))], tmp_path / "bundle")
+    assert bundle.manifest.lengths == {"tokens": Lengths(5)}
+    assert ae.check(bundle, against=path).passed
+    with pytest.raises(RequestError, match="5 or more"):
+        bundle.session().run(token_inputs(4, 3), None)
+
+
 def test_a_graph_of_few_positions_is_built_without_being_told(tmp_path: Path) -> None:
     path = save_tiny(tmp_path, with_positions(24))
     adapter = random_adapter("a", pfeiffer(), open_onnx(path))
     notes: list[str] = []
     bundle = ae.build(path, [adapter], tmp_path / "bundle", on_note=notes.append)
-    assert "the graph takes at most 24 tokens, as runs have shown" in notes
+    assert "the axis `tokens` may be 1 to 24 long, as runs have shown" in notes
+    assert bundle.manifest.lengths == {"tokens": Lengths(1, 24)}
     assert "batch3_tokens24" in bundle.manifest.golden.cases
     assert ae.check(bundle, against=path).passed
     inputs = token_inputs(24, 3)

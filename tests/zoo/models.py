@@ -51,6 +51,7 @@ LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_h
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
 }
+FIXED = ("sequence=16",)
 STATES = {"state_size": 4, "expand": 2, "conv_kernel": 4, "time_step_rank": 4}
 
 Tensors = Mapping[str, torch.Tensor]
@@ -65,12 +66,14 @@ class Model:
         make: makes it, with the weights that it starts with.
         inputs: an example of what it reads; none where the folder says it.
         axes: the dynamic axes of those, if not those that `capture` chooses.
+        lengths: what `capture` is told of these, such as `sequence=16`, where torch captures it at one length alone.
     """
 
     sublayers: int
     make: Callable[[], nn.Module]
     inputs: Callable[[], Tensors] | None = None
     axes: Mapping[str, Mapping[int, str]] | None = None
+    lengths: tuple[str, ...] = ()
 
     def build(self) -> nn.Module:
         """The model; its matrices have standard deviation 0.2, biases and weights of norms keep their mean."""
@@ -100,10 +103,18 @@ def two_texts() -> Tensors:
     return {**words(), "decoder_input_ids": torch.randint(3, 50, (2, 5))}
 
 
-def text(sublayers: int, kind: str, /, *, inputs: Callable[[], Tensors] = words, **settings: Any) -> Model:
+def text(
+    sublayers: int,
+    kind: str,
+    /,
+    *,
+    inputs: Callable[[], Tensors] = words,
+    lengths: tuple[str, ...] = (),
+    **settings: Any,
+) -> Model:
     """A model that reads tokens, of the usual sizes but for the settings; none is a setting that it does not know."""
     given = {name: value for name, value in {**SIZES, **WORDS, **settings}.items() if value is not None}
-    return Model(sublayers, partial(_of_transformers, kind, **given), inputs)
+    return Model(sublayers, partial(_of_transformers, kind, **given), inputs, lengths=lengths)
 
 
 def decoder(sublayers: int, kind: str, /, **settings: Any) -> Model:
@@ -301,7 +312,7 @@ TEXTS = {
     "ESM": text(4, "esm", mask_token_id=4),
     "Longformer": text(4, "longformer", attention_window=4),
     "BigBird": text(4, "big_bird", block_size=4, num_random_blocks=1),
-    "CANINE": text(8, "canine", num_hash_buckets=16, num_hash_functions=2, local_transformer_stride=16),
+    "CANINE": text(8, "canine", lengths=FIXED, num_hash_buckets=16, num_hash_functions=2, local_transformer_stride=16),
     "FNet": text(2, "fnet", inputs=lambda: {"input_ids": torch.randint(3, 50, (2, 7))}),
     "LayoutLM": text(4, "layoutlm"),
     "LiLT": text(4, "lilt", channel_shrink_ratio=2, hidden_size=24),
@@ -382,12 +393,18 @@ DECODERS = {
     "DeepSeek-V2": decoder(4, "deepseek_v2", **{**LATENT, **EXPERTS}),
     "DeepSeek-V3": decoder(4, "deepseek_v3", **{**LATENT, **EXPERTS}),
     "LFM2": decoder(4, "lfm2", layer_types=["conv", "full_attention"], block_multiple_of=8),
-    "Mamba": text(2, "mamba", **STATES),
+    "Mamba": text(2, "mamba", **STATES, lengths=FIXED),
     "Mamba 2": text(2, "mamba2", **STATES, num_heads=4, head_dim=8, n_groups=1, chunk_size=8),
-    "FalconMamba": text(2, "falcon_mamba", **STATES),
-    "RWKV": text(4, "rwkv", attention_hidden_size=16, context_length=40),
+    "FalconMamba": text(2, "falcon_mamba", **STATES, lengths=FIXED),
+    "RWKV": text(4, "rwkv", lengths=FIXED, attention_hidden_size=16, context_length=40),
     "RecurrentGemma": text(
-        4, "recurrent_gemma", lru_width=16, block_types=["recurrent", "attention"], attention_window_size=8, **GROUPED
+        4,
+        "recurrent_gemma",
+        lengths=FIXED,
+        lru_width=16,
+        block_types=["recurrent", "attention"],
+        attention_window_size=8,
+        **GROUPED,
     ),
     "Jamba": decoder(
         4,

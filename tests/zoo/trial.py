@@ -91,17 +91,18 @@ def examine(model: Model, folder: Path) -> Outcome:
 def _captured(model: Model, module: nn.Module, folder: Path) -> tuple[ae.Base, str]:
     """The model as a base: from a folder if it can be one, else by example inputs; and which of the two."""
     archive, refused = folder / "model.pt", ""
+    fixed = f", with {' and '.join(f'`{each}`' for each in model.lengths)}" if model.lengths else ""
     if isinstance(module, transformers.PreTrainedModel):
         module.save_pretrained(folder / "hf")
         try:
-            return ae.capture(folder / "hf", archive), "from its folder"
+            return ae.capture(folder / "hf", archive, lengths=model.lengths), f"from its folder{fixed}"
         except (InputError, UsageError) as error:
             if model.inputs is None:
                 raise
             refused = f"; its folder is refused: {_words(error, folder)}"
     assert model.inputs is not None
-    base = ae.capture(module, archive, example_inputs=dict(model.inputs()), axes=model.axes)
-    return base, f"by example inputs{refused}"
+    base = ae.capture(module, archive, example_inputs=dict(model.inputs()), axes=model.axes, lengths=model.lengths)
+    return base, f"by example inputs{fixed}{refused}"
 
 
 def _words(error: AdapterExportError, folder: Path) -> str:
@@ -114,7 +115,7 @@ def _words(error: AdapterExportError, folder: Path) -> str:
 
 def _seen(base: ae.Base, module: nn.Module, sites: SiteMap) -> list[bool]:
     """For `h` and `y` of each sublayer, whether the value goes into or comes out of a module of the live model."""
-    arrays = _cases(base, base.max_tokens or MOST_TOKENS)[-1]
+    arrays = _cases(base, beyond=False)[-1]
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     kept: dict[int, list[Tensor]] = {}
 
@@ -161,8 +162,11 @@ class _Recorder(torch.fx.Interpreter):
         return self._kept
 
 
-def _cases(base: ae.Base, most: int) -> list[dict[str, np.ndarray]]:
-    return [dict(case.arrays) for case in input_cases(base.inputs, seed=7, max_tokens=most)]
+def _cases(base: ae.Base, *, beyond: bool) -> list[dict[str, np.ndarray]]:
+    """Inputs of the lengths that a base takes, and with `beyond` of others."""
+    cases = input_cases(base.inputs, seed=7, lengths=base.lengths, max_tokens=base.max_tokens or MOST_TOKENS)
+    cases += input_cases(base.inputs, seed=7, max_tokens=MOST_TOKENS) if beyond else []
+    return [dict(case.arrays) for case in cases]
 
 
 def _live(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -174,7 +178,7 @@ def _live(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, np.ndar
 def _off_live(bundle: ae.Bundle, base: ae.Base, module: nn.Module) -> float:
     """How far the bundle without an adapter is from the live module, at real tokens; raises if it is too far."""
     session, largest, compared = bundle.session(), 0.0, 0
-    for arrays in _cases(base, MOST_TOKENS):
+    for arrays in _cases(base, beyond=True):
         try:
             found = session.run(arrays, None)
         except InputError:  # a length that the bundle does not take, and says so

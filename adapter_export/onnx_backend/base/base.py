@@ -103,12 +103,6 @@ class OnnxBase:
         return FlowIndex(self.flow)
 
     @cached_property
-    def most_tokens(self) -> int | None:
-        """The longest input that it takes, as running it shows; none if it took all that were tried."""
-        limits = length_limits(self.model, self.folder, self.inputs).values()
-        return min((most for _, most in limits if most is not None), default=None)
-
-    @cached_property
     def mask(self) -> str | None:
         """The input that says which tokens of the final hidden state are real; several raise `BaseModelError`."""
         known = {axis for record in self.inputs for axis in record.axes if isinstance(axis, str)}
@@ -201,6 +195,13 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
         known_lengths.lengths,
         known_lengths.pads,
     )
+
+
+def with_tried_lengths(base: OnnxBase) -> OnnxBase:
+    """Return a base with the lengths at which it runs; its file says nothing of them."""
+    limits = length_limits(base.model, base.folder, base.inputs)
+    found = {axis: Lengths(least, most) for axis, (least, most) in limits.items() if (least, most) != (1, None)}
+    return replace(base, lengths=found)
 
 
 def _lengths(model: ir.Model, path: Path, inputs: Sequence[InputRecord]) -> LengthsNote:
