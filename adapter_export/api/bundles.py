@@ -130,9 +130,8 @@ def build(
     if own is not None:
         _check_apart(own, chosen)
         chosen = (*chosen, own)
-    notes: list[str] = []
     if opened.is_onnx and not opened.lengths:
-        opened = _tried(opened, say, notes.append)
+        opened = _tried(opened, say)
     known = opened.max_tokens
     longest = max_tokens or known
     if longest is not None and known is not None and longest > known:
@@ -140,6 +139,7 @@ def build(
         raise UsageError("more tokens than the base takes", where=where, found=longest, expected=most)
     text = _tokenizer(opened, tokenizer, longest)
     wanted = _flavours(flavours, opened)
+    notes: list[str] = []
     with _prepared(opened, base_precision, int8_embeddings, optimize, allow_base_mismatch, say) as (graph, references):
         manifest = build_bundle(
             graph,
@@ -225,7 +225,7 @@ def _flavours(given: Sequence[str] | None, base: Base) -> list[Flavour] | None:
     return [flavour for flavour in FLAVOURS if flavour in names]
 
 
-def _tried(base: Base, say: OnProgress, note: Callable[[str], None]) -> Base:
+def _tried(base: Base, say: OnProgress) -> Base:
     """Return a base with the lengths that its graph takes, as running it shows; a large one is not run."""
     from adapter_export.onnx_backend.base.base import with_tried_lengths
     from adapter_export.onnx_backend.base.external import is_large
@@ -235,7 +235,7 @@ def _tried(base: Base, say: OnProgress, note: Callable[[str], None]) -> Base:
     say("looking for the shortest and the longest input that the graph takes")
     tried = with_tried_lengths(base.onnx)
     for axis, lengths in tried.lengths.items():
-        note(f"the axis `{axis}` may be {lengths} long, as runs have shown")
+        say(f"the axis `{axis}` may be {lengths} long, as runs have shown")
     return replace(base, model=tried)
 
 

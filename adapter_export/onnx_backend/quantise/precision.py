@@ -234,7 +234,7 @@ def write_rewritten(model: ir.Model, base: OnnxBase, folder: Path, done: str) ->
             )
     paths = {site.name: site.path for site in base.sites}
     sites = tuple(replace(site, path=paths.get(site.name, site.path)) for site in made.sites.sites)
-    return replace(made, sites=replace(made.sites, sites=sites))
+    return replace(made, sites=replace(made.sites, sites=sites), lengths=base.lengths)
 
 
 def _opened(path: Path, base: OnnxBase, done: str) -> OnnxBase:
