@@ -6,6 +6,7 @@ import ast
 import copy
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from adapter_export.errors import BaseModelError, argument
+from adapter_export.errors import BaseModelError, RequestError, argument
 from adapter_export.format.axes import names
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.format.manifest import Axis, InputRecord, token_axis
@@ -291,6 +292,8 @@ Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 _MOST_TRIED = 512
 """The longest input on which program and module are compared."""
 
+_FAILURES: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, RequestError)
+
 _RELATIVE = 1e-3
 """How far outputs may lie apart, of the largest of them; two branches of a model lie much further apart."""
 
@@ -329,6 +332,9 @@ def tried(
     def agree(axis: str, length: int) -> bool:
         return _agree(live, program, inputs, {**usual, axis: length})
 
+    def computes(axis: str, length: int) -> bool:
+        return _computed(live, _tensors(inputs, {**usual, axis: length})) is not None
+
     found = {}
     for axis in free:
         also = [point for point in facts[axis].points() if point <= _MOST_TRIED and agree(axis, point)]
@@ -336,7 +342,13 @@ def tried(
         if 1 in lengths and not lengths.fixed and not agree(axis, 1):
             above = lengths.within(Lengths(_SMALLEST))
             lengths = lengths if above is None else above
-        for length in {lengths.minimum, lengths.at_most(_MOST_TRIED) or lengths.minimum} - {1, *also}:
+        top = lengths.at_most(_MOST_TRIED) or lengths.minimum
+        if not computes(axis, top):  # as RoBERTa's, which counts from behind the padding's row
+            tries = range(usual[axis] + 1, top)
+            longest = usual[axis] + bisect_left(tries, True, key=lambda length: not computes(axis, length))
+            lengths = lengths.within(Lengths(maximum=longest)) or lengths
+            top = lengths.maximum or top
+        for length in {lengths.minimum, top} - {1, *also}:
             if length <= _MOST_TRIED and not agree(axis, length):
                 raise BaseModelError(
                     "computes something else than the model once it is captured",
@@ -368,16 +380,20 @@ def _record(axis: str, facts: Facts, wanted: Bounds, also: Sequence[int] = ()) -
 
 def _agree(live: Run, program: Run, inputs: Sequence[InputRecord], shape: Mapping[str, int]) -> bool:
     """Return whether both compute the same, for inputs with padding where there is a mask."""
-    arrays = input_cases(inputs, seed=0, shapes=[shape])[-1].arrays
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = _tensors(inputs, shape)
     return _are_close(_computed(live, tensors), _computed(program, tensors))
+
+
+def _tensors(inputs: Sequence[InputRecord], shape: Mapping[str, int]) -> dict[str, Tensor]:
+    arrays = input_cases(inputs, seed=0, shapes=[shape])[-1].arrays
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _computed(run: Run, tensors: Mapping[str, Tensor]) -> Sequence[Tensor] | None:
     try:
         with torch.no_grad(), quiet():
             return run(tensors)
-    except LIBRARY_ERRORS:
+    except _FAILURES:
         return None
 
 
