@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-from adapter_export.errors import FormatError, RequestError, argument
+from adapter_export.errors import RequestError, argument
 from adapter_export.format.records import Different, Positive
 
 
@@ -27,15 +27,6 @@ class Lengths:
     maximum: Positive | None = None
     multiple_of: Positive = 1
     exceptions: Annotated[tuple[Positive, ...], Different()] = ()
-
-    def __post_init__(self) -> None:
-        ends = [end for end in (self.minimum, self.maximum) if end is not None]
-        if min(*ends, self.multiple_of) < 1 or not all(end in self for end in ends):
-            raise FormatError(
-                "are lengths that begin or end with one that is none of them",
-                found=f"{ends}, multiples of {self.multiple_of} without {list(self.exceptions)}",
-                expected="a `minimum` and a `maximum` that an axis may have",
-            )
 
     @classmethod
     def of(

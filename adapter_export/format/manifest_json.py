@@ -162,6 +162,15 @@ def _check_files(manifest: Manifest) -> None:
         _check_known(place, [adapter.onnx_adapter, adapter.safetensors, *source], listed)
         _check_known(f"{place}.golden.path", [adapter.golden.path], listed)
         _check_known(f"{place}.baked", {adapter.baked} - {None}, listed)
+    for axis, own in manifest.lengths.items():
+        ends = [end for end in (own.minimum, own.maximum) if end is not None]
+        if not all(end in own for end in ends):
+            raise FormatError(
+                "are lengths that begin or end with one that is none of them",
+                where=f"`$.lengths.{axis}`",
+                found=str(own),
+                expected="a `minimum` and a `maximum` that the axis may have",
+            )
     if manifest.text is not None and manifest.max_tokens is None:
         raise FormatError(
             "has a tokenizer, and does not say how long a text may be",

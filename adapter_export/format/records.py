@@ -151,7 +151,7 @@ def record_from_json(kind: type[Record], document: object, path: str = "$") -> R
     values = {key: _value(hints[key], value, f"{path}.{key}") for key, value in document.items()}
     try:
         return kind(**values)
-    except (AdapterError, FormatError) as error:  # what a record checks itself: that labels go with the type of a task
+    except AdapterError as error:  # what a record checks itself, such as that labels go with the type of a task
         raise FormatError(error.what, where=f"`{path}`", found=error.found, expected=error.expected) from error
 
 

@@ -322,7 +322,9 @@ def _tried(base: TorchBase, run: Run, wanted: Bounds, max_tokens: int | None) ->
     def program(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
         return list(base.run(tensors).values())
 
-    free = Lengths()
+    free, axis = Lengths(), token_axis(base.inputs)
+    if isinstance(axis, str):  # a table of positions may have rows that no token reads (RoBERTa)
+        wanted = {**wanted, axis: wanted.get(axis, free).within(Lengths(1, max_tokens)) or free}
     found = tried(run, program, base.inputs, facts, wanted)
     base = replace(base, lengths={axis: one for axis, one in found.items() if one != free})
     base = replace(base, lengths=_at_most(base, max_tokens))
