@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from sklearn.utils.class_weight import compute_class_weight
 from small_encoder import load_encoder
 from small_task import LABELS, examples, make_adapter, prepared, review_data, reviews, sites_of
@@ -96,6 +97,17 @@ def test_half_precision_learns_and_leaves_the_adapter_in_float32(base, data) -> 
     assert half.losses != full.losses
     assert half.losses == pytest.approx(full.losses, abs=0.02)
     assert {tensor.dtype for tensor in model.tensors().values()} == {torch.float32}
+
+
+def test_an_accelerator_of_the_program_has_no_part_in_it_and_stays(base, data) -> None:
+    """One in the midst of accumulation would leave steps out, and its precision would be taken."""
+    alone = train(prepared(base), data, replace(QUICK, precision="bf16"))
+    theirs = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    with theirs.accumulate():
+        assert not theirs.sync_gradients
+        beside = train(prepared(base), data, replace(QUICK, precision="bf16"))
+        assert (theirs.mixed_precision, theirs.gradient_accumulation_steps, theirs.sync_gradients) == ("no", 4, False)
+    assert beside.losses == alone.losses
 
 
 class TestTheMetricThatDecides:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
@@ -78,36 +78,51 @@ class Engine:
 
     @contextmanager
     def open(self) -> Iterator[Accelerator]:
-        """Prepare a run, and end it with its trackers.
-
-        An accelerator that the calling program has is taken as it is, and left open.
+        """Prepare a run, and end it with its trackers; an accelerator of the calling program is as it was before.
 
         Raises:
-            UsageError: that accelerator has another device or precision.
+            UsageError: the program has a group of processes on another device.
         """
         chosen = self._chosen
         if chosen.index is not None:
             torch.accelerator.set_device_index(chosen.index)
-        theirs = bool(AcceleratorState._shared_state)
-        what = "the program has an accelerator with another device or precision"
-        try:
+        with _fresh_state():
             accelerator = Accelerator(
                 cpu=chosen.type == "cpu",
                 mixed_precision=self.precision,
                 log_with=list(self.log_to) or None,
                 project_config=ProjectConfiguration(logging_dir=str(self.logs)),
             )
-        except ValueError as error:
-            raise UsageError(what, found=str(error).split("\n")[0], fix="make none, or give the same") from error
-        if accelerator.device.type != chosen.type:
-            raise UsageError(what, found=f"`{accelerator.device}`", expected=f"`{chosen}`", fix="make none")
-        try:
-            yield accelerator
-        finally:
-            for tracker in accelerator.trackers:
-                tracker.finish()
-            if not theirs:  # so that one program can train several times, each time in another precision
-                alone = accelerator.num_processes == 1
-                if not alone:  # torch cannot make a second group in the place of one that was destroyed
-                    atexit.register(accelerator.state.destroy_process_group)
-                AcceleratorState._reset_state(reset_partial_state=alone)
+            if accelerator.device.type != chosen.type:
+                raise UsageError(
+                    "the program has processes on another device",
+                    found=f"`{accelerator.device}`",
+                    expected=f"`{chosen}`",
+                    fix=f"give {argument('device', accelerator.device.type)}",
+                )
+            try:
+                yield accelerator
+            finally:
+                for tracker in accelerator.trackers:
+                    tracker.finish()
+
+
+@contextmanager
+def _fresh_state() -> Iterator[None]:
+    """Let accelerate begin anew: its precision, device and accumulation are one for all accelerators of a program.
+
+    A group of processes stays, because torch cannot make a second one in the place of the first.
+    """
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    states = (AcceleratorState, GradientState, *(() if grouped else (PartialState,)))
+    before = [dict(state._shared_state) for state in states]
+    for state in states:
+        state._shared_state.clear()
+    try:
+        yield
+    finally:
+        for state, old in zip(states, before, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(old)
+        if not grouped and torch.distributed.is_available() and torch.distributed.is_initialized():
+            atexit.register(torch.distributed.destroy_process_group)
