@@ -601,7 +601,7 @@ SOUNDS = {
         ),
         lambda: {"input_features": torch.randn(2, 24, 8), "decoder_input_ids": torch.randint(3, 50, (2, 5))},
     ),
-    "Moonshine streaming encoder": Model(4, _moonshine, values("input_values", 480)),
+    "Moonshine streaming encoder": Model(4, _moonshine, values("input_values", 480), lengths=("samples=480",)),
     "Parakeet encoder": Model(
         8,
         partial(

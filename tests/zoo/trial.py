@@ -35,6 +35,10 @@ MOST_TOKENS = 40
 """The positions of the models that have a table of them."""
 
 
+class LiveError(BaseModelError):
+    """The live module does not compute what was captured of it."""
+
+
 @dataclass
 class Outcome:
     """What happened to a model.
@@ -79,7 +83,7 @@ def examine(model: Model, folder: Path) -> Outcome:
         live = _off_live(bundle, base, module)
         outcome.error = max(live, *(float(each.absolute) for each in report.outputs))
     except AdapterExportError as error:
-        outcome.verdict = "wrong" if step == "check" else "refused"
+        outcome.verdict = "wrong" if step == "check" or isinstance(error, LiveError) else "refused"
         outcome.reason = f"`{step}`: {_words(error, folder)}"
         return outcome
     counted = len(sites.sublayers) == model.sublayers
@@ -171,8 +175,11 @@ def _cases(base: ae.Base, *, beyond: bool) -> list[dict[str, np.ndarray]]:
 
 def _live(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """What a copy returns: some models decide by their first input what they compute from then on."""
-    with settled(module), torch.no_grad():
-        return {name: value.numpy() for name, value in copy.deepcopy(module)(**tensors).items()}
+    try:
+        with settled(module), torch.no_grad():
+            return {name: value.numpy() for name, value in copy.deepcopy(module)(**tensors).items()}
+    except (RuntimeError, IndexError) as error:
+        raise LiveError("the live module does not take what the base takes", found=error) from error
 
 
 def _off_live(bundle: ae.Bundle, base: ae.Base, module: nn.Module) -> float:
@@ -191,9 +198,9 @@ def _off_live(bundle: ae.Bundle, base: ae.Base, module: nn.Module) -> float:
             compared, largest = compared + 1, max(largest, off)
             if off > 10 * TOLERANCE * max(1.0, float(np.abs(other).max())):
                 shape = ", ".join(f"`{key}` {list(array.shape)}" for key, array in arrays.items())
-                raise BaseModelError(f"the bundle is off the live module by {off:.0e} at {shape}, `{name}`")
+                raise LiveError(f"the bundle is off the live module by {off:.0e} at {shape}, `{name}`")
     if not compared:
-        raise BaseModelError("no output of the live module could be compared")
+        raise LiveError("no output of the live module could be compared")
     return largest
 
 
