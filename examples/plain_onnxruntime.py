@@ -131,7 +131,7 @@ def lengths_of(manifest: dict, axis: int | str) -> dict:
     """An axis with a number has that length alone, one with a name those of the record, or any."""
     ends = (axis, axis) if isinstance(axis, int) else (1, None)
     free = {"minimum": ends[0], "maximum": ends[1], "multiple_of": 1, "exceptions": []}
-    return manifest["lengths"].get(axis, free)
+    return free | manifest["lengths"].get(axis, {})  # what is not said there is free
 
 
 def classify(bundle: PlainBundle, text: str) -> None:

@@ -20,12 +20,13 @@ import pytest
 from clients import CPP_PACKAGES, EXAMPLES, Client, missing_cpp_packages, succeed, tool
 from heads import with_head
 from once import once
-from small_bundle import WIDTH, WORDS, build_small
+from small_bundle import LENGTHS, WIDTH, WORDS, build_small
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from toolchain import skip_or_fail
 
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.write import FLAVOURS
+from adapter_export.format.lengths import Lengths
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.heads import HeadOptions, make_head
@@ -121,6 +122,20 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers of width 16 with a tokenizer of 20 words, in every flavour, with a case of one token."""
     folder = tmp_path_factory.mktemp("small")
     return build_small(folder, None, ("input_ids", "attention_mask"), _tokenizer(), _fusion, ["topic"]).folder
+
+
+@pytest.fixture(scope="session")
+def length_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Lengths, Path]:
+    """The small base with a tokenizer, once of one length alone, once of multiples without one of them."""
+
+    def make(folder: Path) -> None:
+        for number, lengths in enumerate(LENGTHS):
+            (folder / str(number)).mkdir()
+            names = ("input_ids", "attention_mask")
+            build_small(folder / str(number), ["slots", "inputs"], names, _tokenizer(), lengths=lengths)
+
+    folder = once(tmp_path_factory, "lengths", make)
+    return {lengths: folder / str(number) / "bundle" for number, lengths in enumerate(LENGTHS)}
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,18 @@ import onnx
 from onnx import numpy_helper, parser, shape_inference
 
 from adapter_export.bundle.build import build_bundle
+from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.base import LENGTHS_KEY, OnnxBase, open_onnx
 from adapter_export.onnx_backend.runner import CutRunner
 
 WIDTH, INNER, WORDS, LAYERS = 16, 32, 20, 2
+LENGTHS = (Lengths(16, 16), Lengths(8, 40, 8, (24,)))
+"""Those of bases that take some lengths alone."""
 
 _LAYER = """
     q{n} = MatMul({x}, q{n}_weight)
@@ -121,6 +125,7 @@ def build_small(
     tokenizer: str | None = None,
     compose: Callable[..., Sequence[Adapter]] = lambda *_: (),
     bake: Sequence[str] = (),
+    lengths: Lengths | None = None,
 ) -> Built:
     """Two layers with random weights; `topic` is a Houlsby adapter, `tone` and `mood` are Pfeiffer adapters that fit
     the same slots, scaled by 2; each has a head.
@@ -132,8 +137,16 @@ def build_small(
         tokenizer: a `tokenizer.json` of at most `WORDS` tokens.
         compose: makes further adapters of these three.
         bake: the adapters with a graph of their own.
+        lengths: those that the base takes, as `capture` writes them: of a fixed one the axis is a number.
     """
-    model = parser.parse_model(_base_text(names))
+    text = _base_text(names)
+    if lengths is not None and lengths.fixed:
+        text = text.replace("tokens", str(lengths.minimum))
+    model = parser.parse_model(text)
+    if lengths is not None and not lengths.fixed:
+        model.metadata_props.add(
+            key=LENGTHS_KEY, value=json.dumps({"lengths": {"tokens": asdict(lengths)}, "pads": True})
+        )
     weights = _weights(np.random.default_rng(0))
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
     onnx.save(shape_inference.infer_shapes(model), folder / "base.onnx")
@@ -143,15 +156,15 @@ def build_small(
         make_adapter("tone", "pfeiffer", "relu", 2, base, 2.0),
         make_adapter("mood", "pfeiffer", "relu", 2, base, 2.0),
     ]
-    cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 1, "tokens": 65}, {"batch": 3, "tokens": 7}])
+    shapes = None if lengths else [{"batch": 1, "tokens": 65}, {"batch": 3, "tokens": 7}]
     manifest = build_bundle(
         base,
         [*adapters, *compose(*adapters)],
         folder / "bundle",
         references=CutRunner(base),
-        cases=cases,
+        cases=input_cases(base.inputs, seed=1, lengths=base.lengths, shapes=shapes),
         tokenizer=tokenizer,
-        max_tokens=None if tokenizer is None else 65,
+        max_tokens=None if tokenizer is None or lengths else 65,
         flavours=flavours,
         bake=bake,
     )

@@ -4,6 +4,7 @@
 #include <cctype>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
 #include "fault.hpp"
 #include "files.hpp"
@@ -238,8 +239,9 @@ std::string Lengths::text() const {
   auto found = std::to_string(minimum);
   if (!maximum) found += " or more";
   else if (*maximum != minimum) found += " to " + std::to_string(*maximum);
-  if (multiple_of > 1) found += ", multiples of " + std::to_string(multiple_of);
-  for (const auto each : exceptions) found += ", but not " + std::to_string(each);
+  if (multiple_of > 1 && maximum != minimum) found += ", multiples of " + std::to_string(multiple_of);
+  const char* before = ", but not ";
+  for (const auto each : exceptions) found += std::exchange(before, ", ") + std::to_string(each);
   return found;
 }
 

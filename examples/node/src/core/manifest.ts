@@ -224,7 +224,7 @@ export function nextLength(length: number, lengths: LengthsRecord): number | und
 /** Such as `64 to 512, multiples of 8, but not 72`. */
 export function lengthsText({ minimum = 1, maximum, multiple_of = 1, exceptions = [] }: LengthsRecord): string {
   const ends = maximum == null ? `${minimum} or more` : maximum === minimum ? `${minimum}` : `${minimum} to ${maximum}`;
-  const step = multiple_of > 1 ? `, multiples of ${multiple_of}` : "";
+  const step = multiple_of > 1 && maximum !== minimum ? `, multiples of ${multiple_of}` : "";
   return ends + step + (exceptions.length ? `, but not ${exceptions.join(", ")}` : "");
 }
 

@@ -1,0 +1,95 @@
+"""A base whose sites in torch are others than those of its exported graph is refused: names, numbers and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from once import once
+
+import adapter_export as ae
+from adapter_export.bundle.views import check_same_sites
+from adapter_export.errors import BaseModelError
+from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.runner import node_values
+
+Pair = tuple[ae.Base, OnnxBase]
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_bert_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A base, and the graph that was exported from it."""
+    base = ae.open_base(tiny_bert_archive)
+    folder = once(tmp_path_factory, "tiny_bert_graph", base.exported)
+    return base, open_onnx(folder / "exported" / "base.onnx")
+
+
+def _check(pair: Pair, in_torch: SiteMap, in_onnx: SiteMap) -> None:
+    base, exported = pair
+    check_same_sites(in_torch, replace(exported, sites=in_onnx), partial(node_values, base.torch), base.max_tokens)
+
+
+def _changed(at: int, **values: Any) -> Callable[[SiteMap], SiteMap]:
+    def change(sites: SiteMap) -> SiteMap:
+        found = list(sites.sites)
+        found[at] = replace(found[at], **values)
+        return replace(sites, sites=tuple(found))
+
+    return change
+
+
+def _without_last(sites: SiteMap) -> SiteMap:
+    return replace(sites, sites=sites.sites[:-1])
+
+
+def _swapped(sites: SiteMap) -> SiteMap:
+    first, second, *others = sites.sites
+    return replace(sites, sites=(second, first, *others))
+
+
+def _value_of_another(name: str) -> Callable[[SiteMap], SiteMap]:
+    """The same value of the next sublayer for that of the first, as wide and as good a name."""
+
+    def change(sites: SiteMap) -> SiteMap:
+        one, other = [at for at, site in enumerate(sites.sites) if site.x is not None][:2]
+        return _changed(one, **{name: getattr(sites.sites[other], name)})(sites)
+
+    return change
+
+
+def _other_result(sites: SiteMap) -> SiteMap:
+    return replace(sites, final=next(site.y for site in sites.sites if site.y is not None))
+
+
+FAULTS: dict[str, tuple[Callable[[SiteMap], SiteMap], str]] = {
+    "renamed": (_changed(1, name="layers.7.ffn"), "`layers.7.ffn`"),
+    "another role": (_changed(1, role="embeddings"), "embeddings"),
+    "another width": (_changed(1, width=3), "→ 3 of"),
+    "a value missing": (_changed(1, u=None), "found"),
+    "missing": (_without_last, "alone"),
+    "in another order": (_swapped, "found"),
+    **{f"another {name}": (_value_of_another(name), f"`, `{name}`") for name in "hxuy"},
+    "another result": (_other_result, "site `head`, `hidden`"),
+}
+
+
+def test_the_same_sites(pair: Pair) -> None:
+    base, exported = pair
+    assert len(base.sites.map.sites) > 4
+    _check(pair, base.sites.map, exported.sites)
+
+
+@pytest.mark.parametrize("where", ["torch", "ONNX"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_other_sites(pair: Pair, fault: str, where: str) -> None:
+    base, exported = pair
+    change, words = FAULTS[fault]
+    ours, theirs = base.sites.map, exported.sites
+    with pytest.raises(BaseModelError, match="the sites of the torch model are not those") as refused:
+        _check(pair, change(ours) if where == "torch" else ours, change(theirs) if where == "ONNX" else theirs)
+    assert words in str(refused.value)
