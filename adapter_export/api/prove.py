@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.base import Base, PathLike, open_tokenizer
 from adapter_export.api.bundles import folder_of, model_of, precision_of, runner_of, same_precision
 from adapter_export.api.option import Option
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import InputError, UsageError, argument
+from adapter_export.format.axes import names
 from adapter_export.format.labelled import Columns, read_texts
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from adapter_export.bundle.compare import Original
     from adapter_export.bundle.golden import Case
     from adapter_export.bundle.prove import Plan, Reference
     from adapter_export.bundle.report import Report
+    from adapter_export.format.manifest import Manifest
+    from adapter_export.numerics.runner import Arrays, Runner
     from adapter_export.runtime import Bundle
 
 OnStep = Callable[[int, int, str], None]
@@ -91,19 +97,56 @@ def _sides(
     from adapter_export.bundle.prove import Reference
     from adapter_export.bundle.texts import Contract
 
-    base = model_of(plan.bundle.manifest, against)
+    base = _of_record(model_of(plan.bundle.manifest, against), plan.bundle.manifest)
     path, contract = (
         str(base.path),
         Contract(base.tokenizer, base.texts, base.own_head, None if base.media is None else base.media.record.digest),
     )
     wanted = plan.bundle.numerics
+    live, not_live = _live(base) if None in plan.names else (None, None)
+
+    def reference(runner: Runner) -> Reference:
+        return Reference(path, runner, contract, base.inputs, base.lengths, live, not_live)
+
     with same_precision(base, wanted.precision, int8_embeddings=wanted.int8_tables) as runner:
         if texts is None and wanted.precision == precision_of(base):
-            yield Reference(path, runner, contract), None
+            yield reference(runner), None
             return
         cases = plan.cases if texts is None else _text_cases(plan, texts)
         inputs = "random inputs" if texts is None else f"{len(texts):,} texts"
-        yield Reference(path, runner, contract), Original(runner_of(base, allow_mismatch=True), cases, inputs)
+        yield reference(runner), Original(runner_of(base, allow_mismatch=True), cases, inputs)
+
+
+def _of_record(base: Base, manifest: Manifest) -> Base:
+    """Return the base; that of a folder captured as the bundle's was, where the folder alone gives other lengths."""
+    from adapter_export.bundle.invariants import check_record
+
+    if base.form != "folder" or base.path is None:
+        return base
+    alike = {record.name for record in base.inputs} == {record.name for record in manifest.inputs}
+    if alike and all(found.passed for found in check_record(manifest, base.inputs, base.lengths)):
+        return base
+    from adapter_export.torch_backend.base.huggingface import open_folder
+
+    named = {name for record in manifest.inputs for axis in record.axes for name in names(axis)}
+    lengths = {axis: own for axis, own in manifest.lengths.items() if axis in named}
+    try:
+        again = replace(base, model=open_folder(base.path, inputs=manifest.inputs, lengths=lengths))
+    except (InputError, UsageError):  # the report says what the base does not take
+        return base
+    return again if again.fingerprint == base.fingerprint else base
+
+
+def _live(base: Base) -> tuple[Callable[[Mapping[str, np.ndarray]], Arrays] | None, str | None]:
+    """Return what runs the live model of a folder, or why none can be run; neither for another base."""
+    if base.form != "folder" or base.path is None:
+        return None, None
+    from adapter_export.torch_backend.base.huggingface import live_folder
+
+    try:
+        return live_folder(base.path, base.torch), None
+    except InputError as error:
+        return None, error.message
 
 
 def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:

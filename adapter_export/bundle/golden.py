@@ -21,7 +21,7 @@ from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
 from adapter_export.numerics.runner import Arrays, Runner, Undefined, moved_by_rounding, run, undefined
-from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.numerics.sample_inputs import edge_cases, input_cases
 
 OnStep = Callable[[str], None]
 """Called after each step with what was done."""
@@ -81,7 +81,8 @@ def case_of(name: str, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputR
 def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> tuple[Case, ...]:
     """Return the matrix of shapes for a bundle: batch 1 and odd, one token, an odd number, many, and padded rows.
 
-    Where the manifest does not say how long a text may be, none is longer than the longest of the `known` cases.
+    Then come the edges of the lengths that it takes. Where the manifest does not say how long a text may be, none is
+    longer than the longest of the `known` cases.
     """
     longest: int | None = None
     if manifest.max_tokens is None:
@@ -89,6 +90,8 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
         lengths = (length for case in known for axis, length in case.axes.items() if axis not in batches)
         longest = max(lengths, default=None)
     cases = input_cases(manifest.inputs, seed=seed, lengths=manifest.lengths, max_tokens=longest)
+    there = {case.name for case in cases}
+    cases += [one for one in edge_cases(manifest.inputs, manifest.lengths, seed=seed) if one.name not in there]
     return tuple(case_of(case.name, case.arrays, manifest.inputs) for case in cases)
 
 

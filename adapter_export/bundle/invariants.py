@@ -23,12 +23,12 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import BaseModelError, FormatError, RequestError
 from adapter_export.format.axes import names as names_of
 from adapter_export.format.check_report import Form, InvariantRecord, verdict
-from adapter_export.format.lengths import axis_lengths
-from adapter_export.format.manifest import Axis, BankRecord, BankTensor, Manifest, MixRecord, token_axis
+from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
+from adapter_export.format.manifest import Axis, BankRecord, BankTensor, InputRecord, Manifest, MixRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Arrays
-from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, input_cases, outside_case
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY
 from adapter_export.onnx_backend.graft.bank import is_fillable
 from adapter_export.onnx_backend.runner import Pieces, weights_are_many
@@ -36,6 +36,7 @@ from adapter_export.onnx_backend.slots import read_plan
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.batches import padded_axes
 from adapter_export.runtime.graphs import FAILURES, run_session
+from adapter_export.runtime.inputs import check_inputs
 
 _SHOWN = 5
 """How many faults a message lists."""
@@ -76,6 +77,37 @@ def check_files(
             constants = _tensors_of(bundle.model(file), own)
             wrong = [slot for slot, tensor in own.items() if not same_bits(constants.get(slot), tensor)]
             yield _tensors_result("baked tensors", name, wrong, len(own))
+
+
+def check_outside(manifest: Manifest) -> Iterator[InvariantRecord]:
+    """The runtime refuses the lengths just outside of those that the base takes, axis by axis."""
+    for axis, own in manifest.lengths.items():
+        taken, refused = list[str](), list[str]()
+        for size in own.outside():
+            case = outside_case(manifest.inputs, axis, size, manifest.lengths, seed=0)
+            if case is None:
+                continue
+            try:
+                check_inputs(case.arrays, manifest.inputs, manifest.lengths)
+            except RequestError:
+                refused.append(str(size))
+            else:
+                taken.append(str(size))
+        capped = own.maximum is None or own.maximum > MOST_AT_EDGES
+        most = f"; inputs of up to {own.at_most(MOST_AT_EDGES) or own.minimum} are tried" if capped else ""
+        detail = f"takes {', '.join(taken)}" if taken else f"refuses {', '.join(refused) or 'no length'}"
+        yield InvariantRecord("lengths", axis, verdict(not taken), f"{own}: {detail}{most}")
+
+
+def check_record(manifest: Manifest, inputs: Sequence[InputRecord], lengths: Bounds) -> Iterator[InvariantRecord]:
+    """The bundle takes no length that its base, with these inputs and lengths, does not take."""
+    axes = {record.name: record.axes for record in inputs}
+    pairs = [pair for one in manifest.inputs for pair in zip(one.axes, axes.get(one.name, ()), strict=False)]
+    for own, its in dict.fromkeys(pairs):
+        known, there = axis_lengths(own, manifest.lengths), axis_lengths(its, lengths)
+        if there != Lengths():
+            detail = f"the bundle takes {known}, the base {there}"
+            yield InvariantRecord("lengths of the base", str(own), verdict(there.covers(known)), detail)
 
 
 def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:

@@ -6,7 +6,7 @@ golden vectors) and `build` and `add`, which verify what they have made before i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,9 @@ from adapter_export.bundle.invariants import (
     check_apart,
     check_files,
     check_native,
+    check_outside,
     check_proofs,
+    check_record,
     check_row_order,
     check_swap,
     check_weights_apart,
@@ -34,10 +36,20 @@ from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.sites import SiteProbe
 from adapter_export.bundle.texts import Contract, check_contract, replay
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
-from adapter_export.format.check_report import ComparisonRecord, Form, InvariantRecord, OutputRecord, SiteRecord, Split
+from adapter_export.format.check_report import (
+    ComparisonRecord,
+    Form,
+    InvariantRecord,
+    OutputRecord,
+    SiteRecord,
+    Split,
+    verdict,
+)
+from adapter_export.format.lengths import Bounds, axis_lengths
+from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.tasks import is_classified
 from adapter_export.numerics.budget import Budget
-from adapter_export.numerics.runner import DRAWS, Arrays, Runner
+from adapter_export.numerics.runner import DRAWS, Arrays, Runner, Undefined
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import Optimization, run_session
 
@@ -49,12 +61,26 @@ LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
 class Reference:
     """Another computation of what the bundle should compute, and the path of its model as it was given.
 
-    `contract` is what the model says of texts.
+    `contract` is what the model says of texts, `inputs` and `lengths` what it takes. `live` runs the model itself,
+    without an adapter, where the runner has a program that was captured from it; `not_live` says why it cannot.
     """
 
     path: str
     runner: Runner
     contract: Contract = field(default_factory=Contract)
+    inputs: Sequence[InputRecord] = ()
+    lengths: Bounds = field(default_factory=dict)
+    live: Callable[[Mapping[str, np.ndarray]], Arrays] | None = None
+    not_live: str | None = None
+
+    def takes(self, case: Case) -> bool:
+        """Return whether every axis of the inputs has a length that the model takes."""
+        return all(
+            size in axis_lengths(axis, self.lengths) or (size == 0 and record.role == "cache")
+            for record in self.inputs
+            if record.name in case.arrays
+            for axis, size in zip(record.axes, case.arrays[record.name].shape, strict=False)
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +112,8 @@ class Plan:
         """The one case for what is not tried at every shape: the padded one, or else the largest."""
         stored = [case for golden in self.golden for case in golden.cases]
         return max(
-            self.cases or stored, key=lambda case: (case.real is not None, sum(a.size for a in case.arrays.values()))
+            self.cases or stored,
+            key=lambda case: (case.real is not None, case.batch, sum(a.size for a in case.arrays.values())),
         )
 
     @property
@@ -283,13 +310,15 @@ def _compare_own(
 
 def steps(plan: Plan, reference: Reference | None, original: Original | None = None) -> int:
     """Return how many steps `prove` takes."""
+    lived = len(plan.cases) if reference and reference.live and None in plan.names else 0
+    plan = _taken(plan, reference)
     runs = len(plan.names) * len(plan.cases) if reference else 0
     measured = reference and plan.bundle.allowance(plan.cases or (plan.probe,)).error(reference.runner)
     planned = [
         *plan.golden,
         *(replace(golden, cases=plan.cases, against="reference") for golden in plan.golden if reference),
     ]
-    total = runs * (1 + DRAWS) if measured else runs
+    total = lived + (runs * (1 + DRAWS) if measured else runs)
     for graph in plan.graphs:
         total += len(trials(plan, graph, planned)) + (0 if plan.quick else len(_mixed(plan, graph)))
     if "slots" in plan.flavours and not plan.quick:
@@ -310,7 +339,7 @@ def prove(
         InputError: the bundle or the reference cannot be run.
         NothingComparedError: there are no inputs for `original`.
     """
-    bundle = plan.bundle
+    bundle, whole, plan = plan.bundle, plan, _taken(plan, reference)
     expected, cases = [*plan.golden], plan.cases or (plan.probe,)
     if reference is not None:
         allowance = bundle.allowance(cases)
@@ -324,6 +353,10 @@ def prove(
     if not plan.quick:
         computed = [golden for golden in expected if golden.against == "reference"]
         tolerance = Tolerance.of(bundle.allowance(cases), bundle.manifest, computed)
+        invariants += check_outside(bundle.manifest)
+        if reference is not None:
+            invariants += check_record(bundle.manifest, reference.inputs, reference.lengths)
+            invariants += _live(whole, reference, original, expected, tolerance, on_step)
     for graph in plan.graphs:
         outputs += run_trials(graph, trials(plan, graph, expected), on_step)
         invariants += _invariants(plan, graph, tolerance, on_step)
@@ -364,6 +397,61 @@ def prove(
         agreements=None if original is None else agreements(bundle, plan.names, original, on_step),
         effects=() if plan.quick else effects(bundle, plan.adapters),
     )
+
+
+def _taken(plan: Plan, reference: Reference | None) -> Plan:
+    """Leave out the cases that the reference does not take, which are those of a record that is wider than its own."""
+    return plan if reference is None else replace(plan, cases=tuple(filter(reference.takes, plan.cases)))
+
+
+def _live(
+    plan: Plan,
+    reference: Reference,
+    original: Original | None,
+    expected: Sequence[Golden],
+    tolerance: Tolerance,
+    on_step: OnStep,
+) -> Iterator[InvariantRecord]:
+    """Compare the base with the model itself, case by case: what was captured may be right at some lengths only.
+
+    For a bundle in another precision that is the base as it was.
+    """
+    if reference.not_live is not None:
+        yield InvariantRecord("live model not compared", BASE, "passed", reference.not_live)
+    if reference.live is None or None not in plan.names:
+        return
+    session, bundle = plan.bundle.runtime_session(), plan.bundle
+    same = original is None or bundle.numerics.precision == "fp32"
+    vague = {
+        case.name: undefined
+        for golden in expected
+        if golden.adapter is None
+        for case, undefined in zip(golden.cases, golden.undefined, strict=False)
+    }
+    for case in plan.cases:
+        try:
+            live = reference.live(case.arrays)
+            found = session.run(case.arrays) if same or original is None else original.runner.run(case.arrays, None)
+            faults = list(_apart(case, found, live, vague.get(case.name, {}), tolerance))
+        except RequestError as error:
+            faults = [f"{error.what}: {error.found}"]
+        sizes = ", ".join(f"{axis} {size}" for axis, size in case.axes.items())
+        detail = f"{sizes}: {'; '.join(faults) or 'every output, within the budget'}"
+        yield InvariantRecord("live model", case.name, verdict(not faults), detail)
+        on_step(f"{BASE}, {case.name}: live model")
+
+
+def _apart(case: Case, found: Arrays, live: Arrays, vague: Undefined, tolerance: Tolerance) -> Iterator[str]:
+    """Yield the faults of each output; padding that the model does not define is not compared."""
+    golden = Golden(None, [case], [live], {}, "", undefined=[vague])
+    for name, wanted in live.items():
+        if name not in found:
+            yield f"no output `{name}`"
+            continue
+        for _, elements in golden.parts(0, name):
+            if elements is None or elements.any():
+                result = compare(found[name], wanted, tolerance(None, name, wanted), where=elements)
+                yield from (f"`{name}`: {fault}" for fault in result.faults)
 
 
 def _left_out(expected: Sequence[Golden]) -> Iterator[InvariantRecord]:

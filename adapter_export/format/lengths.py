@@ -90,17 +90,22 @@ class Lengths:
             (*self.exceptions, *other.exceptions),
         )
 
-    def edges(self, most: int) -> tuple[list[int], list[int]]:
-        """Return lengths at both sides of every edge: those that are in the record, and those that are not.
+    def covers(self, other: Lengths) -> bool:
+        """Return whether each length of another record is one of these."""
+        both = self.within(other)
+        return both is not None and (both == other or other.fixed)
 
-        The edges are the smallest length, the largest up to `most`, and each exception.
-        """
+    def edges(self, most: int) -> list[int]:
+        """Return the smallest, the largest up to `most`, and the neighbours of each exception up to there."""
         last = self.at_most(most) or self.minimum
-        corners = [self.minimum, last, *self.exceptions]
-        around = {corner + step for corner in corners for step in (-self.multiple_of, -1, 0, 1, self.multiple_of)}
-        tried = sorted(length for length in around if length >= 1 and (length <= most or length == last + 1))
-        inside = [length for length in tried if length in self]
-        return inside, [length for length in tried if length not in self]
+        around = [end for one in self.exceptions for end in (self.at_most(one - 1), self.at_least(one + 1))]
+        return sorted({self.minimum, last, *(end for end in around if end is not None and end <= last)})
+
+    def outside(self) -> list[int]:
+        """Return lengths that are just not in the record: at its ends, between multiples, and the exceptions."""
+        above = [] if self.maximum is None else [self.maximum + 1]
+        near = {self.minimum - 1, self.minimum + 1, *above, *self.exceptions}
+        return sorted(length for length in near if length >= 1 and length not in self)
 
 
 Bounds = Mapping[str, Lengths]

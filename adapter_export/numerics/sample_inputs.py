@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,25 +59,66 @@ def input_cases(
     return _unique([*cases, *_padded(inputs, cases)])
 
 
+MOST_AT_EDGES = 512
+"""The longest input of `edge_cases`, unless the smallest that a base takes is longer."""
+
+_MOST_NUMBERS = 2**22
+
+
+def edge_cases(inputs: Sequence[InputRecord], lengths: Bounds, *, seed: int) -> list[InputCase]:
+    """Make inputs of batch 1 at the edges of lengths: the smallest, the largest, beside each exception.
+
+    Other axes are as near to that as they may be. With a cache, the new tokens are as many, and then a single one
+    behind a past. There are none without lengths.
+    """
+    batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
+    ends = {size for axis, own in lengths.items() if axis not in batch_axes for size in own.edges(MOST_AT_EDGES)}
+    steps = [(0, size) for size in sorted(ends)] + [(size - 1, 1) for size in sorted(ends) if past and size > 1]
+    shapes = _fitting([_sized(inputs, lengths, 1, size, behind) for behind, size in steps], lengths)
+    return input_cases(inputs, seed=seed, shapes=shapes)[: len(shapes)]
+
+
+def outside_case(
+    inputs: Sequence[InputRecord], axis: str, size: int, lengths: Bounds, *, seed: int
+) -> InputCase | None:
+    """Make inputs of a length that an axis may not have, all others as they may be; none if they would be too large."""
+    shape = _sized(inputs, lengths, 1, 1, 0)
+    first, *others = sorted(names(axis), key=lambda name: name not in _past_axes(inputs))
+    shape[first] = size - sum(shape[name] for name in others)
+    largest = max(math.prod(length(each, shape) for each in record.axes) for record in inputs)
+    if shape[first] < (0 if others else 1) or largest > _MOST_NUMBERS:
+        return None
+    return input_cases(inputs, seed=seed, shapes=[shape])[0]
+
+
 def _shape_matrix(inputs: Sequence[InputRecord], lengths: Bounds, max_tokens: int | None) -> list[Shape]:
-    batch_axes = {record.axes[0] for record in inputs if record.axes and isinstance(record.axes[0], str)}
-    named = _named(inputs)
-    past = _past_axes(inputs)
+    batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
     longest = max_tokens or max(LENGTHS)
-    sizes = dict.fromkeys(min(length, longest) for length in LENGTHS) if set(named) - batch_axes else (1,)
+    sizes = dict.fromkeys(min(length, longest) for length in LENGTHS) if set(_named(inputs)) - batch_axes else (1,)
     batches = BATCHES if batch_axes else (1,)
     steps = [(0, size) for size in sizes] + [(size, 1) for size in sizes if past and size < longest]
-    shapes: list[Shape] = [
-        {
-            axis: behind if axis in past else axis_lengths(axis, lengths).near(batch if axis in batch_axes else size)
-            for axis in named
-        }
-        for behind, size in steps
-        for batch in batches
-    ]
-    sums = [axis for axis in lengths if axis not in named]  # of which the whole must fit, too
+    shapes = [_sized(inputs, lengths, batch, size, behind) for behind, size in steps for batch in batches]
+    return _fitting(shapes, lengths)
+
+
+def _sized(inputs: Sequence[InputRecord], lengths: Bounds, batch: int, size: int, behind: int) -> dict[str, int]:
+    """A length for each axis, as near to a size as the base takes one; `behind` is that of the past."""
+    batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
+    return {
+        axis: behind if axis in past else axis_lengths(axis, lengths).near(batch if axis in batch_axes else size)
+        for axis in _named(inputs)
+    }
+
+
+def _fitting(shapes: Sequence[Shape], lengths: Bounds) -> list[Shape]:
+    """Each shape once, without those in which a sum of axes has a length that the base does not take."""
+    sums = [axis for axis in lengths if len(names(axis)) > 1]
     fitting = [shape for shape in shapes if all(length(axis, shape) in lengths[axis] for axis in sums)]
     return list({_name(shape): shape for shape in fitting}.values())
+
+
+def _batch_axes(inputs: Sequence[InputRecord]) -> set[str]:
+    return {record.axes[0] for record in inputs if record.axes and isinstance(record.axes[0], str)}
 
 
 def _named(inputs: Sequence[InputRecord]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -188,3 +189,22 @@ def test_what_differs_from_the_reference_fails(built: Built, change: str, fault:
         f"adapter-export check {built.folder} --against other.onnx --only base --case batch1_tokens1"
     )
     validate(json.loads(json.dumps(report.to_json(), allow_nan=False)), "check-report")
+
+
+def test_a_live_model_that_differs_at_a_length_fails(built: Built) -> None:
+    runner = CutRunner(built.base)
+
+    def live(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = runner.run(inputs, None)
+        off = np.float32(0.5 if inputs["ids"].shape[1] == 65 else 0)
+        return {name: value + off for name, value in outputs.items()}
+
+    reference, seen = Reference("folder", runner, live=live), list[str]()
+    plan = plan_check(built.folder, only=("base",))
+    report = prove(plan, reference, seen.append)
+    assert len(seen) == steps(plan, reference)
+    failed = [(one.name, one.subject) for one in report.invariants if not one.passed]
+    assert failed == [("live model", "batch1_tokens65"), ("live model", "batch3_tokens65")]
+    assert len([one for one in report.invariants if one.name == "live model"]) == len(plan.cases)
+    (line,) = {one.detail for one in report.invariants if one.subject == "batch1_tokens65"}
+    assert "tokens 65: `hidden`: the largest error 0.5 is over the budget" in line

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from schemas import validate
 
@@ -50,10 +51,31 @@ def test_a_bundle_is_what_its_archive_computes(cli, bundle: Path, model: Path) -
 
 
 def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path) -> None:
-    document = cli.json("check", bundle, "--against", hf_folder, "--only", "topic")
+    document = cli.json("check", bundle, "--against", hf_folder, "--only", "topic", "--only", "base")
     assert document["verdict"] == "passed"
     assert document["against"] == str(hf_folder)
     assert document["reference"].startswith("torch")
+    cases = {result["case"] for result in document["outputs"] if result["against"] == "reference"}
+    assert "batch1_sequence80" in cases, "the edge of its lengths"
+    found = [(each["name"], each["subject"], each["detail"]) for each in document["invariants"]]
+    assert {subject for name, subject, _ in found if name == "live model"} == cases
+    assert ("lengths", "sequence", "1 to 80: refuses 81") in found
+    assert ("lengths of the base", "sequence", "the bundle takes 1 to 80, the base 1 to 80") in found
+
+
+def test_a_bundle_that_takes_more_than_its_base_fails(cli, bundle: Path, hf_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = read_manifest(copy)
+    (copy / "manifest.json").unlink()
+    write_manifest(replace(manifest, lengths={"sequence": Lengths(1, 81)}), copy)
+    done = cli("check", copy, "--against", hf_folder, "--only", "base", "--json")
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    failed = {
+        (one["name"], one["subject"]): one["detail"] for one in document["invariants"] if one["verdict"] == "failed"
+    }
+    assert failed["lengths of the base", "sequence"] == "the bundle takes 1 to 81, the base 1 to 80"
+    assert failed["live model", "batch1_sequence81"].startswith("batch 1, sequence 81: ")
 
 
 def test_a_bundle_of_an_onnx_base_is_what_the_base_computes(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:

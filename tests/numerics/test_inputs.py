@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from adapter_export.errors import UsageError
+from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import InputRecord
-from adapter_export.numerics.sample_inputs import InputCase, input_cases
+from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, InputCase, edge_cases, input_cases, outside_case
 
 AXES = ("batch", "tokens")
 IDS = InputRecord("input_ids", "int64", AXES, "ids", 1000)
@@ -96,6 +97,38 @@ def test_a_single_row_is_padded_to_half() -> None:
     mask = InputRecord("mask", "int64", (1, "tokens"), "mask")
     (padded,) = (case for case in input_cases((mask,), seed=0) if case.name.endswith("_padded"))
     np.testing.assert_array_equal(padded.arrays["mask"], [[1, 1, 1, 1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "inside", "outside"),
+    [
+        (Lengths(1, 28), [1, 28], [29]),
+        (Lengths(8, 4096, 8), [8, MOST_AT_EDGES], [7, 9, 4097]),
+        (Lengths(2, None, 1, (32,)), [2, 31, 33, MOST_AT_EDGES], [1, 32]),
+        (Lengths(704, 704), [704], [703, 705]),
+    ],
+)
+def test_the_edges_of_lengths_are_tried_and_what_lies_outside(
+    lengths: Lengths, inside: list[int], outside: list[int]
+) -> None:
+    bounds = {"tokens": lengths}
+    assert shapes(edge_cases(TEXT, bounds, seed=0), "input_ids") == [(1, size) for size in inside]
+    assert lengths.outside() == outside
+    cases = [outside_case(TEXT, "tokens", size, bounds, seed=0) for size in outside]
+    assert shapes([one for one in cases if one is not None], "input_ids") == [(1, size) for size in outside]
+    assert edge_cases(TEXT, {}, seed=0) == []
+
+
+def test_a_full_cache_is_an_edge() -> None:
+    cache = InputRecord("past", "float32", ("batch", "past", 2), "cache", next="present")
+    inputs, own = (IDS, cache, InputRecord("mask", "int64", ("batch", "past + tokens"), "mask")), Lengths(1, 20)
+    bounds = {"tokens": own, "past + tokens": own}
+    found = edge_cases(inputs, bounds, seed=0)
+    assert shapes(found, "mask") == [(1, 1), (1, 20), (1, 20)]
+    assert shapes(found, "past")[-1] == (1, 19, 2)
+    beyond = outside_case(inputs, "past + tokens", 21, bounds, seed=0)
+    assert beyond is not None
+    assert beyond.arrays["past"].shape == (1, 20, 2)
 
 
 def test_given_shapes_take_the_place_of_the_matrix() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_log
 
-from adapter_export.errors import BaseModelError, FileError, InputError, argument, within
+from adapter_export.errors import BaseModelError, FileError, InputError, RequestError, UsageError, argument, within
 from adapter_export.format.files import read_json
 from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
@@ -30,7 +31,7 @@ from adapter_export.format.model_config import CLASS_TYPES, Generation, class_ty
 from adapter_export.graph.tasks import MEDIA_TYPES, Task
 from adapter_export.text import tokenizer_digest
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
-from adapter_export.torch_backend.base.capture import AxisNames, Inputs, most_tokens
+from adapter_export.torch_backend.base.capture import AxisNames, Inputs, live, most_tokens
 from adapter_export.torch_backend.base.folder_inputs import prepared_by
 from adapter_export.torch_backend.base.inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head, with_tokenizer
@@ -212,12 +213,39 @@ def _generation(model: Any, folder: Path) -> Generation:
     )
 
 
-def open_folder(folder: Path) -> TorchBase:
-    """Open the model of a Hugging Face folder as a base; errors are those of `capture_folder`."""
+def open_folder(folder: Path, *, inputs: Sequence[InputRecord] = (), lengths: Bounds | None = None) -> TorchBase:
+    """Open the model of a Hugging Face folder as a base; arguments and errors are those of `capture_folder`."""
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         path = Path(temporary) / "base.pt"
-        capture_folder(folder, path)
+        capture_folder(folder, path, inputs=inputs, lengths=lengths)
         return load_base(path)
+
+
+def live_folder(folder: Path, base: TorchBase) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return what runs the folder's model as transformers does, and not as it was captured as a base.
+
+    It gives the outputs by the names of the base's, or raises RequestError for inputs that the model cannot compute.
+
+    Raises:
+        BaseModelError: the model cannot be opened, or cannot be run with inputs of these names.
+    """
+    sentences = read_sentence_folder(folder)
+    model, _ = _open_base(folder if sentences is None else sentences.model)
+    try:
+        run = live(model, {record.name: torch.empty(0) for record in base.inputs})
+    except UsageError as error:
+        raise BaseModelError(error.what, found=error.found, expected=error.expected) from error
+
+    def arrays(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        try:
+            with torch.no_grad(), quiet(), _quiet_transformers():
+                values = run(tensors)
+        except LIBRARY_ERRORS as error:
+            raise RequestError("the live model cannot compute these inputs", found=first_line(error)) from error
+        return {record.name: value.numpy() for record, value in zip(base.outputs, values, strict=True)}
+
+    return arrays
 
 
 def _own_head(
