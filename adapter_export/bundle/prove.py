@@ -439,6 +439,7 @@ def _live(
         detail = f"{sizes}: {'; '.join(faults) or 'every output, within the budget'}"
         yield InvariantRecord("live model", case.name, verdict(not faults), detail)
         on_step(f"{BASE}, {case.name}: live model")
+    bundle.close(bundle.manifest.graphs["slots"], LEVEL)  # the weights are not to be in memory twice
 
 
 def _apart(case: Case, found: Arrays, live: Arrays, vague: Undefined, tolerance: Tolerance) -> Iterator[str]:
