@@ -205,6 +205,8 @@ class Ancestry:
                 mixed |= read.mixed
                 multiplied |= read.multiplied
                 straight |= read.straight
+            if node.epilogue == "rescale":  # its scales are computed from what the product read, and hold nothing of it
+                straight = 0
             if node.multiplies:
                 multiplied, straight = multiplied | everything, 0
                 weighted |= everything if node.weighted else 0
