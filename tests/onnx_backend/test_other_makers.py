@@ -148,6 +148,18 @@ def test_a_sum_of_three_is_opened(tmp_path: Path, order: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+def test_the_scale_of_a_dynamic_quantisation_is_no_value_of_the_stream(tmp_path: Path) -> None:
+    """Otherwise `h`, the product times the scale, would look like a part of the stream, and be no sublayer."""
+    quantised = "q, s, z = DynamicQuantizeLinear(x) m = MatMulInteger(q, eight, z) c = Cast <to = 1> (m) f = Mul(c, s)"
+    model = parsed(f"{quantised} y = Add(x, f)", opset=17)
+    eight = np.random.default_rng(0).integers(-100, 100, (16, 16)).astype(np.int8)
+    model.graph.initializer.append(numpy_helper.from_array(eight, "eight"))
+    shaped = [helper.make_tensor_value_info("f", onnx.TensorProto.FLOAT, ["batch", "tokens", 16])]
+    model.graph.value_info.extend(shaped)  # so that nothing is inferred
+    base = open_onnx(saved(tmp_path, model))
+    assert [(site.name, site.h) for site in base.sites.sublayers] == [("layers.0.ffn", "f")]
+
+
 _FFN = "f = MatMul(x, w) y = Add(x, f)"
 _BRANCH = "then_branch = t () => (float[batch, tokens, 16] p) { p = MatMul(x, w) }"
 _OTHER = "else_branch = e () => (float[batch, tokens, 16] n) { n = Neg(x) }"
