@@ -23,9 +23,7 @@ from adapter_export.errors import (
     argument,
     command,
 )
-from adapter_export.format.axes import narrowed
 from adapter_export.format.lengths import Fit, parse_lengths
-from adapter_export.format.manifest import token_lengths
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -147,16 +145,22 @@ class Base:
         """The lengths that its dynamic axes may have; one that is not here may have any."""
         if self.genai is None:
             return self.model.lengths
+        from adapter_export.format.axes import narrowed
+
         return narrowed(self.inputs, self.model.lengths, self.genai.max_tokens) or self.model.lengths
 
     @property
     def max_tokens(self) -> int | None:
         """The most tokens that it takes, if that is known."""
+        from adapter_export.format.manifest import token_lengths
+
         return token_lengths(self.inputs, self.lengths).maximum
 
     @property
     def fit(self) -> Fit | None:
         """The number of tokens to which a text is filled up; none for a base that takes every length."""
+        from adapter_export.format.manifest import token_lengths
+
         tokens = token_lengths(self.inputs, self.lengths)
         return None if tokens.unbroken else Fit(tokens, self.model.pads)
 

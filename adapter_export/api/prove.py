@@ -13,7 +13,6 @@ from adapter_export.api.base import Base, PathLike, open_tokenizer
 from adapter_export.api.bundles import folder_of, model_of, precision_of, runner_of, same_precision
 from adapter_export.api.option import Option
 from adapter_export.errors import InputError, UsageError, argument
-from adapter_export.format.axes import names
 from adapter_export.format.labelled import Columns, read_texts
 
 if TYPE_CHECKING:
@@ -126,6 +125,7 @@ def _of_record(base: Base, manifest: Manifest) -> Base:
     alike = {record.name for record in base.inputs} == {record.name for record in manifest.inputs}
     if alike and all(found.passed for found in check_record(manifest, base.inputs, base.lengths)):
         return base
+    from adapter_export.format.axes import names
     from adapter_export.torch_backend.base.huggingface import open_folder
 
     named = {name for record in manifest.inputs for axis in record.axes for name in names(axis)}

@@ -58,8 +58,15 @@ class InputRecord:
 
 
 def token_axis(inputs: Sequence[InputRecord]) -> Axis | None:
-    """Return the axis of the tokens of a text: that of `input_ids`, or the only one that ids have; else none."""
+    """Return the axis of the tokens of a text: that of `input_ids`, or the only one that ids have; else none.
+
+    Where there are no ids, vectors [batch, tokens, width] stand for them.
+    """
     ids = {record.name: record.axes[1] for record in inputs if record.role == "ids" and len(record.axes) == 2}
+    if not ids:
+        shapes = (record.axes for record in inputs if record.role == "values" and len(record.axes) == 3)
+        vectors = {tokens for _, tokens, width in shapes if isinstance(tokens, str) and isinstance(width, int)}
+        return vectors.pop() if len(vectors) == 1 else None
     return ids.get("input_ids", next(iter(ids.values())) if len(set(ids.values())) == 1 else None)
 
 

@@ -116,7 +116,6 @@ FAULTS = {
     ),
     "a tokenizer that keeps accents": (_tokenizer(lambda d: d["normalizer"].update(strip_accents=False)), "`french`"),
     "a tokenizer without special tokens": (_tokenizer(lambda d: d.update(post_processor=None)), "`plain`"),
-    "100 tokens": (_manifest(lambda d: d["lengths"]["sequence"].update(maximum=100)), "`cut`"),
     "another limit of an adapter": (
         _manifest(lambda d: _adapter(d, "topic")["task"].update(max_tokens=LIMIT + 1)),
         "`cut`",
@@ -143,6 +142,14 @@ def test_a_planted_fault(client: Client, tampered: Path, fault: str) -> None:
     assert done.returncode == 1, done.stdout
     assert "golden texts differ" in done.stderr
     assert words in done.stderr
+
+
+def test_a_record_with_fewer_tokens_than_the_golden_texts_have(client: Client, tampered: Path) -> None:
+    _manifest(lambda d: d["lengths"]["sequence"].update(maximum=100))(tampered)
+    done = client.call("verify", tampered)
+    assert done.returncode, done.stdout
+    assert "120" in done.stderr
+    assert "1 to 100" in done.stderr
 
 
 def test_texts_that_a_library_reads_otherwise(client: Client, tampered: Path) -> None:

@@ -278,7 +278,7 @@ def test_a_mixture_of_experts(tmp_path: Path) -> None:
         found = base.torch.run(inputs)["last_hidden_state"]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert base.sites.map.coverage.unplaced == ()
-    assert base.sites.not_placed == ("layers.0.mlp.experts",)  # in a sublayer, and no linear layer
+    assert base.sites.not_placed == ("layers.0.mlp.gate", "layers.0.mlp.experts")  # in a sublayer, and no linear sites
     assert [site.name for site in base.sites.map.sublayers] == ["layers.0.attention", "layers.0.ffn"]
 
 

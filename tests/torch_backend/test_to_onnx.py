@@ -15,7 +15,7 @@ from small_encoder import load_encoder
 from torch import Tensor, nn
 
 from adapter_export.errors import BaseModelError, OutputExistsError, WriteError
-from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, open_onnx
+from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, LENGTHS_KEY, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.base.base import TorchBase, base_of, load_base, save_base
 from adapter_export.torch_backend.base.to_onnx import OPSET, export_onnx, to_onnx
@@ -71,7 +71,7 @@ def test_minilm_is_small_beside_its_weights(minilm: TorchBase, minilm_graph: Pat
     model = onnx.load(minilm_graph, load_external_data=False)
     assert model.ir_version <= 10
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
-    assert [entry.key for entry in model.metadata_props] == [FINGERPRINT_KEY]
+    assert [entry.key for entry in model.metadata_props] == [FINGERPRINT_KEY, LENGTHS_KEY]
     keys = {entry.key for node in model.graph.node for entry in node.metadata_props}
     assert keys == {"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"}
     assert b"site-packages" not in minilm_graph.read_bytes()

@@ -262,7 +262,8 @@ def save_base(
         example = {axis: own.within(Lengths(1, max_tokens)) or own for axis, own in (lengths or {}).items()}
         program, named = capture(module, example_inputs, axes, example)
         note = CaptureNote(named, model_type=model_type(module))
-        base, said = _tried(_describe(program, note, tokenizer, program._guards_code), run, lengths or {}, max_tokens)
+        described = _describe(program, note, tokenizer, program._guards_code)
+        base, said = _tried(described, run, lengths or {}, max_tokens, most_tokens(module))
         note = replace(note, lengths=dict(base.lengths), pads=base.pads)
         head, notes = (None, ()) if own_head is None else own_head(base)
         note = replace(note, notes=(*said, *notes, *texts[1], *media[1], *_unreached(program, named)))
@@ -313,8 +314,13 @@ def _at_most(base: TorchBase, tokens: int | None) -> Bounds:
     return found
 
 
-def _tried(base: TorchBase, run: Run, wanted: Bounds, max_tokens: int | None) -> tuple[TorchBase, tuple[str, ...]]:
-    """The base with the lengths that were found by trying, and notes on what the model takes and the base does not."""
+def _tried(
+    base: TorchBase, run: Run, wanted: Bounds, max_tokens: int | None, usual: int | None
+) -> tuple[TorchBase, tuple[str, ...]]:
+    """The base with the lengths that were found by trying, and notes on what the model takes and the base does not.
+
+    `usual` is the longest input that the model's configuration names.
+    """
     if any(record.role == "cache" for record in base.inputs):
         return replace(base, lengths=_at_most(base, max_tokens)), ()
     facts = facts_of(base.program, {record.name: record.axes for record in base.inputs})
@@ -333,7 +339,7 @@ def _tried(base: TorchBase, run: Run, wanted: Bounds, max_tokens: int | None) ->
     for axis, own in found.items():
         asked = wanted.get(axis, free)
         if axis == token_axis(base.inputs):
-            asked = asked.within(Lengths(1, max_tokens)) or asked
+            asked = asked.within(Lengths(1, usual if max_tokens is None else max_tokens)) or asked
         if own.within(asked) != asked:
             other = argument("lengths", [f"{axis}=128"], option="axis", words=f"{axis}=128")
             notes.append(

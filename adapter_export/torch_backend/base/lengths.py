@@ -411,7 +411,7 @@ def _are_close(expected: Sequence[Tensor] | None, found: Sequence[Tensor] | None
 
 
 def _scale(values: Tensor) -> float:
-    finite = values[torch.isfinite(values)]
+    finite = values.detach()[torch.isfinite(values)]
     return float(finite.double().abs().max()) if finite.numel() else 0.0
 
 
