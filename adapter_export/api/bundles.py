@@ -130,7 +130,7 @@ def build(
     if own is not None:
         _check_apart(own, chosen)
         chosen = (*chosen, own)
-    if opened.is_onnx and not opened.lengths:
+    if opened.is_onnx and not opened.lengths and max_tokens is None:
         opened = _tried(opened, say)
     known = opened.max_tokens
     longest = max_tokens or known

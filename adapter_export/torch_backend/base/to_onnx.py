@@ -171,6 +171,10 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
             continue
+        if node.target in _RESHAPES and _keeps_shape(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
+            continue
         if node.target in _CONVERSIONS:
             source, dtype = node.args[0], node.meta["val"].dtype
             if source.meta["val"].dtype == dtype and all(user.op != "output" for user in node.users):
@@ -198,6 +202,12 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
         constants=program.constants,
         verifiers=program.verifiers,
     )
+
+
+def _keeps_shape(node: torch.fx.Node) -> bool:
+    """Whether a reshape does nothing; fusions of attention are not found around one."""
+    before, after = ([str(size) for size in each.meta["val"].shape] for each in (node.all_input_nodes[0], node))
+    return before == after and all(user.op != "output" for user in node.users)
 
 
 def _returns(node: torch.fx.Node) -> bool:
