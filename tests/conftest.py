@@ -7,9 +7,13 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 from once import once
 from toolchain import skip_or_fail
+
+hypothesis.settings.register_profile("project", deadline=None)  # the machine may do something else
+hypothesis.settings.load_profile("project")
 
 
 def pytest_collection_finish() -> None:
