@@ -298,12 +298,16 @@ _RELATIVE = 1e-3
 """How far outputs may lie apart, of the largest of them; two branches of a model lie much further apart."""
 
 
+_NOT_COPIED: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, copy.Error)
+"""What a module raises that holds something which cannot be copied, such as a lock."""
+
+
 def pristine(module: nn.Module) -> nn.Module:
     """Return a copy of a module that shares its weights: some models change when they run (BigBird)."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     try:
         return copy.deepcopy(module, shared)
-    except Exception:  # noqa: BLE001 - a class may raise whatever it likes where it cannot be copied
+    except _NOT_COPIED:
         return module
 
 
