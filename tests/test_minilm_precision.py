@@ -10,8 +10,8 @@ import pytest
 from tiny_onnx import random_adapter
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.compare import Original
-from adapter_export.bundle.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.compare import Original
+from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases

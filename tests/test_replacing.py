@@ -14,8 +14,8 @@ from small_encoder import Encoder, inputs, save_encoder
 
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.prove import plan_check
-from adapter_export.bundle.sites import SiteProbe
+from adapter_export.bundle.proof.prove import plan_check
+from adapter_export.bundle.proof.sites import SiteProbe
 from adapter_export.errors import AdapterError, NotNeutralError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter

@@ -18,9 +18,9 @@ from adapter_export.format.labelled import Columns, read_texts
 if TYPE_CHECKING:
     import numpy as np
 
-    from adapter_export.bundle.compare import Original
     from adapter_export.bundle.golden import Case
-    from adapter_export.bundle.prove import Plan, Reference
+    from adapter_export.bundle.proof.compare import Original
+    from adapter_export.bundle.proof.prove import Plan, Reference
     from adapter_export.bundle.report import Report
     from adapter_export.format.manifest import Manifest
     from adapter_export.numerics.runner import Arrays, Runner
@@ -69,7 +69,7 @@ def check(
         InputError: the bundle or the model cannot be used.
         NothingComparedError: nothing was compared.
     """
-    from adapter_export.bundle.prove import plan_check, prove, steps
+    from adapter_export.bundle.proof.prove import plan_check, prove, steps
 
     if (data is None) != (text is None) or (data is not None and against is None):
         together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
@@ -92,8 +92,8 @@ def _sides(
     if against is None:
         yield None, None
         return
-    from adapter_export.bundle.compare import Original
-    from adapter_export.bundle.prove import Reference
+    from adapter_export.bundle.proof.compare import Original
+    from adapter_export.bundle.proof.prove import Reference
     from adapter_export.bundle.texts import Contract
 
     base = _of_record(model_of(plan.bundle.manifest, against), plan.bundle.manifest)
@@ -118,7 +118,7 @@ def _sides(
 
 def _of_record(base: Base, manifest: Manifest) -> Base:
     """Return the base; that of a folder captured as the bundle's was, where the folder alone gives other lengths."""
-    from adapter_export.bundle.invariants import check_record
+    from adapter_export.bundle.proof.invariants import check_record
 
     if base.form != "folder" or base.path is None:
         return base
@@ -178,7 +178,7 @@ def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Repor
         InputError: the bundle is damaged, or something in it does not fit.
         NothingComparedError: nothing was compared.
     """
-    from adapter_export.bundle.prove import plan_check, prove, steps
+    from adapter_export.bundle.proof.prove import plan_check, prove, steps
 
     plan = plan_check(folder_of(bundle), quick=True)
     report = prove(plan, None, _counted(on_step, steps(plan, None)))

@@ -11,10 +11,10 @@ import onnxruntime as ort
 
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
-from adapter_export.bundle.invariants import with_padding
 from adapter_export.bundle.media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.prove import prove_new
+from adapter_export.bundle.proof.invariants import with_padding
+from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import (

@@ -12,7 +12,7 @@ from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
 from adapter_export.bundle.media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.prove import prove_new
+from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import (
     BANK_FILE,

@@ -13,7 +13,7 @@ from tiny_onnx import save_tiny, token_inputs
 
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.opened import Graph, OpenedBundle
-from adapter_export.bundle.prove import plan_check, prove
+from adapter_export.bundle.proof.prove import plan_check, prove
 from adapter_export.bundle.report import FORMS
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter

@@ -12,9 +12,9 @@ from adapterhub_bases import FIXTURES, Made, adapterhub_base, import_adapterhub
 from random_kinds import random_of_kind
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.compare import compare
 from adapter_export.bundle.golden import Allowance, Case, Golden, GoldenMaker, case_of
-from adapter_export.bundle.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.compare import compare
+from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.dtypes import Weights
 from adapter_export.graph.adapter import Adapter

@@ -15,7 +15,7 @@ import pytest
 from small_bundle import Built, build_small
 
 from adapter_export.bundle.change import add_adapters
-from adapter_export.bundle.prove import plan_check, prove
+from adapter_export.bundle.proof.prove import plan_check, prove
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import FileRecord
 from adapter_export.onnx_backend.base import flow

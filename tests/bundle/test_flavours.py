@@ -14,7 +14,7 @@ from tiny_onnx import random_adapter, token_inputs
 
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.prove import prove_new
+from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.errors import AdapterError, BaseModelError, ParityError, UsageError
 from adapter_export.format.manifest import Manifest

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adapter_export.bundle.golden import Allowance, Case
-from adapter_export.bundle.invariants import check_row_order, check_swap, swaps
+from adapter_export.bundle.proof.invariants import check_row_order, check_swap, swaps
 from adapter_export.numerics.budget import Budget
 
 CASE = Case("rows", {"values": np.arange(12, dtype=np.float32).reshape(3, 4)}, {"batch": 3}, None)

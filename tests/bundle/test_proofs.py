@@ -12,8 +12,8 @@ from inner_norm import with_inner_norm
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.invariants import _with_padding, check_proofs
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.invariants import _with_padding, check_proofs
 from adapter_export.errors import RequestError
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from adapter_export.bundle.prove import plan_check, prove, steps
+from adapter_export.bundle.proof.prove import plan_check, prove, steps
 from adapter_export.bundle.report import Report
 from adapter_export.errors import AdapterError, FormatError, HashError, InputError, TensorError, VersionError
 from adapter_export.format.files import canonical_json, read_json

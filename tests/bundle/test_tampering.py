@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from small_bundle import Built
 
-from adapter_export.bundle.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import AdapterError, HashError, NothingComparedError, TensorError
 from adapter_export.format.adapter_files import read_adapter, write_adapter

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from small_bundle import Built
 
-from adapter_export.bundle.prove import plan_check, prove
+from adapter_export.bundle.proof.prove import plan_check, prove
 from adapter_export.bundle.report import verification
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors

@@ -10,7 +10,7 @@ from heads import TAGS, TOPICS, heads, with_head
 from tiny_onnx import WIDTH, random_adapter, save_tiny, token_inputs
 
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import failures
 from adapter_export.bundle.write import model_version
 from adapter_export.errors import AdapterError, RequestError

@@ -13,7 +13,7 @@ from onnx import numpy_helper, parser
 from tiny_onnx import build_tiny, token_inputs
 
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.prove import prove_new
+from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.errors import ParityError, RequestError
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors

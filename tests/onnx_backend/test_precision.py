@@ -19,8 +19,8 @@ from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
 from adapter_export.api.bundles import PRECISIONS
 from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.compare import Original
-from adapter_export.bundle.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.compare import Original
+from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import Report
 from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.manifest import Manifest, Precision

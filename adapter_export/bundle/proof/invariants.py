@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from adapter_export.bundle.compare import compare
 from adapter_export.bundle.golden import Case, Golden
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.compare import compare
 from adapter_export.bundle.report import BASE, FORMS
 from adapter_export.dtypes import Weights
 from adapter_export.errors import BaseModelError, FormatError, RequestError

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.bundle.compare import compare, missing
 from adapter_export.bundle.golden import Case, scale
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.compare import compare, missing
 from adapter_export.dtypes import Weights
 from adapter_export.format.check_report import ComparisonRecord, SiteRecord
 from adapter_export.format.manifest import AdapterRecord, Manifest

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from adapter_export.bundle.compare import Original, agreements, compare, missing, unexpected
 from adapter_export.bundle.effects import effects
 from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, check_cases, silent
-from adapter_export.bundle.invariants import (
+from adapter_export.bundle.media import compare_processors, replay_media
+from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
+from adapter_export.bundle.proof.compare import Original, agreements, compare, missing, unexpected
+from adapter_export.bundle.proof.invariants import (
     check_apart,
     check_files,
     check_native,
@@ -30,10 +32,8 @@ from adapter_export.bundle.invariants import (
     check_weights_apart,
     swaps,
 )
-from adapter_export.bundle.media import compare_processors, replay_media
-from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
+from adapter_export.bundle.proof.sites import SiteProbe
 from adapter_export.bundle.report import BASE, FORMS, Report
-from adapter_export.bundle.sites import SiteProbe
 from adapter_export.bundle.texts import Contract, check_contract, replay
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
 from adapter_export.format.check_report import (

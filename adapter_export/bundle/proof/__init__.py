@@ -1,0 +1,1 @@
+"""Prove a bundle: against a reference, against golden vectors, against what must hold in any case."""
