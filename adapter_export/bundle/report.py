@@ -18,6 +18,7 @@ from adapter_export.format.check_report import (
     FailureRecord,
     Form,
     InvariantRecord,
+    ObligationRecord,
     OutputRecord,
     SiteRecord,
     verdict,
@@ -45,11 +46,14 @@ class Report:
     invariants: tuple[InvariantRecord, ...]
     agreements: AgreementsRecord | None = None
     effects: tuple[EffectRecord, ...] = ()
+    digest: str | None = None
+    ledger: tuple[ObligationRecord, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether everything that was looked at is as it should be."""
-        return all(result.passed for result in (*self.comparisons(), *self.invariants))
+        held = all(result.passed for result in (*self.comparisons(), *self.invariants))
+        return held and all(owed.status != "failed" for owed in self.ledger)
 
     def raise_for_failure(self) -> None:
         """Raise an error for the first thing that failed, if anything did.
@@ -73,6 +77,9 @@ class Report:
         for check in self.invariants:
             if not check.passed:
                 raise ParityError(f"`{check.subject}`, {check.name}", found=check.detail, expected="no difference")
+        for owed in self.ledger:
+            if owed.status == "failed":
+                raise ParityError(owed.where, found=owed.detail, expected=owed.claim)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `schemas/check-report.schema.json`; NaN and Inf are strings in it."""

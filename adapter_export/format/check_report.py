@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from adapter_export.format.records import SEMVER, Count, NotEmpty, NotNegative, Positive
+from adapter_export.format.records import SEMVER, Count, NotEmpty, NotNegative, Positive, Sha256
 from adapter_export.graph.ops import Interval
 
 REPORT_VERSION = "1.0.0"
@@ -324,6 +324,50 @@ class EffectRecord:
     idle: tuple[str, ...]
 
 
+Status = Literal["proved", "tested", "open", "failed"]
+"""Of an obligation: shown for every input, shown for those that were tried, not looked at, or wrong."""
+
+
+@dataclass(frozen=True)
+class SpanRecord:
+    """How much of something was tried.
+
+    Attributes:
+        what: what is counted: `words`, `positions`, `shapes`, `levels`, `runtimes`, `texts` …
+        done: how many were tried.
+        of: how many there are; null where that has no end or is not known.
+    """
+
+    what: str
+    done: Count
+    of: Count | None
+
+
+@dataclass(frozen=True)
+class ObligationRecord:
+    """One thing that must hold if the bundle is right.
+
+    Attributes:
+        id: the same in every report on a bundle of this form, such as `constant/model.onnx/encoder.weight`.
+        claim: what must hold, a clause for people.
+        status: `proved` bit by bit for all inputs, `tested` on those that `coverage` counts, `open`, or `failed`.
+        where: the file, and in it the tensor, node or key.
+        detail: how it was shown and what was seen, why it is open, or what is wrong.
+        coverage: of one that is tested: how much was tried.
+        ratio: of one that is computed: the largest error over its budget.
+        noise: the largest error over what the same computation differs by from run to run; null where not measured.
+    """
+
+    id: str
+    claim: str
+    status: Status
+    where: str
+    detail: str
+    coverage: tuple[SpanRecord, ...] = ()
+    ratio: NotNegative | None = None
+    noise: NotNegative | None = None
+
+
 @dataclass(frozen=True)
 class CoverageRecord:
     """How much was looked at.
@@ -361,6 +405,8 @@ class CheckReport:
         agreements: how the bundle differs from the base in float32, where its precision is another or texts were given;
             null elsewhere. No part of the verdict.
         effects: what each adapter that is more than a head changes. No part of the verdict.
+        digest: the sha256 of the bundle's manifest, which has those of all its files.
+        ledger: everything that must hold, and whether it is proved, tested, open or failed.
     """
 
     version: Annotated[str, SEMVER]
@@ -377,3 +423,5 @@ class CheckReport:
     failures: tuple[FailureRecord, ...]
     agreements: AgreementsRecord | None
     effects: tuple[EffectRecord, ...]
+    digest: Sha256 | None = None
+    ledger: tuple[ObligationRecord, ...] = ()
