@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _KILO = 1000
+_JOINERS = "\u200c\u200d"
+"""Signs without a width that letters and emoji need."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,20 @@ class Table:
 
     def _is_right(self, column: int) -> bool:
         return self.numbers[column : column + 1] == "r"
+
+
+def one_line(value: object, most: int | None = None) -> str:
+    """Return a value as one line of signs that are seen, cut to `most` of them.
+
+    Controls of terminals and of the direction of text, which could show something else, are spelled out as escapes.
+    """
+    text = " ".join((f"{value:.6g}" if isinstance(value, float) else str(value)).split())
+    text = text if most is None or len(text) <= most else f"{text[: most - 1]}…"
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in _JOINERS else one.encode("unicode_escape").decode("ascii") for one in text
+    )
 
 
 def size(count: int) -> str:

@@ -19,7 +19,7 @@ from adapter_export.errors import MissedGateError, UsageError, argument
 from adapter_export.numerics.judge import Decisions, Indices, Judged, Metric
 from adapter_export.practice.asked import Asked, Results, judge, metrics_of, shown_text, slice_values
 from adapter_export.practice.record import Held, hold_record
-from adapter_export.tables import Table
+from adapter_export.tables import Table, one_line
 
 RESAMPLES = 1000
 """How often rows are drawn for an interval."""
@@ -532,7 +532,10 @@ class Evaluation:
             more = f", the first {_SHOWN} of them" if len(parting) > _SHOWN else ""
             yield Table(
                 ("line", "text", "right", "bundle", "reference"),
-                [(row.line, cut(row.text), *map(cut, (row.right, row.answer, row.other))) for row in parting[:_SHOWN]],
+                [
+                    (row.line, _cut(row.text), *map(_cut, (row.right, row.answer, row.other)))
+                    for row in parting[:_SHOWN]
+                ],
                 f"{len(parting):,} rows where the bundle and {self.versus.reference} part{more}",
                 numbers="r",
             )
@@ -556,7 +559,5 @@ class Evaluation:
         return "".join(table._repr_html_() for table in self.tables())
 
 
-def cut(value: object) -> str:
-    """Return a value as text that is no longer than a line of a table takes."""
-    text = " ".join((f"{value:.6g}" if isinstance(value, float) else str(value)).split())
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+def _cut(value: object) -> str:
+    return one_line(value, _LONGEST)

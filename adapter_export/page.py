@@ -1,0 +1,115 @@
+"""Reports as pages of HTML: each needs no network, no script and no other file, and can be printed and sent."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+from adapter_export.tables import Table, one_line
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2430; --soft: #5b6478; --line: #dfe3ea; --paper: #fff; --grey: #c3c9d6;
+  --blue: #2f5fd0; --good: #0b6e4f; --bad: #b3261e; --note: #7a4f01 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e3e6ec; --soft: #9ba5b8; --line: #343b4a; --paper: #14171e;
+  --grey: #454d5e; --blue: #7fa3ff; --good: #58c79d; --bad: #ff8a80; --note: #e2b65c } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 64rem;
+  margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem; margin-bottom: 0; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+.facts { color: var(--soft); margin-top: .3rem }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+caption { text-align: left; color: var(--soft) }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left }
+td { max-width: 28rem; overflow-wrap: anywhere } .right { text-align: right }
+.passed { color: var(--good); font-weight: 600 } .failed { color: var(--bad); font-weight: 600 }
+.note { color: var(--note) }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft) } svg .blue { fill: var(--blue) }
+svg .grey { fill: var(--grey) } svg .frame { fill: none; stroke: var(--grey) } svg .ink { stroke: var(--ink) }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --grey: #bbb;
+    --blue: #2f5fd0; --good: #0b6e4f; --bad: #b3261e; --note: #7a4f01 }
+  body { max-width: none; margin: 0; font-size: 10pt } .scroll { overflow: visible }
+  h2 { break-after: avoid } tr, svg { break-inside: avoid } * { print-color-adjust: exact } }
+"""
+_NOTHING_LOADED = "default-src 'none'; style-src 'unsafe-inline'"
+"""The policy that keeps a browser from loading or running anything, whatever a page quotes."""
+
+_WIDE = 180
+
+
+class Markup(str):
+    """HTML as it is; every other text is escaped."""
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """Return a page of a title, which is escaped, and parts, which are HTML."""
+    words, body = escaped(title), "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_NOTHING_LOADED}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{words}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{words}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def escaped(value: object) -> Markup:
+    """Return a value as HTML that shows it: markup is left as it is, signs that would not be seen are spelled out."""
+    return value if isinstance(value, Markup) else Markup(html.escape(one_line(value)))
+
+
+def element(tag: str, content: object, style: str = "") -> Markup:
+    """Return an element of a class of the style sheet, such as `facts`, `note`, `passed` or `failed`."""
+    named = f' class="{style}"' if style else ""
+    return Markup(f"<{tag}{named}>{escaped(content)}</{tag}>")
+
+
+def items(values: Iterable[object], style: str = "") -> Markup:
+    """Return a list; nothing of no values."""
+    made = "".join(element("li", value, style) for value in values)
+    return Markup(f"<ul>{made}</ul>" if made else "")
+
+
+def table(found: Table) -> Markup:
+    """Return a table that scrolls where the page is narrow; its title is the heading of a section."""
+    right = [found.numbers[at : at + 1] == "r" for at in range(len(found.columns))]
+
+    def line(tag: str, cells: Sequence[object]) -> str:
+        made = (element(tag, cell, "right" if side else "") for cell, side in zip(cells, right, strict=True))
+        return f"<tr>{''.join(made)}</tr>"
+
+    rows = "".join(line("td", row) for row in found.rows)
+    heading = "" if found.title is None else element("h2", found.title[:1].upper() + found.title[1:])
+    head = f"<thead>{line('th', found.columns)}</thead>"
+    return Markup(f'{heading}<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>')
+
+
+def heat(columns: Sequence[str], rows: Sequence[Sequence[object]], shares: Sequence[Sequence[float]]) -> Markup:
+    """Return a table whose first column names the rows; the share of every other cell, 0 to 1, is the depth of colour.
+
+    `columns` has a heading for the names, too.
+    """
+    head = "".join(element("th", column, "right" if at else "") for at, column in enumerate(columns))
+    lines = []
+    for (name, *cells), own in zip(rows, shares, strict=True):
+        made = "".join(
+            f'<td class="right" style="background:rgb(47 95 208 / {share:.3f})'
+            f'{";color:#fff" if share > 0.5 else ""}">{escaped(cell)}</td>'
+            for cell, share in zip(cells, own, strict=True)
+        )
+        lines.append(f"<tr>{element('th', name)}{made}</tr>")
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return Markup(f'<div class="scroll">{table}</div>')
+
+
+def interval(value: float, low: float, high: float, least: float, most: float, words: object) -> Markup:
+    """Return a drawing of a number in its interval on a scale from `least` to `most`; `words` say the same."""
+
+    def at(number: float) -> float:
+        return _WIDE * (min(max(number, least), most) - least) / ((most - least) or 1)
+
+    start, length = at(low), max(at(high) - at(low), 1)
+    return Markup(
+        f'<svg width="{_WIDE}" height="14" role="img" aria-label="{escaped(words)}">'
+        f'<rect y="6" width="{_WIDE}" height="2" class="grey"/>'
+        f'<rect x="{start:.1f}" y="4" width="{length:.1f}" height="6" class="blue" opacity=".35"/>'
+        f'<circle cx="{at(value):.1f}" cy="7" r="4" class="blue"/></svg>'
+    )
