@@ -10,7 +10,8 @@
     │   │   └── NotNeutralError           a graph without neutral parameters
     │   ├── FileError                     a file that cannot be read or written
     │   │   ├── OutputExistsError
-    │   │   └── WriteError
+    │   │   ├── WriteError
+    │   │   └── BusyError
     │   ├── FormatError                   a file whose contents break the format
     │   │   ├── VersionError
     │   │   ├── HashError
@@ -247,6 +248,22 @@ class WriteError(FileError):
             where=path,
             fix="free some space or choose another place, then run again",
         )
+
+
+class BusyError(FileError):
+    """A place where another process is writing."""
+
+    def __init__(self, path: object, owner: str) -> None:
+        super().__init__(
+            "is being written by another process",
+            where=path,
+            found=owner or None,
+            fix="wait until it has ended, then run again",
+        )
+
+
+class AbandonedFileWarning(UserWarning):
+    """What a killed process left half-written was removed."""
 
 
 class FormatError(InputError):

@@ -291,17 +291,19 @@ def add(
         AdapterError: a name is taken, or the graph has no slots for an adapter.
         BaseModelError: the model is another one.
         ParityError: the bundle with the new adapters does not compute what the reference computes.
-        InputError, WriteError: the bundle cannot be read or changed.
+        InputError, WriteError: the bundle cannot be read or changed; `BusyError` if another process changes it.
     """
     from adapter_export.bundle.change import add_adapters
     from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.format.files import locked
     from adapter_export.runtime import Bundle
 
     opened = OpenedBundle.open(folder_of(bundle))
     base = model_of(opened.manifest, against)
     chosen, slots = adapters_of(adapters, base), opened.numerics
     notes: list[str] = []
-    with same_precision(base, slots.precision, int8_embeddings=slots.int8_tables) as references:
+    matching = same_precision(base, slots.precision, int8_embeddings=slots.int8_tables)
+    with locked(opened.folder.resolve()), matching as references:
         after = add_adapters(
             opened,
             chosen,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from adapter_export.errors import AdapterExportError, FileError, InputError
+from adapter_export.errors import AbandonedFileWarning, AdapterExportError, FileError, InputError
 from adapter_export.version import __version__
 
 _BUG, _INTERRUPTED = 5, 130
@@ -114,6 +114,8 @@ class LazyGroup(click.Group):
             with warnings.catch_warnings():
                 if not call.debug:
                     warnings.simplefilter("ignore")
+                    warnings.simplefilter("always", AbandonedFileWarning)
+                    warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort):
             raise
@@ -135,6 +137,12 @@ class _Call:
 
     json: bool = False
     debug: bool = False
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    from adapter_export.cli.output import warn
+
+    warn(str(message))
 
 
 def _report_call(error: click.ClickException, call: _Call) -> None:

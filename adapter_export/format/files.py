@@ -9,14 +9,31 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
+import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import local
 from typing import NoReturn
 
-from adapter_export.errors import FileError, FormatError, OutputExistsError, WriteError, within
+from adapter_export.errors import (
+    AbandonedFileWarning,
+    BusyError,
+    FileError,
+    FormatError,
+    OutputExistsError,
+    WriteError,
+    within,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows; there nobody is kept out
+    fcntl = None  # type: ignore[assignment]
 
 _BLOCK_BYTES = 2**20
 
@@ -85,8 +102,11 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
     Folders above it are made. With `force`, what is there is replaced; it stays until the new file is complete.
 
+    It is on the disk when the block has ended, also if the power fails then.
+
     Raises:
         OutputExistsError: `path` exists and `force` is not given.
+        BusyError: another process writes there.
         WriteError: the operating system refused a write; `path` is as it was before.
     """
     target = Path(os.path.abspath(path))  # noqa: PTH100 `resolve` would follow a link that is to be replaced
@@ -96,15 +116,21 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     finished = False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _check_free(target, path, force)
-        _move_into_place(temporary, target)
-        finished = True
+        with locked(target):
+            try:
+                yield temporary
+                _check_free(target, path, force)
+                _sync(temporary)
+                _move_into_place(temporary, target)
+                _sync_folder(target.parent)
+                finished = True
+            finally:
+                if not finished:
+                    _remove(temporary)
     except OSError as error:
         raise WriteError(path, error.strerror or error) from error
     finally:
         if not finished:
-            _remove(temporary)
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
@@ -151,6 +177,72 @@ def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
         yield temporary
 
 
+_held = local()
+"""The paths that a thread has locked, in `paths`."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep all others from writing at a path until the block ends; the thread that holds it may lock it again.
+
+    The lock is a file beside it that names its owner, held by `flock`: the system releases it when the process ends in
+    whatever way. What a killed process left half-written is removed, with an `AbandonedFileWarning`.
+
+    Raises:
+        BusyError: another process or thread writes there.
+        WriteError: the operating system refused the lock.
+    """
+    target = Path(os.path.abspath(path))  # noqa: PTH100 as in `new_file`
+    held: set[Path] = _held.__dict__.setdefault("paths", set())
+    if target in held or fcntl is None:
+        yield
+        return
+    lock = target.with_name(f".{target.name}.adapter-export.lock")
+    file = _acquired(lock, path)
+    held.add(target)
+    try:
+        _recover(target)
+        yield
+    finally:
+        held.discard(target)
+        with suppress(OSError):
+            lock.unlink()
+        os.close(file)
+
+
+def _acquired(lock: Path, named: Path) -> int:
+    """Return the open file of a lock that is held now."""
+    try:
+        while True:
+            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            with ExitStack() as on_failure:
+                on_failure.callback(os.close, file)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise BusyError(named, os.read(file, 200).decode("utf-8", "replace")) from None
+                if os.fstat(file).st_nlink:  # or else its owner has removed it since it was opened
+                    os.ftruncate(file, 0)
+                    os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                    on_failure.pop_all()
+                    return file
+    except OSError as error:
+        raise WriteError(named, error.strerror or error) from error
+
+
+def _recover(target: Path) -> None:
+    """Remove what killed writers left beside the target, which is locked; what stepped aside comes back."""
+    left = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    for path in sorted(path for path in target.parent.iterdir() if left.fullmatch(path.name)):
+        if path.suffix == ".old" and not os.path.lexists(target):
+            path.rename(target)
+            done = "is back: the process that was to replace it was killed"
+        else:
+            _remove(path)
+            done = "was removed: the process that wrote it was killed"
+        warnings.warn(f"{path}: {done}", AbandonedFileWarning, stacklevel=2)
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Let two paths of one file system exchange what they hold, at one stroke: at no time one of them holds nothing.
 
@@ -195,6 +287,31 @@ def _move_into_place(temporary: Path, target: Path) -> None:
             aside.rename(target)
         raise
     _remove(aside)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder, with all that is in it, is on the disk."""
+    if path.is_symlink() or not path.is_dir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file_path = Path(folder, name)
+            if file_path.stat().st_nlink == 1:  # a second name of a file that was there already
+                _sync(file_path)
+        _sync_folder(Path(folder))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system opens folders."""
+    if os.name == "nt":
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _beside(target: Path, ending: str) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,17 @@ from tiny_onnx import random_adapter, save_tiny, token_inputs
 
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
-from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, FileError, FormatError, HashError
+from adapter_export.errors import (
+    AbandonedFileWarning,
+    AdapterError,
+    BaseMismatchError,
+    BaseModelError,
+    BusyError,
+    FileError,
+    FormatError,
+    HashError,
+)
+from adapter_export.format.files import locked
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
@@ -146,6 +158,14 @@ def test_a_change_that_another_one_overtakes_is_refused(base: OnnxBase, bundle: 
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 
+def test_two_writers_exclude_each_other(base: OnnxBase, bundle: Path) -> None:
+    adapter, before = _adapters(base)["c"], _state(bundle)
+    with locked(bundle), ThreadPoolExecutor(1) as threads, pytest.raises(BusyError, match="by another process"):
+        threads.submit(_add, base, bundle, adapter).result()
+    assert _state(bundle) == before
+    assert [record.name for record in _add(base, bundle, adapter).adapters] == ["a", "b", "c"]
+
+
 def test_a_head_that_has_no_slots_is_refused(base: OnnxBase, tmp_path: Path) -> None:
     bundle = _build(base, "a", tmp_path / "bundle", [])
     before = _state(bundle)
@@ -267,12 +287,15 @@ def test_a_killed_change_leaves_the_bundle_as_it_was(built: Path, bundle: Path, 
 
 
 def test_a_change_that_is_killed_after_the_exchange_is_made(built: Path, bundle: Path) -> None:
-    """The old folder lies beside it, hidden, and may be deleted."""
+    """The old folder lies beside it, hidden, until the next command that writes there removes it."""
     done = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), "exchanged"], check=False, env={**os.environ})
     assert done.returncode == -signal.SIGKILL
     after = read_manifest(bundle)
     assert [record.name for record in after.adapters] == ["b"]
     verify_files(after, bundle)
-    (left,) = (path for path in bundle.parent.iterdir() if path != bundle)
-    assert left.name.startswith(".bundle.")
+    (left,) = bundle.parent.glob(".bundle.*.tmp")
     assert read_manifest(left) == read_manifest(built)
+    with pytest.warns(AbandonedFileWarning, match=re.escape(str(left))), locked(bundle):
+        assert list(bundle.parent.glob(".*.tmp")) == []
+    assert list(bundle.parent.iterdir()) == [bundle]
+    assert read_manifest(bundle) == after

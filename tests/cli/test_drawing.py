@@ -55,6 +55,14 @@ def test_a_bundle(cli: Any, bundle: Path, tmp_path: Path) -> None:
     cli.done("inspect", bundle, "--svg", svg, "--force")
 
 
+def test_what_a_killed_command_left_is_named_and_removed(cli: Any, adapters: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".a.svg.0123abcd.tmp"
+    left.write_text("half")
+    done = cli.done("inspect", adapters / "tone", "--svg", tmp_path / "a.svg")
+    assert f"warning: {left}: was removed: the process that wrote it was killed" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
+
+
 def test_an_adapter_and_a_model(cli: Any, adapters: Path, model: Path, tmp_path: Path) -> None:
     cli.done("inspect", adapters / "tone", "--svg", tmp_path / "a.svg")
     assert _texts((tmp_path / "a.svg").read_text("utf-8")).count("4") == 2

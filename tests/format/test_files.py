@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import signal
+import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
 
-from adapter_export.errors import FileError, OutputExistsError, WriteError
-from adapter_export.format.files import new_file, new_folder, read_bytes, sha256_of
+from adapter_export.errors import BusyError, FileError, OutputExistsError, WriteError
+from adapter_export.format import files
+from adapter_export.format.files import locked, new_file, new_folder, read_bytes, sha256_of
 
 FULL_DISK = Path("/dev/full")
 needs_full_disk = pytest.mark.skipif(not FULL_DISK.exists(), reason="this system has no /dev/full")
@@ -158,3 +163,121 @@ def test_what_cannot_be_read_is_named(read: Callable[[Path], object], tmp_path: 
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(FileError, match="cannot be read"):
         read(tmp_path / "loop")
+
+
+def killed_at(step: int, write: Callable[[], None]) -> tuple[bool, set[int]]:
+    """Run a write in a child that is killed before the given step: a call that changes names or waits for the disk.
+
+    Returns:
+        Whether it came to its end, and the inodes of the files that it had waited for.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        steps = itertools.count()
+
+        def counted(call: Callable[..., object], arguments: tuple[object, ...], names: dict[str, object]) -> object:
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **names)
+
+        def watch(module: object, name: str) -> None:
+            call = getattr(module, name)
+            setattr(module, name, lambda *arguments, **names: counted(call, arguments, names))
+
+        def sync(file: int) -> None:
+            fsync(file)
+            os.write(writing, os.fstat(file).st_ino.to_bytes(8, "little"))
+
+        fsync, os.fsync = os.fsync, sync
+        for name in ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "link", "open"):
+            watch(os, name)
+        watch(files, "exchange")
+        with suppress(BaseException):
+            write()
+            os._exit(0)
+        os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        synced = pipe.read()
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return not os.WIFSIGNALED(status), {
+        int.from_bytes(synced[start : start + 8], "little") for start in range(0, len(synced), 8)
+    }
+
+
+def lose_power(folder: Path, synced: set[int]) -> None:
+    """Empty each file that nobody had waited for: what a disk may hold after the power has failed."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.endswith(".lock") and path.stat().st_ino not in synced:
+            path.write_bytes(b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("exchanged", [True, False], ids=["exchanged", "renamed"])
+def test_a_kill_or_a_power_failure_at_any_step_loses_nothing(
+    new: New, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool
+) -> None:
+    if not exchanged:
+        monkeypatch.setattr(files, "exchange", lambda *_: False)
+    target = tmp_path / "out"
+
+    def write(text: str) -> None:
+        with new(target, force=True) as temporary:
+            fill(temporary, text)
+
+    write("old")
+    kept = {path.stat().st_ino for path in (target, *target.rglob("*"))}
+    for step in itertools.count():
+        finished, synced = killed_at(step, lambda: write("new"))
+        lose_power(tmp_path, kept | synced)
+        left = sorted(set(names(tmp_path)) - {"out", ".out.adapter-export.lock"})
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with locked(target):
+                found = content(target)
+        assert found in {"old", "new"}
+        assert sorted(Path(str(one.message).split(": ")[0]).name for one in said) == left
+        assert names(tmp_path) == ["out"]
+        if finished:
+            assert found == "new"
+            assert step > 4
+            break
+        write("old")
+        kept = {path.stat().st_ino for path in (target, *target.rglob("*"))}
+
+
+def test_two_writers_exclude_each_other(new: New, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    def other() -> None:
+        with new(target, force=True) as temporary:
+            fill(temporary, "other")
+
+    with new(target) as temporary, ThreadPoolExecutor(1) as threads:
+        fill(temporary, "first")
+        with pytest.raises(BusyError, match=f"process {os.getpid()} on ") as caught:
+            threads.submit(other).result()
+        assert caught.value.where == str(target)
+    assert content(target) == "first"
+    other()
+    assert content(target) == "other"
+    assert names(tmp_path) == ["out"]
+
+
+def test_the_holder_of_a_lock_may_write(new: New, tmp_path: Path) -> None:
+    with locked(tmp_path / "out"):
+        with new(tmp_path / "out") as temporary:
+            fill(temporary, "new")
+        with ThreadPoolExecutor(1) as threads, pytest.raises(BusyError):
+            threads.submit(lambda: fill(new(tmp_path / "out", force=True).__enter__(), "other")).result()
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_is_no_writers_stays(new: New, tmp_path: Path) -> None:
+    for name in (".out.old", ".out.12345678.tmp2", "out.12345678.tmp", ".output.12345678.tmp"):
+        (tmp_path / name).write_text("the user's")
+    with new(tmp_path / "out") as temporary:
+        fill(temporary, "new")
+    assert len(names(tmp_path)) == 5
