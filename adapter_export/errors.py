@@ -88,6 +88,26 @@ def worded(text: str, face: Face = "python") -> str:
     return _BOTH.sub(r"\1" if face == "python" else r"\2", text)
 
 
+_JOINERS = "\u200c\u200d"
+"""Signs without a width that letters and emoji need."""
+
+
+def visible(text: str) -> str:
+    """Return a text of others as it may be shown: controls of terminals and of the direction of text as escapes.
+
+    Such a sign could show something else than what is there. Ends of lines and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in f"\n\t{_JOINERS}{_PYTHON}{_SHELL}{_END}" else _escaped(one) for one in text
+    )
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode("ascii")
+
+
 _GLUE = 40
 """The most characters of a message that are not those of its facts."""
 
@@ -181,7 +201,8 @@ class AdapterExportError(Exception):
         known = {name: value for name, value in named if value is not None}
         room, told = MOST_CHARACTERS - _GLUE, dict(known)
         for left, name in enumerate(sorted(known, key=lambda name: len(known[name])), -len(known)):
-            told[name] = _cut(known[name], room // -left)
+            most = room // -left
+            told[name] = _cut(visible(_cut(known[name], most)), most)
             room -= len(told[name])
         return told
 

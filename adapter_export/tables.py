@@ -6,9 +6,9 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adapter_export.errors import visible
+
 _KILO = 1000
-_JOINERS = "\u200c\u200d"
-"""Signs without a width that letters and emoji need."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,7 @@ def one_line(value: object, most: int | None = None) -> str:
     """
     text = " ".join((f"{value:.6g}" if isinstance(value, float) else str(value)).split())
     text = text if most is None or len(text) <= most else f"{text[: most - 1]}…"
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() or one in _JOINERS else one.encode("unicode_escape").decode("ascii") for one in text
-    )
+    return visible(text)
 
 
 def size(count: int) -> str:

@@ -164,6 +164,8 @@ class Tokenizer:
         """
         file = Path(path) / TOKENIZER_FILE
         try:
+            if not file.is_file():  # a FIFO would never end
+                raise FileNotFoundError("no file is there")
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise FileError(
@@ -330,7 +332,8 @@ class Tokenizer:
         are_words = _is_words(texts[0])
         for text, place in zip(texts, places, strict=True):
             _check_text(text, are_words, place)
-        return list(self._whole.encode_batch(list(texts), is_pretokenized=are_words))
+        with _NamedErrors():
+            return list(self._whole.encode_batch(list(texts), is_pretokenized=are_words))
 
     def _limit(self, limit: int | None, text: Text, place: str) -> int:
         limit = self.max_tokens if limit is None else min(limit, self.max_tokens)
@@ -353,7 +356,8 @@ class Tokenizer:
         """Cut by the library, whose limit is a state of its tokenizer, so that there is one for this alone."""
         with self._lock:
             self._cutter.enable_truncation(limit, stride=stride, strategy=strategy, direction=side)
-            return self._cutter.encode_batch([text], is_pretokenized=_is_words(text))[0]
+            with _NamedErrors():
+                return self._cutter.encode_batch([text], is_pretokenized=_is_words(text))[0]
 
     @cached_property
     def _cutter(self) -> tokenizers.Tokenizer:
@@ -457,5 +461,6 @@ class _NamedErrors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is Exception or kind is UnicodeEncodeError:
+        # a panic of its Rust code is no `Exception`
+        if kind is Exception or kind is UnicodeEncodeError or (kind is not None and kind.__name__ == "PanicException"):
             raise _no_tokenizer(error) from error

@@ -105,3 +105,13 @@ def test_no_message_is_longer_than_its_bound(name: str) -> None:
         assert re.search(r"… \([0-9,]+ characters\)", caught.value.facts(face)[name])
         for other in facts.keys() - {name, "where"}:
             assert caught.value.facts(face)[other] == facts[other]
+
+
+def test_foreign_text_cannot_steer_the_terminal() -> None:
+    error = FormatError(
+        "a label", found="\x1b]0;owned\x07 \u202elived\u202c na\u200dme\nnext", fix=f"use {argument('force')}"
+    )
+    assert error.sentence("shell") == (
+        "a label; found \\x1b]0;owned\\x07 \\u202elived\\u202c na\u200dme\nnext. Use `--force`."
+    )
+    assert len(str(FormatError("a label", found="\x1b" * MOST_CHARACTERS))) <= MOST_CHARACTERS

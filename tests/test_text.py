@@ -260,6 +260,43 @@ def test_refuses_what_is_no_tokenizer(text: str) -> None:
         Tokenizer.from_json(text, 8)
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [
+                        {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                        {"Sequence": {"id": "A", "type_id": 0}},
+                    ],
+                    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                    "special_tokens": {},
+                }
+            },
+            "a",
+        ),
+        (
+            {
+                "pre_tokenizer": {
+                    "type": "Split",
+                    "pattern": {"Regex": "(a+)+$"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                }
+            },
+            "a" * 40 + "b",
+        ),
+    ],
+    ids=["no special token", "a regular expression that backtracks"],
+)
+def test_a_panic_of_the_library_is_a_named_error(minilm_folder: Path, changes: dict[str, object], text: str) -> None:
+    file = json.loads((minilm_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    with pytest.raises(BaseModelError, match="is not a tokenizer"):
+        Tokenizer.from_json(json.dumps(file | changes), 16).rows([text])
+
+
 def test_refuses_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"tokenizer\.json"):
         Tokenizer.from_folder(tmp_path, 8)

@@ -23,6 +23,7 @@ from adapter_export.errors import (
     argument,
     command,
 )
+from adapter_export.format.files import open_regular, read_bytes
 from adapter_export.format.lengths import Fit, parse_lengths
 
 if TYPE_CHECKING:
@@ -295,13 +296,8 @@ def form_of(path: Path) -> Form:
         if any((path / name).is_file() for name in ("config.json", "modules.json")):
             return "folder"
         raise _not_a_base(path, found or f"a folder without `config.json` or `{_GENAI_CONFIG}`")
-    try:
-        with path.open("rb") as file:
-            start = file.read(32)
-    except FileNotFoundError as error:
-        raise FileError("is not there", where=path, expected="a model", fix="check the path") from error
-    except OSError as error:
-        raise FileError(f"cannot be read ({error.strerror})", where=path, fix="check its permissions") from error
+    with open_regular(path) as file:
+        start = file.read(32)
     if start.startswith(b"PK"):
         return "archive"
     # protobuf has no mark of its own: what is nothing else is tried as ONNX
@@ -530,8 +526,8 @@ def read_tokenizer(path: Path) -> str:
     """Return the text of a `tokenizer.json`, or of the one in a folder; none is a `FileError`."""
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path).decode()
+    except (FileError, UnicodeDecodeError) as error:
         raise FileError(
             f"no tokenizer can be read ({error})",
             where=path,

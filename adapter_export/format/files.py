@@ -13,9 +13,11 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from threading import local
 from typing import NoReturn
@@ -44,46 +46,72 @@ _SWAP = 2
 """Of macOS's `renamex_np`: likewise."""
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading; a FIFO, a device or a socket, which may never end, is refused, not waited for.
+
+    Raises:
+        FileError: it is missing, a folder, no regular file, or not readable.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        mode = os.fstat(file).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(file)
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError
+            raise FileError(
+                "is not a regular file",
+                where=path,
+                found="a FIFO" if stat.S_ISFIFO(mode) else "a device or a socket",
+                expected="a file on a disk",
+                fix="copy what it gives into a file first",
+            )
+        return os.fdopen(file, "rb")
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 def read_bytes(path: Path) -> bytes:
     """Read a whole file.
 
     Raises:
-        FileError: it is missing, a folder, or not readable.
+        FileError: as `open_regular`.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with open_regular(path) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes in lower-case hexadecimal, without holding the file in memory.
 
     Raises:
-        FileError: it is missing, a folder, or not readable.
+        FileError: as `open_regular`.
     """
-    try:
-        with path.open("rb") as file:
+    with open_regular(path) as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def sha256_of_part(path: Path, start: int, size: int) -> str:
     """Return the sha256 of `size` bytes of a file from `start` on, without holding them in memory.
 
     Raises:
-        FileError: it is missing, a folder, or not readable.
+        FileError: as `open_regular`.
     """
     digest, block = hashlib.sha256(), memoryview(bytearray(min(size, _BLOCK_BYTES)))
-    try:
-        with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
+        try:
             file.seek(start)
             while size and (read := file.readinto(block[:size])):
                 digest.update(block[:read])
                 size -= read
-    except OSError as error:
-        raise unreadable(path, error) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
     return digest.hexdigest()
 
 

@@ -132,7 +132,7 @@ def _json_object(line: str, path: Path, number: int) -> Mapping[str, Any]:
     where = f"{path}, line {number}"
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON ({error})", where=where, expected="one object a line") from error
     if not isinstance(row, dict):
         raise DataError("is not a JSON object", where=where, found=type(row).__name__, expected="one object a line")

@@ -32,6 +32,12 @@ _BFLOAT16 = "BF16"
 
 _HEADER_LENGTH_BYTES = 8
 
+_MOST_TENSORS = 100_000
+"""The most tensors of a file; more take seconds to read."""
+
+_MOST_AXES = 32
+"""The most axes of a tensor: those of the oldest NumPy that is supported."""
+
 _MISTAKEN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file that it points to", "run `git lfs pull`"),
     (b"PK\x03\x04", "a zip archive, such as `torch.save` writes", "save the tensors with `safetensors`"),
@@ -111,6 +117,19 @@ def _array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
 
 def _check_types(header: object, where: object, allowed: set[str]) -> None:
     records = header.items() if isinstance(header, dict) else ()
+    if len(records) > _MOST_TENSORS:
+        raise TensorError(
+            "too many tensors", where=where, found=f"{len(records):,}", expected=f"at most {_MOST_TENSORS:,}"
+        )
+    shapes = {name: record.get("shape") for name, record in records if isinstance(record, dict)}
+    deep = [name for name, shape in shapes.items() if isinstance(shape, list) and len(shape) > _MOST_AXES]
+    if deep:
+        raise TensorError(
+            "tensors of too many axes",
+            where=where,
+            found=f"`{deep[0]}` with {len(shapes[deep[0]] or ())}",
+            expected=f"at most {_MOST_AXES}",
+        )
     types = {name: record["dtype"] for name, record in records if isinstance(record, dict) and "dtype" in record}
     faults = [f"`{name}` is {dtype}" for name, dtype in types.items() if str(dtype) not in allowed]
     if faults:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from threading import Timer
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from adapter_export.errors import BaseModelError, FormatError
+from adapter_export.errors import BaseModelError, FormatError, RequestError
 from adapter_export.runtime import graphs
 
 _PACKED_BYTES = 128 * 2**20
 """The most weights of which ONNX Runtime may make a second copy, in the order that suits its kernels."""
+
+_MOST_SECONDS = 60.0
+"""How long a graph of others may take for inputs of a few tokens."""
 
 
 def open_session(model: ir.Model, folder: Path, *, optimize: bool = True, pack: bool = True) -> ort.InferenceSession:
@@ -40,3 +46,24 @@ def open_session(model: ir.Model, folder: Path, *, optimize: bool = True, pack: 
             found=error.found if isinstance(error, FormatError) else str(error).partition("\n")[0],
             fix="open the base itself with ONNX Runtime; if that fails too, export it again",
         ) from error
+
+
+def try_session(session: ort.InferenceSession, arrays: Mapping[str, np.ndarray]) -> graphs.Arrays:
+    """Run a graph of others on small inputs, as `run_session` does; `BaseModelError` if it does not come to an end."""
+    options = ort.RunOptions()
+    timer = Timer(_MOST_SECONDS, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        return graphs.run_session(session, arrays, options=options)
+    except RequestError as error:
+        if not options.terminate:
+            raise
+        raise BaseModelError(
+            f"did not come to an end in {_MOST_SECONDS:.0f} seconds",
+            found=f"inputs of {', '.join(f'`{name}` {list(array.shape)}' for name, array in arrays.items())}",
+            expected="a graph that computes such small inputs at once",
+            fix="look for a `Loop` without an end in it",
+        ) from error
+    finally:
+        timer.cancel()

@@ -16,7 +16,7 @@ import pytest
 
 from adapter_export.errors import BusyError, FileError, OutputExistsError, WriteError
 from adapter_export.format import files
-from adapter_export.format.files import locked, new_file, new_folder, read_bytes, sha256_of
+from adapter_export.format.files import locked, new_file, new_folder, read_bytes, sha256_of, sha256_of_part
 
 FULL_DISK = Path("/dev/full")
 needs_full_disk = pytest.mark.skipif(not FULL_DISK.exists(), reason="this system has no /dev/full")
@@ -163,6 +163,15 @@ def test_what_cannot_be_read_is_named(read: Callable[[Path], object], tmp_path: 
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(FileError, match="cannot be read"):
         read(tmp_path / "loop")
+
+
+@pytest.mark.parametrize("read", [read_bytes, sha256_of, lambda path: sha256_of_part(path, 0, 9)])
+def test_what_never_ends_is_not_read(read: Callable[[Path], object], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name, found in (("fifo", "a FIFO"), ("zero", "a device or a socket")):
+        with pytest.raises(FileError, match=f"is not a regular file; found {found}"):
+            read(tmp_path / name)
 
 
 def killed_at(step: int, write: Callable[[], None]) -> tuple[bool, set[int]]:

@@ -125,6 +125,13 @@ def test_refuses_what_is_no_safetensors_file(data: bytes, found: str, tmp_path: 
     assert str(caught.value).startswith(str(path))
 
 
+def test_files_that_would_take_long_or_cannot_be_held_are_refused() -> None:
+    with pytest.raises(TensorError, match="too many axes; found `t` with 70"):
+        parse_tensors(container({"t": tensor("F32", [1] * 70, 0, 4)}, bytes(4)), "x")
+    with pytest.raises(TensorError, match="too many tensors; found 100,001"):
+        parse_tensors(container({f"t{number}": tensor("F32", [0], 0, 0) for number in range(100_001)}), "x")
+
+
 def test_tensors_that_are_read_can_be_changed() -> None:
     """torch warns about arrays that it may not write to."""
     assert all(tensor.flags.writeable for tensor in parse_tensors(WHOLE, "test").values())

@@ -13,19 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
 from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.format.axes import masks_of, with_caches
-from adapter_export.format.files import parse_json, read_bytes
+from adapter_export.format.files import open_regular, parse_json
 from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import InputRecord, OutputRecord, Precision
 from adapter_export.format.records import record_from_json
 from adapter_export.onnx_backend.base.external import readable, settle_external_data, sha256_of_tensor
 from adapter_export.onnx_backend.base.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx_backend.base.normalise import (
+    LIBRARY_ERRORS,
     check_operators,
+    check_structure,
     complete_shapes,
     normalise,
     open_sums,
@@ -157,6 +158,7 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
         UsageError: the given sites do not fit the graph.
     """
     model = _load(path)
+    check_structure(model, path)
     folder = settle_external_data(model, path)
     check_operators(model, path)
     normalise(model)
@@ -223,20 +225,14 @@ def _interface(model: ir.Model) -> tuple[tuple[InputRecord, ...], tuple[OutputRe
 
 
 def _load(path: Path) -> ir.Model:
+    with open_regular(path) as file:
+        empty = not file.read(1)  # a valid empty message of protobuf
     try:
-        if not path.is_file() or path.stat().st_size == 0:  # an empty file is a valid empty message of protobuf
-            raise ValueError(f"{len(read_bytes(path))} bytes")
-        model = ir.load(path)
-        if not len(model.graph) or not model.graph.outputs:
-            raise ValueError("a graph without nodes or outputs")
-    except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
-        raise BaseModelError(
-            "is not an ONNX model, or is truncated",
-            where=path,
-            found=str(error).partition("\n")[0],
-            expected="a model as `torch.onnx.export` or another exporter writes it",
-            fix="export it again, or copy it again as a whole",
-        ) from error
+        model = None if empty else ir.load(path)
+    except LIBRARY_ERRORS as error:
+        raise _no_model(path, str(error).partition("\n")[0]) from error
+    if model is None or not len(model.graph) or not model.graph.outputs:
+        raise _no_model(path, "0 bytes" if model is None else "a graph without nodes or outputs")
     if TOPOLOGY_KEY in model.metadata_props:  # it has the fingerprint of its base, and would be compared with itself
         raise BaseModelError(
             "is a graph of a bundle, with adapters in it",
@@ -245,6 +241,16 @@ def _load(path: Path) -> ir.Model:
             fix="give the model that the bundle was built from",
         )
     return model
+
+
+def _no_model(path: Path, found: str) -> BaseModelError:
+    return BaseModelError(
+        "is not an ONNX model, or is truncated",
+        where=path,
+        found=found,
+        expected="a model as `torch.onnx.export` or another exporter writes it",
+        fix="export it again, or copy it again as a whole",
+    )
 
 
 def _fingerprint(model: ir.Model) -> str:
@@ -283,13 +289,15 @@ def _input_record(value: ir.Value) -> InputRecord:
 
 def _embedding_rows(value: ir.Value) -> Iterator[int]:
     """The number of rows of each weight that is indexed by this value."""
-    for node, index in value.uses():
-        if node.op_type in _LOOKUPS and index == 1 and node.attributes.get_int(*_LOOKUPS[node.op_type]) == 0:
-            yield from _rows(node.inputs[0])
-        elif node.op_type in _FUSED_LOOKUPS and index in _FUSED_TABLES:
-            yield from _rows(node.inputs[_FUSED_TABLES[index]])
-        elif node.op_type in _RESHAPING and index == 0:
-            yield from _embedding_rows(node.outputs[0])
+    same = [value]
+    for one in same:
+        for node, index in one.uses():
+            if node.op_type in _LOOKUPS and index == 1 and node.attributes.get_int(*_LOOKUPS[node.op_type]) == 0:
+                yield from _rows(node.inputs[0])
+            elif node.op_type in _FUSED_LOOKUPS and index in _FUSED_TABLES:
+                yield from _rows(node.inputs[_FUSED_TABLES[index]])
+            elif node.op_type in _RESHAPING and index == 0:
+                same.append(node.outputs[0])
 
 
 def _rows(table: ir.Value | None) -> Iterator[int]:
@@ -304,7 +312,7 @@ def _rows(table: ir.Value | None) -> Iterator[int]:
 
 
 def _dtype(value: ir.Value) -> str:
-    if value.dtype is None:
+    if value.dtype is None or value.dtype == ir.DataType.UNDEFINED:
         raise BaseModelError(
             "has an input or output of unknown type",
             where=f"`{value.name}`",

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from functools import reduce
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from onnx import helper, version_converter
 from onnx.version_converter import ConvertError
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
@@ -27,8 +30,8 @@ from adapter_export.numerics.sample_inputs import InputCase, input_cases
 from adapter_export.onnx_backend.base.flow import activations_of, has_shapes, is_known, with_inferred_shapes
 from adapter_export.onnx_backend.base.operators import stacked
 from adapter_export.onnx_backend.lowering import MINIMUM_OPSET
-from adapter_export.onnx_backend.session import open_session
-from adapter_export.runtime.graphs import FAILURES, run_session
+from adapter_export.onnx_backend.session import open_session, try_session
+from adapter_export.runtime.graphs import FAILURES
 
 _IR_VERSION = 10
 """The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""
@@ -46,7 +49,65 @@ _TOLERANCE = 1e-5
 """The deviation allowed, of the largest value of an output; the operators, and so their rounding, are the same."""
 
 
+_MOST_NODES = 1_000_000
+"""The most nodes of a graph with its functions written out."""
+
+_MOST_AXES = 32
+"""The most axes of a tensor: those of the oldest NumPy that is supported."""
+
+LIBRARY_ERRORS: tuple[type[Exception], ...] = (
+    *(DecodeError, ir.serde.SerdeError, ir.passes.PassError, ArithmeticError, AssertionError, AttributeError),
+    *(LookupError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError),
+)
+"""What the libraries that read and rewrite graphs raise where one is not what they expect."""
+
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+
+
+def check_structure(model: ir.Model, path: Path) -> None:
+    """Put the nodes in order, and refuse a graph that has none, or that grows beyond all measure.
+
+    `BaseModelError` for a cycle, a function that calls itself, functions that unfold to more than a million nodes, and
+    a tensor of more than 32 axes.
+    """
+
+    def refuse(what: str, found: str) -> NoReturn:
+        raise BaseModelError(
+            what, where=path, found=found, expected="a graph that an exporter wrote", fix="export the model again"
+        )
+
+    calls = {
+        key: Counter(node.op_identifier() for node in function.all_nodes()) for key, function in model.functions.items()
+    }
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            if key in calls:
+                sizes[key] = sum(count * sizes.get(called, 1) for called, count in calls[key].items())
+    except CycleError as error:
+        refuse("has a function that calls itself", " → ".join(f"`{name}`" for _, name, _ in error.args[1]))
+    total = sum(sizes.get(node.op_identifier(), 1) for node in model.graph.all_nodes())
+    if total > _MOST_NODES:
+        refuse("has too many nodes when its functions are written out", f"{total:,}")
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for tensor in (value.const_value for value in graph.initializers.values()):
+            if tensor is not None and len(tensor.shape) > _MOST_AXES:
+                refuse("has a tensor of too many axes", f"`{tensor.name}` with {len(tensor.shape)}")
+        try:
+            if not _is_in_order(graph):
+                graph.sort()
+        except ValueError:
+            refuse("has a cycle", "a node that needs its own result")
+
+
+def _is_in_order(graph: ir.Graph) -> bool:
+    done: set[ir.Node] = set()
+    for node in graph:
+        makers = (value.producer() for value in node.inputs if value is not None)
+        if any(maker is not None and maker.graph is graph and maker not in done for maker in makers):
+            return False
+        done.add(node)
+    return True
 
 
 def check_operators(model: ir.Model, path: Path) -> None:
@@ -111,9 +172,17 @@ def normalise(model: ir.Model) -> None:
     Functions are inlined, caches get their widths, and nodes lose inputs that are left out at their ends.
     """
     model.ir_version = _IR_VERSION
-    if model.functions:
-        InlinePass()(model)
-    RemoveInitializersFromInputsPass()(model)
+    try:
+        if model.functions:
+            InlinePass()(model)
+        RemoveInitializersFromInputsPass()(model)
+    except LIBRARY_ERRORS as error:
+        raise BaseModelError(
+            "has functions that cannot be written out",
+            found=str(error).partition("\n")[0],
+            expected="functions as the ONNX standard describes them",
+            fix="export the model again without functions of your own",
+        ) from error
     for node in model.graph.all_nodes():
         while node.inputs and node.inputs[-1] is None:  # older runtimes know fewer optional inputs of an operator
             node.resize_inputs(len(node.inputs) - 1)
@@ -247,7 +316,7 @@ def _check_same(before: ir.Model, after: ir.Model, folder: Path, inputs: Sequenc
     """Run a model and what it was converted to on the same inputs."""
     sessions = [open_session(model, folder, optimize=False) for model in (before, after)]
     for case in small_cases(inputs):
-        expected, found = (run_session(session, case.arrays) for session in sessions)
+        expected, found = (try_session(session, case.arrays) for session in sessions)
         for name, value in expected.items():
             if value.dtype.kind != "f":
                 continue
@@ -270,7 +339,15 @@ def complete_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
     """Record in a model what shapes can be known of its values."""
     if has_shapes(model.graph):
         return
-    inferred = {value.name: value for value in _values(with_inferred_shapes(model))}
+    try:
+        inferred = {value.name: value for value in _values(with_inferred_shapes(model))}
+    except LIBRARY_ERRORS as error:
+        raise BaseModelError(
+            "has shapes that contradict each other",
+            found=str(error.__cause__ or error).partition("\n")[0],
+            expected="shapes that ONNX can infer",
+            fix="run `onnx.checker.check_model` on it, and export the model again",
+        ) from error
     for value in _values(model):
         if value.name in inferred:
             value.shape = value.shape or inferred[value.name].shape
@@ -321,8 +398,11 @@ def _observed(
         shown.graph.outputs.append(value)
     try:
         session = open_session(shown, folder, optimize=False)
-        runs = [run_session(session, case.arrays) for case in small_cases(inputs)]
-    except (BaseModelError, RequestError):  # a later check says which shapes are missing
+    except BaseModelError:  # a later check says which shapes are missing
+        return
+    try:
+        runs = [try_session(session, case.arrays) for case in small_cases(inputs)]
+    except RequestError:  # likewise
         return
     for value in values:
         one, other = (run.get(value.name or "") for run in runs)

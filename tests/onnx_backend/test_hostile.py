@@ -1,0 +1,128 @@
+"""Graphs that hurt: none hangs, none ends in anything but a base or a named error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from adapter_export.errors import BaseModelError, FileError, NoSitesError
+from adapter_export.onnx_backend import session
+from adapter_export.onnx_backend.base.base import open_onnx
+
+_D = 8
+_OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+
+
+def _saved(
+    path: Path, nodes: Sequence[onnx.NodeProto], *, functions: Sequence[onnx.FunctionProto] = (), axes: int = 2
+) -> Path:
+    weight = helper.make_tensor(
+        "w", TensorProto.FLOAT, [_D] * 2 if axes == 2 else [1] * axes, [0.2] * (_D**2 if axes == 2 else 1)
+    )
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", _D])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    constants = [
+        helper.make_tensor("count", TensorProto.INT64, [], [2**62]),
+        helper.make_tensor("true", TensorProto.BOOL, [], [True]),
+        helper.make_tensor("zeros", TensorProto.FLOAT, [_D], np.zeros(_D, np.float32)),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight, *constants])
+    onnx.save(helper.make_model(graph, opset_imports=_OPSETS, functions=functions), path)
+    return path
+
+
+def _function(name: str, *calls: str) -> onnx.FunctionProto:
+    """A function that calls others one after the other."""
+    names = ["a", *(f"v{place}" for place in range(len(calls) - 1)), "c"]
+    nodes = [
+        helper.make_node(call, [names[place]], [names[place + 1]], domain="" if call == "Relu" else "f")
+        for place, call in enumerate(calls)
+    ]
+    return helper.make_function("f", name, ["a"], ["c"], nodes, _OPSETS)
+
+
+def _endless() -> list[onnx.NodeProto]:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["v", "v"], ["twice"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("twice", TensorProto.FLOAT, None),
+        ],
+    )
+    loop = helper.make_node("Loop", ["count", "true", "zeros"], ["looped"], body=body)
+    return [loop, helper.make_node("Add", ["x", "looped"], ["y"])]
+
+
+def test_a_cycle_is_named(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["y", "x"], ["m"]), helper.make_node("Add", ["m", "x"], ["y"])]
+    with pytest.raises(BaseModelError, match="has a cycle"):
+        open_onnx(_saved(tmp_path / "a.onnx", nodes))
+
+
+def test_nodes_out_of_order_are_put_in_order(tmp_path: Path) -> None:
+    product, total = helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "x"], ["y"])
+    found = open_onnx(_saved(tmp_path / "a.onnx", [total, product]))
+    usual = open_onnx(_saved(tmp_path / "b.onnx", [product, total]))
+    assert [node.op_type for node in found.model.graph] == ["MatMul", "Add"]
+    assert [site.path for site in found.sites] == [site.path for site in usual.sites] != []
+    assert found.fingerprint == usual.fingerprint
+
+
+def test_functions_that_double_are_counted_not_written_out(tmp_path: Path) -> None:
+    functions = [_function("f0", "Relu"), *(_function(f"f{n}", f"f{n - 1}", f"f{n - 1}") for n in range(1, 40))]
+    with pytest.raises(BaseModelError, match="found 549,755,813,888"):
+        open_onnx(_saved(tmp_path / "a.onnx", [helper.make_node("f39", ["x"], ["y"], domain="f")], functions=functions))
+
+
+def test_a_function_that_calls_itself_is_named(tmp_path: Path) -> None:
+    functions = [_function("f0", "Relu", "f1"), _function("f1", "f0")]
+    with pytest.raises(BaseModelError, match="calls itself; found `f"):
+        open_onnx(_saved(tmp_path / "a.onnx", [helper.make_node("f1", ["x"], ["y"], domain="f")], functions=functions))
+
+
+def test_a_loop_without_an_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_MOST_SECONDS", 0.5)
+    with pytest.raises(BaseModelError, match="did not come to an end"):
+        open_onnx(_saved(tmp_path / "a.onnx", _endless()))
+
+
+@pytest.mark.parametrize("operator", ["Identity", "Cast"])
+def test_a_long_chain_behind_an_input_is_followed(tmp_path: Path, operator: str) -> None:
+    to = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
+    names = ["x", *(f"v{place}" for place in range(3000))]
+    chain = [helper.make_node(operator, [a], [b], **to) for a, b in pairwise(names)]
+    with pytest.raises(NoSitesError):
+        open_onnx(_saved(tmp_path / "a.onnx", [*chain, helper.make_node("MatMul", [names[-1], "w"], ["y"])]))
+
+
+def test_too_many_axes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="too many axes; found `w` with 70"):
+        open_onnx(_saved(tmp_path / "a.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], axes=70))
+
+
+def test_an_input_of_no_type_is_named(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "a.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])])
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UNDEFINED
+    onnx.save(model, path)
+    with pytest.raises(BaseModelError, match="`x`: has an input or output of unknown type"):
+        open_onnx(path)
+
+
+def test_a_file_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.onnx")
+    with pytest.raises(FileError, match="is not a regular file; found a FIFO"):
+        open_onnx(tmp_path / "a.onnx")
