@@ -25,6 +25,7 @@ from adapter_export.api.lint import lint
 from adapter_export.api.plan import plan
 from adapter_export.api.prove import check, verify
 from adapter_export.api.sites import Sites
+from adapter_export.api.sweep import sweep
 from adapter_export.api.train import attach, train
 from adapter_export.api.trainer import trainer_callback
 from adapter_export.version import __version__
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.practice.evaluate import Evaluation as Evaluation
     from adapter_export.practice.lint import Lint as Lint
     from adapter_export.practice.plan import Plan as Plan
+    from adapter_export.practice.sweep import Sweep as Sweep
     from adapter_export.runtime import Bundle as Bundle
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "plan",
     "remove",
     "save",
+    "sweep",
     "train",
     "trainer_callback",
     "verify",

@@ -174,6 +174,11 @@ class AdapterExportError(Exception):
         self.fix = fix
         super().__init__(self.sentence())
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let an error pass from one process to another as what it is."""
+        facts = {name: getattr(self, name) for name in ("what", "where", "found", "expected", "fix")}
+        return _again, (type(self), facts)
+
     @property
     def message(self) -> str:
         """The five facts in one text that has the words of both faces; for texts that quote it."""
@@ -205,6 +210,12 @@ class AdapterExportError(Exception):
             told[name] = _cut(visible(_cut(known[name], most)), most)
             room -= len(told[name])
         return told
+
+
+def _again(kind: type[AdapterExportError], facts: dict[str, str | None]) -> AdapterExportError:
+    error = kind.__new__(kind)
+    AdapterExportError.__init__(error, str(facts.pop("what")), **facts)  # a kind may take other arguments
+    return error
 
 
 @contextmanager

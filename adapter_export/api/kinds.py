@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
@@ -52,6 +52,17 @@ def kind_names() -> str:
     from adapter_export.graph.kinds import KINDS
 
     return f"[{'|'.join(KINDS)}]"
+
+
+def swept_options(name: str) -> tuple[str | None, str | None]:
+    """Return the options of a kind that say how wide it is and where it acts; none where it has none."""
+    from adapter_export.graph.kinds import BottleneckOptions, kind_named
+
+    defaults = kind_named(name).defaults
+    if isinstance(defaults, BottleneckOptions):
+        return "bottleneck", "at"
+    own = {field.name for field in fields(defaults)}
+    return "rank" if "rank" in own else None, "on" if "on" in own else None
 
 
 def make_kind(name: str, given: Mapping[str, Any]) -> Kind:
@@ -139,3 +150,10 @@ def at_least_1(name: str, value: int) -> int:
     if value < 1:
         raise UsageError(f"{argument(name)} is too small", found=value, expected="at least 1")
     return value
+
+
+def check_different(name: str, given: Collection[object]) -> None:
+    """Refuse an argument that lists nothing, or something twice."""
+    if not given or len(set(given)) < len(given):
+        found = ", ".join(map(str, given)) or "none"
+        raise UsageError(f"{argument(name)} must be different ones, at least one", found=found)

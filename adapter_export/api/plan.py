@@ -9,9 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.base import Base, PathLike, check_free, open_base, require, silent
-from adapter_export.api.kinds import at_least_1
+from adapter_export.api.kinds import at_least_1, check_different
 from adapter_export.api.option import Option
-from adapter_export.errors import UsageError, argument
 
 if TYPE_CHECKING:
     from adapter_export.practice.plan import Latency, Plan
@@ -59,9 +58,7 @@ def plan(
         check_picture(picture)
         check_free(picture, force=force)
     for name, given in (("kinds", kinds), ("bottlenecks", bottlenecks)):
-        if not given or len(set(given)) < len(given):
-            found = "none" if not given else ", ".join(map(str, given))
-            raise UsageError(f"{argument(name)} must be different ones, at least one", found=found)
+        check_different(name, given)
     for width in bottlenecks:
         at_least_1("bottlenecks", width)
     base = open_base(model)

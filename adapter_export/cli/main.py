@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Entry] = {
     "sites": Entry("adapter_export.cli.sites:sites", "Show where adapters can act in a model."),
     "plan": Entry("adapter_export.cli.practice:plan", "Say what adapters would cost in a model, before training."),
     "train": Entry("adapter_export.cli.train:train", "Train an adapter on a table of labelled texts."),
+    "sweep": Entry("adapter_export.cli.practice:sweep", "Train adapters of many settings, and compare them."),
     "lint": Entry("adapter_export.cli.practice:lint", "Look for the classic mistakes in an adapter."),
     "pack": Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
     "import": Entry("adapter_export.cli.import_:import_", "Make an adapter of one that another library trained."),

@@ -17,7 +17,7 @@ what is written with commas.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -40,10 +40,13 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def command(*lines: str, like: Callable[..., object] | None = None) -> Callable[[Callable[..., None]], click.Command]:
+def command(
+    *lines: str, like: Callable[..., object] | Sequence[Callable[..., object]] = (), without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function; its docstring is the help, `lines` are the examples at its end.
 
-    The annotated keyword parameters of `like` are options, too; the function takes them as `**options: Any`.
+    The annotated keyword parameters of `like` are options, too; the function takes them as `**options: Any`. Of several
+    calls the first one gives all of its own, the others all that are not `without`.
     Required options come first, then those of `like`, then the function's own, in the order of the signatures.
     """
 
@@ -52,9 +55,12 @@ def command(*lines: str, like: Callable[..., object] | None = None) -> Callable[
         params = list(_params(function))
         arguments = [param for param in params if isinstance(param, click.Argument)]
         options = [param for param in params if not isinstance(param, click.Argument)]
-        if like is not None:
-            borrowed = [param for param in _params(like) if isinstance(param, click.Option)]
-            options = [param for param in borrowed if param.name not in own] + options
+        borrowed: dict[str, click.Parameter] = {}
+        for place, one in enumerate(like if isinstance(like, Sequence) else (like,)):
+            for param in _params(one):
+                if isinstance(param, click.Option) and param.name not in {*own, *(without if place else ())}:
+                    borrowed.setdefault(str(param.name), param)
+        options = [*borrowed.values(), *options]
 
         def call(**given: Any) -> None:
             function(**{name: value for name, value in given.items() if value is not None})
@@ -219,6 +225,10 @@ def _scaling(text: str) -> float | str:
     return text if text in ("learned", "channel") else float(text)
 
 
+def _list_or_range(text: str, number: type[float]) -> tuple[float, ...] | str:
+    return text if ".." in text else tuple(map(number, text.split(",")))
+
+
 _NAMES = _Text("A,B,…", _names, "has an empty item")
 _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
     frozenset({tuple[str, ...]}): _NAMES,
@@ -234,6 +244,14 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
     ),
     frozenset({tuple[int, ...]}): _Text(
         "N,…", lambda text: tuple(map(int, text.split(","))), "is no list of whole numbers such as `16,64`"
+    ),
+    frozenset({tuple[int, ...], str}): _Text(
+        "N,…|LOW..HIGH",
+        lambda text: _list_or_range(text, int),
+        "is neither a list such as `16,64` nor a range `4..256`",
+    ),
+    frozenset({tuple[float, ...], str}): _Text(
+        "N,…|LOW..HIGH", lambda text: _list_or_range(text, float), "is neither a list such as `0.001,0.01` nor a range"
     ),
     frozenset({tuple[float, ...]}): _Text(
         "N,…", lambda text: tuple(map(float, text.split(","))), "is no list of numbers such as `0.3,0.7`"

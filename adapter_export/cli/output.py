@@ -86,6 +86,11 @@ class Bar:
         self._progress = progress
         self._task = None if progress is None else progress.add_task(description, total=total, note="")
 
+    @property
+    def done(self) -> bool:
+        """Whether it has all of its steps."""
+        return self._done >= self._total
+
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Add steps; `note` stands at the end of the line, such as `loss 0.312`."""
         self._done += steps

@@ -1,17 +1,23 @@
-"""`adapter-export plan` and `lint`: what adapters would cost, and the classic mistakes in one."""
+"""`adapter-export plan`, `sweep` and `lint`: what adapters would cost, what they bring, and the mistakes in one."""
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
 import adapter_export as ae
 from adapter_export.api.option import Option
+from adapter_export.api.sweep import GIVEN, RUNS
 from adapter_export.cli.bases import opened
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
-from adapter_export.cli.output import emit_json, say, show, steps
+from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, steps, warn
+
+if TYPE_CHECKING:
+    from adapter_export.practice.sweep import Run
 
 _FOUND = 1
 
@@ -51,6 +57,66 @@ def plan(
         say(f"  {reason}")
     if "plot" in options:
         say(f"wrote {options['plot']}")
+
+
+@command(
+    "adapter-export sweep model.pt --data train.tsv --validation-data dev.tsv -o sweep",
+    "adapter-export sweep model.pt --data train.tsv --bottlenecks 4,16,64 --kinds houlsby,lora --workers 4 -o sweep \\",
+    "    --measure --plot sweep.svg --bundle bundle",
+    "adapter-export sweep model.pt --data train.tsv --bottlenecks 4..256 --learning-rates 1e-4..1e-2 --trials 30 -o s",
+    like=(ae.sweep, ae.train),
+    without=GIVEN,
+)
+def sweep(
+    model: Path,
+    *,
+    data: Annotated[Path, Option("Labelled texts, as `train` reads them.", "PATH")],
+    output: Annotated[Path, Option("The folder to write, with one in `runs` for each adapter.", "PATH", "-o")],
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Train adapters of many settings for MODEL, each with several seeds, and compare what they bring and cost.
+
+    Every combination of kinds, bottlenecks, placements and learning rates is trained as `train` does it, with the same
+    other options. With --trials Optuna chooses, and bottlenecks and learning rates may be ranges. The table has the
+    mean and the standard deviation of the metric on the validation rows, and which trials are on the Pareto front. The
+    best one has the highest mean there; test data decide nothing. docs/practice.md says more.
+
+    What is finished is kept: the same command goes on where it was interrupted, and tries again what failed.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: threads that spin starve each other
+    with ExitStack() as stack:
+        bar: Bar | None = None
+
+        def ended(run: Run, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(progress_bar("sweep", total))
+            if run.error is None:
+                say(f"{run.adapter}: {run.score:.4f}")
+            else:
+                warn(f"{run.adapter}: {run.error.sentence('shell')}")
+            bar.advance()
+            if bar.done:
+                stack.close()
+
+        found = ae.sweep(
+            model,
+            data,
+            output,
+            on_run=ended,
+            on_note=lambda note: warn(f"{note.sentence('shell')}."),
+            on_progress=say,
+            **options,
+        )
+    if as_json:
+        emit_json(found.to_json())
+        return
+    show(found.table())
+    say(f"{found.summary()} in {output / RUNS}.")
+    for one in ("plot", "bundle"):
+        if one in options:
+            say(f"wrote {options[one]}")
 
 
 @command(

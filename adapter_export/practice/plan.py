@@ -165,7 +165,7 @@ def choices(
         free = next((one for one in _WIDTHS if any(one in component.widths for component in kind.components)), None)
         for bottleneck in bottlenecks if free else (None,):
             chosen = kind.with_widths(**({} if free is None or bottleneck is None else {free: bottleneck}))
-            adapter = _shaped(chosen, sites)
+            adapter = shaped(chosen, sites)
             each = [cost(graph, widths).multiply_accumulates for _, graph, widths in adapter.components()]
             total = stored(adapter.tensor_shapes().values(), sum(each))
             yield (
@@ -189,8 +189,12 @@ def base_work(sites: SiteMap) -> int:
     return sum(site.width_in * site.width for site in sites.of_roles(("linear",)))
 
 
-def _shaped(kind: Kind, sites: SiteMap) -> Adapter:
-    """An adapter of a kind at its sites in a base, with every number 0.01."""
+def shaped(kind: Kind, sites: SiteMap) -> Adapter:
+    """Return an adapter of a kind at its sites in a base, with every number 0.01.
+
+    Raises:
+        AdapterError: the base has none of the sites, or a width does not fit.
+    """
     weights: Weights = {}
     placed = kind.placed(sites)
     for site, component in placed:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from adapter_export.errors import UsageError
 from adapter_export.format.files import new_file
 from adapter_export.practice.plan import Choice, Plan
+from adapter_export.practice.sweep import Cost, Sweep, Trial
 
 
 def check_picture(path: Path) -> None:
@@ -44,5 +45,38 @@ def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:
         axes.set_xlabel("bottleneck")
         axes.set_ylabel(title)
     axes.legend(frameon=False)
+    with new_file(path, force=force) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower())
+
+
+def draw_sweep(found: Sweep, path: Path, *, force: bool = False) -> None:
+    """Draw the scores over what they cost: means with standard deviations, the Pareto fronts, and the best.
+
+    Raises:
+        OutputExistsError, WriteError: the file cannot be written.
+    """
+    figure = Figure(figsize=(8, 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    words: Mapping[Cost, str] = {"parameters": "parameters of the adapter", "latency": "latency over the base"}
+    scored = [one for one in found.trials if one.mean is not None]
+    costs = [cost for cost in words if all(one.cost(cost) is not None for one in scored)]
+    groups: dict[str, list[Trial]] = {}
+    for one in scored:
+        place = one.setting.placement
+        groups.setdefault(one.setting.kind if place is None else f"{one.setting.kind} at {place}", []).append(one)
+    for axes, cost in zip(np.atleast_1d(figure.subplots(1, len(costs), sharey=True)), costs, strict=True):
+        for label, group in groups.items():
+            points = [(one.cost(cost), one.mean, one.spread or 0.0) for one in group]
+            prices, means, spreads = zip(*points, strict=True)
+            axes.errorbar(prices, means, spreads, fmt="o", capsize=2, label=label)
+        front = sorted((one.cost(cost) or 0.0, one.mean) for one in scored if cost in one.front)
+        axes.plot(*zip(*front, strict=True), color="0.6", zorder=0, label="Pareto front")
+        axes.plot([found.best.cost(cost)], [found.best.mean], "*", color="black", markersize=11, label="best")
+        axes.set_xlabel(words[cost])
+        if cost == "parameters":
+            axes.set_xscale("log")
+    figure.axes[0].set_ylabel(f"{found.words}, validation")
+    figure.axes[-1].legend(frameon=False)
+    figure.suptitle(f"{found.data}, {len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}")
     with new_file(path, force=force) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower())

@@ -1,0 +1,197 @@
+"""Adapters of many settings, trained alike: what each brings and costs, which is best, and what a kill leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+import adapter_export as ae
+from adapter_export.errors import DataError, FileError, TrainingError, UsageError
+from adapter_export.numerics.judge import Metric
+from adapter_export.practice.plan import Latency
+from adapter_export.practice.search import Search
+from adapter_export.practice.sweep import Range, Run, Setting, Space, Sweep, Trial
+from adapter_export.practice.workers import Processes
+
+QUICK = {"epochs": 1, "batch_size": 4, "bottlenecks": (2,), "kinds": ("pfeiffer", "ia3")}
+
+
+def table(folder: Path, words: tuple[str, str] = ("fine", "dull")) -> Path:
+    rows = [f"play {number} is {words[number % 2]}\t{('good', 'bad')[number % 2]}" for number in range(20)]
+    path = folder / "train.tsv"
+    path.write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def trial(parameters: int, *scores: float | None, latency: float | None = None) -> Trial:
+    runs = [Run(seed, f"{parameters}-{seed}", score) for seed, score in enumerate(scores)]
+    made = Trial.of(Setting("pfeiffer", parameters, None, 0.001), runs, parameters)
+    return made if latency is None else Trial(**{**vars(made), "latency": Latency(latency, latency, latency)})
+
+
+def test_means_spreads_and_the_best() -> None:
+    tried = [trial(10, 0.5, 0.7), trial(20, 0.9, None), trial(30, 0.6, 0.8), trial(40, 0.8, 0.6)]
+    found = Sweep.of("rows.tsv", Metric("accuracy"), (0, 1), tried)
+    assert [one.mean for one in found.trials] == pytest.approx([0.6, None, 0.7, 0.7])
+    assert found.trials[0].spread == pytest.approx(0.1 * 2**0.5), "of a sample"
+    assert (found.best.parameters, found.adapter) == (30, "30-1"), "of two alike the smaller one, by its best seed"
+    assert [one.front for one in found.trials] == [("parameters",), (), ("parameters",), ()]
+    less = Sweep.of("rows.tsv", Metric("loss", more_is_better=False), (0, 1), tried)
+    assert (less.best.parameters, less.adapter) == (10, "10-0")
+
+
+def test_each_cost_has_a_front() -> None:
+    tried = [trial(10, 0.5, latency=1.3), trial(20, 0.4, latency=1.1), trial(30, 0.6, latency=1.3)]
+    found = Sweep.of("rows.tsv", Metric("accuracy"), (0,), tried)
+    assert [one.front for one in found.trials] == [("parameters",), ("latency",), ("parameters", "latency")]
+    assert "1.10 (1.10 to 1.10)" in str(found)
+    assert "±" not in str(found), "one seed has no spread"
+
+
+def test_a_grid_has_every_setting_once() -> None:
+    space = Space({"houlsby": True, "ia3": False}, (4, 16), (), (0.001, 0.01))
+    names = [setting.name for setting in space.grid()]
+    assert names == [
+        *(f"houlsby-{width}-{rate}" for width in (4, 16) for rate in (0.001, 0.01)),
+        *(f"ia3-{rate}" for rate in (0.001, 0.01)),
+    ]
+    placed = Setting("lora", 8, "query+value", 0.001)
+    assert placed.name == "lora-8-query_value-0.001"
+
+
+def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
+    space = Space({"houlsby": True, "ia3": False}, Range(4, 256), (), Range(1e-4, 1e-2))
+    first = Search(tmp_path / "search.sqlite3", space)
+    (one, done), (two, open_) = islice(first.settings(6), 2)
+    first.tell(one, 0.5)
+    del first  # and nobody ever tells of the second one
+    again = Search(tmp_path / "search.sqlite3", space)
+    found = dict(again.settings(6))
+    assert found[two] == open_
+    assert one not in found
+    assert len({done, open_, *found.values()}) == 6, "nothing is drawn again"
+    for setting in found.values():
+        assert 1e-4 <= setting.learning_rate <= 1e-2
+        assert setting.bottleneck is None if setting.kind == "ia3" else 4 <= (setting.bottleneck or 0) <= 256
+    for number in found:
+        again.tell(number, None if number == two else 0.1)
+    assert len(list(Search(tmp_path / "search.sqlite3", space).settings(6))) == 1, "what failed is tried again"
+
+
+def test_a_process_that_dies_takes_its_own_call_alone() -> None:
+    with Processes(2) as workers:
+        lasting, dying = workers.submit(time.sleep, 2), workers.submit(os._exit, 3)
+        assert dying.exception() is not None
+        assert workers.submit(os.getpid).result() != os.getpid()
+        assert lasting.exception() is None
+
+
+_PARENT = """
+import os, time
+from adapter_export.practice.workers import Processes
+if __name__ == "__main__":
+    workers = Processes(1)
+    print(workers.submit(os.getpid).result(), flush=True)
+    workers.submit(time.sleep, 600)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT, encoding="utf-8")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)
+        parent.kill()
+    for _ in range(100):
+        state = Path(f"/proc/{worker}/stat")
+        if not state.exists() or state.read_text(encoding="utf-8").split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlives its parent")
+
+
+def test_a_sweep_leaves_adapters_a_picture_and_a_bundle(text_folder: Path, tmp_path: Path) -> None:
+    data, output = table(tmp_path), tmp_path / "sweep"
+    told: list[tuple[str, int]] = []
+    given = {**QUICK, "seeds": (0, 1), "validation": 0.5, "test_data": data}
+    found = ae.sweep(
+        text_folder / "model.pt",
+        data,
+        output,
+        plot=tmp_path / "sweep.svg",
+        bundle=tmp_path / "bundle",
+        on_run=lambda run, total: told.append((run.adapter, total)),
+        on_note=lambda note: None,
+        **given,
+    )
+    names = [f"{name}-0.001-seed{seed}" for name in ("pfeiffer-2", "ia3") for seed in (0, 1)]
+    assert told == [(name, 4) for name in names]
+    assert sorted(one.name for one in (output / "runs").iterdir()) == sorted(names)
+    for one in found.trials:
+        for run in one.runs:
+            adapter = ae.load_adapter(output / "runs" / run.adapter)
+            assert (adapter.kind, adapter.training["settings"]["seed"]) == (one.setting.kind, run.seed)
+            assert run.score == adapter.training["validation"]["accuracy"]
+            assert run.test == adapter.training["test"]["accuracy"]
+            assert one.parameters == sum(t.size for n, t in adapter.weights.items() if not n.startswith("head."))
+    assert found.best in found.trials
+    assert ae.open_bundle(tmp_path / "bundle").session().adapters == (found.adapter,)
+    assert (tmp_path / "sweep.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
+
+    kept = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
+    base = ae.open_base(text_folder / "model.pt")
+    again = ae.sweep(base, data, output, text="text", on_note=lambda note: None, **given)
+    assert again == found
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == kept
+
+    with pytest.raises(TrainingError, match=r"another sweep lies here; found `epochs` 1, `seeds` \[0, 1\]; expected 2"):
+        ae.sweep(base, data, output, **{**given, "epochs": 2, "seeds": (0,)})
+    table(tmp_path, ("good", "bad"))
+    with pytest.raises(TrainingError, match="another sweep lies here; found `data`, `test_data`; expected another one"):
+        ae.sweep(base, data, output, **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kinds": ()}, "`kinds` must be different ones"),
+        ({"seeds": (1, 1)}, "`seeds` must be different ones"),
+        ({"bottlenecks": (0,)}, "`bottlenecks` are numbers above 0"),
+        ({"learning_rates": "1..0.5"}, "`learning_rates` are numbers above 0"),
+        ({"bottlenecks": "4..16"}, "a range has no end of settings; found 4..16"),
+        ({"placements": ("query",)}, "names no sublayer"),
+        ({"seed": 3}, "a sweep gives this to `train` itself; found `seed`"),
+        ({"epoch": 3}, "`train` has no such argument; found `epoch`"),
+        ({"rs_lora": True}, "kind `houlsby` has no such option"),
+    ],
+)
+def test_what_is_refused_before_anything_is_trained(
+    options: dict[str, object], said: str, text_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        ae.sweep(text_folder / "model.pt", table(tmp_path), tmp_path / "sweep", **options)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_folder_that_is_no_sweep_is_left_alone(text_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="holds something else than a sweep"):
+        ae.sweep(text_folder / "model.pt", table(tmp_path), tmp_path, **QUICK)
+    assert [one.name for one in tmp_path.iterdir()] == ["train.tsv"]
+
+
+def test_data_of_one_class_stop_the_sweep(text_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "train.tsv"
+    data.write_text("text\tlabel\na\tgood\nb\tgood\nc\tgood\n", encoding="utf-8")
+    with pytest.raises(DataError, match="class"):
+        ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", **QUICK)
