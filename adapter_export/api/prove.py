@@ -47,6 +47,7 @@ def check(
         Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
     ] = None,
     text: Annotated[str | None, Option("The column of FILE that holds the texts.", "COLUMN")] = None,
+    quick: Annotated[bool, Option("Leave out what takes long: every word, and all but a few shapes.")] = False,
     on_step: OnStep | None = None,
 ) -> Report:
     """Check that a bundle computes what it should.
@@ -74,7 +75,7 @@ def check(
     if (data is None) != (text is None) or (data is not None and against is None):
         together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
         raise UsageError(together, fix=f"give all three, or {argument('against')} alone")
-    plan = plan_check(folder_of(bundle), only=only, cases=cases, flavours=flavours)
+    plan = plan_check(folder_of(bundle), only=only, cases=cases, flavours=flavours, brief=quick)
     texts = None
     if data is not None and text is not None:
         texts = [one for one, _ in read_texts(Path(data), Columns(text))]

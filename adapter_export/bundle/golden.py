@@ -21,7 +21,7 @@ from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
 from adapter_export.numerics.runner import Arrays, Runner, Undefined, moved_by_rounding, run, undefined
-from adapter_export.numerics.sample_inputs import edge_cases, input_cases
+from adapter_export.numerics.sample_inputs import LENGTHS, covering_cases, edge_cases, named_case
 
 OnStep = Callable[[str], None]
 """Called after each step with what was done."""
@@ -41,13 +41,14 @@ def silent(_: str) -> None:
 class Case:
     """Inputs with a name, the length of each dynamic axis, and which tokens are real, [batch, tokens].
 
-    `real` is none if all are, or if the base reads no mask.
+    `real` is none if all are, or if the base reads no mask. `core` ones are tried in every graph at every level.
     """
 
     name: str
     arrays: Mapping[str, np.ndarray]
     axes: Mapping[str, int]
     real: npt.NDArray[np.bool_] | None
+    core: bool = True
 
     @property
     def batch(self) -> int:
@@ -57,10 +58,10 @@ class Case:
     def parts(self, shape: Sequence[int]) -> Iterator[tuple[Split, npt.NDArray[np.bool_] | None]]:
         """Split an output of that shape into what is compared on its own, each with its elements.
 
-        An output with one row per token is split into real tokens and padding. Both are compared: what stands at the
-        padding is the base's own doing, and the bundle must do it too.
+        An output with a row of numbers per token is split into real tokens and padding. Both are compared: what stands
+        at the padding is the base's own doing, and the bundle must do it too.
         """
-        if self.real is None or tuple(shape[:2]) != self.real.shape:
+        if self.real is None or len(shape) < 3 or tuple(shape[:2]) != self.real.shape:  # of two axes one may be classes
             yield "all", None
             return
         rows = self.real.reshape(self.real.shape + (1,) * (len(shape) - 2))
@@ -79,20 +80,29 @@ def case_of(name: str, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputR
 
 
 def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> tuple[Case, ...]:
-    """Return the matrix of shapes for a bundle: batch 1 and odd, one token, an odd number, many, and padded rows.
+    """Return shapes for a bundle: every pair of a batch, a length and a kind of padding, then the edges of its lengths.
 
-    Then come the edges of the lengths that it takes. Where the manifest does not say how long a text may be, none is
-    longer than the longest of the `known` cases.
+    Where the manifest does not say how long a text may be, none is longer than the longest of the `known` cases.
     """
     longest: int | None = None
     if manifest.max_tokens is None:
         batches = {record.axes[0] for record in manifest.inputs if record.axes}
         lengths = (length for case in known for axis, length in case.axes.items() if axis not in batches)
         longest = max(lengths, default=None)
-    cases = input_cases(manifest.inputs, seed=seed, lengths=manifest.lengths, max_tokens=longest)
+    cases = covering_cases(manifest.inputs, seed=seed, lengths=manifest.lengths, max_tokens=longest)
+    made = [(one.core, case_of(one.name, one.arrays, manifest.inputs)) for one in cases]
     there = {case.name for case in cases}
-    cases += [one for one in edge_cases(manifest.inputs, manifest.lengths, seed=seed) if one.name not in there]
-    return tuple(case_of(case.name, case.arrays, manifest.inputs) for case in cases)
+    for one in edge_cases(manifest.inputs, manifest.lengths, seed=seed):
+        case = case_of(one.name, one.arrays, manifest.inputs)
+        if one.name not in there:  # long ones cost as much as all others
+            made.append((max(case.axes.values(), default=0) <= max(LENGTHS), case))
+    return tuple(replace(case, core=core) for core, case in made)
+
+
+def named(manifest: Manifest, name: str) -> Case | None:
+    """Return the case of a shape that a name such as `batch2_tokens4` describes; none if it is none of the bundle."""
+    made = named_case(manifest.inputs, name, seed=SEED)
+    return None if made is None else case_of(made.name, made.arrays, manifest.inputs)
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,8 @@ class Golden:
     """What the base, or one adapter on it, must give for each case, and how far each output may be off in all cases.
 
     `against` is `golden` for what a bundle stores, `reference` for what a reference gave during a check. `undefined`
-    are, case by case and output, the positions of the padding that the reference does not define, [batch, tokens].
+    are, case by case and output, the positions of the padding that the reference does not define, [batch, tokens], and
+    of outputs without a row per token the rows that follow from such positions, [batch].
     """
 
     adapter: str | None
@@ -123,6 +134,8 @@ class Golden:
         for part, elements in self.cases[at].parts(shape):
             if vague is not None and elements is not None:
                 elements = elements & ~vague.reshape(elements.shape)
+            elif vague is not None:  # of a row as a whole
+                elements = ~vague.reshape(-1, *(1,) * (len(shape) - 1))
             yield part, elements
 
 
@@ -275,7 +288,8 @@ class GoldenMaker:
                 on_step(f"{known or BASE}: reference with errors")
                 return found
 
-            arrays, sites = [case.arrays for case in self.cases], self.references.sites
+            arrays = [case.arrays for case in self.cases if case.core] or [case.arrays for case in self.cases]
+            sites = self.references.sites
             moved = moved_by_rounding(disturbed_run, arrays, adapter, sites=sites, base=self.base, step=step)
         budgets = {}
         for each in dict.fromkeys(each for found in outputs for each in found):
@@ -284,12 +298,19 @@ class GoldenMaker:
         return Golden(known, self.cases, outputs, budgets, self.references.description, "reference", vague)
 
     def _undefined(self, case: Case, adapter: Adapter | None, output: str | None) -> Undefined:
-        """Return the positions of the padding that are not defined; real tokens are compared in any case."""
-        assert case.real is not None  # as asked
-        found = undefined(self.references, case.arrays, adapter, self.outputs, output)
-        by_token = {name: each for name, each in found.items() if each.shape[:2] == case.real.shape}
-        positions = {name: each.reshape(*case.real.shape, -1).any(-1) for name, each in by_token.items()}
-        return {name: each & ~case.real for name, each in positions.items()}
+        """Return what is not defined: positions of the padding, and whole rows of outputs that are made of them.
+
+        Real tokens are compared in any case.
+        """
+        real = case.real
+        assert real is not None  # as asked
+        vague: Undefined = {}
+        for name, each in undefined(self.references, case.arrays, adapter, self.outputs, output).items():
+            if each.ndim > 2 and each.shape[:2] == real.shape:
+                vague[name] = np.logical_and(each.reshape(*real.shape, -1).any(-1), ~real)
+            elif each.shape[:1] == real.shape[:1]:
+                vague[name] = np.any(each.reshape(len(real), -1), -1)
+        return vague
 
     def make(self, adapter: Adapter | None, output: str | None = None) -> Golden:
         """Return golden vectors that can be stored.

@@ -152,13 +152,14 @@ def failures(report: Report) -> tuple[FailureRecord, ...]:
 
 
 def _failure(report: Report, adapter: str | None) -> FailureRecord:
-    """Return the first case that fails, its worst output there, and the first site over its own budget."""
+    """Return the smallest case that fails, its worst output there, and the first site over its own budget."""
     outputs = [result for result in report.outputs if result.adapter == adapter and not result.passed]
     sites = [result for result in report.sites if result.adapter == adapter and not result.passed]
     worst: OutputRecord | None = None
     levels: dict[str, bool] = {}
     if outputs:
-        run = (outputs[0].case, outputs[0].flavour, outputs[0].mixed)
+        smallest = min(outputs, key=lambda each: (math.prod(each.axes.values()), len(each.case)))  # without padding
+        run = (smallest.case, smallest.flavour, smallest.mixed)
         of_run = [each for each in report.outputs if (each.case, each.flavour, each.mixed) == run]
         worst = max((each for each in of_run if each.adapter == adapter and not each.passed), key=_badness)
         output = (adapter, worst.against, worst.output)

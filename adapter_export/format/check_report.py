@@ -235,7 +235,7 @@ class FailureRecord:
 
     Attributes:
         adapter: the active adapter; null for the base alone.
-        case: the first case that fails.
+        case: the smallest case that fails.
         output: the output that is worst there; null if only a site fails.
         faults: why it does not pass, one short clause each.
         ratio: error over budget; 1 is the limit.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +21,29 @@ BATCHES = (1, 3)
 LENGTHS = (1, 7, 65)
 """One token, an odd number, and one more than 64, so that no kernel's block size divides it."""
 
+MORE_BATCHES = (1, 2, 3, 5)
+MORE_LENGTHS = (1, 2, 7, 12, 64, 65)
+"""Of `covering_cases`: even numbers as well, and what a block of 64 ends and begins with."""
+
 Shape = Mapping[str, int]
 """A length for each named axis."""
+
+Padding = Literal["none", "right", "left", "holes"]
+"""Where a mask hides tokens: behind the others, before them, or between them."""
+
+_SUFFIXES: Mapping[Padding, str] = {"none": "", "right": "_padded", "left": "_padded_left", "holes": "_padded_holes"}
 
 
 @dataclass(frozen=True)
 class InputCase:
-    """One set of inputs, under a unique name that says the shape, such as `batch3_tokens7`."""
+    """One set of inputs, under a unique name that says the shape, such as `batch3_tokens7`.
+
+    `core` are the few cases that are tried in every graph at every level; the others in the graph that clients run.
+    """
 
     name: str
     arrays: Mapping[str, np.ndarray]
+    core: bool = True
 
 
 def input_cases(
@@ -57,6 +73,157 @@ def input_cases(
         for index, shape in enumerate(chosen)
     ]
     return _unique([*cases, *_padded(inputs, cases)])
+
+
+Chosen = tuple[Shape, Padding]
+
+
+def covering_cases(
+    inputs: Sequence[InputRecord], *, seed: int, lengths: Bounds | None = None, max_tokens: int | None = None
+) -> list[InputCase]:
+    """Make inputs in which every two of a batch, a length and a kind of padding occur together at least once.
+
+    Those of `input_cases` come first, then as few as a greedy choice needs, short ones first. `core` are the former,
+    and as many as it takes for each batch, length and padding to be among them.
+    """
+    bounds = lengths or {}
+    known = input_cases(inputs, seed=seed, lengths=bounds, max_tokens=max_tokens)
+    paddings: Sequence[Padding] = list(_SUFFIXES) if _padded_mask(inputs) else ["none"]
+    shapes = _shape_matrix(inputs, bounds, max_tokens, MORE_BATCHES, MORE_LENGTHS)
+    able = [one for one in product(shapes, paddings) if _can_have(inputs, one)]
+    there = {case.name for case in known}
+    first = [one for one in able if _chosen_name(one) in there]
+    chosen = _covering(able, first, 2)
+    core = {_chosen_name(one) for one in _covering(chosen, first, 1)}
+    more = [one for one in chosen if _chosen_name(one) not in there]
+    made = [shaped_case(inputs, one, np.random.default_rng([seed, 1, index])) for index, one in enumerate(more)]
+    return [*known, *(replace(case, core=case.name in core) for case in made)]
+
+
+def pairs_covered(inputs: Sequence[InputRecord], lengths: Bounds, cases: Iterable[str]) -> tuple[int, int]:
+    """Return how many pairs of a batch, a length and a padding are in cases of these names, and how many there are."""
+    paddings: Sequence[Padding] = list(_SUFFIXES) if _padded_mask(inputs) else ["none"]
+    shapes = _shape_matrix(inputs, lengths, None, MORE_BATCHES, MORE_LENGTHS)
+    able = [one for one in product(shapes, paddings) if _can_have(inputs, one)]
+    names = set(cases)
+    tried = {pair for one in able if _chosen_name(one) in names for pair in _groups(one, 2)}
+    return len(tried), len({pair for one in able for pair in _groups(one, 2)})
+
+
+def _covering(able: Sequence[Chosen], chosen: Sequence[Chosen], size: int) -> list[Chosen]:
+    """Add to some shapes until every group of so many of their lengths and paddings that can occur does."""
+    found = list(chosen)
+    missing = {group for one in able for group in _groups(one, size)}
+    missing -= {group for one in found for group in _groups(one, size)}
+    while missing:
+        best = max(able, key=lambda one: (len(missing & _groups(one, size)), -math.prod(filter(None, one[0].values()))))
+        found.append(best)
+        missing -= _groups(best, size)
+    return found
+
+
+def _groups(chosen: Chosen, size: int) -> set[tuple[tuple[str, int | str], ...]]:
+    shape, padding = chosen
+    return set(combinations([*shape.items(), ("padding", padding)], size))
+
+
+def _can_have(inputs: Sequence[InputRecord], chosen: Chosen) -> bool:
+    """Whether the mask of a shape is long enough for a padding."""
+    shape, padding = chosen
+    mask = _padded_mask(inputs)
+    least = {"none": 1, "right": 2, "left": 2, "holes": 3}[padding]
+    return mask is None or length(mask.axes[1], shape) >= least
+
+
+def _chosen_name(chosen: Chosen) -> str:
+    return f"{_name(chosen[0])}{_SUFFIXES[chosen[1]]}"
+
+
+def shaped_case(inputs: Sequence[InputRecord], chosen: Chosen, rng: np.random.Generator) -> InputCase:
+    """Make inputs of one shape with one kind of padding, which `UsageError` refuses for a named axis without length."""
+    shape, padding = chosen
+    _check(inputs, shape)
+    arrays, mask = _arrays(inputs, shape, rng), _padded_mask(inputs)
+    if mask is not None and padding != "none":
+        batch, tokens = arrays[mask.name].shape
+        real = _real_tokens(batch, tokens, padding)
+        arrays = {record.name: _cut(record, arrays[record.name], real) for record in inputs}
+    return InputCase(_chosen_name(chosen), arrays)
+
+
+MOST_WORDS = 2**15
+"""How many words `word_cases` has at most."""
+
+_WORDS_IN_ROW, _ROWS_OF_WORDS = 64, 8
+
+
+def word_cases(
+    inputs: Sequence[InputRecord], *, seed: int, lengths: Bounds | None = None, most: int = MOST_WORDS
+) -> Iterator[InputCase]:
+    """Make inputs with every id of every input of ids once, in drawn order, as full rows: `words0`, `words512`, ….
+
+    A table of more than `most` words gives so many of them, drawn. There are none without ids whose limit is known.
+    """
+    tables = {record.name: record.limit for record in inputs if record.role == "ids" and record.limit is not None}
+    if not tables:
+        return
+    rng = np.random.default_rng([seed, 2])
+    words = {name: rng.permutation(limit)[:most] for name, limit in tables.items()}
+    shape, done = _sized(inputs, lengths or {}, _ROWS_OF_WORDS, _WORDS_IN_ROW, 0), 0
+    while done < max(map(len, words.values())):
+        arrays = _arrays(inputs, shape, rng)
+        for name, own in words.items():
+            arrays[name] = np.resize(np.roll(own, -done), arrays[name].shape).astype(arrays[name].dtype)
+        yield InputCase(f"words{done}", arrays, core=False)
+        done += min(arrays[name].size for name in words)
+
+
+def alone_case(
+    inputs: Sequence[InputRecord], name: str, ids: npt.NDArray[np.int64], *, lengths: Bounds, seed: int
+) -> InputCase:
+    """Make inputs with a row for each of some ids of one input, full of that id, as short as the base takes them."""
+    shape = _sized(inputs, lengths, len(ids), 1, 0)
+    arrays = _arrays(inputs, shape, np.random.default_rng(seed))
+    own = arrays[name]
+    rows = np.resize(ids, own.shape[:1]).reshape(-1, *[1] * (own.ndim - 1))
+    return InputCase("alone", {**arrays, name: np.broadcast_to(rows, own.shape).astype(own.dtype)})
+
+
+STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 17, 32, 33, 64, 65, 66, 128, 129, 256, 257)
+"""Lengths at which a smaller case that fails is looked for."""
+
+
+def shape_of(inputs: Sequence[InputRecord], axes: Mapping[str, int]) -> Shape:
+    """Return the lengths of the named axes of a case that can be chosen."""
+    return {name: axes[name] for name in _named(inputs) if name in axes}
+
+
+def padding_of(case: str) -> Padding:
+    """Return the kind of padding of a case, from its name."""
+    return next(
+        (kind for kind, suffix in reversed(list(_SUFFIXES.items())) if suffix and case.endswith(suffix)), "none"
+    )
+
+
+def resized(inputs: Sequence[InputRecord], lengths: Bounds, shape: Shape, which: str, size: int) -> Shape:
+    """Return a shape with another number of rows (`batch`) or of tokens, as near to it as the base takes one."""
+    batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
+    own = batch_axes if which == "batch" else set(shape) - batch_axes - past
+    return {axis: axis_lengths(axis, lengths).near(size) if axis in own else now for axis, now in shape.items()}
+
+
+def named_case(inputs: Sequence[InputRecord], name: str, *, seed: int) -> InputCase | None:
+    """Make the inputs that a name such as `batch2_tokens4_padded_left` describes; none if it is no such name."""
+    padding = padding_of(name)
+    parts = "_".join(rf"{re.escape(axis)}(\d{{1,5}})" for axis in _named(inputs))
+    match = re.fullmatch(parts, name.removesuffix(_SUFFIXES[padding]))
+    if match is None or not parts:
+        return None
+    shape = {axis: int(size) for axis, size in zip(_named(inputs), match.groups(), strict=True)}
+    low = any(size < (0 if axis in _past_axes(inputs) else 1) for axis, size in shape.items())
+    if low or not _can_have(inputs, (shape, padding)):
+        return None
+    return shaped_case(inputs, (shape, padding), np.random.default_rng(seed))
 
 
 MOST_AT_EDGES = 512
@@ -91,11 +258,17 @@ def outside_case(
     return input_cases(inputs, seed=seed, shapes=[shape])[0]
 
 
-def _shape_matrix(inputs: Sequence[InputRecord], lengths: Bounds, max_tokens: int | None) -> list[Shape]:
+def _shape_matrix(
+    inputs: Sequence[InputRecord],
+    lengths: Bounds,
+    max_tokens: int | None,
+    batches: Sequence[int] = BATCHES,
+    tokens: Sequence[int] = LENGTHS,
+) -> list[Shape]:
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
-    longest = max_tokens or max(LENGTHS)
-    sizes = dict.fromkeys(min(length, longest) for length in LENGTHS) if set(_named(inputs)) - batch_axes else (1,)
-    batches = BATCHES if batch_axes else (1,)
+    longest = max_tokens or max(tokens)
+    sizes = dict.fromkeys(min(length, longest) for length in tokens) if set(_named(inputs)) - batch_axes else (1,)
+    batches = batches if batch_axes else (1,)
     steps = [(0, size) for size in sizes] + [(size, 1) for size in sizes if past and size < longest]
     shapes = [_sized(inputs, lengths, batch, size, behind) for behind, size in steps for batch in batches]
     return _fitting(shapes, lengths)
@@ -159,18 +332,23 @@ def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator)
 
 def _padded(inputs: Sequence[InputRecord], cases: Sequence[InputCase]) -> Iterator[InputCase]:
     """The case with the most rows, and among those the one of middle length, with its rows cut short."""
-    mask = next((record.name for record in inputs if record.role == "mask" and len(record.axes) == 2), None)
-    if mask is None or any(record.role == "cache" for record in inputs):
+    mask = _padded_mask(inputs)
+    able = [case for case in cases if mask is not None and case.arrays[mask.name].shape[1] > 1]
+    if mask is None or not able:
         return
-    able = [case for case in cases if case.arrays[mask].shape[1] > 1]
-    if not able:
-        return
-    most_rows = max(case.arrays[mask].shape[0] for case in able)
-    able = [case for case in able if case.arrays[mask].shape[0] == most_rows]
+    most_rows = max(case.arrays[mask.name].shape[0] for case in able)
+    able = [case for case in able if case.arrays[mask.name].shape[0] == most_rows]
     case = able[(len(able) - 1) // 2]
-    real = _real_tokens(*case.arrays[mask].shape)
+    real = _real_tokens(*case.arrays[mask.name].shape)
     arrays = {record.name: _cut(record, case.arrays[record.name], real) for record in inputs}
     yield InputCase(f"{case.name}_padded", arrays)
+
+
+def _padded_mask(inputs: Sequence[InputRecord]) -> InputRecord | None:
+    """The mask over tokens; none with a cache, as each decoder pads in its own way."""
+    if any(record.role == "cache" for record in inputs):
+        return None
+    return next((record for record in inputs if record.role == "mask" and len(record.axes) == 2), None)
 
 
 def less_padded(case: InputCase, inputs: Sequence[InputRecord]) -> InputCase | None:
@@ -190,10 +368,17 @@ def less_padded(case: InputCase, inputs: Sequence[InputRecord]) -> InputCase | N
     return InputCase(case.name, arrays)
 
 
-def _real_tokens(batch: int, tokens: int) -> npt.NDArray[np.bool_]:
-    """Which tokens are real, [batch, tokens]: the first row whole, the last one a single token, evenly between."""
+def _real_tokens(batch: int, tokens: int, padding: Padding = "right") -> npt.NDArray[np.bool_]:
+    """Which tokens are real, [batch, tokens]: the first row whole, the last one a single token, evenly between.
+
+    Holes leave the first and the last token of each row, and hide every third between them, each row others.
+    """
+    places = np.arange(tokens)
+    if padding == "holes":
+        own = places + np.arange(batch)[:, None]
+        return np.asarray((own % 3 != 1) | (places == 0) | (places == tokens - 1), bool)
     lengths = np.linspace(tokens, 1, batch).round() if batch > 1 else np.array([(tokens + 1) // 2])
-    return np.arange(tokens) < lengths[:, None]
+    return (places if padding == "right" else places[::-1]) < lengths[:, None]
 
 
 def _cut(record: InputRecord, array: np.ndarray, real: npt.NDArray[np.bool_]) -> np.ndarray:

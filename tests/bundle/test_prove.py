@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from small_bundle import Built
 from adapter_export.bundle.proof.prove import LEVELS, Reference, plan_check, prove, steps
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError
+from adapter_export.format.check_report import SpanRecord
+from adapter_export.numerics.sample_inputs import padding_of
 from adapter_export.onnx_backend.runner import CutRunner
 from schemas import validate
 
@@ -38,34 +41,109 @@ def test_a_good_bundle_passes(report: Report) -> None:
     report.require_compared()
 
 
-def test_every_output_of_every_adapter_at_every_shape_and_level_is_compared(report: Report) -> None:
-    matrix = {
-        (result.adapter, result.case, result.level, result.output)
-        for result in report.outputs
-        if result.against == "reference"
-    }
-    adapters, cases = (None, "topic", "tone", "mood"), {result.case for result in report.outputs}
-    assert len(cases) == 7
+def test_every_output_of_every_adapter_at_every_shape_is_compared_at_the_core_at_every_level(report: Report) -> None:
+    of = [result for result in report.outputs if result.against == "reference"]
+    found = {(one.adapter, one.case, one.flavour, one.level, one.output) for one in of if not one.mixed}
+    graphs = [*(("slots", level) for level in LEVELS), ("inputs", "all"), ("bank", "all")]
+    core = {one.case for one in of if one.level == "none"}
+    assert len(core) == 11
     expected = {
-        (adapter, case, level, output)
-        for adapter in adapters
-        for case in cases
-        for level in LEVELS
+        (adapter, case, flavour, level, output)
+        for flavour, level in graphs
+        for case in ({one.case for one in of} if (flavour, level) == ("slots", "all") else core)
+        for adapter in (None, "topic", "tone", "mood")
         for output in (("hidden",) if adapter is None else ("hidden", "logits"))
     }
-    assert matrix == expected
+    assert found == expected
 
 
-def test_the_matrix_has_one_token_odd_numbers_and_many(report: Report) -> None:
-    shapes = {tuple(result.axes.values()) for result in report.outputs}
-    assert {(1, 1), (3, 1), (1, 7), (3, 7), (1, 65), (3, 65)} == shapes
+def test_every_two_of_a_batch_a_length_and_a_padding_meet_and_each_is_in_the_core(report: Report) -> None:
+    shapes = {
+        (one.case, *one.axes.values(), padding_of(one.case), one.level)
+        for one in report.outputs
+        if one.against == "reference" and one.flavour == "slots"
+    }
+    batches, lengths, paddings = (1, 2, 3, 5), (1, 2, 7, 12, 64, 65), ("none", "right", "left", "holes")
+    able = [
+        one
+        for one in product(batches, lengths, paddings)
+        if one[1] >= {"none": 1, "right": 2, "left": 2, "holes": 3}[one[2]]
+    ]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        wanted = {(one[first], one[second]) for one in able}
+        assert wanted == {(one[1 + first], one[1 + second]) for one in shapes if one[-1] == "all"}
+    core = [one for one in shapes if one[-1] == "none"]
+    assert [{one[at] for one in core} for at in (1, 2, 3)] == [set(batches), set(lengths), set(paddings)]
+
+
+def test_every_word_is_tried_and_said_to_be(report: Report) -> None:
+    found = {owed.id: owed for owed in report.ledger if owed.id.startswith("shape/")}
+    assert found["shape/words/ids"].status == "tested"
+    assert found["shape/words/ids"].coverage == (SpanRecord("words", 20, 20),)
+    assert SpanRecord("pairs of shapes", 60, 60) in found["shape/matrix"].coverage
+
+
+def test_a_brief_check_leaves_out_words_and_all_but_the_core(built: Built) -> None:
+    report = prove(plan_check(built.folder, only=("base",), brief=True), Reference("m", CutRunner(built.base)))
+    assert report.passed
+    assert len({one.case for one in report.outputs}) == 11
+    assert not [owed for owed in report.ledger if owed.id.startswith("shape/words")]
+
+
+class WrongBase:
+    """The reference with a fault that some inputs alone show, so that the bundle seems to have it."""
+
+    def __init__(self, inner: CutRunner, fault: str) -> None:
+        self.inner, self.fault = inner, fault
+        self.description, self.sites, self.keeps_weights = "wrong", inner.sites, False
+
+    def run(self, inputs: dict[str, np.ndarray], adapter: object = None) -> dict[str, np.ndarray]:
+        ids, mask = inputs["ids"], inputs["mask"]
+        outputs = self.inner.run(inputs, adapter)
+        off = {
+            "even lengths": ids.shape[1] % 2 == 0,
+            "more than 65 tokens": ids.shape[1] > 64,
+            "four rows": len(ids) >= 4,
+            "padding on the left": not mask[:, 0].all(),
+            "a word": (ids == 7)[..., None],
+        }[self.fault]
+        return {**outputs, "hidden": outputs["hidden"] * np.where(off, np.float32(1.01), np.float32(1))}
+
+    def undefined(self, inputs: dict[str, np.ndarray], adapter: object) -> dict[str, np.ndarray]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "smallest"),
+    [
+        ("even lengths", "batch1_tokens2"),
+        ("more than 65 tokens", "batch1_tokens65"),
+        ("four rows", "batch4_tokens1"),
+        ("padding on the left", "batch1_tokens2_padded_left"),
+        ("a word", None),
+    ],
+)
+def test_a_fault_of_some_shapes_is_named_by_the_smallest(built: Built, fault: str, smallest: str | None) -> None:
+    reference = Reference("other.onnx", WrongBase(CutRunner(built.base), fault))
+    report = prove(plan_check(built.folder, only=("base",), flavours=("slots",)), reference, lambda step: None)
+    assert not report.passed
+    if smallest is not None:
+        (failure,) = failures(report)
+        assert failure.case == smallest
+        assert failure.levels_failed == LEVELS
+        assert failure.command.endswith(f"--case {smallest}")
+        again = prove(plan_check(built.folder, only=("base",), cases=(smallest,)), reference, lambda step: None)
+        assert {one.case for one in again.outputs} == {smallest}
+        assert not again.passed
+    words = next(owed for owed in report.ledger if owed.id == "shape/words/ids")
+    assert ("word 7 of `ids` alone" in words.detail) == (fault == "a word")
 
 
 def test_padding_is_compared_on_its_own(report: Report) -> None:
     parts = {
         (result.output, result.part): result.elements
         for result in report.outputs
-        if result.case.endswith("padded") and result.adapter == "topic" and result.flavour == "slots"
+        if result.case == "batch3_tokens7_padded" and result.adapter == "topic" and result.flavour == "slots"
     }
     assert parts[("hidden", "tokens")] + parts[("hidden", "padding")] == 3 * 7 * 16
     assert set(parts) == {("hidden", "tokens"), ("hidden", "padding"), ("logits", "all")}
@@ -204,7 +282,8 @@ def test_a_live_model_that_differs_at_a_length_fails(built: Built) -> None:
     report = prove(plan, reference, seen.append)
     assert len(seen) == steps(plan, reference)
     failed = [(one.name, one.subject) for one in report.invariants if not one.passed]
-    assert failed == [("live model", "batch1_tokens65"), ("live model", "batch3_tokens65")]
+    assert failed
+    assert all(name == "live model" and "tokens65" in case for name, case in failed)
     assert len([one for one in report.invariants if one.name == "live model"]) == len(plan.cases)
     (line,) = {one.detail for one in report.invariants if one.subject == "batch1_tokens65"}
     assert "tokens 65: `hidden`: the largest error 0.5 is over the budget" in line

@@ -277,7 +277,9 @@ def _of_adapter(
         found = session.run(case.arrays, name)
         for each, value in expected.items():
             pair = (found[each], value)
-            if case.real is not None and value.shape[:2] == case.real.shape:  # padding is nobody's result
+            if (
+                case.real is not None and value.ndim > 2 and value.shape[:2] == case.real.shape
+            ):  # padding is nobody's result
                 pair = (found[each][case.real], value[case.real])
             sides.setdefault(each, []).append(pair)
         on_step(f"{name or BASE}, {case.name}: against float32")

@@ -6,6 +6,7 @@ golden vectors) and `build` and `add`, which verify what they have made before i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from adapter_export.bundle.effects import effects
-from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, check_cases, silent
+from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, check_cases, named, silent
 from adapter_export.bundle.media import compare_processors, replay_media
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.compare import Original, agreements, compare, missing, unexpected
@@ -32,6 +33,7 @@ from adapter_export.bundle.proof.invariants import (
     check_weights_apart,
     swaps,
 )
+from adapter_export.bundle.proof.shapes import check_coverage, check_words, smallest_case, word_steps
 from adapter_export.bundle.proof.sites import SiteProbe
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.texts import Contract, check_contract, replay
@@ -40,6 +42,7 @@ from adapter_export.format.check_report import (
     ComparisonRecord,
     Form,
     InvariantRecord,
+    ObligationRecord,
     OutputRecord,
     SiteRecord,
     Split,
@@ -49,7 +52,7 @@ from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.tasks import is_classified
 from adapter_export.numerics.budget import Budget
-from adapter_export.numerics.runner import DRAWS, Arrays, Runner, Undefined
+from adapter_export.numerics.runner import DRAWS, Arrays, Runner, Undefined, run
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import Optimization, run_session
 
@@ -87,7 +90,8 @@ class Reference:
 class Plan:
     """What will be run: the stored golden vectors of the chosen adapters, and `cases`, a matrix of shapes.
 
-    `files` is what the files of the bundle have shown. A quick check runs golden vectors at one level alone.
+    `files` is what the files of the bundle have shown. A quick check runs golden vectors at one level alone; a brief
+    one leaves out what takes long: shapes that are no core, words.
     """
 
     bundle: OpenedBundle
@@ -96,6 +100,7 @@ class Plan:
     flavours: tuple[Form, ...]
     files: tuple[InvariantRecord, ...]
     quick: bool
+    brief: bool = False
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -137,11 +142,12 @@ def plan_check(
     cases: Sequence[str] = (),
     flavours: Sequence[str] = (),
     quick: bool = False,
+    brief: bool = False,
 ) -> Plan:
     """Open a bundle, look at its files, and choose what to run: everything, but for names that are given.
 
     Among the adapters in `only`, `base` is the base alone. A quick check runs golden vectors at one level, without a
-    look at sites, at swapping and at other shapes.
+    look at sites, at swapping and at other shapes; a brief one leaves out only what takes long.
 
     Raises:
         UsageError: `only`, `cases` or `flavours` names what is not there.
@@ -157,9 +163,16 @@ def plan_check(
     stored = [bundle.golden(name) for name in names]
     known = [case for golden in stored for case in golden.cases]
     matrix = () if quick else check_cases(bundle.manifest, known)
-    _check_known("case", cases, [case.name for case in (*matrix, *known)])
-    matrix = tuple(case for case in matrix if not cases or case.name in cases)
-    return Plan(bundle, tuple(golden.only(cases) for golden in stored), matrix, chosen, files, quick)
+    named_so = {case.name for case in (*matrix, *known)} | (set(cases) if quick else set())
+    extra = [case for name in cases if name not in named_so and (case := named(bundle.manifest, name))]
+    _check_known("case", cases, [case.name for case in (*matrix, *known, *extra)])
+    if cases:
+        matrix = tuple(replace(case, core=True) for case in (*matrix, *extra) if case.name in cases)
+    elif brief:
+        matrix = tuple(case for case in matrix if case.core)
+    return Plan(
+        bundle, tuple(golden.only(cases) for golden in stored), matrix, chosen, files, quick, brief or bool(cases)
+    )
 
 
 def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
@@ -187,12 +200,17 @@ class Trial:
 
 
 def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
-    """Return what to run on a graph: every case through each adapter, and on a bank mixed batches as well."""
+    """Return what to run on a graph: its cases through each adapter, and on a bank mixed batches as well.
+
+    The graph that clients run has all cases, the others and other levels the core of them.
+    """
+    whole = (graph.flavour, graph.level) == (plan.flavours[0], LEVEL)
     bank = plan.bundle.manifest.bank if graph.flavour == "bank" else None
     there: list[Expected] = [
         (golden, at)
         for golden in expected
         for at in range(len(golden.cases))
+        if whole or golden.cases[at].core
         if graph.flavour != "baked" or (golden.adapter and plan.bundle.record(golden.adapter).baked == graph.file)
         if bank is None or golden.adapter in bank.rows
     ]
@@ -312,15 +330,17 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
     """Return how many steps `prove` takes."""
     lived = len(plan.cases) if reference and reference.live and None in plan.names else 0
     plan = _taken(plan, reference)
-    runs = len(plan.names) * len(plan.cases) if reference else 0
+    runs, core = len(plan.names) * len(plan.cases), [case for case in plan.cases if case.core]
     measured = reference and plan.bundle.allowance(plan.cases or (plan.probe,)).error(reference.runner)
     planned = [
         *plan.golden,
         *(replace(golden, cases=plan.cases, against="reference") for golden in plan.golden if reference),
     ]
-    total = lived + (runs * (1 + DRAWS) if measured else runs)
+    total = lived + (runs if reference else 0) + (len(plan.names) * len(core or plan.cases) * DRAWS if measured else 0)
     for graph in plan.graphs:
         total += len(trials(plan, graph, planned)) + (0 if plan.quick else len(_mixed(plan, graph)))
+    if reference and _tries_words(plan):
+        total += word_steps(plan.bundle.manifest)
     if "slots" in plan.flavours and not plan.quick:
         total += len(swaps(plan.names)) + len(plan.names) + 2 * len(plan.adapters)
     total += (plan.bundle.manifest.golden_texts is not None) + (plan.bundle.manifest.media is not None)
@@ -347,7 +367,7 @@ def prove(
         for name in plan.names:
             adapter, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
             expected.append(maker.compute(adapter, output, on_step, name=name))
-    outputs: list[OutputRecord] = []
+    outputs, ledger = list[OutputRecord](), list[ObligationRecord]()
     invariants, sites = [*plan.files, *_left_out(expected)], list[SiteRecord]()
     tolerance = None
     if not plan.quick:
@@ -360,13 +380,19 @@ def prove(
     for graph in plan.graphs:
         outputs += run_trials(graph, trials(plan, graph, expected), on_step)
         invariants += _invariants(plan, graph, tolerance, on_step)
+        if reference is not None and tolerance is not None and _tries_words(plan) and _is_main(graph):
+            ledger += check_words(graph, reference, tolerance, on_step)
         if bundle.staged and graph.flavour == "slots" and all(result.passed for result in outputs) and not graph.pieces:
-            run = partial(run_session, bundle.session(graph.file))  # weights of a fusion are of one row of a batch
+            of_slots = partial(run_session, bundle.session(graph.file))  # weights of a fusion are of one row of a batch
             for record in bundle.manifest.adapters if bundle.manifest.batch_invariant else ():
                 if record.mix is not None:
-                    check_weights_apart(run, record.mix, bundle.tensors(record.name), bundle.golden(record.name))
+                    check_weights_apart(of_slots, record.mix, bundle.tensors(record.name), bundle.golden(record.name))
         if original is None or (graph.flavour, graph.level) != ("slots", LEVEL):
             bundle.close(graph.file, graph.level)
+    if reference is not None and tolerance is not None:
+        passed = all(result.passed for result in outputs)
+        ledger += check_coverage(bundle.manifest, plan.cases, passed)
+        outputs += _at_smallest(plan, reference, outputs, expected, tolerance)
     if "slots" in plan.flavours and not plan.quick:
         probe = SiteProbe.of(bundle)
         for name in plan.adapters:
@@ -396,7 +422,41 @@ def prove(
         invariants=tuple(invariants),
         agreements=None if original is None else agreements(bundle, plan.names, original, on_step),
         effects=() if plan.quick else effects(bundle, plan.adapters),
+        ledger=tuple(ledger),
     )
+
+
+def _tries_words(plan: Plan) -> bool:
+    return "slots" in plan.flavours and None in plan.names and not (plan.quick or plan.brief)
+
+
+def _is_main(graph: Graph) -> bool:
+    """Whether it is what clients run."""
+    return (graph.flavour, graph.level) == ("slots", LEVEL)
+
+
+def _at_smallest(
+    plan: Plan, reference: Reference, outputs: Sequence[OutputRecord], expected: Sequence[Golden], tolerance: Tolerance
+) -> Iterator[OutputRecord]:
+    """For the base and each adapter that is off, find the smallest case at which it is, and run it at every level."""
+    known = {case.name: case for case in plan.cases}
+    off = [one for one in outputs if not one.passed and one.against == "reference" and one.flavour == "slots"]
+    (file,) = plan.bundle.files_of("slots")
+    for golden in expected:
+        own = [one for one in off if one.adapter == golden.adapter]
+        if golden.against != "reference" or not own:
+            continue
+        first = min(own, key=lambda one: math.prod(one.axes.values()))
+        level = next(level for level in LEVELS if level == first.level)
+        graph, name = Graph(plan.bundle, "slots", file, level), golden.adapter
+        case = smallest_case(graph, reference, known[first.case], name, tolerance)
+        source, output = (None, None) if name is None else (plan.bundle.source(name), plan.bundle.record(name).output)
+        found = run(reference.runner, case.arrays, source, plan.bundle.base_outputs, output)
+        alone = replace(golden, cases=[case], outputs=[found], undefined=[{}])
+        ran = {one.level for one in outputs if (one.adapter, one.case) == (name, case.name) and one.flavour == "slots"}
+        for level in (level for level in LEVELS if level not in ran):
+            at_level = replace(graph, level=level)
+            yield from compare_outputs(at_level.run(case.arrays, (name,) * case.batch), alone, 0, at_level)
 
 
 def _taken(plan: Plan, reference: Reference | None) -> Plan:
@@ -456,15 +516,16 @@ def _apart(case: Case, found: Arrays, live: Arrays, vague: Undefined, tolerance:
 
 
 def _left_out(expected: Sequence[Golden]) -> Iterator[InvariantRecord]:
-    """Say for each case how many positions of its padding are not compared, through any adapter."""
-    counts: dict[str, tuple[int, int]] = {}
+    """Say for each case how many positions of its padding, and how many rows, are not compared, through any adapter."""
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
     for golden in expected:
         for case, vague in zip(golden.cases, golden.undefined, strict=False):
-            for positions in vague.values():
-                most = max(counts.get(case.name, (0, 0))[0], int(positions.sum()))
-                counts[case.name] = most, 0 if case.real is None else int((~case.real).sum())
-    for name, (left_out, padding) in counts.items():
-        detail = f"{left_out} of {padding} positions: attention sees no token there, so that any value is right"
+            for left_out in vague.values():
+                what = "positions" if left_out.ndim > 1 else "rows that follow from such positions"
+                of = 0 if case.real is None else int((~case.real).sum()) if left_out.ndim > 1 else case.batch
+                counts[case.name, what] = max(counts.get((case.name, what), (0, 0))[0], int(left_out.sum())), of
+    for (name, what), (count, of) in counts.items():
+        detail = f"{count} of {of} {what}: attention sees no token there, so that any value is right"
         yield InvariantRecord("padding not compared", name, "passed", detail)
 
 
@@ -483,20 +544,20 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
         for chosen in _mixed(plan, graph):
             yield check_apart(graph.run, case, chosen, tolerance)
             on_step("rows of a batch")
-    if (graph.flavour, graph.level) != ("slots", LEVEL) or graph.pieces:
+    if not _is_main(graph) or graph.pieces:
         return
-    run = bundle.runtime_session().run
+    of_runtime = bundle.runtime_session().run
     if tolerance is not None and None in plan.names:
         yield from check_proofs(bundle)
     if tolerance is not None:
         for first, second in swaps(plan.names):
-            yield check_swap(run, case, first, second)
+            yield check_swap(of_runtime, case, first, second)
             on_step(f"{first or BASE} → {second or BASE} → {first or BASE}")
         for name in plan.names:
-            yield check_row_order(run, case, name, tolerance)
+            yield check_row_order(of_runtime, case, name, tolerance)
             on_step(f"{name or BASE}: row order")
     for name in plan.adapters if tolerance is not None or bundle.staged else ():
-        yield check_native(name, run(case.arrays, name), bundle.native_run(name, case.arrays))
+        yield check_native(name, of_runtime(case.arrays, name), bundle.native_run(name, case.arrays))
         on_step(f"{name}: active adapter")
 
 

@@ -1,0 +1,186 @@
+"""What a matrix of shapes leaves open: every word, every position, and the smallest shape at which a graph is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adapter_export.bundle.golden import SEED, Case, Golden, OnStep, Tolerance, case_of
+from adapter_export.bundle.opened import Graph
+from adapter_export.bundle.proof.compare import compare
+from adapter_export.bundle.report import BASE
+from adapter_export.errors import RequestError
+from adapter_export.format.check_report import ComparisonRecord, ObligationRecord, SpanRecord
+from adapter_export.format.manifest import Manifest
+from adapter_export.numerics.runner import run
+from adapter_export.numerics.sample_inputs import (
+    STEPS,
+    Padding,
+    Shape,
+    alone_case,
+    padding_of,
+    pairs_covered,
+    resized,
+    shape_of,
+    shaped_case,
+    word_cases,
+)
+
+if TYPE_CHECKING:
+    from adapter_export.bundle.proof.prove import Reference
+
+_SHOWN = 5
+"""How many words a message names."""
+
+_TRIED_ALONE = 512
+
+
+def word_steps(manifest: Manifest) -> int:
+    """Return how many steps `check_words` takes."""
+    return sum(1 for _ in word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths))
+
+
+def check_words(
+    graph: Graph, reference: Reference, tolerance: Tolerance, on_step: OnStep
+) -> Iterator[ObligationRecord]:
+    """Compare the base on every id of every vocabulary; of words in a row that is wrong, say which are so alone."""
+    manifest = graph.bundle.manifest
+    tables = {record.name: record.limit for record in manifest.inputs if record.role == "ids" and record.limit}
+    tried: dict[str, set[int]] = {name: set() for name in tables}
+    worst, wrong = 0.0, dict[str, list[int]]()
+    faults = list[str]()
+    for made in word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths):
+        case = case_of(made.name, made.arrays, manifest.inputs)
+        if not reference.takes(case):
+            continue
+        pairs = list(_both(graph, reference, case, None, tolerance))
+        worst = max([worst, *(found.ratio for _, found in pairs)])
+        bad = [f"`{name}`: {fault}" for name, found in pairs for fault in found.faults]
+        if bad and not faults:
+            faults = bad
+        if bad and sum(map(len, wrong.values())) < _SHOWN:
+            for name, ids in _alone(graph, reference, case, tolerance).items():
+                wrong.setdefault(name, []).extend(ids)
+        for name, seen in tried.items():
+            seen.update(case.arrays[name].ravel().tolist())
+        on_step(f"{BASE}: {case.name}")
+    for name, limit in tables.items():
+        shown = ", ".join(map(str, wrong.get(name, [])[:_SHOWN]))
+        more = f"{'words' if len(wrong.get(name, ())) > 1 else 'word'} {shown} of `{name}` alone; " if shown else ""
+        yield ObligationRecord(
+            id=f"shape/words/{name}",
+            claim=f"the base computes each word of `{name}` as the model does",
+            status="failed" if faults and (shown or not any(wrong.values())) else "tested" if tried[name] else "open",
+            where=f"{graph.file}: {name}",
+            detail=f"{more}{'; '.join(faults[:2])}" if faults else "every output, within the budget",
+            coverage=(SpanRecord("words", len(tried[name]), limit),),
+            ratio=worst,
+        )
+
+
+def _both(
+    graph: Graph, reference: Reference, case: Case, adapter: str | None, tolerance: Tolerance
+) -> Iterator[tuple[str, ComparisonRecord]]:
+    """Compare each output of one case; `RequestError` if one side cannot compute it."""
+    bundle = graph.bundle
+    source, output = (None, None) if adapter is None else (bundle.source(adapter), bundle.record(adapter).output)
+    expected = run(reference.runner, case.arrays, source, bundle.base_outputs, output)
+    found = graph.run(case.arrays, (adapter,) * case.batch)
+    golden = Golden(adapter, [case], [expected], {}, "")
+    for name, wanted in expected.items():
+        for part, elements in golden.parts(0, name):
+            if name in found and part != "padding":  # which may be undefined
+                yield name, compare(found[name], wanted, tolerance(adapter, name, wanted), where=elements)
+
+
+def _alone(graph: Graph, reference: Reference, case: Case, tolerance: Tolerance) -> dict[str, list[int]]:
+    """The ids of a case that are wrong in rows of their own, by input."""
+    manifest = graph.bundle.manifest
+    wrong: dict[str, list[int]] = {}
+    for record in manifest.inputs:
+        if record.role != "ids" or not record.limit or record.limit == 1:
+            continue
+        ids = np.unique(case.arrays[record.name])[:_TRIED_ALONE]
+        made = alone_case(manifest.inputs, record.name, ids, lengths=manifest.lengths, seed=SEED)
+        alone = case_of("alone", made.arrays, manifest.inputs)
+        expected = run(reference.runner, alone.arrays, None, graph.bundle.base_outputs, None)
+        found, bad = graph.run(alone.arrays, (None,) * alone.batch), np.zeros(len(ids), bool)
+        for name, wanted in expected.items():
+            if wanted.dtype.kind == "f" and wanted.shape == found[name].shape and len(wanted) == len(ids):
+                apart = np.abs(found[name].astype(np.float64) - wanted).reshape(len(ids), -1).max(1)
+                bad |= ~(apart <= tolerance(None, name, wanted).absolute)
+        if bad.any() and not bad.all():  # where all are, it is not the word
+            wrong[record.name] = ids[bad].tolist()
+    return wrong
+
+
+def check_coverage(manifest: Manifest, cases: Sequence[Case], passed: bool) -> Iterator[ObligationRecord]:
+    """Say how many pairs of a batch, a length and a padding the cases have, and how many positions."""
+    names = [case.name for case in cases]
+    longest = manifest.tokens.maximum
+    lengths = {case.name: _tokens(manifest, case) for case in cases}
+    done, of = pairs_covered(manifest.inputs, manifest.lengths, names)
+    spans = [SpanRecord("pairs of shapes", done, of), SpanRecord("shapes", len(cases), None)]
+    if any(lengths.values()):
+        spans.insert(0, SpanRecord("positions", max(lengths.values()), longest))
+    if cases:
+        yield ObligationRecord(
+            id="shape/matrix",
+            claim="the bundle computes every shape as the model does",
+            status="tested" if passed else "failed",
+            where="all graphs",
+            detail=f"{names[0]} to {max(names, key=lambda one: lengths[one])}, batches, lengths and paddings in pairs",
+            coverage=tuple(spans),
+        )
+
+
+def _tokens(manifest: Manifest, case: Case) -> int:
+    """How many tokens a row has; 0 for a base that reads none."""
+    of_tokens = [case.arrays[one.name] for one in manifest.inputs if one.role == "ids" and len(one.axes) == 2]
+    return max((array.shape[1] for array in of_tokens), default=0)
+
+
+def smallest_case(graph: Graph, reference: Reference, case: Case, adapter: str | None, tolerance: Tolerance) -> Case:
+    """Return the smallest case that a graph still gets wrong: without padding, of few rows, of few tokens.
+
+    Lengths are tried in steps, and between the last that passes and the first that fails by halves. It is the case
+    itself where drawing other numbers makes the fault vanish.
+    """
+    inputs, bounds = graph.bundle.manifest.inputs, graph.bundle.manifest.lengths
+    tried: dict[tuple[tuple[tuple[str, int], ...], Padding], Case | None] = {}
+
+    def wrong(shape: Shape, padding: Padding) -> Case | None:
+        key = tuple(shape.items()), padding
+        if key not in tried:
+            made = shaped_case(inputs, (shape, padding), np.random.default_rng(SEED))
+            one, bad = case_of(made.name, made.arrays, inputs), False
+            if reference.takes(one):
+                try:
+                    bad = any(not found.passed for _, found in _both(graph, reference, one, adapter, tolerance))
+                except RequestError:
+                    bad = False
+            tried[key] = one if bad else None
+        return tried[key]
+
+    shape, padding = shape_of(inputs, case.axes), padding_of(case.name)
+    best = wrong(shape, padding)
+    if best is None:
+        return case
+    if padding != "none" and (found := wrong(shape, "none")) is not None:
+        best, padding = found, "none"
+    for which, now in (("batch", case.batch), ("tokens", max(shape.values(), default=1))):
+
+        def at(size: int, which: str = which, shape: Shape = shape) -> Shape:
+            return resized(inputs, bounds, shape, which, size)
+
+        steps = [size for size in (range(1, now) if which == "batch" else STEPS) if size < now]
+        first = next((index for index, size in enumerate(steps) if wrong(at(size), padding)), len(steps))
+        low, high = (steps[first - 1] + 1 if first else 1), steps[first] if first < len(steps) else now
+        while low < high:  # by halves, between the last that passes and the first that does not
+            middle = (low + high) // 2
+            low, high = (low, middle) if wrong(at(middle), padding) else (middle + 1, high)
+        if (found := wrong(at(high), padding)) is not None:
+            best, shape = found, at(high)
+    return best
