@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -186,25 +186,26 @@ def _place(result: OutputRecord) -> tuple[str, str]:
 
 
 def _outputs(results: Sequence[OutputRecord]) -> Table:
-    """Return one line per adapter, the worst over shapes, outputs and levels, and one for each shape that is wrong."""
+    """Return one line per adapter, the worst over shapes, outputs and levels, and one for each shape that is wrong.
+
+    Padding has lines of its own.
+    """
     places: dict[tuple[str, str], list[OutputRecord]] = {}
     for result in results:
         places.setdefault(_place(result), []).append(result)
     wrong = {place for place, found in places.items() if not all(each.passed for each in found)}
-    whole: dict[str, dict[str, list[OutputRecord]]] = {}
+    whole: dict[tuple[str, str], list[OutputRecord]] = {}
     for (adapter, case), found in places.items():
         if (adapter, case) not in wrong:
-            whole.setdefault(adapter, {})[case] = found
-    merged = {
-        (adapter, _shapes(own)): [each for found in own.values() for each in found] for adapter, own in whole.items()
-    }
+            whole.setdefault((adapter, ", padding" if case.endswith(", padding") else ""), []).extend(found)
+    merged = {(adapter, f"{_shapes(found)}{padding}"): found for (adapter, padding), found in whole.items()}
     places = {**merged, **{place: places[place] for place in places if place in wrong}}
     columns = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
     return Table(columns, [_row(place, found) for place, found in places.items()], numbers="llrrrrr")
 
 
-def _shapes(cases: Mapping[str, Sequence[OutputRecord]]) -> str:
-    names = {each.case for found in cases.values() for each in found}
+def _shapes(results: Sequence[OutputRecord]) -> str:
+    names = {each.case for each in results}
     return f"{len(names)} shapes" if len(names) > 1 else names.pop()
 
 

@@ -39,12 +39,13 @@ def test_a_bundle_is_what_its_archive_computes(cli, bundle: Path, model: Path) -
     done = cli.done("check", bundle, "--against", model)
     rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["base"], ["topic"], ["tone"])]
     assert {row[0] for row in rows} == {"base", "topic", "tone"}
-    padding = [row for row in rows if row[2] == "padding"]
+    padding = [row for row in rows if "padding" in row]
     assert {row[0] for row in padding} == {"base", "topic", "tone"}
-    assert all(len(row) == (9 if row in padding else 8) and row[-1] == "pass" for row in rows)
+    assert all(len(row) == (10 if row in padding else 9) and row[-1] == "pass" for row in rows)
     heading = next(line for line in done.stdout.splitlines() if line.split()[:2] == ["adapter", "case"])
     assert heading.split("  ")[-1].strip() == "verdict"
     assert "against torch" in done.stdout
+    assert " shapes" in done.stdout
     assert "budget of" in done.stdout
     assert done.stdout.rstrip().endswith("passed")
     assert "compared" in done.stdout
