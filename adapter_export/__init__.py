@@ -25,6 +25,7 @@ from adapter_export.api.lint import lint
 from adapter_export.api.plan import plan
 from adapter_export.api.prove import check, verify
 from adapter_export.api.sites import Sites
+from adapter_export.api.smaller import distil
 from adapter_export.api.sweep import sweep
 from adapter_export.api.train import attach, train
 from adapter_export.api.trainer import trainer_callback
@@ -33,6 +34,7 @@ from adapter_export.version import __version__
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.bundle.report import Report as Report
     from adapter_export.graph.adapter import Adapter as Adapter
+    from adapter_export.practice.distil import Distillation as Distillation
     from adapter_export.practice.evaluate import Evaluation as Evaluation
     from adapter_export.practice.lint import Lint as Lint
     from adapter_export.practice.plan import Plan as Plan
@@ -50,6 +52,7 @@ __all__ = [
     "capture",
     "check",
     "compose",
+    "distil",
     "errors",
     "evaluate",
     "import_adapterhub",

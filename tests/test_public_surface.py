@@ -54,27 +54,14 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 
 
 def test_the_commands_stay() -> None:
-    making = [
-        "capture",
-        "sites",
-        "plan",
-        "train",
-        "sweep",
-        "lint",
-        "pack",
-        "import",
-        "compose",
-        "build",
-        "add",
-        "remove",
-    ]
-    assert list(COMMANDS) == [*making, "check", "verify", "evaluate", "run", "inspect"]
+    making = ["capture", "sites", "plan", "train", "sweep", "lint", "distil", "pack", "import", "compose"]
+    assert list(COMMANDS) == [*making, "build", "add", "remove", "check", "verify", "evaluate", "run", "inspect"]
 
 
 def test_the_verbs_stay() -> None:
     """A new verb: export it, show it in `docs/python.md`, and name it here."""
     making = {"capture", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
-    making |= {"plan", "sweep", "lint", "import_adapterhub", "import_peft", "compose"}
+    making |= {"plan", "sweep", "lint", "distil", "import_adapterhub", "import_peft", "compose"}
     bundles = {"build", "add", "remove", "open_bundle", "check", "verify", "evaluate", "inspect"}
     assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Inspection", "Sites", "errors", "__version__"}
     for name in making | bundles:

@@ -107,22 +107,27 @@ class TaskOptions(TypedDict, total=False):
     ]
 
 
-class LoopOptions(TypedDict, total=False):
-    """The settings of the training loop; `TrainingSettings` has their defaults."""
+class PassOptions(TypedDict, total=False):
+    """Settings of any training loop; `TrainingSettings` has their defaults."""
 
     epochs: Annotated[int, "Passes over the data, at most.  [default: 4]"]
     batch_size: Annotated[int, "Rows in a step.  [default: 32]"]
-    learning_rate: Annotated[float, "The highest one.  [default: 0.001]"]
     warmup: Annotated[float, "The fraction of the steps that warm up.  [default: 0.1]"]
     weight_decay: Annotated[float, "On the projections.  [default: 0.01]"]
     patience: Annotated[int, "Stop after so many epochs without a better one.  [default: 3]"]
     gradient_accumulation: Annotated[
         int, "Cut the rows of each step into so many parts: less memory, the same step.  [default: 1]"
     ]
+    seed: Annotated[int, "Of weights, split, order and dropout.  [default: 0]"]
+
+
+class LoopOptions(PassOptions, total=False):
+    """The settings of the training loop of an adapter."""
+
+    learning_rate: Annotated[float, "The highest one.  [default: 0.001]"]
     cache_mb: Annotated[
         int, "Keep hidden states below the first adapter between epochs, in so many MB.  [default: 1024]"
     ]
-    seed: Annotated[int, "Of weights, split, order and dropout.  [default: 0]"]
 
 
 class TrainOptions(KindOptions, FusionOptions, TaskOptions, LoopOptions, total=False):
@@ -225,7 +230,7 @@ def train(
         TrainingError: the loss is not finite, or the interrupted run is another one.
     """
     given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
-    own_kind = _own(given, KindOptions)
+    own_kind = own_options(given, KindOptions)
     _check_call(given, validation=validation, validation_data=validation_data, resume=resume, restart=restart)
     path = None if output is None else Path(output)
     if path is not None:
@@ -238,7 +243,7 @@ def train(
             found=", ".join(map(argument, not_for_fusion)),
             fix=f"leave it out, or leave {argument('fuse')} out",
         )
-    _check_head({**given, "class_weights": class_weights, "fuse": fuse or None})
+    check_head({**given, "class_weights": class_weights, "fuse": fuse or None})
     check_thresholds(given.get("thresholds", ()))
     columns = Columns(text, pair, label, start)
     columns.check(given.get("task", DEFAULT_TYPE))
@@ -264,14 +269,14 @@ def train(
     from adapter_export.torch_backend.train.train import evaluate
     from adapter_export.torch_backend.train.train import train as learn
 
-    settings = TrainingSettings(**_own(given, LoopOptions), **fusion_settings(fusion), metric=metric)
+    settings = TrainingSettings(**own_options(given, LoopOptions), **fusion_settings(fusion), metric=metric)
     logs = Path("adapter-export.logs") if path is None else path.with_name(f"{path.name}.logs")
     engine = Engine(device, precision, tuple(log_to), logs)
     if not engine.first:
         progress, on_note = None, lambda _: None
     if threads is not None:
         torch.set_num_threads(at_least_1("threads", threads))
-    partial = _checkpoints(path, resume=resume, restart=restart)
+    partial = checkpoints_of(path, resume=resume, restart=restart)
     members = load_members(fuse, base.path if isinstance(base, Base) else Path(base))
     if not isinstance(base, Base):
         check_trainable(Path(base), form_of(Path(base)))
@@ -279,18 +284,11 @@ def train(
     torch_base = opened.torch
     writing = given.get("task") == CAUSAL_LM
     if not writing:
-        _check_no_cache(opened)
+        check_no_cache(opened)
     sites = opened.sites.complete
     held_out = (0.1 if validation is None else validation) if validation_data is None else Path(validation_data)
     tested = None if test_data is None else Path(test_data)
-    words: Any
-    if opened.media is None or writing:
-        words = _tokenizer(opened, tokenizer, max_tokens)
-    else:
-        _check_texts_alone(opened.media.record.medium, given, pair=pair, tokenizer=tokenizer, max_tokens=max_tokens)
-        require("transformers", "hf", "training on pictures or clips")
-        words = MediaSource.of(opened.media, opened.inputs)
-        columns = replace(columns, text=opened.media.record.medium if text == "text" else text)
+    words, columns = source_of_rows(opened, given, columns, tokenizer=tokenizer, max_tokens=max_tokens, writing=writing)
     if writing:
         end = _end_token(opened, words, given.get("end_token"))
         passages = LanguageFiles(
@@ -309,14 +307,11 @@ def train(
             given.get("truncation", "right" if isinstance(words, MediaSource) else words.side),
         )
         rows = read_task(files, words, tuple(record.name for record in opened.inputs), settings.seed)
-    if isinstance(rows.training, MediaExamples):
-        rows.training.check_lengths(settings.batch_size)
-    else:
-        _check_ids(opened, rows)
+    check_rows(opened, rows, settings.batch_size)
     tell(rows.notes, on_note)
     title = name or (path.resolve().name if path is not None else "fusion" if members else chosen.name)
-    head = None if writing else _head(given, rows, sites.width, paired=pair is not None)
-    head, started = _as_own(opened, head) if head is not None and given.get("head") == "own" else (head, {})
+    head = None if writing else fresh_head(given, rows, sites.width, paired=pair is not None)
+    head, started = as_own(opened, head) if head is not None and given.get("head") == "own" else (head, {})
     learned: list[str] | None = None
     if members and head is not None:
         first, learned = fused(opened, members, fusion, title, head, settings.seed)
@@ -352,7 +347,7 @@ def train(
         **(fusion if members else {"initialisation": scheme}),
         "initial_change": change,
         **own_kind,
-        **_own(given, TaskOptions),
+        **own_options(given, TaskOptions),
         **{name: value for name, value in asdict(columns).items() if value is not None},
         **({} if isinstance(words, MediaSource) else {"max_tokens": words.max_tokens, "tokenizer": words.digest}),
         **({} if opened.given is None else {SITE_MAP_KEY: opened.given.digest}),
@@ -452,7 +447,8 @@ def attach(
     return bases.attach(opened.torch, make(sites, opened.fingerprint), sites=sites, learned=learned)
 
 
-def _own(given: Mapping[str, Any], options: type) -> dict[str, Any]:
+def own_options(given: Mapping[str, Any], options: type) -> dict[str, Any]:
+    """Return those of the given options that a `TypedDict` has."""
     return {name: given[name] for name in options.__annotations__ if name in given}
 
 
@@ -465,7 +461,7 @@ def _check_call(given: Mapping[str, Any], **apart: Any) -> None:
             raise UsageError(f"{argument(one)} and {argument(other)} exclude each other", fix="give one of them")
 
 
-def _check_head(given: Mapping[str, Any]) -> None:
+def check_head(given: Mapping[str, Any]) -> None:
     """Refuse options that do not go with the task or with the other options of the head."""
     task, layers = given.get("task", DEFAULT_TYPE), given.get("head_layers", 0)
     if task not in LEARNT:
@@ -508,7 +504,7 @@ def _check_head(given: Mapping[str, Any]) -> None:
         at_least_1(option, given.get(option, 1))
 
 
-def _head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool) -> Head:
+def fresh_head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool) -> Head:
     """Return the head that the options ask for, for what the data hold, with the record of its task."""
     from adapter_export.graph.heads import HeadOptions, make_head
     from adapter_export.torch_backend.train.media import MediaExamples
@@ -544,7 +540,7 @@ def _head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool)
     return make_head(task, width=width, numbers=numbers, hidden=given.get("head_width"), options=options)
 
 
-def _as_own(base: Base, fresh: Head) -> tuple[Head, Weights]:
+def as_own(base: Base, fresh: Head) -> tuple[Head, Weights]:
     """Return the base's own head for the task of a fresh one, and its tensors, classes in the order of the data."""
     from adapter_export.graph.adapter import HEAD
     from adapter_export.graph.heads import embedding_facts
@@ -586,6 +582,37 @@ def _results(head: Head) -> int:
     return head.widths.get(CLASSES, 0)
 
 
+def source_of_rows(
+    base: Base,
+    given: Mapping[str, Any],
+    columns: Columns,
+    *,
+    tokenizer: PathLike | None,
+    max_tokens: int | None,
+    writing: bool = False,
+) -> tuple[Any, Columns]:
+    """Return what makes a base's inputs of rows, a `Tokenizer` or a `MediaSource`, and the columns that it reads."""
+    if base.media is None or writing:
+        return _tokenizer(base, tokenizer, max_tokens), columns
+    from adapter_export.torch_backend.train.media import MediaSource
+
+    medium = base.media.record.medium
+    _check_texts_alone(medium, given, pair=columns.pair, tokenizer=tokenizer, max_tokens=max_tokens)
+    require("transformers", "hf", "training on pictures or clips")
+    named = replace(columns, text=medium if columns.text == "text" else columns.text)
+    return MediaSource.of(base.media, base.inputs), named
+
+
+def check_rows(base: Base, rows: TextTask, batch_size: int) -> None:
+    """Refuse rows of which the base can make no batch, or tokens that it does not have."""
+    from adapter_export.torch_backend.train.media import MediaExamples
+
+    if isinstance(rows.training, MediaExamples):
+        rows.training.check_lengths(batch_size)
+    else:
+        _check_ids(base, rows)
+
+
 def _check_texts_alone(medium: str, given: Mapping[str, Any], **arguments: object) -> None:
     """Refuse what is for texts in a training on pictures or clips."""
     of_texts = [name for name, value in arguments.items() if value is not None]
@@ -610,7 +637,7 @@ def _check_ids(base: Base, rows: TextTask) -> None:
             )
 
 
-def _checkpoints(output: Path | None, *, resume: bool, restart: bool) -> Path | None:
+def checkpoints_of(output: Path | None, *, resume: bool, restart: bool) -> Path | None:
     """Return where an interrupted run is kept, beside the output."""
     if output is None:
         if resume or restart:
@@ -625,7 +652,7 @@ def _checkpoints(output: Path | None, *, resume: bool, restart: bool) -> Path | 
     return partial
 
 
-def _check_no_cache(base: Base) -> None:
+def check_no_cache(base: Base) -> None:
     """Rows of a table have no past, and a head reads the hidden state, not the next word."""
     caches = [record.name for record in base.inputs if record.role == "cache"]
     if caches:

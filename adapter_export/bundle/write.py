@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from adapter_export.bundle.golden import Golden, write_golden
@@ -25,6 +24,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
 from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.graft.insert import baked
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file
 
@@ -67,14 +67,9 @@ class BundleWriter:
         ir.save(model, self.folder / path)
 
     def baked(self, model: ir.Model, adapter: Adapter) -> str:
-        """Write the graph with slots as one in which an adapter is constant, so that ONNX Runtime may fold it."""
-        copy, path = model.clone(), f"model.baked.{adapter.name}.onnx"
-        for name, tensor in slot_tensors(self.plan, adapter).items():
-            slot = copy.graph.initializers[name]
-            slot.const_value = ir.Tensor(np.ascontiguousarray(tensor), name=name)
-            slot.shape = ir.Shape(tensor.shape)
-            copy.graph.inputs.remove(slot)
-        ir.save(copy, self.folder / path)
+        """Write the graph with slots as one in which an adapter is constant, and return where it is."""
+        path = f"model.baked.{adapter.name}.onnx"
+        ir.save(baked(model, self.plan, adapter), self.folder / path)
         return path
 
     def golden(self, golden: Golden) -> GoldenRecord:

@@ -1,4 +1,4 @@
-"""`adapter-export train`: a table of labelled texts becomes an adapter."""
+"""`adapter-export train` and `distil`: a table of labelled texts becomes an adapter, or a model without one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import adapter_export as ae
 from adapter_export.api.option import Option
 from adapter_export.cli.options import AdapterFolder, Force, Json, command
-from adapter_export.cli.output import Bar, duration, progress_bar, say, show, warn
+from adapter_export.cli.output import Bar, duration, emit_json, progress_bar, say, show, warn
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
@@ -121,6 +121,55 @@ def train(
         made = ae.train(model, data, output, fuse=fuse, force=force, on_note=noted, progress=bar, **options)
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
         _report(made, output, notes, as_json)
+
+
+@command(
+    "adapter-export distil model.pt --adapter adapters/trec --data train.tsv -o student",
+    "adapter-export distil model.pt --adapter adapters/trec --data train.tsv --layers 3 --epochs 10 -o student",
+    "adapter-export distil model.pt --adapter a --data train.tsv --unlabelled more.txt --hard 0.5 -o student",
+    "adapter-export distil model.pt --data train.tsv -o tuned      # no teacher: full fine-tuning",
+    like=ae.distil,
+)
+def distil(
+    model: Path,
+    *,
+    data: Annotated[Path, Option("Labelled rows, as `train` reads them.", "PATH")],
+    output: Annotated[Path, Option("The folder to write.", "PATH", "-o")],
+    adapter: Annotated[Path | None, Option("The teacher's adapter, a folder; labels alone if not given.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Let a student without adapters learn from MODEL with an adapter, its teacher.
+
+    All weights of the student learn. It is MODEL, whole or with some of its layers, and starts from MODEL's weights and
+    the adapter's head. What is learnt are the teacher's results at a temperature, its hidden states before each layer
+    that is kept and at the end, and the labels, each with a weight. Without --adapter, labels alone are learnt: full
+    fine-tuning.
+
+    The folder has the student as a model with its head (`model.pt`, which `build`, `sites` and `train` take), as plain
+    ONNX without slots (`model.onnx`), and the report (`distillation.json`). A run that was interrupted goes on when the
+    same command is given again, and ends with the same weights.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in `train`
+    notes: list[str] = []
+
+    def noted(note: Note) -> None:
+        notes.append(note.sentence("shell"))
+        warn(f"{notes[-1]}.")
+
+    with TrainingBar() as bar:
+        found = ae.distil(model, data, output, adapter=adapter, force=force, on_note=noted, progress=bar, **options)
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        return
+    if as_json:
+        emit_json({**found.to_json(), "warnings": notes})
+        return
+    show(found.table())
+    for note in found.notes:
+        say(f"  {note}")
+    say(f"wrote {output}.")
+    say(f"Next: adapter-export build {output / 'model.pt'} -o bundle")
 
 
 def _report(made: Adapter, output: Path, notes: list[str], as_json: bool) -> None:

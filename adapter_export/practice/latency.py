@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from statistics import median, quantiles
 from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnxruntime as ort
 
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.graph.adapter import Adapter
@@ -19,6 +22,9 @@ from adapter_export.runtime.graphs import open_session, run_session
 
 _ROUNDS, _WARM_UP = 15, 2
 
+Call = tuple[ort.InferenceSession, Mapping[str, np.ndarray]]
+"""A session and what it is fed."""
+
 
 def latencies(base: OnnxBase, adapters: Sequence[Adapter], setup: Setup) -> list[Latency]:
     """Time the graph with slots, fed each adapter, beside the base: one row, one thread, calls in turns.
@@ -27,26 +33,41 @@ def latencies(base: OnnxBase, adapters: Sequence[Adapter], setup: Setup) -> list
         RequestError: ONNX Runtime cannot compute such a row.
     """
     inputs = sample(base.inputs, 1, setup.tokens, None)
-    found = []
     alone = open_session(base.path, threads=1)
+    found = []
     for adapter in adapters:
-        plan = plan_slots([adapter], base.sites)
-        with TemporaryDirectory(prefix="adapter-export-") as folder:
-            path = Path(folder) / FLAVOURS["slots"]
-            write_model(insert_slots(base, plan), path, copy_weights=False)
-            slots = open_session(path, threads=1)
-            fed = {**inputs, **slot_tensors(plan, adapter)}
-            calls = ((alone, inputs), (slots, fed))
-            ratios = []
-            for turn in range(-_WARM_UP, _ROUNDS):
-                times = [0.0, 0.0]
-                for which in (0, 1) if turn % 2 else (1, 0):
-                    session, feeds = calls[which]
-                    began = time.perf_counter()
-                    run_session(session, feeds)
-                    times[which] = time.perf_counter() - began
-                if turn >= 0:
-                    ratios.append(times[1] / times[0])
-            low, _, high = quantiles(ratios, n=4)
-            found.append(Latency(median(ratios), low, high))
+        with slots_call(base, adapter, adapter, inputs) as call:
+            found.append(ratio(times((alone, inputs), call), 1, 0))
     return found
+
+
+@contextmanager
+def slots_call(base: OnnxBase, built: Adapter, fed: Adapter, inputs: Mapping[str, np.ndarray]) -> Iterator[Call]:
+    """The graph with the slots of one adapter, fed another one that has no others."""
+    plan = plan_slots([built], base.sites)
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        path = Path(folder) / FLAVOURS["slots"]
+        write_model(insert_slots(base, plan), path, copy_weights=False)
+        yield open_session(path, threads=1), {**inputs, **slot_tensors(plan, fed)}
+
+
+def times(*calls: Call) -> np.ndarray:
+    """The seconds of calls [rounds, calls], which take turns, each first in its turn.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute one.
+    """
+    found = np.zeros((_WARM_UP + _ROUNDS, len(calls)))
+    for turn, own in enumerate(found):
+        for which in np.roll(np.arange(len(calls)), turn):
+            session, feeds = calls[which]
+            began = time.perf_counter()
+            run_session(session, feeds)
+            own[which] = time.perf_counter() - began
+    return found[_WARM_UP:]
+
+
+def ratio(found: np.ndarray, one: int, other: int) -> Latency:
+    """The time of one call over that of another of `times`: the median of the rounds, and its quartiles."""
+    low, middle, high = np.quantile(found[:, one] / found[:, other], (0.25, 0.5, 0.75))
+    return Latency(float(middle), float(low), float(high))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -199,6 +199,11 @@ class AttachedAdapter(nn.Module):
         """The input that says which tokens are real, if there is one; a head that reads it must not have to guess."""
         if HEAD not in self._layers or "mask" not in self._layers[HEAD].graph.inputs:
             return None
+        return self.mask
+
+    @cached_property
+    def mask(self) -> str | None:
+        """The input that says which tokens are real; none if there is none. Several are a `BaseModelError`."""
         masks = masks_of(self.base.inputs, self.base.axes(self.sites.final)[1])
         if len(masks) > 1:
             raise BaseModelError(
@@ -215,17 +220,24 @@ class AdaptedModel(AttachedAdapter):
 
     The base's weights are those of `base`, shared and frozen: many adapted models of one base hold them once. It starts
     in `eval` mode; `train()` turns on the adapter's dropout and changes nothing in the base. `body` is the graph: it
-    takes the inputs in the base's order, and returns the outputs in that of `forward`, then the final hidden state.
+    takes the inputs in the base's order, and returns the outputs in that of `forward`, the values of the base's graph
+    that are to be `seen`, by name, then the final hidden state.
     """
 
     accepts_loss_kwargs = False
     """What the `Trainer` of transformers asks: it takes the inputs of the base alone."""
 
     def __init__(
-        self, base: TorchBase, adapter: Adapter | None, sites: SiteMap, learned: Collection[str] | None = None
+        self,
+        base: TorchBase,
+        adapter: Adapter | None,
+        sites: SiteMap,
+        learned: Collection[str] | None = None,
+        seen: Sequence[str] = (),
     ) -> None:
         super().__init__(base, adapter, sites, learned)
-        self.body = splice(base.module(), self._mask(), sites, self._layers)
+        self.body = splice(base.module(), self._mask(), sites, self._layers, seen)
+        self._seen = len(seen) + 1
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -233,7 +245,7 @@ class AdaptedModel(AttachedAdapter):
 
         RequestError if an input is missing or unknown.
         """
-        *outputs, _ = self._values(inputs)
+        outputs = self._values(inputs)[: -self._seen]
         names = [*(record.name for record in self.base.outputs), *([] if self.head_name is None else [self.head_name])]
         return dict(zip(names, outputs, strict=True))
 
@@ -287,6 +299,12 @@ class AdaptedModel(AttachedAdapter):
     def hidden(self, **inputs: Tensor) -> Tensor:
         """Compute the final hidden state, [batch, tokens, d], which a head reads."""
         return self._values(inputs)[-1]
+
+    def seen(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Compute the head's result, and the values that are to be seen with the final hidden state, in one pass."""
+        self._head()
+        values = self._values(inputs)
+        return values[-self._seen - 1], values[-self._seen :]
 
     def _values(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         values: tuple[Tensor, ...] = self.body(*self.base.ordered(inputs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 import torch
@@ -32,12 +32,15 @@ def _in_blocks(value: Tensor, blocks: int) -> Tensor:
     return value.reshape(*value.shape[:-1], blocks, -1)
 
 
-def splice(base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mapping[str, GraphLayer]) -> fx.GraphModule:
+def splice(
+    base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mapping[str, GraphLayer], seen: Sequence[str] = ()
+) -> fx.GraphModule:
     """A module that computes the base with layers called at some sites, by name, and at the `head`.
 
     The module shares the weights of the base, a flat graph that is left as it is, and freezes them. It takes the base's
-    inputs by position and returns a flat tuple: the base's outputs, the head's result if there is one, and the final
-    hidden state. `mask` is the placeholder that says which tokens are real; without one, all of them are.
+    inputs by position and returns a flat tuple: the base's outputs, the head's result if there is one, the values of
+    the base that are to be `seen`, and the final hidden state. `mask` is the placeholder that says which tokens are
+    real; without one, all of them are.
 
     Raises:
         NoSitesError: a layer replaces what a site's layer reads, and nothing there reads it.
@@ -49,7 +52,7 @@ def splice(base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mappi
     places = ((site, layers[site.name].graph.replaces) for site in sites if site.name in layers)
     for edit in plan_edits(FlowIndex(flow_graph(base)), places):
         work.insert(edit, layers[edit.site.name], targets[edit.site.name])
-    results = [work.nodes[Ref(sites.final)]]
+    results = [work.nodes[Ref(value)] for value in (*seen, sites.final)]
     if HEAD in layers:
         results.insert(0, work.insert_head(mask, sites.final, layers[HEAD], targets[HEAD]))
     (flat,) = work.output.args

@@ -11,20 +11,24 @@ import onnx_ir as ir
 
 from adapter_export.errors import AdapterExportError, BaseModelError, argument
 from adapter_export.format.manifest import SlotRecord
-from adapter_export.graph.adapter import HEAD
+from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, bind_base_norm, needs_base_norm
 from adapter_export.numerics.evaluate import check_tokens
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY, Graft, SiteGraft
 from adapter_export.onnx_backend.lowering import Writer, emit
 from adapter_export.onnx_backend.slots import (
+    PLAN_KEY,
     SLOT_PREFIX,
+    TOPOLOGY_KEY,
     HeadSum,
     SlotGroup,
     SlotPlan,
     describe_plan,
     head_records,
     head_sums,
+    plan_slots,
+    slot_tensors,
 )
 from adapter_export.sites.edits import Edit
 from adapter_export.sites.site import Norm
@@ -96,6 +100,26 @@ def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
     """
     model = insert(base, plan, ParameterBinding)
     verify_slots(model, plan.slots)
+    return model
+
+
+def baked(model: ir.Model, plan: SlotPlan, adapter: Adapter) -> ir.Model:
+    """A copy of a graph with slots in which an adapter is constant, so that ONNX Runtime may fold it."""
+    copy = model.clone()
+    for name, tensor in slot_tensors(plan, adapter).items():
+        slot = copy.graph.initializers[name]
+        slot.const_value = ir.Tensor(np.ascontiguousarray(tensor), name=name)
+        slot.shape = ir.Shape(tensor.shape)
+        copy.graph.inputs.remove(slot)
+    return copy
+
+
+def without_slots(base: OnnxBase, adapter: Adapter) -> ir.Model:
+    """The base's graph with an adapter in it as constants: a plain model, with no word of slots in its metadata."""
+    plan = plan_slots([adapter], base.sites)
+    model = baked(insert_slots(base, plan), plan, adapter)
+    for key in (TOPOLOGY_KEY, PLAN_KEY, VERSION_KEY, SITES_KEY, NORMS_KEY, HEAD_OUTPUTS_KEY):
+        model.metadata_props.pop(key, None)
     return model
 
 

@@ -267,37 +267,70 @@ def save_base(
         note = replace(note, lengths=dict(base.lengths), pads=base.pads)
         head, notes = (None, ()) if own_head is None else own_head(base)
         note = replace(note, notes=(*said, *notes, *texts[1], *media[1], *_unreached(program, named)))
-        extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
-        if head is not None:
-            graph, weights = adapter_bytes(head)
-            extra |= {HEAD_GRAPH: graph.decode(), HEAD_WEIGHTS: b64encode(weights).decode()}
-        if texts[0] is not None:
-            extra[TEXTS] = golden_texts_json(texts[0]).decode()
-        if media[0] is not None:
-            extra[MEDIA] = captured_media_json(media[0])
-        if generation is not None:
-            extra[GENERATION] = canonical_json(asdict(generation)).decode()
-        with temporary.open("wb") as file, quiet():
-            sink = _Sink(file)
-            try:
-                torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(extra))
-            except LIBRARY_ERRORS as error:
-                raise BaseModelError(
-                    "torch cannot save the program", where=path, found=first_line(error), expected="plain tensors"
-                ) from error
-        if sink.failure is not None:
-            raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
+        extra = _extra(note, tokenizer, head, texts[0], media[0], generation)
+        _save(program, extra, temporary, path)
         with within(path):
-            try:  # what is written must pass the screening, or nobody could load it
-                screen(temporary)
-            except BaseModelError as error:
-                raise BaseModelError(
-                    f"cannot be saved as a base: the archive {error.what}",
-                    found=error.found,
-                    expected=error.expected,
-                    fix="take that out of the model; `torch.export.export` wrote it into the program",
-                ) from error
             _describe(program, note, None, ())
+
+
+def write_base(base: TorchBase, path: Path, *, force: bool = False) -> None:
+    """Write a base as an archive, with all that is known of it.
+
+    Raises:
+        OutputExistsError: the path is taken and `force` is not given.
+        WriteError: the file cannot be written; nothing is left behind.
+    """
+    axes = {record.name: record.axes for record in base.inputs}
+    note = CaptureNote(axes, dict(base.lengths), base.pads, base.model_type, base.notes)
+    extra = _extra(note, base.tokenizer, base.own_head, base.texts, base.media, base.generation)
+    with new_file(path, force=force) as temporary:
+        _save(base.program, extra, temporary, path)
+
+
+def _extra(
+    note: CaptureNote,
+    tokenizer: str | None,
+    head: Adapter | None,
+    texts: GoldenTexts | None,
+    media: CapturedMedia | None,
+    generation: Generation | None,
+) -> dict[str, str]:
+    """What is written beside a program, by the names of the files."""
+    extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+    if head is not None:
+        graph, weights = adapter_bytes(head)
+        extra |= {HEAD_GRAPH: graph.decode(), HEAD_WEIGHTS: b64encode(weights).decode()}
+    if texts is not None:
+        extra[TEXTS] = golden_texts_json(texts).decode()
+    if media is not None:
+        extra[MEDIA] = captured_media_json(media)
+    if generation is not None:
+        extra[GENERATION] = canonical_json(asdict(generation)).decode()
+    return extra
+
+
+def _save(program: ExportedProgram, extra: Mapping[str, str], temporary: Path, path: Path) -> None:
+    """Write an archive to a temporary file that will be `path`, and see that it can be loaded."""
+    with temporary.open("wb") as file, quiet():
+        sink = _Sink(file)
+        try:
+            torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(extra))
+        except LIBRARY_ERRORS as error:
+            raise BaseModelError(
+                "torch cannot save the program", where=path, found=first_line(error), expected="plain tensors"
+            ) from error
+    if sink.failure is not None:
+        raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
+    with within(path):
+        try:  # what is written must pass the screening, or nobody could load it
+            screen(temporary)
+        except BaseModelError as error:
+            raise BaseModelError(
+                f"cannot be saved as a base: the archive {error.what}",
+                found=error.found,
+                expected=error.expected,
+                fix="take that out of the model; `torch.export.export` wrote it into the program",
+            ) from error
 
 
 def _at_most(base: TorchBase, tokens: int | None) -> Bounds:

@@ -88,13 +88,15 @@ def measure(task: Task | None, results: Tensor, targets: Tensor, examples: Examp
     Raises:
         DataError: the rows cannot be judged, such as one row alone that has no neighbour.
     """
-    judged = _judged(task, results.double().numpy(), targets.numpy(), examples)
-    values = judged.measure(np.arange(judged.units))
-    named = zip(judged.metrics, values, strict=True)
+    found = judged(task, results, targets, examples)
+    values = found.measure(np.arange(found.units))
+    named = zip(found.metrics, values, strict=True)
     return {metric.name: float(value) for metric, value in named if np.isfinite(value)}
 
 
-def _judged(task: Task | None, found: np.ndarray, wanted: np.ndarray, examples: Examples) -> Judged:
+def judged(task: Task | None, results: Tensor, targets: Tensor, examples: Examples) -> Judged:
+    """Return the rows judged; arguments and errors are those of `measure`."""
+    found, wanted = results.double().numpy(), targets.numpy()
     if task is None:
         return judge_tokens(found[:, 0], found[:, 1])
     match task.type:

@@ -84,6 +84,7 @@ class TaskFiles:
     skip_incomplete: bool = False
     prefix: str = ""
     side: Side = "right"
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fraction(self.validation)
@@ -147,6 +148,7 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
         labels = label_names(every, where, rows=1, least=1 if problem == "multi_label" else 2)
     elif problem in ("single_label", "embedding"):
         labels = label_names(known, where)
+    labels = files.labels or labels
     answers = {name: _answers(problem, table, labels, str(paths[name])) for name, table in tables.items()}
     counts = {name: len(table.labels[0]) for name, table in tables.items() if problem == "regression"}
     if len(set(counts.values())) > 1:

@@ -40,6 +40,7 @@ from adapter_export.torch_backend.train.data import (
     training_batches,
 )
 from adapter_export.torch_backend.train.devices import Engine
+from adapter_export.torch_backend.train.distil import Teacher
 from adapter_export.torch_backend.train.measure import deciding, measure
 from adapter_export.torch_backend.train.objectives import OBJECTIVES, Loss, Scores
 from adapter_export.torch_backend.train.record import (
@@ -74,9 +75,28 @@ def evaluate(
         AdapterError: it has no head, and the base gives no next token.
         TrainingError: memory is out.
     """
+    rows, results, targets = answered(model, examples, settings, accelerator, cache)
+    total, weight = OBJECTIVES[examples.problem].loss(results, targets, _class_weights(model, examples, settings))
+    task = None if examples.problem == CAUSAL_LM else model.task
+    scores = Scores(float(total / weight) if weight else 0.0, measure(task, results, targets, examples.only(rows)))
+    decides = deciding(examples.problem, _labels(model), settings.metric)
+    return scores if decides is None else replace(scores, decides=decides.name, more_is_better=decides.more_is_better)
+
+
+def answered(
+    model: AdaptedModel,
+    examples: Examples,
+    settings: TrainingSettings,
+    accelerator: Accelerator | None = None,
+    cache: HiddenCache | None = None,
+) -> tuple[Rows, Tensor, Tensor]:
+    """Compute the results of a model: the rows in another order, and `matched` of them; errors are those of `evaluate`.
+
+    All processes compute a part of them, and get all.
+    """
     if accelerator is None:
         with Engine(_device(model), settings.precision).open() as own:
-            return evaluate(model, examples, settings, own)
+            return answered(model, examples, settings, own, cache)
     was_training = model.training
     model.eval()
     batches = evaluation_batches(examples.lengths, settings.batch_size)
@@ -89,14 +109,8 @@ def evaluate(
     model.train(was_training)
     if accelerator.num_processes > 1:
         found = gather_object(found)
-    rows = np.concatenate([of_batch for of_batch, _, _ in found])
-    results = torch.cat([of_batch for _, of_batch, _ in found])
-    targets = torch.cat([of_batch for _, _, of_batch in found])
-    total, weight = OBJECTIVES[examples.problem].loss(results, targets, _class_weights(model, examples, settings))
-    task = None if examples.problem == CAUSAL_LM else model.task
-    scores = Scores(float(total / weight) if weight else 0.0, measure(task, results, targets, examples.only(rows)))
-    decides = deciding(examples.problem, _labels(model), settings.metric)
-    return scores if decides is None else replace(scores, decides=decides.name, more_is_better=decides.more_is_better)
+    every, answers, targets = zip(*found, strict=True)
+    return np.concatenate(every), torch.cat(answers), torch.cat(targets)
 
 
 def train(
@@ -107,8 +121,9 @@ def train(
     progress: Progress | None = None,
     checkpoints: Path | None = None,
     accelerator: Accelerator | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainingResult:
-    """Train an attached adapter; afterwards the model holds the weights of the best epoch, in `eval` mode.
+    """Train an attached adapter, or a student; afterwards the model holds the best epoch's weights, in `eval` mode.
 
     The same model, data, settings, number of threads and of processes give the same weights bit for bit, interrupted or
     not: a run goes on from the checkpoint in the folder `checkpoints`. torch's own generator is as it was before.
@@ -125,7 +140,9 @@ def train(
     settings = settings or TrainingSettings()
     if accelerator is None:
         with Engine(_device(model), settings.precision).open() as own:
-            return train(model, data, settings, progress=progress, checkpoints=checkpoints, accelerator=own)
+            return train(
+                model, data, settings, progress=progress, checkpoints=checkpoints, accelerator=own, teacher=teacher
+            )
     if model.head_name is None and data.training.problem != CAUSAL_LM:
         raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
     if not model.learned():
@@ -137,8 +154,14 @@ def train(
             found=f"the task `{data.training.problem}`",
             fix=f"leave it out, or give a smaller {argument('batch_size')}",
         )
+    if teacher is not None and OBJECTIVES[data.training.problem].compares and accelerator.num_processes > 1:
+        raise UsageError(
+            "a student that learns vectors learns in one process",
+            found=f"{accelerator.num_processes} processes",
+            fix="start it without `torchrun`",
+        )
     path = None if checkpoints is None else checkpoints / CHECKPOINT_FILE
-    run = _Run(model, data, settings, progress or Silent(), path, accelerator)
+    run = _Run(model, data, settings, progress or Silent(), path, accelerator, teacher)
     generators = [] if accelerator.device.type in ("cpu", "mps") else [accelerator.device.index or 0]
     with torch.random.fork_rng(devices=generators, device_type=accelerator.device.type):
         return run.finish()
@@ -155,9 +178,10 @@ class _Run:
         progress: Progress,
         path: Path | None,
         accelerator: Accelerator,
+        teacher: Teacher | None,
     ) -> None:
         self._model, self._data, self._settings, self._progress, self._path = model, data, settings, progress, path
-        self._accelerator = accelerator
+        self._accelerator, self._teacher = accelerator, teacher
         self._objective = OBJECTIVES[data.training.problem]
         weights = _class_weights(model, data.training, settings)
         self._class_weights = None if weights is None else weights.to(accelerator.device)
@@ -165,7 +189,7 @@ class _Run:
         self._tensors = model.learned()
         self._optimizer = accelerator.prepare_optimizer(_optimizer(self._tensors.values(), settings))
         self._steps_per_epoch = len(self._batches(0))
-        self._identity = run_identity(model, data, settings)
+        self._identity = run_identity(model, data, settings) | ({} if teacher is None else teacher.facts())
         self._state = RunState()
 
     def finish(self) -> TrainingResult:
@@ -310,7 +334,11 @@ class _Run:
         own = shares[accelerator.process_index]
         counts = len(own) > 0 or self._objective.compares
         read = own if len(own) else rows[:1]  # every process computes something, so that gradients can be summed
-        results = _results(self._model, examples, read, accelerator, self._caches[1])
+        if self._teacher is None:
+            results = _results(self._model, examples, read, accelerator, self._caches[1])
+        else:
+            with accelerator.autocast():
+                results, apart = self._teacher.apart(self._model, examples, read)
         if self._objective.compares and len(shares) > 1:
             most = len(shares[0])
             filled = pad(results.detach(), (0, 0, 0, most - len(results)))
@@ -319,6 +347,8 @@ class _Run:
             parts[accelerator.process_index] = results[: len(own)]
             results, read = torch.cat(parts), rows
         total, weight = self._objective.loss(*examples.matched(results, read), self._class_weights)
+        if self._teacher is not None:
+            total = self._teacher.lesson.hard * total + weight * apart
         return (total, weight) if counts else (total * 0, weight * 0)
 
     def _summed(self, gradients: list[Tensor], sums: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""Bases made of others: with some of their layers, and with other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, TensorArgument
+
+from adapter_export.errors import BaseModelError, NoSitesError
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.base.base import TorchBase, fingerprint
+from adapter_export.torch_backend.view import flow_graph
+
+
+def with_weights(base: TorchBase, weights: Mapping[str, Tensor]) -> TorchBase:
+    """The base with other numbers in some of its weights, by their names in the program; it has no own head."""
+    own = base.program.state_dict
+    state = {name: nn.Parameter(tensor.detach(), own[name].requires_grad) for name, tensor in weights.items()}
+    return _of(base, deepcopy(base.program.graph_module), base.program.graph_signature, {**own, **state})
+
+
+def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBase:
+    """The base with some of its layers, as the sites number them: what a layer read takes the place of its result.
+
+    Weights that nothing reads any more are left out; it has no own head.
+
+    Raises:
+        BaseModelError: a layer cannot be left out, because its result has another shape than what it reads, or
+            something beside the next layer reads what it computes.
+    """
+    module = deepcopy(base.program.graph_module)
+    nodes = {node.name: node for node in module.graph.nodes}
+    unused = {node for node in module.graph.find_nodes(op="placeholder") if not node.users}
+    left_out = [layer for layer in layers_of(sites) if layer not in kept]
+    expected = [(site.role, site.width) for site in sites.sublayers if site.layer in kept]
+    for layer in left_out:
+        start, end = (nodes[value] for value in ends_of(sites, layer))
+        if _shape(start) != _shape(end):
+            raise _needed(layer, f"a result {_shape(end)}", f"{_shape(start)}, the shape of what it reads")
+        end.replace_all_uses_with(start)
+        nodes = {name: start if node is end else node for name, node in nodes.items()}
+    _erase_dead(module.graph)
+    signature, state = _signature(module.graph, base.program, unused)
+    made = _of(base, module, signature, state)
+    try:
+        found_there = [(site.role, site.width) for site in discover(flow_graph(made.module())).sublayers]
+    except NoSitesError as error:
+        raise _needed(left_out[0], error.what, "the layers that are kept") from error
+    if found_there != expected:
+        raise _needed(left_out[0], f"{len(found_there)} sublayers without it", f"{len(expected)}")
+    return made
+
+
+def layers_of(sites: SiteMap) -> list[int]:
+    """The layers of a base, in order."""
+    return list(dict.fromkeys(site.layer for site in sites.sublayers if site.layer is not None))
+
+
+def ends_of(sites: SiteMap, layer: int) -> tuple[str, str]:
+    """The values of the residual stream that a layer reads and returns; the next layer reads what it returns."""
+    own = [site for site in sites.sublayers if site.layer == layer]
+    stream = own[0].name.rpartition("layers.")[0]
+    behind = [site for site in sites.sublayers if site.name.startswith(f"{stream}layers.{_number(own[0].name) + 1}.")]
+    end = behind[0].x if behind else own[-1].y
+    assert own[0].x is not None  # as sublayers have
+    assert end is not None
+    return own[0].x, end
+
+
+def _number(name: str) -> int:
+    """The number of a site's layer in its own stream."""
+    return int(name.rpartition("layers.")[2].partition(".")[0])
+
+
+def _shape(node: fx.Node) -> list[str]:
+    return list(map(str, node.meta["val"].shape))
+
+
+def _needed(layer: int, found: str, expected: str) -> BaseModelError:
+    return BaseModelError(f"layer {layer} of this base cannot be left out", found=found, expected=expected)
+
+
+def _erase_dead(graph: fx.Graph) -> None:
+    """Erase what no output depends on. What writes into a value stays if that value stays."""
+    live: set[fx.Node] = set()
+
+    def keep(node: fx.Node) -> None:
+        waiting = [node]
+        while waiting:
+            one = waiting.pop()
+            if one not in live:
+                live.add(one)
+                waiting += one.all_input_nodes
+
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output"):
+            keep(node)
+    before = 0
+    while before != len(live):
+        before = len(live)
+        for node in graph.nodes:
+            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+                written = node.args[0] if node.args else None
+                while isinstance(written, fx.Node) and written not in live and _is_view(written):
+                    written = written.args[0]
+                if written in live:
+                    keep(node)
+    for node in reversed(list(graph.nodes)):
+        if node not in live:
+            graph.erase_node(node)
+
+
+def _is_view(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view and bool(node.args)
+
+
+def _signature(
+    graph: fx.Graph, program: ExportedProgram, unused: set[fx.Node]
+) -> tuple[ExportGraphSignature, dict[str, Tensor]]:
+    """The signature and the weights of a graph without those that nothing reads any more; erases their placeholders."""
+    specs, state = [], dict(program.state_dict)
+    placeholders = graph.find_nodes(op="placeholder")
+    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        if spec.kind != InputKind.USER_INPUT and not node.users and node not in unused:
+            graph.erase_node(node)
+            state.pop(str(spec.target), None)
+        else:
+            specs.append(spec)
+    (result,) = graph.find_nodes(op="output")
+    outputs = [
+        replace(spec, arg=TensorArgument(value.name)) if isinstance(value, fx.Node) else spec
+        for spec, value in zip(program.graph_signature.output_specs, result.args[0], strict=True)
+    ]
+    return ExportGraphSignature(specs, outputs), state
+
+
+def _of(
+    base: TorchBase, module: fx.GraphModule, signature: ExportGraphSignature, state: Mapping[str, Tensor]
+) -> TorchBase:
+    program = base.program
+    made = ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=signature,
+        state_dict=dict(state),
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+    return replace(base, program=made, fingerprint=fingerprint(made), own_head=None)
