@@ -32,6 +32,7 @@ MOST = {"train": 1000, "validation": 250, "test": 1000}
 
 _SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
 _CLEAR_RATING = 1.0
+_MOST_LABELS = 50
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,17 @@ def parts(name: str, seed: int = 0, most: dict[str, int] | None = None) -> dict[
         if len(found[current]) >= _SHARES[current] * total:
             current = next(part)
         found[current] += by_source[source]
-    return {part: kept[: (most or MOST)[part]] for part, kept in found.items()}
+    return {part: _first(kept, (most or MOST)[part]) for part, kept in found.items()}
+
+
+def _first(kept: list[Row], most: int) -> list[Row]:
+    """The first rows, among them two of each of at most fifty labels, so that a rare one can be learnt."""
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(kept):
+        places.setdefault(row.label, []).append(place)
+    rare = [place for found in places.values() for place in found[:2]] if len(places) <= _MOST_LABELS else []
+    chosen = dict.fromkeys([*rare, *range(len(kept))])
+    return [kept[place] for place in sorted(list(chosen)[:most])]
 
 
 def write(name: str, folder: Path) -> dict[str, int]:

@@ -326,6 +326,20 @@ def test_words_and_numbers_in_a_table_with_spaces_between_them(base: TorchBase, 
     assert words.labels == ("A", "B", "O")
 
 
+def test_one_row_of_a_class_is_enough_beside_a_file_to_validate_by(base: TorchBase, tmp_path: Path) -> None:
+    learn, validate = tmp_path / "learn.tsv", tmp_path / "validate.tsv"
+    learn.write_text("text\tlabel\ngood film\tgood\nbad play\tbad\n", encoding="utf-8")
+    validate.write_text("text\tlabel\ngood play\tgood\n", encoding="utf-8")
+    assert base.tokenizer is not None
+    tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
+    found = read_task(TaskFiles(learn, validate), tokenizer, names)
+    assert (found.labels, found.validation.answers.tolist()) == (("bad", "good"), [1])
+    with pytest.raises(DataError, match="one row only"):
+        read_task(TaskFiles(learn, 0.5), tokenizer, names)
+    with pytest.raises(DataError, match="one row only"):  # whose rows are compared with each other
+        read_task(TaskFiles(learn, validate, problem="embedding"), tokenizer, names)
+
+
 @pytest.fixture(scope="module")
 def built(base: TorchBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a head of every look, its golden vectors by torch; building it compares them."""

@@ -147,7 +147,8 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
         every = [label for row in known for label in sorted(row)] if problem == "multi_label" else _joined(known)
         labels = label_names(every, where, rows=1, least=1 if problem == "multi_label" else 2)
     elif problem in ("single_label", "embedding"):
-        labels = label_names(known, where)
+        alone = problem == "single_label" and isinstance(files.validation, Path)  # nothing is split, no row compared
+        labels = label_names(known, where, rows=1 if alone else 2)
     labels = files.labels or labels
     answers = {name: _answers(problem, table, labels, str(paths[name])) for name, table in tables.items()}
     counts = {name: len(table.labels[0]) for name, table in tables.items() if problem == "regression"}
