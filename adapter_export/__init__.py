@@ -19,6 +19,7 @@ from adapter_export import errors
 from adapter_export.api.adapters import compose, import_adapterhub, import_peft, load_adapter, pack, save
 from adapter_export.api.base import Base, capture, open_base
 from adapter_export.api.bundles import add, build, open_bundle, remove
+from adapter_export.api.compare import compare
 from adapter_export.api.evaluate import evaluate
 from adapter_export.api.inspect import Inspection, inspect
 from adapter_export.api.lint import lint
@@ -34,6 +35,7 @@ from adapter_export.version import __version__
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.bundle.report import Report as Report
     from adapter_export.graph.adapter import Adapter as Adapter
+    from adapter_export.practice.compare import Comparison as Comparison
     from adapter_export.practice.distil import Distillation as Distillation
     from adapter_export.practice.evaluate import Evaluation as Evaluation
     from adapter_export.practice.lint import Lint as Lint
@@ -51,6 +53,7 @@ __all__ = [
     "build",
     "capture",
     "check",
+    "compare",
     "compose",
     "distil",
     "errors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from adapter_export.tables import Table, one_line
@@ -20,9 +21,10 @@ h1 { font-size: 1.5rem; margin-bottom: 0; overflow-wrap: anywhere } h2 { font-si
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: var(--soft) }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left }
-td { max-width: 28rem; overflow-wrap: anywhere } .right { text-align: right }
+td { max-width: 28rem; overflow-wrap: anywhere } .right { text-align: right; white-space: nowrap }
 .passed { color: var(--good); font-weight: 600 } .failed { color: var(--bad); font-weight: 600 }
 .note { color: var(--note) }
+code { font-size: .95em }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) } svg .blue { fill: var(--blue) }
 svg .grey { fill: var(--grey) } svg .frame { fill: none; stroke: var(--grey) } svg .ink { stroke: var(--ink) }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --grey: #bbb;
@@ -33,7 +35,8 @@ svg .grey { fill: var(--grey) } svg .frame { fill: none; stroke: var(--grey) } s
 _NOTHING_LOADED = "default-src 'none'; style-src 'unsafe-inline'"
 """The policy that keeps a browser from loading or running anything, whatever a page quotes."""
 
-_WIDE = 180
+_WIDE, _DARK = 180, 0.8
+_QUOTED = re.compile("`([^`]+)`")
 
 
 class Markup(str):
@@ -56,15 +59,25 @@ def escaped(value: object) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(one_line(value)))
 
 
+def prose(value: object) -> Markup:
+    """Return a sentence of ours as HTML: what stands in backticks is set as code."""
+    return Markup(_QUOTED.sub(r"<code>\1</code>", escaped(value)))
+
+
 def element(tag: str, content: object, style: str = "") -> Markup:
     """Return an element of a class of the style sheet, such as `facts`, `note`, `passed` or `failed`."""
     named = f' class="{style}"' if style else ""
     return Markup(f"<{tag}{named}>{escaped(content)}</{tag}>")
 
 
+def head(title: str) -> Markup:
+    """Return the heading of a section."""
+    return element("h2", prose(title[:1].upper() + title[1:]))
+
+
 def items(values: Iterable[object], style: str = "") -> Markup:
-    """Return a list; nothing of no values."""
-    made = "".join(element("li", value, style) for value in values)
+    """Return a list of sentences; nothing of no values."""
+    made = "".join(element("li", prose(value), style) for value in values)
     return Markup(f"<ul>{made}</ul>" if made else "")
 
 
@@ -77,9 +90,9 @@ def table(found: Table) -> Markup:
         return f"<tr>{''.join(made)}</tr>"
 
     rows = "".join(line("td", row) for row in found.rows)
-    heading = "" if found.title is None else element("h2", found.title[:1].upper() + found.title[1:])
-    head = f"<thead>{line('th', found.columns)}</thead>"
-    return Markup(f'{heading}<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>')
+    heading = "" if found.title is None else head(found.title)
+    columns = f"<thead>{line('th', found.columns)}</thead>"
+    return Markup(f'{heading}<div class="scroll"><table>{columns}<tbody>{rows}</tbody></table></div>')
 
 
 def heat(columns: Sequence[str], rows: Sequence[Sequence[object]], shares: Sequence[Sequence[float]]) -> Markup:
@@ -87,16 +100,16 @@ def heat(columns: Sequence[str], rows: Sequence[Sequence[object]], shares: Seque
 
     `columns` has a heading for the names, too.
     """
-    head = "".join(element("th", column, "right" if at else "") for at, column in enumerate(columns))
+    names = "".join(element("th", column, "right" if at else "") for at, column in enumerate(columns))
     lines = []
     for (name, *cells), own in zip(rows, shares, strict=True):
         made = "".join(
             f'<td class="right" style="background:rgb(47 95 208 / {share:.3f})'
-            f'{";color:#fff" if share > 0.5 else ""}">{escaped(cell)}</td>'
+            f'{";color:#fff" if share > _DARK else ""}">{escaped(cell)}</td>'
             for cell, share in zip(cells, own, strict=True)
         )
         lines.append(f"<tr>{element('th', name)}{made}</tr>")
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    table = f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return Markup(f'<div class="scroll">{table}</div>')
 
 

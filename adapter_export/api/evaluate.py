@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from adapter_export.runtime import Bundle
     from adapter_export.runtime.texts import Reader
 
+MEDIA = ("image", "audio")
+"""The inputs of tasks that are files."""
+
 
 def evaluate(
     bundle: Bundle | PathLike,
@@ -81,24 +84,15 @@ def evaluate(
     from adapter_export.practice.asked import ask, by_bundle, by_model
     from adapter_export.practice.evaluate import Setting, evaluation
     from adapter_export.practice.page import page as page_of
-    from adapter_export.runtime.bundle import Bundle
 
     if page is not None:
         check_free(Path(page), force=force)
     opened = OpenedBundle.open(folder_of(bundle))
     name = _adapter(opened, adapter)
-    served, session = Bundle(opened.folder, opened.manifest, verified=True), opened.runtime_session()
-    task = session.answering(name)
-    media = {"image": served.images, "audio": served.audio}
-    reader: Reader = media.get(task.input, served.texts)(session)
-    columns = Columns(task.input if text == "text" and task.input in media else text, pair, label, start)
-    rows = _rows(Path(data), task, columns, skip_incomplete)
-    for option, column in (("group", group), ("slices", slices)):
-        if column is not None and column not in rows[0].cells:
-            known = ", ".join(f"`{one}`" for one in rows[0].cells)
-            raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=f"one of {known}")
-    if group is not None and task.type != "ranking":
-        raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
+    task = opened.runtime_session().answering(name)
+    reader = reader_of(opened, task)
+    columns = Columns(task.input if text == "text" and task.input in MEDIA else text, pair, label, start)
+    rows = labelled(Path(data), task, columns, skip_incomplete, {"group": group, "slices": slices})
     asked = ask(rows[:limit], reader, name, task, group)
     model = None if against is None else model_of(opened.manifest, against)
     step = _counted(on_step, asked.texts * (1 if model is None else 2))
@@ -154,13 +148,37 @@ def _adapter(bundle: OpenedBundle, given: str | None) -> str:
     return chosen
 
 
-def _rows(path: Path, task: Task, columns: Columns, skip_incomplete: bool) -> list[LabelledRow]:
-    """Read the rows; pairs whose vectors are compared have a number, as a regression has."""
+def reader_of(bundle: OpenedBundle, task: Task) -> Reader:
+    """Return what makes inputs of texts, pictures or clips, whichever a task takes.
+
+    Raises:
+        RequestError: the bundle cannot read them.
+    """
+    from adapter_export.runtime.bundle import Bundle
+
+    served = Bundle(bundle.folder, bundle.manifest, verified=True)
+    return {"image": served.images, "audio": served.audio}.get(task.input, served.texts)(bundle.runtime_session())
+
+
+def labelled(
+    path: Path, task: Task, columns: Columns, skip_incomplete: bool, named: Mapping[str, str | None]
+) -> list[LabelledRow]:
+    """Read the rows; pairs whose vectors are compared have a number, as a regression has.
+
+    `named` are further columns, by their arguments; one that is not there is a `UsageError`.
+    """
     from adapter_export.format.labelled import labelled_rows
 
     problem = "regression" if task.type == "embedding" and columns.pair is not None else task.type
-    medium: Any = task.input if task.input in ("image", "audio") else None
-    return labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)[0]
+    medium: Any = task.input if task.input in MEDIA else None
+    rows = labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)[0]
+    for option, column in named.items():
+        if column is not None and column not in rows[0].cells:
+            known = ", ".join(f"`{one}`" for one in rows[0].cells)
+            raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=f"one of {known}")
+    if named.get("group") is not None and task.type != "ranking":
+        raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
+    return rows
 
 
 def _counted(on_step: OnStep | None, total: int) -> Callable[[int, str], None]:

@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, Entry] = {
     "check": Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
     "verify": Entry("adapter_export.cli.check:verify", "Show that a bundle is whole and computes right here."),
     "evaluate": Entry("adapter_export.cli.evaluate:evaluate", "Measure an adapter of a bundle on labelled texts."),
+    "compare": Entry("adapter_export.cli.evaluate:compare", "Compare adapters, bundles and models on the same texts."),
     "run": Entry("adapter_export.cli.run:run", "Run a bundle on texts, pictures, clips or arrays."),
     "inspect": Entry("adapter_export.cli.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
 }

@@ -6,8 +6,8 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,7 @@ class Judged:
         certainty: for calibration: a probability of each decision, and whether it was right; none where there is none.
         notes: what was left out, each a clause.
         numeric: whether answers are numbers, which rounding alone moves a little.
+        each: of the metrics that are means over units: the value of each unit, by metric.
     """
 
     metrics: tuple[Metric, ...]
@@ -102,6 +103,7 @@ class Judged:
     certainty: tuple[Floats, Truths] | None = None
     notes: tuple[str, ...] = ()
     numeric: bool = False
+    each: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def units(self) -> int:
@@ -133,6 +135,7 @@ def judge_classes(probabilities: Floats, right: Indices, labels: Sequence[str]) 
         tuple(labels[one] for one in right),
         Decisions(tuple(labels), right, answered),
         (probabilities.max(-1), answered == right),
+        each={"accuracy": (answered == right).astype(np.float64)},
     )
 
 
@@ -165,6 +168,7 @@ def judge_label_sets(
         _sets(right, labels),
         Decisions(tuple(labels), right, answered),
         (probabilities.ravel(), right.ravel()),
+        each={"subset_accuracy": (answered == right).all(-1).astype(np.float64)},
     )
 
 
@@ -183,9 +187,14 @@ def judge_choices(scores: Sequence[Floats], right: Indices) -> Judged:
         shifted = np.exp(one - one.max())
         return float(shifted.max() / shifted.sum())
 
-    certainty = np.array([sure(one) for one in scores]), answered == right
     return Judged(
-        CHOICES, measure, np.arange(len(right)), tuple(answered.tolist()), tuple(right.tolist()), certainty=certainty
+        CHOICES,
+        measure,
+        np.arange(len(right)),
+        tuple(answered.tolist()),
+        tuple(right.tolist()),
+        certainty=(np.array([sure(one) for one in scores]), answered == right),
+        each={"accuracy": (answered == right).astype(np.float64)},
     )
 
 
@@ -245,6 +254,7 @@ def judge_spans(answered: Sequence[str], right: Sequence[Sequence[str]]) -> Judg
         np.arange(len(right)),
         tuple(answered),
         tuple(list(one) for one in right),
+        each={"exact_match": scores[:, 0], "f1": scores[:, 1]},
     )
 
 
@@ -274,7 +284,8 @@ def judge_numbers(answered: Floats, right: Floats) -> Judged:
         return float(pearson), float(spearman), r2, sk.mean_absolute_error(wanted, found)
 
     given = tuple(answered.tolist()), tuple(right.tolist())
-    return Judged(NUMBERS, measure, np.arange(len(right)), *given, numeric=True)
+    errors = np.abs(answered - right).mean(-1)
+    return Judged(NUMBERS, measure, np.arange(len(right)), *given, numeric=True, each={"mean_absolute_error": errors})
 
 
 def correlation(how: str, one: Floats, other: Floats) -> float:
@@ -307,7 +318,12 @@ def judge_neighbours(vectors: Floats, classes: Sequence[str]) -> Judged:
     answered = [classes[at] for at in nearest]
     hits = np.array([found == wanted for found, wanted in zip(answered, classes, strict=True)], np.float64)
     return Judged(
-        NEIGHBOURS, lambda units: (float(hits[units].mean()),), np.arange(len(hits)), tuple(answered), tuple(classes)
+        NEIGHBOURS,
+        lambda units: (float(hits[units].mean()),),
+        np.arange(len(hits)),
+        tuple(answered),
+        tuple(classes),
+        each={"neighbour_accuracy": hits},
     )
 
 
@@ -347,4 +363,5 @@ def judge_ranking(scores: Floats, relevances: Floats, groups: Sequence[str]) -> 
         tuple(relevances.tolist()),
         notes=(note,) if left_out else (),
         numeric=True,
+        each={"mrr": values[:, 0], "ndcg_at_10": values[:, 1]},
     )

@@ -98,6 +98,8 @@ class Asked:
         elif cut:
             limit = max(len(row.encoding.ids) for one in self.read if one.cut for row in one.rows)
             yield f"{cut:,} texts are longer than {limit} tokens and were cut there, as every client cuts them"
+        if self.task.type == "single_label" and len(self.rows) > 1 and len({row.answer for row in self.rows}) == 1:
+            yield f"every row has the label `{self.rows[0].answer}`: the scores say nothing of the other classes"
 
 
 def ask(rows: Sequence[LabelledRow], reader: Reader, adapter: str, task: Task, group: str | None) -> Asked:
@@ -241,21 +243,30 @@ def _activated(task: Task, results: Results) -> Any:
     return activated(task, np.stack([own[0] for own in results]))
 
 
+def strangers(asked: Asked) -> dict[str, int]:
+    """Return the labels of rows that the adapter does not have, each with the line where it is first."""
+    found: dict[str, int] = {}
+    if asked.task.type in ("single_label", "multi_label", "token"):
+        known = set(asked.task.labels)
+        for row in asked.rows:
+            for label in [row.answer] if isinstance(row.answer, str) else row.answer:
+                if label not in known:
+                    found.setdefault(label, row.line)
+    return found
+
+
 def _numbers_of(asked: Asked, labels: Sequence[str]) -> Indices:
     """The number of each row's label; of rows with several labels only their names are checked."""
-    index, strangers = {label: number for number, label in enumerate(labels)}, dict[str, int]()
-    for row in asked.rows:
-        for label in [row.answer] if isinstance(row.answer, str) else row.answer:
-            if label not in index:
-                strangers.setdefault(label, row.line)
-    if strangers:
+    unknown = strangers(asked)
+    if unknown:
         raise DataError(
             "holds labels that the adapter does not have",
-            where=f"line {min(strangers.values())}",
-            found=some(strangers),
+            where=f"line {min(unknown.values())}",
+            found=some(unknown),
             expected=some(labels),
             fix="map them to the adapter's labels, or name the column of the labels",
         )
+    index = {label: number for number, label in enumerate(labels)}
     return np.array([index[row.answer] for row in asked.rows if isinstance(row.answer, str)], np.int64)
 
 

@@ -16,7 +16,7 @@ from sklearn.calibration import calibration_curve
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.errors import MissedGateError, UsageError, argument
-from adapter_export.numerics.judge import Decisions, Indices, Judged, Metric
+from adapter_export.numerics.judge import Decisions, Floats, Indices, Judged, Metric
 from adapter_export.practice.asked import Asked, Results, judge, metrics_of, shown_text, slice_values
 from adapter_export.practice.record import Held, hold_record
 from adapter_export.tables import Table, one_line
@@ -66,17 +66,35 @@ def score(
     is none of a single unit.
     """
     whole = np.arange(judged.units) if units is None else units
-    values = judged.measure(whole)
-    bounds = np.full((2, len(values)), np.nan)
-    if len(whole) > 1 and resamples:
-        generator = np.random.default_rng(seed)
-        drawn = np.array([judged.measure(generator.choice(whole, len(whole))) for _ in range(resamples)])
-        there = ~np.isnan(drawn).all(0)
-        bounds[:, there] = np.nanpercentile(drawn[:, there], _PERCENTILES, axis=0)
+    return summarised(judged, whole, draws(judged, whole, resamples, seed))
+
+
+def draws(judged: Judged, units: Indices, resamples: int, seed: int) -> Floats:
+    """Return the metrics [draws, metrics] of as many units drawn with replacement; no draws of a single unit.
+
+    The draws of one seed from equally many units are the same, so that those of two sides are paired.
+    """
+    generator, count = np.random.default_rng(seed), resamples if len(units) > 1 else 0
+    drawn = [judged.measure(generator.choice(units, len(units))) for _ in range(count)]
+    return np.array(drawn, np.float64).reshape(count, len(judged.metrics))
+
+
+def summarised(judged: Judged, units: Indices, drawn: Floats) -> dict[str, Score]:
+    """Return the metrics over some units, by name, with the intervals that draws give."""
+    ends = percentiles(drawn)
     return {
-        metric.name: Score(*map(_number, (value, *bounds[:, at])))
-        for at, (metric, value) in enumerate(zip(judged.metrics, values, strict=True))
+        metric.name: Score(*map(_number, (value, *ends[:, at])))
+        for at, (metric, value) in enumerate(zip(judged.metrics, judged.measure(units), strict=True))
     }
+
+
+def percentiles(drawn: Floats) -> Floats:
+    """Return both ends [2, metrics] of the interval of 95 %; NaN where there is no draw."""
+    bounds = np.full((2, drawn.shape[1]), np.nan)
+    there = ~np.isnan(drawn).all(0) & bool(len(drawn))
+    if there.any():
+        bounds[:, there] = np.nanpercentile(drawn[:, there], _PERCENTILES, axis=0)
+    return bounds
 
 
 def _number(value: float) -> float | None:

@@ -1,10 +1,11 @@
-"""The time of calls with an adapter over that of the base alone, in ONNX Runtime."""
+"""The time of calls that take turns, such as those with an adapter beside those of the base alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +14,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.graph.adapter import Adapter
+from adapter_export.numerics.judge import Floats
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.external import write_model
 from adapter_export.onnx_backend.graft.insert import insert_slots
@@ -51,23 +53,36 @@ def slots_call(base: OnnxBase, built: Adapter, fed: Adapter, inputs: Mapping[str
         yield open_session(path, threads=1), {**inputs, **slot_tensors(plan, fed)}
 
 
-def times(*calls: Call) -> np.ndarray:
-    """The seconds of calls [rounds, calls], which take turns, each first in its turn.
+def times(*calls: Call) -> Floats:
+    """The seconds of calls [rounds, calls], which take turns.
 
     Raises:
         RequestError: ONNX Runtime cannot compute one.
     """
-    found = np.zeros((_WARM_UP + _ROUNDS, len(calls)))
+    return interleaved([partial(run_session, session, feeds) for session, feeds in calls])
+
+
+def interleaved(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> Floats:
+    """Return the seconds of each call in each round [rounds, calls], each first in its turn.
+
+    What slows the machine for a while then slows all of them. The first rounds are not counted.
+    """
+    found = np.zeros((_WARM_UP + rounds, len(calls)))
     for turn, own in enumerate(found):
         for which in np.roll(np.arange(len(calls)), turn):
-            session, feeds = calls[which]
             began = time.perf_counter()
-            run_session(session, feeds)
+            calls[which]()
             own[which] = time.perf_counter() - began
     return found[_WARM_UP:]
 
 
-def ratio(found: np.ndarray, one: int, other: int) -> Latency:
+def quartiles(values: Floats) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return low, middle, high
+
+
+def ratio(found: Floats, one: int, other: int) -> Latency:
     """The time of one call over that of another of `times`: the median of the rounds, and its quartiles."""
-    low, middle, high = np.quantile(found[:, one] / found[:, other], (0.25, 0.5, 0.75))
-    return Latency(float(middle), float(low), float(high))
+    low, middle, high = quartiles(found[:, one] / found[:, other])
+    return Latency(middle, low, high)

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page."""
+"""An evaluation, and a comparison, as one HTML page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from adapter_export.numerics.judge import Metric
-from adapter_export.page import Markup, document, element, escaped, heat, interval, items, table
+from adapter_export.page import Markup, document, element, escaped, head, heat, interval, items, table
+from adapter_export.practice.compare import Comparison
 from adapter_export.practice.evaluate import Calibration, Evaluation, Score
 from adapter_export.tables import Table
 from adapter_export.version import __version__
@@ -37,7 +38,7 @@ def _parts(found: Evaluation) -> Iterator[str]:
     yield items(found.notes, "note")
     yield table(_scores(found))
     for each in list(found.tables())[1:]:
-        heading = element("h2", str(each.title).capitalize())
+        heading = head(str(each.title))
         if each.title == "confusion" and len(found.classes) <= _MANY_CLASSES:
             yield heading + _confusion(found)
         elif str(each.title).startswith("calibration") and found.calibration is not None:
@@ -96,3 +97,61 @@ def _reliability(found: Calibration) -> Markup:
         f'<line x1="{_LEFT}" y1="{_SIDE}" x2="{_LEFT + _SIDE}" y2="0" class="ink" stroke-dasharray="4 4"/>'
         f"{scale}</svg>"
     )
+
+
+def comparison_page(found: Comparison) -> str:
+    """Return a page of a comparison."""
+    names = [one.name for one in found.contestants]
+    title = " and ".join(names) if len(names) == 2 else f"{len(names):,} contestants"
+    return document(f"{title} on {found.setting.data}", _comparison_parts(found))
+
+
+def _comparison_parts(found: Comparison) -> Iterator[str]:
+    setting = found.setting
+    facts = (
+        f"{found.rows:,} rows of {setting.data} (sha256 {setting.sha256[:12]}…), task {setting.task}, {found.runtime}, "
+        f"adapter-export {__version__}."
+    )
+    yield element("p", facts, "facts")
+    yield items(remark[:1].upper() + remark[1:] for remark in found.remarks())
+    yield items(found.notes, "note")
+    for metric in found.metrics:
+        rows = [
+            (one.name, score, score.interval, bar(score, metric))
+            for one in found.contestants
+            for score in (one.scores[metric.name],)
+        ]
+        yield table(Table(("contestant", "value", "95 % interval", ""), rows, metric.words, "lrr"))
+    yield table(found.sizes())
+    if found.contestants[0].latency is not None:
+        yield table(_drawn_times(found))
+    yield table(found.tests(found.metrics))
+    yield head(str(found.agreement().title)) + _warm(found.agreement())
+    for fusion in found.fusions:
+        for each in fusion.tables():
+            yield head(str(each.title)) + _warm(each)
+    if found.differing:
+        yield table(found.differing_table())
+
+
+def _drawn_times(found: Comparison) -> Table:
+    """The latencies, each with its quartiles as a bar."""
+    plain, times = found.latencies(), [one.latency for one in found.contestants if one.latency is not None]
+    most = max(time.high for time in times)
+    bars = [
+        interval(time.milliseconds, time.low, time.high, 0.0, most, f"{time.milliseconds:.3g} ms") for time in times
+    ]
+    rows = [(*row[:3], drawn, *row[3:]) for row, drawn in zip(plain.rows, bars, strict=True)]
+    return Table((*plain.columns[:3], "", *plain.columns[3:]), rows, plain.title, "lrrlrr")
+
+
+def _warm(found: Table) -> Markup:
+    """A table of shares, each the depth of its colour; what is no share has none."""
+    return heat(found.columns, found.rows, [[_as_share(cell) for cell in row[1:]] for row in found.rows])
+
+
+def _as_share(cell: object) -> float:
+    try:
+        return min(max(float(str(cell)), 0.0), 1.0)
+    except ValueError:
+        return 0.0

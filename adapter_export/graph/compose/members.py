@@ -153,13 +153,17 @@ def members_of(adapters: Sequence[Adapter]) -> tuple[Member, ...]:
             found=", ".join(f"`{adapter.name}`: {adapter.base}" for adapter in adapters),
             expected="one base",
         )
+    labelled = enumerate(zip(labels_of(names), adapters, strict=True), 1)
+    return tuple(Member(label, number, adapter) for number, (label, adapter) in labelled)
+
+
+def labels_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The labels of members, in names of parameters, by their own names."""
     taken: list[str] = []
     for number, name in enumerate(names, 1):
         label = name.replace(".", "_")  # a dot ends the label in names of parameters
         taken.append(f"member{number}" if label in taken or OWN.fullmatch(label) else label)
-    return tuple(
-        Member(label, number, adapter) for number, (label, adapter) in enumerate(zip(taken, adapters, strict=True), 1)
-    )
+    return tuple(taken)
 
 
 def replaced_by(here: Sequence[Here | None], site: str) -> str:
