@@ -79,13 +79,14 @@ def test_no_message_outside_the_command_line_names_an_option() -> None:
 
 
 def _options(tree: ast.Module) -> list[tuple[int, str]]:
-    """Texts with an option in them, but docstrings, what `command` is given, and the options of pip."""
+    """Texts with an option in them, but docstrings, what `command` is given, the options of pip, and CSS."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     told: list[ast.AST] = [call for call in calls if call.func.id in ("command", "Option")]
     told += [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
     exempt = {id(part) for node in told for part in ast.walk(node)}
     texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    named = [node for node in texts if id(node) not in exempt and re.search(r"`--|(?<!install )--[a-z]", node.value)]
+    option = r"`--|(?<!install )(?<!var\()--[a-z-]+(?![a-z-]*:)"  # `--ink: #000` and `var(--ink)` are CSS
+    named = [node for node in texts if id(node) not in exempt and re.search(option, node.value)]
     return [(node.lineno, node.value) for node in named]
 
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "check",
     "verify",
     "evaluate",
+    "compare",
     "run",
     "inspect",
 )

@@ -55,14 +55,15 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 
 def test_the_commands_stay() -> None:
     making = ["capture", "sites", "plan", "train", "sweep", "lint", "distil", "pack", "import", "compose"]
-    assert list(COMMANDS) == [*making, "build", "add", "remove", "check", "verify", "evaluate", "run", "inspect"]
+    using = ["build", "add", "remove", "check", "verify", "evaluate", "compare", "run", "inspect"]
+    assert list(COMMANDS) == [*making, *using]
 
 
 def test_the_verbs_stay() -> None:
     """A new verb: export it, show it in `docs/python.md`, and name it here."""
     making = {"capture", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
     making |= {"plan", "sweep", "lint", "distil", "import_adapterhub", "import_peft", "compose"}
-    bundles = {"build", "add", "remove", "open_bundle", "check", "verify", "evaluate", "inspect"}
+    bundles = {"build", "add", "remove", "open_bundle", "check", "verify", "evaluate", "compare", "inspect"}
     assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Inspection", "Sites", "errors", "__version__"}
     for name in making | bundles:
         verb = getattr(adapter_export, name)
