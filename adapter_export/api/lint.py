@@ -65,7 +65,7 @@ def lint(
     rows = len(texts) if texts is not None else recorded.get("training_rows") if isinstance(recorded, Mapping) else None
     settings = found.training.get("settings")
     start = settings.get("initial_change") if isinstance(settings, Mapping) else None
-    subject: dict[str, Any] = {"rows": rows, "start": start}
+    subject: dict[str, Any] = {"rows": rows, "start": start, "trained": not fresh}
     if base is not None:
         opened = open_base(base)
         subject |= {"base": opened.fingerprint, "norms": {s.name: s.norm for s in opened.sites.map if s.norm}}

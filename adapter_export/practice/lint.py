@@ -19,11 +19,12 @@ from adapter_export.numerics.evaluate import borrowed, values_of
 from adapter_export.sites.site import Norm
 from adapter_export.tables import Table
 
-Needs = Literal["weights", "rows", "base", "values", "start"]
-"""What a rule looks at: the adapter alone, the number of rows that it learnt from, the base's fingerprint, the values
-at its sites while the base reads texts, or how far it moved the base before it was trained."""
+Needs = Literal["weights", "trained", "rows", "base", "values", "start"]
+"""What a rule looks at: the adapter alone, one that is trained, the number of rows that it learnt from, the base's
+fingerprint, the values at its sites while the base reads texts, or how far it moved the base before it was trained."""
 
 _MISSING: Mapping[Needs, str] = {
+    "trained": "it is not trained yet, and many kinds start where the base is",
     "rows": "how many rows it learns from is not known: the adapter has no record of it, and no data are given",
     "base": "no base is given",
     "values": "no base that torch can run is given",
@@ -78,6 +79,7 @@ class Subject:
         base: the fingerprint of the base that it is meant for.
         norms: of that base, by site.
         values: at each site, with the adapter in its place.
+        trained: whether it is no fresh one.
         start: how far the fresh adapter moved the final hidden state, ‖adapted − base‖ / ‖base‖.
     """
 
@@ -87,6 +89,7 @@ class Subject:
     norms: Mapping[str, Norm] | None = None
     values: Mapping[str, SiteValues] | None = None
     start: float | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,7 @@ def lint_adapter(subject: Subject) -> Lint:
     """Apply every rule that can be applied to what is known."""
     known: Mapping[Needs, bool] = {
         "weights": True,
+        "trained": subject.trained,
         "rows": subject.rows is not None,
         "base": subject.base is not None,
         "values": subject.values is not None,
@@ -390,7 +394,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "no-effect",
-        "weights",
+        "trained",
         "the adapter gives there what it replaces: it was not trained, or its scale is zero",
         "train it, or leave it out at this site",
         _no_effect,

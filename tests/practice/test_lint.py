@@ -139,7 +139,11 @@ def test_a_start_that_disturbs_the_base(right: Adapter, base: ae.Base) -> None:
     assert found(right, base, fresh=True) == {"disturbing-start": None}, "std 0.2 is no near-identity"
     kind = houlsby(BottleneckOptions("relu")).with_widths(b=8)
     fresh = fresh_adapter(kind, base.sites.map, name="fresh", base=base.fingerprint)
-    assert "disturbing-start" not in found(fresh, base, fresh=True)
+    assert found(fresh, base, fresh=True) == {}
+    at_the_base = changed(fresh, {name: np.zeros_like for name in fresh.weights if ".up." in name})
+    assert found(at_the_base, base)["no-effect"] == "layers.0.attention"
+    assert found(at_the_base, base, fresh=True) == {}, "many kinds start where the base is"
+    assert "not trained yet" in ae.lint(at_the_base, base=base, fresh=True).skipped["no-effect"]
 
 
 def test_dead_units(right: Adapter, base: ae.Base) -> None:
