@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime as ort
 
 from adapter_export.bundle.write import FLAVOURS
+from adapter_export.dtypes import Array
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.judge import Floats
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.external import write_model
 from adapter_export.onnx_backend.graft.insert import insert_slots
@@ -53,7 +53,7 @@ def slots_call(base: OnnxBase, built: Adapter, fed: Adapter, inputs: Mapping[str
         yield open_session(path, threads=1), {**inputs, **slot_tensors(plan, fed)}
 
 
-def times(*calls: Call) -> Floats:
+def times(*calls: Call) -> Array:
     """The seconds of calls [rounds, calls], which take turns.
 
     Raises:
@@ -62,27 +62,27 @@ def times(*calls: Call) -> Floats:
     return interleaved([partial(run_session, session, feeds) for session, feeds in calls])
 
 
-def interleaved(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> Floats:
+def interleaved(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> Array:
     """Return the seconds of each call in each round [rounds, calls], each first in its turn.
 
     What slows the machine for a while then slows all of them. The first rounds are not counted.
     """
     found = np.zeros((_WARM_UP + rounds, len(calls)))
     for turn, own in enumerate(found):
-        for which in np.roll(np.arange(len(calls)), turn):
+        for which in np.roll(np.arange(len(calls)), turn).tolist():
             began = time.perf_counter()
             calls[which]()
             own[which] = time.perf_counter() - began
     return found[_WARM_UP:]
 
 
-def quartiles(values: Floats) -> tuple[float, float, float]:
+def quartiles(values: Array) -> tuple[float, float, float]:
     """Return the lower quartile, the median and the upper quartile."""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return low, middle, high
 
 
-def ratio(found: Floats, one: int, other: int) -> Latency:
+def ratio(found: Array, one: int, other: int) -> Latency:
     """The time of one call over that of another of `times`: the median of the rounds, and its quartiles."""
     low, middle, high = quartiles(found[:, one] / found[:, other])
     return Latency(middle, low, high)
