@@ -19,7 +19,11 @@ README = ROOT / "README.md"
 
 def _commands(text: str) -> list[list[str]]:
     """Every command line of `adapter-export` in code, in blocks and between backticks."""
-    blocks = [line for block in re.findall(r"```(?:sh|console)?\n(.*?)```", text, re.S) for line in block.splitlines()]
+    blocks = [
+        line
+        for block in re.findall(r"```(?:sh|console)?\n(.*?)```", text.replace("\\\n", ""), re.S)
+        for line in block.splitlines()
+    ]
     inline = re.findall(r"`(adapter-export [a-z]+ [^`]+)`", text)
     lines = [line.strip().removeprefix("$ ") for line in [*blocks, *inline]]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("adapter-export ")]

@@ -1,0 +1,369 @@
+"""Train what docs/practice.md compares, on real data, and write its tables.
+
+    python benchmarks/practice.py run                 everything whose line is not in benchmarks/practice.jsonl yet
+    python benchmarks/practice.py run widths          one table: widths, ratings or fusion
+    python benchmarks/practice.py write               the tables, from what is in that file
+
+Each finished training is a line of the file, so a run that was stopped goes on where it was. What is made besides lies
+in the folder `demo`, which `make clean` removes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import practice_data
+import torch
+from kit.tables import NOTHING, Table
+from practice_data import DOMAINS, demo_data
+from scipy.stats import pearsonr
+from sklearn.linear_model import LogisticRegression, Ridge
+from transformers import AutoModel
+
+import adapter_export as ae
+from adapter_export.text import Tokenizer
+from adapter_export.torch_backend.train.data import training_batches
+from adapter_export.torch_backend.train.train import rate_factor
+
+RESULTS = Path(__file__).with_suffix(".jsonl")
+PAGE = Path(__file__).parents[1] / "docs" / "practice.md"
+FOLDER = Path("demo") / "practice"
+CLASSES = ("trec", "trec50", "sentiment")
+WIDTHS = (4, 16, 64, 256)
+SEEDS = (0, 1, 2)
+EPOCHS, BATCH, MAX_TOKENS = 3, 16, 128
+RATE, FUSION_RATE = 2e-3, 1e-3
+"""Learning rates; the first does better on TREC's validation rows than 0.001."""
+FULL_RATES = (1e-4, 3e-4)
+"""Tried with the first seed for all weights; what does better on a set's validation rows is taken for the others."""
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        data: the name of the data set.
+        method: the kind of adapter; or `full`, all weights of the base; `probe`, a head on the frozen base; `fusion` of
+            the adapters of all domains; `members`, which trains nothing and measures them on the data of another.
+        width: the bottleneck.
+        seed: of weights, order and dropout.
+        rate: the highest learning rate.
+    """
+
+    data: str
+    method: str
+    width: int = 0
+    seed: int = 0
+    rate: float = 0.0
+
+    @property
+    def adapter(self) -> Path:
+        """Where an adapter lies that is used again."""
+        return FOLDER / f"{self.data}-{self.seed}"
+
+    def part(self, name: str) -> Path:
+        """The file of `train`, `validation` or `test`."""
+        folder = Path("demo") / "practice-data" / self.data
+        if not folder.exists():
+            practice_data.write(self.data, folder)
+        return folder / f"{name}.tsv"
+
+    def score(self, results: Any, targets: Any) -> Scores:
+        """What counts: the correlation with the ratings, or how many labels are right."""
+        if self.data in DOMAINS:
+            return {"pearson": float(pearsonr(np.ravel(results), targets).statistic)}
+        return {"accuracy": float(np.mean(np.asarray(results) == targets))}
+
+
+def adapter(run: Run, **more: Any) -> dict[str, Any]:
+    """Train an adapter, or a fusion of some."""
+    rated = run.data in DOMAINS
+    made = ae.train(
+        base(),
+        run.part("train"),
+        run.adapter if rated and not more else None,
+        validation_data=run.part("validation"),
+        test_data=run.part("test"),
+        task="regression" if rated else "single_label",
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        learning_rate=run.rate,
+        seed=run.seed,
+        threads=1,
+        force=True,
+        **(more or {"kind": run.method, "bottleneck": run.width}),
+    )
+    learnt = sum(tensor.size for name, tensor in made.weights.items() if not name.startswith("head."))
+    return {"parameters": learnt, **{part: made.training[part] for part in ("validation", "test")}}
+
+
+def fusion(run: Run) -> dict[str, Any]:
+    """Train a fusion of the adapters of all domains."""
+    return adapter(run, fuse=members(run))
+
+
+def transfer(run: Run) -> dict[str, Any]:
+    """Measure the adapters of all domains on the test rows of one."""
+    bundle = ae.build(base(), members(run), FOLDER / "bundle", flavours=["slots"], force=True)
+    found = {one.name: ae.evaluate(bundle, run.part("test"), adapter=one.name, resamples=0) for one in members(run)}
+    return {"test": {name.partition("-")[0]: one.scores["pearson"].value for name, one in found.items()}}
+
+
+def members(run: Run) -> list[Path]:
+    """The adapters of all domains, trained if they are not there."""
+    made = [Run(domain, "pfeiffer", run.width, run.seed, RATE) for domain in DOMAINS]
+    for one in made:
+        if not one.adapter.exists():
+            do(one)
+    return [one.adapter for one in made]
+
+
+def probe(run: Run) -> dict[str, Any]:
+    """Fit a logistic or a ridge regression to the mean of the hidden states, its penalty by the validation rows."""
+    encoder = Encoder()
+    rows = {name: encoder.rows(run, name) for name in ("train", "validation", "test")}
+    vectors = {name: encoder.compute(texts).numpy() for name, (texts, _) in rows.items()}
+    made = [
+        Ridge(1 / penalty) if run.data in DOMAINS else LogisticRegression(C=10 * penalty, max_iter=2000)
+        for penalty in PENALTIES
+    ]
+    found = []
+    for one in made:
+        one.fit(vectors["train"], rows["train"][1])
+        found.append({name: run.score(one.predict(vectors[name]), rows[name][1]) for name in ("validation", "test")})
+    return {"parameters": 0, **max(found, key=validated)}
+
+
+def full(run: Run) -> dict[str, Any]:
+    """Train all weights of the base and a head on the mean, as `ae.train` trains an adapter; its dropout is on."""
+    torch.manual_seed(run.seed)
+    encoder = Encoder()
+    texts, targets = encoder.rows(run, "train")
+    rated = run.data in DOMAINS
+    labels, classes = (None, targets) if rated else np.unique(targets, return_inverse=True)
+    head = torch.nn.Linear(encoder.model.config.hidden_size, 1 if labels is None else len(labels))
+    tensors = [*encoder.model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(tensors, lr=run.rate, weight_decay=0.01)
+    loss = torch.nn.MSELoss() if rated else torch.nn.CrossEntropyLoss()
+    expected = torch.tensor(classes, dtype=torch.float32 if rated else torch.int64)
+    lengths = np.array([len(text) for text in texts])
+    batches = [rows for epoch in range(EPOCHS) for rows in training_batches(lengths, BATCH, (run.seed, epoch))]
+
+    def measured(part: str) -> Scores:
+        encoder.model.eval()
+        asked, right = encoder.rows(run, part)
+        with torch.inference_mode():
+            answers = head(encoder.compute(asked))
+        return run.score(answers if labels is None else labels[answers.argmax(1)], right)
+
+    found = []
+    for step, rows in enumerate(batches, 1):
+        encoder.model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = run.rate * rate_factor(step - 1, len(batches), warmup=0.1)
+        optimizer.zero_grad()
+        results = head(encoder.mean([texts[row] for row in rows]))
+        loss(results[:, 0] if rated else results, expected[rows]).backward()
+        torch.nn.utils.clip_grad_norm_(tensors, 1.0)
+        optimizer.step()
+        if step % (len(batches) // EPOCHS) == 0:
+            found.append({part: measured(part) for part in ("validation", "test")})
+    return {"parameters": sum(tensor.numel() for tensor in encoder.model.parameters()), **max(found, key=validated)}
+
+
+def validated(found: dict[str, Scores]) -> float:
+    """The score on the validation rows, by which the best is chosen."""
+    return next(iter(found["validation"].values()))
+
+
+class Encoder:
+    """The base as transformers has it, and the mean of its last hidden states."""
+
+    def __init__(self) -> None:
+        folder = demo_data.base_folder()
+        self.tokenizer = Tokenizer.from_folder(folder, MAX_TOKENS)
+        self.model = AutoModel.from_pretrained(folder, dtype="float32", add_pooling_layer=False).eval()
+
+    @staticmethod
+    def rows(run: Run, part: str) -> tuple[list[str], np.ndarray]:
+        """The texts of a part, and their labels or ratings."""
+        texts, labels = zip(*demo_data.read(run.part(part)), strict=True)
+        return list(texts), np.array(labels, dtype=float if run.data in DOMAINS else None)
+
+    def compute(self, texts: list[str]) -> torch.Tensor:
+        """The means of many texts [texts, width], without a gradient."""
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        with torch.inference_mode():
+            found = [self.mean([texts[row] for row in order[at : at + BATCH]]) for at in range(0, len(order), BATCH)]
+        return torch.cat(found)[torch.from_numpy(np.argsort(order))]
+
+    def mean(self, texts: list[str]) -> torch.Tensor:
+        """The mean over the tokens of each text of a batch [batch, width]."""
+        arrays = self.tokenizer.batch(texts, ["input_ids", "attention_mask", "token_type_ids"])
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        mask = inputs["attention_mask"][..., None].float()
+        return (self.model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+
+
+METHODS: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "full": full,
+    "probe": probe,
+    "fusion": fusion,
+    "members": transfer,
+}
+
+
+@cache
+def base() -> ae.Base:
+    """The base, captured once."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    archive = FOLDER / "model.pt"
+    return ae.open_base(archive) if archive.exists() else ae.capture(demo_data.base_folder(), archive)
+
+
+def lines() -> list[dict[str, Any]]:
+    """What was measured."""
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+
+
+def do(run: Run) -> None:
+    """Train, and add a line to the results."""
+    facts = asdict(run) | {"rows": practice_data.MOST["train"], "epochs": EPOCHS, "batch": BATCH}
+    if any(facts.items() <= line.items() for line in lines()):
+        return
+    busy = time.process_time()
+    found = METHODS.get(run.method, adapter)(run)
+    line = json.dumps(facts | found | {"seconds": round(time.process_time() - busy, 1)})
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    print(line, flush=True)
+
+
+def best_rate(data: str) -> float:
+    """The learning rate of all weights that did best on the validation rows of a data set, the lower of two alike."""
+    tried = [line for line in lines() if (line["data"], line["method"], line["seed"]) == (data, "full", 0)]
+    return float(max(tried, key=lambda line: (validated(line), -line["rate"]))["rate"]) if tried else FULL_RATES[0]
+
+
+def widths(seed: int) -> Iterator[Run]:
+    """Adapters of all widths beside a probe and the whole model."""
+    for name in CLASSES:
+        if not seed:
+            yield Run(name, "probe")
+        for tried in [best_rate(name)] if seed else FULL_RATES:
+            yield Run(name, "full", 0, seed, tried)
+    for width in sorted(WIDTHS, key=lambda width: abs(width - 64)):
+        yield from (Run(name, kind, width, seed, RATE) for name in CLASSES for kind in ("houlsby", "pfeiffer"))
+
+
+def ratings(seed: int) -> Iterator[Run]:
+    """An adapter for each domain beside a probe."""
+    for name in DOMAINS:
+        if not seed:
+            yield Run(name, "probe")
+        yield Run(name, "pfeiffer", 64, seed, RATE)
+
+
+def fusions(seed: int) -> Iterator[Run]:
+    """A fusion of the adapters of the domains on the smallest of them."""
+    yield Run("amazon", "fusion", 64, seed, FUSION_RATE)
+    yield Run("amazon", "members", 64, seed)
+
+
+PLANS: dict[str, Callable[[int], Iterator[Run]]] = {"widths": widths, "ratings": ratings, "fusion": fusions}
+
+
+def shown(found: list[float], digits: int) -> str:
+    """Mean, standard deviation and number of the seeds; nothing where nothing was measured."""
+    if not found:
+        return NOTHING
+    spread = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.{digits}f}{spread} ({len(found)})"
+
+
+def rate(method: str, data: str) -> float:
+    """The learning rate whose scores the first table has."""
+    return {"probe": 0.0, "full": best_rate(data)}.get(method, RATE)
+
+
+def scores(data: str, method: str, width: int = 0, rate: float = 0.0, metric: str = "accuracy") -> list[float]:
+    """The scores on the test rows, one for each seed."""
+    wanted = {"data": data, "method": method, "width": width, "rate": rate}
+    return [line["test"][metric] for line in lines() if wanted.items() <= line.items()]
+
+
+def tables() -> dict[str, Table]:
+    """The tables of the page, by the names of their places."""
+    rows = []
+    for title, method, width in (
+        ("linear probe", "probe", 0),
+        *((f"{kind}, {width} wide", kind, width) for kind in ("pfeiffer", "houlsby") for width in WIDTHS),
+        ("all weights", "full", 0),
+    ):
+        counts = {line["parameters"] for line in lines() if (line["method"], line["width"]) == (method, width)}
+        found = [[100 * score for score in scores(name, method, width, rate(method, name))] for name in CLASSES]
+        if counts:
+            rows.append([title, f"{counts.pop():,}", *(shown(one, 1) for one in found)])
+    domains = [
+        [
+            name,
+            shown(scores(name, "probe", metric="pearson"), 3),
+            shown(scores(name, "pfeiffer", 64, RATE, "pearson"), 3),
+            f"{practice_data.human_ceiling(name):.3f}",
+        ]
+        for name in DOMAINS
+    ]
+    alone = [[f"adapter of `{name}`", shown(scores("amazon", "members", 64, metric=name), 3)] for name in DOMAINS]
+    together = shown(scores("amazon", "fusion", 64, FUSION_RATE, "pearson"), 3)
+    return {
+        "widths": Table("", ("", "parameters", *CLASSES), rows),
+        "ratings": Table("", ("", "linear probe", "pfeiffer, 64 wide", "one person and the others"), domains),
+        "fusion": Table("", ("", "`amazon`"), [*alone, ["fusion of the four", together]]),
+    }
+
+
+def write() -> None:
+    """Put the tables in their places in the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in tables().items():
+        start, end = f"<!-- practice:{name} -->", "<!-- end -->"
+        body = table.markdown().removeprefix("### ").strip()
+        text, count = re.subn(
+            f"({re.escape(start)}).*?({end})", lambda m, b=body: f"{m[1]}\n{b}\n{m[2]}", text, flags=re.S
+        )
+        if count != 1:
+            sys.exit(f"error: {PAGE} has {count} places `{start}`, and should have one")
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def main(what: str = "", *names: str) -> None:
+    """Do what the first argument says."""
+    unknown = set(names) - set(PLANS)
+    if what not in ("run", "write") or unknown or (what == "write" and names):
+        sys.exit(str(__doc__))
+    if what == "write":
+        write()
+        return
+    torch.set_num_threads(1)
+    for seed in SEEDS:
+        for name in names or PLANS:
+            for run in PLANS[name](seed):
+                do(run)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
