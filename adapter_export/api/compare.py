@@ -179,6 +179,12 @@ class _Maker:
         """Build a bundle in each precision."""
         from adapter_export.bundle.opened import OpenedBundle
 
+        if base.tokenizer is None and base.media is None:
+            raise RequestError(
+                "the model has no tokenizer, so what is built of it reads no texts",
+                where=base.path,
+                fix=f"build a bundle with a {argument('tokenizer')}, and compare that",
+            )
         for precision in cast("tuple[Precision, ...]", self.precisions):
             self.built += 1
             made = build(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from seqeval.metrics import f1_score, precision_score, recall_score
 from sklearn.metrics import accuracy_score
+from sklearn.metrics import f1_score as sk_f1_score
 
 from adapter_export.errors import DataError
 from adapter_export.numerics.judge import (
@@ -42,6 +43,16 @@ def test_classes() -> None:
     assert judged.certainty[0].tolist() == [0.9, 0.6, 0.7, 0.8]
     assert judged.certainty[1].tolist() == [True, True, False, True]
     assert values(judged, [2]) == {"accuracy": 0.0, "macro_f1": 0.0}
+
+
+def test_classes_as_scikit_learn_has_them() -> None:
+    """Also of classes that are never right, never answered, or neither."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        right, answered = rng.integers(0, 6, (2, 12))
+        found = values(judge_classes(np.eye(8)[answered], right, tuple("abcdefgh")))
+        macro = sk_f1_score(right, answered, average="macro", zero_division=0.0)
+        assert found == pytest.approx({"accuracy": accuracy_score(right, answered), "macro_f1": macro})
 
 
 def test_sets_of_labels() -> None:
