@@ -28,6 +28,7 @@ from adapter_export.api.base import (
     silent,
 )
 from adapter_export.api.bundles import build
+from adapter_export.api.fusion import FusionOptions
 from adapter_export.api.kinds import KindOptions, at_least_1, check_different, make_kind, swept_options
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.api.train import TrainOptions, train
@@ -45,9 +46,10 @@ OnRun = Callable[["Run", int], None]
 
 GIVEN = (
     *("output", "name", "kind", "bottleneck", "rank", "at", "on", "reduction_factor", "learning_rate", "seed"),
-    *("resume", "restart", "force", "fuse", "site_map", "trust_pickle", "on_note", "progress"),
+    *("resume", "restart", "force", "site_map", "trust_pickle", "on_note", "progress"),
+    *("fuse", *FusionOptions.__annotations__),
 )
-"""The arguments of `train` that a sweep gives itself."""
+"""The arguments of `train` that a sweep gives itself, and those of a fusion."""
 
 RUNS = "runs"
 """The folder of the adapters in that of a sweep."""
@@ -69,13 +71,16 @@ def sweep(
     *,
     kinds: Annotated[tuple[str, ...], "Kinds of adapter, by name."] = ("houlsby", "pfeiffer"),
     bottlenecks: Annotated[
-        tuple[int, ...] | str, "Widths between their projections, ranks of LoRA; with --trials also a range."
+        tuple[int, ...] | str,
+        Option("Widths between their projections, ranks of LoRA; with --trials also a range."),
     ] = (16, 64, 256),
     placements: Annotated[
         tuple[str, ...],
         Option("Where they act: `attention,ffn,attention+ffn`, of LoRA `query+value`; by kind.", "A,B+C,…"),
     ] = (),
-    learning_rates: Annotated[tuple[float, ...] | str, "The highest ones; with --trials also a range."] = (0.001,),
+    learning_rates: Annotated[tuple[float, ...] | str, Option("The highest ones; with --trials also a range.")] = (
+        0.001,
+    ),
     seeds: Annotated[tuple[int, ...], "Each setting is trained once with each of them."] = (0, 1, 2),
     trials: Annotated[
         int | None, Option("Try so many settings, chosen by Optuna, instead of all.", "N", least=1)
@@ -367,7 +372,9 @@ def _check_training(training: Mapping[str, Any]) -> None:
         raise UsageError("`train` has no such argument", found=", ".join(map(argument, strangers)))
     given = [name for name in training if name in GIVEN]
     if given:
-        raise UsageError("a sweep gives this to `train` itself", found=", ".join(map(argument, given)))
+        raise UsageError(
+            "a sweep gives this to `train` itself, or has no use for it", found=", ".join(map(argument, given))
+        )
 
 
 def _identity(

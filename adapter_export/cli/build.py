@@ -29,6 +29,14 @@ _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of
     "adapter-export build model.pt --adapters trec --base-precision int8-weights --int8-embeddings -o bundle",
     "adapter-export build model.pt --adapters old=runs/1/trec,new=runs/2/trec -o bundle --force",
     like=ae.build,
+    sections={
+        "base": (
+            *("without_own_head", "allow_base_mismatch", "base_precision", "int8_embeddings", "optimize"),
+            *("site_map", "trust_pickle"),
+        ),
+        "texts": ("tokenizer", "max_tokens"),
+        "graphs": ("flavours", "bake", "copy_weights"),
+    },
 )
 def build(
     model: Path,

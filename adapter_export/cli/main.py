@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from adapter_export.errors import AbandonedFileWarning, AdapterExportError, FileError, InputError
 from adapter_export.version import __version__
@@ -49,6 +50,14 @@ COMMANDS: Mapping[str, Entry] = {
     "run": Entry("adapter_export.cli.run:run", "Run a bundle on texts, pictures, clips or arrays."),
     "inspect": Entry("adapter_export.cli.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
 }
+
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Models": ("capture", "sites", "distil"),
+    "Adapters": ("plan", "train", "sweep", "lint", "pack", "import", "compose"),
+    "Bundles": ("build", "add", "remove", "check", "verify", "evaluate", "run", "inspect"),
+}
+"""The commands as the help lists them."""
 
 
 class LazyGroup(click.Group):
@@ -88,8 +97,20 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from the table."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.help) for name, entry in self._table.items()])
+        sectioned = {name for names in SECTIONS.values() for name in names}
+        rest = [name for name in self._table if name not in sectioned]
+        for section, names in {**SECTIONS, "Commands": rest}.items():
+            own = [(name, self._table[name].help) for name in names if name in self._table]
+            if own:
+                with formatter.section(section):
+                    formatter.write_dl(own)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands that begin so, without importing any."""
+        names = [
+            CompletionItem(name, help=entry.help) for name, entry in self._table.items() if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run, and say errors as JSON too where `--json` is among the arguments."""

@@ -17,7 +17,8 @@ what is written with commas.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -26,7 +27,10 @@ import click
 from click.core import ParameterSource
 
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
-from adapter_export.errors import UsageError
+from adapter_export.errors import AdapterExportError, UsageError
+
+LONGEST_PAGE = 60
+"""The most lines of a help page, on a terminal of 100 columns."""
 
 Json = Annotated[bool, Option("Write one JSON document to stdout.", flags="--json")]
 Force = Annotated[bool, Option("Replace what is at the output's place.")]
@@ -40,14 +44,106 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
+class Command(click.Command):
+    """A command whose help page has its options in sections, and never more than `LONGEST_PAGE` lines.
+
+    Where they do not fit, the page has the most used ones and the names of the others, and `--help SECTION` explains
+    those of a section, as curl does it.
+
+    Args:
+        sections: names of parameters, by the name of their section; what is in none is on the page in any case.
+        common: those in sections that are.
+    """
+
+    def __init__(
+        self, *args: Any, sections: Mapping[str, Sequence[str]], common: Collection[str] = (), **rest: Any
+    ) -> None:
+        super().__init__(*args, **rest)
+        own = {str(param.name): param for param in self.params}
+        self.sections = {title: [own[name] for name in names if name in own] for title, names in sections.items()}
+        self._sectioned = {param.name for params in self.sections.values() for param in params}
+        self._common = common
+        self._help: click.Option | None = None
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return `--help`, which may name a section."""
+        if not self.sections:
+            return super().get_help_option(ctx)
+        if self._help is None:
+            self._help = click.Option(
+                ["help_section", *self.get_help_option_names(ctx)],
+                is_flag=False,
+                flag_value="",
+                metavar="[SECTION]",
+                expose_value=False,
+                is_eager=True,
+                help="Show this page, or explain the options of a section.",
+                callback=self._show_help,
+                shell_complete=lambda *_: list(self.sections),
+            )
+        return self._help
+
+    def _show_help(self, ctx: click.Context, _: click.Parameter, section: str | None) -> None:
+        if section is None or ctx.resilient_parsing:
+            return
+        formatter = ctx.make_formatter()
+        if section in self.sections:
+            self.format_usage(ctx, formatter)
+            _write_options(ctx, formatter, section, self.sections[section])
+        else:
+            self.format_help(ctx, formatter)
+        click.echo(formatter.getvalue().rstrip("\n"), color=ctx.color)
+        ctx.exit()
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the page with all options explained, or where that is too long, with the most used ones."""
+        for brief in (False, True):
+            page = ctx.make_formatter()
+            self.format_usage(ctx, page)
+            self.format_help_text(ctx, page)
+            hidden = self._sectioned.difference(self._common) if brief else self._sectioned
+            _write_options(ctx, page, "options", [one for one in self.get_params(ctx) if one.name not in hidden])
+            if brief:
+                indent, names = max(map(len, self.sections)) + 2, dict[str, str]()
+                for title, own in self.sections.items():
+                    flags = " ".join(_flag(one) for one in own if one.name in hidden)
+                    lines = textwrap.wrap(flags, page.width - indent - 4, break_on_hyphens=False)
+                    names[title] = "\n".join(["\b", *lines])
+                with page.section(f"More, explained by `{ctx.command_path} --help SECTION`"):
+                    page.write_dl([*names.items()])
+            else:
+                for title, own in self.sections.items():
+                    _write_options(ctx, page, title, own)
+            self.format_epilog(ctx, page)
+            if page.getvalue().count("\n") <= LONGEST_PAGE:
+                break
+        formatter.write(page.getvalue())
+
+
+def _write_options(
+    ctx: click.Context, formatter: click.HelpFormatter, title: str, params: Sequence[click.Parameter]
+) -> None:
+    records = [param.get_help_record(ctx) for param in params if isinstance(param, click.Option)]
+    with formatter.section(title.capitalize()):
+        formatter.write_dl([record for record in records if record is not None])
+
+
+def _flag(param: click.Parameter) -> str:
+    return max(param.opts, key=len)
+
+
 def command(
-    *lines: str, like: Callable[..., object] | Sequence[Callable[..., object]] = (), without: Collection[str] = ()
+    *lines: str,
+    like: Callable[..., object] | Sequence[Callable[..., object]] = (),
+    without: Collection[str] = (),
+    sections: Mapping[str, Sequence[str]] | None = None,
+    common: Collection[str] = (),
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function; its docstring is the help, `lines` are the examples at its end.
 
     The annotated keyword parameters of `like` are options, too; the function takes them as `**options: Any`. Of several
-    calls the first one gives all of its own, the others all that are not `without`.
-    Required options come first, then those of `like`, then the function's own, in the order of the signatures.
+    calls the first one gives all of its own, the others all that are not `without`. Required options come first, then
+    those of `like`, then the function's own, in the order of the signatures, in `sections` as `Command` has them.
     """
 
     def make(function: Callable[..., None]) -> click.Command:
@@ -65,15 +161,59 @@ def command(
         def call(**given: Any) -> None:
             function(**{name: value for name, value in given.items() if value is not None})
 
-        return click.Command(
+        return Command(
             function.__name__.rstrip("_"),
             params=[*arguments, *sorted(options, key=lambda option: not option.required)],
             callback=call,
             help=inspect.getdoc(function),
             epilog=examples(*lines),
+            sections=sections or {},
+            common=common,
         )
 
     return make
+
+
+def _kinds(_: click.Context) -> Iterable[str]:
+    from adapter_export.graph.kinds import KINDS
+
+    return KINDS
+
+
+def _flavours(_: click.Context) -> Iterable[str]:
+    from adapter_export.format.manifest import Flavour
+
+    return get_args(Flavour)
+
+
+def _adapters(context: click.Context) -> Iterable[str]:
+    """Return the adapters of the bundle that is named before, or for a command that takes new ones, those in reach."""
+    from adapter_export.format.files import read_json
+
+    if context.command.name in ("run", "evaluate", "remove"):
+        # an option that still lacks its value leaves arguments where they stand
+        bundle = context.params.get("bundle") or next(iter(context.args), "")
+        try:
+            manifest: Any = read_json(Path(bundle) / "manifest.json")
+            return [record["name"] for record in manifest["adapters"]]
+        except (AdapterExportError, KeyError, TypeError):
+            return []
+    return [path.parent.name for folder in (Path(), Path("adapters")) for path in folder.glob("*/adapter_graph.json")]
+
+
+_WORDS: Mapping[str, Callable[[click.Context], Iterable[str]]] = {
+    **dict.fromkeys(("kind", "kinds"), _kinds),
+    "flavours": _flavours,
+    **dict.fromkeys(("adapter", "adapters", "fuse", "bake"), _adapters),
+}
+"""What a shell completes, by the name of the parameter."""
+
+
+def _completed(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return what a value can go on with, or the last item of one with commas."""
+    before, comma, last = incomplete.rpartition(",")
+    words = _WORDS[str(param.name)](context)
+    return [f"{before}{comma}{word}" for word in words if word.startswith(last)]
 
 
 def check_together(*, apart: Sequence[Sequence[str]] = (), needs: Mapping[str, tuple[str, str]] | None = None) -> None:
@@ -83,7 +223,7 @@ def check_together(*, apart: Sequence[Sequence[str]] = (), needs: Mapping[str, t
     that, such as `("data", "is one of")`.
     """
     context = click.get_current_context()
-    flags = {str(param.name): f"`{max(param.opts, key=len)}`" for param in context.command.params}
+    flags = {str(param.name): f"`{_flag(param)}`" for param in context.command.params}
     given = [name for name in flags if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
     for names in apart:
         both = [flags[name] for name in names if name in given]
@@ -105,7 +245,8 @@ def _params(call: Callable[..., object]) -> Iterator[click.Parameter]:
                 yield _option(one.name, hint, one.default)
         else:
             kind, said = _read(hint)
-            words = {"type": _converter(kind, said), "metavar": _metavar(said)}
+            words: dict[str, Any] = {"type": _converter(kind, said), "metavar": _metavar(said)}
+            words |= {"shell_complete": _completed} if one.name == "adapters" else {}
             yield click.Argument([one.name], nargs=-1 if kind == {Sequence[str]} else 1, required=True, **words)
     for typed in packed:
         yield from (_option(name, hint, None) for name, hint in get_type_hints(typed, include_extras=True).items())
@@ -131,6 +272,8 @@ def _option(name: str, hint: object, default: object) -> click.Option:
         flags.append(f"--{name.replace('_', '-')}")
     required = default is inspect.Parameter.empty
     settings: dict[str, Any] = {"help": said.help, "required": required}
+    if name in _WORDS:
+        settings["shell_complete"] = _completed
     if kind == {bool}:
         settings |= {"is_flag": True, "default": None if default is None else False}
     else:

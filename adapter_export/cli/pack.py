@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import adapter_export as ae
 from adapter_export.api.base import check_free
+from adapter_export.api.kinds import PackedOptions
 from adapter_export.api.option import Option
 from adapter_export.cli.options import AdapterFolder, Force, Json, command
 
@@ -17,6 +18,13 @@ from adapter_export.cli.options import AdapterFolder, Force, Json, command
     "    --labels negative,positive --pooling first -o sentiment",
     "adapter-export pack w.safetensors --kind lora --alpha 16 --base model.pt -o b",
     like=ae.pack,
+    sections={
+        "kind": tuple(PackedOptions.__annotations__),
+        "head": (
+            *("labels", "task", "pooling", "head_activation", "l2_normalise", "thresholds"),
+            *("input", "max_tokens", "truncation", "prefix"),
+        ),
+    },
 )
 def pack(
     weights: Path,

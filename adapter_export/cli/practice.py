@@ -15,6 +15,7 @@ from adapter_export.api.sweep import GIVEN, RUNS
 from adapter_export.cli.bases import opened
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, steps, warn
+from adapter_export.cli.train import SECTIONS as TRAINING
 
 if TYPE_CHECKING:
     from adapter_export.practice.sweep import Run
@@ -66,6 +67,8 @@ def plan(
     "adapter-export sweep model.pt --data train.tsv --bottlenecks 4..256 --learning-rates 1e-4..1e-2 --trials 30 -o s",
     like=(ae.sweep, ae.train),
     without=GIVEN,
+    sections={title: names for title, names in TRAINING.items() if title != "fusion"},
+    common=("text", "label", "validation_data", "test_data", "epochs"),
 )
 def sweep(
     model: Path,
@@ -77,12 +80,10 @@ def sweep(
 ) -> None:
     """Train adapters of many settings for MODEL, each with several seeds, and compare what they bring and cost.
 
-    Every combination of kinds, bottlenecks, placements and learning rates is trained as `train` does it, with the same
-    other options. With --trials Optuna chooses, and bottlenecks and learning rates may be ranges. The table has the
-    mean and the standard deviation of the metric on the validation rows, and which trials are on the Pareto front. The
-    best one has the highest mean there; test data decide nothing. docs/practice.md says more.
-
+    Every combination of kinds, bottlenecks, placements and learning rates is trained as `train` does it; with --trials
+    Optuna chooses. The best one has the highest mean metric on the validation rows; test data decide nothing.
     What is finished is kept: the same command goes on where it was interrupted, and tries again what failed.
+    docs/practice.md has all of it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: threads that spin starve each other
     with ExitStack() as stack:

@@ -39,9 +39,24 @@ _WINDOW = 2048
     "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
     "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
     "adapter-export run bundle --adapter sentiment < sentences.txt",
-    "adapter-export run bundle --adapter digits --image seven.png --image three.png",
+    "adapter-export run bundle --adapter digits --image seven.png",
     "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
-    "adapter-export run bundle --adapter-file new.onnx_adapter --labels no,yes --text 'Is it new?'",
+    sections={
+        "adapters": ("adapter", "adapters", "adapter_column", "weights", "adapter_file", "labels", "task"),
+        "input": (
+            "text",
+            "pair",
+            "image",
+            "audio",
+            "data",
+            "text_column",
+            "pair_column",
+            "long_texts",
+            "stride",
+            "arrays",
+        ),
+        "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
+    },
 )
 def run(
     bundle: Path,

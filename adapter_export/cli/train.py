@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import adapter_export as ae
+from adapter_export.api.fusion import FusionOptions
+from adapter_export.api.kinds import KindOptions
 from adapter_export.api.option import Option
+from adapter_export.api.train import LoopOptions, TaskOptions
 from adapter_export.cli.options import AdapterFolder, Force, Json, command
 from adapter_export.cli.output import Bar, duration, emit_json, progress_bar, say, show, warn
 from adapter_export.tables import Table
@@ -59,18 +62,34 @@ def _mean(before: float, now: float) -> float:
     return now if math.isnan(before) else _SMOOTHING * before + (1 - _SMOOTHING) * now
 
 
+_SOURCE = ("text", "pair", "label", "start", "skip_incomplete", "validation", "validation_data", "test_data")
+_READING = ("tokenizer", "max_tokens", "truncation", "prefix")
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "data": (*_SOURCE, *_READING),
+    "task": tuple(name for name in TaskOptions.__annotations__ if name not in _READING),
+    "kind": ("kind", "init", *KindOptions.__annotations__),
+    "fusion": ("fuse", *FusionOptions.__annotations__),
+    "training": (*LoopOptions.__annotations__, "metric", "class_weights", "resume", "restart"),
+    "machine": ("device", "precision", "threads", "log_to", "site_map", "trust_pickle"),
+}
+"""Those of the options of `train`, on its help page and on that of `sweep`."""
+
+
 @command(
-    "adapter-export train model.pt --data train.tsv --text text --label label --kind houlsby -o a",
     "adapter-export train model.pt --data train.csv --validation-data dev.csv --test-data test.csv \\",
     "    --kind pfeiffer --bottleneck 32 --epochs 2 -o sentiment",
-    "adapter-export train HF_FOLDER --data rows.jsonl --tokenizer HF_FOLDER --kind parallel -o b",
     "adapter-export train model.pt --data train.tsv --kind lora --on query,value --rank 8 --alpha 16 -o c",
     "adapter-export train model.pt --data ner.jsonl --task token --text tokens --label tags -o ner",
-    "adapter-export train model.pt --data scores.csv --task regression --head-layers 1 -o grade",
     "adapter-export train vit.pt --data pictures/train --test-data pictures/test -o digits",
     "adapter-export train model.pt --data train.tsv --fuse a,b,c --temperature 50 -o fused",
     "adapter-export train decoder.pt --task causal_lm --data replies.jsonl -o replies",
     like=ae.train,
+    sections=SECTIONS,
+    common=(
+        *("text", "label", "validation_data", "test_data", "kind", "bottleneck", "fuse"),
+        *("epochs", "learning_rate", "batch_size", "seed"),
+    ),
 )
 def train(
     model: Path,
@@ -89,26 +108,14 @@ def train(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Train an adapter for MODEL, a torch archive or a Hugging Face folder, on a table of labelled texts.
+    """Train an adapter for MODEL, a torch archive or a Hugging Face folder, on labelled texts.
 
-    `--pair` names the column of second texts: of a pair to classify, to grade or to rank (`ranking`, a relevance from
-    0 to 1), the contexts of questions (`span`, the answer's text and `--start`), the choices (`multiple_choice`).
-    Labels of `multi_label` are a list, or one string with `|` between them; words and labels of `token` are lists, or
-    have spaces between them; a `regression` learns one number or a list. An `embedding` learns from labels: texts of
-    one label shall be near each other. docs/tasks.md has a table for each.
+    `--task` says what is learnt: one label by default, label sets, labels of words, answers in texts, choices, numbers,
+    vectors, rankings, or to write. docs/tasks.md has the tables of each, and pictures and clips.
 
-    A model with a processor (ViT, Whisper's encoder) learns from a folder with a folder of pictures or clips for each
-    label, or from a table whose column `image` or `audio` has their paths, from the table's folder on.
-
-    The model stays as it is. The epoch that does best on the validation rows is kept: by the accuracy, by the F1 of
-    label sets, tokens and answers, the mean reciprocal rank, the accuracy of nearest neighbours, or the least error of
-    numbers. A run that was interrupted goes on when the same command is given again, and ends with the same weights.
-
-    With `--task causal_lm`, a MODEL that was captured with its cache learns to write: the texts of a `.txt` file or of
-    a column `text`, or the answers of a table with columns `prompt` and `answer` (docs/decoders.md).
-
-    With `--fuse`, the named adapters stay as they are, and what is learnt is a new head and how each token weighs them
-    (AdapterFusion), or one weight for each of them.
+    The model stays as it is, and the epoch that does best on the validation rows is kept. A run that was interrupted
+    goes on when the same command is given again, and ends with the same weights. With `--fuse`, the named adapters stay
+    as they are, too, and a new head and how each token weighs them is learnt. docs/training.md has all of it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: threads that spin starve each other
     notes: list[str] = []

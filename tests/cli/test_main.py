@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from adapter_export import __version__
 from adapter_export.cli.main import COMMANDS, Entry, LazyGroup, main
+from adapter_export.cli.options import LONGEST_PAGE
 
 FAILURES = '''
 import errno, os, warnings
@@ -152,6 +156,64 @@ def test_every_command_has_help_json_and_examples(name: str) -> None:
     assert found.exit_code == 0, found.output
     assert "--json" in found.output
     assert f"adapter-export {name} " in found.output.split("Examples:")[1]
+
+
+def _pages(name: str) -> Iterator[list[str]]:
+    command = main.get_command(click.Context(main), name)
+    for section in ("", *getattr(command, "sections", ())):
+        found = CliRunner(env={"COLUMNS": "100"}).invoke(main, [name, "--help", *([section] if section else [])])
+        assert found.exit_code == 0, found.output
+        yield found.output.splitlines()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_page_of_help_is_long_and_every_option_is_explained(name: str) -> None:
+    """A page that is too long: give `@command` its `sections`, or its docstring fewer words."""
+    pages = list(_pages(name))
+    assert max(map(len, pages)) <= LONGEST_PAGE
+    lines = [line.strip() for page in pages for line in page]
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    for param in command.params:
+        if isinstance(param, click.Option):
+            flags = ", ".join(sorted(param.opts, key=len))
+            assert any(line == flags or line.startswith(f"{flags} ") for line in lines), flags
+
+
+def test_a_section_of_options_is_explained_alone() -> None:
+    brief = CliRunner(env={"COLUMNS": "100"}).invoke(main, ["train", "--help"]).output
+    assert "train --help SECTION`:" in brief
+    assert "--phm-rank" in brief
+    assert "Kronecker" not in brief
+    kind = CliRunner(env={"COLUMNS": "100"}).invoke(main, ["train", "--help", "kind"]).output
+    assert "Kronecker" in kind
+    assert "--epochs" not in kind
+    assert CliRunner(env={"COLUMNS": "100"}).invoke(main, ["train", "--help", "model.pt"]).output == brief
+
+
+def _completions(*words: str) -> list[str]:
+    complete = ShellComplete(main, {}, "adapter-export", "_ADAPTER_EXPORT_COMPLETE")
+    return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
+
+
+def test_a_shell_completes_commands_options_kinds_flavours_and_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _completions("ca") == ["capture"]
+    assert _completions("train", "m", "--val") == ["--validation", "--validation-data"]
+    assert _completions("train", "--kind", "houls") == ["houlsby"]
+    assert _completions("sweep", "m", "--kinds", "houlsby,ia") == ["houlsby,ia3"]
+    assert _completions("build", "m", "--flavours", "slots,b") == ["slots,bank"]
+    assert _completions("train", "--help", "fu") == ["fusion"]
+    for name in ("one", "two"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+        (tmp_path / "adapters" / name / "adapter_graph.json").touch()
+    (tmp_path / "manifest.json").write_text('{"adapters": [{"name": "tone"}, {"name": "topic"}]}', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert _completions("build", "m", "--adapters", "two,o") == ["two,one"]
+    assert _completions("run", ".", "--adapter", "to") == ["tone", "topic"]
+    assert _completions("remove", ".", "ton") == ["tone"]
+    assert _completions("run", "nowhere", "--adapter", "") == []
 
 
 def test_a_near_miss_is_named() -> None:
