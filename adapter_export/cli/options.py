@@ -60,7 +60,8 @@ class Command(click.Command):
     ) -> None:
         super().__init__(*args, **rest)
         own = {str(param.name): param for param in self.params}
-        self.sections = {title: [own[name] for name in names if name in own] for title, names in sections.items()}
+        named = {title: [own[name] for name in names if name in own] for title, names in sections.items()}
+        self.sections = {title: params for title, params in named.items() if params}
         self._sectioned = {param.name for params in self.sections.values() for param in params}
         self._common = common
         self._help: click.Option | None = None
@@ -97,7 +98,7 @@ class Command(click.Command):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the page with all options explained, or where that is too long, with the most used ones."""
-        for brief in (False, True):
+        for brief in (False, True) if self.sections else (False,):
             page = ctx.make_formatter()
             self.format_usage(ctx, page)
             self.format_help_text(ctx, page)

@@ -67,7 +67,7 @@ def plan(
     "adapter-export sweep model.pt --data train.tsv --bottlenecks 4..256 --learning-rates 1e-4..1e-2 --trials 30 -o s",
     like=(ae.sweep, ae.train),
     without=GIVEN,
-    sections={title: names for title, names in TRAINING.items() if title != "fusion"},
+    sections=TRAINING,
     common=("text", "label", "validation_data", "test_data", "epochs"),
 )
 def sweep(

@@ -136,6 +136,8 @@ def train(
     "adapter-export distil model.pt --adapter a --data train.tsv --unlabelled more.txt --hard 0.5 -o student",
     "adapter-export distil model.pt --data train.tsv -o tuned      # no teacher: full fine-tuning",
     like=ae.distil,
+    sections=SECTIONS,
+    common=("text", "label", "validation_data", "test_data", "epochs", "learning_rate"),
 )
 def distil(
     model: Path,

@@ -158,10 +158,14 @@ def test_every_command_has_help_json_and_examples(name: str) -> None:
     assert f"adapter-export {name} " in found.output.split("Examples:")[1]
 
 
+def _help(name: str, *section: str) -> Result:
+    return CliRunner().invoke(main, [name, "--help", *section], terminal_width=100)
+
+
 def _pages(name: str) -> Iterator[list[str]]:
     command = main.get_command(click.Context(main), name)
     for section in ("", *getattr(command, "sections", ())):
-        found = CliRunner(env={"COLUMNS": "100"}).invoke(main, [name, "--help", *([section] if section else [])])
+        found = _help(name, *([section] if section else []))
         assert found.exit_code == 0, found.output
         yield found.output.splitlines()
 
@@ -181,14 +185,14 @@ def test_no_page_of_help_is_long_and_every_option_is_explained(name: str) -> Non
 
 
 def test_a_section_of_options_is_explained_alone() -> None:
-    brief = CliRunner(env={"COLUMNS": "100"}).invoke(main, ["train", "--help"]).output
+    brief = _help("train").output
     assert "train --help SECTION`:" in brief
     assert "--phm-rank" in brief
     assert "Kronecker" not in brief
-    kind = CliRunner(env={"COLUMNS": "100"}).invoke(main, ["train", "--help", "kind"]).output
+    kind = _help("train", "kind").output
     assert "Kronecker" in kind
     assert "--epochs" not in kind
-    assert CliRunner(env={"COLUMNS": "100"}).invoke(main, ["train", "--help", "model.pt"]).output == brief
+    assert _help("train", "model.pt").output == brief
 
 
 def _completions(*words: str) -> list[str]:
@@ -200,7 +204,7 @@ def test_a_shell_completes_commands_options_kinds_flavours_and_adapters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _completions("ca") == ["capture"]
-    assert _completions("train", "m", "--val") == ["--validation", "--validation-data"]
+    assert _completions("train", "m", "--valid") == ["--validation", "--validation-data"]
     assert _completions("train", "--kind", "houls") == ["houlsby"]
     assert _completions("sweep", "m", "--kinds", "houlsby,ia") == ["houlsby,ia3"]
     assert _completions("build", "m", "--flavours", "slots,b") == ["slots,bank"]
