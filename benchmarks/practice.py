@@ -128,7 +128,7 @@ def members(run: Run) -> list[Path]:
     made = [Run(domain, "pfeiffer", run.width, run.seed, RATE) for domain in DOMAINS]
     for one in made:
         if not one.adapter.exists():
-            do(one)
+            adapter(one)
     return [one.adapter for one in made]
 
 
