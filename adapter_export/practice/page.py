@@ -53,17 +53,25 @@ def _scores(found: Evaluation) -> Table:
     rows = []
     for metric in found.metrics:
         score = found.scores[metric.name]
-        rows.append((metric.words, score, score.interval, bar(score, metric), *([other[metric.name]] if other else [])))
+        rows.append(
+            (
+                metric.words,
+                score,
+                score.interval,
+                bar(score, metric.least, metric.most),
+                *([other[metric.name]] if other else []),
+            )
+        )
     columns = ("metric", "value", "95 % interval", "", *(["reference"] if other else []))
     return Table(columns, rows, "scores", "lrrlr")
 
 
-def bar(score: Score, metric: Metric) -> Markup:
-    """Return a drawing of a score in its interval; nothing where the metric has no bounds or no value."""
-    if score.value is None or not np.isfinite([metric.least, metric.most]).all():
+def bar(score: Score, least: float, most: float) -> Markup:
+    """Return a drawing of a score in its interval; nothing where there is no value or the scale has no end."""
+    if score.value is None or not np.isfinite([least, most]).all():
         return Markup()
     low, high = (score.value if end is None else end for end in (score.low, score.high))
-    return interval(score.value, low, high, metric.least, metric.most, score)
+    return interval(score.value, low, high, least, most, score)
 
 
 def _confusion(found: Evaluation) -> Markup:
@@ -116,12 +124,7 @@ def _comparison_parts(found: Comparison) -> Iterator[str]:
     yield items(remark[:1].upper() + remark[1:] for remark in found.remarks())
     yield items(found.notes, "note")
     for metric in found.metrics:
-        rows = [
-            (one.name, score, score.interval, bar(score, metric))
-            for one in found.contestants
-            for score in (one.scores[metric.name],)
-        ]
-        yield table(Table(("contestant", "value", "95 % interval", ""), rows, metric.words, "lrr"))
+        yield table(_side_by_side(found, metric))
     yield table(found.sizes())
     if found.contestants[0].latency is not None:
         yield table(_drawn_times(found))
@@ -132,6 +135,20 @@ def _comparison_parts(found: Comparison) -> Iterator[str]:
             yield head(str(each.title)) + _warm(each)
     if found.differing:
         yield table(found.differing_table())
+
+
+def _side_by_side(found: Comparison, metric: Metric) -> Table:
+    """The scores, each with its interval as a bar; the scale of the bars is as wide as all of them."""
+    scores = [one.scores[metric.name] for one in found.contestants]
+    ends = [end for score in scores for end in (score.value, score.low, score.high) if end is not None]
+    scale = (min(ends, default=0.0), max(ends, default=0.0))
+    bars = [bar(score, *scale) for score in scores]
+    rows = [
+        (one.name, score, score.interval, drawn)
+        for one, score, drawn in zip(found.contestants, scores, bars, strict=True)
+    ]
+    drawn_from = f"{scale[0]:.4f} to {scale[1]:.4f}"
+    return Table(("contestant", "value", "95 % interval", drawn_from), rows, metric.words, "lrr")
 
 
 def _drawn_times(found: Comparison) -> Table:
