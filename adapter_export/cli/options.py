@@ -80,7 +80,7 @@ class Command(click.Command):
                 is_eager=True,
                 help="Show this page, or explain the options of a section.",
                 callback=self._show_help,
-                shell_complete=lambda *_: list(self.sections),
+                shell_complete=lambda *given: [title for title in self.sections if title.startswith(given[2])],
             )
         return self._help
 

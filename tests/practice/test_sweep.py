@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 import adapter_export as ae
 from adapter_export.errors import DataError, FileError, TrainingError, UsageError
@@ -195,3 +199,40 @@ def test_data_of_one_class_stop_the_sweep(text_folder: Path, tmp_path: Path) -> 
     data.write_text("text\tlabel\na\tgood\nb\tgood\nc\tgood\n", encoding="utf-8")
     with pytest.raises(DataError, match="class"):
         ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", **QUICK)
+
+
+def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(text_folder: Path, tmp_path: Path) -> None:
+    data, runs = table(tmp_path), tmp_path / "sweep" / "runs"
+    given = {**QUICK, "epochs": 12, "patience": 12, "kinds": ("pfeiffer",), "seeds": (0, 1), "cache_mb": 0}
+    checkpoint = runs / "pfeiffer-2-0.001-seed0.partial" / "checkpoint.safetensors"
+
+    def kill() -> None:
+        while not checkpoint.exists():
+            time.sleep(0.01)
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(TrainingError, match="every setting failed") as failed:
+        ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", workers=1, on_note=lambda note: None, **given)
+    assert "`pfeiffer-2-0.001-seed0`: the process of the training died" in str(failed.value)
+    assert (runs / "pfeiffer-2-0.001-seed1").is_dir(), "the others go on"
+    with safe_open(checkpoint, framework="np") as file:
+        begun = json.loads(file.metadata()["state"])["history"]
+    found = ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", on_note=lambda note: None, **given)
+    record = ae.load_adapter(runs / "pfeiffer-2-0.001-seed0").training
+    assert [one["seconds"] for one in record["history"][: len(begun)]] == [one["seconds"] for one in begun]
+    assert len(begun) < len(record["history"])
+    assert found.trials[0].mean is not None
+
+
+def test_ray_trains_too(text_folder: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        given = {**QUICK, "kinds": ("ia3",), "seeds": (0,)}
+        model, data = text_folder / "model.pt", table(tmp_path)
+        found = ae.sweep(model, data, tmp_path / "sweep", ray="auto", on_note=lambda note: None, **given)
+    finally:
+        ray.shutdown()
+    assert found.adapter == "ia3-0.001-seed0"
+    assert ae.load_adapter(tmp_path / "sweep" / "runs" / found.adapter).training["threads"] == 1
