@@ -71,7 +71,7 @@ def draw_sweep(found: Sweep, path: Path, *, force: bool = False) -> None:
             axes.errorbar(prices, means, spreads, fmt="o", capsize=2, label=label)
         front = sorted((one.cost(cost) or 0.0, one.mean) for one in scored if cost in one.front)
         axes.plot(*zip(*front, strict=True), color="0.6", zorder=0, label="Pareto front")
-        axes.plot([found.best.cost(cost)], [found.best.mean], "*", color="black", markersize=11, label="best")
+        axes.plot([found.best.cost(cost)], [found.best.mean], "*", color="black", markersize=11, zorder=5, label="best")
         axes.set_xlabel(words[cost])
         if cost == "parameters":
             axes.set_xscale("log")
