@@ -54,8 +54,8 @@ COMMANDS: Mapping[str, Entry] = {
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Models": ("capture", "sites", "distil"),
-    "Adapters": ("plan", "train", "sweep", "lint", "pack", "import", "compose"),
-    "Bundles": ("build", "add", "remove", "check", "verify", "evaluate", "run", "inspect"),
+    "Adapters": ("plan", "train", "sweep", "lint", "drop", "pack", "import", "compose"),
+    "Bundles": ("build", "add", "remove", "check", "verify", "evaluate", "compare", "run", "inspect"),
 }
 """The commands as the help lists them."""
 

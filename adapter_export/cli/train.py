@@ -81,14 +81,13 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "    --kind pfeiffer --bottleneck 32 --epochs 2 -o sentiment",
     "adapter-export train model.pt --data train.tsv --kind lora --on query,value --rank 8 --alpha 16 -o c",
     "adapter-export train model.pt --data ner.jsonl --task token --text tokens --label tags -o ner",
-    "adapter-export train vit.pt --data pictures/train --test-data pictures/test -o digits",
     "adapter-export train model.pt --data train.tsv --fuse a,b,c --temperature 50 -o fused",
     "adapter-export train decoder.pt --task causal_lm --data replies.jsonl -o replies",
     like=ae.train,
     sections=SECTIONS,
     common=(
         *("text", "label", "validation_data", "test_data", "kind", "bottleneck", "fuse"),
-        *("epochs", "learning_rate", "batch_size", "seed"),
+        *("epochs", "learning_rate", "seed"),
     ),
 )
 def train(
