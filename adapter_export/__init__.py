@@ -24,7 +24,7 @@ from adapter_export.api.evaluate import evaluate
 from adapter_export.api.inspect import Inspection, inspect
 from adapter_export.api.lint import lint
 from adapter_export.api.plan import plan
-from adapter_export.api.prove import check, verify
+from adapter_export.api.prove import check, self_test, verify
 from adapter_export.api.sites import Sites
 from adapter_export.api.smaller import distil
 from adapter_export.api.sweep import sweep
@@ -69,6 +69,7 @@ __all__ = [
     "plan",
     "remove",
     "save",
+    "self_test",
     "sweep",
     "train",
     "trainer_callback",

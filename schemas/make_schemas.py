@@ -31,6 +31,7 @@ from adapter_export.format.records import (
     required_keys,
     split_hint,
 )
+from adapter_export.format.self_test import SelfTestReport
 from adapter_export.format.site_map_json import SiteMapDocument
 from adapter_export.graph.ops import Interval
 
@@ -40,6 +41,7 @@ RECORDS: Mapping[str, type] = {
     "check-report": CheckReport,
     "golden-media": GoldenMedia,
     "golden-texts": GoldenTexts,
+    "self-test": SelfTestReport,
     "site-map": SiteMapDocument,
 }
 """What each schema describes."""

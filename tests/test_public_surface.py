@@ -63,7 +63,8 @@ def test_the_verbs_stay() -> None:
     """A new verb: export it, show it in `docs/python.md`, and name it here."""
     making = {"capture", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
     making |= {"plan", "sweep", "lint", "distil", "import_adapterhub", "import_peft", "compose"}
-    bundles = {"build", "add", "remove", "open_bundle", "check", "verify", "evaluate", "compare", "inspect"}
+    bundles = {"build", "add", "remove", "open_bundle", "check", "self_test", "verify", "evaluate"}
+    bundles |= {"compare", "inspect"}
     assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Inspection", "Sites", "errors", "__version__"}
     for name in making | bundles:
         verb = getattr(adapter_export, name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.base import Base, PathLike, open_tokenizer
+from adapter_export.api.base import Base, PathLike, check_free, open_tokenizer
 from adapter_export.api.bundles import folder_of, model_of, precision_of, runner_of, same_precision
 from adapter_export.api.option import Option
 from adapter_export.errors import InputError, UsageError, argument
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from adapter_export.bundle.golden import Case
     from adapter_export.bundle.proof.compare import Original
     from adapter_export.bundle.proof.prove import Plan, Reference
+    from adapter_export.bundle.proof.selftest import SelfTest
     from adapter_export.bundle.report import Report
     from adapter_export.format.manifest import Manifest
     from adapter_export.numerics.runner import Arrays, Runner
@@ -48,6 +51,8 @@ def check(
     ] = None,
     text: Annotated[str | None, Option("The column of FILE that holds the texts.", "COLUMN")] = None,
     quick: Annotated[bool, Option("Leave out what takes long: every word, and all but a few shapes.")] = False,
+    report: Annotated[PathLike | None, Option("Write a page of HTML, complete in itself.", "FILE")] = None,
+    force: bool = False,
     on_step: OnStep | None = None,
 ) -> Report:
     """Check that a bundle computes what it should.
@@ -60,6 +65,7 @@ def check(
         bundle: the bundle, or its folder.
         against: the model that the bundle was built from; without it the golden vectors in the bundle are the
             reference, and torch is not needed.
+        force: replace what is at `report`.
         on_step: is told of each step.
 
     Returns:
@@ -69,9 +75,12 @@ def check(
         UsageError: arguments do not go together, or name what is not there.
         InputError: the bundle or the model cannot be used.
         NothingComparedError: nothing was compared.
+        OutputExistsError, WriteError: the page cannot be written.
     """
     from adapter_export.bundle.proof.prove import plan_check, prove, steps
 
+    if report is not None:
+        check_free(Path(report), force=force)
     if (data is None) != (text is None) or (data is not None and against is None):
         together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
         raise UsageError(together, fix=f"give all three, or {argument('against')} alone")
@@ -80,9 +89,65 @@ def check(
     if data is not None and text is not None:
         texts = [one for one, _ in read_texts(Path(data), Columns(text))]
     with _sides(plan, against, texts) as (reference, original):
-        report = prove(plan, reference, _counted(on_step, steps(plan, reference, original)), original)
-    report.require_compared()
-    return report
+        found = prove(plan, reference, _counted(on_step, steps(plan, reference, original)), original)
+    found.require_compared()
+    if report is not None:
+        from adapter_export.bundle.proof.page import page
+        from adapter_export.format.files import new_file
+
+        many = {"only": only, "flavour": flavours, "case": cases}
+        given = [("against", found.against), ("data", data), ("text", text)]
+        given += [(name, value) for name, values in many.items() for value in values]
+        words = [word for name, value in given if value is not None for word in (f"--{name}", str(value))]
+        called = shlex.join(["adapter-export", "check", found.bundle, *words, *(["--quick"] if quick else [])])
+        date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        with new_file(Path(report), force=force) as temporary:
+            temporary.write_text(page(found, date=date, command=called), "utf-8")
+    return found
+
+
+def self_test(
+    bundle: Bundle | PathLike,
+    *,
+    against: Base | PathLike | None = None,
+    kinds: Sequence[str] = (),
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> SelfTest:
+    """Plant faults of about a hundred kinds in a copy of a bundle, and see which of them `check` finds and locates.
+
+    The bundle itself stays as it is; it has to pass first.
+
+    Args:
+        bundle: the bundle, or its folder.
+        against: the model that the bundle was built from; without it the golden vectors are the reference.
+        kinds: the names of some kinds; all if none are given.
+        seed: chooses the places.
+        on_step: is told of each step.
+
+    Returns:
+        What became of each fault; `passed` if none was missed.
+
+    Raises:
+        UsageError: there is no such kind.
+        ParityError: the bundle does not pass as it is.
+        InputError: the bundle or the model cannot be used.
+    """
+    from adapter_export.bundle.proof.faults import FAULTS
+    from adapter_export.bundle.proof.prove import plan_check
+    from adapter_export.bundle.proof.selftest import SelfTest, self_test
+
+    known = [fault.name for fault in FAULTS]
+    unknown = [kind for kind in kinds if kind not in known]
+    if unknown:
+        raise UsageError("no such kind of fault", found=unknown[0], expected=", ".join(known))
+    plan, found = plan_check(folder_of(bundle), brief=True), []
+    told = _counted(on_step, len(kinds) or len(known))
+    with _sides(plan, against, None) as (reference, _):
+        for one in self_test(plan.bundle, reference, kinds, seed):
+            found.append(one)
+            told(f"{one.name}: {one.status}")
+    return SelfTest(str(plan.bundle.folder), None if reference is None else reference.path, seed, tuple(found))
 
 
 @contextmanager

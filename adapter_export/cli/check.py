@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -15,8 +15,9 @@ from rich.text import Text
 import adapter_export as ae
 from adapter_export.api.option import Option
 from adapter_export.cli.bases import opened, stepping
-from adapter_export.cli.options import Json, SiteMapFile, TrustPickle, command
+from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import console, emit_json, show, shown
+from adapter_export.errors import UsageError
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ _NONE = "–"
     "adapter-export check bundle --against model.pt --only trec --case batch3_tokens7_padded",
     "adapter-export check bundle --flavour bank",
     "adapter-export check bundle --json > report.json",
+    "adapter-export check bundle --against model.pt --report page.html",
+    "adapter-export check bundle --against model.pt --self-test",
     like=ae.check,
 )
 def check(
@@ -59,6 +62,10 @@ def check(
             "MODEL",
         ),
     ] = None,
+    self_test: Annotated[
+        bool, Option("Plant faults of about a hundred kinds in a copy instead, and count which of them are found.")
+    ] = False,
+    force: Force = False,
     site_map: SiteMapFile = None,
     trust_pickle: TrustPickle = False,
     as_json: Json = False,
@@ -79,13 +86,38 @@ def check(
     4 nothing was compared.
     """
     base = None if against is None else opened(against, site_map, trust_pickle)
+    if self_test:
+        _self_test(bundle, base, options, as_json=as_json)
+        return
     with stepping("checking") as on_step:
-        report = ae.check(bundle, against=base, on_step=on_step, **options)
+        report = ae.check(bundle, against=base, force=force, on_step=on_step, **options)
     if as_json:
         emit_json(report.to_json())
     else:
         _show_check(report)
+        if options.get("report") is not None:
+            console().print(f"the page is {options['report']}", markup=False, soft_wrap=True)
     if not report.passed:
+        raise click.exceptions.Exit(_MISMATCH)
+
+
+def _self_test(bundle: Path, base: ae.Base | None, options: Mapping[str, object], *, as_json: bool) -> None:
+    if any(options.values()):
+        given = ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value)
+        raise UsageError(
+            "a self-test tries the whole bundle", found=given, fix="leave them out, or leave --self-test out"
+        )
+    with stepping("planting faults") as on_step:
+        found = ae.self_test(bundle, against=base, on_step=on_step)
+    if as_json:
+        emit_json(found.to_json())
+    else:
+        show(found.table())
+        for fault in found.faults:
+            if fault.status in ("missed", "without effect"):
+                line = f"{fault.status}: {fault.name} (`{'`, `'.join(fault.places)}`): {fault.detail}"
+                console().print(Text(line, "bold red" if fault.status == "missed" else ""), soft_wrap=True)
+    if not found.passed:
         raise click.exceptions.Exit(_MISMATCH)
 
 

@@ -333,7 +333,7 @@ class SpanRecord:
     """How much of something was tried.
 
     Attributes:
-        what: what is counted: `words`, `positions`, `shapes`, `levels`, `runtimes`, `texts` …
+        what: what is counted, such as `words`, `positions`, `shapes`, `levels`, `runtimes` or `texts`.
         done: how many were tried.
         of: how many there are; null where that has no end or is not known.
     """

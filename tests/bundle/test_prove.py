@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 from small_bundle import Built
 
+from adapter_export.bundle.proof.page import page
 from adapter_export.bundle.proof.prove import LEVELS, Reference, plan_check, prove, steps
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError
@@ -179,6 +181,16 @@ def test_the_document_keeps_to_its_schema_and_says_what_the_report_says(report: 
     assert document["verdict"] == "passed"
     assert document["coverage"]["compared"] == report.coverage().compared
     assert document["outputs"][0]["budget"]["reason"]
+
+
+def test_the_page_says_what_was_tried_and_quotes_nothing_as_markup(report: Report) -> None:
+    named = replace(report, bundle="<script>b</script>")
+    text = page(named, date="2026-01-02", command="check <b>")
+    assert "<script" not in text
+    assert "check &lt;b&gt;" in text
+    for words in ("2026-01-02", "words (model.onnx: ids)", "pairs of shapes", "none, basic, all", report.base):
+        assert words in text
+    assert ">attention</th>" in text  # a row of the map of sites
 
 
 def test_without_a_reference_the_golden_vectors_are(built: Built) -> None:

@@ -101,6 +101,7 @@ class Plan:
     files: tuple[InvariantRecord, ...]
     quick: bool
     brief: bool = False
+    levels: tuple[Optimization, ...] = LEVELS
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -124,7 +125,7 @@ class Plan:
     @property
     def graphs(self) -> list[Graph]:
         """The graphs to run, each at its levels; those into which another adapter is baked are left out."""
-        levels: dict[Form, Sequence[Optimization]] = {} if self.quick else {"slots": LEVELS}
+        levels: dict[Form, Sequence[Optimization]] = {} if self.quick else {"slots": self.levels}
         wanted = {self.bundle.record(name).baked for name in self.adapters}
         return [
             Graph(self.bundle, flavour, file, level)
@@ -348,31 +349,30 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
 
 
 def prove(
-    plan: Plan, reference: Reference | None, on_step: OnStep = silent, original: Original | None = None
+    plan: Plan,
+    reference: Reference | None,
+    on_step: OnStep = silent,
+    original: Original | None = None,
+    computed: Sequence[Golden] = (),
 ) -> Report:
     """Run everything, and return what was found: a bundle that computes something else is no error, but does not pass.
 
     Without a reference, the golden vectors alone are compared. With `original`, the base before its precision was
-    changed, the report says how far the bundle is from it.
+    changed, the report says how far the bundle is from it. `computed` is what the reference gave before for the same
+    cases, by `expect`.
 
     Raises:
         InputError: the bundle or the reference cannot be run.
         NothingComparedError: there are no inputs for `original`.
     """
     bundle, whole, plan = plan.bundle, plan, _taken(plan, reference)
-    expected, cases = [*plan.golden], plan.cases or (plan.probe,)
-    if reference is not None:
-        allowance = bundle.allowance(cases)
-        maker = GoldenMaker(reference.runner, plan.cases, bundle.base_outputs, allowance, bundle.manifest.base)
-        for name in plan.names:
-            adapter, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
-            expected.append(maker.compute(adapter, output, on_step, name=name))
+    expected, cases = [*plan.golden, *(computed or expect(plan, reference, on_step))], plan.cases or (plan.probe,)
     outputs, ledger = list[OutputRecord](), list[ObligationRecord]()
     invariants, sites = [*plan.files, *_left_out(expected)], list[SiteRecord]()
     tolerance = None
     if not plan.quick:
-        computed = [golden for golden in expected if golden.against == "reference"]
-        tolerance = Tolerance.of(bundle.allowance(cases), bundle.manifest, computed)
+        given = [golden for golden in expected if golden.against == "reference"]
+        tolerance = Tolerance.of(bundle.allowance(cases), bundle.manifest, given)
         invariants += check_outside(bundle.manifest)
         if reference is not None:
             invariants += check_record(bundle.manifest, reference.inputs, reference.lengths)
@@ -424,6 +424,19 @@ def prove(
         effects=() if plan.quick else effects(bundle, plan.adapters),
         ledger=tuple(ledger),
     )
+
+
+def expect(plan: Plan, reference: Reference | None, on_step: OnStep = silent) -> list[Golden]:
+    """Return what a reference gives for the base and each adapter of a plan, if there is a reference."""
+    if reference is None:
+        return []
+    bundle, plan = plan.bundle, _taken(plan, reference)
+    allowance = bundle.allowance(plan.cases or (plan.probe,))
+    maker, found = GoldenMaker(reference.runner, plan.cases, bundle.base_outputs, allowance, bundle.manifest.base), []
+    for name in plan.names:
+        adapter, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
+        found.append(maker.compute(adapter, output, on_step, name=name))
+    return found
 
 
 def _tries_words(plan: Plan) -> bool:

@@ -1,0 +1,1087 @@
+"""Kinds of faults, and how each is planted in a copy of a bundle; `selftest` sees whether a check finds them.
+
+The bundle itself stays as it is. Hashes are written anew, so to say: what they alone would show is not what is tried.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.dtypes import Weights
+from adapter_export.format.lengths import Lengths
+from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest
+from adapter_export.format.manifest_json import MANIFEST_FILE, write_manifest
+from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.onnx_backend.graft.insert import result_of, site_values
+from adapter_export.runtime.adapter_file import write_adapter_file
+
+Area = Literal["base weights", "base nodes", "shapes", "sites", "adapters", "bank", "inputs graph", "manifest", "texts"]
+
+Drawn = TypeVar("Drawn")
+
+FILES = ("safetensors", "onnx_adapter")
+"""Of an adapter, those with its tensors."""
+
+Place = str
+"""The name of a tensor, node, slot, site, file or adapter that is wrong."""
+
+
+class Copy:
+    """A copy of a bundle in another folder that faults are planted in, one after the other; `rng` chooses where."""
+
+    def __init__(self, bundle: OpenedBundle, folder: Path) -> None:
+        self._bundle, self.folder = bundle, folder
+        self.manifest, self.changed, self.rng = bundle.manifest, set[str](), np.random.default_rng()
+        shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
+
+    def renew(self, seed: int) -> None:
+        """Take back what was changed, and draw anew from a seed."""
+        for path in self.changed:
+            whole, here = self._bundle.folder / path, self.folder / path
+            if whole.is_dir():
+                shutil.rmtree(here)
+                shutil.copytree(whole, here)
+            else:
+                shutil.copyfile(whole, here)
+        self.manifest, self.changed, self.rng = self._bundle.manifest, set[str](), np.random.default_rng(seed)
+
+    def change(self, path: str) -> Path:
+        """Return where a file lies that will be written anew."""
+        self.changed.add(path)
+        return self.folder / path
+
+    def opened(self) -> OpenedBundle:
+        """Return the copy as a check takes it; hashes are not compared, as if the author of the fault wrote them."""
+        return OpenedBundle(self.folder, self.manifest)
+
+    def graph(self, flavour: str = "slots") -> ir.Model | None:
+        """Return a graph; none if the bundle has none of that flavour."""
+        path = self.manifest.graphs.get(flavour)
+        return None if path is None else ir.load(self.folder / path)
+
+    def keep(self, model: ir.Model, flavour: str = "slots") -> None:
+        """Write a graph that was changed."""
+        self.change(self.manifest.graphs[flavour]).write_bytes(ir.to_proto(model).SerializeToString())
+
+    def claim(self, manifest: Manifest) -> None:
+        """Write another manifest."""
+        self.manifest = manifest
+        self.change(MANIFEST_FILE).unlink()
+        write_manifest(manifest, self.folder)
+
+    def fill(self, name: str, tensors: Weights, files: Sequence[str] = FILES) -> None:
+        """Write the tensors of an adapter to its two files, or to one of them."""
+        record = next(one for one in self.manifest.adapters if one.name == name)
+        for kind in files:
+            path = self.change(record.safetensors if kind == "safetensors" else record.onnx_adapter)
+            path.unlink()
+            if kind == "safetensors":
+                write_tensors(path, tensors)
+            else:
+                write_adapter_file(path, tensors, self.manifest.model_version)
+
+    def choose(self, candidates: Sequence[Drawn]) -> Drawn | None:
+        """Draw one; none if there is none."""
+        return candidates[int(self.rng.integers(len(candidates)))] if candidates else None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault.
+
+    `plant` changes a copy and returns what is wrong by its names, any of which locates it; none where the bundle has
+    nothing that can be wrong in this way.
+    """
+
+    name: str
+    area: Area
+    plant: Callable[[Copy], Sequence[Place] | None]
+
+
+# Constants of the base.
+
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def _constants(model: ir.Model, *, rank: int | None = None, square: bool = False) -> list[ir.Value]:
+    """Weights of the base in floats, no slots, of more than one number."""
+    inputs = set(model.graph.inputs)
+    found = []
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if value in inputs or tensor is None or not value.uses():
+            continue
+        if tensor.dtype != ir.DataType.FLOAT or tensor.size < 4:
+            continue
+        shape = tuple(tensor.shape.numpy())
+        if (rank is None or len(shape) == rank) and (not square or (len(shape) == 2 and shape[0] == shape[1])):
+            found.append(value)
+    return found
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    assert value.const_value is not None  # as chosen
+    return np.array(value.const_value.numpy())
+
+
+def _set(value: ir.Value, array: np.ndarray) -> None:
+    value.const_value = ir.Tensor(np.ascontiguousarray(array), name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
+def _tables(model: ir.Model) -> list[ir.Value]:
+    """What words are looked up in, the longest first."""
+    found = [value for value in _constants(model, rank=2) if any(node.op_type == "Gather" for node, _ in value.uses())]
+    return sorted(found, key=lambda value: -len(_array(value)))
+
+
+def _weight(
+    change: Change, *, rank: int | None = None, square: bool = False, flavour: str = "slots"
+) -> Callable[[Copy], list[Place] | None]:
+    def plant(copy: Copy) -> list[Place] | None:
+        model = copy.graph(flavour)
+        if model is None:
+            return None
+        tables = _tables(model)
+        value = copy.choose([one for one in _constants(model, rank=rank, square=square) if one not in tables])
+        if value is None:
+            return None
+        before = _array(value)
+        _set(value, change(before.copy(), copy.rng).astype(np.float32))
+        copy.keep(model, flavour)
+        return [value.name or ""]
+
+    return plant
+
+
+def _word(change: Callable[[np.ndarray, int, int], None], nth: int = 0) -> Callable[[Copy], list[Place] | None]:
+    """Change two rows of a table of words."""
+
+    def plant(copy: Copy) -> list[Place] | None:
+        model = copy.graph()
+        tables = [] if model is None else _tables(model)
+        if model is None or len(tables) <= nth or len(_array(tables[nth])) < 2:
+            return None
+        array = _array(tables[nth])
+        change(array, *map(int, copy.rng.choice(len(array), 2, replace=False)))
+        _set(tables[nth], array)
+        copy.keep(model)
+        return [tables[nth].name or ""]
+
+    return plant
+
+
+def _at(array: np.ndarray, rng: np.random.Generator, change: Callable[[np.float32], np.float32]) -> np.ndarray:
+    """Change the number that is furthest from 0, of some that are drawn: 0 would stay what it is."""
+    flat = array.reshape(-1)
+    drawn = rng.integers(flat.size, size=64)
+    place = drawn[np.abs(flat[drawn]).argmax()]
+    flat[place] = change(flat[place])
+    return array
+
+
+def _ulp(number: np.float32) -> np.float32:
+    return np.float32(np.nextafter(number, np.float32(np.inf)))
+
+
+def _exchanged(array: np.ndarray, axis: int, rng: np.random.Generator) -> np.ndarray:
+    one, other = rng.choice(array.shape[axis], 2, replace=False)
+    order = np.arange(array.shape[axis])
+    order[[one, other]] = order[[other, one]]
+    return np.take(array, order, axis)
+
+
+def _row_set(array: np.ndarray, rng: np.random.Generator, value: float) -> np.ndarray:
+    array[int(rng.integers(len(array)))] = value
+    return array
+
+
+def _bfloat16(array: np.ndarray) -> np.ndarray:
+    return (array.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    step = np.abs(array).max() / 127
+    return np.asarray(np.round(array / step) * step)
+
+
+def _two_constants(copy: Copy) -> list[Place] | None:
+    model = copy.graph()
+    groups: dict[tuple[int, ...], list[ir.Value]] = {}
+    for value in [] if model is None else _constants(model):
+        groups.setdefault(_array(value).shape, []).append(value)
+    group = copy.choose([group for group in groups.values() if len(group) > 1])
+    if model is None or group is None:
+        return None
+    one, other = (group[int(at)] for at in copy.rng.choice(len(group), 2, replace=False))
+    first, second = _array(one), _array(other)
+    _set(one, second)
+    _set(other, first)
+    copy.keep(model)
+    return [one.name or "", other.name or ""]
+
+
+def _of_norm(
+    change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> Callable[[Copy], list[Place] | None]:
+    def plant(copy: Copy) -> list[Place] | None:
+        model = copy.graph()
+        norms = [
+            node
+            for node in (() if model is None else model.graph)
+            if node.op_type == "LayerNormalization"
+            and len(node.inputs) > 2
+            and all(value is not None and value.const_value is not None for value in node.inputs[1:3])
+        ]
+        node = copy.choose(norms)
+        if model is None or node is None:
+            return None
+        weight, bias = node.inputs[1], node.inputs[2]
+        assert weight is not None
+        assert bias is not None
+        for value, array in zip((weight, bias), change(_array(weight), _array(bias)), strict=True):
+            _set(value, array.astype(np.float32))
+        copy.keep(model)
+        return [weight.name or "", bias.name or "", node.name or ""]
+
+    return plant
+
+
+_WEIGHTS: tuple[Fault, ...] = tuple(
+    Fault(name, "base weights", plant)
+    for name, plant in {
+        "one weight off by one ulp": _weight(lambda a, rng: _at(a, rng, _ulp)),
+        "one weight off by a thousandth": _weight(lambda a, rng: _at(a, rng, lambda n: n * np.float32(1.001))),
+        "one weight of the other sign": _weight(lambda a, rng: _at(a, rng, lambda n: -n), rank=2),
+        "one weight is NaN": _weight(lambda a, rng: _at(a, rng, lambda _: np.float32(np.nan))),
+        "a tensor scaled by 1.001": _weight(lambda a, _: a * np.float32(1.001), rank=2),
+        "a tensor doubled": _weight(lambda a, _: a * 2, rank=2),
+        "a tensor of the other sign": _weight(lambda a, _: -a, rank=2),
+        "a tensor of zeros": _weight(lambda a, _: a * 0, rank=2),
+        "a matrix transposed": _weight(lambda a, _: a.T, square=True),
+        "a matrix upside down": _weight(lambda a, _: a[::-1], rank=2),
+        "two rows of a matrix exchanged": _weight(lambda a, rng: _exchanged(a, 0, rng), rank=2),
+        "two columns of a matrix exchanged": _weight(lambda a, rng: _exchanged(a, 1, rng), rank=2),
+        "a row of a matrix is zero": _weight(lambda a, rng: _row_set(a, rng, 0.0), rank=2),
+        "a matrix rounded to float16": _weight(lambda a, _: a.astype(np.float16), rank=2),
+        "a matrix rounded to bfloat16": _weight(lambda a, _: _bfloat16(a), rank=2),
+        "a matrix rounded to 8 bits": _weight(lambda a, _: _eight_bits(a), rank=2),
+        "a matrix with noise of 1e-4": _weight(lambda a, rng: a + 1e-4 * rng.standard_normal(a.shape), rank=2),
+        "a vector shifted by a place": _weight(lambda a, _: np.roll(a, 1), rank=1),
+        "a vector of zeros": _weight(lambda a, _: a * 0, rank=1),
+        "a vector off by a thousandth": _weight(lambda a, _: a + np.float32(1e-3), rank=1),
+        "two tensors exchanged": _two_constants,
+        "weight and bias of a norm exchanged": _of_norm(lambda weight, bias: (bias, weight)),
+        "the weight of a norm scaled by 1.01": _of_norm(lambda weight, bias: (weight * 1.01, bias)),
+        "the bias of a norm left out": _of_norm(lambda weight, bias: (weight, bias * 0)),
+        "a word's row doubled": _word(lambda a, one, _: a.__setitem__(one, a[one] * 2)),
+        "a word's row of zeros": _word(lambda a, one, _: a.__setitem__(one, 0)),
+        "the rows of two words exchanged": _word(lambda a, one, two: a.__setitem__([one, two], a[[two, one]])),
+        "one number of a word off by an ulp": _word(lambda a, one, _: a.__setitem__((one, 0), _ulp(a[one, 0]))),
+        "every word's row is the next one's": _word(lambda a, *_: a.__setitem__(slice(None), np.roll(a, 1, 0))),
+        "the rows of two positions exchanged": _word(lambda a, one, two: a.__setitem__([one, two], a[[two, one]]), 1),
+        "the table of positions shifted": _word(lambda a, *_: a.__setitem__(slice(None), np.roll(a, 1, 0)), 1),
+        "a row of the third table doubled": _word(lambda a, one, _: a.__setitem__(one, a[one] * 2), 2),
+    }.items()
+)
+
+
+# Nodes of the base.
+
+
+def _base_nodes(model: ir.Model, *types: str) -> list[ir.Node]:
+    """Nodes that are no adapter's, in the order of evaluation."""
+    return [
+        node
+        for node in model.graph
+        if node.op_type in types and not any("adapter" in (key or "") for key in (node.name, *node.metadata_props))
+    ]
+
+
+def _instead(old: ir.Value, new: ir.Node, model: ir.Model) -> None:
+    """Let a new node, which may read a value, stand in the place of that value for all others."""
+    result = new.outputs[0]
+    result.type, result.shape = old.type, old.shape
+    producer = old.producer()
+    for node, index in list(old.uses()):
+        if node is not new:
+            node.replace_input_with(index, result)
+    graph = model.graph
+    for at, value in enumerate(graph.outputs):
+        if value is old:
+            name, old.name = old.name, f"{old.name}.before"
+            result.name = name
+            graph.outputs[at] = result
+    if producer is not None:
+        graph.insert_after(producer, new)
+    else:
+        graph.insert_before(graph[0], new)
+
+
+def _number(model: ir.Model, array: np.ndarray, name: str) -> ir.Value:
+    value = ir.Value(name=f"planted.{name}", const_value=ir.Tensor(array, name=f"planted.{name}"))
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    model.graph.register_initializer(value)
+    return value
+
+
+def _edit(
+    change: Callable[[ir.Model, ir.Node], bool], *types: str, flavour: str = "slots"
+) -> Callable[[Copy], list[Place] | None]:
+    """Change one node of some types; `change` says whether it can."""
+
+    def plant(copy: Copy) -> list[Place] | None:
+        model = copy.graph(flavour)
+        if model is None:
+            return None
+        nodes = _base_nodes(model, *types)
+        for at in copy.rng.permutation(len(nodes)):
+            node = nodes[int(at)]
+            names = [node.name or "", *(value.name or "" for value in node.outputs)]
+            if change(model, node):
+                copy.keep(model, flavour)
+                return names
+        return None
+
+    return plant
+
+
+_OTHER = {"Gelu": "Tanh", "Erf": "Tanh", "Relu": "Elu", "Tanh": "Softsign", "Sigmoid": "HardSigmoid"}
+
+
+def _other_activation(_: ir.Model, node: ir.Node) -> bool:
+    node.op_type = _OTHER[node.op_type]
+    node.attributes.clear()
+    return True
+
+
+def _approximate(_: ir.Model, node: ir.Node) -> bool:
+    other = {"tanh": "none"}.get(node.attributes.get_string("approximate", "none") or "none", "tanh")
+    node.attributes["approximate"] = ir.AttrString("approximate", other)
+    return True
+
+
+def _epsilon(_: ir.Model, node: ir.Node) -> bool:
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 10 * (node.attributes.get_float("epsilon", 1e-5) or 1e-5))
+    return True
+
+
+def _axis(_: ir.Model, node: ir.Node) -> bool:
+    node.attributes["axis"] = ir.AttrInt64("axis", -2 if node.attributes.get_int("axis", -1) in (-1, 3) else -1)
+    return True
+
+
+def _perm(_: ir.Model, node: ir.Node) -> bool:
+    perm = list(node.attributes.get_ints("perm") or ())
+    if len(perm) < 4:
+        return False
+    perm[-1], perm[-2] = perm[-2], perm[-1]
+    node.attributes["perm"] = ir.AttrInt64s("perm", perm)
+    return True
+
+
+def _operands(node: ir.Node) -> list[ir.Value]:
+    """Inputs that are computed."""
+    return [value for value in node.inputs if value is not None and value.producer() is not None]
+
+
+def _identity_of(at: int) -> Callable[[ir.Model, ir.Node], bool]:
+    """Leave out a node that adds two computed values of one shape: a residual."""
+
+    def change(_: ir.Model, node: ir.Node) -> bool:
+        own = _operands(node)
+        if len(own) != 2 or own[0].shape is None or own[0].shape != own[1].shape or len(own[0].shape) < 2:
+            return False
+        node.op_type = "Identity"
+        kept = own[at]
+        node.replace_input_with(0, kept)
+        node.resize_inputs(1)
+        return True
+
+    return change
+
+
+def _without_bias(_: ir.Model, node: ir.Node) -> bool:
+    own = _operands(node)
+    if len(own) != 1 or len(node.inputs) != 2 or not any(v is not None and v.is_initializer() for v in node.inputs):
+        return False
+    node.op_type = "Identity"
+    node.replace_input_with(0, own[0])
+    node.resize_inputs(1)
+    return True
+
+
+def _skipped(_: ir.Model, node: ir.Node) -> bool:
+    node.op_type = "Identity"
+    node.attributes.clear()
+    node.resize_inputs(1)
+    return True
+
+
+def _to_sub(_: ir.Model, node: ir.Node) -> bool:
+    if len(_operands(node)) != 2:
+        return False
+    node.op_type = "Sub"
+    return True
+
+
+def _scaled(factor: float) -> Callable[[ir.Model, ir.Node], bool]:
+    def change(model: ir.Model, node: ir.Node) -> bool:
+        value = node.outputs[0]
+        _instead(value, ir.Node("", "Mul", [value, _number(model, np.array(factor, np.float32), "factor")]), model)
+        return True
+
+    return change
+
+
+def _rounded(model: ir.Model, node: ir.Node) -> bool:
+    value = node.outputs[0]
+    small = ir.Node("", "Cast", [value], [ir.AttrInt64("to", ir.DataType.FLOAT16)])
+    wide = ir.Node("", "Cast", [small.outputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT)])
+    _instead(value, wide, model)
+    small.replace_input_with(0, value)
+    model.graph.insert_before(wide, small)
+    return True
+
+
+def _noisy(model: ir.Model, node: ir.Node) -> bool:
+    value = node.outputs[0]
+    noise = ir.Node("", "RandomNormalLike", [value], [ir.AttrFloat32("scale", 1e-3)])
+    total = ir.Node("", "Add", [value, noise.outputs[0]])
+    _instead(value, total, model)
+    noise.replace_input_with(0, value)
+    model.graph.insert_before(total, noise)
+    return True
+
+
+def _number_of_attention(model: ir.Model, node: ir.Node) -> bool:
+    scalar = [v for v in node.inputs if v is not None and v.const_value is not None and v.const_value.size == 1]
+    if len(scalar) != 1 or scalar[0].const_value is None or scalar[0].const_value.dtype != ir.DataType.FLOAT:
+        return False
+    own = _number(model, np.asarray(_array(scalar[0]) * np.float32(1.01)), "scale")
+    node.replace_input_with(list(node.inputs).index(scalar[0]), own)
+    return True
+
+
+def _mask(change: Callable[[ir.Model, ir.Value], ir.Node], role: str = "mask") -> Callable[[Copy], list[Place] | None]:
+    """Change what the base makes of its mask, or of its ids."""
+
+    def plant(copy: Copy) -> list[Place] | None:
+        model = copy.graph()
+        names = [one.name for one in copy.manifest.inputs if one.role == role and one.dtype in ("int64", "int32")]
+        if model is None:
+            return None
+        values = [value for value in model.graph.inputs if value.name in names and value.uses()]
+        if not values:
+            return None
+        _instead(values[0], change(model, values[0]), model)
+        readers = [node.name or "" for value in values for node, _ in value.uses()]
+        copy.keep(model)
+        return [values[0].name or "", *readers]
+
+    return plant
+
+
+def _int(model: ir.Model, value: ir.Value, number: int, name: str) -> ir.Value:
+    dtype = np.int64 if value.dtype == ir.DataType.INT64 else np.int32
+    return _number(model, np.array(number, dtype), name)
+
+
+_NODES: tuple[Fault, ...] = tuple(
+    Fault(name, "base nodes", plant)
+    for name, plant in {
+        "another activation": _edit(_other_activation, *_OTHER),
+        "another approximation of GELU": _edit(_approximate, "Gelu"),
+        "an activation left out": _edit(_skipped, *_OTHER),
+        "a norm with ten times its epsilon": _edit(_epsilon, "LayerNormalization", "RMSNormalization"),
+        "a norm left out": _edit(_skipped, "LayerNormalization", "RMSNormalization"),
+        "a softmax over another axis": _edit(_axis, "Softmax"),
+        "a transposition of other axes": _edit(_perm, "Transpose"),
+        "a residual left out": _edit(_identity_of(0), "Add"),
+        "a sublayer left out": _edit(_identity_of(1), "Add"),
+        "a residual subtracted": _edit(_to_sub, "Add"),
+        "a bias left out": _edit(_without_bias, "Add"),
+        "a product scaled by 1.01": _edit(_scaled(1.01), "MatMul", "Gemm"),
+        "a product scaled by 1.0001": _edit(_scaled(1.0001), "MatMul", "Gemm"),
+        "a product of zeros": _edit(_scaled(0.0), "MatMul", "Gemm"),
+        "a product rounded to float16": _edit(_rounded, "MatMul", "Gemm"),
+        "a product with noise": _edit(_noisy, "MatMul", "Gemm"),
+        "another scale of attention": _edit(_number_of_attention, "Mul", "Div"),
+        "the mask ignored": _mask(lambda m, v: ir.Node("", "Max", [v, _int(m, v, 1, "one")])),
+        "the mask inverted": _mask(lambda m, v: ir.Node("", "Sub", [_int(m, v, 1, "one"), v])),
+        "each word read as that of half its number": _mask(
+            lambda m, v: ir.Node("", "Div", [v, _int(m, v, 2, "two")]), "ids"
+        ),
+    }.items()
+)
+
+
+# Faults of some shapes: a factor on an output of the base, 1 where the shape is another.
+
+
+def _of_shape(condition: str) -> Callable[[Copy], list[Place] | None]:
+    """`condition` is written with `batch`, `tokens` and `left`, as a polynomial of ONNX nodes."""
+
+    def plant(copy: Copy) -> list[Place] | None:
+        model = copy.graph()
+        record = next((one for one in copy.manifest.inputs if one.role in ("ids", "mask") and len(one.axes) == 2), None)
+        outputs = {one.name for one in copy.manifest.base_outputs if one.dtype == "float32"}
+        mask = next((one.name for one in copy.manifest.inputs if one.role == "mask" and len(one.axes) == 2), None)
+        if model is None or record is None or not outputs or (condition == "left" and mask is None):
+            return None
+        axis = record.axes[0 if condition == "rows" else 1]
+        if not isinstance(axis, str):  # of one length
+            return None
+        value = next(one for one in model.graph.outputs if one.name in outputs)
+        source = next(one for one in model.graph.inputs if one.name == (mask if condition == "left" else record.name))
+        nodes, off = _condition(model, source, condition)
+        factor = ir.Node("", "Add", [off, _number(model, np.array(1, np.float32), "whole")])
+        product = ir.Node("", "Mul", [value, factor.outputs[0]])
+        producer = value.producer()
+        _instead(value, product, model)
+        for node in (*nodes, factor):
+            model.graph.insert_before(product, node)
+        copy.keep(model)
+        seen = {"even": f"{axis}2", "long": f"{axis}65", "rows": f"{axis}4", "left": "padded_left"}[condition]
+        return [seen, *([] if producer is None else [producer.name or ""])]
+
+    return plant
+
+
+def _condition(model: ir.Model, source: ir.Value, condition: str) -> tuple[list[ir.Node], ir.Value]:
+    """Nodes that give 0.01 where a condition holds, else 0."""
+
+    def number(value: object, name: str, dtype: type = np.int64) -> ir.Value:
+        return _number(model, np.array(value, dtype), name)
+
+    if condition == "left":
+        first = ir.Node("", "Gather", [source, number(0, "first")], [ir.AttrInt64("axis", 1)])
+        least = ir.Node("", "ReduceMin", [first.outputs[0]], [ir.AttrInt64("keepdims", 0)])
+        holds = ir.Node("", "Equal", [least.outputs[0], number(0, "none")])
+        nodes = [first, least, holds]
+    else:
+        shape = ir.Node("", "Shape", [source])
+        size = ir.Node("", "Gather", [shape.outputs[0], number(0 if condition == "rows" else 1, "axis")])
+        nodes = [shape, size]
+        if condition == "even":
+            rest = ir.Node("", "Mod", [size.outputs[0], number(2, "two")])
+            nodes += [rest, ir.Node("", "Equal", [rest.outputs[0], number(0, "none")])]
+        else:
+            nodes.append(ir.Node("", "Greater", [size.outputs[0], number(3 if condition == "rows" else 64, "most")]))
+    number_of = ir.Node("", "Cast", [nodes[-1].outputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT)])
+    part = ir.Node("", "Mul", [number_of.outputs[0], number(0.01, "part", np.float32)])
+    return [*nodes, number_of, part], part.outputs[0]
+
+
+_SHAPES: tuple[Fault, ...] = tuple(
+    Fault(name, "shapes", _of_shape(condition))
+    for name, condition in {
+        "even lengths off by 1 %": "even",
+        "more than 64 tokens off by 1 %": "long",
+        "batches of four and more off by 1 %": "rows",
+        "padding on the left off by 1 %": "left",
+    }.items()
+)
+
+
+# Sites and slots in the graph.
+
+
+def _skip_site(copy: Copy) -> list[Place] | None:
+    model = copy.graph()
+    if model is None:
+        return None
+    shown = site_values(model)
+    acting = [(site, at) for site, values in shown.items() for at in ("h", "u", "y") if result_of(at) in values]
+    chosen = copy.choose(acting)
+    if chosen is None:
+        return None
+    site, at = chosen
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    values |= {value.name: value for value in model.graph.inputs}
+    old, kept = values[shown[site][result_of(at)]], values[shown[site][at]]
+    for node, index in list(old.uses()):
+        node.replace_input_with(index, kept)
+    if old.is_graph_output():
+        return None
+    copy.keep(model)
+    return [site]
+
+
+def _slot_groups(copy: Copy, *, sites: bool) -> list[tuple[str, str]]:
+    """Pairs of slots of one shape and purpose, at two sites or within one site."""
+    slots, found = copy.manifest.slots, []
+    for at, one in enumerate(slots):
+        for other in slots[at + 1 :]:
+            alike = one.axes == other.axes and one.neutral == other.neutral
+            if alike and (one.site != other.site if sites else one.site == other.site):
+                found.append((one.name, other.name))
+    return found
+
+
+def _exchange_slots(copy: Copy) -> list[Place] | None:
+    model, pair = copy.graph(), copy.choose(_slot_groups(copy, sites=True))
+    if model is None or pair is None:
+        return None
+    values = {value.name: value for value in model.graph.inputs}
+    one, other = values[pair[0]], values[pair[1]]
+    first, second = list(one.uses()), list(other.uses())
+    for node, index in first:
+        node.replace_input_with(index, other)
+    for node, index in second:
+        node.replace_input_with(index, one)
+    copy.keep(model)
+    return [*pair, *(slot.site for slot in copy.manifest.slots if slot.name in pair)]
+
+
+def _slot_value(change: Callable[[ir.Model, ir.Value], ir.Node | None]) -> Callable[[Copy], list[Place] | None]:
+    def plant(copy: Copy) -> list[Place] | None:
+        model, slot = copy.graph(), copy.choose(_busy_slots(copy))
+        if model is None or slot is None:
+            return None
+        value = next(one for one in model.graph.inputs if one.name == slot)
+        node = change(model, value)
+        if node is not None:
+            _instead(value, node, model)
+        copy.keep(model)
+        return [slot, next(one.site for one in copy.manifest.slots if one.name == slot)]
+
+    return plant
+
+
+def _busy_slots(copy: Copy) -> list[str]:
+    """Slots that an adapter fills with something that matters."""
+    found: dict[str, None] = {}
+    for record in copy.manifest.adapters:
+        tensors = read_tensors(copy.folder / record.safetensors)
+        for slot in copy.manifest.slots:
+            tensor = tensors[slot.name]
+            if tensor.size > 1 and (tensor != slot.neutral_value).any():
+                found[slot.name] = None
+    return list(found)
+
+
+def _default(_: ir.Model, value: ir.Value) -> None:
+    _set(value, _array(value) + np.float32(1e-3))
+
+
+def _ignored(model: ir.Model, value: ir.Value) -> ir.Node:
+    return ir.Node("", "Mul", [value, _number(model, np.array(0, np.float32), "nothing")])
+
+
+def _by_a_thousandth(model: ir.Model, value: ir.Value) -> ir.Node:
+    return ir.Node("", "Mul", [value, _number(model, np.array(1.001, np.float32), "thousandth")])
+
+
+_SITES: tuple[Fault, ...] = tuple(
+    Fault(name, "sites", plant)
+    for name, plant in {
+        "a site left out": _skip_site,
+        "the slots of two sites exchanged": _exchange_slots,
+        "a slot ignored": _slot_value(_ignored),
+        "a slot scaled by 1.001": _slot_value(_by_a_thousandth),
+        "a default that is not neutral": _slot_value(_default),
+    }.items()
+)
+
+
+# Files of adapters.
+
+
+def _filled(
+    change: Change, *, rank: int | None = None, head: bool = False, files: Sequence[str] = FILES
+) -> Callable[[Copy], list[Place] | None]:
+    """Change one tensor of one adapter."""
+
+    def plant(copy: Copy) -> list[Place] | None:
+        able = []
+        for record in copy.manifest.adapters:
+            tensors = read_tensors(copy.folder / record.safetensors)
+            for slot in copy.manifest.slots:
+                tensor = tensors[slot.name]
+                busy = tensor.size > 1 and (tensor != slot.neutral_value).any()
+                if busy and (rank is None or tensor.ndim == rank) and (slot.site == "head") == head:
+                    able.append((record.name, slot.name, slot.site))
+        chosen = copy.choose(able)
+        if chosen is None:
+            return None
+        name, key, site = chosen
+        record = next(one for one in copy.manifest.adapters if one.name == name)
+        tensors = read_tensors(copy.folder / record.safetensors)
+        array = np.ascontiguousarray(change(tensors[key].copy(), copy.rng), np.float32)
+        if array.tobytes() == tensors[key].tobytes():
+            return None
+        copy.fill(name, {**tensors, key: array}, files)
+        return [key] if site == "head" else [key, site]
+
+    return plant
+
+
+def _crossed(*kinds: str) -> Callable[[Copy], list[Place] | None]:
+    """Exchange the files of two adapters."""
+
+    def plant(copy: Copy) -> list[Place] | None:
+        records = copy.manifest.adapters
+        if len(records) < 2:
+            return None
+        one, other = (records[int(at)] for at in copy.rng.choice(len(records), 2, replace=False))
+        for kind in kinds:
+            first, second = (copy.change(getattr(record, kind)) for record in (one, other))
+            aside = first.with_name("aside")
+            first.rename(aside)
+            second.rename(first)
+            aside.rename(second)
+        return [one.name, other.name]
+
+    return plant
+
+
+def _site_idle(copy: Copy) -> list[Place] | None:
+    record = copy.choose(copy.manifest.adapters)
+    if record is None:
+        return None
+    tensors = read_tensors(copy.folder / record.safetensors)
+    own = [s for s in copy.manifest.slots if s.site not in ("head", "shared") and tensors[s.name].shape != s.neutral]
+    site = copy.choose(sorted({slot.site for slot in own}))
+    if site is None:
+        return None
+    neutral = {
+        slot.name: np.full(slot.neutral, slot.neutral_value, np.float32)
+        for slot in copy.manifest.slots
+        if slot.site == site
+    }
+    copy.fill(record.name, {**tensors, **neutral})
+    return [site]
+
+
+def _two_sites(copy: Copy) -> list[Place] | None:
+    record = copy.choose(copy.manifest.adapters)
+    if record is None:
+        return None
+    tensors = read_tensors(copy.folder / record.safetensors)
+    able = [
+        (one, other)
+        for one, other in _slot_groups(copy, sites=True)
+        if tensors[one].shape == tensors[other].shape and (tensors[one] != tensors[other]).any()
+    ]
+    pair = copy.choose(able)
+    if pair is None:
+        return None
+    one, other = pair
+    copy.fill(record.name, {**tensors, one: tensors[other], other: tensors[one]})
+    return [*pair, *(slot.site for slot in copy.manifest.slots if slot.name in pair)]
+
+
+def _slot_missing(copy: Copy) -> list[Place] | None:
+    record, slot = copy.choose(copy.manifest.adapters), copy.choose(copy.manifest.slots)
+    if record is None or slot is None:
+        return None
+    tensors = dict(read_tensors(copy.folder / record.safetensors))
+    del tensors[slot.name]
+    copy.fill(record.name, tensors)
+    return [slot.name]
+
+
+_ADAPTERS: tuple[Fault, ...] = tuple(
+    Fault(name, "adapters", plant)
+    for name, plant in {
+        "one number of an adapter off by an ulp": _filled(lambda a, rng: _at(a, rng, _ulp)),
+        "one number of an adapter off by a thousandth": _filled(
+            lambda a, rng: _at(a, rng, lambda n: n * np.float32(1.001))
+        ),
+        "a tensor of an adapter scaled by 1.001": _filled(lambda a, _: a * np.float32(1.001)),
+        "a tensor of an adapter of the other sign": _filled(lambda a, _: -a),
+        "a tensor of an adapter of zeros": _filled(lambda a, _: a * 0),
+        "two rows of an adapter exchanged": _filled(lambda a, rng: _exchanged(a, 0, rng), rank=2),
+        "a vector of an adapter shifted": _filled(lambda a, _: np.roll(a, 1), rank=1),
+        "an adapter rounded to float16": _filled(lambda a, _: a.astype(np.float16).astype(np.float32)),
+        "an adapter that overflows": _filled(lambda a, rng: _at(a, rng, lambda _: np.float32(1e38)), rank=2),
+        "two classes of a head exchanged": _filled(lambda a, rng: _exchanged(a, 0, rng), rank=2, head=True),
+        "a head scaled by 1.001": _filled(lambda a, _: a * np.float32(1.001), rank=2, head=True),
+        "the bias of a head off by a thousandth": _filled(lambda a, _: a + np.float32(1e-3), rank=1, head=True),
+        "only the .safetensors file is wrong": _filled(lambda a, rng: _at(a, rng, _ulp), files=("safetensors",)),
+        "only the .onnx_adapter file is wrong": _filled(lambda a, rng: _at(a, rng, _ulp), files=("onnx_adapter",)),
+        "the files of two adapters exchanged": _crossed("safetensors", "onnx_adapter"),
+        "the .onnx_adapter files of two adapters exchanged": _crossed("onnx_adapter"),
+        "the sources of two adapters exchanged": _crossed("source"),
+        "an adapter idle at one site": _site_idle,
+        "the tensors of two sites exchanged in an adapter": _two_sites,
+        "a tensor missing from an adapter": _slot_missing,
+    }.items()
+)
+
+
+# The bank, and the graph whose slots must be fed.
+
+
+def _held(change: Callable[[np.ndarray, Sequence[int]], None]) -> Callable[[Copy], list[Place] | None]:
+    """Change the rows of a tensor of the bank that hold two adapters."""
+
+    def plant(copy: Copy) -> list[Place] | None:
+        model, bank = copy.graph("bank"), copy.manifest.bank
+        if model is None or bank is None or len(bank.rows) < 3:
+            return None
+        held = model.graph.initializers
+        able = [one.name for one in bank.tensors if one.slot is not None and _array(held[one.name]).any()]
+        for at in copy.rng.permutation(len(able)):
+            array = _array(held[able[int(at)]])
+            busy = [row for row in range(1, len(array)) if array[row].any()]
+            if len(busy) < 2:
+                continue
+            before = array.tobytes()
+            change(array, busy)
+            if array.tobytes() != before:
+                _set(held[able[int(at)]], array)
+                copy.keep(model, "bank")
+                return [able[int(at)], *(bank.rows[row] or "base" for row in busy[:2])]
+        return None
+
+    return plant
+
+
+def _one_row_for_all(copy: Copy) -> list[Place] | None:
+    model, bank = copy.graph("bank"), copy.manifest.bank
+    if model is None or bank is None:
+        return None
+    value = next(one for one in model.graph.inputs if one.name == bank.ids)
+    _instead(value, ir.Node("", "Mul", [value, _number(model, np.array(0, np.int64), "zero")]), model)
+    copy.keep(model, "bank")
+    return ["bank"]
+
+
+_BANK: tuple[Fault, ...] = tuple(
+    Fault(name, "bank", plant)
+    for name, plant in {
+        "two rows of the bank exchanged": _held(lambda a, rows: a.__setitem__(list(rows[:2]), a[list(rows[1::-1])])),
+        "a row of the bank off by a thousandth": _held(lambda a, rows: a.__setitem__(rows[0], a[rows[0]] * 1.001)),
+        "a row of the bank of zeros": _held(lambda a, rows: a.__setitem__(rows[0], 0)),
+        "the row of the base is an adapter's": _held(lambda a, rows: a.__setitem__(0, a[rows[0]])),
+        "one row for all": _one_row_for_all,
+        "a weight of the base off in the bank": _weight(lambda a, _: a * np.float32(1.001), rank=2, flavour="bank"),
+        "a product scaled by 1.01 in the bank": _edit(_scaled(1.01), "MatMul", "Gemm", flavour="bank"),
+    }.items()
+)
+_INPUTS: tuple[Fault, ...] = tuple(
+    Fault(name, "inputs graph", plant)
+    for name, plant in {
+        "a weight of the base off in `inputs`": _weight(lambda a, _: a * np.float32(1.001), rank=2, flavour="inputs"),
+        "a product scaled by 1.01 in `inputs`": _edit(_scaled(1.01), "MatMul", "Gemm", flavour="inputs"),
+        "another activation in `inputs`": _edit(_other_activation, *_OTHER, flavour="inputs"),
+    }.items()
+)
+
+
+# What the manifest says.
+
+
+def _said(
+    change: Callable[[Copy, Manifest], tuple[Manifest, Sequence[Place]] | None],
+) -> Callable[[Copy], Sequence[Place] | None]:
+    def plant(copy: Copy) -> Sequence[Place] | None:
+        found = change(copy, copy.manifest)
+        if found is None or found[0] == copy.manifest:
+            return None
+        copy.claim(found[0])
+        return found[1]
+
+    return plant
+
+
+def _with_adapter(manifest: Manifest, at: int, record: AdapterRecord) -> Manifest:
+    return replace(manifest, adapters=(*manifest.adapters[:at], record, *manifest.adapters[at + 1 :]))
+
+
+def _wide(golden: GoldenRecord) -> GoldenRecord:
+    return replace(golden, absolute={name: 1000 * most for name, most in golden.absolute.items()})
+
+
+def _wide_of_adapter(copy: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
+    record = copy.choose(manifest.adapters)
+    if record is None:
+        return None
+    wide = replace(record, golden=_wide(record.golden))
+    return _with_adapter(manifest, manifest.adapters.index(record), wide), ["allowance", record.name]
+
+
+def _labels(copy: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
+    able = [(at, one, one.task) for at, one in enumerate(manifest.adapters) if one.task and len(one.task.labels) > 1]
+    chosen = copy.choose(able)
+    if chosen is None:
+        return None
+    at, record, task = chosen
+    one, two, *rest = task.labels
+    return _with_adapter(manifest, at, replace(record, task=replace(task, labels=(two, one, *rest)))), ["labels"]
+
+
+def _paths(copy: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
+    able = [at for at, site in enumerate(manifest.sites) if site.path is not None]
+    if len(able) < 2:
+        return None
+    one, two = (int(at) for at in copy.rng.choice(able, 2, replace=False))
+    sites = list(manifest.sites)
+    sites[one], sites[two] = replace(sites[one], path=sites[two].path), replace(sites[two], path=sites[one].path)
+    return replace(manifest, sites=tuple(sites)), [sites[one].name, sites[two].name, "paths"]
+
+
+def _longer(_: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
+    able = {axis: own for axis, own in manifest.lengths.items() if own.maximum is not None and not own.fixed}
+    if not able:
+        return None
+    wider = {axis: replace(own, maximum=(own.maximum or 0) + own.multiple_of) for axis, own in able.items()}
+    return replace(manifest, lengths={**manifest.lengths, **wider}), list(able)
+
+
+def _shorter(_: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
+    able = {axis: own for axis, own in manifest.lengths.items() if own.maximum is not None and own.maximum > 2}
+    less = {axis: Lengths.of(own.minimum, (own.maximum or 0) // 2) for axis, own in able.items()}
+    known = {axis: own for axis, own in less.items() if own is not None}
+    return (replace(manifest, lengths={**manifest.lengths, **known}), list(known)) if known else None
+
+
+def _golden(change: Callable[[Weights, Copy], None]) -> Callable[[Copy], Sequence[Place] | None]:
+    def plant(copy: Copy) -> Sequence[Place] | None:
+        path = copy.change(copy.manifest.golden.path)
+        tensors = {name: value.copy() for name, value in read_tensors(path).items()}
+        change(tensors, copy)
+        path.unlink()
+        write_tensors(path, tensors)
+        return ["golden", "base", copy.manifest.golden.path]
+
+    return plant
+
+
+def _shift_outputs(tensors: Weights, _: Copy) -> None:
+    for name in [name for name in tensors if ".output." in name]:
+        tensors[name] = (tensors[name] + 0.01 * np.abs(tensors[name]).max()).astype(tensors[name].dtype)
+
+
+def _other_ids(tensors: Weights, _: Copy) -> None:
+    for name in [name for name in tensors if ".input." in name]:
+        if tensors[name].dtype.kind == "i":
+            tensors[name] = np.where(tensors[name] > 1, tensors[name] - 1, tensors[name])
+        else:
+            tensors[name] = tensors[name][::-1].copy() + np.float32(0.1)
+
+
+_MANIFEST: tuple[Fault, ...] = tuple(
+    Fault(name, "manifest", plant)
+    for name, plant in {
+        "golden allowances times 1000": _said(
+            lambda _, m: (replace(m, golden=_wide(m.golden)), ["golden", "allowance", m.golden.path])
+        ),
+        "an adapter's allowances times 1000": _said(_wide_of_adapter),
+        "golden outputs that are off": _golden(_shift_outputs),
+        "golden inputs that are others": _golden(_other_ids),
+        "two labels exchanged": _said(_labels),
+        "the paths of two sites exchanged": _said(_paths),
+        "a longer input is taken": _said(_longer),
+        "only shorter inputs are taken": _said(_shorter),
+        "padding said to change nothing": _said(
+            lambda _, m: (
+                None if m.padding_neutral else (replace(m, padding_neutral=True), ["padding", "padding_neutral"])
+            )
+        ),
+        "padding said to matter": _said(
+            lambda _, m: (
+                (replace(m, padding_neutral=False, counts_padding=()), ["padding", "padding_neutral"])
+                if m.padding_neutral
+                else None
+            )
+        ),
+        "rows said to influence each other": _said(
+            lambda _, m: (replace(m, batch_invariant=False), ["batch_invariant"]) if m.batch_invariant else None
+        ),
+        "zeros said to change nothing": _said(
+            lambda _, m: (
+                (replace(m, bank=replace(m.bank, fillable=True)), ["filling up", "fillable"])
+                if m.bank is not None and not m.bank.fillable
+                else None
+            )
+        ),
+        "another base": _said(lambda _, m: (replace(m, base="sha256:" + "0" * 64), ["base"])),
+        "another number of the graph": _said(
+            lambda _, m: (replace(m, model_version=m.model_version % (2**31 - 2) + 1), ["model_version"])
+        ),
+        "a vocabulary with one word less": _said(
+            lambda _, m: (
+                replace(m, inputs=tuple(replace(one, limit=max(1, (one.limit or 2) - 1)) for one in m.inputs)),
+                [one.name for one in m.inputs if one.limit],
+            )
+        ),
+    }.items()
+)
+
+
+# Texts.
+
+
+def _tokenizer(change: Callable[[dict[str, object], Copy], bool]) -> Callable[[Copy], Sequence[Place] | None]:
+    def plant(copy: Copy) -> Sequence[Place] | None:
+        record = copy.manifest.text
+        if record is None:
+            return None
+        document = json.loads((copy.folder / record.tokenizer).read_text("utf-8"))
+        if not change(document, copy):
+            return None
+        copy.change(record.tokenizer).write_text(json.dumps(document, ensure_ascii=False), "utf-8")
+        return [record.tokenizer, "tokenizer"]
+
+    return plant
+
+
+def _two_words(document: dict[str, object], copy: Copy) -> bool:
+    model = document.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(words, dict) or len(words) < 20:
+        return False
+    one, two = (str(word) for word in copy.rng.choice(sorted(words)[-len(words) // 2 :], 2, replace=False))
+    words[one], words[two] = words[two], words[one]
+    return True
+
+
+def _letters(document: dict[str, object], _: Copy) -> bool:
+    rules = document.get("normalizer")
+    if not isinstance(rules, Mapping) or "lowercase" not in rules:
+        return False
+    document["normalizer"] = {**rules, "lowercase": not rules["lowercase"]}
+    return True
+
+
+def _without(key: str) -> Callable[[dict[str, object], Copy], bool]:
+    def change(document: dict[str, object], _: Copy) -> bool:
+        return document.get(key) is not None and not document.update({key: None})
+
+    return change
+
+
+_TEXTS: tuple[Fault, ...] = tuple(
+    Fault(name, "texts", _tokenizer(change))
+    for name, change in {
+        "two words of the tokenizer exchanged": _two_words,
+        "a tokenizer that keeps capitals": _letters,
+        "a tokenizer without special tokens": _without("post_processor"),
+        "a tokenizer without normalisation": _without("normalizer"),
+    }.items()
+)
+
+FAULTS: tuple[Fault, ...] = (
+    *_WEIGHTS,
+    *_NODES,
+    *_SHAPES,
+    *_SITES,
+    *_ADAPTERS,
+    *_BANK,
+    *_INPUTS,
+    *_MANIFEST,
+    *_TEXTS,
+)
+"""Every kind, in the order in which they are planted."""

@@ -1,0 +1,211 @@
+"""Does a check find what is wrong? Faults of many kinds are planted in copies of a bundle, and each is looked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from adapter_export.bundle.golden import SEED, Case, Golden, case_of
+from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
+from adapter_export.bundle.proof.faults import FAULTS, Copy, Fault
+from adapter_export.bundle.proof.invariants import same_bits
+from adapter_export.bundle.proof.prove import Plan, Reference, expect, plan_check, prove
+from adapter_export.bundle.report import FORMS, Report, failures
+from adapter_export.errors import AdapterExportError, RequestError
+from adapter_export.format.check_report import Form
+from adapter_export.format.self_test import SELF_TEST_VERSION, FaultRecord, FaultStatus, SelfTestReport
+from adapter_export.numerics.sample_inputs import word_cases
+from adapter_export.tables import Table
+
+MOST_NUMBERS = 65
+"""The tokens, of all rows together, of the largest case that is run for every fault."""
+
+_SHOWN = 300
+"""How many letters of what a check said are kept."""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What became of each kind of fault that was planted."""
+
+    bundle: str
+    against: str | None
+    seed: int
+    faults: tuple[FaultRecord, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every fault that changes something was found."""
+        return not any(fault.status == "missed" for fault in self.faults)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of `schemas/self-test.schema.json`."""
+        document = asdict(SelfTestReport(version=SELF_TEST_VERSION, **vars(self)))
+        return {**document, "faults": [{**one, "places": list(one["places"])} for one in document["faults"]]}
+
+    def count(self, *statuses: FaultStatus) -> int:
+        """Return how many faults have one of these statuses."""
+        return sum(fault.status in statuses for fault in self.faults)
+
+    def table(self) -> Table:
+        """Return a line for each area, and one for all."""
+        groups = {
+            area: [one for one in self.faults if one.area == area]
+            for area in dict.fromkeys(f.area for f in self.faults)
+        }
+        rows = [_counts(area, own) for area, own in groups.items()]
+        columns = ("faults in", "planted", "found", "located", "missed", "without effect", "not applicable")
+        return Table(columns, [*rows, _counts("all", self.faults)], numbers="lrrrrrr")
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def _counts(area: str, faults: Sequence[FaultRecord]) -> tuple[object, ...]:
+    by = Counter(fault.status for fault in faults)
+    found = by["located"] + by["found"]
+    planted = found + by["missed"] + by["without effect"]
+    return area, planted, found, by["located"], by["missed"], by["without effect"], by["not applicable"]
+
+
+def self_test(
+    bundle: OpenedBundle, reference: Reference | None, kinds: Collection[str], seed: int
+) -> Iterator[FaultRecord]:
+    """Plant each kind of fault in a copy, and yield what a check made of it; the bundle as it is has to pass first.
+
+    A quick check comes first: few shapes, one level, the graph in question. What passes it meets the whole check.
+
+    Raises:
+        ParityError: the bundle does not pass without a fault.
+        InputError: as `prove`.
+    """
+    plan = _few(plan_check(bundle, brief=True))
+    computed = expect(plan, reference)
+    prove(plan, reference, computed=computed).raise_for_failure()
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        copy = Copy(bundle, Path(folder))
+        for at, fault in enumerate(FAULTS):
+            if not kinds or fault.name in kinds:
+                copy.renew(seed + at)
+                yield _outcome(bundle, reference, fault, computed, plan, copy)
+
+
+def _few(plan: Plan, flavours: Sequence[Form] = ()) -> Plan:
+    """Leave the small cases, one level and some graphs."""
+    small = [case for case in plan.cases if math.prod(case.axes.values()) <= MOST_NUMBERS]
+    wanted = tuple(flavour for flavour in plan.flavours if not flavours or flavour in flavours)
+    return replace(plan, cases=tuple(small) or plan.cases[:1], levels=(LEVEL,), flavours=wanted or plan.flavours)
+
+
+def _outcome(
+    bundle: OpenedBundle, reference: Reference | None, fault: Fault, computed: Sequence[Golden], plan: Plan, copy: Copy
+) -> FaultRecord:
+    def record(status: FaultStatus, places: Sequence[str] = (), detail: str = "") -> FaultRecord:
+        return FaultRecord(fault.name, fault.area, status, tuple(filter(None, places)), detail[:_SHOWN])
+
+    places = fault.plant(copy)
+    if places is None:
+        return record("not applicable")
+    flavours: Sequence[Form] = () if fault.area in ("bank", "inputs graph", "adapters", "manifest") else ("slots",)
+    said = _said(copy, reference, computed, plan, flavours) or _said_by_all(copy, reference)
+    if not said:
+        unlike = "" if fault.area in ("manifest", "texts") else _differs(bundle, copy, plan)
+        same = "every output of every graph has the same bits"
+        return record("missed", places, unlike) if unlike is not None else record("without effect", places, same)
+    located = next((line for line in said if any(_names(line, place) for place in places)), None)
+    return record("found" if located is None else "located", places, located or said[0])
+
+
+def _names(line: str, place: str) -> bool:
+    return bool(place) and re.search(rf"(?<![A-Za-z0-9]){re.escape(place)}(?![A-Za-z0-9])", line) is not None
+
+
+def _said(
+    copy: Copy, reference: Reference | None, computed: Sequence[Golden], like: Plan, flavours: Sequence[Form]
+) -> list[str]:
+    """What a quick check says is wrong, nothing if it passes."""
+    try:
+        opened = copy.opened()
+        plan = _few(plan_check(opened, brief=True, flavours=[one for one in flavours if opened.files_of(one)]))
+        same = [case.name for case in plan.cases] == [case.name for case in like.cases]
+        known = [
+            golden
+            for golden in computed
+            if same and golden.adapter in plan.names and _is_source(copy, golden.adapter, like)
+        ]
+        report = prove(plan, reference, computed=known if len(known) == len(plan.names) else ())
+    except AdapterExportError as error:
+        return [" ".join(str(error).split())]
+    return list(_lines(report))
+
+
+def _is_source(copy: Copy, adapter: str | None, like: Plan) -> bool:
+    """Whether an adapter as it was given is that of the bundle, which the reference has computed."""
+    if adapter is None:
+        return True
+    return like.bundle.record(adapter).source not in copy.changed
+
+
+def _said_by_all(copy: Copy, reference: Reference | None) -> list[str]:
+    try:
+        return list(_lines(prove(plan_check(copy.opened()), reference)))
+    except AdapterExportError as error:
+        return [" ".join(str(error).split())]
+
+
+def _lines(report: Report) -> Iterator[str]:
+    """What is wrong, line by line, that which locates best first."""
+    owing = [owed for owed in report.ledger if owed.status == "failed"]
+    for owed in sorted(owing, key=lambda owed: owed.id == "shape/matrix"):
+        yield f"{owed.id} {owed.where}: {owed.detail}"
+    for failure in failures(report):
+        culprit = failure.culprit
+        if culprit is not None:
+            yield f"culprit {culprit.site}, {failure.adapter}: {'; '.join(culprit.faults)}"
+        yield f"{failure.adapter}, {failure.case}, {failure.output}: {'; '.join(failure.faults)}"
+    for check in report.invariants:
+        if not check.passed:
+            yield f"{check.name}, {check.subject}: {check.detail}"
+    for result in report.comparisons():
+        if not result.passed:
+            yield f"{result.place}: {'; '.join(result.faults)}"
+
+
+def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
+    """Say where the outputs of a copy are not those of the bundle, bit for bit; none if they are everywhere."""
+    other = copy.opened()
+    for flavour in FORMS:
+        for file in bundle.files_of(flavour):
+            one, two = Graph(bundle, flavour, file), Graph(other, flavour, file)
+            for name in plan.names:
+                baked = None if name is None else bundle.record(name).baked
+                if (flavour == "baked" and baked != file) or (flavour == "bank" and not _in_bank(bundle, name)):
+                    continue
+                for case in (*plan.cases, *bundle.golden(name).cases, *(_words(bundle) if name is None else ())):
+                    chosen = (name,) * case.batch
+                    try:
+                        first, second = one.run(case.arrays, chosen), two.run(case.arrays, chosen)
+                    except RequestError as error:
+                        return str(error)
+                    for output in first.keys() | second.keys():
+                        if not same_bits(first.get(output), second.get(output)):
+                            return (
+                                f"{file}, {name or 'base'}, {case.name}: `{output}` has other bits, within the budget"
+                            )
+    return None
+
+
+def _words(bundle: OpenedBundle) -> Iterator[Case]:
+    manifest = bundle.manifest
+    for made in word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths):
+        yield case_of(made.name, made.arrays, manifest.inputs)
+
+
+def _in_bank(bundle: OpenedBundle, name: str | None) -> bool:
+    return bundle.manifest.bank is not None and name in bundle.manifest.bank.rows
