@@ -50,7 +50,20 @@ def check(
         Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
     ] = None,
     text: Annotated[str | None, Option("The column of FILE that holds the texts.", "COLUMN")] = None,
-    quick: Annotated[bool, Option("Leave out what takes long: every word, and all but a few shapes.")] = False,
+    nodes: Annotated[
+        bool, Option("Show every node of the graph beside that of MODEL: its own error, and what arrives there.")
+    ] = False,
+    quick: Annotated[bool, Option("Leave out what takes long: every word, all but a few shapes, nodes.")] = False,
+    repro: Annotated[
+        PathLike | None,
+        Option("Write the node that is wrong as a graph of its own, with what it reads and should give.", "FOLDER"),
+    ] = None,
+    runtimes: Annotated[
+        Sequence[str],
+        Option(
+            "Run the golden vectors in the ONNX Runtime of this Python, too; may be repeated.", "PYTHON", "--runtime"
+        ),
+    ] = (),
     report: Annotated[PathLike | None, Option("Write a page of HTML, complete in itself.", "FILE")] = None,
     force: bool = False,
     on_step: OnStep | None = None,
@@ -65,6 +78,10 @@ def check(
         bundle: the bundle, or its folder.
         against: the model that the bundle was built from; without it the golden vectors in the bundle are the
             reference, and torch is not needed.
+        nodes: keep every node that was compared in the report, not only those that are wrong.
+        repro: a folder, for each fault with a node that is wrong: that node as a graph of its own, in the layout of
+            ONNX's test cases.
+        runtimes: other Pythons, such as one of an environment with the oldest ONNX Runtime that is to run the bundle.
         force: replace what is at `report`.
         on_step: is told of each step.
 
@@ -84,7 +101,25 @@ def check(
     if (data is None) != (text is None) or (data is not None and against is None):
         together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
         raise UsageError(together, fix=f"give all three, or {argument('against')} alone")
-    plan = plan_check(folder_of(bundle), only=only, cases=cases, flavours=flavours, brief=quick)
+    for name, value in (("nodes", nodes or None), ("repro", repro)):
+        if value is not None and against is None:
+            needed = f"{argument(name, value)} needs {argument('against')}"
+            raise UsageError(needed, fix="give the model that the bundle was built from")
+    if nodes and quick:
+        raise UsageError(f"{argument('nodes', True)} and {argument('quick', True)} do not go together")
+    place = None if repro is None else Path(repro)
+    if place is not None:
+        check_free(place, force=False)
+    plan = plan_check(
+        folder_of(bundle),
+        only=only,
+        cases=cases,
+        flavours=flavours,
+        brief=quick,
+        every_node=nodes,
+        repro=place,
+        runtimes=runtimes,
+    )
     texts = None
     if data is not None and text is not None:
         texts = [one for one, _ in read_texts(Path(data), Columns(text))]

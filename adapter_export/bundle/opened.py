@@ -288,7 +288,7 @@ class Graph:
             return self.bundle.runtime_session(self.level).run(arrays, chosen[0])
         session = self.bundle.session(self.file, self.level)
         outputs = self._outputs(chosen, [value.name for value in session.get_outputs()])
-        return run_session(session, self._feeds(arrays, chosen), outputs)
+        return run_session(session, self.feeds(arrays, chosen), outputs)
 
     def run_all(self, requests: Sequence[Request], result_bytes: int) -> Iterator[Arrays]:
         """Run any number of times; `result_bytes` is the size of the results of one run.
@@ -304,11 +304,12 @@ class Graph:
         open_session(model, self.bundle.folder)  # that the whole can be opened is not seen from its pieces
         for start in range(0, len(requests), count):
             some = requests[start : start + count]
-            results = Pieces(model, self.bundle.folder).run_all([self._feeds(*request) for request in some])
+            results = Pieces(model, self.bundle.folder).run_all([self.feeds(*request) for request in some])
             for (_, chosen), found in zip(some, results, strict=True):
                 yield {name: found[name] for name in self._outputs(chosen, found)}
 
-    def _feeds(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
+    def feeds(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
+        """Return what its inputs are, tensors of slots among them."""
         bank = self.bundle.manifest.bank
         if self.flavour == "bank" and bank is not None:
             return {**arrays, bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}

@@ -18,6 +18,8 @@ from adapter_export.format.check_report import (
     FailureRecord,
     Form,
     InvariantRecord,
+    LocationRecord,
+    NodeRecord,
     ObligationRecord,
     OutputRecord,
     SiteRecord,
@@ -48,6 +50,8 @@ class Report:
     effects: tuple[EffectRecord, ...] = ()
     digest: str | None = None
     ledger: tuple[ObligationRecord, ...] = ()
+    nodes: tuple[NodeRecord, ...] = ()
+    locations: tuple[LocationRecord, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -84,7 +88,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the document of `schemas/check-report.schema.json`; NaN and Inf are strings in it."""
         document = CheckReport(
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "locations"},
             version=REPORT_VERSION,
             verdict=verdict(self.passed),
             coverage=self.coverage(),
@@ -181,6 +185,7 @@ def _failure(report: Report, adapter: str | None) -> FailureRecord:
         levels_failed=tuple(level for level, passed in levels.items() if not passed),
         levels_passed=tuple(level for level, passed in levels.items() if passed),
         culprit=sites[0] if sites else None,
+        location=next((found for found in report.locations if found.adapter == adapter), None),
         command=shlex.join(["adapter-export", "check", report.bundle, *given]),
         flavour=flavour,
         mixed=worst is not None and worst.mixed,

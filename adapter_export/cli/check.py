@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         EffectRecord,
         FailureRecord,
         InvariantRecord,
+        NodeRecord,
         Number,
         OutputRecord,
         SiteRecord,
@@ -46,6 +47,9 @@ _NONE = "–"
     "adapter-export check bundle --against model.pt --data test.tsv --text text",
     "adapter-export check bundle --against model.pt --only trec --case batch3_tokens7_padded",
     "adapter-export check bundle --flavour bank",
+    "adapter-export check bundle --against model.pt --nodes",
+    "adapter-export check bundle --against model.pt --repro fault",
+    "adapter-export check bundle --runtime old/bin/python",
     "adapter-export check bundle --json > report.json",
     "adapter-export check bundle --against model.pt --report page.html",
     "adapter-export check bundle --against model.pt --self-test",
@@ -77,7 +81,8 @@ def check(
     optimization levels none, basic and all, the bank also in batches whose rows run through different adapters. Then
     every adapter at every site with float64 arithmetic, and what must hold in any case: switching leaves no trace, idle
     slots change nothing, rows of a batch stay apart, all files are as they were written. What is allowed follows from
-    the computation, and is printed with its reason.
+    the computation, and is printed with its reason. With MODEL, every node of the graph is compared with that of MODEL
+    on the values that MODEL itself has there; a failure names the node, its line of source, and what explains it.
 
     A bundle whose base has another precision than MODEL is compared with MODEL in that same precision; how far that is
     from MODEL itself is reported beside, on random inputs or on the texts of FILE.
@@ -94,7 +99,7 @@ def check(
     if as_json:
         emit_json(report.to_json())
     else:
-        _show_check(report)
+        _show_check(report, nodes=options.get("nodes", False))
         if options.get("report") is not None:
             console().print(f"the page is {options['report']}", markup=False, soft_wrap=True)
     if not report.passed:
@@ -146,7 +151,7 @@ def verify(bundle: Path, *, as_json: Json = False) -> None:
         raise click.exceptions.Exit(_MISMATCH)
 
 
-def _show_check(report: Report) -> None:
+def _show_check(report: Report, *, nodes: bool) -> None:
     from adapter_export.bundle.report import failures
 
     out = console()
@@ -173,6 +178,8 @@ def _show_check(report: Report) -> None:
     out.print(Text(f"{values}{left_out}{more}"), soft_wrap=True)
     for line in _effect_lines(report.effects):
         out.print(line, soft_wrap=True)
+    if nodes:
+        out.print(shown(_nodes(report.nodes)))
     if report.agreements is not None:
         out.print(shown(_agreements(report.agreements)))
     found = failures(report)
@@ -181,6 +188,19 @@ def _show_check(report: Report) -> None:
     if len(found) > _MOST_FAILURES:
         out.print(Text(f"… and {len(found) - _MOST_FAILURES} more, see `--json`", "dim"))
     out.print(Text("passed", "bold green") if report.passed else Text("failed", "bold red"))
+
+
+def _nodes(records: Sequence[NodeRecord]) -> Table:
+    """Return one line per value: the error of its own step, and the error that has arrived there."""
+    rows = []
+    for node in records:
+        arrived = _NONE if node.cumulative is None else f"{node.cumulative:.1e}"
+        grown = f"{node.cumulative / node.absolute:.1f}" if node.cumulative and node.absolute else _NONE
+        mark = "pass" if node.passed else "FAIL"
+        own = (f"{node.absolute:.1e}", f"{node.ratio:.2f}", arrived, grown, mark)
+        rows.append((node.adapter or _BASE, node.node, node.operators, node.path or _NONE, *own))
+    columns = ("adapter", "node", "operators", "torch", "error", "error/budget", "cumulative", "grown", "verdict")
+    return Table(columns, rows, "nodes, on the reference's own values", numbers="llllrrrr")
 
 
 def _agreements(found: AgreementsRecord) -> Table:
@@ -333,20 +353,44 @@ def _failure_lines(failure: FailureRecord) -> Iterator[Text]:
     if worst is not None:
         ratio = f", {failure.ratio:.3g} × the budget" if failure.ratio else ""
         yield Text(f"  found {_number(worst.found)}, expected {_number(worst.expected)}{ratio}")
-    if failure.flavour != "slots" or len(failure.flavours_failed) > 1:
-        yield Text(f"  fails in {', '.join(f'`{form}`' for form in failure.flavours_failed)}")
+    places = list[str]()
     if failure.levels_failed and failure.flavour == "slots":
         passed = f"; passes at {', '.join(failure.levels_passed)}" if failure.levels_passed else ""
-        yield Text(f"  fails at {', '.join(failure.levels_failed)}{passed}")
+        places.append(f"at {', '.join(failure.levels_failed)}{passed}")
+    if failure.flavour != "slots" or len(failure.flavours_failed) > 1:
+        places.append(f"in {', '.join(f'`{form}`' for form in failure.flavours_failed)}")
+    if places:
+        yield Text(f"  fails {'; '.join(places)}")
     yield Text(f"  {_culprit(failure)}")
-    yield Text(f"  repeat: {failure.command}")
+    found = failure.location
+    if found is not None and found.guess is not None:
+        yield Text(f"  looks like: {found.guess}")
+    if found is not None and found.detail:
+        yield Text(f"  {'; '.join(found.detail)}")
+    repro = "" if found is None or found.repro is None else f"; the node alone: {found.repro}"
+    yield Text(f"  repeat: {failure.command}{repro}")
+
+
+def _node(node: NodeRecord) -> str:
+    """Return a node, where it is in torch, and both values."""
+    torch = ", ".join(filter(None, (node.path, node.line)))
+    values, worst = "; ".join(node.faults), node.worst
+    if worst is not None:
+        values = f"found {_number(worst.found)}, expected {_number(worst.expected)}"
+    where = f" (torch: {torch})" if torch else ""
+    return f"`{node.node}`, {node.operators}{where}: {values}, {node.ratio:.3g} × its own budget"
 
 
 def _culprit(failure: FailureRecord) -> str:
     site = failure.culprit
+    node = None if failure.location is None else failure.location.node
+    if node is not None and not (site is not None and node.origin.startswith(f"{site.site}/")):
+        return f"culprit: {_node(node)}"
     if site is None and failure.flavour not in ("slots", "inputs"):
         return f"culprit: the graph `{failure.flavour}` or the tensors in it, not the adapter's own files"
     if site is None:
+        if failure.location is not None and failure.location.nodes:
+            return f"culprit: none of {failure.location.nodes} nodes, nor a site of an adapter"
         return "culprit: no site of an adapter; look at the base or at rounding that adds up"
     path = "" if site.path is None else f" (torch: {site.path})"
     values, worst = "; ".join(site.faults), site.worst

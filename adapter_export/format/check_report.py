@@ -208,6 +208,78 @@ class SiteRecord(ComparisonRecord):
 
 
 @dataclass(frozen=True)
+class WitnessRecord:
+    """What float64 says of two sides that differ.
+
+    Attributes:
+        found: how far the candidate is from float64.
+        expected: how far the reference is from float64.
+    """
+
+    found: NotNegative
+    expected: NotNegative
+
+
+@dataclass(frozen=True)
+class NodeRecord(ComparisonRecord):
+    """What a graph makes of the reference's values, up to the next value that both have: its local error.
+
+    Attributes:
+        adapter: the active adapter; null for the base alone.
+        case: the name of the inputs.
+        flavour: the graph.
+        node: the value in the graph.
+        origin: the value in the reference.
+        operators: what the graph computes it with.
+        path: the module path in the torch model; null if not known.
+        line: the line of source that computes it there; null if not known.
+        depth: how many nodes of the graph compute it.
+        witness: what the same operation gives in float64; null if not known.
+        cumulative: the largest error of the value when the whole graph runs; null where it did not.
+    """
+
+    adapter: str | None
+    case: str
+    flavour: Form
+    node: str
+    origin: str
+    operators: str
+    path: str | None
+    line: str | None
+    depth: Count
+    witness: WitnessRecord | None
+    cumulative: NotNegative | None
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return f"{self.adapter or 'base'}, {self.case}, `{self.flavour}`: node {self.node}"
+
+
+@dataclass(frozen=True)
+class LocationRecord:
+    """Where a failure comes from.
+
+    Attributes:
+        adapter, case, flavour: of the output that fails.
+        nodes: how many values of the graph were compared with the reference's.
+        node: the first whose own error is over its own budget; null if none is.
+        guess: what kind of fault explains it; null if none that was tried does.
+        detail: what else was found: the optimization level, what float64 says, rounding that adds up.
+        repro: the folder that repeats it alone; null if none was asked for.
+    """
+
+    adapter: str | None
+    case: str
+    flavour: Form
+    nodes: Count
+    node: NodeRecord | None
+    guess: str | None
+    detail: tuple[str, ...]
+    repro: str | None = None
+
+
+@dataclass(frozen=True)
 class InvariantRecord:
     """Something that must hold whatever the reference says.
 
@@ -247,6 +319,7 @@ class FailureRecord:
         flavour: the first graph that fails.
         mixed: whether it does in a mixed batch.
         flavours_failed: all graphs in which an output of this adapter fails; empty if only a site does.
+        location: the node that it comes from, and what is known of it; null without a reference.
     """
 
     adapter: str | None
@@ -262,6 +335,7 @@ class FailureRecord:
     flavour: Form
     mixed: bool
     flavours_failed: tuple[Form, ...]
+    location: LocationRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -407,6 +481,7 @@ class CheckReport:
         effects: what each adapter that is more than a head changes. No part of the verdict.
         digest: the sha256 of the bundle's manifest, which has those of all its files.
         ledger: everything that must hold, and whether it is proved, tested, open or failed.
+        nodes: the values of the graph whose own step is wrong, or all that were compared if they were asked for.
     """
 
     version: Annotated[str, SEMVER]
@@ -425,3 +500,4 @@ class CheckReport:
     effects: tuple[EffectRecord, ...]
     digest: Sha256 | None = None
     ledger: tuple[ObligationRecord, ...] = ()
+    nodes: tuple[NodeRecord, ...] = ()

@@ -14,8 +14,8 @@ measured, and an error of 0.001 at a site, hundreds of steps, grows in the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol
 
@@ -44,6 +44,35 @@ Undefined = dict[str, npt.NDArray[np.bool_]]
 """By output: which of its elements, or of its positions, the reference does not define."""
 
 
+@dataclass(frozen=True)
+class NodeValue:
+    """A value on the way through a reference.
+
+    Attributes:
+        name: the node's in the reference's graph; for what an adapter makes at a site, `site_result`.
+        value: what the reference computed.
+        exact: the same operation in float64 on what it read in float32; none where that is not known.
+        reach: how far a relative error of 1 in what it read moves each element: its rounding errors are relative to
+            that. None where only its own size is known.
+        vague: elements that no formula defines: attention that may see no token.
+        path: the module in the torch model, if there is one.
+        line: the line of source that called it, such as `transformers/models/bert/modeling_bert.py:312`, if known.
+    """
+
+    name: str
+    value: np.ndarray
+    exact: npt.NDArray[np.float64] | None = None
+    reach: npt.NDArray[np.float64] | None = None
+    vague: npt.NDArray[np.bool_] | None = None
+    path: str | None = None
+    line: str | None = None
+
+
+def site_result(site: str, replaced: str) -> str:
+    """The name of the value that an adapter puts in the place of a site's `u`, `h` or `y`."""
+    return f"{site}/result_{replaced}"
+
+
 class Runner(Protocol):
     """A base with a choice of adapter per call: the torch reference, the cut ONNX reference, a session."""
 
@@ -68,6 +97,20 @@ class Runner(Protocol):
         No formula says what a softmax over nothing is, and backends differ. Outputs without such elements are left out.
         """
 
+    def node_values(
+        self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str]
+    ) -> Iterator[NodeValue]:
+        """The values of these names one after the other, in the order of evaluation; those that it lacks are left out.
+
+        Raises `RequestError` if the base cannot compute the inputs.
+        """
+
+    def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
+        """The NumPy type of each value that `node_values` can give, by its name."""
+
+    def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
+        """All outputs as `run` gives them, computed in float64; none where the base cannot be run in float64."""
+
 
 def run(
     runner: Runner,
@@ -78,6 +121,18 @@ def run(
 ) -> Arrays:
     """The outputs of `runner.run`, the result of the adapter's head as `output`, the name that it has in a graph."""
     return _renamed(runner.run(inputs, adapter), adapter, base_outputs, output)
+
+
+def exact(
+    runner: Runner,
+    inputs: Mapping[str, np.ndarray],
+    adapter: Adapter | None,
+    base_outputs: Collection[str],
+    output: str | None,
+) -> Arrays | None:
+    """The outputs of `runner.exact`, by the names that `run` gives them."""
+    found = runner.exact(inputs, adapter)
+    return None if found is None else _renamed(found, adapter, base_outputs, output)
 
 
 def undefined(

@@ -6,7 +6,7 @@ what ONNX Runtime has read of a mapped file of weights stays in memory as long a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,9 @@ from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import READABLE, needs_base_norm
 from adapter_export.numerics.evaluate import BORROWED, check_fit, evaluate_head, evaluate_site
-from adapter_export.numerics.runner import Arrays, Undefined, head_output
+from adapter_export.numerics.runner import Arrays, NodeValue, Undefined, head_output, site_result
 from adapter_export.onnx_backend.base.base import OnnxBase, numerics
-from adapter_export.onnx_backend.base.flow import all_read
+from adapter_export.onnx_backend.base.flow import all_read, module_path
 from adapter_export.onnx_backend.graft.insert import exposed
 from adapter_export.onnx_backend.graft.surgery import SiteGraft
 from adapter_export.onnx_backend.session import open_session
@@ -74,6 +74,26 @@ class Pieces:
             self._run_piece(model, known)
         return [{name: values[name] for name in self._outputs} for values in known]
 
+    def reads_after(self, at: int) -> set[str]:
+        """What the pieces behind a piece read."""
+        return {_name(value) for model in self._models[at + 1 :] for value in model.graph.inputs}
+
+    def stream(self, given: Callable[[str], np.ndarray | None]) -> Iterator[Arrays]:
+        """The outputs of one piece after the other; `given` is asked for what a piece reads that no piece has computed.
+
+        What it does not give keeps its default. Of what was computed, only what is still to be read stays in memory.
+        """
+        known: Arrays = {}
+        for at, model in enumerate(self._models):
+            asked = {name: given(name) for name in {_name(value) for value in model.graph.inputs} - known.keys()}
+            feeds = {name: value for name, value in asked.items() if value is not None}
+            everything = [{**known, **feeds}]
+            self._run_piece(model, everything)
+            found = {name: value for name, value in everything[0].items() if name not in feeds}
+            yield {name: value for name, value in found.items() if name not in known and name in self._outputs}
+            later = self.reads_after(at)
+            known = {name: value for name, value in found.items() if name in later}
+
     def _run_piece(self, model: ir.Model, known: Sequence[Arrays]) -> None:
         """A function of its own, at whose end the session is closed."""
         session = None if self._open is None else self._open.get(id(model))
@@ -84,6 +104,14 @@ class Pieces:
         inputs = [_name(value) for value in model.graph.inputs]
         for values in known:
             values.update(run_session(session, {name: values[name] for name in inputs if name in values}))
+
+
+def with_outputs(model: ir.Model, names: Collection[str]) -> ir.Model:
+    """A copy of a graph whose outputs are those of its values that have these names and a known type."""
+    copy = model.clone()
+    made = [value for node in copy.graph for value in node.outputs]
+    copy.graph.outputs[:] = [value for value in made if value.name in names and value.type is not None]
+    return copy
 
 
 def weights_are_many(model: ir.Model) -> bool:
@@ -233,6 +261,18 @@ class CutRunner:
         """
         if adapter is None:
             return self._whole.run(inputs)
+        opened, feeds = self._fed(inputs, adapter)
+        hidden_output = exposed(HEAD, "hidden")
+        outputs = opened.run(feeds, [*self._outputs, hidden_output])
+        hidden = outputs.pop(hidden_output)
+        if adapter.head is not None:
+            mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
+            name = head_output(self._outputs, adapter.head.output)
+            outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
+        return outputs
+
+    def _fed(self, inputs: Mapping[str, np.ndarray], adapter: Adapter) -> tuple[Cut, Arrays]:
+        """The base cut where an adapter acts, and all its inputs: what the adapter makes at each site among them."""
         check_fit([adapter], self._base.sites)
         opened, feeds = self._opened(adapter), dict(inputs)
         for (site, replaced), shown in opened.places:
@@ -243,18 +283,43 @@ class CutRunner:
             values = {names[output]: array for output, array in opened.run(feeds, list(names)).items()}
             result = evaluate_site(adapter, site.name, values, site.norm)
             feeds[cut_input(site.name, replaced)] = result.astype(values[replaced].dtype)
-        hidden_output = exposed(HEAD, "hidden")
-        outputs = opened.run(feeds, [*self._outputs, hidden_output])
-        hidden = outputs.pop(hidden_output)
-        if adapter.head is not None:
-            mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
-            name = head_output(self._outputs, adapter.head.output)
-            outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
-        return outputs
+        return opened, feeds
 
     def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:  # noqa: ARG002
         """Return no elements: the graph in the bundle has the same operators, which return the same for no tokens."""
         return {}
+
+    def node_values(
+        self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str]
+    ) -> Iterator[NodeValue]:
+        """The values of the base's graph by their names, and what an adapter makes at its sites; raises as `run`.
+
+        They come piece by piece, those of sites first. Adapters are computed in float64.
+        """
+        model, feeds = self._base.model, dict(inputs)
+        if adapter is not None:
+            opened, feeds = self._fed(inputs, adapter)
+            model = opened.model
+        shown = with_outputs(model, names)
+        paths = {node.outputs[0].name: module_path(node) for node in model.graph if node.outputs}
+        for site, replaced in () if adapter is None else [place for place, _ in opened.places]:
+            if (name := site_result(site.name, replaced)) in names:
+                yield NodeValue(name, feeds[cut_input(site.name, replaced)], path=site.path)
+        if not shown.graph.outputs:
+            return
+        for values in Pieces(shown, self._base.folder, optimize=False).stream(feeds.get):
+            yield from (NodeValue(name, value, path=paths.get(name)) for name, value in values.items())
+
+    def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
+        """The NumPy type of each value that `node_values` can give, by its name."""
+        made = [value for node in self._base.model.graph for value in node.outputs if value.dtype is not None]
+        known = {_name(value): value.dtype.numpy().name for value in made if value.name and value.dtype is not None}
+        places = {} if adapter is None else adapter.placements
+        graphs = {} if adapter is None else adapter.graphs
+        return known | {site_result(site, graphs[at.graph].replaces): "float32" for site, at in places.items()}
+
+    def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> None:
+        """Return nothing: ONNX Runtime has no operators in float64 for most bases."""
 
     @cached_property
     def _whole(self) -> Pieces:

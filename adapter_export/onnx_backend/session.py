@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Timer
 
@@ -20,13 +20,15 @@ _MOST_SECONDS = 60.0
 """How long a graph of others may take for inputs of a few tokens."""
 
 
-def open_session(model: ir.Model, folder: Path, *, optimize: bool = True, pack: bool = True) -> ort.InferenceSession:
+def open_session(
+    model: ir.Model, folder: Path, *, optimize: bool = True, pack: bool = True, leave_out: Sequence[str] = ()
+) -> ort.InferenceSession:
     """Open a model on the CPU.
 
     Large weights are mapped from their file, not read: they stay what the operating system can take out of memory.
-    With `optimize` ONNX Runtime may rewrite the graph. With `pack` it may copy weights into the order that suits its
-    kernels, which many runs are worth; quantised ones, which compute something else when they are not packed, are
-    copied in any case. `BaseModelError` if ONNX Runtime refuses the model.
+    With `optimize` ONNX Runtime may rewrite the graph, but not with the optimizers to `leave_out`. With `pack` it may
+    copy weights into the order that suits its kernels, which many runs are worth; quantised ones, which compute
+    something else when they are not packed, are copied in any case. `BaseModelError` if it refuses the model.
     """
     values = (value.const_value for value in model.graph.initializers.values())
     tensors = [tensor for tensor in values if isinstance(tensor, ir.ExternalTensor)]
@@ -38,7 +40,7 @@ def open_session(model: ir.Model, folder: Path, *, optimize: bool = True, pack: 
     level: graphs.Optimization = "all" if optimize else "none"
     try:
         data = ir.to_proto(model).SerializeToString()
-        return graphs.open_session(data, optimization=level, folder=folder, settings=settings)
+        return graphs.open_session(data, optimization=level, folder=folder, settings=settings, leave_out=leave_out)
     except (FormatError, ValueError) as error:  # a model of 2 GiB and more has no bytes
         raise BaseModelError(
             "ONNX Runtime cannot open the graph",

@@ -55,11 +55,12 @@ def open_session(
     *,
     folder: Path | None = None,
     settings: Mapping[str, str] | None = None,
+    leave_out: Sequence[str] = (),
 ) -> ort.InferenceSession:
     """Open an ONNX file, or a model in memory whose external data lie in a folder.
 
     Without `threads`, ONNX Runtime chooses how many one operation may use; `settings` are further entries of the
-    session's configuration.
+    session's configuration, and `leave_out` the names of optimizers that do not run.
 
     Raises:
         UsageError: an unknown provider or level, or a provider that is not available here.
@@ -85,7 +86,8 @@ def open_session(
         options.add_session_config_entry(key, value)
     model = graph if isinstance(graph, bytes) else str(graph)
     try:
-        session = ort.InferenceSession(model, options, providers=[(name, of_provider)])
+        without = {"disabled_optimizers": list(leave_out)} if leave_out else {}
+        session = ort.InferenceSession(model, options, providers=[(name, of_provider)], **without)
     except FAILURES as error:
         raise FormatError(
             "ONNX Runtime cannot open the graph",

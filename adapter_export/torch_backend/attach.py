@@ -141,6 +141,11 @@ class AttachedAdapter(nn.Module):
             for handle in handles:
                 handle.remove()
 
+    @property
+    def owned(self) -> Mapping[str, GraphLayer]:
+        """The layers, by site or `head`, in the order in which they were made."""
+        return self._layers
+
     def tensors(self) -> dict[str, nn.Parameter]:
         """The adapter's tensors by their names in its file, such as `<site>.<parameter>`."""
         if self.adapter is None:

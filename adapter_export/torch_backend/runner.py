@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.func import functional_call
 from torch.fx.node import Target
+from torch.utils import _pytree as pytree
 
 from adapter_export.errors import RequestError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.runner import Arrays, Undefined
+from adapter_export.numerics.runner import Arrays, NodeValue, Undefined, site_result
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.base import TorchBase
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.view import flow_graph, modules_of
 
 _MOST_ATTACHED = 32
 
 _ROUNDED = 1e-5
 """What rounding may change, of the largest value, between two runs: kernels may depend on where tensors lie."""
+
+_MOST_WIDENED = 2**24
+"""The most numbers of a tensor that is computed with in float64 as well: 128 MiB."""
+
+_STEP = 2.0**-23
+"""The relative error that is put into what a node reads, to see how far it moves the result."""
+
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
 class TorchRunner:
@@ -104,6 +115,153 @@ class TorchRunner:
         }
         return {name: elements for name, elements in differ.items() if elements.any()}
 
+    def node_values(
+        self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str]
+    ) -> Iterator[NodeValue]:
+        """The values of nodes of the base's graph, and of adapters at their sites, in the order of evaluation.
+
+        Each is computed in float32, and in float64 from what it read in float32. One that nothing reads any more is
+        given back. Raises as `run`.
+        """
+        model = self.model(adapter)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        walk = _Walk(model.body)
+        walk.args_iter = iter(self._base.ordered(tensors))
+        for node, name in _named(model):
+            with _inference():
+                found = walk.step(node, name if name in names else None)
+            if found is not None:
+                yield found
+
+    def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
+        """The NumPy type of each value that `node_values` can give, by its name."""
+        values = {name: node.meta.get("val") for node, name in _named(self.model(adapter)) if node.op != "get_attr"}
+        return {
+            name: "int64" if isinstance(value, int | torch.SymInt) else str(value.dtype).removeprefix("torch.")
+            for name, value in values.items()
+            if isinstance(value, Tensor | torch.SymInt) or type(value) is int
+        }
+
+    def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
+        """All outputs as `run` gives them, computed in float64; none where torch lacks an operator for it."""
+        model = self.model(adapter)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        with suppress(RuntimeError, IndexError), torch.inference_mode():
+            *outputs, _ = _Wide(model.body).run(*self._base.ordered(tensors))
+            names = [record.name for record in self._base.outputs]
+            names += [] if model.head_name is None else [model.head_name]
+            return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+        return None
+
+
+def _named(model: AdaptedModel) -> Iterator[tuple[fx.Node, str]]:
+    """Yield the nodes of a model's graph; those that call an adapter are named after what they make."""
+    results = {
+        f"adapter_layer_{at}": site_result(owner, layer.graph.replaces)
+        for at, (owner, layer) in enumerate(model.owned.items())
+    }
+    for node in model.body.graph.nodes:
+        yield node, results.get(str(node.target), node.name) if node.op == "call_module" else node.name
+
+
+class _Wide(fx.Interpreter):
+    """Computes a graph in float64: weights as they are fetched, so that two copies of all are never in memory."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.rng: torch.Generator | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute a node from float64 values."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return _widened(getattr(self, n.op)(n.target, args, kwargs))
+
+    def call_function(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an operator; one that is told to make float32 makes float64."""
+        args, kwargs = pytree.tree_map(lambda each: torch.float64 if each is torch.float32 else each, (args, kwargs))
+        return super().call_function(target, *_widened((args, kwargs)))
+
+    def call_module(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an adapter's layer with its tensors in float64."""
+        return deepcopy(self.fetch_attr(str(target))).double()(*_widened(args), **_widened(kwargs))
+
+
+def _widened(values: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda one: one.double() if one.is_floating_point() else one, values)
+
+
+class _Walk(fx.Interpreter):
+    """Runs a graph node by node; what nothing reads any more is forgotten."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self._wide = _Wide(graph)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def step(self, node: fx.Node, name: str | None) -> NodeValue | None:
+        """Compute a node; if it has a name, show its value, unless it is neither a tensor nor a number."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        # first, as the operator may write into what it reads
+        exact, reach = (None, None) if name is None else self._exactly(node, args, kwargs)
+        vague = _of_no_token(args, kwargs) if name is not None and node.target is _ATTENTION else None
+        value = self.env[node] = self.run_node(node)
+        for dead in self.user_to_last_uses.get(node, ()):
+            del self.env[dead]
+        if name is None:
+            return None
+        if isinstance(value, bool | int | float):
+            value = torch.tensor(value, dtype=torch.float32 if isinstance(value, float) else None)
+        if not isinstance(value, Tensor):
+            return None
+        return NodeValue(
+            name,
+            value.numpy().copy(),
+            exact,
+            reach,
+            None if vague is None else vague.expand(value.shape).numpy(),
+            next(reversed(modules_of(node).values()), None) or None,
+            node.meta.get("stack_trace"),
+        )
+
+    def _exactly(
+        self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[npt.NDArray[np.float64] | None, npt.NDArray[np.float64] | None]:
+        """The node in float64, and how far relative errors of the activations that it reads move it."""
+        tensors = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        floats = [each for each in tensors if each.is_floating_point()]
+        if node.op not in ("call_function", "call_module") or not floats:
+            return None, None
+        if max(each.numel() for each in floats) > _MOST_WIDENED:
+            return None, None
+
+        def disturbed(each: Tensor) -> Tensor:
+            if not each.is_floating_point():
+                return each
+            signs = torch.randint(0, 2, each.shape, generator=self._generator) * 2 - 1
+            return each.double() * (1 + _STEP * signs)
+
+        call = getattr(self._wide, node.op)
+        try:
+            exact = call(node.target, *pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs)))
+            if not isinstance(exact, Tensor) or not exact.is_floating_point():
+                return None, None
+            moved = call(node.target, *pytree.tree_map_only(Tensor, disturbed, (args, kwargs)))
+        except (RuntimeError, IndexError):  # torch has no such operator in float64
+            return None, None
+        return exact.numpy(), ((moved - exact).abs() / _STEP).numpy()
+
+
+def _of_no_token(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Which queries of an attention may see no token, [..., queries, 1]; none if all see one.
+
+    Its mask is bool or added to the scores, [..., queries, tokens].
+    """
+    mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+    if mask is None:
+        return None
+    empty = ~mask.any(-1, keepdim=True) if mask.dtype == torch.bool else mask.isneginf().all(-1, keepdim=True)
+    return empty if empty.any() else None
+
 
 @contextmanager
 def _inference() -> Iterator[None]:
@@ -115,27 +273,22 @@ def _inference() -> Iterator[None]:
         raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
 
 
-class _Drawn(torch.fx.Interpreter):
+class _Drawn(fx.Interpreter):
     """Runs a graph in which attention returns random numbers where its mask allows no token; `any` says whether."""
 
-    def __init__(self, graph: torch.fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.any = False
         self._generator = torch.Generator().manual_seed(0)
 
     def call_function(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call an operator; that of attention has its mask, bool or added to the scores, [..., queries, tokens]."""
+        """Call an operator."""
         result = super().call_function(target, args, kwargs)
-        if target is not torch.ops.aten.scaled_dot_product_attention.default:
-            return result
-        mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
-        if mask is None:
-            return result
-        empty = ~mask.any(-1) if mask.dtype == torch.bool else mask.isneginf().all(-1)
-        if not empty.any():
+        empty = _of_no_token(args, kwargs) if target is _ATTENTION else None
+        if empty is None:
             return result
         self.any = True
-        return torch.where(empty[..., None], torch.randn(result.shape, generator=self._generator), result)
+        return torch.where(empty, torch.randn(result.shape, generator=self._generator), result)
 
 
 def node_values(base: TorchBase, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:

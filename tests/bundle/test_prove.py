@@ -18,7 +18,9 @@ from adapter_export.bundle.proof.prove import LEVELS, Reference, plan_check, pro
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError
 from adapter_export.format.check_report import SpanRecord
+from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import padding_of
+from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.runner import CutRunner
 from schemas import validate
 
@@ -92,16 +94,18 @@ def test_a_brief_check_leaves_out_words_and_all_but_the_core(built: Built) -> No
     assert not [owed for owed in report.ledger if owed.id.startswith("shape/words")]
 
 
-class WrongBase:
+class WrongBase(CutRunner):
     """The reference with a fault that some inputs alone show, so that the bundle seems to have it."""
 
-    def __init__(self, inner: CutRunner, fault: str) -> None:
-        self.inner, self.fault = inner, fault
-        self.description, self.sites, self.keeps_weights = "wrong", inner.sites, False
+    keeps_weights = False
 
-    def run(self, inputs: dict[str, np.ndarray], adapter: object = None) -> dict[str, np.ndarray]:
+    def __init__(self, base: OnnxBase, fault: str) -> None:
+        super().__init__(base)
+        self.fault = fault
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> dict[str, np.ndarray]:
         ids, mask = inputs["ids"], inputs["mask"]
-        outputs = self.inner.run(inputs, adapter)
+        outputs = super().run(inputs, adapter)
         off = {
             "even lengths": ids.shape[1] % 2 == 0,
             "more than 65 tokens": ids.shape[1] > 64,
@@ -110,9 +114,6 @@ class WrongBase:
             "a word": (ids == 7)[..., None],
         }[self.fault]
         return {**outputs, "hidden": outputs["hidden"] * np.where(off, np.float32(1.01), np.float32(1))}
-
-    def undefined(self, inputs: dict[str, np.ndarray], adapter: object) -> dict[str, np.ndarray]:
-        return {}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ class WrongBase:
     ],
 )
 def test_a_fault_of_some_shapes_is_named_by_the_smallest(built: Built, fault: str, smallest: str | None) -> None:
-    reference = Reference("other.onnx", WrongBase(CutRunner(built.base), fault))
+    reference = Reference("other.onnx", WrongBase(built.base, fault))
     report = prove(plan_check(built.folder, only=("base",), flavours=("slots",)), reference, lambda step: None)
     assert not report.passed
     if smallest is not None:
@@ -229,17 +230,15 @@ sys.exit(0 if report.passed else 1)
     assert done.returncode == 0, done.stderr
 
 
-class OffByALittle:
+class OffByALittle(CutRunner):
     """The reference with one output changed: the stand-in for a bundle that is wrong there."""
 
-    def __init__(self, inner: CutRunner, change: str) -> None:
-        self.inner = inner
+    def __init__(self, base: OnnxBase, change: str) -> None:
+        super().__init__(base)
         self.change = change
-        self.description = "a reference that is off"
-        self.sites, self.keeps_weights = inner.sites, inner.keeps_weights
 
-    def run(self, inputs: dict[str, np.ndarray], adapter: object = None) -> dict[str, np.ndarray]:
-        outputs = self.inner.run(inputs, adapter)
+    def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> dict[str, np.ndarray]:
+        outputs = super().run(inputs, adapter)
         if self.change == "extra":
             del outputs["hidden"]
         elif self.change == "missing":
@@ -253,9 +252,6 @@ class OffByALittle:
             outputs["hidden"] = outputs["hidden"] * np.float32(1.001)
         return outputs
 
-    def undefined(self, inputs: dict[str, np.ndarray], adapter: object) -> dict[str, np.ndarray]:
-        return {}
-
 
 @pytest.mark.parametrize(
     ("change", "fault"),
@@ -268,7 +264,7 @@ class OffByALittle:
     ],
 )
 def test_what_differs_from_the_reference_fails(built: Built, change: str, fault: str) -> None:
-    reference = Reference("other.onnx", OffByALittle(CutRunner(built.base), change))
+    reference = Reference("other.onnx", OffByALittle(built.base, change))
     report = prove(plan_check(built.folder, only=("base",)), reference, lambda step: None)
     assert not report.passed
     (failure,) = failures(report)

@@ -33,6 +33,8 @@ from adapter_export.bundle.proof.invariants import (
     check_weights_apart,
     swaps,
 )
+from adapter_export.bundle.proof.locate import Trace, trace
+from adapter_export.bundle.proof.runtimes import check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, smallest_case, word_steps
 from adapter_export.bundle.proof.sites import SiteProbe
 from adapter_export.bundle.report import BASE, FORMS, Report
@@ -58,6 +60,9 @@ from adapter_export.runtime.graphs import Optimization, run_session
 
 LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
 """The optimization levels of ONNX Runtime that are tried: every fusion is a chance to lose a slot."""
+
+_MOST_ASLEEP = 3
+"""How many cases that fail the sites are tried on."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ class Plan:
     """What will be run: the stored golden vectors of the chosen adapters, and `cases`, a matrix of shapes.
 
     `files` is what the files of the bundle have shown. A quick check runs golden vectors at one level alone; a brief
-    one leaves out what takes long: shapes that are no core, words.
+    one leaves out what takes long: shapes that are no core, words, and nodes where all outputs are right. `every_node`
+    keeps all nodes in the report, not only those that are wrong, `repro` is the folder for what repeats a fault, and
+    `runtimes` are other Pythons to run golden vectors in.
     """
 
     bundle: OpenedBundle
@@ -102,6 +109,9 @@ class Plan:
     quick: bool
     brief: bool = False
     levels: tuple[Optimization, ...] = LEVELS
+    every_node: bool = False
+    repro: Path | None = None
+    runtimes: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -144,11 +154,15 @@ def plan_check(
     flavours: Sequence[str] = (),
     quick: bool = False,
     brief: bool = False,
+    every_node: bool = False,
+    repro: Path | None = None,
+    runtimes: Sequence[str] = (),
 ) -> Plan:
     """Open a bundle, look at its files, and choose what to run: everything, but for names that are given.
 
     Among the adapters in `only`, `base` is the base alone. A quick check runs golden vectors at one level, without a
-    look at sites, at swapping and at other shapes; a brief one leaves out only what takes long.
+    look at sites, at swapping and at other shapes; a brief one leaves out only what takes long. The others are those of
+    `Plan`.
 
     Raises:
         UsageError: `only`, `cases` or `flavours` names what is not there.
@@ -172,7 +186,16 @@ def plan_check(
     elif brief:
         matrix = tuple(case for case in matrix if case.core)
     return Plan(
-        bundle, tuple(golden.only(cases) for golden in stored), matrix, chosen, files, quick, brief or bool(cases)
+        bundle,
+        tuple(golden.only(cases) for golden in stored),
+        matrix,
+        chosen,
+        files,
+        quick,
+        brief or bool(cases),
+        every_node=every_node,
+        repro=repro,
+        runtimes=tuple(runtimes),
     )
 
 
@@ -344,6 +367,7 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
         total += word_steps(plan.bundle.manifest)
     if "slots" in plan.flavours and not plan.quick:
         total += len(swaps(plan.names)) + len(plan.names) + 2 * len(plan.adapters)
+        total += len(_walked(plan)) if reference else 0
     total += (plan.bundle.manifest.golden_texts is not None) + (plan.bundle.manifest.media is not None)
     return total + (len(plan.names) * len(original.cases) if original else 0)
 
@@ -398,6 +422,18 @@ def prove(
         for name in plan.adapters:
             sites += probe.check(plan.probe, bundle.source(name), bundle.record(name), bundle.tensors(name))
             on_step(f"{name}: sites")
+        sites += _asleep(plan, probe, expected, outputs, sites)
+    traced = Trace()
+    if reference is not None and not plan.quick:
+        there = {case.name: case for golden in expected for case in golden.cases}
+        smallest = [named(bundle.manifest, one.case) for one in outputs if not one.passed and one.case not in there]
+        there |= {case.name: case for case in smallest if case is not None}
+        graphs = [graph for graph in plan.graphs if graph.level == LEVEL]
+        every = list(there.values())
+        traced = trace(graphs, reference.runner, every, _walked(plan), outputs, repro=plan.repro, on_step=on_step)
+        invariants += traced.invariants
+    for python in plan.runtimes:
+        invariants += check_runtime(python, Graph(bundle, "slots", bundle.manifest.graphs["slots"]), plan.golden)
     texts = bundle.texts()
     if texts is not None:
         small = not any(graph.pieces for graph in plan.graphs)
@@ -422,7 +458,9 @@ def prove(
         invariants=tuple(invariants),
         agreements=None if original is None else agreements(bundle, plan.names, original, on_step),
         effects=() if plan.quick else effects(bundle, plan.adapters),
-        ledger=tuple(ledger),
+        ledger=(*ledger, *traced.ledger),
+        nodes=tuple(record for record in traced.nodes if plan.every_node or not record.passed),
+        locations=tuple(traced.locations),
     )
 
 
@@ -470,6 +508,34 @@ def _at_smallest(
         for level in (level for level in LEVELS if level not in ran):
             at_level = replace(graph, level=level)
             yield from compare_outputs(at_level.run(case.arrays, (name,) * case.batch), alone, 0, at_level)
+
+
+def _asleep(
+    plan: Plan,
+    probe: SiteProbe,
+    expected: Sequence[Golden],
+    outputs: Sequence[OutputRecord],
+    sites: Sequence[SiteRecord],
+) -> Iterator[SiteRecord]:
+    """Try the sites of an adapter that fails on cases that fail, where a fault does not show on the usual case."""
+    cases = {case.name: case for golden in expected for case in golden.cases}
+    of_base = any(one.adapter is None and not one.passed for one in outputs)
+    for name in plan.adapters:
+        wrong = dict.fromkeys(one.case for one in outputs if one.adapter == name and not one.passed)
+        if of_base or not all(one.passed for one in sites if one.adapter == name):
+            continue
+        for case in [cases[each] for each in wrong if each in cases and each != plan.probe.name][:_MOST_ASLEEP]:
+            found = probe.check(case, plan.bundle.source(name), plan.bundle.record(name), plan.bundle.tensors(name))
+            yield from found
+            if not all(one.passed for one in found):
+                break
+
+
+def _walked(plan: Plan) -> list[str | None]:
+    """Return what the nodes are compared with: the base, and the adapter that acts at most sites."""
+    most = max(plan.adapters, key=lambda name: len(plan.bundle.source(name).placements), default=None)
+    walked = [name for name in (None, most) if name in plan.names] if "slots" in plan.flavours else []
+    return [] if plan.quick or (plan.brief and not plan.every_node) else list(dict.fromkeys(walked))
 
 
 def _taken(plan: Plan, reference: Reference | None) -> Plan:

@@ -227,7 +227,7 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         inputs=inputs,
         outputs=tuple(value.name for value in node.outputs if value.name),
         weighted=operators.is_weighted(node, activations),
-        path=_module_path(node),
+        path=module_path(node),
         norm=norm,
         normed=normed,
         linear=operators.is_linear(node, activations),
@@ -309,7 +309,7 @@ def _shape(value: ir.Value) -> tuple[Dim, ...] | None:
     return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
 
-def _module_path(node: ir.Node) -> str | None:
+def module_path(node: ir.Node) -> str | None:
     """The module path that torch's exporter stamps on a node: the scopes, from the root to the node itself."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if scopes is None:
@@ -330,7 +330,7 @@ def _other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
         name
         for node in model.graph
         if operators.trained_matrix(node) is not None and all(value.name not in activations for value in node.outputs)
-        for name in (_module_path(node), operators.trained_matrix(node))
+        for name in (module_path(node), operators.trained_matrix(node))
         if name is not None
     )
     text = model.metadata_props.get(OTHER_CALLS_KEY, "{}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +33,8 @@ Inputs = Mapping[str, Any] | Sequence[Any]
 """Tensors, alone or in lists, tuples and dicts, whose tensors are then inputs on their own: `past.0.key`."""
 
 _BATCH, _SEQUENCE = "batch", "sequence"
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def capture(
@@ -440,7 +445,7 @@ def _forget_unused(graph: torch.fx.Graph) -> None:
 
 
 def _strip(program: ExportedProgram) -> None:
-    """Drop sample inputs, and stack traces, which show the folders of this machine.
+    """Drop sample inputs; of stack traces, which show the folders of this machine, keep the line of source alone.
 
     Bounds of sums of lengths go too: they follow from those of the lengths, and torch does not read them back.
     """
@@ -452,7 +457,19 @@ def _strip(program: ExportedProgram) -> None:
     for graph_module in program.graph_module.modules():
         if isinstance(graph_module, torch.fx.GraphModule):
             for node in graph_module.graph.nodes:
-                node.meta.pop("stack_trace", None)
+                line = source_line(node.meta.pop("stack_trace", None) or "")
+                node.meta |= {} if line is None else {"stack_trace": line}
+
+
+def source_line(trace: str) -> str | None:
+    """The innermost line of a stack trace outside torch, its file as imported: `transformers/activations.py:59`."""
+    roots = [root for root in sorted(sys.path, key=len, reverse=True) if root]
+    lines = []
+    for name, number in _FRAME.findall(trace):
+        path = Path(name)
+        root = next((each for each in roots if path.is_relative_to(each)), path.parent)
+        lines.append(f"{path.relative_to(root).as_posix()}:{number}")
+    return next((line for line in reversed(lines) if not line.startswith("torch/")), lines[-1] if lines else None)
 
 
 def model_type(module: nn.Module) -> str | None:

@@ -156,6 +156,8 @@ _PATH = re.compile(r"[A-Za-z0-9_.@\-]*")
 _KEY = re.compile(r"[\w.\-/ ]+")
 _ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
 _MODULE_STACK = re.compile(r"""[\w.,;@\-\[\]'<>() :]*""")
+_SOURCE_LINE = re.compile(r"\w[\w./\-]{0,200}:\d{1,7}", re.ASCII)
+"""What `capture` leaves of a stack trace."""
 
 _REGIONS = frozenset({"torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.wrap_with_autocast"})
 _ON_NUMBERS = frozenset(
@@ -170,7 +172,7 @@ _ON_NUMBERS = frozenset(
 _PLAIN_CONTAINERS = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
 _OBJECTS = frozenset({"custom_obj", "as_custom_obj", "custom_obj_values", "token"})
 _NAMED_VALUES = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "opset_version"})
-_KEPT_METADATA = ("nn_module_stack", "torch_fn")
+_KEPT_METADATA = {"nn_module_stack": _MODULE_STACK, "torch_fn": _MODULE_STACK, "stack_trace": _SOURCE_LINE}
 
 
 def check_program(document: object, where: str) -> dict[str, Any]:
@@ -304,7 +306,7 @@ _REASONS = {
 
 
 def cleaned(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A program without what it does not need: guards, stack traces, paths of the machine that it was made on."""
+    """A program without what it does not need: guards, stack traces but for a line, paths of the machine it is from."""
     return {**_cleaned(document, ""), "guards_code": []}
 
 
@@ -312,6 +314,6 @@ def _cleaned(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         if key == "metadata":
             kept = {name: value[name] for name in _KEPT_METADATA if isinstance(value.get(name), str)}
-            return {name: text for name, text in kept.items() if _MODULE_STACK.fullmatch(text)}
+            return {name: text for name, text in kept.items() if _KEPT_METADATA[name].fullmatch(text)}
         return {name: _cleaned(item, _field(key, name)) for name, item in value.items()}
     return [_cleaned(item, key) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,474 @@
+"""Where a failure comes from: a node or an optimization level; what kind of fault; and a folder that repeats it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.bundle.golden import Case, OnStep, silent
+from adapter_export.bundle.opened import Graph
+from adapter_export.bundle.proof.invariants import same_bits
+from adapter_export.bundle.proof.lockstep import Lockstep
+from adapter_export.bundle.proof.repro import write_repro
+from adapter_export.bundle.report import BASE, FORMS
+from adapter_export.errors import AdapterError, BaseModelError, FormatError, RequestError
+from adapter_export.format.check_report import (
+    InvariantRecord,
+    LocationRecord,
+    NodeRecord,
+    ObligationRecord,
+    OutputRecord,
+    SpanRecord,
+)
+from adapter_export.numerics import runner as numerics
+from adapter_export.numerics.runner import Arrays, Runner
+from adapter_export.onnx_backend.graft.insert import result_of, site_values
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.slots import REPLACED
+from adapter_export.onnx_backend.steps import Step
+from adapter_export.runtime.graphs import Optimization, run_session
+from adapter_export.runtime.graphs import open_session as open_graph
+
+Left = Callable[[np.ndarray], float]
+"""The error that is left where a step is changed; infinite where the change does not explain the fault."""
+
+Change = Callable[[ir.Node], object]
+"""Changes a node in place."""
+
+_CLOSE = 1e-3
+"""A change explains a fault if it leaves less than this of the error."""
+
+_ACTIVATIONS = ("Relu", "Gelu", "Tanh", "Sigmoid", "Erf", "Softplus", "Identity")
+
+_FEW = 3
+"""An axis shorter than this shows little."""
+
+_MOST_LOCATED = 5
+"""How many failures are looked into: the others mostly have one of the same causes."""
+
+_MOST_COLUMNS = 4096
+"""The longest axis along which exchanged places are looked for."""
+
+_OPTIMIZERS = (
+    *("GeluFusionL1", "GeluFusion", "GeluFusionL2", "LayerNormFusion", "LayerNormFusionL1", "LayerNormFusionL2"),
+    *("SimplifiedLayerNormFusion", "SkipLayerNormFusion", "AttentionFusion", "EmbedLayerNormFusion", "BiasGeluFusion"),
+    *("FastGeluFusion", "QuickGeluFusion", "MatMulAddFusion", "MatmulTransposeFusion", "MatMulScaleFusion"),
+    *("GemmActivationFusion", "MatMulActivationFusion", "BiasSoftmaxFusion", "GatherToSplitFusion", "ReshapeFusion"),
+    *("ConstantFolding", "ConvActivationFusion", "ConvMulFusion", "ConvAddFusion", "GemmSumFusion", "GroupQueryFusion"),
+    *("DynamicQuantizeMatMulFusion", "MatMulIntegerToFloatFusion", "QDQSelectorActionTransformer", "NchwcTransformer"),
+    *("TransposeOptimizer", "CommonSubexpressionElimination", "CastElimination", "SliceElimination"),
+)
+"""Fusions of ONNX Runtime, which has no list of them."""
+
+
+@dataclass
+class Trace:
+    """What was found node by node; `nodes` are all that were compared."""
+
+    nodes: list[NodeRecord] = field(default_factory=list)
+    locations: list[LocationRecord] = field(default_factory=list)
+    invariants: list[InvariantRecord] = field(default_factory=list)
+    ledger: list[ObligationRecord] = field(default_factory=list)
+
+    def owe(self, *found: ObligationRecord) -> None:
+        """Add obligations; a node that is wrong with several adapters is one."""
+        known = {one.id for one in self.ledger}
+        self.ledger += [one for one in found if one.id not in known]
+
+
+def trace(
+    graphs: Sequence[Graph],
+    runner: Runner,
+    cases: Sequence[Case],
+    names: Sequence[str | None],
+    outputs: Sequence[OutputRecord],
+    *,
+    repro: Path | None = None,
+    on_step: OnStep = silent,
+) -> Trace:
+    """Compare the graph with slots node by node on one case, with each of `names`, and where an output fails, there.
+
+    `cases` are all that `outputs` name.
+    """
+    found = Trace()
+    plain = next((graph for graph in graphs if graph.flavour == "slots"), None)
+    allowance = graphs[0].bundle.allowance(cases) if graphs and cases else None
+    if allowance is None:
+        return found
+    for name in names if plain is not None else ():
+        assert plain is not None
+        walk = Lockstep(plain, runner, typical(cases), name, allowance)
+        on_step(f"{name or BASE}: nodes")
+        try:
+            records, exposing = walk.cumulative(list(walk.local()))
+        except (RequestError, BaseModelError, FormatError) as error:
+            found.owe(_open(walk, f"the graph could not be taken apart: {error.what}: {error.found}"))
+            continue
+        found.nodes += records
+        found.invariants.append(exposing)
+        found.owe(*_obligations(walk, records), *([] if name is not None else [_noise(walk)]))
+    by_name = {case.name: case for case in cases}
+    wrong = [one for one in outputs if not one.passed and not one.mixed]
+    # the smallest case of each, as in `failures`; the graph with slots first
+    wrong.sort(key=lambda one: (math.prod(one.axes.values()), len(one.case)), reverse=True)
+    failed = {(one.adapter, one.flavour): one for one in wrong}
+    for adapter, flavour in sorted(failed, key=lambda key: (key[0] is not None, FORMS.index(key[1]))):
+        one = failed[adapter, flavour]
+        graph = next((graph for graph in graphs if graph.flavour == flavour and _holds(graph, adapter)), None)
+        if graph is None or one.case not in by_name or any(at.adapter == adapter for at in found.locations):
+            continue
+        if len(found.locations) == _MOST_LOCATED:
+            break
+        walk = Lockstep(graph, runner, by_name[one.case], adapter, allowance)
+        alike = [each for each in outputs if (each.adapter, each.flavour, each.case) == (adapter, flavour, one.case)]
+        location, records = locate(walk, alike)
+        if location.node is not None:
+            known = {record.node for record in found.nodes if not record.passed}
+            found.nodes += [record for record in records if not record.passed and record.node not in known]
+            found.owe(_failed(walk, location.node, location.guess))
+            if repro is not None:
+                location = replace(location, repro=str(write_repro(walk, location, repro)))
+        found.locations.append(location)
+    return found
+
+
+def _holds(graph: Graph, adapter: str | None) -> bool:
+    return graph.flavour != "baked" or (adapter is not None and graph.bundle.record(adapter).baked == graph.file)
+
+
+def typical(cases: Sequence[Case]) -> Case:
+    """Return the case to look at every node on: of some rows and tokens where there is one, not padded, small."""
+    return min(
+        cases,
+        key=lambda case: (
+            case.real is not None,
+            min(case.axes.values(), default=1) < _FEW,
+            sum(array.size for array in case.arrays.values()),
+        ),
+    )
+
+
+def _obligations(walk: Lockstep, records: Sequence[NodeRecord]) -> Iterator[ObligationRecord]:
+    """One for all nodes that are right, and one for the first that is not."""
+    wrong = next((record for record in records if not record.passed), None)
+    if wrong is not None:
+        yield _failed(walk, wrong, next(guesses(walk, wrong), None))
+        return
+    if not records:
+        yield _open(walk, "the graph and the reference have no value in common")
+        return
+    worst = max(records, key=lambda record: record.ratio)
+    yield replace(
+        _open(walk, f"{len(records)} of {len(walk.steps.names)} values at `{walk.case.name}`, worst `{worst.node}`"),
+        status="tested",
+        coverage=(SpanRecord("values", len(records), len(walk.steps.names)),),
+        ratio=worst.ratio,
+    )
+
+
+def _open(walk: Lockstep, detail: str) -> ObligationRecord:
+    claim = "each node computes what the reference's node computes"
+    return ObligationRecord(f"node/{walk.graph.file}/{walk.adapter or BASE}", claim, "open", walk.graph.file, detail)
+
+
+def _noise(walk: Lockstep) -> ObligationRecord:
+    """How far the outputs of one graph are apart from run to run, with other threads, and not optimised."""
+    graph, names = walk.graph, walk.graph.bundle.base_outputs
+    model = ir.to_proto(graph.bundle.model(graph.file)).SerializeToString()
+    runs = [run_session(graph.bundle.session(graph.file), walk.feeds, names) for _ in range(2)]
+    others: tuple[tuple[Optimization, int | None], ...] = (("all", 1), ("none", None))
+    for level, threads in others:
+        session = open_graph(model, optimization=level, threads=threads, folder=graph.bundle.folder)
+        runs.append(run_session(session, walk.feeds, names))
+    floats = [name for name in names if runs[0][name].dtype.kind == "f"]
+    apart = [max((_largest(run[name], runs[0][name]) for name in floats), default=0.0) for run in runs[1:]]
+    return ObligationRecord(
+        f"noise/{graph.file}",
+        "the same graph gives the same numbers, whatever the threads and the level",
+        "tested",
+        graph.file,
+        f"`{walk.case.name}`: again {apart[0]:.1e} apart, with one thread {apart[1]:.1e}, not optimised {apart[2]:.1e}",
+    )
+
+
+def _largest(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest finite difference."""
+    differ = np.abs(one.astype(np.float64) - other)
+    return float(differ[np.isfinite(differ)].max(initial=0))
+
+
+def _failed(walk: Lockstep, record: NodeRecord, guess: str | None) -> ObligationRecord:
+    weights = ", ".join(f"`{name}`" for name in walk.step(record.node).weights)
+    said = [*record.faults, *([] if guess is None else [guess]), *([f"it reads {weights}"] if weights else [])]
+    torch = ", ".join(filter(None, (record.path, record.line)))
+    return ObligationRecord(
+        f"node/{walk.graph.file}/{record.node}",
+        f"`{record.node}` is what the reference's `{record.origin}` is",
+        "failed",
+        f"{walk.graph.file}, `{record.node}` ({record.operators})" + (f", torch: {torch}" if torch else ""),
+        f"{walk.adapter or BASE}, {walk.case.name}: {'; '.join(said)}",
+        ratio=record.ratio,
+    )
+
+
+def locate(lockstep: Lockstep, outputs: Sequence[OutputRecord]) -> tuple[LocationRecord, list[NodeRecord]]:
+    """Find the node that a failure comes from, and what explains it; `outputs` are those of the case at all levels."""
+    graph, case, adapter = lockstep.graph, lockstep.case, lockstep.adapter
+    try:
+        records = list(lockstep.local())
+    except (RequestError, BaseModelError) as error:
+        words = f"the nodes could not be compared: {error.what}: {error.found}"
+        return LocationRecord(adapter, case.name, graph.flavour, 0, None, None, (words,)), []
+    wrong = next((record for record in records if not record.passed), None)
+    detail = list[str]()
+    guess = None
+    if wrong is not None:
+        records, exposing = lockstep.cumulative(records)
+        wrong = next(record for record in records if not record.passed)
+        guess = next(guesses(lockstep, wrong), None)
+        if not exposing.passed:
+            detail.append(f"to show the values changes the graph: {exposing.detail}")
+    else:
+        detail += _of_levels(graph, case, adapter, outputs)
+        if not detail:
+            worst = max(records, key=lambda record: record.ratio, default=None)
+            most = "" if worst is None else f"; the most, {worst.ratio:.2f} of its budget, at `{worst.node}`"
+            detail.append(f"no node is over its own budget{most}: rounding that adds up, or what no node shows")
+    detail += _of_float64(lockstep, outputs)
+    return LocationRecord(adapter, case.name, graph.flavour, len(records), wrong, guess, tuple(detail)), records
+
+
+def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[OutputRecord]) -> Iterator[str]:
+    """Name the optimization level that makes the difference, and the fusion, where leaving it out mends it."""
+    levels: dict[str, bool] = {}
+    for one in outputs:
+        levels[one.level] = levels.get(one.level, True) and one.passed
+    if levels.get("none") is not True or all(levels.values()):
+        return
+    bad = next(level for level in ("basic", "extended", "all") if levels.get(level) is False)
+    name = next(one.output for one in outputs if not one.passed and one.level == bad)
+    feeds = graph.feeds(case.arrays, (adapter,) * case.batch)
+    fusion = fusion_of(graph.bundle.model(graph.file), graph.bundle.folder, feeds, name)
+    yield f"right at `none`, wrong at `{bad}`: ONNX Runtime's optimization" + (f", `{fusion}`" if fusion else "")
+
+
+def fusion_of(model: ir.Model, folder: Path, feeds: Arrays, output: str) -> str | None:
+    """Return the fusion without which an output is what it is when the graph is not optimised; none if no single one.
+
+    The known ones are halved until one is left.
+    """
+
+    def computed(**options: Any) -> np.ndarray:
+        return run_session(open_session(model, folder, **options), feeds, [output])[output]
+
+    right = computed(optimize=False)
+    error = _largest(right, computed())
+
+    def mends(names: Sequence[str]) -> bool:
+        return error > 0 and _largest(right, computed(leave_out=names)) <= _CLOSE * error
+
+    names: Sequence[str] = _OPTIMIZERS
+    if not mends(names):
+        return None
+    while len(names) > 1:
+        half = names[: len(names) // 2]
+        names = half if mends(half) else names[len(names) // 2 :]
+    return names[0] if mends(names) else None
+
+
+def _of_float64(lockstep: Lockstep, outputs: Sequence[OutputRecord]) -> Iterator[str]:
+    """Let float64 say which side is wrong at the worst output."""
+    runner, worst = lockstep.runner, max((one for one in outputs if not one.passed), key=lambda one: one.ratio)
+    bundle, name = lockstep.graph.bundle, lockstep.adapter
+    inputs, source = lockstep.case.arrays, lockstep.source
+    head = None if name is None else bundle.record(name).output
+    exact = numerics.exact(runner, inputs, source, bundle.base_outputs, head)
+    if exact is None or worst.output not in exact:
+        return
+    found = lockstep.graph.run(inputs, (name,) * lockstep.case.batch).get(worst.output)
+    expected = numerics.run(runner, inputs, source, bundle.base_outputs, head)[worst.output]
+    if found is None or found.shape != expected.shape:
+        return
+    errors = [_largest(exact[worst.output], side) for side in (found, expected)]
+    side = "the bundle" if errors[0] > errors[1] else "the reference"
+    yield f"float64: the bundle is {errors[0]:.1e} off, the reference {errors[1]:.1e}: {side} is wrong"
+
+
+def guesses(lockstep: Lockstep, record: NodeRecord) -> Iterator[str]:
+    """Try changes of the step that a value comes from; yield those that give what the reference gives."""
+    step = lockstep.step(record.node)
+    values = {name: value.value for name, value in lockstep.values([*step.reads, record.node]).items()}
+    expected = values.pop(record.node)
+    feeds = {**lockstep.feeds, **values}
+    found = step.run(feeds)
+    if found.shape != expected.shape:
+        yield f"the shape is {list(found.shape)}, not {list(expected.shape)}"
+        return
+
+    def left(changed: np.ndarray) -> float:
+        if changed.shape != expected.shape or expected.dtype.kind != "f":
+            return math.inf
+        differ = float(np.abs(changed.astype(np.float64) - expected).max(initial=0))
+        return differ if differ <= max(record.budget.absolute, limit) else math.inf
+
+    error = np.abs(found.astype(np.float64) - expected)
+    limit = _CLOSE * float(error[np.isfinite(error)].max(initial=0))
+    yield from _skipped(lockstep, step, feeds, left)
+    yield from _of_another(lockstep, step, feeds)
+    yield from _other_operators(step, feeds, left)
+    yield from _turned(step, feeds, left)
+    yield from _scaled(found, expected, left)
+    yield from _exchanged(found, expected)
+    yield from _offset(found, expected, error, record.budget.absolute)
+
+
+def _skipped(lockstep: Lockstep, step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
+    """Whether the step reads a value of a site where it should read what the adapter makes of it, or the reverse."""
+    for site, names in site_values(lockstep.steps.model).items():
+        for replaced in REPLACED:
+            old, new = names.get(replaced), names.get(result_of(replaced))
+            for read, wanted, words in (
+                (old, new, f"the adapter is skipped here: it reads `{old}` of site `{site}`, not `{new}`"),
+                (new, old, f"it reads what an adapter makes at site `{site}`, `{new}`, not `{old}`"),
+            ):
+                if read in step.reads and wanted is not None and wanted in lockstep.steps.names:
+                    other = lockstep.values([wanted]).get(wanted)
+                    if other is not None and left(step.run({**feeds, read: other.value})) < math.inf:
+                        yield words
+
+
+def _of_another(lockstep: Lockstep, step: Step, feeds: Arrays) -> Iterator[str]:
+    """Whether the tensors that are fed in are another adapter's."""
+    bundle, own = lockstep.graph.bundle, lockstep.adapter
+    slots = [name for name in step.weights if name in feeds]
+    if own is None or not slots:
+        return
+    site = next(slot.site for slot in bundle.manifest.slots if slot.name == slots[0])
+    for other in [record.name for record in bundle.manifest.adapters if record.name != own]:
+        theirs = bundle.tensors(other)
+        try:
+            same_place = site in bundle.source(other).placements
+        except AdapterError:
+            continue
+        if same_place and all(same_bits(theirs.get(name), feeds[name]) for name in slots):
+            yield f"the tensors are those of `{other}`"
+
+
+def _other_operators(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
+    """Whether another activation, approximation, axis or epsilon gives the right values."""
+    found = list[tuple[float, str]]()
+    for at, node in enumerate(step.model.graph):
+        for words, change in _changes(node):
+            model = step.model.clone()
+            change(list(model.graph)[at])
+            try:
+                found.append((left(step.run(feeds, model)), words))
+            except (RequestError, BaseModelError):
+                continue
+    yield from (words for error, words in sorted(found) if error < math.inf)
+
+
+def _changes(node: ir.Node) -> Iterator[tuple[str, Change]]:
+    def attribute(name: str, value: float | str) -> Change:
+        return lambda each: each.attributes.add(ir.convenience.convert_attribute(name, value))
+
+    if node.op_type == "Gelu":
+        present = node.attributes.get_string("approximate", "none")
+        other = "tanh" if present == "none" else "none"
+        shown = {"none": "erf", "tanh": "tanh"}
+        yield f"a gelu by {shown[present]} in the place of one by {shown[other]}", attribute("approximate", other)
+    if node.op_type in _ACTIVATIONS:
+        for other in _ACTIVATIONS:
+            if other != node.op_type:
+                yield f"`{node.op_type}` in the place of `{other}`", partial(_become, operator=other)
+    if node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"):
+        present_epsilon = node.attributes.get_float("epsilon", 1e-5)
+        for epsilon in (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-3):
+            if not np.isclose(epsilon, present_epsilon, rtol=1e-3, atol=0):
+                yield f"epsilon {present_epsilon:.0e} in the place of {epsilon:.0e}", attribute("epsilon", epsilon)
+    if node.op_type in ("Add", "Sub"):
+        other = "Sub" if node.op_type == "Add" else "Add"
+        yield f"`{node.op_type}` in the place of `{other}`", partial(_become, operator=other)
+    if node.op_type == "Gemm":
+        turned = 1 - node.attributes.get_int("transB", 0)
+        yield "its matrix is transposed", attribute("transB", turned)
+    if node.op_type == "Softmax":
+        for axis in (-1, -2, 1):
+            yield f"a softmax over axis {node.attributes.get_int('axis', -1)}, not {axis}", attribute("axis", axis)
+
+
+def _become(node: ir.Node, operator: str) -> None:
+    node.op_type = operator
+    node.attributes.clear()
+
+
+def _turned(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
+    """Whether a square matrix is transposed, or the order of a slot's numbers."""
+    for name, value in step.weights.items():
+        tensor = feeds.get(name)
+        if tensor is None and value.const_value is not None:
+            tensor = value.const_value.numpy()
+        if tensor is None or tensor.ndim != 2 or tensor.dtype.kind != "f":
+            continue
+        both = [tensor.T] if tensor.shape[0] == tensor.shape[1] else [tensor.T.reshape(tensor.shape)]
+        for turned in both:
+            model = step.model.clone()
+            held = model.graph.initializers[name]
+            held.const_value = ir.tensor(np.ascontiguousarray(turned), name=name)
+            if left(step.run({key: array for key, array in feeds.items() if key != name}, model)) < math.inf:
+                yield f"`{name}` is transposed"
+
+
+def _scaled(found: np.ndarray, expected: np.ndarray, left: Left) -> Iterator[str]:
+    """Whether the result is the right one times a number."""
+    if expected.dtype.kind == "f" and np.isfinite(found).all() and np.isfinite(expected).all():
+        first, second = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+        size = float(second @ second)
+        factor = float(first @ second) / size if size else 0.0
+        if not found.any():
+            yield "all zeros"
+        elif factor and left(found / factor) < math.inf:
+            yield f"scaled: the result is {factor:.6g} times the right one"
+
+
+def _exchanged(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
+    """Whether places along an axis are exchanged."""
+    for axis in reversed(range(expected.ndim)):
+        count = expected.shape[axis]
+        if not 1 < count <= _MOST_COLUMNS:
+            continue
+        first, second = (np.moveaxis(side, axis, 0).reshape(count, -1).astype(np.float64) for side in (found, expected))
+        size = float(np.abs(second).max(initial=0)) * 1e-4
+        moved = [at for at in range(count) if np.abs(first[at] - second[at]).max(initial=0) > size]
+        partners = {
+            at: [to for to in moved if np.abs(first[at] - second[to]).max(initial=0) <= size] for at in moved[:9]
+        }
+        if len(moved) > 1 and all(partners.values()):
+            shown = ", ".join(f"{to[0]} at {at}" for at, to in list(partners.items())[:4])
+            yield f"exchanged along axis {axis}: {shown}{', …' if len(moved) > 4 else ''}"
+            return
+
+
+def _offset(found: np.ndarray, expected: np.ndarray, error: np.ndarray, budget: float) -> Iterator[str]:
+    """Whether the error is the same everywhere, or in a few rows or features alone."""
+    if expected.ndim < 2 or expected.dtype.kind != "f":
+        return
+    rows = (found.astype(np.float64) - expected).reshape(-1, expected.shape[-1])
+    if np.abs(rows - rows[:1]).max(initial=0) <= max(budget, _CLOSE * float(error.max(initial=0))) and len(rows) > 1:
+        yield "off by the same in every row: a bias"
+        return
+    columns = np.flatnonzero(np.abs(rows).max(axis=0) > budget)
+    if len(columns) * 4 <= rows.shape[1]:
+        shown = ", ".join(map(str, columns[:5]))
+        yield f"wrong in {len(columns)} of {rows.shape[1]} features alone: {shown}{', …' if len(columns) > 5 else ''}"
+        return
+    places = np.flatnonzero(np.abs(rows).max(axis=1) > budget)
+    if len(places) * 2 <= len(rows):
+        yield f"wrong in {len(places)} of {len(rows)} rows alone"

@@ -1,0 +1,209 @@
+"""The reference and a graph side by side, value by value: which step of the graph is wrong by itself.
+
+Each step of the graph, from values that the reference has as well to the next such value, runs on the reference's own
+values. So its error is local: nothing before it counts, and the first over its budget is the fault. Beside it, the
+graph runs as it is: how far its values are off by then is the cumulative error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.bundle.golden import Allowance, Case
+from adapter_export.bundle.opened import Graph
+from adapter_export.bundle.proof.compare import absolute_difference, compare
+from adapter_export.bundle.proof.invariants import same_bits
+from adapter_export.bundle.report import BASE
+from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.format.check_report import InvariantRecord, NodeRecord, WitnessRecord, verdict
+from adapter_export.graph.adapter import Adapter
+from adapter_export.numerics.budget import EXACT, Budget, budget
+from adapter_export.numerics.runner import Arrays, NodeValue, Runner
+from adapter_export.onnx_backend.runner import Pieces
+from adapter_export.onnx_backend.steps import Step, Steps, given
+
+_ROUNDED = 1e-5
+"""What rounding may change, of the largest value, between two runs of one graph."""
+
+_HUGE = 1e30
+"""What is larger stands for infinity, as in masks: the lowest float32 on one side may be -inf on the other."""
+
+
+@dataclass
+class Lockstep:
+    """A graph of a bundle and a reference, on one case, with one adapter or none."""
+
+    graph: Graph
+    runner: Runner
+    case: Case
+    adapter: str | None
+    allowance: Allowance
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The graph, taken apart."""
+        return Steps(self.graph.bundle.model(self.graph.file), self.graph.bundle.folder)
+
+    @cached_property
+    def known(self) -> list[str]:
+        """The values that both sides have, by their names in the graph, in the order of evaluation."""
+        return self.steps.known(self.runner.node_dtypes(self.source))
+
+    @cached_property
+    def feeds(self) -> Arrays:
+        """What the graph reads."""
+        return self.graph.feeds(self.case.arrays, (self.adapter,) * self.case.batch)
+
+    @property
+    def source(self) -> Adapter | None:
+        """The adapter as it was given to the build."""
+        return None if self.adapter is None else self.graph.bundle.source(self.adapter)
+
+    def local(self) -> Iterator[NodeRecord]:
+        """Run every step on the reference's values, and compare what it gives.
+
+        Raises:
+            RequestError: one of the two cannot compute the case.
+        """
+        for name, found, value in self._pairs(self.steps.alone(self.known)):
+            yield self._record(name, found, value)
+
+    def cumulative(self, records: Sequence[NodeRecord]) -> tuple[list[NodeRecord], InvariantRecord]:
+        """Run the graph as it is with its values exposed; records with their errors, and whether exposing changed it.
+
+        What is exposed must also be what flows on, or it would prove nothing.
+        """
+        errors: dict[str, float] = {}
+        shown: Arrays = {}
+        for name, found, value in self._pairs(self.steps.whole(self.known), shown):
+            if found.shape == value.value.shape:
+                differ = absolute_difference(*_clipped(found, value.value, value.vague)).astype(np.float64)
+                errors[name] = float(differ[np.isfinite(differ)].max(initial=0.0))
+        plain = self.steps.whole().run(self.feeds)
+        changed = [name for name in sorted(plain) if not same_bits(plain[name], shown.get(name))]
+        wrong = [name for name in changed if name not in shown or not _is_rounding(plain[name], shown[name])]
+        detail = f"changed: {', '.join(wrong)}" if wrong else "every output, bit for bit, as without them"
+        detail = detail if wrong or not changed else f"every output as without them, but for rounding in {changed[0]}"
+        result = InvariantRecord(
+            "exposed values", f"{self.adapter or BASE}, {self.graph.file}", verdict(not wrong), detail
+        )
+        return [replace(record, cumulative=errors.get(record.node)) for record in records], result
+
+    def step(self, name: str) -> Step:
+        """Return the step that computes a value."""
+        return self.steps.step(name, set(self.known))
+
+    def values(self, names: Sequence[str]) -> dict[str, NodeValue]:
+        """Return what the reference computes for some values, by their names in the graph."""
+        own = {self.steps.names[name]: name for name in names}
+        return {own[value.name]: value for value in self.runner.node_values(self.case.arrays, self.source, own)}
+
+    def _pairs(self, pieces: Pieces, others: Arrays | None = None) -> Iterator[tuple[str, np.ndarray, NodeValue]]:
+        """Yield each known value as the graph and as the reference computes it; `others` takes what else comes out.
+
+        Both are computed as far as the other needs it, and what nobody reads any more is forgotten.
+        """
+        own = {self.steps.names[name]: name for name in self.known}
+        stream = self.runner.node_values(self.case.arrays, self.source, own)
+        arrived: dict[str, NodeValue] = {}
+        compared = set[str]()
+        outputs = {value.name for value in self.steps.model.graph.outputs}
+
+        def fetch(name: str) -> NodeValue | None:
+            while name not in arrived:
+                value = next(stream, None)
+                if value is None:
+                    return None
+                arrived[own[value.name]] = value
+            return arrived[name]
+
+        def read(name: str) -> np.ndarray | None:
+            if not name.startswith(given("")):
+                return self.feeds.get(name)
+            value = fetch(name.removeprefix(given("")))
+            return None if value is None else value.value
+
+        for at, found in enumerate(pieces.stream(read)):
+            for name, array in found.items():
+                if others is not None and name in outputs:
+                    others[name] = array
+                value = fetch(name) if name in own.values() else None
+                if value is not None:
+                    compared.add(name)
+                    yield name, array, value
+            for name in compared & arrived.keys():
+                if given(name) not in pieces.reads_after(at):
+                    del arrived[name]
+
+    def _record(self, name: str, found: np.ndarray, value: NodeValue) -> NodeRecord:
+        step = self.step(name)
+        first, second = _clipped(found, value.value, value.vague)
+        allowed = self._budget(value, second, len(step.nodes))
+        result = compare(first, second, allowed)
+        witness = _witness(first, second, value)
+        if not result.passed and witness is not None and result.absolute > allowed.absolute >= witness.found:
+            result = replace(result, verdict="passed", faults=())  # the reference is the one that is off
+        if not second.size:  # such as a cache of no tokens
+            result = replace(result, verdict="passed", faults=())
+        return NodeRecord(
+            **vars(result),
+            adapter=self.adapter,
+            case=self.case.name,
+            flavour=self.graph.flavour,
+            node=name,
+            origin=value.name,
+            operators=step.operators,
+            path=value.path,
+            line=value.line,
+            depth=len(step.nodes),
+            witness=witness,
+            cumulative=None,
+        )
+
+    def _budget(self, value: NodeValue, expected: np.ndarray, nodes: int) -> Budget:
+        """What a step may be off: its rounding is relative to its result, or to how far what it reads moves that."""
+        dtype = expected.dtype.name
+        if dtype not in FLOAT_TYPES:
+            return EXACT
+        sizes = [np.abs(expected.astype(np.float64))]
+        if value.reach is not None and value.reach.shape == expected.shape:
+            sizes.append(value.reach)
+        scale = max(float(size[np.isfinite(size) & (size < _HUGE)].max(initial=0.0)) for size in sizes)
+        inner, stored = self.allowance.inner, self.allowance.stored
+        return budget(dtype, inner=inner, depth=max(1, nodes), scale=scale, rounded_to=stored)
+
+
+def _is_rounding(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two results of one graph differ as kernels may where tensors lie elsewhere in memory."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.dtype.kind != "f":
+        return False
+    scale = np.abs(one[np.isfinite(one)]).max(initial=0)
+    return bool(np.allclose(one, other, rtol=0, atol=_ROUNDED * float(scale), equal_nan=True))
+
+
+def _clipped(
+    found: np.ndarray, expected: np.ndarray, vague: npt.NDArray[np.bool_] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two sides with what stands for infinity cut off, and equal where nothing is defined."""
+    if expected.dtype.kind != "f" or found.shape != expected.shape or found.dtype != expected.dtype:
+        return found, expected
+    limit = min(_HUGE, float(np.finfo(expected.dtype).max))
+    first, second = np.clip(found, -limit, limit), np.clip(expected, -limit, limit)
+    return (first, second) if vague is None else (np.where(vague, second, first), second)
+
+
+def _witness(found: np.ndarray, expected: np.ndarray, value: NodeValue) -> WitnessRecord | None:
+    """How far both sides are from float64, where all three are finite."""
+    exact = value.exact
+    if exact is None or exact.shape != expected.shape or found.shape != expected.shape or expected.dtype.kind != "f":
+        return None
+    finite = np.isfinite(found) & np.isfinite(expected) & (np.abs(exact) < _HUGE)
+    if value.vague is not None:
+        finite &= ~value.vague
+    errors = [float(np.abs(side.astype(np.float64) - exact)[finite].max(initial=0.0)) for side in (found, expected)]
+    return WitnessRecord(*errors)

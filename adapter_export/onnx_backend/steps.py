@@ -1,0 +1,181 @@
+"""A graph taken apart at the values that it has in common with what it came from: each step between them stands alone.
+
+The exporter of torch stamps on every node the FX node that it was made for, and names the last one's value after it. A
+graph whose base was ONNX has the names of the source. So each such value is known by the name that it has in the
+reference, and what computes it from the known values before it is one step.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.numerics.runner import Arrays
+from adapter_export.onnx_backend.base.flow import all_read
+from adapter_export.onnx_backend.graft.insert import exposed, result_of, site_values
+from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY
+from adapter_export.onnx_backend.runner import Pieces, with_outputs
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.slots import REPLACED
+from adapter_export.runtime.graphs import run_session
+
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+
+class Steps:
+    """The steps of a graph of a bundle; `names` gives for each value that a reference may know its name there.
+
+    Attributes:
+        model: a copy of the graph.
+        names: the name in the reference of values of the graph, by their own names, in the order of evaluation.
+    """
+
+    def __init__(self, model: ir.Model, folder: Path) -> None:
+        self.model, self._folder = model.clone(), folder
+        typed = [value for node in self.model.graph for value in node.outputs if value.name and value.type is not None]
+        known = {value.name or "": name for value, name in _named(self.model) if value.type is not None}
+        self.names = {value.name or "": known[value.name or ""] for value in typed if value.name in known}
+        self._values = {value.name or "": value for value in typed}
+
+    def known(self, dtypes: Mapping[str, str]) -> list[str]:
+        """Return the values that a reference has, too, whose values have these types, by their own names."""
+        return [own for own, name in self.names.items() if dtypes.get(name) == self._dtype(own)]
+
+    def _dtype(self, name: str) -> str | None:
+        dtype = self._values[name].dtype
+        return None if dtype is None else dtype.numpy().name
+
+    def alone(self, known: Collection[str]) -> Pieces:
+        """Let each step compute from inputs `given(name)` in the place of the `known` values; its outputs are these."""
+        model = self.model.clone()
+        for value in [value for node in model.graph for value in node.outputs if value.name in known]:
+            place = ir.Value(name=given(value.name or ""), type=value.type, shape=None)
+            for node, index in value.uses():
+                node.replace_input_with(index, place)
+            if place.uses():
+                model.graph.inputs.append(place)
+        return Pieces(with_outputs(model, known), self._folder, optimize=False)
+
+    def whole(self, known: Collection[str] = ()) -> Pieces:
+        """The graph as it is, with the `known` values among its outputs."""
+        outputs = {value.name or "" for value in self.model.graph.outputs}
+        return Pieces(with_outputs(self.model, {*known, *outputs}), self._folder, optimize=False)
+
+    def step(self, name: str, known: Collection[str]) -> Step:
+        """Return what computes a value from known ones."""
+        return Step(self.model, self._folder, self._values[name], known)
+
+
+class Step:
+    """The nodes that compute one value from known ones, in the order of evaluation."""
+
+    def __init__(self, model: ir.Model, folder: Path, value: ir.Value, known: Collection[str]) -> None:
+        self._model, self.folder, self.value = model, folder, value
+        found, todo = set[ir.Node](), [value]
+        read: dict[str, ir.Value] = {}
+        while todo:
+            node = todo.pop().producer()
+            if node is None or node in found:
+                continue
+            found.add(node)
+            for each in all_read(node):
+                if each.name in known and each is not value:
+                    read[each.name or ""] = each
+                else:
+                    todo.append(each)
+        self.nodes = [node for node in model.graph if node in found]
+        self.reads = read
+
+    @property
+    def operators(self) -> str:
+        """The operators of its nodes, those that compute numbers: `Gemm`."""
+        own = [node.op_type for node in self.nodes if node.op_type not in _OF_SHAPES]
+        return ", ".join(dict.fromkeys(own or [node.op_type for node in self.nodes]))
+
+    @cached_property
+    def weights(self) -> dict[str, ir.Value]:
+        """The initializers that it reads, slots among them."""
+        read = [value for node in self.nodes for value in all_read(node)]
+        return {value.name or "": value for value in read if value.is_initializer()}
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The step as a graph of its own, whose inputs are the known values by their names."""
+        made = {value for node in self.nodes for value in node.outputs}
+        read = {value for node in self.nodes for value in all_read(node) if value not in made}
+        overridable = set(self._model.graph.inputs)
+        view = ir.GraphView(
+            [value for value in read if value in overridable or not value.is_initializer()],
+            [self.value],
+            nodes=self.nodes,
+            initializers=[value for value in read if value.is_initializer()],
+            opset_imports=self._model.graph.opset_imports,
+            name="step",
+        )
+        model = ir.Model(
+            view.clone(), ir_version=self._model.ir_version, functions=list(self._model.functions.values())
+        )
+        for value in model.graph.inputs:
+            value.shape = None if value.const_value is None else value.shape
+        return model
+
+    def run(self, feeds: Mapping[str, np.ndarray], model: ir.Model | None = None) -> np.ndarray:
+        """The value, from the known values and slots by their names; `model` is this step with something changed."""
+        model = self.model if model is None else model
+        session = open_session(model, self.folder, optimize=False, pack=False)
+        inputs = {value.name for value in model.graph.inputs}
+        found: Arrays = run_session(session, {name: value for name, value in feeds.items() if name in inputs})
+        return next(iter(found.values()))
+
+
+def given(name: str) -> str:
+    """The input that stands in the place of a known value."""
+    return f"given/{name}"
+
+
+_OF_SHAPES = frozenset(
+    {"Shape", "Concat", "Constant", "Squeeze", "Unsqueeze", "Slice", "Gather", "Cast", "Identity", "Reshape", "Expand"}
+)
+"""Operators that mostly prepare what another one reads."""
+
+
+def _named(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
+    """Yield values with the names that they have in the reference."""
+    results = {
+        name: exposed(owner, role)
+        for owner, values in site_values(model).items()
+        for role, name in values.items()
+        if role in map(result_of, REPLACED)
+    }
+    groups: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        stamp = _stamp(node)
+        if stamp is not None:
+            groups.setdefault(stamp, []).append(node)
+        for value in node.outputs:
+            if value.name in results:
+                yield value, results[value.name]
+            elif value.name and stamp in (None, value.name) and NODE_SITE_KEY not in node.metadata_props:
+                yield value, value.name
+    for stamp, nodes in groups.items():
+        made = [value for node in nodes for value in node.outputs]
+        if all(value.name != stamp for value in made):
+            read = [
+                value for value in made if value.is_graph_output() or any(use.node not in nodes for use in value.uses())
+            ]
+            if len(read) == 1 and read[0].name not in results:
+                yield read[0], stamp
+
+
+def _stamp(node: ir.Node) -> str | None:
+    """The name of the FX node that torch's exporter made a node for; none for a node of another maker."""
+    try:
+        scopes: Sequence[object] = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "()"))
+    except (ValueError, SyntaxError):  # another tool may have written anything
+        return None
+    return str(scopes[-1]) if scopes else None
