@@ -211,7 +211,7 @@ class Base:
         from adapter_export.sites.site_map import sites_of
         from adapter_export.torch_backend.view import flow_graph
 
-        flow = flow_graph(self.torch.module())
+        flow = flow_graph(self.torch.flat)
         return Sites(sites_of(flow, "torch", self.given), flow, self)
 
     def exported(self, folder: Path, on_progress: Callable[[str], None] | None = None) -> OnnxBase:

@@ -54,7 +54,7 @@ def attach(
         AdapterError: the base lacks a site of the adapter or what its graph needs there, or has another width.
         NoSitesError: the base has no sites.
     """
-    sites = discover(flow_graph(base.module())) if sites is None else sites
+    sites = discover(flow_graph(base.flat)) if sites is None else sites
     if adapter is not None:
         if adapter.base != base.fingerprint and not allow_mismatch:
             raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint)
@@ -241,7 +241,7 @@ class AdaptedModel(AttachedAdapter):
         seen: Sequence[str] = (),
     ) -> None:
         super().__init__(base, adapter, sites, learned)
-        self.body = splice(base.module(), self._mask(), sites, self._layers, seen)
+        self.body = splice(base.flat, self._mask(), sites, self._layers, seen)
         self._seen = len(seen) + 1
         self.eval()
 

@@ -85,7 +85,7 @@ def attach_to_module(
             fix="give `example_inputs`, a dict of tensors by the names of the arguments of `forward`",
         )
     base = base_of(module, *given)
-    sites = sites_of(flow_graph(base.module()), "torch", site_map)
+    sites = sites_of(flow_graph(base.flat), "torch", site_map)
     check_complete(sites, site_map)
     made = adapter if isinstance(adapter, Adapter) else adapter(sites, base.fingerprint)
     rng = np.random.default_rng(0)
@@ -156,7 +156,7 @@ class HookedAdapter(AttachedAdapter):
 
     def _planned(self, boundaries: _Boundaries) -> dict[tuple[str, str, int], list[_Stop]]:
         """What happens at each side of each call of a submodule."""
-        index = FlowIndex(flow_graph(self.base.module()))
+        index = FlowIndex(flow_graph(self.base.flat))
         acting = [(site, self._layers[site.name].graph.replaces) for site in self.sites if site.name in self._layers]
         replacing: dict[str, list[Edit]] = defaultdict(list)
         needed: dict[str, Site | None] = {}
@@ -390,7 +390,7 @@ class _Boundaries:
         self._tensors: dict[Boundary, Tensor] = {}
         self._paths = {each: path for path, each in module.named_modules()}
         self._aliases = {path: self._paths[each] for path, each in module.named_modules(remove_duplicate=False)}
-        graph = base.module()
+        graph = base.flat
         self._nodes = {node.name: node for node in graph.graph.nodes}
         run = fx.Interpreter(graph, garbage_collect_values=False)
         with torch.no_grad(), settled(module), ExitStack() as recording:

@@ -50,7 +50,7 @@ class TorchRunner:
 
     def __init__(self, base: TorchBase, *, sites: SiteMap | None = None, allow_mismatch: bool = False) -> None:
         self._base = base
-        self.sites = discover(flow_graph(base.module())) if sites is None else sites
+        self.sites = discover(flow_graph(base.flat)) if sites is None else sites
         self._allow_mismatch = allow_mismatch
         self._models: dict[int, AdaptedModel] = {}
 
@@ -305,7 +305,7 @@ def node_values(base: TorchBase, inputs: Mapping[str, np.ndarray], names: Collec
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
     try:
         with torch.inference_mode():
-            Keeping(base.module()).run(*base.ordered(tensors))
+            Keeping(base.flat).run(*base.ordered(tensors))
     except (RuntimeError, IndexError) as error:
         raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
     return found

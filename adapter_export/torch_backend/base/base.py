@@ -8,6 +8,7 @@ import io
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -170,6 +171,11 @@ class TorchBase:
         """The most tokens that a text may have, if that is known."""
         return token_lengths(self.inputs, self.lengths).maximum
 
+    @cached_property
+    def flat(self) -> fx.GraphModule:
+        """The flat module of all who read it alone, as `module` gives it: making one takes longer than a small base."""
+        return self.module()
+
     def module(self) -> fx.GraphModule:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names.
 
@@ -183,7 +189,7 @@ class TorchBase:
 
     def axes(self, node: str) -> tuple[Axis, ...]:
         """The axes of a value of the graph, dynamic ones by the names that the inputs give them."""
-        (found,) = (one for one in self.module().graph.nodes if one.name == node)
+        (found,) = (one for one in self.flat.graph.nodes if one.name == node)
         signature = Signature(self.program, {record.name: record.axes for record in self.inputs})
         return signature.axes(found.meta["val"])
 
@@ -203,7 +209,7 @@ class TorchBase:
         """
         args, kwargs = pytree.tree_unflatten(self.ordered(inputs), self.program.call_spec.in_spec)
         try:
-            values = pytree.tree_leaves(self.module()(*args, **kwargs))
+            values = pytree.tree_leaves(self.flat(*args, **kwargs))
         except (RuntimeError, IndexError) as error:
             raise RequestError("the base cannot compute these inputs", found=first_line(error)) from error
         return {record.name: value for record, value in zip(self.outputs, values, strict=True)}

@@ -73,7 +73,7 @@ class OwnHead:
     def _deviates(self, base: TorchBase, adapter: Adapter) -> str:
         """In what way the base with the head is not the whole model; empty if it is, within rounding."""
         model = attach(base, adapter)
-        size = extent(flow_graph(base.module()))
+        size = extent(flow_graph(base.flat))
         for inputs, expected in zip(self.cases, self.results, strict=True):
             if set(inputs) != {record.name for record in base.inputs}:
                 return f"the model with it takes other inputs than without it: {', '.join(sorted(inputs))}"

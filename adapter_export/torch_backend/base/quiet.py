@@ -1,4 +1,4 @@
-"""torch's own log lines and warnings, kept off the screen and at hand."""
+"""torch's own log lines and warnings, kept off the screen and at hand; it notes no stack traces meanwhile."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pickle import PickleError  # noqa: TID251 the class of error alone: torch l
 
 from torch._export.error import ExportError, InternalError
 from torch._export.verifier import SpecViolationError
+from torch.fx import config
 
 _LIBRARIES = ("torch", "onnxscript", "onnx_ir")
 
@@ -31,7 +32,10 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def quiet() -> Iterator[list[logging.LogRecord]]:
-    """Keep the log lines and warnings of torch and its exporter off the screen; yields the lines as they come."""
+    """Keep the log lines and warnings of torch and its exporter off the screen; yields the lines as they come.
+
+    It also notes no stack trace for each operator that it traces, which takes a twentieth of the time and is dropped.
+    """
     collector = _Collector()
     # torch gives some of its modules handlers of their own
     known = [*_LIBRARIES, *(name for name in logging.root.manager.loggerDict if name.startswith("torch."))]
@@ -39,11 +43,13 @@ def quiet() -> Iterator[list[logging.LogRecord]]:
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [collector], False
+    traceless, config.do_not_emit_stack_traces = config.do_not_emit_stack_traces, True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield collector.records
     finally:
+        config.do_not_emit_stack_traces = traceless
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
 

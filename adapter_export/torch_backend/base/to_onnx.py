@@ -250,7 +250,7 @@ def _describe_model(model: ir.Model, base: TorchBase) -> None:
     model.metadata_props[_FINGERPRINT_KEY] = base.fingerprint
     lengths = {axis: asdict(one) for axis, one in base.lengths.items()}
     model.metadata_props[_LENGTHS_KEY] = json.dumps({"lengths": lengths, "pads": base.pads}, sort_keys=True)
-    other_calls = flow_graph(base.module()).other_calls
+    other_calls = flow_graph(base.flat).other_calls
     if other_calls:  # the exporter computes these layers, and leaves their results alone
         model.metadata_props[OTHER_CALLS_KEY] = json.dumps(other_calls, sort_keys=True)
     for graph in model.graphs():

@@ -46,7 +46,7 @@ def trace_head(whole: TorchBase, outputs: Sequence[str], *, vectors: bool = Fals
         NoSitesError: the model has no final hidden state.
         AdapterError: the head has an operation that the language of heads does not have; the error names it.
     """
-    module, names = whole.module(), [record.name for record in whole.outputs]
+    module, names = whole.flat, [record.name for record in whole.outputs]
     missing = [name for name in outputs if name not in names]
     if missing:
         raise AdapterError(

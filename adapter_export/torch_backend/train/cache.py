@@ -49,7 +49,7 @@ class HiddenCache:
             return None
         kept = _kept(model.body)
         below, above = _below(model.body, kept), _above(model.body, kept)
-        products = {node.name for node in flow_graph(model.base.module()).nodes if node.multiplies}
+        products = {node.name for node in flow_graph(model.base.flat).nodes if node.multiplies}
         if not products.intersection(node.name for node in below.graph.nodes):
             return None
         tokens, made = int(examples.lengths.sum()), cls(above, examples.lengths, ())
