@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import tokenizers
+from small_disk import small_disk
 from tiny_onnx import build_tiny, mixed_adapters, random_adapter, save_tiny, tiny_model
 
 from adapter_export.bundle.build import build_bundle
@@ -267,58 +265,24 @@ class TestRefusals:
         assert not (tmp_path / "b").exists()
 
 
-_BUILD_WITH_A_SMALL_DISK = """
-import resource, sys
-from pathlib import Path
-from tiny_onnx import mixed_adapters, save_tiny
-from adapter_export.errors import AdapterExportError
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.bundle.build import build_bundle
-from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.numerics.sample_inputs import input_cases
-folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-base = open_onnx(folder / "tiny.onnx")
-cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 8, "tokens": 64}])
-references = CutRunner(base)
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    build_bundle(base, mixed_adapters(base), folder / "bundle", references=references, cases=cases, force=True)
-except AdapterExportError as error:
-    print(type(error).__name__)
-"""
+@pytest.mark.parametrize("limit", [0, 10_000, 40_000])
+def test_on_a_full_disk_nothing_half_written_stays_and_nothing_is_lost(tmp_path: Path, limit: int) -> None:
+    base = open_onnx(save_tiny(tmp_path))
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 8, "tokens": 64}])
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "precious").write_text("mine")
+    before = _everything(tmp_path)
 
-
-class TestFullDisk:
-    """The operating system refuses what goes beyond a limit for each file, as it does on a full disk."""
-
-    @pytest.mark.skipif(sys.platform == "win32", reason="limits of files are a thing of POSIX")
-    @pytest.mark.parametrize("limit", [0, 10_000, 40_000])
-    def test_nothing_half_written_stays_and_nothing_is_lost(self, tmp_path: Path, limit: int) -> None:
-        save_tiny(tmp_path)
-        (tmp_path / "bundle").mkdir()
-        (tmp_path / "bundle" / "precious").write_text("mine")
-        before = _everything(tmp_path)
-        done = subprocess.run(
-            [sys.executable, "-c", _BUILD_WITH_A_SMALL_DISK, str(tmp_path), str(limit)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+    def build() -> None:
+        build_bundle(
+            base, mixed_adapters(base), tmp_path / "bundle", references=CutRunner(base), cases=cases, force=True
         )
-        assert done.stdout.strip() == WriteError.__name__, done.stderr
-        assert _everything(tmp_path) == before
 
-    def test_without_a_limit_the_same_program_builds(self, tmp_path: Path) -> None:
-        save_tiny(tmp_path)
-        done = subprocess.run(
-            [sys.executable, "-c", _BUILD_WITH_A_SMALL_DISK, str(tmp_path), "10000000"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONPATH": str(SUPPORT)},
-        )
-        assert done.stdout == ""
-        assert (tmp_path / "bundle" / "manifest.json").exists()
+    with small_disk(limit), pytest.raises(WriteError):
+        build()
+    assert _everything(tmp_path) == before
+    build()
+    assert (tmp_path / "bundle" / "manifest.json").exists()
 
 
 def test_an_adapter_with_another_name_is_another_file(base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:

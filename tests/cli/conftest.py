@@ -1,14 +1,10 @@
-"""What the tests of the commands have in common: the commands as processes, and a small real model."""
+"""What the tests of the commands have in common: the commands, and a small real model."""
 
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from once import once
 from safetensors.numpy import save_file
+from small_disk import small_disk
 
 from adapter_export.cli.main import main
 
@@ -52,7 +49,7 @@ class Finished:
 
 
 class Cli:
-    """`adapter-export`: the real command, in this process, or in one of its own where that matters."""
+    """`adapter-export`: the real command, in this process, as another one would load torch first."""
 
     def __call__(
         self, *arguments: object, folder: Path | None = None, file_size: int | None = None, stdin: str | None = None
@@ -62,13 +59,11 @@ class Cli:
         Args:
             arguments: after `adapter-export`.
             folder: where it runs.
-            file_size: the most bytes that it may write to one file, as on a disk that fills up; in its own process.
+            file_size: the most bytes that it may write to one file, as on a disk that fills up.
             stdin: what it reads.
         """
         words = [str(argument) for argument in arguments]
-        if file_size is not None:
-            return _in_a_process(words, file_size)
-        with chdir(folder or Path.cwd()):
+        with chdir(folder or Path.cwd()), nullcontext() if file_size is None else small_disk(file_size):
             found = CliRunner().invoke(main, words, input=stdin)
         return Finished(found.exit_code, found.stdout, found.stderr)
 
@@ -92,23 +87,6 @@ class Cli:
         assert "This is a bug" not in found.stderr
         assert words in found.stderr, found.stderr
         return found
-
-
-def _in_a_process(words: list[str], file_size: int) -> Finished:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-
-    found = subprocess.run(
-        [sys.executable, "-m", "adapter_export", *words],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
-        preexec_fn=limit,
-        timeout=300,
-        check=False,
-    )
-    return Finished(found.returncode, found.stdout, found.stderr)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ from adapter_export.graph.kinds import KINDS, BottleneckOptions
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend import hooks
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import load_base, save_base
+from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.inputs import obvious_inputs
-from adapter_export.torch_backend.hooks import HookedAdapter, attach_to_module
+from adapter_export.torch_backend.hooks import attach_to_module
 from adapter_export.torch_backend.runner import TorchRunner
 from adapter_export.torch_backend.train.fresh import fresh_adapter
 
@@ -86,14 +87,18 @@ def inputs_of(seed: int = 1) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(1, 99, (3, 9), generator=generator), "attention_mask": mask}
 
 
-def saved(model: nn.Module, adapter: HookedAdapter, folder: Path) -> TorchRunner:
-    """The captured base of a model beside its saved adapter."""
-    adapter.save(folder / "a")
-    adapter.detach()
+def captured(model: nn.Module, folder: Path) -> TorchBase:
+    """A model as a base that was saved."""
     found = obvious_inputs(model)
     assert found is not None
     save_base(model, found[0], folder / "model.pt", axes=found[1])
-    return TorchRunner(load_base(folder / "model.pt"))
+    return load_base(folder / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TorchBase]:
+    """Gives the captured base of a model, once for all adapters in it."""
+    return cache(lambda name: captured(model_of(name).eval(), tmp_path_factory.mktemp(name)))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,7 @@ def saved(model: nn.Module, adapter: HookedAdapter, folder: Path) -> TorchRunner
     ],
 )
 def test_what_is_saved_does_in_the_captured_base_what_it_did_in_the_module(
-    name: str, kind: str, tmp_path: Path
+    name: str, kind: str, base_of: Callable[[str], TorchBase], tmp_path: Path
 ) -> None:
     model = model_of(name).eval()
     given = inputs_of()
@@ -112,10 +117,12 @@ def test_what_is_saved_does_in_the_captured_base_what_it_did_in_the_module(
         plain = model(**given).last_hidden_state
         with attach_to_module(model, made(kind)) as adapter:
             output = model(**given)
-    runner = saved(model, adapter, tmp_path)
-    names = [record.name for record in load_base(tmp_path / "model.pt").inputs]
+    adapter.save(tmp_path / "a")
+    adapter.detach()
+    base = base_of(name)
+    names = [record.name for record in base.inputs]
     arrays = {key: given.get(key, torch.zeros_like(given["input_ids"])).numpy() for key in names}
-    expected = runner.run(arrays, read_adapter(tmp_path / "a"))
+    expected = TorchRunner(base).run(arrays, read_adapter(tmp_path / "a"))
     moved = (output.last_hidden_state - plain).abs().max()
     assert moved > 0.05, "the adapter must do something"
     largest = np.abs(expected["last_hidden_state"]).max()
@@ -143,7 +150,9 @@ def test_the_trainer_of_transformers_trains_it_as_it_is(tmp_path: Path) -> None:
         assert all((tensor - before[name]).abs().max() > 0 for name, tensor in adapter.tensors().items())
         with torch.no_grad():
             output = model.eval()(**inputs_of())
-    runner = saved(model, adapter, tmp_path)
+    adapter.save(tmp_path / "a")
+    adapter.detach()
+    runner = TorchRunner(captured(model, tmp_path))
     arrays = {key: value.numpy() for key, value in inputs_of().items()}
     arrays["token_type_ids"] = np.zeros_like(arrays["input_ids"])
     expected = runner.run(arrays, read_adapter(tmp_path / "a"))
