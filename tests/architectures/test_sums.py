@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from once import once
 from partial_bases import BASES, Block
 from small_bases import stream
 from tiny_onnx import random_adapter
@@ -164,15 +163,11 @@ LISTED = {"hiera_1_1": HIERA, "perceiver": PERCEIVER, "detr": DETR}
 """The sublayers of a base, each with the module whose result is its `h`."""
 
 
-def exported(
-    factory: pytest.TempPathFactory, name: str, module: nn.Module, inputs: dict[str, Tensor], axes: dict
-) -> tuple[TorchBase, OnnxBase]:
-    def files(folder: Path) -> None:
-        save_base(module, inputs, folder / "model.pt", axes=axes)
-        export_onnx(load_base(folder / "model.pt"), folder / "model.onnx")
-
-    folder = once(factory, f"sums_{name}", files)
-    return load_base(folder / "model.pt"), open_onnx(folder / "model.onnx")
+def exported(folder: Path, module: nn.Module, inputs: dict[str, Tensor], axes: dict) -> tuple[TorchBase, OnnxBase]:
+    save_base(module, inputs, folder / "model.pt", axes=axes)
+    base = load_base(folder / "model.pt")
+    export_onnx(base, folder / "model.onnx")
+    return base, open_onnx(folder / "model.onnx")
 
 
 def adapts_of(adapter: Adapter) -> dict[str, Adapt]:
@@ -195,10 +190,10 @@ def computed(base: TorchBase, graph: OnnxBase, adapter: Adapter, inputs: Mapping
     return [in_onnx, TorchRunner(base).run(arrays, adapter)[base.outputs[0].name]]
 
 
-def test_sums_of_every_form_are_followed(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_sums_of_every_form_are_followed(tmp_path: Path) -> None:
     architecture = stream(EveryForm)
     module = architecture.build(0.2)
-    base, graph = exported(tmp_path_factory, "forms", module, architecture.inputs(2, 7), architecture.axes())
+    base, graph = exported(tmp_path, module, architecture.inputs(2, 7), architecture.axes())
     listed = [f"layers.{number}.{role}" for number in range(len(FORMS)) for role in ("attention", "ffn")]
     for sites in (discover(flow_graph(base.module())), graph.sites):
         assert [site.name for site in sites.sublayers] == listed
@@ -214,12 +209,10 @@ def test_sums_of_every_form_are_followed(tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_streams_that_start_from_constants_or_change_their_width(
-    name: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_streams_that_start_from_constants_or_change_their_width(name: str, tmp_path: Path) -> None:
     architecture = BASES[name]
     module = architecture.build(0.2)
-    base, graph = exported(tmp_path_factory, name, module, architecture.inputs(2, 7), architecture.axes())
+    base, graph = exported(tmp_path, module, architecture.inputs(2, 7), architecture.axes())
     listed = [tuple(line.split()) for line in LISTED[name].strip().splitlines()]
     for sites in (discover(flow_graph(base.module())), graph.sites):
         assert [site.name for site in sites.sublayers] == [site for site, _ in listed]

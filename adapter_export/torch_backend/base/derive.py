@@ -49,7 +49,7 @@ def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBa
     signature, state = _signature(module.graph, base.program, unused)
     made = _of(base, module, signature, state)
     try:
-        found_there = [(site.role, site.width) for site in discover(flow_graph(made.module())).sublayers]
+        found_there = [(site.role, site.width) for site in discover(flow_graph(made.flat)).sublayers]
     except NoSitesError as error:
         raise _needed(left_out[0], error.what, "the layers that are kept") from error
     if found_there != expected:
