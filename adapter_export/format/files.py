@@ -250,6 +250,7 @@ def _acquired(lock: Path, named: Path) -> int:
                 except BlockingIOError:
                     raise BusyError(named, os.read(file, 200).decode("utf-8", "replace")) from None
                 if os.fstat(file).st_nlink:  # or else its owner has removed it since it was opened
+                    on_failure.callback(lock.unlink)
                     os.ftruncate(file, 0)
                     os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
                     on_failure.pop_all()
