@@ -135,7 +135,7 @@ class Note(str):
     def __new__(cls, text: str) -> Note:
         """Keep both wordings beside Python's."""
         note = super().__new__(cls, worded(text))
-        note._text = text
+        note._text = text._text if isinstance(text, Note) else text
         return note
 
     def sentence(self, face: Face = "python") -> str:

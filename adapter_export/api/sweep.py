@@ -166,6 +166,7 @@ def sweep(
     files = {name: Path(training[name]).absolute() for name in _FILES if training.get(name) is not None}
     runs: dict[Setting, dict[int, Run]] = {}
     metric: Metric | None = None
+    failed: TrainingError | None = None
     with _claimed(folder, _identity(base, source, space, seeds, training)):
         search: Search | None = None
         asked: Iterator[tuple[int, Setting]] = enumerate(space.grid())
@@ -194,15 +195,15 @@ def sweep(
                 if error is None:
                     run, metric = _scored(folder / RUNS / name, seed)
                 elif isinstance(error, TrainingError):
-                    run = Run(seed, name, error=Note(error.message))
+                    failed, run = error, Run(seed, name, error=Note(error.message))
                 else:
                     raise error  # every training would meet it
                 runs.setdefault(setting, {})[seed] = run
                 of_trial = open_trials.setdefault(number, [])
                 of_trial.append(run)
-                if search is not None and metric is not None and len(of_trial) == len(seeds):
+                if search is not None and len(of_trial) == len(seeds):
                     mean = Trial.of(setting, of_trial, 0).mean
-                    search.tell(number, mean if mean is None or metric.more_is_better else -mean)
+                    search.tell(number, -mean if mean is not None and metric and not metric.more_is_better else mean)
                 if on_run is not None:
                     on_run(run, total)
         shapes = {setting: _shaped(base, setting, training) for setting in runs}
@@ -211,8 +212,7 @@ def sweep(
             for setting, of_seed in runs.items()
         ]
         if metric is None or all(trial.mean is None for trial in found):
-            first = next(run for trial in found for run in trial.runs if run.error is not None)
-            raise TrainingError("every setting failed", where=folder, found=f"`{first.adapter}`: {first.error}")
+            raise TrainingError("every setting failed", where=folder, found=failed and failed.message) from failed
         if measure:
             found = _timed(base, found, shapes, at_least_1("tokens", tokens), on_progress or silent)
         made = Sweep.of(source.name, metric, seeds, found)
@@ -230,7 +230,7 @@ def _train(where: _Where, data: Path, output: Path, options: Mapping[str, Any]) 
     notes: list[Note] = []
     try:
         base = where if isinstance(where, Base) else _opened(*where)
-        train(base, data, output, on_note=lambda note: notes.append(Note(note)), **options)
+        train(base, data, output, on_note=notes.append, **options)
     except AdapterExportError as error:
         return error, notes
     except OSError as error:
@@ -427,14 +427,15 @@ def _claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
         raise FileError("another process sweeps here", where=folder, fix=fix) from error
     except OSError as error:
         raise WriteError(folder, error.strerror or error) from error
-    with lock:
-        lock.release()
-        if file.is_file():
+    try:
+        if any(folder.glob(f"{RUNS}/*")) or (folder / _SEARCH_FILE).exists():
             _check_same(read_json(file), identity, folder)
         else:
-            with new_file(file) as temporary:
+            with new_file(file, force=True) as temporary:
                 temporary.write_bytes(canonical_json(identity))
         yield
+    finally:
+        lock.release()
 
 
 def _check_same(known: object, identity: Mapping[str, Any], folder: Path) -> None:

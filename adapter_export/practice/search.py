@@ -36,13 +36,13 @@ class Search:
         self._study.sampler = optuna.samplers.TPESampler(seed=len(self._study.trials))
 
     def settings(self, trials: int) -> Iterator[tuple[int, Setting]]:
-        """Yield the number and the setting of so many trials in all; those first that were interrupted."""
-        begun = self._study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE))
-        left = trials - len(begun)
-        for trial in begun:
-            if trial.state == TrialState.RUNNING and "learning_rate" in trial.params:
+        """Yield the number and the setting of so many trials in all, those first that are known from before."""
+        known = self._study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE))
+        left = trials - len(known)
+        for trial in known:
+            if "learning_rate" in trial.params:
                 yield trial.number, self._setting(trial.params)
-            elif trial.state == TrialState.RUNNING:  # killed before all of its setting was drawn
+            else:  # killed before all of its setting was drawn
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 left += 1
         for _ in range(left):
@@ -56,8 +56,9 @@ class Search:
             yield drawn.number, self._setting(drawn.params)
 
     def tell(self, number: int, value: float | None) -> None:
-        """Keep how good a trial was; none if it failed."""
-        self._study.tell(number, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+        """Keep how good a trial was, none if it failed; what was kept before stays."""
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        self._study.tell(number, value, state=state, skip_if_finished=True)
 
     @staticmethod
     def _suggest(drawn: optuna.Trial, name: str, values: tuple[Any, ...] | Range) -> None:

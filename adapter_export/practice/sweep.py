@@ -196,11 +196,6 @@ class Sweep:
         whose = (metric.name, metric.words, metric.more_is_better, tuple(seeds))
         return cls(data, *whose, marked, best, chosen.adapter)
 
-    @property
-    def failed(self) -> Iterator[tuple[Trial, Run]]:
-        """The trainings that failed."""
-        return ((trial, run) for trial in self.trials for run in trial.runs if run.error is not None)
-
     def table(self) -> Table:
         """Return a row for each trial: means and standard deviations over the seeds, `*` for the best one."""
         place = any(one.setting.placement for one in self.trials)

@@ -88,7 +88,7 @@ class RayWorkers(ExitStack):
 
 
 Workers = ThisProcess | Processes | RayWorkers
-"""Each does `count` calls at a time. When its block ends, calls that have begun are waited for.
+"""Each does `count` calls at a time. When its block ends, calls that have begun are waited for, those of Ray cancelled.
 
 The future of a call has an error if its worker died.
 """
