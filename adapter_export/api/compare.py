@@ -121,6 +121,11 @@ def compare(
             for entry, own in zip(entries, tasks, strict=True)
         ]
         _check_labels(Path(data), entries, asked)
+        repeated = len(rows) - len(asked[0].different())
+        if repeated:
+            notes.append(
+                f"{repeated:,} rows repeat an earlier one, and the tests take rows as independent of each other"
+            )
         results = []
         for entry, own in zip(entries, asked, strict=True):
             say(f"answering {own.texts:,} texts with `{entry.name}`")

@@ -203,7 +203,9 @@ class Comparison:
         """Yield in sentences what tables do not say: who is best, how that was tested, and on what."""
         metric, best = self.metrics[0], self.best
         if best is not None:
-            yield f"the best {metric.words} is that of `{best.name}`, {best.scores[metric.name]}."
+            score = best.scores[metric.name].value
+            first = [one.name for one in self.contestants if one.scores[metric.name].value == score]
+            yield f"the best {metric.words} is that of {_listed(first)}: {best.scores[metric.name]}."
             against = {
                 other: one.adjusted
                 for one in self.differences
@@ -218,8 +220,8 @@ class Comparison:
                 yield f"not told apart from it by these rows: {_listed(alike)}."
         count = len(self.contestants)
         if count > MOST_PAIRED:
-            first = self.contestants[0].name
-            yield f"of more than {MOST_PAIRED} contestants, each is compared with the first alone, `{first}`."
+            name = self.contestants[0].name
+            yield f"of more than {MOST_PAIRED} contestants, each is compared with the first alone, `{name}`."
         for test in dict.fromkeys(one.test for one in self.differences):
             names = dict.fromkeys(one.metric for one in self.differences if one.test == test)
             words = ", ".join(one.words for one in self.metrics if one.name in names)

@@ -366,8 +366,9 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, topics: Path) -> None:
 
 
 def test_one_class_is_said(bench: Bench, tmp_path: Path) -> None:
-    data = write(tmp_path / "red.jsonl", [{"text": text, "label": "red"} for text in sentences(3)])
+    data = write(tmp_path / "red.jsonl", [{"text": text, "label": "red"} for text in (*sentences(3), *sentences(2))])
     found = run(bench, data, "one", "two")
+    assert "2 rows repeat an earlier one, and the tests take rows as independent of each other" in found.notes
     assert "`one`: every row has the label `red`: the scores say nothing of the other classes" in found.notes
     alone = run(bench, write(tmp_path / "one.jsonl", [{"text": "good film", "label": "red"}]), "one", "two")
     assert alone.contestants[0].scores["accuracy"].low is None
