@@ -162,7 +162,7 @@ def _failure(report: Report, adapter: str | None) -> FailureRecord:
     worst: OutputRecord | None = None
     levels: dict[str, bool] = {}
     if outputs:
-        smallest = min(outputs, key=lambda each: (math.prod(each.axes.values()), len(each.case)))  # without padding
+        smallest = min(outputs, key=lambda each: (math.prod(each.axes.values()), "_padded" in each.case))
         run = (smallest.case, smallest.flavour, smallest.mixed)
         of_run = [each for each in report.outputs if (each.case, each.flavour, each.mixed) == run]
         worst = max((each for each in of_run if each.adapter == adapter and not each.passed), key=_badness)
