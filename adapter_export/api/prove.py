@@ -134,7 +134,8 @@ def check(
         given = [("against", found.against), ("data", data), ("text", text)]
         given += [(name, value) for name, values in many.items() for value in values]
         words = [word for name, value in given if value is not None for word in (f"--{name}", str(value))]
-        called = shlex.join(["adapter-export", "check", found.bundle, *words, *(["--quick"] if quick else [])])
+        flags = [f"--{name}" for name, on in {"quick": quick}.items() if on]
+        called = shlex.join(["adapter-export", "check", found.bundle, *words, *flags])
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         with new_file(Path(report), force=force) as temporary:
             temporary.write_text(page(found, date=date, command=called), "utf-8")
