@@ -202,7 +202,7 @@ def test_data_of_one_class_stop_the_sweep(text_folder: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match="class"):
         ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", **QUICK)
     data.write_text("text\tlabel\n\tgood\nb\tbad\nc\tgood\n", encoding="utf-8")
-    with pytest.raises(DataError, match="line 2"):  # in the same folder, where nothing is trained yet
+    with pytest.raises(DataError, match="found lines 2"):  # in the same folder, where nothing is trained yet
         ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", **QUICK)
 
 
