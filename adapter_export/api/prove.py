@@ -82,7 +82,7 @@ def check(
         repro: a folder, for each fault with a node that is wrong: that node as a graph of its own, in the layout of
             ONNX's test cases.
         runtimes: other Pythons, such as one of an environment with the oldest ONNX Runtime that is to run the bundle.
-        force: replace what is at `report`.
+        force: replace what is at `report` and `repro`.
         on_step: is told of each step.
 
     Returns:
@@ -101,15 +101,15 @@ def check(
     if (data is None) != (text is None) or (data is not None and against is None):
         together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
         raise UsageError(together, fix=f"give all three, or {argument('against')} alone")
-    for name, value in (("nodes", nodes or None), ("repro", repro)):
-        if value is not None and against is None:
-            needed = f"{argument(name, value)} needs {argument('against')}"
+    for name, asked in (("nodes", nodes), ("repro", repro is not None)):
+        if asked and against is None:
+            needed = f"{argument(name)} needs {argument('against')}"
             raise UsageError(needed, fix="give the model that the bundle was built from")
     if nodes and quick:
         raise UsageError(f"{argument('nodes', True)} and {argument('quick', True)} do not go together")
     place = None if repro is None else Path(repro)
     if place is not None:
-        check_free(place, force=False)
+        check_free(place, force=force)
     plan = plan_check(
         folder_of(bundle),
         only=only,
