@@ -50,9 +50,10 @@ def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> P
         for at, each in enumerate(model.graph.inputs):
             _write(target / DATA / f"input_{at}.pb", feeds[each.name or ""], each.name or "")
         _write(target / DATA / "output_0.pb", expected, name)
-        words = ["adapter-export", "check", str(lockstep.graph.bundle.folder), "--against", "MODEL"]
-        words += ["--only", location.adapter or "base", "--case", location.case]
-        words += [] if location.flavour == "slots" else ["--flavour", location.flavour]
+        options = {"against": "MODEL", "only": location.adapter or "base", "case": location.case}
+        options |= {} if location.flavour == "slots" else {"flavour": location.flavour}
+        given = [word for name, value in options.items() for word in (f"--{name}", value)]
+        words = ["adapter-export", "check", str(lockstep.graph.bundle.folder), *given]
         (target / "command.txt").write_text(f"{shlex.join(words)}\n", "utf-8")
         versions = {"adapter-export": __version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__}
         versions |= {"numpy": np.__version__, "python": platform.python_version(), "machine": platform.machine()}
