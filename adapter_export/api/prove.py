@@ -50,19 +50,11 @@ def check(
         Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
     ] = None,
     text: Annotated[str | None, Option("The column of FILE that holds the texts.", "COLUMN")] = None,
-    nodes: Annotated[
-        bool, Option("Show every node of the graph beside that of MODEL: its own error, and what arrives there.")
-    ] = False,
-    quick: Annotated[bool, Option("Leave out what takes long: every word, all but a few shapes, nodes.")] = False,
-    repro: Annotated[
-        PathLike | None,
-        Option("Write the node that is wrong as a graph of its own, with what it reads and should give.", "FOLDER"),
-    ] = None,
+    nodes: Annotated[bool, Option("Show every node beside that of MODEL.")] = False,
+    quick: Annotated[bool, Option("Leave out most shapes and words, and nodes.")] = False,
+    repro: Annotated[PathLike | None, Option("Write the node that is wrong as a test case of ONNX.", "FOLDER")] = None,
     runtimes: Annotated[
-        Sequence[str],
-        Option(
-            "Run the golden vectors in the ONNX Runtime of this Python, too; may be repeated.", "PYTHON", "--runtime"
-        ),
+        Sequence[str], Option("Run golden vectors in this Python, too; may be repeated.", "PYTHON", "--runtime")
     ] = (),
     report: Annotated[PathLike | None, Option("Write a page of HTML, complete in itself.", "FILE")] = None,
     force: bool = False,

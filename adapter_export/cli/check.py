@@ -47,8 +47,7 @@ _NONE = "–"
     "adapter-export check bundle --against model.pt --data test.tsv --text text",
     "adapter-export check bundle --against model.pt --only trec --case batch3_tokens7_padded",
     "adapter-export check bundle --flavour bank",
-    "adapter-export check bundle --against model.pt --nodes",
-    "adapter-export check bundle --against model.pt --repro fault",
+    "adapter-export check bundle --against model.pt --nodes --repro fault",
     "adapter-export check bundle --runtime old/bin/python",
     "adapter-export check bundle --json > report.json",
     "adapter-export check bundle --against model.pt --report page.html",
@@ -81,8 +80,8 @@ def check(
     optimization levels none, basic and all, the bank also in batches whose rows run through different adapters. Then
     every adapter at every site with float64 arithmetic, and what must hold in any case: switching leaves no trace, idle
     slots change nothing, rows of a batch stay apart, all files are as they were written. What is allowed follows from
-    the computation, and is printed with its reason. With MODEL, every node of the graph is compared with that of MODEL
-    on the values that MODEL itself has there; a failure names the node, its line of source, and what explains it.
+    the computation, and is printed with its reason. With MODEL, every
+    node is compared with MODEL's, on the values that MODEL has there.
 
     A bundle whose base has another precision than MODEL is compared with MODEL in that same precision; how far that is
     from MODEL itself is reported beside, on random inputs or on the texts of FILE.
