@@ -105,6 +105,8 @@ def compare(
     say = on_progress or silent
     if report is not None:
         check_free(Path(report), force=force)
+    if not Path(data).exists():
+        raise DataError("is not there", where=data, expected="labelled texts", fix="check the path")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="adapter-export-")))
         maker = _Maker(folder, None if base is None else open_base(base), precisions, allow_base_mismatch, only, say)
@@ -217,7 +219,8 @@ def _entries(
     _check_apart(contestants)
     notes: list[str] = []
     found: dict[int, list[tuple[_Entry, Path | None, str]]] = {}
-    loose: dict[int, tuple[Adapter, Path | None]] = {}
+    adapters: dict[int, tuple[Adapter, Path | None]] = {}
+    models: dict[int, tuple[Base, str]] = {}
     for at, one in enumerate(contestants):
         path = Path(one) if isinstance(one, str | Path) else None
         if isinstance(one, Bundle) or (path is not None and (path / "manifest.json").is_file()):
@@ -227,29 +230,48 @@ def _entries(
                 (_Entry(str(place), opened, name, name), place, "") for name in _answering(opened, maker.only, notes)
             ]
         elif isinstance(one, Adapter):
-            loose[at] = (one, None)
+            adapters[at] = one, None
         elif path is not None and _is_adapter(path, maker.base):
-            loose[at] = (load_adapter(str(one), near=None if maker.base is None else maker.base.path), path)
+            adapters[at] = load_adapter(str(one), near=None if maker.base is None else maker.base.path), path
         else:
-            found[at] = list(_of_model(maker, open_base(one)))
-    chosen = {at: pair for at, pair in loose.items() if not maker.only or pair[0].name in maker.only}
+            base = open_base(one)
+            models[at] = base, _own_head(base)
+    there = [entry.adapter for own in found.values() for entry, *_ in own]
+    _check_enough(
+        there, [adapter.name for adapter, _ in adapters.values()] + [head for _, head in models.values()], maker
+    )
+    for at, (base, name) in models.items():
+        if not maker.only or name in maker.only:
+            found[at] = list(_of_model(maker, base, name))
+    chosen = {at: pair for at, pair in adapters.items() if not maker.only or pair[0].name in maker.only}
     for at, entry, precision in _of_adapters(maker, chosen):
-        found.setdefault(at, []).append((entry, loose[at][1], precision))
-    flat = [one for at in sorted(found) for one in found[at]]
-    names = {entry.adapter for entry, *_ in flat}
-    missing = [name for name in maker.only if name not in names]
+        found.setdefault(at, []).append((entry, adapters[at][1], precision))
+    return _named([one for at in sorted(found) for one in found[at]]), notes
+
+
+def _check_enough(there: Sequence[str], to_build: Sequence[str], maker: _Maker) -> None:
+    """Refuse names that nobody has, and a single contestant, before anything is built."""
+    known = [*there, *(name for name in to_build for _ in maker.precisions)]
+    if not to_build and maker.precisions != ("fp32",):
+        raise UsageError(
+            "only adapters and models are built in a precision; a bundle has its own",
+            where=argument("precisions"),
+            found=", ".join(f"`{one}`" for one in maker.precisions),
+            fix="leave it out, or give the adapters themselves with their model",
+        )
+    missing = [name for name in maker.only if name not in known]
     if missing:
-        known = ", ".join(f"`{name}`" for name in sorted(names)) or "other names"
-        raise UsageError("no such adapter", where=argument("only"), found=f"`{missing[0]}`", expected=known)
-    if len(flat) < 2:
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(known)) or "other names"
+        raise UsageError("no such adapter", where=argument("only"), found=f"`{missing[0]}`", expected=names)
+    taking = [name for name in known if not maker.only or name in maker.only]
+    if len(taking) < 2:
         alone = command("evaluate(BUNDLE, FILE)", "evaluate BUNDLE --data FILE")
         raise UsageError(
             "there is nothing to compare with",
-            found=f"`{flat[0][0].name}` alone" if flat else "no adapter that answers",
+            found=f"`{taking[0]}` alone" if taking else "no adapter that answers",
             expected="at least two contestants",
             fix=f"give another one, or measure it alone: {alone}",
         )
-    return _named(flat), notes
 
 
 def _check_tasks(entries: Sequence[_Entry], tasks: Sequence[Task]) -> None:
@@ -301,22 +323,25 @@ def _answering(bundle: OpenedBundle, only: Sequence[str], notes: list[str]) -> I
             yield record.name
 
 
-def _of_model(maker: _Maker, base: Base) -> Iterator[tuple[_Entry, Path | None, str]]:
-    """Yield the head that a model has of its own, in each precision."""
-    own, place = base.own_head, base.path
+def _own_head(base: Base) -> str:
+    """The name of the head that a model has of its own."""
+    own = base.own_head
     if own is None or own.head is None or own.head.task is None:
         raise RequestError(
             "has no head of its own that answers, so it cannot be compared alone",
-            where=place or "a module",
+            where=base.path or "a module",
             found="a bare model" if own is None else "a head without a task",
             fix=f"give adapters, and this as their model: {argument('base')}",
         )
-    if maker.only and own.name not in maker.only:
-        return
+    return own.name
+
+
+def _of_model(maker: _Maker, base: Base, head: str) -> Iterator[tuple[_Entry, Path | None, str]]:
+    """Yield the head that a model has of its own, in each precision."""
+    place = base.path
     maker.say(f"building {place or 'a model'} with its own head")
     for precision, bundle in maker.bundles(base, {}, own_head=True):
-        name = own.name if place is None else place.stem
-        yield _Entry(str(place or own.name), bundle, own.name, name), place, precision
+        yield _Entry(str(place or head), bundle, head, head if place is None else place.stem), place, precision
 
 
 def _of_adapters(maker: _Maker, adapters: dict[int, tuple[Adapter, Path | None]]) -> Iterator[tuple[int, _Entry, str]]:
