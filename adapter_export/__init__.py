@@ -26,7 +26,7 @@ from adapter_export.api.lint import lint
 from adapter_export.api.plan import plan
 from adapter_export.api.prove import check, self_test, verify
 from adapter_export.api.sites import Sites
-from adapter_export.api.smaller import distil
+from adapter_export.api.smaller import distil, drop
 from adapter_export.api.sweep import sweep
 from adapter_export.api.train import attach, train
 from adapter_export.api.trainer import trainer_callback
@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.graph.adapter import Adapter as Adapter
     from adapter_export.practice.compare import Comparison as Comparison
     from adapter_export.practice.distil import Distillation as Distillation
+    from adapter_export.practice.drop import Drop as Drop
     from adapter_export.practice.evaluate import Evaluation as Evaluation
     from adapter_export.practice.lint import Lint as Lint
     from adapter_export.practice.plan import Plan as Plan
@@ -56,6 +57,7 @@ __all__ = [
     "compare",
     "compose",
     "distil",
+    "drop",
     "errors",
     "evaluate",
     "import_adapterhub",

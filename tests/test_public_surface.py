@@ -54,7 +54,7 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 
 
 def test_the_commands_stay() -> None:
-    making = ["capture", "sites", "plan", "train", "sweep", "lint", "distil", "pack", "import", "compose"]
+    making = ["capture", "sites", "plan", "train", "sweep", "lint", "drop", "distil", "pack", "import", "compose"]
     using = ["build", "add", "remove", "check", "verify", "evaluate", "compare", "run", "inspect"]
     assert list(COMMANDS) == [*making, *using]
 
@@ -62,7 +62,7 @@ def test_the_commands_stay() -> None:
 def test_the_verbs_stay() -> None:
     """A new verb: export it, show it in `docs/python.md`, and name it here."""
     making = {"capture", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
-    making |= {"plan", "sweep", "lint", "distil", "import_adapterhub", "import_peft", "compose"}
+    making |= {"plan", "sweep", "lint", "drop", "distil", "import_adapterhub", "import_peft", "compose"}
     bundles = {"build", "add", "remove", "open_bundle", "check", "self_test", "verify", "evaluate"}
     bundles |= {"compare", "inspect"}
     assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Inspection", "Sites", "errors", "__version__"}

@@ -1,16 +1,16 @@
-"""Make an adapted model smaller: a student without adapters that learns from it."""
+"""Make an adapted model smaller: adapters in fewer layers, or a student without adapters that learns from it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack, cast
 
 from adapter_export.api.adapters import OnNote, load_adapter, tell
-from adapter_export.api.base import Base, PathLike, check_free, check_trainable, form_of, open_base, require
+from adapter_export.api.base import Base, PathLike, check_free, check_trainable, form_of, open_base, require, silent
 from adapter_export.api.bundles import runner_of
 from adapter_export.api.kinds import at_least_1
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
@@ -30,10 +30,12 @@ from adapter_export.api.train import (
 from adapter_export.errors import AdapterError, BaseMismatchError, ParityError, UsageError, argument
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, Task
+from adapter_export.version import __version__
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.practice.distil import Distillation
+    from adapter_export.practice.drop import Drop
     from adapter_export.torch_backend.attach import AdaptedModel
     from adapter_export.torch_backend.train.data import Examples
     from adapter_export.torch_backend.train.distil import Student
@@ -232,6 +234,159 @@ def distil(
                 report = replace(report, folder=path)
                 _write(made, graph, report, result, path, force=force)
     return report
+
+
+def drop(
+    adapter: Adapter | PathLike,
+    base: Base | PathLike,
+    data: PathLike,
+    output: PathLike | None = None,
+    *,
+    layers: Annotated[int | None, Option("Drop the adapters of so many of the lowest layers.", "N", least=1)] = None,
+    leave_out: Annotated[tuple[int, ...] | None, Option("Drop the adapters of these layers.", "N,N,…")] = None,
+    text: Annotated[
+        str, Option("The column of the texts, or of paths.  [default: text, image or audio]", "COLUMN")
+    ] = "text",
+    pair: Annotated[str | None, Option("The column of the second texts, where rows are pairs.", "COLUMN")] = None,
+    label: Annotated[str, Option("The column of the labels.", "COLUMN")] = "label",
+    start: Annotated[
+        str | None, Option("The column of the first character of each answer, counted from 0.", "COLUMN")
+    ] = None,
+    skip_incomplete: Annotated[bool, "Leave rows without text or label out, instead of stopping."] = False,
+    tokenizer: Annotated[
+        PathLike | None, Option("Where `tokenizer.json` is; the model's own if not given.", "FOLDER")
+    ] = None,
+    batch_size: Annotated[int, Option("Rows that are computed together.", "N", least=1)] = 32,
+    threads: Annotated[int | None, Option("Processor threads; as many as torch takes if not given.", least=1)] = None,
+    plot: Annotated[PathLike | None, Option("Draw scores and times: `.svg` or `.png`.", "FILE")] = None,
+    force: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> Drop:
+    """Say what an adapter loses and saves without its lowest layers (AdapterDrop; Rücklé et al. 2021).
+
+    Scores are measured in torch, with none of the layers dropped, the lowest one, the two lowest, and so on; the times
+    in ONNX Runtime, over that of the base: of the graph with the slots of the whole adapter, where those of dropped
+    layers are idle, and of the graph of the dropped adapter, which has no slots there.
+
+    Args:
+        adapter: the adapter, with a head, or its folder. One that was trained with `drop_layers` loses less.
+        base: the model that it was trained on, one that torch can run.
+        data: labelled rows, as `train` reads them; those of a test, not those that it learnt from.
+        output: the folder to write the adapter to without `layers` or `leave_out`.
+        force: replace what is at `output` and `plot`.
+        on_progress: is told each step before it begins.
+
+    Raises:
+        UsageError: arguments do not go together, or layers that the adapter does not have.
+        AdapterError: it has no head whose task is known; `BaseMismatchError`: it is of another base.
+        DataError: the data cannot be used, or hold labels that the adapter does not know.
+        OutputExistsError, WriteError: the adapter or the picture cannot be written.
+    """
+    told = on_progress or silent
+    path, picture = None if output is None else Path(output), None if plot is None else Path(plot)
+    if layers is not None and leave_out is not None:
+        raise UsageError(f"{argument('layers')} and {argument('leave_out')} exclude each other", fix="give one of them")
+    if path is not None and layers is None and leave_out is None:
+        fix = f"say which layers: {argument('layers')} or {argument('leave_out')}"
+        raise UsageError("nothing is to be dropped of the adapter that is to be written", fix=fix)
+    for place in (path, picture):
+        if place is not None:
+            check_free(place, force=force)
+    torch = require("torch", "torch", "measuring an adapter without layers")
+    import numpy as np
+
+    from adapter_export.format.adapter_files import write_adapter
+    from adapter_export.practice.drop import Drop, Dropped, findings, time_dropped
+    from adapter_export.practice.evaluate import score
+    from adapter_export.practice.plot import check_picture, draw_drop
+    from adapter_export.torch_backend.attach import attach
+    from adapter_export.torch_backend.train.measure import judged
+    from adapter_export.torch_backend.train.record import TrainingSettings
+    from adapter_export.torch_backend.train.task import read_examples
+    from adapter_export.torch_backend.train.train import answered
+
+    if picture is not None:
+        check_picture(picture)
+    if threads is not None:
+        torch.set_num_threads(at_least_1("threads", threads))
+    if not isinstance(base, Base):
+        check_trainable(Path(base), form_of(Path(base)))
+    opened = open_base(base)
+    check_no_cache(opened)
+    whole = _adapter_of(opened, adapter)
+    assert whole.head is not None
+    task, sites = whole.head.task, opened.sites.complete
+    choices, at = _choices(whole.layers(sites), layers, leave_out)
+    words, columns = _words(opened, {}, task, Columns(text, pair, label, start), tokenizer, None)
+    files = _files({}, task, words, (Path(data), 0.1, None), columns, skip_incomplete)
+    rows = read_examples(files, words, tuple(record.name for record in opened.inputs))
+    settings, model = TrainingSettings(batch_size=batch_size), attach(opened.torch, whole, sites=sites)
+    scores = []
+    for dropped in choices:
+        told(f"answering {len(rows.lengths):,} rows without the adapters of {len(dropped)} layers")
+        model.leave_out([place for own in dropped.values() for place in own])
+        order, found, wanted = answered(model, rows, settings)
+        of_rows = judged(task, found, wanted, rows.only(order))
+        scores.append(score(of_rows))
+    lesser = [_without(whole, dropped) for dropped in choices]
+    tokens = round(float(np.median(rows.lengths)))
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        onnx = opened.exported(Path(folder), on_progress)
+        told("timing each beside the base")
+        timed = time_dropped(onnx, whole, lesser, tokens)
+    curve = tuple(
+        Dropped(tuple(dropped), len(made.placements), made.cost().parameters, its, *seconds)
+        for dropped, made, its, seconds in zip(choices, lesser, scores, timed, strict=True)
+    )
+    if path is not None and at is not None:
+        write_adapter(replace(lesser[at], name=path.resolve().name), path, force=force)
+    result = Drop(
+        whole.name,
+        of_rows.metrics[0].name,
+        len(rows.lengths),
+        tokens,
+        curve,
+        None if path is None or at is None else curve[at],
+        path,
+        findings(curve, of_rows.metrics[0]),
+    )
+    if picture is not None:
+        draw_drop(result, picture, force=force)
+    return result
+
+
+def _choices(
+    layers: Mapping[int, list[str]], lowest: int | None, leave_out: Sequence[int] | None
+) -> tuple[list[dict[int, list[str]]], int | None]:
+    """Return the layers that are dropped together, with their sites, and which of these choices is asked for.
+
+    They are none, the lowest, the two lowest, and so on; behind them what is asked for, if it is none of these.
+    """
+    if not layers:
+        raise AdapterError("acts in no layer, so that there is nothing to drop", found="a head alone")
+    found = [dict(list(layers.items())[:count]) for count in range(len(layers) + 1)]
+    if lowest is not None:
+        if at_least_1("layers", lowest) > len(layers):
+            raise UsageError("acts in fewer layers", where=argument("layers"), found=lowest, expected=len(layers))
+        return found, lowest
+    if leave_out is None:
+        return found, None
+    if not leave_out or not set(leave_out) <= set(layers):
+        named, known = (", ".join(map(str, each)) or "none" for each in (leave_out, layers))
+        raise UsageError("acts in other layers", where=argument("leave_out"), found=named, expected=f"some of {known}")
+    asked = {layer: layers[layer] for layer in sorted(set(leave_out))}
+    if asked not in found:
+        found.append(asked)
+    return found, found.index(asked)
+
+
+def _without(adapter: Adapter, dropped: Mapping[int, list[str]]) -> Adapter:
+    """Return the adapter without some layers; scores of its record are those of another one, so they lie deeper."""
+    if not dropped:
+        return adapter
+    record = {"producer": f"adapter-export {__version__}", "dropped_layers": list(dropped)}
+    lesser = adapter.without([place for places in dropped.values() for place in places])
+    return replace(lesser, training={**record, "whole": {"adapter": adapter.name, "training": adapter.training}})
 
 
 def _check_distil(given: Mapping[str, Any], adapter: object, unlabelled: object) -> None:

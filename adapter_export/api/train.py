@@ -125,6 +125,11 @@ class LoopOptions(PassOptions, total=False):
     """The settings of the training loop of an adapter."""
 
     learning_rate: Annotated[float, "The highest one.  [default: 0.001]"]
+    drop_layers: Annotated[
+        int,
+        "Leave the adapters of the lowest layers out of each step, of 0 to so many layers at random, so that they can "
+        "be dropped later (AdapterDrop).  [default: 0]",
+    ]
     cache_mb: Annotated[
         int, "Keep hidden states below the first adapter between epochs, in so many MB.  [default: 1024]"
     ]

@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, Entry] = {
     "train": Entry("adapter_export.cli.train:train", "Train an adapter on a table of labelled texts."),
     "sweep": Entry("adapter_export.cli.practice:sweep", "Train adapters of many settings, and compare them."),
     "lint": Entry("adapter_export.cli.practice:lint", "Look for the classic mistakes in an adapter."),
+    "drop": Entry("adapter_export.cli.practice:drop", "Say what an adapter loses without its lowest layers."),
     "distil": Entry("adapter_export.cli.train:distil", "Let a smaller model learn from one with an adapter."),
     "pack": Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
     "import": Entry("adapter_export.cli.import_:import_", "Make an adapter of one that another library trained."),

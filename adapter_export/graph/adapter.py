@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError, within
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Cost, cost, stored
 from adapter_export.graph.tasks import CLASSES, LABELLED, OUTPUT_SHAPES, RESULT_WIDTHS, HeadOutput, Task, head_result
+from adapter_export.sites.site import Site
 
 HEAD = "head"
 """The prefix of the head's tensors, where a site's tensors have the site's name."""
@@ -158,6 +159,27 @@ class Adapter:
     def parameters(self, owner: str) -> Weights:
         """The tensors of one site, or of the `head`, by the parameter names of its graph."""
         return {name: self.weights[tensor] for name, tensor in self.tensor_names(owner).items()}
+
+    def layers(self, sites: Iterable[Site]) -> dict[int, list[str]]:
+        """The places at which it acts by layer of the base, the lowest first; the embeddings are in no layer."""
+        found: dict[int, list[str]] = {}
+        for site in sites:
+            if site.name in self.placements and site.layer is not None:
+                found.setdefault(site.layer, []).append(site.name)
+        return dict(sorted(found.items()))
+
+    def without(self, places: Collection[str]) -> Adapter:
+        """The adapter as it is at its other places, with its head; AdapterError if nothing is left of it."""
+        kept = {site: placement for site, placement in self.placements.items() if site not in places}
+        owners = [owner for owner, _, _ in self.components() if owner not in places]
+        tensors = {tensor for owner in owners for tensor in self.tensor_names(owner).values()}
+        used = {placement.graph for placement in kept.values()}
+        return replace(
+            self,
+            placements=kept,
+            graphs={name: graph for name, graph in self.graphs.items() if name in used},
+            weights={name: tensor for name, tensor in self.weights.items() if name in tensors},
+        )
 
     def cost(self) -> Cost:
         """Parameters, bytes and multiply-accumulates of all components; a shared tensor is stored once."""

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from adapter_export.errors import UsageError
 from adapter_export.format.files import new_file
+from adapter_export.numerics.judge import Metric
+from adapter_export.practice.drop import Drop
 from adapter_export.practice.plan import Choice, Plan
 from adapter_export.practice.sweep import Cost, Sweep, Trial
 
@@ -78,5 +80,37 @@ def draw_sweep(found: Sweep, path: Path, *, force: bool = False) -> None:
     figure.axes[0].set_ylabel(f"{found.words}, validation")
     figure.axes[-1].legend(frameon=False)
     figure.suptitle(f"{found.data}, {len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}")
+    with new_file(path, force=force) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower())
+
+
+def draw_drop(found: Drop, path: Path, *, force: bool = False) -> None:
+    """Draw the score with its interval, and the time over the base, over the number of dropped layers.
+
+    Raises:
+        OutputExistsError, WriteError: the file cannot be written.
+    """
+    figure = Figure(figsize=(8, 3.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    scores, seconds = figure.subplots(1, 2, sharex=True)
+    places = [len(one.layers) for one in found.curve]
+    own = [one.scores[found.metric] for one in found.curve]
+    low, middle, high = (
+        [np.nan if value is None else value for value in each]
+        for each in ([one.low for one in own], [one.value for one in own], [one.high for one in own])
+    )
+    scores.plot(places, middle, "o-")
+    scores.fill_between(places, low, high, alpha=0.2, label="95 % interval")
+    scores.set_ylabel(Metric(found.metric).words)
+    scores.legend(frameon=False)
+    for label in ("idle", "without"):
+        name = "idle slots" if label == "idle" else "no slots there"
+        seconds.plot(places, [getattr(one, label).ratio for one in found.curve], "o-", label=name)
+    seconds.set_ylabel("latency over the base")
+    seconds.legend(frameon=False)
+    for axes in (scores, seconds):
+        axes.set_xlabel("layers without adapter, from the bottom")
+        axes.set_xticks(places)
+    figure.suptitle(f"{found.adapter}, {found.rows:,} rows")
     with new_file(path, force=force) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower())

@@ -167,6 +167,15 @@ class AttachedAdapter(nn.Module):
             first = temperature_of(graph)
             self._layers[owner].set_temperature(min(first, max(1.0, first * (1 - decay))))
 
+    def leave_out(self, sites: Collection[str]) -> None:
+        """Let the adapter do nothing at these sites, and act at all others; AdapterError where that cannot be."""
+        for owner, layer in self._layers.items():
+            layer.idle = owner in sites
+            if layer.idle and layer.graph.replaces not in layer.graph.inputs:
+                raise AdapterError(
+                    "cannot be left out at a site, because it does not read what it replaces", where=f"`{owner}`"
+                )
+
     def to_adapter(self, *, training: Mapping[str, Any] | None = None) -> Adapter:
         """The adapter with the present weights, and its own training record if none is given.
 

@@ -142,7 +142,7 @@ class GraphLayer(nn.Module):
     It computes in the type of its parameters and returns the type of the first value that it reads, so that a base of
     half precision may have an adapter of float32. `owner` is the site at which it acts, or `head`; `norm` the one
     before the site's `y`, with its tensors named as in the base's FX graph; `borrows` are the tensors of the base that
-    it is called with, behind the values of `graph.inputs`.
+    it is called with, behind the values of `graph.inputs`. While it is `idle`, it changes nothing.
 
     Raises:
         GraphError: the graph applies the base's norm, which could not be read.
@@ -154,6 +154,7 @@ class GraphLayer(nn.Module):
         super().__init__()
         self.owner = owner
         self.graph = graph
+        self.idle = False
         self._bound = bind_base_norm(graph, norm)
         names = {} if norm is None else {BORROWED_WEIGHT: norm.weight, BORROWED_BIAS: norm.bias}
         self._borrowed = [name for name in BORROWED if name in self._bound.parameters and names[name] is not None]
@@ -171,7 +172,12 @@ class GraphLayer(nn.Module):
             self.graph, self._bound = (at_temperature(graph, temperature) for graph in (self.graph, self._bound))
 
     def forward(self, *values: Tensor) -> Tensor:
-        """Compute the graph's result from the values of `graph.inputs`, in that order, and then those of `borrows`."""
+        """Compute the graph's result from the values of `graph.inputs`, in that order, and then those of `borrows`.
+
+        An idle one returns the value that its result would replace.
+        """
+        if self.idle:
+            return values[self.graph.inputs.index(self.graph.replaces)]
         site_values, base_tensors = values[: len(self.graph.inputs)], values[len(self.graph.inputs) :]
         tensors: dict[str, Tensor] = dict(self.named_tensors())
         dtype = next((tensor.dtype for tensor in tensors.values()), values[0].dtype)

@@ -23,7 +23,7 @@ from adapter_export.torch_backend.train.record import EpochRecord, TrainingSetti
 CHECKPOINT_FILE = "checkpoint.safetensors"
 """A run's tensors, and its numbers as JSON in the file's own metadata."""
 
-_GROUPS = ("weights", "first_moments", "second_moments", "best")
+_GROUPS = ("weights", "first_moments", "second_moments", "updates", "best")
 _NUMBERS = ("step", "step_in_epoch", "loss_sum", "seconds", "best_epoch", "scaler", "losses")
 
 Identity = dict[str, Any]
@@ -39,6 +39,7 @@ class RunState:
 
     Attributes:
         losses: of each step.
+        updates: how often each tensor was updated, which is not in every step where layers are dropped.
         scaler: what the scaler of float16 gradients knows; empty in other precisions.
     """
 
@@ -53,6 +54,7 @@ class RunState:
     weights: Weights = field(default_factory=dict)
     first_moments: Weights = field(default_factory=dict)
     second_moments: Weights = field(default_factory=dict)
+    updates: Weights = field(default_factory=dict)
     best: Weights = field(default_factory=dict)
 
 

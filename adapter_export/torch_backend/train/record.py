@@ -48,6 +48,8 @@ class TrainingSettings:
         precision: in which matrices are multiplied; `no` is float32.
         cache_mb: how many MB (2²⁰ bytes) hidden states below the first adapter may take between epochs; 0 keeps none.
         metric: decides which epoch is kept: the task's first one if not given, or `loss`.
+        drop_layers: the most layers whose adapters are left out of a step, the lowest ones, as many as are drawn for it
+            (AdapterDrop; Rücklé et al. 2021, §3.2).
         class_weights: how much a row counts in the loss, by its label, 1 if a label is not named.
     """
 
@@ -66,6 +68,7 @@ class TrainingSettings:
     precision: str = "no"
     cache_mb: int = 1024
     metric: str | None = None
+    drop_layers: int = 0
     class_weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +82,7 @@ class TrainingSettings:
             (("learning_rate", "clip"), lambda x: 0 < x < infinite, "a number above 0"),
             (("warmup",), lambda x: 0 <= x < 1, "a fraction, at least 0 and below 1"),
             (
-                ("temperature_decay", "value_penalty", "weight_decay", "cache_mb"),
+                ("temperature_decay", "value_penalty", "weight_decay", "cache_mb", "drop_layers"),
                 lambda x: 0 <= x < infinite,
                 "at least 0",
             ),

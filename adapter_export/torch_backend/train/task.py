@@ -202,6 +202,24 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
     )
 
 
+def read_examples(
+    files: TaskFiles, source: Tokenizer | MediaSource, names: tuple[str, ...]
+) -> TextExamples | MediaExamples:
+    """Read the training file alone, unsplit, for a head that there is: its labels are those of `files`.
+
+    Raises:
+        DataError: the file cannot be used, or has labels that the head does not know.
+        RequestError: the base has an input that text cannot fill.
+    """
+    medium = None if isinstance(source, Tokenizer) else source.media.record.medium
+    problem, skip = files.problem, files.skip_incomplete
+    table = read_table(files.training, files.columns, problem, prefix=files.prefix, skip_incomplete=skip, medium=medium)
+    answers = _answers(problem, table, files.labels, str(files.training))
+    if isinstance(source, Tokenizer):
+        return TextExamples.of(table.texts, answers, source, names, problem, files.side)
+    return MediaExamples.of(table.texts, answers, source, problem)
+
+
 _GROUPS: Mapping[ProblemType, Callable[[Any], str]] = {
     "ranking": lambda pair: pair.first,
     "multiple_choice": lambda pairs: pairs[0].first,

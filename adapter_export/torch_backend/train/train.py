@@ -188,6 +188,14 @@ class _Run:
         deciding(data.training.problem, _labels(model), settings.metric)  # before an epoch is lost to a wrong one
         self._tensors = model.learned()
         self._optimizer = accelerator.prepare_optimizer(_optimizer(self._tensors.values(), settings))
+        self._layers = [] if model.adapter is None else list(model.adapter.layers(model.sites).values())
+        if settings.drop_layers and settings.drop_layers >= len(self._layers):
+            raise UsageError(
+                "so many layers cannot be dropped: one at least must always learn",
+                where=argument("drop_layers"),
+                found=settings.drop_layers,
+                expected=f"fewer than the {len(self._layers)} layers with adapters",
+            )
         self._steps_per_epoch = len(self._batches(0))
         self._identity = run_identity(model, data, settings) | ({} if teacher is None else teacher.facts())
         self._state = RunState()
@@ -300,6 +308,7 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * factor
         self._cool(self._state.step)
+        self._drop()
         self._optimizer.zero_grad()
         sums = torch.zeros(2, device=accelerator.device)
         for part in np.array_split(rows, min(self._settings.gradient_accumulation, len(rows))):
@@ -325,7 +334,15 @@ class _Run:
             if not math.isfinite(value):
                 raise self._not_finite(name, value, rows)
         self._optimizer.step()
+        self._model.leave_out(())
         return loss, norm
+
+    def _drop(self) -> None:
+        """Leave the adapters of the lowest layers out of the next step, of as many as are drawn: none to the most."""
+        most = self._settings.drop_layers
+        if most:
+            drawn = np.random.default_rng((self._settings.seed, self._state.step, most)).integers(most + 1)
+            self._model.leave_out([site for layer in self._layers[:drawn] for site in layer])
 
     def _loss(self, rows: Rows) -> Loss:
         """The loss of this process's share of some rows; where the loss compares rows, of all of them."""
@@ -398,6 +415,7 @@ class _Run:
         self._state.weights = _copy(self._tensors)
         self._state.first_moments = _copy({name: found["exp_avg"] for name, found in moments.items()})
         self._state.second_moments = _copy({name: found["exp_avg_sq"] for name, found in moments.items()})
+        self._state.updates = _copy({name: found["step"] for name, found in moments.items()})
         write_checkpoint(self._state, self._identity, self._path)
 
     def _resume(self) -> int | None:
@@ -409,8 +427,8 @@ class _Run:
         _load(self._tensors, state.weights)
         for name, tensor in self._tensors.items():
             moments = self._optimizer.state[tensor]
-            moments["step"].fill_(state.step)
-            _load(moments, {"exp_avg": state.first_moments[name], "exp_avg_sq": state.second_moments[name]})
+            kept = {"exp_avg": state.first_moments, "exp_avg_sq": state.second_moments, "step": state.updates}
+            _load(moments, {key: of_all[name] for key, of_all in kept.items()})
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state.scaler)
         return state.step
