@@ -231,7 +231,7 @@ def test_doubtful_data_is_reported(cli, model: Path, tmp_path: Path) -> None:
 
 def test_labels_of_the_test_data_must_be_known(model: Path, data: Path, tmp_path: Path) -> None:
     test = write(tmp_path / "test.tsv", [("good film", "new")])
-    words = "holds labels that the training data does not; found `new`"
+    words = "holds unknown labels; found `new`"
     refused(3, words, model, "--data", data, "--test-data", test, *QUICK, "-o", tmp_path / "a")
 
 

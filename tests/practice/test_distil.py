@@ -96,9 +96,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(taught: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("good\tgood\nbad\tbad\nplay\tfine\nfilm\tfine\ngood film\tgood\nbad film\tbad", "holds labels that the head"),
+        ("good\tgood\nbad\tbad\nplay\tfine\nfilm\tfine\ngood film\tgood\nbad film\tbad", "holds unknown labels; found `fine`; expected `bad`, `good`"),
         ("good\tgood\ngood film\tgood\ngood play\tgood", "fewer than two classes"),
-        ("\tgood\n\tbad", "no text|empty|incomplete|text"),
+        ("\tgood\n\tbad", "text"),
     ],
     ids=["a label more", "one class", "empty texts"],
 )

@@ -260,7 +260,7 @@ def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> Ro
     unknown = sorted(set(labels) - set(names))
     if unknown:
         raise DataError(
-            "holds labels that the training data does not",
+            "holds unknown labels",
             where=where,
             found=some(unknown),
             expected=some(names),
