@@ -96,7 +96,10 @@ def test_an_interrupted_run_ends_with_the_same_bits(taught: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("good\tgood\nbad\tbad\nplay\tfine\nfilm\tfine\ngood film\tgood\nbad film\tbad", "holds unknown labels; found `fine`; expected `bad`, `good`"),
+        (
+            "good\tgood\nbad\tbad\nplay\tfine\nfilm\tfine\ngood film\tgood\nbad film\tbad",
+            "unknown labels; found `fine`",
+        ),
         ("good\tgood\ngood film\tgood\ngood play\tgood", "fewer than two classes"),
         ("\tgood\n\tbad", "text"),
     ],
