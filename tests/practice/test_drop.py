@@ -27,7 +27,7 @@ def test_the_curve_and_the_smaller_adapter(taught: Path, tmp_path: Path) -> None
     found = json.loads(ran.stdout)
     whole, upper = ae.load_adapter(taught / "teacher"), ae.load_adapter(tmp_path / "upper")
     assert [one["layers"] for one in found["curve"]] == [[], [0], [0, 1]]
-    assert [one["sites"] for one in found["curve"]] == [2, 1, 0]
+    assert [one["sites"] for one in found["curve"]] == [4, 2, 0]
     assert found["curve"][0]["scores"]["accuracy"]["value"] == whole.training["test"]["accuracy"]
     assert found["written"] == found["curve"][1]
     assert found["curve"][1]["parameters"] == upper.cost().parameters < whole.cost().parameters
