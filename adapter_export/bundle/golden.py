@@ -279,23 +279,41 @@ class GoldenMaker:
             outputs.append(run(self.references, case.arrays, adapter, self.outputs, output))
             vague.append({} if case.real is None else self._undefined(case, adapter, output))
             on_step(f"{known or BASE}, {case.name}: reference")
-        moved: Mapping[str, float] = {}
-        step = self.allowance.error(self.references)
-        if step is not None:
-
-            def disturbed_run(inputs: Mapping[str, np.ndarray], disturbed: Adapter) -> Arrays:
-                found = run(self.references, inputs, disturbed, self.outputs, output)
-                on_step(f"{known or BASE}: reference with errors")
-                return found
-
-            arrays = [case.arrays for case in self.cases if case.core] or [case.arrays for case in self.cases]
-            sites = self.references.sites
-            moved = moved_by_rounding(disturbed_run, arrays, adapter, sites=sites, base=self.base, step=step)
-        budgets = {}
-        for each in dict.fromkeys(each for found in outputs for each in found):
-            results = [found[each] for found in outputs if each in found]
-            budgets[each] = self.allowance.budget(*results, moved=moved.get(each, 0.0))
+        core = [case for case in self.cases if case.core] or self.cases
+        moved = self._moved(core, adapter, output, lambda: on_step(f"{known or BASE}: reference with errors"))
+        budgets = self._budgets(outputs, moved)
         return Golden(known, self.cases, outputs, budgets, self.references.description, "reference", vague)
+
+    def measured(self, golden: Golden, at: int, adapter: Adapter | None, output: str | None) -> Golden:
+        """Return one case of what was computed, with budgets that allow for how far errors move the reference there."""
+        moved = self._moved([golden.cases[at]], adapter, output, lambda: None)
+        wider = self._budgets(golden.outputs, moved)
+        budgets = {
+            name: max(known, wider[name], key=lambda one: one.absolute) for name, known in golden.budgets.items()
+        }
+        case, outputs, vague = golden.cases[at], golden.outputs[at], golden.undefined[at]
+        return replace(golden, budgets=budgets, cases=[case], outputs=[outputs], undefined=[vague])
+
+    def _budgets(self, outputs: Sequence[Arrays], moved: Mapping[str, float]) -> dict[str, Budget]:
+        names = dict.fromkeys(each for found in outputs for each in found)
+        of = {name: [found[name] for found in outputs if name in found] for name in names}
+        return {name: self.allowance.budget(*results, moved=moved.get(name, 0.0)) for name, results in of.items()}
+
+    def _moved(
+        self, cases: Sequence[Case], adapter: Adapter | None, output: str | None, on_run: Callable[[], None]
+    ) -> Mapping[str, float]:
+        """How far rounding moves each output of the reference in some cases; nothing where that is not measured."""
+        step = self.allowance.error(self.references)
+        if step is None:
+            return {}
+
+        def disturbed_run(inputs: Mapping[str, np.ndarray], disturbed: Adapter) -> Arrays:
+            found = run(self.references, inputs, disturbed, self.outputs, output)
+            on_run()
+            return found
+
+        arrays, sites = [case.arrays for case in cases], self.references.sites
+        return moved_by_rounding(disturbed_run, arrays, adapter, sites=sites, base=self.base, step=step)
 
     def _undefined(self, case: Case, adapter: Adapter | None, output: str | None) -> Undefined:
         """Return what is not defined: positions of the padding, and whole rows of outputs that are made of them.
