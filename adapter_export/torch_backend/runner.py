@@ -134,12 +134,10 @@ class TorchRunner:
                 yield found
 
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
-        """The NumPy type of each value that `node_values` can give, by its name."""
+        """The NumPy type of each value that `node_values` can give, by its name; lengths of axes are not among them."""
         values = {name: node.meta.get("val") for node, name in _named(self.model(adapter)) if node.op != "get_attr"}
         return {
-            name: "int64" if isinstance(value, int | torch.SymInt) else str(value.dtype).removeprefix("torch.")
-            for name, value in values.items()
-            if isinstance(value, Tensor | torch.SymInt) or type(value) is int
+            name: str(value.dtype).removeprefix("torch.") for name, value in values.items() if isinstance(value, Tensor)
         }
 
     def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
@@ -199,7 +197,7 @@ class _Walk(fx.Interpreter):
         self._generator = torch.Generator().manual_seed(0)
 
     def step(self, node: fx.Node, name: str | None) -> NodeValue | None:
-        """Compute a node; if it has a name, show its value, unless it is neither a tensor nor a number."""
+        """Compute a node; if it has a name, show its value where that is a tensor."""
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         # first, as the operator may write into what it reads
         exact, reach = (None, None) if name is None else self._exactly(node, args, kwargs)
@@ -209,8 +207,6 @@ class _Walk(fx.Interpreter):
             del self.env[dead]
         if name is None:
             return None
-        if isinstance(value, bool | int | float):
-            value = torch.tensor(value, dtype=torch.float32 if isinstance(value, float) else None)
         if not isinstance(value, Tensor):
             return None
         return NodeValue(

@@ -143,6 +143,8 @@ class Lockstep:
 
     def _record(self, name: str, found: np.ndarray, value: NodeValue) -> NodeRecord:
         step = self.step(name)
+        if found.shape != value.value.shape and found.size == value.value.size == 1:  # a scalar, or a vector of one
+            found = found.reshape(value.value.shape)
         first, second = _clipped(found, value.value, value.vague)
         allowed = self._budget(value, second, len(step.nodes))
         result = compare(first, second, allowed)
