@@ -37,7 +37,6 @@ def _parts(report: Report, date: str, command: str) -> Iterator[str]:
         yield _open(report.ledger)
     yield from _sites(report)
     yield table(_outputs(report))
-    yield table(_invariants(report))
     yield element("p", prose(_how(report)), "facts")
 
 
@@ -45,6 +44,7 @@ def _wrong(report: Report) -> Iterator[str]:
     for failure in failures(report)[:_MANY]:
         site = "" if failure.culprit is None else f"; first wrong at the site `{failure.culprit.site}`"
         yield f"{failure.adapter or BASE}, {failure.case}: {'; '.join(failure.faults)}{site}"
+    yield from (f"{one.name}, {one.subject}: {one.detail}" for one in report.invariants if not one.passed)
     failed = [owed for owed in report.ledger if owed.status == "failed"]
     yield from (f"{owed.where}: {owed.detail}" for owed in failed[:_MANY])
     if len(failed) > _MANY:
@@ -83,10 +83,12 @@ def _coverage(report: Report) -> str:
     levels = list(dict.fromkeys(one.level for one in report.outputs if one.flavour == "slots"))
     graphs = list(dict.fromkeys(one.flavour for one in report.outputs))
     rows = [(what, f"{done:,}", "no end" if of is None else f"{of:,}") for what, (done, of) in spans.items()]
+    held = Counter(one.name for one in report.invariants)
+    rows += [("what holds whatever the model says", f"{held.total()}", ", ".join(held))]
     rows += [("levels", ", ".join(levels), ""), ("graphs", ", ".join(graphs), ""), ("runtimes", report.runtime, "")]
     elements = report.coverage().elements
     return head("How much was tried") + table(
-        Table(("what", "tried", "of"), [*rows, ("numbers compared", f"{elements:,}", "")], numbers="lrr")
+        Table(("what", "tried", "of"), [*rows, ("numbers compared", f"{elements:,}", "")], numbers="lr")
     )
 
 
@@ -144,18 +146,6 @@ def _outputs(report: Report) -> Table:
         rows.append((*key, len(cases[key]), numbers, ratio, element("span", right, right)))
     columns = ("adapter", "graph", "shapes", "numbers", "error/budget", "verdict")
     return Table(columns, rows, "outputs", numbers="llrrrr")
-
-
-def _invariants(report: Report) -> Table:
-    """A line for each thing that holds whatever a reference says."""
-    names = Counter(one.name for one in report.invariants)
-    bad = Counter(one.name for one in report.invariants if not one.passed)
-    first = {one.name: one.detail for one in reversed(report.invariants)}
-    rows = []
-    for name, count in names.items():
-        word = "failed" if bad[name] else "passed"
-        rows.append((name, count, element("span", word, word), first[name]))
-    return Table(("what", "times", "verdict", "such as"), rows, "what holds whatever the model says", numbers="lrll")
 
 
 def _how(report: Report) -> str:
