@@ -120,8 +120,8 @@ def findings(curve: Sequence[Dropped], metric: Metric) -> tuple[str, ...]:
         most = max(kept, key=lambda one: len(one.layers))
         lost = whole - (most.scores[metric.name].value or 0)
         change = f"{abs(lost) * 100:.1f} points {'less' if lost > 0 else 'more'}" if lost else "no loss"
-        named = f"{len(most.layers)} layers ({', '.join(map(str, most.layers))})" if most.layers else "no layer"
-        notes.append(f"{named} can be dropped for at most 1 point of {metric.words}: {change}")
+        named = f"of the layers {', '.join(map(str, most.layers))}" if most.layers else "of no layer"
+        notes.append(f"the adapters {named} can be dropped for at most 1 point of {metric.words}: {change}")
     last = max(curve, key=lambda one: len(one.layers))
     notes.append(
         f"where the adapter of {len(last.layers)} layers is dropped, idle slots take {last.idle} times as long as the "
