@@ -310,10 +310,16 @@ class HashError(FormatError):
     """A file whose bytes are not those that its record names."""
 
     def __init__(
-        self, path: object, *, found: str, expected: str, fix: str = "take the file from its source again"
+        self,
+        path: object,
+        what: str = "has been changed or damaged since it was written",
+        *,
+        found: str,
+        expected: str,
+        fix: str = "take the file from its source again",
     ) -> None:
         super().__init__(
-            "has been changed or damaged since it was written",
+            what,
             where=path,
             found=f"sha256 {found[:12]}…",
             expected=f"sha256 {expected[:12]}…",

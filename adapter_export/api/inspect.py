@@ -98,7 +98,8 @@ def inspect(path: PathLike | Base | Adapter, *, trust_pickle: bool = False) -> I
 def _bundle(path: Path) -> Inspection:
     from adapter_export.api.drawing import placement_map
     from adapter_export.format.adapter_files import read_adapter
-    from adapter_export.format.manifest_json import read_manifest, verify_files
+    from adapter_export.format.files import sha256_of
+    from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
 
     manifest = read_manifest(path)
     verify_files(manifest, path)
@@ -108,8 +109,11 @@ def _bundle(path: Path) -> Inspection:
         sublayers = [site.name for site in manifest.sites if site.role in SUBLAYERS]
         return placement_map(path.resolve().name, [site.name for site in manifest.sites], adapters, sublayers)
 
-    document = {"what": "bundle", "path": str(path), "manifest": asdict(manifest)}
-    return Inspection(f"{path}  bundle by {manifest.producer}", tuple(_bundle_tables(manifest)), document, drawn)
+    digest = sha256_of(path / MANIFEST_FILE)
+    document = {"what": "bundle", "path": str(path), "digest": digest, "manifest": asdict(manifest)}
+    return Inspection(
+        f"{path}  bundle by {manifest.producer}, digest {digest}", tuple(_bundle_tables(manifest)), document, drawn
+    )
 
 
 def _bundle_tables(manifest: Manifest) -> Iterator[Table]:

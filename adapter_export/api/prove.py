@@ -255,7 +255,12 @@ def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
     return cases
 
 
-def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Report:
+def verify(
+    bundle: Bundle | PathLike,
+    *,
+    expect: Annotated[str | None, Option("The digest that BUNDLE must have, as `inspect` shows it.", "DIGEST")] = None,
+    on_step: OnStep | None = None,
+) -> Report:
     """Show that a bundle is whole, and that it computes its golden vectors on this machine.
 
     Needs neither torch nor the model. All files, graphs and adapters are compared with each other, and the golden
@@ -263,18 +268,20 @@ def verify(bundle: Bundle | PathLike, *, on_step: OnStep | None = None) -> Repor
 
     Args:
         bundle: the bundle, or its folder.
+        expect: the sha256 of its manifest, which has the hashes of all other files.
         on_step: is told of each step.
 
     Returns:
         What was found; `raise_for_failure()` makes an error of a result that is off.
 
     Raises:
-        InputError: the bundle is damaged, or something in it does not fit.
+        InputError: the bundle is damaged, is not the one that is expected, or something in it does not fit.
         NothingComparedError: nothing was compared.
     """
+    from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.bundle.proof.prove import plan_check, prove, steps
 
-    plan = plan_check(folder_of(bundle), quick=True)
+    plan = plan_check(OpenedBundle.open(folder_of(bundle), expect=expect), quick=True)
     report = prove(plan, None, _counted(on_step, steps(plan, None)))
     report.require_compared()
     return report

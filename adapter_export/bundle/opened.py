@@ -67,13 +67,13 @@ class OpenedBundle:
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> OpenedBundle:
-        """Open a bundle, and compare its files with their hashes.
+    def open(cls, folder: Path, *, expect: str | None = None) -> OpenedBundle:
+        """Open a bundle, and compare its files with their hashes, and its manifest with the one that is expected.
 
         Raises:
             FileError, FormatError: it cannot be read, or its files are not those that were written.
         """
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, expect=expect)
         verify_files(manifest, folder)
         return cls(folder, manifest)
 

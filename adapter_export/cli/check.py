@@ -126,7 +126,7 @@ def _self_test(bundle: Path, base: ae.Base | None, options: Mapping[str, object]
 
 
 @command("adapter-export verify bundle", "adapter-export verify bundle --json > report.json")
-def verify(bundle: Path, *, as_json: Json = False) -> None:
+def verify(bundle: Path, *, as_json: Json = False, **options: Any) -> None:
     """Show that BUNDLE is whole, and that it computes on this machine what it should.
 
     Needs neither torch nor the model. Checks every file against its hash, and that there are no others and no links
@@ -141,7 +141,7 @@ def verify(bundle: Path, *, as_json: Json = False) -> None:
     from adapter_export.bundle.report import verification
 
     with stepping("verifying") as on_step:
-        report = ae.verify(bundle, on_step=on_step)
+        report = ae.verify(bundle, on_step=on_step, **options)
     if as_json:
         emit_json(verification(report))
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from adapter_export.errors import FileError, FormatError, HashError, within
-from adapter_export.format.files import canonical_json, new_folder, parse_json, read_bytes
+from adapter_export.format.files import check_checksum, checked_json, new_folder, parse_json, read_bytes
 from adapter_export.format.records import (
     SEMVER,
     Different,
@@ -34,8 +34,6 @@ ADAPTER_VERSION = "1.0.0"
 
 GRAPH_FILE = "adapter_graph.json"
 WEIGHTS_FILE = "weights.safetensors"
-
-_NO_CHECKSUM = "0" * 64
 
 Width = Annotated[int, Interval(1, 2**31 - 1)]
 Widths = Mapping[Name, Width]
@@ -235,11 +233,10 @@ def adapter_bytes(adapter: Adapter) -> tuple[bytes, bytes]:
     """
     weights = tensor_bytes(adapter.weights)
     document = _to_json(adapter, hashlib.sha256(weights).hexdigest())
-    data = canonical_json(document)
+    data = checked_json(document)
     with within(f"adapter `{adapter.name}`"):
         record_from_json(AdapterDocument, parse_json(data, None))
-    document["checksum"] = hashlib.sha256(data).hexdigest()
-    return canonical_json(document), weights
+    return data, weights
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -280,11 +277,7 @@ def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], wh
             with within(f"graph `{name}`"):
                 graphs[name] = of_site.graph()
         placements = _placements(record.sites)
-    if record.checksum is not None:  # a flipped bit in a factor or a label would be a wrong answer that nobody notices
-        found = hashlib.sha256(data.replace(record.checksum.encode(), _NO_CHECKSUM.encode())).hexdigest()
-        if found != record.checksum:
-            fix = "take the file from its source again; if you changed it on purpose, delete its key `checksum`"
-            raise HashError(path, found=found, expected=record.checksum, fix=fix)
+    check_checksum(data, record.checksum, path)
     weights = parse_tensors(tensors, weights_path)
     found = hashlib.sha256(tensors).hexdigest()
     if found != record.weights.sha256:
@@ -331,7 +324,6 @@ def graph_from_json(document: object) -> AdapterGraph:
 def _to_json(adapter: Adapter, sha256: str) -> dict[str, Any]:
     document: dict[str, Any] = {
         "version": ADAPTER_VERSION,
-        "checksum": _NO_CHECKSUM,
         "name": adapter.name,
         "kind": adapter.kind,
         "base": {"fingerprint": adapter.base},

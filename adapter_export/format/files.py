@@ -15,7 +15,7 @@ import shutil
 import socket
 import stat
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -27,6 +27,7 @@ from adapter_export.errors import (
     BusyError,
     FileError,
     FormatError,
+    HashError,
     OutputExistsError,
     WriteError,
     within,
@@ -371,6 +372,32 @@ def canonical_json(document: object) -> bytes:
         raise FormatError(
             "holds a value that JSON cannot say", found=error, expected="strings, finite numbers, lists and objects"
         ) from error
+
+
+_NO_CHECKSUM = "0" * 64
+
+
+def checked_json(document: Mapping[str, object]) -> bytes:
+    """Return the encoding of an object with a `checksum` of itself: the sha256 of these bytes with zeros as its digits.
+
+    Raises:
+        FormatError: as `canonical_json`.
+    """
+    data = canonical_json({**document, "checksum": _NO_CHECKSUM})
+    return canonical_json({**document, "checksum": hashlib.sha256(data).hexdigest()})
+
+
+def check_checksum(data: bytes, checksum: str | None, where: object) -> None:
+    """Raise `HashError` where a file with a checksum of itself has other bytes than when it was written.
+
+    A flipped bit in a factor or a label would be a wrong answer that nobody notices.
+    """
+    if checksum is None:
+        return
+    found = hashlib.sha256(data.replace(checksum.encode(), _NO_CHECKSUM.encode())).hexdigest()
+    if found != checksum:
+        fix = "take the file from its source again; if you changed it on purpose, delete its key `checksum`"
+        raise HashError(where, found=found, expected=checksum, fix=fix)
 
 
 def read_json(path: Path) -> object:

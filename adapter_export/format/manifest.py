@@ -15,6 +15,7 @@ from adapter_export.format.records import (
     NotEmpty,
     NotNegative,
     OneOf,
+    OrAbsent,
     Positive,
     RelativePath,
     Sha256,
@@ -345,6 +346,7 @@ class Manifest:
         golden_texts: texts, the ids that the tokenizer makes of them, and the answers of the adapters; null in a bundle
             without a tokenizer.
         media: how pictures or clips become the input; null if the base reads none, or that is not known.
+        checksum: the sha256 of this file's bytes in which every occurrence of these 64 digits is replaced by 64 zeros.
     """
 
     version: Annotated[str, SEMVER]
@@ -372,6 +374,7 @@ class Manifest:
     head: str | None = None
     golden_texts: RelativePath | None = None
     media: MediaRecord | None = None
+    checksum: OrAbsent[Sha256] = field(default=None, compare=False)
 
     @property
     def tokens(self) -> Lengths:

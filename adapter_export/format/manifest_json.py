@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from adapter_export.errors import FileError, FormatError, HashError, within
-from adapter_export.format.files import canonical_json, new_file, parse_json, read_json, sha256_of
+from adapter_export.format.files import check_checksum, checked_json, new_file, parse_json, read_bytes, sha256_of
 from adapter_export.format.manifest import FileRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
@@ -24,19 +25,31 @@ _SHOWN = 5
 """How many files a message names."""
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, expect: str | None = None) -> Manifest:
     """Read the manifest of a bundle. The files that it lists are not looked at: `verify_files` does that.
+
+    Args:
+        folder: of the bundle.
+        expect: the sha256 that the file must have; with the hashes in it, that of the whole bundle.
 
     Raises:
         FileError: the folder or the manifest is missing or cannot be read.
         FormatError: it breaks the format; the message gives the JSON path. `VersionError` is a kind of it.
+        HashError: it was changed since it was written, or it is not the one that is expected.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():  # a pipe would never end
         raise FileError(
             "is not a bundle", where=folder, expected=f"a folder with `{MANIFEST_FILE}`", fix="check the path"
         )
-    return _from_json(read_json(path), path)
+    data = read_bytes(path)
+    found = hashlib.sha256(data).hexdigest()
+    if expect is not None and found != expect.removeprefix("sha256:").lower():
+        fix = "deploy the bundle that was approved, or approve this one"
+        raise HashError(path, "is not that of the bundle that is expected", found=found, expected=expect, fix=fix)
+    manifest = _from_json(parse_json(data, path), path)
+    check_checksum(data, manifest.checksum, path)
+    return manifest
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -47,7 +60,9 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
         WriteError: the operating system refused.
     """
     path = folder / MANIFEST_FILE
-    data = canonical_json(asdict(manifest))
+    document = asdict(manifest)
+    del document["checksum"]
+    data = checked_json(document)
     _from_json(parse_json(data, path), path)
     with new_file(path, force=True) as temporary:
         temporary.write_bytes(data)
@@ -238,7 +253,7 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
 def verify_files(manifest: Manifest, folder: Path) -> None:
     """Check the size and the hash of every file that the manifest lists, and that there are no others.
 
-    The manifest itself has no hash in it; like the others it must be no link that leads out. Files and folders with a
+    The manifest has a checksum of its own; like the others it must be no link that leads out. Files and folders with a
     name that begins with a dot are passed over: systems put them there by themselves.
 
     Raises:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnxruntime as ort
 
-from adapter_export.errors import RequestError, UsageError, VersionError, argument
+from adapter_export.errors import HashError, RequestError, UsageError, VersionError, argument
 from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
@@ -38,12 +41,14 @@ class Bundle:
     verified: bool
 
     @classmethod
-    def open(cls, folder: Path | str, *, verify: bool = True) -> Bundle:
+    def open(cls, folder: Path | str, *, verify: bool = True, expect: str | None = None) -> Bundle:
         """Open a bundle.
 
         Args:
             folder: the folder that `adapter-export build` made.
             verify: compare every file with its hash. Without it, damage goes unseen: most damaged weights run.
+            expect: the digest that the bundle must have: the sha256 of its manifest, which has those of all other
+                files. `adapter-export inspect` shows it.
 
         Raises:
             FileError: a file is missing, or a link leads out of the folder.
@@ -51,7 +56,7 @@ class Bundle:
                 of it.
         """
         folder = Path(folder)
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, expect=expect)
         found, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
         if found < needed:
             raise VersionError(
@@ -106,9 +111,8 @@ class Bundle:
     def session_on(self, graphs: Graphs, *, on_demand: bool = False, resident: int = RESIDENT) -> Session:
         """Open a session as `session` does, on graphs that are open."""
         adapters = Adapters(self.manifest, graphs.provider, resident)
-        hashes = {file.path: file.sha256 for file in self.manifest.files} if self.verified else {}
         for record in self.manifest.adapters:
-            adapters.add_built(record, self.folder, hashes.get(record.onnx_adapter), on_demand=on_demand)
+            adapters.add_built(record, self.folder, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
         return Session(graphs, adapters, resident)
 
     def texts(self, session: Session | None = None) -> TextReader:
@@ -130,7 +134,7 @@ class Bundle:
                 found=None if self.manifest.media is None else f"a processor of {WORDS[self.manifest.media.medium]}s",
                 fix=f"give arrays, or build it again with {argument('tokenizer')}",
             )
-        text = read_bytes(self.folder / record.tokenizer).decode("utf-8", "replace")
+        text = self._read(record.tokenizer).decode("utf-8", "replace")
         return TextReader(reader(text, self.manifest), self.manifest, session or self.session())
 
     def images(self, session: Session | None = None) -> MediaReader:
@@ -150,9 +154,23 @@ class Bundle:
 
     def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
         def open_file(path: str) -> ort.InferenceSession:
-            return open_session(self.folder / path, provider, optimization, threads)
+            return open_session(self._read(path), provider, optimization, threads, folder=self.folder)
 
         return Graphs(self.manifest, provider, open_file)
+
+    @cached_property
+    def _hashes(self) -> Mapping[str, str]:
+        """The sha256 of each file; none where nobody asked for it."""
+        return {file.path: file.sha256 for file in self.manifest.files} if self.verified else {}
+
+    def _read(self, path: str) -> bytes:
+        """Read a file of the bundle; `HashError` if it was changed since the bundle was opened."""
+        data = read_bytes(self.folder / path)
+        expected = self._hashes.get(path)
+        if expected is not None and (found := hashlib.sha256(data).hexdigest()) != expected:
+            fix = "open the bundle again; never write into the files of one that is in use"
+            raise HashError(self.folder / path, found=found, expected=expected, fix=fix)
+        return data
 
 
 def reader(text: str, manifest: Manifest) -> Tokenizer:

@@ -119,6 +119,7 @@ def _manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:  # ty
         document = read_json(path)
         assert isinstance(document, dict)
         change(document)
+        document.pop("checksum", None)
         path.write_bytes(canonical_json(document))
 
     return apply

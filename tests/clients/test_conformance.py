@@ -60,5 +60,6 @@ def test_answers_to_golden_texts_without_a_tokenizer(cpp_client: Client, text_fo
     manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
     (topic,) = [each for each in manifest["adapters"] if each["name"] == "topic"]
     topic["task"]["labels"].reverse()
+    del manifest["checksum"]
     (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     cpp_client.refuses("does not compute what the reference computed", "verify", copy)

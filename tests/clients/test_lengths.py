@@ -171,5 +171,6 @@ def _copied(folder: Path, to: Path) -> Path:
     copy = shutil.copytree(folder, to / "bundle")
     document = json.loads((copy / "manifest.json").read_text("utf-8"))
     document["padding_neutral"] = False
+    del document["checksum"]
     (copy / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
     return Path(copy)

@@ -38,6 +38,7 @@ def _edited(change: Callable[[Any], object]) -> Callable[[Path], None]:
         path = bundle / "manifest.json"
         document = json.loads(path.read_text("utf-8"))
         change(document)
+        document.pop("checksum", None)
         path.write_text(json.dumps(document), encoding="utf-8")
 
     return damage

@@ -85,6 +85,7 @@ def test_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None
     path = damaged_bundle / "manifest.json"
     document = json.loads(path.read_text())
     kept = {"slots": document["graphs"]["slots"], "inputs": document["graphs"]["inputs"]}
+    del document["checksum"]
     document.update(adapters=[], bank=None, graphs=kept, text=None, golden_texts=None)
     used = {*kept.values(), document["golden"]["path"], "base.bin"}
     for file in document["files"]:

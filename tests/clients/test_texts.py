@@ -85,6 +85,7 @@ def _rehash(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = folder / "manifest.json"
     document = json.loads(path.read_text("utf-8"))
     change(document)
+    document.pop("checksum", None)
     document["files"] = [vars(record) for record in list_files(folder)]
     path.write_text(json.dumps(document), encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adapter_export.errors import FileError, FormatError, InputError, VersionError
+from adapter_export.errors import FileError, FormatError, HashError, InputError, VersionError
 from adapter_export.format.files import canonical_json
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, write_manifest
@@ -24,6 +25,7 @@ Change = Callable[[Document], object]
 
 def as_json(manifest: Manifest) -> Document:
     document: Document = json.loads(canonical_json(asdict(manifest)))
+    del document["checksum"]
     return document
 
 
@@ -171,3 +173,25 @@ def test_the_reader_needs_numpy_alone() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "numpy" in found
     assert not {"safetensors", "onnx", "onnx_ir", "torch", "rich", "click"} & set(found)
+
+
+def test_a_flipped_bit_in_a_manifest_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    """Whatever it meets: a label, a row of the bank, a length, or the checksum itself."""
+    write_manifest(manifest, tmp_path)
+    path = tmp_path / "manifest.json"
+    data = path.read_bytes()
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(FormatError):
+            read_manifest(tmp_path)
+    path.write_bytes(data)
+    assert read_manifest(tmp_path) == manifest
+
+
+def test_the_bundle_that_is_expected_and_no_other(manifest: Manifest, tmp_path: Path) -> None:
+    write_manifest(manifest, tmp_path)
+    digest = hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest()
+    assert read_manifest(tmp_path, expect=digest) == read_manifest(tmp_path, expect=f"sha256:{digest}") == manifest
+    write_manifest(replace(manifest, producer="another"), tmp_path)
+    with pytest.raises(HashError, match="is not that of the bundle that is expected"):
+        read_manifest(tmp_path, expect=digest)

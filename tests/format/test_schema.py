@@ -248,7 +248,7 @@ def test_reader_and_schema_agree_on_every_mutant(name: str, document: Document) 
 
 
 def test_reader_and_schema_agree_on_every_mutant_of_a_manifest(manifest: Manifest) -> None:
-    document: Document = json.loads(canonical_json(asdict(manifest)))
+    document: Document = json.loads(canonical_json({**asdict(manifest), "checksum": "0" * 64}))
     document["adapters"][0]["task"]["labels"] = document["adapters"][0]["task"]["labels"][:1]
     document["files"] = document["files"][:1]
     agree_on_mutants("bundle-manifest", document)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,6 +64,18 @@ class TestDamage:
         _flip(copy / "adapters/wide.onnx_adapter")
         with pytest.raises(HashError, match="wide"):
             bundle.session()
+
+    def test_a_graph_that_is_changed_after_opening_is_found(self, copy: Path) -> None:
+        bundle = Bundle.open(copy)
+        _flip(copy / "model.onnx")
+        with pytest.raises(HashError, match=r"model\.onnx.*Open the bundle again"):
+            bundle.session()
+
+    def test_the_bundle_that_is_expected(self, copy: Path) -> None:
+        digest = hashlib.sha256((copy / "manifest.json").read_bytes()).hexdigest()
+        assert Bundle.open(copy, expect=digest).verified
+        with pytest.raises(HashError, match="expected"):
+            Bundle.open(copy, expect="0" * 64)
 
     def test_without_verification_damage_that_breaks_the_graph_is_still_an_error(self, copy: Path) -> None:
         _cut(copy / "model.onnx")

@@ -187,7 +187,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "sites", "slots",
                    "adapters", "golden", "golden_texts", "text", "head", "model_version", "files",
-                   "media"});
+                   "media", "checksum"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
@@ -219,6 +219,22 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_heads(manifest);
   check_paths(manifest, folder);
   return manifest;
+}
+
+// Throws Fault where the manifest has other bytes than when it was written: its checksum is their sha256, with zeros in
+// place of its own digits.
+void check_checksum(const std::string& text, const nlohmann::json& document) {
+  const auto found = document.is_object() ? document.find("checksum") : document.end();
+  if (found == document.end() || !found->is_string() || found->get<std::string>().size() != 64) return;
+  const auto digits = found->get<std::string>();
+  auto bytes = text;
+  for (auto at = bytes.find(digits); at != std::string::npos; at = bytes.find(digits, at + digits.size())) {
+    bytes.replace(at, digits.size(), std::string(digits.size(), '0'));
+  }
+  if (sha256(bytes) != digits) {
+    throw Fault({"has been changed or damaged since it was written", "", "sha256 " + sha256(bytes), "sha256 " + digits,
+                 "take the file from its source again"});
+  }
 }
 
 }  // namespace
@@ -272,7 +288,9 @@ Manifest read_manifest(const std::filesystem::path& folder) {
   check_inside(folder, path);
   const auto text = read_file(path);
   try {
-    return parse(parse_json(text), folder);
+    const auto document = parse_json(text);
+    check_checksum(text, document);
+    return parse(document, folder);
   } catch (const std::exception& error) {  // one of ours, or one of the JSON library
     throw Fault({"cannot be used", path.string(), error.what(), "", "build the bundle again"});
   }

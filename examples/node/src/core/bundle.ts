@@ -50,7 +50,9 @@ export class Bundle {
 
   /** Open a bundle. What is read later is held against its size and its hash then; `verify` does so with every file. */
   static async open(place: Place): Promise<Bundle> {
-    const manifest = parseManifest(await place.read(MANIFEST), `${place.name}/${MANIFEST}`);
+    const [bytes, where] = [await place.read(MANIFEST), `${place.name}/${MANIFEST}`];
+    const manifest = parseManifest(bytes, where);
+    await checkChecksum(bytes, manifest.checksum, where);
     const [found, expected] = [env.versions.common, manifest.minimum_onnxruntime];
     if (release(found) < release(expected)) {
       throw new Fault({ what: "needs a newer ONNX Runtime", where: place.name, found, expected: `${expected} or newer` });
@@ -161,6 +163,17 @@ function isHidden(path: string): boolean {
 function release(version: string): number {
   const [major = 0, minor = 0] = version.split(".").map(Number);
   return 1000 * major + minor;
+}
+
+/** Hold a file against the checksum in it: the sha256 of its bytes with zeros in place of these 64 digits. */
+async function checkChecksum(bytes: Uint8Array, checksum: string | undefined, where: string): Promise<void> {
+  if (checksum === undefined) return;
+  const text = new TextDecoder().decode(bytes).replaceAll(checksum, "0".repeat(checksum.length));
+  const { sha256 } = await measured(new TextEncoder().encode(text));
+  if (sha256 !== checksum) {
+    const [what, fix] = ["has been changed or damaged since it was written", "take the file from its source again"];
+    throw new Fault({ what, where, found: `sha256 ${sha256}`, expected: `sha256 ${checksum}`, fix });
+  }
 }
 
 export async function measured(bytes: Uint8Array): Promise<Measured> {
