@@ -212,7 +212,9 @@ def sweep(
             for setting, of_seed in runs.items()
         ]
         if metric is None or all(trial.mean is None for trial in found):
-            raise TrainingError("every setting failed", where=folder, found=failed and failed.message) from failed
+            raise TrainingError(
+                "every setting failed", where=folder, found=failed and failed.message.rstrip(".")
+            ) from failed
         if measure:
             found = _timed(base, found, shapes, at_least_1("tokens", tokens), on_progress or silent)
         made = Sweep.of(source.name, metric, seeds, found)

@@ -10,6 +10,8 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
+from adapter_export.errors import UsageError, argument
+
 
 class ThisProcess(ExitStack):
     """This process, which does a call as soon as it is submitted."""
@@ -64,6 +66,9 @@ class RayWorkers(ExitStack):
         count: how many tasks at a time; as many as the cluster has room for if not given.
         processors: of each task.
         accelerators: likewise.
+
+    Raises:
+        UsageError: there is no such cluster.
     """
 
     def __init__(self, address: str, count: int | None, processors: int, accelerators: int) -> None:
@@ -72,7 +77,11 @@ class RayWorkers(ExitStack):
 
         if not ray.is_initialized():
             local: dict[str, Any] = {"num_cpus": (count or 1) * processors} if address == "local" else {}
-            ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None, **local)
+            try:
+                ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None, **local)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                found = str(error).split("\n")[0]
+                raise UsageError("no Ray cluster answers", where=argument("ray", address), found=found) from error
             self.callback(ray.shutdown)
         resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.count = max(1, int(resources.get("CPU", 1)) // processors) if count is None else count
