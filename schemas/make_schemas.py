@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport
+from adapter_export.format.derivation import Derivation
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.media import GoldenMedia
@@ -39,6 +40,7 @@ RECORDS: Mapping[str, type] = {
     "adapter-graph": AdapterDocument,
     "bundle-manifest": Manifest,
     "check-report": CheckReport,
+    "derivation": Derivation,
     "golden-media": GoldenMedia,
     "golden-texts": GoldenTexts,
     "self-test": SelfTestReport,

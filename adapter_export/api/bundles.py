@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from adapter_export.errors import AdapterError, BaseModelError, RequestError, Us
 
 if TYPE_CHECKING:
     from adapter_export.api.adapters import Adapters
+    from adapter_export.bundle.proof.tensors import Origin
     from adapter_export.format.manifest import Flavour, Manifest, Precision
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
@@ -153,6 +155,7 @@ def build(
             own_texts=opened.texts,
             media=opened.media,
             kept=opened.kept(FLAVOURS["slots"]),
+            origin=origin_of(opened, base_precision, optimized=optimize),
             allow_base_mismatch=allow_base_mismatch,
             copy_weights=copy_weights,
             flavours=wanted,
@@ -303,7 +306,7 @@ def add(
     chosen, slots = adapters_of(adapters, base), opened.numerics
     notes: list[str] = []
     matching = same_precision(base, slots.precision, int8_embeddings=slots.int8_tables)
-    with locked(opened.folder.resolve()), matching as references:
+    with locked(opened.folder.resolve()), matching as (references, _):
         after = add_adapters(
             opened,
             chosen,
@@ -377,16 +380,48 @@ def _prepared(
 
 
 @contextmanager
-def same_precision(base: Base, precision: Precision, *, int8_embeddings: bool) -> Iterator[Runner]:
-    """Yield the reference for a bundle: a model, in the precision that the bundle has."""
+def same_precision(
+    base: Base, precision: Precision, *, int8_embeddings: bool
+) -> Iterator[tuple[Runner, Callable[[bool], OnnxBase]]]:
+    """Yield the reference for a bundle, a model in the precision that the bundle has, and what makes its graph again.
+
+    That is told whether operators are to be fused, and is called within the context.
+    """
     from adapter_export.onnx_backend.runner import CutRunner
 
-    if precision_of(base) == precision:
-        yield runner_of(base, allow_mismatch=True)
-        return
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        plain = base.exported(Path(folder))
-        yield CutRunner(_in_precision(plain, precision, int8_embeddings and precision != "int8", Path(folder)))
+    with TemporaryDirectory(prefix="adapter-export-") as temporary:
+        folder = Path(temporary)
+        if precision_of(base) != precision:
+            plain = base.exported(folder)
+            made = _in_precision(plain, precision, int8_embeddings and precision != "int8", folder)
+            yield CutRunner(made), lambda _: made
+            return
+
+        def again(optimize: bool) -> OnnxBase:
+            plain = base.exported(folder)
+            if not optimize:
+                return plain
+            from adapter_export.onnx_backend.quantise.optimize import optimized
+
+            (folder / "optimized").mkdir()
+            return optimized(plain, folder / "optimized")[0]
+
+        yield runner_of(base, allow_mismatch=True), again
+
+
+def origin_of(base: Base, precision: Precision, *, optimized: bool) -> Origin:
+    """Return what a bundle's constants follow from: the tensors of a model, and the libraries that make its graph."""
+    from adapter_export.bundle.proof.tensors import Origin
+
+    own = precision_of(base) == precision
+    libraries = () if own and not optimized else ("onnxscript",) if optimized else ("onnxruntime",)
+    if base.is_onnx:
+        return replace(Origin.of(base.onnx), made_by=libraries, optimized=optimized)
+    from adapter_export.torch_backend.base.base import tensors
+
+    program = base.torch.program
+    digest = hashlib.sha256(str(program.graph).encode()).hexdigest()
+    return Origin(tensors(program), digest, ("torch", "onnxscript", *libraries), optimized)
 
 
 def model_of(manifest: Manifest, model: Base | PathLike) -> Base:

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from adapter_export.api.adapters import load_members
 from adapter_export.api.base import Base, PathLike, check_free, open_tokenizer
-from adapter_export.api.bundles import folder_of, model_of, precision_of, runner_of, same_precision
+from adapter_export.api.bundles import folder_of, model_of, origin_of, precision_of, runner_of, same_precision
 from adapter_export.api.option import Option
 from adapter_export.errors import InputError, UsageError, argument
 from adapter_export.format.labelled import Columns, read_texts
@@ -20,13 +21,15 @@ from adapter_export.format.labelled import Columns, read_texts
 if TYPE_CHECKING:
     import numpy as np
 
+    from adapter_export.api.adapters import Adapters
     from adapter_export.bundle.golden import Case
     from adapter_export.bundle.proof.compare import Original
     from adapter_export.bundle.proof.prove import Plan, Reference
     from adapter_export.bundle.proof.selftest import SelfTest
     from adapter_export.bundle.report import Report
     from adapter_export.format.manifest import Manifest
-    from adapter_export.numerics.runner import Arrays, Runner
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.numerics.runner import Arrays
     from adapter_export.runtime import Bundle
 
 OnStep = Callable[[int, int, str], None]
@@ -45,6 +48,8 @@ def check(
         Option("Check this graph alone: slots, inputs, bank or baked; may be repeated.", "FLAVOUR", "--flavour"),
     ] = (),
     cases: Annotated[Sequence[str], Option("Try this shape alone; may be repeated.", "CASE", "--case")] = (),
+    adapters: Adapters | None = None,
+    last: PathLike | None = None,
     data: Annotated[
         PathLike | None,
         Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
@@ -75,6 +80,9 @@ def check(
             ONNX's test cases.
         runtimes: other Pythons, such as one of an environment with the oldest ONNX Runtime that is to run the bundle.
         force: replace what is at `report` and `repro`.
+        adapters: adapters, their folders or names, as in `build`: the slots of the bundle are compared with these, and
+            not only with its own copies of them.
+        last: an earlier report on this bundle, as `--json` writes it: what was shown then may not be open now.
         on_step: is told of each step.
 
     Returns:
@@ -82,10 +90,12 @@ def check(
 
     Raises:
         UsageError: arguments do not go together, or name what is not there.
+        FormatError: `last` is no report, or one on another bundle.
         InputError: the bundle or the model cannot be used.
         NothingComparedError: nothing was compared.
         OutputExistsError, WriteError: the page cannot be written.
     """
+    from adapter_export.bundle.proof.ledger import ratchet, read_report
     from adapter_export.bundle.proof.prove import plan_check, prove, steps
 
     if report is not None:
@@ -112,12 +122,16 @@ def check(
         repro=place,
         runtimes=runtimes,
     )
+    before = None if last is None else read_report(Path(last), plan.bundle.digest)
+    own = {adapter.name: adapter for adapter in _given(plan, adapters, against)}
     texts = None
     if data is not None and text is not None:
         texts = [one for one, _ in read_texts(Path(data), Columns(text))]
     with _sides(plan, against, texts) as (reference, original):
-        found = prove(plan, reference, _counted(on_step, steps(plan, reference, original)), original)
+        found = prove(plan, reference, _counted(on_step, steps(plan, reference, original)), original, own=own)
     found.require_compared()
+    if before is not None and last is not None:
+        found = replace(found, ledger=(*found.ledger, *ratchet(before, found.ledger, Path(last).name)))
     if report is not None:
         from adapter_export.bundle.proof.page import page
         from adapter_export.format.files import new_file
@@ -178,6 +192,18 @@ def self_test(
     return SelfTest(str(plan.bundle.folder), None if reference is None else reference.path, seed, tuple(found))
 
 
+def _given(plan: Plan, adapters: Adapters | None, against: Base | PathLike | None) -> list[Adapter]:
+    """Read the user's own adapters; one that the bundle does not hold is a `UsageError`."""
+    near = against.path if isinstance(against, Base) else None if against is None else Path(against)
+    given = [] if adapters is None else load_members(adapters, near)
+    unknown = [f"`{adapter.name}`" for adapter in given if adapter.name not in plan.bundle.names]
+    if unknown:
+        known = ", ".join(f"`{name}`" for name in plan.bundle.names if name is not None)
+        where, found = argument("adapters"), ", ".join(unknown)
+        raise UsageError("the bundle has no adapter of this name", where=where, found=found, expected=f"of {known}")
+    return given
+
+
 @contextmanager
 def _sides(
     plan: Plan, against: Base | PathLike | None, texts: Sequence[str] | None
@@ -188,6 +214,7 @@ def _sides(
         return
     from adapter_export.bundle.proof.compare import Original
     from adapter_export.bundle.proof.prove import Reference
+    from adapter_export.bundle.proof.tensors import Source
     from adapter_export.bundle.texts import Contract
 
     base = _of_record(model_of(plan.bundle.manifest, against), plan.bundle.manifest)
@@ -198,16 +225,17 @@ def _sides(
     wanted = plan.bundle.numerics
     live, not_live = _live(base) if None in plan.names else (None, None)
 
-    def reference(runner: Runner) -> Reference:
-        return Reference(path, runner, contract, base.inputs, base.lengths, live, not_live)
-
-    with same_precision(base, wanted.precision, int8_embeddings=wanted.int8_tables) as runner:
+    derivation = plan.bundle.derivation()
+    origin = origin_of(base, wanted.precision, optimized=derivation is not None and derivation.optimized)
+    with same_precision(base, wanted.precision, int8_embeddings=wanted.int8_tables) as (runner, again):
+        source = Source(origin, again)
+        reference = Reference(path, runner, contract, base.inputs, base.lengths, live, not_live, source)
         if texts is None and wanted.precision == precision_of(base):
-            yield reference(runner), None
+            yield reference, None
             return
         cases = plan.cases if texts is None else _text_cases(plan, texts)
         inputs = "random inputs" if texts is None else f"{len(texts):,} texts"
-        yield reference(runner), Original(runner_of(base, allow_mismatch=True), cases, inputs)
+        yield reference, Original(runner_of(base, allow_mismatch=True), cases, inputs)
 
 
 def _of_record(base: Base, manifest: Manifest) -> Base:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx_ir as ir
-import onnxruntime as ort
 
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
 from adapter_export.bundle.media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.claims import oldest_runtime, site_records
 from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.prove import prove_new
+from adapter_export.bundle.proof.tensors import Origin
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import (
@@ -27,6 +28,7 @@ from adapter_export.bundle.write import (
 )
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
 from adapter_export.format.axes import narrowed
+from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
 from adapter_export.format.files import new_folder, read_bytes, sha256_of
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.lengths import Fit
@@ -35,7 +37,6 @@ from adapter_export.format.manifest import (
     Flavour,
     Manifest,
     OutputRecord,
-    SiteRecord,
     TextRecord,
     token_lengths,
 )
@@ -50,9 +51,8 @@ from adapter_export.onnx_backend.base.external import WEIGHTS_FILE, write_model
 from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.base.tried import axes
 from adapter_export.onnx_backend.graft.bank import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
-from adapter_export.onnx_backend.graft.insert import insert_slots, site_values
-from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums, plan_slots
-from adapter_export.sites.site import SUBLAYERS
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.slots import adapter_output, head_records, head_sums, plan_slots
 from adapter_export.text import Tokenizer, tokenizer_digest
 from adapter_export.version import __version__
 
@@ -72,6 +72,7 @@ def build_bundle(
     own_texts: GoldenTexts | None = None,
     media: CapturedMedia | None = None,
     kept: Mapping[str, Path | bytes] | None = None,
+    origin: Origin | None = None,
     allow_base_mismatch: bool = False,
     copy_weights: bool = False,
     flavours: Sequence[Flavour] | None = None,
@@ -85,7 +86,8 @@ def build_bundle(
     `own_head` names the adapter that is the base's own head, if there is one. `references` computes the golden
     vectors of `cases`; it is never the exported graph. `tokenizer` is the text of a `tokenizer.json`, `own_texts`
     what the model's own library makes of golden texts, where that is known, `media` what its processor does with
-    pictures or clips, and `kept` more files, by name, that another program needs. `flavours` are the graphs to
+    pictures or clips, and `kept` more files, by name, that another program needs. `origin` says what
+    the base was made of: by default of the graph's own constants. `flavours` are the graphs to
     write beside the one with slots: all if not given, without a bank where there cannot be one. `note` is told of
     that, and of adapters that change nothing. The adapters in `bake` get a graph of their own, in which they are
     constant.
@@ -161,6 +163,8 @@ def build_bundle(
                 answering = MediaMaker(media.record, names, references, allowance)
                 writer.media(answering.sets(media.golden, pairs, writer.heads))
         _keep(kept or {}, folder)
+        derivation = (origin or Origin.of(base)).derivation(model, of_base.cases)
+        write_derivation(derivation, folder / DERIVATION_FILE)
         heads, computing = {head.output for head in writer.heads}, numerics(model)
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in model.graph.outputs)
         manifest = Manifest(
@@ -177,7 +181,7 @@ def build_bundle(
             inputs=base.inputs,
             lengths=lengths,
             outputs=(*base.outputs, *(output for output in outputs if output.name in heads)),
-            sites=tuple(_site_records(base, plan, model)),
+            sites=tuple(site_records(base, plan, model)),
             slots=plan.slots,
             adapters=tuple(records),
             golden=of_base,
@@ -189,6 +193,7 @@ def build_bundle(
             model_version=writer.model_version,
             head=own_head,
             media=None if media is None else media.record,
+            derivation=DERIVATION_FILE,
         )
         progress("verifying the bundle against its golden vectors")
         opened = OpenedBundle(folder, manifest, staged=True)
@@ -266,42 +271,3 @@ def _keep(files: Mapping[str, Path | bytes], folder: Path) -> None:
             )
         if not path.exists():
             path.write_bytes(content if isinstance(content, bytes) else read_bytes(content))
-
-
-def _site_records(base: OnnxBase, plan: SlotPlan, model: ir.Model) -> Iterator[SiteRecord]:
-    """The sublayers, and the other sites that have slots."""
-    values = site_values(model)
-    for site in base.sites:
-        groups = plan.at(site.name)
-        if groups or site.role in SUBLAYERS:
-            tensor = values[site.name][groups[0].graph.replaces] if groups else site.h
-            yield SiteRecord(site.name, site.role, site.layer, site.width, site.path, tensor)
-
-
-# The oldest ONNX Runtime that computes a graph, and computes it right; each rule was tried with released versions.
-
-_TESTED = "1.21"
-_NEWEST_TESTED_OPSET = 22
-"""The oldest supported runtime, and the newest opset that it knows."""
-
-_BYTES = "1.23"
-"""`MatMulNBits` with 8 bits: 1.21 refuses it, 1.22 fails when it runs."""
-
-_BIASED = "1.22"
-"""Fused attention with a bias for each row of the batch: 1.21 reads another one, and says nothing."""
-
-_BIAS = {"Attention": 5, "MultiHeadAttention": 5}
-
-
-def oldest_runtime(model: ir.Model) -> str:
-    """Return the version, such as `1.21`; that of the runtime here for an opset that no older one was tried with."""
-    if model.opset_imports.get("", 0) > _NEWEST_TESTED_OPSET:
-        return str(ort.__version__)
-    needed = [_TESTED]
-    for node in model.graph.all_nodes():
-        if node.op_type == "MatMulNBits" and node.attributes.get_int("bits", 4) > 4:
-            needed.append(_BYTES)
-        at = _BIAS.get(node.op_type) if node.domain == "com.microsoft" else None
-        if at is not None and at < len(node.inputs) and node.inputs[at] is not None:
-            needed.append(_BIASED)
-    return max(needed, key=lambda version: tuple(map(int, version.split("."))))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.check_report import Form
-from adapter_export.format.files import read_bytes
+from adapter_export.format.derivation import Derivation, read_derivation
+from adapter_export.format.files import canonical_json, read_bytes
 from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
@@ -100,6 +102,11 @@ class OpenedBundle:
     def allowance(self, cases: Iterable[Case]) -> Allowance:
         """Return what decides the budgets of the graph with slots for some inputs."""
         return Allowance.of(self.extent, cases, self.numerics.stored)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of the manifest, which has those of all other files; of one that is staged as it will be."""
+        return hashlib.sha256(canonical_json(asdict(self.manifest))).hexdigest()
 
     def files_of(self, flavour: Form) -> tuple[str, ...]:
         """Return the graphs of a flavour: one, or one for each adapter that is baked in."""
@@ -192,6 +199,15 @@ class OpenedBundle:
         """
         record = self.manifest.media
         return None if record is None or record.golden is None else read_golden_media(self.folder / record.golden)
+
+    def derivation(self) -> Derivation | None:
+        """Return how the constants of the graph with slots came to be; none of a bundle of an older release.
+
+        Raises:
+            FileError, FormatError: it cannot be read.
+        """
+        path = self.manifest.derivation
+        return None if path is None else read_derivation(self.folder / path)
 
     def session(self, file: str, level: Optimization = LEVEL) -> ort.InferenceSession:
         """Return the one session of a graph at a level.

@@ -221,6 +221,11 @@ def verification(report: Report) -> dict[str, Any]:
         "checks": [
             {"name": check.name, "subject": check.subject, "passed": check.passed, "detail": check.detail}
             for check in report.invariants
+        ]
+        + [
+            {"name": "ledger", "subject": owed.where, "passed": False, "detail": owed.detail}
+            for owed in report.ledger
+            if owed.status == "failed" and owed.id.startswith(("manifest/", "golden/"))
         ],
         "golden": [
             {

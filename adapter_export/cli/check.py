@@ -14,7 +14,7 @@ from rich.text import Text
 
 import adapter_export as ae
 from adapter_export.api.option import Option
-from adapter_export.cli.bases import opened, stepping
+from adapter_export.cli.bases import listed, opened, stepping
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import console, emit_json, show, shown
 from adapter_export.errors import UsageError
@@ -45,24 +45,40 @@ _NONE = "–"
     "adapter-export check bundle --against model.pt",
     "adapter-export check bundle",
     "adapter-export check bundle --against model.pt --data test.tsv --text text",
-    "adapter-export check bundle --against model.pt --only trec --case batch3_tokens7_padded",
-    "adapter-export check bundle --flavour bank",
+    "adapter-export check bundle --against model.pt --adapters a,b",
     "adapter-export check bundle --against model.pt --nodes --repro fault",
     "adapter-export check bundle --runtime old/bin/python",
     "adapter-export check bundle --json > report.json",
     "adapter-export check bundle --against model.pt --report page.html",
     "adapter-export check bundle --against model.pt --self-test",
+    "adapter-export check bundle --against model.pt --against report.json",
     like=ae.check,
+    sections={
+        "choice": ("only", "flavours", "cases", "quick"),
+        "texts": ("data", "text"),
+        "faults": ("nodes", "repro", "runtimes", "self_test"),
+        "model": ("site_map", "trust_pickle"),
+        "output": ("report", "force", "as_json"),
+    },
+    common=("quick", "as_json"),
 )
 def check(
     bundle: Path,
     *,
     against: Annotated[
-        Path | None,
+        Sequence[str],
         Option(
             "The model that the bundle was built from: a torch archive, a Hugging Face folder or an ONNX file. "
-            "Without it the golden vectors in the bundle are the reference, and torch is not needed.",
+            "Without it the golden vectors in the bundle are the reference, and torch is not needed. Also an earlier "
+            "report of `--json`, `last.json`: what was shown then may not be open now.",
             "MODEL",
+        ),
+    ] = (),
+    adapters: Annotated[
+        str | None,
+        Option(
+            "Adapter folders as you have them: the bundle's tensors are compared with these, not with its own copies.",
+            "A,B,…",
         ),
     ] = None,
     self_test: Annotated[
@@ -83,18 +99,24 @@ def check(
     the computation, and is printed with its reason. With MODEL, every
     node is compared with MODEL's, on the values that MODEL has there.
 
+    With MODEL every constant and node, with the adapters every slot, is proved bit by bit. A ledger counts what is
+    proved, tested and open.
+
     A bundle whose base has another precision than MODEL is compared with MODEL in that same precision; how far that is
     from MODEL itself is reported beside, on random inputs or on the texts of FILE.
 
     Exit codes: 0 everything is within its budget, 1 something is not, 3 the bundle or the model cannot be used,
     4 nothing was compared.
     """
-    base = None if against is None else opened(against, site_map, trust_pickle)
+    last, model = _one([each for each in against if each.endswith(".json")], "earlier report"), None
+    if (path := _one([each for each in against if not each.endswith(".json")], "model")) is not None:
+        model = opened(Path(path), site_map, trust_pickle)
     if self_test:
-        _self_test(bundle, base, options, as_json=as_json)
+        _self_test(bundle, model, {"adapters": adapters, "against": last, **options}, as_json=as_json)
         return
+    own = None if adapters is None else listed(adapters)
     with stepping("checking") as on_step:
-        report = ae.check(bundle, against=base, force=force, on_step=on_step, **options)
+        report = ae.check(bundle, against=model, adapters=own, last=last, force=force, on_step=on_step, **options)
     if as_json:
         emit_json(report.to_json())
     else:
@@ -123,6 +145,13 @@ def _self_test(bundle: Path, base: ae.Base | None, options: Mapping[str, object]
                 console().print(Text(line, "bold red" if fault.status == "missed" else ""), soft_wrap=True)
     if not found.passed:
         raise click.exceptions.Exit(_MISMATCH)
+
+
+def _one(given: Sequence[str], what: str) -> str | None:
+    """Return the only one of some options, if there is any."""
+    if len(given) > 1:
+        raise UsageError(f"more than one {what}", where="`--against`", found=", ".join(given), expected="one")
+    return given[0] if given else None
 
 
 @command("adapter-export verify bundle", "adapter-export verify bundle --json > report.json")
@@ -175,7 +204,7 @@ def _show_check(report: Report, *, nodes: bool) -> None:
     more = " …" if len(coverage.left_out) > 3 else ""
     values = f"compared {coverage.compared} of {coverage.planned} values, {coverage.elements:,} elements"
     out.print(Text(f"{values}{left_out}{more}"), soft_wrap=True)
-    for line in _effect_lines(report.effects):
+    for line in (*_ledger_lines(report), *_effect_lines(report.effects)):
         out.print(line, soft_wrap=True)
     if nodes:
         out.print(shown(_nodes(report.nodes)))
@@ -329,6 +358,24 @@ def _invariant_lines(results: Sequence[InvariantRecord]) -> Iterator[Text]:
             yield Text.assemble(_mark(True), f"  {name}: {subjects}{more} ({good[0].detail})")
 
 
+def _ledger_lines(report: Report) -> Iterator[Text]:
+    """Yield how much of what is owed was shown, what is open, and what failed that no other line names."""
+    from adapter_export.bundle.proof.ledger import counts, reasons, shown_elsewhere
+
+    of = counts(report.ledger)
+    summary = f"ledger: {of['proved'] + of['tested']} of {len(report.ledger)} owed are shown"
+    failed = f", {of['failed']} failed" if of["failed"] else ""
+    yield Text(f"{summary}: {of['proved']} proved bit by bit, {of['tested']} tested; {of['open']} open{failed}")
+    for reason, found in list(reasons(report.ledger).items())[:_MOST_FAILURES]:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield Text(f"  open: {found[0].where}{more}: {reason}", "dim")
+    wrong = [owed for owed in report.ledger if owed.status == "failed" and not shown_elsewhere(owed, report.invariants)]
+    for owed in wrong[:_MANY_CHECKS]:
+        yield Text.assemble(_mark(False), f"  {owed.where}: {owed.detail}")
+    if len(wrong) > _MANY_CHECKS:
+        yield Text(f"… and {len(wrong) - _MANY_CHECKS} more, see `--json`", "dim")
+
+
 def _effect_lines(results: Sequence[EffectRecord]) -> Iterator[Text]:
     """Yield how far the adapters move the base, then a note for each that changes nothing."""
     from adapter_export.bundle.effects import note_of
@@ -403,10 +450,15 @@ def _number(value: Number) -> str:
 
 
 def _show_verification(report: Report) -> None:
+    from adapter_export.bundle.proof.ledger import shown_elsewhere
+
     checks = Table(("what", "of", "found", ""), list(_checks(report)), f"{report.bundle}  {report.runtime}")
     show(checks, replace(report.table(), title="golden vectors"))
     out = console()
     failed = [result for result in report.outputs if not result.passed]
+    for owed in report.ledger:
+        if owed.status == "failed" and not shown_elsewhere(owed, report.invariants):
+            out.print(f"✗ {owed.where}: {owed.detail}", markup=False)
     for result in failed[:_MANY_CHECKS]:
         out.print(f"✗ {result.place}: {'; '.join(result.faults)}", markup=False)
     if len(failed) > _MANY_CHECKS:

@@ -346,6 +346,8 @@ class Manifest:
         golden_texts: texts, the ids that the tokenizer makes of them, and the answers of the adapters; null in a bundle
             without a tokenizer.
         media: how pictures or clips become the input; null if the base reads none, or that is not known.
+        derivation: how each constant of the graph with slots came to be, for whoever has the model; null in a bundle of
+            an older release.
         checksum: the sha256 of this file's bytes in which every occurrence of these 64 digits is replaced by 64 zeros.
     """
 
@@ -374,6 +376,7 @@ class Manifest:
     head: str | None = None
     golden_texts: RelativePath | None = None
     media: MediaRecord | None = None
+    derivation: RelativePath | None = None
     checksum: OrAbsent[Sha256] = field(default=None, compare=False)
 
     @property

@@ -204,6 +204,7 @@ def _check_files(manifest: Manifest) -> None:
             fix="build the bundle again",
         )
     _check_known("golden_texts", {manifest.golden_texts} - {None}, listed)
+    _check_known("derivation", {manifest.derivation} - {None}, listed)
     if manifest.media is not None:
         media = manifest.media
         _check_known("media", {media.processor, media.golden} - {None}, listed)

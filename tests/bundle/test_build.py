@@ -56,7 +56,7 @@ class TestContents:
     def test_the_files_are_those_of_the_specification(self, bundle: Path) -> None:
         names = ["narrow", "pfeiffer", "plain", "wide"]
         assert sorted(_everything(bundle)) == sorted(
-            ["base.bin", "bank.bin", "manifest.json", "golden/base.safetensors"]
+            ["base.bin", "bank.bin", "manifest.json", "derivation.json", "golden/base.safetensors"]
             + ["model.onnx", "model.inputs.onnx", "model.bank.onnx"]
             + [f"adapters/{name}.{ending}" for name in names for ending in ("onnx_adapter", "safetensors")]
             + [f"adapters/{name}/{file}" for name in names for file in ("adapter_graph.json", "weights.safetensors")]

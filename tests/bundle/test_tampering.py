@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from small_bundle import Built
+from tampering import edit, edit_adapter, rehash, scaled
 
 from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import AdapterError, HashError, NothingComparedError, TensorError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
-from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.onnx_backend.runner import CutRunner
 
 UP = "adapter.layers.0.ffn.bottleneck_relu.up.weight"
-Change = Callable[[dict[str, np.ndarray]], None]
 
 
 def check(
@@ -30,39 +26,6 @@ def check(
     report = prove(plan_check(folder, only=only, flavours=forms), reference, lambda step: None)
     report.require_compared()
     return report
-
-
-def rehash(folder: Path, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
-    """Write the manifest anew, so that every hash is right again."""
-    manifest = replace(change(read_manifest(folder)), files=list_files(folder))
-    (folder / "manifest.json").unlink()
-    write_manifest(manifest, folder)
-
-
-def edit(path: Path, change: Change) -> dict[str, np.ndarray]:
-    """Change tensors in a file."""
-    tensors = {name: value.copy() for name, value in read_tensors(path).items()}
-    change(tensors)
-    path.unlink()
-    write_tensors(path, tensors)
-    return tensors
-
-
-def edit_adapter(folder: Path, name: str, change: Change) -> None:
-    """Change both files of an adapter, and the hashes."""
-    tensors = edit(folder / f"adapters/{name}.safetensors", change)
-    native = ort.AdapterFormat()
-    native.set_model_version(read_manifest(folder).model_version)
-    native.set_parameters({key: ort.OrtValue.ortvalue_from_numpy(value) for key, value in tensors.items()})
-    native.export_adapter(str(folder / f"adapters/{name}.onnx_adapter"))
-    rehash(folder)
-
-
-def scaled(slot: str, factor: float) -> Change:
-    def change(tensors: dict[str, np.ndarray]) -> None:
-        tensors[slot] *= np.float32(factor)
-
-    return change
 
 
 def test_a_changed_byte_is_seen(copy: Path) -> None:
@@ -128,9 +91,13 @@ def test_one_unit_in_the_last_place_of_an_idle_site_is_reported_there(copy: Path
     assert bad[0].absolute < 3e-7
 
 
-def test_an_error_below_the_budget_of_every_site_passes(copy: Path) -> None:
+def test_an_error_below_the_budget_of_every_site_is_seen_in_the_bits_of_its_slot(copy: Path) -> None:
     edit_adapter(copy, "tone", scaled(UP, 1 + 2**-23))
-    assert check(copy, forms=("slots", "inputs")).passed
+    report = check(copy, forms=("slots", "inputs"))
+    assert all(result.passed for result in (*report.comparisons(), *report.invariants))
+    (owed,) = [owed for owed in report.ledger if owed.status == "failed"]
+    assert owed.id == "slots/tone"
+    assert UP in owed.detail
     (bad,) = [result for result in check(copy, forms=()).invariants if not result.passed]
     assert (bad.name, bad.subject) == ("bank rows", "tone"), "the bank has the adapter as it was"
 

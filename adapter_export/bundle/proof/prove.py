@@ -17,9 +17,20 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from adapter_export.bundle.effects import effects
-from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, check_cases, named, silent
+from adapter_export.bundle.golden import (
+    Case,
+    Golden,
+    GoldenMaker,
+    OnStep,
+    Tolerance,
+    check_cases,
+    named,
+    scale,
+    silent,
+)
 from adapter_export.bundle.media import compare_processors, replay_media
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
+from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.compare import Original, agreements, compare, missing, unexpected
 from adapter_export.bundle.proof.invariants import (
     check_apart,
@@ -33,10 +44,12 @@ from adapter_export.bundle.proof.invariants import (
     check_weights_apart,
     swaps,
 )
+from adapter_export.bundle.proof.ledger import not_asked, of_invariants, of_outputs, of_sites
 from adapter_export.bundle.proof.locate import Trace, trace
 from adapter_export.bundle.proof.runtimes import check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, smallest_case, word_steps
 from adapter_export.bundle.proof.sites import SiteProbe
+from adapter_export.bundle.proof.tensors import Source, check_slots, check_tensors
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.texts import Contract, check_contract, replay
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
@@ -52,6 +65,7 @@ from adapter_export.format.check_report import (
 )
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import InputRecord
+from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import is_classified
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import DRAWS, Arrays, Runner, Undefined, run
@@ -71,6 +85,7 @@ class Reference:
 
     `contract` is what the model says of texts, `inputs` and `lengths` what it takes. `live` runs the model itself,
     without an adapter, where the runner has a program that was captured from it; `not_live` says why it cannot.
+    `source` is what the constants of the bundle follow from.
     """
 
     path: str
@@ -80,6 +95,7 @@ class Reference:
     lengths: Bounds = field(default_factory=dict)
     live: Callable[[Mapping[str, np.ndarray]], Arrays] | None = None
     not_live: str | None = None
+    source: Source | None = None
 
     def takes(self, case: Case) -> bool:
         """Return whether every axis of the inputs has a length that the model takes."""
@@ -96,9 +112,10 @@ class Plan:
     """What will be run: the stored golden vectors of the chosen adapters, and `cases`, a matrix of shapes.
 
     `files` is what the files of the bundle have shown. A quick check runs golden vectors at one level alone; a brief
-    one leaves out what takes long: shapes that are no core, words, and nodes where all outputs are right. `every_node`
-    keeps all nodes in the report, not only those that are wrong, `repro` is the folder for what repeats a fault, and
-    `runtimes` are other Pythons to run golden vectors in.
+    one leaves out what takes long: shapes that are no core, words, nodes where all outputs are right, and making the
+    graph again. Named cases make it `narrow`, which leaves out words and nodes. `every_node` keeps all nodes in the
+    report, not only those that are wrong, `repro` is the folder for what repeats a fault, and `runtimes` are other
+    Pythons to run golden vectors in.
     """
 
     bundle: OpenedBundle
@@ -108,6 +125,7 @@ class Plan:
     files: tuple[InvariantRecord, ...]
     quick: bool
     brief: bool = False
+    narrow: bool = False
     levels: tuple[Optimization, ...] = LEVELS
     every_node: bool = False
     repro: Path | None = None
@@ -192,7 +210,8 @@ def plan_check(
         chosen,
         files,
         quick,
-        brief or bool(cases),
+        brief,
+        bool(cases),
         every_node=every_node,
         repro=repro,
         runtimes=tuple(runtimes),
@@ -244,7 +263,7 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
     found = [
         Trial(golden.cases[at], (golden.adapter,) * golden.cases[at].batch, ((golden, at),)) for golden, at in there
     ]
-    if bank is None or not plan.bundle.manifest.batch_invariant or len(bank.rows) < 2:
+    if bank is None or not plan.bundle.numerics.batch_invariant or len(bank.rows) < 2:
         return found
     alike: dict[tuple[str, str], list[Expected]] = {}
     for golden, at in there:
@@ -371,6 +390,7 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
     if "slots" in plan.flavours and not plan.quick:
         total += len(swaps(plan.names)) + len(plan.names) + 2 * len(plan.adapters)
         total += len(_walked(plan)) if reference else 0
+    total += reference is not None and reference.source is not None and not plan.quick
     total += (plan.bundle.manifest.golden_texts is not None) + (plan.bundle.manifest.media is not None)
     return total + (len(plan.names) * len(original.cases) if original else 0)
 
@@ -381,12 +401,14 @@ def prove(
     on_step: OnStep = silent,
     original: Original | None = None,
     computed: Sequence[Golden] = (),
+    own: Mapping[str, Adapter] | None = None,
 ) -> Report:
     """Run everything, and return what was found: a bundle that computes something else is no error, but does not pass.
 
     Without a reference, the golden vectors alone are compared. With `original`, the base before its precision was
     changed, the report says how far the bundle is from it. `computed` is what the reference gave before for the same
-    cases, by `expect`.
+    cases, by `expect`,
+    and `own` are the adapters as the user has them, by name.
 
     Raises:
         InputError: the bundle or the reference cannot be run.
@@ -453,6 +475,9 @@ def prove(
         if reference is not None and reference.contract.processor is not None:
             invariants.append(compare_processors(bundle.manifest.media.digest, reference.contract.processor))
         on_step("golden media")
+    if not bundle.staged:
+        ledger += _ledger(plan, reference, expected, own or {}, on_step)
+    ledger += [*of_outputs(outputs, plan.cases, bundle.manifest), *of_sites(sites), *of_invariants(invariants)]
     return Report(
         bundle=str(bundle.folder),
         base=bundle.manifest.base,
@@ -464,6 +489,7 @@ def prove(
         invariants=tuple(invariants),
         agreements=None if original is None else agreements(bundle, plan.names, original, on_step),
         effects=() if plan.quick else effects(bundle, plan.adapters),
+        digest=bundle.digest,
         ledger=(*ledger, *traced.ledger),
         nodes=tuple(record for record in traced.nodes if plan.every_node or not record.passed),
         locations=tuple(traced.locations),
@@ -509,7 +535,7 @@ def _remeasured(
 
 
 def _tries_words(plan: Plan) -> bool:
-    return "slots" in plan.flavours and None in plan.names and not (plan.quick or plan.brief)
+    return "slots" in plan.flavours and None in plan.names and not (plan.quick or plan.brief or plan.narrow)
 
 
 def _is_main(graph: Graph) -> bool:
@@ -566,7 +592,29 @@ def _walked(plan: Plan) -> list[str | None]:
     """Return what the nodes are compared with: the base, and the adapter that acts at most sites."""
     most = max(plan.adapters, key=lambda name: len(plan.bundle.source(name).placements), default=None)
     walked = [name for name in (None, most) if name in plan.names] if "slots" in plan.flavours else []
-    return [] if plan.quick or (plan.brief and not plan.every_node) else list(dict.fromkeys(walked))
+    return [] if plan.quick or ((plan.brief or plan.narrow) and not plan.every_node) else list(dict.fromkeys(walked))
+
+
+def _ledger(
+    plan: Plan, reference: Reference | None, expected: Sequence[Golden], own: Mapping[str, Adapter], on_step: OnStep
+) -> list[ObligationRecord]:
+    """Return what is owed beside what runs: tensors bit by bit, what the manifest says, and what was left out."""
+    measured = {
+        (golden.adapter, name): allowed.absolute / largest
+        for golden in expected
+        for name, allowed in golden.budgets.items()
+        if golden.against == "reference"
+        and (largest := max((scale(found[name]) for found in golden.outputs if name in found), default=0.0))
+    }
+    ledger = list(check_claims(plan.bundle, measured, quick=plan.quick))
+    if plan.quick:
+        return ledger
+    ledger += check_slots(plan.bundle, plan.adapters, own)
+    if reference is not None and reference.source is not None:
+        ledger += check_tensors(plan.bundle, reference.source, plan.flavours, brief=plan.brief)
+        on_step("constants")
+    ledger += not_asked(plan.bundle.manifest, plan.names, plan.flavours, against=reference is not None)
+    return ledger
 
 
 def _taken(plan: Plan, reference: Reference | None) -> Plan:
@@ -642,7 +690,7 @@ def _left_out(expected: Sequence[Golden]) -> Iterator[InvariantRecord]:
 def _mixed(plan: Plan, graph: Graph) -> list[tuple[str | None, ...]]:
     """The mixed batches to take apart, where rows do not depend on each other by themselves."""
     bank, batch = plan.bundle.manifest.bank, plan.probe.batch
-    if bank is None or graph.flavour != "bank" or not plan.bundle.manifest.batch_invariant or batch == 1:
+    if bank is None or graph.flavour != "bank" or not plan.bundle.numerics.batch_invariant or batch == 1:
         return []
     return [chosen for chosen in dealt(bank.rows, batch) if set(plan.names) & set(chosen)]
 

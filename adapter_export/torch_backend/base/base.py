@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -129,6 +130,13 @@ def weight_facts(program: ExportedProgram, present: Mapping[str, Tensor] | None 
         dtype = str(tensor.dtype).removeprefix("torch.")
         facts[name] = f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}\n"
     return facts
+
+
+def tensors(program: ExportedProgram) -> dict[str, np.ndarray]:
+    """All parameters, buffers and constants by their names, without a copy, but for types that NumPy lacks."""
+    lifted = ((name, value) for name, value in program.constants.items() if isinstance(value, Tensor))
+    named = {**dict(lifted), **dict(program.named_buffers()), **dict(program.named_parameters())}
+    return {name: value.detach().numpy() for name, value in named.items() if value.dtype != torch.bfloat16}
 
 
 def fingerprint(program: ExportedProgram) -> str:
