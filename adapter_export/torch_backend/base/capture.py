@@ -127,7 +127,7 @@ def _exported(
         for name, named in names.items()
     }
     shapes = [dict.fromkeys(free[name], Dim.DYNAMIC) for name in inputs]
-    with settled(module), _same_lengths(module, free), quiet():
+    with settled(module), _same_lengths(module, free), quiet(lines=True):
         try:
             program = torch.export.export(
                 module,
