@@ -166,7 +166,7 @@ def sweep(
     files = {name: Path(training[name]).absolute() for name in _FILES if training.get(name) is not None}
     runs: dict[Setting, dict[int, Run]] = {}
     metric: Metric | None = None
-    failed: TrainingError | None = None
+    failed: tuple[str, TrainingError] | None = None
     with _claimed(folder, _identity(base, source, space, seeds, training)):
         search: Search | None = None
         asked: Iterator[tuple[int, Setting]] = enumerate(space.grid())
@@ -195,7 +195,8 @@ def sweep(
                 if error is None:
                     run, metric = _scored(folder / RUNS / name, seed)
                 elif isinstance(error, TrainingError):
-                    failed, run = error, Run(seed, name, error=Note(error.message))
+                    run = Run(seed, name, error=Note(error.message))
+                    failed = failed or (name, error)
                 else:
                     raise error  # every training would meet it
                 runs.setdefault(setting, {})[seed] = run
@@ -212,9 +213,8 @@ def sweep(
             for setting, of_seed in runs.items()
         ]
         if metric is None or all(trial.mean is None for trial in found):
-            raise TrainingError(
-                "every setting failed", where=folder, found=failed and failed.message.rstrip(".")
-            ) from failed
+            why = "no score" if failed is None else f"`{failed[0]}`: {failed[1].message.rstrip('.')}"
+            raise TrainingError("every setting failed", where=folder, found=why)
         if measure:
             found = _timed(base, found, shapes, at_least_1("tokens", tokens), on_progress or silent)
         made = Sweep.of(source.name, metric, seeds, found)
@@ -289,7 +289,7 @@ def _outcome(future: Future[_Outcome]) -> _Outcome:
         return future.result()
     what = "the process of the training died"
     fix = f"give it more memory, or fewer {argument('workers')}; the same call tries it again"
-    return TrainingError(what, found=f"{type(died).__name__}: {str(died).splitlines()[0]}", fix=fix), []
+    return TrainingError(what, found=f"{type(died).__name__}: {str(died).splitlines()[0].rstrip('.')}", fix=fix), []
 
 
 def _scored(folder: Path, seed: int) -> tuple[Run, Metric]:
