@@ -55,7 +55,8 @@ def adapter_of(base: ae.Base, kind: str, std: float, seed: int) -> Adapter:
     made = KINDS[kind]()
     made = made.with_widths(b=4) if "b" in made.components[0].widths else made
     name = kind.replace("+", "p")
-    adapter = random_of_kind(name, made, base.sites.map, base.fingerprint, labels=("a", "b", "c"), seed=seed)
+    labels = ("a", "b", "c") if base.media is None else ()  # a head would say that it reads texts
+    adapter = random_of_kind(name, made, base.sites.map, base.fingerprint, labels=labels, seed=seed)
     scaled = {
         key: tensor if key.endswith(".scaling.weight") else tensor * tensor.dtype.type(std / 0.2)
         for key, tensor in adapter.weights.items()
