@@ -8,9 +8,13 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
+from socket import create_connection
 from typing import Any
 
 from adapter_export.errors import UsageError, argument
+
+_SECONDS = 10.0
+"""How long the head of a cluster may take to answer."""
 
 
 class ThisProcess(ExitStack):
@@ -78,8 +82,11 @@ class RayWorkers(ExitStack):
         if not ray.is_initialized():
             local: dict[str, Any] = {"num_cpus": (count or 1) * processors} if address == "local" else {}
             try:
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                if port.isdecimal():  # Ray itself waits for minutes
+                    create_connection((host, int(port)), _SECONDS).close()
                 ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None, **local)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, OverflowError, RuntimeError, ValueError) as error:
                 found = str(error).split("\n")[0]
                 raise UsageError("no Ray cluster answers", where=argument("ray", address), found=found) from error
             self.callback(ray.shutdown)

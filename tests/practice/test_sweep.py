@@ -22,7 +22,7 @@ from adapter_export.numerics.judge import Metric
 from adapter_export.practice.plan import Latency
 from adapter_export.practice.search import Search
 from adapter_export.practice.sweep import Range, Run, Setting, Space, Sweep, Trial
-from adapter_export.practice.workers import Processes
+from adapter_export.practice.workers import Processes, RayWorkers
 
 QUICK = {"epochs": 1, "batch_size": 4, "bottlenecks": (2,), "kinds": ("pfeiffer", "ia3")}
 
@@ -228,6 +228,12 @@ def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(text_fo
     assert [one["seconds"] for one in record["history"][: len(begun)]] == [one["seconds"] for one in begun]
     assert len(begun) < len(record["history"])
     assert found.trials[0].mean is not None
+
+
+def test_a_cluster_that_does_not_answer_is_named() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(UsageError, match="no Ray cluster answers"):
+        RayWorkers("127.0.0.1:1", None, 1, 0)
 
 
 def test_ray_trains_too(text_folder: Path, tmp_path: Path) -> None:
