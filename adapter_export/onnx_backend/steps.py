@@ -168,7 +168,10 @@ def _named(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
             read = [
                 value for value in made if value.is_graph_output() or any(use.node not in nodes for use in value.uses())
             ]
-            if len(read) == 1 and read[0].name not in results:
+            # what a fusion or a slot reads may lack the last step of the FX node, such as adding the bias
+            others = [use.node for value in read for use in value.uses() if use.node not in nodes]
+            whole = all(node.domain in ("", "ai.onnx") and _stamp(node) is not None for node in others)
+            if len(read) == 1 and whole and read[0].name not in results:
                 yield read[0], stamp
 
 
