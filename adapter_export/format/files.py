@@ -53,23 +53,25 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         FileError: it is missing, a folder, no regular file, or not readable.
     """
+
+    def unblocked(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-        mode = os.fstat(file).st_mode
-        if not stat.S_ISREG(mode):
-            os.close(file)
-            if stat.S_ISDIR(mode):
-                raise IsADirectoryError
-            raise FileError(
-                "is not a regular file",
-                where=path,
-                found="a FIFO" if stat.S_ISFIFO(mode) else "a device or a socket",
-                expected="a file on a disk",
-                fix="copy what it gives into a file first",
-            )
-        return os.fdopen(file, "rb")
+        file = open(path, "rb", opener=unblocked)  # noqa: SIM115 - `Path.open` takes no opener
     except OSError as error:
         raise unreadable(path, error) from error
+    mode = os.fstat(file.fileno()).st_mode
+    if stat.S_ISREG(mode):
+        return file
+    file.close()
+    raise FileError(
+        "is not a regular file",
+        where=path,
+        found="a FIFO" if stat.S_ISFIFO(mode) else "a device or a socket",
+        expected="a file on a disk",
+        fix="copy what it gives into a file first",
+    )
 
 
 def read_bytes(path: Path) -> bytes:
