@@ -18,8 +18,7 @@ import adapter_export as ae
 from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.torch_backend.base.base import load_base, save_base
-from adapter_export.torch_backend.base.capture import capture
-from adapter_export.torch_backend.base.experts import dense_experts
+from adapter_export.torch_backend.base.capture import capture, dense_experts
 from adapter_export.torch_backend.base.folder_inputs import prepared_by
 from adapter_export.torch_backend.base.huggingface import _open_base, capture_folder, open_folder
 from adapter_export.torch_backend.base.inputs import Prepared, described_inputs, obvious_inputs
