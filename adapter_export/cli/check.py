@@ -154,7 +154,12 @@ def _one(given: Sequence[str], what: str) -> str | None:
     return given[0] if given else None
 
 
-@command("adapter-export verify bundle", "adapter-export verify bundle --json > report.json")
+@command(
+    "adapter-export verify bundle",
+    "adapter-export verify bundle --expect DIGEST",
+    "adapter-export verify bundle --json > report.json",
+    like=ae.verify,
+)
 def verify(bundle: Path, *, as_json: Json = False, **options: Any) -> None:
     """Show that BUNDLE is whole, and that it computes on this machine what it should.
 

@@ -65,3 +65,10 @@ def test_it_needs_no_torch(bundle: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_bundle_that_is_expected(cli, bundle: Path) -> None:
+    digest = cli.json("inspect", bundle)["digest"]
+    assert digest in cli.done("inspect", bundle).stdout
+    cli.done("verify", bundle, "--expect", digest)
+    cli.refused(3, "is not that of the bundle that is expected", "verify", bundle, "--expect", "0" * 64)
