@@ -86,7 +86,7 @@ def test_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None
     document = json.loads(path.read_text())
     kept = {"slots": document["graphs"]["slots"], "inputs": document["graphs"]["inputs"]}
     del document["checksum"]
-    document.update(adapters=[], bank=None, graphs=kept, text=None, golden_texts=None)
+    document.update(adapters=[], bank=None, graphs=kept, text=None, golden_texts=None, derivation=None)
     used = {*kept.values(), document["golden"]["path"], "base.bin"}
     for file in document["files"]:
         if file["path"] not in used:

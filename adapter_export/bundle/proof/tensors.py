@@ -7,6 +7,8 @@ the graph anew where the same libraries are at hand, and compares both with the 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -39,11 +41,27 @@ _SHOWN = 3
 _OURS = ("adapter-export", "onnx", "onnx-ir")
 
 
+class _Mapped(Mapping[str, np.ndarray]):
+    """The elements of tensors, mapped from their file for as long as somebody holds them: not all are there at once."""
+
+    def __init__(self, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return values_of(self._tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a base was made of: the model's tensors by name, a digest of its program, and libraries."""
 
-    tensors: Weights
+    tensors: Mapping[str, np.ndarray]
     program: str
     made_by: tuple[str, ...] = ()
     optimized: bool = False
@@ -53,8 +71,7 @@ class Origin:
         """Return that of an ONNX file, as it is before anything is done to it."""
         model = ir.load(base.path)
         settle_external_data(model, base.path)
-        tensors = {name: values_of(tensor) for name, tensor in constants(model).items()}
-        return cls(tensors, sha256_of(base.path))
+        return cls(_Mapped(constants(model)), sha256_of(base.path))
 
     def derivation(self, model: ir.Model, golden: Sequence[str]) -> Derivation:
         """Return how each constant of a graph with slots follows from the tensors; `golden` are the golden cases."""
@@ -108,11 +125,11 @@ def libraries(names: Sequence[str]) -> dict[str, str]:
 class _Finder:
     """Looks a constant up among the tensors of a model, by type and shape first."""
 
-    tensors: Weights
+    tensors: Mapping[str, np.ndarray]
     by_shape: Mapping[tuple[str, tuple[int, ...]], Sequence[str]]
 
     @classmethod
-    def of(cls, tensors: Weights) -> _Finder:
+    def of(cls, tensors: Mapping[str, np.ndarray]) -> _Finder:
         by_shape: dict[tuple[str, tuple[int, ...]], list[str]] = {}
         for name, tensor in tensors.items():
             by_shape.setdefault((tensor.dtype.name, tensor.shape), []).append(name)
@@ -160,9 +177,10 @@ class _Finder:
 
     def _slices(self, name: str, array: np.ndarray) -> Iterator[ConstantRecord]:
         """A piece of a longer tensor along one axis, or one of the same elements in another shape."""
-        for source, tensor in self.tensors.items():
-            if tensor.dtype != array.dtype or tensor.size < array.size:
-                continue
+        large = (names for (dtype, shape), names in self.by_shape.items() if dtype == array.dtype.name
+                 and math.prod(shape) >= array.size)  # fmt: skip
+        for source in itertools.chain.from_iterable(large):
+            tensor = self.tensors[source]
             if tensor.size == array.size and tensor.shape != array.shape:
                 yield ConstantRecord(name, "reshaped", (source,))
             if tensor.ndim != array.ndim:
@@ -176,7 +194,7 @@ class _Finder:
                     yield ConstantRecord(name, "sliced", (source,), axis=axis, start=int(start))
 
 
-def rebuilt(record: ConstantRecord, tensors: Weights, like: np.ndarray) -> np.ndarray | None:
+def rebuilt(record: ConstantRecord, tensors: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray | None:
     """Return what a record says that a constant is; none where the model has no such tensors, or of other shapes."""
     try:
         parts = [tensors[name].T if record.transposed else tensors[name] for name in record.sources]
@@ -203,14 +221,18 @@ def check_tensors(
     derivation = bundle.derivation()
     remade = _Remade.of(bundle, source, plan, derivation, brief=brief)
     yield remade.obligation(file)
-    records = {} if derivation is None else {record.name: record for record in derivation.constants}
-    tensors = source.origin.tensors
+    tensors, records = source.origin.tensors, dict[str, ConstantRecord]()
+    same = derivation is not None and derivation.program == source.origin.program
+    if derivation is not None:
+        # of a bundle that was built from another file of this model, the map may name tensors that only that one has
+        held = (record for record in derivation.constants if same or tensors.keys() >= {*record.sources})
+        records = {record.name: record for record in held}
     finder = _Finder.of(tensors)
     if remade.base is not None and remade.model is not None:
         yield check_sites(bundle, remade.base, remade.model)
     for name, tensor in constants(bundle.slots_model).items():
         array = values_of(tensor)
-        known = records.get(name) or (finder.record(name, array) if derivation is None else None)
+        known = records.get(name) or (None if same else finder.record(name, array))
         yield _constant(file, name, array, known, tensors, remade)
     for form in forms:
         for other in bundle.files_of(form) if form != "slots" else ():
@@ -263,7 +285,12 @@ class _Remade:
 
 
 def _constant(
-    file: str, name: str, array: np.ndarray, record: ConstantRecord | None, tensors: Weights, remade: _Remade
+    file: str,
+    name: str,
+    array: np.ndarray,
+    record: ConstantRecord | None,
+    tensors: Mapping[str, np.ndarray],
+    remade: _Remade,
 ) -> ObligationRecord:
     """Return whether a constant is what the map says, and what the graph that is made again has in its place."""
     made, direct = remade.constants.get(name), record is not None and bool(record.sources)

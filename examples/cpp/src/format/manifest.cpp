@@ -187,7 +187,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "sites", "slots",
                    "adapters", "golden", "golden_texts", "text", "head", "model_version", "files",
-                   "media", "checksum"});
+                   "media", "derivation", "checksum"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");

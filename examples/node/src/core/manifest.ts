@@ -106,6 +106,8 @@ export interface Manifest {
   /** That of every adapter file for this graph. */
   model_version: number;
   files: FileRecord[];
+  /** How each constant came to be, for whoever has the model. */
+  derivation?: string | null;
   /** The sha256 of the manifest's own bytes with zeros in place of these 64 digits. */
   checksum?: string;
 }
@@ -118,7 +120,7 @@ const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
-    "graphs inputs lengths outputs heads bank? sites slots adapters golden text model_version files head? golden_texts? media? checksum?",
+    "graphs inputs lengths outputs heads bank? sites slots adapters golden text model_version files head? golden_texts? media? derivation? checksum?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
