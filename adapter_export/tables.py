@@ -56,6 +56,11 @@ class Table:
         return self.numbers[column : column + 1] == "r"
 
 
+def html_of(table: Table, *sentences: str) -> str:
+    """Return a table with sentences below it as HTML for a notebook; nothing of what they quote is markup."""
+    return table._repr_html_() + "".join(f"<p>{html.escape(visible(sentence))}</p>" for sentence in sentences)
+
+
 def one_line(value: object, most: int | None = None) -> str:
     """Return a value as one line of signs that are seen, cut to `most` of them.
 

@@ -15,7 +15,7 @@ from adapter_export.api.adapters import load_adapter
 from adapter_export.api.base import Base, PathLike, check_free, open_base, require, silent
 from adapter_export.api.bundles import PRECISIONS, AllowBaseMismatch, OnProgress, build
 from adapter_export.api.evaluate import MEDIA, labelled, reader_of
-from adapter_export.api.option import Option
+from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
 from adapter_export.errors import DataError, RequestError, UsageError, argument, command, within
 
 if TYPE_CHECKING:
@@ -52,18 +52,12 @@ def compare(
         f"What adapters and models are built in: {', '.join(PRECISIONS)}. A bundle has its own.",
     ] = ("fp32",),
     allow_base_mismatch: AllowBaseMismatch = False,
-    text: Annotated[
-        str, Option("The column of the texts, or of paths.  [default: text, image or audio]", "COLUMN")
-    ] = "text",
-    pair: Annotated[str | None, Option("The column of the second texts, where rows are pairs.", "COLUMN")] = None,
-    label: Annotated[str, Option("The column of what is right.", "COLUMN")] = "label",
-    start: Annotated[
-        str | None, Option("Of answers in a text: the column of their first characters.", "COLUMN")
-    ] = None,
-    group: Annotated[
-        str | None, Option("Of a ranking: the column of what rows are ranked within; the texts if not given.", "COLUMN")
-    ] = None,
-    skip_incomplete: Annotated[bool, "Leave rows without text or label out, instead of stopping."] = False,
+    text: Annotated[str, TEXT] = "text",
+    pair: Annotated[str | None, PAIR] = None,
+    label: Annotated[str, LABEL] = "label",
+    start: Annotated[str | None, START] = None,
+    group: Annotated[str | None, GROUP] = None,
+    skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     limit: Annotated[int | None, Option("Only the first rows.", "N", least=1)] = None,
     rounds: Annotated[int, Option("How often calls are timed, in turns; 0 for never.", "N", least=0)] = 15,
     resamples: Annotated[int, Option("How often rows are drawn for the intervals; 0 for none.", "N", least=0)] = 1000,

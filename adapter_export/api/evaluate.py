@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.base import Base, PathLike, check_free, require
 from adapter_export.api.bundles import folder_of, model_of, runner_of
-from adapter_export.api.option import Option
+from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
 from adapter_export.errors import RequestError, UsageError, argument
 
 if TYPE_CHECKING:
@@ -32,18 +32,12 @@ def evaluate(
     adapter: Annotated[
         str | None, Option("The adapter; if not given, the only one, or the base's own head.", "NAME")
     ] = None,
-    text: Annotated[
-        str, Option("The column of the texts, or of paths.  [default: text, image or audio]", "COLUMN")
-    ] = "text",
-    pair: Annotated[str | None, Option("The column of the second texts, where rows are pairs.", "COLUMN")] = None,
-    label: Annotated[str, Option("The column of what is right.", "COLUMN")] = "label",
-    start: Annotated[
-        str | None, Option("Of answers in a text: the column of their first characters.", "COLUMN")
-    ] = None,
-    group: Annotated[
-        str | None, Option("Of a ranking: the column of what rows are ranked within; the texts if not given.", "COLUMN")
-    ] = None,
-    skip_incomplete: Annotated[bool, "Leave rows without text or label out, instead of stopping."] = False,
+    text: Annotated[str, TEXT] = "text",
+    pair: Annotated[str | None, PAIR] = None,
+    label: Annotated[str, LABEL] = "label",
+    start: Annotated[str | None, START] = None,
+    group: Annotated[str | None, GROUP] = None,
+    skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     slices: Annotated[str | None, Option("Also give the scores for each value in this column.", "COLUMN")] = None,
     limit: Annotated[int | None, Option("Only the first rows.", "N", least=1)] = None,
     gate: Mapping[str, float] | None = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters import load_adapter
 from adapter_export.api.base import Base, PathLike, open_base
-from adapter_export.api.option import Option
+from adapter_export.api.option import PAIR, Option
 from adapter_export.errors import UsageError, argument
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def lint(
         Option("The table that it learns from, or shall learn from: csv, tsv or jsonl in UTF-8.", "FILE"),
     ] = None,
     text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
-    pair: Annotated[str | None, Option("The column of the second texts, where rows are pairs.", "COLUMN")] = None,
+    pair: Annotated[str | None, PAIR] = None,
     fresh: Annotated[bool, "It is not trained yet: measure how far it moves the model as it is."] = False,
 ) -> Lint:
     """Look for the classic mistakes in an adapter.

@@ -26,6 +26,13 @@ class Option:
     least: int | None = None
 
 
+TEXT = Option("The column of the texts, or of paths.  [default: text, image or audio]", "COLUMN")
+PAIR = Option("The column of the second texts, where rows are pairs.", "COLUMN")
+LABEL = Option("The column of the labels.", "COLUMN")
+START = Option("Of answers in a text: the column of their first characters, counted from 0.", "COLUMN")
+GROUP = Option("Of a ranking: the column of what rows are ranked within; the texts if not given.", "COLUMN")
+SKIP_INCOMPLETE = Option("Leave rows without text or label out, instead of stopping.")
+
 SITE_MAP = Option(
     "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
 )

@@ -133,7 +133,7 @@ def check(
     if before is not None and last is not None:
         found = replace(found, ledger=(*found.ledger, *ratchet(before, found.ledger, Path(last).name)))
     if report is not None:
-        from adapter_export.bundle.proof.page import page
+        from adapter_export.bundle.proof.certificate import page
         from adapter_export.format.files import new_file
 
         many = {"only": only, "flavour": flavours, "case": cases}

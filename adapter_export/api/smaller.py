@@ -13,7 +13,7 @@ from adapter_export.api.adapters import OnNote, load_adapter, tell
 from adapter_export.api.base import Base, PathLike, check_free, check_trainable, form_of, open_base, require, silent
 from adapter_export.api.bundles import runner_of
 from adapter_export.api.kinds import at_least_1
-from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.api.option import LABEL, PAIR, SITE_MAP, SKIP_INCOMPLETE, START, TEXT, TRUST_PICKLE, Option
 from adapter_export.api.tasks import check_thresholds
 from adapter_export.api.train import (
     PassOptions,
@@ -70,15 +70,11 @@ def distil(
     unlabelled: Annotated[
         PathLike | None, Option("More texts, without labels, of which the teacher's answers are learnt.", "FILE")
     ] = None,
-    text: Annotated[
-        str, Option("The column of the texts, or of paths.  [default: text, image or audio]", "COLUMN")
-    ] = "text",
-    pair: Annotated[str | None, Option("The column of the second texts, where rows are pairs.", "COLUMN")] = None,
-    label: Annotated[str, Option("The column of the labels.", "COLUMN")] = "label",
-    start: Annotated[
-        str | None, Option("The column of the first character of each answer, counted from 0.", "COLUMN")
-    ] = None,
-    skip_incomplete: Annotated[bool, "Leave rows without text or label out, instead of stopping."] = False,
+    text: Annotated[str, TEXT] = "text",
+    pair: Annotated[str | None, PAIR] = None,
+    label: Annotated[str, LABEL] = "label",
+    start: Annotated[str | None, START] = None,
+    skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     validation: Annotated[
         float | None, Option("The fraction of each class kept for validation.  [default: 0.1]", "FRACTION")
     ] = None,
@@ -244,15 +240,11 @@ def drop(
     *,
     layers: Annotated[int | None, Option("Drop the adapters of so many of the lowest layers.", "N", least=1)] = None,
     leave_out: Annotated[tuple[int, ...] | None, Option("Drop the adapters of these layers.", "N,N,…")] = None,
-    text: Annotated[
-        str, Option("The column of the texts, or of paths.  [default: text, image or audio]", "COLUMN")
-    ] = "text",
-    pair: Annotated[str | None, Option("The column of the second texts, where rows are pairs.", "COLUMN")] = None,
-    label: Annotated[str, Option("The column of the labels.", "COLUMN")] = "label",
-    start: Annotated[
-        str | None, Option("The column of the first character of each answer, counted from 0.", "COLUMN")
-    ] = None,
-    skip_incomplete: Annotated[bool, "Leave rows without text or label out, instead of stopping."] = False,
+    text: Annotated[str, TEXT] = "text",
+    pair: Annotated[str | None, PAIR] = None,
+    label: Annotated[str, LABEL] = "label",
+    start: Annotated[str | None, START] = None,
+    skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     tokenizer: Annotated[
         PathLike | None, Option("Where `tokenizer.json` is; the model's own if not given.", "FOLDER")
     ] = None,

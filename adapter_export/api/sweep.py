@@ -237,8 +237,8 @@ def _train(where: _Where, data: Path, output: Path, options: Mapping[str, Any]) 
         return error, notes
     except OSError as error:
         return WriteError(error.filename or output, error.strerror or error), notes
-    except Exception as error:  # noqa: BLE001 - one training that fails must not end the others
-        return TrainingError("an error that is a bug", found=f"{type(error).__name__}: {error}"), notes
+    except (ArithmeticError, MemoryError, RuntimeError) as error:  # of torch, such as a device whose memory is full
+        return TrainingError("torch could not go on", found=f"{type(error).__name__}: {error}"), notes
     return None, notes
 
 

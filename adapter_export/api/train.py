@@ -12,7 +12,7 @@ from adapter_export.api.adapters import OnNote, composition_record, load_adapter
 from adapter_export.api.base import Base, PathLike, check_free, check_trainable, form_of, open_base, require
 from adapter_export.api.fusion import FusionOptions, fused, fusion_options, fusion_settings
 from adapter_export.api.kinds import KindOptions, at_least_1, kind_names, make_kind
-from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.api.option import LABEL, SITE_MAP, SKIP_INCOMPLETE, START, TEXT, TRUST_PICKLE, Option
 from adapter_export.api.tasks import check_thresholds, thresholds_for
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument
 from adapter_export.format.labelled import Columns
@@ -144,18 +144,14 @@ def train(
     data: PathLike,
     output: PathLike | None = None,
     *,
-    text: Annotated[
-        str, Option("The column of the texts, or of paths.  [default: text, image or audio]", "COLUMN")
-    ] = "text",
+    text: Annotated[str, TEXT] = "text",
     pair: Annotated[
         str | None,
         Option("The column of the second texts, the contexts, the choices, or of `causal_lm` the answers.", "COLUMN"),
     ] = None,
-    label: Annotated[str, Option("The column of the labels.", "COLUMN")] = "label",
-    start: Annotated[
-        str | None, Option("The column of the first character of each answer, counted from 0.", "COLUMN")
-    ] = None,
-    skip_incomplete: Annotated[bool, "Leave rows without text or label out, instead of stopping."] = False,
+    label: Annotated[str, LABEL] = "label",
+    start: Annotated[str | None, START] = None,
+    skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     validation: Annotated[
         float | None, Option("The fraction of each class kept for validation.  [default: 0.1]", "FRACTION")
     ] = None,

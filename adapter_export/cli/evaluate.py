@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -15,6 +15,10 @@ from adapter_export.cli.bases import opened, stepping
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import emit_json, say, show, steps, warn
 from adapter_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapter_export.practice.compare import Comparison
+    from adapter_export.practice.evaluate import Evaluation
 
 _MISSED = 1
 
@@ -62,15 +66,7 @@ def evaluate(
     base = None if against is None else opened(against, site_map, trust_pickle)
     with stepping("answering") as on_step:
         found = ae.evaluate(bundle, data, gate=_gates(gate), against=base, force=force, on_step=on_step, **options)
-    for note in found.notes:
-        warn(f"{note}.")
-    if as_json:
-        emit_json(found.to_json())
-    else:
-        for table in found.tables():
-            show(str(table.title), replace(table, title=None), "")
-        for remark in found.remarks():
-            say(remark)
+    _show(found, as_json=as_json)
     for fault in found.faults():
         say(f"{click.style('failed:', fg='red', bold=True)} {fault.sentence('shell')}")
     if options.get("page") is not None:
@@ -111,6 +107,12 @@ def compare(
     model = None if base is None else opened(base, site_map, trust_pickle)
     with steps() as begin:
         found = ae.compare(*contestants, data=data, base=model, force=force, on_progress=begin, **options)
+    _show(found, as_json=as_json)
+    if options.get("report") is not None:
+        say(f"the page is {options['report']}.")
+
+
+def _show(found: Evaluation | Comparison, *, as_json: bool) -> None:
     for note in found.notes:
         warn(f"{note}.")
     if as_json:
@@ -120,8 +122,6 @@ def compare(
             show(str(table.title), replace(table, title=None), "")
         for remark in found.remarks():
             say(remark)
-    if options.get("report") is not None:
-        say(f"the page is {options['report']}.")
 
 
 def _gates(given: Sequence[str]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from adapter_export.practice.evaluate import Score, score
 from adapter_export.practice.latency import ratio, slots_call, times
 from adapter_export.practice.plan import Latency, sample
 from adapter_export.runtime.graphs import open_session
-from adapter_export.tables import Table, size
+from adapter_export.tables import Table, html_of, size
 
 WORTH = 1.1
 """The time of the graph with slots over that of the base below which taking the adapters out saves next to nothing."""
@@ -92,7 +92,7 @@ class Distillation:
         return "\n".join([str(self.table()), *self.notes])
 
     def _repr_html_(self) -> str:
-        return f"{self.table()._repr_html_()}<p>{'; '.join(self.notes)}</p>"
+        return html_of(self.table(), *self.notes)
 
 
 def compared(

@@ -14,7 +14,7 @@ from adapter_export.practice.evaluate import Score
 from adapter_export.practice.latency import ratio, slots_call, times
 from adapter_export.practice.plan import Latency, sample
 from adapter_export.runtime.graphs import open_session
-from adapter_export.tables import Table
+from adapter_export.tables import Table, html_of
 
 POINT = 0.01
 """Of a metric from 0 to 1: what may be lost without much notice."""
@@ -93,7 +93,7 @@ class Drop:
         return "\n".join([str(self.table()), *self.notes])
 
     def _repr_html_(self) -> str:
-        return f"{self.table()._repr_html_()}<p>{'; '.join(self.notes)}</p>"
+        return html_of(self.table(), *self.notes)
 
 
 def time_dropped(

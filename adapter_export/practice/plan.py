@@ -16,7 +16,7 @@ from adapter_export.graph.graph import cost, stored
 from adapter_export.graph.kinds import Kind
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.site import SiteMap
-from adapter_export.tables import Table, size
+from adapter_export.tables import Table, html_of, size
 
 USUAL = 64
 """The bottleneck that is recommended where nothing speaks against it: fixed to it, Houlsby et al. (2019, §3.2) lose
@@ -146,7 +146,7 @@ class Plan:
         return "\n".join([str(self.table()), "", f"recommended: {self.recommended}", *self.reasons])
 
     def _repr_html_(self) -> str:
-        return f"{self.table()._repr_html_()}<p>recommended: {self.recommended}. {' '.join(self.reasons)}</p>"
+        return html_of(self.table(), f"recommended: {self.recommended}", *self.reasons)
 
 
 def choices(

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from adapter_export.errors import Note
 from adapter_export.numerics.judge import Metric
 from adapter_export.practice.plan import Latency
-from adapter_export.tables import Table
+from adapter_export.tables import Table, html_of
 
 Cost = Literal["parameters", "latency"]
 
@@ -230,7 +230,7 @@ class Sweep:
         return f"{self.table()}\n\n{self.summary()}"
 
     def _repr_html_(self) -> str:
-        return f"{self.table()._repr_html_()}<p>{self.summary()}</p>"
+        return html_of(self.table(), self.summary())
 
 
 def _with_spread(mean: float | None, spread: float | None) -> str:

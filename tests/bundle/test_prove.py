@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_bundle import Built
 
-from adapter_export.bundle.proof.page import page
+from adapter_export.bundle.proof.certificate import page
 from adapter_export.bundle.proof.prove import LEVELS, Reference, plan_check, prove, steps
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError

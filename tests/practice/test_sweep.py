@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import ray
 from safetensors import safe_open
 
 import adapter_export as ae
@@ -231,13 +232,11 @@ def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(text_fo
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
-    pytest.importorskip("ray")
     with pytest.raises(UsageError, match="no Ray cluster answers"):
         RayWorkers("127.0.0.1:1", None, 1, 0)
 
 
 def test_ray_trains_too(text_folder: Path, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         given = {**QUICK, "kinds": ("ia3",), "seeds": (0,)}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import pytest
 
 
 @contextmanager
 def small_disk(limit: int) -> Iterator[None]:
     """Let this process write no more than `limit` bytes into one file; Python ignores the signal, so a write fails."""
-    resource = pytest.importorskip("resource", reason="limits of files are a thing of POSIX")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

@@ -25,6 +25,8 @@ _RUN = """
 import json, sys
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+failures = [one for one in vars(state).values() if isinstance(one, type) and issubclass(one, Exception)]
 options = ort.SessionOptions()
 options.log_severity_level = 4
 said = {"version": ort.__version__}
@@ -35,7 +37,7 @@ try:
         with np.load(f"{at}.npz", allow_pickle=False) as feeds:
             found = session.run(names, dict(feeds))
         np.savez(f"{at}.found.npz", **dict(zip(names, found)))
-except Exception as error:
+except (OSError, RuntimeError, ValueError, *failures) as error:
     said["error"] = str(error).partition(chr(10))[0]
 print(json.dumps(said))
 """

@@ -57,7 +57,7 @@ _MOST_AXES = 32
 
 LIBRARY_ERRORS: tuple[type[Exception], ...] = (
     *(DecodeError, ir.serde.SerdeError, ir.passes.PassError, ArithmeticError, AssertionError, AttributeError),
-    *(LookupError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError),
+    *(LookupError, MemoryError, RuntimeError, TypeError, ValueError),
 )
 """What the libraries that read and rewrite graphs raise where one is not what they expect."""
 
