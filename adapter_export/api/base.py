@@ -23,8 +23,8 @@ from adapter_export.errors import (
     argument,
     command,
 )
-from adapter_export.format.files import open_regular, read_bytes
 from adapter_export.format.lengths import Fit, parse_lengths
+from adapter_export.reading.files import open_regular, read_bytes
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -98,8 +98,8 @@ def inspect(path: PathLike | Base | Adapter, *, trust_pickle: bool = False) -> I
 def _bundle(path: Path) -> Inspection:
     from adapter_export.api.drawing import placement_map
     from adapter_export.format.adapter_files import read_adapter
-    from adapter_export.format.files import sha256_of
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
+    from adapter_export.reading.files import sha256_of
 
     manifest = read_manifest(path)
     verify_files(manifest, path)

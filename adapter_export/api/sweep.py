@@ -400,7 +400,7 @@ def _identity(
 
 def _digest(path: Path) -> str:
     """Return the sha256 of a file, of the tokenizer in a folder, or of all files there and their names."""
-    from adapter_export.format.files import sha256_of
+    from adapter_export.reading.files import sha256_of
 
     if (path / "tokenizer.json").is_file():
         return sha256_of(path / "tokenizer.json")
@@ -416,7 +416,8 @@ def _claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     """Make the folder of a sweep, or take up the one that is there, and let nobody else sweep in it."""
     from filelock import FileLock, Timeout
 
-    from adapter_export.format.files import canonical_json, new_file, read_json
+    from adapter_export.format.files import canonical_json, new_file
+    from adapter_export.reading.documents import read_json
 
     file, lock = folder / _SWEEP_FILE, FileLock(folder / _LOCK_FILE)
     try:

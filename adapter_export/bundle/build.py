@@ -29,7 +29,7 @@ from adapter_export.bundle.write import (
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
 from adapter_export.format.axes import narrowed
 from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
-from adapter_export.format.files import new_folder, read_bytes, sha256_of
+from adapter_export.format.files import new_folder
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.lengths import Fit
 from adapter_export.format.manifest import (
@@ -53,6 +53,7 @@ from adapter_export.onnx_backend.base.tried import axes
 from adapter_export.onnx_backend.graft.bank import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.slots import adapter_output, head_records, head_sums, plan_slots
+from adapter_export.reading.files import read_bytes, sha256_of
 from adapter_export.text import Tokenizer, tokenizer_digest
 from adapter_export.version import __version__
 

@@ -19,7 +19,7 @@ from adapter_export.errors import AdapterError, FormatError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.check_report import Form
 from adapter_export.format.derivation import Derivation, read_derivation
-from adapter_export.format.files import canonical_json, read_bytes
+from adapter_export.format.files import canonical_json
 from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
@@ -34,6 +34,7 @@ from adapter_export.onnx_backend.base.base import Numerics, numerics
 from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.session import open_session
+from adapter_export.reading.files import read_bytes
 from adapter_export.runtime.bundle import Bundle, reader
 from adapter_export.runtime.graphs import Graphs, Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_file

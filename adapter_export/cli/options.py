@@ -189,7 +189,7 @@ def _flavours(_: click.Context) -> Iterable[str]:
 
 def _adapters(context: click.Context) -> Iterable[str]:
     """Return the adapters of the bundle that is named before, or for a command that takes new ones, those in reach."""
-    from adapter_export.format.files import read_json
+    from adapter_export.reading.documents import read_json
 
     if context.command.name in ("run", "evaluate", "remove"):
         # an option that still lacks its value leaves arguments where they stand

@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from adapter_export.errors import DataError, FormatError, UsageError, within
-from adapter_export.format.files import new_file, read_bytes, unreadable
+from adapter_export.format.files import new_file
 from adapter_export.format.labelled import choices, short, text_cell
 from adapter_export.format.tables import check_columns, read_rows, text_lines
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.tasks import TOKEN_TYPES, Task
+from adapter_export.reading.files import read_bytes, unreadable
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import Span, answer
 from adapter_export.runtime.inputs import check_inputs

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from adapter_export.errors import FileError, FormatError, HashError, within
-from adapter_export.format.files import check_checksum, checked_json, new_folder, parse_json, read_bytes
+from adapter_export.format.files import check_checksum, checked_json, new_folder
 from adapter_export.format.records import (
     SEMVER,
     Different,
@@ -28,6 +28,8 @@ from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, Node
 from adapter_export.graph.ops import EPSILON, FLOAT32_RANGE, OPS, PROBABILITY, TEMPERATURE, Interval
 from adapter_export.graph.tasks import Task
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.files import read_bytes
 
 ADAPTER_VERSION = "1.0.0"
 """The version of the adapter format that is written, and the newest that is read."""

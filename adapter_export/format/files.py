@@ -1,7 +1,4 @@
-"""Files: read with named errors, written under a temporary name and renamed, so nothing is half-written or lost.
-
-JSON is read strictly, and each document is written in one way.
-"""
+"""Files are written under a temporary name and renamed, so nothing is half-written or lost; JSON in one way."""
 
 from __future__ import annotations
 
@@ -13,14 +10,11 @@ import re
 import secrets
 import shutil
 import socket
-import stat
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from io import BufferedReader
 from pathlib import Path
 from threading import local
-from typing import NoReturn
 
 from adapter_export.errors import (
     AbandonedFileWarning,
@@ -30,7 +24,6 @@ from adapter_export.errors import (
     HashError,
     OutputExistsError,
     WriteError,
-    within,
 )
 
 try:
@@ -38,93 +31,11 @@ try:
 except ImportError:  # Windows; there nobody is kept out
     fcntl = None  # type: ignore[assignment]
 
-_BLOCK_BYTES = 2**20
-
 _CURRENT_FOLDER, _EXCHANGE = -100, 2
 """Of Linux's `renameat2`: what paths are relative to, and the flag by which two places exchange what they hold."""
 
 _SWAP = 2
 """Of macOS's `renamex_np`: likewise."""
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; a FIFO, a device or a socket, which may never end, is refused, not waited for.
-
-    Raises:
-        FileError: it is missing, a folder, no regular file, or not readable.
-    """
-
-    def unblocked(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    try:
-        file = open(path, "rb", opener=unblocked)  # noqa: SIM115 - `Path.open` takes no opener
-    except OSError as error:
-        raise unreadable(path, error) from error
-    mode = os.fstat(file.fileno()).st_mode
-    if stat.S_ISREG(mode):
-        return file
-    file.close()
-    raise FileError(
-        "is not a regular file",
-        where=path,
-        found="a FIFO" if stat.S_ISFIFO(mode) else "a device or a socket",
-        expected="a file on a disk",
-        fix="copy what it gives into a file first",
-    )
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file.
-
-    Raises:
-        FileError: as `open_regular`.
-    """
-    with open_regular(path) as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise unreadable(path, error) from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes in lower-case hexadecimal, without holding the file in memory.
-
-    Raises:
-        FileError: as `open_regular`.
-    """
-    with open_regular(path) as file:
-        try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise unreadable(path, error) from error
-
-
-def sha256_of_part(path: Path, start: int, size: int) -> str:
-    """Return the sha256 of `size` bytes of a file from `start` on, without holding them in memory.
-
-    Raises:
-        FileError: as `open_regular`.
-    """
-    digest, block = hashlib.sha256(), memoryview(bytearray(min(size, _BLOCK_BYTES)))
-    with open_regular(path) as file:
-        try:
-            file.seek(start)
-            while size and (read := file.readinto(block[:size])):
-                digest.update(block[:read])
-                size -= read
-        except OSError as error:
-            raise unreadable(path, error) from error
-    return digest.hexdigest()
-
-
-def unreadable(path: Path, error: OSError) -> FileError:
-    """Return the named error for a failed read."""
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return FileError("is not there", where=path, expected="a file", fix="check the path for a typing error")
-    if isinstance(error, IsADirectoryError):
-        return FileError("is a folder", where=path, expected="a file", fix="give the path of the file itself")
-    return FileError(f"cannot be read ({error.strerror or error})", where=path, fix="check its permissions")
 
 
 @contextmanager
@@ -358,9 +269,6 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
 def canonical_json(document: object) -> bytes:
     """Return the one encoding of a document: UTF-8, keys sorted by code point, indent of 2, a newline at the end.
 
@@ -400,56 +308,3 @@ def check_checksum(data: bytes, checksum: str | None, where: object) -> None:
     if found != checksum:
         fix = "take the file from its source again; if you changed it on purpose, delete its key `checksum`"
         raise HashError(where, found=found, expected=checksum, fix=fix)
-
-
-def read_json(path: Path) -> object:
-    """Read a JSON file.
-
-    Raises:
-        FileError: it cannot be read.
-        FormatError: it is not JSON (RFC 8259), or a key occurs twice in one object.
-    """
-    return parse_json(read_bytes(path), path)
-
-
-def parse_json(data: bytes, where: object) -> object:
-    """Read a JSON document from bytes; `where` names it in messages.
-
-    Raises:
-        FormatError: it is not JSON (RFC 8259), or a key occurs twice in one object.
-    """
-    if data.startswith(_BYTE_ORDER_MARK):
-        raise FormatError(
-            "begins with a byte order mark", where=where, expected="plain UTF-8", fix="save it as UTF-8 without BOM"
-        )
-    try:
-        with within(where):
-            document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
-        # refuse what Python's reader accepts and no writer may write: `1e999`, half of a surrogate pair
-        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        found = str(error)
-        if isinstance(error, json.JSONDecodeError):
-            found = f"{error.msg} at line {error.lineno}, column {error.colno} of {len(data)} bytes"
-        raise FormatError(
-            "is not valid JSON",
-            where=where,
-            found=found,
-            expected="one JSON document (RFC 8259)",
-            fix="take the file from its source again, or correct it there",
-        ) from error
-    return document
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    document: dict[str, object] = {}
-    for key, value in pairs:
-        if key in document:
-            what = f"gives the key `{key}` twice in one object"
-            raise FormatError(what, expected="each key once", fix="leave one of them out")
-        document[key] = value
-    return document
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"`{constant}`, which is no JSON number")

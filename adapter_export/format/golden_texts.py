@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from adapter_export.errors import FormatError, within
-from adapter_export.format.files import canonical_json, parse_json, read_bytes
+from adapter_export.format.files import canonical_json
 from adapter_export.format.records import (
     SEMVER,
     Count,
@@ -21,6 +21,8 @@ from adapter_export.format.records import (
     record_from_json,
     version_checked,
 )
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.files import read_bytes
 from adapter_export.text import Pair
 
 GOLDEN_TEXTS_VERSION = "1.0.0"

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adapter_export.errors import FileError, FormatError, HashError, within
-from adapter_export.format.files import check_checksum, checked_json, new_file, parse_json, read_bytes, sha256_of
+from adapter_export.format.files import check_checksum, checked_json, new_file
 from adapter_export.format.manifest import FileRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.files import read_bytes, sha256_of
 
 MANIFEST_VERSION = "1.0.0"
 """The version of the manifest format that is written, and the newest that is read."""

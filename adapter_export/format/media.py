@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from adapter_export.errors import FormatError, within
-from adapter_export.format.files import canonical_json, parse_json, read_bytes
+from adapter_export.format.files import canonical_json
 from adapter_export.format.records import (
     SEMVER,
     NotEmpty,
@@ -24,6 +24,8 @@ from adapter_export.format.records import (
     version_checked,
 )
 from adapter_export.graph.ops import Interval
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.files import read_bytes
 
 MEDIA_VERSION = "1.0.0"
 """The version of golden media that is written, and the newest that is read."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter_export.format.files import read_json
 from adapter_export.format.records import Count
 from adapter_export.graph.tasks import ProblemType, Task
+from adapter_export.reading.documents import read_json
 
 
 @dataclass(frozen=True)

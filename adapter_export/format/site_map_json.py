@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from adapter_export.errors import within
-from adapter_export.format.files import canonical_json, new_file, read_json
+from adapter_export.format.files import canonical_json, new_file
 from adapter_export.format.records import (
     SEMVER,
     Count,
@@ -20,6 +20,7 @@ from adapter_export.format.records import (
     record_from_json,
     version_checked,
 )
+from adapter_export.reading.documents import read_json
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, View
 

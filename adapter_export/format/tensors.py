@@ -10,7 +10,8 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from adapter_export.errors import FormatError, TensorError, WriteError
-from adapter_export.format.files import parse_json, read_bytes
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.files import read_bytes
 
 _DTYPES = {
     "F64": "float64",

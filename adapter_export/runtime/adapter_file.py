@@ -18,7 +18,7 @@ from flatbuffers.table import Table
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, TensorError, WriteError
-from adapter_export.format.files import read_bytes
+from adapter_export.reading.files import read_bytes
 from adapter_export.runtime.graphs import FAILURES
 
 _IDENTIFIER = b"TORT"

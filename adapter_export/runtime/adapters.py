@@ -14,10 +14,10 @@ import numpy as np
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, HashError, RequestError, TensorError, within
-from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, LABELLED, PROBLEM_TYPES, RESULT_WIDTHS, TYPE_OUTPUTS, ProblemType, Task
+from adapter_export.reading.files import read_bytes
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.graphs import Feeds, Provider, on_device
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import onnxruntime as ort
 
 from adapter_export.errors import HashError, RequestError, UsageError, VersionError, argument
-from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
+from adapter_export.reading.files import read_bytes
 from adapter_export.runtime.adapters import Adapters
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
 from adapter_export.runtime.media import WORDS, MediaReader, media_record

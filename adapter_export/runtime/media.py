@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from adapter_export.errors import DataError, MissingExtraError, RequestError, argument
-from adapter_export.format.files import read_bytes
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.media import (
     RESAMPLING,
@@ -31,6 +30,7 @@ from adapter_export.format.media import (
     Step,
 )
 from adapter_export.graph.tasks import Task
+from adapter_export.reading.files import read_bytes
 from adapter_export.runtime.batches import Progress
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.inputs import Weighting

@@ -14,9 +14,10 @@ from onnx import numpy_helper
 from adapter_export.bundle.proof.prove import plan_check, prove, steps
 from adapter_export.bundle.report import Report
 from adapter_export.errors import AdapterError, FormatError, HashError, InputError, TensorError, VersionError
-from adapter_export.format.files import canonical_json, read_json
+from adapter_export.format.files import canonical_json
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.reading.documents import read_json
 
 Change = Callable[[onnx.ModelProto], object]
 

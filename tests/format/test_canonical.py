@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter_export.errors import FileError, FormatError
-from adapter_export.format.files import canonical_json, parse_json, read_json
+from adapter_export.format.files import canonical_json
+from adapter_export.reading.documents import parse_json, read_json
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 JSON = st.recursive(

@@ -22,9 +22,9 @@ from adapter_export.format.check_report import (
     SpanRecord,
     Status,
 )
-from adapter_export.format.files import read_json
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.records import record_from_json, version_checked
+from adapter_export.reading.documents import read_json
 
 _EXACT = frozenset(
     {"files", "schema", "graph", "adapter files", "bank rows", "baked tensors", "lengths", "lengths of the base"}

@@ -23,13 +23,13 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterExportError
 from adapter_export.format.check_report import Form, ObligationRecord, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
-from adapter_export.format.files import sha256_of
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.external import readable, settle_external_data
 from adapter_export.onnx_backend.graft.bank import BankRows, insert_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, read_plan, slot_tensors
+from adapter_export.reading.files import sha256_of
 
 _FEW = 16
 """Constants of fewer elements are numbers and shapes: equal bits elsewhere would say nothing."""

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from adapter_export.errors import AdapterError, FileError, FormatError, UsageError, argument, command, within
-from adapter_export.format.files import read_json
 from adapter_export.graph.compose.members import OWN
 from adapter_export.importers.adapterhub.config import Config, read_config
 from adapter_export.importers.match import Target
 from adapter_export.importers.take import ReadPickle, Tensors, listed, read_file
+from adapter_export.reading.documents import read_json
 from adapter_export.sites.site import Role
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import AdapterError, FileError, argument
-from adapter_export.format.files import read_json
 from adapter_export.importers.peft.options import TENSORS, Options, is_off, read_options
 from adapter_export.importers.take import ReadPickle, Taker, Tensors, listed, read_file
+from adapter_export.reading.documents import read_json
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -17,7 +17,6 @@ import onnx_ir as ir
 from adapter_export.dtypes import FLOAT_TYPES, Stored
 from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.format.axes import masks_of, with_caches
-from adapter_export.format.files import open_regular, parse_json
 from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import InputRecord, OutputRecord, Precision
 from adapter_export.format.records import record_from_json
@@ -35,6 +34,8 @@ from adapter_export.onnx_backend.base.normalise import (
 from adapter_export.onnx_backend.base.operators import check_biases
 from adapter_export.onnx_backend.base.tried import axes, equal_axes, length_limits, rename_axes
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.files import open_regular
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of

@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
-from adapter_export.format.files import sha256_of_part
+from adapter_export.reading.files import sha256_of_part
 
 WEIGHTS_FILE = "base.bin"
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError, argument
-from adapter_export.format.files import parse_json, unreadable
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.files import unreadable
 from adapter_export.torch_backend.base.pickles import ZIP_ERRORS, another_zip, foreign_globals, not_an_archive
 from adapter_export.torch_backend.base.program_file import TRUST, check_program, cleaned
 

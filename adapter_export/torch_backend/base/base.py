@@ -32,7 +32,7 @@ from adapter_export.errors import (
 )
 from adapter_export.format.adapter_files import adapter_bytes, parse_adapter
 from adapter_export.format.axes import narrowed, with_caches
-from adapter_export.format.files import canonical_json, new_file, parse_json
+from adapter_export.format.files import canonical_json, new_file
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json, parse_golden_texts
 from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, token_axis, token_lengths
@@ -40,6 +40,7 @@ from adapter_export.format.media import CapturedMedia, captured_media_json, pars
 from adapter_export.format.model_config import Generation
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import Adapter
+from adapter_export.reading.documents import parse_json
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
 from adapter_export.torch_backend.base.capture import (
     AxisNames,

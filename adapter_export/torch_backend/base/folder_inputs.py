@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from adapter_export.errors import InputError
-from adapter_export.format.files import read_json
+from adapter_export.reading.documents import read_json
 from adapter_export.text import Pair, Tokenizer
 from adapter_export.torch_backend.base.inputs import SAMPLES, Prepared
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS

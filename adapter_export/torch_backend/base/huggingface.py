@@ -23,12 +23,12 @@ from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_log
 
 from adapter_export.errors import BaseModelError, FileError, InputError, RequestError, UsageError, argument, within
-from adapter_export.format.files import read_json
 from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
 from adapter_export.format.model_config import CLASS_TYPES, Generation, class_type, head_task
 from adapter_export.graph.tasks import MEDIA_TYPES, Task
+from adapter_export.reading.documents import read_json
 from adapter_export.text import tokenizer_digest
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.capture import AxisNames, Inputs, live, most_tokens

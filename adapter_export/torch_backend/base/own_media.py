@@ -14,7 +14,6 @@ import numpy as np
 import transformers
 
 from adapter_export.errors import BaseModelError, InputError, MissingExtraError, Note, within
-from adapter_export.format.files import read_json
 from adapter_export.format.media import (
     ABSOLUTE,
     GOLDEN_MEDIA_FILE,
@@ -30,6 +29,7 @@ from adapter_export.format.media import (
     processor_digest,
     steps_of,
 )
+from adapter_export.reading.documents import read_json
 from adapter_export.runtime.media import WORDS, apply_steps, pillow, read_medium
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 

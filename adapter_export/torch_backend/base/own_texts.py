@@ -9,9 +9,9 @@ from typing import Any
 import transformers
 
 from adapter_export.errors import InputError, Note
-from adapter_export.format.files import read_json
 from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
 from adapter_export.numerics.sample_texts import different, sample_texts
+from adapter_export.reading.documents import read_json
 from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line
 

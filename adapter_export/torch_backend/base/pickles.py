@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adapter_export.errors import BaseModelError, FormatError, command, within
-from adapter_export.format.files import read_bytes
+from adapter_export.reading.files import read_bytes
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, KeyError)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapter_export.errors import BaseModelError, InputError, within
-from adapter_export.format.files import read_json
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.tasks import Task
+from adapter_export.reading.documents import read_json
 
 MODULES_FILE = "modules.json"
 

@@ -1,0 +1,150 @@
+"""Files of others: regular ones only, read once, up to a size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+from adapter_export.errors import FileError, FormatError
+
+MOST_BYTES = 16 * 2**30
+"""The largest file that is read into memory."""
+
+MOST_TEXT_BYTES = 2 * 2**30
+"""The largest file of text, such as a table, that is read into memory."""
+
+_BLOCK_BYTES = 2**20
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading; a FIFO, a device or a socket, which may never end, is refused, not waited for.
+
+    Raises:
+        FileError: it is missing, a folder, no regular file, or not readable.
+    """
+
+    def unblocked(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    try:
+        file = open(path, "rb", opener=unblocked)  # noqa: SIM115 - `Path.open` takes no opener
+    except (OSError, ValueError) as error:  # a NUL in a name
+        raise unreadable(path, error) from error
+    mode = os.fstat(file.fileno()).st_mode
+    if stat.S_ISREG(mode):
+        return file
+    file.close()
+    raise FileError(
+        "is not a regular file",
+        where=path,
+        found="a FIFO" if stat.S_ISFIFO(mode) else "a device or a socket",
+        expected="a file on a disk",
+        fix="copy what it gives into a file first",
+    )
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Read a whole file of at most so many bytes.
+
+    Raises:
+        FileError: as `open_regular`, or it is larger.
+    """
+    with open_regular(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > most else file.read(most + 1 if size < most else most)
+        except (OSError, MemoryError) as error:
+            raise unreadable(path, error) from error
+    if size > most or len(data) > most:
+        raise _too_large(path, f"{max(size, len(data)):,} bytes", most)
+    return data
+
+
+def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:
+    """Read a whole file in UTF-8 of at most so many bytes.
+
+    Raises:
+        FileError: as `read_bytes`.
+        FormatError: it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            "is not UTF-8", where=path, found=error.reason, expected="a text", fix="save the file as UTF-8"
+        ) from error
+
+
+def read_stream(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
+    """Read what the user gives under a name: a file, or a pipe of her shell, which is waited for.
+
+    Raises:
+        FileError: it is missing, a folder, or not readable, or it gives more than so many bytes.
+    """
+    blocks, left = list[bytes](), most
+    try:
+        with path.open("rb", buffering=0) as file:
+            while left >= 0 and (block := file.read(min(left + 1, _BLOCK_BYTES))):
+                blocks.append(block)
+                left -= len(block)
+    except (OSError, ValueError, MemoryError) as error:
+        raise unreadable(path, error) from error
+    if left < 0:
+        raise _too_large(path, "more", most)
+    return b"".join(blocks)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes in lower-case hexadecimal, without holding the file in memory.
+
+    Raises:
+        FileError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+
+def sha256_of_part(path: Path, start: int, size: int) -> str:
+    """Return the sha256 of `size` bytes of a file from `start` on, without holding them in memory.
+
+    Raises:
+        FileError: as `open_regular`.
+    """
+    digest, block = hashlib.sha256(), memoryview(bytearray(min(size, _BLOCK_BYTES)))
+    with open_regular(path) as file:
+        try:
+            file.seek(start)
+            while size and (read := file.readinto(block[:size])):
+                digest.update(block[:read])
+                size -= read
+        except OSError as error:
+            raise unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def unreadable(path: Path, error: Exception) -> FileError:
+    """Return the named error for a failed read."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return FileError("is not there", where=path, expected="a file", fix="check the path for a typing error")
+    if isinstance(error, IsADirectoryError):
+        return FileError("is a folder", where=path, expected="a file", fix="give the path of the file itself")
+    if isinstance(error, MemoryError):
+        return FileError("is larger than the free memory", where=path, fix="check that it is the file that you mean")
+    reason = error.strerror if isinstance(error, OSError) else None
+    return FileError(f"cannot be read ({reason or error})", where=path, fix="check its permissions")
+
+
+def _too_large(path: Path, found: str, most: int) -> FileError:
+    return FileError(
+        "is too large to be read",
+        where=path,
+        found=found,
+        expected=f"at most {most:,} bytes",
+        fix="check that it is the file that you mean",
+    )
