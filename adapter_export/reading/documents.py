@@ -91,5 +91,5 @@ def _refuse(constant: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        _refuse(text)
+        raise ValueError(f"`{text}`, which is beyond float64")
     return number
