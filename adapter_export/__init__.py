@@ -25,6 +25,7 @@ from adapter_export.api.inspect import Inspection, inspect
 from adapter_export.api.lint import lint
 from adapter_export.api.plan import plan
 from adapter_export.api.prove import check, self_test, verify
+from adapter_export.api.sign import sign, verify_signature
 from adapter_export.api.sites import Sites
 from adapter_export.api.smaller import distil, drop
 from adapter_export.api.sweep import sweep
@@ -34,6 +35,7 @@ from adapter_export.version import __version__
 
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.bundle.report import Report as Report
+    from adapter_export.bundle.signature import Signature as Signature
     from adapter_export.graph.adapter import Adapter as Adapter
     from adapter_export.practice.compare import Comparison as Comparison
     from adapter_export.practice.distil import Distillation as Distillation
@@ -72,8 +74,10 @@ __all__ = [
     "remove",
     "save",
     "self_test",
+    "sign",
     "sweep",
     "train",
     "trainer_callback",
     "verify",
+    "verify_signature",
 ]

@@ -16,6 +16,7 @@
     │   │   ├── VersionError
     │   │   ├── HashError
     │   │   └── TensorError
+    │   ├── SignatureError                a bundle that is not signed as it should be
     │   ├── BaseModelError                a base model that cannot be used
     │   │   ├── UnsafeArchiveError
     │   │   └── NoSitesError
@@ -329,6 +330,10 @@ class HashError(FormatError):
 
 class TensorError(FormatError):
     """Tensors that are missing, left over, of a wrong shape or type, or not finite."""
+
+
+class SignatureError(InputError):
+    """A bundle that is not signed as it should be, or a key that cannot sign."""
 
 
 class BaseModelError(InputError):

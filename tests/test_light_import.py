@@ -20,6 +20,7 @@ COMMANDS = (
     "remove",
     "check",
     "verify",
+    "sign",
     "evaluate",
     "compare",
     "run",

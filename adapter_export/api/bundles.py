@@ -288,7 +288,7 @@ def add(
             bundle itself must not do.
         allow_base_mismatch: take adapters that were trained on other weights of the base.
         on_progress: is told each step before it begins.
-        on_note: is told of adapters that change nothing.
+        on_note: is told of adapters that change nothing, and that the bundle is no longer signed.
 
     Raises:
         AdapterError: a name is taken, or the graph has no slots for an adapter.
@@ -320,7 +320,13 @@ def add(
     return Bundle(opened.folder, after, verified=True)
 
 
-def remove(bundle: Bundle | PathLike, adapters: Sequence[str], *, on_progress: OnProgress | None = None) -> Bundle:
+def remove(
+    bundle: Bundle | PathLike,
+    adapters: Sequence[str],
+    *,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
+) -> Bundle:
     """Remove adapters from a bundle: their files, golden vectors, rows of the bank and baked graphs.
 
     The slots stay, so that adapters that compute the same can be added later. If anything fails, the bundle is as it
@@ -334,7 +340,10 @@ def remove(bundle: Bundle | PathLike, adapters: Sequence[str], *, on_progress: O
     from adapter_export.runtime import Bundle
 
     folder = folder_of(bundle)
-    return Bundle(folder, remove_adapters(folder, adapters, progress=on_progress), verified=True)
+    notes: list[str] = []
+    after = remove_adapters(folder, adapters, progress=on_progress, note=notes.append)
+    tell(notes, on_note)
+    return Bundle(folder, after, verified=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from adapter_export.api.adapters import load_members
 from adapter_export.api.base import Base, PathLike, check_free, open_tokenizer
 from adapter_export.api.bundles import folder_of, model_of, origin_of, precision_of, runner_of, same_precision
 from adapter_export.api.option import Option
+from adapter_export.api.sign import verify_signature
 from adapter_export.errors import InputError, UsageError, argument
 from adapter_export.format.labelled import Columns, read_texts
 
@@ -287,6 +288,15 @@ def verify(
     bundle: Bundle | PathLike,
     *,
     expect: Annotated[str | None, Option("The digest that BUNDLE must have, as `inspect` shows it.", "DIGEST")] = None,
+    key: Annotated[PathLike | None, Option("The public key, PEM, that must have signed BUNDLE.", "PUBLIC")] = None,
+    certificates: Annotated[
+        Sequence[str],
+        Option(
+            "A PEM file of authorities: BUNDLE must be signed by one with their certificate; may be repeated.",
+            "FILE",
+            "--certificate",
+        ),
+    ] = (),
     on_step: OnStep | None = None,
 ) -> Report:
     """Show that a bundle is whole, and that it computes its golden vectors on this machine.
@@ -297,22 +307,35 @@ def verify(
     Args:
         bundle: the bundle, or its folder.
         expect: the sha256 of its manifest, which has the hashes of all other files.
+        key: the public key of whoever must have signed it.
+        certificates: in place of a key, the certificates of authorities: one of them vouches for whoever signed it.
         on_step: is told of each step.
 
     Returns:
         What was found; `raise_for_failure()` makes an error of a result that is off.
 
     Raises:
+        SignatureError: the bundle is not signed as it should be.
+        MissingExtraError: the library of signatures is not installed.
         InputError: the bundle is damaged, is not the one that is expected, or something in it does not fit.
         NothingComparedError: nothing was compared.
     """
     from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.bundle.proof.prove import plan_check, prove, steps
+    from adapter_export.format.check_report import InvariantRecord
+    from adapter_export.format.manifest_json import read_manifest
 
-    plan = plan_check(OpenedBundle.open(folder_of(bundle), expect=expect), quick=True)
+    folder, shown = folder_of(bundle), list[InvariantRecord]()
+    if key is not None or certificates:
+        read_manifest(folder, expect=expect)
+        signature = verify_signature(folder, key=key, certificates=certificates)
+        expect = signature.digest
+        detail = f"{len(signature.files)} files, signed by {signature.signer}"
+        shown.append(InvariantRecord("signature", "bundle", "passed", detail))
+    plan = plan_check(OpenedBundle.open(folder, expect=expect), quick=True)
     report = prove(plan, None, _counted(on_step, steps(plan, None)))
     report.require_compared()
-    return report
+    return replace(report, invariants=(*shown, *report.invariants))
 
 
 def _counted(on_step: OnStep | None, total: int) -> Callable[[str], None]:

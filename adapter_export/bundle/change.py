@@ -22,16 +22,19 @@ from adapter_export.bundle.write import (
     check_texts,
     model_version_of,
 )
-from adapter_export.errors import AdapterError, BaseModelError, FileError, argument
+from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command
 from adapter_export.format.files import changed_folder
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import AdapterRecord, BankRecord, Manifest
-from adapter_export.format.manifest_json import MANIFEST_VERSION, read_manifest
+from adapter_export.format.manifest_json import MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
 from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.graft.bank import bank_rows
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, read_plan, slot_tensors
+
+_OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE)
+"""What says something of the bundle as it was before."""
 
 
 def add_adapters(
@@ -48,7 +51,7 @@ def add_adapters(
 
     The topologies of the adapters must be among those that the bundle was built with. `references` computes golden
     vectors in the precision of the bundle, and is never the exported graph; `site_map` is the digest of the site map
-    that its base was opened with. `note` is told of adapters that change nothing.
+    that its base was opened with. `note` is told of adapters that change nothing, and of a signature that is gone.
 
     Raises:
         AdapterError: a name is taken, an adapter does something for which the graph has no slots, or it cannot share a
@@ -93,7 +96,8 @@ def add_adapters(
     if media is not None and manifest.media is not None:
         answering = MediaMaker(manifest.media, old.base_outputs, references, maker.allowance)
         media = answering.sets(media, list(zip(adapters, golden, strict=True)), writer.heads)
-    with changed_folder(old.folder, _rewritten(manifest)) as folder:
+    _tell_unsigned(old.folder, note or silent)
+    with changed_folder(old.folder, {*_rewritten(manifest), *_OF_THE_OLD}) as folder:
         progress("writing the adapters")
         writer = replace(writer, folder=folder)
         records = [writer.adapter(adapter, vectors) for adapter, vectors in zip(adapters, golden, strict=True)]
@@ -101,7 +105,9 @@ def add_adapters(
         return _finish(old, writer, after, adapters, (texts, media), progress, note or silent)
 
 
-def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | None = None) -> Manifest:
+def remove_adapters(
+    bundle: Path, names: Sequence[str], *, progress: OnStep | None = None, note: OnStep | None = None
+) -> Manifest:
     """Remove adapters from a bundle; it stays as it was if that fails, also if the process is killed.
 
     The slots stay, so that adapters of the same topology can be added later.
@@ -136,7 +142,8 @@ def remove_adapters(bundle: Path, names: Sequence[str], *, progress: OnStep | No
     if media is not None:
         media = replace(media, sets=tuple(one for one in media.sets if one.adapter not in names))
     gone = [path for record in records if record not in kept for path in _paths(record)]
-    with changed_folder(bundle, {*_rewritten(old.manifest), *gone}) as folder:
+    _tell_unsigned(bundle, note or silent)
+    with changed_folder(bundle, {*_rewritten(old.manifest), *_OF_THE_OLD, *gone}) as folder:
         head = None if old.manifest.head in names else old.manifest.head
         after = replace(old.manifest, adapters=kept, head=head)
         return _finish(old, replace(writer, folder=folder), after, [], (texts, media), progress)
@@ -158,6 +165,13 @@ def _rewritten(manifest: Manifest) -> set[str]:
     media = None if manifest.media is None else manifest.media.golden
     golden = {path for path in (manifest.golden_texts, media) if path is not None}
     return {manifest.graphs["bank"], BANK_FILE, *golden} if "bank" in manifest.graphs else golden
+
+
+def _tell_unsigned(folder: Path, note: OnStep) -> None:
+    """Say that what was made from the old manifest goes with it."""
+    if (folder / SIGNATURE_FILE).exists():
+        sign = command('sign("bundle", key=…)', f"sign {folder} --key KEY")
+        note(f"the signature of the bundle before this change is gone; sign the new one with {sign}")
 
 
 def _paths(record: AdapterRecord) -> Collection[str]:

@@ -73,10 +73,13 @@ def remove(bundle: Path, adapters: Adapters, *, as_json: Json = False) -> None:
     anything fails, the bundle is as it was.
     """
     from adapter_export.cli.bases import listed
-    from adapter_export.cli.output import steps
+    from adapter_export.cli.output import steps, warn
 
+    notes: list[Note] = []
     with steps() as tell:
-        after = ae.remove(bundle, listed(adapters), on_progress=tell)
+        after = ae.remove(bundle, listed(adapters), on_progress=tell, on_note=notes.append)
+    for note in notes:
+        warn(note.sentence("shell"))
     _report(after, listed(adapters), "removed", as_json)
 
 

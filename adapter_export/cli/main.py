@@ -46,6 +46,7 @@ COMMANDS: Mapping[str, Entry] = {
     "remove": Entry("adapter_export.cli.add:remove", "Remove adapters from a bundle."),
     "check": Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
     "verify": Entry("adapter_export.cli.check:verify", "Show that a bundle is whole and computes right here."),
+    "sign": Entry("adapter_export.cli.sign:sign", "Sign a bundle: say who made it."),
     "evaluate": Entry("adapter_export.cli.evaluate:evaluate", "Measure an adapter of a bundle on labelled texts."),
     "compare": Entry("adapter_export.cli.evaluate:compare", "Compare adapters, bundles and models on the same texts."),
     "run": Entry("adapter_export.cli.run:run", "Run a bundle on texts, pictures, clips or arrays."),
@@ -56,7 +57,7 @@ COMMANDS: Mapping[str, Entry] = {
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Models": ("capture", "sites", "distil"),
     "Adapters": ("plan", "train", "sweep", "lint", "drop", "pack", "import", "compose"),
-    "Bundles": ("build", "add", "remove", "check", "verify", "evaluate", "compare", "run", "inspect"),
+    "Bundles": ("build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"),
 }
 """The commands as the help lists them."""
 

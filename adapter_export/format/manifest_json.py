@@ -21,6 +21,15 @@ MANIFEST_VERSION = "1.0.0"
 
 MANIFEST_FILE = "manifest.json"
 
+SIGNATURE_FILE = "model.sig"
+"""The signature of a bundle, which covers its manifest and cannot be listed there."""
+
+REPORT_FILE = "check.json"
+"""A report of `check`, which names the manifest by its hash and cannot be listed there; the signature covers it."""
+
+UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE, REPORT_FILE)
+"""The files of a bundle that its manifest does not list."""
+
 _SOURCE_FILES = ("adapter_graph.json", "weights.safetensors")
 
 _SHOWN = 5
@@ -171,6 +180,8 @@ def _check_files(manifest: Manifest) -> None:
     listed = {file.path for file in manifest.files}
     if MANIFEST_FILE in listed:
         raise FormatError("the manifest lists itself", where="`$.files`", found=f"`{MANIFEST_FILE}`")
+    if later := sorted(listed.intersection(UNLISTED)):
+        raise FormatError("lists what is made from the manifest", where="`$.files`", found=f"`{later[0]}`")
     _check_known("graphs", manifest.graphs.values(), listed)
     _check_known("golden.path", [manifest.golden.path], listed)
     for index, adapter in enumerate(manifest.adapters):
@@ -236,7 +247,7 @@ def _check_known(key: str, found: Iterable[str | None], known: set[str]) -> None
 
 
 def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[FileRecord, ...]:
-    """Return every file in a folder but its manifest and what is hidden, sorted by path.
+    """Return every file in a folder but its manifest, what is made from that, and what is hidden, sorted by path.
 
     `hashed` has the sha256 of files that were hashed already, by path.
 
@@ -244,8 +255,9 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
         FileError: a file cannot be read.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    paths = {name: path for name, path in paths.items() if not _is_hidden(name)}
-    paths.pop(MANIFEST_FILE, None)
+    paths = {name: path for name, path in paths.items() if not is_hidden(name)}
+    for name in UNLISTED:
+        paths.pop(name, None)
     known = hashed or {}
     return tuple(
         FileRecord(name, known.get(name) or sha256_of(paths[name]), paths[name].stat().st_size)
@@ -265,10 +277,10 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
         HashError: a file has other bytes.
     """
     _check_inside(folder / MANIFEST_FILE, folder)
-    listed = {MANIFEST_FILE, *(file.path for file in manifest.files)}
+    listed = {*UNLISTED, *(file.path for file in manifest.files)}
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())  # a link is a file
     files = {path.relative_to(folder).as_posix() for path in found}
-    extra = sorted(name for name in files - listed if not _is_hidden(name))
+    extra = sorted(name for name in files - listed if not is_hidden(name))
     if extra:
         more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
         raise FormatError(
@@ -282,7 +294,8 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
         _verify(record, folder)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a path in a bundle, with `/`, is of a file that systems put there by themselves."""
     return any(part.startswith(".") for part in name.split("/"))
 
 

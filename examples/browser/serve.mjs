@@ -11,6 +11,7 @@ import { fileURLToPath } from "node:url";
 
 const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm" };
 const MANIFEST = "manifest.json";
+const UNLISTED = [MANIFEST, "model.sig", "check.json"]; // the last two are made from the manifest: a signature, a report
 
 /** What goes wrong with a request, and the status that says so. */
 class Refusal extends Error {
@@ -24,7 +25,7 @@ async function checkNothingElse(folder) {
   const text = await readFile(join(folder, MANIFEST), "utf-8").catch(() => "");
   let listed;
   try {
-    listed = new Set([MANIFEST, ...JSON.parse(text).files.map((file) => file.path)]);
+    listed = new Set([...UNLISTED, ...JSON.parse(text).files.map((file) => file.path)]);
   } catch {
     return; // the page says what is wrong with it
   }

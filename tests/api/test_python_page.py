@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from peft_folders import adapter_folder, base_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -21,7 +23,7 @@ HUB = ROOT / "tests" / "fixtures" / "adapterhub" / "bert"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the page names: a small BERT with a tokenizer, and adapters that two libraries saved for it."""
+    """What the page names: a small BERT with a tokenizer, adapters that two libraries saved for it, a pair of keys."""
     model = shutil.copytree(base_folder("bert_lora"), tmp_path / "huggingface-folder")
     words = {
         word: number for number, word in enumerate(["[PAD]", "[UNK]", "good", "bad", "film", "play", "dull", "fine"])
@@ -38,6 +40,11 @@ def folder(tmp_path: Path) -> Path:
         if " " not in one
     )
     (tmp_path / "train.tsv").write_text(f"text\tlabel\n{rows}")
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "release.pem").write_bytes(private)
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "release.pub").write_bytes(public)
     return tmp_path
 
 

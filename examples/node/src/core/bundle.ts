@@ -17,6 +17,8 @@ import { parseSafetensors } from "./safetensors.js";
 export type Choice = string | null;
 
 const MANIFEST = "manifest.json";
+/** What no manifest lists: itself, and what is made from it, the signature and the report of a check. */
+const UNLISTED = [MANIFEST, "model.sig", "check.json"];
 
 /** The files with the weights of the base, and with the adapters of the bank. */
 const [BASE_WEIGHTS, BANK_WEIGHTS] = ["base.bin", "bank.bin"];
@@ -63,7 +65,7 @@ export class Bundle {
   /** Hold every file against its size and its hash, and the folder against the list of files. */
   async verify(): Promise<void> {
     for (const file of this.manifest.files) await this.check(file.path);
-    for (const path of (await this.place.list?.()) ?? []) if (path !== MANIFEST && !isHidden(path)) this.record(path);
+    for (const path of (await this.place.list?.()) ?? []) if (!UNLISTED.includes(path) && !isHidden(path)) this.record(path);
   }
 
   /** Hold a file against its size and its hash, once. */
