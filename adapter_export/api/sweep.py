@@ -46,7 +46,7 @@ OnRun = Callable[["Run", int], None]
 
 GIVEN = (
     *("output", "name", "kind", "bottleneck", "rank", "at", "on", "reduction_factor", "learning_rate", "seed"),
-    *("resume", "restart", "force", "site_map", "trust_pickle", "on_note", "progress"),
+    *("resume", "force", "site_map", "trust_pickle", "on_note", "progress"),
     *("fuse", *FusionOptions.__annotations__),
 )
 """The arguments of `train` that a sweep gives itself, and those of a fusion."""
@@ -56,6 +56,9 @@ RUNS = "runs"
 
 _SWEEP_FILE, _SEARCH_FILE, _LOCK_FILE = "sweep.json", "search.sqlite3", ".lock"
 _FILES = ("validation_data", "test_data", "tokenizer")
+
+_NO_MATTER = ("threads", "restart")
+"""The arguments of `train` that do not make a sweep another one."""
 
 _Where = Base | tuple[Path, Path | None, bool]
 """The base, or what another process opens it with."""
@@ -119,7 +122,7 @@ def sweep(
         on_run: is told of each training that ends.
         on_note: is told what is doubtful in the data.
         on_progress: is told each step behind the trainings before it begins.
-        training: all other arguments of `train`.
+        training: all other arguments of `train`; with `restart`, trainings that were interrupted begin anew.
 
     Returns:
         What was found. A training that failed, or whose process died, is in it with its error.
@@ -384,7 +387,9 @@ def _identity(
 ) -> dict[str, Any]:
     """Return what makes a sweep what it is, as JSON; files by their contents."""
     defaults = {name: one.default for name, one in inspect.signature(train).parameters.items()}
-    changed = {name: value for name, value in training.items() if value != defaults.get(name) and name != "threads"}
+    changed = {
+        name: value for name, value in training.items() if value != defaults.get(name) and name not in _NO_MATTER
+    }
     lists = {"bottlenecks": space.bottlenecks, "placements": space.placements, "learning_rates": space.learning_rates}
     found = {
         "model": base.fingerprint,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,22 @@ def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(text_fo
     assert [one["seconds"] for one in record["history"][: len(begun)]] == [one["seconds"] for one in begun]
     assert len(begun) < len(record["history"])
     assert found.trials[0].mean is not None
+
+
+def test_a_damaged_checkpoint_is_named_and_forgotten_on_request(text_folder: Path, tmp_path: Path) -> None:
+    runs, model, data = tmp_path / "sweep" / "runs", text_folder / "model.pt", table(tmp_path)
+    given = {**QUICK, "kinds": ("ia3",), "seeds": (0, 1), "on_note": lambda note: None}
+    first = ae.sweep(model, data, tmp_path / "sweep", **given)
+    kept = (runs / "ia3-0.001-seed0" / "weights.safetensors").stat().st_mtime_ns
+    shutil.rmtree(runs / "ia3-0.001-seed1")
+    (runs / "ia3-0.001-seed1.partial").mkdir()
+    (runs / "ia3-0.001-seed1.partial" / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(TrainingError) as damaged:
+        ae.sweep(model, data, tmp_path / "sweep", **given)
+    assert "the checkpoint is damaged" in str(damaged.value)
+    assert "give `--restart` to start anew" in damaged.value.sentence("shell")
+    assert ae.sweep(model, data, tmp_path / "sweep", restart=True, **given) == first
+    assert (runs / "ia3-0.001-seed0" / "weights.safetensors").stat().st_mtime_ns == kept, "what is finished stays"
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
