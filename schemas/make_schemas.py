@@ -35,11 +35,13 @@ from adapter_export.format.records import (
 from adapter_export.format.self_test import SelfTestReport
 from adapter_export.format.site_map_json import SiteMapDocument
 from adapter_export.graph.ops import Interval
+from adapter_export.practice.compare import ComparisonDocument
 
 RECORDS: Mapping[str, type] = {
     "adapter-graph": AdapterDocument,
     "bundle-manifest": Manifest,
     "check-report": CheckReport,
+    "comparison": ComparisonDocument,
     "derivation": Derivation,
     "golden-media": GoldenMedia,
     "golden-texts": GoldenTexts,

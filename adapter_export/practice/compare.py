@@ -7,16 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy import stats
 
+from adapter_export.format.records import SEMVER
 from adapter_export.numerics.judge import Floats, Judged, Metric, correlation
 from adapter_export.practice.attention import Attention
 from adapter_export.practice.evaluate import Score, draws, percentiles, summarised
 from adapter_export.practice.latency import interleaved, quartiles
 from adapter_export.tables import Table, one_line, size
+
+COMPARISON_VERSION = "1.0.0"
+"""The version of the format of the document."""
 
 MOST_PAIRED = 12
 """Of more contestants, each is compared with the first alone."""
@@ -120,7 +124,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike two contestants answer: the share of rows with the same answer; of numbers Pearson's correlation."""
+    """How alike two contestants answer.
+
+    Attributes:
+        first: the one.
+        second: the other.
+        value: the share of rows with the same answer; of numbers Pearson's correlation; null where it is not defined.
+    """
 
     first: str
     second: str
@@ -129,7 +139,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class DifferingRow:
-    """A row that is not answered alike: its line, its text, what is right, and each contestant's answer."""
+    """A row that is not answered alike.
+
+    Attributes:
+        line: where it is in the file, counted from 1.
+        text: what was asked.
+        right: the answer that the file has.
+        answers: of the contestants, in their order.
+    """
 
     line: int
     text: str
@@ -161,14 +178,13 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Contestants on the same rows; `print` and notebooks show it.
+class _Compared:
+    """Contestants on the same rows.
 
     Attributes:
         setting: what they are compared on, and how.
         rows: how many rows were answered.
         runtime: what computed the answers.
-        metrics: the metrics, the one that counts most first.
         contestants: in the order in which they were given.
         differences: of all pairs and metrics; of many contestants each with the first one.
         agreements: of the same pairs.
@@ -181,7 +197,6 @@ class Comparison:
     setting: Setting
     rows: int
     runtime: str
-    metrics: tuple[Metric, ...]
     contestants: tuple[Contestant, ...]
     differences: tuple[Difference, ...]
     agreements: tuple[Agreement, ...]
@@ -189,6 +204,30 @@ class Comparison:
     differing_rows: int
     fusions: tuple[Attention, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ComparisonDocument(_Compared):
+    """Contestants on the same rows, as `adapter-export compare --json` writes it; schema `comparison`.
+
+    Attributes:
+        version: the version of this format. A reader refuses another major version.
+        metrics: the names of the metrics, the one that counts most first.
+    """
+
+    version: Annotated[str, SEMVER]
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison(_Compared):
+    """Contestants on the same rows; `print` and notebooks show it.
+
+    Attributes:
+        metrics: the metrics, the one that counts most first.
+    """
+
+    metrics: tuple[Metric, ...]
 
     @property
     def best(self) -> Contestant | None:
@@ -336,7 +375,8 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it in JSON's own types."""
-        return {**asdict(self), "metrics": [metric.name for metric in self.metrics]}
+        names = tuple(metric.name for metric in self.metrics)
+        return asdict(ComparisonDocument(**{**vars(self), "version": COMPARISON_VERSION, "metrics": names}))
 
     def __str__(self) -> str:
         return "\n\n".join([*map(str, self.tables()), "\n".join(self.remarks())])
@@ -384,7 +424,6 @@ def comparison(
         setting,
         len(rows),
         runtime,
-        metrics,
         tuple(scored),
         tuple(differences),
         tuple(agreements),
@@ -392,6 +431,7 @@ def comparison(
         count,
         tuple(fusions),
         tuple(dict.fromkeys([*notes, *(note for one in judged for note in one.notes)])),
+        metrics,
     )
 
 

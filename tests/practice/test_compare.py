@@ -32,6 +32,7 @@ from adapter_export.tables import one_line
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import OWN_HEAD, load_base, save_base
+from schemas import validate
 
 SETTING = Setting("single_label", "rows.tsv", "0" * 64, 200, 0, 0, None)
 
@@ -245,7 +246,9 @@ def test_answers_are_those_of_torch_and_of_evaluate(bench: Bench, topics: Path, 
     assert found.differing_rows == len(apart) > 1
     assert {row.line for row in found.differing} <= set(apart)
     assert steps[-1] == "drawing rows for the intervals"
-    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["contestants"][2]["kind"] == "fusion"
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    validate(document, "comparison")
+    assert (document["contestants"][2]["kind"], document["metrics"]) == ("fusion", ["accuracy", "macro_f1"])
 
     text = page.read_text("utf-8")
     assert not re.search(r"<(script|link|img|iframe|b)\b|url\(|src=|href=|\x1b", text)
@@ -301,6 +304,7 @@ def test_numbers_are_compared_by_correlation(bench: Bench, tmp_path: Path) -> No
     answers = np.array([row.answers for row in found.differing], float)[..., 0]
     assert (np.diff(np.ptp(answers, 1)) <= 0).all(), "those that lie farthest apart come first"
     assert "correlation of answers" in str(found)
+    validate(json.loads(json.dumps(found.to_json())), "comparison")
 
 
 def test_adapters_bundles_and_models_beside_each_other(bench: Bench, topics: Path) -> None:
