@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import shared_training
 
+import adapter_export as ae
 from adapter_export.format.adapter_files import read_adapter
 
 WORDS = {"good": ("good", "fine"), "bad": ("bad", "dull"), "plain": ("moon", "play")}
@@ -25,6 +26,7 @@ CALLS = {
     ),
 }
 """Of `embedding` the loss compares the rows of both processes."""
+DISTIL = ("--layers", "1", "--epochs", "1", "--batch-size", "5", "--learning-rate", "0.01", "--device", "cpu", "--json")
 
 
 def table(path: Path, more: int) -> Path:
@@ -40,14 +42,17 @@ def table(path: Path, more: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where two processes have trained, 48 rows in batches of 5, which they share as 3 and 2 or 1 and 0."""
     folder = tmp_path_factory.mktemp("together")
     data = [table(folder / f"{rank}.tsv", rank) for rank in (0, 1)]
+    known = [line for line in data[0].read_text(encoding="utf-8").splitlines() if not line.endswith("plain")]
+    (folder / "tone.tsv").write_text("\n".join(known), encoding="utf-8")
     calls = {
         name: ["train", str(model), "--data", str(data[0]), *OPTIONS, *more, "--json", "-o", str(folder / name)]
         for name, more in CALLS.items()
     }
+    calls["student"] = [*distil(model, adapters, folder), "-o", str(folder / "student")]
     other = str(folder / "{rank}.tsv")
     calls["refused"] = ["train", str(model), "--data", other, *OPTIONS, "-o", str(folder / "refused")]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -56,6 +61,10 @@ def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
     assert found.returncode == 0, found.stderr
     return folder
+
+
+def distil(model: Path, adapters: Path, folder: Path) -> list[str]:
+    return ["distil", str(model), "--adapter", str(adapters / "tone"), "--data", str(folder / "tone.tsv"), *DISTIL]
 
 
 def said(folder: Path, name: str, rank: int) -> dict[str, Any]:
@@ -74,6 +83,22 @@ def test_two_processes_give_what_one_gives(cli, model: Path, together: Path, tmp
     alone, shared = (read_adapter(folder / name).weights for folder in (tmp_path, together))
     for tensor in alone:
         np.testing.assert_allclose(shared[tensor], alone[tensor], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_distil_what_one_does(model: Path, adapters: Path, together: Path, tmp_path: Path, cli) -> None:
+    one = json.loads(cli.done(*distil(model, adapters, together), "-o", tmp_path / "student").stdout)
+    first, second = (said(together, "student", rank) for rank in (0, 1))
+    assert (first["exit_code"], second["exit_code"], second["stdout"], second["stderr"]) == (0, 0, "", ""), first
+    two = json.loads(first["stdout"])
+    assert two["training"]["history"][0]["training_loss"] == pytest.approx(
+        one["training"]["history"][0]["training_loss"], rel=1e-5
+    )
+    assert two["student"]["scores"]["accuracy"] == one["student"]["scores"]["accuracy"]
+    alone, shared = (ae.open_base(folder / "student" / "model.pt").own_head for folder in (tmp_path, together))
+    assert alone is not None
+    assert shared is not None
+    for tensor in alone.weights:
+        np.testing.assert_allclose(shared.weights[tensor], alone.weights[tensor], rtol=1e-4, atol=1e-5)
 
 
 def test_processes_with_other_data_refuse_each_other(together: Path) -> None:

@@ -1,4 +1,4 @@
-"""A process of several that `torchrun` starts: calls of `adapter-export train`, and what each process says.
+"""A process of several that `torchrun` starts: calls of `adapter-export`, and what each process says.
 
 torchrun --nproc-per-node 2 shared_training.py CALLS FOLDER     CALLS: JSON, arguments by name, `{rank}` filled in
 
