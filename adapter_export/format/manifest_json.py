@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from adapter_export.format.manifest import FileRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.files import read_bytes, sha256_of
+from adapter_export.reading.files import copy_hashed, read_bytes, sha256_of
 
 MANIFEST_VERSION = "1.0.0"
 """The version of the manifest format that is written, and the newest that is read."""
@@ -265,16 +265,23 @@ def list_files(folder: Path, hashed: Mapping[str, str] | None = None) -> tuple[F
     )
 
 
-def verify_files(manifest: Manifest, folder: Path) -> None:
+def verify_files(manifest: Manifest, folder: Path, *, copied: Collection[str] = (), into: Path | None = None) -> None:
     """Check the size and the hash of every file that the manifest lists, and that there are no others.
 
     The manifest has a checksum of its own; like the others it must be no link that leads out. Files and folders with a
     name that begins with a dot are passed over: systems put them there by themselves.
 
+    Args:
+        manifest: of the bundle.
+        folder: of the bundle.
+        copied: the paths of files to copy on the way: the bytes that are compared are those of the copy.
+        into: an empty folder for them.
+
     Raises:
         FileError: a file is missing, or a link leads out of the folder.
         FormatError: a file has another size, or is not listed.
         HashError: a file has other bytes.
+        OSError: a copy cannot be written.
     """
     _check_inside(folder / MANIFEST_FILE, folder)
     listed = {*UNLISTED, *(file.path for file in manifest.files)}
@@ -291,7 +298,7 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
             fix="move them out of the folder, or take the bundle from its source again",
         )
     for record in manifest.files:
-        _verify(record, folder)
+        _verify(record, folder, into / record.path if into is not None and record.path in copied else None)
 
 
 def is_hidden(name: str) -> bool:
@@ -299,7 +306,7 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _verify(record: FileRecord, folder: Path) -> None:
+def _verify(record: FileRecord, folder: Path, copy: Path | None) -> None:
     path = folder / record.path
     if not path.is_file():
         raise FileError(
@@ -315,7 +322,12 @@ def _verify(record: FileRecord, folder: Path) -> None:
             expected=f"{record.bytes} bytes",
             fix="take the file from its source again",
         )
-    if (found := sha256_of(path)) != record.sha256:
+    if copy is None:
+        found = sha256_of(path)
+    else:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        found = copy_hashed(path, copy, record.bytes)
+    if found != record.sha256:
         raise HashError(path, found=found, expected=record.sha256)
 
 

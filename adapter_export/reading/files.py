@@ -110,6 +110,28 @@ def sha256_of(path: Path) -> str:
             raise unreadable(path, error) from error
 
 
+def copy_hashed(path: Path, copy: Path, size: int) -> str:
+    """Copy a file of that size to a new one, and return the sha256 of the bytes that the copy has.
+
+    Raises:
+        FileError: as `open_regular`.
+        OSError: the copy cannot be written.
+    """
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
+    with open_regular(path) as file, copy.open("xb") as copied:
+        while size > 0:
+            try:
+                read = file.readinto(block[: min(size, _BLOCK_BYTES)])
+            except OSError as error:
+                raise unreadable(path, error) from error
+            if not read:
+                break
+            digest.update(block[:read])
+            copied.write(block[:read])
+            size -= read
+    return digest.hexdigest()
+
+
 def sha256_of_part(path: Path, start: int, size: int) -> str:
     """Return the sha256 of `size` bytes of a file from `start` on, without holding them in memory.
 

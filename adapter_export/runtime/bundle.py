@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import tempfile
 import warnings
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import onnxruntime as ort
 
-from adapter_export.errors import HashError, RequestError, UsageError, VersionError, argument
+from adapter_export.errors import FileError, FormatError, HashError, RequestError, UsageError, VersionError, argument
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.reading.files import read_bytes
@@ -22,8 +27,67 @@ from adapter_export.runtime.session import Session
 from adapter_export.runtime.texts import TextReader
 from adapter_export.text import Tokenizer
 
+try:
+    import fcntl
+except ImportError:  # Windows; there nobody removes what a killed process left
+    fcntl = None  # type: ignore[assignment]
+
 RESIDENT = 64
 """How many adapters a session keeps in place by default."""
+
+_PREFIX = "adapter-export-bundle-"
+"""What the names of private folders begin with."""
+
+
+class _PrivateFolder:
+    """A temporary folder of this process, removed with the object, or at the end of the process.
+
+    A lock on it (`flock`) tells other processes that it is in use; systemd's cleaner of old files keeps to it, too.
+    What a killed process left is removed by the next one.
+
+    Raises:
+        OSError: there is no place for it.
+    """
+
+    def __init__(self) -> None:
+        parent = _temporary_folder()
+        if fcntl is not None:
+            with suppress(OSError):
+                for left in parent.glob(f"{_PREFIX}*"):
+                    _remove_abandoned(left)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            lock = None if fcntl is None else os.open(self.path, os.O_RDONLY)
+            self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
+            with suppress(OSError):  # a file system without locks, where nothing is removed, either
+                if lock is not None:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.path.exists():  # or else another process took it for abandoned before it was locked
+                return
+            self._end()
+
+
+def _temporary_folder() -> Path:
+    """Return where large temporary files go: what `TMPDIR` says, else on the disk; `/tmp` may lie in memory."""
+    chosen = tempfile.tempdir or any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    large = Path("/var/tmp")
+    return Path(tempfile.gettempdir()) if chosen or not os.access(large, os.W_OK) else large
+
+
+def _remove_abandoned(folder: Path) -> None:
+    with suppress(OSError), ExitStack() as stack:  # of another user, or in use
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        stack.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(folder: Path, lock: int | None, process: int) -> None:
+    if os.getpid() == process:  # not in a fork of it
+        shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        with suppress(OSError):
+            os.close(lock)
 
 
 @dataclass(frozen=True)
@@ -39,9 +103,10 @@ class Bundle:
     folder: Path
     manifest: Manifest
     verified: bool
+    _private: _PrivateFolder | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path | str, *, verify: bool = True, expect: str | None = None) -> Bundle:
+    def open(cls, folder: Path | str, *, verify: bool = True, expect: str | None = None, copy: bool = True) -> Bundle:
         """Open a bundle.
 
         Args:
@@ -49,14 +114,28 @@ class Bundle:
             verify: compare every file with its hash. Without it, damage goes unseen: most damaged weights run.
             expect: the digest that the bundle must have: the sha256 of its manifest, which has those of all other
                 files. `adapter-export inspect` shows it.
+            copy: keep a private copy of what runs, in a temporary folder: the bytes that are compared with their hashes
+                are those of the copy, and nothing that is written into the bundle later matters. Without it, or without
+                `verify`, weights are mapped from the bundle itself: for one that nobody can write to, such as an image.
 
         Raises:
-            FileError: a file is missing, or a link leads out of the folder.
+            FileError: a file is missing, a link leads out of the folder, or there is no room for the copy.
             FormatError: the manifest breaks the format, or a file is damaged; `HashError` and `VersionError` are kinds
                 of it.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, expect=expect)
+        while True:
+            try:
+                return cls._opened(folder, manifest, verify=verify, copy=copy)
+            except (FileError, FormatError):
+                # one that is exchanged meanwhile has the files of one bundle and the manifest of the other
+                before, manifest = manifest, read_manifest(folder, expect=expect)
+                if manifest == before:
+                    raise
+
+    @classmethod
+    def _opened(cls, folder: Path, manifest: Manifest, *, verify: bool, copy: bool) -> Bundle:
         found, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
         if found < needed:
             raise VersionError(
@@ -66,9 +145,42 @@ class Bundle:
                 expected=f"{manifest.minimum_onnxruntime} or newer",
                 fix="run `pip install --upgrade onnxruntime`",
             )
-        if verify:
+        if not verify:
+            return cls(folder, manifest, False)
+        if not copy:
             verify_files(manifest, folder)
-        return cls(folder, manifest, verify)
+            return cls(folder, manifest, True)
+        adapters = {record.onnx_adapter for record in manifest.adapters}
+        copied = {file.path: file.bytes for file in manifest.files if "/" not in file.path or file.path in adapters}
+        try:
+            private = _PrivateFolder()
+            verify_files(manifest, folder, copied=copied, into=private.path)
+        except OSError as error:
+            raise FileError(
+                f"there is no room for a private copy of what runs ({error.strerror or error})",
+                where=folder,
+                found=error.filename,
+                expected=f"{sum(copied.values()) / 1e6:,.1f} MB where temporary files go: `TMPDIR`, else /var/tmp",
+                fix="set the variable `TMPDIR` to a folder with room; where nobody can write into the bundle, "
+                "`Bundle.open(…, copy=False)` needs none",
+            ) from error
+        return cls(folder, manifest, True, private)
+
+    def reload(self, *, expect: str | None = None) -> Bundle:
+        """Open the bundle that lies in the folder now; this one itself, if it is still there.
+
+        Its sessions are not touched: they finish on what was opened. The new bundle is whole, also while a writer
+        exchanges the folder: every file is compared with the new manifest.
+
+        Args:
+            expect: the digest that it must have.
+
+        Raises:
+            FileError, FormatError: as `open`; this bundle can be used further.
+        """
+        if read_manifest(self.folder, expect=expect) == self.manifest:
+            return self
+        return Bundle.open(self.folder, verify=self.verified, expect=expect, copy=self._private is not None)
 
     def session(
         self,
@@ -112,7 +224,7 @@ class Bundle:
         """Open a session as `session` does, on graphs that are open."""
         adapters = Adapters(self.manifest, graphs.provider, resident)
         for record in self.manifest.adapters:
-            adapters.add_built(record, self.folder, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
+            adapters.add_built(record, self._home, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
         return Session(graphs, adapters, resident)
 
     def texts(self, session: Session | None = None) -> TextReader:
@@ -154,22 +266,28 @@ class Bundle:
 
     def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
         def open_file(path: str) -> ort.InferenceSession:
-            return open_session(self._read(path), provider, optimization, threads, folder=self.folder)
+            return open_session(self._read(path), provider, optimization, threads, folder=self._home)
 
         return Graphs(self.manifest, provider, open_file)
 
+    @property
+    def _home(self) -> Path:
+        """Where what runs is read."""
+        return self.folder if self._private is None else self._private.path
+
     @cached_property
     def _hashes(self) -> Mapping[str, str]:
-        """The sha256 of each file; none where nobody asked for it."""
-        return {file.path: file.sha256 for file in self.manifest.files} if self.verified else {}
+        """The sha256 of each file that others may change; none where nobody asked for it."""
+        needed = self.verified and self._private is None
+        return {file.path: file.sha256 for file in self.manifest.files} if needed else {}
 
     def _read(self, path: str) -> bytes:
-        """Read a file of the bundle; `HashError` if it was changed since the bundle was opened."""
-        data = read_bytes(self.folder / path)
+        """Read a file of the bundle; `HashError` if another process changed it since the bundle was opened."""
+        data = read_bytes(self._home / path)
         expected = self._hashes.get(path)
         if expected is not None and (found := hashlib.sha256(data).hexdigest()) != expected:
             fix = "open the bundle again; never write into the files of one that is in use"
-            raise HashError(self.folder / path, found=found, expected=expected, fix=fix)
+            raise HashError(self._home / path, found=found, expected=expected, fix=fix)
         return data
 
 

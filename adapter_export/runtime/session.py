@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -9,7 +10,7 @@ from typing import TypedDict, Unpack
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.errors import RequestError, within
+from adapter_export.errors import RequestError, UsageError, within
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import batches
 from adapter_export.runtime.adapters import Adapters, Claim, Entry, Statistics
@@ -46,7 +47,8 @@ class Session:
 
     The adapter is a choice of each call, or of each row, and never a state of the session, so any number of threads may
     run at once, with loads and unloads in between. Adapters lie in memory of their own, or on the device: their files
-    may be overwritten or removed, unless they are loaded on demand.
+    may be overwritten or removed, unless they are loaded on demand. A fork of the process cannot use it (`UsageError`):
+    the threads that compute are not there, and locks may be held for ever.
     """
 
     def __init__(self, graphs: Graphs, adapters: Adapters, resident: int) -> None:
@@ -57,6 +59,7 @@ class Session:
         self._resident = resident
         self._maskable = batches.padded_axes(graphs.manifest)
         self._base_outputs = {record.name for record in graphs.manifest.base_outputs}
+        self._process = os.getpid()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -295,6 +298,7 @@ class Session:
                 was made for another base or graph.
             RequestError: an adapter of this name is loaded already.
         """
+        self._check_process()
         self._adapters.add(name, Path(path), Claim(labels, task), path, on_demand=on_demand)
 
     def load_bytes(
@@ -315,6 +319,7 @@ class Session:
             task: what its answers mean.
             where: names it in messages.
         """
+        self._check_process()
         self._adapters.add(name, data, Claim(labels, task), where)
 
     def unload(self, name: str) -> None:
@@ -323,10 +328,22 @@ class Session:
         Raises:
             RequestError: it is not loaded.
         """
+        self._check_process()
         self._bank.forget(self._adapters.remove(name))
+
+    def _check_process(self) -> None:
+        """Raise UsageError in a fork of the process that opened the session."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                "the session was opened before this process was forked; its threads are not here",
+                found=f"process {os.getpid()}",
+                expected=f"process {self._process}, which opened it",
+                fix="open sessions in the children, of a bundle that may be opened before the fork",
+            )
 
     def _chosen(self, adapter: str | None, adapters: Sequence[str | None] | None, weights: Weighting | None) -> Chosen:
         """Return what a call chooses; each name is looked up once, so that its rows are alike."""
+        self._check_process()
         if adapter is not None and adapters is not None:
             raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
         if weights is not None and adapter is None:
@@ -417,6 +434,7 @@ class Session:
 
     def _items(self, requests: Iterable[Request]) -> list[Item]:
         """Return the requests, each checked, its adapter looked up."""
+        self._check_process()
         batches.batch_axis(self._manifest)
         items: list[Item] = []
         padded: dict[Entry | None, frozenset[str]] = {}

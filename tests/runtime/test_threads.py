@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -124,25 +121,3 @@ def test_every_answer_is_right(bundle: Bundle, files: dict[str, list[bytes]]) ->
     assert done["mixed"] > 3_000
     assert session.statistics.bank.evictions > 1_000
     assert len(session.adapters) == len(bundle.manifest.adapters) + ADAPTERS
-
-
-_FORKS = """
-import os, sys
-import numpy as np
-from adapter_export.runtime import Bundle
-session = Bundle.open(sys.argv[1]).session(threads=2)
-ids = np.arange(12).reshape(3, 4) + 1
-inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-call = lambda: [session.run(inputs, "wide")["hidden"], session.run(inputs, adapters=["wide", None, "narrow"])["hidden"]]
-expected = call()
-child = os.fork()
-if not child:
-    os._exit(0 if all(map(np.array_equal, call(), expected)) else 3)
-assert os.waitpid(child, 0)[1] == 0
-assert all(map(np.array_equal, call(), expected))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_session_from_before_a_fork_answers_in_both_processes(bundle: Bundle) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", _FORKS, str(bundle.folder)], check=True, timeout=60)

@@ -1,0 +1,226 @@
+"""What runs is what was verified, whatever becomes of the folder; a reload gives the old bundle or the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from deployment import Service, answers, flip, flipped, next_version, same
+from small_disk import small_disk
+from toolchain import skip_or_fail
+
+from adapter_export.errors import FileError, FormatError, HashError
+from adapter_export.runtime import Bundle
+
+
+@pytest.fixture(scope="module")
+def second(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return next_version(built, tmp_path_factory.mktemp("second") / "bundle")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, empty."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def _written_over(folder: Path, other: Path) -> None:
+    """As `cp new/* bundle/` does it: into the very files."""
+    for path in other.rglob("*"):
+        if path.is_file():
+            with (folder / path.relative_to(other)).open("r+b") as file:
+                file.truncate(0)
+                file.write(path.read_bytes())
+
+
+def _emptied(folder: Path, other: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
+
+
+def _exchanged(folder: Path, other: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+
+
+def _removed(folder: Path, other: Path) -> None:
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("change", [_written_over, _emptied, _exchanged, _removed])
+def test_what_becomes_of_the_folder_changes_nothing(
+    copy: Path, bundle: Bundle, second: Path, change: Callable[[Path, Path], None]
+) -> None:
+    """Neither of live sessions, nor of files that are read later: a bank, adapters on demand, a further session."""
+    expected = answers(bundle.session(threads=1))
+    opened = Bundle.open(copy)
+    live, on_demand = opened.session(threads=1), opened.session(threads=1, on_demand=True)
+    first = answers(live)
+    change(copy, second)
+    for session in (live, on_demand, opened.session(threads=1)):
+        assert same(answers(session), expected)
+    assert same(first, expected)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "adapters/wide.onnx_adapter"])
+def test_a_bundle_that_is_not_copied_finds_changes_when_it_reads(copy: Path, temporary: Path, name: str) -> None:
+    bundle = Bundle.open(copy, copy=False)
+    assert list(temporary.iterdir()) == []
+    flip(copy / name, 8 * 999)
+    with pytest.raises(HashError, match=Path(name).name):
+        bundle.session()
+
+
+class TestPrivateCopy:
+    def test_lives_as_long_as_a_session(self, built: Path, temporary: Path) -> None:
+        session = Bundle.open(built).session(threads=1)
+        (folder,) = temporary.iterdir()
+        assert folder.stat().st_mode & 0o077 == 0
+        assert answers(session)
+        del session
+        assert list(temporary.iterdir()) == []
+
+    def test_that_a_killed_process_left_is_removed_by_the_next(self, built: Path, temporary: Path) -> None:
+        used = Bundle.open(built)  # a lock keeps the next one from it
+        code = f"""
+import os, signal
+from adapter_export.runtime import Bundle
+bundle = Bundle.open({str(built)!r})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(temporary)}, check=False)
+        assert done.returncode == -signal.SIGKILL
+        left = set(temporary.glob("adapter-export-*"))
+        assert len(left) == 2
+        again = Bundle.open(built)
+        assert len(left & set(temporary.iterdir())) == 1
+        assert answers(used.session())
+        assert answers(again.session())
+
+    def test_without_room_for_it(self, built: Path, temporary: Path) -> None:
+        with small_disk(1_000), pytest.raises(FileError, match=r"no room for a private copy.*TMPDIR.*copy=False"):
+            Bundle.open(built)
+        assert list(temporary.iterdir()) == []
+        temporary.rmdir()
+        with pytest.raises(FileError, match=r"no room for a private copy.*TMPDIR"):
+            Bundle.open(built)
+        assert answers(Bundle.open(built, copy=False).session())
+
+
+class TestReload:
+    def test_of_the_same_bundle_is_the_bundle_itself(self, copy: Path) -> None:
+        bundle = Bundle.open(copy)
+        assert bundle.reload() is bundle
+
+    def test_gives_the_new_bundle_and_leaves_sessions_alone(self, copy: Path, bundle: Bundle, second: Path) -> None:
+        opened = Bundle.open(copy)
+        session = opened.session(threads=1)
+        _exchanged(copy, second)
+        new = opened.reload()
+        assert same(answers(session), answers(bundle.session(threads=1)))
+        assert same(answers(new.session(threads=1)), answers(Bundle.open(second).session(threads=1)))
+        assert not same(answers(session), answers(new.session(threads=1)))
+
+    @pytest.mark.parametrize("half", ["base.bin", "manifest.json"])
+    def test_takes_no_half(self, copy: Path, bundle: Bundle, second: Path, half: str) -> None:
+        opened = Bundle.open(copy)
+        shutil.copy(second / half, copy / half)
+        with pytest.raises(FormatError):
+            Bundle.open(copy)
+        if half == "manifest.json":
+            with pytest.raises(FormatError):
+                opened.reload()
+        assert same(answers(opened.session(threads=1)), answers(bundle.session(threads=1)))
+
+    def test_of_one_that_is_exchanged_midway_is_tried_again(
+        self, copy: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import adapter_export.runtime.bundle as module
+
+        verify = module.verify_files
+
+        def exchanged_before(*arguments: object, **named: object) -> None:
+            monkeypatch.setattr(module, "verify_files", verify)
+            _exchanged(copy, second)
+            verify(*arguments, **named)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(module, "verify_files", exchanged_before)
+        assert Bundle.open(copy).manifest == Bundle.open(second).manifest
+
+    def test_under_load(self, built: Path, second: Path, tmp_path: Path) -> None:
+        """A million requests: `make trust`."""
+        counts = Service(tmp_path / "bundle", (built, second)).run(threads=4, requests=2_000)
+        assert counts["right"] == 2_000
+        assert counts["wrong"] == 0
+        assert counts["reloaded"] > 1
+        assert counts["switched"] > 10
+
+
+def test_a_flipped_bit_is_an_error_or_changes_nothing(copy: Path) -> None:
+    """Ten thousand: `make trust`."""
+    outcomes = flipped(copy, 30)
+    assert outcomes.keys() == {"refused", "the same answers"}
+    assert outcomes["refused"] > 10
+
+
+_FORKS = """
+import os, sys, threading, time
+import numpy as np
+from deployment import INPUTS, answers, same
+from adapter_export.errors import UsageError
+from adapter_export.runtime import Bundle
+bundle = Bundle.open(sys.argv[1])
+session = bundle.session(threads=2, on_demand=True)
+expected, done = answers(session), threading.Event()
+
+def work():
+    while not done.is_set():
+        answers(session)
+
+def refused(call):
+    try:
+        call()
+    except UsageError:
+        return True
+
+def in_child():
+    calls = [lambda: session.run(INPUTS, "wide"), lambda: session.run(INPUTS, adapters=["wide"] * 3),
+             lambda: session.run_many([]), lambda: session.unload("wide"), lambda: session.classify(INPUTS, "wide")]
+    return all(map(refused, calls)) and same(answers(bundle.session(threads=2)), expected)
+
+worker = threading.Thread(target=work)
+worker.start()
+for _ in range(2):
+    time.sleep(0.01)
+    child = os.fork()
+    if not child:
+        os._exit(0 if in_child() else 3)
+    assert os.waitpid(child, 0)[1] == 0
+done.set()
+worker.join()
+assert same(answers(session), expected)
+"""
+
+
+def test_a_fork_refuses_the_session_and_opens_its_own(built: Path) -> None:
+    """While threads run; children share the copy of the bundle that was opened before."""
+    if not hasattr(os, "fork"):
+        skip_or_fail("this system has no fork")
+    path = os.pathsep.join(filter(None, [*sys.path]))
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORKS, str(built)],
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": path},
+    )
