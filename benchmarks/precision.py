@@ -55,6 +55,7 @@ class Variant:
     name: str
     precision: Precision = "fp32"
     int8_embeddings: bool = False
+    float32_activations: bool = False
     optimize: bool = False
 
 
@@ -64,6 +65,7 @@ VARIANTS = (
     Variant("`fp16`", "fp16"),
     Variant("`int8`", "int8"),
     Variant("`int8-weights`", "int8-weights"),
+    Variant("`int8-weights`, `--float32-activations`", "int8-weights", float32_activations=True),
     Variant("`int8-weights`, `--int8-embeddings`", "int8-weights", int8_embeddings=True),
     Variant("`int4-weights`", "int4-weights"),
     Variant("`int4-weights`, `--int8-embeddings`", "int4-weights", int8_embeddings=True),
@@ -98,7 +100,13 @@ def _build(variant: Variant, base: OnnxBase, adapter: Adapter, folder: Path) -> 
     out = folder / f"bundle{VARIANTS.index(variant)}"
     work = folder / f"base{VARIANTS.index(variant)}"
     work.mkdir()
-    made = with_precision(base, variant.precision, work, int8_embeddings=variant.int8_embeddings)
+    made = with_precision(
+        base,
+        variant.precision,
+        work,
+        int8_embeddings=variant.int8_embeddings,
+        float32_activations=variant.float32_activations,
+    )
     if variant.optimize:
         made, _ = optimized(base, work)
     cases = input_cases(made.inputs, seed=0, max_tokens=7)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
-    from adapter_export.onnx_backend.base.base import OnnxBase
+    from adapter_export.onnx_backend.base.base import Numerics, OnnxBase
     from adapter_export.onnx_backend.quantise.precision import Deviation
     from adapter_export.runtime import Bundle
 
@@ -75,11 +75,14 @@ def build(
         Precision,
         Option(
             "How the base computes: floats, integers (`int8`), or floats with weights of 8 or 4 bits. Adapters and "
-            "heads stay in float32. In `int8` the rows of a batch depend on each other.",
+            "heads stay in float32.",
             choices=PRECISIONS,
         ),
     ] = "fp32",
     int8_embeddings: Annotated[bool, "Keep embeddings in 8 bits beside weights of 8 or 4 bits."] = False,
+    float32_activations: Annotated[
+        bool, "Take activations in float32 beside weights of 8 or 4 bits, not in 8 bits: more exact, and slower."
+    ] = False,
     optimize: Annotated[bool, "Fuse attention, norms and activations before the slots go in."] = False,
     flavours: Annotated[
         tuple[str, ...] | None,
@@ -124,7 +127,7 @@ def build(
     from adapter_export.runtime import Bundle
 
     path, say = Path(output), on_progress or silent
-    _check_precision(base_precision, int8_embeddings, optimize)
+    _check_precision(base_precision, int8_embeddings, float32_activations, optimize)
     check_free(path, force=force)
     opened = open_base(base)
     chosen = adapters_of(adapters, opened)
@@ -142,7 +145,9 @@ def build(
     text = _tokenizer(opened, tokenizer, longest)
     wanted = _flavours(flavours, opened)
     notes: list[str] = []
-    with _prepared(opened, base_precision, int8_embeddings, optimize, allow_base_mismatch, say) as (graph, references):
+    with _prepared(
+        opened, base_precision, int8_embeddings, float32_activations, optimize, allow_base_mismatch, say
+    ) as (graph, references):
         manifest = build_bundle(
             graph,
             chosen,
@@ -180,7 +185,7 @@ def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
         )
 
 
-def _check_precision(precision: Precision, int8_embeddings: bool, optimize: bool) -> None:
+def _check_precision(precision: Precision, int8_embeddings: bool, float32_activations: bool, optimize: bool) -> None:
     if optimize and precision != "fp32":  # weights of fused operators would stay in float32, without a reference
         raise UsageError(
             f"{argument('optimize')} and {argument('base_precision')} do not go together",
@@ -190,6 +195,12 @@ def _check_precision(precision: Precision, int8_embeddings: bool, optimize: bool
     if int8_embeddings and precision in ("fp32", "fp16"):
         raise UsageError(
             f"{argument('int8_embeddings')} goes with quantised weights",
+            found=argument("base_precision", precision),
+            fix=f"give {argument('base_precision', 'int8-weights')} or `int4-weights` with it",
+        )
+    if float32_activations and precision not in ("int8-weights", "int4-weights"):
+        raise UsageError(
+            f"{argument('float32_activations', True)} goes with weights of 8 or 4 bits",
             found=argument("base_precision", precision),
             fix=f"give {argument('base_precision', 'int8-weights')} or `int4-weights` with it",
         )
@@ -305,7 +316,7 @@ def add(
     base = model_of(opened.manifest, against)
     chosen, slots = adapters_of(adapters, base), opened.numerics
     notes: list[str] = []
-    matching = same_precision(base, slots.precision, int8_embeddings=slots.int8_tables)
+    matching = same_precision(base, slots)
     with locked(opened.folder.resolve()), matching as (references, _):
         after = add_adapters(
             opened,
@@ -348,7 +359,13 @@ def remove(
 
 @contextmanager
 def _prepared(
-    base: Base, precision: Precision, int8_embeddings: bool, optimize: bool, allow_mismatch: bool, say: OnProgress
+    base: Base,
+    precision: Precision,
+    int8_embeddings: bool,
+    float32_activations: bool,
+    optimize: bool,
+    allow_mismatch: bool,
+    say: OnProgress,
 ) -> Iterator[tuple[OnnxBase, Runner]]:
     """Yield the base as it goes into a bundle, and what computes its golden vectors.
 
@@ -381,7 +398,7 @@ def _prepared(
             yield made, runner_of(base, allow_mismatch)
         elif precision != "fp32":
             say(f"bringing the base into {precision}")
-            made = _in_precision(plain, precision, int8_embeddings, folder)
+            made = _in_precision(plain, precision, int8_embeddings, float32_activations, folder)
             _deviations(plain, made, say)
             yield made, CutRunner(made)
         else:
@@ -389,10 +406,8 @@ def _prepared(
 
 
 @contextmanager
-def same_precision(
-    base: Base, precision: Precision, *, int8_embeddings: bool
-) -> Iterator[tuple[Runner, Callable[[bool], OnnxBase]]]:
-    """Yield the reference for a bundle, a model in the precision that the bundle has, and what makes its graph again.
+def same_precision(base: Base, wanted: Numerics) -> Iterator[tuple[Runner, Callable[[bool], OnnxBase]]]:
+    """Yield the reference for a bundle, a model in the precision of its graph, and what makes that graph again.
 
     That is told whether operators are to be fused, and is called within the context.
     """
@@ -400,9 +415,11 @@ def same_precision(
 
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         folder = Path(temporary)
-        if precision_of(base) != precision:
+        if precision_of(base) != wanted.precision:
             plain = base.exported(folder)
-            made = _in_precision(plain, precision, int8_embeddings and precision != "int8", folder)
+            tables = wanted.int8_tables and wanted.precision != "int8"
+            exact = wanted.stored == "float32"
+            made = _in_precision(plain, wanted.precision, tables, exact, folder)
             yield CutRunner(made), lambda _: made
             return
 
@@ -467,12 +484,16 @@ def runner_of(base: Base, allow_mismatch: bool) -> Runner:
     return TorchRunner(base.torch, sites=base.sites.map, allow_mismatch=allow_mismatch)
 
 
-def _in_precision(plain: OnnxBase, precision: Precision, int8_embeddings: bool, folder: Path) -> OnnxBase:
+def _in_precision(
+    plain: OnnxBase, precision: Precision, int8_embeddings: bool, float32_activations: bool, folder: Path
+) -> OnnxBase:
     from adapter_export.onnx_backend.quantise.precision import with_precision
 
     out = folder / "precision"
     out.mkdir()
-    return with_precision(plain, precision, out, int8_embeddings=int8_embeddings)
+    return with_precision(
+        plain, precision, out, int8_embeddings=int8_embeddings, float32_activations=float32_activations
+    )
 
 
 def _deviations(plain: OnnxBase, made: OnnxBase, say: OnProgress) -> list[Deviation]:

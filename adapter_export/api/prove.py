@@ -228,7 +228,7 @@ def _sides(
 
     derivation = plan.bundle.derivation()
     origin = origin_of(base, wanted.precision, optimized=derivation is not None and derivation.optimized)
-    with same_precision(base, wanted.precision, int8_embeddings=wanted.int8_tables) as (runner, again):
+    with same_precision(base, wanted) as (runner, again):
         source = Source(origin, again)
         reference = Reference(path, runner, contract, base.inputs, base.lengths, live, not_live, source)
         if texts is None and wanted.precision == precision_of(base):

@@ -31,7 +31,14 @@ _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of
     like=ae.build,
     sections={
         "base": (
-            *("without_own_head", "allow_base_mismatch", "base_precision", "int8_embeddings", "optimize"),
+            *(
+                "without_own_head",
+                "allow_base_mismatch",
+                "base_precision",
+                "int8_embeddings",
+                "float32_activations",
+                "optimize",
+            ),
             *("site_map", "trust_pickle"),
         ),
         "texts": ("tokenizer", "max_tokens"),

@@ -36,8 +36,8 @@ _NAMES: dict[Precision, str] = {
     "fp32": "float32",
     "fp16": "float16",
     "int8": "int8",
-    "int8-weights": "float32 with 8-bit weights",
-    "int4-weights": "float32 with 4-bit weights",
+    "int8-weights": "8-bit weights",
+    "int4-weights": "4-bit weights",
 }
 
 _MOST_CUT = 4

@@ -58,7 +58,7 @@ _FUSED_TABLES = {0: 2, 1: 4}
 _DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention"})
 """Each takes one scale for a whole activation, [batch, tokens, d], when it runs: the rows of a batch share it."""
 
-_INTEGER = frozenset({"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm"})
+_INTEGER = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm"})
 """Products of activations that are rounded to 8 bits."""
 
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)

@@ -272,7 +272,8 @@ def _shapes(
     """
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         shape = _shape(value)
-        if value.name in activations and shape is not None and value.dtype not in _QUANTISED:
+        is_rounded = value.dtype in _QUANTISED or operators.is_relative(value)
+        if value.name in activations and shape is not None and not is_rounded:
             yield value.name or "", shape
     for value in graph.outputs:  # older exporters of torch give each axis of a result a name of its own
         shape, node = _shape(value), value.producer()
@@ -286,10 +287,7 @@ def _shapes(
         if operators.is_skip_norm(node) and shape is not None:
             yield _sum_name(node, name), shape
         width = operators.width_in(node) if operators.is_linear(node, activations) else None
-        read = node.inputs[0] if node.inputs else None
-        maker = None if read is None else read.producer()
-        if maker is not None and maker.op_type == "DynamicQuantizeLinear":
-            read = maker.inputs[0]
+        read = operators.before_rounding(node.inputs[0] if node.inputs else None)
         if width is not None and read is not None:
             recorded = _shape(read)
             known = recorded or shape

@@ -49,6 +49,9 @@ _PREPARING = frozenset({"Transpose", "Cast", "DequantizeLinear", "Identity"})
 _BIASES = {"Gemm": 2, "MatMulNBits": 5, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6}
 """The input that is the bias of a linear layer."""
 
+_RESCALED = frozenset({"MatMulIntegerToFloat", "MatMulNBits"})
+"""Linear layers of com.microsoft whose result may be multiplied by a factor for each token: of what they read."""
+
 _SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
 """The operators that add and normalise, and which of their inputs is the bias."""
 
@@ -223,6 +226,23 @@ def contracted(node: ir.Node, activations: Set[str]) -> int | None:
     return -1 if left != bool(flipped) else -2
 
 
+def before_rounding(value: ir.Value | None) -> ir.Value | None:
+    """What an activation was before it was rounded to 8 bits: the value itself where it is not rounded."""
+    maker = None if value is None else value.producer()
+    if maker is None or maker.op_type not in ("DynamicQuantizeLinear", "QuantizeLinear"):
+        return value
+    read = maker.inputs[0]
+    divided = None if read is None or not is_relative(read) else read.producer()
+    return read if divided is None else divided.inputs[0]
+
+
+def is_relative(value: ir.Value) -> bool:
+    """Return whether an activation was divided by the largest of each token, to be rounded and for nothing else."""
+    maker = value.producer()
+    readers = {use.node.op_type for use in value.uses()}
+    return maker is not None and maker.op_type == "Div" and readers == {"QuantizeLinear"}
+
+
 def trained_matrix(node: ir.Node) -> str | None:
     """The name of the matrix of a linear layer, if the node may be one; as it is stored, before any transposition."""
     if node.op_type not in _MATRICES | _PACKED or len(node.inputs) < 2:
@@ -253,8 +273,10 @@ def epilogue(node: ir.Node, activations: Set[str]) -> Epilogue | None:
         return "bias" if any(_is_vector(value) for value in node.inputs if _name(value) not in activations) else None
     casts = [node] if node.op_type == "Cast" else []
     if node.op_type == "Mul":
-        makers = (None if value is None else value.producer() for value in node.inputs)
-        casts = [maker for maker in makers if maker is not None and maker.op_type == "Cast"]
+        makers = [maker for value in node.inputs if value is not None and (maker := value.producer()) is not None]
+        if any(maker.op_type in _RESCALED for maker in makers):
+            return "rescale"
+        casts = [maker for maker in makers if maker.op_type == "Cast"]
     sources = (None if cast.inputs[0] is None else cast.inputs[0].producer() for cast in casts)
     return "rescale" if any(source is not None and source.op_type == "MatMulInteger" for source in sources) else None
 

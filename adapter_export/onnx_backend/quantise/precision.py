@@ -7,16 +7,16 @@ they make is a base like any other: written, opened, and its sites and its outpu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from onnxruntime.quantization.onnx_model import ONNXModel
@@ -37,11 +37,20 @@ from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
 
-_BLOCK = 32
-"""Weights that share one scale; the smallest block that `MatMulNBits` has, and the most exact."""
+_FLOAT32_LEVEL, _INT8_LEVEL = 1, 4
+"""Accuracy levels of `MatMulNBits`: how it takes activations. Without one, machines differ by more than that saves."""
 
-_FLOAT32_ACCURACY = 1
-"""Of `MatMulNBits`: float32 activations. The default level differs from machine to machine by more than it saves."""
+_SMALLEST_BLOCK, _FASTEST_BLOCK = 32, 128
+"""Weights of `MatMulNBits` that share one scale: what is most exact, and what is fastest beside 8-bit activations."""
+
+_LARGEST_ACTIVATION, _ZERO = 127, 128
+_LARGEST_WEIGHT = 63
+"""Processors without VNNI add up two products of bytes in 16 bits, and cut off what does not fit: 2 x 255 x 63 does."""
+
+_TINY = 1e-30
+
+_AXES_OF_MAX_OPSET = 18
+"""From this opset on, the axes of `ReduceMax` are an input."""
 
 _SMALLEST_HALF, _LARGEST_HALF = 5.96e-8, 1e4
 """Weights of float16 are kept between these. A mask of -1e4 is as good as -1e38, and two of them do not overflow."""
@@ -55,11 +64,19 @@ for _handler in [each for each in logging.root.handlers if each.formatter and ea
     logging.root.setLevel(logging.WARNING)
 
 
-def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_embeddings: bool = False) -> OnnxBase:
+def with_precision(
+    base: OnnxBase,
+    precision: Precision,
+    folder: Path,
+    *,
+    int8_embeddings: bool = False,
+    float32_activations: bool = False,
+) -> OnnxBase:
     """Write a base of float32 in another precision, as `base.onnx` and `base.bin`, and open it.
 
-    `int8` is dynamic quantisation per channel; `int8-weights` and `int4-weights` are float32 products with weights in
-    blocks of 32. `int8_embeddings` keeps the embeddings in 8 bits beside such weights; `int8` does so in any case.
+    `int8` are products of 8-bit integers, with a scale for each token and each column of a weight; `int8-weights` and
+    `int4-weights` have a scale for each block of a column, and of a token unless `float32_activations` keeps it as it
+    is. `int8_embeddings` keeps the embeddings in 8 bits beside such weights; `int8` does so in any case.
     Fingerprint, inputs and outputs stay. The weights of the base are in memory meanwhile.
 
     Raises:
@@ -82,7 +99,13 @@ def with_precision(base: OnnxBase, precision: Precision, folder: Path, *, int8_e
     model = with_inferred_shapes(in_memory(base))
     model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # the quantiser need not ask for shapes
     with _quiet():
-        proto = _CONVERSIONS[precision](ir.to_proto(model))
+        proto = ir.to_proto(model)
+        if precision == "fp16":
+            proto = _half(proto)
+        elif precision == "int8":
+            proto = _int8(proto)
+        else:
+            proto = _blockwise(proto, 8 if precision == "int8-weights" else 4, exact=float32_activations)
         if int8_embeddings and precision != "int8":
             proto = _int8_tables(proto)
     made = write_rewritten(ir.from_proto(proto), base, folder, f"in {precision}")
@@ -129,13 +152,100 @@ def _kept_in_float32(graph: onnx.GraphProto) -> list[str]:
 
 
 def _int8(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Embeddings, then products: at once, a product would read an embedding packed, around the residual stream."""
-    return _dynamic(_int8_tables(proto), ["MatMul", "Attention"])
+    """Products of integers, with a scale for each token and for each column of a weight.
+
+    The scale of a token (ZeroQuant, Yao et al. 2022, §4.1) is computed from it alone, so the rows of a batch do not
+    depend on each other; `DynamicQuantizeLinear` has one for all of them. Its tables are in 8 bits as well.
+    """
+    proto = _int8_tables(proto)
+    ONNXModel(proto).replace_gemm_with_matmul()
+    graph, opset = proto.graph, next(one.version for one in proto.opset_import if not one.domain)
+    weights = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+    constants = {
+        "int8.axis": np.array([-1]),
+        "int8.tiny": np.float32(_TINY),
+        "int8.step": np.float32(1 / _LARGEST_ACTIVATION),
+        "int8.zero": np.uint8(_ZERO),
+    }
+    nodes: list[onnx.NodeProto] = []
+    rounded: set[str] = set()
+    for node in graph.node:
+        x, weight = node.input if node.op_type == "MatMul" else ("", "")
+        if weight not in weights or x in weights:
+            nodes.append(node)
+            continue
+        if x not in rounded:
+            rounded.add(x)
+            nodes += _rounded(x, opset)
+        if f"{weight}.int8" not in constants:
+            matrix = numpy_helper.to_array(weights[weight])
+            steps = np.abs(matrix).max(0) / np.float32(_LARGEST_WEIGHT)
+            steps[steps == 0] = 1
+            constants |= {f"{weight}.int8": np.rint(matrix / steps).astype(np.int8), f"{weight}.step": steps}
+        inputs = [f"{x}.int8", f"{weight}.int8", "int8.step", f"{weight}.step", "int8.zero"]
+        product = onnx.helper.make_node("MatMulIntegerToFloat", inputs, node.output, domain="com.microsoft")
+        product.metadata_props.extend(node.metadata_props)
+        nodes += _multiplied(product, f"{x}.largest", graph)
+    _replace_nodes(graph, nodes, constants)
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return proto
+
+
+def _rounded(x: str, opset: int) -> Iterator[onnx.NodeProto]:
+    """Write the largest absolute value of each token of `x`, [..., 1], and `x` as integers relative to it.
+
+    `ReduceMax` of ONNX Runtime passes over NaN. The sum does not, and times 1e-30 it is below any largest value.
+    """
+    axes, attributes = (["int8.axis"], {}) if opset >= _AXES_OF_MAX_OPSET else ([], {"axes": [-1]})
+    node = onnx.helper.make_node
+    yield node("Abs", [x], [f"{x}.absolute"])
+    yield node("ReduceMax", [f"{x}.absolute", *axes], [f"{x}.max"], keepdims=1, **attributes)
+    yield node("ReduceSum", [f"{x}.absolute", "int8.axis"], [f"{x}.sum"], keepdims=1)
+    yield node("Mul", [f"{x}.sum", "int8.tiny"], [f"{x}.trace"])
+    yield node("Max", [f"{x}.max", f"{x}.trace", "int8.tiny"], [f"{x}.largest"])
+    yield node("Div", [x, f"{x}.largest"], [f"{x}.relative"])
+    yield node("QuantizeLinear", [f"{x}.relative", "int8.step", "int8.zero"], [f"{x}.int8"])
+
+
+def _multiplied(product: onnx.NodeProto, factor: str, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Write a product, and that times a factor for each token, under the name that the product had."""
+    result, plain = product.output[0], f"{product.output[0]}.product"
+    for value in [value for value in (*graph.value_info, *graph.output) if value.name == result]:
+        recorded = graph.value_info.add()  # ONNX infers no shape of this domain's operators
+        recorded.CopyFrom(value)
+        recorded.name = plain
+    product.output[0] = plain
+    yield product
+    yield onnx.helper.make_node("Mul", [plain, factor], [result])
+
+
+def _replace_nodes(
+    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constants: Mapping[str, np.generic | np.ndarray]
+) -> None:
+    """Put other nodes into a graph, with new constants and without those that nothing reads any more."""
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items())
 
 
 def _int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Embeddings in 8 bits, unpacked behind the `Gather`, the packed rows under names that no later pass gives."""
-    made = _dynamic(proto, ["Gather"])
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            proto,
+            path,
+            op_types_to_quantize=["Gather"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+        made = onnx.load(path)
     packed = {node.input[0] for node in made.graph.node if node.op_type == "DequantizeLinear"}
     for node in made.graph.node:
         for names in (node.input, node.output):
@@ -144,39 +254,43 @@ def _int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def _dynamic(proto: onnx.ModelProto, ops: list[str]) -> onnx.ModelProto:
-    """Dynamic quantisation of some operators; ONNX Runtime lacks the kernel for convolutions with signed weights."""
-    with TemporaryDirectory(prefix="adapter-export-") as folder:
-        path = Path(folder) / "int8.onnx"
-        quantize_dynamic(
-            proto,
-            path,
-            op_types_to_quantize=ops,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=True,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-        return onnx.load(path)
+def _blockwise(proto: onnx.ModelProto, bits: int, *, exact: bool) -> onnx.ModelProto:
+    """Weights in blocks; activations in 8 bits, too, block by block of one token, unless they are to be exact.
 
-
-def _blockwise(proto: onnx.ModelProto, *, bits: int) -> onnx.ModelProto:
+    ONNX Runtime passes over NaN where it rounds them. So what it computes is multiplied by 1 + 0·Σx, which is 1 or NaN.
+    """
     ONNXModel(proto).replace_gemm_with_matmul()
+    narrowest = min((tensor.dims[0] for tensor in proto.graph.initializer if len(tensor.dims) == 2), default=1)
+    wide = 1 << max(narrowest, 1).bit_length() - 1  # a column is filled up with zeros to a whole block
     config = DefaultWeightOnlyQuantConfig(
-        block_size=_BLOCK, is_symmetric=False, accuracy_level=_FLOAT32_ACCURACY, bits=bits
+        block_size=_SMALLEST_BLOCK if exact else min(max(wide, _SMALLEST_BLOCK), _FASTEST_BLOCK),
+        is_symmetric=False,
+        accuracy_level=_FLOAT32_LEVEL if exact else _INT8_LEVEL,
+        bits=bits,
     )
     quantizer = MatMulNBitsQuantizer(proto, algo_config=config)
     quantizer.process()
     made: onnx.ModelProto = quantizer.model.model
+    if exact:
+        return made
+    nodes: list[onnx.NodeProto] = []
+    summed: set[str] = set()
+    for node in made.graph.node:
+        if node.op_type != "MatMulNBits":
+            nodes.append(node)
+            continue
+        x = node.input[0]
+        if x not in summed:
+            summed.add(x)
+            nodes += [
+                onnx.helper.make_node("ReduceSum", [x, "finite.axis"], [f"{x}.sum"], keepdims=1),
+                onnx.helper.make_node("Mul", [f"{x}.sum", "finite.zero"], [f"{x}.zero"]),
+                onnx.helper.make_node("Add", [f"{x}.zero", "finite.one"], [f"{x}.finite"]),
+            ]
+        nodes += _multiplied(node, f"{x}.finite", made.graph)
+    numbers = {"finite.axis": np.array([-1]), "finite.zero": np.float32(0), "finite.one": np.float32(1)}
+    _replace_nodes(made.graph, nodes, numbers)
     return made
-
-
-_CONVERSIONS: dict[Precision, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
-    "fp16": _half,
-    "int8": _int8,
-    "int8-weights": partial(_blockwise, bits=8),
-    "int4-weights": partial(_blockwise, bits=4),
-}
 
 
 @contextmanager
