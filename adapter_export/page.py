@@ -20,17 +20,20 @@ h1 { font-size: 1.5rem; margin-bottom: 0; overflow-wrap: anywhere } h2 { font-si
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: var(--soft) }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left }
-td { max-width: 28rem; overflow-wrap: anywhere } .right { text-align: right; white-space: nowrap }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left }
+td { max-width: 40rem; overflow-wrap: anywhere } .right { text-align: right; white-space: nowrap }
 .passed { color: var(--good); font-weight: 600 } .failed { color: var(--bad); font-weight: 600 }
 .note { color: var(--note) }
 code { font-size: .95em }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) } svg .blue { fill: var(--blue) }
 svg .grey { fill: var(--grey) } svg .frame { fill: none; stroke: var(--grey) } svg .ink { stroke: var(--ink) }
+@page { size: A4; margin: 12mm }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --grey: #bbb;
     --blue: #2f5fd0; --good: #0b6e4f; --bad: #b3261e; --note: #7a4f01 }
-  body { max-width: none; margin: 0; font-size: 10pt } .scroll { overflow: visible }
-  h2 { break-after: avoid } tr, svg { break-inside: avoid } * { print-color-adjust: exact } }
+  body { max-width: none; margin: 0; padding: 0; font-size: 8pt; line-height: 1.3 } .scroll { overflow: visible }
+  h1 { font-size: 13pt } h2 { font-size: 10pt; margin: 3mm 0 1mm; break-after: avoid } p, ul { margin: 1mm 0 }
+  th, td { padding: .3mm 1.5mm } td { max-width: 110mm } tr, svg { break-inside: avoid }
+  * { print-color-adjust: exact } }
 """
 _NOTHING_LOADED = "default-src 'none'; style-src 'unsafe-inline'"
 """The policy that keeps a browser from loading or running anything, whatever a page quotes."""

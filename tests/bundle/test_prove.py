@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
+from clients import tool
 from small_bundle import Built
 
 from adapter_export.bundle.proof.certificate import page
@@ -219,6 +222,15 @@ def test_the_page_says_what_was_tried_and_quotes_nothing_as_markup(report: Repor
     for words in ("2026-01-02", "words (model.onnx: ids)", "pairs of shapes", "none, basic, all", report.base):
         assert words in text
     assert ">attention</th>" in text  # a row of the map of sites
+
+
+def test_the_page_prints_on_two_sheets(report: Report, tmp_path: Path) -> None:
+    file, printed = tmp_path / "page.html", tmp_path / "page.pdf"
+    file.write_text(page(report, date="2026-01-02", command="adapter-export check bundle"), "utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    words = [tool("chromium", "chromium"), *flags, f"--user-data-dir={tmp_path / 'profile'}", "--no-pdf-header-footer"]
+    subprocess.run([*words, f"--print-to-pdf={printed}", file.as_uri()], check=True, capture_output=True, timeout=120)
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) <= 2
 
 
 def test_without_a_reference_the_golden_vectors_are(built: Built) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from adapter_export.bundle.proof.ledger import counts, reasons
 from adapter_export.bundle.report import BASE, Report, failures
 from adapter_export.format.check_report import ComparisonRecord, ObligationRecord, Status
 from adapter_export.page import document, element, head, heat, items, prose, table
@@ -12,7 +13,7 @@ from adapter_export.tables import Table
 from adapter_export.version import __version__
 
 _STATUSES: tuple[Status, ...] = ("proved", "tested", "open", "failed")
-_MANY = 12
+_FEW, _MANY = 4, 12
 """How many lines of one kind a page has before the others are counted."""
 
 
@@ -28,14 +29,16 @@ def _parts(report: Report, date: str, command: str) -> Iterator[str]:
     facts = f"{report.runtime} against {reference}; adapter-export {__version__}; {date}."
     yield element("p", facts, "facts")
     known = [("bundle (sha256 of its manifest)", report.digest), ("base", report.base), ("model", report.against)]
-    rows = [(name, value) for name, value in (*known, ("command", command)) if value]
+    rows = [(name, element("code", value)) for name, value in (*known, ("command", command)) if value]
     yield table(Table(("", ""), rows))
     yield items(_wrong(report), "failed")
     if report.ledger:
-        yield head("What had to hold") + table(_ledger(report.ledger))
-        yield _coverage(report)
+        yield _summary(report.ledger)
         yield _open(report.ledger)
+        yield _coverage(report)
     yield from _sites(report)
+    if report.ledger:
+        yield head("What had to hold") + table(_ledger(report.ledger))
     yield table(_outputs(report))
     yield element("p", prose(_how(report)), "facts")
 
@@ -51,6 +54,13 @@ def _wrong(report: Report) -> Iterator[str]:
         yield f"and {len(failed) - _MANY} more, see the report in JSON"
 
 
+def _summary(ledger: Sequence[ObligationRecord]) -> str:
+    by = counts(ledger)
+    shown = f"{by['proved'] + by['tested']} of {len(ledger)} obligations are shown"
+    words = f"{by['proved']} proved bit by bit, {by['tested']} tested; {by['open']} open, {by['failed']} failed."
+    return element("p", element("strong", f"{shown}: {words}"))
+
+
 def _kind(owed: ObligationRecord) -> str:
     """The kind of an obligation, which is the first word of its id."""
     return owed.id.split("/")[0]
@@ -58,17 +68,18 @@ def _kind(owed: ObligationRecord) -> str:
 
 def _ledger(ledger: Sequence[ObligationRecord]) -> Table:
     """A line for each kind of obligation: how many are proved, tested, open and failed, and the worst of them."""
-    rows = []
+    rows = list[tuple[object, ...]]()
     for kind in dict.fromkeys(map(_kind, ledger)):
         own = [owed for owed in ledger if _kind(owed) == kind]
         by = Counter(owed.status for owed in own)
         ratios = [owed.ratio for owed in own if owed.ratio is not None]
         noises = [owed.noise for owed in own if owed.noise is not None]
         worst = (f"{max(values):.2f}" if values else "" for values in (ratios, noises))
-        rows.append((kind, own[0].claim, *(by[status] or "" for status in _STATUSES), *worst))
-    by = Counter(owed.status for owed in ledger)
-    rows.append((f"{len(ledger)} in all", "", *(by[status] or "" for status in _STATUSES), "", ""))
-    columns = ("of", "such as", *_STATUSES, "error/budget", "error/noise")
+        numbers = (by[status] or "" for status in _STATUSES)
+        rows.append((kind.replace("-", " "), prose(own[0].claim), *numbers, *worst))
+    columns: tuple[str, ...] = ("of", "such as", *_STATUSES, "error/budget", "error/noise")
+    if not any(row[-1] for row in rows):
+        rows, columns = [row[:-1] for row in rows], columns[:-1]
     return Table(columns, rows, numbers="llrrrrrr")
 
 
@@ -93,11 +104,17 @@ def _coverage(report: Report) -> str:
 
 
 def _open(ledger: Sequence[ObligationRecord]) -> str:
-    left = [owed for owed in ledger if owed.status == "open"]
+    left = reasons(ledger)
     if not left:
         return element("p", "Nothing is open.", "facts")
-    more = [f"and {len(left) - _MANY} more"] if len(left) > _MANY else []
-    return head("What is open") + items([*(f"{owed.where}: {owed.detail}" for owed in left[:_MANY]), *more], "note")
+    lines = [f"{_places(found)}: {reason}" for reason, found in left.items()]
+    more = [f"and for {len(lines) - _MANY} more reasons"] if len(lines) > _MANY else []
+    return head("What is open") + items([*lines[:_MANY], *more], "note")
+
+
+def _places(found: Sequence[ObligationRecord]) -> str:
+    names = [owed.where for owed in found]
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
 def _sites(report: Report) -> Iterator[str]:
