@@ -6,7 +6,9 @@ what ONNX Runtime has read of a mapped file of weights stays in memory as long a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
@@ -137,15 +141,17 @@ def _ends(
     nodes: Sequence[ir.Node], reads: Sequence[Collection[ir.Value]], last: Mapping[ir.Value, int], size: int
 ) -> Iterator[int]:
     """The nodes to cut before: as late as the weights allow, between values whose types are known."""
+    sizes = {value: _external_bytes(value) for values in reads for value in values}
     weights: set[ir.Value] = set()
     open_: set[ir.Value] = set()
-    able = None
+    able, total = None, 0
     for at, node in enumerate(nodes):
-        added = weights | {value for value in reads[at] if _external_bytes(value)}
-        if able is not None and sum(map(_external_bytes, added)) > size:
+        added = {value for value in reads[at] if sizes[value] and value not in weights}
+        total += sum(map(sizes.__getitem__, added))
+        if able is not None and total > size:
             yield able
-            able, added = None, added - weights
-        weights = added
+            able, total, weights = None, sum(map(sizes.__getitem__, added)), set()
+        weights |= added
         open_ |= {value for value in node.outputs if last.get(value, at) > at}
         open_ = {value for value in open_ if last[value] > at}
         if weights and all(isinstance(value.type, ir.TensorType) for value in open_):
@@ -203,12 +209,70 @@ class Cut:
         """Compute some outputs by the subgraph that they need, which reads no other inputs."""
         key = tuple(outputs)
         if key not in self.subgraphs:
-            graph = ir.convenience.extract(self.model.graph, list(self.model.graph.inputs), list(outputs))
-            for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
-                graph.inputs.remove(value)
-            model, keep = ir.Model(graph, ir_version=self.model.ir_version), not weights_are_many(self.base.model)
+            model, keep = self._needed(outputs), not weights_are_many(self.base.model)
             self.subgraphs[key] = Pieces(model, self.base.folder, optimize=False, keep=keep)
         return self.subgraphs[key].run(feeds)
+
+    def exactly(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
+        """As `run`, in float64; raises one of `_NOT_EXACT` where that cannot be."""
+        return _in_float64(self._needed(outputs), feeds)
+
+    def _needed(self, outputs: Sequence[str]) -> ir.Model:
+        graph = ir.convenience.extract(self.model.graph, list(self.model.graph.inputs), list(outputs))
+        for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+            graph.inputs.remove(value)
+        return ir.Model(graph, ir_version=self.model.ir_version, functions=list(self.model.functions.values()))
+
+
+_NOT_EXACT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, ImportError)
+"""What ONNX's own implementation raises for an operator that it lacks, and for one that it has for float32 alone."""
+
+
+class Erf(OpRun):
+    """That of ONNX's own implementation computes in float32."""
+
+    def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
+        return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
+
+
+def _in_float64(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    """The outputs of a graph whose floats are float64, computed by ONNX's own implementation of its operators.
+
+    Raises one of `_NOT_EXACT` where it has none for float64, such as for fused operators of ONNX Runtime.
+    """
+    wide = model.clone()
+    values = [value for graph in wide.graphs() for value in (*graph.inputs, *graph.initializers.values())]
+    values += [value for node in wide.graph.all_nodes() for value in node.outputs]
+    for value in values:
+        if value.const_value is not None:
+            value.const_value = _widened(value.const_value)
+        if value.dtype in _NARROW:
+            value.type = ir.TensorType(ir.DataType.DOUBLE)  # a new one: copies share theirs
+    for node in wide.graph.all_nodes():
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR:
+                node.attributes.add(ir.AttrTensor(name, _widened(attribute.as_tensor())))
+            elif (node.op_type, name) in _TYPES_TO_MAKE and ir.DataType(attribute.as_int()) in _NARROW:
+                node.attributes.add(ir.AttrInt64(name, int(ir.DataType.DOUBLE)))
+    evaluator = ReferenceEvaluator(ir.to_proto(wide), new_ops=[Erf])
+    inputs = {_name(value) for value in wide.graph.inputs}
+    given = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
+    found = evaluator.run(None, {name: array for name, array in given.items() if name in inputs})
+    outputs = dict(zip(map(_name, wide.graph.outputs), map(np.asarray, found), strict=True))
+    narrow = [name for name, array in outputs.items() if array.dtype.kind == "f" and array.dtype != np.float64]
+    if narrow:
+        raise TypeError(f"an operator has no float64: {', '.join(narrow)}")
+    return outputs
+
+
+_NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_TYPES_TO_MAKE = (("Cast", "to"), ("EyeLike", "dtype"))
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """In memory, as the file of the weights is not at hand."""
+    array = np.array(tensor.numpy())
+    return ir.tensor(array.astype(np.float64) if tensor.dtype in _NARROW else array, name=tensor.name)
 
 
 def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
@@ -228,6 +292,10 @@ def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
         shown.append(((site, replaced), tuple(there)))
     graft.expose(graft.value(base.sites.final), exposed(HEAD, "hidden"))
     return Cut(base, graft.finish(), tuple(shown))
+
+
+_Compute = Callable[[Cut, Mapping[str, np.ndarray], Sequence[str]], Arrays]
+"""Some outputs of a base that is cut: in its own precision, or in float64."""
 
 
 class CutRunner:
@@ -259,19 +327,22 @@ class CutRunner:
 
         `AdapterError`: the adapter does not fit the base. `RequestError`: the base cannot compute these inputs.
         """
-        if adapter is None:
-            return self._whole.run(inputs)
-        opened, feeds = self._fed(inputs, adapter)
+        return self._whole.run(inputs) if adapter is None else self._adapted(inputs, adapter, Cut.run)
+
+    def _adapted(self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute) -> Arrays:
+        opened, feeds = self._fed(inputs, adapter, compute)
         hidden_output = exposed(HEAD, "hidden")
-        outputs = opened.run(feeds, [*self._outputs, hidden_output])
+        outputs = compute(opened, feeds, [*self._outputs, hidden_output])
         hidden = outputs.pop(hidden_output)
         if adapter.head is not None:
             mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
-            name = head_output(self._outputs, adapter.head.output)
-            outputs[name] = evaluate_head(adapter, hidden, mask).astype(np.float32)
+            name, result = head_output(self._outputs, adapter.head.output), evaluate_head(adapter, hidden, mask)
+            outputs[name] = result if hidden.dtype == np.float64 else result.astype(np.float32)
         return outputs
 
-    def _fed(self, inputs: Mapping[str, np.ndarray], adapter: Adapter) -> tuple[Cut, Arrays]:
+    def _fed(
+        self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute = Cut.run
+    ) -> tuple[Cut, Arrays]:
         """The base cut where an adapter acts, and all its inputs: what the adapter makes at each site among them."""
         check_fit([adapter], self._base.sites)
         opened, feeds = self._opened(adapter), dict(inputs)
@@ -280,7 +351,7 @@ class CutRunner:
             borrowed = BORROWED if needs_base_norm(graph) else ()
             needed = [name for name in shown if name in (*graph.inputs, replaced, *borrowed)]
             names = {exposed(f"{site.name}.{replaced}", name): name for name in needed}
-            values = {names[output]: array for output, array in opened.run(feeds, list(names)).items()}
+            values = {names[output]: array for output, array in compute(opened, feeds, list(names)).items()}
             result = evaluate_site(adapter, site.name, values, site.norm)
             feeds[cut_input(site.name, replaced)] = result.astype(values[replaced].dtype)
         return opened, feeds
@@ -290,7 +361,12 @@ class CutRunner:
         return {}
 
     def node_values(
-        self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str]
+        self,
+        inputs: Mapping[str, np.ndarray],
+        adapter: Adapter | None,
+        names: Collection[str],
+        *,
+        exactly: bool = True,  # noqa: ARG002
     ) -> Iterator[NodeValue]:
         """The values of the base's graph by their names, and what an adapter makes at its sites; raises as `run`.
 
@@ -318,8 +394,14 @@ class CutRunner:
         graphs = {} if adapter is None else adapter.graphs
         return known | {site_result(site, graphs[at.graph].replaces): "float32" for site, at in places.items()}
 
-    def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> None:
-        """Return nothing: ONNX Runtime has no operators in float64 for most bases."""
+    def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
+        """All outputs as `run` gives them, in float64; none for many weights and for operators that ONNX lacks."""
+        if self.keeps_weights:
+            with suppress(*_NOT_EXACT):
+                if adapter is None:
+                    return _in_float64(self._base.model, inputs)
+                return self._adapted(inputs, adapter, Cut.exactly)
+        return None
 
     @cached_property
     def _whole(self) -> Pieces:
