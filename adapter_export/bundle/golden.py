@@ -5,9 +5,10 @@ A bundle stores them, so that any program, in any language, can prove itself; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,9 @@ SEED = 20
 
 _SHOWN = 5
 """How many wrong tensors a message names."""
+
+
+_Value = TypeVar("_Value")
 
 
 def silent(_: str) -> None:
@@ -126,6 +130,20 @@ class Golden:
         """Return those of some cases; of all cases if no name is given."""
         kept = [at for at, case in enumerate(self.cases) if not names or case.name in names]
         return replace(self, cases=[self.cases[at] for at in kept], outputs=[self.outputs[at] for at in kept])
+
+    def of_base(self, outputs: Collection[str]) -> Golden:
+        """Return those of the base, from those of an adapter that leaves all of the base's `outputs` as they are."""
+
+        def own(found: Mapping[str, _Value]) -> dict[str, _Value]:
+            return {name: value for name, value in found.items() if name in outputs}
+
+        return replace(
+            self,
+            adapter=None,
+            outputs=list(map(own, self.outputs)),
+            budgets=own(self.budgets),
+            undefined=list(map(own, self.undefined)),
+        )
 
     def parts(self, at: int, output: str) -> Iterator[tuple[Split, npt.NDArray[np.bool_] | None]]:
         """Split an output of a case as `Case.parts` does, without what is not defined."""

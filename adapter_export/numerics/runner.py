@@ -98,11 +98,17 @@ class Runner(Protocol):
         """
 
     def node_values(
-        self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str]
+        self,
+        inputs: Mapping[str, np.ndarray],
+        adapter: Adapter | None,
+        names: Collection[str],
+        *,
+        exactly: bool = True,
     ) -> Iterator[NodeValue]:
         """The values of these names one after the other, in the order of evaluation; those that it lacks are left out.
 
-        Raises `RequestError` if the base cannot compute the inputs.
+        With `exactly` each has what float64 says of it, where that is known. Raises `RequestError` if the base cannot
+        compute the inputs.
         """
 
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:

@@ -34,7 +34,7 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 """What ONNX Runtime raises for a model or a call that it does not take."""
 
-_PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
+PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     # TF32 keeps 10 bits of each factor: products would be off by 1e-3 without a word
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
@@ -69,9 +69,9 @@ def open_session(
         UsageError: an unknown provider or level, or a provider that is not available here.
         FormatError: ONNX Runtime cannot open the graph.
     """
-    if provider not in _PROVIDERS:
-        raise UsageError("unknown provider", found=f"`{provider}`", expected=", ".join(_PROVIDERS))
-    name, of_provider = _PROVIDERS[provider]
+    if provider not in PROVIDERS:
+        raise UsageError("unknown provider", found=f"`{provider}`", expected=", ".join(PROVIDERS))
+    name, of_provider = PROVIDERS[provider]
     available = ort.get_available_providers()
     if name not in available:
         raise _unavailable(provider, f"onnxruntime {ort.__version__} with {', '.join(available)}")
@@ -108,7 +108,7 @@ def _unavailable(provider: str, found: str) -> UsageError:
     return UsageError(
         f"`{provider}` is not available here",
         found=found,
-        expected=_PROVIDERS[provider][0],
+        expected=PROVIDERS[provider][0],
         fix="install `onnxruntime-gpu` and the CUDA libraries that it names, or run with `cpu`",
     )
 

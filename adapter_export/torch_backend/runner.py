@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any
@@ -104,10 +104,11 @@ class TorchRunner:
         """The elements of the outputs that change when attention that may see no token returns something else."""
         model = self.model(adapter)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
-        drawn = _Drawn(model.body)
+        ordered = self._base.ordered(tensors)
         with _inference():
-            others = drawn.run(*self._base.ordered(tensors))
-            found = model(**tensors) if drawn.any else {}
+            if not _sees_nothing(model.body, ordered):
+                return {}
+            others, found = _Drawn(model.body).run(*ordered), model(**tensors)
         differ = {
             name: ((one - other).abs() > _ROUNDED * one.abs().max()).numpy()
             for (name, one), other in zip(found.items(), others, strict=False)  # behind them is the final hidden state
@@ -116,16 +117,21 @@ class TorchRunner:
         return {name: elements for name, elements in differ.items() if elements.any()}
 
     def node_values(
-        self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str]
+        self,
+        inputs: Mapping[str, np.ndarray],
+        adapter: Adapter | None,
+        names: Collection[str],
+        *,
+        exactly: bool = True,
     ) -> Iterator[NodeValue]:
         """The values of nodes of the base's graph, and of adapters at their sites, in the order of evaluation.
 
-        Each is computed in float32, and in float64 from what it read in float32. One that nothing reads any more is
-        given back. Raises as `run`.
+        Each is computed in float32 and, with `exactly`, in float64 from what it read in float32. One that nothing reads
+        any more is given back. Raises as `run`.
         """
         model = self.model(adapter)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
-        walk = _Walk(model.body)
+        walk = _Walk(model.body, exactly=exactly)
         walk.args_iter = iter(self._base.ordered(tensors))
         for node, name in _named(model):
             with _inference():
@@ -191,9 +197,9 @@ def _widened(values: Any) -> Any:
 class _Walk(fx.Interpreter):
     """Runs a graph node by node; what nothing reads any more is forgotten."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, *, exactly: bool) -> None:
         super().__init__(graph)
-        self._wide = _Wide(graph)
+        self._wide = _Wide(graph) if exactly else None
         self._generator = torch.Generator().manual_seed(0)
 
     def step(self, node: fx.Node, name: str | None) -> NodeValue | None:
@@ -223,6 +229,8 @@ class _Walk(fx.Interpreter):
         self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[npt.NDArray[np.float64] | None, npt.NDArray[np.float64] | None]:
         """The node in float64, and how far relative errors of the activations that it reads move it."""
+        if self._wide is None:
+            return None, None
         tensors = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         floats = [each for each in tensors if each.is_floating_point()]
         if node.op not in ("call_function", "call_module") or not floats:
@@ -252,11 +260,33 @@ def _of_no_token(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | N
 
     Its mask is bool or added to the scores, [..., queries, tokens].
     """
-    mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+    mask = _mask_of(args, kwargs)
     if mask is None:
         return None
     empty = ~mask.any(-1, keepdim=True) if mask.dtype == torch.bool else mask.isneginf().all(-1, keepdim=True)
     return empty if empty.any() else None
+
+
+def _mask_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+
+
+def _sees_nothing(module: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
+    """Whether a query of an attention may see no token; only what the masks are computed from is run."""
+    attentions = [node for node in module.graph.nodes if node.target is _ATTENTION]
+    masks = [mask for node in attentions if isinstance(mask := _mask_of(node.args, node.kwargs), fx.Node)]
+    needed, todo = set[fx.Node](), list(masks)
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            needed.add(node)
+            todo += node.all_input_nodes
+    walk = fx.Interpreter(module, garbage_collect_values=False)
+    walk.args_iter = iter(inputs)
+    for node in module.graph.nodes:
+        if node in needed or node.op == "placeholder":
+            walk.env[node] = walk.run_node(node)
+    return any(_of_no_token((), {"attn_mask": walk.env[mask]}) is not None for mask in masks)
 
 
 @contextmanager
@@ -270,11 +300,10 @@ def _inference() -> Iterator[None]:
 
 
 class _Drawn(fx.Interpreter):
-    """Runs a graph in which attention returns random numbers where its mask allows no token; `any` says whether."""
+    """Runs a graph in which attention returns random numbers where its mask allows no token."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.any = False
         self._generator = torch.Generator().manual_seed(0)
 
     def call_function(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -283,7 +312,6 @@ class _Drawn(fx.Interpreter):
         empty = _of_no_token(args, kwargs) if target is _ATTENTION else None
         if empty is None:
             return result
-        self.any = True
         return torch.where(empty, torch.randn(result.shape, generator=self._generator), result)
 
 

@@ -25,7 +25,7 @@ from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.locate import fusion_of, guesses, trace, typical
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.proof.prove import Reference, plan_check, prove
-from adapter_export.bundle.proof.runtimes import check_runtime
+from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
@@ -213,6 +213,8 @@ class TestOfAnOnnxBase:
         assert failure.location.node.node == "total1"
         assert failure.location.guess is not None
         assert "the adapter is skipped here: it reads `ffn1` of site `layers.1.ffn`" in failure.location.guess
+        assert failure.location.detail[-1].startswith("float64: the bundle is ")
+        assert failure.location.detail[-1].endswith(": the bundle is wrong")
         owed = {one.id for one in report.ledger if one.status == "failed"}
         assert "node/model.onnx/total1" in owed
         assert not [one for one in owed if one.startswith("node/") and not one.endswith("total1")]
@@ -339,6 +341,21 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestAnotherRuntime:
+    def test_other_providers_are_tried_or_said_to_be_absent(self, built: Built) -> None:
+        bundle = OpenedBundle.open(built.folder)
+        graph = Graph(bundle, "slots", bundle.manifest.graphs["slots"])
+        golden = [bundle.golden(name) for name in bundle.names]
+        if set(ort.get_available_providers()) <= {"CPUExecutionProvider", "AzureExecutionProvider"}:
+            (owed,) = check_providers(graph, golden)
+            assert (owed.id, owed.status) == ("providers", "open")
+            assert "has only the CPU's" in owed.detail
+        (owed,) = check_providers(graph, golden, ["CPUExecutionProvider"])
+        assert (owed.id, owed.status) == ("providers/CPUExecutionProvider", "tested")
+        wrong = replace(golden[0], outputs=[{"hidden": each["hidden"]} for each in golden[1].outputs])
+        (owed,) = check_providers(graph, [wrong], ["CPUExecutionProvider"])
+        assert owed.status == "failed"
+        assert "over the budget" in owed.detail
+
     def test_golden_vectors_hold_in_the_oldest_release(self, old_python: Path, built: Built) -> None:
         bundle = OpenedBundle.open(built.folder)
         graph = Graph(bundle, "slots", bundle.manifest.graphs["slots"])

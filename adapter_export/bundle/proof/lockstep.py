@@ -67,7 +67,7 @@ class Lockstep:
         Raises:
             RequestError: one of the two cannot compute the case.
         """
-        for name, found, value in self._pairs(self.steps.alone(self.known)):
+        for name, found, value in self._pairs(self.steps.alone(self.known), exactly=True):
             yield self._record(name, found, value)
 
     def cumulative(self, records: Sequence[NodeRecord]) -> tuple[list[NodeRecord], InvariantRecord]:
@@ -102,15 +102,18 @@ class Lockstep:
     def values(self, names: Sequence[str]) -> dict[str, NodeValue]:
         """Return what the reference computes for some values, by their names in the graph."""
         own = {self.steps.names[name]: name for name in names}
-        return {own[value.name]: value for value in self.runner.node_values(self.case.arrays, self.source, own)}
+        stream = self.runner.node_values(self.case.arrays, self.source, own, exactly=False)
+        return {own[value.name]: value for value in stream}
 
-    def _pairs(self, pieces: Pieces, others: Arrays | None = None) -> Iterator[tuple[str, np.ndarray, NodeValue]]:
+    def _pairs(
+        self, pieces: Pieces, others: Arrays | None = None, *, exactly: bool = False
+    ) -> Iterator[tuple[str, np.ndarray, NodeValue]]:
         """Yield each known value as the graph and as the reference computes it; `others` takes what else comes out.
 
         Both are computed as far as the other needs it, and what nobody reads any more is forgotten.
         """
         own = {self.steps.names[name]: name for name in self.known}
-        stream = self.runner.node_values(self.case.arrays, self.source, own)
+        stream = self.runner.node_values(self.case.arrays, self.source, own, exactly=exactly)
         arrived: dict[str, NodeValue] = {}
         compared = set[str]()
         outputs = {value.name for value in self.steps.model.graph.outputs}

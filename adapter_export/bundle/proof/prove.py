@@ -45,8 +45,8 @@ from adapter_export.bundle.proof.invariants import (
     swaps,
 )
 from adapter_export.bundle.proof.ledger import not_asked, of_invariants, of_outputs, of_sites
-from adapter_export.bundle.proof.locate import Trace, trace
-from adapter_export.bundle.proof.runtimes import check_runtime
+from adapter_export.bundle.proof.locate import Trace, trace, typical
+from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, smallest_case, word_steps
 from adapter_export.bundle.proof.sites import SiteProbe
 from adapter_export.bundle.proof.tensors import Source, check_slots, check_tensors
@@ -376,13 +376,15 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
     """Return how many steps `prove` takes."""
     lived = len(plan.cases) if reference and reference.live and None in plan.names else 0
     plan = _taken(plan, reference)
-    runs, core = len(plan.names) * len(plan.cases), [case for case in plan.cases if case.core]
+    core = [case for case in plan.cases if case.core]
     measured = reference and plan.bundle.allowance(plan.cases or (plan.probe,)).error(reference.runner)
     planned = [
         *plan.golden,
         *(replace(golden, cases=plan.cases, against="reference") for golden in plan.golden if reference),
     ]
-    total = lived + (runs if reference else 0) + (len(plan.names) * len(core or plan.cases) * DRAWS if measured else 0)
+    computed = len(plan.names) - (_headed_base(plan) is not None)
+    total = lived + (computed * len(plan.cases) if reference else 0)
+    total += computed * len(core or plan.cases) * DRAWS if measured else 0
     for graph in plan.graphs:
         total += len(trials(plan, graph, planned)) + (0 if plan.quick else len(_mixed(plan, graph)))
     if reference and _tries_words(plan):
@@ -444,6 +446,7 @@ def prove(
     if reference is not None and tolerance is not None:
         passed = all(result.passed for result in outputs)
         ledger += check_coverage(bundle.manifest, plan.cases, passed)
+        ledger += _repeats(plan, reference, expected)
         outputs += _at_smallest(plan, reference, outputs, expected, tolerance)
     if "slots" in plan.flavours and not plan.quick:
         probe = SiteProbe.of(bundle)
@@ -501,11 +504,20 @@ def expect(plan: Plan, reference: Reference | None, on_step: OnStep = silent) ->
     if reference is None:
         return []
     bundle, plan = plan.bundle, _taken(plan, reference)
-    maker, found = _maker(plan, reference), []
-    for name in plan.names:
+    maker, twin = _maker(plan, reference), _headed_base(plan)
+    found: dict[str | None, Golden] = {}
+    for name in [name for name in plan.names if name is not None or twin is None]:
         adapter, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
-        found.append(maker.compute(adapter, output, on_step, name=name))
-    return found
+        found[name] = maker.compute(adapter, output, on_step, name=name)
+    if twin is not None:
+        found[None] = found[twin].of_base(bundle.base_outputs)
+    return [found[name] for name in plan.names]
+
+
+def _headed_base(plan: Plan) -> str | None:
+    """Return an adapter that acts at no site, as the base's own head: a run with it gives what the base gives, too."""
+    alone = (name for name in plan.adapters if not plan.bundle.source(name).placements)
+    return next(alone, None) if None in plan.names else None
 
 
 def _maker(plan: Plan, reference: Reference) -> GoldenMaker:
@@ -532,6 +544,34 @@ def _remeasured(
         place = ("reference", name, case, False)
         found = [one for one in found if (one.against, one.adapter, one.case, one.mixed) != place] + again
     return found
+
+
+def _repeats(plan: Plan, reference: Reference, expected: Sequence[Golden]) -> Iterator[ObligationRecord]:
+    """Whether the reference gives the same again: one that draws random numbers shows nothing."""
+    golden = next((one for one in expected if one.against == "reference"), None)
+    at = next((at for at, case in enumerate(golden.cases) if case.name == plan.probe.name), None) if golden else None
+    if golden is None or at is None:
+        return
+    bundle, case, name = plan.bundle, golden.cases[at], golden.adapter
+    source, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
+    again = run(reference.runner, case.arrays, source, bundle.base_outputs, output)
+    faults, worst = list[str](), 0.0
+    for each, value in golden.outputs[at].items():
+        allowed = bundle.allowance(plan.cases).budget(value)  # without what was measured: random numbers are in that
+        for _, elements in golden.parts(at, each):
+            if elements is None or elements.any():
+                found = compare(again[each], value, allowed, where=elements)
+                faults += [f"`{each}`: {fault}" for fault in found.faults]
+                worst = max(worst, found.ratio)
+    random = "random numbers in it (dropout, sampling) make what is compared with it worthless; capture it in eval mode"
+    yield ObligationRecord(
+        "reference/repeats",
+        "the model gives the same for the same input, again",
+        "failed" if faults else "tested",
+        reference.path,
+        f"`{case.name}` twice: {'; '.join(faults)}: {random}" if faults else f"`{case.name}` twice, within the budget",
+        ratio=worst,
+    )
 
 
 def _tries_words(plan: Plan) -> bool:
@@ -613,6 +653,9 @@ def _ledger(
     if reference is not None and reference.source is not None:
         ledger += check_tensors(plan.bundle, reference.source, plan.flavours, brief=plan.brief)
         on_step("constants")
+    if "slots" in plan.flavours:
+        graph = Graph(plan.bundle, "slots", plan.bundle.manifest.graphs["slots"])
+        ledger += check_providers(graph, plan.golden)
     ledger += not_asked(plan.bundle.manifest, plan.names, plan.flavours, against=reference is not None)
     return ledger
 
@@ -704,18 +747,18 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
             on_step("rows of a batch")
     if not _is_main(graph) or graph.pieces:
         return
-    of_runtime = bundle.runtime_session().run
+    of_runtime, small = bundle.runtime_session().run, typical(plan.cases or (case,))  # bits tell on few numbers
     if tolerance is not None and None in plan.names:
         yield from check_proofs(bundle)
     if tolerance is not None:
         for first, second in swaps(plan.names):
-            yield check_swap(of_runtime, case, first, second)
+            yield check_swap(of_runtime, small, first, second)
             on_step(f"{first or BASE} → {second or BASE} → {first or BASE}")
         for name in plan.names:
             yield check_row_order(of_runtime, case, name, tolerance)
             on_step(f"{name or BASE}: row order")
     for name in plan.adapters if tolerance is not None or bundle.staged else ():
-        yield check_native(name, of_runtime(case.arrays, name), bundle.native_run(name, case.arrays))
+        yield check_native(name, of_runtime(small.arrays, name), bundle.native_run(name, small.arrays))
         on_step(f"{name}: active adapter")
 
 

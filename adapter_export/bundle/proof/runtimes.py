@@ -1,4 +1,4 @@
-"""The golden vectors in the ONNX Runtime of another Python: an older release, or one for another processor."""
+"""The golden vectors on other processors than the CPU, and in the ONNX Runtime of another Python."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import onnxruntime as ort
 
 from adapter_export.bundle.golden import Golden
 from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.compare import compare, missing
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import UsageError, argument
-from adapter_export.format.check_report import ComparisonRecord, InvariantRecord, verdict
+from adapter_export.errors import RequestError, UsageError, argument
+from adapter_export.format.check_report import ComparisonRecord, InvariantRecord, ObligationRecord, Status, verdict
+from adapter_export.runtime.graphs import FAILURES, PROVIDERS, run_session
 
 NAME = "other runtime"
+CPU = "CPUExecutionProvider"
+_REFUSED: tuple[type[Exception], ...] = (RequestError, *FAILURES)
 
 _SECONDS = 600
 
@@ -66,10 +70,55 @@ def check_runtime(python: str, graph: Graph, golden: Sequence[Golden]) -> Iterat
             with np.load(folder / f"{number}.found.npz", allow_pickle=False) as found:
                 results.setdefault(each.adapter, []).extend(_compared(dict(found), each, at))
     for adapter, compared in results.items():
-        wrong = [f"{place}: {'; '.join(one.faults)}" for place, one in compared if not one.passed]
-        worst = max((one.ratio for _, one in compared), default=0.0)
-        detail = "; ".join(wrong[:3]) or f"{len(compared)} golden outputs, worst {worst:.2f} of its budget"
-        yield InvariantRecord(NAME, f"{release}, {adapter or BASE}", verdict(bool(compared) and not wrong), detail)
+        right, detail = _judged(compared)
+        yield InvariantRecord(NAME, f"{release}, {adapter or BASE}", verdict(right), detail)
+
+
+def check_providers(
+    graph: Graph, golden: Sequence[Golden], names: Sequence[str] | None = None
+) -> Iterator[ObligationRecord]:
+    """Run the golden vectors on each other provider of ONNX Runtime that is here, by default all but the CPU's.
+
+    One that does not start, or cannot run the graph, is open.
+    """
+    here = [name for name in ort.get_available_providers() if name not in (CPU, "AzureExecutionProvider")]
+    others = here if names is None else names
+    if not others:
+        claim = "other providers than the CPU's give the same"
+        reason = f"onnxruntime {ort.__version__}, as installed here, has only the CPU's"
+        yield ObligationRecord("providers", claim, "open", "ONNX Runtime", reason)
+    for name in others:
+        status: Status = "open"
+        try:
+            compared = list(_on_provider(name, graph, golden))
+        except _REFUSED as error:
+            detail = str(error).partition("\n")[0]
+        else:
+            right, detail = _judged(compared)
+            status = "tested" if right else "failed"
+        claim = f"`{name}` gives what the golden vectors say"
+        yield ObligationRecord(f"providers/{name}", claim, status, f"{graph.file}, {name}", detail)
+
+
+def _on_provider(name: str, graph: Graph, golden: Sequence[Golden]) -> Iterator[tuple[str, ComparisonRecord]]:
+    options, settings = ort.SessionOptions(), dict(PROVIDERS.values()).get(name, {})
+    options.log_severity_level = 4
+    path = str(graph.bundle.folder / graph.file)
+    session = ort.InferenceSession(path, options, providers=[(name, settings)])
+    if session.get_providers()[0] != name:  # it falls back to the CPU with a log line only
+        raise RequestError(f"{name} does not start here", found=f"a session on {session.get_providers()[0]}")
+    for each in golden:
+        for at, case in enumerate(each.cases):
+            found = run_session(session, graph.feeds(case.arrays, (each.adapter,) * case.batch))
+            yield from ((f"{each.adapter or BASE}, {place}", one) for place, one in _compared(found, each, at))
+
+
+def _judged(compared: Sequence[tuple[str, ComparisonRecord]]) -> tuple[bool, str]:
+    """Whether all is right, and a few words."""
+    wrong = [f"{place}: {'; '.join(one.faults)}" for place, one in compared if not one.passed]
+    worst = max((one.ratio for _, one in compared), default=0.0)
+    detail = "; ".join(wrong[:3]) or f"{len(compared)} golden outputs, worst {worst:.2f} of its budget"
+    return bool(compared) and not wrong, detail
 
 
 def _compared(found: dict[str, np.ndarray], golden: Golden, at: int) -> Iterator[tuple[str, ComparisonRecord]]:
