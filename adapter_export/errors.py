@@ -109,6 +109,9 @@ def _escaped(sign: str) -> str:
     return sign.encode("unicode_escape").decode("ascii")
 
 
+FACTS = ("what", "where", "found", "expected", "fix")
+"""The attributes of an error with what is known of it."""
+
 _GLUE = 40
 """The most characters of a message that are not those of its facts."""
 
@@ -177,8 +180,7 @@ class AdapterExportError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Let an error pass from one process to another as what it is."""
-        facts = {name: getattr(self, name) for name in ("what", "where", "found", "expected", "fix")}
-        return _again, (type(self), facts)
+        return again, (type(self), {name: getattr(self, name) for name in FACTS})
 
     @property
     def message(self) -> str:
@@ -202,9 +204,7 @@ class AdapterExportError(Exception):
 
     def _known(self) -> dict[str, str]:
         """The facts that are known; where all are longer than a message may be, the longest of them are cut."""
-        facts = (self.what, self.where, self.found, self.expected, self.fix)
-        named = zip(("what", "where", "found", "expected", "fix"), facts, strict=True)
-        known = {name: value for name, value in named if value is not None}
+        known = {name: value for name in FACTS if (value := getattr(self, name)) is not None}
         room, told = MOST_CHARACTERS - _GLUE, dict(known)
         for left, name in enumerate(sorted(known, key=lambda name: len(known[name])), -len(known)):
             most = room // -left
@@ -213,7 +213,8 @@ class AdapterExportError(Exception):
         return told
 
 
-def _again(kind: type[AdapterExportError], facts: dict[str, str | None]) -> AdapterExportError:
+def again(kind: type[AdapterExportError], facts: dict[str, str | None]) -> AdapterExportError:
+    """Return an error of another process, of the five facts that it had there."""
     error = kind.__new__(kind)
     AdapterExportError.__init__(error, str(facts.pop("what")), **facts)  # a kind may take other arguments
     return error

@@ -7,17 +7,20 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import BaseModelError, FileError, MissingExtraError, RequestError
+from adapter_export.errors import BaseModelError, FileError, InputError, MissingExtraError, RequestError
+from adapter_export.reading.child import Limits, try_out
+from adapter_export.reading.files import read_text
+from adapter_export.reading.parsers import parsing
 
 if TYPE_CHECKING:
     import tokenizers
@@ -62,6 +65,39 @@ _INPUTS: Mapping[str, Callable[[tokenizers.Encoding], list[int]]] = {
 """What each input is made of; the names are those of Hugging Face models."""
 
 
+_LIMITS = Limits(seconds=60.0, bytes=2 * 2**30)
+"""What a tokenizer of others may take; the largest in use, of 33 MB, takes 2 seconds and half of it."""
+
+_TRIED_ON = ("", "a", "a" * 40, "A b c, d. 1 2 3!", "\u4f60\u597d \U0001f600 \u0301", "\n\t  \u00a0", "x" * 10_000)
+"""Texts of many kinds: a tokenizer that crashes on all of one kind is found."""
+
+
+def try_tokenizer(text: str) -> None:
+    """Read a `tokenizer.json` of others in a child process, and make tokens with it there; once for each text.
+
+    The library is Rust and C code, which may crash, or ask for all memory, where no Python handler sees it.
+
+    Raises:
+        BaseModelError: the child crashed, took too long or too much memory; or it is no tokenizer.
+    """
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    if digest not in _tried:
+        try_out(f"{__name__}:open_and_encode", text, limits=_LIMITS, refusal=_no_tokenizer)
+        _tried.add(digest)
+
+
+_tried: set[str] = set()
+
+
+def open_and_encode(text: str) -> None:
+    """Make tokens of some texts with a `tokenizer.json`; what the library refuses is a `BaseModelError`."""
+    with suppress(MissingExtraError), parsing(_no_tokenizer):
+        tokenizer = _library().Tokenizer.from_str(text)
+        for sample in _TRIED_ON:
+            with suppress(Exception):  # a text that it has no token for; whoever reads texts names that
+                tokenizer.encode(sample)
+
+
 def tokenizer_digest(text: str) -> str:
     """The sha256 of a `tokenizer.json`, of what it says and not of its layout: 64 hexadecimal digits.
 
@@ -71,12 +107,10 @@ def tokenizer_digest(text: str) -> str:
     Raises:
         BaseModelError: the text is no JSON object.
     """
-    try:
+    with parsing(_no_tokenizer):
         document = json.loads(text)
         kept = {key: value for key, value in document.items() if key not in _OVERRIDDEN}
         data = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise _no_tokenizer(error) from error
     return hashlib.sha256(data).hexdigest()
 
 
@@ -150,9 +184,10 @@ class Tokenizer:
             BaseModelError: they are no tokenizer, or `max_tokens` leaves no room for text.
             MissingExtraError: the tokenizers library is not installed.
         """
-        with _NamedErrors():
-            tokenizer = _library().Tokenizer.from_str(text)
-        return cls(tokenizer, max_tokens, tokenizer_digest(text), fit)
+        library, digest = _library(), tokenizer_digest(text)
+        with parsing(_no_tokenizer):
+            tokenizer = library.Tokenizer.from_str(text)
+        return cls(tokenizer, max_tokens, digest, fit)
 
     @classmethod
     def from_folder(cls, path: Path | str, max_tokens: int, fit: Callable[[int], int] | None = None) -> Tokenizer:
@@ -164,16 +199,15 @@ class Tokenizer:
         """
         file = Path(path) / TOKENIZER_FILE
         try:
-            if not file.is_file():  # a FIFO would never end
-                raise FileNotFoundError("no file is there")
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(file)
+        except InputError as error:
             raise FileError(
-                f"no tokenizer can be read ({error})",
+                f"no tokenizer can be read ({error.what})",
                 where=file,
                 expected="a `tokenizer.json` of the tokenizers library",
                 fix="save one with `tokenizer.save_pretrained(folder)`",
             ) from error
+        try_tokenizer(text)
         return cls.from_json(text, max_tokens, fit)
 
     def encode(
@@ -332,7 +366,7 @@ class Tokenizer:
         are_words = _is_words(texts[0])
         for text, place in zip(texts, places, strict=True):
             _check_text(text, are_words, place)
-        with _NamedErrors():
+        with parsing(_no_tokenizer):
             return list(self._whole.encode_batch(list(texts), is_pretokenized=are_words))
 
     def _limit(self, limit: int | None, text: Text, place: str) -> int:
@@ -356,12 +390,13 @@ class Tokenizer:
         """Cut by the library, whose limit is a state of its tokenizer, so that there is one for this alone."""
         with self._lock:
             self._cutter.enable_truncation(limit, stride=stride, strategy=strategy, direction=side)
-            with _NamedErrors():
+            with parsing(_no_tokenizer):
                 return self._cutter.encode_batch([text], is_pretokenized=_is_words(text))[0]
 
     @cached_property
     def _cutter(self) -> tokenizers.Tokenizer:
-        copy: tokenizers.Tokenizer = _library().Tokenizer.from_str(self._whole.to_str())
+        with parsing(_no_tokenizer):
+            copy: tokenizers.Tokenizer = _library().Tokenizer.from_str(self._whole.to_str())
         return copy
 
 
@@ -450,17 +485,3 @@ def _no_tokenizer(reason: object) -> BaseModelError:
         expected="a `tokenizer.json` of the tokenizers library",
         fix="save it again with `tokenizer.save_pretrained(folder)`",
     )
-
-
-class _NamedErrors:
-    """Names the errors of the tokenizers library, which raises `Exception` itself and no class of its own."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # a panic of its Rust code is no `Exception`
-        if kind is Exception or kind is UnicodeEncodeError or (kind is not None and kind.__name__ == "PanicException"):
-            raise _no_tokenizer(error) from error

@@ -17,6 +17,7 @@ from adapter_export.api.sites import Sites
 from adapter_export.errors import (
     BaseModelError,
     FileError,
+    InputError,
     MissingExtraError,
     OutputExistsError,
     UsageError,
@@ -24,7 +25,7 @@ from adapter_export.errors import (
     command,
 )
 from adapter_export.format.lengths import Fit, parse_lengths
-from adapter_export.reading.files import open_regular, read_bytes
+from adapter_export.reading.files import open_regular, read_text
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -120,8 +121,13 @@ class Base:
 
     @property
     def tokenizer(self) -> str | None:
-        """The text of its `tokenizer.json`, if it is known."""
-        return (self.genai.tokenizer if self.genai else None) if self.is_onnx else self.torch.tokenizer
+        """The text of its `tokenizer.json`, if it is known; `BaseModelError` if that ends the process that tries it."""
+        text = (self.genai.tokenizer if self.genai else None) if self.is_onnx else self.torch.tokenizer
+        if text is not None:
+            from adapter_export.text import try_tokenizer
+
+            try_tokenizer(text)
+        return text
 
     @property
     def parameters(self) -> int:
@@ -257,11 +263,15 @@ def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust
         given = read_site_map(Path(site_map))
     if form == "onnx":
         from adapter_export.onnx_backend.base.base import open_onnx
+        from adapter_export.onnx_backend.base.trial import try_graph
 
+        try_graph(path, site_map)
         return Base(path, form, open_onnx(path, given=given), given)
     if form == "genai":
-        from adapter_export.onnx_backend.base.genai import open_genai
+        from adapter_export.onnx_backend.base.genai import decoder_of, open_genai
+        from adapter_export.onnx_backend.base.trial import try_graph
 
+        try_graph(decoder_of(path)[1], site_map)
         folder = open_genai(path, given=given)
         return Base(path, form, folder.base, given, folder)
     require("torch", "torch", "opening this model")
@@ -524,16 +534,20 @@ def require(library: str, extra: str, needed_for: str) -> ModuleType:
 
 def read_tokenizer(path: Path) -> str:
     """Return the text of a `tokenizer.json`, or of the one in a folder; none is a `FileError`."""
+    from adapter_export.text import try_tokenizer
+
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
-        return read_bytes(path).decode()
-    except (FileError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except InputError as error:
         raise FileError(
-            f"no tokenizer can be read ({error})",
+            f"no tokenizer can be read ({error.what})",
             where=path,
             expected="a `tokenizer.json` of the tokenizers library",
             fix="save one with `tokenizer.save_pretrained(folder)`",
         ) from error
+    try_tokenizer(text)
+    return text
 
 
 def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:

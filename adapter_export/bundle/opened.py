@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from google.protobuf.message import DecodeError
 
 from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
 from adapter_export.dtypes import Weights
@@ -31,6 +30,7 @@ from adapter_export.graph.tasks import Task
 from adapter_export.numerics.budget import Extent, extent
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.base.base import Numerics, numerics
+from adapter_export.onnx_backend.base.external import read_model
 from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.session import open_session
@@ -126,16 +126,13 @@ class OpenedBundle:
         Raises:
             FormatError: it is not an ONNX model.
         """
+
+        def refusal(reason: str) -> FormatError:
+            fix = "build the bundle again, or copy it again as a whole"
+            return FormatError("is not an ONNX model", where=self.folder / file, found=reason, fix=fix)
+
         if file not in self._models:
-            try:
-                self._models[file] = ir.load(self.folder / file)
-            except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
-                raise FormatError(
-                    "is not an ONNX model",
-                    where=self.folder / file,
-                    found=str(error).partition("\n")[0],
-                    fix="build the bundle again, or copy it again as a whole",
-                ) from error
+            self._models[file] = read_model(self.folder / file, refusal)
         return self._models[file]
 
     def record(self, name: str) -> AdapterRecord:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from adapter_export.format.labelled import choices, short, text_cell
 from adapter_export.format.tables import check_columns, read_rows, text_lines
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.tasks import TOKEN_TYPES, Task
-from adapter_export.reading.files import read_bytes, unreadable
+from adapter_export.reading.files import read_bytes, read_stream
+from adapter_export.reading.parsers import parsing
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import Span, answer
 from adapter_export.runtime.inputs import check_inputs
@@ -29,6 +30,9 @@ Arrays = dict[str, np.ndarray]
 
 _BASE = ("", "-", None)
 """How a cell of a table names the base alone."""
+
+_MOST_UNPACKED = 4 * 2**30
+"""The most bytes of the arrays of an `.npz`, which may be compressed to a thousandth."""
 
 _NPZ, _SAFETENSORS = ".npz", ".safetensors"
 
@@ -92,7 +96,7 @@ def read_file(path: Path, column: str, pair_column: str | None, adapter_column: 
     if path.suffix.lower() in (".txt", ".text"):
         if adapter_column is not None or pair_column is not None:
             raise UsageError("a file of lines has no columns", where=path, fix="give a csv, tsv or jsonl table")
-        found = list(_of_lines(text_lines(read_bytes(path), path), str(path)))
+        found = list(_of_lines(text_lines(read_stream(path), path), str(path)))
     else:
         found = list(_of_table(path, column, pair_column, adapter_column))
     if not found:
@@ -258,21 +262,18 @@ def read_arrays(path: Path) -> Arrays:
     """Read arrays by name from a `.safetensors` or `.npz` file."""
     if path.suffix == _SAFETENSORS:
         return read_tensors(path)
-    try:
-        with path.open("rb") as file:  # NumPy leaves a file open that it cannot read
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                raise ValueError("one array without a name")
-            return {name: found[name] for name in found.files}
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as error:
-        raise FormatError(
-            "is not an `.npz` of arrays",
-            where=path,
-            found=error,
-            fix=f"write it with `numpy.savez(path, name=array)`, or give a `{_SAFETENSORS}` file",
-        ) from error
+
+    def refusal(reason: str) -> FormatError:
+        fix = f"write it with `numpy.savez(path, name=array)`, or give a `{_SAFETENSORS}` file"
+        return FormatError("is not an `.npz` of arrays", where=path, found=reason, fix=fix)
+
+    data = read_bytes(path)
+    with parsing(refusal), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MOST_UNPACKED:
+            raise refusal(f"{size:,} bytes when unpacked")
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+        return {name: found[name] for name in found.files}
 
 
 def check_suffix(path: Path) -> None:

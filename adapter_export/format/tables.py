@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import DataError, argument
+from adapter_export.reading.files import read_stream
+from adapter_export.reading.parsers import parsing
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _LONGEST_CELL = 10_000_000
@@ -25,12 +27,10 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Read the rows of a table in UTF-8, told apart by its suffix or else by its first line.
 
     Raises:
-        DataError: the file cannot be read, or a line is broken.
+        FileError: the file cannot be read.
+        DataError: a line is broken.
     """
-    try:
-        lines = text_lines(path.read_bytes(), path)
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=path, fix="check the path") from error
+    lines = text_lines(read_stream(path), path)
     first = next((line for line in lines if line.strip()), "")
     guess = "jsonl" if first.lstrip().startswith("{") else "tsv" if "\t" in first else "csv"
     form = _SUFFIXES.get(path.suffix.lower(), guess)
@@ -130,10 +130,8 @@ def _by_column(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[Ro
 
 def _json_object(line: str, path: Path, number: int) -> Mapping[str, Any]:
     where = f"{path}, line {number}"
-    try:
+    with parsing(lambda reason: DataError(f"is not JSON ({reason})", where=where, expected="one object a line")):
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is not JSON ({error})", where=where, expected="one object a line") from error
     if not isinstance(row, dict):
         raise DataError("is not a JSON object", where=where, found=type(row).__name__, expected="one object a line")
     return row

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
+from safetensors import deserialize
 from safetensors.numpy import save
 
 from adapter_export.errors import FormatError, TensorError, WriteError
 from adapter_export.reading.documents import parse_json
 from adapter_export.reading.files import read_bytes
+from adapter_export.reading.parsers import parsing
 
 _DTYPES = {
     "F64": "float64",
@@ -97,16 +98,26 @@ def parse_tensors(data: bytes, where: object, *, widen: bool = False) -> dict[st
         TensorError: a tensor has an element type that NumPy lacks.
     """
     _check_types(_header(data, where), where, {*_DTYPES, _BFLOAT16} if widen else {*_DTYPES})
-    try:
+
+    def refusal(reason: str) -> FormatError:
+        found = f"{len(data)} bytes; {reason}"
+        fix = "take the file from its source again"
+        return FormatError("is not a valid safetensors file", where=where, found=found, fix=fix)
+
+    with parsing(refusal):
         tensors = {name: _array(**record) for name, record in deserialize(data)}  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise FormatError(
-            "is not a valid safetensors file",
-            where=where,
-            found=f"{len(data)} bytes; {error}",
-            fix="take the file from its source again",
-        ) from error
     return {name: tensors[name] for name in sorted(tensors)}
+
+
+def metadata_of(data: bytes, where: object) -> Mapping[str, str]:
+    """Return the texts that a safetensors file keeps beside its tensors.
+
+    Raises:
+        FormatError: it is not a safetensors file, or it is truncated.
+    """
+    header = _header(data, where)
+    found = header.get("__metadata__") if isinstance(header, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
@@ -144,8 +155,8 @@ def _check_types(header: object, where: object, allowed: set[str]) -> None:
 
 def _header(data: bytes, where: object) -> object:
     """The header, read strictly: the library keeps the last of two tensors of one name."""
-    rest = data[_HEADER_LENGTH_BYTES:]
-    if not rest.startswith(b"{"):
+    length, rest = int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little"), len(data) - _HEADER_LENGTH_BYTES
+    if not data.startswith(b"{", _HEADER_LENGTH_BYTES):
         for start, name, fix in _MISTAKEN:
             if data.startswith(start):
                 raise FormatError(f"is {name}", where=where, expected="a safetensors file", fix=fix)
@@ -156,13 +167,12 @@ def _header(data: bytes, where: object) -> object:
             expected="the length of a header and the header",
             fix="take the file from its source again",
         )
-    length = int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little")
-    if length > len(rest):
+    if length > rest:
         raise FormatError(
             "is truncated",
             where=where,
-            found=f"{len(rest)} bytes after the length",
+            found=f"{rest} bytes after the length",
             expected=f"a header of {length} bytes and the tensors",
             fix="take the file from its source again",
         )
-    return parse_json(rest[:length], f"{where}, header")
+    return parse_json(data[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + length], f"{where}, header")

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.dtypes import Array, Weights
-from adapter_export.errors import AdapterError, FormatError, GraphError, NotNeutralError, within
+from adapter_export.errors import AdapterError, FormatError, InputError, NotNeutralError, within
 from adapter_export.format.adapter_files import graph_from_json, graph_to_json
 from adapter_export.format.manifest import Axis, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
@@ -29,6 +29,7 @@ from adapter_export.graph.slot_form import (
 from adapter_export.graph.tasks import HeadOutput, head_result
 from adapter_export.numerics.evaluate import check_fit, evaluate, site_widths
 from adapter_export.numerics.runner import head_output
+from adapter_export.reading.documents import parse_json
 from adapter_export.sites.site import SiteMap
 
 SLOT_PREFIX = "adapter."
@@ -345,7 +346,7 @@ def read_plan(model: ir.Model, where: object) -> SlotPlan:
     """The plan that a graph was made by; `FormatError` if it has none, or another than the digest beside it says."""
     cause = None
     try:
-        document = json.loads(model.metadata_props[PLAN_KEY])
+        document: Any = parse_json(model.metadata_props[PLAN_KEY].encode(), PLAN_KEY)
         graphs = [graph_from_json(graph) for graph in document["graphs"]]
         facts = ((owner, name, graphs[index], *rest) for owner, name, index, *rest in document["groups"])
         plan = SlotPlan(tuple(SlotGroup(*each) for each in facts))
@@ -353,7 +354,7 @@ def read_plan(model: ir.Model, where: object) -> SlotPlan:
         if digest == model.metadata_props.get(TOPOLOGY_KEY):
             return plan
         found = f"the topology {digest}"
-    except (GraphError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (InputError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         cause, found = error, f"{type(error).__name__}: {error}"
     raise FormatError(
         "does not say what its slots were planned for",

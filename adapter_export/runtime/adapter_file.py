@@ -8,7 +8,6 @@ crafted file. Here every tensor is compared with the bytes that are there, and c
 from __future__ import annotations
 
 import math
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from flatbuffers.table import Table
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, TensorError, WriteError
 from adapter_export.reading.files import read_bytes
+from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.graphs import FAILURES
 
 _IDENTIFIER = b"TORT"
@@ -28,9 +28,6 @@ _FLOAT = 1
 # A field's place in the table that finds it: 4 bytes of sizes, then 2 bytes per field.
 _FORMAT, _MODEL_VERSION, _PARAMETERS = 4, 8, 10
 _NAME, _DIMS, _DATA_TYPE, _RAW_DATA = 4, 6, 8, 10
-
-_BROKEN = (struct.error, ValueError, TypeError, IndexError, OverflowError)
-"""What reading at a place that is not in the file raises."""
 
 
 def write_adapter_file(path: Path, tensors: Weights, model_version: int) -> None:
@@ -68,7 +65,12 @@ def parse_adapter(data: bytes, where: object) -> Weights:
             expected="`TORT` at byte 4",
             fix="give a file that `build` or `onnxruntime.AdapterFormat` wrote",
         )
-    try:
+
+    def refusal(reason: str) -> FormatError:
+        fix = "take the file from its source again"
+        return FormatError("is truncated or damaged", where=where, found=reason, fix=fix)
+
+    with parsing(refusal):
         root = _root(data)
         version = root.GetSlot(_FORMAT, 0, number_types.Int32Flags)
         if version != _FORMAT_VERSION:
@@ -82,10 +84,6 @@ def parse_adapter(data: bytes, where: object) -> Weights:
                 raise TensorError("holds two tensors of one name", where=where, found=f"`{name}`")
             tensors[name] = tensor
         return tensors
-    except _BROKEN as error:
-        raise FormatError(
-            "is truncated or damaged", where=where, found=error, fix="take the file from its source again"
-        ) from error
 
 
 def model_version_of(data: bytes) -> int:

@@ -13,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from adapter_export.errors import FormatError, RequestError, UsageError, argument
 from adapter_export.format.manifest import Flavour, Manifest
+from adapter_export.reading.parsers import parsing
 
 Provider = Literal["cpu", "cuda"]
 Optimization = Literal["all", "basic", "none"]
@@ -89,16 +90,15 @@ def open_session(
         options.add_session_config_entry(key, value)
     model = graph if isinstance(graph, bytes) else str(graph)
     left_out = [*leave_out, *_SLOW.get(provider, ())]
-    try:
-        without = {"disabled_optimizers": left_out} if left_out else {}
+    without = {"disabled_optimizers": left_out} if left_out else {}
+
+    def refusal(reason: str) -> FormatError:
+        where = folder if isinstance(graph, bytes) else graph
+        fix = f"see whether another release than onnxruntime {ort.__version__} opens it"
+        return FormatError("ONNX Runtime cannot open the graph", where=where, found=reason, fix=fix)
+
+    with parsing(refusal):
         session = ort.InferenceSession(model, options, providers=[(name, of_provider)], **without)
-    except FAILURES as error:
-        raise FormatError(
-            "ONNX Runtime cannot open the graph",
-            where=folder if isinstance(graph, bytes) else graph,
-            found=str(error).partition("\n")[0],
-            fix=f"see whether another release than onnxruntime {ort.__version__} opens it",
-        ) from error
     if session.get_providers()[0] != name:  # it falls back to the CPU with a log line only
         raise _unavailable(provider, f"{name} does not start; the session would run on {session.get_providers()[0]}")
     return session

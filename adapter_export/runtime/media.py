@@ -31,6 +31,7 @@ from adapter_export.format.media import (
 )
 from adapter_export.graph.tasks import Task
 from adapter_export.reading.files import read_bytes
+from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.batches import Progress
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.inputs import Weighting
@@ -57,28 +58,30 @@ def read_picture(data: bytes, where: object) -> np.ndarray:
         MissingExtraError: Pillow is not installed.
     """
     image_of, upright = pillow("Image"), pillow("ImageOps")
-    try:
-        with image_of.open(io.BytesIO(data)) as image:
+
+    def refusal(reason: str) -> DataError:
+        expected = "a whole PNG, JPEG or other file that Pillow reads"
+        found = reason.partition(" <_io")[0]
+        return DataError("is no picture that can be read", where=where, found=found, expected=expected)
+
+    def too_large(reason: object) -> DataError:
+        return DataError("is a picture that is too large", where=where, found=reason, fix="make it smaller")
+
+    with parsing(refusal):
+        try:
+            image = image_of.open(io.BytesIO(data))
+        except (image_of.DecompressionBombError, image_of.DecompressionBombWarning) as error:
+            raise too_large(error) from error
+        with image:
             most = image_of.MAX_IMAGE_PIXELS
             if most is not None and image.width * image.height > most:
-                raise image_of.DecompressionBombError(f"{image.width} × {image.height} pixels, more than {most:,}")
+                raise too_large(f"{image.width} × {image.height} pixels, more than {most:,}")
             if image.mode not in _MODES or getattr(image, "n_frames", 1) > 1:
                 found = f"{image.n_frames} pictures" if image.mode in _MODES else f"pixels of the mode `{image.mode}`"
                 raise DataError(
                     "is not one picture of 8 bits a channel", where=where, found=found, fix="save it as PNG in RGB"
                 )
             return np.array(upright.exif_transpose(image).convert("RGB"))
-    # Pillow's readers raise what they come upon
-    except (image_of.DecompressionBombError, image_of.DecompressionBombWarning) as error:
-        raise DataError("is a picture that is too large", where=where, found=error, fix="make it smaller") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
-        reason = str(error).partition(" <_io")[0]
-        raise DataError(
-            "is no picture that can be read",
-            where=where,
-            found=reason,
-            expected="a whole PNG, JPEG or other file that Pillow reads",
-        ) from error
 
 
 def pillow(module: str) -> Any:
@@ -102,13 +105,12 @@ def read_clip(data: bytes, rate: int | None, where: object) -> np.ndarray:
     fix = (
         f"convert it, such as by `ffmpeg -i FILE -ac 1{'' if rate is None else f' -ar {rate}'} -c:a pcm_s16le NEW.wav`"
     )
-    try:
-        with wave.open(io.BytesIO(data)) as file:
-            facts, frames = file.getparams(), file.readframes(file.getnframes())
-    except (wave.Error, EOFError, OSError) as error:
-        raise DataError(
-            "is no WAV file that can be read", where=where, found=str(error) or "its end", expected="PCM", fix=fix
-        ) from error
+
+    def refusal(reason: str) -> DataError:
+        return DataError("is no WAV file that can be read", where=where, found=reason, expected="PCM", fix=fix)
+
+    with parsing(refusal), wave.open(io.BytesIO(data)) as file:
+        facts, frames = file.getparams(), file.readframes(file.getnframes())
     if facts.nchannels != 1 or (rate is not None and facts.framerate != rate):
         found = f"{facts.nchannels} channel{'s' if facts.nchannels > 1 else ''}, {facts.framerate:,} Hz"
         expected = "1 channel" + ("" if rate is None else f", {rate:,} Hz")

@@ -33,9 +33,10 @@ from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY
 from adapter_export.onnx_backend.graft.bank import is_fillable
 from adapter_export.onnx_backend.runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.slots import read_plan
+from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.batches import padded_axes
-from adapter_export.runtime.graphs import FAILURES, run_session
+from adapter_export.runtime.graphs import run_session
 from adapter_export.runtime.inputs import check_inputs
 
 _SHOWN = 5
@@ -216,16 +217,14 @@ def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
 def _check_twins(bundle: OpenedBundle, name: str) -> InvariantRecord:
     """The two files of an adapter, for ONNX Runtime and for everyone else, hold the same tensors, bit for bit."""
     path, others = bundle.folder / bundle.record(name).onnx_adapter, bundle.tensors(name)
-    try:
+
+    def refusal(reason: str) -> FormatError:
+        fix = "build the bundle again"
+        return FormatError("is not an adapter file of ONNX Runtime", where=path, found=reason, fix=fix)
+
+    with parsing(refusal):
         adapter = ort.AdapterFormat.read_adapter(str(path))  # the values point into it, so it must outlive them
         own = {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
-    except FAILURES as error:
-        raise FormatError(
-            "is not an adapter file of ONNX Runtime",
-            where=path,
-            found=str(error).partition("\n")[0],
-            fix="build the bundle again",
-        ) from error
     apart = sorted(slot for slot in own.keys() | others.keys() if not same_bits(own.get(slot), others.get(slot)))
     detail = f"two files that differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit for bit"
     complete = bool(own) or not bundle.manifest.slots  # a head that only pools fills no slot

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -20,12 +21,12 @@ from adapter_export.bundle.opened import OpenedBundle, task_facts
 from adapter_export.bundle.proof.claims import check_sites
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterExportError
+from adapter_export.errors import AdapterExportError, BaseModelError
 from adapter_export.format.check_report import Form, ObligationRecord, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.base.external import readable, settle_external_data
+from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data
 from adapter_export.onnx_backend.graft.bank import BankRows, insert_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, read_plan, slot_tensors
@@ -69,7 +70,7 @@ class Origin:
     @classmethod
     def of(cls, base: OnnxBase) -> Origin:
         """Return that of an ONNX file, as it is before anything is done to it."""
-        model = ir.load(base.path)
+        model = read_model(base.path, partial(BaseModelError, "is not an ONNX model", where=base.path))
         settle_external_data(model, base.path)
         return cls(_Mapped(constants(model)), sha256_of(base.path))
 

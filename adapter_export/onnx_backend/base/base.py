@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,9 @@ from adapter_export.format.axes import masks_of, with_caches
 from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import InputRecord, OutputRecord, Precision
 from adapter_export.format.records import record_from_json
-from adapter_export.onnx_backend.base.external import readable, settle_external_data, sha256_of_tensor
+from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data, sha256_of_tensor
 from adapter_export.onnx_backend.base.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx_backend.base.normalise import (
-    LIBRARY_ERRORS,
     check_operators,
     check_structure,
     complete_shapes,
@@ -35,7 +34,6 @@ from adapter_export.onnx_backend.base.operators import check_biases
 from adapter_export.onnx_backend.base.tried import axes, equal_axes, length_limits, rename_axes
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.files import open_regular
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of
@@ -226,14 +224,9 @@ def _interface(model: ir.Model) -> tuple[tuple[InputRecord, ...], tuple[OutputRe
 
 
 def _load(path: Path) -> ir.Model:
-    with open_regular(path) as file:
-        empty = not file.read(1)  # a valid empty message of protobuf
-    try:
-        model = None if empty else ir.load(path)
-    except LIBRARY_ERRORS as error:
-        raise _no_model(path, str(error).partition("\n")[0]) from error
-    if model is None or not len(model.graph) or not model.graph.outputs:
-        raise _no_model(path, "0 bytes" if model is None else "a graph without nodes or outputs")
+    model = read_model(path, partial(_no_model, path))
+    if not len(model.graph) or not model.graph.outputs:
+        raise _no_model(path, "a graph without nodes or outputs")
     if TOPOLOGY_KEY in model.metadata_props:  # it has the fingerprint of its base, and would be compared with itself
         raise BaseModelError(
             "is a graph of a bundle, with adapters in it",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from adapter_export.errors import BaseModelError
-from adapter_export.reading.files import sha256_of_part
+from adapter_export.errors import AdapterExportError, BaseModelError
+from adapter_export.reading.files import read_bytes, sha256_of_part
+from adapter_export.reading.parsers import parsing
 
 WEIGHTS_FILE = "base.bin"
 
@@ -26,6 +27,25 @@ EMBEDDED_BYTES = 1024
 
 _LEAST_USED = 0.9
 """The share of a file that a graph must use for the file to be linked as a whole."""
+
+
+_PROTO_BYTES = 2**31 - 1
+"""The largest message of protobuf."""
+
+
+def read_model(path: Path, refusal: Callable[[str], AdapterExportError]) -> ir.Model:
+    """Read an ONNX file; external data are not read. What its parsers raise becomes `refusal(reason)`.
+
+    Raises:
+        FileError: it is no regular file, cannot be read, or is larger than any message of protobuf.
+    """
+    data = read_bytes(path, _PROTO_BYTES)
+    if not data:  # a valid message
+        raise refusal("0 bytes")
+    with parsing(refusal):
+        model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(data))
+        ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
 
 
 def settle_external_data(model: ir.Model, path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
@@ -11,8 +10,9 @@ from dataclasses import replace
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from adapter_export.errors import BaseModelError
+from adapter_export.errors import BaseModelError, FormatError
 from adapter_export.onnx_backend.base import operators
+from adapter_export.reading.documents import parse_json
 from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind, Step, constant_starts
 
@@ -333,8 +333,8 @@ def _other_calls(model: ir.Model, activations: Set[str]) -> Mapping[str, int]:
     )
     text = model.metadata_props.get(OTHER_CALLS_KEY, "{}")
     try:
-        noted = json.loads(text)
-    except (ValueError, RecursionError):
+        noted = parse_json(text.encode(), OTHER_CALLS_KEY)
+    except FormatError:
         noted = None
     if not isinstance(noted, dict) or any(type(count) is not int for count in noted.values()):
         raise BaseModelError(

@@ -15,6 +15,7 @@ from adapter_export.format.model_config import Generation
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.base.external import external_files
 from adapter_export.reading.documents import read_json
+from adapter_export.reading.files import read_text
 from adapter_export.sites.site_map import GivenSites
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "genai_config.json", "tokenizer_config.json"
@@ -30,14 +31,11 @@ class GenaiFolder:
 
     @property
     def tokenizer(self) -> str | None:
-        """The text of its `tokenizer.json`, if it has one; `BaseModelError` where that is no text."""
+        """The text of its `tokenizer.json`, if it has one; `FormatError` where that is no text."""
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             return None
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise BaseModelError("is no text", where=path, found=error, fix="build the folder again") from error
+        return read_text(path)
 
     @property
     def max_tokens(self) -> int | None:
@@ -57,10 +55,10 @@ class GenaiFolder:
         return files
 
 
-def open_genai(folder: Path, *, given: GivenSites | None = None) -> GenaiFolder:
-    """Open a folder of onnxruntime-genai's model builder, of any precision whose sites are float32.
+def decoder_of(folder: Path) -> tuple[Mapping[str, Any], Path]:
+    """Return the configuration of a folder of onnxruntime-genai, and its decoder's graph.
 
-    `FileError`: a file cannot be read. `BaseModelError`: it names no decoder. Others as `open_onnx` for the decoder.
+    `FileError`: a file cannot be read. `BaseModelError`: it names no decoder.
     """
     path = folder / CONFIG_FILE
     config = read_json(path)
@@ -74,7 +72,16 @@ def open_genai(folder: Path, *, given: GivenSites | None = None) -> GenaiFolder:
             fix="build the folder again with `python -m onnxruntime_genai.models.builder`",
         )
     assert isinstance(config, dict)  # it has a name of a graph in it
-    return GenaiFolder(folder, config, open_onnx(folder / name, given=given))
+    return config, folder / name
+
+
+def open_genai(folder: Path, *, given: GivenSites | None = None) -> GenaiFolder:
+    """Open a folder of onnxruntime-genai's model builder, of any precision whose sites are float32.
+
+    Raises as `decoder_of`, and as `open_onnx` for the decoder.
+    """
+    config, graph = decoder_of(folder)
+    return GenaiFolder(folder, config, open_onnx(graph, given=given))
 
 
 def generating_files(

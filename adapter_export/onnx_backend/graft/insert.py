@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.errors import AdapterExportError, BaseModelError, argument
+from adapter_export.errors import AdapterExportError, BaseModelError, FormatError, argument
 from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, bind_base_norm, needs_base_norm
@@ -30,6 +32,8 @@ from adapter_export.onnx_backend.slots import (
     plan_slots,
     slot_tensors,
 )
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.parsers import parsing
 from adapter_export.sites.edits import Edit
 from adapter_export.sites.site import Norm
 from adapter_export.version import __version__
@@ -336,8 +340,14 @@ def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
     stands in the place of one of them, by `result_of`; and the base's tensors that its adapters borrow. Of the `head`,
     if there is one, it is `hidden`.
     """
-    values: dict[str, dict[str, str]] = json.loads(model.metadata_props.get(SITES_KEY, "{}"))
-    return values
+    with parsing(partial(_no_note, SITES_KEY)):
+        said: Any = parse_json(model.metadata_props.get(SITES_KEY, "{}").encode(), SITES_KEY)
+        return {site: {str(key): str(name) for key, name in values.items()} for site, values in said.items()}
+
+
+def _no_note(key: str, reason: str) -> FormatError:
+    fix = "build the bundle again"
+    return FormatError("has a note that cannot be read", where=f"`metadata_props`, `{key}`", found=reason, fix=fix)
 
 
 def result_of(replaced: str) -> str:
@@ -347,8 +357,9 @@ def result_of(replaced: str) -> str:
 
 def site_norms(model: ir.Model) -> dict[str, Norm]:
     """The norms of the base that adapters apply in a graph that `insert_slots` made, by site."""
-    norms = json.loads(model.metadata_props.get(NORMS_KEY, "{}"))
-    return {site: Norm(**norm) for site, norm in norms.items()}
+    with parsing(partial(_no_note, NORMS_KEY)):
+        norms: Any = parse_json(model.metadata_props.get(NORMS_KEY, "{}").encode(), NORMS_KEY)
+        return {site: Norm(**norm) for site, norm in norms.items()}
 
 
 def exposed(owner: str, value: str) -> str:

@@ -326,7 +326,7 @@ def write_rewritten(model: ir.Model, base: OnnxBase, folder: Path, done: str) ->
     model.metadata_props.update({**base.model.metadata_props, FINGERPRINT_KEY: base.fingerprint})
     path = folder / "base.onnx"
     ir.save(model, path, external_data="base.bin", size_threshold_bytes=external.EMBEDDED_BYTES)
-    written = ir.load(path)
+    written = external.read_model(path, partial(BaseModelError, "is not an ONNX model", where=path))
     if correct_shapes(written, folder, base.inputs):
         ir.save(written, path)
     made = _opened(path, base, done)

@@ -16,13 +16,15 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError, argument
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.files import unreadable
-from adapter_export.torch_backend.base.pickles import ZIP_ERRORS, another_zip, foreign_globals, not_an_archive
+from adapter_export.reading.files import open_regular
+from adapter_export.reading.parsers import parsing
+from adapter_export.torch_backend.base.pickles import another_zip, foreign_globals, not_an_archive
 from adapter_export.torch_backend.base.program_file import TRUST, check_program, cleaned
 
 PROGRAM = "models/model.json"
@@ -196,22 +198,17 @@ _VERSIONS: Mapping[str, re.Pattern[bytes]] = {
 
 def readable(path: Path) -> None:
     """Check that there is a file; raises FileError if there is none, or it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with open_regular(path):
+        pass
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    readable(path)
-    try:
-        archive = zipfile.ZipFile(path)
-    except ZIP_ERRORS as error:
-        raise not_an_archive(path) from error
-    with archive:
-        yield archive
+    with open_regular(path) as file:
+        with parsing(lambda _: not_an_archive(path)):
+            archive = zipfile.ZipFile(file)
+        with archive:
+            yield archive
 
 
 def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -257,10 +254,8 @@ def _damaged(path: Path, found: str, expected: str = "an archive as `torch.expor
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
-    try:
+    with parsing(partial(_damaged, path)):
         return archive.read(info)
-    except ZIP_ERRORS as error:
-        raise _damaged(path, str(error)) from error
 
 
 def _check_sample_inputs(data: bytes, path: Path) -> None:
@@ -306,10 +301,8 @@ def write_clean(archive: Archive, target: Path) -> None:
         for name, data in archive.texts.items():
             copy.writestr(f"{_ROOT}/{name}", data)
         for name, entry in archive.tensors.items():
-            try:
+            with parsing(partial(_damaged, archive.path)):
                 reader = source.open(entry)
-            except ZIP_ERRORS as error:
-                raise _damaged(archive.path, str(error)) from error
             with reader, copy.open(f"{_ROOT}/{name}", "w", force_zip64=True) as written:
                 try:
                     shutil.copyfileobj(reader, written, 4 * _MEGABYTE)

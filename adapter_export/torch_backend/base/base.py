@@ -41,6 +41,8 @@ from adapter_export.format.model_config import Generation
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import Adapter
 from adapter_export.reading.documents import parse_json
+from adapter_export.reading.files import open_regular
+from adapter_export.reading.parsers import parsing
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
 from adapter_export.torch_backend.base.capture import (
     AxisNames,
@@ -548,18 +550,20 @@ def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
 
 def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
     with quiet() as lines:
-        try:
-            return torch.export.load(file, extra_files=extra)
-        except LIBRARY_ERRORS as error:
+
+        def refusal(reason: str) -> BaseModelError:
             # torch logs the reason, and raises that there was one
             logged = (line.exc_info[1] for line in lines if line.exc_info and line.exc_info[1] is not None)
-            raise BaseModelError(
+            return BaseModelError(
                 "torch cannot load the program",
                 where=path,
-                found=first_line(next(logged, error)),
+                found=next(map(first_line, logged), reason),
                 expected=f"a program that torch {torch.__version__.partition('+')[0]} can read",
                 fix="save it again with `save_base`, with the torch that loads it",
-            ) from error
+            )
+
+        with parsing(refusal):
+            return torch.export.load(file, extra_files=extra)
 
 
 def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None, guards: Sequence[str]) -> TorchBase:
@@ -634,9 +638,13 @@ def capture_pickled(
 
 
 def _unpickled(path: Path) -> nn.Module:
-    with quiet():
+
+    def refusal(reason: str) -> BaseModelError:
+        return BaseModelError("torch cannot read the pickle", where=path, found=reason, fix="save the model again")
+
+    with quiet(), parsing(refusal), open_regular(path) as file:
         try:
-            module = torch.load(path, map_location="cpu", weights_only=False)
+            module = torch.load(file, map_location="cpu", weights_only=False)
         except (ImportError, AttributeError) as error:
             raise BaseModelError(
                 "needs the code of its classes, and Python does not find it",
@@ -644,10 +652,6 @@ def _unpickled(path: Path) -> nn.Module:
                 found=first_line(error),
                 expected="the modules that it was saved from, where Python looks for modules",
                 fix="name their folder in `PYTHONPATH`; a class of a script, `__main__`, must move into a module",
-            ) from error
-        except LIBRARY_ERRORS as error:
-            raise BaseModelError(
-                "torch cannot read the pickle", where=path, found=first_line(error), fix="save the model again"
             ) from error
     if not isinstance(module, nn.Module):
         raise BaseModelError(

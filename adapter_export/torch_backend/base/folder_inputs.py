@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 import transformers
 from torch import Tensor
 
-from adapter_export.errors import InputError
+from adapter_export.errors import BaseModelError, InputError
 from adapter_export.reading.documents import read_json
+from adapter_export.reading.parsers import parsing
 from adapter_export.text import Pair, Tokenizer
 from adapter_export.torch_backend.base.inputs import SAMPLES, Prepared
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _SIZES = ((70, 90), (110, 60))
@@ -68,9 +69,10 @@ def _made(
     Empty where transformers has no such processor for the folder, or it wants something else.
     """
     try:
-        own = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        first, second = (call(own, number) for number in range(2))
-    except LIBRARY_ERRORS:
+        with parsing(partial(BaseModelError, where=folder)):
+            own = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            first, second = (call(own, number) for number in range(2))
+    except BaseModelError:
         return {}
     names: dict[tuple[int, int], str] = {}
     found: dict[str, tuple[Tensor, Mapping[int, str]]] = {}

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_log
@@ -29,6 +28,8 @@ from adapter_export.format.media import CapturedMedia
 from adapter_export.format.model_config import CLASS_TYPES, Generation, class_type, head_task
 from adapter_export.graph.tasks import MEDIA_TYPES, Task
 from adapter_export.reading.documents import read_json
+from adapter_export.reading.files import read_text
+from adapter_export.reading.parsers import parsing
 from adapter_export.text import tokenizer_digest
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.capture import AxisNames, Inputs, live, most_tokens
@@ -121,9 +122,6 @@ def _layers(cache: object) -> list[tuple[Tensor, Tensor]]:
     return kept
 
 
-_FOLDER_ERRORS: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, SafetensorError)
-
-
 def capture_folder(
     folder: Path,
     path: Path,
@@ -190,7 +188,7 @@ def capture_folder(
         path,
         axes=found[1],
         lengths=lengths,
-        tokenizer=tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
+        tokenizer=read_text(tokenizer) if tokenizer.is_file() else None,
         max_tokens=most_tokens(model),
         texts=texts,
         media=(media, media_notes),
@@ -204,10 +202,7 @@ def _generation(model: Any, folder: Path) -> Generation:
     """How a causal language model generates, by `generation_config.json`, else by `config.json`."""
     said, file = model.generation_config, folder / CONFIG
     ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
-    try:
-        config = file.read_text(encoding="utf-8") if file.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"cannot be read ({error})", where=file, expected="JSON in UTF-8") from error
+    config = read_text(file) if file.is_file() else None
     return Generation(
         tuple(number for number in ends if number is not None), said.bos_token_id, said.pad_token_id, config
     )
@@ -260,7 +255,7 @@ def _own_head(
     tokenizer = folder / "tokenizer.json"
     try:
         whole = _with_class(folder, name) if sentences is None else _with_modules(folder, sentences)
-        digest = tokenizer_digest(tokenizer.read_text(encoding="utf-8")) if tokenizer.is_file() else None
+        digest = tokenizer_digest(read_text(tokenizer)) if tokenizer.is_file() else None
     except InputError as error:
         return OwnHead(name, reason=error.message.rstrip("."))
 
@@ -442,7 +437,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
 def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str], list[str]]:
     """The model, the names of weights that it lacks and nobody can know, and of those that it has no use for."""
     with quiet(), _quiet_transformers():
-        try:
+        with parsing(partial(_not_opened, folder)):
             model, info = auto.from_pretrained(
                 str(folder),
                 local_files_only=True,
@@ -452,14 +447,6 @@ def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str
                 dtype=torch.float32,
                 **options,
             )
-        except _FOLDER_ERRORS as error:
-            raise BaseModelError(
-                "transformers cannot open the folder",
-                where=folder,
-                found=first_line(error),
-                expected="a model of an architecture that the installed transformers knows, whole",
-                fix="copy the folder again as a whole, or upgrade transformers",
-            ) from error
         missing = sorted(info["missing_keys"])
         if missing:
             # weights that are computed and never trained, such as positions as sines, need not be in a folder
@@ -472,6 +459,16 @@ def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str
                 if name not in frozen or name not in weights or not torch.equal(weights[name], frozen[name])
             ]
     return model.eval(), missing, sorted(info["unexpected_keys"])
+
+
+def _not_opened(folder: Path, reason: str) -> BaseModelError:
+    return BaseModelError(
+        "transformers cannot open the folder",
+        where=folder,
+        found=reason,
+        expected="a model of an architecture that the installed transformers knows, whole",
+        fix="copy the folder again as a whole, or upgrade transformers",
+    )
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import wave
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from adapter_export.format.media import (
     processor_digest,
     steps_of,
 )
-from adapter_export.reading.documents import read_json
+from adapter_export.reading.documents import parse_json, read_json
+from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.media import WORDS, apply_steps, pillow, read_medium
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
@@ -91,11 +91,12 @@ class OwnProcessor:
 def _opened(folder: Path, medium: Medium) -> Any:
     options = {"backend": "pil"} if medium == "image" else {}
     auto: Any = transformers.AutoImageProcessor if medium == "image" else transformers.AutoFeatureExtractor
-    with quiet():
-        try:
-            return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
-        except LIBRARY_ERRORS as error:
-            raise BaseModelError("transformers cannot use the processor", found=first_line(error)) from error
+
+    def refusal(reason: str) -> BaseModelError:
+        return BaseModelError("transformers cannot use the processor", found=reason)
+
+    with quiet(), parsing(refusal):
+        return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
 
 
 def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
@@ -121,7 +122,8 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
     steps: tuple[Step, ...] | None = None
     golden, unknown = None, None
     try:
-        steps = steps_of(json.loads(text), medium)
+        every: Any = parse_json(text.encode(), PROCESSOR_FILE)  # with the values that the file leaves out
+        steps = steps_of(every, medium)
         samples = tuple(_samples(processor, name, steps))
     except MissingExtraError as error:
         steps, unknown = None, f"could not be compared with transformers ({error.what})"

@@ -8,12 +8,13 @@ from typing import Any
 
 import transformers
 
-from adapter_export.errors import InputError, Note
+from adapter_export.errors import BaseModelError, InputError, Note
 from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
 from adapter_export.numerics.sample_texts import different, sample_texts
 from adapter_export.reading.documents import read_json
-from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line
+from adapter_export.reading.files import read_text
+from adapter_export.reading.parsers import parsing
+from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer, try_tokenizer
 
 CONFIG = "tokenizer_config.json"
 
@@ -33,16 +34,19 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
     if not file.is_file() or not _names_a_class(folder / CONFIG):
         return None, ()
     try:
-        ours = Tokenizer.from_json(file.read_text(encoding="utf-8"), max_tokens or _LIMIT)
-    except (InputError, OSError, UnicodeDecodeError):  # whoever needs it says so
+        text = read_text(file)
+        try_tokenizer(text)
+        ours = Tokenizer.from_json(text, max_tokens or _LIMIT)
+    except InputError:  # whoever needs it says so
         return None, ()
     try:
-        own: Any = transformers.AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, truncation_side=ours.side
-        )
-        texts = tuple(_texts(own, ours.max_tokens))
-    except LIBRARY_ERRORS as error:
-        note = f"transformers cannot use the tokenizer ({first_line(error)}): ids are those of `{TOKENIZER_FILE}` alone"
+        with parsing(BaseModelError):
+            own: Any = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, truncation_side=ours.side
+            )
+            texts = tuple(_texts(own, ours.max_tokens))
+    except BaseModelError as error:
+        note = f"transformers cannot use the tokenizer ({error.what}): ids are those of `{TOKENIZER_FILE}` alone"
         return None, (Note(note),)
     made_by = f"transformers {transformers.__version__} {type(own).__name__}"
     found = GoldenTexts(GOLDEN_TEXTS_VERSION, str(ours.digest), made_by, (GoldenTextSet(None, None, 0.0, None, texts),))

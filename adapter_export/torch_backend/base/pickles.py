@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickletools
-import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from adapter_export.errors import BaseModelError, FormatError, command, within
-from adapter_export.reading.files import read_bytes
+from adapter_export.reading.files import open_regular, read_bytes
+from adapter_export.reading.parsers import parsing
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, KeyError)
@@ -115,7 +115,7 @@ _LIBRARIES = ("torch.", "builtins.", "__builtin__.", "collections.", "_codecs.",
 
 def not_an_archive(path: Path) -> BaseModelError:
     """The error for a file that is no readable zip."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(64)
     known = next(((found, fix) for mark, found, fix in _MARKS if start.startswith(mark)), None)
     if not start:
@@ -155,27 +155,22 @@ def another_zip(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> B
 
 def check_exported(path: Path) -> None:
     """Raise BaseModelError for a file without a program of `torch.export`: trust does not make a model of it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if not any(name.endswith(_PROGRAM) for name in names):
-                raise another_zip(path, archive, names)
-    except ZIP_ERRORS as error:
-        raise not_an_archive(path) from error
+    with parsing(lambda _: not_an_archive(path)), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        if not any(name.endswith(_PROGRAM) for name in names):
+            raise another_zip(path, archive, names)
 
 
 def check_pickled(path: Path) -> None:
     """Raise BaseModelError for a readable file that is no pickled module or object; nothing of it is run."""
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
+    with parsing(lambda _: not_an_archive(path)), open_regular(path) as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
             if file.read(2) in _PICKLES:
                 return
-        raise not_an_archive(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
+            raise not_an_archive(path)
+        with zipfile.ZipFile(file) as archive:
             found, fix = _describe_zip(archive, archive.namelist())
-    except ZIP_ERRORS as error:
-        raise not_an_archive(path) from error
     if fix != _PICKLE:
         raise BaseModelError("is no pickled module", where=path, found=found, fix=fix)
 
@@ -222,8 +217,6 @@ _DEEPEST = 8
 _MOST_SHARED = 16
 """How many times as large as the file its tensors may be; views that share numbers count each."""
 
-_ERRORS: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, *ZIP_ERRORS, struct.error, EOFError, MemoryError)
-
 
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     """Read a dictionary of tensors that `torch.save` wrote, such as a `state_dict`; bfloat16 becomes float32.
@@ -236,21 +229,10 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     """
     data = read_bytes(path)
     with within(path):
-        try:
-            with quiet():
-                for pickled in _pickles(data):
-                    _check_pickle(pickled)
-                found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except _ERRORS as error:
-            # without torch's advice to read the file in a way that runs code
-            lines = (line.strip() for line in str(error).splitlines())
-            reason = next((line for line in lines if line.startswith("WeightsUnpickler error")), first_line(error))
-            raise FormatError(
-                "is not a file of `torch.save`, or it is damaged",
-                found=f"{type(error).__name__}: {reason}",
-                expected="a dictionary of tensors",
-                fix="take the file from its source again",
-            ) from error
+        with quiet(), parsing(_damaged):
+            for pickled in _pickles(data):
+                _check_pickle(pickled)
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if not isinstance(found, dict):
             _refuse("holds no dictionary of tensors", type(found).__name__)
         others = [
@@ -264,6 +246,15 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         if size > _MOST_SHARED * len(data):
             _refuse("holds many tensors that share few numbers", f"{size} bytes in a file of {len(data)}")
         return {name: _array(name, tensor) for name, tensor in found.items()}
+
+
+def _damaged(reason: str) -> FormatError:
+    return FormatError(
+        "is not a file of `torch.save`, or it is damaged",
+        found=reason.partition(" (1) ")[0],  # without torch's advice to read the file in a way that runs code
+        expected="a dictionary of tensors",
+        fix="take the file from its source again",
+    )
 
 
 def _pickles(data: bytes) -> list[bytes]:

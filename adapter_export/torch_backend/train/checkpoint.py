@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import TrainingError, argument
+from adapter_export.errors import FormatError, TrainingError, argument
 from adapter_export.format.files import new_file
+from adapter_export.format.tensors import metadata_of, parse_tensors
+from adapter_export.reading.files import read_bytes
+from adapter_export.reading.parsers import parsing
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import TrainingData
 from adapter_export.torch_backend.train.objectives import Scores
@@ -103,10 +104,17 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
     if not path.exists():
         return None
     anew = f"give {argument('restart', True)} to start anew"
+
+    def damaged(reason: str) -> TrainingError:
+        return TrainingError("the checkpoint is damaged", where=path, found=reason, fix=f"delete it, or {anew}")
+
+    data = read_bytes(path)
     try:
-        with safe_open(path, framework="np") as file:
-            metadata: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        tensors = parse_tensors(data, path)
+    except FormatError as error:
+        raise damaged(error.message) from error
+    with parsing(damaged):
+        metadata = metadata_of(data, path)
         found, expected = json.loads(metadata["run"]), json.loads(json.dumps(identity))
         numbers = json.loads(metadata["state"])
         history = [
@@ -117,10 +125,6 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
             group, _, name = key.partition("/")
             groups[group][name] = tensor
         state = RunState(**{**numbers, **groups, "history": history})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TrainingError(
-            "the checkpoint is damaged", where=path, found=error, fix=f"delete it, or {anew}"
-        ) from error
     if found != expected:
         raise TrainingError(
             "an interrupted run with other data, settings or weights lies here",

@@ -18,7 +18,7 @@ from adapter_export.format.labelled import Columns, some, text_cell
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.tables import check_columns, read_rows, text_lines
 from adapter_export.graph.tasks import CAUSAL_LM, Learnt
-from adapter_export.reading.files import sha256_of
+from adapter_export.reading.files import read_stream, sha256_of
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Rows, _sha256, split_groups
@@ -216,10 +216,7 @@ def _read(path: Path, files: LanguageFiles) -> tuple[list[_Text], int, int]:
     found: list[_Text] = []
     incomplete: list[int] = []
     if path.suffix.lower() == ".txt":
-        try:
-            lines = text_lines(path.read_bytes(), path)
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror})", where=path, fix="check the path") from error
+        lines = text_lines(read_stream(path), path)
         found = [(line.strip("\r\n"), None) for line in lines if line.strip()]
     else:
         first, second = files.columns.text, files.columns.pair
