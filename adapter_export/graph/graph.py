@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
 
@@ -80,6 +81,10 @@ class AdapterGraph:
 
     def shapes(self) -> dict[str, Shape]:
         """The symbolic shape of every value, by the ops' shape rules."""
+        return dict(self._shapes)
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, Shape]:
         known = self._input_shapes()
         for index, node in enumerate(self.nodes):
             where = f"node {index} (`{node.op}`)"
@@ -128,8 +133,7 @@ class AdapterGraph:
 
     def dimensions(self, node: Node) -> dict[str, Dim]:
         """The dimensions of a node's op in the graph's terms: `in` is the last axis of what it reads first."""
-        shapes = self.shapes()
-        inputs = tuple(shapes[name] for name in node.inputs)
+        inputs = tuple(self._shapes[name] for name in node.inputs)
         return bind_dimensions(OPS[node.op], inputs, node.parameters, self.parameters, f"`{node.output}`")
 
     def known_dimensions(self, node: Node, widths: Mapping[str, int]) -> dict[str, int]:

@@ -8,6 +8,7 @@ crafted file. Here every tensor is compared with the bytes that are there, and c
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def write_adapter_file(path: Path, tensors: Weights, model_version: int) -> None
         raise WriteError(path, str(error).partition("\n")[0]) from error
     data = read_bytes(path)
     try:
-        written, version = parse_adapter(data, path), model_version_of(data)
+        written, version = parse_adapter(data, path), model_version_of(data, path)
     except FormatError as error:
         raise WriteError(path, error.what) from error
     same = written.keys() == tensors.keys() and all(np.array_equal(written[name], tensors[name]) for name in tensors)
@@ -65,12 +66,7 @@ def parse_adapter(data: bytes, where: object) -> Weights:
             expected="`TORT` at byte 4",
             fix="give a file that `build` or `onnxruntime.AdapterFormat` wrote",
         )
-
-    def refusal(reason: str) -> FormatError:
-        fix = "take the file from its source again"
-        return FormatError("is truncated or damaged", where=where, found=reason, fix=fix)
-
-    with parsing(refusal):
+    with parsing(partial(_damaged, where)):
         root = _root(data)
         version = root.GetSlot(_FORMAT, 0, number_types.Int32Flags)
         if version != _FORMAT_VERSION:
@@ -86,9 +82,19 @@ def parse_adapter(data: bytes, where: object) -> Weights:
         return tensors
 
 
-def model_version_of(data: bytes) -> int:
-    """Return the number of the graph that an adapter file was made for, of bytes that `parse_adapter` takes."""
-    return int(_root(data).GetSlot(_MODEL_VERSION, 0, number_types.Int32Flags))
+def model_version_of(data: bytes, where: object) -> int:
+    """Return the number of the graph that an adapter file was made for, of bytes that `parse_adapter` takes.
+
+    Raises:
+        FormatError: the file says that it is where no file is.
+    """
+    with parsing(partial(_damaged, where)):
+        return int(_root(data).GetSlot(_MODEL_VERSION, 0, number_types.Int32Flags))
+
+
+def _damaged(where: object, reason: str) -> FormatError:
+    fix = "take the file from its source again"
+    return FormatError("is truncated or damaged", where=where, found=reason, fix=fix)
 
 
 def _root(data: bytes) -> Table:

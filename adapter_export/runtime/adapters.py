@@ -233,7 +233,8 @@ class Adapters:
     def _checked(self, data: bytes, claim: Claim, where: object) -> Loaded:
         tensors = parse_adapter(data, where)
         head, task = _check_adapter(tensors, self._manifest, claim, where)
-        if (version := model_version_of(data)) != self._manifest.model_version:  # of the right shapes, it would run
+        version = model_version_of(data, where)
+        if version != self._manifest.model_version:  # of the right shapes, it would run
             raise AdapterError(
                 "was made for another bundle: its base, the topology of its slots or its site map is another",
                 where=where,

@@ -42,8 +42,8 @@ def test_what_onnxruntime_writes_is_read(whole: bytes) -> None:
 
 
 def test_the_number_of_the_graph_is_read(whole: bytes, tmp_path: Path) -> None:
-    assert model_version_of(whole) == VERSION
-    assert model_version_of(_written(tmp_path / "a", TENSORS)) == 0
+    assert model_version_of(whole, "a") == VERSION
+    assert model_version_of(_written(tmp_path / "a", TENSORS), "a") == 0
 
 
 def test_no_tensors_are_none(tmp_path: Path) -> None:

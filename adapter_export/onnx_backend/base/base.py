@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,9 @@ _DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "Dynamic
 
 _INTEGER = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm"})
 """Products of activations that are rounded to 8 bits."""
+
+_MOST_ELEMENTS = 2**30
+"""The most elements of an input along its fixed axes."""
 
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 
@@ -276,6 +280,15 @@ def _input_record(value: ir.Value) -> InputRecord:
     limits = list(_embedding_rows(value))
     integer = value.dtype is not None and (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL)
     record = InputRecord(value.name or "", _dtype(value), axes(value), "values")
+    fixed = math.prod(axis for axis in record.axes if isinstance(axis, int))
+    if fixed > _MOST_ELEMENTS:
+        raise BaseModelError(
+            "takes an input that no memory holds",
+            where=f"`{record.name}`",
+            found=f"{list(record.axes)}",
+            expected=f"at most {_MOST_ELEMENTS:,} elements in a row",
+            fix="export the model again",
+        )
     if limits:
         return replace(record, role="ids", limit=min(limits))
     return replace(record, role="mask") if integer and len(record.axes) == 2 else record

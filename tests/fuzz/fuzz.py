@@ -1,0 +1,166 @@
+"""Feed changed files to every reader for a while: each is read, or refused by a named error, in bounded time.
+
+Run by `make fuzz`, which is not part of the suite: `python tests/fuzz/fuzz.py --seconds 3600`. Each reader has a
+process of its own. What it finds stays in the folder that it prints, to be read again: `--again FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from random import Random
+
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
+
+from readers import Reader, heavy_readers, light_readers
+
+from adapter_export.errors import AdapterExportError
+from adapter_export.onnx_backend import session
+
+MOST_SECONDS, MOST_BYTES = 2.0, 500 * 10**6
+"""Of one execution: time of the processor, and memory beyond what the process has."""
+
+_HANGS = 60
+"""The seconds after which a process is taken to hang: a loaded machine gives it little of a processor."""
+
+
+def prepared(folder: Path) -> dict[str, Reader]:
+    """All readers; the time for one run of a graph is cut to what an execution may take."""
+    session._MOST_SECONDS = MOST_SECONDS / 2
+    for name in ("light", "heavy"):
+        (folder / name).mkdir(parents=True)
+    return light_readers(folder / "light") | heavy_readers(folder / "heavy")
+
+
+def outcome(reader: Reader, folder: Path) -> str | None:
+    """Read a folder; what is wrong with how that ended, if anything is."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    wrong = None
+    try:
+        reader.read(folder)
+    except AdapterExportError as error:
+        text = str(error)
+        if len(text) > 2500 or "\x1b" in text:
+            wrong = "a message that is too long, or raw"
+    except Exception as error:
+        places = traceback.extract_tb(error.__traceback__)
+        ours = next((place for place in reversed(places) if "adapter_export" in place.filename), places[-1])
+        wrong = f"{type(error).__name__} at {Path(ours.filename).name}:{ours.lineno}: {str(error)[:120]}"
+    seconds = time.process_time() - start
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    if wrong is None and seconds > MOST_SECONDS:
+        wrong = f"{seconds:.1f} seconds"
+    if wrong is None and grown > MOST_BYTES:
+        wrong = f"{grown / 1e6:.0f} MB"
+    return wrong
+
+
+def _work(name: str, reader: Reader, seed: int, seconds: float, kept: Path, pipe: Connection) -> None:
+    """Change and read until the time is over; tell the number of executions, and each finding once."""
+    log = (kept.parent / f"{kept.name}.{os.getpid()}.log").open("w")
+    os.dup2(log.fileno(), 2)  # panics of Rust code
+    faulthandler.enable(log)
+    data = resource.RLIMIT_DATA
+    resource.setrlimit(data, (8 * 10**9, resource.getrlimit(data)[1]))
+    scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    end, count, seen = time.monotonic() + seconds, 0, Counter[str]()
+    try:
+        while time.monotonic() < end:
+            shutil.rmtree(scratch, ignore_errors=True)
+            number = seed + count
+            reader.write(scratch, Random(f"{name} {number}"))
+            pipe.send(("begin", number))
+            wrong = outcome(reader, scratch)
+            count += 1
+            if wrong is not None:
+                key = wrong.partition(": ")[0] if " at " in wrong else wrong.split()[-1]
+                seen[key] += 1
+                if seen[key] == 1:
+                    shutil.copytree(scratch, kept / f"{number}", dirs_exist_ok=True)
+                    pipe.send(("wrong", f"{wrong} ({kept / str(number)})"))
+        pipe.send(("end", count))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        log.close()
+
+
+def _watched(name: str, reader: Reader, seed: int, seconds: float, kept: Path) -> Iterator[tuple[int, str | None]]:
+    """Yield numbers of executions with what was found; a process that hangs or crashes is begun again behind that."""
+    context = multiprocessing.get_context("fork")  # the readers hold functions that nobody can send
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        ours, theirs = context.Pipe(duplex=False)
+        worker = context.Process(target=_work, args=(name, reader, seed, left, kept, theirs))
+        worker.start()
+        theirs.close()
+        last, counted = seed - 1, 0
+        try:
+            while ours.poll(_HANGS):
+                kind, value = ours.recv()
+                if kind == "wrong":
+                    yield 0, value
+                elif kind == "begin":
+                    last, counted = value, value - seed
+                else:
+                    worker.join()
+                    yield value, None
+                    return
+            found = f"hangs at {last}"
+            os.kill(worker.pid or 0, signal.SIGKILL)
+        except EOFError:
+            worker.join()
+            found = f"ends with {worker.exitcode} at {last}"
+        worker.join()
+        folder = kept / str(last)
+        reader.write(folder, Random(f"{name} {last}"))
+        yield counted + 1, f"{found} ({folder})"
+        seed = last + 1
+
+
+def main() -> int:
+    """Run what the command line says; 1 if anything was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="for all readers together")
+    parser.add_argument("--only", action="append", help="a reader; may be given several times")
+    parser.add_argument("--seed", type=int, default=0, help="the number of the first execution")
+    parser.add_argument("--again", type=Path, help="a folder that was found, with `--only` its reader")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        readers = {name: one for name, one in prepared(Path(made)).items() if name in (given.only or [name])}
+        if given.again is not None:
+            (reader,) = readers.values()
+            reader.read(given.again)
+            return 0
+        kept = Path(tempfile.mkdtemp(prefix="fuzz-found-"))
+        figures = {}
+        for name, reader in readers.items():
+            count, found, place = 0, list[str](), kept / name.replace(" ", "-")
+            for more, wrong in _watched(name, reader, given.seed, given.seconds / len(readers), place):
+                count += more
+                found += [] if wrong is None else [wrong]
+            figures[name] = {"executions": count, "findings": found}
+            print(f"{name:16} {count:9,} executions, {len(found)} findings", *found, sep="\n  ", flush=True)
+    total = sum(one["executions"] for one in figures.values())
+    print(f"{total:,} executions of {len(readers)} readers; what was found is in {kept}")
+    if given.json is not None:
+        given.json.write_text(json.dumps(figures, indent=2))
+    return int(any(one["findings"] for one in figures.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
