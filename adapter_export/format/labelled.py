@@ -125,7 +125,8 @@ def labelled_rows(
 
     Raises:
         UsageError: the problem type reads other columns.
-        DataError: the file cannot be read, a line is broken, a column is missing, or rows are incomplete.
+        FileError: the file cannot be read.
+        DataError: a line is broken, a column is missing, or rows are incomplete.
     """
     columns.check(problem)
     if medium is not None and problem not in MEDIA_TYPES:
@@ -443,7 +444,8 @@ def read_texts(path: Path, columns: Columns) -> list[tuple[str, str | None]]:
     """Read the texts of a table, labelled or not, and the second ones; rows without a text are left out.
 
     Raises:
-        DataError: the file cannot be read, a line is broken, a column is missing, or no row has a text.
+        FileError: the file cannot be read.
+        DataError: a line is broken, a column is missing, or no row has a text.
     """
     wanted, found = [name for name in (columns.text, columns.pair) if name is not None], []
     for line, cells in read_rows(path):

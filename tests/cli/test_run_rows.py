@@ -153,7 +153,7 @@ def test_wrong_calls(cli: Any, mixed: Path, options: tuple[str, ...], words: str
         ("a.csv", b"text,who\n", "holds no texts"),
         ("a.csv", b"text,who\na,tone,more\n", "a wrong number of cells"),
         ("a.csv", b"text,who\n\xff,tone\n", "a.csv, line 2: is not UTF-8"),
-        ("none.csv", None, "cannot be read"),
+        ("none.csv", None, "is not there"),
     ],
 )
 def test_bad_tables_are_named_with_their_line(

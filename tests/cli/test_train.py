@@ -193,7 +193,7 @@ def refused(code: int, words: str, *arguments: object) -> None:
         (2, "'lucky' is not one of", ("--init", "lucky")),
         (3, "the loss is not finite", ("--learning-rate", "1e30", "--epochs", "5")),
         (3, "no tokenizer can be read", ("--tokenizer", "nowhere")),
-        (3, "cannot be read", ("--test-data", "nowhere.tsv")),
+        (3, "is not there", ("--test-data", "nowhere.tsv")),
         (3, "name", ("--name", "no/slash")),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapter_export.errors import DataError
+from adapter_export.errors import DataError, FileError
 from adapter_export.torch_backend.train.task import LabelledTexts, read_table
 
 ROWS = [("Good, they say", "pos"), ('He said "no"', "neg"), ("a\tb", "pos"), ("naïve — 日本", "neg")]
@@ -136,7 +136,7 @@ def test_only_incomplete_rows_are_nothing_to_learn_from(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(FileError, match="is not there"):
         read(tmp_path / "none.csv")
 
 
