@@ -32,6 +32,8 @@ FREE = {
     "onnx_backend/quantise/": "graphs that quantisers and optimisers made in this process",
     "onnx_backend/base/normalise.py::_is_there": "opens a graph of one node, which it makes",
     "onnx_backend/base/normalise.py::_converted": "a graph that ONNX's converter made, with handlers of its own",
+    "runtime/bundle.py::__init__": "locks a folder that it made",
+    "runtime/bundle.py::_remove_abandoned": "locks a folder that another process of ours made",
     "runtime/adapter_file.py::_parameter": "is called in a block of `parsing`",
     "torch_backend/base/pickles.py::foreign_globals": "a screen that answers with `ValueError`",
     "torch_backend/base/pickles.py::_pickles": "is called in a block of `parsing`",
