@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 import tempfile
 import traceback
@@ -117,6 +118,7 @@ class LazyGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run, and say errors as JSON too where `--json` is among the arguments."""
         arguments = list(sys.argv[1:] if args is None else args)
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: threads that spin starve others
         extra["obj"] = _Call(json="--json" in arguments, debug="--debug" in arguments)
         return super().main(arguments, *rest, **extra)
 

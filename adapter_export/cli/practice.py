@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,7 +84,6 @@ def sweep(
     What is finished is kept: the same command goes on where it was interrupted, and tries again what failed.
     docs/practice.md has all of it.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: threads that spin starve each other
     with ExitStack() as stack:
         bar: Bar | None = None
 

@@ -116,7 +116,6 @@ def train(
     goes on when the same command is given again, and ends with the same weights. With `--fuse`, the named adapters stay
     as they are, too, and a new head and how each token weighs them is learnt. docs/training.md has all of it.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: threads that spin starve each other
     notes: list[str] = []
 
     def noted(note: Note) -> None:
@@ -159,7 +158,6 @@ def distil(
     ONNX without slots (`model.onnx`), and the report (`distillation.json`). A run that was interrupted goes on when the
     same command is given again, and ends with the same weights.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in `train`
     notes: list[str] = []
 
     def noted(note: Note) -> None:

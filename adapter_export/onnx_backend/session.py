@@ -34,9 +34,8 @@ def open_session(
     tensors = [tensor for tensor in values if isinstance(tensor, ir.ExternalTensor)]
     quantised = any(tensor.dtype.itemsize <= 1 and tensor.dtype != ir.DataType.BOOL for tensor in tensors)
     large = sum(tensor.nbytes for tensor in tensors) > _PACKED_BYTES
-    settings = {} if pack else {"session.intra_op.allow_spinning": "0"}
-    if not quantised and (large or not pack):
-        settings["session.disable_prepacking"] = "1"
+    unpacked = not quantised and (large or not pack)
+    settings = {"session.disable_prepacking": "1"} if unpacked else {}
     level: graphs.Optimization = "all" if optimize else "none"
     try:
         data = ir.to_proto(model).SerializeToString()

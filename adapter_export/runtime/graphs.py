@@ -44,6 +44,10 @@ PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
 _SLOW: dict[str, tuple[str, ...]] = {"cpu": ("SkipLayerNormFusion",)}
 """Optimizers that slow a graph down: since onnxruntime 1.28 a sum and a norm take longer in one kernel than in two."""
 
+_SPINNING = "session.intra_op.allow_spinning"
+"""Threads of a session that wait for the next operation keep a processor busy, unless this is 0: where others need that
+processor, a call takes many times as long."""
+
 _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -86,7 +90,7 @@ def open_session(
     options.log_severity_level = 4  # fatal: errors are raised, and each overridable initializer would give a warning
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    for key, value in (settings or {}).items():
+    for key, value in {_SPINNING: "0", **(settings or {})}.items():
         options.add_session_config_entry(key, value)
     model = graph if isinstance(graph, bytes) else str(graph)
     left_out = [*leave_out, *_SLOW.get(provider, ())]
