@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from limits import RefusedError
+
 from adapter_export.errors import InputError
 from adapter_export.runtime import Request
 
@@ -19,11 +21,12 @@ class Collector:
     Args:
         run_many: computes; called in a thread, one call at a time.
         most: how many requests at most go into one call of it.
+        most_waiting: how many at most wait.
     """
 
-    def __init__(self, run_many: RunMany, most: int = 256) -> None:
+    def __init__(self, run_many: RunMany, most: int = 256, most_waiting: int = 4096) -> None:
         self._run_many = run_many
-        self._most = most
+        self._most, self._most_waiting = most, most_waiting
         self._waiting: asyncio.Queue[tuple[Request, asyncio.Future[Any]]] = asyncio.Queue()
         self._task = asyncio.create_task(self._work())
 
@@ -32,7 +35,10 @@ class Collector:
 
         Raises:
             InputError: one of them does not fit; it does not disturb those of others.
+            RefusedError: too many wait.
         """
+        if self._waiting.qsize() + len(requests) > self._most_waiting:
+            raise RefusedError(503, "too many requests are waiting; try again later")
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in requests]
         for pair in zip(requests, futures, strict=True):
@@ -47,7 +53,9 @@ class Collector:
             pairs = [await self._waiting.get()]
             while len(pairs) < self._most and not self._waiting.empty():
                 pairs.append(self._waiting.get_nowait())
-            await self._run(pairs)
+            pairs = [pair for pair in pairs if not pair[1].done()]  # those of others waited too long
+            if pairs:
+                await self._run(pairs)
 
     async def _run(self, pairs: Sequence[tuple[Request, asyncio.Future[Any]]]) -> None:
         computing = asyncio.to_thread(self._run_many, [request for request, _ in pairs])

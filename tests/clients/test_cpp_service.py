@@ -6,10 +6,12 @@ import http.client
 import json
 import re
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +254,10 @@ def test_an_overflow_is_no_answer(
     assert (answer.status_code, "NaN or infinite" in answer.json()["error"]) == (400, True), answer.text
 
 
-@pytest.mark.parametrize("body", ["{", '{"inputs": {}, "inputs": {}}', "\xff"])
+@pytest.mark.parametrize(
+    "body",
+    ["{", '{"inputs": {}, "inputs": {}}', "\xff", '{"inputs": NaN}', '{"inputs": 1e400}', '{"inputs": "\\ud800"}'],
+)
 def test_what_is_no_json_is_refused(service: httpx.Client, body: str) -> None:
     answer = service.post("/run", content=body.encode("latin-1"))
     assert answer.status_code == 400
@@ -265,6 +270,45 @@ def test_files_and_places_that_are_none(service: httpx.Client) -> None:
     assert service.delete("/adapters/bad").status_code == 400
     nowhere = service.get("/elsewhere")
     assert (nowhere.status_code, "/elsewhere" in nowhere.json()["error"]) == (404, True)
+
+
+def test_what_is_too_much_is_refused(service: httpx.Client, small_bundle: Path) -> None:
+    large = b" " * (2**22 + 1)
+    assert service.post("/run", content=large).status_code == 413
+    assert service.post("/run", content=(large[at::2] for at in range(2))).status_code == 413
+    data = (small_bundle / "adapters/tone.onnx_adapter").read_bytes()
+    with ThreadPoolExecutor(4) as pool:
+        put = pool.map(lambda number: service.put(f"/adapters/more{number}", content=data).status_code, range(66))
+        assert sorted(put) == [*[200] * 64, 409, 409]
+    for number in range(66):
+        service.delete(f"/adapters/more{number}")
+
+
+def test_clients_that_send_slowly_stop_nobody(service: httpx.Client) -> None:
+    """Sixteen of them, a letter at a time: eight were enough to stop all others."""
+    address = (service.base_url.host, service.base_url.port or 0)
+    slow = [socket.create_connection(address) for _ in range(16)]
+    ending = False
+
+    def dribble() -> None:
+        for one in slow:
+            one.sendall(b"POST /run HTTP/1.1\r\nhost: a\r\nx: ")
+        while not ending:
+            for one in slow:
+                with suppress(OSError):
+                    one.sendall(b"x")
+            time.sleep(0.5)
+
+    with ThreadPoolExecutor(1) as pool:
+        dribbling = pool.submit(dribble)
+        time.sleep(0.2)
+        try:
+            assert httpx.get(f"{service.base_url}/adapters", timeout=15, trust_env=False).status_code == 200
+        finally:
+            ending = True
+            dribbling.result()
+            for one in slow:
+                one.close()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

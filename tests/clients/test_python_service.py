@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +25,8 @@ NAMES = ("wide", "narrow", "first")
 
 @pytest.fixture(scope="module")
 def service(conformance_bundle: Path) -> Iterator[httpx.Client]:
-    command = [sys.executable, "service.py", str(conformance_bundle), "--port", "0"]
+    limits = ["--loaded", "3", "--sending", "3"]
+    command = [sys.executable, "service.py", str(conformance_bundle), "--port", "0", *limits]
     with subprocess.Popen(command, cwd=EXAMPLES / "python", stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -147,7 +151,67 @@ def test_files_that_are_no_adapters_are_refused(service: httpx.Client) -> None:
     answer = service.put("/adapters/bad", content=b"no adapter at all")
     assert answer.status_code == 400
     assert "not an ONNX Runtime adapter file" in answer.json()["error"]
-    assert service.post("/run", json={"unknown": 1}).status_code == 422
+    assert service.post("/run", json={"unknown": 1}).status_code == 400
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400", '"\\ud800"', "[[[[[[1]]]]]]", "1" * 5000])
+def test_what_json_has_not_is_refused(service: httpx.Client, number: str) -> None:
+    """NaN was a status of 500: the error itself could not be written as JSON."""
+    for body in (f'{{"inputs": {{"input_ids": [[{number}]]}}}}', f'{{"texts": [{number}]}}'):
+        answer = service.post("/run", content=body)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]
+    assert "twice" in service.post("/run", content='{"adapter": "wide", "adapter": "narrow"}').json()["error"]
+
+
+def test_what_is_too_much_is_refused(service: httpx.Client, conformance_bundle: Path) -> None:
+    assert service.post("/answer", content=b"[" * (2**22 + 1)).status_code == 413
+    chunks = (b"[" * 2**20 for _ in range(5))  # without its length in the head
+    assert service.post("/answer", content=chunks).status_code == 413
+    assert "100000" in service.post("/answer", json={"adapter": "wide", "texts": ["a" * 100_001]}).json()["error"]
+    assert "256" in service.post("/answer", json={"adapter": "wide", "texts": ["a"] * 257}).json()["error"]
+    data = (conformance_bundle / "adapters/narrow.onnx_adapter").read_bytes()
+    with ThreadPoolExecutor(5) as pool:
+        statuses = list(pool.map(lambda n: service.put(f"/adapters/more{n}", content=data).status_code, range(5)))
+    assert sorted(statuses) == [200, 200, 200, 409, 409]
+    for number, status in enumerate(statuses):
+        if status == 200:
+            service.delete(f"/adapters/more{number}")
+
+
+def test_clients_that_send_slowly_are_sent_away(service: httpx.Client) -> None:
+    """Half of a head, half of a second head, half of a body."""
+    halves = (b"POST /answer HTTP/1.1\r\nhost: a\r\n", b"GET /adapters HTTP/1.1\r\nhost: a\r\n\r\nGET /ad")
+    body = b"POST /answer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{"
+    address = (service.base_url.host, service.base_url.port or 0)
+    connections = [socket.create_connection(address, timeout=60) for _ in range(3)]
+    for connection, half in zip(connections, (*halves, body), strict=True):
+        connection.sendall(half)
+    found = [b"".join(iter(lambda one=one: one.recv(2**16), b"")) for one in connections]  # until they are closed
+    for connection in connections:
+        connection.close()
+    assert found[0] == b""
+    assert found[1].startswith(b"HTTP/1.1 200")
+    assert found[1].count(b"HTTP/1.1") == 1
+    assert found[2].startswith(b"HTTP/1.1 408")
+
+
+def test_a_long_text_stops_nobody_else(service: httpx.Client) -> None:
+    """While it is cut into tokens, others are answered."""
+    body = json.dumps({"adapter": "wide", "texts": ["far moon " * 11_000] * 3})
+
+    def ask() -> float:
+        began = time.perf_counter()
+        assert service.post("/answer", content=body).status_code == 200
+        return time.perf_counter() - began
+
+    with ThreadPoolExecutor(1) as pool:
+        asking, waits = pool.submit(ask), [0.0]
+        while not asking.done():
+            began = time.perf_counter()
+            assert service.get("/adapters").status_code == 200
+            waits.append(time.perf_counter() - began)
+    assert max(waits) < 0.5 * asking.result()
 
 
 def test_a_damaged_bundle_does_not_start(copied_bundle: Path) -> None:

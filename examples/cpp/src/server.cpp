@@ -12,9 +12,13 @@
 // what stands there for adapters of other tasks. A request that cannot be served gives {"error": …} and status 400.
 #include <httplib.h>
 
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <csignal>
 #include <iostream>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
@@ -29,8 +33,68 @@ using nlohmann::json;
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+using std::chrono::seconds;
+
 constexpr int kDefaultPort = 8080;
-constexpr std::size_t kLargestBody = std::size_t{1} << 28;  // bytes: an adapter
+
+// What one client may ask, so that it cannot stop the service for others. A connection takes a thread, also while its
+// client sends slowly, so there are many; few of them compute at a time.
+constexpr std::size_t kLargestAdapter = std::size_t{1} << 28;  // bytes
+constexpr std::size_t kLargestCall = std::size_t{1} << 22;     // bytes
+constexpr std::size_t kMostLoaded = 64;                        // adapters beside those of the bundle
+constexpr std::size_t kMostConnections = 256;
+constexpr seconds kPause{2};     // the longest between two pieces of a request, or before the next one
+constexpr seconds kSending{10};  // for a body
+constexpr seconds kWaiting{30};  // for a turn to compute
+
+// A request that is refused for what it costs, with the status that says so.
+struct TooMuch : std::runtime_error {
+  TooMuch(int status, const std::string& what) : std::runtime_error(what), status(status) {}
+  int status;
+};
+
+std::string body_of(const httplib::ContentReader& reader, std::size_t most) {
+  std::string body;
+  const auto end = Clock::now() + kSending;
+  bool is_too_large = false, is_late = false;
+  const bool is_whole = reader([&](const char* data, std::size_t size) {
+    is_too_large = body.size() + size > most;
+    is_late = Clock::now() > end;
+    if (is_too_large || is_late) return false;
+    body.append(data, size);
+    return true;
+  });
+  if (is_too_large) throw TooMuch(413, "the body is too large; expected at most " + std::to_string(most) + " bytes");
+  if (is_late || !is_whole) throw TooMuch(408, "the body did not come in time");
+  return body;
+}
+
+// As many calls compute at a time as there are processors; the others wait for their turn.
+class Turns {
+ public:
+  template <typename Work>
+  auto take(Work work) {
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (!changed_.wait_for(lock, kWaiting, [&] { return free_ > 0; })) throw TooMuch(503, "too many requests are waiting");
+      --free_;
+    }
+    const std::unique_ptr<Turns, void (*)(Turns*)> back(this, [](Turns* turns) {
+      {
+        const std::lock_guard<std::mutex> lock(turns->mutex_);
+        ++turns->free_;
+      }
+      turns->changed_.notify_one();
+    });
+    return work();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  unsigned free_ = std::max(1U, std::thread::hardware_concurrency());
+};
 
 Choice choice_of(const json& name) { return name.is_null() ? Choice{} : Choice{name.get<std::string>()}; }
 
@@ -85,7 +149,15 @@ class Service {
                                                   : alone(inputs, request.value("adapter", json(nullptr)), contexts)}};
   }
 
-  void load(const std::string& name, const std::string& bytes, const Claim& claim) { switchboard_.load(name, bytes, claim); }
+  void load(const std::string& name, const std::string& bytes, const Claim& claim) {
+    const std::lock_guard<std::mutex> lock(loading_);  // or several at once would each see room for one
+    const auto names = switchboard_.adapters();
+    const auto loaded = std::count_if(names.begin(), names.end(), [&](const auto& one) { return !switchboard_.is_built_in(one); });
+    if (static_cast<std::size_t>(loaded) >= kMostLoaded) {
+      throw TooMuch(409, std::to_string(kMostLoaded) + " adapters are loaded; unload one first");
+    }
+    switchboard_.load(name, bytes, claim);
+  }
   void unload(const std::string& name) { switchboard_.unload(name); }
 
  private:
@@ -119,6 +191,7 @@ class Service {
   }
 
   Manifest manifest_;
+  std::mutex loading_;
   Switchboard switchboard_;
   std::unique_ptr<Bank> bank_;
 };
@@ -137,6 +210,10 @@ void answer(httplib::Response& response, Work work) {
   } catch (const RequestFault& error) {
     response.status = 400;
     document = {{"error", error.what()}};
+  } catch (const TooMuch& error) {
+    response.status = error.status;
+    response.set_header("Connection", "close");  // what is left of the body is not read
+    document = {{"error", error.what()}};
   } catch (const json::exception& error) {
     response.status = 400;
     document = {{"error", std::string("the request is no JSON of the expected form: ") + error.what()}};
@@ -147,16 +224,18 @@ void answer(httplib::Response& response, Work work) {
   send(response, document);
 }
 
-void add_routes(httplib::Server& server, Service& service) {
+void add_routes(httplib::Server& server, Service& service, Turns& turns) {
+  using httplib::ContentReader;
   using httplib::Request;
   using httplib::Response;
   server.Get("/adapters", [&](const Request&, Response& response) {
     answer(response, [&] { return service.adapters(); });
   });
-  server.Put(R"(/adapters/([A-Za-z0-9][A-Za-z0-9._-]*))", [&](const Request& request, Response& response) {
+  server.Put(R"(/adapters/([A-Za-z0-9][A-Za-z0-9._-]*))", [&](const Request& request, Response& response, const ContentReader& reader) {
     answer(response, [&] {
+      const auto body = body_of(reader, kLargestAdapter);
       const Claim claim{request.get_param_value("task"), labels_of(request.get_param_value("labels"))};
-      service.load(request.matches[1], request.body, claim);
+      service.load(request.matches[1], body, claim);
       return service.adapters();
     });
   });
@@ -166,8 +245,11 @@ void add_routes(httplib::Server& server, Service& service) {
       return service.adapters();
     });
   });
-  server.Post("/run", [&](const Request& request, Response& response) {
-    answer(response, [&] { return service.run(parse_request(request.body)); });
+  server.Post("/run", [&](const Request&, Response& response, const ContentReader& reader) {
+    answer(response, [&] {
+      const auto body = body_of(reader, kLargestCall);
+      return turns.take([&] { return service.run(parse_request(body)); });
+    });
   });
   server.set_error_handler([](const Request& request, Response& response) {
     if (response.body.empty()) send(response, {{"error", "nothing is served at `" + request.path + "` in this way"}});
@@ -206,9 +288,13 @@ int main(int count, char** arguments) {
   try {
     const Bundle bundle(arguments[1]);
     Service service(bundle);
+    Turns turns;
     httplib::Server server;
-    server.set_payload_max_length(kLargestBody);
-    add_routes(server, service);
+    server.new_task_queue = [] { return new httplib::ThreadPool(kMostConnections, kMostConnections); };
+    server.set_read_timeout(kPause);
+    server.set_keep_alive_timeout(kPause.count());
+    server.set_payload_max_length(kLargestAdapter);
+    add_routes(server, service, turns);
     const int wanted = std::stoi(port_text);
     const int port = wanted == 0 ? server.bind_to_any_port("127.0.0.1") : wanted;
     if (wanted != 0 && !server.bind_to_port("127.0.0.1", port)) throw Fault({"the port is taken", port_text});

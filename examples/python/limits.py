@@ -1,0 +1,98 @@
+"""What one client may ask of the service, so that it cannot stop those of others."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from fastapi import Request as HttpRequest
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+LONGEST_TEXT = 100_000
+"""Characters. No base reads as many, and what is longer than it reads is cut."""
+
+MOST_ROWS = 256
+"""Of one request."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the service, which `service.py --help` explains.
+
+    Attributes:
+        call: the largest body of a call, in bytes.
+        adapter: the largest file of an adapter, in bytes.
+        loaded: the most adapters that are loaded beside those of the bundle.
+        waiting: the most rows that wait for the session.
+        connections: the most connections at a time.
+        sending: how many seconds a client may take to send a request: its head, and again its body.
+        answering: how many seconds a client waits for an answer.
+    """
+
+    call: int = 2**22
+    adapter: int = 2**28
+    loaded: int = 64
+    waiting: int = 4096
+    connections: int = 500
+    sending: float = 10.0
+    answering: float = 60.0
+
+
+class RefusedError(Exception):
+    """A request that is refused for what it costs, with the status that says so."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+async def body_of(request: HttpRequest, most: int, seconds: float) -> bytes:
+    """The body of a request.
+
+    Raises:
+        RefusedError: it is larger, or takes longer to come.
+    """
+    data = bytearray()
+    too_large = RefusedError(413, f"the body is too large; expected at most {most:,} bytes")
+    if int(request.headers.get("content-length", 0)) > most:
+        raise too_large
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                data += part
+                if len(data) > most:
+                    raise too_large
+    except TimeoutError:
+        raise RefusedError(408, f"the body did not come within {seconds:g} seconds") from None
+    return bytes(data)
+
+
+def impatient(seconds: float) -> type[H11Protocol]:
+    """The protocol of a server that closes a connection whose request has begun, and has no whole head in time."""
+
+    class Impatient(H11Protocol):
+        waiting: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.waiting = self.loop.call_later(seconds, transport.close)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is not h11.IDLE:
+                self.stop_waiting()
+            elif self.waiting is None:  # the next request on a connection that is kept alive
+                self.waiting = self.loop.call_later(seconds, self.transport.close)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.stop_waiting()
+            super().connection_lost(exc)
+
+        def stop_waiting(self) -> None:
+            if self.waiting is not None:
+                self.waiting.cancel()
+                self.waiting = None
+
+    return Impatient
