@@ -1,25 +1,29 @@
 """The corpus of faults, and of bundles that are right: `make faults`, or `python tests/bundle/faults.py --help`.
 
-On three bases, a decoder, an encoder and a vision model, every kind of fault of `check --self-test` is planted at other
-places seed by seed; then bundles with adapters of every kind, with weights of several sizes, have to pass.
+On a decoder, a vision model and MiniLM with adapters that were trained on real texts, every kind of fault of
+`check --self-test` is planted at other places seed by seed. Then bundles with an adapter of each kind, with weights of
+several sizes, have to pass. It runs in parts, such as `--base decoder --seeds 2 --right 0`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
 import torch
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / "support")]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "examples")]
 
-from random_kinds import random_of_kind  # noqa: E402 tests find their helpers by this path
+import demo_data  # noqa: E402 the data of the demo, found by this path
+from random_kinds import random_of_kind  # noqa: E402
 from small_media import make_vit_folder  # noqa: E402
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model  # noqa: E402
 
@@ -31,23 +35,71 @@ STDS = (0.02, 0.05, 0.1, 0.2, 0.5)
 SMALL = ("houlsby", "pfeiffer", "lora")
 """The adapters of the bundle in which faults are planted: two that share slots, and one at other sites."""
 
+TRAINED = {"trec": "houlsby", "sentiment": "pfeiffer"}
+"""Those of MiniLM, which are the demo's where it has run, with their kinds."""
 
-def bases(folder: Path, names: list[str]) -> Iterator[tuple[str, ae.Base]]:
-    """Capture small bases; their weights have a standard deviation of 0.2."""
-    torch.manual_seed(0)
-    ids = {name: torch.ones(2, 7, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-    for name in names:
-        path = folder / f"{name}.pt"
-        if name == "decoder":
-            sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96, "use_cache": False}
-            module = GPT2Model(GPT2Config(vocab_size=99, initializer_range=0.2, **sizes))
-            yield name, ae.capture(module, path, example_inputs=ids)
-        elif name == "encoder":
-            sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-            module = BertModel(BertConfig(vocab_size=99, initializer_range=0.2, **sizes))
-            yield name, ae.capture(module, path, example_inputs=ids)
+ROWS = 500
+"""The texts of a data set that a short training takes: 300 to learn from."""
+
+FOR_PLANTING, FOR_RIGHT = ("decoder", "vision", "minilm"), ("decoder", "encoder", "vision", "minilm")
+
+
+class Bases:
+    """The bases, captured when they are first asked for; the small ones have weights of standard deviation 0.2."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ids = {name: torch.ones(2, 7, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+        torch.manual_seed(0)
+
+    @cached_property
+    def decoder(self) -> ae.Base:
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96, "use_cache": False}
+        ends = {"bos_token_id": 0, "eos_token_id": 0}
+        module = GPT2Model(GPT2Config(vocab_size=99, initializer_range=0.2, **sizes, **ends))
+        return ae.capture(module, self.folder / "decoder.pt", example_inputs=self._ids)
+
+    @cached_property
+    def encoder(self) -> ae.Base:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        module = BertModel(BertConfig(vocab_size=99, initializer_range=0.2, **sizes))
+        return ae.capture(module, self.folder / "encoder.pt", example_inputs=self._ids)
+
+    @cached_property
+    def vision(self) -> ae.Base:
+        return ae.capture(make_vit_folder(self.folder / "vit"), self.folder / "vision.pt")
+
+    @cached_property
+    def minilm(self) -> ae.Base:
+        path = ROOT / "demo" / "model.pt"
+        return ae.open_base(path) if path.exists() else ae.capture(demo_data.base_folder(), self.folder / "minilm.pt")
+
+    def bundle(self, name: str) -> ae.Bundle:
+        """Build the bundle that faults are planted in."""
+        base = getattr(self, name)
+        adapters: list[Adapter] = []
+        if name == "minilm":
+            adapters += [self._trained(base, task) for task in TRAINED]
         else:
-            yield name, ae.capture(make_vit_folder(folder / "hf"), path)
+            adapters += [adapter_of(base, kind, 0.2, seed) for seed, kind in enumerate(SMALL)]
+        return ae.build(base, adapters, self.folder / f"{name}-bundle")
+
+    def _trained(self, base: ae.Base, task: str) -> Adapter:
+        there = ROOT / "demo" / task
+        if there.exists():
+            return ae.load_adapter(there)
+        rows = {"trec": demo_data.trec, "sentiment": demo_data.sentiment}[task]()
+        data = self.folder / task
+        demo_data.write_splits(rows[:ROWS], data)
+        return ae.train(
+            base,
+            data / "train.tsv",
+            self.folder / f"{task}-adapter",
+            validation_data=data / "validation.tsv",
+            kind=TRAINED[task],
+            name=task,
+            epochs=1,
+        )
 
 
 def adapter_of(base: ae.Base, kind: str, std: float, seed: int) -> Adapter:
@@ -66,42 +118,60 @@ def adapter_of(base: ae.Base, kind: str, std: float, seed: int) -> Adapter:
     return adapter
 
 
-def plant(name: str, base: ae.Base, folder: Path, seeds: int) -> Counter[str]:
-    """Plant every kind of fault at some places, and print those that were not located."""
-    adapters = [adapter_of(base, kind, 0.2, seed) for seed, kind in enumerate(SMALL)]
-    bundle, counts = ae.build(base, adapters, folder / f"{name}-bundle"), Counter[str]()
-    for seed in range(seeds):
-        for fault in ae.self_test(bundle, against=base, seed=1000 * seed).faults:
+def plant(bases: Bases, name: str, seeds: Sequence[int], kinds: Sequence[str]) -> Counter[str]:
+    """Plant kinds of fault, all if none are named, at other places for each seed; print those that were not located."""
+    bundle, counts = bases.bundle(name), Counter[str]()
+    for seed in seeds:
+        told = partial(print, f"{name}, seed {seed}", flush=True) if sys.stderr.isatty() else None
+        for fault in ae.self_test(
+            bundle, against=getattr(bases, name), kinds=kinds, seed=1000 * seed, on_step=told
+        ).faults:
             counts[fault.status] += 1
             if fault.status in ("missed", "found", "without effect"):
                 print(f"{name}, seed {seed}: {fault.status}: {fault.name} {fault.places}: {fault.detail}", flush=True)
     return counts
 
 
+def right(names: Sequence[str]) -> list[tuple[float, str, str]]:
+    """Standard deviations, kinds and bases of bundles that are right: every three of them, but few of MiniLM."""
+    small = list(product(STDS, KINDS, [name for name in names if name != "minilm"]))
+    return small + [(std, kind, "minilm") for std, kind in zip(STDS, KINDS, strict=False) if "minilm" in names]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bases", default="decoder,encoder,vision")
+    parser.add_argument("--base", action="append", choices=FOR_RIGHT, help="one base alone; may be repeated")
     parser.add_argument("--seeds", type=int, default=1, help="how often each kind is planted in each base")
+    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first seed")
+    parser.add_argument("--kind", action="append", default=[], help="one kind of fault alone; may be repeated")
     parser.add_argument("--right", type=int, default=200, help="how many right bundles are checked")
     options = parser.parse_args()
     counts, refused = Counter[str](), list[str]()
     with tempfile.TemporaryDirectory() as root:
-        folder = Path(root)
-        there = list(bases(folder, options.bases.split(",")))
-        for name, base in there if options.seeds else ():
-            of_base = plant(name, base, folder, options.seeds)
-            print(f"{name}: {dict(of_base)}", flush=True)
+        bases = Bases(Path(root))
+        for name in options.base or FOR_PLANTING if options.seeds else ():
+            of_base = plant(bases, name, range(options.first, options.first + options.seeds), options.kind)
+            print(f"{name}: {summary(of_base)}", flush=True)
             counts += of_base
-        right = list(product(STDS, KINDS, there, range(2)))[: options.right]
-        for at, (std, kind, (name, base), seed) in enumerate(right):
-            bundle = ae.build(base, [adapter_of(base, kind, std, seed)], folder / f"right{at}", flavours=["slots"])
+        those = right(options.base or FOR_RIGHT)[: options.right]
+        for at, (std, kind, name) in enumerate(those):
+            base = getattr(bases, name)
+            bundle = ae.build(base, [adapter_of(base, kind, std, at)], Path(root) / f"right{at}", flavours=["slots"])
             report = ae.check(bundle, against=base, quick=at % 10 > 0)  # every tenth with all shapes and words
             if not report.passed:
-                refused.append(f"{name}, {kind}, std {std}, seed {seed}")
-                print(f"refused: {refused[-1]}", flush=True)
+                refused.append(f"{name}, {kind}, std {std}, seed {at}")
+                print(f"refused: {refused[-1]}\n{report}", flush=True)
+            shutil.rmtree(bundle.folder)
+            if at % 10 == 9:
+                print(f"{at + 1} of {len(those)} right bundles, {len(refused)} refused", flush=True)
+    print(f"{summary(counts)}; right bundles refused: {len(refused)} of {len(those)}")
+    sys.exit(bool(counts["missed"] or counts["found"] or refused))
+
+
+def summary(counts: Counter[str]) -> str:
+    found = counts["located"] + counts["found"]
     planted = counts.total() - counts["not applicable"]
-    print(f"planted {planted}: {dict(counts)}; right bundles refused: {len(refused)} of {len(right)}")
-    sys.exit(bool(counts["missed"] or refused))
+    return f"planted {planted}, found {found}, located {counts['located']}, without effect {counts['without effect']}"
 
 
 if __name__ == "__main__":

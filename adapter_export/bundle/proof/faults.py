@@ -15,13 +15,17 @@ from typing import Literal, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.golden import write_golden
+from adapter_export.bundle.opened import Graph, OpenedBundle
 from adapter_export.dtypes import Weights
+from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.onnx_backend.graft.insert import result_of, site_values
+from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY
+from adapter_export.onnx_backend.slots import read_plan, slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
 
 Area = Literal["base weights", "base nodes", "shapes", "sites", "adapters", "bank", "inputs graph", "manifest", "texts"]
@@ -279,6 +283,8 @@ _WEIGHTS: tuple[Fault, ...] = tuple(
         "a vector shifted by a place": _weight(lambda a, _: np.roll(a, 1), rank=1),
         "a vector of zeros": _weight(lambda a, _: a * 0, rank=1),
         "a vector off by a thousandth": _weight(lambda a, _: a + np.float32(1e-3), rank=1),
+        "one weight is infinite": _weight(lambda a, rng: _at(a, rng, lambda _: np.float32(np.inf))),
+        "the rows of a matrix shifted by one": _weight(lambda a, _: np.roll(a, 1, 0), rank=2),
         "two tensors exchanged": _two_constants,
         "weight and bias of a norm exchanged": _of_norm(lambda weight, bias: (bias, weight)),
         "the weight of a norm scaled by 1.01": _of_norm(lambda weight, bias: (weight * 1.01, bias)),
@@ -307,13 +313,25 @@ def _base_nodes(model: ir.Model, *types: str) -> list[ir.Node]:
     ]
 
 
+def _before(node: ir.Node) -> set[ir.Node]:
+    """The nodes that another one follows from."""
+    found, todo = set[ir.Node](), [node]
+    while todo:
+        for value in todo.pop().inputs:
+            producer = None if value is None else value.producer()
+            if producer is not None and producer not in found:
+                found.add(producer)
+                todo.append(producer)
+    return found
+
+
 def _instead(old: ir.Value, new: ir.Node, model: ir.Model) -> None:
     """Let a new node, which may read a value, stand in the place of that value for all others."""
     result = new.outputs[0]
     result.type, result.shape = old.type, old.shape
     producer = old.producer()
     for node, index in list(old.uses()):
-        if node is not new:
+        if node is not new and node not in _before(new):
             node.replace_input_with(index, result)
     graph = model.graph
     for at, value in enumerate(graph.outputs):
@@ -324,7 +342,8 @@ def _instead(old: ir.Value, new: ir.Node, model: ir.Model) -> None:
     if producer is not None:
         graph.insert_after(producer, new)
     else:
-        graph.insert_before(graph[0], new)
+        own = [other for other in graph if other in _before(new)]
+        graph.insert_after(own[-1], new) if own else graph.insert_before(graph[0], new)
 
 
 def _number(model: ir.Model, array: np.ndarray, name: str) -> ir.Value:
@@ -427,6 +446,15 @@ def _skipped(_: ir.Model, node: ir.Node) -> bool:
     return True
 
 
+def _twice(model: ir.Model, node: ir.Node) -> bool:
+    """Add a residual twice."""
+    own = _operands(node)
+    if len(own) != 2 or own[0].shape is None or own[0].shape != own[1].shape or len(own[0].shape) < 2:
+        return False
+    _instead(node.outputs[0], ir.Node("", "Add", [node.outputs[0], own[0]]), model)
+    return True
+
+
 def _to_sub(_: ir.Model, node: ir.Node) -> bool:
     if len(_operands(node)) != 2:
         return False
@@ -483,12 +511,24 @@ def _mask(change: Callable[[ir.Model, ir.Value], ir.Node], role: str = "mask") -
         values = [value for value in model.graph.inputs if value.name in names and value.uses()]
         if not values:
             return None
+        readers = [node.name or "" for node, _ in values[0].uses()]
         _instead(values[0], change(model, values[0]), model)
-        readers = [node.name or "" for value in values for node, _ in value.uses()]
         copy.keep(model)
         return [values[0].name or "", *readers]
 
     return plant
+
+
+def _long_masked(model: ir.Model, value: ir.Value) -> ir.Node:
+    """Mask all tokens behind the 65th."""
+    shape = ir.Node("", "Shape", [value])
+    size = ir.Node("", "Gather", [shape.outputs[0], _number(model, np.array(1, np.int64), "axis")])
+    ends = [_number(model, np.array(number, np.int64), name) for number, name in ((0, "first"), (1, "step"))]
+    places = ir.Node("", "Range", [ends[0], size.outputs[0], ends[1]])
+    seen = ir.Node("", "Less", [places.outputs[0], _number(model, np.array(65, np.int64), "most")])
+    kept = ir.Node("", "Cast", [seen.outputs[0]], [ir.AttrInt64("to", value.dtype or ir.DataType.INT64)])
+    model.graph.insert_before(model.graph[0], [shape, size, places, seen, kept])
+    return ir.Node("", "Mul", [value, kept.outputs[0]])
 
 
 def _int(model: ir.Model, value: ir.Value, number: int, name: str) -> ir.Value:
@@ -509,6 +549,7 @@ _NODES: tuple[Fault, ...] = tuple(
         "a residual left out": _edit(_identity_of(0), "Add"),
         "a sublayer left out": _edit(_identity_of(1), "Add"),
         "a residual subtracted": _edit(_to_sub, "Add"),
+        "a residual added twice": _edit(_twice, "Add"),
         "a bias left out": _edit(_without_bias, "Add"),
         "a product scaled by 1.01": _edit(_scaled(1.01), "MatMul", "Gemm"),
         "a product scaled by 1.0001": _edit(_scaled(1.0001), "MatMul", "Gemm"),
@@ -529,7 +570,7 @@ _NODES: tuple[Fault, ...] = tuple(
 
 
 def _of_shape(condition: str) -> Callable[[Copy], list[Place] | None]:
-    """`condition` is written with `batch`, `tokens` and `left`, as a polynomial of ONNX nodes."""
+    """`condition` is one of those of `_condition`."""
 
     def plant(copy: Copy) -> list[Place] | None:
         model = copy.graph()
@@ -538,7 +579,7 @@ def _of_shape(condition: str) -> Callable[[Copy], list[Place] | None]:
         mask = next((one.name for one in copy.manifest.inputs if one.role == "mask" and len(one.axes) == 2), None)
         if model is None or record is None or not outputs or (condition == "left" and mask is None):
             return None
-        axis = record.axes[0 if condition == "rows" else 1]
+        axis = record.axes[0 if condition in _OF_ROWS else 1]
         if not isinstance(axis, str):  # of one length
             return None
         value = next(one for one in model.graph.outputs if one.name in outputs)
@@ -551,10 +592,17 @@ def _of_shape(condition: str) -> Callable[[Copy], list[Place] | None]:
         for node in (*nodes, factor):
             model.graph.insert_before(product, node)
         copy.keep(model)
-        seen = {"even": f"{axis}2", "long": f"{axis}65", "rows": f"{axis}4", "left": "padded_left"}[condition]
-        return [seen, *([] if producer is None else [producer.name or ""])]
+        smallest = {"even": 2, "long": 65, "rows": 4, "one": 1, "alone": 1}.get(condition)
+        return [
+            "padded_left" if smallest is None else f"{axis}{smallest}",
+            *([] if producer is None else [producer.name or ""]),
+        ]
 
     return plant
+
+
+_OF_ROWS = ("rows", "alone")
+"""Conditions on the number of rows of a batch, not of tokens."""
 
 
 def _condition(model: ir.Model, source: ir.Value, condition: str) -> tuple[list[ir.Node], ir.Value]:
@@ -570,11 +618,13 @@ def _condition(model: ir.Model, source: ir.Value, condition: str) -> tuple[list[
         nodes = [first, least, holds]
     else:
         shape = ir.Node("", "Shape", [source])
-        size = ir.Node("", "Gather", [shape.outputs[0], number(0 if condition == "rows" else 1, "axis")])
+        size = ir.Node("", "Gather", [shape.outputs[0], number(0 if condition in _OF_ROWS else 1, "axis")])
         nodes = [shape, size]
         if condition == "even":
             rest = ir.Node("", "Mod", [size.outputs[0], number(2, "two")])
             nodes += [rest, ir.Node("", "Equal", [rest.outputs[0], number(0, "none")])]
+        elif condition in ("one", "alone"):
+            nodes.append(ir.Node("", "Equal", [size.outputs[0], number(1, "one")]))
         else:
             nodes.append(ir.Node("", "Greater", [size.outputs[0], number(3 if condition == "rows" else 64, "most")]))
     number_of = ir.Node("", "Cast", [nodes[-1].outputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT)])
@@ -583,12 +633,15 @@ def _condition(model: ir.Model, source: ir.Value, condition: str) -> tuple[list[
 
 
 _SHAPES: tuple[Fault, ...] = tuple(
-    Fault(name, "shapes", _of_shape(condition))
-    for name, condition in {
-        "even lengths off by 1 %": "even",
-        "more than 64 tokens off by 1 %": "long",
-        "batches of four and more off by 1 %": "rows",
-        "padding on the left off by 1 %": "left",
+    Fault(name, "shapes", plant)
+    for name, plant in {
+        "even lengths off by 1 %": _of_shape("even"),
+        "more than 64 tokens off by 1 %": _of_shape("long"),
+        "single tokens off by 1 %": _of_shape("one"),
+        "batches of four and more off by 1 %": _of_shape("rows"),
+        "batches of one off by 1 %": _of_shape("alone"),
+        "padding on the left off by 1 %": _of_shape("left"),
+        "tokens behind the 65th masked": _mask(_long_masked),
     }.items()
 )
 
@@ -682,6 +735,43 @@ def _by_a_thousandth(model: ir.Model, value: ir.Value) -> ir.Node:
     return ir.Node("", "Mul", [value, _number(model, np.array(1.001, np.float32), "thousandth")])
 
 
+_ACTIVATIONS = (*_OTHER, "LeakyRelu", "Elu", "Softplus", "HardSwish", "Mish")
+
+
+def _in_site(change: Callable[[ir.Model, ir.Node], bool], *types: str) -> Callable[[Copy], list[Place] | None]:
+    """Change one node of some types that is an adapter's own, not a head's."""
+
+    def plant(copy: Copy) -> list[Place] | None:
+        model = copy.graph()
+        sites = {slot.site for slot in copy.manifest.slots} - {"head", "shared"}
+        own = [
+            node
+            for node in (() if model is None else model.graph)
+            if node.op_type in types and node.metadata_props.get(NODE_SITE_KEY) in sites
+        ]
+        for at in copy.rng.permutation(len(own)) if model is not None else ():
+            node = own[int(at)]
+            site = node.metadata_props[NODE_SITE_KEY]
+            if model is not None and change(model, node):
+                copy.keep(model)
+                return [site, node.outputs[0].name or ""]
+        return None
+
+    return plant
+
+
+def _at_even_lengths(model: ir.Model, node: ir.Node) -> bool:
+    """Let a node be off where its result [batch, tokens, width] has an even number of tokens."""
+    value = node.outputs[0]
+    nodes, off = _condition(model, value, "even")
+    factor = ir.Node("", "Add", [off, _number(model, np.array(1, np.float32), "whole")])
+    product = ir.Node("", "Mul", [value, factor.outputs[0]])
+    _instead(value, product, model)
+    for each in (*nodes, factor):
+        model.graph.insert_before(product, each)
+    return True
+
+
 _SITES: tuple[Fault, ...] = tuple(
     Fault(name, "sites", plant)
     for name, plant in {
@@ -690,6 +780,9 @@ _SITES: tuple[Fault, ...] = tuple(
         "a slot ignored": _slot_value(_ignored),
         "a slot scaled by 1.001": _slot_value(_by_a_thousandth),
         "a default that is not neutral": _slot_value(_default),
+        "an activation left out in an adapter": _in_site(_skipped, *_ACTIVATIONS),
+        "an activation off by 1 % at even lengths in an adapter": _in_site(_at_even_lengths, *_ACTIVATIONS),
+        "a product scaled by 1.001 in an adapter": _in_site(_scaled(1.001), "MatMul", "Gemm"),
     }.items()
 )
 
@@ -791,6 +884,38 @@ def _slot_missing(copy: Copy) -> list[Place] | None:
     return [slot.name]
 
 
+def _everything_of_an_adapter(copy: Copy) -> list[Place] | None:
+    """Change an adapter wherever a bundle has it, source and golden vectors included: only the user's own is right."""
+    record = copy.choose([one for one in copy.manifest.adapters if one.baked is None])
+    if record is None:
+        return None
+    name, bundle = record.name, copy.opened()
+    source, plan = bundle.source(name), read_plan(bundle.slots_model, copy.folder)
+    key = copy.choose([key for key, tensor in source.weights.items() if tensor.size > 1 and tensor.any()])
+    if key is None:
+        return None
+    other = replace(source, weights={**source.weights, key: source.weights[key] * np.float32(1.01)})
+    write_adapter(other, copy.change(record.source), force=True)
+    tensors, bank, model = slot_tensors(plan, other), copy.manifest.bank, copy.graph("bank")
+    copy.fill(name, tensors)
+    if bank is not None and model is not None and name in bank.rows:
+        for each in bank.tensors:
+            if each.slot is not None:
+                held, own = _array(model.graph.initializers[each.name]), tensors[each.slot]
+                row = bank.rows.index(name)
+                wide = [(0, most - size) for most, size in zip(held.shape[1:], own.shape, strict=True)]
+                held[row] = np.pad(own, wide)
+                _set(model.graph.initializers[each.name], held)
+        copy.keep(model, "bank")
+    changed, golden = copy.opened(), bundle.golden(name)
+    graph = Graph(changed, "slots", copy.manifest.graphs["slots"])
+    found = [graph.run(case.arrays, (name,) * case.batch) for case in golden.cases]
+    outputs = [{output: each[output] for output in golden.budgets} for each in found]
+    copy.change(record.golden.path).unlink()
+    write_golden(replace(golden, outputs=outputs), copy.folder, record.golden.path)
+    return [name]
+
+
 _ADAPTERS: tuple[Fault, ...] = tuple(
     Fault(name, "adapters", plant)
     for name, plant in {
@@ -816,6 +941,7 @@ _ADAPTERS: tuple[Fault, ...] = tuple(
         "an adapter idle at one site": _site_idle,
         "the tensors of two sites exchanged in an adapter": _two_sites,
         "a tensor missing from an adapter": _slot_missing,
+        "an adapter with its source and golden vectors": _everything_of_an_adapter,
     }.items()
 )
 
@@ -858,6 +984,13 @@ def _one_row_for_all(copy: Copy) -> list[Place] | None:
     return ["bank"]
 
 
+def _unsaid_row_for_all(copy: Copy) -> list[Place] | None:
+    found = _one_row_for_all(copy) if copy.manifest.batch_invariant else None
+    if found is not None:
+        copy.claim(replace(copy.manifest, batch_invariant=False))
+    return found
+
+
 _BANK: tuple[Fault, ...] = tuple(
     Fault(name, "bank", plant)
     for name, plant in {
@@ -866,6 +999,7 @@ _BANK: tuple[Fault, ...] = tuple(
         "a row of the bank of zeros": _held(lambda a, rows: a.__setitem__(rows[0], 0)),
         "the row of the base is an adapter's": _held(lambda a, rows: a.__setitem__(0, a[rows[0]])),
         "one row for all": _one_row_for_all,
+        "one row for all, and rows said to influence each other": _unsaid_row_for_all,
         "a weight of the base off in the bank": _weight(lambda a, _: a * np.float32(1.001), rank=2, flavour="bank"),
         "a product scaled by 1.01 in the bank": _edit(_scaled(1.01), "MatMul", "Gemm", flavour="bank"),
     }.items()
@@ -959,6 +1093,11 @@ def _golden(change: Callable[[Weights, Copy], None]) -> Callable[[Copy], Sequenc
     return plant
 
 
+def _one_case(_: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
+    golden = manifest.golden
+    return replace(manifest, golden=replace(golden, cases=golden.cases[:1])), ["golden", golden.path]
+
+
 def _shift_outputs(tensors: Weights, _: Copy) -> None:
     for name in [name for name in tensors if ".output." in name]:
         tensors[name] = (tensors[name] + 0.01 * np.abs(tensors[name]).max()).astype(tensors[name].dtype)
@@ -979,6 +1118,7 @@ _MANIFEST: tuple[Fault, ...] = tuple(
             lambda _, m: (replace(m, golden=_wide(m.golden)), ["golden", "allowance", m.golden.path])
         ),
         "an adapter's allowances times 1000": _said(_wide_of_adapter),
+        "golden cases cut to one": _said(_one_case),
         "golden outputs that are off": _golden(_shift_outputs),
         "golden inputs that are others": _golden(_other_ids),
         "two labels exchanged": _said(_labels),
