@@ -11,7 +11,7 @@ from adapter_export.bundle.golden import Allowance, Golden
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import answer_faults, is_decided
-from adapter_export.errors import AdapterError, InputError, MissingExtraError
+from adapter_export.errors import AdapterError, InputError, MissingExtraError, RequestError
 from adapter_export.format.check_report import InvariantRecord, verdict
 from adapter_export.format.media import GoldenMedia, GoldenMediaAnswer, GoldenMediaSet, GoldenSample, MediaRecord, said
 from adapter_export.graph.adapter import Adapter
@@ -108,8 +108,11 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
             session = bundle.runtime_session()
             arrays = {sample.name: sample.array[None] for sample in media.samples}
             for wanted in one.answers:
-                found = document(session.answer({record.input: arrays[wanted.sample]}, adapter.name)[0])
-                differ = answer_faults(found, wanted.answer, one.absolute, decided=wanted.decided)
+                try:
+                    found = document(session.answer({record.input: arrays[wanted.sample]}, adapter.name)[0])
+                    differ = list(answer_faults(found, wanted.answer, one.absolute, decided=wanted.decided))
+                except RequestError as error:  # such as NaN
+                    differ = [error.what]
                 faults += [f"`{wanted.sample}`: {fault}" for fault in differ]
             detail = f"{len(one.answers)} answers within {one.absolute:.1e}"
             yield InvariantRecord(CHECK, adapter.name, verdict(not faults), "; ".join(faults[:3]) or detail)

@@ -97,6 +97,19 @@ class Step:
         own = [node.op_type for node in self.nodes if node.op_type not in _OF_SHAPES]
         return ", ".join(dict.fromkeys(own or [node.op_type for node in self.nodes]))
 
+    @property
+    def computing(self) -> list[str]:
+        """The names of these nodes, or of what they compute."""
+        own = [node for node in self.nodes if node.op_type not in _OF_SHAPES] or self.nodes
+        return [node.name or node.outputs[0].name or "" for node in own]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The known values and the inputs of the graph that it reads."""
+        read = [value for node in self.nodes for value in all_read(node)]
+        fed = [value.name or "" for value in read if value.is_graph_input() and not value.is_initializer()]
+        return list(dict.fromkeys([*self.reads, *fed]))
+
     @cached_property
     def weights(self) -> dict[str, ir.Value]:
         """The initializers that it reads, slots among them."""

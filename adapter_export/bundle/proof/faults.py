@@ -156,13 +156,15 @@ def _weight(
         if model is None:
             return None
         tables = _tables(model)
-        value = copy.choose([one for one in _constants(model, rank=rank, square=square) if one not in tables])
-        if value is None:
-            return None
-        before = _array(value)
-        _set(value, change(before.copy(), copy.rng).astype(np.float32))
-        copy.keep(model, flavour)
-        return [value.name or ""]
+        able = [one for one in _constants(model, rank=rank, square=square) if one not in tables]
+        for at in copy.rng.permutation(len(able)):
+            before = _array(able[int(at)])
+            after = change(before.copy(), copy.rng).astype(np.float32)
+            if after.tobytes() != before.tobytes():  # not the zeros of a bias, which stay what they are
+                _set(able[int(at)], after)
+                copy.keep(model, flavour)
+                return [able[int(at)].name or ""]
+        return None
 
     return plant
 
@@ -223,10 +225,17 @@ def _two_constants(copy: Copy) -> list[Place] | None:
     groups: dict[tuple[int, ...], list[ir.Value]] = {}
     for value in [] if model is None else _constants(model):
         groups.setdefault(_array(value).shape, []).append(value)
-    group = copy.choose([group for group in groups.values() if len(group) > 1])
-    if model is None or group is None:
+    pairs = [
+        (one, other)
+        for group in groups.values()
+        for at, one in enumerate(group)
+        for other in group[at + 1 :]
+        if _array(one).tobytes() != _array(other).tobytes()
+    ]
+    pair = copy.choose(pairs)
+    if model is None or pair is None:
         return None
-    one, other = (group[int(at)] for at in copy.rng.choice(len(group), 2, replace=False))
+    one, other = pair
     first, second = _array(one), _array(other)
     _set(one, second)
     _set(other, first)
@@ -246,16 +255,20 @@ def _of_norm(
             and len(node.inputs) > 2
             and all(value is not None and value.const_value is not None for value in node.inputs[1:3])
         ]
-        node = copy.choose(norms)
-        if model is None or node is None:
-            return None
-        weight, bias = node.inputs[1], node.inputs[2]
-        assert weight is not None
-        assert bias is not None
-        for value, array in zip((weight, bias), change(_array(weight), _array(bias)), strict=True):
-            _set(value, array.astype(np.float32))
-        copy.keep(model)
-        return [weight.name or "", bias.name or "", node.name or ""]
+        for at in copy.rng.permutation(len(norms)) if model is not None else ():
+            weight, bias = norms[int(at)].inputs[1:3]
+            assert weight is not None
+            assert bias is not None
+            before = _array(weight), _array(bias)
+            after = [array.astype(np.float32) for array in change(*before)]
+            if all(one.tobytes() == other.tobytes() for one, other in zip(before, after, strict=True)):
+                continue
+            for value, array in zip((weight, bias), after, strict=True):
+                _set(value, array)
+            if model is not None:
+                copy.keep(model)
+            return [weight.name or "", bias.name or "", norms[int(at)].name or ""]
+        return None
 
     return plant
 

@@ -53,6 +53,9 @@ _FEW = 3
 _MOST_LOCATED = 5
 """How many failures are looked into: the others mostly have one of the same causes."""
 
+_MOST_NODES = 12
+"""Of a step whose nodes are named: more would be no place."""
+
 _MOST_COLUMNS = 4096
 """The longest axis along which exchanged places are looked for."""
 
@@ -205,8 +208,11 @@ def _largest(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _failed(walk: Lockstep, record: NodeRecord, guess: str | None) -> ObligationRecord:
-    weights = ", ".join(f"`{name}`" for name in walk.step(record.node).weights)
-    said = [*record.faults, *([] if guess is None else [guess]), *([f"it reads {weights}"] if weights else [])]
+    step = walk.step(record.node)
+    reads = ", ".join(f"`{name}`" for name in (*step.weights, *step.inputs))
+    said = [*record.faults, *([] if guess is None else [guess]), *([f"it reads {reads}"] if reads else [])]
+    if len(step.computing) <= _MOST_NODES:
+        said.append(f"its nodes: {', '.join(f'`{name}`' for name in step.computing)}")
     torch = ", ".join(filter(None, (record.path, record.line)))
     return ObligationRecord(
         f"node/{walk.graph.file}/{record.node}",
