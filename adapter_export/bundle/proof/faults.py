@@ -139,7 +139,8 @@ def _array(value: ir.Value) -> np.ndarray:
 
 def _set(value: ir.Value, array: np.ndarray) -> None:
     value.const_value = ir.Tensor(np.ascontiguousarray(array), name=value.name)
-    value.shape = ir.Shape(array.shape)
+    if not value.is_graph_input():  # what can be fed keeps its axes: else it would be another interface
+        value.shape = ir.Shape(array.shape)
 
 
 def _tables(model: ir.Model) -> list[ir.Value]:
@@ -994,7 +995,7 @@ def _one_row_for_all(copy: Copy) -> list[Place] | None:
     value = next(one for one in model.graph.inputs if one.name == bank.ids)
     _instead(value, ir.Node("", "Mul", [value, _number(model, np.array(0, np.int64), "zero")]), model)
     copy.keep(model, "bank")
-    return ["bank"]
+    return [bank.ids]
 
 
 def _unsaid_row_for_all(copy: Copy) -> list[Place] | None:
