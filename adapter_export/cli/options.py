@@ -30,7 +30,7 @@ from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import AdapterExportError, UsageError
 
 LONGEST_PAGE = 60
-"""The most lines of a help page, on a terminal of 100 columns."""
+"""The most lines of a help page, on a terminal of 80 columns or more."""
 
 Json = Annotated[bool, Option("Write one JSON document to stdout.", flags="--json")]
 Force = Annotated[bool, Option("Replace what is at the output's place.")]
@@ -97,18 +97,20 @@ class Command(click.Command):
         ctx.exit()
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the page with all options explained, or where that is too long, with the most used ones."""
-        for brief in (False, True) if self.sections else (False,):
+        """Write the page with all options explained, or where that is too long, with the most used ones, or fewer."""
+        whole, rare = self._sectioned, self._sectioned.difference(self._common)
+        brief = [(True, rare, None), (True, rare, 1), (True, whole, 1)] if self.sections else []
+        for named, hidden, most in [(False, whole, None), *brief]:
             page = ctx.make_formatter()
             self.format_usage(ctx, page)
             self.format_help_text(ctx, page)
-            hidden = self._sectioned.difference(self._common) if brief else self._sectioned
             _write_options(ctx, page, "options", [one for one in self.get_params(ctx) if one.name not in hidden])
-            if brief:
+            if named:
                 indent, names = max(map(len, self.sections)) + 2, dict[str, str]()
                 for title, own in self.sections.items():
                     flags = " ".join(_flag(one) for one in own if one.name in hidden)
-                    lines = textwrap.wrap(flags, page.width - indent - 4, break_on_hyphens=False)
+                    room = page.width - indent - 4
+                    lines = textwrap.wrap(flags, room, break_on_hyphens=False, max_lines=most, placeholder=" …")
                     names[title] = "\n".join(["\b", *lines])
                 with page.section(f"More, explained by `{ctx.command_path} --help SECTION`"):
                     page.write_dl([*names.items()])
