@@ -1,7 +1,7 @@
 """Train what docs/practice.md compares, on real data, and write its tables.
 
     python benchmarks/practice.py run                 everything whose line is not in benchmarks/practice.jsonl yet
-    python benchmarks/practice.py run widths          one table: widths, ratings, fusion or student
+    python benchmarks/practice.py run widths          one table: widths, ratings, fusion, drop or student
     python benchmarks/practice.py write               the tables, from what is in that file
 
 Each finished training is a line of the file, so a run that was stopped goes on where it was. What is made besides lies
@@ -11,6 +11,7 @@ in the folder `demo`, which `make clean` removes.
 from __future__ import annotations
 
 import json
+import random
 import re
 import statistics
 import sys
@@ -25,7 +26,7 @@ import numpy as np
 import practice_data
 import torch
 from kit.tables import NOTHING, Table
-from practice_data import DOMAINS, demo_data
+from practice_data import DOMAINS, MOST, demo_data
 from scipy.stats import pearsonr
 from sklearn.linear_model import LogisticRegression, Ridge
 from transformers import AutoModel
@@ -44,7 +45,13 @@ SEEDS = (0, 1, 2)
 EPOCHS, BATCH, MAX_TOKENS = 3, 16, 128
 RATE, FUSION_RATE, STUDENT_RATE = 2e-3, 1e-3, 3e-4
 """Learning rates; the first does better on TREC's validation rows than 0.001."""
-STUDENT_LAYERS, STUDENT_EPOCHS = 3, 6
+QUESTIONS = 3225
+"""What TREC has for training."""
+DROPPED = 3
+STUDENT = {"layers": 3, "precision": "bf16"}
+"""Of `ae.distil`; products of matrices in bfloat16 take half the time."""
+CLOSE, SHARE, SPEED = 0.5, 97, 1.9
+"""The goals: points below all weights; of a student percent of its teacher's accuracy, and how many times as fast."""
 FULL_RATES = (1e-4, 3e-4)
 """Tried with the first seed for all weights; what does better on a set's validation rows is taken for the others."""
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
@@ -64,6 +71,9 @@ class Run:
         width: the bottleneck.
         seed: of weights, order and dropout.
         rate: the highest learning rate.
+        rows: to learn from.
+        epochs: how often each of them is seen.
+        batch: rows of a step.
     """
 
     data: str
@@ -71,17 +81,21 @@ class Run:
     width: int = 0
     seed: int = 0
     rate: float = 0.0
+    rows: int = MOST["train"]
+    epochs: int = EPOCHS
+    batch: int = BATCH
 
     @property
     def adapter(self) -> Path:
         """Where an adapter lies that is used again."""
-        return FOLDER / f"{self.data}-{self.method}-{self.width}-{self.seed}"
+        return FOLDER / f"{self.data}-{self.rows}-{self.method}-{self.width}-{self.seed}"
 
     def part(self, name: str) -> Path:
         """The file of `train`, `validation` or `test`."""
-        folder = Path("demo") / "practice-data" / self.data
+        folder = Path("demo") / "practice-data" / f"{self.data}-{self.rows}"
         if not folder.exists():
-            practice_data.write(self.data, folder)
+            most = {"train": self.rows, "validation": self.rows // 4, "test": MOST["test"]}
+            practice_data.write(self.data, folder, most)
         return folder / f"{name}.tsv"
 
     def score(self, results: Any, targets: Any) -> Scores:
@@ -101,8 +115,8 @@ def adapter(run: Run, **more: Any) -> dict[str, Any]:
         validation_data=run.part("validation"),
         test_data=run.part("test"),
         task="regression" if rated else "single_label",
-        epochs=EPOCHS,
-        batch_size=BATCH,
+        epochs=run.epochs,
+        batch_size=run.batch,
         learning_rate=run.rate,
         seed=run.seed,
         threads=1,
@@ -134,29 +148,59 @@ def members(run: Run) -> list[Path]:
     return [one.adapter for one in made]
 
 
+def drop(run: Run) -> dict[str, Any]:
+    """Train an adapter whose lowest layers are left out of steps, and measure it without each number of them."""
+    found = adapter(run, kind="houlsby", bottleneck=run.width, drop_layers=DROPPED)
+    curve = ae.drop(run.adapter, base(), run.part("test"), threads=1).curve
+    scores = [one.scores["accuracy"].value for one in curve]
+    return {
+        **found,
+        "curve": {"accuracy": scores, "parameters": [one.parameters for one in curve]},
+        "times": [one.without.ratio for one in curve],
+    }
+
+
 def student(run: Run) -> dict[str, Any]:
-    """Distil an adapted model to fewer layers."""
-    teacher = Run(run.data, "houlsby", run.width, run.seed, RATE)
+    """Distil an adapted model to fewer layers; its teacher is the adapter of `drop`, which is trained if need be."""
+    (teacher,) = drops(run.seed)
     if not teacher.adapter.exists():
-        adapter(teacher)
+        adapter(teacher, kind="houlsby", bottleneck=teacher.width, drop_layers=DROPPED)
     made = ae.distil(
         base(),
         run.part("train"),
+        run.adapter,
         adapter=teacher.adapter,
-        layers=STUDENT_LAYERS,
+        unlabelled=crossed(run.part("train")),
         validation_data=run.part("validation"),
         test_data=run.part("test"),
-        epochs=STUDENT_EPOCHS,
-        batch_size=BATCH,
+        epochs=run.epochs,
+        batch_size=run.batch,
         learning_rate=run.rate,
         seed=run.seed,
         threads=1,
+        force=True,
+        **STUDENT,
     )
     assert made.teacher is not None
     assert made.student.speed is not None
     own, whole = (side.scores["accuracy"].value for side in (made.student, made.teacher))
     found = {"accuracy": own, "teacher": whole, "agreement": made.agreement, "speed": made.student.speed.ratio}
-    return {"parameters": made.student.parameters, "test": found}
+    return {"parameters": made.student.parameters, "validation": made.training["validation"], "test": found, **STUDENT}
+
+
+def crossed(table: Path) -> Path:
+    """Write as many texts as a table has, each the first words of one of them and the last words of another.
+
+    A teacher answers them, too, and what it says of them its student learns (as Tang et al. 2019, §3.3, draw n-grams).
+    """
+    words, drawn = [text.split() for text, _ in demo_data.read(table)], random.Random(0)
+    texts = []
+    for first in words:
+        last = drawn.choice(words)
+        texts.append(" ".join(first[: drawn.randint(1, len(first))] + last[drawn.randint(0, len(last) - 1) :]))
+    path = table.with_name("crossed.jsonl")
+    path.write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts), encoding="utf-8")
+    return path
 
 
 def probe(run: Run) -> dict[str, Any]:
@@ -188,7 +232,7 @@ def full(run: Run) -> dict[str, Any]:
     loss = torch.nn.MSELoss() if rated else torch.nn.CrossEntropyLoss()
     expected = torch.tensor(classes, dtype=torch.float32 if rated else torch.int64)
     lengths = np.array([len(text) for text in texts])
-    batches = [rows for epoch in range(EPOCHS) for rows in training_batches(lengths, BATCH, (run.seed, epoch))]
+    batches = [rows for epoch in range(run.epochs) for rows in training_batches(lengths, run.batch, (run.seed, epoch))]
 
     def measured(part: str) -> Scores:
         encoder.model.eval()
@@ -207,7 +251,7 @@ def full(run: Run) -> dict[str, Any]:
         loss(results[:, 0] if rated else results, expected[rows]).backward()
         torch.nn.utils.clip_grad_norm_(tensors, 1.0)
         optimizer.step()
-        if step % (len(batches) // EPOCHS) == 0:
+        if step % (len(batches) // run.epochs) == 0:
             found.append({part: measured(part) for part in ("validation", "test")})
     return {"parameters": sum(tensor.numel() for tensor in encoder.model.parameters()), **max(found, key=validated)}
 
@@ -251,6 +295,7 @@ METHODS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "probe": probe,
     "fusion": fusion,
     "members": transfer,
+    "drop": drop,
     "student": student,
 }
 
@@ -270,8 +315,7 @@ def lines() -> list[dict[str, Any]]:
 
 def do(run: Run) -> None:
     """Train, and add a line to the results."""
-    epochs = STUDENT_EPOCHS if run.method == "student" else EPOCHS
-    facts = asdict(run) | {"rows": practice_data.MOST["train"], "epochs": epochs, "batch": BATCH}
+    facts = asdict(run)
     if any(facts.items() <= line.items() for line in lines()):
         return
     busy = time.process_time()
@@ -313,15 +357,21 @@ def fusions(seed: int) -> Iterator[Run]:
     yield Run("amazon", "members", 64, seed)
 
 
+def drops(seed: int) -> Iterator[Run]:
+    """An adapter that can do without its lowest layers."""
+    yield Run("trec", "drop", 64, seed, RATE, QUESTIONS, 5)
+
+
 def students(seed: int) -> Iterator[Run]:
     """A student with half of the layers."""
-    yield Run("trec", "student", 64, seed, STUDENT_RATE)
+    yield Run("trec", "student", 64, seed, STUDENT_RATE, QUESTIONS, 5, 64)
 
 
 PLANS: dict[str, Callable[[int], Iterator[Run]]] = {
     "widths": widths,
     "ratings": ratings,
     "fusion": fusions,
+    "drop": drops,
     "student": students,
 }
 
@@ -334,61 +384,153 @@ def shown(found: list[float], digits: int) -> str:
     return f"{statistics.mean(found):.{digits}f}{spread} ({len(found)})"
 
 
-def rate(method: str, data: str) -> float:
-    """The learning rate whose scores the first table has."""
-    return {"probe": 0.0, "full": best_rate(data)}.get(method, RATE)
+def measured(run: Run) -> list[dict[str, Any]]:
+    """The lines of a training with each seed that was done."""
+    wanted = {key: value for key, value in asdict(run).items() if key != "seed"}
+    return [line for line in lines() if wanted.items() <= line.items()]
 
 
-def scores(data: str, method: str, width: int = 0, rate: float = 0.0, metric: str = "accuracy") -> list[float]:
+def scores(run: Run, metric: str = "accuracy") -> list[float]:
     """The scores on the test rows, one for each seed."""
-    wanted = {"data": data, "method": method, "width": width, "rate": rate}
-    return [line["test"][metric] for line in lines() if wanted.items() <= line.items()]
+    return [line["test"][metric] for line in measured(run)]
 
 
-def tables() -> dict[str, Table]:
-    """The tables of the page, by the names of their places."""
+def setting(data: str, method: str, width: int) -> Run:
+    """What the first table shows."""
+    return Run(data, method, width, 0, {"probe": 0.0, "full": best_rate(data)}.get(method, RATE))
+
+
+def verdict(goal: str, *, reached: bool) -> str:
+    """A sentence."""
+    return f"The goal, {goal}, is {'reached' if reached else 'missed'}."
+
+
+def listed(names: list[str]) -> str:
+    """Names in a sentence."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or "none"
+
+
+def widths_table() -> Table:
+    """Accuracies of adapters of all widths, beside a probe and the whole model."""
     rows = []
+    kinds = [(kind, width) for kind in ("pfeiffer", "houlsby") for width in WIDTHS]
     for title, method, width in (
         ("linear probe", "probe", 0),
-        *((f"{kind}, {width} wide", kind, width) for kind in ("pfeiffer", "houlsby") for width in WIDTHS),
+        *((f"{kind}, {width} wide", kind, width) for kind, width in kinds),
         ("all weights", "full", 0),
     ):
-        counts = {line["parameters"] for line in lines() if (line["method"], line["width"]) == (method, width)}
-        found = [[100 * score for score in scores(name, method, width, rate(method, name))] for name in CLASSES]
+        of_each = {name: measured(setting(name, method, width)) for name in CLASSES}
+        counts = [line["parameters"] for of_one in of_each.values() for line in of_one]
+        found = [[100 * line["test"]["accuracy"] for line in of_one] for of_one in of_each.values()]
         if counts:
-            rows.append([title, f"{counts.pop():,}", *(shown(one, 1) for one in found)])
-    domains = [
-        [
-            name,
-            shown(scores(name, "probe", metric="pearson"), 3),
-            shown(scores(name, "pfeiffer", 64, RATE, "pearson"), 3),
-            f"{practice_data.human_ceiling(name):.3f}",
-        ]
-        for name in DOMAINS
+            rows.append([title, f"{counts[0]:,}", *(shown(one, 1) for one in found)])
+    told, reached = [], []
+    for name in CLASSES:
+        whole = 100 * statistics.mean(scores(setting(name, "full", 0)))
+        means = {one: 100 * statistics.mean(own) for one in kinds if (own := scores(setting(name, *one)))}
+        best = max(means, key=lambda one: means[one])
+        within = [f"{kind} {width}" for kind, width in means if means[kind, width] >= whole - CLOSE]
+        reached.append(bool(within))
+        told.append(
+            f"- On `{name}` all weights have {whole:.1f} and the best adapter, {best[0]} {best[1]}, {means[best]:.1f}, "
+            f"{abs(means[best] - whole):.1f} points {'more' if means[best] >= whole else 'less'}; at most {CLOSE} "
+            f"points below all weights: {listed(within)}."
+        )
+    goal = verdict(f"an adapter within {CLOSE} points of full fine-tuning on each of the sets", reached=all(reached))
+    return Table("", ("", "parameters", *CLASSES), rows, "\n".join([f"{goal}\n", *told]))
+
+
+def ratings_table() -> Table:
+    """Correlations with the mean rating, beside what people reach."""
+    rows, above = [], {}
+    for name in DOMAINS:
+        found, ceiling = scores(Run(name, "pfeiffer", 64, 0, RATE), "pearson"), practice_data.human_ceiling(name)
+        rows.append([name, shown(scores(Run(name, "probe"), "pearson"), 3), shown(found, 3), f"{ceiling:.3f}"])
+        above[name] = statistics.mean(found) > ceiling
+    names = {side: [f"`{name}`" for name in DOMAINS if above[name] is side] for side in (True, False)}
+    note = f"The adapter is above what people reach on {listed(names[True])}, and below on {listed(names[False])}."
+    return Table("", ("", "linear probe", "pfeiffer, 64 wide", "one person and the others"), rows, note)
+
+
+def fusion_table() -> Table:
+    """Correlations on one domain: of the adapters of all, and of their fusion."""
+    (fused, others) = fusions(0)
+    found = {name: scores(others, name) for name in DOMAINS}
+    found["amazon"] = scores(Run("amazon", "pfeiffer", 64, 0, RATE), "pearson")
+    together = scores(fused, "pearson")
+    rows = [
+        *([f"adapter of `{name}`", shown(own, 3)] for name, own in found.items()),
+        ["fusion of the four", shown(together, 3)],
     ]
-    others = {name: scores("amazon", "members", 64, metric=name) for name in DOMAINS}
-    others["amazon"] = scores("amazon", "pfeiffer", 64, RATE, "pearson")
-    alone = [[f"adapter of `{name}`", shown(found, 3)] for name, found in others.items() if found]
+    best = max(found, key=lambda name: statistics.mean(found[name]))
+    apart = [one - other for one, other in zip(together, found[best], strict=False)]
+    more = statistics.mean(apart) > (statistics.stdev(apart) if len(apart) > 1 else 0)
+    note = (
+        f"The best single adapter is that of `{best}`. Fusion less best adapter, seed by seed: {shown(apart, 3)}. "
+        f"{'So the fusion helps.' if more else 'So the fusion does not help here.'}"
+    )
+    return Table("", ("", "`amazon`"), rows, note)
+
+
+def drop_table() -> Table:
+    """What an adapter loses without its lowest layers."""
+    (run,) = drops(0)
+    columns = ("lowest layers without adapter", "parameters", "accuracy", "lost", "time over the base")
+    if not (found := measured(run)):
+        return Table("", columns, [], "Nothing is measured yet.")
+    layers = range(len(found[0]["times"]))
+    curves = [[100 * line["curve"]["accuracy"][count] for line in found] for count in layers]
+    times = [statistics.median(line["times"][count] for line in found) for count in layers]
+    lost = [[whole - one for whole, one in zip(curves[0], curve, strict=True)] for curve in curves]
+    rows = [
+        [
+            f"{count}" if count else "none",
+            f"{found[0]['curve']['parameters'][count]:,}",
+            shown(curves[count], 1),
+            shown(lost[count], 1) if count else NOTHING,
+            f"{times[count]:.2f}",
+        ]
+        for count in layers
+    ]
+    half = statistics.mean(lost[DROPPED])
+    reached = verdict(f"{DROPPED} of {layers[-1]} layers for at most 1 point", reached=half <= 1)
+    return Table("", columns, rows, f"{reached} Without the lowest {DROPPED} it has {half:.1f} points less.")
+
+
+def student_table() -> Table:
+    """What a student has of its teacher."""
+    (run,) = students(0)
+    columns = ("teacher", "student", "of its teacher's", "the same answer", "times as fast")
+    if not (found := [line["test"] for line in measured(run)]):
+        return Table("", columns, [], "Nothing is measured yet.")
 
     def told(name: str, factor: float = 100.0, digits: int = 1) -> str:
-        return shown([factor * score for score in scores("trec", "student", 64, STUDENT_RATE, name)], digits)
+        return shown([factor * one[name] for one in found], digits)
 
-    learnt = [told("teacher"), told("accuracy"), told("agreement"), told("speed", 1.0, 2)]
-    together = shown(scores("amazon", "fusion", 64, FUSION_RATE, "pearson"), 3)
-    return {
-        "widths": Table("", ("", "parameters", *CLASSES), rows),
-        "ratings": Table("", ("", "linear probe", "pfeiffer, 64 wide", "one person and the others"), domains),
-        "fusion": Table("", ("", "`amazon`"), [*alone, ["fusion of the four", together]]),
-        "student": Table("", ("teacher", "student", "the same answer", "times as fast"), [learnt]),
-    }
+    share = [100 * one["accuracy"] / one["teacher"] for one in found]
+    speed = statistics.mean(one["speed"] for one in found)
+    goal = f"{SHARE} % of its teacher's accuracy at {SPEED} times its speed"
+    note = verdict(goal, reached=statistics.mean(share) >= SHARE and speed >= SPEED)
+    row = [told("teacher"), told("accuracy"), shown(share, 1), told("agreement"), told("speed", 1.0, 2)]
+    return Table("", columns, [row], note)
+
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "widths": widths_table,
+    "ratings": ratings_table,
+    "fusion": fusion_table,
+    "drop": drop_table,
+    "student": student_table,
+}
+"""What the page has, by the names of the places."""
 
 
 def write() -> None:
     """Put the tables in their places in the page."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, table in tables().items():
+    for name, made in TABLES.items():
         start, end = f"<!-- practice:{name} -->", "<!-- end -->"
-        body = table.markdown().removeprefix("### ").strip()
+        body = made().markdown().removeprefix("### ").strip()
         text, count = re.subn(
             f"({re.escape(start)}).*?({end})", lambda m, b=body: f"{m[1]}\n{b}\n{m[2]}", text, flags=re.S
         )

@@ -85,10 +85,10 @@ def _first(kept: list[Row], most: int) -> list[Row]:
     return [kept[place] for place in sorted(list(chosen)[:most])]
 
 
-def write(name: str, folder: Path) -> dict[str, int]:
-    """Write `train.tsv`, `validation.tsv` and `test.tsv`; returns their numbers of rows."""
+def write(name: str, folder: Path, most: dict[str, int] | None = None) -> dict[str, int]:
+    """Write `train.tsv`, `validation.tsv` and `test.tsv`, each with so many rows at most; returns what they have."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = parts(name)
+    found = parts(name, most=most)
     for part, kept in found.items():
         with (folder / f"{part}.tsv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
