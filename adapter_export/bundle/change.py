@@ -98,6 +98,7 @@ def add_adapters(
         media = answering.sets(media, list(zip(adapters, golden, strict=True)), writer.heads)
     _tell_unsigned(old.folder, note or silent)
     with changed_folder(old.folder, {*_rewritten(manifest), *_OF_THE_OLD}) as folder:
+        _check_unchanged(old)
         progress("writing the adapters")
         writer = replace(writer, folder=folder)
         records = [writer.adapter(adapter, vectors) for adapter, vectors in zip(adapters, golden, strict=True)]
@@ -144,6 +145,7 @@ def remove_adapters(
     gone = [path for record in records if record not in kept for path in _paths(record)]
     _tell_unsigned(bundle, note or silent)
     with changed_folder(bundle, {*_rewritten(old.manifest), *_OF_THE_OLD, *gone}) as folder:
+        _check_unchanged(old)
         head = None if old.manifest.head in names else old.manifest.head
         after = replace(old.manifest, adapters=kept, head=head)
         return _finish(old, replace(writer, folder=folder), after, [], (texts, media), progress)
@@ -210,9 +212,14 @@ def _finish(
     prove_new(opened)
     for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in added]))):
         note(said)
+    _check_unchanged(old)
+    return after
+
+
+def _check_unchanged(old: OpenedBundle) -> None:
+    """Raise `FileError` if the bundle was exchanged since it was opened, before its lock was held."""
     if read_manifest(old.folder) != old.manifest:
         raise FileError("was changed by another process meanwhile", where=old.folder, fix="run the command again")
-    return after
 
 
 def _write_bank(

@@ -21,7 +21,7 @@ from adapter_export.format.derivation import Derivation, read_derivation
 from adapter_export.format.files import canonical_json
 from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.manifest import AdapterRecord, Manifest
-from adapter_export.format.manifest_json import read_manifest, verify_files
+from adapter_export.format.manifest_json import open_whole, verify_files
 from adapter_export.format.media import GoldenMedia, read_golden_media
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
@@ -76,9 +76,12 @@ class OpenedBundle:
         Raises:
             FileError, FormatError: it cannot be read, or its files are not those that were written.
         """
-        manifest = read_manifest(folder, expect=expect)
-        verify_files(manifest, folder)
-        return cls(folder, manifest)
+
+        def verified(manifest: Manifest) -> OpenedBundle:
+            verify_files(manifest, folder)
+            return cls(folder, manifest)
+
+        return open_whole(folder, verified, expect=expect)
 
     @property
     def names(self) -> tuple[str | None, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from adapter_export.errors import FileError, FormatError, HashError, within
 from adapter_export.format.files import check_checksum, checked_json, new_file
@@ -31,6 +32,8 @@ UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE, REPORT_FILE)
 """The files of a bundle that its manifest does not list."""
 
 _SOURCE_FILES = ("adapter_graph.json", "weights.safetensors")
+
+Opened = TypeVar("Opened")
 
 _SHOWN = 5
 """How many files a message names."""
@@ -61,6 +64,29 @@ def read_manifest(folder: Path, *, expect: str | None = None) -> Manifest:
     manifest = _from_json(parse_json(data, path), path)
     check_checksum(data, manifest.checksum, path)
     return manifest
+
+
+def open_whole(folder: Path, opened: Callable[[Manifest], Opened], *, expect: str | None = None) -> Opened:
+    """Read the manifest of a bundle and open what it describes; again, if the bundle was exchanged meanwhile.
+
+    One that is exchanged has the files of one bundle and the manifest of the other for whoever reads it midway.
+
+    Args:
+        folder: of the bundle.
+        opened: opens it; it compares the files with their hashes.
+        expect: as of `read_manifest`.
+
+    Raises:
+        FileError, FormatError, HashError: as `read_manifest` and `opened`.
+    """
+    manifest = read_manifest(folder, expect=expect)
+    while True:
+        try:
+            return opened(manifest)
+        except (FileError, FormatError):
+            before, manifest = manifest, read_manifest(folder, expect=expect)
+            if manifest == before:
+                raise
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

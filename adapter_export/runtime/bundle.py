@@ -11,14 +11,14 @@ import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import onnxruntime as ort
 
-from adapter_export.errors import FileError, FormatError, HashError, RequestError, UsageError, VersionError, argument
+from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, argument
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import read_manifest, verify_files
+from adapter_export.format.manifest_json import open_whole, read_manifest, verify_files
 from adapter_export.reading.files import read_bytes
 from adapter_export.runtime.adapters import Adapters
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
@@ -124,15 +124,9 @@ class Bundle:
                 of it.
         """
         folder = Path(folder)
-        manifest = read_manifest(folder, expect=expect)
-        while True:
-            try:
-                return cls._opened(folder, manifest, verify=verify, copy=copy)
-            except (FileError, FormatError):
-                # one that is exchanged meanwhile has the files of one bundle and the manifest of the other
-                before, manifest = manifest, read_manifest(folder, expect=expect)
-                if manifest == before:
-                    raise
+        return open_whole(
+            folder, lambda manifest: cls._opened(folder, manifest, verify=verify, copy=copy), expect=expect
+        )
 
     @classmethod
     def _opened(cls, folder: Path, manifest: Manifest, *, verify: bool, copy: bool) -> Bundle:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import signal
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from power import killed_at, lose_power
 from toolchain import skip_or_fail
 
 from adapter_export.errors import BusyError, FileError, OutputExistsError, WriteError
@@ -174,57 +174,6 @@ def test_what_never_ends_is_not_read(read: Callable[[Path], object], tmp_path: P
     for name, found in (("fifo", "a FIFO"), ("zero", "a device or a socket")):
         with pytest.raises(FileError, match=f"is not a regular file; found {found}"):
             read(tmp_path / name)
-
-
-def killed_at(step: int, write: Callable[[], None]) -> tuple[bool, set[int]]:
-    """Run a write in a child that is killed before the given step: a call that changes names or waits for the disk.
-
-    Returns:
-        Whether it came to its end, and the inodes of the files that it had waited for.
-    """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        steps = itertools.count()
-
-        def counted(call: Callable[..., object], arguments: tuple[object, ...], names: dict[str, object]) -> object:
-            if next(steps) == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **names)
-
-        def watch(module: object, name: str) -> None:
-            call = getattr(module, name)
-            setattr(module, name, lambda *arguments, **names: counted(call, arguments, names))
-
-        def sync(file: int) -> None:
-            fsync(file)
-            os.write(writing, os.fstat(file).st_ino.to_bytes(8, "little"))
-
-        fsync, os.fsync = os.fsync, sync
-        for name in ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "link", "open"):
-            watch(os, name)
-        watch(files, "exchange")
-        code = 1
-        try:
-            write()
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        synced = pipe.read()
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return not os.WIFSIGNALED(status), {
-        int.from_bytes(synced[start : start + 8], "little") for start in range(0, len(synced), 8)
-    }
-
-
-def lose_power(folder: Path, synced: set[int]) -> None:
-    """Empty each file that nobody had waited for: what a disk may hold after the power has failed."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.name.endswith(".lock") and path.stat().st_ino not in synced:
-            path.write_bytes(b"")
 
 
 @pytest.mark.parametrize("exchanged", [True, False], ids=["exchanged", "renamed"])

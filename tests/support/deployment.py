@@ -82,12 +82,12 @@ def flipped(folder: Path, count: int, seed: int = 0) -> Counter[str]:
     Returns:
         How many were refused by a named error, changed nothing, or gave other answers without a word.
     """
-    outcomes, live = Counter[str](), Bundle.open(folder)
-    expected = answers(live.session(threads=1))
+    outcomes, live = Counter[str](), Bundle.open(folder).session(threads=1)
+    expected = answers(live)
     for at, (name, bit) in enumerate(bits(folder, count, seed)):
         flip(folder / name, bit)
         try:
-            found = answers((live if at % 2 else Bundle.open(folder)).session(threads=1))
+            found = answers(live if at % 2 else Bundle.open(folder).session(threads=1))
             outcomes["the same answers" if same(found, expected) else f"other answers: {name}, bit {bit}"] += 1
         except AdapterExportError:
             outcomes["refused"] += 1
@@ -103,8 +103,8 @@ class Service:
     are loaded and unloaded beside them.
     """
 
-    def __init__(self, place: Path, versions: Iterable[Path]) -> None:
-        self.place, self.versions = place, tuple(versions)
+    def __init__(self, place: Path, versions: Iterable[Path], *, pause: float = 0.05) -> None:
+        self.place, self.versions, self.pause = place, tuple(versions), pause
         shutil.copytree(self.versions[0], place)
         self.files = [path / "adapters/wide.onnx_adapter" for path in self.versions]
         self.expected = {}
@@ -151,7 +151,7 @@ class Service:
         return counts
 
     def _deploy(self) -> None:
-        while not self.done.wait(0.05):
+        while not self.done.wait(self.pause):
             self.counts["deployed"] += 1
             with new_folder(self.place, force=True) as temporary:
                 shutil.copytree(
