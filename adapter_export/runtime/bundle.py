@@ -124,9 +124,7 @@ class Bundle:
                 of it.
         """
         folder = Path(folder)
-        return open_whole(
-            folder, lambda manifest: cls._opened(folder, manifest, verify=verify, copy=copy), expect=expect
-        )
+        return open_whole(folder, partial(cls._opened, folder, verify=verify, copy=copy), expect=expect)
 
     @classmethod
     def _opened(cls, folder: Path, manifest: Manifest, *, verify: bool, copy: bool) -> Bundle:
