@@ -131,7 +131,7 @@ def _outcome(
         lambda: _said_of_few(copy, reference, computed, plan, fault.area),
     ]
     looks = looks[::-1] if fault.area in _OF_GRAPH else looks
-    said = list[str]()
+    said: list[str] = []
     for look in (*looks, lambda: _said(lambda: _lines(prove(plan_check(copy.opened()), reference, own=own)))):
         said = [*look(), *said]
         located = next((line for line in said if any(_names(line, place) for place in places)), None)

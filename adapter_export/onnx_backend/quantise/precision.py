@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
@@ -164,9 +165,9 @@ def _int8(proto: onnx.ModelProto) -> onnx.ModelProto:
     weights = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
     constants = {
         "int8.axis": np.array([-1]),
-        "int8.tiny": np.float32(_TINY),
-        "int8.step": np.float32(1 / _LARGEST_ACTIVATION),
-        "int8.zero": np.uint8(_ZERO),
+        "int8.tiny": np.array(_TINY, np.float32),
+        "int8.step": np.array(1 / _LARGEST_ACTIVATION, np.float32),
+        "int8.zero": np.array(_ZERO, np.uint8),
     }
     nodes: list[onnx.NodeProto] = []
     rounded: set[str] = set()
@@ -197,8 +198,9 @@ def _rounded(x: str, opset: int) -> Iterator[onnx.NodeProto]:
 
     `ReduceMax` of ONNX Runtime passes over NaN. The sum does not, and times 1e-30 it is below any largest value.
     """
-    axes, attributes = (["int8.axis"], {}) if opset >= _AXES_OF_MAX_OPSET else ([], {"axes": [-1]})
     node = onnx.helper.make_node
+    axes: list[str] = ["int8.axis"] if opset >= _AXES_OF_MAX_OPSET else []
+    attributes: dict[str, Any] = {} if axes else {"axes": [-1]}
     yield node("Abs", [x], [f"{x}.absolute"])
     yield node("ReduceMax", [f"{x}.absolute", *axes], [f"{x}.max"], keepdims=1, **attributes)
     yield node("ReduceSum", [f"{x}.absolute", "int8.axis"], [f"{x}.sum"], keepdims=1)
@@ -220,9 +222,7 @@ def _multiplied(product: onnx.NodeProto, factor: str, graph: onnx.GraphProto) ->
     yield onnx.helper.make_node("Mul", [plain, factor], [result])
 
 
-def _replace_nodes(
-    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constants: Mapping[str, np.generic | np.ndarray]
-) -> None:
+def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constants: Mapping[str, np.ndarray]) -> None:
     """Put other nodes into a graph, with new constants and without those that nothing reads any more."""
     del graph.node[:]
     graph.node.extend(nodes)
@@ -230,7 +230,7 @@ def _replace_nodes(
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items())
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
 
 
 def _int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -289,7 +289,8 @@ def _blockwise(proto: onnx.ModelProto, bits: int, *, exact: bool) -> onnx.ModelP
                 onnx.helper.make_node("Add", [f"{x}.zero", "finite.one"], [f"{x}.finite"]),
             ]
         nodes += _multiplied(node, f"{x}.finite", made.graph)
-    numbers = {"finite.axis": np.array([-1]), "finite.zero": np.float32(0), "finite.one": np.float32(1)}
+    zero, one = np.zeros((), np.float32), np.ones((), np.float32)
+    numbers = {"finite.axis": np.array([-1]), "finite.zero": zero, "finite.one": one}
     _replace_nodes(made.graph, nodes, numbers)
     return made
 

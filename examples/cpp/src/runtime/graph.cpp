@@ -14,8 +14,8 @@ Ort::Session opened(const std::filesystem::path& path, int threads) {
   Ort::SessionOptions options;
   options.SetIntraOpNumThreads(threads);
   options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
-  // since onnxruntime 1.28 a sum and a norm take longer in one kernel than in two
   options.AddConfigEntry("session.intra_op.allow_spinning", "0");  // threads that wait leave the processor to others
+  // since onnxruntime 1.28 a sum and a norm take longer in one kernel than in two
   options.AddConfigEntry("optimization.disable_specified_optimizers", "SkipLayerNormFusion");
   try {
     return Ort::Session(environment(), path.c_str(), options);
