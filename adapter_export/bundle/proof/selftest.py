@@ -132,7 +132,8 @@ def _outcome(
     ]
     looks = looks[::-1] if fault.area in _OF_GRAPH else looks
     said: list[str] = []
-    for look in (*looks, lambda: _said(lambda: _lines(prove(plan_check(copy.opened()), reference, own=own)))):
+    looks.append(lambda: _said(lambda: _lines(prove(plan_check(copy.opened()), reference, own=own))))
+    for look in looks:
         said = [*look(), *said]
         located = next((line for line in said if any(_names(line, place) for place in places)), None)
         if located is not None:
