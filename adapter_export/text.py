@@ -458,7 +458,8 @@ def _window(window: tokenizers.Encoding, whole: tokenizers.Encoding, places: Seq
     held = places[start : start + count]
     before = places[0]
     found = [*range(before), *held, *range(places[-1] + 1, len(whole.ids))]
-    assert [whole.ids[place] for place in found] == window.ids
+    if not held or [whole.ids[place] for place in found] != window.ids:
+        raise _no_tokenizer("windows of a text that are no parts of it")
     left = [len(places) if start == 0 else number for number in range(count)]
     right = [len(places) if held[-1] == places[-1] else count - 1 - number for number in range(count)]
     margins = [*[0] * before, *map(min, left, right), *[0] * (len(whole.ids) - 1 - places[-1])]

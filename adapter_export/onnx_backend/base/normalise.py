@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from functools import reduce
+from functools import cache, reduce
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NoReturn
@@ -124,6 +124,7 @@ def check_operators(model: ir.Model, path: Path) -> None:
             expected="the same results in every run",
             fix="export the model in `eval` mode, without dropout or noise",
         )
+    _check_arity(model, path)
     counts = Counter((node.domain, node.op_type) for node in nodes)
     missing = {key: count for key, count in counts.items() if key not in own and not _is_there(*key)}
     if missing:
@@ -136,6 +137,33 @@ def check_operators(model: ir.Model, path: Path) -> None:
             expected="operators of the domains `ai.onnx` and `com.microsoft`",
             fix="export it again without operators of your own",
         )
+
+
+def _check_arity(model: ir.Model, path: Path) -> None:
+    """Refuse nodes with more or fewer inputs and outputs than the standard gives their operator."""
+
+    @cache
+    def schema(name: str, domain: str) -> onnx.defs.OpSchema | None:
+        standard = "" if domain == "ai.onnx" else domain
+        try:
+            return onnx.defs.get_schema(name, model.opset_imports.get(standard) or 1, standard)
+        except onnx.defs.SchemaError:  # not of the standard
+            return None
+
+    for node in model.graph.all_nodes():
+        known = schema(node.op_type, node.domain)
+        if known is None:
+            continue
+        inputs = len(node.inputs) - next((at for at, value in enumerate(reversed(node.inputs)) if value is not None), 0)
+        fits = len(node.inputs) >= known.min_input and inputs <= known.max_input
+        if not fits or not known.min_output <= len(node.outputs) <= known.max_output:
+            raise BaseModelError(
+                "has a node with a wrong number of inputs or outputs",
+                where=f"{path}, `{node.outputs[0].name if node.outputs else node.name}`",
+                found=f"`{node.op_type}` of {inputs} and {len(node.outputs)}",
+                expected=f"at least {known.min_input} and {known.min_output}",
+                fix="run `onnx.checker.check_model` on it, and export the model again",
+            )
 
 
 def _is_random(node: ir.Node) -> bool:
