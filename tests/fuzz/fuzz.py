@@ -82,8 +82,8 @@ def _work(name: str, reader: Reader, seed: int, seconds: float, kept: Path, pipe
         while time.monotonic() < end:
             shutil.rmtree(scratch, ignore_errors=True)
             number = seed + count
-            reader.write(scratch, Random(f"{name} {number}"))
             pipe.send(("begin", number))
+            reader.write(scratch, Random(f"{name} {number}"))
             wrong = outcome(reader, scratch)
             count += 1
             if wrong is not None:

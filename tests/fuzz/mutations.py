@@ -5,6 +5,7 @@ All choices are drawn from a `random.Random`: the true one, or Hypothesis's, whi
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import struct
@@ -79,7 +80,7 @@ def of_value(document: Any, random: Random) -> Any:
         holder, key = random.choice(places)
         match random.randint(0, 5):
             case 0 | 1:
-                holder[key] = random.choice(_VALUES)
+                holder[key] = copy.deepcopy(random.choice(_VALUES))
             case 2:
                 del holder[key]
                 if not whole:
@@ -95,11 +96,11 @@ def of_value(document: Any, random: Random) -> Any:
             case _:
                 value = holder[key]
                 if isinstance(value, bool) or not isinstance(value, int | float | str):
-                    holder[key] = random.choice(_VALUES)
+                    holder[key] = copy.deepcopy(random.choice(_VALUES))
                 elif isinstance(value, str):
                     holder[key] = random.choice((value[:-1], value + "x", value.upper(), value * 50, value[::-1]))
                 else:
-                    holder[key] = random.choice((value + 1, -value, value * 1000, value / 2, str(value)))
+                    holder[key] = random.choice((value + 1, -value, value * 1000, value // 3, str(value)))
     return whole[0]
 
 
