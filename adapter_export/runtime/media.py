@@ -111,6 +111,8 @@ def read_clip(data: bytes, rate: int | None, where: object) -> np.ndarray:
 
     with parsing(refusal), wave.open(io.BytesIO(data)) as file:
         facts, frames = file.getparams(), file.readframes(file.getnframes())
+    if facts.sampwidth > max(_PCM):
+        raise refusal(f"samples of {8 * facts.sampwidth} bits")
     if facts.nchannels != 1 or (rate is not None and facts.framerate != rate):
         found = f"{facts.nchannels} channel{'s' if facts.nchannels > 1 else ''}, {facts.framerate:,} Hz"
         expected = "1 channel" + ("" if rate is None else f", {rate:,} Hz")

@@ -89,6 +89,7 @@ CLIPS = {
     "stereo": (wav(TONE, channels=2), "2 channels"),
     "no samples": (wav(TONE[:0]), "0 samples"),
     "truncated": (wav(TONE)[:-300], "samples of 800"),
+    "samples that are too wide": (wav(TONE)[:34] + (272).to_bytes(2, "little") + wav(TONE)[36:], "samples of 272 bits"),
     "floats": (_float_wav(), "unknown format"),
 }
 
