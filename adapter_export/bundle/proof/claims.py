@@ -16,7 +16,7 @@ from adapter_export.format.manifest import SiteRecord
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.numerics.budget import MOST_AMPLIFIED
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.base.base import OnnxBase, embedding_rows
 from adapter_export.onnx_backend.graft.bank import bank_tensors, is_fillable
 from adapter_export.onnx_backend.graft.insert import NODE_PATH_KEY, site_values
 from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY
@@ -51,6 +51,10 @@ def check_claims(bundle: OpenedBundle, measured: Measured, *, quick: bool) -> It
             ("bank.fillable", said.bank.fillable, is_fillable(plan)),
             ("bank.rows", sorted(said.bank.rows[1:], key=str), sorted(names & set(said.bank.rows))),
         ]
+    tables = {value.name: list(embedding_rows(value)) for value in model.graph.inputs}
+    for one in said.inputs:  # of words that the base has, none is refused, and of no other is one taken
+        if rows := tables.get(one.name):
+            facts.append((f"inputs.{one.name}.limit", one.limit, one.limit if one.limit in rows else min(rows)))
     for record in said.adapters:
         adapter, place = bundle.source(record.name), f"adapters.{record.name}"
         facts += [

@@ -1167,7 +1167,7 @@ _MANIFEST: tuple[Fault, ...] = tuple(
         ),
         "a vocabulary with one word less": _said(
             lambda _, m: (
-                replace(m, inputs=tuple(replace(one, limit=max(1, (one.limit or 2) - 1)) for one in m.inputs)),
+                replace(m, inputs=tuple(replace(one, limit=one.limit and max(1, one.limit - 1)) for one in m.inputs)),
                 [one.name for one in m.inputs if one.limit],
             )
         ),

@@ -398,12 +398,14 @@ def with_padding(bundle: OpenedBundle) -> Manifest:
 
 
 def check_proofs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
-    """Check that padding and zeros change nothing where the manifest says so: it is tried out again."""
+    """Check that padding and zeros change what the manifest says, no more and no less: it is tried out again."""
     said, found, bank = bundle.manifest, with_padding(bundle), bundle.manifest.bank
     counting = set(found.counts_padding) - set(said.counts_padding)
-    passed = not said.padding_neutral or (found.padding_neutral and not counting)
-    changed = f"padding changes `{'`, `'.join(sorted(counting)) or BASE}`"
-    yield InvariantRecord("padding", BASE, verdict(passed), "as the manifest says" if passed else changed)
+    passed = (said.padding_neutral, *said.counts_padding) == (found.padding_neutral, *found.counts_padding)
+    wrong = f"padding changes `{'`, `'.join(sorted(counting)) or BASE}`"
+    if found.padding_neutral and not counting:
+        wrong = "padding changes less than the manifest says (`padding_neutral`, `counts_padding`)"
+    yield InvariantRecord("padding", BASE, verdict(passed), "as the manifest says" if passed else wrong)
     if bank is not None:
         passed = not bank.fillable or is_fillable(read_plan(bundle.slots_model, bundle.folder))
         detail = "as the manifest says" if passed else "zeros behind narrower tensors change a result"

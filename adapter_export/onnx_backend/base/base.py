@@ -293,7 +293,7 @@ def _fact(value: ir.Value) -> str:
 
 
 def _input_record(value: ir.Value) -> InputRecord:
-    limits = list(_embedding_rows(value))
+    limits = list(embedding_rows(value))
     integer = value.dtype is not None and (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL)
     record = InputRecord(value.name or "", _dtype(value), axes(value), "values")
     fixed = math.prod(axis for axis in record.axes if isinstance(axis, int))
@@ -310,7 +310,7 @@ def _input_record(value: ir.Value) -> InputRecord:
     return replace(record, role="mask") if integer and len(record.axes) == 2 else record
 
 
-def _embedding_rows(value: ir.Value) -> Iterator[int]:
+def embedding_rows(value: ir.Value) -> Iterator[int]:
     """The number of rows of each weight that is indexed by this value."""
     same = [value]
     for one in same:
