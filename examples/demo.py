@@ -69,6 +69,7 @@ def main() -> None:
         step(f"The adapter `{task.name}`")
         prepare(task)
         unless(task.adapter, *train_command(task))
+        run("adapter-export", "lint", task.adapter, "--base", MODEL, "--data", task.split("validation"))
     step("One graph for both")
     names = ",".join(task.name for task in tasks)
     unless(BUNDLE, "adapter-export", "build", MODEL, "--adapters", names, "-o", BUNDLE)
