@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,6 +80,18 @@ def _holds(row: dict[str, Any], inputs: dict[str, np.ndarray], name: str | None,
         np.testing.assert_allclose(row["outputs"]["hidden"], session.run(inputs)["hidden"][0], rtol=0, atol=CLOSE)
         return
     assert row["probabilities"] == pytest.approx(dict(session.classify(inputs, name)[0].probabilities), abs=CLOSE)
+
+
+def test_what_is_written_over_its_files_changes_nothing(cpp_build: Path, small_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(small_bundle, tmp_path / "bundle")
+    calls = [{"inputs": INPUTS, "adapter": "tone"}, {"inputs": INPUTS, "adapters": ["topic"]}]
+    with _started(cpp_build, bundle) as (_, client):
+        before = [client.post("/run", json=call).json() for call in calls]
+        for path in bundle.rglob("*"):
+            if path.is_file():
+                os.truncate(path, 0)
+        assert [client.post("/run", json=call).json() for call in calls] == before
+        assert before[0]["rows"][0]["label"]
 
 
 def test_requests_at_once_each_with_its_own_adapter(

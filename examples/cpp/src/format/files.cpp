@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <sstream>
@@ -43,6 +44,25 @@ std::ifstream opened(const fs::path& path) {
   return stream;
 }
 
+// The sha256 of a file that is read in pieces, and copied on the way if there is a place for the copy.
+std::string sha256_of_file(const fs::path& path, const fs::path& copy) {
+  auto stream = opened(path);
+  std::ofstream copied;
+  if (!copy.empty()) copied.open(copy, std::ios::binary);
+  Hash hash;
+  std::array<char, 1 << 16> buffer{};
+  while (stream.read(buffer.data(), buffer.size()) || stream.gcount() > 0) {
+    hash.update(buffer.data(), static_cast<std::size_t>(stream.gcount()));
+    if (!copy.empty()) copied.write(buffer.data(), stream.gcount());
+  }
+  if (!copy.empty()) copied.close();
+  if (!copied) {
+    throw Fault({"there is no room for a private copy of what runs", copy.string(), "", "",
+                 "set the variable TMPDIR to a folder with room"});
+  }
+  return hash.hex();
+}
+
 bool is_inside(const fs::path& path, const fs::path& folder) {
   const auto relative = fs::relative(fs::canonical(path), fs::canonical(folder));
   return !relative.empty() && *relative.begin() != "..";
@@ -59,16 +79,6 @@ std::string read_file(const fs::path& path) {
 std::string sha256(const std::string& bytes) {
   Hash hash;
   hash.update(bytes.data(), bytes.size());
-  return hash.hex();
-}
-
-std::string sha256_of_file(const fs::path& path) {
-  auto stream = opened(path);
-  Hash hash;
-  std::array<char, 1 << 16> buffer{};
-  while (stream.read(buffer.data(), buffer.size()) || stream.gcount() > 0) {
-    hash.update(buffer.data(), static_cast<std::size_t>(stream.gcount()));
-  }
   return hash.hex();
 }
 
@@ -94,7 +104,8 @@ void check_inside(const fs::path& folder, const fs::path& file) {
   }
 }
 
-void verify_file(const fs::path& folder, const std::string& path, std::uintmax_t bytes, const std::string& hash) {
+void verify_file(const fs::path& folder, const std::string& path, std::uintmax_t bytes, const std::string& hash,
+                 const fs::path& copy) {
   const auto file = inside(folder, path);
   check_inside(folder, file);
   if (fs::file_size(file) != bytes) {
@@ -102,9 +113,25 @@ void verify_file(const fs::path& folder, const std::string& path, std::uintmax_t
                  std::to_string(fs::file_size(file)) + " bytes", std::to_string(bytes) + " bytes",
                  "take the file from its source again"});
   }
-  const auto found = sha256_of_file(file);
+  const auto found = sha256_of_file(file, copy);
   if (found != hash) {
     throw Fault({"has been changed or damaged since it was written", file.string(), "sha256 " + found,
                  "sha256 " + hash, "take the file from its source again"});
   }
+}
+
+PrivateFolder::PrivateFolder() {
+  const fs::path disk = "/var/tmp";
+  const auto parent = std::getenv("TMPDIR") == nullptr && fs::is_directory(disk) ? disk : fs::temp_directory_path();
+  auto name = (parent / "adapter-bundle-XXXXXX").string();
+  if (mkdtemp(name.data()) == nullptr) {
+    throw Fault({"there is no place for a private copy of what runs", parent.string(), "", "",
+                 "set the variable TMPDIR to a folder with room"});
+  }
+  path_ = name;
+}
+
+PrivateFolder::~PrivateFolder() {
+  std::error_code ignored;
+  fs::remove_all(path_, ignored);
 }

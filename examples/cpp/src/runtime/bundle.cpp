@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "fault.hpp"
-#include "files.hpp"
 #include "safetensors.hpp"
 
 namespace fs = std::filesystem;
@@ -22,12 +21,16 @@ std::pair<int, int> release(const std::string& version) {
 
 }  // namespace
 
-Bundle::Bundle(const fs::path& folder) : folder_(folder), manifest_(read_manifest(folder)) {
+Bundle::Bundle(const fs::path& folder)
+    : folder_(folder), manifest_(read_manifest(folder)), private_(std::make_shared<PrivateFolder>()) {
   const std::string runtime = OrtGetApiBase()->GetVersionString();
   if (release(runtime) < release(manifest_.minimum_onnxruntime)) {
     throw Fault({"needs a newer ONNX Runtime", folder.string(), runtime, manifest_.minimum_onnxruntime + " or newer"});
   }
-  for (const auto& file : manifest_.files) verify_file(folder, file.path, file.bytes, file.sha256);
+  for (const auto& file : manifest_.files) {
+    const bool is_mapped = fs::path(file.path).parent_path().empty();  // graphs, and the weights beside them
+    verify_file(folder, file.path, file.bytes, file.sha256, is_mapped ? inside(private_->path(), file.path) : "");
+  }
 }
 
 fs::path Bundle::graph(const std::string& flavour) const {
@@ -36,8 +39,10 @@ fs::path Bundle::graph(const std::string& flavour) const {
     throw Fault({"has no graph of flavour `" + flavour + "`", folder_.string(), "", "",
                  "build it with `--flavours " + flavour + "`"});
   }
-  return path(found->second);
+  return graph_at(found->second);
 }
+
+fs::path Bundle::graph_at(const std::string& path) const { return inside(private_->path(), path); }
 
 fs::path Bundle::path(const std::string& path) const { return inside(folder_, path); }
 

@@ -33,7 +33,7 @@ std::filesystem::path baked_graph(const Bundle& bundle, const std::string& adapt
   if (graph.empty()) {
     throw Fault({"is not baked into a graph", "adapter `" + adapter + "`", "", "", "build it with `--bake " + adapter + "`"});
   }
-  return bundle.path(graph);
+  return bundle.graph_at(graph);
 }
 
 const BankRecord& bank_of(const Manifest& manifest) {
