@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from small_bundle import Built, build_small
 
+from adapter_export.bundle import opened
 from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.proof.prove import plan_check, prove
 from adapter_export.format.adapter_files import read_adapter
@@ -38,7 +38,7 @@ class Counts:
         self.opened: Counter[tuple[str, str]] = Counter()
         self.analysed = 0
         self._wrap(patch, hashlib, "file_digest", lambda file, _: self.hashed.update([Path(file.name).name]))
-        self._wrap(patch, ir, "load", lambda path: self.read.update([Path(path).name]))
+        self._wrap(patch, opened, "read_model", lambda path, _: self.read.update([Path(path).name]))
         self._wrap(patch, ort, "InferenceSession", self._session)
         self._wrap(patch, flow, "FlowGraph", self._analysis)
         self._sha256(patch)
