@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _train(folder: Path, epochs: int) -> Path:
-    data = ("--data", folder / "data/train.tsv", "--validation", folder / "data/validation.tsv")
+    data = ("--data", folder / "data/train.tsv", "--validation-data", folder / "data/validation.tsv")
     columns = ("--text", "text", "--label", "label", "--kind", "houlsby", "--bottleneck", 64)
     call = ("train", demo_data.base_folder(), *data, *columns, "--epochs", epochs, "-o", folder / "trec")
     subprocess.run([sys.executable, "-m", "adapter_export", *map(str, call)], check=True)
