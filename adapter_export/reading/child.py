@@ -54,7 +54,7 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD],
+            [sys.executable, "-P", "-c", _CHILD],  # no module from the current folder, which may be another's
             input=task,
             capture_output=True,
             text=True,

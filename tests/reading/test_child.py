@@ -61,3 +61,11 @@ def test_an_error_of_the_child_is_raised_here(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.facts() == {
         **{"error": "NoSitesError", "what": "has none", "where": "some\ttext", "found": "\\x1b[31m", "fix": "look"}
     }
+
+
+def test_no_module_comes_from_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder that was downloaded may hold a `json.py`."""
+    (tmp_path / "json.py").write_text("raise SystemExit(7)\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NoSitesError):
+        _try("refuse", "some text", monkeypatch=monkeypatch)
