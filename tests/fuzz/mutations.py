@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from random import Random
@@ -143,7 +144,8 @@ def of_zip(inner: Callable[[str], Mutation]) -> Mutation:
             case _:
                 entries[at] = (name, inner(name)(content, random))
         packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w", method) as archive:
+        with warnings.catch_warnings(), zipfile.ZipFile(packed, "w", method) as archive:
+            warnings.simplefilter("ignore")  # two entries of one name
             for name, content in entries:
                 archive.writestr(zipfile.ZipInfo(name or "x"), content, method)
         return packed.getvalue()

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 from tiny_decoder import open_cached
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from adapter_export.api.base import form_of, open_base
 from adapter_export.errors import BaseModelError, FileError, FormatError
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.model_config import Generation
 from adapter_export.onnx_backend.base.genai import generating_files, open_genai
+
+TOKENIZER = Tokenizer(WordLevel({"a": 0}, unk_token="a")).to_str()
 
 
 def config(**decoder: Any) -> dict[str, Any]:
@@ -25,14 +29,14 @@ def config(**decoder: Any) -> dict[str, Any]:
 def folder(tmp_path: Path) -> Path:
     open_cached(tmp_path)
     (tmp_path / "genai_config.json").write_text(json.dumps(config(filename="decoder.onnx")))
-    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER)
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     return tmp_path
 
 
 def test_its_decoder_is_a_base_like_any_other(folder):
     source = open_base(folder)
-    assert (source.form, source.max_tokens, source.tokenizer) == ("genai", 40, "{}")
+    assert (source.form, source.max_tokens, source.tokenizer) == ("genai", 40, TOKENIZER)
     assert [site.name for site in source.sites.map.sublayers] == ["layers.0.attention", "layers.0.ffn"]
 
 

@@ -23,7 +23,10 @@ PROGRAM = Path(__file__).parents[2] / "benchmarks" / "large_base.py"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_bundle_is_built_in_less_memory_than_its_base_takes(tmp_path: Path) -> None:
-    """Of 300 MB no more than one piece is mapped at a time. Time is that of processors, not of the clock."""
+    """Of 300 MB no more than one piece is mapped at a time. Time is that of processors, not of the clock.
+
+    Two of its seconds go into opening the graph in a process of its own first.
+    """
     options = ["--gigabytes", "0.3", "--width", "1024", "--folder", str(tmp_path), "--", "--max-tokens", "2"]
     done = subprocess.run([sys.executable, str(PROGRAM), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -31,7 +34,7 @@ def test_a_bundle_is_built_in_less_memory_than_its_base_takes(tmp_path: Path) ->
     assert _megabytes(done.stdout, "base: ([\\d.]+) GB") * 1000 > 280
     assert 60 < _megabytes(done.stdout, "anonymous memory: (\\d+) MB") < 210
     assert 40 < _megabytes(done.stdout, "of files at most (\\d+) MB") < 240
-    assert _megabytes(done.stdout, "of all processors ([\\d.]+) s") < _megabytes(done.stdout, "copy.*: ([\\d.]+) s") + 5
+    assert _megabytes(done.stdout, "of all processors ([\\d.]+) s") < _megabytes(done.stdout, "copy.*: ([\\d.]+) s") + 8
     assert not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,7 @@ from adapter_export.reading.child import Limits
 def test_a_graph_that_ends_its_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = build_small(tmp_path).model
     open_base(path)
-    trial._tried.cache_clear()
+    trial._tried.clear()
     monkeypatch.setattr(trial, "_SECONDS", 0.01)
     with pytest.raises(BaseModelError, match=r"it ended the process in which it was tried; found no end after"):
         open_base(path)

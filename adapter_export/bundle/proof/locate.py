@@ -299,8 +299,8 @@ def _of_float64(lockstep: Lockstep, outputs: Sequence[OutputRecord]) -> Iterator
     if exact is None or worst.output not in exact:
         return
     found = lockstep.graph.run(inputs, (name,) * lockstep.case.batch).get(worst.output)
-    expected = numerics.run(runner, inputs, source, bundle.base_outputs, head)[worst.output]
-    if found is None or found.shape != expected.shape:
+    expected = numerics.run(runner, inputs, source, bundle.base_outputs, head).get(worst.output)
+    if found is None or expected is None or found.shape != expected.shape:
         return
     errors = [_largest(exact[worst.output], side) for side in (found, expected)]
     side = "the bundle" if errors[0] > errors[1] else "the reference"

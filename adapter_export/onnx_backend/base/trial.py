@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 from adapter_export.errors import BaseModelError, RequestError
@@ -12,6 +11,7 @@ from adapter_export.onnx_backend.base.base import open_onnx
 from adapter_export.onnx_backend.base.normalise import small_cases
 from adapter_export.onnx_backend.session import open_session, try_session
 from adapter_export.reading.child import Limits, try_out
+from adapter_export.reading.files import sha256_of
 
 _SECONDS, _BYTES_A_SECOND = 120.0, 20 * 2**20
 """The time for a graph, and how fast its weights are read from the slowest disk."""
@@ -21,21 +21,19 @@ _BYTES, _COPIES = 4 * 2**30, 4
 
 
 def try_graph(path: Path, site_map: Path | str | None = None) -> None:
-    """Open a graph of others in a child process, optimise it there, and run it; once for each file.
+    """Open a graph of others in a child process, optimise it there, and run it; once for all files of that content.
 
     ONNX, its converter and ONNX Runtime are C++ code, which a graph that nobody wrote by accident can crash.
 
     Raises:
         BaseModelError: the child crashed, took too long or too much memory; or any error of `open_onnx`.
     """
-    if path.is_file():
-        facts = path.stat()
-        _tried(path, None if site_map is None else str(site_map), (facts.st_mtime_ns, facts.st_size, facts.st_ino))
-
-
-@lru_cache(maxsize=64)
-def _tried(path: Path, site_map: str | None, _identity: tuple[int, ...]) -> None:
+    if not path.is_file():
+        return
     size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+    content = (sha256_of(path), None if site_map is None else sha256_of(Path(site_map)), size)
+    if content in _tried:
+        return
     limits = Limits(_SECONDS + size / _BYTES_A_SECOND, _BYTES + _COPIES * size)
 
     def refusal(reason: str) -> BaseModelError:
@@ -47,8 +45,12 @@ def _tried(path: Path, site_map: str | None, _identity: tuple[int, ...]) -> None
             fix="export the model again",
         )
 
-    given = () if site_map is None else (site_map,)
+    given = () if site_map is None else (str(site_map),)
     try_out(f"{__name__}:open_and_run", str(path), *given, limits=limits, refusal=refusal)
+    _tried.add(content)
+
+
+_tried: set[tuple[str, str | None, int]] = set()
 
 
 def open_and_run(path: str, site_map: str | None = None) -> None:
