@@ -60,8 +60,9 @@ def test_in_8_bits(minilm: OnnxBase, tmp_path: Path, precision: str) -> None:
     report = prove(plan, Reference("base.onnx", reference), original=original)
     assert report.passed
     assert report.agreements is not None
-    least = {"int8": 0.95, "int8-weights": 0.995}[precision]
-    assert all(result.cosine is not None and result.cosine > least for result in report.agreements.results)
+    least = {"int8": 0.95, "int8-weights": 0.98}[precision]
+    cosines = {(one.adapter, one.output): one.cosine for one in report.agreements.results}
+    assert all(cosine is not None and cosine > least for cosine in cosines.values()), cosines
 
 
 def _switch(folder: Path, inputs: dict[str, np.ndarray]) -> None:
@@ -97,3 +98,10 @@ def test_with_fused_operators(minilm: OnnxBase, tmp_path: Path) -> None:
     _switch(tmp_path / "bundle", cases[-1].arrays)
     report = prove(plan_check(tmp_path / "bundle", cases=[CASE]), Reference("x", reference), lambda step: None)
     assert report.passed
+
+
+def test_weights_are_in_the_fastest_blocks(minilm: OnnxBase, tmp_path: Path) -> None:
+    """A table of two rows, which is looked up and not multiplied, does not make them smaller."""
+    made = with_precision(minilm, "int8-weights", tmp_path)
+    blocks = {node.attributes.get_int("block_size", 0) for node in made.model.graph if node.op_type == "MatMulNBits"}
+    assert blocks == {128}
