@@ -201,6 +201,25 @@ class TestNumerics:
             alone = run_session(session, {name: value[row : row + 1] for name, value in inputs.items()})["hidden"]
             assert np.array_equal(alone[0], whole[row])
 
+    @pytest.mark.parametrize("precision", ["int8", "int8-weights"])
+    def test_what_a_branch_reads_is_kept(self, tmp_path: Path, precision: Precision) -> None:
+        model = tiny_model(more=", float[2] picked")
+        branch = onnx.helper.make_graph(
+            [onnx.helper.make_node("Identity", ["kept"], ["chosen"])],
+            "branch",
+            [],
+            [onnx.helper.make_tensor_value_info("chosen", onnx.TensorProto.FLOAT, [2])],
+        )
+        yes = numpy_helper.from_array(np.array(True), "yes")
+        kept = numpy_helper.from_array(np.array([3, 4], np.float32), "kept")
+        model.graph.initializer.extend([yes, kept])
+        model.graph.node.append(
+            onnx.helper.make_node("If", ["yes"], ["picked"], then_branch=branch, else_branch=branch)
+        )
+        made = with_precision(open_onnx(save_tiny(tmp_path, model)), precision, new_folder(tmp_path / "made"))
+        session = open_session(made.model, made.folder)
+        assert run_session(session, token_inputs(5))["picked"].tolist() == [3, 4]
+
     def test_integers_fit_where_products_are_added_up_in_16_bits(self, base: OnnxBase, tmp_path: Path) -> None:
         """Processors without VNNI add two products of bytes in 16 bits, and cut off what is larger."""
         made = with_precision(base, "int8", tmp_path)

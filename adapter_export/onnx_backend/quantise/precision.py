@@ -227,11 +227,21 @@ def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constant
     """Put other nodes into a graph, with new constants and without those that nothing reads any more."""
     del graph.node[:]
     graph.node.extend(nodes)
-    read = {name for node in graph.node for name in node.input}
+    read = set(_read(graph))
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names that a graph reads, also inside the branches of an `If` and the bodies of loops."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _read(attribute.g)
 
 
 def _int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
