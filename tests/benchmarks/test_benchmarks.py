@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from tiny_onnx import save_tiny
@@ -154,9 +156,9 @@ class TestResults:
             load("all")["write"](path, "cpu", "", [])
         assert path.read_text(encoding="utf-8") == "before\n<!-- cpu: begin -->\n"
 
-    def test_the_results_of_this_project_have_both_places(self) -> None:
+    def test_the_results_of_this_project_have_all_places(self) -> None:
         text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
-        for provider in ("cpu", "cuda"):
+        for provider in ("cpu", "cuda", "alternatives"):
             assert text.count(f"<!-- {provider}: begin -->") == text.count(f"<!-- {provider}: end -->") == 1
 
 
@@ -176,3 +178,19 @@ def test_without_a_gpu_one_sentence_says_so(tmp_path: Path, capsys: pytest.Captu
         run("swap", tmp_path, "--provider=cuda")
     assert error.value.code == 2
     assert "`cuda` cannot be measured here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("programs")
+def test_the_products_of_a_base_are_all_that_is_left(tmp_path: Path) -> None:
+    base = ir.load(save_tiny(tmp_path))
+    weights = [node.inputs[1].const_value for node in base.graph if node.op_type == "MatMul"]
+    expected = [weight.numpy() for weight in weights if weight is not None]
+    path = tmp_path / "products.onnx"
+    ir.save(load("alternatives")["products_alone"](base), path)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feeds = {one.name: rng.standard_normal((2, 3, one.shape[2]), dtype=np.float32) for one in session.get_inputs()}
+    found = session.run(None, feeds)
+    assert len(found) == len(expected) > 1
+    for product, weight in zip(found, expected, strict=True):
+        np.testing.assert_allclose(product, feeds[f"x{len(weight)}"] @ weight, rtol=1e-5, atol=1e-6)
