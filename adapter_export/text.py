@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -98,6 +98,7 @@ def open_and_encode(text: str) -> None:
                 tokenizer.encode(sample)
 
 
+@lru_cache(maxsize=2)  # a build asks for that of one file many times; parsing it takes tens of milliseconds each
 def tokenizer_digest(text: str) -> str:
     """The sha256 of a `tokenizer.json`, of what it says and not of its layout: 64 hexadecimal digits.
 

@@ -147,6 +147,21 @@ class Spelled(nn.Module):
         return {"joined": joined.to(torch.int64), "both": both.float()}
 
 
+class Mixed(nn.Module):
+    """Ops on numbers of several types, which torch brings to one and ONNX does not."""
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        signs = (x > 0).long()
+        return {"sums": signs + y * 2, "halves": signs / 2, "powers": (signs + 1.5) ** signs, "more": x > signs}
+
+
+class Reordered(nn.Module):
+    """Puts values into the order that a view of them needs, as attention does."""
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"flat": torch.stack([x, y], -1).transpose(1, 2).contiguous().view(-1, 10) * 2}
+
+
 class WrittenFresh(nn.Module):
     """Writes into values that nothing else sees, and reads them before and after."""
 
@@ -175,7 +190,8 @@ class WrittenNarrow(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "traces"), [(Spelled(), 0), (WrittenFresh(), 0), (Written(), 1), (WrittenNarrow(), 1)]
+    ("module", "traces"),
+    [(Spelled(), 0), (Mixed(), 0), (Reordered(), 0), (WrittenFresh(), 0), (Written(), 1), (WrittenNarrow(), 1)],
 )
 def test_only_what_onnx_cannot_write_is_traced_again(
     module: nn.Module, traces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,8 +14,10 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript import version_converter
 from torch.export import ExportedProgram
 from torch.onnx._internal.exporter import _core, _registration
+from torch.onnx._internal.fx.passes import type_promotion
 
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import new_file
@@ -108,7 +110,7 @@ def converted(program: ExportedProgram) -> ir.Model:
         with quiet():
             with suppress(*LIBRARY_ERRORS):  # then torch decomposes it
                 if (known := _translatable(program)) is not None:
-                    return _convert(known)
+                    return _translated(known)
             try:
                 return _convert(program)
             except LIBRARY_ERRORS:
@@ -139,16 +141,43 @@ def _convert(program: ExportedProgram) -> ir.Model:
     return _core.export(program, registry=_registry(), opset_version=OPSET, verbose=False).model
 
 
-class _Translatable(ExportedProgram):
-    """A program of ops that the exporter knows; it would trace it again to decompose the others, for seconds."""
+class _Promotion(type_promotion._TypePromotionInterpreter):
+    """The exporter's promotion of types, without computing each node again for a type that is written at it."""
 
-    def run_decompositions(self, *_args: object, **_options: object) -> ExportedProgram:
-        return self
+    def run_node(self, n: torch.fx.Node) -> Any:
+        """Bring what a node reads to one type, and return what the program says of its value."""
+        if "val" not in n.meta:
+            return super().run_node(n)
+        rule = type_promotion.get_type_promotion_rule(n, self.type_promotion_table)
+        if rule is not None:
+            with self._set_current_node(n):
+                self._maybe_promote_node(n, rule)
+        return n.meta["val"]
+
+
+def _translated(program: ExportedProgram) -> ir.Model:
+    """As `_convert`, of a program of ops that the exporter knows; that would trace it twice, for seconds."""
+    for module in program.graph_module.modules():
+        promotion = type_promotion.InsertTypePromotion(module)
+        promotion.interpreter = _Promotion(module, type_promotion.TypePromotionTable())
+        promotion.run()
+    made = _core._exported_program_to_onnx_program(program, registry=_registry())
+    version_converter.convert_version(made.model, OPSET, fallback=True)
+    made.optimize()
+    return made.model
 
 
 _ATEN = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-_ASSERTIONS = frozenset({_ATEN._assert_tensor_metadata.default, _ATEN._assert_scalar.default})
+_ASSERTIONS = frozenset(
+    {
+        _ATEN._assert_tensor_metadata.default,
+        _ATEN._assert_scalar.default,
+        _ATEN._assert_async.default,
+        _ATEN._assert_async.msg,
+        _ATEN.sym_constrain_range_for_size.default,
+    }
+)
 _CONVERSIONS = frozenset({_ATEN.to.device, _ATEN.to.dtype, _ATEN.to.dtype_layout})
 _SPELLINGS = {
     _ATEN.__and__.Tensor: _ATEN.bitwise_and.Tensor,
@@ -192,7 +221,7 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
         if node.op != "call_function" or not _returns(node) or node.target not in known or not _is_plain(node.target):
             return None
     graph.eliminate_dead_code()
-    return _Translatable(
+    return ExportedProgram(
         root=module,
         graph=graph,
         graph_signature=program.graph_signature,
