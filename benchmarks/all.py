@@ -16,6 +16,7 @@ from pathlib import Path
 
 import adding
 import callers
+import fanout
 import forms
 import memory
 import mixed
@@ -25,7 +26,7 @@ from kit.tables import Table
 
 from adapter_export.format.files import new_file
 
-PARTS = (swap.PART, forms.PART, mixed.PART, callers.PART, memory.PART, adding.PART)
+PARTS = (swap.PART, forms.PART, mixed.PART, fanout.PART, callers.PART, memory.PART, adding.PART)
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

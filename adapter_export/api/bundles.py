@@ -87,8 +87,8 @@ def build(
     flavours: Annotated[
         tuple[str, ...] | None,
         Option(
-            "Forms of the graph: some of slots, inputs and bank, or `all`; if not given, all that the model allows. "
-            "The one with slots is always there.",
+            "Forms of the graph: some of slots, inputs, bank and fanout, or `all`; if not given, the first three where "
+            "the model allows. The one with slots is always there; fanout needs bank.",
             "A,B,…",
         ),
     ] = None,
@@ -236,6 +236,9 @@ def _flavours(given: Sequence[str] | None, base: Base) -> list[Flavour] | None:
     if unknown:
         expected = f"`all`, or some of {', '.join(FLAVOURS)}"
         raise UsageError("unknown flavours", where=argument("flavours"), found=unknown, expected=expected)
+    if "fanout" in names and "bank" not in names:
+        found = ", ".join(sorted(names))
+        raise UsageError("`fanout` is a bank in two parts", where=argument("flavours"), found=found, fix="add `bank`")
     return [flavour for flavour in FLAVOURS if flavour in names]
 
 

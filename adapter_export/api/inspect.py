@@ -31,6 +31,7 @@ _TENSORS_ARE: Mapping[str, str] = {
     "slots": "optional inputs; their defaults are the base",
     "inputs": "required inputs",
     "bank": "rows of a table; each row of a batch names its own",
+    "fanout": "those of `bank`; each row names its text, too",
 }
 
 

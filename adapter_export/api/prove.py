@@ -46,7 +46,9 @@ def check(
     only: Annotated[Sequence[str], Option("Check this adapter alone, or `base`; may be repeated.", "ADAPTER")] = (),
     flavours: Annotated[
         Sequence[str],
-        Option("Check this graph alone: slots, inputs, bank or baked; may be repeated.", "FLAVOUR", "--flavour"),
+        Option(
+            "Check this graph alone: slots, inputs, bank, fanout or baked; may be repeated.", "FLAVOUR", "--flavour"
+        ),
     ] = (),
     cases: Annotated[Sequence[str], Option("Try this shape alone; may be repeated.", "CASE", "--case")] = (),
     adapters: Adapters | None = None,

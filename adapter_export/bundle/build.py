@@ -34,6 +34,7 @@ from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.lengths import Fit
 from adapter_export.format.manifest import (
     BankRecord,
+    FanoutRecord,
     Flavour,
     Manifest,
     OutputRecord,
@@ -128,7 +129,7 @@ def build_bundle(
         weights = folder / WEIGHTS_FILE
         hashed = pool.submit(sha256_of, weights) if weights.exists() else None  # seconds for a large base
         progress("writing the other flavours of the graph")
-        bank = _write_bank(base, writer, model, adapters, flavours, note or silent)
+        bank, fanout = _write_bank(base, writer, model, adapters, flavours, note or silent)
         if flavours is None or "inputs" in flavours:
             writer.inputs(model)
         baked = {adapter.name: writer.baked(model, adapter) for adapter in adapters if adapter.name in bake}
@@ -190,6 +191,7 @@ def build_bundle(
             golden_texts=golden_texts,
             files=(),
             bank=bank,
+            fanout=fanout,
             heads=head_records(writer.heads),
             model_version=writer.model_version,
             head=own_head,
@@ -233,15 +235,17 @@ def _write_bank(
     adapters: Sequence[Adapter],
     flavours: Sequence[Flavour] | None,
     note: OnStep,
-) -> BankRecord | None:
+) -> tuple[BankRecord | None, FanoutRecord | None]:
     """Write the bank if it is wanted; where nobody asked for one by name, a note says why there cannot be one.
+
+    It is also written in two, below and above its first adapter, where that is asked for.
 
     Raises:
         AdapterError: the adapters cannot share a bank.
-        BaseModelError: the base cannot have one.
+        BaseModelError: the base cannot have one, or it cannot be cut there.
     """
     if flavours is not None and "bank" not in flavours:
-        return None
+        return None, None
     try:
         rows = bank_rows(writer.plan, writer.heads, adapters)
         model = insert_bank(base, writer.plan, rows)
@@ -249,13 +253,14 @@ def _write_bank(
         if flavours is not None:
             raise
         note(f"without a bank: {error.message}")
-        return None
+        return None, None
     for one, same in zip(model.graphs(), slots.graphs(), strict=True):  # the base's weights as they were written
         for name, value in one.initializers.items():
             if name in same.initializers:
                 value.const_value = same.initializers[name].const_value
     writer.bank(model)
-    return BankRecord(IDS_INPUT, rows.names, is_fillable(writer.plan), bank_tensors(writer.plan, writer.heads))
+    bank = BankRecord(IDS_INPUT, rows.names, is_fillable(writer.plan), bank_tensors(writer.plan, writer.heads))
+    return bank, writer.fanout(model, bank) if flavours is not None and "fanout" in flavours else None
 
 
 def _keep(files: Mapping[str, Path | bytes], folder: Path) -> None:

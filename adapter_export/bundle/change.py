@@ -25,7 +25,7 @@ from adapter_export.bundle.write import (
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command
 from adapter_export.format.files import changed_folder
 from adapter_export.format.golden_texts import GoldenTexts
-from adapter_export.format.manifest import AdapterRecord, BankRecord, Manifest
+from adapter_export.format.manifest import AdapterRecord, BankRecord, FanoutRecord, Manifest
 from adapter_export.format.manifest_json import MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
 from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
@@ -166,7 +166,8 @@ def _rewritten(manifest: Manifest) -> set[str]:
     """The files that are written anew in any case."""
     media = None if manifest.media is None else manifest.media.golden
     golden = {path for path in (manifest.golden_texts, media) if path is not None}
-    return {manifest.graphs["bank"], BANK_FILE, *golden} if "bank" in manifest.graphs else golden
+    cut = set() if manifest.fanout is None else {manifest.graphs["fanout"], manifest.fanout.prefix}
+    return {manifest.graphs["bank"], BANK_FILE, *cut, *golden} if "bank" in manifest.graphs else golden
 
 
 def _tell_unsigned(folder: Path, note: OnStep) -> None:
@@ -202,7 +203,8 @@ def _finish(
         writer.texts(texts)
     if media is not None:
         writer.media(media)
-    manifest = replace(manifest, version=MANIFEST_VERSION, bank=_write_bank(old, writer, manifest, added))
+    bank, fanout = _write_bank(old, writer, manifest, added)
+    manifest = replace(manifest, version=MANIFEST_VERSION, bank=bank, fanout=fanout)
     new = {path for record in manifest.adapters if record not in old.manifest.adapters for path in _paths(record)}
     fresh = {*_rewritten(manifest), *new}
     hashed = {file.path: file.sha256 for file in old.manifest.files if file.path not in fresh}
@@ -224,10 +226,10 @@ def _check_unchanged(old: OpenedBundle) -> None:
 
 def _write_bank(
     old: OpenedBundle, writer: BundleWriter, manifest: Manifest, added: Sequence[Adapter]
-) -> BankRecord | None:
-    """Write the bank of these adapters; its graph is that of the bundle."""
+) -> tuple[BankRecord | None, FanoutRecord | None]:
+    """Write the bank of these adapters, and what it is cut into; its graph is that of the bundle."""
     if manifest.bank is None or "bank" not in manifest.graphs:
-        return manifest.bank
+        return manifest.bank, None
     known = {record.name for record in manifest.adapters}
     adapters = [*(old.source(name) for name in manifest.bank.rows if name in known and name is not None), *added]
     rows = bank_rows(writer.plan, writer.heads, adapters)
@@ -235,7 +237,8 @@ def _write_bank(
     for name, tensor in rows.tensors.items():
         model.graph.initializers[name].const_value = ir.Tensor(tensor, name=name)
     writer.bank(model, manifest.graphs["bank"])
-    return replace(manifest.bank, rows=rows.names)
+    bank = replace(manifest.bank, rows=rows.names)
+    return bank, None if manifest.fanout is None else writer.fanout(model, bank)
 
 
 def _check_slots(adapter: Adapter, plan: SlotPlan, manifest: Manifest) -> None:

@@ -44,6 +44,9 @@ from adapter_export.text import Tokenizer
 LEVEL: Optimization = "all"
 """The optimization level that clients have if they do not ask for another."""
 
+BY_ROW: tuple[Form, ...] = ("bank", "fanout")
+"""The graphs in which each row of a batch has an adapter of its own, of the bank."""
+
 Request = tuple[Mapping[str, np.ndarray], Sequence[str | None]]
 """The data inputs of one run, and the adapter of each row of the batch; none is the base. Graphs but that of the bank
 have one adapter for all rows: the first."""
@@ -221,8 +224,10 @@ class OpenedBundle:
         return self._sessions[file, level]
 
     def close(self, file: str, level: Optimization) -> None:
-        """Give back the memory of a session."""
+        """Give back the memory of a session, and of the one below it."""
         self._sessions.pop((file, level), None)
+        if file == self.manifest.graphs.get("fanout") and self.manifest.fanout is not None:
+            self._sessions.pop((self.manifest.fanout.prefix, level), None)
         if file == self.manifest.graphs["slots"]:
             self._runtimes.pop(level, None)
 
@@ -291,6 +296,11 @@ class Graph:
     level: Optimization = LEVEL
 
     @property
+    def by_row(self) -> bool:
+        """Whether each row of a batch has an adapter of its own, of the bank."""
+        return self.flavour in BY_ROW
+
+    @property
     def pieces(self) -> bool:
         """Whether it runs piece by piece."""
         return self.bundle.staged and weights_are_many(self.bundle.model(self.file))
@@ -327,10 +337,24 @@ class Graph:
 
     def feeds(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
         """Return what its inputs are, tensors of slots among them."""
-        bank = self.bundle.manifest.bank
-        if self.flavour == "bank" and bank is not None:
-            return {**arrays, bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
+        bank, fanout = self.bundle.manifest.bank, self.bundle.manifest.fanout
+        if self.by_row and bank is not None:
+            ids = {bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
+            if self.flavour == "bank" or fanout is None:
+                return {**arrays, **ids}
+            # one text more than there are rows, and in another order: a row that is not copied is seen to be wrong
+            count = len(next(iter(arrays.values())))
+            texts = {name: np.concatenate([array[:1], array[::-1]]) for name, array in arrays.items()}
+            return {**self.below(texts), **ids, fanout.rows: np.arange(count, 0, -1)}
         return {**arrays, **(self.bundle.tensors(chosen[0]) if self.flavour in ("slots", "inputs") else {})}
+
+    def below(self, texts: Mapping[str, np.ndarray]) -> Arrays:
+        """Return some texts and the values of `fanout` that lie below the first adapter."""
+        fanout = self.bundle.manifest.fanout
+        assert fanout is not None  # or there is no graph of this flavour
+        if self.pieces:
+            return {**texts, **Pieces(self.bundle.model(fanout.prefix), self.bundle.folder).run(texts)}
+        return {**texts, **run_session(self.bundle.session(fanout.prefix, self.level), texts)}
 
     def _outputs(self, chosen: Sequence[str | None], there: Iterable[str]) -> list[str]:
         heads = {self.bundle.record(name).output for name in chosen if name is not None}

@@ -27,7 +27,7 @@ from adapter_export.format.check_report import (
 )
 from adapter_export.tables import Table
 
-FORMS: tuple[Form, ...] = ("slots", "inputs", "bank", "baked")
+FORMS: tuple[Form, ...] = ("slots", "inputs", "bank", "fanout", "baked")
 """All graphs that a bundle may have, in the order in which they are checked."""
 
 BASE = "base"

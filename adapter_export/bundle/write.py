@@ -16,7 +16,15 @@ from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsE
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.files import new_file
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json
-from adapter_export.format.manifest import AdapterRecord, Flavour, GoldenRecord, Manifest, MixRecord
+from adapter_export.format.manifest import (
+    AdapterRecord,
+    BankRecord,
+    FanoutRecord,
+    Flavour,
+    GoldenRecord,
+    Manifest,
+    MixRecord,
+)
 from adapter_export.format.manifest_json import list_files, write_manifest
 from adapter_export.format.media import GOLDEN_MEDIA_FILE, GoldenMedia, golden_media_json
 from adapter_export.format.tensors import write_tensors
@@ -24,12 +32,21 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
 from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.graft.fanout import ROWS_INPUT, cut_bank
 from adapter_export.onnx_backend.graft.insert import baked
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file
 
-FLAVOURS: Mapping[Flavour, str] = {"slots": "model.onnx", "inputs": "model.inputs.onnx", "bank": "model.bank.onnx"}
+FLAVOURS: Mapping[Flavour, str] = {
+    "slots": "model.onnx",
+    "inputs": "model.inputs.onnx",
+    "bank": "model.bank.onnx",
+    "fanout": "model.fanout.onnx",
+}
 """The file of each flavour."""
+
+PREFIX_FILE = "model.prefix.onnx"
+"""The graph below `fanout`."""
 
 BANK_FILE = "bank.bin"
 """The adapters of the graph `bank`."""
@@ -65,6 +82,17 @@ class BundleWriter:
         for value, tensor in zip(values, stored, strict=True):
             value.const_value = tensor
         ir.save(model, self.folder / path)
+
+    def fanout(self, bank: ir.Model, record: BankRecord) -> FanoutRecord:
+        """Write a bank that was written as the two graphs below and above its first adapter.
+
+        Raises:
+            BaseModelError: it cannot be cut there.
+        """
+        cut = cut_bank(bank, record)
+        ir.save(cut.prefix, self.folder / PREFIX_FILE)
+        ir.save(cut.upper, self.folder / FLAVOURS["fanout"])
+        return FanoutRecord(PREFIX_FILE, ROWS_INPUT, cut.values)
 
     def baked(self, model: ir.Model, adapter: Adapter) -> str:
         """Write the graph with slots as one in which an adapter is constant, and return where it is."""

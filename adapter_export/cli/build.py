@@ -18,6 +18,7 @@ _FLAVOURS = {
     "slots": "an adapter may be fed",
     "inputs": "an adapter must be fed",
     "bank": "an adapter for each row",
+    "fanout": "a text and an adapter for each row",
 }
 _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of the bank"}
 

@@ -220,13 +220,19 @@ class ArrayRows:
         self._mask = next((record.name for record in bundle.manifest.inputs if record.role == "mask"), None)
         self.cut: dict[str, int] = {}
         """No array is cut."""
+        self._times = 1
 
     def __len__(self) -> int:
         return len(next(iter(self._arrays.values())))
 
+    def repeat(self, times: int) -> None:
+        """Let each row be so many, one behind the other."""
+        self._arrays = {name: np.repeat(array, times, 0) for name, array in self._arrays.items()}
+        self._times *= times
+
     def facts(self, row: int) -> dict[str, Any]:
         """Return a row's number."""
-        return {"text": f"row {row}"}
+        return {"text": f"row {row // self._times}"}
 
     def cut_of(self, _row: int) -> int:
         """Return that nothing was left out."""

@@ -36,13 +36,14 @@ _WINDOW = 2048
 @command(
     "adapter-export run bundle --adapter trec --text 'How far is the moon?' --text 'Who wrote Faust?'",
     "adapter-export run bundle --adapters trec,sentiment,- --text 'How far?' --text 'Well done.' --text 'And?'",
+    "adapter-export run bundle --adapters trec,sentiment,- --text 'How far is the moon?'",
     "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
     "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
     "adapter-export run bundle --adapter sentiment < sentences.txt",
     "adapter-export run bundle --adapter digits --image seven.png",
     "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
     sections={
-        "adapters": ("adapter", "adapters", "adapter_column", "weights", "adapter_file", "labels", "task"),
+        "adapters": ("adapter", "adapters", "fan_out", "adapter_column", "weights", "adapter_file", "labels", "task"),
         "input": (
             "text",
             "pair",
@@ -64,7 +65,10 @@ def run(
     adapter: Annotated[
         str | None, Option("An adapter for all rows; the base alone if nothing is chosen.", "NAME")
     ] = None,
-    adapters: Annotated[str | None, Option("An adapter for each row, `-` for the base, in one call.", "A,B,-")] = None,
+    adapters: Annotated[
+        str | None, Option("An adapter for each row, `-` for the base, in one call; for one row, all of them.", "A,B,-")
+    ] = None,
+    fan_out: Annotated[bool, "Run every row through all `--adapters`."] = False,
     adapter_column: Annotated[
         str | None, Option("The column of `--data` that names the adapter of each row.", "NAME")
     ] = None,
@@ -144,6 +148,7 @@ def run(
             "stride": ("long_texts", "is that of"),
             "token_budget": ("many", "is that of"),
             "weights": ("adapter", "are those of an"),
+            "fan_out": ("adapters", "takes the list of"),
         },
     )
     if out is not None:
@@ -172,7 +177,13 @@ def run(
         adapter = adapter or name  # a file that is given and nothing chosen is meant to be used
     count = len(found) if given is None else len(given)
     if adapters is not None:
-        names = _for_each_row(adapters, count)
+        listed = _listed(adapters)
+        to_all = fan_out or count == 1
+        each = len(listed) if to_all else 1
+        found = [text for text in found for _ in range(each)]
+        if given is not None:
+            given.repeat(each)
+        names = listed * count if to_all else _for_each_row(listed, count)
     elif adapter_column is not None:
         names = _of_table(found, session)
     else:
@@ -218,18 +229,25 @@ def _warn_of_cuts(cut: Mapping[str, int], *, clips: bool) -> None:
         warn(f"texts were cut, so many of their tokens are not read: {named}{more}; {fix}")
 
 
-def _for_each_row(listed: str, rows: int) -> tuple[str | None, ...]:
-    adapters, where = [name.strip() for name in listed.split(",")], "`--adapters`"
-    if "" in adapters:
-        raise UsageError("an adapter without a name", where=where, found=f"`{listed}`", expected=f"`a,b,{_BASE}`")
+def _listed(given: str) -> tuple[str | None, ...]:
+    names = [name.strip() for name in given.split(",")]
+    if "" in names:
+        raise UsageError(
+            "an adapter without a name", where="`--adapters`", found=f"`{given}`", expected=f"`a,b,{_BASE}`"
+        )
+    return tuple(None if name == _BASE else name for name in names)
+
+
+def _for_each_row(adapters: tuple[str | None, ...], rows: int) -> tuple[str | None, ...]:
     if len(adapters) != rows:
         raise UsageError(
             "there is not one adapter for each row",
-            where=where,
+            where="`--adapters`",
             found=f"{len(adapters)} adapters for {rows} rows",
-            fix=f"name one for each, `{_BASE}` for the base; `--adapter` is for all rows",
+            fix=f"name one for each, `{_BASE}` for the base; `--fan-out` runs every row through all of them, and "
+            "`--adapter` is for all rows",
         )
-    return tuple(None if name == _BASE else name for name in adapters)
+    return adapters
 
 
 def _of_table(texts: Sequence[Text], session: Session) -> tuple[str | None, ...]:

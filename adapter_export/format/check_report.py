@@ -15,7 +15,7 @@ REPORT_VERSION = "1.0.0"
 Verdict = Literal["passed", "failed"]
 Against = Literal["reference", "golden"]
 Split = Literal["all", "tokens", "padding"]
-Form = Literal["slots", "inputs", "bank", "baked"]
+Form = Literal["slots", "inputs", "bank", "fanout", "baked"]
 """A graph that ran: a flavour of the bundle, or one with the adapter baked in."""
 
 Number = float | Literal["nan", "inf", "-inf"]

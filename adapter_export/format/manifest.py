@@ -25,7 +25,7 @@ from adapter_export.graph.tasks import HeadOutput, Task
 Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
 """How a base computes its products: in floats, in integers (`int8`), or in floats with weights of so many bits."""
 
-Flavour = Literal["slots", "inputs", "bank"]
+Flavour = Literal["slots", "inputs", "bank", "fanout"]
 """A form of the exported graph."""
 
 Axis = Positive | str
@@ -177,6 +177,24 @@ class BankRecord:
 
 
 @dataclass(frozen=True)
+class FanoutRecord:
+    """The bank cut in two below its first adapter, so that a text is computed once up to there, for all adapters.
+
+    Attributes:
+        prefix: an ONNX file: from the data inputs of any number of texts to `values`. No adapter has a part in it, so
+            that a client may keep what it gives for a text for as long as it likes.
+        rows: the input of the graph `fanout`, int64 [rows]: for each row of its outputs, the row of its data inputs and
+            of `values` that it continues. `bank.ids`, int64 [rows] there, is the adapter that it runs through.
+        values: what `prefix` gives and `fanout` takes beside the data inputs. One axis of each has the name that the
+            first axis of the data inputs has: that of the texts.
+    """
+
+    prefix: RelativePath
+    rows: str
+    values: Annotated[tuple[OutputRecord, ...], NotEmpty()]
+
+
+@dataclass(frozen=True)
 class GoldenRecord:
     """Inputs and reference outputs by which any program can prove itself.
 
@@ -323,7 +341,8 @@ class Manifest:
             an adapter lies idle there.
         graphs: ONNX files by flavour. In `slots`, every slot is an overridable initializer: it is fed like an input,
             and where it is not fed its neutral default is used. In `inputs`, every slot must be fed. In `bank`, each
-            row of the batch runs through an adapter of its own, chosen by the input that `bank.ids` names.
+            row of the batch runs through an adapter of its own, chosen by the input that `bank.ids` names. `fanout` is
+            the upper part of `bank`, above what `fanout.prefix` computes.
         inputs: the data inputs of the graph, in the order of the base. All of them must be fed.
         lengths: by the name of a dynamic axis, or by a sum of names as `axes` has it: the lengths that it may have. An
             axis that is not here may have any. A reader refuses inputs of other lengths; of texts, longer ones are cut
@@ -342,6 +361,7 @@ class Manifest:
             digest over the base, the topology of the slots and the site map. A reader refuses an adapter file with
             another.
         bank: what the graph `bank` holds. Null without it.
+        fanout: how the graph `fanout` is fed. Null without it.
         head: the adapter that is the base's own head and nothing else: it gives the base's answers. Null without one.
         golden_texts: texts, the ids that the tokenizer makes of them, and the answers of the adapters; null in a bundle
             without a tokenizer.
@@ -373,6 +393,7 @@ class Manifest:
     heads: tuple[HeadRecord, ...]
     model_version: Positive
     bank: BankRecord | None = None
+    fanout: FanoutRecord | None = None
     head: str | None = None
     golden_texts: RelativePath | None = None
     media: MediaRecord | None = None

@@ -130,7 +130,14 @@ def _check_names(manifest: Manifest) -> None:
     for key, found in names.items():
         _check_unique(key, found)
     # what is fed by name has a name of its own: a tensor of an adapter could replace an input of the data
-    fed = {"slots": names["slots"], "bank.tensors": names["bank.tensors"], "bank": [] if bank is None else [bank.ids]}
+    fanout = manifest.fanout
+    fed = {
+        "slots": names["slots"],
+        "bank.tensors": names["bank.tensors"],
+        "bank": [] if bank is None else [bank.ids],
+        "fanout": [] if fanout is None else [fanout.rows, *(value.name for value in fanout.values)],
+    }
+    _check_unique("fanout", [*fed["fanout"], *fed["bank"], *fed["bank.tensors"]])
     for key, found in fed.items():
         taken = sorted(f"`{name}`" for name in set(found) & set(names["inputs"]))
         if taken:
@@ -153,6 +160,7 @@ def _check_references(manifest: Manifest) -> None:
     _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, graphs)
     _check_known("golden.absolute", manifest.golden.absolute, outputs)
     _check_bank(manifest)
+    _check_fanout(manifest)
     _check_known("counts_padding", manifest.counts_padding, {slot.graph for slot in manifest.slots})
     heads = {head.output: head.result for head in manifest.heads}
     _check_known("head", {manifest.head} - {None}, {one.name for one in manifest.adapters if one.task is not None})
@@ -184,6 +192,25 @@ def _check_bank(manifest: Manifest) -> None:
         raise FormatError("wrong rows", where="`$.bank.rows`", found=found, expected="null, then adapters, each once")
 
 
+def _check_fanout(manifest: Manifest) -> None:
+    """Its graph is fed with rows of the bank, and each value that it takes has an axis of the texts."""
+    fanout, first = manifest.fanout, {record.axes[:1] for record in manifest.inputs}
+    if (fanout is None) != ("fanout" not in manifest.graphs) or (fanout is not None and "bank" not in manifest.graphs):
+        raise FormatError(
+            "a graph `fanout` goes with a graph `bank`, and with a record of its own",
+            where="`$.fanout`",
+            found="null" if fanout is None else ", ".join(f"`{name}`" for name in manifest.graphs),
+        )
+    for value in () if fanout is None else fanout.values:
+        if len(first) != 1 or value.axes.count(*next(iter(first))) != 1:
+            raise FormatError(
+                "a value without one axis of the texts",
+                where="`$.fanout.values`",
+                found=f"`{value.name}` {list(value.axes)}",
+                expected="the first axis of the data inputs, once",
+            )
+
+
 def _check_mix(manifest: Manifest, mix: MixRecord, place: str) -> None:
     """Weights that a request gives have a column for each member in every slot that they go to."""
     slots = {slot.name: slot for slot in manifest.slots}
@@ -209,6 +236,7 @@ def _check_files(manifest: Manifest) -> None:
     if later := sorted(listed.intersection(UNLISTED)):
         raise FormatError("lists what is made from the manifest", where="`$.files`", found=f"`{later[0]}`")
     _check_known("graphs", manifest.graphs.values(), listed)
+    _check_known("fanout.prefix", [] if manifest.fanout is None else [manifest.fanout.prefix], listed)
     _check_known("golden.path", [manifest.golden.path], listed)
     for index, adapter in enumerate(manifest.adapters):
         place = f"adapters[{index}]"

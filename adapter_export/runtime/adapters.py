@@ -27,7 +27,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Counts:
-    """How often an adapter was in a cache, was put in and was replaced, and how many are there now."""
+    """How often an adapter or a text was in a cache, was put in and was replaced, and how many are there now."""
 
     hits: int = 0
     loads: int = 0
@@ -37,10 +37,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The caches of a session: adapters that are read from files on demand; those of mixed batches outside the bank."""
+    """The caches of a session.
+
+    Attributes:
+        files: adapters that are read from files on demand.
+        bank: those of mixed batches outside the bundle's bank.
+        prefixes: texts, as they are below the first adapter.
+    """
 
     files: Counts
     bank: Counts
+    prefixes: Counts = Counts()
 
 
 @dataclass(frozen=True)

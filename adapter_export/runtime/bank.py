@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError, argument
-from adapter_export.format.manifest import BankRecord, BankTensor, HeadRecord, SlotRecord
+from adapter_export.format.manifest import BankRecord, BankTensor, Flavour, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD
 from adapter_export.runtime.adapters import Adapters, Counts, Entry, head_width
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_values
@@ -159,14 +159,18 @@ class Bank:
             return False
         return bank.fillable or all(entry is None or entry.row is not None for entry in entries)
 
-    def run(self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str]) -> Arrays:
+    def run(
+        self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str], flavour: Flavour = "bank"
+    ) -> Arrays:
         """Compute outputs of a batch, each row through its own adapter; none is the base.
+
+        The graph is that of the bank, or its upper part `fanout`, for which `feeds` say which text each row reads.
 
         Raises:
             RequestError: the bundle has no bank, the adapters are more than the table holds, or cannot share one; or
                 ONNX Runtime cannot compute the inputs.
         """
-        session = self._graphs.session("bank")
+        session = self._graphs.session(flavour)
         bank = self._graphs.manifest.bank
         assert bank is not None  # a manifest with such a graph has one
         with self._lease(entries, bank) as (rows, tensors):

@@ -183,6 +183,7 @@ class Bundle:
         threads: int | None = None,
         on_demand: bool = False,
         resident: int = RESIDENT,
+        prefix_bytes: int = 0,
     ) -> Session:
         """Open a session with all adapters of the bundle loaded.
 
@@ -194,9 +195,12 @@ class Bundle:
             on_demand: read the file of an adapter when a call needs it, instead of now: for thousands of adapters.
             resident: how many adapters that are not in the bundle's bank a mixed batch finds in place, and how many of
                 those that are read on demand stay in memory; the least recently used one makes room.
+            prefix_bytes: in how much memory to keep what lies below the first adapter of the texts that came last, so
+                that one that comes again is computed from there on only, whatever its adapter. Needs the bundle's graph
+                `fanout`, with which all calls then run.
 
         Raises:
-            UsageError: the provider is not available here, or `resident` is below 1.
+            UsageError: the provider is not available here, `resident` is below 1, or there is nothing to keep.
             FormatError: a file was damaged since the bundle was opened, or does not fit the graph.
         """
         if resident < 1:
@@ -210,14 +214,16 @@ class Bundle:
                 raise
             graphs = self._graphs(fallback, optimization, threads)
             warnings.warn(f"runs on `{fallback}`: {error}", RuntimeWarning, stacklevel=2)
-        return self.session_on(graphs, on_demand=on_demand, resident=resident)
+        return self.session_on(graphs, on_demand=on_demand, resident=resident, prefix_bytes=prefix_bytes)
 
-    def session_on(self, graphs: Graphs, *, on_demand: bool = False, resident: int = RESIDENT) -> Session:
+    def session_on(
+        self, graphs: Graphs, *, on_demand: bool = False, resident: int = RESIDENT, prefix_bytes: int = 0
+    ) -> Session:
         """Open a session as `session` does, on graphs that are open."""
         adapters = Adapters(self.manifest, graphs.provider, resident)
         for record in self.manifest.adapters:
             adapters.add_built(record, self._home, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
-        return Session(graphs, adapters, resident)
+        return Session(graphs, adapters, resident, prefix_bytes)
 
     def texts(self, session: Session | None = None) -> TextReader:
         """Return what reads texts for the adapters of the bundle, and answers them.

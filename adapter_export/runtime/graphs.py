@@ -188,7 +188,7 @@ class Graphs:
         self.manifest = manifest
         self.provider: Provider = provider
         self._open_file = open_file
-        self._sessions: dict[Flavour, ort.InferenceSession] = {}
+        self._sessions: dict[str, ort.InferenceSession] = {}
         self._lock = Lock()
         self.session("slots")
 
@@ -204,8 +204,12 @@ class Graphs:
                 expected=f"`{flavour}`",
                 fix=f"build it with {flavours}, or give each call one `adapter`",
             )
-        if flavour not in self._sessions:
+        return self.opened(path)
+
+    def opened(self, path: str) -> ort.InferenceSession:
+        """Return the session of a file of the bundle; FormatError if it is broken."""
+        if path not in self._sessions:
             with self._lock:
-                if flavour not in self._sessions:
-                    self._sessions[flavour] = self._open_file(path)
-        return self._sessions[flavour]
+                if path not in self._sessions:
+                    self._sessions[path] = self._open_file(path)
+        return self._sessions[path]

@@ -29,6 +29,7 @@ from adapter_export.runtime.bank import Bank
 from adapter_export.runtime.batches import TOKEN_BUDGET, Item, Progress, Request
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_values
 from adapter_export.runtime.inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
+from adapter_export.runtime.prefixes import Prefixes
 
 Chosen = Entry | list[Entry | None] | None
 """The adapter of all rows, or one for each; none is the base."""
@@ -51,11 +52,12 @@ class Session:
     the threads that compute are not there, and locks may be held for ever.
     """
 
-    def __init__(self, graphs: Graphs, adapters: Adapters, resident: int) -> None:
+    def __init__(self, graphs: Graphs, adapters: Adapters, resident: int, prefix_bytes: int = 0) -> None:
         self._graphs = graphs
         self._manifest = graphs.manifest
         self._adapters = adapters
         self._bank = Bank(graphs, adapters, resident)
+        self._prefixes = Prefixes(graphs, prefix_bytes)
         self._resident = resident
         self._maskable = batches.padded_axes(graphs.manifest)
         self._base_outputs = {record.name for record in graphs.manifest.base_outputs}
@@ -74,7 +76,7 @@ class Session:
     @property
     def statistics(self) -> Statistics:
         """Hits, loads and evictions so far."""
-        return Statistics(self._adapters.counts, self._bank.counts)
+        return Statistics(self._adapters.counts, self._bank.counts, self._prefixes.counts)
 
     def labels(self, adapter: str) -> tuple[str, ...] | None:
         """Return the names of an adapter's classes in the order of its logits; none if it has none or they are unknown.
@@ -141,6 +143,53 @@ class Session:
         """
         chosen = self._chosen(adapter, adapters, weights)
         return self._compute(inputs, chosen, weights, allow_mixed_rows)
+
+    def fan_out(
+        self, inputs: Inputs, adapters: Sequence[str | None], *, allow_mixed_rows: bool = False
+    ) -> dict[str | None, Arrays]:
+        """Compute the outputs of every row through each of some adapters, in one call.
+
+        In a bundle with the graph `fanout`, a row is computed once up to the first site at which any adapter of the
+        bundle acts. Needs the bundle's graph `bank` in any case.
+
+        Args:
+            inputs: an array for each input of the base, of N rows.
+            adapters: the M adapters; none is the base.
+            allow_mixed_rows: as in `run`.
+
+        Returns:
+            For each adapter what `run` gives with it, for N rows, rounding aside.
+
+        Raises:
+            RequestError: as `run`; or no adapter is given.
+        """
+        self._check_process()
+        if isinstance(adapters, str) or not adapters:
+            raise RequestError(
+                "there are no adapters to run the rows through",
+                where="`adapters`",
+                found=repr(adapters),
+                expected="a list of names; none is the base",
+            )
+        arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
+        batch, count = batches.batch_axis(self._manifest), len(next(iter(arrays.values())))
+        chosen = {name: None if name is None else self._adapters.entry(name) for name in adapters}
+        entries = [entry for entry in chosen.values() for _ in range(count)]
+        tiled = {name: np.tile(array, (len(chosen), *[1] * (array.ndim - 1))) for name, array in arrays.items()}
+        check_rows(tiled, entries, self._manifest, allow_mixed_rows)
+        outputs = self._compute_rows(tiled, entries)
+        axes = {record.name: record.axes.index(batch) for record in self._manifest.outputs if batch in record.axes}
+        found: dict[str | None, Arrays] = {}
+        for at, (name, entry) in enumerate(chosen.items()):
+            rows = np.arange(at * count, (at + 1) * count)
+            own = [output for output in self._outputs([entry]) if output in outputs]
+            found[name] = {
+                output: outputs[output].take(rows, axes[output]) if output in axes else outputs[output]
+                for output in own
+            }
+            if entry is not None and entry.output is not None:
+                found[name][entry.output] = np.ascontiguousarray(own_classes(found[name][entry.output]))
+        return found
 
     def run_on_device(
         self, inputs: Inputs, adapter: str | None = None, *, weights: Weighting | None = None
@@ -363,15 +412,20 @@ class Session:
     def _compute_all(
         self, arrays: Arrays, entry: Entry | None, weights: Weighting | None = None, allow_mixed_rows: bool = False
     ) -> Arrays:
-        """Run all rows through one adapter, or through the base."""
+        """Run all rows through one adapter, or through the base; on what is kept of them, if anything is."""
+        if self._prefixes.limit and weights is None and self._bank.takes([entry]):
+            return self._compute_rows(arrays, [entry] * len(next(iter(arrays.values()))))
         feeds = {name: on_device(array) for name, array in arrays.items()}
         feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows))
         return run_values(self._graphs.session("slots"), feeds, self._outputs([entry]))
 
     def _compute_rows(self, arrays: Arrays, entries: Sequence[Entry | None]) -> Arrays:
-        """Run each row through its own adapter."""
-        feeds = {name: on_device(array) for name, array in arrays.items()}
-        outputs = self._bank.run(feeds, entries, self._outputs(entries))
+        """Run each row through its own adapter; what rows that are alike have in common, once."""
+        wanted, shared = self._outputs(entries), self._prefixes.feeds(arrays)
+        if shared is not None:
+            outputs = self._bank.run(shared, entries, wanted, "fanout")
+        else:
+            outputs = self._bank.run({name: on_device(array) for name, array in arrays.items()}, entries, wanted)
         return own_results(outputs, self._manifest, [None if entry is None else entry.output for entry in entries])
 
     def _own_feeds(

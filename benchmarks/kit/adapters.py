@@ -18,10 +18,12 @@ _STD = 0.05
 """Of random weights: times do not depend on it, and deep stacks of large ones give large numbers."""
 
 
-def random_houlsby(name: str, base: OnnxBase, bottleneck: int, seed: int) -> Adapter:
-    """A Houlsby adapter at every sublayer of a base, with a head of six classes."""
+def random_houlsby(name: str, base: OnnxBase, bottleneck: int, seed: int, lowest: int = 0) -> Adapter:
+    """A Houlsby adapter at every sublayer of a base from layer `lowest` on, with a head of six classes."""
     kind, head = houlsby(), classification_head()
-    placements = kind.with_widths(b=bottleneck).placements(base.sites)
+    layers = {site.name: site.layer or 0 for site in base.sites.sublayers}
+    everywhere = kind.with_widths(b=bottleneck).placements(base.sites)
+    placements = {site: placement for site, placement in everywhere.items() if layers[site] >= lowest}
     head_widths = {"d": base.sites.width, "classes": len(LABELS)}
     shapes = {
         f"{site}.{parameter}": shape

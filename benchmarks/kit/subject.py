@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from adapter_export.bundle.build import build_bundle
 from adapter_export.format.adapter_files import write_adapter
+from adapter_export.format.manifest import Flavour
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
@@ -82,8 +83,8 @@ def prepared(model: Path | None, adapters: int, bottleneck: int) -> Iterator[Sub
         made = tuple(random_houlsby(f"a{number}", base, bottleneck, number) for number in range(adapters))
         for adapter in made:
             write_adapter(adapter, folder / adapter.name)
-        bundle = _built(base, made, folder / "bundle", [made[0].name])
-        yield Subject(folder, source, base, made, bundle, _built(base, made[:1], folder / "small", ["a0"]))
+        bundle = built(base, made, folder / "bundle", bake=[made[0].name])
+        yield Subject(folder, source, base, made, bundle, built(base, made[:1], folder / "small", bake=["a0"]))
 
 
 def _minilm() -> Path:
@@ -107,7 +108,14 @@ def _opened(model: Path, folder: Path) -> tuple[Path, OnnxBase]:
     return model, open_onnx(folder / "exported" / "base.onnx")
 
 
-def _built(base: OnnxBase, adapters: tuple[Adapter, ...], out: Path, bake: list[str]) -> Bundle:
+def built(
+    base: OnnxBase,
+    adapters: tuple[Adapter, ...],
+    out: Path,
+    bake: Sequence[str] = (),
+    flavours: Sequence[Flavour] | None = None,
+) -> Bundle:
+    """Build a bundle with few golden vectors."""
     first, *_, last = input_cases(base.inputs, seed=0, max_tokens=_FEW_TOKENS)
-    build_bundle(base, adapters, out, references=CutRunner(base), cases=[first, last], bake=bake)
+    build_bundle(base, adapters, out, references=CutRunner(base), cases=[first, last], bake=bake, flavours=flavours)
     return Bundle.open(out)

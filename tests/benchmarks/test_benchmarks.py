@@ -47,6 +47,7 @@ ROWS: Mapping[str, Mapping[str, list[object]]] = {
             *(f"{tokens} tokens, for {count}" for tokens in ("2", "5", "1 to 5") for count in (3, 1))
         ]
     },
+    "fanout": {"One text for 3 adapters": ["1 × 2", "1 × 5"]},
     "callers": {"Many callers on one session": [1, 2]},
     "memory": {
         "Memory with many adapters": [

@@ -71,6 +71,22 @@ def test_an_adapter_for_each_row(cli: Any, mixed: Path, session: Session, encode
         assert words in shown
 
 
+def test_one_text_through_several_adapters(
+    cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path
+) -> None:
+    found = cli.json("run", mixed, "--adapters", "topic,-,tone", *_texts(TEXTS[0]))
+    assert [row["text"] for row in found["rows"]] == [TEXTS[0]] * 3
+    _holds(session, encode, found["rows"])
+    both = cli.json("run", mixed, "--fan-out", "--adapters", "tone,topic", *_texts(*TEXTS[:2]))
+    assert [row["text"] for row in both["rows"]] == [TEXTS[0], TEXTS[0], TEXTS[1], TEXTS[1]]
+    _holds(session, encode, both["rows"], ("tone", "topic") * 2)
+    np.savez(tmp_path / "in.npz", **encode(*TEXTS[:2]))
+    rows = cli.json("run", mixed, "--fan-out", "--adapters", "tone,-", "--arrays", tmp_path / "in.npz")["rows"]
+    assert [(row["text"], row["adapter"]) for row in rows] == [
+        (f"row {at}", name) for at in (0, 1) for name in ("tone", None)
+    ]
+
+
 @pytest.mark.parametrize("form", ["jsonl", "tsv", "csv"])
 @pytest.mark.parametrize("many", [False, True], ids=["one call", "many"])
 def test_a_table_names_the_adapters(
@@ -127,7 +143,8 @@ def test_arrays_of_both_forms(cli: Any, mixed: Path, session: Session, encode: A
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--adapters", "topic,tone", *_texts("a")), "2 adapters for 1 rows"),
+        (("--adapters", "topic,tone", *_texts("a", "b", "c")), "2 adapters for 3 rows"),
+        (("--fan-out", "--adapter", "topic", *_texts("a")), "`--fan-out` takes the list of `--adapters`"),
         (("--adapters", "topic,,tone", *_texts("a", "b", "c")), "an adapter without a name"),
         (("--adapter", "topic", "--adapters", "topic", *_texts("a")), "`--adapter` and `--adapters` do not go"),
         (("--out", "a.npz", "--many", *_texts("a")), "`--many` and `--out` do not go together"),

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from adapter_export.format.manifest import BankRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank
+from adapter_export.onnx_backend.graft.bank import bank_rows, bank_tensors, insert_bank
+from adapter_export.onnx_backend.graft.fanout import cut_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
@@ -41,6 +43,37 @@ def assert_rows_are_those_of_slots(
         expected = {name: np.stack([alone[at][name][row] for row, at in enumerate(ids)]) for name in alone[0]}
         _assert_close(run_session(bank, {**inputs, "adapter_ids": ids}), expected, tolerance, f"bank {ids}")
     assert_all_differ(alone)
+
+
+def assert_fans_out(base: OnnxBase, adapters: Sequence[Adapter], inputs: Inputs, *, tolerance: float) -> None:
+    """Hold each row of a batch through every adapter, computed once below them, against the bank with as many rows.
+
+    Args:
+        base: the base.
+        adapters: all of them stand in the bank, behind the base.
+        inputs: a batch.
+        tolerance: as of `assert_rows_are_those_of_slots`.
+    """
+    plan = plan_slots(adapters, base.sites)
+    heads = head_sums(plan, [record.name for record in base.outputs])
+    held = bank_rows(plan, heads, adapters)
+    bank = insert_bank(base, plan, held)
+    cut = cut_bank(bank, BankRecord("adapter_ids", held.names, True, bank_tensors(plan, heads)))
+    texts, count = len(next(iter(inputs.values()))), len(held.names)
+    rows, ids = np.tile(np.arange(texts), count)[::-1], np.repeat(np.arange(count), texts)
+    expected = run_session(
+        open_session(bank, base.folder), {**{name: array[rows] for name, array in inputs.items()}, "adapter_ids": ids}
+    )
+    below = run_session(open_session(cut.prefix, base.folder), inputs)
+    assert below.keys() == {value.name for value in cut.values}
+    products = [{node.name for node in model.graph if node.op_type in ("MatMul", "Gemm", "Conv")} for model in
+                (bank, cut.prefix, cut.upper)]  # fmt: skip
+    assert products[0] == products[1] | products[2]
+    assert not products[1] & products[2]  # nothing is computed twice
+    assert len(products[1]) > len(products[2])
+    upper = open_session(cut.upper, base.folder)
+    found = run_session(upper, {**inputs, **below, "adapter_ids": ids, "input_rows": rows})
+    _assert_close(found, expected, tolerance, "fanout")
 
 
 def assert_all_differ(results: Sequence[Inputs]) -> None:

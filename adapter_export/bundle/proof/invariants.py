@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.bundle.golden import Case, Golden
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.opened import BY_ROW, Graph, OpenedBundle
 from adapter_export.bundle.proof.compare import compare
 from adapter_export.bundle.report import BASE, FORMS
 from adapter_export.dtypes import Weights
@@ -69,9 +69,11 @@ def check_files(
         bundle.source(name)
         yield _check_twins(bundle, name)
     bank = manifest.bank
-    if bank is not None and "bank" in flavours:
-        held = _tensors_of(bundle.model(manifest.graphs["bank"]), [tensor.name for tensor in bank.tensors])
-        yield from (_check_row(bundle, bank, name, held) for name in names if name in bank.rows)
+    for flavour in BY_ROW:
+        if bank is None or flavour not in flavours:
+            continue
+        held = _tensors_of(bundle.model(manifest.graphs[flavour]), [tensor.name for tensor in bank.tensors])
+        yield from (_check_row(bundle, bank, name, held, f"{flavour} rows") for name in names if name in bank.rows)
     for name in adapters if "baked" in flavours else ():
         if (file := bundle.record(name).baked) is not None:
             own = bundle.tensors(name)
@@ -116,7 +118,10 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
     sizes = {file.path: file.bytes for file in bundle.manifest.files}
     if bundle.staged:
         sizes = {path.name: path.stat().st_size for path in bundle.folder.iterdir()}
-    for flavour, file in [(each, file) for each in FORMS for file in bundle.files_of(each)]:
+    files: list[tuple[Form | None, str]] = [(each, file) for each in FORMS for file in bundle.files_of(each)]
+    if bundle.manifest.fanout is not None:
+        files.append((None, bundle.manifest.fanout.prefix))
+    for flavour, file in files:
         model = bundle.model(file)
         overridable = [value.name or "" for value in model.graph.inputs if value.is_initializer()]
         faults = [
@@ -130,7 +135,7 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
                 "is another graph than the manifest describes",
                 where=bundle.folder / file,
                 found="; ".join(faults[:_SHOWN]) + more,
-                expected=f"the flavour `{flavour}` as `{MANIFEST_FILE}` says it",
+                expected=f"the flavour `{flavour or 'fanout'}` as `{MANIFEST_FILE}` says it",
                 fix="take the bundle from its source again, or build it again",
             )
         inputs, outputs = len(model.graph.inputs) - len(overridable), len(model.graph.outputs)
@@ -138,16 +143,22 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
         yield InvariantRecord("graph", file, "passed", detail)
 
 
-def _interface(model: ir.Model, manifest: Manifest, flavour: Form) -> Iterator[str]:
-    """Yield what is wrong with inputs and outputs, the base, and the number that the adapter files have, too."""
+def _interface(model: ir.Model, manifest: Manifest, flavour: Form | None) -> Iterator[str]:
+    """Yield what is wrong with inputs and outputs, the base, and the number that the adapter files have, too.
+
+    The graph without a flavour is that below `fanout`.
+    """
+    below = {} if manifest.fanout is None else {one.name: (one.dtype, one.axes) for one in manifest.fanout.values}
     wanted: dict[str, tuple[str, Sequence[Axis]]] = {one.name: (one.dtype, one.axes) for one in manifest.inputs}
     if flavour in ("slots", "inputs"):
         wanted |= {slot.name: ("float32", slot.axes) for slot in manifest.slots}
-    elif flavour == "bank" and manifest.bank is not None:
+    elif flavour in ("bank", "fanout") and manifest.bank is not None:
         wanted[manifest.bank.ids] = ("int64", ("batch",))
+        if flavour == "fanout" and manifest.fanout is not None:
+            wanted |= {manifest.fanout.rows: ("int64", ("rows",)), **below}
         wanted |= {tensor.name: ("float32", tensor.axes) for tensor in manifest.bank.tensors}
     yield from _differences("input", model.graph.inputs, wanted)
-    outputs = {one.name: (one.dtype, one.axes) for one in manifest.outputs}
+    outputs = {one.name: (one.dtype, one.axes) for one in manifest.outputs} if flavour else below
     yield from _differences("output", model.graph.outputs, outputs)
     base = model.metadata_props.get(FINGERPRINT_KEY, manifest.base)
     if base != manifest.base:
@@ -174,11 +185,11 @@ def _fixed(axes: Sequence[int | str | None]) -> list[int | None]:
     return [axis if isinstance(axis, int) else None for axis in axes]
 
 
-def _defaults(model: ir.Model, manifest: Manifest, flavour: Form, overridable: Sequence[str]) -> Iterator[str]:
+def _defaults(model: ir.Model, manifest: Manifest, flavour: Form | None, overridable: Sequence[str]) -> Iterator[str]:
     """What can be overridden is what should be, and its default does nothing."""
     bank = manifest.bank
     slots = manifest.slots if flavour == "slots" else ()
-    tensors = bank.tensors if flavour == "bank" and bank is not None else ()
+    tensors = bank.tensors if flavour in ("bank", "fanout") and bank is not None else ()
     wanted = [slot.name for slot in slots] + [tensor.name for tensor in tensors]
     yield from (f"`{name}` cannot be overridden" for name in wanted if name not in overridable)
     yield from (f"`{name}` can be overridden" for name in overridable if name not in wanted)
@@ -238,11 +249,11 @@ def _tensors_of(model: ir.Model, names: Iterable[str]) -> Weights:
     return {name: np.asarray(value.numpy()) for name, value in values.items() if value is not None}
 
 
-def _check_row(bundle: OpenedBundle, bank: BankRecord, name: str | None, held: Weights) -> InvariantRecord:
+def _check_row(bundle: OpenedBundle, bank: BankRecord, name: str | None, held: Weights, what: str) -> InvariantRecord:
     """A row of the bank holds an adapter, and zeros where it is narrower than others."""
     row, own = bank.rows.index(name), bundle.tensors(name)
     wrong = [each.name for each in bank.tensors if not _holds(held.get(each.name), row, each, own)]
-    return _tensors_result("bank rows", name or BASE, wrong, len(bank.tensors))
+    return _tensors_result(what, name or BASE, wrong, len(bank.tensors))
 
 
 def _holds(held: np.ndarray | None, row: int, tensor: BankTensor, own: Weights) -> bool:
@@ -348,6 +359,25 @@ def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets:
     detail = "; ".join(faults) or "each row as it is alone, within the budget"
     subject = ", ".join(name or BASE for name in chosen)
     return InvariantRecord("rows of a batch", subject, verdict(bool(compared) and not faults), detail)
+
+
+def check_fan_out(graph: Graph, case: Case, names: Sequence[str | None], budgets: Budgets) -> InvariantRecord:
+    """Every text of a case through each of some adapters in one call is what it is in a call of its own adapter."""
+    manifest, count, compared, faults = graph.bundle.manifest, case.batch, 0, list[str]()
+    assert manifest.bank is not None
+    assert manifest.fanout is not None
+    ids = np.repeat([manifest.bank.rows.index(name) for name in names], count)
+    rows = np.tile(np.arange(count), len(names))
+    feeds = {**graph.below(case.arrays), manifest.bank.ids: ids, manifest.fanout.rows: rows}
+    together = run_session(graph.bundle.session(graph.file, graph.level), feeds)
+    for at, name in enumerate(names):
+        for output, expected in graph.run(case.arrays, (name,) * count).items():
+            if len(together[output]) == len(rows):
+                compared += 1
+                faults += _faults(output, together[output][at * count :][:count], expected, name, budgets)
+    detail = "; ".join(faults) or f"{count} texts through each, as in calls of their own, within the budget"
+    subject = ", ".join(name or BASE for name in names)
+    return InvariantRecord("fan-out", subject, verdict(bool(compared) and not faults), detail)
 
 
 def _faults(output: str, found: np.ndarray, expected: np.ndarray, adapter: str | None, budgets: Budgets) -> list[str]:

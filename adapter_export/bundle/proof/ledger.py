@@ -27,7 +27,8 @@ from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.reading.documents import read_json
 
 _EXACT = frozenset(
-    {"files", "schema", "graph", "adapter files", "bank rows", "baked tensors", "lengths", "lengths of the base"}
+    {"files", "schema", "graph", "adapter files", "bank rows", "fanout rows", "baked tensors"}
+    | {"lengths", "lengths of the base"}
 )
 """Invariants that hold for every input once they are seen to hold; others hold for what was tried."""
 

@@ -34,6 +34,7 @@ from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.compare import Original, agreements, compare, missing, unexpected
 from adapter_export.bundle.proof.invariants import (
     check_apart,
+    check_fan_out,
     check_files,
     check_native,
     check_outside,
@@ -49,7 +50,7 @@ from adapter_export.bundle.proof.locate import Trace, trace, typical
 from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, smallest_case, word_steps
 from adapter_export.bundle.proof.sites import SiteProbe
-from adapter_export.bundle.proof.tensors import Source, check_slots, check_tensors
+from adapter_export.bundle.proof.tensors import Source, check_cut, check_slots, check_tensors
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.texts import Contract, check_contract, replay
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
@@ -251,7 +252,7 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
     The graph that clients run has all cases, the others and other levels the core of them.
     """
     whole = (graph.flavour, graph.level) == (plan.flavours[0], LEVEL)
-    bank = plan.bundle.manifest.bank if graph.flavour == "bank" else None
+    bank = plan.bundle.manifest.bank if graph.by_row else None
     there: list[Expected] = [
         (golden, at)
         for golden in expected
@@ -303,7 +304,7 @@ def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator
                 yield from compare_outputs(own, golden, at, graph, rows)
             on_step(f"{graph.file}, {graph.level}: {trial.case.name}")
     except RequestError as error:
-        if not (graph.bundle.staged and graph.flavour == "bank"):
+        if not (graph.bundle.staged and graph.by_row):
             raise
         raise BaseModelError(  # a new bank that cannot compute what the base can
             "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
@@ -349,7 +350,7 @@ def compare_outputs(
                     own = np.broadcast_to(rows.reshape(-1, *(1,) * (expected.ndim - 1)), expected.shape)
                     where = own if elements is None else own & elements
                 if where is None or where.any():
-                    own_width = _compare_own if graph.flavour == "bank" else compare
+                    own_width = _compare_own if graph.by_row else compare
                     yield result(
                         name, part, own_width(found[name], expected, allowed, where=where, logits=name in logits)
                     )
@@ -647,6 +648,8 @@ def _ledger(
         and (largest := max((scale(found[name]) for found in golden.outputs if name in found), default=0.0))
     }
     ledger = list(check_claims(plan.bundle, measured, quick=plan.quick))
+    if "fanout" in plan.flavours:
+        ledger += check_cut(plan.bundle)
     if plan.quick:
         return ledger
     ledger += check_slots(plan.bundle, plan.adapters, own)
@@ -733,7 +736,7 @@ def _left_out(expected: Sequence[Golden]) -> Iterator[InvariantRecord]:
 def _mixed(plan: Plan, graph: Graph) -> list[tuple[str | None, ...]]:
     """The mixed batches to take apart, where rows do not depend on each other by themselves."""
     bank, batch = plan.bundle.manifest.bank, plan.probe.batch
-    if bank is None or graph.flavour != "bank" or not plan.bundle.numerics.batch_invariant or batch == 1:
+    if bank is None or not graph.by_row or not plan.bundle.numerics.batch_invariant or batch == 1:
         return []
     return [chosen for chosen in dealt(bank.rows, batch) if set(plan.names) & set(chosen)]
 
@@ -745,6 +748,9 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
         for chosen in _mixed(plan, graph):
             yield check_apart(graph.run, case, chosen, tolerance)
             on_step("rows of a batch")
+        if graph.flavour == "fanout" and bundle.manifest.bank is not None and bundle.numerics.batch_invariant:
+            names = [name for name in plan.names if name in bundle.manifest.bank.rows]
+            yield check_fan_out(graph, case, names, tolerance)
     if not _is_main(graph) or graph.pieces:
         return
     of_runtime, small = bundle.runtime_session().run, typical(plan.cases or (case,))  # bits tell on few numbers

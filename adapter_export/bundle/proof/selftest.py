@@ -230,7 +230,7 @@ def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
             one, two = Graph(bundle, flavour, file), Graph(other, flavour, file)
             for name in plan.names:
                 baked = None if name is None else bundle.record(name).baked
-                if (flavour == "baked" and baked != file) or (flavour == "bank" and not _in_bank(bundle, name)):
+                if (flavour == "baked" and baked != file) or (one.by_row and not _in_bank(bundle, name)):
                     continue
                 for case in (*plan.cases, *bundle.golden(name).cases, *(_words(bundle) if name is None else ())):
                     chosen = (name,) * case.batch

@@ -24,10 +24,12 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterExportError, BaseModelError
 from adapter_export.format.check_report import Form, ObligationRecord, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
+from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data
 from adapter_export.onnx_backend.graft.bank import BankRows, insert_bank
+from adapter_export.onnx_backend.graft.fanout import cut_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, read_plan, slot_tensors
 from adapter_export.reading.files import sha256_of
@@ -236,7 +238,7 @@ def check_tensors(
         known = records.get(name) or (None if same else finder.record(name, array))
         yield _constant(file, name, array, known, tensors, remade)
     for form in forms:
-        for other in bundle.files_of(form) if form != "slots" else ():
+        for other in bundle.files_of(form) if form not in ("slots", "fanout") else ():
             yield from _as_in_slots(bundle, form, other, remade, plan)
 
 
@@ -412,6 +414,37 @@ def _as_in_slots(
         differs = f"constants that are not: {', '.join(sorted(more)[:_SHOWN])}"
     status: Status = "proved" if differs is None else "failed"
     yield ObligationRecord(f"nodes/{file}", claim, status, file, differs or f"{len(model.graph)} nodes")
+
+
+def check_cut(bundle: OpenedBundle) -> Iterator[ObligationRecord]:
+    """Yield whether the graphs below and above the first adapter are what cutting the bank again gives."""
+    said, bank = bundle.manifest.fanout, bundle.manifest.bank
+    assert said is not None
+    assert bank is not None  # or there is no such graph
+    again = cut_bank(bundle.model(bundle.manifest.graphs["bank"]), bank)
+    claim = "every node and constant is what cutting the graph `bank` again gives"
+    for file, expected in ((said.prefix, again.prefix), (bundle.manifest.graphs["fanout"], again.upper)):
+        model, made = bundle.model(file), constants(expected)
+        own = constants(model)
+        apart = [f"`{name}`" for name in made.keys() | own.keys()
+                 if name not in made or name not in own or not _is_same(made[name], own[name])]  # fmt: skip
+        differs = next(node_differences(model, expected), None)
+        if apart and differs is None:
+            differs = f"constants that are not: {', '.join(sorted(apart)[:_SHOWN])}"
+        status: Status = "proved" if differs is None else "failed"
+        detail = differs or f"{len(model.graph)} nodes, {len(own)} constants, bit for bit"
+        yield ObligationRecord(f"cut/{file}", claim, status, file, detail)
+    same = said.values == again.values
+    detail = (
+        "as the graph `bank` says" if same else f"says {list(said.values)}, but cutting it gives {list(again.values)}"
+    )
+    yield ObligationRecord(
+        "manifest/fanout.values",
+        "`fanout.values` are what they say",
+        "proved" if same else "failed",
+        f"{MANIFEST_FILE}: fanout.values",
+        detail,
+    )
 
 
 def _is_same(one: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:

@@ -1,0 +1,126 @@
+"""What lies below the first adapter: computed once for rows that are alike, and kept for those that come again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from threading import Lock
+
+import numpy as np
+
+from adapter_export.errors import UsageError, argument
+from adapter_export.format.manifest import FanoutRecord
+from adapter_export.runtime.adapters import Counts
+from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_session
+
+
+class Prefixes:
+    """The graph below `fanout`, and what it gave for the rows that came last, up to a number of bytes. Thread-safe.
+
+    Raises:
+        UsageError: rows would be kept of a bundle that has no such graph, or in which rows of a batch influence each
+            other.
+    """
+
+    def __init__(self, graphs: Graphs, limit: int) -> None:
+        manifest = graphs.manifest
+        if limit < 0 or (limit and (manifest.fanout is None or not manifest.batch_invariant)):
+            raise UsageError(
+                "texts cannot be kept up to the first adapter",
+                where=argument("prefix_bytes"),
+                found=limit
+                if limit < 0
+                else "a graph in which rows of a batch influence each other"
+                if manifest.fanout is not None
+                else f"a bundle with {', '.join(f'`{name}`' for name in manifest.graphs)}",
+                expected="bytes to keep them in, and a bundle with `fanout`",
+                fix=f"build it with {argument('flavours', ['slots', 'inputs', 'bank', 'fanout'])}, or keep none",
+            )
+        self.limit = limit
+        self._graphs = graphs
+        self._kept: OrderedDict[bytes, Arrays] = OrderedDict()  # the least recently used first
+        self._bytes = 0
+        self._lock = Lock()
+        self._counts = Counter[str]()
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the rows so far."""
+        with self._lock:
+            return Counts(**self._counts, resident=len(self._kept))
+
+    def feeds(self, arrays: Arrays) -> Feeds | None:
+        """Return what the graph `fanout` reads beside adapters; none where rows neither are alike nor may be kept.
+
+        Args:
+            arrays: checked inputs, a row for each row of the outputs.
+
+        Raises:
+            RequestError: ONNX Runtime cannot compute them.
+        """
+        fanout = self._graphs.manifest.fanout
+        if fanout is None:
+            return None
+        keys = _keys(arrays)
+        texts: dict[bytes, int] = {}
+        for row, key in enumerate(keys):
+            texts.setdefault(key, row)
+        if not self.limit and len(texts) == len(keys):
+            return None
+        distinct = {name: array[[*texts.values()]] for name, array in arrays.items()}
+        values = self._values(distinct, list(texts), fanout) if self.limit else self._computed(distinct, fanout)
+        places = {key: at for at, key in enumerate(texts)}
+        fed = {**distinct, **values, fanout.rows: np.array([places[key] for key in keys], np.int64)}
+        return {name: on_device(np.ascontiguousarray(array)) for name, array in fed.items()}
+
+    def _computed(self, arrays: Arrays, fanout: FanoutRecord) -> Arrays:
+        return run_session(self._graphs.opened(fanout.prefix), arrays, [value.name for value in fanout.values])
+
+    def _values(self, arrays: Arrays, keys: Sequence[bytes], fanout: FanoutRecord) -> Arrays:
+        """What was kept of some texts, and for the others what is computed now."""
+        batch = self._graphs.manifest.inputs[0].axes[0]
+        axes = {value.name: value.axes.index(batch) for value in fanout.values}
+        with self._lock:
+            found = {key: self._kept[key] for key in keys if key in self._kept}
+            for key in found:
+                self._kept.move_to_end(key)
+            self._counts["hits"] += len(found)
+        missing = [at for at, key in enumerate(keys) if key not in found]
+        if missing:
+            computed = self._computed({name: array[missing] for name, array in arrays.items()}, fanout)
+            fresh = {
+                keys[text]: {name: computed[name].take([at], axis) for name, axis in axes.items()}
+                for at, text in enumerate(missing)
+            }
+            found |= fresh
+            self._keep(fresh)
+        return {name: np.concatenate([found[key][name] for key in keys], axis) for name, axis in axes.items()}
+
+    def _keep(self, fresh: Mapping[bytes, Arrays]) -> None:
+        with self._lock:
+            self._counts["loads"] += len(fresh)
+            for key, values in fresh.items():
+                if key not in self._kept:  # or else another call was faster
+                    self._kept[key] = values
+                    self._bytes += _size(values)
+            while self._bytes > self.limit:
+                _, old = self._kept.popitem(last=False)
+                self._bytes -= _size(old)
+                self._counts["evictions"] += 1
+
+
+def _keys(arrays: Arrays) -> list[bytes]:
+    """A sha256 of each row: of its lengths, and of all that is in it."""
+    keys = []
+    for row in range(len(next(iter(arrays.values())))):
+        digest = hashlib.sha256()
+        for array in arrays.values():
+            digest.update(f"{array.shape[1:]}".encode())
+            digest.update(array[row].data)
+        keys.append(digest.digest())
+    return keys
+
+
+def _size(values: Arrays) -> int:
+    return sum(array.nbytes for array in values.values())

@@ -1,0 +1,222 @@
+"""One text for several adapters: what lies below them is computed once, and kept for the next call if that is asked."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from small_bundle import WORDS, build_small
+from tampering import rehash
+
+import adapter_export as ae
+from adapter_export.errors import BaseModelError, FormatError, RequestError, UsageError
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest_json import write_manifest
+from adapter_export.onnx_backend.graft.fanout import cut_bank
+from adapter_export.runtime import Bundle, Request
+from adapter_export.runtime.graphs import open_session, run_session
+
+NAMES = ("topic", "tone", None, "mood")
+FORMS = ("slots", "inputs", "bank", "fanout")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base; the bundle lies beside it."""
+    return build_small(tmp_path_factory.mktemp("fan_out"), FORMS).model
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Path) -> Bundle:
+    return Bundle.open(model.parent / "bundle")
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+
+
+def inputs(rows: int, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
+    mask = np.ones((rows, tokens), np.int64)
+    mask[1:, tokens // 2 :] = 0
+    return {"ids": np.random.default_rng(seed).integers(0, WORDS, (rows, tokens)), "mask": mask}
+
+
+def assert_same_bits(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_each_row_through_each_adapter_is_what_a_call_of_its_own_gives(bundle: Bundle, rows: int) -> None:
+    session, texts = bundle.session(threads=1), inputs(rows, 6)
+    found = session.fan_out(texts, NAMES)
+    assert tuple(found) == NAMES
+    for name, outputs in found.items():
+        alone = session.run(texts, name)  # the graph with slots adds up in another order
+        assert {key: array.shape for key, array in outputs.items()} == {
+            key: array.shape for key, array in alone.items()
+        }
+        for key, value in alone.items():
+            np.testing.assert_allclose(outputs[key], value, rtol=0, atol=1e-5 * np.abs(value).max())
+    assert np.abs(found["topic"]["hidden"] - found["tone"]["hidden"]).max() > 0.1
+
+
+def test_the_two_graphs_give_the_bits_of_the_bank(bundle: Bundle) -> None:
+    folder, fanout, texts = bundle.folder, bundle.manifest.fanout, inputs(3, 5)
+    assert fanout is not None
+    assert [value.axes[0] for value in fanout.values] == ["batch", "batch"]
+    bank, upper, below = (
+        open_session(folder / f"model.{form}.onnx", threads=1) for form in ("bank", "fanout", "prefix")
+    )
+    rows, ids = np.array([2, 0, 0, 1, 2, 2, 1]), np.array([0, 1, 2, 3, 3, 1, 0])
+    values = run_session(below, texts)
+    fed = {**texts, **values, "input_rows": rows, "adapter_ids": ids}
+    found = run_session(upper, fed)
+    assert_same_bits(found, run_session(bank, {**{n: a[rows] for n, a in texts.items()}, "adapter_ids": ids}))
+    spoiled = {name: value.copy() for name, value in values.items()}
+    for value in spoiled.values():
+        value[1] = np.nan
+    hurt = run_session(upper, {**fed, **spoiled})
+    for name, value in found.items():
+        assert np.isnan(hurt[name][rows == 1]).all()
+        np.testing.assert_array_equal(hurt[name][rows != 1], value[rows != 1])
+    for wrong in (3, -1):
+        with pytest.raises(RequestError, match=r"(?s)cannot compute these inputs.*idx=\d+ must be within"):
+            run_session(upper, {**fed, "input_rows": np.array([0, 0, 0, 0, 0, 0, wrong])})
+
+
+def test_a_text_that_comes_again_is_not_computed_again_below_its_adapter(bundle: Bundle) -> None:
+    kept, plain = bundle.session(threads=1, prefix_bytes=10_000), bundle.session(threads=1)
+    one, other, longer = inputs(1, 6), inputs(1, 6, seed=1), inputs(1, 7)
+    for name in NAMES:
+        assert_same_bits(kept.run(one, name), plain.fan_out(one, [name, "topic"])[name])
+    assert (kept.statistics.prefixes.loads, kept.statistics.prefixes.hits) == (1, 3)
+    both = {name: np.concatenate([array, other[name], array]) for name, array in one.items()}
+    mixed = kept.run(both, adapters=["tone", "mood", None])
+    assert_same_bits({"hidden": mixed["hidden"][:1]}, {"hidden": kept.run(one, "tone")["hidden"]})
+    assert_same_bits({"hidden": mixed["hidden"][1:2]}, {"hidden": kept.run(other, "mood")["hidden"]})
+    kept.run({**one, "mask": np.array([[1, 1, 1, 1, 1, 0]])}, "tone")  # another mask is another text
+    kept.run(longer, "tone")
+    assert (kept.statistics.prefixes.loads, kept.statistics.prefixes.resident) == (4, 4)
+    bytes_of_a_token = 2 * 16 * 4  # two values
+    few = bundle.session(threads=1, prefix_bytes=2 * 6 * bytes_of_a_token)
+    for text in (one, other, one, inputs(1, 6, seed=2), one, other):
+        few.run(text, "tone")
+    assert few.statistics.prefixes == type(few.statistics.prefixes)(hits=2, loads=4, evictions=2, resident=2)
+    few.run(inputs(3, 6), "tone")  # more than it may keep
+    assert few.statistics.prefixes.resident == 2
+
+
+def test_alike_rows_of_many_requests_are_computed_once(bundle: Bundle) -> None:
+    session, texts = bundle.session(threads=1, prefix_bytes=100_000), [inputs(1, 5), inputs(1, 5, seed=1)]
+    requests = [Request(text, name) for name in ("topic", "mood") for text in texts]
+    found = session.run_many(requests)
+    assert session.statistics.prefixes.loads == 2
+    for request, outputs in zip(requests, found, strict=True):
+        alone = bundle.session(threads=1).run(request.inputs, request.adapter)
+        np.testing.assert_allclose(
+            outputs["hidden"], alone["hidden"], rtol=0, atol=1e-5 * np.abs(alone["hidden"]).max()
+        )
+
+
+def test_adapters_that_are_loaded_later_fan_out_too(bundle: Bundle) -> None:
+    session = bundle.session(threads=1)
+    session.load("late", bundle.folder / "adapters/tone.onnx_adapter", labels=["a", "b"])
+    found = session.fan_out(inputs(2, 4), ["late", "topic", "tone"])
+    assert_same_bits(found["late"], found["tone"])
+
+
+def test_without_the_graph_the_answers_are_the_same(bundle: Bundle, copy: Path) -> None:
+    for name in ("prefix", "fanout"):
+        (copy / f"model.{name}.onnx").unlink()
+    graphs = {flavour: path for flavour, path in bundle.manifest.graphs.items() if flavour != "fanout"}
+    rehash(copy, lambda manifest: replace(manifest, graphs=graphs, fanout=None))
+    plain, texts = Bundle.open(copy), inputs(2, 6)
+    found = plain.session(threads=1).fan_out(texts, NAMES)
+    for name, outputs in bundle.session(threads=1).fan_out(texts, NAMES).items():
+        assert_same_bits(found[name], outputs)
+    with pytest.raises(UsageError, match=r"cannot be kept.*found a bundle with `bank`, `inputs`, `slots`"):
+        plain.session(prefix_bytes=1)
+
+
+def test_bad_calls_are_named(bundle: Bundle) -> None:
+    session, texts = bundle.session(threads=1), inputs(1, 4)
+    for nothing in ([], "topic"):
+        with pytest.raises(RequestError, match="no adapters to run the rows through"):
+            session.fan_out(texts, nothing)
+    with pytest.raises(RequestError, match="adapter `nobody`: is not loaded"):
+        session.fan_out(texts, ["topic", "nobody"])
+    with pytest.raises(UsageError, match="-1"):
+        bundle.session(prefix_bytes=-1)
+
+
+def test_check_proves_the_cut_and_finds_faults(model: Path, bundle: Bundle, copy: Path) -> None:
+    report = ae.check(bundle.folder, against=model, flavours=["fanout"], cases=["batch3_tokens7"])
+    assert report.passed
+    assert {owed.status for owed in report.ledger if owed.id.startswith(("cut/", "fan-out", "fanout-rows"))} == {
+        "proved",
+        "tested",
+    }
+    path = copy / "model.prefix.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    node = next(node for node in graph.graph.node if node.op_type == "MatMul")
+    node.input[1] = "k0_weight" if node.input[1] == "q0_weight" else "q0_weight"
+    path.write_bytes(graph.SerializeToString())
+    rehash(copy)
+    report = ae.verify(copy)
+    failed = {owed.id for owed in report.ledger if owed.status == "failed"}
+    assert "cut/model.prefix.onnx" in failed
+    assert {one.flavour for one in report.outputs if not one.passed} == {"fanout"}
+
+
+def test_a_bundle_that_is_changed_fans_out_to_what_it_has_then(bundle: Bundle, copy: Path) -> None:
+    ae.remove(copy, ["topic"])
+    assert ae.verify(copy).passed
+    found = Bundle.open(copy).session(threads=1).fan_out(inputs(1, 4), ["mood", "tone"])
+    before = bundle.session(threads=1).fan_out(inputs(1, 4), ["mood", "tone"])
+    for name, outputs in before.items():
+        np.testing.assert_allclose(found[name]["hidden"], outputs["hidden"], rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_cut_is_refused(bundle: Bundle) -> None:
+    bank, record = ir.load(bundle.folder / "model.bank.onnx"), bundle.manifest.bank
+    assert record is not None
+    with pytest.raises(BaseModelError, match="no trained layer below the first adapter"):
+        cut_bank(bank, replace(record, ids="ids"))  # as if the adapter acted on the words
+    for value in (value for node in bank.graph for value in node.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(["other" if str(dim) == "batch" else dim for dim in value.shape])
+    with pytest.raises(BaseModelError, match=r"`MatMul` computes: does not say which axis .*one axis `batch`"):
+        cut_bank(bank, record)
+    with pytest.raises(UsageError, match="`fanout` is a bank in two parts"):
+        ae.build(bundle.folder.parent / "base.onnx", [], bundle.folder / "other", flavours=("fanout",))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda said: replace(said, fanout=None), "goes with a graph `bank`"),
+        (lambda said: replace(said, fanout=replace(said.fanout, rows="ids")), "has the name of a data input"),
+        (lambda said: replace(said, fanout=replace(said.fanout, rows=said.bank.ids)), "a name occurs twice"),
+        (lambda said: replace(said, fanout=replace(said.fanout, prefix="none.onnx")), "stands nowhere else"),
+        (
+            lambda said: replace(
+                said, fanout=replace(said.fanout, values=(replace(said.fanout.values[0], axes=(1,)),))
+            ),
+            "without one axis of the texts",
+        ),
+    ],
+)
+def test_manifests_that_contradict_themselves_are_refused(
+    bundle: Bundle, tmp_path: Path, change: Callable[[Manifest], Manifest], words: str
+) -> None:
+    with pytest.raises(FormatError, match=words):
+        write_manifest(change(bundle.manifest), tmp_path)
