@@ -11,7 +11,7 @@ import onnxruntime as ort
 from golden_texts import Fault, replay_texts
 from safetensors.numpy import load_file
 
-from adapter_export.runtime import Bundle
+from adapter_export.runtime import Bundle, Session
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays, list[str | None]], Arrays]
@@ -46,7 +46,7 @@ def findings(bundle: Bundle) -> Iterator[Finding]:
     for flavour, run in _runs(bundle).items():
         for name in names:
             yield Finding(flavour, name, False, _worst(bundle, run, [name]))
-        if flavour == "bank" and bundle.manifest.batch_invariant:
+        if flavour in ("bank", "fanout") and bundle.manifest.batch_invariant:
             yield Finding(flavour, None, True, _worst(bundle, run, names))
     for record in bundle.manifest.adapters:
         if record.baked is not None:
@@ -62,7 +62,16 @@ def _runs(bundle: Bundle) -> dict[str, Run]:
         runs["inputs"] = _with_tensors(bundle, _plain(bundle, bundle.manifest.graphs["inputs"]))
     if "bank" in bundle.manifest.graphs:
         runs["bank"] = lambda inputs, names: session.run(inputs, adapters=names)
+    if "fanout" in bundle.manifest.graphs:
+        runs["fanout"] = lambda inputs, names: _twice(session, inputs, names)
     return runs
+
+
+def _twice(session: Session, inputs: Arrays, names: list[str | None]) -> Arrays:
+    """Run every row twice, through its adapter and through that of the last: rows that are alike take this graph."""
+    both = {name: np.concatenate([array, array]) for name, array in inputs.items()}
+    outputs = session.run(both, adapters=[*names, *reversed(names)])
+    return {name: value[: len(names)] for name, value in outputs.items()}
 
 
 def _plain(bundle: Bundle, path: str) -> Run:

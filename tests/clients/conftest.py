@@ -208,7 +208,7 @@ def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cpp_client(cpp_build: Path) -> Client:
-    flavours = frozenset({"slots", "slots, fed", "inputs", "bank", "baked"})
+    flavours = frozenset({"slots", "slots, fed", "inputs", "bank", "fanout", "baked"})
     return Client((str(cpp_build / "bundle_client"),), flavours, tokenizes=False)
 
 
@@ -225,7 +225,7 @@ def _install(example: str, folder: Path) -> None:
 def node_client(tmp_path_factory: pytest.TempPathFactory) -> Client:
     node = tool("node", "nodejs")
     folder = once(tmp_path_factory, "node", partial(_install, "node")) / "node"
-    return Client((node, str(folder / "dist" / "main.js")), frozenset({"inputs", "bank", "baked"}))
+    return Client((node, str(folder / "dist" / "main.js")), frozenset({"inputs", "bank", "fanout", "baked"}))
 
 
 @pytest.fixture(scope="session")
@@ -255,14 +255,14 @@ def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> C
     """The page, driven by its command line."""
     node = tool("node", "nodejs")
     folder = once(tmp_path_factory, "browser", partial(_install, "browser")) / "browser"
-    flavours = frozenset({"inputs", "bank", "baked"})
+    flavours = frozenset({"inputs", "bank", "fanout", "baked"})
     return Client((node, str(folder / "client.mjs")), flavours, {"CHROMIUM": chromium})
 
 
 @pytest.fixture(scope="session")
 def python_client() -> Client:
     program = EXAMPLES / "python" / "bundle_client.py"
-    return Client((sys.executable, str(program)), frozenset({"slots", "inputs", "bank", "baked"}))
+    return Client((sys.executable, str(program)), frozenset({"slots", "inputs", "bank", "fanout", "baked"}))
 
 
 @pytest.fixture

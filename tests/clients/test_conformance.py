@@ -26,7 +26,7 @@ def _expected(flavours: Iterable[str], tokenizes: bool) -> set[Finding]:
     for flavour in flavours:
         subjects = BAKED if flavour == "baked" else (None, *NAMES)
         found |= {(flavour, name, False) for name in subjects}
-    return found | {(flavour, None, True) for flavour in flavours if flavour == "bank"}
+    return found | {(flavour, None, True) for flavour in flavours if flavour in ("bank", "fanout")}
 
 
 def _facts(findings: list[dict[str, Any]]) -> set[Finding]:

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numeric>
 
 #include "fault.hpp"
 #include "golden_texts.hpp"
@@ -129,19 +130,35 @@ void check_switchboard(const Bundle& bundle, const std::string& flavour, Feeding
   }
 }
 
-void check_bank(const Bundle& bundle, std::vector<Finding>& findings) {
-  const Bank bank(bundle);
-  const RunRows run = [&](const auto& inputs, const auto& rows) { return bank.run(inputs, rows).outputs; };
+// Every row twice, the first time in reverse order: rows that are not copied as they should be are wrong.
+Arrays fanned_out(const Fanout& fanout, const Arrays& inputs, const std::vector<Choice>& adapters) {
+  std::vector<std::int64_t> rows(adapters.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  auto all = adapters;
+  std::reverse(all.begin(), all.end());
+  all.insert(all.end(), adapters.begin(), adapters.end());
+  auto continued = rows;
+  std::reverse(continued.begin(), continued.end());
+  continued.insert(continued.end(), rows.begin(), rows.end());
+  auto outputs = fanout.run(inputs, fanout.below(inputs), continued, all).outputs;
+  for (auto& [_, found] : outputs) {
+    found.shape.front() /= 2;
+    found.bytes.erase(found.bytes.begin(), found.bytes.begin() + static_cast<std::ptrdiff_t>(found.bytes.size() / 2));
+  }
+  return outputs;
+}
+
+void check_by_row(const Bundle& bundle, const std::string& flavour, const RunRows& run, std::vector<Finding>& findings) {
   const auto& subjects = bundle.manifest().bank->rows;
   std::vector<Golden> goldens;
   goldens.reserve(subjects.size());
   std::vector<const Golden*> all;
   for (const auto& subject : subjects) {
     all.push_back(&goldens.emplace_back(bundle, subject));
-    findings.push_back({"bank", subject, false, worst_of_all_rows({all.back()}, {subject}, run)});
+    findings.push_back({flavour, subject, false, worst_of_all_rows({all.back()}, {subject}, run)});
   }
   if (bundle.manifest().batch_invariant) {
-    findings.push_back({"bank", std::nullopt, true, worst_of_all_rows(all, subjects, run)});
+    findings.push_back({flavour, std::nullopt, true, worst_of_all_rows(all, subjects, run)});
   }
 }
 
@@ -161,7 +178,15 @@ std::vector<Finding> self_check(const Bundle& bundle) {
     check_switchboard(bundle, "slots", Feeding::plain, "slots, fed", findings);
   }
   if (manifest.graphs.count("inputs")) check_switchboard(bundle, "inputs", Feeding::plain, "inputs", findings);
-  if (manifest.graphs.count("bank")) check_bank(bundle, findings);
+  if (manifest.graphs.count("bank")) {
+    const Bank bank(bundle);
+    check_by_row(bundle, "bank", [&](const auto& inputs, const auto& rows) { return bank.run(inputs, rows).outputs; }, findings);
+  }
+  if (manifest.graphs.count("fanout")) {
+    const Fanout fanout(bundle);
+    check_by_row(bundle, "fanout", [&](const auto& inputs, const auto& rows) { return fanned_out(fanout, inputs, rows); },
+                 findings);
+  }
   for (const auto& record : manifest.adapters) {
     if (!record.baked.empty()) check_baked(bundle, record.name, findings);
   }

@@ -9,7 +9,7 @@
 constexpr const char* kTexts = "texts";  // the golden texts: answers to their ids, in the first flavour that there is
 
 struct Finding {
-  std::string flavour;  // `slots` (native adapters), `slots, fed`, `inputs`, `bank`, `baked`, or kTexts
+  std::string flavour;  // `slots` (native adapters), `slots, fed`, `inputs`, `bank`, `fanout`, `baked`, or kTexts
   Choice adapter;       // none: the base
   bool mixed;           // rows of one batch through different adapters
   double worst;         // the largest deviation as a part of the allowed one; at most 1 is good

@@ -81,6 +81,13 @@ BankRecord bank(const json& record) {
   return found;
 }
 
+FanoutRecord fanout(const json& record) {
+  known(record, {"prefix", "rows", "values"});
+  FanoutRecord found{record.at("prefix"), record.at("rows"), {}};
+  for (const auto& value : record.at("values")) found.values.push_back(known(value, {"name", "dtype", "axes"}).at("name"));
+  return found;
+}
+
 FileRecord file(const json& record) {
   known(record, {"path", "sha256", "bytes"});
   return {record.at("path"), record.at("sha256"), record.at("bytes")};
@@ -132,6 +139,10 @@ void check_names(const Manifest& manifest) {
     others.push_back(manifest.bank->ids);
     others.insert(others.end(), manifest.bank->tensors.begin(), manifest.bank->tensors.end());
   }
+  if (manifest.fanout) {
+    others.push_back(manifest.fanout->rows);
+    others.insert(others.end(), manifest.fanout->values.begin(), manifest.fanout->values.end());
+  }
   for (const auto& name : others) {
     if (std::find(inputs.begin(), inputs.end(), name) == inputs.end()) continue;
     throw Fault({"a tensor of adapters has the name of a data input", "", "`" + name + "`"});
@@ -171,6 +182,7 @@ void check_paths(const Manifest& manifest, const std::filesystem::path& folder) 
   if (!manifest.golden_texts.empty()) used.push_back(manifest.golden_texts);
   used.insert(used.end(), manifest.media_files.begin(), manifest.media_files.end());
   for (const auto& [_, path] : manifest.graphs) used.push_back(path);
+  if (manifest.fanout) used.push_back(manifest.fanout->prefix);
   for (const auto& record : manifest.adapters) {
     used.insert(used.end(), {record.onnx_adapter, record.safetensors, record.golden.path});
     if (!record.baked.empty()) used.push_back(record.baked);
@@ -185,7 +197,7 @@ void check_paths(const Manifest& manifest, const std::filesystem::path& folder) 
 Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_version(document.at("version"), "a manifest");
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
-                   "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "sites", "slots",
+                   "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "fanout", "sites", "slots",
                    "adapters", "golden", "golden_texts", "text", "head", "model_version", "files",
                    "media", "derivation", "checksum"});
   Manifest manifest;
@@ -201,6 +213,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   for (const auto& record : document.at("adapters")) manifest.adapters.push_back(adapter(record));
   for (const auto& record : document.at("files")) manifest.files.push_back(file(record));
   if (document.contains("bank") && !document.at("bank").is_null()) manifest.bank = bank(document.at("bank"));
+  if (document.contains("fanout") && !document.at("fanout").is_null()) manifest.fanout = fanout(document.at("fanout"));
   manifest.golden = golden(document.at("golden"));
   manifest.golden_texts = value_or(document, "golden_texts", std::string{});
   if (document.contains("head") && !document.at("head").is_null()) manifest.head = document.at("head").get<std::string>();

@@ -95,6 +95,13 @@ struct BankRecord {
   std::vector<std::string> tensors;  // their names
 };
 
+// The bank in two graphs, below and above its first adapter: a row is computed once up to there, for all adapters.
+struct FanoutRecord {
+  std::string prefix;               // the file of the lower graph
+  std::string rows;                 // the input of the upper one that chooses a row of the inputs for each of its rows
+  std::vector<std::string> values;  // what the lower one gives and the upper one takes
+};
+
 struct FileRecord {
   std::string path;
   std::string sha256;
@@ -114,6 +121,7 @@ struct Manifest {
   std::vector<AdapterRecord> adapters;
   Choice head;  // the adapter that is the base's own head: it answers where none is chosen
   std::optional<BankRecord> bank;
+  std::optional<FanoutRecord> fanout;
   GoldenRecord golden;
   std::string tokenizer_digest;  // of the tokenizer that texts go through; empty if it is not known
   std::string golden_texts;      // the file with texts, their ids and their answers; empty if there is none

@@ -41,6 +41,11 @@ const BankRecord& bank_of(const Manifest& manifest) {
   return *manifest.bank;
 }
 
+const FanoutRecord& fanout_of(const Manifest& manifest) {
+  if (!manifest.fanout) throw Fault({"has no graph for fan-out", "", "", "", "build it with `--flavours bank,fanout`"});
+  return *manifest.fanout;
+}
+
 // The row of the bank that holds an adapter. Never a number from outside: −1 would take the last one.
 std::size_t row_of(const Manifest& manifest, const Choice& adapter) {
   const auto& rows = bank_of(manifest).rows;
@@ -50,7 +55,27 @@ std::size_t row_of(const Manifest& manifest, const Choice& adapter) {
   throw RequestFault({"is not in the bank", "adapter `" + adapter.value_or("base") + "`"});
 }
 
-// One choice for each row; different ones only where the rows of a batch do not change each other's results.
+Array ids_of(const Manifest& manifest, const std::vector<Choice>& rows) {
+  std::vector<std::int64_t> ids;
+  for (const auto& adapter : rows) ids.push_back(static_cast<std::int64_t>(row_of(manifest, adapter)));
+  return int64_array(ids, {static_cast<std::int64_t>(ids.size())});
+}
+
+std::vector<Head> heads_of(const Manifest& manifest, const std::vector<Choice>& rows) {
+  std::vector<Head> heads;
+  for (const auto& adapter : rows) heads.push_back(adapter ? manifest.adapter(*adapter).head : Head{});
+  return heads;
+}
+
+// Different choices only where the rows of a batch do not change each other's results.
+template <typename T>
+void check_mixed(const Manifest& manifest, const std::vector<T>& rows) {
+  if (!manifest.batch_invariant && std::set<T>(rows.begin(), rows.end()).size() > 1) {
+    throw RequestFault({"the rows of a batch influence each other in this bundle", "", "", "", "send one row a request"});
+  }
+}
+
+// One choice for each row.
 template <typename T>
 void check_rows(const Arrays& inputs, const Manifest& manifest, const std::vector<T>& rows) {
   check_inputs(inputs, manifest);
@@ -58,9 +83,7 @@ void check_rows(const Arrays& inputs, const Manifest& manifest, const std::vecto
   if (rows.size() != batch) {
     throw RequestFault({"not one adapter for each row", "", std::to_string(rows.size()), std::to_string(batch)});
   }
-  if (!manifest.batch_invariant && std::set<T>(rows.begin(), rows.end()).size() > 1) {
-    throw RequestFault({"the rows of a batch influence each other in this bundle", "", "", "", "send one row a request"});
-  }
+  check_mixed(manifest, rows);
 }
 
 }  // namespace
@@ -155,14 +178,43 @@ Bank::Bank(const Bundle& bundle, int threads) : manifest_(bundle.manifest()), gr
 
 Outcome Bank::run(const Arrays& inputs, const std::vector<Choice>& rows) const {
   check_rows(inputs, manifest_, rows);
-  std::vector<std::int64_t> ids;
-  for (const auto& adapter : rows) ids.push_back(static_cast<std::int64_t>(row_of(manifest_, adapter)));
-  const Array chosen = int64_array(ids, {static_cast<std::int64_t>(rows.size())});
+  const Array chosen = ids_of(manifest_, rows);
   Feeds feeds = feeds_of(inputs);
   feeds.emplace(bank_of(manifest_).ids, &chosen);
-  std::vector<Head> heads;
-  for (const auto& adapter : rows) heads.push_back(adapter ? manifest_.adapter(*adapter).head : Head{});
+  const auto heads = heads_of(manifest_, rows);
   return {graph_.run(feeds, outputs_of(manifest_, heads)), heads, true};
+}
+
+Fanout::Fanout(const Bundle& bundle, int threads)
+    : manifest_(bundle.manifest()), lower_(bundle.graph_at(fanout_of(manifest_).prefix), threads),
+      upper_(bundle.graph("fanout"), threads) {
+  bank_of(manifest_);
+}
+
+Arrays Fanout::below(const Arrays& inputs) const {
+  check_inputs(inputs, manifest_);
+  return lower_.run(feeds_of(inputs), fanout_of(manifest_).values);
+}
+
+Outcome Fanout::run(const Arrays& inputs, const Arrays& values, const std::vector<std::int64_t>& rows,
+                    const std::vector<Choice>& adapters) const {
+  check_inputs(inputs, manifest_);
+  if (rows.empty() || rows.size() != adapters.size()) {
+    throw RequestFault({"not one adapter for each row", "", std::to_string(adapters.size()), std::to_string(rows.size())});
+  }
+  const auto batch = static_cast<std::int64_t>(batch_of(inputs));
+  for (const auto row : rows) {
+    if (row >= 0 && row < batch) continue;
+    throw RequestFault({"no such row of the inputs", "", std::to_string(row), "0 to " + std::to_string(batch - 1)});
+  }
+  check_mixed(manifest_, adapters);
+  const Array chosen = ids_of(manifest_, adapters), continued = int64_array(rows, {static_cast<std::int64_t>(rows.size())});
+  Feeds feeds = feeds_of(inputs);
+  for (const auto& [name, value] : values) feeds.emplace(name, &value);
+  feeds.emplace(bank_of(manifest_).ids, &chosen);
+  feeds.emplace(fanout_of(manifest_).rows, &continued);
+  const auto heads = heads_of(manifest_, adapters);
+  return {upper_.run(feeds, outputs_of(manifest_, heads)), heads, true};
 }
 
 Baked::Baked(const Bundle& bundle, const std::string& adapter, int threads)

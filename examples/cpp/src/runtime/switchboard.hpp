@@ -83,6 +83,24 @@ class Bank {
   Graph graph_;
 };
 
+// Any number of adapters for each row of the inputs, which is computed once up to the first of them.
+class Fanout {
+ public:
+  explicit Fanout(const Bundle& bundle, int threads = 1);
+
+  // What no adapter has a part in. It may be kept, for calls with these very inputs.
+  Arrays below(const Arrays& inputs) const;
+
+  // For each row of the outputs the row of the inputs that it continues, and its adapter; `values` are what `below` gave
+  // for these inputs. Throws RequestFault if there is no such row or adapter, or not one adapter for each row.
+  Outcome run(const Arrays& inputs, const Arrays& values, const std::vector<std::int64_t>& rows,
+              const std::vector<Choice>& adapters) const;
+
+ private:
+  Manifest manifest_;
+  Graph lower_, upper_;
+};
+
 // A graph in which an adapter is constant, for a device that needs one only.
 class Baked {
  public:

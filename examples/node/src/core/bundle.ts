@@ -5,6 +5,7 @@ import { Fault } from "./fault.js";
 import {
   type AdapterRecord,
   type BankRecord,
+  type FanoutRecord,
   type FileRecord,
   type GoldenRecord,
   type Manifest,
@@ -108,14 +109,15 @@ export class Bundle {
     return parseSafetensors(await this.read(path), `${this.place.name}/${path}`);
   }
 
-  /** Open the graph of a flavour. */
-  async open(flavour: "inputs" | "bank"): Promise<InferenceSession> {
-    const graph = this.manifest.graphs[flavour];
+  /** Open the graph of a flavour, or the one below `fanout`. */
+  async open(flavour: "inputs" | "bank" | "fanout" | "prefix"): Promise<InferenceSession> {
+    const { graphs, fanout } = this.manifest;
+    const graph = flavour === "prefix" ? fanout?.prefix : graphs[flavour];
     if (!graph) {
-      const fix = `build it with \`--flavours ${flavour}\``;
+      const fix = `build it with \`--flavours ${flavour === "inputs" || flavour === "bank" ? flavour : "bank,fanout"}\``;
       throw new Fault({ what: `has no graph of flavour \`${flavour}\``, where: this.place.name, fix });
     }
-    return this.openGraph(graph, flavour === "inputs" ? [BASE_WEIGHTS] : [BASE_WEIGHTS, BANK_WEIGHTS]);
+    return this.openGraph(graph, flavour === "bank" || flavour === "fanout" ? [BASE_WEIGHTS, BANK_WEIGHTS] : [BASE_WEIGHTS]);
   }
 
   /** Open the graph in which an adapter is constant. */
@@ -137,6 +139,13 @@ export class Bundle {
     const known = this.manifest.adapters.map((each) => `\`${each.name}\``).join(", ");
     const [where, fix] = [`adapter \`${name}\``, "choose one that is there"];
     throw new Fault({ what: "is not in the bundle", where, expected: known ? `one of ${known}` : "none", fix });
+  }
+
+  /** Throws a Fault if the bundle was built without such a graph. */
+  get fanout(): FanoutRecord {
+    const { fanout } = this.manifest;
+    if (!fanout) throw new Fault({ what: "the manifest describes no fan-out", where: this.place.name });
+    return fanout;
   }
 
   /** Throws a Fault if the bundle was built without a bank. */

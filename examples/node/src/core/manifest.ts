@@ -75,6 +75,16 @@ export interface BankRecord {
   tensors: { name: string }[];
 }
 
+/** The bank in two graphs, below and above its first adapter: a row is computed once up to there, for all adapters. */
+export interface FanoutRecord {
+  /** The file of the lower graph. */
+  prefix: string;
+  /** The input of the upper one that chooses a row of the inputs for each of its rows. */
+  rows: string;
+  /** What the lower one gives and the upper one takes. */
+  values: { name: string; dtype: string; axes: Axis[] }[];
+}
+
 export interface FileRecord {
   path: string;
   sha256: string;
@@ -85,7 +95,7 @@ export interface Manifest {
   version: string;
   minimum_onnxruntime: string;
   batch_invariant: boolean;
-  graphs: Partial<Record<"slots" | "inputs" | "bank", string>>;
+  graphs: Partial<Record<"slots" | "inputs" | "bank" | "fanout", string>>;
   inputs: InputRecord[];
   /** By the name of a dynamic axis; one that is not here may have any length. */
   lengths: Record<string, LengthsRecord>;
@@ -95,6 +105,7 @@ export interface Manifest {
   slots: SlotRecord[];
   adapters: AdapterRecord[];
   bank?: BankRecord | null;
+  fanout?: FanoutRecord | null;
   golden: GoldenRecord;
   text: { tokenizer: string; digest: string } | null;
   /** Texts with the ids and the answers that they must give; null without a tokenizer. */
@@ -120,7 +131,7 @@ const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
-    "graphs inputs lengths outputs heads bank? sites slots adapters golden text model_version files head? golden_texts? media? derivation? checksum?",
+    "graphs inputs lengths outputs heads bank? fanout? sites slots adapters golden text model_version files head? golden_texts? media? derivation? checksum?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
@@ -128,6 +139,8 @@ const KEYS = {
   head: "graph output result",
   mix: "slots members",
   bank: "ids rows fillable tensors",
+  fanout: "prefix rows values",
+  value: "name dtype axes",
   golden: "path cases absolute reference reasons?",
   task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor?",
   media: "medium input processor digest sampling_rate steps unknown? golden?",
@@ -176,6 +189,10 @@ function checkKeys(manifest: Manifest, where: string): void {
   checkRecords(manifest.adapters.flatMap(({ task }) => task ?? []), "task", where);
   checkRecords(Object.values(manifest.lengths), "lengths", where);
   if (manifest.bank) checkRecord(manifest.bank, "bank", where);
+  if (manifest.fanout) {
+    checkRecord(manifest.fanout, "fanout", where);
+    checkRecords(manifest.fanout.values, "value", where);
+  }
   if (manifest.text) checkRecord(manifest.text, "text", where);
   if (manifest.media) checkRecord(manifest.media, "media", where);
 }
@@ -242,13 +259,14 @@ export function checkPath(path: string, where: string): void {
 }
 
 function checkNames(manifest: Manifest, where: string): void {
-  const { inputs, slots, adapters, bank, files } = manifest;
+  const { inputs, slots, adapters, bank, fanout, files } = manifest;
   const named = (records: { name: string }[]) => records.map((record) => record.name);
   checkUnique("inputs", named(inputs), where);
   checkUnique("slots", named(slots), where);
   checkUnique("adapters", named(adapters).map((name) => name.toLowerCase()), where); // files have these names
   checkUnique("files", files.map((file) => file.path.toLowerCase()), where);
-  const others = new Set([...named(slots), ...(bank ? [bank.ids, ...named(bank.tensors)] : [])]);
+  const ofRows = [...(bank ? [bank.ids, ...named(bank.tensors)] : []), ...(fanout ? [fanout.rows, ...named(fanout.values)] : [])];
+  const others = new Set([...named(slots), ...ofRows]);
   const taken = named(inputs).find((name) => others.has(name));
   if (taken !== undefined) {
     throw new Fault({ what: "a tensor of adapters has the name of a data input", where, found: `\`${taken}\`` });
@@ -278,11 +296,11 @@ function checkBank({ rows }: BankRecord, adapters: AdapterRecord[], where: strin
 }
 
 /** Every file that is used has a hash. */
-function checkPaths({ graphs, adapters, golden, text, golden_texts, media, files }: Manifest, where: string): void {
+function checkPaths({ graphs, fanout, adapters, golden, text, golden_texts, media, files }: Manifest, where: string): void {
   const listed = new Set(files.map((file) => file.path));
   const ofAdapters = adapters.flatMap((record) => [record.onnx_adapter, record.safetensors, record.baked, record.golden.path]);
   const ofMedia = [media?.processor, media?.golden];
-  for (const path of [...Object.values(graphs), ...ofAdapters, golden.path, text?.tokenizer, golden_texts, ...ofMedia]) {
+  for (const path of [...Object.values(graphs), fanout?.prefix, ...ofAdapters, golden.path, text?.tokenizer, golden_texts, ...ofMedia]) {
     if (typeof path !== "string" || listed.has(path)) continue;
     throw new Fault({ what: "names a file without a hash", where, found: `\`${path}\``, expected: "one that `files` lists" });
   }

@@ -112,15 +112,52 @@ export class Bank {
   }
 
   headOf(choice: Choice): Head {
-    return choice === null ? NO_HEAD : this.bundle.adapter(choice);
+    return headOfRow(this.bundle, choice);
   }
 
   async run(inputs: Inputs, choices: Choice[]): Promise<Result> {
     checkRows(inputs, this.bundle, choices);
     const heads = choices.map((choice) => this.headOf(choice));
-    const ids = BigInt64Array.from(choices, (choice) => BigInt(rowOf(this.bundle, choice)));
-    const feeds = { ...inputs, [this.bundle.bank.ids]: new Tensor("int64", ids, [choices.length]) };
+    const feeds = { ...inputs, [this.bundle.bank.ids]: integers(choices.map((choice) => rowOf(this.bundle, choice))) };
     return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
+  }
+}
+
+/** Any number of adapters for each row of the inputs, which is computed once up to the first of them. */
+export class Fanout {
+  private constructor(
+    private readonly bundle: Bundle,
+    private readonly lower: InferenceSession,
+    private readonly upper: InferenceSession,
+  ) {}
+
+  static async open(bundle: Bundle): Promise<Fanout> {
+    return new Fanout(bundle, await bundle.open("prefix"), await bundle.open("fanout"));
+  }
+
+  /** What no adapter has a part in. It may be kept, for a call with these very inputs. */
+  async below(inputs: Inputs): Promise<Outputs> {
+    checkInputs(inputs, this.bundle.manifest);
+    return run(this.lower, inputs);
+  }
+
+  /**
+   * @param rows for each row of the outputs the row of the inputs that it continues.
+   * @param choices for each row of the outputs its adapter.
+   * @param below what `below` gave for these inputs.
+   */
+  async run(inputs: Inputs, rows: number[], choices: Choice[], below?: Outputs): Promise<Result> {
+    const [values, batch] = [below ?? (await this.below(inputs)), batchOf(inputs)];
+    if (!rows.length || rows.length !== choices.length) {
+      throw new Fault({ what: "not one adapter for each row", found: `${choices.length}`, expected: `${rows.length}` });
+    }
+    const wrong = rows.find((row) => !Number.isInteger(row) || row < 0 || row >= batch);
+    if (wrong !== undefined) throw new Fault({ what: "no such row of the inputs", found: `${wrong}`, expected: `0 to ${batch - 1}` });
+    checkMixed(this.bundle, choices);
+    const heads = choices.map((choice) => headOfRow(this.bundle, choice));
+    const ids = choices.map((choice) => rowOf(this.bundle, choice));
+    const feeds = { ...inputs, ...values, [this.bundle.bank.ids]: integers(ids), [this.bundle.fanout.rows]: integers(rows) };
+    return { outputs: await run(this.upper, feeds, outputsOf(this.bundle, heads)), heads };
   }
 }
 
@@ -171,12 +208,25 @@ function rowOf(bundle: Bundle, choice: Choice): number {
   throw new Fault({ what: "is not in the bank", where: `adapter \`${choice ?? "base"}\`` });
 }
 
-/** One choice for each row; different ones only where the rows of a batch do not change each other's results. */
-function checkRows(inputs: Inputs, bundle: Bundle, rows: unknown[]): void {
-  checkInputs(inputs, bundle.manifest);
+function headOfRow(bundle: Bundle, choice: Choice): Head {
+  return choice === null ? NO_HEAD : bundle.adapter(choice);
+}
+
+function integers(numbers: number[]): Tensor {
+  return new Tensor("int64", BigInt64Array.from(numbers, BigInt), [numbers.length]);
+}
+
+/** Different choices only where the rows of a batch do not change each other's results. */
+function checkMixed(bundle: Bundle, rows: unknown[]): void {
   if (new Set(rows).size > 1 && !bundle.manifest.batch_invariant) {
     throw new Fault({ what: "the rows of a batch influence each other in this bundle", fix: "give one adapter for all rows" });
   }
+}
+
+/** One choice for each row. */
+function checkRows(inputs: Inputs, bundle: Bundle, rows: unknown[]): void {
+  checkInputs(inputs, bundle.manifest);
+  checkMixed(bundle, rows);
   const [found, expected] = [rows.length, batchOf(inputs)];
   if (found !== expected) throw new Fault({ what: "not one adapter for each row", found: `${found}`, expected: `${expected}` });
 }

@@ -1,5 +1,5 @@
 /** A bundle held against its golden vectors and golden texts, in every way that this binding can run it. */
-import type { Tensor } from "onnxruntime-common";
+import { Tensor } from "onnxruntime-common";
 
 import { MASKED } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
@@ -7,11 +7,11 @@ import { type Facts, Fault } from "./fault.js";
 import { replayTexts } from "./goldenTexts.js";
 import type { GoldenRecord } from "./manifest.js";
 import type { Inputs } from "./request.js";
-import { Baked, Bank, FedAdapters, type Outputs } from "./runners.js";
+import { Baked, Bank, Fanout, FedAdapters, type Outputs } from "./runners.js";
 
 export interface Finding {
   /** `texts` are the golden texts: their ids, and the answers to them. */
-  flavour: "inputs" | "bank" | "baked" | "texts";
+  flavour: "inputs" | "bank" | "fanout" | "baked" | "texts";
   /** Null is the base. */
   adapter: Choice;
   /** Rows of one batch through different adapters. */
@@ -76,7 +76,8 @@ export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
   const bank = graphs.bank ? await Bank.open(bundle) : null;
   const found = [
     ...(fed ? await checkFed(bundle, fed) : []),
-    ...(bank ? await checkRows(bundle, async (inputs, rows) => (await bank.run(inputs, rows)).outputs) : []),
+    ...(bank ? await checkRows(bundle, "bank", async (inputs, rows) => (await bank.run(inputs, rows)).outputs) : []),
+    ...(graphs.fanout ? await checkRows(bundle, "fanout", fannedOut(await Fanout.open(bundle))) : []),
     ...(await checkBaked(bundle)),
     ...(await checkTexts(bundle, fed, bank)),
   ];
@@ -111,15 +112,30 @@ async function checkTexts(bundle: Bundle, fed: FedAdapters | null, bank: Bank | 
   return found.map((texts) => ({ flavour: "texts", mixed: false, tokenized: true, ...texts }));
 }
 
-async function checkRows(bundle: Bundle, run: RunRows): Promise<Found[]> {
+/** Every row twice, the first time in reverse order: rows that are not copied as they should be are wrong. */
+function fannedOut(fanout: Fanout): RunRows {
+  return async (inputs, choices) => {
+    const places = [...choices.keys()];
+    const { outputs } = await fanout.run(inputs, [...[...places].reverse(), ...places], [...[...choices].reverse(), ...choices]);
+    return Object.fromEntries(Object.entries(outputs).map(([name, found]) => [name, secondHalf(found)]));
+  };
+}
+
+function secondHalf(found: Tensor): Tensor {
+  const data = numbers(found);
+  const [rows, ...rest] = found.dims;
+  return new Tensor("float32", data.slice(data.length / 2), [rows! / 2, ...rest]);
+}
+
+async function checkRows(bundle: Bundle, flavour: "bank" | "fanout", run: RunRows): Promise<Found[]> {
   const choices = bundle.bank.rows;
   const goldens = await Promise.all(choices.map((choice) => Golden.of(bundle, choice)));
   const findings: Found[] = [];
   for (const [at, adapter] of choices.entries()) {
-    findings.push({ flavour: "bank", adapter, mixed: false, worst: await worstOfRows([goldens[at]!], [adapter], run) });
+    findings.push({ flavour, adapter, mixed: false, worst: await worstOfRows([goldens[at]!], [adapter], run) });
   }
   if (bundle.manifest.batch_invariant) {
-    findings.push({ flavour: "bank", adapter: null, mixed: true, worst: await worstOfRows(goldens, choices, run) });
+    findings.push({ flavour, adapter: null, mixed: true, worst: await worstOfRows(goldens, choices, run) });
   }
   return findings;
 }
