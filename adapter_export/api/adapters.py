@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, cast
 
-from adapter_export.api.base import Base, PathLike, open_base
+from adapter_export.api.base import Base, PathLike, recorded_base
 from adapter_export.api.kinds import PackedOptions, kind_names, own_options, placed
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.api.tasks import TaskFacts, with_facts
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.importers.take import Tensors
     from adapter_export.sites.site_map import GivenSites
 
     Adapters: TypeAlias = Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike]
@@ -277,7 +278,7 @@ def pack(
     facts = {key: given.pop(key) for key in TaskFacts.__annotations__ if key in given}
     own = own_options(kind_named(kind), given)
     tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
-    opened = open_base(base, site_map=site_map, trust_pickle=trust_pickle)
+    opened = recorded_base(base, site_map=site_map, trust_pickle=trust_pickle)
     sites = opened.sites.complete
     packed = plain.pack(
         tensors,
@@ -321,7 +322,7 @@ def import_adapterhub(
     """
     from adapter_export.importers import adapterhub
 
-    opened, source = open_base(base), Path(folder)
+    opened, source = recorded_base(base), Path(folder)
     settings = _import_settings(opened, source, name, member, by_number)
     imported = adapterhub.import_adapterhub(source, opened.sites.complete, with_head=not without_head, **settings)
     tell(imported.notes, on_note)
@@ -369,7 +370,7 @@ def import_peft(
     from adapter_export.importers import peft
     from adapter_export.importers.peft.head import HeadChoice
 
-    opened, source = open_base(base), Path(folder)
+    opened, source = recorded_base(base), Path(folder)
     head = HeadChoice(pooling, activation, None if labels is None else tuple(labels), leave_out=without_head, task=task)
     if opened.form == "folder" and opened.path:
         config = opened.path / "config.json"
@@ -394,13 +395,17 @@ def _import_settings(base: Base, folder: Path, name: str | None, member: str | N
         "base": base.fingerprint,
         "member": member,
         "by_number": by_number,
-        "model_type": None if base.is_onnx else base.torch.model_type,
+        "model_type": base.model_type,
     }
     if find_spec("torch") is None:
         return settings
-    from adapter_export.torch_backend.base.pickles import read_torch_file
 
-    return {**settings, "read_pickle": read_torch_file}
+    def read_pickle(path: Path) -> Tensors:  # most files are none, and torch takes a second to be loaded
+        from adapter_export.torch_backend.base.pickles import read_torch_file
+
+        return read_torch_file(path)
+
+    return {**settings, "read_pickle": read_pickle}
 
 
 def tell(notes: Iterable[str], on_note: OnNote | None) -> None:

@@ -6,11 +6,12 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 from adapter_export.api.option import Option
 from adapter_export.api.sites import Sites
@@ -19,6 +20,7 @@ from adapter_export.errors import (
     FileError,
     InputError,
     MissingExtraError,
+    NoSitesError,
     OutputExistsError,
     UsageError,
     argument,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from adapter_export.api.adapters import OnNote
+    from adapter_export.api.record import BaseRecord
     from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.lengths import Bounds, Lengths
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
@@ -39,9 +42,12 @@ if TYPE_CHECKING:
     from adapter_export.onnx_backend.base.base import OnnxBase
     from adapter_export.onnx_backend.base.genai import GenaiFolder
     from adapter_export.sites.site_map import GivenSites
+    from adapter_export.sites.view import FlowGraph
     from adapter_export.text import Tokenizer
     from adapter_export.torch_backend.base.base import TorchBase
     from adapter_export.torch_backend.base.capture import AxisNames, Inputs
+
+    Opened: TypeAlias = TorchBase | OnnxBase | GenaiFolder
 
 PathLike = Path | str
 
@@ -70,22 +76,47 @@ _FLATBUFFERS = {
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """A base that need not be opened for what its record says; `open` opens it."""
+
+    record: BaseRecord
+    open: Callable[[], Opened]
+
+
+@dataclass(frozen=True)
 class Base:
     """A frozen pretrained model; `open_base` and `capture` give one.
 
     Attributes:
         path: where it is; none for a module that was captured in memory.
         form: what it is.
-        model: the model in its backend: a `TorchBase`, which trains and runs, or an `OnnxBase`.
+        source: the model in its backend: a `TorchBase`, which trains and runs, an `OnnxBase` or a `GenaiFolder`; or its
+            record, where that is enough.
         given: sites that override or complete those that are found.
-        genai: the folder of onnxruntime-genai that the graph lies in, where that was given.
     """
 
     path: Path | None
     form: Form
-    model: TorchBase | OnnxBase
+    source: Opened | Recorded
     given: GivenSites | None = None
-    genai: GenaiFolder | None = None
+
+    @cached_property
+    def _opened(self) -> Opened:
+        return self.source.open() if isinstance(self.source, Recorded) else self.source
+
+    @property
+    def _known(self) -> TorchBase | OnnxBase | BaseRecord:
+        return self.source.record if isinstance(self.source, Recorded) else self.model
+
+    @property
+    def genai(self) -> GenaiFolder | None:
+        """The folder of onnxruntime-genai that the graph lies in, where that was given."""
+        return cast("GenaiFolder", self._opened) if self.form == "genai" else None
+
+    @property
+    def model(self) -> TorchBase | OnnxBase:
+        """The model in its backend: a `TorchBase`, which trains and runs, or an `OnnxBase`."""
+        return self.genai.base if self.genai else cast("TorchBase | OnnxBase", self._opened)
 
     @property
     def is_onnx(self) -> bool:
@@ -107,17 +138,17 @@ class Base:
     @property
     def fingerprint(self) -> str:
         """The sha256 of its weights, `sha256:<hex>`."""
-        return self.model.fingerprint
+        return self._known.fingerprint
 
     @property
     def inputs(self) -> tuple[InputRecord, ...]:
         """What it takes."""
-        return self.model.inputs
+        return self._known.inputs
 
     @property
     def outputs(self) -> tuple[OutputRecord, ...]:
         """What it returns."""
-        return self.model.outputs
+        return self._known.outputs
 
     @property
     def tokenizer(self) -> str | None:
@@ -181,8 +212,10 @@ class Base:
             return None
         return self.torch.own_head
 
-    def own_head_facts(self) -> dict[str, object] | None:
+    def own_head_facts(self) -> dict[str, Any] | None:
         """Return what there is to know of its own head as JSON data: `task`, `parameters`; none without one."""
+        if isinstance(self.source, Recorded):
+            return None if self.source.record.own_head is None else dict(self.source.record.own_head)
         own = self.own_head
         if own is None or own.head is None:
             return None
@@ -192,7 +225,13 @@ class Base:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done to the model when it was opened, or captured."""
-        return tuple(self.onnx.notes) if self.is_onnx else self.torch.notes
+        return self._known.notes
+
+    @property
+    def model_type(self) -> str | None:
+        """The name of its architecture in transformers, such as `bert`, if it is known."""
+        known = self._known
+        return None if self.is_onnx else cast("TorchBase | BaseRecord", known).model_type
 
     def kept(self, graph: str) -> Mapping[str, Path | bytes]:
         """Return the files that onnxruntime-genai needs beside a bundle's graph, by name; none if it is no decoder."""
@@ -212,13 +251,22 @@ class Base:
             NoSitesError: nowhere.
             UsageError: the given sites do not fit.
         """
+        if isinstance(self.source, Recorded):
+            return Sites(self.source.record.sites, self, self.source.record.not_placed)
         if self.is_onnx:
-            return Sites(self.onnx.sites, self.onnx.flow, self)
+            return Sites(self.onnx.sites, self)
         from adapter_export.sites.site_map import sites_of
+
+        return Sites(sites_of(self.flow, "torch", self.given), self)
+
+    @cached_property
+    def flow(self) -> FlowGraph:
+        """The graph in which sites are found."""
+        if self.is_onnx:
+            return self.onnx.flow
         from adapter_export.torch_backend.view import flow_graph
 
-        flow = flow_graph(self.torch.flat)
-        return Sites(sites_of(flow, "torch", self.given), flow, self)
+        return flow_graph(self.torch.flat)
 
     def exported(self, folder: Path, on_progress: Callable[[str], None] | None = None) -> OnnxBase:
         """Return the base as an ONNX graph, exported into a folder if it is none."""
@@ -255,34 +303,96 @@ def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust
             raise UsageError(f"{argument('site_map')} is for a base that is opened", fix="give it to `open_base`")
         return model
     path = Path(model)
-    form = form_of(path)
-    given = None
-    if site_map is not None:
-        from adapter_export.format.site_map_json import read_site_map
+    form, given = form_of(path), _given(site_map)
+    return Base(path, form, _open(path, form, given, site_map, trust_pickle), given)
 
-        given = read_site_map(Path(site_map))
+
+def recorded_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust_pickle: bool = False) -> Base:
+    """Return a base that is opened only when more is asked of it than its record says; the first call writes that.
+
+    Arguments and errors are those of `open_base`. An archive that could run code has no record.
+    """
+    if isinstance(model, Base) or trust_pickle:
+        return open_base(model, site_map=site_map, trust_pickle=trust_pickle)
+    from adapter_export.api.record import find_record, record_key
+
+    path, file = Path(model), None if site_map is None else Path(site_map)
+    form, given = form_of(path), _given(site_map)
+    key = record_key(path, file)
+    record = None if key is None else find_record(key, path)
+    if record is None:
+        base = open_base(path, site_map=site_map)
+        if key is not None:
+            _keep_record(base, key, file)
+        return base
+
+    def reopened() -> Opened:
+        opened = _open(path, form, given, site_map, trust_pickle=False)
+        if record_key(path, file) != key:
+            raise BaseModelError("was changed while it was in use", where=path, fix="run again")
+        return opened
+
+    return Base(path, form, Recorded(record, reopened), given)
+
+
+def _keep_record(base: Base, key: str, site_map: Path | None) -> None:
+    """Write the record of a base that was opened from its path, unless what lies there is no longer what it was."""
+    from adapter_export.api.record import BaseRecord, keep_record, record_key
+    from adapter_export.reading.files import sha256_of
+
+    path, weights = cast("Path", base.path), set[Path]()
+    if base.form == "onnx":
+        from adapter_export.onnx_backend.base.external import external_files
+
+        weights = external_files(base.onnx.model, base.onnx.folder)
+    if not all(file.is_relative_to(path.resolve().parent) for file in weights):
+        return
+    record = BaseRecord(
+        base.fingerprint,
+        base.inputs,
+        base.outputs,
+        base.sites.map,
+        base.sites.not_placed,
+        tuple(map(str, base.notes)),
+        base.model_type,
+        base.own_head_facts(),
+        {file.relative_to(path.resolve().parent).as_posix(): sha256_of(file) for file in weights},
+    )
+    if record_key(path, site_map) == key:
+        keep_record(key, record)
+
+
+def _given(site_map: PathLike | None) -> GivenSites | None:
+    if site_map is None:
+        return None
+    from adapter_export.format.site_map_json import read_site_map
+
+    return read_site_map(Path(site_map))
+
+
+def _open(path: Path, form: Form, given: GivenSites | None, site_map: PathLike | None, trust_pickle: bool) -> Opened:
+    """Return the model of a path in its backend."""
     if form == "onnx":
         from adapter_export.onnx_backend.base.base import open_onnx
         from adapter_export.onnx_backend.base.trial import try_graph
 
         try_graph(path, site_map)
-        return Base(path, form, open_onnx(path, given=given), given)
+        return open_onnx(path, given=given)
     if form == "genai":
         from adapter_export.onnx_backend.base.genai import decoder_of, open_genai
         from adapter_export.onnx_backend.base.trial import try_graph
 
         try_graph(decoder_of(path)[1], site_map)
-        folder = open_genai(path, given=given)
-        return Base(path, form, folder.base, given, folder)
+        return open_genai(path, given=given)
     require("torch", "torch", "opening this model")
     if form == "folder":
         require("transformers", "hf", "opening a Hugging Face folder")
         from adapter_export.torch_backend.base.huggingface import open_folder
 
-        return Base(path, form, open_folder(path), given)
+        return open_folder(path)
     from adapter_export.torch_backend.base.base import load_base
 
-    return Base(path, form, load_base(path, trust_pickle=trust_pickle), given)
+    return load_base(path, trust_pickle=trust_pickle)
 
 
 def check_trainable(path: Path | None, form: Form) -> None:
@@ -423,6 +533,7 @@ def capture(
     bounds = _parse_lengths(lengths)
     require("torch", "torch", "capturing a model")
     text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
+    from adapter_export.api.record import record_key
     from adapter_export.torch_backend.base.base import capture_pickled, save_base
     from adapter_export.torch_backend.base.inputs import described_inputs
 
@@ -441,8 +552,12 @@ def capture(
 
         capture_folder(model, path, inputs=described, with_cache=with_cache, lengths=bounds, force=force)
     tell("loading the archive as others will")
+    key = record_key(path, None)
     base = open_base(path)
     pass_on(base.notes, on_note)
+    if key is not None:
+        with suppress(NoSitesError):  # whoever asks for them is told
+            _keep_record(base, key, None)
     return base
 
 

@@ -253,7 +253,7 @@ def _tried(base: Base, say: OnProgress) -> Base:
     tried = with_tried_lengths(base.onnx)
     for axis, lengths in tried.lengths.items():
         say(f"the axis `{axis}` may be {lengths} long, as runs have shown")
-    return replace(base, model=tried)
+    return replace(base, source=replace(base.genai, base=tried) if base.genai else tried)
 
 
 def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from adapter_export.api.base import FORM_NAMES, Base, PathLike, open_base
+from adapter_export.api.base import FORM_NAMES, Base, PathLike, recorded_base
 from adapter_export.errors import command
 from adapter_export.graph.graph import Cost, cost
 from adapter_export.graph.tasks import Task
@@ -93,7 +93,7 @@ def inspect(path: PathLike | Base | Adapter, *, trust_pickle: bool = False) -> I
         from adapter_export.format.adapter_files import read_adapter
 
         return _adapter(read_adapter(place), place)
-    return _model(open_base(place, trust_pickle=trust_pickle))
+    return _model(recorded_base(place, trust_pickle=trust_pickle))
 
 
 def _bundle(path: Path) -> Inspection:
@@ -125,7 +125,7 @@ def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
             adapter.kind,
             f"{adapter.parameters:,}",
             size(sizes[adapter.onnx_adapter]),
-            _task_name(adapter.task, has_head=adapter.output is not None),
+            _task_name(_type_of(adapter.task), has_head=adapter.output is not None),
             _label_list(None if adapter.task is None else adapter.task.labels),
             "yes" if adapter.base == manifest.base else "no",
         )
@@ -250,7 +250,12 @@ def _adapter_tables(adapter: Adapter) -> Iterator[Table]:
     labels = () if adapter.head is None else adapter.head.labels
     facts = [
         ("base", _short(adapter.base)),
-        ("task", _task_name(None if adapter.head is None else adapter.head.task, has_head=adapter.head is not None)),
+        (
+            "task",
+            _task_name(
+                _type_of(None if adapter.head is None else adapter.head.task), has_head=adapter.head is not None
+            ),
+        ),
         ("labels", _label_list(labels, many=len(labels))),
         ("size", size(adapter.cost().bytes)),
     ]
@@ -291,11 +296,13 @@ def _model(base: Base) -> Inspection:
         "own_head": base.own_head_facts(),
         "notes": list(base.notes),
     }
-    own = base.own_head.head if base.own_head else None
+    own = base.own_head_facts()
     path = base.path or Path("MODEL")
     see = command("base.sites", f"sites {path}")
     facts = [("fingerprint", _short(base.fingerprint)), ("sites", f"{len(sites.sublayers)}, see {see}")]
-    facts += [("own head", _task_name(own.task, has_head=True))] if own else []
+    facts += (
+        [("own head", _task_name(None if own["task"] is None else own["task"]["type"], has_head=True))] if own else []
+    )
     facts += [("note", note) for note in base.notes]
     tables = _signature(base.inputs, base.outputs), Table(_FACTS, facts)
     names = [site.name for site in sites]
@@ -316,8 +323,12 @@ def _axes(lengths: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, lengths))}]"
 
 
-def _task_name(task: Task | None, *, has_head: bool) -> str:
-    return ("not known" if has_head else "no head") if task is None else task.type.replace("_", " ")
+def _type_of(task: Task | None) -> str | None:
+    return None if task is None else task.type
+
+
+def _task_name(problem: str | None, *, has_head: bool) -> str:
+    return ("not known" if has_head else "no head") if problem is None else problem.replace("_", " ")
 
 
 def _label_list(labels: Sequence[str] | None, many: int = _MANY_LABELS) -> str:

@@ -256,7 +256,7 @@ def _of_record(base: Base, manifest: Manifest) -> Base:
     named = {name for record in manifest.inputs for axis in record.axes for name in names(axis)}
     lengths = {axis: own for axis, own in manifest.lengths.items() if axis in named}
     try:
-        again = replace(base, model=open_folder(base.path, inputs=manifest.inputs, lengths=lengths))
+        again = replace(base, source=open_folder(base.path, inputs=manifest.inputs, lengths=lengths))
     except (InputError, UsageError):  # the report says what the base does not take
         return base
     return again if again.fingerprint == base.fingerprint else base

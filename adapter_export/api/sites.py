@@ -12,13 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from adapter_export.graph.adapter import OWN_HEAD
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
     from adapter_export.api.base import Base
     from adapter_export.sites.site import Site, SiteMap
     from adapter_export.sites.site_map import View
-    from adapter_export.sites.view import FlowGraph
 
 _LAYER = re.compile(r"\blayers\.\d+\.")
 
@@ -29,13 +29,12 @@ class Sites:
 
     Attributes:
         map: the sites as the rest of the package reads them.
-        flow: the graph that they were found in.
         base: the base.
     """
 
     map: SiteMap
-    flow: FlowGraph = field(repr=False)
     base: Base = field(repr=False)
+    _not_placed: tuple[str, ...] | None = field(default=None, repr=False)
 
     @property
     def complete(self) -> SiteMap:
@@ -67,9 +66,11 @@ class Sites:
         Poolers, language heads and convolutions are such layers; a linear layer of a block among them is a sign that
         the structure was not understood, and that a site map is needed.
         """
+        if self._not_placed is not None:
+            return self._not_placed
         from adapter_export.sites.view import FlowIndex
 
-        index = FlowIndex(self.flow)
+        index = FlowIndex(self.base.flow)
         ways = (index.between(site.u, site.h) for site in self.map.of_roles(("linear",)) if site.u is not None)
         placed = {at for way in ways for at in way}
         found = (node for at, node in enumerate(index.nodes) if at not in placed)
@@ -112,7 +113,7 @@ class Sites:
                 inside = [f"{name.removeprefix(start)} ▫" for name in inner if name.startswith(start)]
                 if inside:
                     lines.append(f"│   {line}   └── {'  '.join(inside)}")
-        own = "" if self.base.own_head is None else f" ({self.base.own_head.name})"
+        own = "" if self.base.own_head_facts() is None else f" ({OWN_HEAD})"
         return "\n".join([*lines, f"└── {self.map.final}  ▣ head{own}"])
 
     def to_json(self) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def distil(
         **({} if isinstance(words, MediaSource) else {"max_tokens": words.max_tokens, "tokenizer": words.digest}),
     }
     record = training_record(settings, decided, rows, result, test)
-    made = replace(base, path=None, form="archive", genai=None, model=student.to_base(record))
+    made = Base(None, "archive", student.to_base(record), base.given)
     models = [(made, made.own_head), *([] if taught is None else [(base, taught)])]
     report = compared(sides, [_costs(*each) for each in models], part, len(measured.lengths), record)
     if writes and (path is not None or taught is not None):
@@ -529,10 +529,9 @@ def _attached(
     paired: bool,
 ) -> tuple[Student, AdaptedModel | None]:
     """Return the student, and its teacher, whose hidden states before each layer that is kept are seen."""
-    from adapter_export.graph.adapter import HEAD
+    from adapter_export.graph.adapter import HEAD, OWN_HEAD
     from adapter_export.graph.adapter import Adapter as AdapterType
     from adapter_export.torch_backend.attach import AdaptedModel
-    from adapter_export.torch_backend.base.base import OWN_HEAD
     from adapter_export.torch_backend.base.derive import ends_of, layers_of, with_layers
     from adapter_export.torch_backend.train.distil import Student
     from adapter_export.torch_backend.train.fresh import head_alone, with_prior
@@ -540,7 +539,7 @@ def _attached(
     sites, own = base.sites.complete, base.torch
     if len(kept) < len(layers_of(sites)):
         own = with_layers(own, sites, kept)
-    its = replace(base, path=None, form="archive", genai=None, model=own).sites.complete
+    its = Base(None, "archive", own, base.given).sites.complete
     if adapter is None:
         head = fresh_head(given, rows, sites.width, paired=paired)
         head, started = as_own(base, head) if given.get("head") == "own" else (head, {})
@@ -580,7 +579,7 @@ def _plain(base: Base, folder: Path, examples: Examples) -> Path:
     assert head.head is not None
     path.parent.mkdir()
     write_model(without_slots(base.exported(folder), head), path)
-    session, size = open_session(path, threads=1), extent(base.sites.flow)
+    session, size = open_session(path, threads=1), extent(base.flow)
     output, reference = head_output([record.name for record in base.outputs], head.head.output), runner_of(base, False)
     for row in (0, len(examples.lengths) - 1):
         inputs = {name: value.numpy() for name, value in examples.inputs(np.array([row])).items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adapter_export as ae
+from adapter_export.api.base import recorded_base
 from adapter_export.cli.output import Bar, emit_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ def listed(text: str) -> list[str]:
     return [item.strip() for item in text.split(",")]
 
 
-def opened(model: Path, site_map: Path | str | None, trust_pickle: bool) -> ae.Base:
-    """Open a base, and say what was done to it."""
-    base = ae.open_base(model, site_map=site_map, trust_pickle=trust_pickle)
+def opened(model: Path, site_map: Path | str | None, trust_pickle: bool, *, from_record: bool = False) -> ae.Base:
+    """Open a base, or take what its record says, and say what was done to it."""
+    open_base = recorded_base if from_record else ae.open_base
+    base = open_base(model, site_map=site_map, trust_pickle=trust_pickle)
     for note in () if base.form == "archive" else base.notes:  # whoever captured it was told
         say(f"{model.name}: {note}")
     return base

@@ -39,7 +39,7 @@ def _importer(load: Callable[..., Adapter], lines: Sequence[str], help_text: str
         from adapter_export.cli.bases import opened, report_adapter
 
         check_free(output, force=force)
-        model = opened(base, site_map, trust_pickle)
+        model = opened(base, site_map, trust_pickle, from_record=True)
         notes: list[str] = []
 
         def noted(note: Note) -> None:

@@ -49,7 +49,7 @@ def sites(
 
     if write_site_map is not None:
         check_free(write_site_map, force=force)
-    base = opened(model, site_map, trust_pickle)
+    base = opened(model, site_map, trust_pickle, from_record=True)
     found = base.sites
     if write_site_map is not None:
         found.write_site_map(write_site_map, force=force)

@@ -21,7 +21,7 @@ from small_task import make_adapter, with_random_weights
 
 import adapter_export as ae
 from adapter_export.errors import DataError, RequestError, UsageError
-from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.adapter import OWN_HEAD, Adapter
 from adapter_export.graph.compose import adapter_fusion
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import BottleneckOptions
@@ -31,7 +31,7 @@ from adapter_export.practice.compare import MOST_PAIRED, Comparison, Contestant,
 from adapter_export.tables import one_line
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import OWN_HEAD, load_base, save_base
+from adapter_export.torch_backend.base.base import load_base, save_base
 from schemas import validate
 
 SETTING = Setting("single_label", "rows.tsv", "0" * 64, 200, 0, 0, None)

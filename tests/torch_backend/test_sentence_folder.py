@@ -19,9 +19,9 @@ from transformers import BertConfig, BertModel
 import adapter_export as ae
 from adapter_export.errors import BaseModelError, InputError
 from adapter_export.format.tensors import write_tensors
+from adapter_export.graph.adapter import OWN_HEAD
 from adapter_export.graph.kinds.bottleneck import houlsby
 from adapter_export.runtime.answers import Vector
-from adapter_export.torch_backend.base.base import OWN_HEAD
 from adapter_export.torch_backend.base.huggingface import open_folder
 from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
 from adapter_export.torch_backend.train.fresh import fresh_adapter

@@ -39,7 +39,7 @@ from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, toke
 from adapter_export.format.media import CapturedMedia, captured_media_json, parse_captured_media
 from adapter_export.format.model_config import Generation
 from adapter_export.format.records import record_from_json, version_checked
-from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.adapter import OWN_HEAD, Adapter
 from adapter_export.reading.documents import parse_json
 from adapter_export.reading.files import open_regular
 from adapter_export.reading.parsers import parsing
@@ -76,9 +76,6 @@ MEDIA = "media.json"
 """What the model's own processor does with pictures or clips, in `extra/`."""
 GENERATION = "generation.json"
 """What a decoder's folder says of how it generates, in `extra/`."""
-
-OWN_HEAD = "own-head"
-"""The name of a base's own head among adapters."""
 
 _VERSION = "1.0.0"
 

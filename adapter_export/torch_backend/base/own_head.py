@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from adapter_export.errors import InputError
-from adapter_export.graph.adapter import HEAD, Adapter, Head
+from adapter_export.graph.adapter import HEAD, OWN_HEAD, Adapter, Head
 from adapter_export.graph.tasks import CLASSES, Task
 from adapter_export.numerics.budget import budget, extent
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import OWN_HEAD, TorchBase, base_of
+from adapter_export.torch_backend.base.base import TorchBase, base_of
 from adapter_export.torch_backend.base.capture import settled
 from adapter_export.torch_backend.base.inputs import Examples
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line
