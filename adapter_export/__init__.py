@@ -10,9 +10,11 @@
     session = bundle.session()
 
 Every command of `adapter-export` is one of these calls. `docs/python.md` shows them; what can go wrong is in
-`adapter_export.errors`. Importing this package loads neither torch nor onnx.
+`adapter_export.errors`. Importing this package loads neither torch nor onnx, and
+turns ONNX Runtime's telemetry off where nothing else is set (`docs/security.md`).
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from adapter_export import errors
@@ -45,6 +47,9 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.practice.plan import Plan as Plan
     from adapter_export.practice.sweep import Sweep as Sweep
     from adapter_export.runtime import Bundle as Bundle
+
+# ONNX Runtime 1.29 and later report models and machines to Microsoft, unless this is set before it is imported
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Base",

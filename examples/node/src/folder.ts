@@ -1,4 +1,6 @@
 /** A bundle in a folder. */
+import "./telemetry.js";
+
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { readFile, readdir, realpath, stat } from "node:fs/promises";

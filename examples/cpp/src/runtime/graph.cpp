@@ -1,10 +1,15 @@
 #include "graph.hpp"
 
+#include <cstdlib>
+
 #include "fault.hpp"
 
 namespace {
 
 Ort::Env& environment() {
+  // onnxruntime 1.29 and later report models and machines to Microsoft, unless this is set before the first environment
+  static const int off = setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  (void)off;
   // onnxruntime warns once for each tensor that can be overridden; here that is what is wanted
   static Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "adapter-bundle");
   return env;
