@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -44,13 +43,14 @@ def _help(*arguments: str) -> str:
     return f"from adapter_export.cli.main import main; main([*{arguments!r}, '--help'])"
 
 
-def _best_time(code: str) -> float:
-    """Seconds of the fastest of several fresh interpreters: what the code needs when nothing else is in its way."""
+def _least_time(code: str) -> float:
+    """Processor seconds of the fastest of several fresh interpreters, whatever else the machine does meanwhile."""
+    show = "import time\nprint()\nprint(time.process_time())"
+    program = f"try:\n    {code}\nexcept SystemExit as end:\n    assert not end.code, end.code\n{show}"
     times = []
     for _ in range(TRIES):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        times.append(time.perf_counter() - began)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        times.append(float(done.stdout.splitlines()[-1]))
         if times[-1] < LIMIT_S:
             break
     return min(times)
@@ -68,7 +68,7 @@ def test_the_help_of_a_command_loads_no_framework(command: str) -> None:
 
 @pytest.mark.parametrize("code", ["import adapter_export", _help()], ids=["import", "help"])
 def test_the_package_and_its_help_answer_at_once(code: str) -> None:
-    assert _best_time(code) < LIMIT_S
+    assert _least_time(code) < LIMIT_S
 
 
 def test_the_runtime_needs_numpy_and_onnxruntime_alone() -> None:
