@@ -186,6 +186,19 @@ def test_a_bundle_that_is_changed_fans_out_to_what_it_has_then(bundle: Bundle, c
         np.testing.assert_allclose(found[name]["hidden"], outputs["hidden"], rtol=0, atol=1e-5)
 
 
+def test_outputs_keep_their_shapes_where_others_must_be_inferred(bundle: Bundle) -> None:
+    bank, record = ir.load(bundle.folder / "model.bank.onnx"), bundle.manifest.bank
+    assert record is not None
+    bank.graph.outputs[0].shape = ir.Shape(["batch", "tokens", "wide"])  # 16, as inference finds
+    for node in bank.graph:
+        if node.op_type == "Add" and not node.outputs[0].is_graph_output():
+            node.outputs[0].shape = None
+    cut = cut_bank(bank, record)
+    assert [str(dim) for dim in cut.upper.graph.outputs[0].shape or ()] == ["rows", "tokens", "wide"]
+    assert bundle.manifest.fanout is not None
+    assert cut.values == bundle.manifest.fanout.values
+
+
 def test_what_cannot_be_cut_is_refused(bundle: Bundle) -> None:
     bank, record = ir.load(bundle.folder / "model.bank.onnx"), bundle.manifest.bank
     assert record is not None

@@ -54,6 +54,8 @@ def cut_bank(bank: ir.Model, record: BankRecord) -> Fanout:
             would cross the cut is the batch.
     """
     whole = bank if has_shapes(bank.graph) else with_inferred_shapes(bank)
+    for inferred, said in zip(whole.graph.outputs, bank.graph.outputs, strict=True):
+        inferred.shape = said.shape  # which the manifest repeats
     own = {tensor.name for tensor in record.tensors} | {record.ids}
     batch = next(str(axes(value)[0]) for value in whole.graph.inputs if value.name == record.ids)
     crossing = _crossing(whole.graph, own, batch)
