@@ -2,10 +2,10 @@
 import "./telemetry.js";
 
 import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
-import { readFile, readdir, realpath, stat } from "node:fs/promises";
+import { createReadStream, existsSync, mkdtempSync, rmSync } from "node:fs";
+import { open as openFile, readFile, readdir, realpath, stat } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join, relative, sep } from "node:path";
-import { pipeline } from "node:stream/promises";
 
 import { InferenceSession } from "onnxruntime-node";
 
@@ -13,23 +13,36 @@ import type { Bundle, Measured, Place } from "./core/bundle.js";
 import { Fault } from "./core/fault.js";
 
 export class Folder implements Place {
+  /** Where the copies lie that ONNX Runtime maps; removed at the end of the process. */
+  private copies: string | undefined;
+
   constructor(readonly name: string) {}
 
   async read(path: string): Promise<Uint8Array> {
     return readFile(await this.checked(path));
   }
 
+  /** Graphs, and the weights beside them, are copied on the way: what is measured is what `open` opens. */
   async measure(path: string): Promise<Measured> {
-    const file = await this.checked(path);
-    const hash = createHash("sha256");
-    await pipeline(createReadStream(file), hash);
-    return { bytes: (await stat(file)).size, sha256: hash.digest("hex") };
+    const [file, hash] = [await this.checked(path), createHash("sha256")];
+    const copy = path.includes("/") ? null : await openFile(this.copyOf(path), "w").catch(noRoom);
+    let bytes = 0;
+    try {
+      for await (const block of createReadStream(file)) {
+        hash.update(block);
+        bytes += block.length;
+        await copy?.appendFile(block).catch(noRoom);
+      }
+    } finally {
+      await copy?.close();
+    }
+    return { bytes, sha256: hash.digest("hex") };
   }
 
   async open(graph: string, weights: string[], files: Bundle): Promise<InferenceSession> {
     for (const path of [graph, ...weights]) await files.check(path);
     try {
-      return await InferenceSession.create(join(this.name, graph), { logSeverityLevel: 3, intraOpNumThreads: 1 });
+      return await InferenceSession.create(this.copyOf(graph), { logSeverityLevel: 3, intraOpNumThreads: 1 });
     } catch (error) {
       throw new Fault({ what: "ONNX Runtime cannot load the graph", where: join(this.name, graph), found: String(error) });
     }
@@ -39,6 +52,10 @@ export class Folder implements Place {
     const entries = await readdir(this.name, { recursive: true, withFileTypes: true });
     const files = entries.filter((entry) => !entry.isDirectory());
     return files.map((entry) => relative(this.name, join(entry.parentPath, entry.name)).split(sep).join("/"));
+  }
+
+  private copyOf(path: string): string {
+    return join((this.copies ??= privateFolder()), path);
   }
 
   /** Where a file lies; throws a Fault if it is missing, or is a link that leads out of the bundle. */
@@ -54,4 +71,17 @@ export class Folder implements Place {
     }
     return real;
   }
+}
+
+/** A new folder on the disk: `/tmp` may lie in memory. */
+function privateFolder(): string {
+  const parent = !process.env.TMPDIR && existsSync("/var/tmp") ? "/var/tmp" : tmpdir();
+  const made = mkdtempSync(join(parent, "adapter-bundle-"));
+  process.once("exit", () => rmSync(made, { recursive: true, force: true }));
+  return made;
+}
+
+function noRoom(error: unknown): never {
+  const fix = "set the variable TMPDIR to a folder with room";
+  throw new Fault({ what: "there is no place for a private copy of what runs", found: String(error), fix });
 }

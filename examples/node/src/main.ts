@@ -65,6 +65,8 @@ async function main(): Promise<void> {
   return verify(bundle, command.json);
 }
 
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1)); // with what is done at the end
+
 try {
   await main();
 } catch (error) {

@@ -29,9 +29,9 @@ export interface Place {
   readonly name: string;
   /** The bytes of a file; throws a Fault if it is missing or leads out of the bundle. */
   read(path: string): Promise<Uint8Array>;
-  /** The size and the sha256 of a file, which may be larger than memory. */
+  /** The size and the sha256 of a file, which may be larger than memory; a place may keep a copy of it for `open`. */
   measure(path: string): Promise<Measured>;
-  /** Open an ONNX graph whose weights lie in other files. What is opened must be held against its hash, by `files`. */
+  /** Open an ONNX graph whose weights lie in other files: the very bytes that were held against their hashes, by `files`. */
   open(graph: string, weights: string[], files: Bundle): Promise<InferenceSession>;
   /** The paths of all files, where there is a way to know. */
   list?(): Promise<string[]>;
@@ -44,7 +44,7 @@ export interface Measured {
 }
 
 export class Bundle {
-  private readonly checked = new Set<string>();
+  private readonly checked = new Map<string, Promise<void>>();
 
   private constructor(
     private readonly place: Place,
@@ -69,11 +69,11 @@ export class Bundle {
     for (const path of (await this.place.list?.()) ?? []) if (!UNLISTED.includes(path) && !isHidden(path)) this.record(path);
   }
 
-  /** Hold a file against its size and its hash, once. */
+  /** Hold a file against its size and its hash, once: what is measured again may be in use. */
   async check(path: string): Promise<void> {
-    if (this.checked.has(path)) return;
-    this.compare(this.record(path), await this.place.measure(path));
-    this.checked.add(path);
+    const compared = async () => this.compare(this.record(path), await this.place.measure(path));
+    if (!this.checked.has(path)) this.checked.set(path, compared());
+    return this.checked.get(path);
   }
 
   /** The bytes of a file, held against its hash: what is hashed is what is used. */
