@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapter_export.errors import visible
+from adapter_export.errors import visible, worded
 
 _KILO = 1000
 
@@ -28,7 +28,7 @@ class Table:
     numbers: str = ""
 
     def __str__(self) -> str:
-        lines = [self.columns, *([str(cell) for cell in row] for row in self.rows)]
+        lines = [self.columns, *([worded(str(cell)) for cell in row] for row in self.rows)]
         widths = [max(len(line[at]) for line in lines) for at in range(len(self.columns))]
         right = [self._is_right(at) for at in range(len(self.columns))]
         texts = (
@@ -44,7 +44,7 @@ class Table:
         sides = ["right" if self._is_right(at) else "left" for at in range(len(self.columns))]
 
         def line(tag: str, cells: Sequence[object]) -> str:
-            texts = (html.escape(str(cell)) for cell in cells)
+            texts = (html.escape(worded(str(cell))) for cell in cells)
             made = (f'<{tag} style="text-align:{side}">{text}</{tag}>' for text, side in zip(texts, sides, strict=True))
             return f"<tr>{''.join(made)}</tr>"
 

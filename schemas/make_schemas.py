@@ -33,6 +33,7 @@ from adapter_export.format.records import (
     split_hint,
 )
 from adapter_export.format.self_test import SelfTestReport
+from adapter_export.format.signature_claim import SignatureClaim
 from adapter_export.format.site_map_json import SiteMapDocument
 from adapter_export.graph.ops import Interval
 from adapter_export.practice.compare import ComparisonDocument
@@ -46,6 +47,7 @@ RECORDS: Mapping[str, type] = {
     "golden-media": GoldenMedia,
     "golden-texts": GoldenTexts,
     "self-test": SelfTestReport,
+    "signature-claim": SignatureClaim,
     "site-map": SiteMapDocument,
 }
 """What each schema describes."""

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.base import FORM_NAMES, Base, PathLike, recorded_base
-from adapter_export.errors import command
+from adapter_export.api.option import Option
+from adapter_export.api.sign import verify_signature
+from adapter_export.errors import UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
 from adapter_export.graph.tasks import Task
 from adapter_export.sites.site import SUBLAYERS
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from adapter_export.api.drawing import PlacementMap
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
     from adapter_export.format.media import MediaRecord
+    from adapter_export.format.signature_claim import SignatureClaim
     from adapter_export.graph.adapter import Adapter
 
 _MANY_LABELS = 8
@@ -67,28 +70,41 @@ class Inspection:
         return f"{Table((self.title,), ())._repr_html_()}{''.join(one._repr_html_() for one in self.tables)}"
 
 
-def inspect(path: PathLike | Base | Adapter, *, trust_pickle: bool = False) -> Inspection:
+def inspect(
+    path: PathLike | Base | Adapter,
+    *,
+    key: Annotated[PathLike | None, Option("The public key, PEM, that must have signed a bundle.", "PUBLIC")] = None,
+    trust_pickle: bool = False,
+) -> Inspection:
     """Look into a bundle, an adapter or a model.
 
     The files of a bundle are compared with the hashes in its manifest, and an adapter's tensors with its graph.
+    Whether a bundle is signed, and by which key, is shown as the signature says it; with a key, it is verified.
 
     Args:
         path: a bundle, an adapter folder, or what `open_base` takes; or an adapter or a base.
+        key: the public key of whoever must have signed the bundle.
         trust_pickle: as `open_base` takes it.
 
     Raises:
         FileError, FormatError: a file is missing, damaged, or breaks the format.
+        SignatureError: it is not signed with that key, or does not hold.
+        MissingExtraError: the library of signatures is not installed, which a key needs.
+        UsageError: a key is given, and it is no bundle.
         BaseModelError: it is no model.
     """
     from adapter_export.graph.adapter import Adapter
 
+    place = None if isinstance(path, Adapter | Base) else Path(path)
+    if place is not None and (place / "manifest.json").is_file():
+        return _bundle(place, None if key is None else Path(key))
+    if key is not None:
+        raise UsageError("only bundles are signed", where=argument("key"), found=f"`{path}`", expected="a bundle")
     if isinstance(path, Adapter):
         return _adapter(path, None)
     if isinstance(path, Base):
         return _model(path)
-    place = Path(path)
-    if (place / "manifest.json").is_file():
-        return _bundle(place)
+    assert place is not None
     if (place / "adapter_graph.json").is_file() or (place / "weights.safetensors").is_file():
         from adapter_export.format.adapter_files import read_adapter
 
@@ -96,13 +112,15 @@ def inspect(path: PathLike | Base | Adapter, *, trust_pickle: bool = False) -> I
     return _model(recorded_base(place, trust_pickle=trust_pickle))
 
 
-def _bundle(path: Path) -> Inspection:
+def _bundle(path: Path, key: Path | None) -> Inspection:
     from adapter_export.api.drawing import placement_map
     from adapter_export.format.adapter_files import read_adapter
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
+    from adapter_export.format.signature_claim import read_claim
     from adapter_export.reading.files import sha256_of
 
-    manifest = read_manifest(path)
+    digest = sha256_of(path / MANIFEST_FILE) if key is None else verify_signature(path, key=key).digest
+    manifest, claim = read_manifest(path, expect=digest), read_claim(path, verified=key is not None)
     verify_files(manifest, path)
 
     def drawn() -> PlacementMap:
@@ -110,14 +128,27 @@ def _bundle(path: Path) -> Inspection:
         sublayers = [site.name for site in manifest.sites if site.role in SUBLAYERS]
         return placement_map(path.resolve().name, [site.name for site in manifest.sites], adapters, sublayers)
 
-    digest = sha256_of(path / MANIFEST_FILE)
-    document = {"what": "bundle", "path": str(path), "digest": digest, "manifest": asdict(manifest)}
-    return Inspection(
-        f"{path}  bundle by {manifest.producer}, digest {digest}", tuple(_bundle_tables(manifest)), document, drawn
-    )
+    document = {
+        "what": "bundle",
+        "path": str(path),
+        "digest": digest,
+        "signature": None if claim is None else asdict(claim),
+        "manifest": asdict(manifest),
+    }
+    title = f"{path}  bundle by {manifest.producer}, digest {digest}"
+    return Inspection(title, tuple(_bundle_tables(manifest, claim)), document, drawn)
 
 
-def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
+def _signed(claim: SignatureClaim | None) -> str:
+    if claim is None:
+        return "not signed"
+    if claim.method == "unknown":
+        return "`model.sig` is no signature that can be read"
+    held = "verified" if claim.verified else "not verified"
+    return f"by the {claim.method} of sha256 {claim.signer}, {held}"
+
+
+def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator[Table]:
     sizes = {file.path: file.bytes for file in manifest.files}
     adapters = [
         (
@@ -154,6 +185,7 @@ def _bundle_tables(manifest: Manifest) -> Iterator[Table]:
     depend = "" if manifest.batch_invariant else "; the rows of a batch depend on each other"
     text = "none" if manifest.text is None else f"tokenizer, at most {manifest.max_tokens} tokens"
     facts = [
+        ("signature", _signed(claim)),
         ("base", _short(manifest.base)),
         ("sites", f"{len(manifest.sites)}, width {widths}"),
         ("text", text),

@@ -23,12 +23,10 @@ from adapter_export.bundle.proof.ledger import read_report
 from adapter_export.errors import FileError, FormatError, SignatureError, argument, command
 from adapter_export.format.files import canonical_json, locked, new_file
 from adapter_export.format.manifest_json import MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
+from adapter_export.format.signature_claim import MOST_SIGNATURE_BYTES
 from adapter_export.reading.documents import parse_json
 from adapter_export.reading.files import read_bytes, sha256_of
 from adapter_export.reading.parsers import parsing
-
-_MOST_BYTES = 2**26
-"""The largest signature that is read: one names each file, in some 200 bytes."""
 
 _DIFFERS = ("Signature mismatch", "Cannot use")
 """How the library begins to say that a signature is right, and a file is not the one that was signed."""
@@ -78,7 +76,7 @@ def sign_bundle(
     config = signing.Config()
     given = [key, *chain] if certificate is None else [key, certificate, *chain]
     for path in given:
-        read_bytes(path, _MOST_BYTES)
+        read_bytes(path, MOST_SIGNATURE_BYTES)
     with parsing(partial(_unusable, key)):
         if certificate is None:
             # the library passes it on to `cryptography`, which takes bytes
@@ -117,7 +115,7 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
         sign = command('sign("bundle", key=…)', "sign BUNDLE --key KEY")
         fix = f"take the bundle from whoever signs it; to sign it yourself use {sign}"
         raise SignatureError("is not signed", where=folder, expected=f"`{SIGNATURE_FILE}` in it", fix=fix)
-    data = read_bytes(path, _MOST_BYTES)
+    data = read_bytes(path, MOST_SIGNATURE_BYTES)
     document = parse_json(data, path)
     by = "key" if key is not None else "certificate"
     with parsing(lambda said: SignatureError("is no signature", where=path, found=said, fix=_AGAIN)):
@@ -132,7 +130,7 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
     config = verifying.Config().set_ignore_unsigned_files(True)
     given = chain if key is None else [key]
     for one in given:
-        read_bytes(one, _MOST_BYTES)
+        read_bytes(one, MOST_SIGNATURE_BYTES)
     with parsing(partial(_unusable, given[0])):
         if key is not None:
             config.use_elliptic_key_verifier(public_key=key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import adapter_export as ae
 from adapter_export.api.base import check_free
@@ -13,9 +13,11 @@ from adapter_export.cli.options import Force, Json, TrustPickle, command
 
 @command(
     "adapter-export inspect bundle",
+    "adapter-export inspect bundle --key release.pub",
     "adapter-export inspect bundle --svg adapters.svg",
     "adapter-export inspect adapters/trec",
     "adapter-export inspect model.pt --json",
+    like=ae.inspect,
 )
 def inspect(
     path: Path,
@@ -24,10 +26,13 @@ def inspect(
     trust_pickle: TrustPickle = False,
     force: Force = False,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Show what is in PATH: a bundle, an adapter folder, or a model.
 
     The files of a bundle are compared with the hashes in its manifest, and an adapter's tensors with its graph.
+
+    Whether a bundle is signed, and by which key, is shown as the signature says it; with `--key`, it is verified.
 
     The drawing has a row for each place of the base, a column for each adapter, and a box with its widths where it
     acts. It suits light and dark backgrounds.
@@ -37,7 +42,7 @@ def inspect(
 
     if svg is not None:
         check_free(svg, force=force)
-    found = ae.inspect(path, trust_pickle=trust_pickle)
+    found = ae.inspect(path, trust_pickle=trust_pickle, **options)
     if as_json:
         emit_json(found.to_json())
     else:

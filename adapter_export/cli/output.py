@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.text import Text
 
+from adapter_export.errors import worded
 from adapter_export.tables import Table
 from adapter_export.tables import size as size
 
@@ -62,7 +63,7 @@ def shown(found: Table) -> rich.table.Table:
     for index, column in enumerate(found.columns):
         made.add_column(column, justify="right" if found.numbers[index : index + 1] == "r" else "left", overflow="fold")
     for row in found.rows:
-        made.add_row(*(Text(str(cell), _VERDICTS.get(str(cell), "")) for cell in row))
+        made.add_row(*(Text(worded(str(cell), "shell"), _VERDICTS.get(str(cell), "")) for cell in row))
     return made
 
 

@@ -57,7 +57,9 @@ def test_a_model(cli, model: Path, hf_folder: Path) -> None:
     assert archive["fingerprint"] == folder["fingerprint"]
     assert [record["role"] for record in archive["inputs"]] == ["ids", "mask", "ids"]
     assert archive["sites"] == 4
-    assert "ids below 19" in cli.done("inspect", model).stdout
+    shown = cli.done("inspect", model).stdout
+    assert "ids below 19" in shown
+    assert f"4, see `adapter-export sites {model}`" in " ".join(shown.split())
 
 
 def test_damage_is_seen(cli, bundle: Path, adapters: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_public_key,
 )
+from jsonschema import Draft202012Validator
+from make_schemas import schema_text
 
 import adapter_export as ae
 from adapter_export.format.manifest_json import read_manifest, write_manifest
@@ -108,6 +112,29 @@ def test_a_signed_bundle(cli, signed: Path, keys: Path) -> None:
         3, "is not that of the bundle that is expected", "verify", signed, "--key", keys / "a.pub", "--expect", 64 * "0"
     )
     cli.refused(3, "already exists", "sign", signed, "--key", keys / "a.pem")
+
+
+def test_inspect_says_who_signed(cli, signed: Path, copy: Path, keys: Path) -> None:
+    public = load_pem_public_key((keys / "a.pub").read_bytes())
+    digest = sha256(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    told, held = cli.json("inspect", signed), cli.json("inspect", signed, "--key", keys / "a.pub")
+    assert told["signature"] == {"method": "key", "signer": digest, "verified": False}
+    assert held["signature"] == {**told["signature"], "verified": True}
+    for found in (told, held):
+        Draft202012Validator(json.loads(schema_text("signature-claim"))).validate(found["signature"])
+    assert f"by the key of sha256 {digest}, not verified" in cli.done("inspect", signed).stdout
+    assert f"by the key of sha256 {digest}, verified" in cli.done("inspect", signed, "--key", keys / "a.pub").stdout
+    cli.refused(3, "was signed with another key", "inspect", signed, "--key", keys / "b.pub")
+    ae.sign(copy, key=keys / "a.pem", certificate=keys / "a.crt", force=True)
+    certificate = x509.load_pem_x509_certificate((keys / "a.crt").read_bytes())
+    expected = {"method": "certificate", "signer": certificate.fingerprint(hashes.SHA256()).hex(), "verified": False}
+    assert ae.inspect(copy).to_json()["signature"] == expected
+    (copy / "model.sig").write_text("{}")
+    assert ae.inspect(copy).to_json()["signature"] == {"method": "unknown", "signer": None, "verified": False}
+    (copy / "model.sig").unlink()
+    assert ae.inspect(copy).to_json()["signature"] is None
+    cli.refused(3, "is not signed", "inspect", copy, "--key", keys / "a.pub")
+    cli.refused(2, "only bundles are signed", "inspect", copy / "adapters" / "tone", "--key", keys / "a.pub")
 
 
 def test_it_may_have_another_name_hidden_files_and_be_a_link(copy: Path, keys: Path) -> None:

@@ -1,0 +1,71 @@
+"""What a signature in a bundle says of itself, read without cryptography, and without asking whether it holds."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adapter_export.errors import FormatError
+from adapter_export.format.manifest_json import SIGNATURE_FILE
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.files import read_bytes
+
+MOST_SIGNATURE_BYTES = 2**26
+"""The largest signature that is read: one names each file, in some 200 bytes."""
+
+
+@dataclass(frozen=True)
+class SignatureClaim:
+    """The signature of a bundle, in `inspect --json`; schema `signature-claim`.
+
+    Attributes:
+        method: `key` if an elliptic curve key signed, `certificate` if the key of an X.509 certificate did; `unknown`
+            if `model.sig` is no signature of OpenSSF model-signing.
+        signer: the sha256 of the public key, or of the certificate in DER, in lower-case hexadecimal; null if unknown.
+        verified: whether it was held against a key or certificates that were given. Anybody can write what stands here.
+    """
+
+    method: Literal["key", "certificate", "unknown"]
+    signer: str | None
+    verified: bool
+
+
+def read_claim(folder: Path, *, verified: bool = False) -> SignatureClaim | None:
+    """Read what the signature of a bundle says of itself; none if there is no signature.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    path = folder / SIGNATURE_FILE
+    if not os.path.lexists(path):
+        return None
+    try:
+        document = parse_json(read_bytes(path, MOST_SIGNATURE_BYTES), path)
+        hint = _at(document, "verificationMaterial", "publicKey", "hint")
+        if isinstance(hint, str) and _SHA256.fullmatch(hint):
+            return SignatureClaim("key", hint, verified)
+        certificate = _at(document, "verificationMaterial", "x509CertificateChain", "certificates", 0, "rawBytes")
+        data = base64.b64decode(certificate, validate=True) if isinstance(certificate, str) else b""
+    except (FormatError, ValueError):  # whoever verifies it is told why
+        data = b""
+    return SignatureClaim("certificate", hashlib.sha256(data).hexdigest(), verified) if data else _UNKNOWN
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+_UNKNOWN = SignatureClaim("unknown", None, verified=False)
+
+
+def _at(document: Any, *keys: str | int) -> Any:
+    """Return what stands at a path in a JSON document; none where it ends before."""
+    for key in keys:
+        is_there = isinstance(key, str) and isinstance(document, dict) and key in document
+        if not is_there and not (isinstance(key, int) and isinstance(document, list) and key < len(document)):
+            return None
+        document = document[key]
+    return document
