@@ -94,7 +94,7 @@ def open_and_encode(text: str) -> None:
     with suppress(MissingExtraError), parsing(_no_tokenizer):
         tokenizer = _library().Tokenizer.from_str(text)
         for sample in _TRIED_ON:
-            with suppress(Exception):  # a text that it has no token for; whoever reads texts names that
+            with suppress(BaseModelError), parsing(_no_tokenizer):  # whoever reads texts names what has no token
                 tokenizer.encode(sample)
 
 

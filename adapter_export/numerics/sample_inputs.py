@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import UsageError
+from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.axes import length, names
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import InputRecord
@@ -315,7 +315,15 @@ def _check(inputs: Sequence[InputRecord], shape: Shape) -> None:
 
 
 def _arrays(inputs: Sequence[InputRecord], shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {record.name: _draw(record, tuple(length(axis, shape) for axis in record.axes), rng) for record in inputs}
+    shapes = {record.name: tuple(length(axis, shape) for axis in record.axes) for record in inputs}
+    try:
+        return {record.name: _draw(record, shapes[record.name], rng) for record in inputs}
+    except MemoryError as error:
+        raise BaseModelError(
+            "takes inputs that the memory does not hold",
+            found=", ".join(f"`{name}` {list(lengths)}" for name, lengths in shapes.items()),
+            fix="export the model again",
+        ) from error
 
 
 def _draw(record: InputRecord, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.errors import BaseModelError, FormatError, RequestError
+from adapter_export.reading.parsers import parsing
 from adapter_export.runtime import graphs
 
 _PACKED_BYTES = 128 * 2**20
@@ -37,16 +38,17 @@ def open_session(
     unpacked = not quantised and (large or not pack)
     settings = {"session.disable_prepacking": "1"} if unpacked else {}
     level: graphs.Optimization = "all" if optimize else "none"
-    try:
+
+    def refusal(reason: str) -> BaseModelError:
+        fix = "open the base itself with ONNX Runtime; if that fails too, export it again"
+        return BaseModelError("ONNX Runtime cannot open the graph", where=folder, found=reason, fix=fix)
+
+    with parsing(refusal):  # a model of 2 GiB and more has no bytes
         data = ir.to_proto(model).SerializeToString()
+    try:
         return graphs.open_session(data, optimization=level, folder=folder, settings=settings, leave_out=leave_out)
-    except (FormatError, ValueError) as error:  # a model of 2 GiB and more has no bytes
-        raise BaseModelError(
-            "ONNX Runtime cannot open the graph",
-            where=folder,
-            found=error.found if isinstance(error, FormatError) else str(error).partition("\n")[0],
-            fix="open the base itself with ONNX Runtime; if that fails too, export it again",
-        ) from error
+    except FormatError as error:
+        raise refusal(str(error.found)) from error
 
 
 def try_session(session: ort.InferenceSession, arrays: Mapping[str, np.ndarray]) -> graphs.Arrays:

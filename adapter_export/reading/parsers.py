@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from adapter_export.errors import AdapterExportError
+
+_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, MemoryError),
+    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+)
+"""The errors of Python itself that parsers were seen to raise, or raise by their documentation, for broken files."""
 
 _PANIC = "PanicException"
 """The class of a panic of Rust code, which each library has for itself; it is no `Exception`."""
 
 
-@contextmanager
-def parsing(refusal: Callable[[str], AdapterExportError]) -> Iterator[None]:
+class parsing:  # noqa: N801 reads as a statement, like `contextlib.suppress`
     """Call the parsers of libraries: what the block raises, errors of this package aside, becomes `refusal(reason)`.
 
-    Nobody knows all that a parser raises for bytes that no writer wrote: `struct.error`, `RecursionError`,
-    `MemoryError` and panics of Rust code were seen. So nothing else than parsing belongs into the block: a mistake of
-    our own would be blamed on the file.
+    These are errors of classes that a library defines, panics of Rust code, plain `Exception` (tokenizers raises it),
+    and the errors of Python itself that parsers are known to raise. A mistake of our own raises some of the last, too,
+    and would be blamed on the file: nothing else than calls of libraries belongs into the block.
     """
-    try:
-        yield
-    except AdapterExportError:
-        raise
-    except Exception as error:
-        raise refusal(reason(error)) from error
-    except BaseException as error:
-        if type(error).__name__ != _PANIC:  # a user who interrupts
-            raise
-        raise refusal(reason(error)) from error
+
+    def __init__(self, refusal: Callable[[str], AdapterExportError]) -> None:
+        self._refusal = refusal
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raise the refusal in the place of what a parser raised."""
+        if error is not None and not isinstance(error, AdapterExportError) and _is_of_a_parser(error):
+            raise self._refusal(reason(error)) from error
+
+
+def _is_of_a_parser(error: BaseException) -> bool:
+    kind = type(error)
+    if kind.__module__ == "builtins":
+        return isinstance(error, _ERRORS) or kind is Exception
+    return isinstance(error, Exception) or kind.__name__ == _PANIC
 
 
 def reason(error: BaseException) -> str:

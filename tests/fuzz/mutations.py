@@ -264,7 +264,9 @@ def of_onnx(data: bytes, random: Random) -> bytes:
             one = random.choice((0.0, -1.0, 1e30, float("nan"), float("inf")))
         else:
             small = field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32)
-            one = random.choice((0, 1, 2, 7, 16, 70, 2**31 - 1, *(() if small else (-1, 2**40, 2**62))))
+            unsigned = field.cpp_type in (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64)
+            large = *(() if unsigned else (-1,)), *(() if small else (2**40, 2**62))
+            one = random.choice((0, 1, 2, 7, 16, 70, 2**31 - 1, *large))
         if not repeated:
             setattr(message, field.name, one)
         elif len(value):

@@ -14,11 +14,14 @@ from typing import Any
 
 import mutations as change
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 sys.path += [str(Path(__file__).parents[1] / "support")]
 
 from small_bundle import Built, build_small
 from small_media import noise, png, wav
+from tiny_decoder import cached_graph
 
 from adapter_export.api.base import open_base
 from adapter_export.cli.rows import read_arrays, read_file
@@ -185,6 +188,45 @@ def _npz(**arrays: np.ndarray) -> bytes:
     return packed.getvalue()
 
 
+def _fused() -> onnx.ModelProto:
+    """Operators of ONNX Runtime, a function, a branch, and constants in nodes."""
+    model: onnx.ModelProto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 20, "com.microsoft" : 1, "own" : 1]>
+        fused (int64[batch, tokens] ids, int64[batch, tokens] mask) => (float[batch, tokens, 16] hidden) {
+            x0 = Gather <axis = 0> (table, ids)
+            product = com.microsoft.FusedMatMul <alpha = 1.0, transB = 0> (x0, w0)
+            h0 = com.microsoft.BiasGelu (product, b0)
+            x1, mean, deviation, total = com.microsoft.SkipLayerNormalization <epsilon = 1.0e-5> (x0, h0, scale, b0, b1)
+            up = own.linear <axis = -1> (x1, w1)
+            parts0, parts1 = Split <axis = -1, num_outputs = 2> (up)
+            part = Concat <axis = -1> (parts0, parts1)
+            turned = Transpose <perm = [0, 2, 1]> (part)
+            back = Transpose <perm = [0, 2, 1]> (turned)
+            read, scale0, zero = DynamicQuantizeLinear (back)
+            whole = MatMulInteger (read, q1, zero)
+            cast = Cast <to = 1> (whole)
+            h1 = Mul (cast, scale0)
+            yes = Constant <value = bool {1}> ()
+            same = If (yes) <
+                then_branch = one () => (float[batch, tokens, 16] a) { a = Identity (h1) },
+                else_branch = two () => (float[batch, tokens, 16] b) { b = Neg (h1) }
+            >
+            hidden = Add (same, x1)
+        }
+        <domain: "own", opset_import: ["" : 20]>
+        linear <axis> (x, w) => (y) {
+            product = MatMul (x, w)
+            y = Softmax <axis: int = @axis> (product)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"table": (20, 16), **dict.fromkeys(("w0", "w1"), (16, 16)), **dict.fromkeys(("b0", "b1", "scale"), (16,))}
+    weights = {name: (rng.standard_normal(shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
+    weights["q1"] = rng.integers(-99, 99, (16, 16)).astype(np.int8)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    return model
+
+
 def light_readers(made: Path) -> dict[str, Reader]:
     """Those that need no torch. `made` is an empty folder for what files are taken from."""
     built: Built = build_small(made)
@@ -214,6 +256,8 @@ def light_readers(made: Path) -> dict[str, Reader]:
             (bundle / record.onnx_adapter).read_bytes(),
         ),
         "onnx": _of(change.of_onnx, open_onnx, "base.onnx", built.model.read_bytes()),
+        "onnx of a cache": _of(change.of_onnx, open_onnx, "a.onnx", cached_graph().SerializeToString()),
+        "onnx of fused": _of(change.of_onnx, open_onnx, "a.onnx", _fused().SerializeToString()),
         "site map": _of(change.of_json, read_site_map, "s.json", canonical_json(_SITE_MAP)),
         "tokenizer": _of(change.of_json, _tokens, "tokenizer.json", canonical_json(_TOKENIZER)),
         "golden texts": _of(change.of_json, read_golden_texts, "t.json", canonical_json(_TEXTS)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from adapter_export.errors import BaseModelError, FileError, NoSitesError
 from adapter_export.onnx_backend import session
+from adapter_export.onnx_backend.base import base
 from adapter_export.onnx_backend.base.base import open_onnx
 
 _D = 8
@@ -120,6 +121,73 @@ def test_an_input_of_no_type_is_named(tmp_path: Path) -> None:
     onnx.save(model, path)
     with pytest.raises(BaseModelError, match="`x`: has an input or output of unknown type"):
         open_onnx(path)
+
+
+def _with_type(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.append(helper.make_attribute("transA", "x"))
+
+
+def _without_value(model: onnx.ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"]))
+
+
+def _of_no_type(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_type = TensorProto.UNDEFINED
+
+
+def _of_negative_length(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -5
+
+
+def _of_far_version(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 2**40
+
+
+def _without_factor(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[1] = ""
+
+
+def _referring(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.append(
+        onnx.AttributeProto(name="transB", ref_attr_name="a", type=onnx.AttributeProto.INT)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_with_type, "an attribute of a wrong type; found `MatMul`, `transA` of type STRING"),
+        (_without_value, "has a tensor that cannot be read, `c`; found Constant node"),
+        (_of_no_type, "has a tensor that cannot be read, `w`"),
+        (_of_negative_length, "has a value of a negative length"),
+        (_of_far_version, "asks for a version of operators that there is not; found 1099511627776"),
+        (_without_factor, "a node with a wrong number of inputs or outputs"),
+        (_referring, "has an attribute that refers to a function; found `MatMul`, `transB`"),
+    ],
+)
+def test_a_broken_rule_of_onnx_is_named(tmp_path: Path, change: Callable[[onnx.ModelProto], None], words: str) -> None:
+    path = _saved(tmp_path / "a.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])])
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+    with pytest.raises(BaseModelError, match=words):
+        open_onnx(path)
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "a.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"], name="somename")])
+    path.write_bytes(path.read_bytes().replace(b"somename", b"\xff\xfemename"))
+    with pytest.raises(BaseModelError, match="a name that is no UTF-8"):
+        open_onnx(path)
+
+
+def test_a_mistake_of_our_own_is_not_blamed_on_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(_: object) -> None:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(base, "flow_graph", mistaken)
+    with pytest.raises(KeyError):
+        open_onnx(_saved(tmp_path / "a.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])]))
 
 
 def test_a_file_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:

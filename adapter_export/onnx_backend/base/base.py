@@ -25,17 +25,16 @@ from adapter_export.onnx_backend.base.external import read_model, readable, sett
 from adapter_export.onnx_backend.base.flow import check_layers_are_visible, flow_graph, node_names
 from adapter_export.onnx_backend.base.normalise import (
     check_operators,
-    check_structure,
     complete_shapes,
     normalise,
     open_sums,
     with_slot_opset,
 )
 from adapter_export.onnx_backend.base.operators import check_biases
+from adapter_export.onnx_backend.base.structure import check_structure
 from adapter_export.onnx_backend.base.tried import axes, equal_axes, length_limits, rename_axes
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.parsers import parsing
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of
@@ -161,21 +160,6 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
         NoSitesError: no place for an adapter was found in it.
         UsageError: the given sites do not fit the graph.
     """
-    with parsing(partial(_broken, path)):  # in C++ and here: nobody knows all the ways in which a graph can be broken
-        return _open(path, given)
-
-
-def _broken(path: Path, reason: str) -> BaseModelError:
-    return BaseModelError(
-        "is a graph that cannot be understood",
-        where=path,
-        found=reason,
-        expected="a graph as ONNX describes it",
-        fix="run `onnx.checker.check_model` on it; if that finds nothing, report it",
-    )
-
-
-def _open(path: Path, given: GivenSites | None) -> OnnxBase:
     model = _load(path)
     check_structure(model, path)
     folder = settle_external_data(model, path)

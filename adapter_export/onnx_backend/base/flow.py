@@ -39,6 +39,13 @@ _QUANTISED = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 """Dtypes that products may read in the place of an activation; no adapter can, so that these get no shapes."""
 
 
+LIBRARY_ERRORS: tuple[type[Exception], ...] = (
+    *(ir.serde.SerdeError, ir.passes.PassError, ArithmeticError, AssertionError, AttributeError),
+    *(LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+)
+"""What the libraries that read and rewrite graphs raise where one is not what they expect."""
+
+
 def flow_graph(model: ir.Model) -> FlowGraph:
     """View the main graph of a model as dataflow; its values keep their names, and missing shapes are inferred.
 
@@ -135,8 +142,19 @@ def is_known(shape: ir.Shape | None) -> bool:
 
 
 def with_inferred_shapes(model: ir.Model) -> ir.Model:
-    """A copy with the shapes that ONNX can infer; its tensors are those of the original."""
-    return ShapeInferencePass(check_type=False, strict_mode=False)(model.clone()).model
+    """A copy with the shapes that ONNX can infer; its tensors are those of the original.
+
+    `BaseModelError`: what is recorded contradicts itself.
+    """
+    try:
+        return ShapeInferencePass(check_type=False, strict_mode=False)(model.clone()).model
+    except LIBRARY_ERRORS as error:
+        raise BaseModelError(
+            "has shapes that contradict each other",
+            found=str(error.__cause__ or error).partition("\n")[0],
+            expected="shapes that ONNX can infer",
+            fix="run `onnx.checker.check_model` on it, and export the model again",
+        ) from error
 
 
 def activations_of(graph: ir.Graph) -> set[str]:
@@ -291,7 +309,7 @@ def _shapes(
         if width is not None and read is not None:
             recorded = _shape(read)
             known = recorded or shape
-            if known and (recorded is None or not isinstance(recorded[-1], int)):
+            if known and (not recorded or not isinstance(recorded[-1], int)):
                 yield read.name or "", (*known[:-1], width)
 
 

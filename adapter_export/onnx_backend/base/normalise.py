@@ -7,18 +7,16 @@ axis of the inputs has another length in each.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from functools import cache, reduce
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from google.protobuf.message import DecodeError
 from onnx import helper, version_converter
 from onnx.version_converter import ConvertError
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
@@ -27,10 +25,18 @@ from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import InputRecord
 from adapter_export.numerics.sample_inputs import InputCase, input_cases
-from adapter_export.onnx_backend.base.flow import activations_of, has_shapes, is_known, with_inferred_shapes
-from adapter_export.onnx_backend.base.operators import stacked
+from adapter_export.onnx_backend.base.flow import (
+    LIBRARY_ERRORS,
+    activations_of,
+    has_shapes,
+    is_known,
+    with_inferred_shapes,
+)
+from adapter_export.onnx_backend.base.operators import required_inputs, stacked
+from adapter_export.onnx_backend.base.structure import check_parts
 from adapter_export.onnx_backend.lowering import MINIMUM_OPSET
 from adapter_export.onnx_backend.session import open_session, try_session
+from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.graphs import FAILURES
 
 _IR_VERSION = 10
@@ -49,65 +55,9 @@ _TOLERANCE = 1e-5
 """The deviation allowed, of the largest value of an output; the operators, and so their rounding, are the same."""
 
 
-_MOST_NODES = 1_000_000
-"""The most nodes of a graph with its functions written out."""
-
-_MOST_AXES = 32
-"""The most axes of a tensor: those of the oldest NumPy that is supported."""
-
-LIBRARY_ERRORS: tuple[type[Exception], ...] = (
-    *(DecodeError, ir.serde.SerdeError, ir.passes.PassError, ArithmeticError, AssertionError, AttributeError),
-    *(LookupError, MemoryError, RuntimeError, TypeError, ValueError),
-)
-"""What the libraries that read and rewrite graphs raise where one is not what they expect."""
+_REQUIRED = onnx.defs.OpSchema.FormalParameterOption.Single
 
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
-
-
-def check_structure(model: ir.Model, path: Path) -> None:
-    """Put the nodes in order, and refuse a graph that has none, or that grows beyond all measure.
-
-    `BaseModelError` for a cycle, a function that calls itself, functions that unfold to more than a million nodes, and
-    a tensor of more than 32 axes.
-    """
-
-    def refuse(what: str, found: str) -> NoReturn:
-        raise BaseModelError(
-            what, where=path, found=found, expected="a graph that an exporter wrote", fix="export the model again"
-        )
-
-    calls = {
-        key: Counter(node.op_identifier() for node in function.all_nodes()) for key, function in model.functions.items()
-    }
-    sizes: dict[ir.OperatorIdentifier, int] = {}
-    try:
-        for key in TopologicalSorter(calls).static_order():
-            if key in calls:
-                sizes[key] = sum(count * sizes.get(called, 1) for called, count in calls[key].items())
-    except CycleError as error:
-        refuse("has a function that calls itself", " → ".join(f"`{name}`" for _, name, _ in error.args[1]))
-    total = sum(sizes.get(node.op_identifier(), 1) for node in model.graph.all_nodes())
-    if total > _MOST_NODES:
-        refuse("has too many nodes when its functions are written out", f"{total:,}")
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        for tensor in (value.const_value for value in graph.initializers.values()):
-            if tensor is not None and len(tensor.shape) > _MOST_AXES:
-                refuse("has a tensor of too many axes", f"`{tensor.name}` with {len(tensor.shape)}")
-        try:
-            if not _is_in_order(graph):
-                graph.sort()
-        except ValueError:
-            refuse("has a cycle", "a node that needs its own result")
-
-
-def _is_in_order(graph: ir.Graph) -> bool:
-    done: set[ir.Node] = set()
-    for node in graph:
-        makers = (value.producer() for value in node.inputs if value is not None)
-        if any(maker is not None and maker.graph is graph and maker not in done for maker in makers):
-            return False
-        done.add(node)
-    return True
 
 
 def check_operators(model: ir.Model, path: Path) -> None:
@@ -124,7 +74,6 @@ def check_operators(model: ir.Model, path: Path) -> None:
             expected="the same results in every run",
             fix="export the model in `eval` mode, without dropout or noise",
         )
-    _check_arity(model, path)
     counts = Counter((node.domain, node.op_type) for node in nodes)
     missing = {key: count for key, count in counts.items() if key not in own and not _is_there(*key)}
     if missing:
@@ -139,8 +88,8 @@ def check_operators(model: ir.Model, path: Path) -> None:
         )
 
 
-def _check_arity(model: ir.Model, path: Path) -> None:
-    """Refuse nodes with more or fewer inputs and outputs than the standard gives their operator."""
+def _check_arity(model: ir.Model) -> None:
+    """Refuse nodes with more or fewer inputs and outputs than the standard, or ONNX Runtime, gives their operator."""
 
     @cache
     def schema(name: str, domain: str) -> onnx.defs.OpSchema | None:
@@ -151,17 +100,20 @@ def _check_arity(model: ir.Model, path: Path) -> None:
             return None
 
     for node in model.graph.all_nodes():
-        known = schema(node.op_type, node.domain)
+        known, is_there = schema(node.op_type, node.domain), [value is not None for value in node.inputs]
         if known is None:
-            continue
-        inputs = len(node.inputs) - next((at for at, value in enumerate(reversed(node.inputs)) if value is not None), 0)
-        fits = len(node.inputs) >= known.min_input and inputs <= known.max_input
-        if not fits or not known.min_output <= len(node.outputs) <= known.max_output:
+            required, fewest, most, outputs = required_inputs(node.op_type), 0, math.inf, (1, math.inf)
+        else:
+            required = [at for at, value in enumerate(known.inputs) if value.option == _REQUIRED]
+            fewest, most, outputs = known.min_input, known.max_input, (known.min_output, known.max_output)
+        last = len(is_there) - next((at for at, there in enumerate(reversed(is_there)) if there), 0)
+        fits = len(is_there) >= fewest and last <= most and all(at < last and is_there[at] for at in required)
+        if not fits or not outputs[0] <= len(node.outputs) <= outputs[1]:
             raise BaseModelError(
                 "has a node with a wrong number of inputs or outputs",
-                where=f"{path}, `{node.outputs[0].name if node.outputs else node.name}`",
-                found=f"`{node.op_type}` of {inputs} and {len(node.outputs)}",
-                expected=f"at least {known.min_input} and {known.min_output}",
+                where=f"`{node.outputs[0].name if node.outputs else node.name}`",
+                found=f"`{node.op_type}` of {sum(is_there)} and {len(node.outputs)}",
+                expected=f"at least {max(fewest, len(required))} and {outputs[0]}",
                 fix="run `onnx.checker.check_model` on it, and export the model again",
             )
 
@@ -199,9 +151,9 @@ def normalise(model: ir.Model) -> None:
 
     Functions are inlined, caches get their widths, and nodes lose inputs that are left out at their ends.
     """
-    model.ir_version = _IR_VERSION
+    model.ir_version, has_functions = _IR_VERSION, bool(model.functions)
     try:
-        if model.functions:
+        if has_functions:
             InlinePass()(model)
         RemoveInitializersFromInputsPass()(model)
     except LIBRARY_ERRORS as error:
@@ -211,6 +163,9 @@ def normalise(model: ir.Model) -> None:
             expected="functions as the ONNX standard describes them",
             fix="export the model again without functions of your own",
         ) from error
+    if has_functions:  # they have given attributes to their nodes
+        check_parts(model)
+    _check_arity(model)
     for node in model.graph.all_nodes():
         while node.inputs and node.inputs[-1] is None:  # older runtimes know fewer optional inputs of an operator
             node.resize_inputs(len(node.inputs) - 1)
@@ -225,10 +180,10 @@ def _fix_cache_widths(attention: ir.Node) -> None:
     float32 it is that of one attention head; query, key and value lie side by side where there is no input for the key.
     """
     query, heads = attention.inputs[0], attention.attributes.get_int("num_heads", 0)
-    if attention.inputs[1] is None:
+    if not any(attention.inputs[1:2]):
         heads += 2 * attention.attributes.get_int("kv_num_heads", 0)
     width = query.shape[-1] if query is not None and query.shape else None
-    if not isinstance(width, int) or not heads:
+    if not isinstance(width, int) or heads < 1:
         return
     past = [value for value in attention.inputs[3:5] if value is not None and value.is_graph_input()]
     present = [value for value in attention.outputs[1:3] if value.is_graph_output()]
@@ -321,7 +276,8 @@ def _converted(model: ir.Model, folder: Path) -> ir.Model:
     ONNX Runtime has `LayerNormalization` in every opset, and its optimiser writes it into older ones. The converter
     knows no such operator there, so that these stand in another domain meanwhile.
     """
-    proto = ir.to_proto(model)
+    with parsing(_not_converted):
+        proto = ir.to_proto(model)
     for node in proto.graph.node:
         if not node.domain and not onnx.defs.has(node.op_type, model.opset_imports[""], ""):
             node.domain = _MEANWHILE
@@ -367,15 +323,7 @@ def complete_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]
     """Record in a model what shapes can be known of its values."""
     if has_shapes(model.graph):
         return
-    try:
-        inferred = {value.name: value for value in _values(with_inferred_shapes(model))}
-    except LIBRARY_ERRORS as error:
-        raise BaseModelError(
-            "has shapes that contradict each other",
-            found=str(error.__cause__ or error).partition("\n")[0],
-            expected="shapes that ONNX can infer",
-            fix="run `onnx.checker.check_model` on it, and export the model again",
-        ) from error
+    inferred = {value.name: value for value in _values(with_inferred_shapes(model))}
     for value in _values(model):
         if value.name in inferred:
             value.shape = value.shape or inferred[value.name].shape

@@ -6,7 +6,7 @@ normalise the sum, which is their fourth output. Their bias was that of the subl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -75,19 +75,25 @@ NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNor
 _DEFAULT_EPSILON = {"SkipLayerNormalization": 1e-12, "SkipSimplifiedLayerNormalization": 1e-6}
 
 
+def required_inputs(op: str) -> Sequence[int]:
+    """Return the places of the inputs that an operator of ONNX Runtime needs, as far as they are read here."""
+    places = {**dict.fromkeys(("BiasGelu", *NORMS), (0, 1)), **dict.fromkeys(_SKIP_NORMS, (0, 1, 2))}
+    return {**FACTORS, **CONVOLUTIONS, **places}.get(op, (0,))
+
+
 def cuts_of(node: ir.Node) -> dict[str, Cut]:
     """The slice of its input that each output is; none where it is not known, or is not one slice."""
     source = node.inputs[0] if node.inputs else None
     if source is None or source.shape is None or node.op_type not in ("Split", "Slice", "Gather"):
         return {}
     axes = _numbers(node, 3) if node.op_type == "Slice" else [node.attributes.get_int("axis", 0)]
-    if axes is None or len(axes) != 1:
+    if axes is None or len(axes) != 1 or not len(source.shape):
         return {}
     axis = axes[0] % len(source.shape)
     if node.op_type == "Split":
         found, start = {}, 0
         for output in node.outputs:
-            length = output.shape[axis] if output.shape is not None else None
+            length = output.shape[axis] if output.shape is not None and axis < len(output.shape) else None
             if not isinstance(length, int):
                 return {}
             if output.name:
@@ -96,21 +102,21 @@ def cuts_of(node: ir.Node) -> dict[str, Cut]:
         return found
     size, picked, ends, steps = source.shape[axis], _numbers(node, 1), _numbers(node, 2), _numbers(node, 4)
     result = node.outputs[0].name
-    if not result or not isinstance(size, int) or picked is None:
+    if not result or not isinstance(size, int) or not size or not picked:
         return {}
     if node.op_type == "Gather":
         return {result: Cut(axis, picked[0] % size, picked[0] % size + 1)} if len(picked) == 1 else {}
-    if ends is None or steps not in (None, [1]):
+    if not ends or steps not in (None, [1]):
         return {}
     start, end, _ = slice(picked[0], ends[0]).indices(size)
     return {result: Cut(axis, start, end)}
 
 
 def _numbers(node: ir.Node, at: int) -> list[int] | None:
-    """The numbers of an input, if they are constant."""
+    """The integers of an input, if they are constant."""
     value = node.inputs[at] if at < len(node.inputs) else None
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else [int(number) for number in tensor.numpy().ravel()]
+    return None if tensor is None or not tensor.dtype.is_integer() else [int(one) for one in tensor.numpy().ravel()]
 
 
 def order_of(node: ir.Node) -> tuple[int | None, ...]:
@@ -122,11 +128,14 @@ def order_of(node: ir.Node) -> tuple[int | None, ...]:
     if axes is None or source is None or source.shape is None:
         return ()
     rank = len(source.shape)
+    every = rank if node.op_type == "Squeeze" else rank + len(axes)
+    chosen = {axis % every for axis in axes if every}
+    if len(chosen) != len(axes):
+        return ()
     if node.op_type == "Squeeze":
-        dropped = {axis % rank for axis in axes}
-        return tuple(axis for axis in range(rank) if axis not in dropped)
-    new, old = {axis % (rank + len(axes)) for axis in axes}, iter(range(rank))
-    return tuple(None if axis in new else next(old) for axis in range(rank + len(axes)))
+        return tuple(axis for axis in range(rank) if axis not in chosen)
+    old = iter(range(rank))
+    return tuple(None if axis in chosen else next(old) for axis in range(every))
 
 
 def stacked(node: ir.Node) -> list[ir.Value]:
@@ -187,8 +196,8 @@ def packed(node: ir.Node) -> tuple[tuple[int, int], ...]:
     if node.op_type != "GroupQueryAttention" or value is None or value.shape is None or any(node.inputs[1:3]):
         return ()
     counts = [node.attributes.get_int(name, 0) for name in ("num_heads", "kv_num_heads", "kv_num_heads")]
-    width = value.shape[-1]
-    if not isinstance(width, int) or not all(counts) or width % sum(counts):
+    width = value.shape[-1] if len(value.shape) else None
+    if not isinstance(width, int) or min(counts) < 1 or width % sum(counts):
         return ()
     ends = list(accumulate(count * width // sum(counts) for count in counts))
     return tuple(pairwise([0, *ends]))
@@ -259,7 +268,7 @@ def width_in(node: ir.Node) -> int | None:
         return node.attributes.get_int("K", 0) or None
     transposed = node.attributes.get_int("transB", 0)
     shape = None if node.inputs[1] is None else node.inputs[1].shape
-    size = None if shape is None else shape[1 if transposed else 0]
+    size = None if shape is None or len(shape) != 2 else shape[1 if transposed else 0]
     return size if isinstance(size, int) else None
 
 

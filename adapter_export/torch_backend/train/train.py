@@ -21,6 +21,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import TrainingError, UsageError, argument
 from adapter_export.graph.compose.attention import VALUE
 from adapter_export.graph.tasks import CAUSAL_LM
+from adapter_export.reading.parsers import parsing
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.cache import HiddenCache
 from adapter_export.torch_backend.train.checkpoint import (
@@ -241,16 +242,13 @@ class _Run:
                 )
 
     def _start_trackers(self) -> None:
-        try:
-            facts = {name: str(fact) for name, fact in self._identity.items()}
+        def refusal(reason: str) -> UsageError:
+            fix = "set it up by its own variables, such as `WANDB_MODE=offline` or `MLFLOW_TRACKING_URI`"
+            return UsageError("a tracker cannot start", where=argument("log_to"), found=reason, fix=fix)
+
+        facts = {name: str(fact) for name, fact in self._identity.items()}
+        with parsing(refusal):
             self._accelerator.init_trackers("adapter-export", facts)
-        except Exception as error:
-            raise UsageError(
-                "a tracker cannot start",
-                where=argument("log_to"),
-                found=str(error).split("\n")[0],
-                fix="set it up by its own variables, such as `WANDB_MODE=offline` or `MLFLOW_TRACKING_URI`",
-            ) from error
 
     def _batches(self, epoch: int) -> list[Rows]:
         return training_batches(self._data.training.lengths, self._settings.batch_size, (self._settings.seed, epoch))

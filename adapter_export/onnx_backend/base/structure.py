@@ -1,0 +1,129 @@
+"""The structure of a graph of others, checked before anything is read off it: names, attributes, tensors, order, size.
+
+The checker of ONNX does more, but refuses graphs that run: it wants external data beside the graph, and knows no
+operators of ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import onnx_ir as ir
+
+from adapter_export.errors import BaseModelError
+from adapter_export.reading.parsers import parsing
+
+_MOST_NODES = 1_000_000
+"""The most nodes of a graph with its functions written out."""
+
+_MOST_AXES = 32
+"""The most axes of a tensor: those of the oldest NumPy that is supported."""
+
+ATTRIBUTES = {
+    **dict.fromkeys(("accuracy_level", "axis", "bits", "gather_axis", "K", "keepdims"), ir.AttributeType.INT),
+    **dict.fromkeys(("kv_num_heads", "num_heads", "transA", "transB"), ir.AttributeType.INT),
+    **dict.fromkeys(("transBatchA", "transBatchB"), ir.AttributeType.INT),
+    **dict.fromkeys(("axes", "perm"), ir.AttributeType.INTS),
+    **dict.fromkeys(("alpha", "beta", "epsilon"), ir.AttributeType.FLOAT),
+    **dict.fromkeys(("approximate", "equation"), ir.AttributeType.STRING),
+}
+"""The attributes that are read here, each of one type in all operators of ONNX and ONNX Runtime."""
+
+
+def check_structure(model: ir.Model, path: Path) -> None:
+    """Put the nodes in order, and refuse a graph that has none, that breaks a rule, or that grows beyond all measure.
+
+    `BaseModelError` for a cycle, a function that calls itself, functions that unfold to more than a million nodes; and
+    as `check_parts`.
+    """
+    with parsing(partial(_refusal, path, "has a graph inside a node that cannot be read")):
+        calls = {
+            key: Counter(node.op_identifier() for node in function.all_nodes())
+            for key, function in model.functions.items()
+        }
+        called = Counter(node.op_identifier() for node in model.graph.all_nodes())
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            if key in calls:
+                sizes[key] = sum(count * sizes.get(name, 1) for name, count in calls[key].items())
+    except CycleError as error:
+        names = " → ".join(f"`{name}`" for _, name, _ in error.args[1])
+        raise _refusal(path, "has a function that calls itself", names) from error
+    total = sum(count * sizes.get(name, 1) for name, count in called.items())
+    if total > _MOST_NODES:
+        raise _refusal(path, "has too many nodes when its functions are written out", f"{total:,}")
+    for body in (model.graph, *(function.graph for function in model.functions.values())):
+        try:
+            if not _is_in_order(body):
+                body.sort()
+        except ValueError as error:
+            raise _refusal(path, "has a cycle", "a node that needs its own result") from error
+    for domain, version in model.opset_imports.items():
+        if not 0 <= version < 2**31:
+            raise _refusal(path, "asks for a version of operators that there is not", f"{version} of `{domain}`")
+    if "" not in model.opset_imports:
+        raise _refusal(path, "asks for no version of the operators of ONNX", "no such import")
+    check_parts(model, path)
+
+
+def check_parts(model: ir.Model, path: Path | None = None) -> None:
+    """Refuse names that are no text, attributes of a wrong type, impossible shapes, and tensors that cannot be read."""
+    own = [(graph, False) for graph in model.graphs()]
+    of_functions = [(graph, True) for one in model.functions.values() for graph in (one.graph, *one.graph.subgraphs())]
+    for graph, is_function in (*own, *of_functions):
+        if any(not isinstance(name, str) for name in _names(graph)):  # protobuf gives bytes where a text is no UTF-8
+            raise _refusal(path, "has a name that is no UTF-8", f"graph `{graph.name!a}`")
+        values = (*graph.inputs, *(value for node in graph for value in node.outputs))
+        negative = (value for value in values if any(isinstance(dim, int) and dim < 0 for dim in value.shape or ()))
+        if (value := next(negative, None)) is not None:
+            raise _refusal(path, "has a value of a negative length", f"`{value.name}` {value.shape}")
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                if attribute.is_ref() and not is_function:
+                    raise _refusal(path, "has an attribute that refers to a function", f"`{node.op_type}`, `{name}`")
+                known = attribute.type != ir.AttributeType.UNDEFINED
+                if not known or attribute.type != ATTRIBUTES.get(name, attribute.type):
+                    found = f"`{node.op_type}`, `{name}` of type {attribute.type.name}"
+                    raise _refusal(path, "has an attribute of a wrong type", found)
+        _check_tensors(graph, path)
+
+
+def _refusal(path: Path | None, what: str, found: str) -> BaseModelError:
+    expected, fix = "a graph that an exporter wrote", "export the model again"
+    return BaseModelError(what, where=path, found=found, expected=expected, fix=fix)
+
+
+def _is_in_order(graph: ir.Graph) -> bool:
+    done: set[ir.Node] = set()
+    for node in graph:
+        makers = (value.producer() for value in node.inputs if value is not None)
+        if any(maker is not None and maker.graph is graph and maker not in done for maker in makers):
+            return False
+        done.add(node)
+    return True
+
+
+def _names(graph: ir.Graph) -> Iterator[object]:
+    yield from (value.name or "" for value in (*graph.inputs, *graph.initializers.values()))
+    for node in graph:
+        yield from (node.domain, node.op_type, node.name or "", *node.attributes)
+        yield from (value.name or "" for value in node.outputs)
+
+
+def _check_tensors(graph: ir.Graph, path: Path | None) -> None:
+    """Read the initializers and constants of a graph, but those that lie in other files."""
+    for value in (*graph.initializers.values(), *(node.outputs[0] for node in graph if node.outputs)):
+        unreadable = parsing(partial(_refusal, path, f"has a tensor that cannot be read, `{value.name}`"))
+        with unreadable:
+            tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None:
+            continue
+        if len(tensor.shape) > _MOST_AXES:
+            raise _refusal(path, "has a tensor of too many axes", f"`{tensor.name}` with {len(tensor.shape)}")
+        with unreadable:
+            _ = tensor.nbytes if isinstance(tensor, ir.ExternalTensor) else tensor.numpy()
