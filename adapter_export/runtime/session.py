@@ -172,7 +172,7 @@ class Session:
                 expected="a list of names; none is the base",
             )
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
-        batch, count = batches.batch_axis(self._manifest), len(next(iter(arrays.values())))
+        batch, count = self._manifest.inputs[0].axes[0], len(next(iter(arrays.values())))
         chosen = {name: None if name is None else self._adapters.entry(name) for name in adapters}
         entries = [entry for entry in chosen.values() for _ in range(count)]
         tiled = {name: np.tile(array, (len(chosen), *[1] * (array.ndim - 1))) for name, array in arrays.items()}

@@ -13,12 +13,18 @@ import onnx_ir as ir
 import pytest
 from small_bundle import WORDS, build_small
 from tampering import rehash
+from tiny_decoder import open_cached
+from tiny_onnx import random_adapter
 
 import adapter_export as ae
+from adapter_export.bundle.build import build_bundle
 from adapter_export.errors import BaseModelError, FormatError, RequestError, UsageError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import write_manifest
+from adapter_export.graph.kinds import pfeiffer
+from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.graft.fanout import cut_bank
+from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.runtime import Bundle, Request
 from adapter_export.runtime.graphs import open_session, run_session
 
@@ -132,6 +138,23 @@ def test_adapters_that_are_loaded_later_fan_out_too(bundle: Bundle) -> None:
     session.load("late", bundle.folder / "adapters/tone.onnx_adapter", labels=["a", "b"])
     found = session.fan_out(inputs(2, 4), ["late", "topic", "tone"])
     assert_same_bits(found["late"], found["tone"])
+
+
+def test_a_prompt_of_a_decoder_and_its_cache_fan_out(tmp_path: Path) -> None:
+    base = open_cached(tmp_path)
+    adapters = [random_adapter(name, pfeiffer(), base, bottleneck=3) for name in ("a", "b")]
+    cases, flavours = input_cases(base.inputs, seed=0), ("slots", "bank", "fanout")
+    manifest = build_bundle(
+        base, adapters, tmp_path / "bundle", references=CutRunner(base), cases=cases, flavours=flavours
+    )
+    session = Bundle.open(tmp_path / "bundle").session(threads=1)
+    caches = [record for record in manifest.inputs if record.role == "cache"]
+    step = next(case.arrays for case in cases if all(case.arrays[record.name].size for record in caches))
+    found = session.fan_out(step, ["a", "b"])
+    for name, outputs in found.items():
+        for key, value in session.run(step, name).items():
+            np.testing.assert_allclose(outputs[key], value, rtol=0, atol=1e-5 * np.abs(value).max())
+    assert not np.array_equal(found["a"]["hidden"], found["b"]["hidden"])
 
 
 def test_without_the_graph_the_answers_are_the_same(bundle: Bundle, copy: Path) -> None:
