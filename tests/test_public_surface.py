@@ -78,7 +78,7 @@ def test_the_runtime_gives_bundles_and_sessions() -> None:
     public = {name for name in dir(runtime.Session) if not name.startswith("_")}
     tasks = {"classify", "classify_many", "classify_tokens", "predict", "embed", "answer"}
     facts = {"adapters", "labels", "output", "provider", "statistics", "task", "answering"}
-    assert public == tasks | facts | {"load", "load_bytes", "run", "run_many", "run_on_device", "unload"}
+    assert public == tasks | facts | {"fan_out", "load", "load_bytes", "run", "run_many", "run_on_device", "unload"}
 
 
 def test_kinds_and_activations_stay() -> None:

@@ -44,6 +44,8 @@ class Item:
     """The length of each named axis, but that of the batch."""
     padded: frozenset[str]
     """The axes along which it may be padded."""
+    twin: int
+    """The first request with the same inputs, where calls compute what is alike once; else one number for all."""
 
     @property
     def tokens(self) -> int:
@@ -78,7 +80,7 @@ def batches(
         groups.setdefault((item.fixed, item.entry if adapters == 1 else None), []).append(item)
     for group in groups.values():
         batch, rows, sizes, entries = list[Item](), 0, dict[str, int](), set[Entry]()
-        for item in sorted(group, key=lambda item: (item.tokens, item.name, item.index)):
+        for item in sorted(group, key=lambda item: (item.tokens, item.twin, item.name, item.index)):
             longer = {axis: max(size, sizes.get(axis, 0)) for axis, size in item.sizes.items()}
             among = entries if item.entry is None else entries | {item.entry}
             tokens = (rows + item.rows) * max(1, sum(longer.values()))
@@ -116,12 +118,14 @@ def padded_axes(manifest: Manifest) -> frozenset[str]:
     return frozenset(name for record in masks for axis in record.axes[1:] for name in names(axis) if not unknown)
 
 
-def as_item(index: int, arrays: Arrays, entry: Entry | None, padded: frozenset[str], manifest: Manifest) -> Item:
+def as_item(
+    index: int, arrays: Arrays, entry: Entry | None, padded: frozenset[str], manifest: Manifest, twin: int = 0
+) -> Item:
     """Return a request, of checked inputs."""
     pairs = [pair for record in manifest.inputs for pair in zip(record.axes, arrays[record.name].shape, strict=True)]
     batch, rows = batch_axis(manifest), len(next(iter(arrays.values())))
     sizes = {axis: size for axis, size in pairs if isinstance(axis, str) and names(axis) == (axis,) and axis != batch}
-    return Item(index, arrays, entry, rows, sizes, padded)
+    return Item(index, arrays, entry, rows, sizes, padded, twin)
 
 
 def joined(batch: Sequence[Item], manifest: Manifest) -> Arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 
 import numpy as np
@@ -13,6 +13,15 @@ from adapter_export.errors import UsageError, argument
 from adapter_export.format.manifest import FanoutRecord
 from adapter_export.runtime.adapters import Counts
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_session
+
+
+def digest_of(arrays: Iterable[np.ndarray]) -> bytes:
+    """Return a sha256 of some contiguous arrays: of their shapes, and of all that is in them."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape}".encode())
+        digest.update(array.data)
+    return digest.digest()
 
 
 class Prefixes:
@@ -62,7 +71,8 @@ class Prefixes:
         fanout = self._graphs.manifest.fanout
         if fanout is None:
             return None
-        keys = _keys(arrays)
+        rows = range(len(next(iter(arrays.values()))))
+        keys = [digest_of(array[row] for array in arrays.values()) for row in rows]
         texts: dict[bytes, int] = {}
         for row, key in enumerate(keys):
             texts.setdefault(key, row)
@@ -108,18 +118,6 @@ class Prefixes:
                 _, old = self._kept.popitem(last=False)
                 self._bytes -= _size(old)
                 self._counts["evictions"] += 1
-
-
-def _keys(arrays: Arrays) -> list[bytes]:
-    """A sha256 of each row: of its lengths, and of all that is in it."""
-    keys = []
-    for row in range(len(next(iter(arrays.values())))):
-        digest = hashlib.sha256()
-        for array in arrays.values():
-            digest.update(f"{array.shape[1:]}".encode())
-            digest.update(array[row].data)
-        keys.append(digest.digest())
-    return keys
 
 
 def _size(values: Arrays) -> int:

@@ -29,7 +29,7 @@ from adapter_export.runtime.bank import Bank
 from adapter_export.runtime.batches import TOKEN_BUDGET, Item, Progress, Request
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_values
 from adapter_export.runtime.inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
-from adapter_export.runtime.prefixes import Prefixes
+from adapter_export.runtime.prefixes import Prefixes, digest_of
 
 Chosen = Entry | list[Entry | None] | None
 """The adapter of all rows, or one for each; none is the base."""
@@ -492,6 +492,7 @@ class Session:
         batches.batch_axis(self._manifest)
         items: list[Item] = []
         padded: dict[Entry | None, frozenset[str]] = {}
+        twins: dict[bytes, int] = {}
         neutral, counting = self._manifest.padding_neutral, self._manifest.counts_padding
         for index, request in enumerate(requests):
             with within(f"request {index}"):
@@ -500,7 +501,9 @@ class Session:
                 if entry not in padded:  # as `build` found by trying
                     may_pad = neutral and (entry is None or not self._adapters.acts_in(entry, counting))
                     padded[entry] = self._maskable if may_pad else frozenset()
-                items.append(batches.as_item(index, arrays, entry, padded[entry], self._manifest))
+                shares = self._manifest.fanout is not None
+                twin = twins.setdefault(digest_of(arrays.values()), index) if shares else 0
+                items.append(batches.as_item(index, arrays, entry, padded[entry], self._manifest, twin))
         return items
 
     def _run_items(

@@ -122,10 +122,10 @@ def test_a_text_that_comes_again_is_not_computed_again_below_its_adapter(bundle:
 
 
 def test_alike_rows_of_many_requests_are_computed_once(bundle: Bundle) -> None:
-    session, texts = bundle.session(threads=1, prefix_bytes=100_000), [inputs(1, 5), inputs(1, 5, seed=1)]
+    session, texts = bundle.session(threads=1, prefix_bytes=1), [inputs(1, 5), inputs(1, 5, seed=1)]
     requests = [Request(text, name) for name in ("topic", "mood") for text in texts]
-    found = session.run_many(requests)
-    assert session.statistics.prefixes.loads == 2
+    found = session.run_many(requests, token_budget=10)  # two calls, each with one text
+    assert session.statistics.prefixes == type(session.statistics.prefixes)(loads=2, evictions=2)
     for request, outputs in zip(requests, found, strict=True):
         alone = bundle.session(threads=1).run(request.inputs, request.adapter)
         np.testing.assert_allclose(
