@@ -52,15 +52,19 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     Raises:
         FileError: as `open_regular`, or it is larger.
     """
+    blocks = list[bytes]()
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            data = b"" if size > most else file.read(most + 1 if size < most else most)
+            asked = size + 1  # never `most`: Python takes memory for all that it is asked for
+            while size <= most and (block := file.read(asked)):
+                blocks.append(block)
+                size, asked = max(size, sum(map(len, blocks))), _BLOCK_BYTES
         except (OSError, MemoryError) as error:
             raise unreadable(path, error) from error
-    if size > most or len(data) > most:
-        raise _too_large(path, f"{max(size, len(data)):,} bytes", most)
-    return data
+    if size > most:
+        raise _too_large(path, f"{size:,} bytes", most)
+    return b"".join(blocks)
 
 
 def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -174,6 +175,19 @@ def test_what_never_ends_is_not_read(read: Callable[[Path], object], tmp_path: P
     for name, found in (("fifo", "a FIFO"), ("zero", "a device or a socket")):
         with pytest.raises(FileError, match=f"is not a regular file; found {found}"):
             read(tmp_path / name)
+
+
+def test_memory_is_taken_for_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 1000)
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "file", 2**36) == b"abc" * 1000
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    assert read_bytes(Path("/proc/self/status")), "its size is told to be 0"
+    with pytest.raises(FileError, match="too large to be read"):
+        read_bytes(Path("/proc/self/status"), 10)
 
 
 @pytest.mark.parametrize("exchanged", [True, False], ids=["exchanged", "renamed"])
