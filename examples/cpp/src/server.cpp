@@ -11,12 +11,15 @@
 // Both give {"rows": [{"adapter": "a", "label": "yes", "probability": 0.9, "probabilities": {…}}, …]}; `answers.hpp` says
 // what stands there for adapters of other tasks. A request that cannot be served gives {"error": …} and status 400.
 #include <httplib.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -45,7 +48,8 @@ constexpr std::size_t kLargestCall = std::size_t{1} << 22;     // bytes
 constexpr std::size_t kMostLoaded = 64;                        // adapters beside those of the bundle
 constexpr std::size_t kMostConnections = 256;
 constexpr seconds kPause{2};     // the longest between two pieces of a request, or before the next one
-constexpr seconds kSending{10};  // for a body
+constexpr seconds kSending{10};  // for a head, and again for a body
+constexpr int kMostFiles = 1024;  // the numbers of open files that are looked at
 constexpr seconds kWaiting{30};  // for a turn to compute
 
 // A request that is refused for what it costs, with the status that says so.
@@ -69,6 +73,63 @@ std::string body_of(const httplib::ContentReader& reader, std::size_t most) {
   if (is_late || !is_whole) throw TooMuch(408, "the body did not come in time");
   return body;
 }
+
+// Ends connections whose request has no whole head in time. The library limits the pause between two pieces alone, and tells
+// nobody which connections it has: they are found among the open files, by the port of the client.
+class Heads {
+ public:
+  explicit Heads(httplib::Server& server) {
+    server.set_pre_routing_handler([this](const httplib::Request& request, httplib::Response&) {
+      note(request.remote_port, true);
+      return httplib::Server::HandlerResponse::Unhandled;
+    });
+    server.set_logger([this](const httplib::Request& request, const httplib::Response&) { note(request.remote_port, false); });
+    watching_ = std::thread([this] {
+      std::unique_lock<std::mutex> lock(mutex_);
+      while (!ended_.wait_for(lock, seconds{1}, [this] { return is_ended_; })) end_late_ones();
+    });
+  }
+  ~Heads() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      is_ended_ = true;
+    }
+    ended_.notify_one();
+    watching_.join();
+  }
+
+ private:
+  struct State {
+    bool has_head;
+    Clock::time_point since;
+  };
+
+  void note(int port, bool has_head) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    connections_[port] = {has_head, Clock::now()};
+  }
+
+  void end_late_ones() {
+    std::map<int, State> found;
+    for (int file = 0; file < kMostFiles; ++file) {
+      sockaddr_in client{};
+      socklen_t size = sizeof client;
+      if (getpeername(file, reinterpret_cast<sockaddr*>(&client), &size) != 0 || client.sin_family != AF_INET) continue;
+      const int port = ntohs(client.sin_port);
+      const auto known = connections_.find(port);
+      const auto state = known == connections_.end() ? State{false, Clock::now()} : known->second;
+      if (!state.has_head && Clock::now() - state.since > kSending) shutdown(file, SHUT_RDWR);
+      found.emplace(port, state);
+    }
+    connections_ = std::move(found);
+  }
+
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  bool is_ended_ = false;
+  std::map<int, State> connections_;  // by the port of the client, on this very machine
+  std::thread watching_;
+};
 
 // As many calls compute at a time as there are processors; the others wait for their turn.
 class Turns {
@@ -295,6 +356,7 @@ int main(int count, char** arguments) {
     server.set_keep_alive_timeout(kPause.count());
     server.set_payload_max_length(kLargestAdapter);
     add_routes(server, service, turns);
+    const Heads heads(server);
     const int wanted = std::stoi(port_text);
     const int port = wanted == 0 ? server.bind_to_any_port("127.0.0.1") : wanted;
     if (wanted != 0 && !server.bind_to_port("127.0.0.1", port)) throw Fault({"the port is taken", port_text});
