@@ -139,7 +139,14 @@ class SlotPlan:
 
     def at(self, owner: str) -> tuple[SlotGroup, ...]:
         """The groups at one site, or the heads."""
-        return tuple(group for group in self.groups if group.owner == owner)
+        return tuple(self._by_owner.get(owner, ()))
+
+    @cached_property
+    def _by_owner(self) -> Mapping[str, list[SlotGroup]]:
+        found: dict[str, list[SlotGroup]] = {}
+        for group in self.groups:
+            found.setdefault(group.owner, []).append(group)
+        return found
 
 
 def topology_key(graph: AdapterGraph) -> str:

@@ -35,7 +35,11 @@ class Graft:
         self.model = original.clone()
         graph = self.model.graph
         own = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
-        self.values = {Ref(value.name): value for value in own if value.name}
+        self.values: dict[Ref, ir.Value] = {}
+        self._refs: dict[ir.Value, list[Ref]] = {}
+        for value in own:
+            if value.name:
+                self._bind(Ref(value.name), value)
         self.nodes = {Ref(name): node for node, name in node_names(graph).items()}
         inner = {value.name for node in graph.all_nodes() for value in node.outputs if value.name}
         self.names = {ref.name for ref in self.values} | inner
@@ -126,8 +130,14 @@ class Graft:
         self.model.graph.sort()
         return self.model
 
+    def _bind(self, ref: Ref, value: ir.Value) -> None:
+        self.values[ref] = value
+        self._refs.setdefault(value, []).append(ref)
+
     def _rebind(self, old: ir.Value, new: ir.Value) -> None:
-        self.values |= {ref: new for ref, value in self.values.items() if value is old}
+        for ref in self._refs.pop(old, []):
+            if self.values[ref] is old:
+                self._bind(ref, new)
 
     def _take_names(self, nodes: Collection[ir.Node]) -> None:
         for value in [value for node in nodes for value in node.outputs if value.name]:
@@ -185,7 +195,7 @@ class SiteGraft(Graft):
             return
         self.insert(nodes, old)
         new.shape, new.type = new.shape or old.shape, new.type or old.type
-        self.values[edit.result] = new
+        self._bind(edit.result, new)
         for rewiring in edit.rewirings:
             self._rewire(rewiring, edit.site)
 
@@ -214,9 +224,8 @@ class SiteGraft(Graft):
         self.model.graph.insert_after(node, copy)
         self.nodes[rewiring.node._replace(layer=rewiring.new.layer)] = copy
         copied = (outputs[node.outputs.index(value)] for value in made)
-        self.values |= {
-            Ref(name, rewiring.new.layer): value for name, value in zip(rewiring.outputs, copied, strict=True)
-        }
+        for name, value in zip(rewiring.outputs, copied, strict=True):
+            self._bind(Ref(name, rewiring.new.layer), value)
 
     def _writer(self, site: Site) -> Writer:
         return Writer(ir.tape.Tape(), f"{SLOT_PREFIX}{site.name}", self._base.opset, {NODE_SITE_KEY: site.name})
@@ -248,14 +257,14 @@ class SiteGraft(Graft):
         whole = ir.Value(name=name, type=bare.type, shape=bare.shape)
         self.model.graph.insert_before(behind, ir.Node("", "Add", [bare, bias], outputs=[whole], name=name))
         _reread(behind, bare, whole)
-        self.values[Ref(site.h)] = whole
+        self._bind(Ref(site.h), whole)
 
     def _open_sum(self, y: Ref) -> None:
         """Write out a sum that is fused with the norm behind it, where the sum itself is the block's output."""
         known = self.values.get(y)
         node = self.nodes.get(Ref(y.name.removesuffix(UNNAMED_SUM))) if known is None else known.producer()
         if node is not None and is_skip_norm(node) and (known is None or known.name == sum_output(node)):
-            self.values[y] = fused.open_sum(node)
+            self._bind(y, fused.open_sum(node))
             if known is None:
                 self.values[y].name = self.take_name(y.name)
 
