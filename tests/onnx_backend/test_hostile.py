@@ -16,6 +16,7 @@ from adapter_export.errors import BaseModelError, FileError, NoSitesError
 from adapter_export.onnx_backend import session
 from adapter_export.onnx_backend.base import base
 from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.structure import ATTRIBUTES
 
 _D = 8
 _OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
@@ -159,7 +160,7 @@ def _referring(model: onnx.ModelProto) -> None:
         (_with_type, "an attribute of a wrong type; found `MatMul`, `transA` of type STRING"),
         (_without_value, "has a tensor that cannot be read, `c`; found Constant node"),
         (_of_no_type, "has a tensor that cannot be read, `w`"),
-        (_of_negative_length, "has a value of a negative length"),
+        (_of_negative_length, "has an input of a negative length"),
         (_of_far_version, "asks for a version of operators that there is not; found 1099511627776"),
         (_without_factor, "a node with a wrong number of inputs or outputs"),
         (_referring, "has an attribute that refers to a function; found `MatMul`, `transB`"),
@@ -172,6 +173,14 @@ def test_a_broken_rule_of_onnx_is_named(tmp_path: Path, change: Callable[[onnx.M
     onnx.save(model, path)
     with pytest.raises(BaseModelError, match=words):
         open_onnx(path)
+
+
+def test_attributes_have_one_type_in_all_operators_of_onnx() -> None:
+    schemas = onnx.defs.get_all_schemas_with_history()
+    declared = {(name, one.type.name) for schema in schemas for name, one in schema.attributes.items()}
+    assert {(name, kind) for name, kind in declared if name in ATTRIBUTES} <= {
+        (n, t.name) for n, t in ATTRIBUTES.items()
+    }
 
 
 def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:

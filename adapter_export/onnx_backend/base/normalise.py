@@ -183,7 +183,7 @@ def _fix_cache_widths(attention: ir.Node) -> None:
     if not any(attention.inputs[1:2]):
         heads += 2 * attention.attributes.get_int("kv_num_heads", 0)
     width = query.shape[-1] if query is not None and query.shape else None
-    if not isinstance(width, int) or heads < 1:
+    if not isinstance(width, int) or not 0 < heads <= width:
         return
     past = [value for value in attention.inputs[3:5] if value is not None and value.is_graph_input()]
     present = [value for value in attention.outputs[1:3] if value.is_graph_output()]

@@ -102,7 +102,7 @@ def cuts_of(node: ir.Node) -> dict[str, Cut]:
         return found
     size, picked, ends, steps = source.shape[axis], _numbers(node, 1), _numbers(node, 2), _numbers(node, 4)
     result = node.outputs[0].name
-    if not result or not isinstance(size, int) or not size or not picked:
+    if not result or not isinstance(size, int) or size < 1 or not picked:
         return {}
     if node.op_type == "Gather":
         return {result: Cut(axis, picked[0] % size, picked[0] % size + 1)} if len(picked) == 1 else {}
