@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from adapter_export.api.adapters import OnNote
-    from adapter_export.api.record import BaseRecord
+    from adapter_export.format.base_record import BaseRecord
     from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.lengths import Bounds, Lengths
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
@@ -314,7 +314,7 @@ def recorded_base(model: PathLike | Base, *, site_map: PathLike | None = None, t
     """
     if isinstance(model, Base) or trust_pickle:
         return open_base(model, site_map=site_map, trust_pickle=trust_pickle)
-    from adapter_export.api.record import find_record, record_key
+    from adapter_export.format.base_record import find_record, record_key
 
     path, file = Path(model), None if site_map is None else Path(site_map)
     form, given = form_of(path), _given(site_map)
@@ -337,7 +337,7 @@ def recorded_base(model: PathLike | Base, *, site_map: PathLike | None = None, t
 
 def _keep_record(base: Base, key: str, site_map: Path | None) -> None:
     """Write the record of a base that was opened from its path, unless what lies there is no longer what it was."""
-    from adapter_export.api.record import BaseRecord, keep_record, record_key
+    from adapter_export.format.base_record import BaseRecord, keep_record, record_key
     from adapter_export.reading.files import sha256_of
 
     path, weights = cast("Path", base.path), set[Path]()
@@ -533,7 +533,7 @@ def capture(
     bounds = _parse_lengths(lengths)
     require("torch", "torch", "capturing a model")
     text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
-    from adapter_export.api.record import record_key
+    from adapter_export.format.base_record import record_key
     from adapter_export.torch_backend.base.base import capture_pickled, save_base
     from adapter_export.torch_backend.base.inputs import described_inputs
 
