@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.base import FORM_NAMES, Base, PathLike, recorded_base
 from adapter_export.api.option import Option
-from adapter_export.api.sign import verify_signature
 from adapter_export.errors import UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
 from adapter_export.graph.tasks import Task
@@ -114,6 +113,7 @@ def inspect(
 
 def _bundle(path: Path, key: Path | None) -> Inspection:
     from adapter_export.api.drawing import placement_map
+    from adapter_export.api.sign import verify_signature
     from adapter_export.format.adapter_files import read_adapter
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
     from adapter_export.format.signature_claim import read_claim
