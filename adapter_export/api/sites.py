@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from adapter_export.graph.adapter import OWN_HEAD
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
@@ -99,6 +98,8 @@ class Sites:
 
     def drawing(self) -> str:
         """Return the layers as a tree of text; neighbours of one structure are drawn once."""
+        from adapter_export.graph.adapter import OWN_HEAD
+
         layers = [(name, tuple(members)) for name, members in groupby(self.map.sublayers, key=_layer_name)]
         inner = [site.name for site in self.map.of_roles(("linear", "part"))]
         lines = []
