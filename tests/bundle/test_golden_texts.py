@@ -255,6 +255,14 @@ def test_check_finds_them_too(bundle: Path, made: Path) -> None:
     assert not report.passed
 
 
+def test_check_names_the_axis_that_takes_less_than_the_texts(bundle: Path, made: Path) -> None:
+    FAULTS["a limit of 100"][0](bundle)
+    report = ae.check(bundle, against=made / "model.pt", only=["base"], flavours=["slots"], quick=True)
+    (owed,) = [owed for owed in report.ledger if owed.id == "manifest/lengths"]
+    assert (owed.status, owed.where) == ("failed", "manifest.json: lengths.sequence")
+    assert owed.detail == f"at most 100 tokens; the longest golden text has {LONGEST}"
+
+
 def test_check_compares_with_the_tokenizer_of_the_model(bundle: Path, made: Path) -> None:
     """Where even the golden texts are forged."""
     report = ae.check(bundle, against=made / "model.pt", only=["base", "topic"], flavours=["slots"])

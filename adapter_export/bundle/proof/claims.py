@@ -12,7 +12,7 @@ from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.format.check_report import ObligationRecord
-from adapter_export.format.manifest import SiteRecord
+from adapter_export.format.manifest import SiteRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.numerics.budget import MOST_AMPLIFIED
 from adapter_export.numerics.sample_inputs import input_cases
@@ -64,8 +64,25 @@ def check_claims(bundle: OpenedBundle, measured: Measured, *, quick: bool) -> It
         ]
     for key, found, expected in facts:
         yield _fact(key, found, expected)
+    yield from _lengths(bundle)
     yield from _sites(said.sites, model)
     yield from _golden(bundle, measured, quick=quick)
+
+
+def _lengths(bundle: OpenedBundle) -> Iterator[ObligationRecord]:
+    """The bundle takes texts as long as those of its golden texts, which were cut where it cuts."""
+    said, texts = bundle.manifest, bundle.texts()
+    axis, most = token_axis(said.inputs), said.max_tokens
+    if texts is None or axis is None or most is None:
+        return
+    longest = max(len(text.ids) for one in texts.sets for text in one.texts)
+    yield ObligationRecord(
+        "manifest/lengths",
+        "texts may be as long as the golden texts",
+        "proved" if longest <= most else "failed",
+        f"{MANIFEST_FILE}: lengths.{axis}",
+        f"at most {most} tokens; the longest golden text has {longest}",
+    )
 
 
 def _fact(key: str, found: object, expected: object, by: str = "the graph and the adapters") -> ObligationRecord:
