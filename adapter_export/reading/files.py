@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import stat
+import sys
 from io import BufferedReader
 from pathlib import Path
 
@@ -65,6 +67,21 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     if size > most:
         raise _too_large(path, f"{size:,} bytes", most)
     return b"".join(blocks)
+
+
+def map_bytes(path: Path) -> mmap.mmap:
+    """Map a whole file that nobody else writes into: if it gets shorter, whoever reads it dies.
+
+    Raises:
+        FileError: as `open_regular`, or it is empty.
+    """
+    with open_regular(path) as file:
+        try:
+            if sys.version_info >= (3, 13):  # before, the mapping keeps a descriptor
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ, trackfd=False)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error) from error
 
 
 def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:

@@ -2,12 +2,14 @@
 
 The layout is `onnxruntime/lora/adapter_format/adapter_schema.fbs`, a flatbuffer. ONNX Runtime itself maps the file into
 memory, so that whoever overwrites it changes weights under a live session, and before 1.24.3 it reads past the end of a
-crafted file. Here every tensor is compared with the bytes that are there, and copied.
+crafted file. Here every tensor is compared with the bytes that are there, which are those of a copy.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -51,8 +53,28 @@ def write_adapter_file(path: Path, tensors: Weights, model_version: int) -> None
         raise WriteError(path, "what was written is not what is there")
 
 
-def parse_adapter(data: bytes, where: object) -> Weights:
-    """Return the tensors of an adapter file, by name, each in memory of its own; `where` names it in messages.
+Bytes = bytes | mmap.mmap
+
+Places = Mapping[str, tuple[int, tuple[int, ...]]]
+"""By the names of tensors: where the first byte lies in an adapter file, and the shape."""
+
+
+def parse_adapter(data: Bytes, where: object) -> Weights:
+    """Return the tensors of an adapter file, by name, as read-only views of its bytes; errors as of `find_tensors`."""
+    return tensors_at(data, find_tensors(data, where))
+
+
+def tensors_at(data: Bytes, places: Places) -> Weights:
+    """Return the tensors that lie in a file at known places, as read-only views of its bytes."""
+    views = {
+        name: np.frombuffer(data, "<f4", math.prod(shape), start).reshape(shape)
+        for name, (start, shape) in places.items()
+    }
+    return {name: np.require(view, np.float32, "A") for name, view in views.items()}
+
+
+def find_tensors(data: Bytes, where: object) -> Places:
+    """Return where the tensors of an adapter file lie; `where` names it in messages.
 
     Raises:
         FormatError: it is not an adapter file, is truncated or damaged, or is of another format version.
@@ -71,7 +93,7 @@ def parse_adapter(data: bytes, where: object) -> Weights:
         version = root.GetSlot(_FORMAT, 0, number_types.Int32Flags)
         if version != _FORMAT_VERSION:
             raise FormatError("is of an unknown format version", where=where, found=version, expected=_FORMAT_VERSION)
-        tensors: Weights = {}
+        tensors: dict[str, tuple[int, tuple[int, ...]]] = {}
         place = root.Offset(_PARAMETERS)
         for index in range(root.VectorLen(place) if place else 0):
             start = root.Vector(place) + index * number_types.UOffsetTFlags.bytewidth
@@ -82,7 +104,7 @@ def parse_adapter(data: bytes, where: object) -> Weights:
         return tensors
 
 
-def model_version_of(data: bytes, where: object) -> int:
+def model_version_of(data: Bytes, where: object) -> int:
     """Return the number of the graph that an adapter file was made for, of bytes that `parse_adapter` takes.
 
     Raises:
@@ -97,14 +119,14 @@ def _damaged(where: object, reason: str) -> FormatError:
     return FormatError("is truncated or damaged", where=where, found=reason, fix=fix)
 
 
-def _root(data: bytes) -> Table:
+def _root(data: Bytes) -> Table:
     return Table(data, encode.Get(number_types.UOffsetTFlags.packer_type, data, 0))
 
 
-def _parameter(table: Table, where: object) -> tuple[str, np.ndarray]:
+def _parameter(table: Table, where: object) -> tuple[str, tuple[int, tuple[int, ...]]]:
     # a string has the layout of a vector of bytes, and vectors are compared with the end of the file
     name = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _NAME)).tobytes().decode()
-    dims = [int(dim) for dim in table.GetVectorAsNumpy(number_types.Int64Flags, _place(table, _DIMS))]
+    dims = tuple(int(dim) for dim in table.GetVectorAsNumpy(number_types.Int64Flags, _place(table, _DIMS)))
     raw = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _RAW_DATA))
     kind = table.GetSlot(_DATA_TYPE, 0, number_types.Int32Flags)
     if kind != _FLOAT:
@@ -114,10 +136,10 @@ def _parameter(table: Table, where: object) -> tuple[str, np.ndarray]:
         raise TensorError(
             "holds a tensor whose size is not that of its shape",
             where=where,
-            found=f"`{name}` {dims} in {raw.nbytes} bytes",
+            found=f"`{name}` {list(dims)} in {raw.nbytes} bytes",
             expected="at least 1 along each axis, 4 bytes for each element",
         )
-    return name, np.frombuffer(raw.tobytes(), "<f4").astype(np.float32).reshape(dims)
+    return name, (table.Vector(_place(table, _RAW_DATA)), dims)
 
 
 def _place(table: Table, field: int) -> int:

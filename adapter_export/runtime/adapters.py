@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import mkstemp
 from threading import Lock
+from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, HashError, RequestError, TensorError, within
+from adapter_export.errors import AdapterError, HashError, RequestError, TensorError, WriteError, within
 from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, LABELLED, PROBLEM_TYPES, RESULT_WIDTHS, TYPE_OUTPUTS, ProblemType, Task
-from adapter_export.reading.files import read_bytes
-from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
+from adapter_export.reading.files import map_bytes, read_bytes
+from adapter_export.runtime.adapter_file import Bytes, Places, find_tensors, model_version_of, parse_adapter, tensors_at
 from adapter_export.runtime.graphs import Feeds, Provider, on_device
 
 _SHOWN = 20
@@ -73,10 +77,14 @@ class Loaded:
     """An adapter in memory: a float32 tensor for every slot, and the head that it fills, if any."""
 
     tensors: Weights
-    feeds: Feeds
-    """The tensors where the graph runs; on the CPU they are these very arrays."""
     head: HeadRecord | None
     task: Task | None
+    provider: Provider
+
+    @cached_property
+    def feeds(self) -> Feeds:
+        """The tensors where the graph runs; on the CPU they are these very arrays."""
+        return {slot: on_device(tensor, self.provider) for slot, tensor in self.tensors.items()}
 
     @property
     def output(self) -> str | None:
@@ -105,19 +113,81 @@ class Entry:
         return () if self.task is None else self.task.labels
 
 
+_MEMORY = 64
+"""How many uses are remembered for each adapter that a cache holds."""
+
+_MOST_MAPPED = 256
+"""How many files a session may keep mapped at once: each takes one of the process's descriptors before Python 3.13."""
+
+
+class _PrivateFile:
+    """An adapter file that nobody else writes into: checked once, then mapped, or read where many are kept at once."""
+
+    def __init__(self, path: Path, check: Callable[[Bytes, object], Loaded], *, mapped: bool) -> None:
+        self._path = path
+        self._check = check
+        self._data: Callable[[Path], Bytes] = map_bytes if mapped else read_bytes
+        self._known: tuple[Places, Loaded] | None = None
+
+    def checked(self, data: Bytes, found: Loaded) -> None:
+        """Keep what a check has found in its bytes."""
+        self._known = find_tensors(data, self._path), replace(found, tensors={})
+
+    def read(self) -> Loaded:
+        """Read it; errors are those of the check."""
+        data = self._data(self._path)
+        if self._known is None:
+            found = self._check(data, self._path)
+            self.checked(data, found)
+            return found
+        places, known = self._known
+        return replace(known, tensors=tensors_at(data, places))
+
+
+class Uses:
+    """How often adapters were used of late, those that are in no cache as well.
+
+    Of thousands of adapters, most come once and then not for long; which one came last says little of which comes next.
+    """
+
+    def __init__(self, resident: int) -> None:
+        self._counts = WeakKeyDictionary[Entry, int]()
+        self._most = _MEMORY * resident
+        self._sum = 0
+
+    def add(self, entry: Entry) -> None:
+        """Count a use; after many of them, all count half."""
+        self._counts[entry] = self._counts.get(entry, 0) + 1
+        self._sum += 1
+        if self._sum > self._most:
+            self._counts = WeakKeyDictionary({each: uses // 2 for each, uses in self._counts.items() if uses > 1})
+            self._sum = sum(self._counts.values())
+
+    def forget(self, entry: Entry) -> None:
+        """Count none of its uses."""
+        self._counts.pop(entry, None)
+
+    def rarest(self, entries: Iterable[Entry]) -> Entry:
+        """Return the one of these that was used least, of equals the first."""
+        return min(entries, key=lambda entry: self._counts.get(entry, 0))
+
+
 class Adapters:
     """Adapters by name; of those that are read on demand, `resident` stay in memory.
 
-    Thread-safe; an adapter that is removed lives on in the calls that use it.
+    Thread-safe; an adapter that is removed lives on in the calls that use it. In a folder that nobody else writes into,
+    `private`, are copies of the files that are read on demand, so that each is hashed and checked once.
     """
 
-    def __init__(self, manifest: Manifest, provider: Provider, resident: int) -> None:
+    def __init__(self, manifest: Manifest, provider: Provider, resident: int, private: Path | None = None) -> None:
         self._manifest = manifest
-        self._provider = provider
+        self._provider: Provider = provider
+        self._private = private
         self._limit = resident
         self._lock = Lock()
         self._entries: dict[str, Entry] = {}
-        self._kept: OrderedDict[Entry, Loaded] = OrderedDict()  # the least recently used first
+        self._uses = Uses(resident)
+        self._kept: OrderedDict[Entry, Loaded] = OrderedDict()  # the one used last at the end
         self._counts = Counter[str]()
 
     @property
@@ -138,10 +208,12 @@ class Adapters:
             FileError, FormatError, AdapterError: it cannot be read, or does not fit.
         """
         claim = Claim(task=record.task, output=record.output)
-        read = partial(self._read, folder / record.onnx_adapter, digest, claim)
+        read: Callable[[], Loaded] = partial(self._read, folder / record.onnx_adapter, digest, claim)
         rows = () if self._manifest.bank is None else self._manifest.bank.rows
         row = rows.index(record.name) if record.name in rows else None
         if on_demand:
+            if folder == self._private:
+                read = self._private_file(folder / record.onnx_adapter, claim).read
             facts = (record.name, record.output, record.task)
             self._add(Entry(*facts, read, on_demand=True, row=row, mix=record.mix))
         else:
@@ -157,16 +229,24 @@ class Adapters:
         Raises:
             FileError, FormatError, AdapterError: it cannot be read, or does not fit.
             RequestError: there is one of its name.
+            WriteError: there is no room for a private copy.
         """
         check_name(name)
-        data = source if isinstance(source, bytes) else read_bytes(source)
-        loaded = self._checked(data, claim, where)
+        data = read_bytes(source) if isinstance(source, Path) else bytes(source)  # what lies there must not change
+        loaded = self._checked(claim, data, where)
         facts = (name, loaded.output, loaded.task)
-        if on_demand and isinstance(source, Path):
+        if not (on_demand and isinstance(source, Path)):
+            self._add(Entry(*facts, lambda: loaded))
+        elif self._private is None:
             read = partial(self._read, source, hashlib.sha256(data).hexdigest(), claim)
             self._add(Entry(*facts, read, on_demand=True))
         else:
-            self._add(Entry(*facts, lambda: loaded))
+            copy = _copied(data, self._private)
+            file = self._private_file(copy, claim)
+            file.checked(data, loaded)
+            entry = Entry(*facts, file.read, on_demand=True)
+            finalize(entry, _remove, copy, os.getpid())
+            self._add(entry)
 
     def remove(self, name: str) -> Entry:
         """Remove and return an adapter; RequestError if there is none of this name."""
@@ -195,6 +275,7 @@ class Adapters:
         if not entry.on_demand:
             return entry.read()
         with self._lock:
+            self._uses.add(entry)
             found = self._kept.get(entry)
             if found is not None:
                 self._kept.move_to_end(entry)
@@ -207,7 +288,7 @@ class Adapters:
                 self._kept[entry] = found
                 self._kept.move_to_end(entry)
             while len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
+                del self._kept[self._uses.rarest(list(self._kept)[:-1] or self._kept)]
                 self._counts["evictions"] += 1
         return found
 
@@ -235,9 +316,12 @@ class Adapters:
         data = read_bytes(path)
         if digest is not None and (found := hashlib.sha256(data).hexdigest()) != digest:
             raise HashError(path, found=found, expected=digest)
-        return self._checked(data, claim, path)
+        return self._checked(claim, data, path)
 
-    def _checked(self, data: bytes, claim: Claim, where: object) -> Loaded:
+    def _private_file(self, path: Path, claim: Claim) -> _PrivateFile:
+        return _PrivateFile(path, partial(self._checked, claim), mapped=self._limit <= _MOST_MAPPED)
+
+    def _checked(self, claim: Claim, data: Bytes, where: object) -> Loaded:
         tensors = parse_adapter(data, where)
         head, task = _check_adapter(tensors, self._manifest, claim, where)
         version = model_version_of(data, where)
@@ -249,8 +333,28 @@ class Adapters:
                 expected=self._manifest.model_version,
                 fix="build the adapter for this bundle",
             )
-        feeds = {slot: on_device(tensor, self._provider) for slot, tensor in tensors.items()}
-        return Loaded(tensors, feeds, head, task)
+        return Loaded(tensors, head, task, self._provider)
+
+
+def _copied(data: bytes, folder: Path) -> Path:
+    """Write a file of a name that no other session has there, in this process or a fork of it."""
+    copy = folder
+    try:
+        handle, name = mkstemp(".onnx_adapter", "on-demand-", folder)
+        copy = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        if copy != folder:
+            _remove(copy, os.getpid())
+        raise WriteError(copy, error.strerror or error) from error
+    return copy
+
+
+def _remove(copy: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a fork of it
+        with suppress(OSError):
+            copy.unlink()
 
 
 def _check_adapter(

@@ -15,7 +15,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError, argument
 from adapter_export.format.manifest import BankRecord, BankTensor, Flavour, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD
-from adapter_export.runtime.adapters import Adapters, Counts, Entry, head_width
+from adapter_export.runtime.adapters import Adapters, Counts, Entry, Uses, head_width
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_values
 
 MASKED = -3e38
@@ -100,9 +100,10 @@ class RowLayout:
         tensors, head = row
         for tensor in self.tensors:
             target = arrays[tensor.name][index]
-            target[...] = 0.0
-            if tensor.slot is not None:
-                values = tensors[tensor.slot]
+            values = None if tensor.slot is None else tensors[tensor.slot]
+            if values is None or values.shape != target.shape:
+                target[...] = 0.0
+            if values is not None:
                 target[tuple(slice(size) for size in values.shape)] = values
             elif head is not None and head.output == self._masked[tensor.name]:
                 width = head_width(tensors, self._slots.values(), head, self._symbols[head.output])
@@ -120,10 +121,10 @@ class Bank:
     """The graph `bank` of a bundle: each row of a batch runs through its own adapter.
 
     Where a call names none but adapters that the bundle's own bank holds, nothing is fed but which they are. For others
-    there is a table of rows beside it, made when it is first needed. The least recently used row is replaced, and never
-    while a call uses it. A call takes all its rows at once or waits, in the order of arrival: no two calls wait for
-    each other. On the CPU the table is fed as it lies here, without a copy; on a device it is uploaded whenever an
-    adapter was put in, and kept there. It holds `resident` adapters at once.
+    there is a table of rows beside it, made when it is first needed. The row that was used least of late is replaced,
+    and never while a call uses it. A call takes all its rows at once or waits, in the order of arrival: no two calls
+    wait for each other. On the CPU the table is fed as it lies here, without a copy; on a device it is uploaded
+    whenever an adapter was put in, and kept there. It holds `resident` adapters at once.
     """
 
     def __init__(self, graphs: Graphs, adapters: Adapters, resident: int) -> None:
@@ -133,7 +134,8 @@ class Bank:
         self._widths: dict[Width, int] = {}
         self._arrays: Weights = {}
         self._feeds: Feeds = {}
-        self._lent: OrderedDict[Entry, int] = OrderedDict()  # row by adapter, the least recently used first
+        self._uses = Uses(resident)
+        self._lent: OrderedDict[Entry, int] = OrderedDict()  # row by adapter, the one used last at the end
         self._unused = list(range(resident, 0, -1))
         self._users: Counter[Entry] = Counter()
         self._waiting: deque[object] = deque()
@@ -149,6 +151,7 @@ class Bank:
     def forget(self, entry: Entry) -> None:
         """Replace this adapter first: no call will ask for it again."""
         with self._changed:
+            self._uses.forget(entry)
             if entry in self._lent:
                 self._lent.move_to_end(entry, last=False)
 
@@ -247,13 +250,14 @@ class Bank:
         rows = {}
         for entry in missing:
             if not self._unused:
-                self._unused.append(self._lent.pop(self._replaceable(wanted)[0]))
+                self._unused.append(self._lent.pop(self._uses.rarest(self._replaceable(wanted))))
                 self._counts["evictions"] += 1
             rows[entry] = self._unused.pop()
             self._layout.write(self._arrays, rows[entry], adapters[entry])
         self._lent.update(rows)
         for entry in wanted:
             self._lent.move_to_end(entry)
+            self._uses.add(entry)
         self._counts.update(hits=len(wanted) - len(missing), loads=len(missing))
         if missing and self._graphs.provider != "cpu":
             self._feeds = self._fed(self._arrays)

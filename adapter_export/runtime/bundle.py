@@ -194,7 +194,7 @@ class Bundle:
             threads: how many threads one operation may use.
             on_demand: read the file of an adapter when a call needs it, instead of now: for thousands of adapters.
             resident: how many adapters that are not in the bundle's bank a mixed batch finds in place, and how many of
-                those that are read on demand stay in memory; the least recently used one makes room.
+                those that are read on demand stay in memory; the one that was used least of late makes room.
             prefix_bytes: in how much memory to keep what lies below the first adapter of the texts that came last, so
                 that one that comes again is computed from there on only, whatever its adapter. Needs the bundle's graph
                 `fanout`, with which all calls then run.
@@ -220,7 +220,8 @@ class Bundle:
         self, graphs: Graphs, *, on_demand: bool = False, resident: int = RESIDENT, prefix_bytes: int = 0
     ) -> Session:
         """Open a session as `session` does, on graphs that are open."""
-        adapters = Adapters(self.manifest, graphs.provider, resident)
+        private = None if self._private is None else self._private.path
+        adapters = Adapters(self.manifest, graphs.provider, resident, private)
         for record in self.manifest.adapters:
             adapters.add_built(record, self._home, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
         return Session(graphs, adapters, resident, prefix_bytes)

@@ -48,8 +48,8 @@ class Session:
 
     The adapter is a choice of each call, or of each row, and never a state of the session, so any number of threads may
     run at once, with loads and unloads in between. Adapters lie in memory of their own, or on the device: their files
-    may be overwritten or removed, unless they are loaded on demand. A fork of the process cannot use it (`UsageError`):
-    the threads that compute are not there, and locks may be held for ever.
+    may be overwritten or removed, those that are loaded on demand if the bundle has private copies. A fork of the
+    process cannot use it (`UsageError`): the threads that compute are not there, and locks may be held for ever.
     """
 
     def __init__(self, graphs: Graphs, adapters: Adapters, resident: int, prefix_bytes: int = 0) -> None:
@@ -337,7 +337,8 @@ class Session:
             labels: the names of its classes.
             task: what its answers mean: the record that it was saved with, or its problem type; with labels alone, the
                 classification that its head can do.
-            on_demand: do not keep it in memory, but read the file again when a call needs it. It must not change.
+            on_demand: do not keep it in memory, but in a private copy that is read when a call needs it. With a bundle
+                that was opened without private copies, it is the file itself that is read, and must not change.
 
         Raises:
             FileError: the file cannot be read.

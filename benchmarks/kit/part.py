@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "counts": {"default": "1,100,1000", "help": "how many adapters are held in memory"},
     "sessions": {"default": "1,2,8", "help": "how many sessions are held in memory, one for each adapter"},
     "callers": {"default": "1,2,4,8", "help": "how many threads call one session at once"},
+    "tenants": {"type": int, "default": 1024, "help": "how many adapters requests are for"},
     "repeats": {"type": int, "default": 3, "help": "how often commands are run"},
 }
 
@@ -52,6 +53,7 @@ class Settings:
     counts: Sequence[int]
     sessions: Sequence[int]
     callers: Sequence[int]
+    tenants: int
     repeats: int
 
     @property
@@ -134,11 +136,11 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     """
     given = {name: getattr(arguments, name, option.get("default")) for name, option in OPTIONS.items()}
     _check_provider(given["provider"])
-    for name in ("bottleneck", "adapters", "threads", "rounds", "repeats"):
+    for name in ("bottleneck", "adapters", "threads", "rounds", "tenants", "repeats"):
         _positive(given[name], name)
     lists = {name: _numbers(given[name], name) for name in ("lengths", "counts", "sessions", "callers")}
     shapes = [_shape(text) for text in given["shapes"].split(",")]
-    plain = {name: given[name] for name in ("provider", "threads", "rounds", "seconds", "repeats")}
+    plain = {name: given[name] for name in ("provider", "threads", "rounds", "seconds", "tenants", "repeats")}
     return Settings(**plain, **lists, shapes=shapes)
 
 

@@ -28,6 +28,7 @@ SIZES = {
     "counts": "1,3",
     "sessions": "1,2",
     "callers": "1,2",
+    "tenants": "70",
     "repeats": "1",
 }
 
@@ -49,6 +50,7 @@ ROWS: Mapping[str, Mapping[str, list[object]]] = {
     },
     "fanout": {"One text for 3 adapters": ["1 × 2", "1 × 5"]},
     "callers": {"Many callers on one session": [1, 2]},
+    "tenants": {"Many adapters": ["1 × 1", "3 × 7"]},
     "memory": {
         "Memory with many adapters": [
             "one session, all loaded",

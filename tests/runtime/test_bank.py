@@ -148,7 +148,37 @@ class TestOnDemand:
         counts = session.statistics.files
         assert (counts.loads, counts.hits, counts.evictions, counts.resident) == (3, 1, 2, 1)
 
-    def test_a_file_that_changed_is_refused(self, session: Session, bundle: Bundle, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("resident", [2, 300], ids=["mapped", "read"])
+    def test_a_file_may_change_and_go(self, bundle: Bundle, tmp_path: Path, resident: int) -> None:
+        session, folder = bundle.session(threads=1, resident=resident), bundle._home
+        other = bundle.session(threads=1)
+        other.load("late", bundle.folder / "adapters/narrow.onnx_adapter", on_demand=True)
+        before, path = set(folder.iterdir()), tmp_path / "a.onnx_adapter"
+        path.write_bytes((bundle.folder / "adapters/wide.onnx_adapter").read_bytes())
+        session.load("late", path, on_demand=True)
+        path.write_bytes((bundle.folder / "adapters/narrow.onnx_adapter").read_bytes())
+        expected = session.run(INPUTS, "wide")["hidden"]
+        for _ in range(2):
+            np.testing.assert_array_equal(session.run(INPUTS, "late")["hidden"], expected)
+            np.testing.assert_array_equal(other.run(INPUTS, "late")["hidden"], other.run(INPUTS, "narrow")["hidden"])
+            np.testing.assert_allclose(session.run(INPUTS, adapters=["late"] * 5)["hidden"], expected, atol=1e-5)
+        session.load("idle", path, on_demand=True)
+        assert len(set(folder.iterdir()) - before) == 2
+        session.unload("idle")
+        assert len(set(folder.iterdir()) - before) == 1
+
+    def test_an_adapter_that_comes_often_stays(self, bundle: Bundle) -> None:
+        session = bundle.session(threads=1, resident=2)
+        names = list(_load_all(session, bundle, on_demand=True))
+        for name in (*names[:1] * 4, *names[1:], names[0]):
+            session.run(INPUTS, name)
+            session.run(INPUTS, adapters=[name] * 5)
+        for counts in (session.statistics.files, session.statistics.bank):
+            assert counts.loads == counts.evictions + 2
+        assert session.statistics.bank.loads == len(names)
+
+    def test_a_file_that_changed_is_refused(self, bundle: Bundle, tmp_path: Path) -> None:
+        session = Bundle.open(bundle.folder, copy=False).session(threads=1)
         path = tmp_path / "a.onnx_adapter"
         path.write_bytes((bundle.folder / "adapters/wide.onnx_adapter").read_bytes())
         session.load("late", path, on_demand=True)
