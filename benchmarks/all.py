@@ -21,12 +21,13 @@ import forms
 import memory
 import mixed
 import swap
+import tenants
 from kit.part import OPTIONS, parser, run_parts, tell
 from kit.tables import Table
 
 from adapter_export.format.files import new_file
 
-PARTS = (swap.PART, forms.PART, mixed.PART, fanout.PART, callers.PART, memory.PART, adding.PART)
+PARTS = (swap.PART, forms.PART, mixed.PART, fanout.PART, callers.PART, tenants.PART, memory.PART, adding.PART)
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
