@@ -174,16 +174,15 @@ def by_shape(
         found.append(interleaved(calls, pace))
     first, *others = found[0]
     rows = [[name, *(asdict(ratio(times, name, first)) for times in found)] for name in (first, *others)]
-    if RECOMMENDED in others:
-        rows.append(
-            ["AdapterHub over the base in int8", *(asdict(ratio(times, WHOLE, RECOMMENDED)) for times in found)]
-        )
     milliseconds = ", ".join(
         f"{1e3 * statistics.median(times[first]):.1f} ms at {batch} × {tokens}"
         for (batch, tokens), times in zip(shapes, found, strict=True)
     )
     columns = ["", *(f"{batch} × {tokens}" for batch, tokens in shapes)]
     note = f"Times over that of {first}, which takes {milliseconds} (batch × tokens)."
+    if RECOMMENDED in others:
+        longer = ", ".join(f"{ratio(times, WHOLE, RECOMMENDED).median:.2f}" for times in found)
+        note = f"{note} {WHOLE}, over {RECOMMENDED}, call by call: {longer}."
     return {"title": title, "columns": columns, "rows": rows, "note": note}
 
 

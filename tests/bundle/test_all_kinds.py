@@ -14,7 +14,6 @@ from tiny_onnx import save_tiny, token_inputs
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.opened import Graph, OpenedBundle
 from adapter_export.bundle.proof.prove import plan_check, prove
-from adapter_export.bundle.report import FORMS
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckConfig, Kind, bottleneck_config
@@ -125,5 +124,7 @@ def test_a_check_of_all_kinds_in_all_graphs_passes(built: Built) -> None:
     report = prove(plan_check(built.folder), None, lambda step: None)
     assert report.passed
     seen = {(result.flavour, result.adapter) for result in report.outputs}
-    assert seen >= {(form, name) for form in FORMS[:-1] for name in (None, *built.adapters)}
+    graphs = ("slots", "inputs", "bank")
+    assert set(built.manifest.graphs) == set(graphs)
+    assert seen >= {(form, name) for form in graphs for name in (None, *built.adapters)}
     assert {name for form, name in seen if form == "baked"} == {"nice", "odd", "compacterpp"}
