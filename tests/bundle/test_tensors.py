@@ -18,6 +18,8 @@ from tampering import edit_adapter, rehash, scaled
 from tiny_onnx import random_adapter
 
 import adapter_export as ae
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.ledger import counts
 from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import Report
@@ -223,6 +225,18 @@ def test_what_the_manifest_claims_is_recomputed(copy: Path, key: str) -> None:
     rehash(copy, CLAIMS[key])
     (owed,) = failed(ae.verify(copy))
     assert key in owed.where
+
+
+def test_an_allowance_is_measured_again_on_its_own_inputs(copy: Path) -> None:
+    """Rounding may move other inputs far less than those of the golden vectors."""
+    said = {name: 10 * each for name, each in read_manifest(copy).golden.absolute.items()}
+    rehash(copy, lambda manifest: replace(manifest, golden=replace(manifest.golden, absolute=said)))
+    bundle, least = OpenedBundle.open(copy), {(None, name): 1e-12 for name in said}
+    half, nothing = {name: each / 2 for name, each in said.items()}, dict.fromkeys(said, 0.0)
+    for needed, status in ((half, "tested"), (nothing, "failed")):
+        claims = check_claims(bundle, least, lambda _, found=needed: found, quick=False)
+        owed = [one for one in claims if one.id.startswith("golden/base/allowance/")]
+        assert {one.status for one in owed} == {status}, owed
 
 
 def test_mixed_batches_run_whatever_the_manifest_says(copy: Path) -> None:

@@ -527,6 +527,15 @@ def _maker(plan: Plan, reference: Reference) -> GoldenMaker:
     return GoldenMaker(reference.runner, plan.cases, bundle.base_outputs, allowance, bundle.manifest.base)
 
 
+def _needed(plan: Plan, reference: Reference, golden: Golden) -> Mapping[str, float]:
+    """Return the budgets that a reference needs for the inputs of golden vectors, by output."""
+    bundle, name = plan.bundle, golden.adapter
+    source, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
+    maker = replace(_maker(plan, reference), cases=golden.cases, allowance=bundle.allowance(golden.cases))
+    made = maker.compute(source, output, name=name)
+    return {each: budget.absolute for each, budget in made.budgets.items()}
+
+
 def _remeasured(
     plan: Plan, graph: Graph, reference: Reference, results: Sequence[OutputRecord], expected: Sequence[Golden]
 ) -> list[OutputRecord]:
@@ -647,7 +656,8 @@ def _ledger(
         if golden.against == "reference"
         and (largest := max((scale(found[name]) for found in golden.outputs if name in found), default=0.0))
     }
-    ledger = list(check_claims(plan.bundle, measured, quick=plan.quick))
+    again = None if reference is None else partial(_needed, plan, reference)
+    ledger = list(check_claims(plan.bundle, measured, again, quick=plan.quick))
     if "fanout" in plan.flavours:
         ledger += check_cut(plan.bundle)
     if plan.quick:
