@@ -72,6 +72,10 @@ _TRIED_ON = ("", "a", "a" * 40, "A b c, d. 1 2 3!", "\u4f60\u597d \U0001f600 \u0
 """Texts of many kinds: a tokenizer that crashes on all of one kind is found."""
 
 
+_LONG, _WINDOW = "A b c, d. 1 2 3! " * 20, 64
+"""A text that is cut into windows, and the tokens of one."""
+
+
 def try_tokenizer(text: str) -> None:
     """Read a `tokenizer.json` of others in a child process, and make tokens with it there; once for each text.
 
@@ -96,6 +100,11 @@ def open_and_encode(text: str) -> None:
         for sample in _TRIED_ON:
             with suppress(BaseModelError), parsing(_no_tokenizer):  # whoever reads texts names what has no token
                 tokenizer.encode(sample)
+        copy = _library().Tokenizer.from_str(tokenizer.to_str())  # which takes memory for ids that no token has
+        copy.enable_truncation(_WINDOW, stride=_WINDOW // 4)
+        longest = len(copy.encode(_LONG).ids)
+        if longest > _WINDOW:  # a template that repeats its text gives all combinations of windows, too
+            raise _no_tokenizer(f"{longest} tokens of a text that was cut at {_WINDOW}")
 
 
 @lru_cache(maxsize=2)  # a build asks for that of one file many times; parsing it takes tens of milliseconds each

@@ -15,7 +15,7 @@ from adapter_export.format.manifest import FileRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.files import copy_hashed, read_bytes, sha256_of
+from adapter_export.reading.files import copy_hashed, read_bytes, sha256_of, unreadable
 
 MANIFEST_VERSION = "1.0.0"
 """The version of the manifest format that is written, and the newest that is read."""
@@ -339,7 +339,10 @@ def verify_files(manifest: Manifest, folder: Path, *, copied: Collection[str] = 
     """
     _check_inside(folder / MANIFEST_FILE, folder)
     listed = {*UNLISTED, *(file.path for file in manifest.files)}
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())  # a link is a file
+    try:  # a folder may go while its bundle is exchanged
+        found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]  # a link is a file
+    except OSError as error:
+        raise unreadable(folder, error) from error
     files = {path.relative_to(folder).as_posix() for path in found}
     extra = sorted(name for name in files - listed if not is_hidden(name))
     if extra:
@@ -367,7 +370,10 @@ def _verify(record: FileRecord, folder: Path, copy: Path | None) -> None:
             "is missing in the bundle", where=path, expected=f"{record.bytes} bytes", fix="copy the whole bundle again"
         )
     _check_inside(path, folder)
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except OSError as error:  # it was exchanged just now
+        raise unreadable(path, error) from error
     if size != record.bytes:
         raise FormatError(
             "has another size than when it was written",

@@ -41,7 +41,7 @@ from adapter_export.reading.files import read_text
 from adapter_export.runtime.adapter_file import parse_adapter
 from adapter_export.runtime.media import read_clip, read_picture
 from adapter_export.sites.site import SiteMap
-from adapter_export.text import Pair, Tokenizer
+from adapter_export.text import Pair, Tokenizer, try_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -177,7 +177,9 @@ def _any_weights(read: Callable[[Path], object], graph: str, weights: str) -> Ca
 
 
 def _tokens(path: Path) -> object:
-    tokenizer = Tokenizer.from_json(read_text(path), 16)
+    text = read_text(path)
+    try_tokenizer(text)  # as everything that is built opens it
+    tokenizer = Tokenizer.from_json(text, 16)
     texts = ["a word", Pair("b a", "word " * 20), "", "\u0301\U0001f600 a" * 5, "a" * 40]
     return [tokenizer.rows([text]) for text in texts], tokenizer.windows("a b word " * 20, 8)
 

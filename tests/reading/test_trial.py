@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_bundle import build_small
@@ -35,3 +39,37 @@ def test_a_tokenizer_that_ends_its_process_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     with pytest.raises(BaseModelError, match="is not a tokenizer"):
         read_tokenizer(tmp_path)
+
+
+def _repeated(document: dict[str, Any], times: int) -> None:
+    document["post_processor"]["single"] = [{"Sequence": {"id": "A", "type_id": 0}}] * times
+
+
+def _far(document: dict[str, Any]) -> None:
+    document["model"]["vocab"]["far"] = 2**31
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (partial(_repeated, times=2), "128 tokens of a text that was cut at 64"),
+        (partial(_repeated, times=300), ""),
+        (_far, ""),
+    ],
+    ids=["twice", "300 times", "a far id"],
+)
+def test_a_tokenizer_whose_windows_take_all_memory_is_named(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    """Each text alone has tokens; cut into windows it has all combinations, or a copy of all ids."""
+    document = {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "A": 1}, "unk_token": "[UNK]"},
+        "post_processor": {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
+    }
+    _repeated(document, 1)
+    text.try_tokenizer(json.dumps(document))
+    change(document)
+    with pytest.raises(BaseModelError, match=f"is not a tokenizer; found .*{words}"):
+        text.try_tokenizer(json.dumps(document))

@@ -158,6 +158,23 @@ class TestReload:
         monkeypatch.setattr(module, "verify_files", exchanged_before)
         assert Bundle.open(copy).manifest == Bundle.open(second).manifest
 
+    def test_of_one_whose_file_goes_between_two_looks_is_named(
+        self, copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in an exchange of folders: not as an error of the operating system, and so it is tried again."""
+        import adapter_export.format.manifest_json as module
+
+        look = module._check_inside
+
+        def gone_behind(path: Path, folder: Path) -> None:
+            look(path, folder)
+            if path.name == "base.bin":
+                path.unlink()
+
+        monkeypatch.setattr(module, "_check_inside", gone_behind)
+        with pytest.raises(FileError, match="is not there"):
+            Bundle.open(copy)
+
     def test_under_load(self, built: Path, second: Path, tmp_path: Path) -> None:
         """A million requests: `make trust`."""
         counts = Service(tmp_path / "bundle", (built, second)).run(threads=4, requests=2_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,9 @@ from adapter_export.sites.site import LAYERS, SUBLAYERS, Site
 
 DEFAULT_BOTTLENECK = 64
 """The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
+
+_LEAST = 1e-6
+"""The smallest reduction factor; a width over a smaller one is none that fits into memory, or infinite."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,10 @@ class Share:
 
     def __post_init__(self) -> None:
         factors = [factor for factor in (self.factor, *self.by_layer.values()) if factor is not None]
-        wrong = [factor for factor in factors if not isinstance(factor, str) and not 0 < factor < float("inf")]
+        wrong = [factor for factor in factors if not isinstance(factor, str) and not _LEAST <= factor < math.inf]
         if wrong:
-            raise UsageError("a reduction factor is not a positive number", found=wrong[0])
+            expected = f"a number from {_LEAST:g} on"
+            raise UsageError("a reduction factor is not a positive number", found=wrong[0], expected=expected)
 
     def at(self, layer: int | None, widths: Mapping[str, int]) -> int:
         """The width in one layer; raises `UsageError` if it has no factor, or an exact share does not divide."""

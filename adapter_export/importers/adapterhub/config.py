@@ -37,6 +37,10 @@ _REFUSED = {
 }
 
 
+_MOST = 1e9
+"""The largest rank and factor; products of greater ones are no numbers of float32."""
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """`LoRAConfig` by its own names: LoRA where `composition_mode` is `add`, else IA3."""
@@ -162,6 +166,11 @@ def _bottleneck(config: Mapping[str, Any], version: str | None) -> tuple[Bottlen
 def _lora(config: Mapping[str, Any], version: str | None) -> tuple[LoraConfig, tuple[str, ...]]:
     _check_fields(config, {field.name for field in fields(LoraConfig)})
     read = record_from_json(LoraConfig, dict(config))
+    if not 1 <= read.r <= _MOST or not abs(read.alpha) <= _MOST:
+        expected = f"a rank from 1 to {_MOST:g}, and a factor of at most that"
+        raise FormatError(
+            "has a rank or a factor of no LoRA", found=f"`r` {read.r}, `alpha` {read.alpha}", expected=expected
+        )
     if read.use_dora:
         raise _inexpressible("`use_dora`", "DoRA normalises the base's own weights")
     if read.vera_d is not None or read.vera_b is not None:

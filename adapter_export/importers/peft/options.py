@@ -89,6 +89,9 @@ Kind = Literal["lora", "ia3"]
 Names = str | tuple[str, ...] | None
 """Modules, as PEFT writes them: a regular expression that matches all of a path, or the ends of paths."""
 
+_MOST = 1e9
+"""The largest number of an option; products of greater ones are no numbers of float32."""
+
 _KINDS: Mapping[str, Kind] = {"LORA": "lora", "IA3": "ia3"}
 """By `peft_type`."""
 
@@ -309,9 +312,13 @@ class _Reader:
 
     def _number(self, key: str, value: object, *, at_least: float = -math.inf, whole: bool = False) -> float:
         sort = "a whole number" if whole else "a number"
-        expected = sort if at_least == -math.inf else f"{sort} of at least {at_least:g}"
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < at_least:
-            raise self._wrong(key, value, expected)
+        least = max(at_least, -_MOST)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if whole else int | float)
+            or not least <= value <= _MOST
+        ):
+            raise self._wrong(key, value, f"{sort} of at least {least:g} and at most {_MOST:g}")
         return value
 
     def _names(self, key: str) -> Names:

@@ -102,7 +102,8 @@ def _check_tensor(name: str, meta: Any, folder: str, sizes: Mapping[str, int], w
 
 
 def _check_layout(meta: Any, size: int, where: str) -> None:
-    if not isinstance(meta, dict) or meta.get("layout") != _STRIDED or meta.get("dtype") not in _BYTES:
+    dtype = meta.get("dtype") if isinstance(meta, dict) else None
+    if type(dtype) is not int or dtype not in _BYTES or meta.get("layout") != _STRIDED:
         raise _wrong(where, "an unknown type or layout", "a dense tensor")
     device = meta.get("device")
     if not isinstance(device, dict) or device.get("type") != "cpu":
@@ -119,14 +120,15 @@ def _check_layout(meta: Any, size: int, where: str) -> None:
     if len(sizes) != len(strides):
         raise _wrong(where, f"{len(sizes)} sizes and {len(strides)} strides", "one stride for each axis")
     steps = sum((length - 1) * stride for length, stride in zip(sizes, strides, strict=True))
-    needed = (offset + steps + 1) * _BYTES[meta["dtype"]] if math.prod(sizes) else 0
+    needed = (offset + steps + 1) * _BYTES[dtype] if math.prod(sizes) else 0
     if needed > size:
         raise _wrong(where, f"{size} bytes", f"at least {needed}")
 
 
 def _numbers(values: Any, where: str) -> list[int]:
-    numbers = [value.get("as_int") if isinstance(value, dict) else None for value in values or []]
-    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < _LARGEST for n in numbers):
+    read = values if isinstance(values, list) else [None]
+    numbers = [value.get("as_int") if isinstance(value, dict) else None for value in read]
+    if not all(type(n) is int and 0 <= n < _LARGEST for n in numbers):
         raise _wrong(where, "sizes that are no numbers", "numbers, each 0 or more")
     return [int(number) for number in numbers if number is not None]
 

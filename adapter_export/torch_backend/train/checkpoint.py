@@ -80,7 +80,7 @@ def run_identity(model: AdaptedModel, data: TrainingData, settings: TrainingSett
 
 def difference(found: Identity, expected: Identity) -> dict[str, str]:
     """Return the first fact in which two runs differ, as the arguments of an error; digests are not quoted."""
-    name = next(name for name in expected if found.get(name) != expected[name])
+    name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
     one, other = (" ".join(json.dumps(each.get(name)).split()) for each in (found, expected))
     quoted = name in TrainingSettings.__dataclass_fields__ or name == "labels"
     return {"found": f"`{name}` {one}", "expected": other} if quoted else {"found": f"other {name}"}
@@ -125,6 +125,8 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
             group, _, name = key.partition("/")
             groups[group][name] = tensor
         state = RunState(**{**numbers, **groups, "history": history})
+    if not isinstance(found, dict):
+        raise damaged("its run is no object")
     if found != expected:
         raise TrainingError(
             "an interrupted run with other data, settings or weights lies here",

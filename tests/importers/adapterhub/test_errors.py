@@ -109,6 +109,7 @@ class TestConfigs:
             ({"mh_adapter": False, "output_adapter": False}, "the configuration acts nowhere"),
             ({"reduction_factor": {"0": 8}}, "layer 1 has no reduction factor"),
             ({"reduction_factor": 0}, "a reduction factor is not a positive number"),
+            ({"reduction_factor": 1e-320}, "a reduction factor is not a positive number"),
             ({"phm_layer": True, "phm_dim": 3, "shared_phm_rule": False}, "cannot be cut into equal blocks"),
         ],
     )
