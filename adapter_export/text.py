@@ -101,6 +101,7 @@ def open_and_encode(text: str) -> None:
             with suppress(BaseModelError), parsing(_no_tokenizer):  # whoever reads texts names what has no token
                 tokenizer.encode(sample)
         copy = _library().Tokenizer.from_str(tokenizer.to_str())  # which takes memory for ids that no token has
+        copy.no_padding()  # which a file may ask for, to a fixed length
         copy.enable_truncation(_WINDOW, stride=_WINDOW // 4)
         longest = len(copy.encode(_LONG).ids)
         if longest > _WINDOW:  # a template that repeats its text gives all combinations of windows, too

@@ -66,6 +66,8 @@ def test_a_tokenizer_whose_windows_take_all_memory_is_named(
         "version": "1.0",
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "A": 1}, "unk_token": "[UNK]"},
+        "padding": {"strategy": {"Fixed": 128}, "direction": "Right", "pad_to_multiple_of": None}
+        | {"pad_id": 0, "pad_type_id": 0, "pad_token": "[UNK]"},
         "post_processor": {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
     }
     _repeated(document, 1)
