@@ -177,13 +177,13 @@ def run(
         adapter = adapter or name  # a file that is given and nothing chosen is meant to be used
     count = len(found) if given is None else len(given)
     if adapters is not None:
-        listed = _listed(adapters)
+        chosen = _listed(adapters)
         to_all = fan_out or count == 1
-        each = len(listed) if to_all else 1
+        each = len(chosen) if to_all else 1
         found = [text for text in found for _ in range(each)]
         if given is not None:
             given.repeat(each)
-        names = listed * count if to_all else _for_each_row(listed, count)
+        names = chosen * count if to_all else _for_each_row(chosen, count)
     elif adapter_column is not None:
         names = _of_table(found, session)
     else:
@@ -230,7 +230,9 @@ def _warn_of_cuts(cut: Mapping[str, int], *, clips: bool) -> None:
 
 
 def _listed(given: str) -> tuple[str | None, ...]:
-    names = [name.strip() for name in given.split(",")]
+    from adapter_export.cli.bases import listed
+
+    names = listed(given)
     if "" in names:
         raise UsageError(
             "an adapter without a name", where="`--adapters`", found=f"`{given}`", expected=f"`a,b,{_BASE}`"

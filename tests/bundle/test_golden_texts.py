@@ -345,6 +345,15 @@ def test_a_set_that_is_gone_is_missed(bundle: Path) -> None:
         rehash(bundle, lambda manifest: replace(manifest, golden_texts=None))
 
 
+def test_all_sets_that_are_gone_are_missed(bundle: Path, made: Path) -> None:
+    path = bundle / "golden/texts.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    path.write_text(json.dumps({**document, "sets": []}), encoding="utf-8")
+    rehash(bundle)
+    assert not ae.check(bundle, against=made / "model.pt", only=["base"], flavours=["slots"], quick=True).passed
+
+
 def test_another_tokenizer_is_refused_when_an_adapter_names_its_own(made: Path, tmp_path: Path) -> None:
     document = json.loads((made / "hf" / "tokenizer.json").read_text(encoding="utf-8"))
     _cased(document)

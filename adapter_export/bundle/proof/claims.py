@@ -81,7 +81,7 @@ def _lengths(bundle: OpenedBundle) -> Iterator[ObligationRecord]:
     axis, most = token_axis(said.inputs), said.max_tokens
     if texts is None or axis is None or most is None:
         return
-    longest = max(len(text.ids) for one in texts.sets for text in one.texts)
+    longest = max((len(text.ids) for one in texts.sets for text in one.texts), default=0)  # a set may be gone
     yield ObligationRecord(
         "manifest/lengths",
         "texts may be as long as the golden texts",
